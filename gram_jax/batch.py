@@ -1,0 +1,67 @@
+"""The batches that cross from data code to the model: plain tuples of arrays that numpy can build.
+
+Letters: B rows, T positions, M verdicts (or pairs) in a packed row, O = 2 orders.
+A row may hold several documents: `segments` numbers them 1, 2, ... and 0 marks padding; `positions` restart at 0
+in every document. "weights" are float weights of a loss, never booleans.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class Sequences(NamedTuple):
+    """Packed token rows. All i32 [B, T] (or [B, O, T] inside a PairBatch)."""
+
+    tokens: Array
+    positions: Array
+    segments: Array
+
+
+class TokenBatch(NamedTuple):
+    """Stage 1: predict `targets[b, t]` from position t, counted `weights[b, t]` times.
+
+    targets: i32 [B, T], already shifted (targets[t] is the token after tokens[t]); weights: f32 [B, T].
+    """
+
+    seqs: Sequences
+    targets: Array
+    weights: Array
+
+
+class VerdictBatch(NamedTuple):
+    """Stage 2: at column `verdict_at[b, m]` of row b the next token should be label `label[b, m]`.
+
+    verdict_at, label: i32 [B, M]; weights: f32 [B, M], 0 for unused slots. label 0 means the first response is
+    the better one.
+    """
+
+    seqs: Sequences
+    verdict_at: Array
+    label: Array
+    weights: Array
+
+
+class RankingBatch(NamedTuple):
+    """Discriminative baseline: both responses of a pair are documents of the same row.
+
+    chosen_at, rejected_at: i32 [B, M], the last column of each document; weights: f32 [B, M].
+    """
+
+    seqs: Sequences
+    chosen_at: Array
+    rejected_at: Array
+    weights: Array
+
+
+class PairBatch(NamedTuple):
+    """Scoring: order 0 shows the responses as given, order 1 swapped.
+
+    seqs: i32 [B, O, T], one document a row, padded on the right; verdict_at: i32 [B, O], the last real column.
+    """
+
+    seqs: Sequences
+    verdict_at: Array

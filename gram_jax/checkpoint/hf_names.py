@@ -1,0 +1,226 @@
+"""Where every tensor of a Hugging Face or GGUF file lives in our parameter tree: one table, read in both directions.
+
+A `form` says how a stored tensor is laid out, in the letters of the package: "(N H) D -> D N H" is a matrix of
+N*H rows and D columns that becomes [D, N, H]. Conversion only reshapes and transposes, so a round trip is bit-exact.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gram_jax import tree
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.specs import param_specs
+
+Format = Literal["hf", "gguf"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One leaf of the tree: its path, its stored layout, and its names ("{}" stands for the layer's number)."""
+
+    path: str
+    form: str
+    hf: str
+    gguf: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the leaf holds all layers on a leading axis, stored as one tensor per layer."""
+        return self.path.startswith("layers/")
+
+
+# Rotary halves need no rearrangement: our rotary convention is Hugging Face's half-split one.
+RULES = (
+    Rule("embed", "V D -> V D", "model.embed_tokens.weight", "token_embd.weight"),
+    Rule(
+        "layers/attention_norm",
+        "D -> D",
+        "model.layers.{}.input_layernorm.weight",
+        "blk.{}.attn_norm.weight",
+    ),
+    Rule(
+        "layers/q",
+        "(N H) D -> D N H",
+        "model.layers.{}.self_attn.q_proj.weight",
+        "blk.{}.attn_q.weight",
+    ),
+    Rule(
+        "layers/k",
+        "(K H) D -> D K H",
+        "model.layers.{}.self_attn.k_proj.weight",
+        "blk.{}.attn_k.weight",
+    ),
+    Rule(
+        "layers/v",
+        "(K H) D -> D K H",
+        "model.layers.{}.self_attn.v_proj.weight",
+        "blk.{}.attn_v.weight",
+    ),
+    Rule(
+        "layers/o",
+        "D (N H) -> N H D",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "blk.{}.attn_output.weight",
+    ),
+    Rule(
+        "layers/q_bias",
+        "(N H) -> N H",
+        "model.layers.{}.self_attn.q_proj.bias",
+        "blk.{}.attn_q.bias",
+    ),
+    Rule(
+        "layers/k_bias",
+        "(K H) -> K H",
+        "model.layers.{}.self_attn.k_proj.bias",
+        "blk.{}.attn_k.bias",
+    ),
+    Rule(
+        "layers/v_bias",
+        "(K H) -> K H",
+        "model.layers.{}.self_attn.v_proj.bias",
+        "blk.{}.attn_v.bias",
+    ),
+    Rule(
+        "layers/q_norm",
+        "H -> H",
+        "model.layers.{}.self_attn.q_norm.weight",
+        "blk.{}.attn_q_norm.weight",
+    ),
+    Rule(
+        "layers/k_norm",
+        "H -> H",
+        "model.layers.{}.self_attn.k_norm.weight",
+        "blk.{}.attn_k_norm.weight",
+    ),
+    Rule(
+        "layers/mlp_norm",
+        "D -> D",
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+    ),
+    Rule(
+        "layers/gate",
+        "F D -> D F",
+        "model.layers.{}.mlp.gate_proj.weight",
+        "blk.{}.ffn_gate.weight",
+    ),
+    Rule(
+        "layers/up",
+        "F D -> D F",
+        "model.layers.{}.mlp.up_proj.weight",
+        "blk.{}.ffn_up.weight",
+    ),
+    Rule(
+        "layers/down",
+        "D F -> F D",
+        "model.layers.{}.mlp.down_proj.weight",
+        "blk.{}.ffn_down.weight",
+    ),
+    Rule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
+    Rule("head", "V D -> V D", "lm_head.weight", "output.weight"),
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One stored tensor's place: rule, layer (None for a leaf that is not stacked), and the shape inside the leaf."""
+
+    rule: Rule
+    layer: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor in the file."""
+        groups, ours = _parse(self.rule.form)
+        sizes = dict(zip(ours, self.shape, strict=True))
+        return tuple(int(np.prod([sizes[letter] for letter in group])) for group in groups)
+
+    def to_model(self, stored: np.ndarray) -> np.ndarray:
+        """A tensor (or a part of one, see `stored_part`) as it lies in the file -> as it lies in the leaf."""
+        groups, ours = _parse(self.rule.form)
+        sizes = dict(zip(ours, self.shape, strict=True))
+        split: list[int] = []
+        for group, size in zip(groups, stored.shape, strict=True):
+            inner = [sizes[letter] for letter in group[1:]]
+            split += [size // int(np.prod(inner)), *inner]
+        letters = [letter for group in groups for letter in group]
+        return stored.reshape(split).transpose([letters.index(letter) for letter in ours])
+
+    def to_stored(self, leaf: np.ndarray) -> np.ndarray:
+        """The inverse of `to_model` for a whole tensor."""
+        groups, ours = _parse(self.rule.form)
+        letters = [letter for group in groups for letter in group]
+        moved = leaf.transpose([ours.index(letter) for letter in letters])
+        return np.ascontiguousarray(moved.reshape(self.stored_shape))
+
+    def stored_part(
+        self, index: Sequence[slice]
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+        """Which part of the stored tensor holds `index` of the leaf, and how to cut that part after `to_model`.
+
+        A group such as (N H) can be cut in the file along its first letter; a cut along a later letter is made
+        after reading, so the second result restates those.
+        """
+        groups, ours = _parse(self.rule.form)
+        sizes = dict(zip(ours, self.shape, strict=True))
+        wanted = {
+            letter: slice(*cut.indices(sizes[letter])[:2])
+            for letter, cut in zip(ours, index, strict=True)
+        }
+        part = []
+        for first, *inner in groups:
+            step = int(np.prod([sizes[letter] for letter in inner]))
+            part.append(slice(wanted[first].start * step, wanted[first].stop * step))
+        outer = {group[0] for group in groups}
+        rest = tuple(slice(None) if letter in outer else wanted[letter] for letter in ours)
+        return tuple(part), rest
+
+
+def slots(cfg: ModelConfig, names: Format) -> dict[str, Slot]:
+    """Every tensor that a file of this model holds: name -> Slot, in the order of the table."""
+    specs = tree.flatten(param_specs(cfg))
+    found: dict[str, Slot] = {}
+    for rule in RULES:
+        if rule.path not in specs:
+            continue
+        shape = specs[rule.path].shape
+        name = getattr(rule, names)
+        if rule.stacked:
+            for layer in range(cfg.layers):
+                found[name.format(layer)] = Slot(rule, layer, shape[1:])
+        else:
+            found[name] = Slot(rule, None, shape)
+    return found
+
+
+def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
+    """What about this model leaves a tensor without a place: the hint in an error."""
+    for rule in RULES:
+        pattern = re.escape(getattr(rule, names)).replace(r"\{\}", r"(\d+)")
+        if (match := re.fullmatch(pattern, name)) is None:
+            continue
+        if rule.path not in tree.flatten(param_specs(cfg)):
+            return _SWITCH[rule.path].format(cfg=cfg)
+        return f"this config has {cfg.layers} layers, 0 to {cfg.layers - 1}: {match.group(1)} is too many"
+    return "no such tensor in this family of models"
+
+
+_SWITCH: Mapping[str, str] = {
+    "head": "this config has a tied head",
+    **{f"layers/{p}_bias": "this config has qkv_bias = false" for p in "qkv"},
+    **{f"layers/{p}_norm": "this config has qk_norm = false" for p in "qk"},
+}
+
+
+def _parse(form: str) -> tuple[list[list[str]], list[str]]:
+    """"(N H) D -> D N H" -> ([["N", "H"], ["D"]], ["D", "N", "H"])."""
+    stored, ours = form.split(" -> ")
+    groups = [
+        match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)
+    ]
+    return groups, ours.split()

@@ -1,0 +1,101 @@
+"""The bridge from numpy batches to the devices: the only part of the data room that knows jax."""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from gram_jax.data.batches import Batch, BatchPlan
+from gram_jax.errors import RecipeError
+from gram_jax.sharding import Placement
+
+POLL_SECONDS = 0.1  # how soon the background thread notices that nobody is listening any more
+
+
+def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
+    """(index, count): which of `count` equal blocks of a batch's rows this process has to provide.
+
+    Processes that differ only in tensor or sequence position hold the same rows, so count may be
+    less than the number of processes. Raises RecipeError if the rows do not divide over the batch
+    axes of the mesh.
+    """
+    shards = placement.batch_shards
+    if rows % shards:
+        below = rows // shards * shards
+        near = ", ".join(str(n) for n in (below, below + shards) if n)
+        raise RecipeError(
+            f"batch.rows = {rows} cannot be cut into {shards} parts (mesh axes "
+            f"{' x '.join(dict(placement.rules)['batch'])}): the nearest valid numbers are {near}"
+        )
+    held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()
+    blocks = sorted({part.indices(rows)[:2] for (part,) in held})
+    low, high = blocks[0][0], blocks[-1][1]
+    size = high - low
+    if sum(b - a for a, b in blocks) != size or rows % size or low % size:
+        raise RecipeError(
+            f"the rows that this process holds, {blocks} of {rows}, are not one block of several "
+            "equal ones: order the devices of the mesh so that those of a process are neighbours"
+        )
+    return low // size, rows // size
+
+
+def to_device(batch: Batch, placement: Placement, *, rows: int | None = None) -> Batch:
+    """This process's rows of a batch as global arrays, cut over the batch axes of the mesh.
+
+    batch: numpy arrays of [rows / count, ...] as `plan.batch(step, process_shard(...))` gives them;
+    rows: of the whole batch, by default those given (one process).
+    """
+    sharding = placement.sharding("batch")
+
+    def place(x: np.ndarray) -> jax.Array:
+        shape = (x.shape[0] if rows is None else rows, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(place, batch)
+
+
+def prefetch(
+    plan: BatchPlan, placement: Placement, start: int, stop: int, *, depth: int = 2
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in the background.
+
+    Up to `depth` batches wait. An exception in the thread comes out here with its own traceback;
+    closing the iterator, or leaving the loop in any way, ends the thread.
+    """
+    shard = process_shard(placement, plan.rows)
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(item: tuple[int | None, object]) -> None:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=POLL_SECONDS)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if closed.is_set():
+                    return
+                put((step, to_device(plan.batch(step, shard), placement, rows=plan.rows)))
+            put((None, None))
+        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="gram-jax-feed", daemon=True)
+    thread.start()
+    try:
+        while True:
+            step, item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if step is None:
+                return
+            yield step, item
+    finally:
+        closed.set()
+        thread.join()

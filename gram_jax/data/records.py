@@ -1,0 +1,259 @@
+"""Any source of preference or pair data as typed records.
+
+A bad row is an error that names file, line, field, what was expected and what was found; with
+on_bad="skip" it is counted instead. Two equal responses have nothing to compare and are dropped and
+counted.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from gram_jax.data.fields import BadField, Seen, number_value
+from gram_jax.data.record_types import (
+    Candidates,
+    Message,
+    Preference,
+    Prompt,
+    ReadReport,
+    Record,
+    UnlabeledPair,
+    as_prompt,
+)
+from gram_jax.data.schemas import Pair, Schema, Several, detect_schema
+from gram_jax.data.sources import Row, SourceSpec, parse_source, read_rows
+from gram_jax.errors import DataError
+
+__all__ = [
+    "Candidates",
+    "Kind",
+    "Message",
+    "Preference",
+    "Prompt",
+    "ReadReport",
+    "Record",
+    "RecordStream",
+    "SourceSpec",
+    "UnlabeledPair",
+    "as_prompt",
+    "read_records",
+    "read_sources",
+]
+
+Kind = Literal["preference", "pair", "candidates"]
+SAMPLE_ROWS = 32  # rows looked at to recognise a schema
+
+BAD_ROW = "bad row"
+IDENTICAL = "identical responses"
+
+
+class RecordStream:
+    """The records of one source, one after the other; `report()` counts those so far.
+
+    Ids are as given, or a hash of the contents; unlike `read_records` a stream cannot know of later
+    duplicates.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | SourceSpec,
+        kind: Kind,
+        *,
+        schema: str = "auto",
+        on_bad: Literal["error", "skip"] = "error",
+        limit: int | None = None,
+        keep_identical: bool = False,
+    ):
+        self.spec = parse_source(source)
+        self.kind, self.on_bad, self.keep_identical = kind, on_bad, keep_identical
+        self.schema_name = schema if self.spec.schema == "auto" else self.spec.schema
+        limits = [n for n in (limit, self.spec.limit) if n is not None]
+        self.limit = min(limits, default=None)
+        self._rows = self._kept = 0
+        self._dropped: Counter[str] = Counter()
+        if on_bad not in ("error", "skip"):
+            raise DataError(f'on_bad = {on_bad!r}: expected "error" or "skip"')
+        if kind not in ("preference", "pair", "candidates"):
+            raise DataError(f'kind = {kind!r}: expected "preference", "pair" or "candidates"')
+
+    def report(self) -> ReadReport:
+        """Rows read so far and what became of them."""
+        return ReadReport(self._rows, self._kept, dict(self._dropped))
+
+    def __iter__(self) -> Iterator[Record]:
+        self._rows = self._kept = 0
+        self._dropped.clear()
+        return itertools.islice(self._records(), self.limit)
+
+    def _records(self) -> Iterator[Record]:
+        rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
+        sample = list(itertools.islice(rows, SAMPLE_ROWS))
+        readable = [row for row in sample if row.fault is None]
+        if not readable:
+            raise DataError(
+                f"{sample[0].where}: {sample[0].fault}; no row near it can be read either"
+            )
+        schema = detect_schema(self.schema_name, readable[0].where, [r.fields for r in readable])
+        self._check_kind(schema)
+        for row in itertools.chain(sample, rows):
+            self._rows += 1
+            if row.fault is not None:
+                self._dropped[BAD_ROW] += 1
+                continue
+            try:
+                records = _records_of(row, schema, self.kind)
+            except BadField as error:
+                if self.on_bad == "error":
+                    raise DataError(
+                        f"{row.where}: {error} (schema {schema.name}); "
+                        'on_bad = "skip" counts and skips such rows'
+                    ) from None
+                self._dropped[BAD_ROW] += 1
+                continue
+            for record in records:
+                if _is_identical(record) and not self.keep_identical:
+                    self._dropped[IDENTICAL] += 1
+                    continue
+                self._kept += 1
+                yield record
+
+    def _check_kind(self, schema: Schema) -> None:
+        several = schema.name == "candidates"
+        if self.kind == "preference" and not schema.labeled:
+            raise DataError(
+                f"{self.spec.path} has the schema {schema.name}, which does not say which response "
+                'is better; read it as kind = "pair" or "candidates", or give a labeled source'
+            )
+        if self.kind == "pair" and several:
+            raise DataError(f"{self.spec.path} holds lists of candidates, not pairs")
+
+
+def read_records(
+    source: str | Path | SourceSpec,
+    kind: Kind = "preference",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[Record], ReadReport]:
+    """All records of a source, and what became of its rows.
+
+    kind: "preference" gives Preference (ties kept, marked), "pair" UnlabeledPair (a label is
+    forgotten, the order is the source's), "candidates" Candidates. Ids are made unique without
+    regard to the order of the rows. Raises DataError for a source or row that cannot be read as
+    this.
+    """
+    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=limit)
+    records = _with_unique_ids(list(stream))
+    report = stream.report()
+    if not records:
+        raise DataError(
+            f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped}"
+        )
+    return records, report
+
+
+def read_sources(
+    sources: Iterable[str | Path | SourceSpec],
+    kind: Kind = "preference",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[Record], ReadReport]:
+    """The records of several sources in turn; ids are unique over all, `limit` counts over all."""
+    records: list[Record] = []
+    report = ReadReport(0, 0)
+    for source in sources:
+        left = None if limit is None else limit - len(records)
+        if left == 0:
+            break
+        more, what = read_records(source, kind, schema=schema, on_bad=on_bad, limit=left)
+        records += more
+        report = report + what
+    return _with_unique_ids(records), report
+
+
+def _records_of(row: Row, schema: Schema, kind: Kind) -> list[Record]:
+    weight = 1.0
+    if row.fields.get("weight") is not None:
+        weight = number_value(row.fields["weight"], "weight")
+        if weight < 0:
+            raise BadField("weight", "a number that is not negative", weight)
+    return [_record(parsed, kind, weight) for parsed in schema.parse(row.fields)]
+
+
+def _record(parsed: Pair | Several, kind: Kind, weight: float) -> Record:
+    if isinstance(parsed, Several):
+        name = parsed.id or content_id(parsed.prompt, *parsed.responses)
+        return Candidates(name, parsed.prompt, parsed.responses)
+    name = parsed.id or content_id(parsed.prompt, parsed.first, parsed.second)
+    if kind == "candidates":
+        return Candidates(name, parsed.prompt, (parsed.first, parsed.second), parsed.source)
+    if kind == "pair":
+        return UnlabeledPair(
+            name, parsed.prompt, parsed.first, parsed.second, weight, parsed.source
+        )
+    if parsed.better is None and not parsed.tie:
+        raise BadField("label", "a row that says which response is better", Seen("none"))
+    chosen_first = parsed.better != 1
+    chosen, rejected = parsed.first, parsed.second
+    if not chosen_first:
+        chosen, rejected = rejected, chosen
+    return Preference(
+        name,
+        parsed.prompt,
+        chosen,
+        rejected,
+        parsed.margin,
+        weight,
+        parsed.tie,
+        parsed.source,
+        chosen_first,
+    )
+
+
+def content_id(prompt: Prompt, *responses: str) -> str:
+    """A name for a record without one: the same contents have the same name on every machine."""
+    turns = [[message.role, message.content] for message in prompt]
+    text = json.dumps([turns, responses], ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _is_identical(record: Record) -> bool:
+    if isinstance(record, Preference):
+        return record.chosen == record.rejected
+    return isinstance(record, UnlabeledPair) and record.first == record.second
+
+
+def _texts_of(record: Record) -> tuple[str, ...]:
+    if isinstance(record, Preference):
+        return record.first, record.second
+    return record.responses if isinstance(record, Candidates) else (record.first, record.second)
+
+
+def _with_unique_ids(records: list[Record]) -> list[Record]:
+    """Every id once: records that share one get the hash of their texts behind it, copies a number.
+
+    Shuffling the rows does not change which texts have which id.
+    """
+    times = Counter(record.id for record in records)
+    if len(times) == len(records):
+        return records
+    taken: Counter[str] = Counter()
+    unique = []
+    for record in records:
+        name = record.id
+        if times[name] > 1:
+            contents = content_id(record.prompt, *_texts_of(record))
+            name = name if name == contents else f"{name}#{contents}"
+            taken[name] += 1
+            if taken[name] > 1:
+                name = f"{name}-{taken[name]}"
+        unique.append(dataclasses.replace(record, id=name))
+    return unique

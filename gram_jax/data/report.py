@@ -1,0 +1,87 @@
+"""What training will see, in figures: rows and why some were dropped, lengths, padding, steps."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Figures of one set of examples and its first epoch.
+
+    examples: units (pairs or sequences); documents: token sequences (two for a unit with both
+    orders); shortened: examples that were cut to fit the token budget; histogram: (shortest,
+    longest, documents); padding: share of the positions of an epoch that hold no token;
+    first_share: share of verdicts whose first response is the better one, None where there are no
+    verdicts.
+    """
+
+    rows_read: int
+    dropped: Mapping[str, int]
+    examples: int
+    documents: int
+    shortened: int
+    tokens: int
+    mean_length: float
+    median_length: float
+    max_length: int
+    histogram: tuple[tuple[int, int, int], ...]
+    rows: int
+    length: int
+    steps_per_epoch: int
+    tokens_per_step: float
+    examples_per_step: float
+    padding: float
+    first_share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """The report as a person reads it."""
+        lines = [
+            f"rows read        {self.rows_read:,}",
+            f"examples         {self.examples:,} in {self.documents:,} documents",
+        ]
+        lines += [f"dropped          {count:,} {why}" for why, count in self.dropped.items()]
+        if self.shortened:
+            lines.append(f"shortened        {self.shortened:,} examples")
+        lines += [
+            f"tokens           {self.tokens:,}",
+            f"document length  mean {self.mean_length:.0f}, median {self.median_length:.0f}, "
+            f"longest {self.max_length}",
+        ]
+        top = max((count for _, _, count in self.histogram), default=1)
+        for low, high, count in self.histogram:
+            bar = "#" * round(40 * count / top)
+            lines.append(f"  {low:>6} to {high:>6}  {count:>8,} {bar}".rstrip())
+        lines += [
+            f"batch            {self.rows} rows of {self.length} positions, "
+            f"{self.padding:.1%} padding",
+            f"a step           {self.examples_per_step:.1f} examples, "
+            f"{self.tokens_per_step:,.0f} tokens",
+            f"an epoch         {self.steps_per_epoch:,} steps",
+        ]
+        if self.first_share is not None:
+            lines.append(f"first is better  {self.first_share:.1%} of the verdicts")
+        return "\n".join(lines)
+
+
+def length_histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    """Documents by length in bins that double: (shortest, longest, documents).
+
+    >>> length_histogram(np.array([3, 5, 17]))
+    ((1, 16, 2), (17, 32, 1))
+    """
+    if not len(lengths):
+        return ()
+    bins = np.maximum(0, np.ceil(np.log2(np.maximum(lengths, 1) / 16))).astype(int)
+    counts = np.bincount(bins)
+    return tuple(
+        (1 if i == 0 else 16 * 2 ** (i - 1) + 1, 16 * 2**i, int(counts[i]))
+        for i in range(int(bins.min()), len(counts))
+    )

@@ -1,0 +1,355 @@
+"""Where rows come from: files, folders, Hugging Face datasets, TensorFlow Datasets.
+
+A source is named by a string: a file (.jsonl, .json, either with .gz, .parquet), a folder (of such
+files, of `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on
+the Hugging Face hub, or "tfds:name". Folders and datasets take a split behind a colon,
+"folder:validation"; without one it is "train".
+"""
+
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from gram_jax.errors import DataError
+
+FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+PARQUET_ROWS = 1024  # rows held as Python objects at a time
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source with its settings; schema: a name in schemas.SCHEMAS; limit: so many records."""
+
+    path: str
+    schema: str = "auto"
+    split: str | None = None
+    limit: int | None = None
+
+
+class Row(NamedTuple):
+    """One row and where it stands ("train.jsonl, line 12"), for messages.
+
+    fault: why the row could not be taken apart into fields, None if it could.
+    """
+
+    where: str
+    fields: dict[str, Any]
+    fault: str | None = None
+
+
+def parse_source(source: "str | Path | SourceSpec") -> SourceSpec:
+    """The source as a SourceSpec; a split may stand behind a colon.
+
+    >>> parse_source("anthropic/hh-rlhf:test").split
+    'test'
+    """
+    if isinstance(source, SourceSpec):
+        if source.split is not None:
+            return source
+        named = parse_source(source.path)
+        return SourceSpec(named.path, source.schema, named.split, source.limit)
+    text = str(source)
+    name = text.removeprefix("tfds:")
+    if Path(text).exists():
+        return SourceSpec(text)
+    # A split is a word, perhaps with a slice: "train[:10%]". One letter before the colon is a
+    # Windows drive.
+    found = re.fullmatch(r"(.{2,}?):([A-Za-z_][\w.-]*(?:\[[^\]]*\])?)", name)
+    if found is None:
+        return SourceSpec(text)
+    prefix = text[: len(text) - len(name)]
+    return SourceSpec(prefix + found.group(1), split=found.group(2))
+
+
+def read_rows(source: "str | Path | SourceSpec", *, keep_faulty: bool = False) -> Iterator[Row]:
+    """Every row of a source, in its order, as it lies there.
+
+    keep_faulty: a row that is no row (a broken line of JSON) is passed on with its fault, else it
+    is a DataError, as are a missing, unreadable or empty source.
+    """
+    for row in _read_rows(source):
+        if row.fault is not None and not keep_faulty:
+            raise DataError(f"{row.where}: {row.fault}")
+        yield row
+
+
+def _read_rows(source: "str | Path | SourceSpec") -> Iterator[Row]:
+    spec = parse_source(source)
+    rows = _open(spec)
+    try:
+        first = next(rows, None)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{spec.path} cannot be read: {error}") from error
+    if first is None:
+        raise DataError(f"{spec.path} is empty: expected at least one row")
+    yield first
+    try:
+        yield from rows
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{spec.path} cannot be read to its end: {error}") from error
+
+
+def _open(spec: SourceSpec) -> Iterator[Row]:
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        return _folder_rows(path, spec.split)
+    if path.exists():
+        if spec.split is not None:
+            raise DataError(f"{spec.path} is one file and has no split {spec.split!r}")
+        return _file_rows(path)
+    if spec.path.startswith("tfds:"):
+        return _tfds_rows(spec.path.removeprefix("tfds:"), spec.split)
+    if _looks_like_a_file(spec.path):
+        raise DataError(_missing(path))
+    return _hub_rows(spec.path, spec.split)
+
+
+def _looks_like_a_file(text: str) -> bool:
+    name = text.lower()
+    return (
+        name.endswith(FILE_SUFFIXES)
+        or text.startswith((".", "/", "~"))
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", text)
+        or ("/" in text and Path(text.split("/")[0]).is_dir())
+    )
+
+
+def _missing(path: Path) -> str:
+    folder = next(parent for parent in [path.parent, *path.parents] if parent.is_dir())
+    names = [p.name for p in folder.iterdir() if p.is_dir() or p.name.endswith(FILE_SUFFIXES)]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
+    if folder != path.parent:
+        return f"{path} does not exist: there is no folder {path.parent}; {folder} is there"
+    return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
+
+
+# Files
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _parquet_rows(path)
+    if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
+        return _json_rows(path)
+    raise DataError(f"{path}: expected a name that ends in one of {', '.join(FILE_SUFFIXES)}")
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """A JSON list or one object a line, whichever the file holds; its name does not decide."""
+    with _open_binary(path) as file:
+        is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        file.seek(0)
+        yield from (_list_rows(path.name, file) if is_list else _line_rows(path.name, file))
+
+
+def _line_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
+    # Lines of bytes end at "\n" only; str.splitlines would also cut at U+2028 inside a string.
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            where = f"{name}, line {number}"
+            try:
+                value = _parse_json(line)
+            except ValueError as error:
+                yield Row(where, {}, str(error))
+            else:
+                yield _row(where, value)
+
+
+def _list_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
+    try:
+        values = _parse_json(file.read())
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    for number, value in enumerate(values, start=1):
+        yield _row(f"{name}, row {number}", value)
+
+
+def _parse_json(data: bytes) -> Any:
+    """The value. Raises ValueError with what was expected and found."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text, found {error}") from error
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
+
+
+def _row(where: str, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(where, value)
+    return Row(where, {}, f"expected an object with named fields, found {value!r:.60}")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path.name}, row {number}", fields)
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"{path.name}, after row {number}: not readable Parquet: {error}"
+        ) from error
+
+
+# Folders
+
+
+def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return _saved_rows(folder, split)
+    if (folder / "features.json").exists():
+        return _tfds_rows(folder, split)
+    files = [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(FILE_SUFFIXES)]
+    chosen = _files_of_split(folder, files, split)
+    return (row for file in chosen for row in _file_rows(file))
+
+
+def _files_of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
+    """Hub folders name files "test-00000-of-00002.parquet"; other files are of "train"."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        stem = file.name.split(".")[0]
+        found = re.fullmatch(r"(.+?)-\d+-of-\d+", stem)
+        named = found.group(1) if found else stem if stem in _SPLIT_NAMES else "train"
+        splits.setdefault(named, []).append(file)
+    wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
+    if wanted not in splits:
+        if not splits:
+            raise DataError(f"{folder} holds no file that ends in {', '.join(FILE_SUFFIXES)}")
+        raise DataError(f"{folder} has no split {wanted!r}; it has {', '.join(sorted(splits))}")
+    return splits[wanted]
+
+
+_SPLIT_NAMES = {"train", "test", "valid", "validation", "dev"}
+
+
+# Hugging Face datasets
+
+
+def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(
+            f"{folder} cannot be read as a saved Hugging Face dataset: {error}"
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        found = _pick_split(str(folder), dict(found), split)
+    elif split is not None:
+        raise DataError(f"{folder} holds one dataset and has no split {split!r}")
+    return _number(folder.name, found)
+
+
+def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
+    import datasets
+
+    owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
+    try:
+        found = datasets.load_dataset(owner_and_name, subset)
+    except Exception as error:  # the hub, the network and loading scripts fail in many ways
+        raise DataError(
+            f"{name} is no file or folder here, and no Hugging Face dataset that can be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _number(name, _pick_split(name, dict(found), split))
+
+
+def _pick_split(name: str, splits: dict[str, Any], split: str | None) -> Any:
+    wanted = split or ("train" if len(splits) > 1 else next(iter(splits)))
+    base, _, piece = wanted.partition("[")
+    if base not in splits:
+        raise DataError(f"{name} has no split {base!r}; it has {', '.join(sorted(splits))}")
+    if not piece:
+        return splits[base]
+    return splits[base].select(range(*_slice(name, piece.removesuffix("]"), len(splits[base]))))
+
+
+def _slice(name: str, text: str, rows: int) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d*)(%?):(\d*)(%?)", text)
+    if found is None:
+        raise DataError(f"{name}: expected a slice such as [:10%] or [100:200], found [{text}]")
+    low, low_percent, high, high_percent = found.groups()
+
+    def place(number: str, percent: str, default: int) -> int:
+        value = int(number) if number else default
+        return min(rows, value * rows // 100 if number and percent else value)
+
+    return place(low, low_percent, 0), place(high, high_percent, rows)
+
+
+def _number(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    for number, fields in enumerate(rows, start=1):
+        yield Row(f"{name}, row {number}", fields)
+
+
+# TensorFlow Datasets
+
+
+def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
+    """Through `as_data_source`, which needs no TensorFlow; text comes as bytes."""
+    import tensorflow_datasets as tfds
+
+    is_folder = isinstance(source, Path)
+    try:
+        if is_folder:
+            builder = tfds.builder_from_directory(str(source))
+        else:
+            builder = tfds.builder(source, file_format="array_record")
+            builder.download_and_prepare()
+        form = builder.info.file_format
+        if form is not None and form.value not in ("array_record", "parquet"):
+            raise DataError(
+                f"{source} is stored as {form.value}, which only TensorFlow reads; "
+                "store it again with file_format='array_record' or 'parquet'"
+            )
+        splits = builder.as_data_source()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{source} cannot be opened with TensorFlow Datasets: {type(error).__name__}: {error}"
+        ) from error
+    rows = _pick_split(str(source), dict(splits), split)
+    name = source.name if is_folder else source
+    for number in range(len(rows)):
+        where = f"{name}, row {number + 1}"
+        try:
+            fields = _plain(rows[number])
+        except UnicodeDecodeError as error:
+            yield Row(where, {}, f"expected UTF-8 text, found {error}")
+        else:
+            yield Row(where, fields)
+
+
+def _plain(value: Any) -> Any:
+    """TFDS values as Python values: bytes are UTF-8 text, arrays are lists."""
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy for it
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,138 @@
+"""Losses: arrays in, arrays out. None of them knows the model."""
+
+import jax
+import jax.numpy as jnp
+
+
+def smoothed_verdict_nll(logits: jax.Array, label: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy over the two verdict labels, smoothing mass spread over both (GRAM, stage 2).
+
+    With t the preferred label's logit minus the other's and e = `smoothing` (torch's
+    `label_smoothing`: e/2 on the wrong label) this is softplus(-t) + (e/2) t: the Bradley-Terry
+    loss plus a linear pull on the margin. Its minimum is at t = log((2 - e) / e) and its gradient
+    in t is sigma(t) - (1 - e/2).
+
+    logits: [..., Y=2]; label: i32 [...], 0 or 1. Returns f32 [...].
+
+    >>> smoothed_verdict_nll(jnp.array([2.0, 0.0]), jnp.array(0), 0.1).round(6).item()
+    0.2269279956817627
+    """
+    logits = logits.astype(jnp.float32)
+    gap = logits[..., 0] - logits[..., 1]
+    margin = jnp.where(label == 0, gap, -gap)
+    return jax.nn.softplus(-margin) + 0.5 * smoothing * margin
+
+
+def ranking_nll(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+    """Bradley-Terry: -log sigma(chosen - rejected), scalar rewards of equal shapes, f32 [...]."""
+    return jax.nn.softplus(rejected.astype(jnp.float32) - chosen.astype(jnp.float32))
+
+
+def next_token_nll(
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted cross-entropy of the next token, without ever holding [B, T, V] logits.
+
+    hidden: [B, T, D]; unembedding: [V, D]; targets: i32 [B, T]; weights: f32 [B, T]; chunk: rows of
+    logits that may exist at once, over all devices (at least B). Products take hidden's dtype and
+    add up in f32. Returns (sum of weighted nll, sum of weights), f32 scalars.
+    """
+    pieces = _time_pieces(hidden, targets, weights, chunk)
+    total = _chunked_nll(pieces[0], unembedding.astype(hidden.dtype), *pieces[1:])
+    return total, weights.sum(dtype=jnp.float32)
+
+
+def _time_pieces(
+    hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cut time into the fewest pieces of at most `chunk` positions: [pieces, B, time, ...].
+
+    Piece i takes every n-th column from i on. So both the batch and the time axis of a piece stay
+    spread over the mesh as they were. Columns are added with weight 0 where n does not divide T.
+    """
+    B, T = targets.shape
+    time = max(1, chunk // B)
+    n = -(-T // time)
+    time = -(-T // n)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, n * time - T), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(B, time, n, *x.shape[2:]), 2, 0)
+
+    return cut(hidden), cut(targets), cut(weights.astype(jnp.float32))
+
+
+@jax.custom_vjp
+def _chunked_nll(
+    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Sum of weighted nll; hidden: [pieces, B, t, D]; targets, weights: [pieces, B, t]."""
+
+    def step(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        nll, _, _ = _piece_nll(piece[0], unembedding, *piece[1:])
+        return total + nll, None
+
+    return jax.lax.scan(step, jnp.float32(0), (hidden, targets, weights))[0]
+
+
+def _chunked_nll_forward(
+    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Loss and gradient together, while a piece's logits exist: three products, not four."""
+    precision = _precision(hidden)
+
+    def step(carry: tuple[jax.Array, jax.Array], piece: tuple[jax.Array, ...]):
+        total, d_unembedding = carry
+        h, target, weight = piece
+        nll, logits, log_norm = _piece_nll(h, unembedding, target, weight)
+        hit = target[..., None] == jnp.arange(unembedding.shape[0])
+        d_logits = ((jnp.exp(logits - log_norm) - hit) * weight[..., None]).astype(h.dtype)
+        d_h = jnp.einsum("btv,vd->btd", d_logits, unembedding, precision=precision)
+        d_unembedding = d_unembedding + jnp.einsum(
+            "btv,btd->vd", d_logits, h, precision=precision, preferred_element_type=jnp.float32
+        )
+        return (total + nll, d_unembedding), d_h
+
+    start = jnp.float32(0), jnp.zeros(unembedding.shape, jnp.float32)
+    (total, d_unembedding), d_hidden = jax.lax.scan(step, start, (hidden, targets, weights))
+    return total, (d_hidden, d_unembedding.astype(unembedding.dtype))
+
+
+def _chunked_nll_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    d_hidden, d_unembedding = residuals
+    return (
+        d_hidden * gradient.astype(d_hidden.dtype),
+        d_unembedding * gradient.astype(d_unembedding.dtype),
+        None,
+        None,
+    )
+
+
+_chunked_nll.defvjp(_chunked_nll_forward, _chunked_nll_backward)
+
+
+def _piece_nll(
+    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(sum of weighted nll, logits f32 [B, t, V], their log-sum-exp [B, t, 1]) of one piece."""
+    logits = jnp.einsum(
+        "btd,vd->btv",
+        hidden,
+        unembedding,
+        precision=_precision(hidden),
+        preferred_element_type=jnp.float32,
+    )
+    log_norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    aimed = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    nll = (log_norm - aimed)[..., 0]
+    return jnp.sum(jnp.where(weights != 0, weights * nll, 0.0)), logits, log_norm
+
+
+def _precision(x: jax.Array) -> str:
+    """float32 means float32: no TF32 on a GPU, no bfloat16 passes on a TPU."""
+    return "highest" if x.dtype == jnp.float32 else "default"

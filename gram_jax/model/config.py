@@ -1,0 +1,35 @@
+"""What a decoder is, in numbers. No field has a default: the importer states every one of them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's long-context stretch of the rotary frequencies."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A pre-norm decoder with rotary positions, grouped-query attention and a SwiGLU MLP."""
+
+    family: Literal["llama", "qwen2", "qwen3"]  # which Hugging Face class the weights export to
+    vocab_size: int  # V
+    embed_size: int  # D
+    layers: int  # L
+    query_heads: int  # N
+    kv_heads: int  # K
+    head_size: int  # H
+    mlp_size: int  # F
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    qkv_bias: bool
+    qk_norm: bool
+    tied_head: bool
+    context_length: int  # longest sequence that the model was made for

@@ -1,0 +1,149 @@
+"""The decoder: tokens in, hidden states out. Pre-norm, rotary, grouped-query attention, SwiGLU.
+
+It stops at hidden states. Who wants the whole vocabulary multiplies in chunks (losses.py); who
+wants a verdict multiplies by two rows of the head (`label_logits`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gram_jax import tree
+from gram_jax.batch import Sequences
+from gram_jax.model.attention import attention
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.rope import Rotation, rotate, rotation
+from gram_jax.model.specs import param_specs
+from gram_jax.tree import Tree
+
+
+def hidden_states(
+    params: Tree, cfg: ModelConfig, seqs: Sequences, execution: Execution
+) -> jax.Array:
+    """Final-normed residual stream of every position, [B, T, D] in the compute type."""
+    place = execution.placement.constrain
+    x = jnp.take(params["embed"], seqs.tokens, axis=0).astype(execution.compute)
+    x = place(x, "batch", "time", "act_embed")
+    turn = rotation(seqs.positions, cfg)
+
+    def step(x: jax.Array, weights: Tree) -> tuple[jax.Array, None]:
+        return _layer(x, weights, cfg, turn, seqs.segments, execution), None
+
+    x, _ = jax.lax.scan(_remember(step, execution), x, params["layers"])
+    return rms_norm(x, params["final_norm"], cfg.norm_eps)
+
+
+def unembedding(params: Tree, cfg: ModelConfig) -> jax.Array:
+    """The head, [V, D]: the embedding table itself where the two are tied."""
+    return params["embed"] if cfg.tied_head else params["head"]
+
+
+def label_logits(
+    params: Tree,
+    cfg: ModelConfig,
+    seqs: Sequences,
+    verdict_at: jax.Array,
+    label_ids: tuple[int, int],
+    execution: Execution,
+) -> jax.Array:
+    """Next-token logits of the two verdict labels at the verdict columns, f32 [B, M, Y].
+
+    verdict_at: i32 [B, M]. The hidden states are gathered first: XLA does not by itself remove a
+    product with the whole vocabulary of which two columns are read. The product is f32, as bf16
+    logits make false ties.
+    """
+    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
+    rows = unembedding(params, cfg)[jnp.array(label_ids)].astype(jnp.float32)
+    return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
+
+
+def hidden_at(hidden: jax.Array, columns: jax.Array) -> jax.Array:
+    """Rows of hidden [B, T, D] at the columns i32 [B, M]: [B, M, D]."""
+    return jnp.take_along_axis(hidden, columns[..., None], axis=1)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467), in f32, as x's dtype."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def _layer(
+    x: jax.Array,
+    weights: Tree,
+    cfg: ModelConfig,
+    turn: Rotation,
+    segments: jax.Array,
+    execution: Execution,
+) -> jax.Array:
+    """One layer: attention, then MLP, each added to the residual stream x [B, T, D]."""
+    place = execution.placement.constrain
+    w = _at_use(weights, cfg, execution)
+
+    h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
+    q, k, v = (_project(h, w, name) for name in ("q", "k", "v"))
+    if cfg.qk_norm:
+        q = rms_norm(q, w["q_norm"], cfg.norm_eps)
+        k = rms_norm(k, w["k_norm"], cfg.norm_eps)
+    q = place(rotate(q, turn), "batch", "time", "act_heads", "head_size")
+    # Every query may need any earlier key: keys and values are whole along time.
+    k = place(rotate(k, turn), "batch", None, "act_kv_heads", "head_size")
+    v = place(v, "batch", None, "act_kv_heads", "head_size")
+    x = x + _project(attention(q, k, v, segments, execution), w, "o")
+
+    h = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
+    h = jax.nn.silu(_project(h, w, "gate")) * _project(h, w, "up")
+    x = x + _project(place(h, "batch", "time", "act_mlp"), w, "down")
+    return place(x, "batch", "time", "act_embed")
+
+
+def _project(x: jax.Array, w: Tree, name: str) -> jax.Array:
+    """x times the matrix `name`, plus its bias and its low-rank update where there are any."""
+    # A person who asks for float32 wants no TF32 on a GPU and no bfloat16 passes on a TPU.
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    product = partial(jnp.tensordot, precision=precision)
+    y = product(x, w[name], CONTRACTED[name])
+    if f"{name}_bias" in w:
+        y = y + w[f"{name}_bias"]
+    if name in w.get("lora", {}):
+        thin = product(x, w["lora"][name]["a"], CONTRACTED[name])
+        y = y + product(thin * w["lora_scale"].astype(x.dtype), w["lora"][name]["b"], 1)
+    return y
+
+
+def _at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
+    """One layer's weights as it multiplies by them: in the compute type, whole along "embed".
+
+    Casting here, inside the scan, keeps a single layer's copy alive; casting before the gather over
+    fsdp halves what travels. Norms stay f32.
+    """
+    specs = param_specs(cfg)["layers"]
+
+    def ready(path: str, weight: jax.Array) -> jax.Array:
+        if path.endswith("_norm") or path == "lora_scale":
+            return weight
+        weight = weight.astype(execution.compute)
+        if path in specs:
+            axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])
+            weight = execution.placement.constrain(weight, *axes)
+        return checkpoint_name(weight, "weight")
+
+    return tree.map_with_path(ready, weights)
+
+
+def _remember(step: Callable, execution: Execution) -> Callable:
+    """`step` with the choice of what its backward pass keeps and what it computes again."""
+    policies = jax.checkpoint_policies
+    policy = {
+        # Cast weights are never kept: over all layers they would be a second copy of the model.
+        "none": policies.save_anything_except_these_names("weight"),
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[execution.remat]
+    return jax.checkpoint(step, policy=policy, prevent_cse=False)

@@ -1,0 +1,81 @@
+"""Low-rank adaptation (arXiv 2106.09685): frozen matrices learn through a thin product beside them.
+
+The tree `params["layers"]["lora"][name]` holds "a" [L, in..., r] and "b" [L, r, out...];
+`params["layers"]["lora_scale"]` holds alpha / r for every layer, so that the forward pass needs no
+further argument.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.errors import RecipeError
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.sharding import Placement
+from gram_jax.tree import Tree
+
+# Number of leading dimensions, after the layers', that a matrix is multiplied over.
+CONTRACTED = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """rank: r; alpha: the update is scaled by alpha / r; targets: matrices, such as ("q", "v")."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - CONTRACTED.keys())
+        if unknown or not self.targets:
+            raise RecipeError(
+                f"LoRA targets {unknown or 'are empty'}: choose from {', '.join(CONTRACTED)}"
+            )
+        if self.rank < 1:
+            raise RecipeError(f"LoRA rank is {self.rank}: it must be at least 1")
+
+
+def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
+    """The trainable weights, as {"layers": {"lora": {name: {"a", "b"}}}}."""
+    layers = param_specs(cfg)["layers"]
+    specs: Tree = {}
+    for name in lora.targets:
+        base, cut = layers[name], 1 + CONTRACTED[name]
+        a = (*base.shape[:cut], lora.rank), (*base.axes[:cut], "rank")
+        b = (base.shape[0], lora.rank, *base.shape[cut:]), ("layers", "rank", *base.axes[cut:])
+        specs[name] = {"a": ParamSpec(*a, "normal"), "b": ParamSpec(*b, "zeros")}
+    return {"layers": {"lora": specs}}
+
+
+def init_lora(specs: Tree, key: jax.Array, placement: Placement, dtype: str) -> Tree:
+    """Random a (deviation 1 / sqrt(inputs)) and zero b: the model starts as the frozen one."""
+    weights = init_params(specs, key, placement, dtype)
+    for pair in weights["layers"]["lora"].values():
+        inputs = math.prod(pair["a"].shape[1:-1])
+        pair["a"] = pair["a"] * (1 / (0.02 * math.sqrt(inputs)))
+    return weights
+
+
+def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax.Array:
+    """The leaf `params["layers"]["lora_scale"]`: f32 [L]. It is not trained."""
+    scales = jnp.full(cfg.layers, lora.alpha / lora.rank, jnp.float32)
+    return jax.device_put(scales, placement.sharding())
+
+
+def merge_lora(params: Tree) -> Tree:
+    """The same model without LoRA: W + (alpha / r) a b, added in f32 and stored in W's dtype."""
+    layers = dict(params["layers"])
+    scale = layers.pop("lora_scale")
+    for name, pair in layers.pop("lora").items():
+        update = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision="highest"))(
+            pair["a"].astype(jnp.float32), pair["b"].astype(jnp.float32)
+        )
+        steps = scale.reshape(-1, *(1,) * (update.ndim - 1))
+        layers[name] = (layers[name].astype(jnp.float32) + steps * update).astype(
+            layers[name].dtype
+        )
+    return {**params, "layers": layers}

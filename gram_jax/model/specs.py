@@ -1,0 +1,98 @@
+"""Every weight of the decoder, declared once: shape, logical axes, initialiser.
+
+Initialisation, shardings, parameter counts, the decay mask and the completeness of a conversion
+follow from here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax import tree
+from gram_jax.model.config import ModelConfig
+from gram_jax.sharding import Placement
+from gram_jax.tree import Tree
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One weight. `init` is "normal" (0.02, as the families' own default), "zeros" or "ones"."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Literal["normal", "zeros", "ones"]
+
+    @property
+    def decays(self) -> bool:
+        """Matrices decay; norms and biases do not."""
+        return self.init == "normal"
+
+
+def param_specs(cfg: ModelConfig) -> Tree:
+    """The tree of ParamSpec. Layers are stacked on a leading axis: one scan runs them all."""
+    L, D, N, K, H, F, V = (
+        cfg.layers,
+        cfg.embed_size,
+        cfg.query_heads,
+        cfg.kv_heads,
+        cfg.head_size,
+        cfg.mlp_size,
+        cfg.vocab_size,
+    )
+    layers = {
+        "attention_norm": ParamSpec((L, D), ("layers", "act_embed"), "ones"),
+        "q": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head_size"), "normal"),
+        "k": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
+        "v": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
+        "o": ParamSpec((L, N, H, D), ("layers", "heads", "head_size", "embed"), "normal"),
+        "mlp_norm": ParamSpec((L, D), ("layers", "act_embed"), "ones"),
+        "gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
+        "up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
+        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "normal"),
+    }
+    if cfg.qkv_bias:
+        layers["q_bias"] = ParamSpec((L, N, H), ("layers", "heads", "head_size"), "zeros")
+        layers["k_bias"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
+        layers["v_bias"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
+    if cfg.qk_norm:
+        layers["q_norm"] = ParamSpec((L, H), ("layers", "head_size"), "ones")
+        layers["k_norm"] = ParamSpec((L, H), ("layers", "head_size"), "ones")
+    specs: Tree = {
+        "embed": ParamSpec((V, D), ("vocab", "embed_table"), "normal"),
+        "layers": layers,
+        "final_norm": ParamSpec((D,), ("act_embed",), "ones"),
+    }
+    if not cfg.tied_head:
+        specs["head"] = ParamSpec((V, D), ("vocab", "embed_table"), "normal")
+    return specs
+
+
+def param_count(specs: Mapping[str, Any]) -> int:
+    """Number of weights in a tree of specs."""
+    return sum(math.prod(spec.shape) for _, spec in tree.walk(specs))
+
+
+def param_shardings(specs: Mapping[str, Any], placement: Placement) -> Tree:
+    """NamedSharding of every weight."""
+    return tree.map_with_path(lambda _, spec: placement.sharding(*spec.axes), specs)
+
+
+def init_params(specs: Mapping[str, Any], key: jax.Array, placement: Placement, dtype: str) -> Tree:
+    """Random weights, born sharded: no device ever holds more than its part."""
+
+    def init(key: jax.Array) -> Tree:
+        keys: Sequence[jax.Array] = jax.random.split(key, len(tree.flatten(specs)))
+        rows = dict(zip(tree.flatten(specs), keys, strict=True))
+        return tree.map_with_path(lambda path, spec: _initial(spec, rows[path], dtype), specs)
+
+    return jax.jit(init, out_shardings=param_shardings(specs, placement))(key)
+
+
+def _initial(spec: ParamSpec, key: jax.Array, dtype: str) -> jax.Array:
+    if spec.init == "normal":
+        return (0.02 * jax.random.normal(key, spec.shape, jnp.float32)).astype(dtype)
+    return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)

@@ -1,0 +1,67 @@
+"""Arrays in, scores out: both ways of showing a pair go through one forward pass.
+
+Evaluation, rewards, ranking and the server all end here.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.batch import PairBatch, Sequences
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import label_logits
+from gram_jax.model.execution import Execution
+from gram_jax.tree import Tree
+
+
+@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
+def score_pair(
+    params: Tree,
+    cfg: ModelConfig,
+    pair: PairBatch,
+    label_ids: tuple[int, int],
+    execution: Execution,
+) -> jax.Array:
+    """Probability that each of two responses is the better one, averaged over both orders.
+
+    pair.seqs: i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at: i32 [B, O].
+    Returns f32 [B, 2], rows summing to 1.
+    """
+    return pair_scores(pair_logits(params, cfg, pair, label_ids, execution))
+
+
+def pair_logits(
+    params: Tree,
+    cfg: ModelConfig,
+    pair: PairBatch,
+    label_ids: tuple[int, int],
+    execution: Execution,
+) -> jax.Array:
+    """Logits of the two labels in each order, as shown: f32 [B, O, Y]."""
+    B, orders, T = pair.seqs.tokens.shape
+    rows = Sequences(
+        *(
+            execution.placement.constrain(x.reshape(B * orders, T), "batch", "time")
+            for x in pair.seqs
+        )
+    )
+    at = pair.verdict_at.reshape(B * orders, 1)
+    return label_logits(params, cfg, rows, at, label_ids, execution).reshape(B, orders, 2)
+
+
+def pair_scores(logits: jax.Array) -> jax.Array:
+    """Softmax over the labels in each order, swapped columns exchanged, mean.
+
+    logits: f32 [B, O, Y]. Returns f32 [B, 2].
+
+    Exchanging the two responses exchanges the two scores bit for bit, and a judge that looks at the
+    position alone gives exactly 0.5: the final division makes the sum 1 where rounding in the
+    softmax left it beside 1.
+
+    >>> pair_scores(jnp.array([[[3.0, 1.0], [3.0, 1.0]]])).tolist()
+    [[0.5, 0.5]]
+    """
+    shown = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    both = shown[:, 0] + shown[:, 1, ::-1]
+    return both / both.sum(axis=-1, keepdims=True)

@@ -1,0 +1,182 @@
+"""Ahead-of-time compilation of the step: what it needs, whether that fits, and what would."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gram_jax.console import format_bytes
+from gram_jax.errors import DoesNotFitError
+from gram_jax.sharding import Placement
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device: arguments (weights, optimizer, batch), temporaries, results not reused."""
+
+    arguments: int
+    temporaries: int
+    results: int
+
+    @property
+    def beyond_arguments(self) -> int:
+        """What a step needs besides what already lies on the device."""
+        return self.temporaries + self.results
+
+    def to_text(self) -> str:
+        """For the log."""
+        return (
+            f"{format_bytes(self.arguments)} of weights, optimizer state and batch, "
+            f"{format_bytes(self.temporaries)} of temporaries"
+        )
+
+
+def memory_of(compiled: Any) -> Memory | None:
+    """What the compiler says that a program needs; None where the back end does not say."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        results=max(found.output_size_in_bytes - found.alias_size_in_bytes, 0),
+    )
+
+
+def free_bytes(placement: Placement) -> int | None:
+    """Memory that is left on the fullest device of the mesh; of a CPU, the machine's. None: unknown."""
+    devices = [d for d in placement.mesh.devices.flat if d.process_index == jax.process_index()]
+    if devices[0].platform == "cpu":
+        machine = _available_memory()
+        return None if machine is None else machine // len(devices)
+    stats = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in s and "bytes_in_use" in s for s in stats):
+        return None
+    return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+
+
+def _available_memory() -> int | None:
+    """Bytes that this process may still get: of the machine, or of its control group if that is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # File pages that nobody needs are given back under pressure.
+        available = min(available, limit - used + int(cached.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+def compile_step(
+    make: Callable[[Mapping[str, Any]], Any],
+    placement: Placement,
+    alternatives: Sequence[Mapping[str, Any]],
+) -> tuple[Any, Memory | None]:
+    """Compile the step and compare what it needs with what is there.
+
+    make: the lowered step under changed recipe keys ({} for the recipe as it is). alternatives:
+    changes to try where it does not fit, cheapest first.
+    Raises DoesNotFitError, which says what would fit, as far as the compiler can tell.
+    """
+    free = free_bytes(placement)
+    try:
+        compiled = make({}).compile()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DoesNotFitError(_advice(make, alternatives, free, str(error))) from error
+    memory = memory_of(compiled)
+    if memory is not None and free is not None and memory.beyond_arguments > free:
+        found = (
+            f"a step needs {format_bytes(memory.beyond_arguments)} besides its weights, and "
+            f"{format_bytes(free)} are left"
+        )
+        raise DoesNotFitError(_advice(make, alternatives, free, found))
+    return compiled, memory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA, or the machine, ran out of memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextmanager
+def explain_out_of_memory(memory: Memory | None) -> Iterator[None]:
+    """Turns running out of memory in the block into DoesNotFitError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        needs = f"the step needs {memory.to_text()}" if memory else "the step does not fit"
+        raise DoesNotFitError(
+            f"out of memory while training: {needs}.\n{_short(str(error))}\n"
+            'Try, in this order: batch.microbatches twice as many; execution.remat = "full"; '
+            "fewer batch.rows or a shorter batch.length; more devices under [mesh] fsdp; [lora]."
+        ) from error
+
+
+def _advice(
+    make: Callable[[Mapping[str, Any]], Any],
+    alternatives: Sequence[Mapping[str, Any]],
+    free: int | None,
+    found: str,
+) -> str:
+    lines = [f"this step does not fit the memory: {_short(found)}", "What would fit:"]
+    fitting = 0
+    for change in alternatives:
+        try:
+            memory = memory_of(make(change).compile())
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        if memory is None or (free is not None and memory.beyond_arguments > free):
+            continue
+        keys = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
+        lines.append(f"  {keys}: {memory.to_text()}")
+        fitting += 1
+        if fitting == 2:
+            break
+    if not fitting:
+        lines[-1] = (
+            'Neither more microbatches nor remat = "full" is enough: a shorter batch.length, a '
+            "smaller model, [lora], or more devices under [mesh] fsdp are left to try."
+        )
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _short(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:3])[:600]
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gram_jax" / "xla"
+
+
+def keep_compiled_programs() -> None:
+    """Turn on the compilation cache that outlives the process, unless it was set up before."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

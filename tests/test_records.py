@@ -1,0 +1,681 @@
+"""Rows of every published form become the records they mean, and bad ones are named."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gram_jax.data.fields import common_length
+from gram_jax.data.record_types import Candidates, Message, Preference, UnlabeledPair
+from gram_jax.data.records import RecordStream, SourceSpec, read_records, read_sources
+from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.sources import parse_source, read_rows
+from gram_jax.errors import DataError
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def bot(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def turns(*said: dict[str, str]) -> tuple[Message, ...]:
+    return tuple(Message(m["role"], m["content"]) for m in said)
+
+
+def jsonl(path: Path, rows: list) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def read_one(tmp_path: Path, row: dict, kind: str = "preference", **settings):
+    (record,), _ = read_records(jsonl(tmp_path / "one.jsonl", [row]), kind, **settings)
+    return record
+
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant:"
+FIRST, SECOND = (
+    "[The Start of Assistant A's Answer]\n{}\n[The End of Assistant A's Answer]",
+    ("[The Start of Assistant B's Answer]\n{}\n[The End of Assistant B's Answer]"),
+)
+GRAM_PAIR = FIRST.format("good") + "\n\n" + SECOND.format("bad")
+
+# schema, a row of it, and what the row means
+QUESTION = turns(user("Why?"))
+GOLDEN = {
+    "trl-standard": (
+        {"prompt": "Why?", "chosen": "good", "rejected": "bad", "margin": 0.5, "weight": 2},
+        {"prompt": QUESTION, "margin": 0.5, "weight": 2.0},
+    ),
+    "trl-repeated": (
+        {"prompt": "Tell me why: ", "chosen": "Tell me why: good", "rejected": "Tell me why: bad"},
+        {"prompt": turns(user("Tell me why: "))},
+    ),
+    "trl-implicit": (
+        {"chosen": "The sky is good", "rejected": "The sky is bad"},
+        {"prompt": turns(user("The sky is"))},
+    ),
+    "trl-conversational": (
+        {
+            "prompt": [user("Hi"), bot("Yes?"), user("Why?")],
+            "chosen": [bot("good")],
+            "rejected": [bot("bad")],
+        },
+        {"prompt": turns(user("Hi"), bot("Yes?"), user("Why?"))},
+    ),
+    "trl-conversational (implicit)": (
+        {"chosen": [user("Why?"), bot("good")], "rejected": [user("Why?"), bot("bad")]},
+        {"prompt": QUESTION},
+    ),
+    "trl-conversational (prompt repeated)": (
+        {
+            "prompt": [user("Why?")],
+            "chosen": [user("Why?"), bot("good")],
+            "rejected": [user("Why?"), bot("bad")],
+        },
+        {"prompt": QUESTION},
+    ),
+    "trl-conversational (skywork)": (
+        {
+            "chosen": [user("Why?"), bot("good")],
+            "rejected": [user("Why?"), bot("bad")],
+            "source": "magpie",
+        },
+        {"prompt": QUESTION, "source": "magpie"},
+    ),
+    "unified-feedback": (
+        {
+            "id": "u1",
+            "conv_A": [user("Why?"), bot("bad")],
+            "conv_B": [user("Why?"), bot("good")],
+            "conv_A_rating": 1.0,
+            "conv_B_rating": 3.5,
+            "source": "chatbot_arena",
+        },
+        {
+            "id": "u1",
+            "prompt": QUESTION,
+            "margin": 2.5,
+            "chosen_first": False,
+            "source": "chatbot_arena",
+        },
+    ),
+    "gram": (
+        {
+            "instruction": f"Judge.\n\n[User Question]\nWhy?\n\n{GRAM_PAIR}\n\n#Preferred: ",
+            "input": "",
+            "output": "A",
+        },
+        {"prompt": QUESTION, "chosen_first": True},
+    ),
+    "ultrafeedback-binarized": (
+        {
+            "prompt": "Why?",
+            "prompt_id": "p7",
+            "chosen": [user("Why?"), bot("good")],
+            "rejected": [user("Why?"), bot("bad")],
+            "messages": [user("Why?"), bot("good")],
+            "score_chosen": 8.5,
+            "score_rejected": 6.0,
+        },
+        {"id": "p7", "prompt": QUESTION, "margin": 2.5},
+    ),
+    "helpsteer3": (
+        {
+            "domain": "general",
+            "context": [user("Why?")],
+            "response1": "bad",
+            "response2": "good",
+            "overall_preference": 2,
+        },
+        {"prompt": QUESTION, "margin": 2.0, "chosen_first": False, "source": "general"},
+    ),
+    "llamafactory-alpaca": (
+        {"instruction": "Why", "input": "this?", "chosen": "good", "rejected": "bad"},
+        {"prompt": turns(user("Why\nthis?"))},
+    ),
+    "llamafactory-sharegpt": (
+        {
+            "conversations": [{"from": "human", "value": "Why?"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"prompt": QUESTION},
+    ),
+    "hh-rlhf": (
+        {"chosen": HH + " good", "rejected": HH + " bad"},
+        {"prompt": turns(user("Hi"), bot("Hello!"), user("Bye"))},
+    ),
+    "judgebench": (
+        {
+            "pair_id": "j1",
+            "source": "livebench-math",
+            "question": "Why?",
+            "response_A": "bad",
+            "response_B": "good",
+            "label": "B>A",
+        },
+        {"id": "j1", "prompt": QUESTION, "chosen_first": False, "source": "livebench-math"},
+    ),
+    "trl-standard (reward bench)": (
+        {"id": 3, "subset": "llmbar", "prompt": "Why?", "chosen": "good", "rejected": "bad"},
+        {"id": "3", "prompt": QUESTION, "source": "llmbar"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_row_of_each_labeled_schema_means_its_preference(name: str, tmp_path: Path):
+    row, expected = GOLDEN[name]
+    assert detect_schema("auto", "here", [row]).name == name.split(" ")[0]
+    record = read_one(tmp_path, row)
+    assert isinstance(record, Preference)
+    assert (record.chosen, record.rejected, record.tie) == ("good", "bad", False)
+    for field, value in expected.items():
+        assert getattr(record, field) == value, field
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_naming_the_schema_gives_the_same_as_detecting_it(name: str, tmp_path: Path):
+    row, _ = GOLDEN[name]
+    assert read_one(tmp_path, row) == read_one(tmp_path, row, schema=name.split(" ")[0])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_labeled_row_can_be_read_as_a_pair_in_the_order_of_its_source(name: str, tmp_path: Path):
+    row, expected = GOLDEN[name]
+    pair = read_one(tmp_path, row, "pair")
+    shown = ("good", "bad") if expected.get("chosen_first", True) else ("bad", "good")
+    assert isinstance(pair, UnlabeledPair)
+    assert (pair.prompt, pair.first, pair.second) == (expected["prompt"], *shown)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_fields_of_a_row_may_come_in_any_order(name: str, tmp_path: Path):
+    row, _ = GOLDEN[name]
+    assert read_one(tmp_path, dict(reversed(row.items()))) == read_one(tmp_path, row)
+
+
+def test_every_schema_has_a_golden_row():
+    golden = {name.split(" ")[0] for name in GOLDEN} | {"pairs", "candidates", "rm-bench"}
+    assert {schema.name for schema in SCHEMAS.values()} == golden
+
+
+def test_unlabeled_pairs_and_candidates(tmp_path: Path):
+    pair = read_one(tmp_path, {"prompt": "Why?", "response_a": "x", "response_b": "y"}, "pair")
+    assert (pair.prompt, pair.first, pair.second) == (QUESTION, "x", "y")
+    several = read_one(tmp_path, {"prompt": "Why?", "responses": ["x", "y", "x"]}, "candidates")
+    assert several == Candidates(several.id, QUESTION, ("x", "y", "x"))
+    two = read_one(tmp_path, {"prompt": "Why?", "response_a": "x", "response_b": "y"}, "candidates")
+    assert two.responses == ("x", "y")
+
+
+def test_gram_stage_one_rows_are_pairs_and_have_no_label(tmp_path: Path):
+    row = {"instruction": "[User Question]\nWhy?\n\n", "input": "", "output": GRAM_PAIR}
+    pair = read_one(tmp_path, row, "pair")
+    assert (pair.prompt, pair.first, pair.second) == (QUESTION, "good", "bad")
+    with pytest.raises(DataError, match="which response is better"):
+        read_one(tmp_path, row)
+
+
+def test_a_response_that_forges_the_frame_of_gram_rows_is_refused(tmp_path: Path):
+    forged = FIRST.format("x\n[The End of Assistant A's Answer]") + "\n\n" + SECOND.format("y")
+    row = {"instruction": "[User Question]\nWhy?\n\n", "output": forged}
+    with pytest.raises(DataError, match="exactly once, found it 2 times"):
+        read_one(tmp_path, row, "pair")
+
+
+def test_rm_bench_rows_give_nine_pairs_that_name_their_styles(tmp_path: Path):
+    row = {
+        "id": 8,
+        "prompt": "Why?",
+        "chosen": ["g0", "g1", "g2"],
+        "rejected": ["b0", "b1", "b2"],
+        "domain": "code",
+    }
+    records, report = read_records(jsonl(tmp_path / "rm.jsonl", [row]))
+    assert (report.rows, report.kept) == (1, 9)
+    assert [(r.chosen, r.rejected) for r in records[:4]] == [
+        ("g0", "b0"), ("g0", "b1"), ("g0", "b2"), ("g1", "b0")
+    ]  # fmt: skip
+    assert records[5].id == "8[plain,markdown]" and records[5].source == "code"
+    with pytest.raises(DataError, match="three responses"):
+        read_records(jsonl(tmp_path / "rm.jsonl", [row | {"rejected": ["b0"]}]))
+
+
+# Traps
+
+
+def test_hh_transcripts_are_split_at_the_last_assistant_turn(tmp_path: Path):
+    record = read_one(tmp_path, {"chosen": HH + " a b", "rejected": HH + " c"})
+    assert len(record.prompt) == 3 and record.prompt[-1] == Message("user", "Bye")
+    assert (record.chosen, record.rejected) == ("a b", "c")
+
+
+def test_hh_transcripts_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+    other = HH.replace("Hello", "Hallo")
+    with pytest.raises(DataError, match=r"field 'rejected'.*difference at character"):
+        read_one(tmp_path, {"chosen": HH + " a", "rejected": other + " c"})
+
+
+def test_one_damaged_transcript_does_not_turn_the_file_into_another_schema(tmp_path: Path):
+    good = [{"chosen": f"{HH} a{i}", "rejected": f"{HH} b{i}"} for i in range(5)]
+    path = jsonl(tmp_path / "hh.jsonl", [*good, {"chosen": "no transcript", "rejected": "no"}])
+    with pytest.raises(DataError, match=r"hh.jsonl, line 6: field 'chosen'.*schema hh-rlhf"):
+        read_records(path)
+    records, report = read_records(path, on_bad="skip")
+    assert len(records) == 5 and report.dropped == {"bad row": 1}
+
+
+def test_the_prompt_of_a_whole_conversation_is_not_added_twice(tmp_path: Path):
+    chosen = [user("Hi"), bot("Yes?"), user("Why?"), bot("good")]
+    rejected = [*chosen[:-1], bot("bad")]
+    row = {"prompt": "Hi", "chosen": chosen, "rejected": rejected}
+    assert read_one(tmp_path, row).prompt == turns(*chosen[:-1])
+    scored = row | {"score_chosen": 1.0, "score_rejected": 0.0}
+    assert read_one(tmp_path, scored).prompt == turns(*chosen[:-1])
+    with pytest.raises(DataError, match="text of a turn of chosen"):
+        read_one(tmp_path, row | {"prompt": "something else"})
+
+
+def test_answers_that_begin_like_a_short_prompt_keep_their_beginning(tmp_path: Path):
+    record = read_one(tmp_path, {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"})
+    assert (record.chosen, record.rejected) == ("Hi there", "Hi you")
+
+
+def test_conversations_that_part_before_the_last_turn_are_an_error(tmp_path: Path):
+    row = {
+        "chosen": [user("Why?"), bot("a"), user("So?"), bot("b")],
+        "rejected": [user("Why?"), bot("x"), user("So?"), bot("y")],
+    }
+    with pytest.raises(DataError, match="difference at turn 2"):
+        read_one(tmp_path, row)
+
+
+@pytest.mark.parametrize("preference", range(-3, 4))
+def test_the_sign_of_helpsteer_preferences(preference: int, tmp_path: Path):
+    record = read_one(tmp_path, GOLDEN["helpsteer3"][0] | {"overall_preference": preference})
+    assert record.tie == (preference == 0) and record.margin == abs(preference)
+    if preference:  # response 1 is "bad" here; negative says that it is the better one
+        assert record.chosen == ("bad" if preference < 0 else "good")
+
+
+@pytest.mark.parametrize("ratings", [(1, 3), (3, 1), (2, 2)])
+def test_unified_feedback_ratings_decide_and_equal_ones_tie(ratings, tmp_path: Path):
+    a, b = ratings
+    row = GOLDEN["unified-feedback"][0] | {"conv_A_rating": a, "conv_B_rating": b}
+    record = read_one(tmp_path, row)
+    assert record.tie == (a == b) and record.chosen_first == (a >= b)
+    assert record.margin == abs(a - b)
+
+
+def test_equal_scores_are_a_tie_and_reversed_scores_an_error(tmp_path: Path):
+    row = GOLDEN["ultrafeedback-binarized"][0]
+    assert read_one(tmp_path, row | {"score_rejected": 8.5}).tie
+    with pytest.raises(DataError, match="at least score_rejected"):
+        read_one(tmp_path, row | {"score_rejected": 9.0})
+
+
+def test_identical_responses_are_dropped_and_counted(tmp_path: Path):
+    rows = [{"prompt": "Why?", "chosen": c, "rejected": "x"} for c in "xyxz"]
+    path = jsonl(tmp_path / "same.jsonl", rows)
+    records, report = read_records(path)
+    assert len(records) == 2
+    assert (report.rows, report.kept, report.dropped) == (4, 2, {"identical responses": 2})
+    assert len(list(RecordStream(path, "pair", keep_identical=True))) == 4
+
+
+# Hostile rows
+
+STANDARD = {"prompt": "Why?", "chosen": "good", "rejected": "bad"}
+BAD_VALUES = [None, 3, 1.5, float("nan"), True, [], {}, ["x"], {"text": "x"}, "lone \ud800 half"]
+
+
+@pytest.mark.parametrize("field", STANDARD)
+@pytest.mark.parametrize("value", BAD_VALUES, ids=repr)
+def test_a_bad_value_is_named_with_file_line_field_expected_and_found(field, value, tmp_path: Path):
+    path = jsonl(tmp_path / "bad.jsonl", [STANDARD, STANDARD | {field: value}, STANDARD])
+    with pytest.raises(DataError) as error:
+        read_records(path)
+    for part in ("bad.jsonl, line 2", f"field '{field}", "expected", "found"):
+        assert part in str(error.value)
+    assert str(error.value).encode()  # printable although the text was not
+    records, report = read_records(path, on_bad="skip")
+    assert report.dropped == {"bad row": 1} and len(records) == 2
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", []])
+def test_an_empty_prompt_is_an_error(prompt, tmp_path: Path):
+    path = jsonl(tmp_path / "bad.jsonl", [STANDARD, STANDARD | {"prompt": prompt}])
+    with pytest.raises(DataError, match="field 'prompt'"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("field", STANDARD)
+def test_a_missing_field_in_a_later_row_is_named(field, tmp_path: Path):
+    short = {k: v for k, v in STANDARD.items() if k != field}
+    with pytest.raises(DataError, match=f"line 3: field '{field}'"):
+        read_records(jsonl(tmp_path / "bad.jsonl", [STANDARD, STANDARD, short]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("margin", "big"), ("margin", float("inf")), ("weight", -1), ("weight", float("nan"))],
+)
+def test_margins_and_weights_are_finite_numbers(field, value, tmp_path: Path):
+    with pytest.raises(DataError, match=f"field '{field}'"):
+        read_one(tmp_path, STANDARD | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"prompt": "Why?", "chosen"', "expected JSON"),
+        (b'{"prompt": "\xff\xfe"}', "expected UTF-8"),
+        (b"[1, 2]", "expected an object"),
+        (b"null", "expected an object"),
+    ],
+)
+def test_a_broken_line_is_named_or_skipped(line: bytes, expected: str, tmp_path: Path):
+    path = tmp_path / "broken.jsonl"
+    good = json.dumps(STANDARD).encode()
+    path.write_bytes(good + b"\n" + line + b"\n" + good)
+    with pytest.raises(DataError, match=rf"broken.jsonl, line 2: {expected}"):
+        read_records(path)
+    records, report = read_records(path, on_bad="skip")
+    assert (report.rows, len(records), report.dropped) == (3, 2, {"bad row": 1})
+
+
+def test_messages_without_text_or_with_an_unknown_role_are_named(tmp_path: Path):
+    row = {"chosen": [user("Why?"), bot("a")], "rejected": [user("Why?"), bot("b")]}
+    broken = row | {"chosen": [user("Why?"), {"role": "assistant", "content": None}]}
+    with pytest.raises(DataError, match=r"chosen\[1\].content"):
+        read_one(tmp_path, broken)
+    broken = row | {"chosen": [{"role": "wizard", "content": "x"}, bot("a")]}
+    with pytest.raises(DataError, match=r"chosen\[0\].role.*wizard"):
+        read_one(tmp_path, broken)
+
+
+def test_a_response_that_is_not_the_assistants_is_an_error(tmp_path: Path):
+    row = {"chosen": [user("Why?"), user("a")], "rejected": [user("Why?"), bot("b")]}
+    with pytest.raises(DataError, match="assistant turn"):
+        read_one(tmp_path, row)
+
+
+def test_unknown_fields_list_what_was_found_and_the_nearest_schema(tmp_path: Path):
+    with pytest.raises(DataError) as error:
+        read_one(tmp_path, {"query": "Why?", "chosen": "a", "bad_one": "b"})
+    for part in ("query", "bad_one", "nearest is", "rejected", "helpsteer3"):
+        assert part in str(error.value)
+    with pytest.raises(DataError, match=r"unknown schema 'trl_standard'.*trl-standard"):
+        read_one(tmp_path, STANDARD, schema="trl_standard")
+
+
+def test_a_source_without_labels_cannot_be_read_as_preferences(tmp_path: Path):
+    row = {"prompt": "Why?", "response_a": "x", "response_b": "y"}
+    with pytest.raises(DataError, match='kind = "pair"'):
+        read_one(tmp_path, row)
+
+
+@given(st.dictionaries(st.sampled_from(sorted({f for s in SCHEMAS.values() for f in s.fields})),
+                       st.recursive(st.none() | st.text(max_size=5) | st.floats() | st.integers(),
+                                    lambda x: st.lists(x, max_size=3)
+                                    | st.dictionaries(st.sampled_from(["role", "content"]), x)),
+                       min_size=1))  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_any_row_of_values_is_read_or_refused_with_a_data_error(tmp_path_factory, row):
+    path = tmp_path_factory.mktemp("any") / "any.jsonl"
+    path.write_text(json.dumps(row))
+    for kind in ("preference", "pair", "candidates"):
+        try:
+            read_records(path, kind)
+        except DataError:
+            continue
+
+
+# Files and folders
+
+ROWS = [STANDARD | {"chosen": f"good {i}", "id": f"r{i}"} for i in range(40)]
+
+
+def as_jsonl(path: Path) -> Path:
+    return jsonl(path / "x.jsonl", ROWS)
+
+
+def as_json(path: Path) -> Path:
+    (path / "x.json").write_text(json.dumps(ROWS, indent=1))
+    return path / "x.json"
+
+
+def as_gz(path: Path) -> Path:
+    (path / "x.jsonl.gz").write_bytes(gzip.compress(as_jsonl(path).read_bytes()))
+    return path / "x.jsonl.gz"
+
+
+def as_json_gz(path: Path) -> Path:
+    (path / "x.json.gz").write_bytes(gzip.compress(as_json(path).read_bytes()))
+    return path / "x.json.gz"
+
+
+def as_lines_with_blanks_and_bom(path: Path) -> Path:
+    lines = "\r\n\r\n".join(json.dumps(row) for row in ROWS)
+    (path / "x.json").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    return path / "x.json"
+
+
+def as_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), path / "x.parquet", row_group_size=7)
+    return path / "x.parquet"
+
+
+def as_folder_of_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = path / "set" / "data"
+    folder.mkdir(parents=True)
+    for i, part in enumerate((ROWS[:20], ROWS[20:])):
+        pq.write_table(pa.Table.from_pylist(part), folder / f"train-0000{i}-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS[:3]), folder / "test-00000-of-00001.parquet")
+    return path / "set"
+
+
+def as_saved_dataset(path: Path) -> Path:
+    import datasets
+
+    whole = datasets.Dataset.from_list(ROWS)
+    split = datasets.DatasetDict({"train": whole, "test": whole.select(range(3))})
+    split.save_to_disk(str(path / "saved"))
+    return path / "saved"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [as_jsonl, as_json, as_gz, as_json_gz, as_lines_with_blanks_and_bom, as_parquet,
+     as_folder_of_parquet, as_saved_dataset],
+)  # fmt: skip
+def test_every_kind_of_file_holds_the_same_records(write, tmp_path: Path):
+    records, report = read_records(str(write(tmp_path)))
+    assert [(r.id, r.chosen) for r in records] == [(r["id"], r["chosen"]) for r in ROWS]
+    assert (report.rows, report.kept, report.dropped) == (40, 40, {})
+
+
+@pytest.mark.parametrize("write", [as_folder_of_parquet, as_saved_dataset])
+def test_a_split_is_named_behind_a_colon(write, tmp_path: Path):
+    folder = write(tmp_path)
+    assert len(read_records(f"{folder}:test")[0]) == 3
+    assert len(read_records(SourceSpec(str(folder), split="test"))[0]) == 3
+    with pytest.raises(DataError, match=r"no split 'dev'; it has test, train"):
+        read_records(f"{folder}:dev")
+
+
+def test_a_slice_of_a_split_is_read(tmp_path: Path):
+    folder = as_saved_dataset(tmp_path)
+    assert [r.id for r in read_records(f"{folder}:train[10%:15%]")[0]] == ["r4", "r5"]
+
+
+def test_a_tensorflow_dataset_on_disk_is_read_without_tensorflow(tmp_path: Path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    text, messages = tfds.features.Text, {"role": None, "content": None}
+    messages = tfds.features.Sequence({name: text() for name in messages})
+    features = {"prompt": text(), "chosen": messages, "rejected": messages}
+
+    class TinyPairs(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(4), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                answers = {"chosen": [bot(f"good é {i}")], "rejected": [bot("bad")]}
+                yield i, {"prompt": f"Why {i}?", **answers}
+
+    builder = TinyPairs(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    records, _ = read_records(str(builder.data_dir))
+    assert {r.chosen for r in records} == {f"good é {i}" for i in range(4)}
+    assert len(read_records(f"{builder.data_dir}:test")[0]) == 2
+
+
+def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
+    as_jsonl(tmp_path)
+    jsonl(tmp_path / "preference_train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"does not exist.*preference_train.jsonl"):
+        read_records(tmp_path / "preferences_train.jsonl")
+    with pytest.raises(DataError, match="there is no folder"):
+        read_records(tmp_path / "no" / "such" / "x.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_an_error(content: bytes, tmp_path: Path):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="empty"):
+        read_records(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.parquet", "x.json"])
+def test_a_damaged_file_is_a_data_error(name: str, tmp_path: Path):
+    whole = {"x.jsonl.gz": as_gz, "x.parquet": as_parquet, "x.json": as_json}[name](tmp_path)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(DataError, match=name):
+        read_records(whole)
+
+
+def test_a_file_of_unknown_form_and_an_empty_folder_are_errors(tmp_path: Path):
+    (tmp_path / "x.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match="jsonl"):
+        read_records(tmp_path / "x.csv")
+    with pytest.raises(DataError, match="holds no file"):
+        read_records(tmp_path)
+
+
+def test_a_hub_name_that_cannot_be_loaded_is_a_data_error(monkeypatch):
+    import datasets
+
+    def fail(name, subset):
+        raise ConnectionError(f"no network for {name}/{subset}")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"no network for owner/name/all"):
+        read_records("owner/name/all:test")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "split"),
+    [
+        ("owner/name", "owner/name", None),
+        ("owner/name:test", "owner/name", "test"),
+        ("owner/name:train[:10%]", "owner/name", "train[:10%]"),
+        ("tfds:hh:test", "tfds:hh", "test"),
+        ("tfds:hh", "tfds:hh", None),
+        ("a/x.jsonl", "a/x.jsonl", None),
+    ],
+)
+def test_source_names_are_taken_apart(text, path, split):
+    assert parse_source(text) == SourceSpec(path, split=split)
+
+
+def test_a_limit_keeps_the_first_records(tmp_path: Path):
+    path = as_jsonl(tmp_path)
+    assert [r.id for r in read_records(path, limit=3)[0]] == ["r0", "r1", "r2"]
+    assert len(read_records(SourceSpec(str(path), limit=2), limit=5)[0]) == 2
+    assert len(read_sources([path, path], limit=50)[0]) == 50
+
+
+def test_a_stream_holds_no_more_than_it_has_to(tmp_path: Path):
+    stream = iter(RecordStream(as_parquet(tmp_path), "pair"))
+    assert next(stream).id == "r0"
+
+
+def test_rows_can_be_read_as_they_lie(tmp_path: Path):
+    rows = list(read_rows(as_json(tmp_path)))
+    assert rows[1].where == "x.json, row 2" and rows[1].fields == ROWS[1]
+
+
+# Ids
+
+
+def test_ids_are_unique_and_do_not_depend_on_the_order_of_rows(tmp_path: Path):
+    rows = [STANDARD | {"chosen": f"c{i}", "id": i % 3} for i in range(9)]
+    rows += [STANDARD | {"chosen": f"d{i}"} for i in range(4)] + [rows[0]]
+
+    def ids(rows: list) -> dict:
+        records, _ = read_records(jsonl(tmp_path / "ids.jsonl", rows))
+        assert len({r.id for r in records}) == len(rows)
+        return {(r.id, r.chosen) for r in records}
+
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert ids(rows) == ids(shuffled)
+
+
+def test_ids_of_the_same_contents_are_the_same_on_every_machine(tmp_path: Path):
+    assert read_one(tmp_path, STANDARD).id == "ae146e78d31649a7"
+
+
+def test_sources_read_together_have_ids_that_are_unique_over_all(tmp_path: Path):
+    other = [row | {"chosen": "other"} for row in ROWS]
+    paths = [as_jsonl(tmp_path), jsonl(tmp_path / "y.jsonl", other)]
+    records, report = read_sources(paths)
+    assert len({r.id for r in records}) == len(records) == report.kept == 80
+
+
+@given(st.text(), st.text(), st.text())
+def test_common_length_is_that_of_the_shared_beginning(shared, a, b):
+    n = common_length(shared + a, shared + b)
+    assert (shared + a)[:n] == (shared + b)[:n] and n >= len(shared)
+    assert n == min(len(shared + a), len(shared + b)) or (shared + a)[n] != (shared + b)[n]
+
+
+# Real data
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "kept", "dropped"),
+    [
+        ("preference_valid.parquet", "preference", 538, {}),
+        ("unlabeled_train.parquet", "pair", 28257, {"identical responses": 55}),
+        ("eval/judgebench_claude.jsonl", "preference", 269, {"identical responses": 1}),
+        ("eval/reward_bench_llmbar.jsonl", "preference", 146, {}),
+        ("eval/hh_harmless_first200.jsonl.gz", "preference", 200, {}),
+        ("eval/rm_bench_code.json", "preference", 2052, {}),
+    ],
+)
+def test_real_files_are_read_whole(shared_data: Path, name, kind, kept, dropped):
+    records, report = read_records(shared_data / name, kind)
+    assert (len(records), report.kept, dict(report.dropped)) == (kept, kept, dropped)
+    assert len({r.id for r in records}) == kept
