@@ -48,6 +48,10 @@ class Console:
         """A line that must not be missed."""
         self.rich.print(Text(f"warning: {text}", style="yellow"))
 
+    def error(self, text: str) -> None:
+        """Why a command ended without doing what it was asked."""
+        self.rich.print(Text(f"error: {text}", style="red"))
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table; the first column is text, the others numbers."""
         if self.quiet:

@@ -34,3 +34,7 @@ class DoesNotFitError(GramError):
 
 class NonFiniteError(GramError):
     """The loss or the gradient stopped being a number; the last good state was kept."""
+
+
+class StoppedError(GramError):
+    """A run was asked to stop and saved its state; the same command goes on from there."""

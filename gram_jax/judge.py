@@ -90,17 +90,14 @@ class JudgeSpec:
 
     @staticmethod
     def from_json(text: str) -> "JudgeSpec":
-        """The specification back from `to_json`. Raises JudgeError on unknown, missing or ill-typed
-        entries.
-        """
+        """The specification back from `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
         try:
             found = json.loads(text)
         except ValueError as error:
             raise JudgeError(f"{FILE_NAME} is not JSON: {error}") from error
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise JudgeError(
-                f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another "
-                "version or damaged."
+                f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another version or damaged."
             )
         known = {field.name for field in fields(JudgeSpec)}
         if set(found) != known:
@@ -139,8 +136,8 @@ class JudgeSpec:
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise JudgeError(
-                f"no {FILE_NAME} in {Path(folder)}: this is not the checkpoint or export of a "
-                "judge. make_spec builds a specification for a model that has none."
+                f"no {FILE_NAME} in {Path(folder)}: this is not the checkpoint or export of a judge. make_spec builds "
+                "a specification for a model that has none."
             )
         try:
             return JudgeSpec.from_json(path.read_text(encoding="utf-8"))
@@ -167,8 +164,10 @@ def make_spec(
     max_length: token budget, by default 2048 or the tokenizer's context where that is shorter.
     system: None leaves the system turn to the chat template, "" drops it, text replaces it. With
       "from-dataset" a system turn that carries a date is dropped, because the reference training on
-      Llama had none. Raises JudgeError where a label is not one token right after the tail, or the
-      template cannot separate its fields.
+      Llama had none.
+
+    Raises JudgeError where a label is not one token right after the tail, or the template cannot
+    keep its fields apart.
     """
     labels = tuple(labels) if labels is not None else None
     if template == "from-dataset":
@@ -182,7 +181,7 @@ def make_spec(
         if system is None and frame_shows_date(tokenizer, thinking=thinking):
             system = ""
     else:
-        labels = labels or ("A", "B")
+        labels = _checked_labels(labels or ("A", "B"))
         text = default_template(labels) if template == "default" else read_template(template)
     frame = chat_frame(tokenizer, system=system, thinking=thinking)
     spec = JudgeSpec(
@@ -200,16 +199,15 @@ def make_spec(
     )
     for layout in (spec.comparison, spec.writing, spec.response):
         layout_guard(layout)
-        PieceTable(text_encoder(tokenizer), layout).check_room(spec.max_length)
+    PieceTable(text_encoder(tokenizer), spec.comparison).check_room(spec.max_length)
     return spec
 
 
 def default_length(tokenizer: Any) -> int:
     """The token budget where none is given."""
     context = getattr(tokenizer, "model_max_length", None)
-    return (
-        min(DEFAULT_LENGTH, context) if isinstance(context, int) and context > 0 else DEFAULT_LENGTH
-    )
+    known = isinstance(context, int) and context > 0
+    return min(DEFAULT_LENGTH, context) if known else DEFAULT_LENGTH
 
 
 def read_template(path: str | Path) -> str:
@@ -228,18 +226,14 @@ def read_template(path: str | Path) -> str:
 
 
 def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple[int, int]:
-    """The token ids of two labels right after the tail. Raises JudgeError unless each is one token
-    and they differ.
-    """
-    if len(labels) != 2 or not all(isinstance(label, str) and label for label in labels):
-        raise JudgeError(f"a judge has two labels, each a text of one token; found {labels!r}.")
+    """The token ids of two labels right after the tail. Raises JudgeError unless each is one token and they differ."""
+    labels = _checked_labels(labels)
     ids = tuple(_label_tokens(tokenizer, after, label) for label in labels)
     for label, found in zip(labels, ids, strict=True):
         if found is None or len(found) != 1:
             raise JudgeError(
-                f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} "
-                f"after the tail {after[-40:]!r}: found {_spell(tokenizer, found)}. "
-                f"{_suggest(tokenizer, after)}"
+                f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} after the tail "
+                f"{after[-40:]!r}: found {_spell(tokenizer, found)}. {_suggest(tokenizer, after)}"
             )
         if found[0] in text_encoder(tokenizer).control_ids:
             raise JudgeError(
@@ -248,9 +242,8 @@ def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple
             )
     if ids[0] == ids[1]:
         raise JudgeError(
-            f"the labels {labels[0]!r} and {labels[1]!r} are the same token "
-            f"{_spell(tokenizer, ids[0])} of the tokenizer {tokenizer_name(tokenizer)}. "
-            f"{_suggest(tokenizer, after)}"
+            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[0])} of the "
+            f"tokenizer {tokenizer_name(tokenizer)}. {_suggest(tokenizer, after)}"
         )
     return ids[0][0], ids[1][0]
 
@@ -260,10 +253,15 @@ def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
     found = fingerprint(tokenizer)
     if found != spec.tokenizer:
         raise JudgeError(
-            f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; "
-            f"{tokenizer_name(tokenizer)} has {found}. Load the tokenizer that was saved beside "
-            f"{FILE_NAME}."
+            f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
+            f"{found}. Load the tokenizer that was saved beside {FILE_NAME}."
         )
+
+
+def _checked_labels(labels: tuple[str, ...]) -> tuple[str, str]:
+    if len(labels) != 2 or not all(isinstance(label, str) and label for label in labels):
+        raise JudgeError(f"a judge has two labels, each a text of one token; found {labels!r}.")
+    return labels
 
 
 def _label_tokens(tokenizer: Any, after: str, label: str) -> list[int] | None:

@@ -18,7 +18,9 @@ def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_dry_run_prints_both_stages_and_runs_nothing():
-    done = launch("a write.toml", "judge.toml", "--set", "run.seed=1", DRY_RUN="1", GRAM_JAX="false")
+    done = launch(
+        "a write.toml", "judge.toml", "--set", "run.seed=1", DRY_RUN="1", GRAM_JAX="false"
+    )
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
         r"false train a\ write.toml --set run.seed=1 ",

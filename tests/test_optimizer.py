@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import tiny_config
+
 from gram_jax import tree
 from gram_jax.config import Optimizer
 from gram_jax.errors import RecipeError

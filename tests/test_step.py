@@ -1,13 +1,14 @@
 """One training step: the arithmetic of averages, skipped batches, placement."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import tiny_config
+
 from gram_jax import tree
 from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.config import Optimizer
@@ -70,31 +71,39 @@ def specs_of(stage: str):
     return specs
 
 
+@cache
+def made(stage, execution, microbatches, max_skipped, lora):
+    """(specs, optimizer, abstract state, step), compiled once for all tests that ask for them."""
+    specs = specs_of(stage) if lora is None else lora_specs(CFG, lora)
+    optimizer = make_optimizer(OPTIMIZER, 10, specs)
+    abstract = abstract_state(specs, optimizer, execution.placement, "float32")
+    step = make_train_step(
+        make_objective(stage, execution),
+        optimizer,
+        make_schedule(OPTIMIZER, 10),
+        shardings_of(abstract),
+        execution.placement,
+        microbatches=microbatches,
+        max_skipped=max_skipped,
+    )
+    return specs, optimizer, abstract, step
+
+
 class Bench:
     """A state and a step for one stage on one placement."""
 
     def __init__(self, stage, execution, microbatches=1, max_skipped=0, lora=None):
         self.placement = execution.placement
-        specs = specs_of(stage)
-        params = init_params(specs, jax.random.key(1), self.placement, "float32")
-        self.frozen = {}
+        specs, optimizer, abstract, self.step = made(
+            stage, execution, microbatches, max_skipped, lora
+        )
+        base = init_params(specs_of(stage), jax.random.key(1), self.placement, "float32")
+        self.frozen, params = {}, base
         if lora is not None:
             scale = {"layers": {"lora_scale": lora_scales(CFG, lora, self.placement)}}
-            self.frozen = tree.merge(params, scale)
-            specs = lora_specs(CFG, lora)
+            self.frozen = tree.merge(base, scale)
             params = init_lora(specs, jax.random.key(2), self.placement, "float32")
-        optimizer = make_optimizer(OPTIMIZER, 10, specs)
-        abstract = abstract_state(specs, optimizer, self.placement, "float32")
         self.state = init_state(params, optimizer, abstract)
-        self.step = make_train_step(
-            make_objective(stage, execution),
-            optimizer,
-            make_schedule(OPTIMIZER, 10),
-            shardings_of(abstract),
-            self.placement,
-            microbatches=microbatches,
-            max_skipped=max_skipped,
-        )
 
     def run(self, batch):
         """One step; the metrics as means."""
@@ -113,7 +122,7 @@ def assert_close(a, b, atol=2e-5):
 @pytest.mark.parametrize("stage", ["write", "judge", "rank"])
 def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution: Execution):
     results = []
-    for microbatches in (1, 2, 4):
+    for microbatches in (1, 2, 4) if stage == "judge" else (1, 4):
         bench = Bench(stage, execution, microbatches)
         metrics = [bench.run(make_batch(stage, seed)) for seed in (0, 1)]
         results.append((metrics, bench.weights()))
@@ -123,7 +132,7 @@ def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution:
         assert_close(state.params, results[0][1].params)
 
 
-@pytest.mark.parametrize("stage", ["write", "judge", "rank"])
+@pytest.mark.parametrize("stage", ["write", "judge"])
 def test_one_device_and_eight_make_the_same_step(stage: str, execution: Execution, cube):
     alone = Bench(stage, execution)
     spread = Bench(stage, dataclasses.replace(execution, placement=cube), microbatches=2)
@@ -240,7 +249,7 @@ def test_the_step_reports_norm_rate_and_tokens(execution: Execution):
         total, metrics = objective(params, batch)
         return total / metrics["loss"][1]
 
-    grads = jax.grad(mean)(params)
+    grads = jax.jit(jax.grad(mean))(params)
     norm = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["learning_rate"] == pytest.approx(1e-2)

@@ -1,4 +1,6 @@
-"""Stored tensors -> a sharded parameter tree, checked as a whole first and then read one leaf at a time."""
+"""Stored tensors -> a sharded parameter tree, checked as a whole first and then read one leaf at a
+time.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from gram_jax.tree import Tree
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file. `read(part)` returns that part of it; `dtype` is what `read` returns."""
+    """One tensor in a file. `read(part)` returns that part of it, as `dtype`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,8 +40,9 @@ def assemble(
 ) -> Tree:
     """Parameters of `cfg` on the mesh, from the tensors of its files.
 
-    Each device's part of a leaf is read by itself, so the host holds about one leaf at a time beside the result.
-    dtype None keeps the stored one. Raises LayoutError listing every tensor that does not fit.
+    Each device's part of a leaf is read by itself, so the host holds about one leaf at a time
+    beside the result. dtype None keeps the stored one. Raises LayoutError listing every tensor that
+    does not fit.
     """
     wanted = slots(cfg, names)
     check_layout(cfg, stored, names)
@@ -49,7 +52,8 @@ def assemble(
     mixed = {path: sorted({s.dtype for _, s in parts}) for path, parts in leaves.items()}
     if dtype is None and (mixed := {p: d for p, d in mixed.items() if len(d) > 1}):
         raise LayoutError(
-            f"layers of one kind are stored in different formats: {mixed}. They are kept in one array: say which "
+            f"layers of one kind are stored in different formats: {mixed}. They are kept in "
+            f"one array: say which "
             'dtype that should have, e.g. dtype="float32"'
         )
     specs, shardings = param_specs(cfg), param_shardings(param_specs(cfg), placement)
@@ -88,12 +92,16 @@ def _part(slot: Slot, stored: Stored, index: tuple[slice, ...], dtype: np.dtype)
 
 
 def check_layout(cfg: ModelConfig, stored: Mapping[str, Stored], names: Format) -> None:
-    """Every stored tensor has a place, every place is filled, shapes and formats agree; else one LayoutError."""
+    """Every stored tensor has a place, every place is filled, shapes and formats agree; else one
+    LayoutError.
+    """
     wanted = slots(cfg, names)
     problems = []
     for name, tensor in stored.items():
         if name not in wanted:
-            problems.append(f"{name} in {tensor.file}: has no place ({why_unclaimed(name, cfg, names)})")
+            problems.append(
+                f"{name} in {tensor.file}: has no place ({why_unclaimed(name, cfg, names)})"
+            )
         elif tensor.shape != wanted[name].stored_shape:
             problems.append(
                 f"{name} in {tensor.file}: shape {list(tensor.shape)}, expected "
@@ -101,15 +109,18 @@ def check_layout(cfg: ModelConfig, stored: Mapping[str, Stored], names: Format) 
             )
         elif tensor.dtype not in FLOATS:
             problems.append(
-                f"{name} in {tensor.file}: stored as {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+                f"{name} in {tensor.file}: stored as {tensor.dtype}, expected one of "
+                f"{', '.join(FLOATS)}"
             )
     problems += [
-        f"{name}: not in any file" + (" (tied heads: tie_word_embeddings = true)" * (slot.rule.path == "head"))
+        f"{name}: not in any file"
+        + (" (tied heads: tie_word_embeddings = true)" * (slot.rule.path == "head"))
         for name, slot in wanted.items()
         if name not in stored
     ]
     if problems:
         raise LayoutError(
-            f"{len(problems)} tensor(s) do not fit a {cfg.family} model of {cfg.layers} layers, embed size "
+            f"{len(problems)} tensor(s) do not fit a {cfg.family} model of {cfg.layers} "
+            f"layers, embed size "
             f"{cfg.embed_size}:\n  " + "\n  ".join(problems)
         )

@@ -1,4 +1,5 @@
-"""config.json <-> ModelConfig. Read as plain JSON, because the classes of transformers rename fields between versions.
+"""config.json <-> ModelConfig. Read as plain JSON, because the classes of transformers rename
+fields between versions.
 
 Whatever our decoder would compute differently is refused here, by name, before any tensor is read.
 """
@@ -16,7 +17,10 @@ CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Q
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish", None),
     "mlp_bias": (False, None),
-    "attention_bias": (False, None),  # on llama and qwen3 it also puts a bias on the output projection
+    "attention_bias": (
+        False,
+        None,
+    ),  # on llama and qwen3 it also puts a bias on the output projection
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
@@ -29,8 +33,9 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     """The ModelConfig that a config.json describes.
 
-    Rope settings are read in both spellings: `rope_parameters` (transformers 5) and `rope_theta` with
-    `rope_scaling` (before). Raises LayoutError naming every field that is missing or asks for something else.
+    Rope settings are read in both spellings: `rope_parameters` (transformers 5) and `rope_theta`
+    with `rope_scaling` (before). Raises LayoutError naming every field that is missing or asks for
+    something else.
     """
     family = found.get("model_type")
     if family not in FAMILIES:
@@ -77,7 +82,8 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     )
     if heads % kv_heads or head_size % 2:
         raise LayoutError(
-            f"config.json: {heads} attention heads over {kv_heads} key-value heads of size {head_size}: heads must "
+            f"config.json: {heads} attention heads over {kv_heads} key-value heads of size "
+            f"{head_size}: heads must "
             "be a multiple of key-value heads, and the head size even"
         )
     return ModelConfig(
@@ -105,7 +111,8 @@ def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeSca
     if any(isinstance(value, Mapping) for value in new.values()):
         problems.append("rope_parameters differ between kinds of layers")
         return 0.0, None
-    # Some writers put rope_theta into rope_scaling as well; 10000 is what transformers assumes for an absent one.
+    # Some writers put rope_theta into rope_scaling as well; 10000 is what transformers assumes for
+    # an absent one.
     thetas = {
         float(value)
         for value in (new.get("rope_theta"), found.get("rope_theta"), old.get("rope_theta"))
@@ -148,7 +155,8 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     """
     if (cfg.qkv_bias, cfg.qk_norm) != (cfg.family == "qwen2", cfg.family == "qwen3"):
         raise LayoutError(
-            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias} and "
+            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = "
+            f"{cfg.qkv_bias} and "
             f"qk_norm = {cfg.qk_norm}"
         )
     scaling = cfg.rope_scaling and {

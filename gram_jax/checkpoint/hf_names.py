@@ -1,7 +1,9 @@
-"""Where every tensor of a Hugging Face or GGUF file lives in our parameter tree: one table, read in both directions.
+"""Where every tensor of a Hugging Face or GGUF file lives in our parameter tree: one table, read in
+both directions.
 
-A `form` says how a stored tensor is laid out, in the letters of the package: "(N H) D -> D N H" is a matrix of
-N*H rows and D columns that becomes [D, N, H]. Conversion only reshapes and transposes, so a round trip is bit-exact.
+A `form` says how a stored tensor is laid out, in the letters of the package: "(N H) D -> D N H" is
+a matrix of N*H rows and D columns that becomes [D, N, H]. Conversion only reshapes and transposes,
+so a round trip is bit-exact.
 """
 
 import re
@@ -20,7 +22,9 @@ Format = Literal["hf", "gguf"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of the tree: its path, its stored layout, and its names ("{}" stands for the layer's number)."""
+    """One leaf of the tree: its path, its stored layout, and its names ("{}" stands for the layer's
+    number).
+    """
 
     path: str
     form: str
@@ -127,7 +131,9 @@ RULES = (
 
 @dataclass(frozen=True)
 class Slot:
-    """One stored tensor's place: rule, layer (None for a leaf that is not stacked), and the shape inside the leaf."""
+    """One stored tensor's place: rule, layer (None for a leaf that is not stacked), and the shape
+    inside the leaf.
+    """
 
     rule: Rule
     layer: int | None
@@ -141,7 +147,9 @@ class Slot:
         return tuple(int(np.prod([sizes[letter] for letter in group])) for group in groups)
 
     def to_model(self, stored: np.ndarray) -> np.ndarray:
-        """A tensor (or a part of one, see `stored_part`) as it lies in the file -> as it lies in the leaf."""
+        """A tensor (or a part of one, see `stored_part`) as it lies in the file -> as it lies in
+        the leaf.
+        """
         groups, ours = _parse(self.rule.form)
         sizes = dict(zip(ours, self.shape, strict=True))
         split: list[int] = []
@@ -158,13 +166,12 @@ class Slot:
         moved = leaf.transpose([ours.index(letter) for letter in letters])
         return np.ascontiguousarray(moved.reshape(self.stored_shape))
 
-    def stored_part(
-        self, index: Sequence[slice]
-    ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-        """Which part of the stored tensor holds `index` of the leaf, and how to cut that part after `to_model`.
+    def stored_part(self, index: Sequence[slice]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Which part of the stored tensor holds `index` of the leaf, and how to cut that part after
+        `to_model`.
 
-        A group such as (N H) can be cut in the file along its first letter; a cut along a later letter is made
-        after reading, so the second result restates those.
+        A group such as (N H) can be cut in the file along its first letter; a cut along a later
+        letter is made after reading, so the second result restates those.
         """
         groups, ours = _parse(self.rule.form)
         sizes = dict(zip(ours, self.shape, strict=True))
@@ -202,11 +209,11 @@ def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
     """What about this model leaves a tensor without a place: the hint in an error."""
     for rule in RULES:
         pattern = re.escape(getattr(rule, names)).replace(r"\{\}", r"(\d+)")
-        if (match := re.fullmatch(pattern, name)) is None:
+        if not re.fullmatch(pattern, name):
             continue
         if rule.path not in tree.flatten(param_specs(cfg)):
-            return _SWITCH[rule.path].format(cfg=cfg)
-        return f"this config has {cfg.layers} layers, 0 to {cfg.layers - 1}: {match.group(1)} is too many"
+            return _SWITCH[rule.path]
+        return f"this config has layers 0 to {cfg.layers - 1} only"
     return "no such tensor in this family of models"
 
 
@@ -218,9 +225,7 @@ _SWITCH: Mapping[str, str] = {
 
 
 def _parse(form: str) -> tuple[list[list[str]], list[str]]:
-    """"(N H) D -> D N H" -> ([["N", "H"], ["D"]], ["D", "N", "H"])."""
+    """ "(N H) D -> D N H" -> ([["N", "H"], ["D"]], ["D", "N", "H"])."""
     stored, ours = form.split(" -> ")
-    groups = [
-        match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)
-    ]
+    groups = [match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)]
     return groups, ours.split()

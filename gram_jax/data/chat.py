@@ -3,6 +3,7 @@ kept as text.
 """
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from gram_jax.errors import JudgeError
 # Some templates write today's date into the prompt. A score must not depend on the day: this day is
 # pinned. It is the day that the stock Llama 3 template falls back to.
 PINNED_DATE = datetime.date(2024, 7, 26)
+
+_ASKS_DATE = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 # Letters only: templates trim blanks and some look for markup.
 _USER, _ANSWER, _AGAIN = "SENTINELUSERTEXT", "SENTINELANSWERTEXT", "SENTINELUSERAGAIN"
@@ -57,9 +60,8 @@ def chat_frame(
     end = closing.strip() or (tokenizer.eos_token or "")
     if not end:
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: its chat template puts nothing after the "
-            "assistant's turn and there is no eos_token. Set eos_token, so that an answer has an "
-            "end."
+            f"tokenizer {tokenizer_name(tokenizer)}: its chat template puts nothing after the assistant's turn and "
+            "there is no eos_token. Set eos_token, so that an answer has an end."
         )
     return ChatFrame(before, after, end)
 
@@ -82,20 +84,19 @@ def _render(
 ) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)} has no chat template, so there is no place for "
-            "the verdict. Use an instruction-tuned model, or put chat_template.jinja beside "
-            "tokenizer.json."
+            f"tokenizer {tokenizer_name(tokenizer)} has no chat template, so there is no place for the verdict. Use an "
+            "instruction-tuned model, or put chat_template.jinja beside tokenizer.json."
         )
+    template = _pin_date(tokenizer.get_chat_template(), date)
     try:
-        # Both ways in which public templates come by a date are overridden: names given here win
-        # over the environment's. Templates that know no `enable_thinking` ignore it.
+        # Templates that know neither of the last two ignore them.
         return tokenizer.apply_chat_template(
             messages,
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=prompt,
             enable_thinking=thinking,
             date_string=date.strftime("%d %b %Y"),
-            strftime_now=date.strftime,
         )
     except Exception as error:  # jinja raises many kinds, and templates raise their own
         raise JudgeError(
@@ -104,25 +105,37 @@ def _render(
         ) from error
 
 
+def _pin_date(template: str, date: datetime.date) -> str:
+    """The template with the pinned date in place of every call that asks for today's.
+
+    Such calls are replaced in the text, because transformers lets no caller pass a function in.
+    """
+    pinned = _ASKS_DATE.sub(lambda call: repr(date.strftime(call[2])), template)
+    if re.search(r"strftime_now\s*\(", pinned):
+        raise JudgeError(
+            "the chat template asks for today's date in a format that it computes, so the date cannot be pinned. "
+            "Write the format into the call, as in strftime_now('%d %b %Y')."
+        )
+    return pinned
+
+
 def _around(rendered: str, sentinel: str, tokenizer: Any) -> tuple[str, str]:
     if rendered.count(sentinel) != 1:
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: its chat template shows a message "
-            f"{rendered.count(sentinel)} times instead of once; the frame cannot be taken from it."
+            f"tokenizer {tokenizer_name(tokenizer)}: its chat template shows a message {rendered.count(sentinel)} "
+            "times instead of once; the frame cannot be taken from it."
         )
     before, after = rendered.split(sentinel)
     return before, after
 
 
 def _without_system(tokenizer: Any, before: str, between: str, closing: str) -> str:
-    """The user's header as it stands after an earlier turn, behind the beginning-of-text token if
-    there is one.
-    """
+    """The user's header as it stands after an earlier turn, behind the beginning-of-text token if there is one."""
     header = between.removeprefix(closing)
     if header == between or not before.endswith(header):
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: cannot tell the system turn from the user's "
-            f"header in {before!r}. Leave `system` unset, or give a system text."
+            f"tokenizer {tokenizer_name(tokenizer)}: cannot tell the system turn from the user's header in {before!r}. "
+            "Leave `system` unset, or give a system text."
         )
     bos = tokenizer.bos_token or ""
     starts = bos and before.startswith(bos) and not header.startswith(bos)

@@ -3,6 +3,7 @@
 Training, scoring and export all come through here.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ Overlong = Literal["shorten", "drop", "error"]
 Prompt = str | Sequence[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """One encoded text.
 
@@ -53,17 +54,21 @@ class Encoded:
         return self.removed > 0
 
 
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError where there
-    is none.
-    """
-    from transformers import AutoTokenizer
+def _transformers() -> Any:
+    # Without PyTorch, importing transformers says so on every start; we need its tokenizers only.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
 
+    return transformers
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError where there is none."""
+    transformers = _transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError and hub errors of its own
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(name))
+    # OSError, ValueError, KeyError, errors of the hub's client: a failed load has many names
+    except Exception as error:
         raise CheckpointError(
             f"no tokenizer can be loaded from {str(name)!r}: {error}\n"
             "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and "
@@ -71,8 +76,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
-            f"{str(name)!r} has only a slow tokenizer ({type(tokenizer).__name__}); gram_jax needs "
-            "tokenizer.json."
+            f"{str(name)!r} has only a slow tokenizer ({type(tokenizer).__name__}); gram_jax needs tokenizer.json."
         )
     return tokenizer
 
@@ -80,12 +84,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 def wrap_tokenizer(
     backend: Tokenizer, *, chat_template: str | None = None, **settings: Any
 ) -> "PreTrainedTokenizerFast":
-    """A transformers tokenizer around one of the `tokenizers` library; settings such as eos_token
-    go through.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
+    """A transformers tokenizer around one of the `tokenizers` library; settings such as eos_token go through."""
+    tokenizer = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings
     )
     tokenizer.chat_template = chat_template
@@ -117,9 +117,7 @@ def encode_comparisons(
     *,
     overlong: Overlong = "shorten",
 ) -> list[Encoded | None]:
-    """`encode_comparison` of many (prompt, first, second); a text that occurs several times is
-    tokenized once.
-    """
+    """`encode_comparison` of many (prompt, first, second); a text that occurs several times is tokenized once."""
     rows = [{"prompt": p, "first": f, "second": s} for p, f, s in items]
     return _encode(tokenizer, spec.comparison, spec.max_length, rows, overlong)
 
@@ -133,9 +131,7 @@ def encode_writing(
     *,
     overlong: Overlong = "drop",
 ) -> Encoded | None:
-    """Stage 1: question and both responses; the responses, their delimiters and the end of the turn
-    carry the loss.
-    """
+    """Stage 1: question and both responses; the responses, their delimiters and the end of the turn carry the loss."""
     return encode_writings(tokenizer, spec, [(prompt, first, second)], overlong=overlong)[0]
 
 
@@ -159,9 +155,7 @@ def encode_response(
     *,
     overlong: Overlong = "shorten",
 ) -> Encoded | None:
-    """The discriminative baseline: a chat with one response; its score is read at the last token,
-    the turn's end.
-    """
+    """The discriminative baseline: a chat with one response; its score is read at the last token, the turn's end."""
     return encode_responses(tokenizer, spec, [(prompt, response)], overlong=overlong)[0]
 
 

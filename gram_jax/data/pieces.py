@@ -14,18 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gram_jax.data.templates import CUT, Layout, Piece
+from gram_jax.data.templates import CUT, Layout
 from gram_jax.data.tokens import TextEncoder
 from gram_jax.errors import JudgeError
 
-# Stands for the first character of somebody's text; most begin with a letter.
-_LETTER = "a"
-
 
 class Place(NamedTuple):
-    """Where a field stands: the literal text that is tokenized with it, and the character that
-    comes after.
-    """
+    """Where a field stands: the literal text that is tokenized with it, and the character that comes after."""
 
     prefix: str
     suffix: str
@@ -51,9 +46,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout cut into parts. fixed: how many tokens are the same in every example; weights: f32,
-    one a part.
-    """
+    """A layout cut into parts. fixed: how many tokens are the same in every example; weights: f32, one a part."""
 
     parts: tuple[Fixed | Slot, ...]
     fixed: int
@@ -68,8 +61,7 @@ def make_plan(encoder: TextEncoder, layout: Layout) -> Plan:
     for at, piece in enumerate(layout):
         following = layout[at + 1] if at + 1 < len(layout) else None
         if piece.kind == "frame":
-            tokens = encoder.frame(piece.value, _first_character(following))
-            parts.append(Fixed(tokens, piece.weight))
+            parts.append(Fixed(encoder.frame(piece.value), piece.weight))
         elif piece.kind == "field":
             parts.append(Slot(piece.value, Place(prefix, "", ""), piece.weight))
             prefix = ""
@@ -81,11 +73,9 @@ def make_plan(encoder: TextEncoder, layout: Layout) -> Plan:
                 place = last.place._replace(suffix=suffix, following=text[:1])
                 parts[-1] = Slot(last.field, place, last.weight)
             if following is not None and following.kind == "field":
-                start = text.rfind("\n") + 1
-                text, prefix = text[:start], text[start:]
+                text, prefix = _before_field(text)
             if text:
-                after = prefix[:1] or _first_character(following)
-                parts.append(Fixed(encoder.text(text, after), piece.weight))
+                parts.append(Fixed(encoder.text(text, prefix[:1]), piece.weight))
     return Plan(
         parts=tuple(parts),
         fixed=sum(len(part.tokens) for part in parts if isinstance(part, Fixed)),
@@ -93,13 +83,14 @@ def make_plan(encoder: TextEncoder, layout: Layout) -> Plan:
     )
 
 
-def _first_character(piece: Piece | None) -> str:
-    """What a tokenizer sees next: a letter where a field begins, nothing where a control token
-    does.
+def _before_field(text: str) -> tuple[str, str]:
+    """Splits where a line begins: the line on which the field stands, or the last one with words if
+    blank lines come between, because what they become depends on the field.
     """
-    if piece is None or piece.kind == "frame":
-        return ""
-    return _LETTER if piece.kind == "field" else piece.value[:1]
+    start = text.rfind("\n") + 1
+    if text[:start].endswith("\n\n"):
+        start = text.rstrip("\n").rfind("\n") + 1
+    return text[:start], text[start:]
 
 
 def _after_breaks(text: str) -> tuple[str, str]:
@@ -151,13 +142,12 @@ class PieceTable:
         return self.plan.fixed + sum([self.length(field, text) for field, text in texts.items()])
 
     def check_room(self, budget: int) -> None:
-        """Raises JudgeError if a budget of tokens holds less than the layout and the marks of cuts."""
+        """Raises JudgeError if a budget of tokens cannot hold the layout and the marks of cuts."""
         least = self.total(dict.fromkeys(self._place, CUT.strip()))
         if least > budget:
             raise JudgeError(
-                f"max_length = {budget} leaves no room for the texts: chat format and template "
-                f"alone take {self.plan.fixed} tokens. The least that works is {least}, a useful "
-                "length is 512 or more."
+                f"max_length = {budget} leaves no room for the texts: chat format and template alone take "
+                f"{self.plan.fixed} tokens. The least that works is {least}, a useful length is 512 or more."
             )
 
     def _get(self, place: Place, text: str) -> np.ndarray:

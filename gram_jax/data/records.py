@@ -43,6 +43,7 @@ __all__ = [
     "as_prompt",
     "read_records",
     "read_sources",
+    "source_kind",
 ]
 
 Kind = Literal["preference", "pair", "candidates"]
@@ -131,6 +132,20 @@ class RecordStream:
             )
         if self.kind == "pair" and several:
             raise DataError(f"{self.spec.path} holds lists of candidates, not pairs")
+
+
+def source_kind(source: str | Path | SourceSpec, *, schema: str = "auto") -> Kind:
+    """The most that a source can be read as: "candidates", else "preference" if labeled, else "pair"."""
+    spec = parse_source(source)
+    rows = itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS)
+    sample = [row for row in rows if row.fault is None]
+    if not sample:
+        raise DataError(f"{spec.path} holds no readable row")
+    name = schema if spec.schema == "auto" else spec.schema
+    found = detect_schema(name, sample[0].where, [row.fields for row in sample])
+    if found.name == "candidates":
+        return "candidates"
+    return "preference" if found.labeled else "pair"
 
 
 def read_records(

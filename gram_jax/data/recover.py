@@ -22,9 +22,7 @@ _ADVICE = (
 
 
 def row_prompt(row: Mapping[str, Any]) -> str:
-    """The user's message of a row: instruction and input, joined by a line break where both have
-    text.
-    """
+    """The user's message of a row: instruction and input, joined by a line break where both have text."""
     return "\n".join(part for part in (row.get("instruction"), row.get("input")) if part)
 
 
@@ -46,8 +44,8 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
     if len(blocks) != 2:
         listed = "; ".join(repr(block) for block in blocks) or "none"
         raise JudgeError(
-            f"two delimiters separate prompt, first and second response; the {len(rows)} rows "
-            f"share {len(blocks)}: {listed}. {_ADVICE}"
+            f"two delimiters separate prompt, first and second response; the {len(rows)} rows share {len(blocks)}: "
+            f"{listed}. {_ADVICE}"
         )
     template = f"{head}{{prompt}}{blocks[0]}{{first}}{blocks[1]}{{second}}{tail}"
     split_template(template)
@@ -55,14 +53,14 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
     for at, (text, found) in enumerate(zip(texts, fields, strict=True)):
         if found is None or render(template, *found) != text:
             raise JudgeError(
-                f"row {at} does not fit the template that all rows share ({template!r:.300}): one "
-                f"of its fields holds a delimiter line. Leave the row out. {_ADVICE}"
+                f"row {at} does not fit the template that all rows share ({template!r:.300}): one of its fields holds "
+                f"a delimiter line. Leave the row out. {_ADVICE}"
             )
     for name, values in zip(FIELDS, zip(*fields, strict=True), strict=True):
         if len(set(values)) == 1:
             raise JudgeError(
-                f"all {len(rows)} rows have the same {name} ({values[0]!r:.80}), so what belongs "
-                f"to the template and what to the {name} is open. {_ADVICE}"
+                f"all {len(rows)} rows have the same {name} ({values[0]!r:.80}), so what belongs to the template and "
+                f"what to the {name} is open. {_ADVICE}"
             )
     return template, labels
 
@@ -92,15 +90,14 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         for name in ("instruction", "output"):
             if not isinstance(row.get(name), str) or not row[name]:
                 raise JudgeError(
-                    f"row {at}: expected text in {name!r}; found {row.get(name)!r:.80}. Rendered "
-                    "rows have the fields instruction, input and output."
+                    f"row {at}: expected text in {name!r}; found {row.get(name)!r:.80}. Rendered rows have the fields "
+                    "instruction, input and output."
                 )
     outputs = sorted({row["output"] for row in rows})
     if len(outputs) != 2:
         shown = ", ".join(repr(o[:20]) for o in outputs[:4])
         raise JudgeError(
-            f"the outputs of the rows are the judge's two labels; found {len(outputs)}: {shown}. "
-            f"{_ADVICE}"
+            f"the outputs of the rows are the judge's two labels; found {len(outputs)}: {shown}. {_ADVICE}"
         )
     return outputs[0], outputs[1]
 
@@ -125,13 +122,30 @@ def _shared_start(texts: Sequence[str]) -> str:
     return low[: next(same, min(len(low), len(high)))]
 
 
+def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines with words that stand exactly once in every row, in the order of the first row."""
+    counts = [Counter(found) for found in lines]
+    shared = []
+    for line in dict.fromkeys(lines[0]):
+        times = [count[line] for count in counts]
+        if not line.strip() or not all(times):
+            continue
+        if max(times) == 1:
+            shared.append(line)
+        elif times.count(1) * 2 > len(times):
+            # A delimiter that somebody's text repeats; dropping it would give a wrong template that still fits.
+            at = next(at for at, n in enumerate(times) if n > 1)
+            raise JudgeError(
+                f"row {at} does not fit: the line {line!r} stands in every row, here {times[at]} times. Leave the row "
+                "out."
+            )
+    return shared
+
+
 def _separators(middles: Sequence[str]) -> list[str]:
     """The delimiter blocks inside texts: runs of shared lines, with the line breaks around them."""
     lines = [middle.split("\n") for middle in middles]
-    counts = [Counter(found) for found in lines]
-    shared = [
-        line for line in lines[0] if line.strip() and all(count[line] == 1 for count in counts)
-    ]
+    shared = _shared_lines(lines)
     where = [[found.index(line) for line in shared] for found in lines]  # [row][shared line]
     if any(row != sorted(row) for row in where):
         raise JudgeError(f"the lines {shared} stand in different orders in the rows. {_ADVICE}")

@@ -16,7 +16,7 @@ from gram_jax.errors import DataError, JudgeError
 
 FIELDS = ("prompt", "first", "second")
 
-# 39 tokens of the SmolLM2 tokenizer. The blank lines are the same before every delimiter, so that a
+# 45 tokens of the SmolLM2 tokenizer. The blank lines are the same before every delimiter, so that a
 # response has the same tokens in both places.
 _DEFAULT = """\
 Compare two responses to a request.
@@ -73,22 +73,18 @@ Layout = tuple[Piece, ...]
 
 
 def split_template(template: str) -> tuple[str, str, str, str]:
-    """The literal text before, between and after the three fields. Raises JudgeError unless each is
-    there once.
-    """
+    """The literal text before, between and after the three fields. Raises JudgeError unless each is there once."""
     for name in FIELDS:
         if template.count(f"{{{name}}}") != 1:
             raise JudgeError(
-                f"a judge template has the field {{{name}}} exactly once; found it "
-                f"{template.count(f'{{{name}}}')} times. The fields are "
-                "{prompt}, {first}, {second}; all other braces are literal text."
+                f"a judge template has the field {{{name}}} exactly once; found it {template.count(f'{{{name}}}')} "
+                "times. The fields are {prompt}, {first}, {second}; all other braces are literal text."
             )
     head, rest = template.split("{prompt}")
     if "{first}" not in rest or "{second}" not in rest.split("{first}")[1]:
         raise JudgeError(
-            "the fields of a judge template stand in the order {prompt}, {first}, {second}: the "
-            "prompt is read first and the first response is shown first. Move them into this "
-            "order."
+            "the fields of a judge template stand in the order {prompt}, {first}, {second}: the prompt is read first "
+            "and the first response is shown first. Move them into this order."
         )
     between, rest = rest.split("{first}")
     middle, tail = rest.split("{second}")
@@ -164,13 +160,12 @@ def layout_guard(pieces: Layout) -> Guard:
         )
         if CUT.strip() in line or own:
             raise JudgeError(
-                f"the template line {line!r} would be mistaken for the project's own mark of a cut "
-                "or of a turn; word it differently."
+                f"the template line {line!r} would be mistaken for the project's own mark of a cut or of a turn; word "
+                "it differently."
             )
         if line.lstrip().startswith("\\"):
             raise JudgeError(
-                f"the template line {line!r} begins with a backslash, which marks escaped lines; "
-                "leave it out."
+                f"the template line {line!r} begins with a backslash, which marks escaped lines; leave it out."
             )
     return Guard(tuple(whole), tuple(beginnings))
 
@@ -179,16 +174,15 @@ def _check_separator(literal: str, tail: str, starts: Sequence[str]) -> None:
     marks = [line for line in starts if line.strip()]
     if not marks:
         raise JudgeError(
-            f"two fields of the template are separated by {literal!r} only. Put a line with words "
-            "of its own between them, such as [Response B]; without one, a response could pass "
-            "for its neighbour."
+            f"two fields of the template are separated by {literal!r} only. Put a line with words of its own between "
+            "them, such as [Response B]; without one, a response could pass for its neighbour."
         )
     # A field's last line runs on into `tail`: together they must not spell the delimiter.
     mark = marks[0]
     if any(tail.startswith(mark[i:]) for i in range(len(mark))):
         raise JudgeError(
-            f"the text {tail!r} that follows a field ends like the delimiter {mark!r}, so a "
-            "response could complete it. Begin the delimiter on a line of its own."
+            f"the text {tail!r} that follows a field ends like the delimiter {mark!r}, so a response could complete "
+            "it. Begin the delimiter on a line of its own."
         )
 
 
@@ -210,9 +204,7 @@ def writing_layout(before: str, after: str, end: str) -> Layout:
 
 
 def response_layout(before: str, after: str, end: str) -> Layout:
-    """The baseline: the prompt from the user, one response from the assistant; the score is read at
-    `end`.
-    """
+    """The baseline: the prompt from the user, one response from the assistant; the score is read at `end`."""
     return (
         Piece("frame", before),
         Piece("field", "prompt"),
@@ -223,9 +215,7 @@ def response_layout(before: str, after: str, end: str) -> Layout:
 
 
 def turns(prompt: Any) -> tuple[tuple[str, str], ...]:
-    """(role, content) of a prompt: a string is one user turn; else messages with a role and a
-    content.
-    """
+    """(role, content) of a prompt: a string is one user turn; else messages with a role and a content."""
     if isinstance(prompt, str):
         return (("user", prompt),)
     found = []
@@ -236,13 +226,11 @@ def turns(prompt: Any) -> tuple[tuple[str, str], ...]:
             role, content = getattr(message, "role", None), getattr(message, "content", None)
         if not isinstance(role, str) or not _ROLE.fullmatch(role):
             raise DataError(
-                "a message's role is a word of at most 40 of A-Z, a-z, 0-9, '_', '.', '-'; found "
-                f"{role!r:.80}."
+                f"a message's role is a word of at most 40 of A-Z, a-z, 0-9, '_', '.', '-'; found {role!r:.80}."
             )
         if not isinstance(content, str):
             raise DataError(
-                f"the content of a {role} message is text; found {type(content).__name__} "
-                f"({content!r:.60})."
+                f"the content of a {role} message is text; found {type(content).__name__} ({content!r:.60})."
             )
         found.append((role, content))
     if not found:

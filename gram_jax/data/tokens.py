@@ -32,9 +32,8 @@ class TextEncoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise JudgeError(
-                f"tokenizer {self.name}: expected a fast tokenizer (one with a tokenizer.json), "
-                f"found {type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and "
-                "load that folder."
+                f"tokenizer {self.name}: expected a fast tokenizer (one with a tokenizer.json), found "
+                f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
         state = json.loads(backend.to_str())
         # add_special_tokens is never used: what the post-processor would add is already in the chat
@@ -55,16 +54,14 @@ class TextEncoder:
         for string, ids in zip(strings, found, strict=True):
             if not self.control_ids.isdisjoint(ids.tolist()):
                 raise JudgeError(
-                    f"tokenizer {self.name}: with control tokens switched off, {string!r} still "
-                    "becomes the control token(s) "
-                    f"{sorted(self.control_ids.intersection(ids.tolist()))}. Text from people "
-                    "could then forge a turn, so this tokenizer cannot be used; gram_jax expects "
-                    "byte-level BPE."
+                    f"tokenizer {self.name}: with control tokens switched off, {string!r} still becomes the control "
+                    f"token(s) {sorted(self.control_ids.intersection(ids.tolist()))}. Text from people could then "
+                    "forge a turn, so this tokenizer cannot be used; gram_jax expects byte-level BPE."
                 )
 
-    def frame(self, text: str, following: str = "") -> np.ndarray:
-        """i32 [n]: control tokens in `text` become control tokens. `following`: see `text`."""
-        return self._encode(self._frame, [(text, following)])[0]
+    def frame(self, text: str) -> np.ndarray:
+        """i32 [n]: control tokens in `text` become control tokens."""
+        return np.array(self._frame.encode(text, add_special_tokens=False).ids, np.int32)
 
     def text(self, text: str, following: str = "") -> np.ndarray:
         """i32 [n]: control tokens in `text` stay text.
@@ -73,28 +70,24 @@ class TextEncoder:
           at the end of a text are different tokens in GPT-2's way of cutting). Its own token is not
           part of the result.
         """
-        return self._encode(self._text, [(text, following)])[0]
+        return self.text_batch([(text, following)])[0]
 
     def text_batch(self, texts: Sequence[tuple[str, str]]) -> list[np.ndarray]:
         """`text` of many (text, following) in one call, on all cores."""
-        return self._encode(self._text, texts)
-
-    def _encode(self, by: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-        found = by.encode_batch_fast([a + b for a, b in texts], add_special_tokens=False)
+        whole = [text + following for text, following in texts]
+        found = self._text.encode_batch_fast(whole, add_special_tokens=False)
         return [
-            np.array(e.ids, np.int32) if not b else self._without(by, e.ids, a, b)
+            np.array(e.ids, np.int32) if not b else self._without(e.ids, a, b)
             for e, (a, b) in zip(found, texts, strict=True)
         ]
 
-    def _without(self, by: Tokenizer, ids: list[int], text: str, following: str) -> np.ndarray:
-        """Takes the token of `following` off again; where it melted into `text`, `text` is
-        tokenized alone.
-        """
+    def _without(self, ids: list[int], text: str, following: str) -> np.ndarray:
+        """Takes the token of `following` off again; where it melted into `text`, `text` is tokenized alone."""
         if following not in self._single:
-            alone = by.encode(following, add_special_tokens=False).ids
+            alone = self._text.encode(following, add_special_tokens=False).ids
             self._single[following] = alone[0] if len(alone) == 1 else None
         if ids[-1] != self._single[following]:
-            ids = [*by.encode(text, add_special_tokens=False).ids, None]
+            ids = [*self._text.encode(text, add_special_tokens=False).ids, None]
         return np.array(ids[:-1], np.int32)
 
     def text_ends(self, text: str) -> np.ndarray:
@@ -107,13 +100,12 @@ class TextEncoder:
 
         Lone surrogates (half an emoji, cut by somebody's slice) become U+FFFD; halves that belong
         together are joined. A tokenizer that normalises Unicode does it here already, so that a
-        letter which normalises to a delimiter's cannot slip past the search for delimiters (U+212A,
-        the Kelvin sign, becomes K).
+        sign which normalises to a delimiter's cannot slip past the search for delimiters (U+037E,
+        the Greek question mark, becomes a semicolon).
         """
         if not isinstance(text, str):
             raise DataError(
-                f"expected text, found {type(text).__name__} ({text!r:.60}). Every prompt and "
-                "response is a string."
+                f"expected text, found {type(text).__name__} ({text!r:.60}). Every prompt and response is a string."
             )
         if text.isascii():
             return text, 0
@@ -130,9 +122,7 @@ class TextEncoder:
 
 
 def _is_plain_normalizer(tokenizer: Tokenizer) -> bool:
-    """Whether the normaliser may be applied twice: true of Unicode normal forms, not of those that
-    add blanks.
-    """
+    """Whether the normaliser may be applied twice: true of Unicode normal forms, not of those that add blanks."""
     if tokenizer.normalizer is None:
         return False
     once = tokenizer.normalizer.normalize_str(PROBE)
@@ -144,9 +134,7 @@ _encoders: "weakref.WeakKeyDictionary[Any, TextEncoder]" = weakref.WeakKeyDictio
 
 
 def text_encoder(tokenizer: Any) -> TextEncoder:
-    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (a second for 150k
-    tokens).
-    """
+    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (a second for 150k tokens)."""
     if tokenizer not in _encoders:
         _encoders[tokenizer] = TextEncoder(tokenizer)
     return _encoders[tokenizer]

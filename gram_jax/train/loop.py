@@ -1,0 +1,408 @@
+"""A run from recipe to result. A stage is another objective and another recipe, not another loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from gram_jax import tree
+from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.config import Recipe, Source, check_rows, recipe_values
+from gram_jax.console import Console
+from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.examples import Examples
+from gram_jax.data.feed import prefetch
+from gram_jax.errors import NonFiniteError, RecipeError, StoppedError
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.judge import JudgeSpec, check_tokenizer
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import param_count
+from gram_jax.plots import plot_curves, read_metrics
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.train.compiling import (
+    Memory,
+    compile_step,
+    explain_out_of_memory,
+    keep_compiled_programs,
+)
+from gram_jax.train.evaluation import evaluation_rows, held_out_metrics
+from gram_jax.train.folder import (
+    RECIPE,
+    RunFolder,
+    check_same_run,
+    differing_fields,
+    examples_fingerprint,
+    open_run,
+)
+from gram_jax.train.journal import Journal
+from gram_jax.train.metrics import FILE_NAME as METRICS
+from gram_jax.train.metrics import MetricsWriter
+from gram_jax.train.optimizer import make_optimizer, make_schedule
+from gram_jax.train.preemption import StopRequest
+from gram_jax.train.stages import (
+    abstract_batch,
+    frozen_weights,
+    judge_spec,
+    make_examples,
+    make_objective,
+    read_pairs,
+    start_weights,
+    trained_specs,
+)
+from gram_jax.train.state import TrainState, abstract_state, init_state, shardings_of
+from gram_jax.train.step import make_eval_step, make_train_step
+from gram_jax.tree import Tree
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """folder: of the run, also the name of its model; steps: done; metrics: the newest of each."""
+
+    folder: Path
+    steps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything of a run that is settled before its weights are there."""
+
+    recipe: Recipe
+    folder: RunFolder
+    placement: Placement
+    cfg: ModelConfig
+    tokenizer: Any
+    spec: JudgeSpec
+    plan: BatchPlan
+    valid_plan: BatchPlan | None
+    valid_records: list[Any]
+    steps: int
+    specs: Tree  # of the trained weights
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+
+
+def train(
+    recipe: Recipe, *, console: Console | None = None, placement: Placement | None = None
+) -> RunResult:
+    """Carry out a recipe, or go on with the run in its folder where it stopped.
+
+    placement: by default the recipe's mesh over all devices.
+    Raises RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be
+    used, DoesNotFitError for too little memory, NonFiniteError for a loss that is not a number
+    (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
+    """
+    console = console or Console()
+    folder = open_run(recipe)
+    if folder.info().get("finished"):
+        console.say(f"{recipe.run.folder} is complete: nothing to do")
+        return _result(folder)
+    keep_compiled_programs()
+    job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
+    with Checkpoints(folder.checkpoints, keep=recipe.checkpoint.keep) as checkpoints:
+        state, frozen = first_state(job, checkpoints, console)
+        step, memory = compiled_step(job, frozen, console)
+        evaluate = make_evaluate(job, frozen)
+        start = int(state.step)
+        with (
+            closing(_metrics_writer(job, start)) as writer,
+            console.progress(job.steps, done=start, label=recipe.stage) as progress,
+            StopRequest() as stop,
+            explain_out_of_memory(memory),
+        ):
+            journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
+            journal.skipped = int(state.skipped)
+            if start == 0 and recipe.evaluate.every:
+                with journal.pause():
+                    journal.held_out(0, evaluate(state.params))
+            unread = None  # metrics are read one step late, so that the device never waits for us
+            try:
+                for index, batch in prefetch(job.plan, job.placement, start, job.steps):
+                    state, metrics = step(state, frozen, batch)
+                    if unread is not None:
+                        journal.book(*unread)
+                    done, unread = index + 1, (index + 1, metrics)
+                    evaluating = _due(done, recipe.evaluate.every) and done < job.steps
+                    saving = _due(done, recipe.checkpoint.every) or done == job.steps
+                    stopping = stop.name is not None and done < job.steps
+                    if not (evaluating or saving or stopping):
+                        continue
+                    # A line before every save: what is saved has its figures in the file.
+                    journal.book(*unread, line=saving or stopping)
+                    unread = None
+                    with journal.pause():
+                        if evaluating:
+                            journal.held_out(done, evaluate(state.params))
+                        if saving or stopping:
+                            checkpoints.save(done, state, blocking=stopping)
+                    if stopping:
+                        raise StoppedError(_stopped(job, stop.name, done))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}. {_keep(job, state, checkpoints)}") from None
+            checkpoints.wait()
+            console.say(f"saved step {job.steps} in {folder.checkpoints}")
+            if job.valid_plan is not None:
+                journal.held_out(job.steps, evaluate(state.params))
+                journal.held_out(job.steps, judge_pairs(job, state.params, frozen))
+    folder.note(finished=True)
+    _conclude(job, console)
+    return _result(folder)
+
+
+def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
+    """Tokenizer and judge checked, examples made, steps counted, optimizer and schedule built."""
+    batch = recipe.batch
+    if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
+        raise RecipeError(problem)
+    cfg, tokenizer, spec = _judge(recipe, console)
+    with console.timed("read and encode the data"):
+        plan = make_batches(
+            _examples(recipe, recipe.data.train, recipe.data.limit, tokenizer, spec)[1],
+            rows=batch.rows,
+            length=batch.length,
+            seed=recipe.run.seed,
+            pack=batch.pack,
+        )
+        steps = recipe.run.steps or plan.steps(recipe.run.epochs)
+        valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
+    console.say(plan.report().to_text())
+    check_same_run(folder, steps, examples_fingerprint(plan.examples), spec)
+    specs = trained_specs(recipe, cfg)
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    abstract = abstract_state(specs, optimizer, placement, recipe.model.dtype)
+    return Job(
+        recipe,
+        folder,
+        placement,
+        cfg,
+        tokenizer,
+        spec,
+        plan,
+        valid_plan,
+        valid_records,
+        steps,
+        specs,
+        optimizer,
+        abstract,
+    )
+
+
+def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, Tree]:
+    """The state to go on from, and the weights that are not trained.
+
+    In this order: the newest checkpoint of this run; the weights that the recipe starts from (those
+    of "tiny-random" are random); at random what these do not have, LoRA or a scalar head.
+    """
+    recipe, newest = job.recipe, checkpoints.latest()
+    with console.timed("load the weights"):
+        if newest is None:
+            _, params, frozen = start_weights(recipe, job.specs, job.placement)
+            state = init_state(params, job.optimizer, job.abstract)
+        else:
+            frozen = {} if recipe.lora is None else frozen_weights(recipe, job.placement)[1]
+            state = checkpoints.restore(newest, job.abstract)
+    job.folder.begin(recipe)
+    job.folder.write_model(job.cfg, job.tokenizer, job.spec, recipe)
+    job.folder.note(
+        stage=recipe.stage, steps=job.steps, examples=examples_fingerprint(job.plan.examples)
+    )
+    trained, kept = param_count(job.specs), sum(x.size for x in jax.tree.leaves(frozen))
+    console.say(
+        f"{trained:,} weights to train"
+        + (f", {kept:,} left as they are" if kept else "")
+        + (f", going on from step {newest} of {job.steps}" if newest else f", {job.steps} steps")
+    )
+    return state, frozen
+
+
+def compiled_step(job: Job, frozen: Tree, console: Console) -> tuple[Any, Memory | None]:
+    """The training step, compiled ahead of time, and the memory that it needs."""
+    recipe, schedule = job.recipe, make_schedule(job.recipe.optimizer, job.steps)
+    batch = abstract_batch(job.plan.batch(0), job.placement)
+
+    def lowered(change: Mapping[str, Any]) -> Any:
+        remat = change.get("execution.remat", recipe.execution.remat)
+        step = make_train_step(
+            make_objective(recipe, job.cfg, make_execution(recipe, job.placement, remat), job.spec),
+            job.optimizer,
+            schedule,
+            shardings_of(job.abstract),
+            job.placement,
+            microbatches=change.get("batch.microbatches", recipe.batch.microbatches),
+            max_skipped=recipe.run.max_skipped,
+        )
+        return step.lower(job.abstract, frozen, batch)
+
+    with console.timed("compile"):
+        step, memory = compile_step(lowered, job.placement, _leaner(recipe, job.placement))
+    if memory is not None:
+        console.say(f"memory of a step: {memory.to_text()}")
+    return step, memory
+
+
+def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Execution:
+    """How the recipe runs the model."""
+    return Execution(recipe.execution.compute, recipe.execution.attention, remat, placement)
+
+
+def make_evaluate(job: Job, frozen: Tree) -> Callable[[Tree], dict[str, float]]:
+    """The objective's figures on held-out data, as a function of the trained weights."""
+    execution = make_execution(job.recipe, job.placement, "none")
+    step = make_eval_step(make_objective(job.recipe, job.cfg, execution, job.spec))
+
+    def evaluate(params: Tree) -> dict[str, float]:
+        if job.valid_plan is None:
+            return {}
+        return held_out_metrics(step, params, frozen, job.valid_plan, job.placement)
+
+    return evaluate
+
+
+def judge_pairs(job: Job, params: Tree, frozen: Tree) -> dict[str, float]:
+    """Stage judge: the figures of the whole way from text to score, both orders of every pair."""
+    if job.recipe.stage != "judge":
+        return {}
+    scorer = Scorer(
+        tree.merge(params, frozen),
+        job.cfg,
+        job.tokenizer,
+        job.spec,
+        make_execution(job.recipe, job.placement, "none"),
+    )
+    report = evaluate_pairs(scorer, job.valid_records).to_dict()
+    return {
+        f"pair_{name}": float(value)
+        for name, value in report.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpec]:
+    """Config and tokenizer of the start, and the judge that the recipe asks for on them."""
+    start = recipe.model.start
+    cfg, tokenizer = model_config(start), load_tokenizer(start)
+    spec, before = judge_spec(recipe, tokenizer), load_spec(start)
+    if spec.max_length > cfg.context_length:
+        raise RecipeError(
+            f"judge.max_length = {spec.max_length} is more than the {cfg.context_length} positions "
+            f"that {start} was made for"
+        )
+    if before is not None:
+        check_tokenizer(before, tokenizer)
+        if before.hash != spec.hash:
+            console.warn(
+                f"the judge of this recipe differs from that of {start} in "
+                f"{', '.join(differing_fields(before, spec))}; training sets the recipe's"
+            )
+    return cfg, tokenizer, spec
+
+
+def _examples(
+    recipe: Recipe, sources: Sequence[Source], limit: int | None, tokenizer: Any, spec: JudgeSpec
+) -> tuple[list[Any], Examples]:
+    records, report = read_pairs(recipe, sources, limit)
+    return records, make_examples(recipe, records, report, tokenizer, spec)
+
+
+def _held_out(
+    recipe: Recipe, tokenizer: Any, spec: JudgeSpec, placement: Placement
+) -> tuple[list[Any], BatchPlan | None]:
+    if not recipe.data.valid:
+        return [], None
+    records, examples = _examples(recipe, recipe.data.valid, recipe.evaluate.limit, tokenizer, spec)
+    batch, shards = recipe.batch, placement.batch_shards
+    per_unit = 1 if examples.together else examples.per_unit
+    plan = make_batches(
+        examples,
+        rows=evaluation_rows(batch.rows, batch.microbatches, shards, per_unit),
+        length=batch.length,
+        seed=recipe.run.seed,
+        pack=batch.pack,
+    )
+    return records, plan
+
+
+def _leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
+    """Changes to a recipe that need less memory and give the same results, cheapest first."""
+    batch, shards = recipe.batch, placement.batch_shards
+    counts = [
+        batch.microbatches * n
+        for n in (2, 4, 8, 16)
+        if batch.rows % (batch.microbatches * n * shards) == 0
+    ]
+    changes: list[dict[str, Any]] = [{"batch.microbatches": n} for n in counts[:2]]
+    if recipe.execution.remat != "full":
+        changes += [
+            {"execution.remat": "full", **({"batch.microbatches": n} if n else {})}
+            for n in (0, *counts)
+        ]
+    return changes or [{"batch.microbatches": n} for n in counts]
+
+
+def _metrics_writer(job: Job, start: int) -> MetricsWriter:
+    return MetricsWriter(
+        job.folder.path,
+        start_step=start,
+        tensorboard=job.recipe.log.tensorboard,
+        wandb=job.recipe.log.wandb,
+        settings=recipe_values(job.recipe),
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _stopped(job: Job, why: str, step: int) -> str:
+    return (
+        f"stopped by {why}: step {step} of {job.steps} is saved. Go on with: "
+        f"gram-jax train {job.folder.path / RECIPE}"
+    )
+
+
+def _keep(job: Job, state: TrainState, checkpoints: Checkpoints) -> str:
+    """Save the state that the bad batch left alone, and say where it is."""
+    step = int(state.step)
+    if step == 0:
+        return "It was the first batch: no step was lost. Check the data and model.dtype"
+    if checkpoints.latest() != step:
+        # The bad batch is counted only once it may be skipped.
+        allowed = jax.device_put(np.int32(job.recipe.run.max_skipped), state.skipped.sharding)
+        checkpoints.save(step, state._replace(skipped=allowed), blocking=True)
+    return (
+        f"The last good state, after step {step}, is kept in {job.folder.checkpoints}. To go on "
+        f"without this batch: gram-jax train {job.folder.path / RECIPE} --set "
+        f"run.max_skipped={job.recipe.run.max_skipped + 1}; or begin anew with a lower "
+        "optimizer.learning_rate"
+    )
+
+
+def _conclude(job: Job, console: Console) -> None:
+    """The curves, a table of the figures, and what can be done next."""
+    rows = read_metrics(job.folder.path / METRICS)
+    title = f"{job.folder.path.name} ({job.recipe.stage})"
+    plot_curves(rows, job.folder.path / "curves.png", title=title)
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    table = []
+    for name in names:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            table.append((name, values[0], values[-1]))
+    console.table(title, ("", "first", "last"), table)
+    console.say(f"curves: {job.folder.path / 'curves.png'}")
+
+
+def _result(folder: RunFolder) -> RunResult:
+    metrics: dict[str, float] = {}
+    for row in read_metrics(folder.path / METRICS):
+        metrics |= row
+    steps = int(metrics.pop("step", 0))
+    return RunResult(folder.path, steps, metrics)

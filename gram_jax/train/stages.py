@@ -1,0 +1,145 @@
+"""What differs between the three stages: which examples, which weights, which objective."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax import tree
+from gram_jax.checkpoint.models import load_model
+from gram_jax.config import Recipe, Source
+from gram_jax.data.examples import Examples
+from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
+from gram_jax.data.records import Record, read_sources
+from gram_jax.data.sources import read_rows
+from gram_jax.judge import JudgeSpec, make_spec
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.lora import init_lora, lora_scales, lora_specs
+from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.objectives import (
+    Objective,
+    ranking_objective,
+    verdict_objective,
+    writing_objective,
+)
+from gram_jax.sharding import Placement
+from gram_jax.tree import Tree
+
+TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
+
+
+def make_objective(
+    recipe: Recipe, cfg: ModelConfig, execution: Execution, spec: JudgeSpec
+) -> Objective:
+    """What the recipe's stage minimises."""
+    if recipe.stage == "write":
+        return writing_objective(cfg, execution, chunk=recipe.loss.chunk)
+    if recipe.stage == "judge":
+        smoothing = recipe.loss.smoothing
+        return verdict_objective(cfg, execution, label_ids=spec.label_ids, smoothing=smoothing)
+    return ranking_objective(cfg, execution)
+
+
+def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
+    """The judge that the recipe describes, on this tokenizer."""
+    wanted, rows = recipe.judge, None
+    if wanted.template == "from-dataset":
+        found = itertools.islice(read_rows(recipe.data.train[0].spec), TEMPLATE_ROWS)
+        rows = [row.fields for row in found]
+    return make_spec(
+        tokenizer,
+        template=wanted.template,
+        labels=wanted.labels,
+        max_length=wanted.max_length,
+        thinking=wanted.thinking,
+        system=wanted.system,
+        rows=rows,
+    )
+
+
+def read_pairs(
+    recipe: Recipe, sources: Sequence[Source], limit: int | None
+) -> tuple[list[Record], Any]:
+    """Records of the stage's kind from these sources, and what became of the rows."""
+    return read_sources(
+        [source.spec for source in sources],
+        "pair" if recipe.stage == "write" else "preference",
+        schema=recipe.data.schema,
+        on_bad=recipe.data.on_bad,
+        limit=limit,
+    )
+
+
+def make_examples(
+    recipe: Recipe,
+    records: Sequence[Any],
+    report: Any,
+    tokenizer: Any,
+    spec: JudgeSpec,
+) -> Examples:
+    """The stage's encoded examples of these records."""
+    shared = {"overlong": recipe.data.overlong, "rows": report}
+    if recipe.stage == "rank":
+        return ranking_examples(records, tokenizer, spec, **shared)
+    make = writing_examples if recipe.stage == "write" else verdict_examples
+    return make(records, tokenizer, spec, orders=recipe.data.orders, seed=recipe.run.seed, **shared)
+
+
+def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
+    """ParamSpec of every weight that is trained: all of them, or those of LoRA, and a scalar head."""
+    specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
+    return {**specs, **_scalar_head(recipe, cfg)}
+
+
+def start_weights(
+    recipe: Recipe, specs: Tree, placement: Placement
+) -> tuple[ModelConfig, Tree, Tree]:
+    """(config, weights to train, weights to leave alone) at the start of a run.
+
+    specs: as trained_specs gives them. Master weights have the recipe's dtype; frozen ones, of
+    which no sum of small steps is taken, the dtype of the computation.
+    """
+    if recipe.lora is None:
+        cfg, loaded = load_model(recipe.model.start, placement, recipe.model.dtype)
+        frozen: Tree = {}
+    else:
+        cfg, frozen = frozen_weights(recipe, placement)
+        loaded = {"score": frozen.pop("score")} if "score" in frozen else {}
+    found, fresh = tree.flatten(loaded), {}
+    # What the start does not have (LoRA, a scalar head) begins at random.
+    missing = tree.split(specs, lambda path: path not in found)[0]
+    key = jax.random.key(recipe.run.seed)
+    if "layers" in missing:
+        lora, missing = tree.split(missing, lambda path: path.startswith("layers/lora/"))
+        fresh = tree.flatten(init_lora(lora, key, placement, recipe.model.dtype))
+    if missing:
+        head_key = jax.random.fold_in(key, 1)
+        fresh |= tree.flatten(init_params(missing, head_key, placement, recipe.model.dtype))
+    trained = tree.map_with_path(
+        lambda path, _: fresh[path] if path in fresh else found[path], specs
+    )
+    return cfg, jax.tree.map(lambda x: x.astype(recipe.model.dtype), trained), frozen
+
+
+def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree]:
+    """The base under LoRA, in the dtype of the computation, with LoRA's scale."""
+    cfg, base = load_model(recipe.model.start, placement, recipe.execution.compute)
+    scale = lora_scales(cfg, recipe.lora.config, placement)
+    return cfg, tree.merge(base, {"layers": {"lora_scale": scale}})
+
+
+def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
+    if recipe.stage != "rank":
+        return {}
+    return {"score": ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
+
+
+def abstract_batch(batch: Any, placement: Placement) -> Any:
+    """Shapes and shardings of a batch as it will lie on the devices."""
+    sharding = placement.sharding("batch")
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=sharding), batch
+    )

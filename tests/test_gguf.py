@@ -1,0 +1,373 @@
+"""GGUF files: the rearranged rows come back in order, every quantisation is read, tokenizers are
+whole.
+"""
+
+import copy
+import json
+from dataclasses import replace
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import tiny_config
+from families import family_tokenizer
+from gguf import GGMLQuantizationType as Quant
+
+from gram_jax import tree
+from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf, recover_rope_scaling
+from gram_jax.checkpoint.hf_names import slots
+from gram_jax.data.tiny import tiny_tokenizer
+from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.model.config import RopeScaling
+from gram_jax.model.rope import rotary_frequencies
+
+CONTROL, NORMAL, USER_DEFINED = 3, 1, 4
+
+
+def neighbours(rows, heads):
+    """What llama.cpp's converter does to the q and k rows of a llama: rotary halves side by side."""
+    size = rows.shape[0] // heads
+    order = [h * size + half * size // 2 + i for h in range(heads) for i in range(size // 2)
+             for half in (0, 1)]  # fmt: skip
+    return rows[order]
+
+
+def write_gguf(path, cfg, weights, *, quant=Quant.F32, raw=None, extra=None, tokenizer=None):
+    """A GGUF file as a converter writes it. weights: {hf-laid-out gguf name: f32 array}."""
+    writer = gguf.GGUFWriter(path, cfg.family)
+    writer.add_block_count(cfg.layers)
+    writer.add_context_length(cfg.context_length)
+    writer.add_embedding_length(cfg.embed_size)
+    writer.add_feed_forward_length(cfg.mlp_size)
+    writer.add_head_count(cfg.query_heads)
+    writer.add_head_count_kv(cfg.kv_heads)
+    writer.add_key_length(cfg.head_size)
+    writer.add_layer_norm_rms_eps(cfg.norm_eps)
+    writer.add_rope_freq_base(cfg.rope_theta)
+    if tokenizer is not None:
+        tokenizer(writer)
+    for key, value in (extra or {}).items():
+        writer.add_string(key, value)
+    for name, array in weights.items():
+        if cfg.family == "llama" and ("attn_q." in name or "attn_k." in name):
+            heads = cfg.query_heads if "attn_q" in name else cfg.kv_heads
+            array = neighbours(array, heads)
+        if raw and name in raw:
+            writer.add_tensor(name, raw[name], raw_dtype=quant)
+        elif array.ndim == 2 and quant != Quant.F32:
+            writer.add_tensor(name, gguf.quants.quantize(array, quant), raw_dtype=quant)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_weights(cfg, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=slot.stored_shape).astype(np.float32)
+        for name, slot in slots(cfg, "gguf").items()
+    }
+
+
+def stored(params, cfg):
+    """The loaded parameters, laid out as in a file again."""
+    leaves, places = tree.flatten(params), slots(cfg, "gguf")
+
+    def part(slot):
+        leaf = np.asarray(leaves[slot.rule.path])
+        return slot.to_stored(leaf if slot.layer is None else leaf[slot.layer])
+
+    return {name: part(slot) for name, slot in places.items()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_weights_and_config_come_back_exactly(family, tied, tmp_path, one_device):
+    cfg = tiny_config(family, tied)
+    weights = random_weights(cfg)
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights)
+    found, params = load_gguf(path, one_device, None)
+    assert found == cfg == gguf_config(path)
+    for name, array in stored(params, cfg).items():
+        assert array.tobytes() == weights[name].tobytes(), name
+
+
+def test_a_query_turned_by_neighbours_is_our_query_turned_by_halves(tmp_path, one_device):
+    """The meaning of the rearrangement, without its formula: scores of q and k are the same."""
+    cfg = replace(tiny_config("llama", True), layers=1)
+    path = write_gguf(tmp_path / "x.gguf", cfg, random_weights(cfg))
+    in_file = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    _, params = load_gguf(path, one_device, None)
+    x, y = np.random.default_rng(1).normal(size=(2, cfg.embed_size))
+    angle = 7 * cfg.rope_theta ** (-np.arange(0, 8, 2) / 8)
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    def by_neighbours(v):
+        a, b = v[0::2], v[1::2]
+        return np.stack([a * cos - b * sin, a * sin + b * cos], -1).ravel()
+
+    def by_halves(v):
+        a, b = v[:4], v[4:]
+        return np.concatenate([a * cos - b * sin, a * sin + b * cos])
+
+    q = np.asarray(params["layers"]["q"][0], np.float64)
+    k = np.asarray(params["layers"]["k"][0], np.float64)
+    for head in range(4):
+        group = head // 2
+        theirs_q = in_file["blk.0.attn_q.weight"][head * 8 : head * 8 + 8] @ x
+        theirs_k = in_file["blk.0.attn_k.weight"][group * 8 : group * 8 + 8] @ y
+        expected = by_neighbours(theirs_q) @ theirs_k
+        assert by_halves(x @ q[:, head]) @ (y @ k[:, group]) == pytest.approx(expected, rel=1e-6)
+
+
+def half(data, at):
+    return float(np.frombuffer(bytes(data[at : at + 2]), np.float16)[0])
+
+
+def q4_k(block):
+    """256 weights: eight groups of 32, each with a 6-bit scale and a 6-bit minimum."""
+    d, dmin, scales, qs = half(block, 0), half(block, 2), block[4:16].astype(int), block[16:]
+    out = []
+    for group in range(8):
+        if group < 4:
+            scale, low = scales[group] & 63, scales[group + 4] & 63
+        else:
+            scale = (scales[group + 4] & 15) | (scales[group - 4] >> 6) << 4
+            low = scales[group + 4] >> 4 | (scales[group] >> 6) << 4
+        for i in range(32):
+            nibble = int(qs[32 * (group // 2) + i]) >> 4 * (group % 2) & 15
+            out.append(d * scale * nibble - dmin * low)
+    return out
+
+
+def q6_k(block):
+    """256 weights of 6 bits in two halves: 4 low bits and 2 high bits apart, 16 signed scales."""
+    low, high, scales = block[:128].astype(int), block[128:192].astype(int), block[192:208]
+    d, out = half(block, 208), []
+    for i in range(256):
+        part, quarter, column = i // 128, i % 128 // 32, i % 32
+        nibble = low[64 * part + 32 * (quarter % 2) + column] >> 4 * (quarter // 2) & 15
+        bits = high[32 * part + column] >> 2 * quarter & 3
+        out.append(d * int(scales.view(np.int8)[i // 16]) * ((nibble | bits << 4) - 32))
+    return out
+
+
+def q4_0(block):
+    q = [int(b) & 15 for b in block[2:]] + [int(b) >> 4 for b in block[2:]]
+    return [half(block, 0) * (x - 8) for x in q]
+
+
+def q4_1(block):
+    q = [int(b) & 15 for b in block[4:]] + [int(b) >> 4 for b in block[4:]]
+    return [half(block, 0) * x + half(block, 2) for x in q]
+
+
+def q8_0(block):
+    return [half(block, 0) * int(x) for x in block[2:].view(np.int8)]
+
+
+# Where the half-precision factors of a block lie: random bytes there could be infinite.
+BLOCKS = {
+    Quant.Q4_K: (q4_k, (0, 2)),
+    Quant.Q6_K: (q6_k, (208,)),
+    Quant.Q4_0: (q4_0, (0,)),
+    Quant.Q4_1: (q4_1, (0, 2)),
+    Quant.Q8_0: (q8_0, (0,)),
+}
+
+
+@pytest.mark.parametrize("quant", BLOCKS, ids=lambda quant: quant.name)
+def test_quantised_blocks_are_read_as_the_format_says(quant, tmp_path, one_device, cube):
+    cfg = replace(
+        tiny_config("llama", True),
+        embed_size=256,
+        mlp_size=256,
+        head_size=64,
+        vocab_size=16,
+        layers=1,
+    )
+    weights, rng = random_weights(cfg), np.random.default_rng(2)
+    read, factors = BLOCKS[quant]
+    count, size = gguf.GGML_QUANT_SIZES[quant]
+    raw = {}
+    for name, array in weights.items():
+        if array.ndim == 2:
+            blocks = rng.integers(0, 256, (array.shape[0], 256 // count, size)).astype(np.uint8)
+            for at in factors:
+                values = rng.normal(size=blocks.shape[:2]).astype(np.float16)
+                blocks[..., at : at + 2] = values[..., None].view(np.uint8)
+            raw[name] = blocks.reshape(array.shape[0], -1)
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=quant, raw=raw)
+    found, params = load_gguf(path, one_device, None)
+    back = stored(params, found)
+    for name in ("token_embd.weight", "blk.0.ffn_down.weight"):
+        for row in (0, 13):
+            blocks = raw[name][row].reshape(-1, size)
+            expected = [value for block in blocks for value in read(block)]
+            np.testing.assert_allclose(back[name][row], expected, rtol=1e-5, atol=1e-5)
+    _, spread = load_gguf(path, cube, None)
+    for leaf, part in zip(
+        tree.flatten(params).values(), tree.flatten(spread).values(), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, part)
+
+
+@pytest.mark.parametrize(
+    ("quant", "half_dtype"), [(Quant.F16, np.float16), (Quant.BF16, ml_dtypes.bfloat16)]
+)
+def test_half_precision_files_are_read_exactly(quant, half_dtype, tmp_path, one_device):
+    cfg = tiny_config("qwen2", False)
+    weights = random_weights(cfg)
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=quant)
+    for dtype in (None, "bfloat16"):
+        _, params = load_gguf(path, one_device, dtype)
+        assert params["embed"].dtype == (dtype or "float32")
+    for name, array in stored(load_gguf(path, one_device, None)[1], cfg).items():
+        expected = weights[name]
+        if expected.ndim == 2:
+            expected = expected.astype(half_dtype).astype(np.float32)
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_an_unknown_quantisation_is_named(tmp_path, one_device):
+    cfg = replace(tiny_config("llama", True), mlp_size=64)
+    weights = random_weights(cfg)
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=Quant.Q5_0)
+    with pytest.raises(LayoutError, match=r"Q5_0; known are F32, F16, .*Q6_K"):
+        load_gguf(path, one_device, None)
+
+
+def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path, one_device):
+    cfg = replace(tiny_config("llama3", True), head_size=64)
+    plain = rotary_frequencies(replace(cfg, rope_scaling=None))
+    divisors = np.asarray(plain / rotary_frequencies(cfg), np.float32)
+    assert divisors.min() == 1 and divisors.max() == pytest.approx(32)
+    weights = {**random_weights(cfg), "rope_freqs.weight": divisors}
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights)
+    assert gguf_config(path) == cfg
+    assert load_gguf(path, one_device, None)[0] == cfg
+    eight = replace(cfg, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5)
+    divisors = np.asarray(plain / rotary_frequencies(eight), np.float32)
+    assert recover_rope_scaling(divisors, 5e5, 64, 512) == eight.rope_scaling
+
+
+def test_other_stretches_of_the_rotary_frequencies_are_refused(tmp_path):
+    cfg = tiny_config("llama", True)
+    odd = {**random_weights(cfg), "rope_freqs.weight": np.array([3, 1, 4, 2], np.float32)}
+    with pytest.raises(LayoutError, match=r"not Llama 3's stretch.*Hugging Face folder"):
+        gguf_config(write_gguf(tmp_path / "x.gguf", cfg, odd))
+    extra = {"llama.rope.scaling.type": "yarn"}
+    with pytest.raises(LayoutError, match="yarn"):
+        gguf_config(write_gguf(tmp_path / "y.gguf", cfg, random_weights(cfg), extra=extra))
+
+
+def test_everything_that_does_not_fit_is_listed(tmp_path, one_device):
+    cfg = tiny_config("llama", True)
+    weights = random_weights(cfg)
+    del weights["output_norm.weight"]
+    weights["blk.1.attn_q.bias"] = np.zeros(32, np.float32)
+    with pytest.raises(LayoutError) as error:
+        load_gguf(write_gguf(tmp_path / "x.gguf", cfg, weights), one_device, None)
+    assert "output_norm.weight: not in any file" in str(error.value)
+    assert "blk.1.attn_q.bias in x.gguf: has no place" in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [3, 10, 200, 3000, -5000, -10])
+def test_a_file_cut_short_is_a_clear_error(keep, tmp_path):
+    cfg = tiny_config("llama", True)
+    path = write_gguf(tmp_path / "x.gguf", cfg, random_weights(cfg))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"cut short|no GGUF file"):
+        gguf_config(path)
+
+
+def test_garbage_is_a_clear_error(tmp_path):
+    path = tmp_path / "x.gguf"
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        gguf_config(path)
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(CheckpointError, match="no GGUF file"):
+        gguf_config(path)
+    path.write_bytes(b"GGUF" + np.random.default_rng(0).bytes(4000))
+    with pytest.raises(CheckpointError, match="damaged"):
+        gguf_config(path)
+
+
+def test_another_architecture_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(LayoutError, match=r"'mamba'; gram_jax runs llama, qwen2, qwen3"):
+        gguf_config(tmp_path / "x.gguf")
+
+
+def vocabulary(tokenizer, pre):
+    """What a converter writes for a byte-level BPE tokenizer."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    kinds = {t["content"]: CONTROL if t["special"] else USER_DEFINED for t in state["added_tokens"]}
+
+    def write(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types([kinds.get(token, NORMAL) for token in tokens])
+        merges = state["model"]["merges"]
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+        if tokenizer.bos_token_id is not None:
+            writer.add_bos_token_id(tokenizer.bos_token_id)
+        writer.add_eos_token_id(tokenizer.eos_token_id)
+        writer.add_chat_template(tokenizer.chat_template)
+
+    return write
+
+
+TEXTS = (
+    "In 2024, 123 + 4567 = 4690!",
+    "I'm sure we'll DON'T\n\n\n  def f(x):\n\treturn x ** 2  \r\n",
+    "naïve café ünïcode 漢字 🙂 e\u0301",
+    "<|im_start|>user\nhi<|im_end|>\n<think>\n\n</think>",
+    "",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "pre"), [("llama3", "llama-bpe"), ("qwen2.5", "qwen2"), ("qwen3", "qwen2")]
+)
+def test_a_rebuilt_tokenizer_gives_the_ids_of_the_original(name, pre, tmp_path):
+    original = copy.deepcopy(family_tokenizer(name))
+    if name == "llama3":  # the published tokenizer leaves accents as they are
+        original.backend_tokenizer.normalizer = None
+    cfg = tiny_config("llama", True)
+    path = write_gguf(tmp_path / "x.gguf", cfg, {}, tokenizer=vocabulary(original, pre))
+    rebuilt = gguf_tokenizer(path)
+    for text in TEXTS:
+        assert rebuilt.encode(text) == original.encode(text), text
+    assert rebuilt.chat_template == original.chat_template
+    assert (rebuilt.bos_token, rebuilt.eos_token) == (original.bos_token, original.eos_token)
+    assert len(rebuilt) == len(original)
+    states = [json.loads(t.backend_tokenizer.to_str())["added_tokens"] for t in (rebuilt, original)]
+    assert [(t["id"], t["special"]) for t in states[0]] == [
+        (t["id"], t["special"]) for t in states[1]
+    ]
+
+
+def test_an_unknown_way_of_cutting_text_is_named(tmp_path):
+    cfg = tiny_config("llama", True)
+    write = vocabulary(tiny_tokenizer(), "deepseek-r1-qwen")
+    path = write_gguf(tmp_path / "x.gguf", cfg, {}, tokenizer=write)
+    with pytest.raises(LayoutError, match=r"deepseek-r1-qwen.*smollm, llama-bpe and qwen2"):
+        gguf_tokenizer(path)
+    path = write_gguf(
+        tmp_path / "y.gguf", cfg, {}, tokenizer=lambda writer: writer.add_tokenizer_model("llama")
+    )
+    with pytest.raises(LayoutError, match="'llama' cannot be rebuilt"):
+        gguf_tokenizer(path)

@@ -1,0 +1,122 @@
+"""config.json: every spelling is understood, what we would compute otherwise is refused."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from conftest import FAMILIES, tiny_config
+
+from gram_jax.checkpoint.hf_config import config_from_hf, config_to_hf
+from gram_jax.errors import LayoutError
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_survives_the_way_there_and_back(family, tied):
+    cfg = tiny_config(family, tied)
+    assert config_from_hf(json.loads(json.dumps(config_to_hf(cfg, "bfloat16")))) == cfg
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_spellings_of_rope_give_the_same_config(family):
+    cfg = tiny_config(family, True)
+    both = config_to_hf(cfg, "float32")
+    old = {name: value for name, value in both.items() if name != "rope_parameters"}
+    new = {n: value for n, value in both.items() if n not in ("rope_theta", "rope_scaling")}
+    assert config_from_hf(old) == config_from_hf(new) == cfg
+    if old["rope_scaling"]:  # the oldest name of the kind
+        old["rope_scaling"] = dict(old["rope_scaling"])
+        old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")
+        assert config_from_hf(old) == cfg
+
+
+CHANGES = {
+    "family": "qwen3",
+    "vocab_size": 300,
+    "embed_size": 64,
+    "layers": 3,
+    "query_heads": 8,
+    "kv_heads": 1,
+    "head_size": 16,
+    "mlp_size": 50,
+    "norm_eps": 1e-3,
+    "rope_theta": 123.0,
+    "rope_scaling": None,
+    "tied_head": True,
+    "context_length": 77,
+}
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_every_field_is_written_and_read(field):
+    cfg = tiny_config("llama3", False)
+    changed = replace(cfg, **{field: CHANGES[field]})
+    if field == "family":  # the traits of a family come with it
+        changed = replace(changed, qk_norm=True)
+    assert changed != cfg
+    assert config_from_hf(config_to_hf(changed, "float32")) == changed
+    assert set(CHANGES) | {"qkv_bias", "qk_norm"} == {f.name for f in fields(cfg)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "gelu"},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"sliding_window": 4096, "use_sliding_window": True},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"quantization_config": {"bits": 4}},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e5}}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        {"rope_theta": 5.0},
+        {"num_key_value_heads": 3},
+    ],
+)
+def test_what_the_decoder_does_not_do_is_refused_by_name(change):
+    found = config_to_hf(tiny_config("llama", True), "float32") | change
+    with pytest.raises(LayoutError) as error:
+        config_from_hf(found)
+    names = {"layer_types": "layer_types", "num_key_value_heads": "key-value heads"}
+    name = next(iter(change))
+    expected = "rope" if name.startswith("rope") else names.get(name, name)
+    assert expected in str(error.value)
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(LayoutError, match=r"gemma3.*llama, qwen2, qwen3"):
+        config_from_hf({"model_type": "gemma3"})
+
+
+def test_every_missing_field_is_listed_at_once():
+    with pytest.raises(LayoutError) as error:
+        config_from_hf({"model_type": "qwen2", "rope_theta": 1e6})
+    for name in ("vocab_size", "hidden_size", "num_key_value_heads", "rms_norm_eps"):
+        assert name in str(error.value)
+
+
+def test_absent_fields_mean_what_transformers_says():
+    found = config_to_hf(tiny_config("llama", False), "float32")
+    for name in ("head_dim", "tie_word_embeddings", "rope_theta", "rope_parameters", "hidden_act"):
+        del found[name]
+    assert config_from_hf(found) == replace(tiny_config("llama", False), rope_theta=10000.0)
+
+
+def test_a_mixture_that_no_class_has_cannot_be_written():
+    with pytest.raises(LayoutError, match="qkv_bias"):
+        config_to_hf(replace(tiny_config("llama", True), qkv_bias=True), "float32")
+
+
+def test_transformers_reads_the_config_as_it_is_meant():
+    transformers = pytest.importorskip("transformers")
+    for family in FAMILIES:
+        cfg = tiny_config(family, False)
+        settings = config_to_hf(cfg, "float32")
+        theirs = transformers.AutoConfig.for_model(**settings)
+        assert theirs.rope_parameters == settings["rope_parameters"]
+        assert (theirs.head_dim, theirs.rms_norm_eps) == (cfg.head_size, cfg.norm_eps)
+        assert theirs.num_key_value_heads == cfg.kv_heads
+        assert config_from_hf(theirs.to_dict()) == cfg

@@ -1,0 +1,326 @@
+"""The judge specification: one-token labels, templates that keep texts apart, a hash that tells judges apart."""
+
+import dataclasses
+import json
+
+import pytest
+from families import family_tokenizer
+
+from gram_jax.data.encode import encode_comparison, encode_comparisons, wrap_tokenizer
+from gram_jax.data.recover import recover_template, take_apart
+from gram_jax.data.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from gram_jax.errors import GramError, JudgeError
+from gram_jax.judge import FILE_NAME, JudgeSpec, check_tokenizer, find_label_ids, make_spec
+
+TOKENIZER = tiny_tokenizer()
+SPEC = make_spec(TOKENIZER)
+
+
+def write(folder, text: str):
+    path = folder / "template.txt"
+    path.write_text(text)
+    return path
+
+
+# --- saving, loading, telling apart
+
+
+def test_a_specification_survives_json_and_files(tmp_path):
+    assert JudgeSpec.from_json(SPEC.to_json()) == SPEC
+    path = SPEC.save(tmp_path)
+    assert path.name == FILE_NAME and [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
+    again = JudgeSpec.load(tmp_path)
+    assert again == SPEC and again.hash == SPEC.hash and hash(again) == hash(SPEC)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(JudgeSpec)])
+def test_every_field_changes_the_hash(field):
+    value = getattr(SPEC, field)
+    other = {
+        str: lambda v: v + "x",
+        tuple: lambda v: v[::-1],
+        bool: lambda v: not v,
+        int: lambda v: v + 1,
+        type(None): lambda v: "Be fair.",
+    }[type(value)](value)
+    changed = dataclasses.replace(SPEC, **{field: other})
+    assert changed.hash != SPEC.hash and changed != SPEC
+
+
+def test_the_hash_is_that_of_a_known_specification():
+    """A change of this number means that saved judges are no longer recognised."""
+    assert len(SPEC.hash) == 64
+    assert make_spec(tiny_tokenizer()).hash == SPEC.hash
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: d.pop("after"), r"missing entries \['after'\]"),
+        (lambda d: d.update(extra=1), r"unknown entries \['extra'\]"),
+        (lambda d: d.update(format=2), r"format 1"),
+        (lambda d: d.update(label_ids=[1]), "label_ids should be two int"),
+        (lambda d: d.update(label_ids=[1, True]), "label_ids should be two int"),
+        (lambda d: d.update(labels="AB"), "labels should be two str"),
+        (lambda d: d.update(template=None), "template should be text"),
+        (lambda d: d.update(max_length=1.5), "max_length should be an integer"),
+        (lambda d: d.update(template="{prompt}"), "exactly once"),
+    ],
+)
+def test_a_damaged_specification_is_an_error_that_names_the_file(tmp_path, damage, message):
+    state = json.loads(SPEC.to_json())
+    damage(state)
+    (tmp_path / FILE_NAME).write_text(json.dumps(state))
+    with pytest.raises(JudgeError, match=message) as error:
+        JudgeSpec.load(tmp_path)
+    assert FILE_NAME in str(error.value)
+
+
+def test_a_missing_or_unreadable_specification_is_an_error(tmp_path):
+    with pytest.raises(JudgeError, match="no judge.json"):
+        JudgeSpec.load(tmp_path)
+    (tmp_path / FILE_NAME).write_text("{")
+    with pytest.raises(JudgeError, match="not JSON"):
+        JudgeSpec.load(tmp_path)
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_judge_is_noticed():
+    check_tokenizer(SPEC, tiny_tokenizer())
+    with pytest.raises(JudgeError, match="fingerprint"):
+        check_tokenizer(SPEC, family_tokenizer("qwen3"))
+
+
+def test_the_specification_alone_decides_the_tokens_not_the_tokenizers_chat_template():
+    other = tiny_tokenizer(chat_template="{{ 'changed' }}" + CHAT_TEMPLATE)
+    one = encode_comparison(TOKENIZER, SPEC, "p", "f", "s")
+    assert encode_comparison(other, SPEC, "p", "f", "s").tokens.tolist() == one.tokens.tolist()
+
+
+# --- labels
+
+
+def test_a_two_token_label_is_an_error_that_names_tokenizer_label_and_tokens():
+    with pytest.raises(JudgeError) as error:
+        make_spec(TOKENIZER, labels=("AA", "B"))
+    message = str(error.value)
+    assert "'AA'" in message and "'tiny'" in message and "2 token(s): 'A' (35), 'A' (35)" in message
+    assert "Labels that work here: 'A' and 'B'" in message
+
+
+def test_trap_11_labels_belong_to_the_specification_and_blanks_count():
+    with pytest.raises(JudgeError, match="2 token"):
+        make_spec(TOKENIZER, labels=(" A", " B"))  # two tokens in this vocabulary
+    spec = make_spec(TOKENIZER, labels=("1", "2"))
+    assert spec.labels == ("1", "2") and "[Response 1]" in spec.template
+    assert spec.label_ids == tuple(TOKENIZER.convert_tokens_to_ids(["1", "2"]))
+    assert spec.hash != SPEC.hash
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("A", "A"), "same token"),
+        (("A", ""), "two labels"),
+        (("A",), "two labels"),
+        (("A", "<|im_end|>"), "control token"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_or_are_none_are_errors(labels, message):
+    with pytest.raises(JudgeError, match=message):
+        make_spec(TOKENIZER, labels=labels)
+
+
+def test_a_label_that_melts_into_the_tail_is_an_error():
+    tokenizer = family_tokenizer("qwen3")
+    with pytest.raises(JudgeError, match="melts into the last token"):
+        find_label_ids(tokenizer, "the ans", ("wer", "B"))
+
+
+def test_a_tokenizer_without_a_chat_template_is_an_error():
+    with pytest.raises(JudgeError, match="no chat template"):
+        make_spec(tiny_tokenizer(chat_template=None))
+    with pytest.raises(JudgeError, match="fails on the roles"):
+        make_spec(tiny_tokenizer(chat_template="{{ raise_exception('no') }}"))
+    with pytest.raises(JudgeError, match="0 times instead of once"):
+        make_spec(tiny_tokenizer(chat_template="x"))
+
+
+def test_a_slow_tokenizer_is_an_error():
+    with pytest.raises(JudgeError, match="expected a fast tokenizer"):
+        find_label_ids(object.__new__(type("Slow", (), {})), "x", ("A", "B"))
+
+
+def test_a_budget_without_room_for_texts_is_an_error():
+    with pytest.raises(JudgeError, match="leaves no room"):
+        make_spec(TOKENIZER, max_length=64)
+    with pytest.raises(JudgeError, match="leaves no room"):
+        make_spec(TOKENIZER, max_length=0)
+    short = dataclasses.replace(SPEC, max_length=64)
+    for overlong in ("drop", "shorten", "error"):
+        with pytest.raises(JudgeError, match="leaves no room"):
+            encode_comparison(TOKENIZER, short, "p", "f", "s", overlong=overlong)
+
+
+def test_the_default_budget_is_the_context_or_2048():
+    assert make_spec(tiny_tokenizer(context=700)).max_length == 700
+    assert make_spec(tiny_tokenizer(context=10**30)).max_length == 2048
+
+
+# --- templates
+
+
+def test_a_template_file_replaces_the_default(tmp_path):
+    text = 'Weigh {"json": [1]}.\n<q>\n{prompt}\n</q>\n<1>\n{first}\n<2>\n{second}\n</2>\nAnswer.'
+    spec = make_spec(TOKENIZER, template=write(tmp_path, text + "\n"))
+    assert spec.template == text
+    encoded = encode_comparison(TOKENIZER, spec, "{first}", "{second}", "{prompt}")
+    shown = TOKENIZER.decode(encoded.tokens, skip_special_tokens=False)
+    assert "<q>\n{first}\n</q>\n<1>\n{second}\n<2>\n{prompt}\n</2>" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{prompt}\n1\n{first}\n", "field {second} exactly once; found it 0"),
+        ("{prompt}\n1\n{first}\n2\n{second}\n{prompt}", "field {prompt} exactly once; found it 2"),
+        ("{first}\n1\n{prompt}\n2\n{second}", "order {prompt}, {first}, {second}"),
+        ("{prompt}\n1\n{second}\n2\n{first}", "order {prompt}, {first}, {second}"),
+        ("{prompt}\n1\n{first} {second}", "separated by ' ' only"),
+        ("{prompt}\n1\n{first}\n\n{second}", "separated by '\\n\\n' only"),
+        ("{prompt}\n1\n{first}ab\nab\n{second}", "could complete it"),
+        ("{prompt}\n\\1\n{first}\n2\n{second}", "backslash"),
+        ("{prompt}\n[user turn]\n{first}\n2\n{second}", "own mark"),
+        ("{prompt}\n[us{first}\n2\n{second}", "own mark"),
+        ("{prompt}\n[…]\n{first}\n2\n{second}", "own mark"),
+    ],
+)
+def test_a_template_that_cannot_keep_texts_apart_is_an_error(tmp_path, text, message):
+    with pytest.raises(JudgeError) as error:
+        make_spec(TOKENIZER, template=write(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_a_template_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(JudgeError, match='Expected "default", "from-dataset" or the path'):
+        make_spec(TOKENIZER, template=tmp_path / "nowhere.txt")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JudgeError, match="UTF-8"):
+        make_spec(TOKENIZER, template=tmp_path / "binary")
+
+
+# --- recovering a template from rendered rows
+
+GRAM_LIKE = (
+    "You see a question and two answers.\nSay which one is better.\n\n[User Question]\n{prompt}\n\n"
+    "[The Start of Assistant A's Answer]\n{first}\n[The End of Assistant A's Answer]\n\n"
+    "[The Start of Assistant B's Answer]\n{second}\n[The End of Assistant B's Answer]\n\n#Preferred: "
+)
+TEXTS = [
+    ("What is 2 + 2?", "It is 4.\n\n```\n4\n```", "It is 5."),
+    ("Where is Rome?\nBe brief.", "Italy.", "Sure!\n\n```\nItaly\n```\nIn Italy."),
+    ("Write {prompt}.", "Sure!\n\nHere {x}.", "No."),
+]
+
+
+def rows_of(template: str, texts=TEXTS, labels=("A", "B")) -> list[dict[str, str]]:
+    return [
+        {
+            "instruction": template.replace("{prompt}", "\0")
+            .replace("{first}", first)
+            .replace("{second}", second)
+            .replace("\0", prompt),
+            "input": "",
+            "output": labels[at % 2],
+        }
+        for at, (prompt, first, second) in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("labels", [("A", "B"), ("1", "2")])
+def test_a_template_is_recovered_from_rendered_rows(count, labels):
+    rows = rows_of(GRAM_LIKE, labels=labels)[:count]
+    assert recover_template(rows) == (GRAM_LIKE, labels)
+    for row, texts in zip(rows, TEXTS, strict=False):
+        assert take_apart(GRAM_LIKE, row["instruction"]) == texts
+
+
+def test_a_recovered_judge_renders_every_row_exactly_as_it_was():
+    tokenizer = family_tokenizer("qwen3")
+    rows = rows_of(GRAM_LIKE)
+    spec = make_spec(tokenizer, template="from-dataset", rows=rows)
+    assert spec.labels == ("A", "B")
+    for row, encoded in zip(rows, encode_comparisons(tokenizer, spec, TEXTS), strict=True):
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["instruction"]}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        assert tokenizer.decode(encoded.tokens, skip_special_tokens=False) == whole
+        assert encoded.tokens.tolist() == tokenizer(whole)["input_ids"]
+
+
+def test_a_recovered_judge_has_no_date_header_as_in_the_reference_training():
+    tokenizer = family_tokenizer("llama3")
+    spec = make_spec(tokenizer, template="from-dataset", rows=rows_of(GRAM_LIKE))
+    assert (
+        spec.before
+        + spec.template.partition("{prompt}")[0]
+        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        "You see a question and two answers.\nSay which one is better.\n\n[User Question]\n"
+    )
+    assert "Today Date" in make_spec(tokenizer).before
+
+
+def test_instruction_and_input_are_one_message():
+    rows = rows_of(GRAM_LIKE)
+    for row in rows:
+        row["instruction"], _, row["input"] = row["instruction"].partition("\n")
+    assert recover_template(rows)[0] == GRAM_LIKE
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (rows_of(GRAM_LIKE)[:1], "at least two rows"),
+        (rows_of(GRAM_LIKE)[::2], "two labels; found 1"),
+        (rows_of("{prompt}\n--\n{first}\n--\n{second}"), "do not begin with a common line"),
+        (rows_of("Judge.\n{prompt}\n--\n{first}\n==\n{second}"), "do not end with a common line"),
+        (rows_of("Judge.\n{prompt}\n--\n{first}\n{second}\nEnd"), "the 3 rows share 1"),
+        (rows_of(GRAM_LIKE, [(p, "yes", s) for p, _, s in TEXTS]), "share 1"),
+        (rows_of(GRAM_LIKE, [("same", f, s) for _, f, s in TEXTS]), "share 1"),
+        (
+            rows_of(GRAM_LIKE, [(p, f"{f}\n[Note]\n{f}", s) for p, f, s in TEXTS]),
+            "the 3 rows share 3",
+        ),
+        ([{"instruction": "x", "output": None}] * 2, "expected text in 'output'"),
+        ([{"prompt": "x"}] * 2, "expected text in 'instruction'"),
+    ],
+)
+def test_rows_that_leave_the_template_open_are_an_error_that_says_why(rows, message):
+    with pytest.raises(JudgeError, match=message):
+        recover_template(rows)
+
+
+def test_a_row_that_holds_a_delimiter_is_named():
+    delimiter = "[The End of Assistant A's Answer]"
+    rows = rows_of(GRAM_LIKE, [*TEXTS, ("p", f"x\n{delimiter}\ny", "z")])
+    with pytest.raises(
+        JudgeError, match=r"row 3 does not fit: the line .* stands in every row, here 2 times"
+    ):
+        recover_template(rows)
+    # Once, and in its own place: the row still comes out as it was, but its delimiter was in a text.
+    rows = rows_of(GRAM_LIKE, [*TEXTS, ("p", "x", "z\n[User Question]\nw")])
+    with pytest.raises(JudgeError, match="row 3 does not fit the template"):
+        recover_template(rows)
+
+
+def test_from_dataset_without_rows_is_an_error():
+    with pytest.raises(JudgeError, match="needs rendered rows"):
+        make_spec(TOKENIZER, template="from-dataset")
+
+
+def test_errors_of_the_judge_are_errors_for_people():
+    assert issubclass(JudgeError, GramError)
+    assert wrap_tokenizer(TOKENIZER.backend_tokenizer).is_fast

@@ -1,0 +1,295 @@
+"""Whole runs of a tiny model: what they leave behind, what they learn, how they stop."""
+
+import json
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import tiny_recipe, train, write_pairs
+
+import gram_jax.train.loop as loop
+from gram_jax import tree
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.config import read_recipe, recipe_values
+from gram_jax.data.batches import BatchPlan
+from gram_jax.errors import (
+    CheckpointError,
+    DoesNotFitError,
+    NonFiniteError,
+    RecipeError,
+)
+from gram_jax.plots import read_metrics
+from gram_jax.train.compiling import compile_step, explain_out_of_memory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Programs that several tests compile are compiled once."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def judge_run(tmp_path_factory):
+    """A finished run of stage 2 with held-out data."""
+    folder = tmp_path_factory.mktemp("judge") / "run"
+    train_file = write_pairs(folder.parent / "train.jsonl", 64)
+    recipe = tiny_recipe(
+        "judge",
+        folder,
+        run__steps=40,
+        data__train=[str(train_file)],
+        data__valid=[str(write_pairs(folder.parent / "valid.jsonl", 16, seed=1))],
+        batch__rows=8,
+        evaluate__every=20,
+        checkpoint__every=16,
+        log__tensorboard=True,
+    )
+    return recipe, train(recipe)
+
+
+def saved_state(result):
+    """Trained weights of the newest checkpoint, on one device."""
+    placement = loop.make_placement({}, devices=jax.devices()[:1])
+    return tree.flatten(load_model(result.folder, placement, None)[1])
+
+
+def test_a_judge_learns_what_can_be_learned(judge_run):
+    _, result = judge_run
+    rows = read_metrics(result.folder / "metrics.jsonl")
+    assert rows[0]["step"] == 0
+    assert rows[0]["valid_accuracy"] < 0.8
+    assert result.metrics["valid_accuracy"] == 1.0
+    assert result.metrics["valid_pair_accuracy"] == 1.0
+    # the floor of the loss at smoothing 0.1 is 0.1985 (method.md)
+    assert 0.198 < result.metrics["valid_loss"] < 0.25
+
+
+def test_a_run_leaves_everything_that_belongs_to_it(judge_run):
+    recipe, result = judge_run
+    folder = result.folder
+    assert read_recipe(folder / "recipe.toml") == recipe
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").iterdir())
+    assert json.loads((folder / "run.json").read_text())["finished"]
+    assert load_spec(folder).max_length == 192
+    assert load_tokenizer(folder).encode("A") == load_tokenizer("tiny-random").encode("A")
+    with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
+        assert checkpoints.all_steps() == [32, 40]
+
+
+def test_metrics_hold_every_step_once_and_the_names_that_people_chart(judge_run):
+    _, result = judge_run
+    rows = read_metrics(result.folder / "metrics.jsonl")
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == list(range(1, 41))
+    names = {
+        "loss",
+        "accuracy",
+        "margin",
+        "learning_rate",
+        "grad_norm",
+        "num_tokens",
+        "tokens_per_second",
+    }
+    assert names <= rows[-3].keys() | rows[1].keys()
+    tokens = [row["num_tokens"] for row in rows if "num_tokens" in row]
+    assert tokens == sorted(set(tokens))
+    assert [row["step"] for row in rows if "valid_loss" in row] == [0, 20, 40]
+
+
+def test_a_finished_run_does_nothing(judge_run):
+    recipe, result = judge_run
+    before = (result.folder / "metrics.jsonl").read_bytes()
+    again = train(recipe)
+    assert again == result
+    assert (result.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_another_recipe_is_left_alone(judge_run):
+    recipe, result = judge_run
+    values = recipe_values(recipe)
+    values["optimizer"]["learning_rate"] = 1e-3
+    with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.003 -> 0.001(.|\n)*folder"):
+        train(loop_recipe(values))
+    values = recipe_values(recipe)
+    values["log"]["every"] = 5  # changes no result
+    assert train(loop_recipe(values)).steps == result.steps
+
+
+def loop_recipe(values):
+    from gram_jax.config import make_recipe
+
+    return make_recipe(values)
+
+
+@pytest.mark.parametrize("stage", ["write", "rank"])
+def test_the_other_stages_run_to_their_end_and_can_be_loaded(stage, tmp_path):
+    valid = str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))
+    recipe = tiny_recipe(stage, tmp_path / "run", data__valid=[valid], batch__pack=True)
+    result = train(recipe)
+    losses = [row["loss"] for row in read_metrics(result.folder / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert result.metrics["valid_loss"] < losses[0]
+    weights = saved_state(result)
+    assert ("score" in weights) == (stage == "rank")
+    assert result.steps == 6
+
+
+def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
+    write = train(tiny_recipe("write", tmp_path / "write"))
+    recipe = tiny_recipe("judge", tmp_path / "judge", model__start=str(write.folder))
+    seen = []
+    first_state = loop.first_state
+
+    def look(*arguments):
+        state, frozen = first_state(*arguments)
+        seen.append(jax.tree.map(np.asarray, state.params))
+        return state, frozen
+
+    monkeypatch.setattr(loop, "first_state", look)
+    train(recipe)
+    for path, x in saved_state(write).items():
+        np.testing.assert_array_equal(x, tree.flatten(seen[0])[path])
+
+
+def test_lora_trains_and_is_merged_when_loaded(tmp_path):
+    lora = {"lora__rank": 2, "lora__alpha": 4.0, "lora__targets": ["q", "v"]}
+    result = train(tiny_recipe("judge", tmp_path / "run", **lora))
+    base = tree.flatten(
+        load_model("tiny-random", loop.make_placement({}, devices=jax.devices()[:1]), None)[1]
+    )
+    changed = {path for path, x in saved_state(result).items() if not np.array_equal(x, base[path])}
+    assert changed == {"layers/q", "layers/v"}
+    assert result.metrics["loss"] > 0
+
+
+def poison(monkeypatch, bad_step: int):
+    """The batch of one step carries an infinite weight."""
+    batch_of = BatchPlan.batch
+
+    def batch(self, step, shard=(0, 1)):
+        found = batch_of(self, step, shard)
+        if step == bad_step:
+            found.weights[0] = np.inf
+        return found
+
+    monkeypatch.setattr(BatchPlan, "batch", batch)
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    poison(monkeypatch, bad_step=3)
+    recipe = tiny_recipe("judge", tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"step 4(.|\n)*after step 3(.|\n)*max_skipped=1"):
+        train(recipe)
+    good = tiny_recipe("judge", tmp_path / "good", checkpoint__every=3, checkpoint__keep=9)
+    monkeypatch.undo()
+    train(good)
+    job = loop_state(tmp_path / "run", 3), loop_state(tmp_path / "good", 3)
+    for mine, theirs in zip(*job, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+    # with one skip allowed, the same run goes on past that batch
+    poison(monkeypatch, bad_step=3)
+    result = train(tiny_recipe("judge", tmp_path / "run", run__max_skipped=1))
+    assert result.steps == 6
+    assert result.metrics["skipped"] == 1
+    assert all(np.isfinite(x).all() for x in saved_state(result).values())
+
+
+def loop_state(folder, step):
+    with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
+        shapes = checkpoints.params_shapes(step)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes
+        )
+        return jax.tree.leaves(checkpoints.restore_params(step, abstract))
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2)
+    usage = shutil.disk_usage
+    calls = []
+
+    def full_later(path):
+        calls.append(path)
+        free = usage(path).free if len(calls) == 1 else 0
+        return types.SimpleNamespace(total=free, used=0, free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", full_later)
+    with pytest.raises(CheckpointError, match="full"):
+        train(recipe)
+    monkeypatch.undo()
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=None) as checkpoints:
+        assert checkpoints.latest() == 2
+    assert train(recipe).steps == 6
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RecipeError, match=r"thesis.tex"):
+        train(tiny_recipe("judge", tmp_path / "run"))
+
+
+def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(tmp_path):
+    recipe = tiny_recipe("judge", tmp_path / "run", batch__rows=12, batch__microbatches=2)
+    with pytest.raises(RecipeError, match="nearest valid size is 16"):
+        loop.train(recipe, console=loop.Console(quiet=True))  # 8 devices share the batch
+
+
+def test_a_judge_longer_than_the_context_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="1024 positions"):
+        train(tiny_recipe("judge", tmp_path / "run", judge__max_length=2000))
+
+
+def fake_program(temporaries):
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=100,
+        temp_size_in_bytes=temporaries,
+        output_size_in_bytes=50,
+        alias_size_in_bytes=50,
+    )
+    compiled = types.SimpleNamespace(memory_analysis=lambda: memory)
+    return types.SimpleNamespace(compile=lambda: compiled)
+
+
+def test_a_step_that_does_not_fit_names_what_would(one_device, monkeypatch):
+    monkeypatch.setattr("gram_jax.train.compiling.free_bytes", lambda placement: 1000)
+
+    def lowered(change):
+        return fake_program(4096 // change.get("batch.microbatches", 1))
+
+    changes = [{"batch.microbatches": n} for n in (2, 4, 8, 16)]
+    with pytest.raises(DoesNotFitError) as error:
+        compile_step(lowered, one_device, changes)
+    text = str(error.value)
+    assert "4.0 KiB" in text
+    assert "batch.microbatches = 2:" not in text
+    assert "batch.microbatches = 8" in text
+
+
+def test_running_out_of_memory_while_compiling_or_training_is_explained(one_device):
+    def lowered(change):
+        def fail():
+            raise RuntimeError("RESOURCE_EXHAUSTED: 20.1G of 16.0G hbm used")
+
+        return types.SimpleNamespace(compile=fail)
+
+    with pytest.raises(DoesNotFitError, match=r"20\.1G(.|\n)*batch\.length"):
+        compile_step(lowered, one_device, [{"batch.microbatches": 2}])
+    with pytest.raises(DoesNotFitError, match="microbatches"), explain_out_of_memory(None):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    with pytest.raises(KeyError), explain_out_of_memory(None):
+        raise KeyError("something else")

@@ -1,0 +1,255 @@
+"""What the decoder must and must not look at."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from model_cases import random_params, random_rows, shapes_in
+
+from gram_jax.batch import Sequences
+from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.errors import RecipeError
+from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.decoder import hidden_states, rms_norm, unembedding
+from gram_jax.model.execution import Execution
+from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
+from gram_jax.model.rope import rotate, rotation
+from gram_jax.model.specs import param_specs
+from gram_jax.tree import merge
+
+BACKENDS = ("xla", "blocked")
+run = jax.jit(hidden_states, static_argnums=(1, 3))
+
+# Another value for every field. The architecture has no part in family and context_length: files
+# do.
+OTHER = {
+    "family": "qwen2",
+    "vocab_size": 300,
+    "embed_size": 40,
+    "layers": 3,
+    "query_heads": 2,
+    "kv_heads": 4,
+    "head_size": 4,
+    "mlp_size": 64,
+    "norm_eps": 1e-2,
+    "rope_theta": 1e4,
+    "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64),
+    "qkv_bias": True,
+    "qk_norm": True,
+    "tied_head": False,
+    "context_length": 1024,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_config_field_changes_something(field, execution, one_device):
+    cfg = tiny_config("llama", True)
+    other = dataclasses.replace(cfg, **{field: OTHER[field]})
+    assert getattr(cfg, field) != getattr(other, field)
+    if field == "family":
+        other = dataclasses.replace(other, qkv_bias=True)
+    if field in ("family", "context_length"):
+        assert config_to_hf(cfg, "float32") != config_to_hf(other, "float32")
+        return
+    seqs = random_rows(cfg, [[24]], 24)
+    outputs = []
+    for config in (cfg, other):
+        params = random_params(config, one_device)
+        hidden = run(params, config, seqs, execution)
+        outputs.append(jnp.einsum("btd,vd->btv", hidden, unembedding(params, config)))
+    if param_specs(cfg) == param_specs(other):
+        assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+    else:
+        shapes_differ = outputs[0].shape != outputs[1].shape
+        assert shapes_differ or np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+def gradient_by_column(params, cfg, seqs, column, execution):
+    """|d hidden[0, column] / d embedding of the token in each column|; tokens must be distinct."""
+
+    def output(embed):
+        hidden = hidden_states({**params, "embed": embed}, cfg, seqs, execution)
+        # A fixed direction: the plain sum of a normed vector moves little.
+        return hidden[0, column] @ jnp.cos(jnp.arange(cfg.embed_size) * 1.7)
+
+    gradient = jax.jit(jax.grad(output))(params["embed"])
+    return np.abs(np.asarray(gradient)[np.asarray(seqs.tokens)[0]]).max(axis=-1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_position_sees_the_past_of_its_own_document_only(backend, execution, one_device):
+    cfg = tiny_config("llama", True)
+    execution = dataclasses.replace(execution, attention=backend)
+    params = random_params(cfg, one_device)
+    seqs = random_rows(cfg, [[100, 60]], 180)
+    tokens = np.random.default_rng(3).permutation(np.arange(1, cfg.vocab_size))[:180][None]
+    seqs = seqs._replace(tokens=tokens.astype(np.int32))
+    seen = gradient_by_column(params, cfg, seqs, 140, execution)
+    assert (seen[100:141] > 0).all()
+    assert not seen[:100].any()  # the document before
+    assert not seen[141:].any()  # the future, and padding
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_documents_of_a_packed_row_do_not_leak(backend, execution, one_device):
+    cfg = tiny_config("qwen3", True)
+    execution = dataclasses.replace(execution, attention=backend)
+    params = random_params(cfg, one_device)
+    packed = random_rows(cfg, [[70, 90]], 192)
+    other = random_rows(cfg, [[70, 90]], 192, seed=9)
+    changed = packed._replace(
+        tokens=np.where(packed.segments == 2, packed.tokens, other.tokens).astype(np.int32)
+    )
+    hidden = run(params, cfg, packed, execution)
+    assert np.array_equal(hidden[0, 70:160], run(params, cfg, changed, execution)[0, 70:160])
+    assert np.isfinite(hidden).all()
+    alone = Sequences(*(x[:, 70:160] for x in packed))._replace(segments=np.ones((1, 90), np.int32))
+    np.testing.assert_allclose(
+        run(params, cfg, alone, execution)[0], hidden[0, 70:160], atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_nothing(backend, execution, one_device):
+    cfg = tiny_config("llama3", True)
+    execution = dataclasses.replace(execution, attention=backend)
+    params = random_params(cfg, one_device)
+    padded = random_rows(cfg, [[50]], 150)
+    rubbish = padded._replace(tokens=np.where(padded.segments, padded.tokens, 7).astype(np.int32))
+    hidden = run(params, cfg, padded, execution)
+    assert np.isfinite(hidden).all()
+    assert np.array_equal(hidden[:, :50], run(params, cfg, rubbish, execution)[:, :50])
+    bare = Sequences(*(x[:, :50] for x in padded))
+    np.testing.assert_allclose(run(params, cfg, bare, execution), hidden[:, :50], atol=2e-5, rtol=0)
+
+
+def loss_of(cfg, seqs, execution):
+    direction = np.random.default_rng(5).normal(size=(*seqs.tokens.shape, cfg.embed_size))
+    weight = np.where(np.asarray(seqs.segments)[..., None] > 0, direction, 0).astype(np.float32)
+
+    def loss(params):
+        return jnp.sum(hidden_states(params, cfg, seqs, execution).astype(jnp.float32) * weight)
+
+    return loss
+
+
+def test_recomputation_changes_no_gradient(execution, one_device):
+    cfg = tiny_config("qwen2", True)
+    params = random_params(cfg, one_device)
+    seqs = random_rows(cfg, [[20, 11], [30]], 32)
+    gradients = [
+        jax.jit(jax.grad(loss_of(cfg, seqs, dataclasses.replace(execution, remat=remat))))(params)
+        for remat in ("none", "dots", "full")
+    ]
+    for other in gradients[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
+            gradients[0],
+            other,
+        )
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_bfloat16_runs_finite_near_float32(remat, execution, one_device):
+    cfg = tiny_config("llama", False)
+    params = random_params(cfg, one_device)
+    seqs = random_rows(cfg, [[20, 11], [30]], 32)
+    half = dataclasses.replace(execution, compute="bfloat16", remat=remat)
+    hidden = run(params, cfg, seqs, half)
+    assert hidden.dtype == jnp.bfloat16
+    real = seqs.segments > 0
+    error = np.abs(hidden.astype(jnp.float32) - run(params, cfg, seqs, execution))[real]
+    assert error.mean() < 0.05
+    gradients = jax.jit(jax.grad(loss_of(cfg, seqs, half)))(params)
+    for leaf in jax.tree.leaves(gradients):
+        assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_second_copy_of_the_weights_is_kept_for_the_backward_pass(remat, one_device):
+    cfg = tiny_config("llama", True)
+    execution = Execution("bfloat16", "blocked", remat, one_device)
+    params = random_params(cfg, one_device)
+    seqs = random_rows(cfg, [[20]], 24)
+    kept = jax.eval_shape(lambda p: jax.vjp(loss_of(cfg, seqs, execution), p)[1], params)
+    weights = {spec.shape for spec in param_specs(cfg)["layers"].values() if len(spec.shape) > 2}
+    copies = [x for x in jax.tree.leaves(kept) if x.shape in weights and x.dtype == jnp.bfloat16]
+    assert not copies
+
+
+def test_rms_norm_by_hand():
+    got = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0)
+    np.testing.assert_allclose(got, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    cfg = tiny_config("llama3", True)
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, cfg.head_size)).astype(np.float32)
+
+    def product(at_q, at_k):
+        turn = rotation(jnp.array([[at_q, at_k]]), cfg)
+        x = rotate(jnp.stack([q, k])[None, :, None], turn)[0, :, 0]
+        return x[0] @ x[1]
+
+    np.testing.assert_allclose(product(17, 5), product(112, 100), atol=1e-4)
+    assert abs(product(17, 5) - product(17, 6)) > 1e-3
+
+
+# Low-rank adaptation
+
+
+LORA = LoraConfig(rank=3, alpha=6.0, targets=("q", "k", "v", "o", "gate", "up", "down"))
+
+
+def adapted(cfg, one_device, *, trained):
+    params = random_params(cfg, one_device)
+    specs = lora_specs(cfg, LORA)
+    lora = init_lora(specs, jax.random.key(0), one_device, "float32")
+    if trained:
+        lora = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), lora)
+    scale = {"layers": {"lora_scale": lora_scales(cfg, LORA, one_device)}}
+    return params, merge(merge(params, lora), scale)
+
+
+def test_a_fresh_lora_is_the_frozen_model(execution, one_device):
+    cfg = tiny_config("llama", True)
+    params, with_lora = adapted(cfg, one_device, trained=False)
+    seqs = random_rows(cfg, [[20]], 20)
+    assert np.array_equal(run(params, cfg, seqs, execution), run(with_lora, cfg, seqs, execution))
+
+
+def test_merging_lora_keeps_the_model(execution, one_device):
+    cfg = tiny_config("qwen2", True)
+    params, with_lora = adapted(cfg, one_device, trained=True)
+    merged = merge_lora(with_lora)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    seqs = random_rows(cfg, [[20]], 20)
+    ours = run(with_lora, cfg, seqs, execution)
+    np.testing.assert_allclose(run(merged, cfg, seqs, execution), ours, atol=1e-4, rtol=0)
+    assert np.abs(ours - run(params, cfg, seqs, execution)).max() > 1e-2
+
+
+def test_lora_needs_no_gradient_of_the_frozen_matrices(execution, one_device):
+    cfg = tiny_config("llama", True)
+    _, with_lora = adapted(cfg, one_device, trained=True)
+    loss = loss_of(cfg, random_rows(cfg, [[20]], 20), execution)
+
+    def of_lora(lora):
+        return loss({**with_lora, "layers": {**with_lora["layers"], "lora": lora}})
+
+    def products(function, argument):
+        return [shape for name, shape in shapes_in(function, argument) if name == "dot_general"]
+
+    D, F = cfg.embed_size, cfg.mlp_size
+    matrices = {(D, F), (F, D)}
+    assert matrices & set(products(jax.grad(loss), with_lora))
+    assert not matrices & set(products(jax.grad(of_lora), with_lora["layers"]["lora"]))
+
+
+def test_lora_targets_must_exist():
+    with pytest.raises(RecipeError, match=r"\['qq'\].*choose from q, k, v"):
+        LoraConfig(rank=4, alpha=8.0, targets=("q", "qq"))

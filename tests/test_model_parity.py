@@ -1,0 +1,69 @@
+"""The same numbers as transformers in PyTorch, for every family."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FAMILIES, tiny_config
+from model_cases import LABELS, random_params
+
+from gram_jax import tree
+from gram_jax.batch import Sequences
+from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.hf_names import slots
+from gram_jax.model.decoder import hidden_states, label_logits, unembedding
+from gram_jax.model.rope import rotary_frequencies
+
+pytestmark = pytest.mark.torch
+
+
+def in_pytorch(cfg, params):
+    """The transformers model that holds the same weights."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    settings = config_to_hf(cfg, "float32")
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**settings), attn_implementation="eager"
+    ).eval()
+    leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(params)}
+    weights = {}
+    for name, slot in slots(cfg, "hf").items():
+        leaf = leaves[slot.rule.path]
+        leaf = leaf if slot.layer is None else leaf[slot.layer]
+        weights[name] = torch.from_numpy(slot.to_stored(leaf).copy())
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and set(missing) <= ({"lm_head.weight"} if cfg.tied_head else set())
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(family, tied, execution, one_device):
+    torch = pytest.importorskip("torch")
+    cfg = tiny_config(family, tied)
+    params = random_params(cfg, one_device)
+    tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 40)).astype(np.int32)
+    # Far positions, so that a wrong frequency cannot hide.
+    positions = np.broadcast_to(np.arange(40, dtype=np.int32) + 300, (2, 40))
+    seqs = Sequences(tokens, positions, np.ones_like(tokens))
+
+    with torch.no_grad():
+        theirs = in_pytorch(cfg, params)(
+            torch.from_numpy(tokens).long(), position_ids=torch.from_numpy(positions.copy()).long()
+        ).logits.numpy()
+
+    hidden = hidden_states(params, cfg, seqs, execution)
+    ours = jnp.einsum("btd,vd->btv", hidden, unembedding(params, cfg))
+    scale = np.abs(theirs).max()
+    assert scale > 1  # the weights are large enough to tell
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1.0, scale), rtol=0)
+    verdict_at = jnp.array([[39], [11]])
+    labels = label_logits(params, cfg, seqs, verdict_at, LABELS, execution)
+    picked = np.stack([theirs[0, 39, list(LABELS)], theirs[1, 11, list(LABELS)]])[:, None]
+    np.testing.assert_allclose(labels, picked, atol=1e-4 * max(1.0, scale), rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_frequencies_are_those_of_transformers(family, one_device):
+    cfg = tiny_config(family, True)
+    model = in_pytorch(cfg, random_params(cfg, one_device))
+    theirs = model.model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(rotary_frequencies(cfg), theirs, rtol=1e-6)

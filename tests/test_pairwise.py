@@ -1,0 +1,117 @@
+"""The figures of an evaluation, on hand-made scores with known answers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gram_jax.data.records import Preference, as_prompt
+from gram_jax.errors import DataError
+from gram_jax.evals.pairwise import (
+    evaluate_pairs,
+    expected_calibration_error,
+    report_pairs,
+    wilson_interval,
+)
+from gram_jax.scoring.scorer import PairScore
+
+
+def score(p_given: float, p_swapped: float, shortened: bool = False) -> PairScore:
+    """A score from P(first) when it is shown first and when it is shown second."""
+    first = (p_given + p_swapped) / 2
+    log_odds = [math.log(p / (1 - p)) for p in (p_given, p_swapped)]
+    return PairScore(first, 1 - first, sum(log_odds) / 2, p_given - p_swapped, shortened)
+
+
+def report(scores: list[PairScore], chosen_first: list[bool], **more):
+    return report_pairs(scores, chosen_first=chosen_first, sources=[""] * len(scores), **more)
+
+
+FOUR = [score(0.9, 0.8), score(0.7, 0.2), score(0.3, 0.1, True), score(0.6, 0.6)]
+RIGHT = [True, True, False, False]
+
+
+def test_four_pairs_counted_by_hand():
+    found = report(FOUR, RIGHT)
+    assert found.n == 4
+    assert found.accuracy == 0.5  # right, wrong (0.45), right, wrong
+    assert found.accuracy_chosen_first == 0.75  # 0.9, 0.7; second pair of chosen: 1-0.1, 1-0.6
+    assert found.accuracy_chosen_second == 0.5
+    assert found.consistency == 0.75
+    assert found.position_bias == pytest.approx(np.mean([0.05, 0.25, 0.1, 0.0]))
+    assert found.brier == pytest.approx(np.mean([0.15**2, 0.55**2, 0.2**2, 0.6**2]))
+    assert found.shortened == 0.25
+    assert found.ties == 0
+
+
+def test_exchanged_labels_give_one_minus_the_accuracy():
+    scores = [score(p, q) for p, q in np.random.default_rng(0).uniform(0.05, 0.95, (50, 2))]
+    labels = [i % 3 == 0 for i in range(50)]
+    straight = report(scores, labels)
+    exchanged = report(scores, [not label for label in labels])
+    assert exchanged.accuracy == pytest.approx(1 - straight.accuracy)
+    assert exchanged.margin == pytest.approx(-straight.margin)
+    assert exchanged.position_bias == straight.position_bias
+
+
+def test_a_judge_of_positions_scores_one_half_and_is_always_wrong():
+    found = report([score(0.9, 0.1)] * 8, [True, False] * 4)
+    assert found.accuracy == 0
+    assert found.ties == 1
+    assert found.consistency == 0
+    assert found.position_bias == pytest.approx(0.4)
+    assert (found.accuracy_chosen_first, found.accuracy_chosen_second) == (1, 0)
+
+
+def test_which_side_the_source_shows_first_does_not_matter():
+    mirrored = [PairScore(s.second, s.first, -s.margin, s.order_gap, s.shortened) for s in FOUR]
+    one, other = report(FOUR, RIGHT), report(mirrored, [not right for right in RIGHT])
+    for name in (
+        "accuracy",
+        "consistency",
+        "ece",
+        "brier",
+        "margin",
+        "position_bias",
+        "accuracy_chosen_first",
+        "accuracy_chosen_second",
+    ):
+        assert getattr(one, name) == pytest.approx(getattr(other, name)), name
+
+
+def test_calibration_error_of_known_cases():
+    assert expected_calibration_error(np.array([0.8] * 8 + [0.2] * 2)) == pytest.approx(0)
+    assert expected_calibration_error(np.array([0.999] * 5 + [0.001] * 5)) == pytest.approx(0.499)
+    assert expected_calibration_error(np.array([0.5, 0.5])) == 0
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson_interval(0, 10)
+    assert low == 0 and high == pytest.approx(0.2775, abs=1e-4)
+    assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+class FakeScorer:
+    def stream(self, comparisons):
+        for _, first, second in comparisons:
+            yield score(0.9, 0.9) if len(first) > len(second) else score(0.1, 0.1)
+
+
+def record(chosen: str, rejected: str, tie: bool = False, source: str = "") -> Preference:
+    return Preference("id", as_prompt("q"), chosen, rejected, tie=tie, source=source)
+
+
+def test_pairs_are_counted_and_ties_of_the_source_left_out():
+    records = [
+        record("long one", "short", source="a"),
+        record("s", "longer", source="b"),
+        record("x", "y", tie=True),
+    ]
+    found = evaluate_pairs(FakeScorer(), records)
+    assert (found.n, found.skipped_ties, found.accuracy) == (2, 1, 0.5)
+    assert found.by_source == {"a": (1, 1.0), "b": (1, 0.0)}
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(DataError, match="all of them ties"):
+        evaluate_pairs(FakeScorer(), [record("x", "y", tie=True)])

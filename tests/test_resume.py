@@ -1,0 +1,140 @@
+"""A run that was interrupted and went on equals one that never stopped, bit for bit."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from test_loop import compiled_programs  # noqa: F401 (a fixture)
+from tiny_runs import tiny_recipe, train, write_pairs
+
+import gram_jax.train.loop as loop
+from gram_jax.console import Console
+from gram_jax.errors import RecipeError, StoppedError
+from gram_jax.plots import read_metrics
+from gram_jax.sharding import make_placement
+from gram_jax.train.journal import Journal
+
+FINAL = 6
+
+
+@pytest.fixture
+def final_states(monkeypatch):
+    """Every state that is saved as the last of a run, on the host."""
+    states = []
+    save = loop.Checkpoints.save
+
+    def note(self, step, state, *arguments, **settings):
+        if step == FINAL:
+            states.append(jax.tree.map(np.asarray, state))
+        return save(self, step, state, *arguments, **settings)
+
+    monkeypatch.setattr(loop.Checkpoints, "save", note)
+    return states
+
+
+def interrupt(monkeypatch, after: int, kind: signal.Signals):
+    """The run is asked to stop while the metrics of step `after` are read."""
+    book = Journal.book
+
+    def stop(self, step, metrics, *, line=False):
+        book(self, step, metrics, line=line)
+        if step == after:
+            signal.raise_signal(kind)
+
+    monkeypatch.setattr(Journal, "book", stop)
+
+
+def figures(folder):
+    """Lines of metrics without those that measure time."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("stage", "pack", "microbatches", "kind"),
+    [("judge", False, 2, signal.SIGTERM), ("write", True, 1, signal.SIGINT)],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    stage, pack, microbatches, kind, tmp_path, monkeypatch, final_states
+):
+    # 8 pairs, 2 of them a step where nothing is packed: the second epoch begins at step 4
+    write_pairs(tmp_path / "train.jsonl", 8)
+    changes = {
+        "batch__pack": pack,
+        "batch__microbatches": microbatches,
+        "data__valid": [str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))],
+        "evaluate__every": 2,
+    }
+    whole = tiny_recipe(stage, tmp_path / "whole", **changes)
+    train(whole)
+
+    broken = tiny_recipe(stage, tmp_path / "broken", **changes)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2, kind=kind)
+        with pytest.raises(StoppedError, match=r"step \d of 6 is saved.*gram-jax train"):
+            train(broken)
+    stopped_at = read_metrics(tmp_path / "broken" / "metrics.jsonl")[-1]["step"]
+    assert stopped_at in (2, 3)
+    train(broken)
+
+    first, second = final_states
+    for path, x in jax.tree_util.tree_leaves_with_path(first):
+        y = dict(jax.tree_util.tree_leaves_with_path(second))[path]
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
+    tmp_path, monkeypatch, final_states
+):
+    changes = {"checkpoint__every": 2, "checkpoint__keep": 9}
+    train(tiny_recipe("judge", tmp_path / "whole", **changes))
+    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+
+    class Killed(BaseException):
+        pass
+
+    book = Journal.book
+
+    def die(self, step, metrics, *, line=False):
+        book(self, step, metrics, line=line)
+        if step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "book", die)
+        train(broken)
+    assert read_metrics(tmp_path / "broken" / "metrics.jsonl")[-1]["step"] == 3  # after step 2
+    train(broken)
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    for x, y in zip(*map(jax.tree.leaves, final_states), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_can_go_on_over_other_devices(tmp_path, monkeypatch, final_states):
+    changes = {"batch__rows": 4}
+    train(tiny_recipe("judge", tmp_path / "whole", **changes))
+    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        interrupt(patch, after=2, kind=signal.SIGTERM)
+        train(broken)
+    mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
+    loop.train(broken, console=Console(quiet=True), placement=mesh)
+    first, second = final_states
+    for x, y in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path, monkeypatch):
+    recipe = tiny_recipe("judge", tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        interrupt(patch, after=1, kind=signal.SIGTERM)
+        train(recipe)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    row = json.loads(rows[0])
+    rows[0] = json.dumps({**row, "chosen": row["chosen"] + " more"})
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    with pytest.raises(RecipeError, match="not those that the run"):
+        train(recipe)

