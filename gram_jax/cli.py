@@ -106,9 +106,7 @@ def evaluate(
     for source, records in data.items():
         with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
             report = evaluate_pairs(
-                scorer,
-                records,
-                progress=lambda n, p=progress: p.update(n - p.done, units=n - p.done),
+                scorer, records, progress=lambda n, bar=progress: bar.update(n, units=n)
             )
         console.table(f"{model} on {source}", ("", "figure"), report.rows())
         reports[source] = report.to_dict()

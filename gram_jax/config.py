@@ -361,6 +361,8 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
         yield '[judge] labels is missing: such as ["A", "B"] (only "from-dataset" finds them itself)'
+    if recipe.evaluate.every and not recipe.data.valid:
+        yield f"[evaluate] every = {recipe.evaluate.every}: there is no data.valid to evaluate on"
     if recipe.lora is not None:
         try:
             _ = recipe.lora.config

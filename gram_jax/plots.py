@@ -71,3 +71,49 @@ def _running_mean(values: Sequence[float]) -> list[float]:
         window = values[max(0, at - size + 1) : at + 1]
         means.append(sum(window) / len(window))
     return means
+
+
+def plot_before_after(
+    writing: Sequence[dict[str, Any]],
+    judging: Sequence[dict[str, Any]],
+    shares: dict[str, tuple[float, float]],
+    path: str | Path,
+    *,
+    title: str,
+) -> Path:
+    """Draw both stages' curves and each kind's accuracy before and after training into a PNG.
+
+    writing, judging: metrics of stages 1 and 2; shares: {kind: (accuracy before, after)}.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.2))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1))
+    stages = (("stage 1: loss of writing", writing, "loss"), ("stage 2", judging, "accuracy"))
+    for at, (label, rows, key) in enumerate(stages):
+        axes = figure.add_subplot(grid[at, 0])
+        keys = (key,) if key == "loss" else ("loss", key)
+        for color, name in enumerate(keys):
+            steps, values = _series(rows, name)
+            axes.plot(steps, values, ".", color=f"C{color}", alpha=0.35, markersize=3)
+            axes.plot(steps, _running_mean(values), color=f"C{color}", label=name)
+        axes.set(title=label, xlabel="step" if at else "")
+        axes.grid(alpha=0.2)
+        if len(keys) > 1:
+            axes.legend(frameon=False)
+    axes = figure.add_subplot(grid[:, 1])
+    kinds = sorted(shares, key=lambda kind: shares[kind][1])
+    for offset, which, color in ((-0.2, 0, "0.7"), (0.2, 1, "C0")):
+        places = [at + offset for at in range(len(kinds))]
+        label = ("before", "after")[which]
+        axes.barh(places, [shares[k][which] for k in kinds], 0.38, color=color, label=label)
+    axes.axvline(0.5, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+    axes.set(xlim=(0, 1), xlabel="accuracy on held-out pairs")
+    axes.legend(frameon=False, loc="lower right")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return Path(path)

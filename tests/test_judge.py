@@ -77,7 +77,7 @@ def test_a_damaged_specification_is_an_error_that_names_the_file(tmp_path, damag
 
 
 def test_a_missing_or_unreadable_specification_is_an_error(tmp_path):
-    with pytest.raises(JudgeError, match="no judge.json"):
+    with pytest.raises(JudgeError, match=r"no judge\.json"):
         JudgeSpec.load(tmp_path)
     (tmp_path / FILE_NAME).write_text("{")
     with pytest.raises(JudgeError, match="not JSON"):

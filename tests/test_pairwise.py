@@ -92,7 +92,7 @@ def test_the_interval_is_wilsons():
 
 
 class FakeScorer:
-    def stream(self, comparisons):
+    def stream(self, comparisons, *, progress=None):
         for _, first, second in comparisons:
             yield score(0.9, 0.9) if len(first) > len(second) else score(0.1, 0.1)
 

@@ -31,6 +31,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int | None):
         self.folder = Path(folder).absolute()
         self._writes = keep is not None
+        self._needed = 0  # bytes of the last state that was saved
         if not self._writes and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} does not exist: expected a folder of checkpoints")
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -70,8 +71,8 @@ class Checkpoints:
         """
         if not self._writes:
             raise CheckpointError(f"{self.folder} was opened for reading only")
-        with self._errors("written", state):
-            self._manager.check_for_errors()
+        self.wait()  # Orbax writes one at a time anyway
+        with self._writing():
             if step not in self._manager.all_steps():
                 self._check_space(state)
                 fields = _fields(state)
@@ -141,7 +142,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when every save is complete; raises CheckpointError where one failed."""
-        with self._errors("written"):
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -192,19 +193,32 @@ class Checkpoints:
             )
 
     def _check_space(self, state: Any) -> None:
-        needed, free = _bytes(state), shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise self._full(needed, free)
+        self._needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        if self._needed > shutil.disk_usage(self.folder).free:
+            raise self._full()
 
-    def _full(self, needed: int, free: int) -> CheckpointError:
+    def _full(self) -> CheckpointError:
+        free = shutil.disk_usage(self.folder).free
         return CheckpointError(
-            f"the disk of {self.folder} is full: a checkpoint needs up to {needed / 1e6:,.1f} "
-            f"MB, {free / 1e6:,.1f} MB "
-            "are free. Earlier checkpoints are whole. Free some space, or keep fewer checkpoints"
+            f"the disk of {self.folder} is full: a checkpoint needs up to {self._needed / 1e6:,.1f} "
+            f"MB, {free / 1e6:,.1f} MB are free. Earlier checkpoints are whole. Free some space, "
+            "keep fewer checkpoints (checkpoint.keep), or give the run another folder"
         )
 
     @contextmanager
-    def _errors(self, done: str, state: Any = None) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        """What a failed save has written is removed: on a full disk it would fill it further."""
+        try:
+            with self._errors("written"):
+                yield
+        except CheckpointError:
+            if jax.process_index() == 0:
+                for torn in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(torn, ignore_errors=True)
+            raise
+
+    @contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
         """Whatever Orbax, tensorstore or the disk raise becomes a CheckpointError that says what to
         try.
         """
@@ -214,7 +228,7 @@ class Checkpoints:
             raise
         except Exception as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise self._full(_bytes(state), shutil.disk_usage(self.folder).free) from error
+                raise self._full() from error
             if "tree structures do not match" in str(error):
                 raise LayoutError(
                     f"a checkpoint in {self.folder} was saved by another optimizer or kind of "
@@ -229,7 +243,3 @@ class Checkpoints:
 
 def _fields(state: Any) -> dict[str, Any]:
     return dict(state._asdict() if hasattr(state, "_asdict") else state)
-
-
-def _bytes(state: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -77,7 +77,7 @@ def evaluate_pairs(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> PairwiseReport:
-    """Score every pair in both orders and report. progress is called with the pairs done so far.
+    """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
     The order in which a pair is first shown is the source's. Raises DataError where no labeled pair is left.
     """
@@ -85,11 +85,8 @@ def evaluate_pairs(
     kept = [record for record in records if not record.tie]
     if not kept:
         raise DataError(f"no labeled pair to evaluate: {len(records)} records, all of them ties")
-    scores = []
-    for score in scorer.stream((r.prompt, r.first, r.second) for r in kept):
-        scores.append(score)
-        if progress is not None:
-            progress(len(scores))
+    comparisons = ((r.prompt, r.first, r.second) for r in kept)
+    scores = list(scorer.stream(comparisons, progress=progress))
     return report_pairs(
         scores,
         chosen_first=[record.chosen_first for record in kept],

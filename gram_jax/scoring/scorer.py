@@ -7,7 +7,7 @@ program the bits of a score do not depend on its neighbours.
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,8 +30,8 @@ from gram_jax.tree import Tree
 
 Comparison = tuple[Prompt, str, str]
 
-# Powers of two and their one-and-a-half-folds: at most a third of a row is padding, a fifth on average, and a
-# budget of 4096 tokens needs eleven programs.
+# Powers of two and their one-and-a-half-folds: less than half of a row is padding (128 after 64 is the worst step; a
+# third above that), a sixth on average, and a budget of 4096 tokens needs twelve programs.
 LENGTHS = tuple(sorted({64 << i for i in range(12)} | {192 << i for i in range(10)}))
 # Tokens of one call and device. A CPU is busy with 1,024; more would only make a lone pair wait for dummy rows.
 TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
@@ -143,11 +143,19 @@ class Scorer:
         """`score` of many (prompt, first, second), in their order."""
         return list(self.stream(comparisons))
 
-    def stream(self, comparisons: Iterable[Comparison]) -> Iterator[PairScore]:
-        """`score_many` for any number of comparisons: a window of them is held at a time."""
+    def stream(
+        self,
+        comparisons: Iterable[Comparison],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[PairScore]:
+        """`score_many` for any number of comparisons: a window of them is held at a time.
+
+        progress is called with the number of pairs that each call to the device has scored.
+        """
         remaining = iter(comparisons)
         while window := list(islice(remaining, self.window)):
-            yield from self._score_window(window)
+            yield from self._score_window(window, progress or (lambda count: None))
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
         """Log-odds that response i is better than response j: f32 [n, n], antisymmetric."""
@@ -168,7 +176,9 @@ class Scorer:
             raise JudgeError("there is no best of no responses: expected at least one")
         return self.rank(prompt, responses)[0]
 
-    def _score_window(self, window: Sequence[Comparison]) -> list[PairScore]:
+    def _score_window(
+        self, window: Sequence[Comparison], progress: Callable[[int], None]
+    ) -> list[PairScore]:
         shown = [shown for p, a, b in window for shown in ((p, a, b), (p, b, a))]
         encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="shorten")
         pairs = list(zip(encoded[::2], encoded[1::2], strict=True))
@@ -183,9 +193,9 @@ class Scorer:
                 members = groups[length][start : start + rows]
                 flying.append((members, self._dispatch([pairs[i] for i in members], length, rows)))
                 if len(flying) > IN_FLIGHT:
-                    _land(flying.popleft(), pairs, found)
+                    progress(_land(flying.popleft(), pairs, found))
         while flying:
-            _land(flying.popleft(), pairs, found)
+            progress(_land(flying.popleft(), pairs, found))
         self._count_shortened(found)
         return found
 
@@ -236,8 +246,8 @@ def _land(
     flight: tuple[list[int], tuple[jax.Array, jax.Array]],
     pairs: Sequence[tuple[Encoded, Encoded]],
     found: list[PairScore | None],
-) -> None:
-    """Wait for one call and put its scores where they belong."""
+) -> int:
+    """Wait for one call and put its scores where they belong; how many there were."""
     members, outputs = flight
     scores, logits = jax.device_get(outputs)
     gaps = logits[..., 0] - logits[..., 1]  # [B, O], log-odds of whatever was shown first
@@ -250,3 +260,4 @@ def _land(
             order_gap=float(first_shown[row, 0] + first_shown[row, 1] - 1),
             shortened=any(side.shortened for side in pairs[at]),
         )
+    return len(members)

@@ -1,0 +1,236 @@
+"""Recipes: strict to read, complete to write, helpful when wrong."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_values
+
+from gram_jax.config import (
+    FREE_ON_RESUME,
+    Recipe,
+    changed_on_resume,
+    make_recipe,
+    read_recipe,
+    recipe_to_toml,
+    recipe_values,
+)
+from gram_jax.errors import RecipeError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """A good recipe on disk."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_to_toml(make_recipe(tiny_values("judge", tmp_path / "run"))))
+    return path
+
+
+def wrong(file: Path, *overrides: str) -> str:
+    """The message of the error that these overrides cause."""
+    with pytest.raises(RecipeError) as error:
+        read_recipe(file, overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_can_be_read_and_written_again(path: Path, tmp_path):
+    recipe = read_recipe(path)
+    (tmp_path / "again.toml").write_text(recipe_to_toml(recipe))
+    assert read_recipe(tmp_path / "again.toml") == recipe
+    assert recipe.run.folder == f"runs/{path.stem}"
+
+
+def test_the_resolved_recipe_states_every_default(file: Path):
+    text = recipe_to_toml(read_recipe(file))
+    for key in ("max_skipped = 0", "keep = 2", "fsdp = -1", 'moments = "float32"'):
+        assert key in text
+
+
+def test_an_unknown_key_is_named_with_file_section_and_the_nearest_known_one(file: Path):
+    text = wrong(file, "optimizer.learning_rat=1e-5")
+    assert str(file) in text
+    assert "[optimizer] learning_rat is not a known key; did you mean learning_rate?" in text
+
+
+def test_an_unknown_section_is_named_with_the_nearest_known_one(file: Path):
+    assert "optimiser is not a known key; did you mean optimizer?" in wrong(file, "optimiser.b1=0")
+
+
+def test_a_key_in_the_wrong_section_is_sent_to_its_own(file: Path):
+    assert "[run] smoothing is not a known key; it belongs to [loss]" in wrong(
+        file, "run.smoothing=0.1"
+    )
+
+
+def test_an_unknown_key_of_a_source_is_named(file: Path):
+    text = wrong(file, 'data.train=[{path="a.jsonl", spilt="train"}]')
+    assert "did you mean split?" in text
+    assert len(text.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.learning_rate=abc", '[optimizer] learning_rate = "abc": expected a number'),
+        ("optimizer.learning_rate=0", "learning_rate = 0: expected greater than 0"),
+        ("optimizer.learning_rate=nan", "expected a finite number"),
+        ("loss.smoothing=1.0", "[loss] smoothing = 1.0: expected less than 1"),
+        ("run.seed=1.5", "[run] seed = 1.5: expected a whole number"),
+        ("run.seed=true", "[run] seed = true: expected a whole number"),
+        ("batch.pack=1", "[batch] pack = 1: expected true or false"),
+        ("stage=train", "stage = \"train\": expected 'write', 'judge' or 'rank'"),
+        ("data.train=a.jsonl", "expected a list, such as"),
+        ("data.train=[]", "expected at least one entry"),
+        ("data.train=[3]", "[data.train] 0 = 3: expected a table"),
+        ("model=3", "model = 3: expected a table"),
+        ('judge.labels=["A"]', "[judge.labels] 1 is missing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(file: Path, override: str, expected: str):
+    assert expected in wrong(file, override)
+
+
+def test_every_mistake_is_listed_at_once(file: Path):
+    text = wrong(file, "run.seed=x", "loss.smoothing=2", "log.evry=3")
+    assert len(text.splitlines()) == 4
+
+
+def required_keys() -> list[str]:
+    """Keys without a default, which is what changes results."""
+    found = []
+    for section in dataclasses.fields(Recipe):
+        if section.name == "stage" or not dataclasses.is_dataclass(section.type):
+            continue
+        found += [
+            f"{section.name}.{f.name}"
+            for f in dataclasses.fields(section.type)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+    return found
+
+
+@pytest.mark.parametrize("key", required_keys())
+def test_a_number_that_changes_results_cannot_be_left_out(file: Path, key: str):
+    section, name = key.split(".")
+    assert f"[{section}] {name} is missing" in wrong(file, f"{key}=")
+
+
+def test_the_numbers_of_the_method_are_among_the_required_ones():
+    assert {
+        "optimizer.learning_rate",
+        "optimizer.warmup",
+        "optimizer.schedule",
+        "optimizer.weight_decay",
+        "optimizer.clip",
+        "batch.rows",
+        "batch.length",
+        "judge.max_length",
+        "run.seed",
+        "execution.compute",
+        "model.dtype",
+    } <= set(required_keys())
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "expected"),
+    [
+        ("write", "loss.smoothing=0.1", 'smoothing means nothing in stage "write"'),
+        ("write", "loss.chunk=", 'chunk is missing: stage "write" needs it'),
+        ("judge", "loss.smoothing=", 'smoothing is missing: stage "judge" needs it'),
+        ("judge", "loss.chunk=8", 'chunk means nothing in stage "judge"'),
+        ("judge", "data.orders=", 'orders is missing: stage "judge" needs it'),
+        ("rank", "data.orders=both", 'orders means nothing in stage "rank"'),
+    ],
+)
+def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: str):
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_to_toml(make_recipe(tiny_values(stage, tmp_path / "run"))))
+    assert expected in wrong(path, key)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["run.epochs=2"], "exactly one of steps and epochs; found both"),
+        (["run.steps="], "exactly one of steps and epochs; found neither"),
+        (
+            ["batch.rows=10", "batch.microbatches=4"],
+            "not a multiple of 4 (4 microbatches x 1 batch shards): "
+            "the nearest valid sizes are 8 and 12",
+        ),
+        (
+            ["batch.rows=6", "mesh.data=2", "mesh.fsdp=2"],
+            "(1 microbatches x 4 batch shards): the nearest valid sizes are 4 and 8",
+        ),
+        (["optimizer.warmup=2.5"], "expected a share below 1 or a whole number"),
+        (["optimizer.warmup=6"], "leaves nothing of run.steps = 6"),
+        (["model.dtype=bfloat16", "optimizer.learning_rate=1e-5"], "vanish in bfloat16"),
+        (["mesh.data=-1"], "at most one size may be -1"),
+        (["mesh.tensor=0"], "expected sizes of at least 1"),
+        (["judge.labels="], "[judge] labels is missing"),
+        (["evaluate.every=5"], "there is no data.valid to evaluate on"),
+        (["lora.rank=4", "lora.alpha=8", 'lora.targets=["key"]'], "choose from q, k, v"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(file: Path, overrides, expected: str):
+    assert expected in wrong(file, *overrides)
+
+
+def test_overrides_are_toml_or_plain_words(file: Path):
+    recipe = read_recipe(
+        file,
+        [
+            "optimizer.learning_rate=1e-5",
+            "run.folder=runs/other one",
+            'data.train=["a.jsonl", {path="b", split="train"}]',
+            "run.steps=",
+            "run.epochs=2",
+            "lora.rank=4",
+            "lora.alpha=8",
+            'lora.targets=["q"]',
+        ],
+    )
+    assert recipe.optimizer.learning_rate == 1e-5
+    assert recipe.run.folder == "runs/other one"
+    assert [(s.path, s.split) for s in recipe.data.train] == [("a.jsonl", None), ("b", "train")]
+    assert (recipe.run.steps, recipe.run.epochs) == (None, 2)
+    assert recipe.lora.config.rank == 4
+
+
+@pytest.mark.parametrize("override", ["optimizer.b1", "=3", "stage.x=3", "a..b=1"])
+def test_an_override_that_is_none_says_how_one_looks(file: Path, override: str):
+    assert "--set" in wrong(file, override)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"absent\.toml"):
+        read_recipe(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("[run\n")
+    with pytest.raises(RecipeError, match=r"broken\.toml is not a TOML file"):
+        read_recipe(tmp_path / "broken.toml")
+
+
+def test_what_changes_results_is_told_from_what_does_not(file: Path):
+    before = read_recipe(file)
+    free = read_recipe(
+        file, ["log.every=3", "mesh.data=2", "batch.microbatches=2", "execution.remat=full"]
+    )
+    assert changed_on_resume(before, free) == []
+    other = read_recipe(file, ["optimizer.b1=0.5", "run.steps=9", "data.limit=3"])
+    assert [line.split(":")[0] for line in changed_on_resume(before, other)] == [
+        "data.limit",
+        "optimizer.b1",
+        "run.steps",
+    ]
+
+
+def test_every_free_key_exists():
+    values = recipe_values(make_recipe(tiny_values("judge", Path("run"))))
+    for key in FREE_ON_RESUME:
+        section, _, name = key.partition(".")
+        known = {f.name for f in dataclasses.fields(Recipe.__dataclass_fields__[section].type)}
+        assert section in values
+        assert not name or name in known

@@ -1,0 +1,57 @@
+"""What a run says while it works, on a terminal and in a log file."""
+
+import io
+
+from gram_jax.console import Console
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file), file
+
+
+def test_without_a_terminal_progress_is_plain_lines_now_and_then():
+    console, file = plain()
+    with console.progress(100, label="judge") as progress:
+        for _ in range(100):
+            progress.update(units=500, values={"loss": 0.5})
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/100", "100/100"]
+    assert "\x1b" not in file.getvalue()
+    assert "loss 0.5" in lines[0]
+    assert "tokens/s" in lines[0]
+    assert lines[0].endswith("left")
+
+
+def test_a_resumed_count_begins_where_it_stopped_and_its_speed_is_of_new_steps_only():
+    console, file = plain()
+    with console.progress(10, done=9, label="judge") as progress:
+        progress.update(units=1)
+    assert file.getvalue().startswith("judge 10/10")
+
+
+def test_an_unknown_total_has_no_time_left():
+    console, file = plain()
+    with console.progress(None, label="scored", unit="rows") as progress:
+        progress.update(3, units=3)
+        assert progress.seconds_left is None
+    assert "left" not in file.getvalue()
+    assert "rows/s" in file.getvalue()
+
+
+def test_brackets_in_a_line_are_no_mark_up():
+    console, file = plain()
+    console.say("[optimizer] b1 [/nothing]")
+    console.warn("[bold]")
+    assert file.getvalue() == "[optimizer] b1 [/nothing]\nwarning: [bold]\n"
+
+
+def test_quiet_keeps_warnings_only():
+    file = io.StringIO()
+    console = Console(quiet=True, file=file)
+    console.say("a")
+    console.table("t", ("x", "y"), [("a", 1)])
+    with console.timed("work"), console.progress(2, label="p") as progress:
+        progress.update(2)
+    console.warn("look")
+    assert file.getvalue() == "warning: look\n"
