@@ -4,12 +4,15 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gram_jax.console import Console
-from gram_jax.errors import GramError
+from gram_jax.errors import DataError, GramError, StoppedError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.scorer import Scorer
 
 app = typer.Typer(
     name="gram-jax",
@@ -31,7 +34,11 @@ Compute = Annotated[
 Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
 OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
 MaxLength = Annotated[
-    int | None, typer.Option(help="token budget of a pair, for a model without judge.json")
+    int | None, typer.Option(min=1, help="token budget of a pair, for a model without judge.json")
+]
+TokensPerCall = Annotated[
+    int | None,
+    typer.Option(min=1, help="tokens that a device takes at a time; less needs less memory"),
 ]
 
 
@@ -57,16 +64,19 @@ def score(
     model: ModelOption,
     compute: Compute = "auto",
     max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
     schema: Schema = "auto",
     on_bad: OnBad = "error",
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Score every pair of a file in both orders; an interrupted run goes on."""
-    from gram_jax.scoring.files import score_file
-    from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
-    scorer = Scorer.load(model, compute=compute, max_length=max_length)
+    check_files(source, out, schema=schema)
+    keep_compiled_programs()
+    scorer = _load_scorer(model, compute, max_length, tokens_per_call)
     done = score_file(
         scorer,
         model,
@@ -79,7 +89,8 @@ def score(
     )
     dropped = "".join(f", {count} left out ({why})" for why, count in done.dropped.items())
     console.say(
-        f"{out}: {done.written:,} rows written, {done.before:,} were there, {done.shortened:,} shortened{dropped}"
+        f"{out}: {done.written:,} rows written, {done.before:,} were there, "
+        f"{done.shortened:,} shortened{dropped}"
     )
 
 
@@ -89,19 +100,25 @@ def evaluate(
     sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],
     compute: Compute = "auto",
     max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
     schema: Schema = "auto",
     on_bad: OnBad = "error",
-    limit: Annotated[int | None, typer.Option(help="at most so many pairs of each source")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="at most so many pairs of each source")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="the reports as JSON")] = None,
 ) -> None:
-    """Accuracy, order consistency, position bias and calibration on labeled pairs."""
+    """Accuracy, order consistency, position and length bias, calibration on labeled pairs."""
     from gram_jax.data.records import read_records
     from gram_jax.evals.pairwise import evaluate_pairs
-    from gram_jax.scoring.scorer import Scorer
+    from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
     data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit)[0] for s in sources}
-    scorer = Scorer.load(model, compute=compute, max_length=max_length)
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"--out {out} cannot be written: there is no folder {out.parent}")
+    keep_compiled_programs()
+    scorer = _load_scorer(model, compute, max_length, tokens_per_call)
     reports = {}
     for source, records in data.items():
         with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
@@ -111,8 +128,7 @@ def evaluate(
         console.table(f"{model} on {source}", ("", "figure"), report.rows())
         reports[source] = report.to_dict()
         if out is not None:
-            text = {"model": model, "judge": scorer.spec.hash, "reports": reports}
-            out.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+            _write_json(out, {"model": model, "judge": scorer.spec.hash, "reports": reports})
 
 
 @app.command()
@@ -125,12 +141,18 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="replace the folder where it exists")] = False,
 ) -> None:
     """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
+    import jax
+
     from gram_jax.checkpoint.hf_files import export_hf
     from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
     from gram_jax.sharding import make_placement
 
+    # Weights are only rearranged, and a model that no accelerator holds alone may fit the machine's memory.
+    jax.config.update("jax_platforms", "cpu")
     spec, tokenizer = load_spec(model), load_tokenizer(model)
-    cfg, params = load_model(model, make_placement(), None if dtype == "stored" else dtype)
+    cfg, params = load_model(
+        model, make_placement({}, devices=jax.devices()[:1]), None if dtype == "stored" else dtype
+    )
     export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
 
@@ -142,7 +164,7 @@ def inspect(
     stage: Annotated[
         Literal["write", "judge", "rank"], typer.Option(help="stage 1, stage 2, or the baseline")
     ] = "judge",
-    limit: Annotated[int, typer.Option(help="records to show")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="records to show")] = 3,
     schema: Schema = "auto",
     max_length: MaxLength = None,
 ) -> None:
@@ -176,24 +198,52 @@ def demo(
 @app.command()
 def version() -> None:
     """Versions of gram_jax, JAX and the devices it sees."""
+    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
     import jax
 
+    try:
+        own = installed("gram-jax")
+    except PackageNotFoundError:
+        own = "(not installed)"
     names = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    print(
-        f"gram-jax {installed('gram-jax')}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
+    print(f"gram-jax {own}, jax {jax.__version__}, {jax.device_count()} device(s): {names}")
+
+
+def _load_scorer(
+    model: str, compute: str, max_length: int | None, tokens_per_call: int | None
+) -> "Scorer":
+    from gram_jax.scoring.scorer import Scorer
+
+    return Scorer.load(
+        model, compute=compute, max_length=max_length, tokens_per_call=tokens_per_call
     )
 
 
+def _write_json(path: Path, value: object) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def main() -> None:
-    """The console script: errors made for people are printed, everything else is a bug with a traceback."""
+    """The console script.
+
+    Status 2: an error made for people, printed without a traceback. 130: stopped by Ctrl-C or SIGTERM, with
+    whatever was finished kept. Everything else is a bug with its traceback.
+    """
     warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
     try:
         app()
+    except StoppedError as stopped:
+        Console(stderr=True).warn(str(stopped))
+        sys.exit(130)
     except GramError as error:
         Console(stderr=True).error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).error("interrupted")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer turns KeyboardInterrupt into this, without a word
+            Console(stderr=True).warn("stopped by Ctrl-C")
+        raise

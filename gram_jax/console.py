@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PLAIN_SECONDS = 20.0  # between two progress lines where there is no terminal
@@ -96,7 +96,7 @@ class Progress:
         if self.console.interactive:
             columns = (
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 _Speed(self),
             )
@@ -139,7 +139,7 @@ class Progress:
                 self.console.say(f"{self.label} {self._count()} {self.status()}".strip())
 
     def pause(self) -> None:
-        """Time that passed since the last `update` was an evaluation's or a save's, not a step's."""
+        """The time since the last `update` was an evaluation's or a save's, not a step's."""
         self._last = time.perf_counter()
 
     @property
@@ -150,12 +150,13 @@ class Progress:
         return self._seconds_per_step * max(self.total - self.done, 0)
 
     def status(self) -> str:
-        """Figures, speed and time left in one line."""
-        parts = [f"{name} {format_value(value)}" for name, value in self.values.items()]
-        if self.units_per_second:
-            parts.append(f"{format_count(self.units_per_second)} {self.unit}/s")
+        """Time left, speed and figures in one line."""
+        parts = []
         if (left := self.seconds_left) is not None and self.done != self.total:
             parts.append(f"{format_seconds(left)} left")
+        if self.units_per_second:
+            parts.append(f"{format_count(self.units_per_second)} {self.unit}/s")
+        parts += [f"{name} {format_value(value)}" for name, value in self.values.items()]
         return " | ".join(parts)
 
     def _count(self) -> str:
@@ -166,7 +167,8 @@ class _Speed(ProgressColumn):
     """The figures beside the bar."""
 
     def __init__(self, progress: Progress):
-        super().__init__()
+        # What does not fit the terminal is cut off, and never wrapped: a bar is one line.
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self.progress = progress
 
     def render(self, task: RichTask) -> Text:

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax import tree
 from gram_jax.checkpoint.hf_files import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer, resolve_model
 from gram_jax.config import Recipe, read_recipe
@@ -124,6 +123,10 @@ def run_demo(folder: Path, *, fast: bool = False, console: Console | None = None
     model = FAST_START if fast else "smollm2-135m"
     placement = make_placement({}, devices=jax.devices()[:1])
     say(f"gram_jax demo: {model} becomes a judge of responses.")
+    if fast:
+        say(
+            "This is the fast tour on a tiny random model: the path is real, its figures mean nothing."
+        )
     say(f"Everything goes to {folder}. Interrupted? The same command goes on where it stopped.")
 
     story.chapter("The weights")
@@ -259,11 +262,12 @@ def _held_out(fast: bool) -> list[Preference]:
 
 def _evaluate(judge: Scorer, records: Sequence[Preference], console: Console) -> PairwiseReport:
     with console.progress(len(records), label="pairs in both orders", unit="pairs") as bar:
-        return evaluate_pairs(judge, records, progress=lambda n: bar.update(n - bar.done))
+        return evaluate_pairs(judge, records, progress=lambda n: bar.update(n, units=n))
 
 
 def _show_task(heldout: Sequence[Preference], console: Console) -> None:
-    counts = [len(read_records(str(p), k)[0]) for p, k in _TRAINING]
+    training = ((PREFERENCES, "preference"), (UNLABELED, "pair"))
+    counts = [len(read_records(str(path), kind)[0]) for path, kind in training]
     kinds = sorted({record.source for record in heldout})
     console.say(f"{counts[0]} labeled pairs to learn from, {counts[1]} without labels, and")
     console.say(
@@ -278,9 +282,6 @@ def _show_task(heldout: Sequence[Preference], console: Console) -> None:
             console.say(f"  {record.prompt[0].content}")
             console.say(f"     better  {record.chosen}")
             console.say(f"     worse   {record.rejected}")
-
-
-_TRAINING = ((PREFERENCES, "preference"), (UNLABELED, "pair"))
 
 
 def _in_words(report: PairwiseReport) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,14 @@ import pytest
 RUN = [sys.executable, "-c", "from gram_jax.cli import main; main()"]
 
 
+# One device, as at the terminal: conftest.py's eight fake ones are not inherited.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "COLUMNS": "160"}
+
+
 def gram_jax(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "160"}
     return subprocess.run(
         [*RUN, *map(str, arguments)],
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -32,7 +37,11 @@ def pairs(tmp_path: Path) -> Path:
 def test_help_does_not_import_jax():
     code = "import sys; from gram_jax import cli; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert "evaluate" in gram_jax("--help").stdout
+    start = time.perf_counter()
+    done = gram_jax("--help")
+    # Half a second on an idle machine; a test must not fail on a busy one.
+    assert time.perf_counter() - start < 10
+    assert all(name in done.stdout for name in ("train", "score", "evaluate", "convert", "demo"))
 
 
 def test_a_missing_file_is_named_and_ends_with_status_2(tmp_path: Path):
@@ -52,6 +61,33 @@ def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
     done = gram_jax("train", recipe, "--set", "optimizer.learning_rat=1e-5")
     assert done.returncode == 2
     assert "learning_rate" in done.stderr
+
+
+def test_an_impossible_output_is_refused_before_the_model_is_looked_at(pairs: Path):
+    done = gram_jax("score", pairs, pairs, "--model", "no-such-model")
+    assert done.returncode == 2
+    assert "is the input itself" in done.stderr
+
+
+def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Path):
+    rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20_000)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "scores.jsonl"
+    command = [*RUN, "score", str(pairs), str(out), "--model", "tiny-random"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
+        deadline = time.monotonic() + 100
+        while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "the same command goes on" in said
+    assert out.read_bytes().endswith(b"\n") and 0 < len(out.read_bytes().splitlines()) < 20_000
+
+
+def test_version_names_the_devices():
+    assert "cpu" in gram_jax("version").stdout
 
 
 def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: Path):

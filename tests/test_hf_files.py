@@ -178,7 +178,7 @@ def test_one_error_lists_everything_that_does_not_fit(tmp_path, one_device):
     with pytest.raises(LayoutError) as error:
         load_hf(folder, one_device, "float32")
     text = str(error.value)
-    assert text.startswith("6 tensor(s)")
+    assert text.startswith(f"{folder}: 6 tensor(s)")
     assert "model.norm.weight: not in any file" in text
     assert (
         "q_proj.bias in model.safetensors: has no place (this config has qkv_bias = false)" in text

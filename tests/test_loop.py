@@ -2,18 +2,19 @@
 
 import json
 import shutil
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
-from tiny_runs import tiny_recipe, train, write_pairs
+from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 import gram_jax.train.loop as loop
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import read_recipe, recipe_values
+from gram_jax.config import make_recipe, read_recipe, recipe_values
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
     CheckpointError,
@@ -23,20 +24,6 @@ from gram_jax.errors import (
 )
 from gram_jax.plots import read_metrics
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Programs that several tests compile are compiled once."""
-    before = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
-    )
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +108,10 @@ def test_a_run_of_another_recipe_is_left_alone(judge_run):
     values = recipe_values(recipe)
     values["optimizer"]["learning_rate"] = 1e-3
     with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.003 -> 0.001(.|\n)*folder"):
-        train(loop_recipe(values))
+        train(make_recipe(values))
     values = recipe_values(recipe)
     values["log"]["every"] = 5  # changes no result
-    assert train(loop_recipe(values)).steps == result.steps
-
-
-def loop_recipe(values):
-    from gram_jax.config import make_recipe
-
-    return make_recipe(values)
+    assert train(make_recipe(values)).steps == result.steps
 
 
 @pytest.mark.parametrize("stage", ["write", "rank"])
@@ -252,6 +233,39 @@ def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(
 def test_a_judge_longer_than_the_context_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="1024 positions"):
         train(tiny_recipe("judge", tmp_path / "run", judge__max_length=2000))
+
+
+def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="needs the package wandb"):
+        train(tiny_recipe("judge", tmp_path / "run", log__wandb=True))
+
+
+def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
+    shown = "[The Start of Assistant {0}'s Answer]\n{{}}\n[The End of Assistant {0}'s Answer]\n\n"
+    text = "[User Question]\n{}\n\n" + shown.format("A") + shown.format("B") + "Better:"
+    rows = [
+        {"instruction": text.format(f"q{i}", f"a{i}", f"b{i}"), "input": "", "output": "AB"[i % 2]}
+        for i in range(8)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    changes = {"judge__template": "from-dataset", "judge__labels": None, "data__orders": "fixed"}
+    changes |= {"judge__max_length": 256, "batch__length": 256}
+    recipe = tiny_recipe("judge", tmp_path / "run", data__train=[str(data)], **changes)
+    result = train(recipe)
+    assert load_spec(result.folder).template == text.format("{prompt}", "{first}", "{second}")
+
+
+def test_compute_in_bfloat16_keeps_float32_masters_and_learns_as_well(judge_run, tmp_path):
+    recipe, _ = judge_run
+    values = recipe_values(recipe)
+    values["run"]["folder"] = str(tmp_path / "run")
+    values["execution"] |= {"compute": "bfloat16", "remat": "full"}
+    result = train(make_recipe(values))
+    assert {x.dtype.name for x in saved_state(result).values()} == {"float32"}
+    assert result.metrics["valid_accuracy"] == 1.0
 
 
 def fake_program(temporaries):

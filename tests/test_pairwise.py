@@ -24,7 +24,9 @@ def score(p_given: float, p_swapped: float, shortened: bool = False) -> PairScor
 
 
 def report(scores: list[PairScore], chosen_first: list[bool], **more):
-    return report_pairs(scores, chosen_first=chosen_first, sources=[""] * len(scores), **more)
+    n = len(scores)
+    plain = {"prompts": range(n), "lengths": [(1, 1)] * n, "sources": [""] * n, "skipped_ties": 0}
+    return report_pairs(scores, chosen_first=chosen_first, **plain | more)
 
 
 FOUR = [score(0.9, 0.8), score(0.7, 0.2), score(0.3, 0.1, True), score(0.6, 0.6)]
@@ -77,6 +79,38 @@ def test_which_side_the_source_shows_first_does_not_matter():
         "accuracy_chosen_second",
     ):
         assert getattr(one, name) == pytest.approx(getattr(other, name)), name
+
+
+def test_an_order_that_cannot_tell_agrees_with_no_side_whatever_the_labels_say():
+    """Exchanging the labels must not change what does not depend on them."""
+    scores = [score(0.5, 0.7), score(0.5, 0.3), score(0.5, 0.5)]
+    for labels in ([True] * 3, [False] * 3):
+        assert report(scores, labels).consistency == pytest.approx(1 / 3)
+    assert report(scores, [True] * 3).ties == pytest.approx(1 / 3)
+
+
+def test_pairs_that_share_a_prompt_widen_the_interval():
+    scores = [score(0.9, 0.9)] * 6 + [score(0.1, 0.1)] * 6
+    apart = report(scores, [True] * 12).interval
+    together = report(scores, [True] * 12, prompts=[i // 3 for i in range(12)])
+    assert together.prompts == 4 and together.accuracy == 0.5
+    assert apart == wilson_interval(6, 12)
+    assert together.interval == pytest.approx(wilson_interval(2, 4))
+    all_right = report([score(0.9, 0.9)] * 12, [True] * 12, prompts=[0] * 6 + [1] * 6)
+    assert all_right.interval == wilson_interval(2, 2)
+
+
+def test_a_judge_of_lengths_shows_in_the_length_figures():
+    longer, shorter = score(0.9, 0.9), score(0.1, 0.1)
+    found = report(
+        [longer, shorter, longer, longer],
+        [True, True, False, True],
+        lengths=[(31, 15), (15, 31), (31, 15), (31, 15)],
+    )
+    assert (found.accuracy_longer, found.accuracy_shorter) == (1, 0)
+    assert found.length_slope == pytest.approx(math.log(9))  # every pair doubles the length
+    assert report(FOUR, RIGHT).length_slope == 0
+    assert report(FOUR, RIGHT).accuracy_longer is None
 
 
 def test_calibration_error_of_known_cases():

@@ -6,8 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_loop import compiled_programs  # noqa: F401 (a fixture)
-from tiny_runs import tiny_recipe, train, write_pairs
+from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 import gram_jax.train.loop as loop
 from gram_jax.console import Console

@@ -1,5 +1,6 @@
 """Scoring a file: every row once, whatever interrupts it."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import jax
 import pytest
 
 from gram_jax.console import Console
+from gram_jax.data.records import Candidates, as_prompt
+from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
+from gram_jax.scoring import files
 from gram_jax.scoring.files import score_file
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
@@ -56,12 +60,85 @@ def test_a_complete_file_is_left_alone(judge: Scorer, source: Path, tmp_path: Pa
     assert run(judge, source, out).written == 0
 
 
-def test_scores_of_another_model_are_not_mixed_in(judge: Scorer, source: Path, tmp_path: Path):
+def test_scores_of_other_weights_are_not_mixed_in(judge, source, tmp_path, monkeypatch):
+    """The weights count, not their name: a run that was trained further is another judge."""
     out = tmp_path / "out.jsonl"
     run(judge, source, out)
-    with pytest.raises(DataError, match="model: 'm' there, 'other' now"):
-        run(judge, source, out, model="other")
-    assert run(judge, source, out, model="other", overwrite=True).written == 7
+    assert run(judge, source, out, model="another/path/to/m").written == 0
+    monkeypatch.setattr(judge, "params", jax.tree.map(lambda w: w * 1.01, judge.params))
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="weights: "):
+        run(judge, source, out)
+    assert out.read_bytes() == before
+    assert run(judge, source, out, overwrite=True).written == 7
+
+
+def test_a_note_of_another_kind_is_an_error_and_not_a_crash(judge, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(judge, source, out)
+    for text in ("[]", "{}", "{", ""):
+        (tmp_path / "out.jsonl.meta.json").write_text(text)
+        with pytest.raises(DataError, match="missing or damaged"):
+            run(judge, source, out)
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "", "not json"])
+def test_a_row_that_is_no_score_is_named(judge, source, tmp_path, line):
+    out = tmp_path / "out.jsonl"
+    run(judge, source, out)
+    rows = out.read_text().splitlines()
+    out.write_text("\n".join([*rows[:2], line, *rows[3:]]) + "\n")
+    with pytest.raises(DataError, match="line 3 is no row of scores"):
+        run(judge, source, out)
+
+
+def test_an_input_that_became_shorter_is_noticed(judge, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(judge, source, out)
+    source.write_text("".join(source.read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(DataError, match=r"line 5 .* the input ends before it"):
+        run(judge, source, out)
+
+
+def test_an_input_that_grew_is_gone_on_with(judge, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(judge, source, out)
+    with source.open("a") as file:
+        file.write('{"id": "new", "prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    done = run(judge, source, out)
+    assert (done.before, done.written) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(errno.ENOSPC, "No space left on device"), DataError, "disk of .* is full"),
+        (OSError(errno.EACCES, "Permission denied"), DataError, "Permission denied"),
+    ],
+)
+def test_whatever_ends_a_run_leaves_a_file_that_can_be_gone_on_with(
+    judge, source, tmp_path, monkeypatch, error, expected, message
+):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    run(judge, source, whole)
+    monkeypatch.setattr(judge, "window", 3)
+    append, calls = files._append, []
+
+    def fail_the_second_time(file, rows):
+        calls.append(1)
+        if len(calls) == 2:
+            file.write('{"id": "p4", "score_ch')
+            raise error
+        append(file, rows)
+
+    monkeypatch.setattr(files, "_append", fail_the_second_time)
+    with pytest.raises(expected, match=message):
+        run(judge, source, out)
+    monkeypatch.setattr(files, "_append", append)
+    done = run(judge, source, out)
+    assert (done.before, done.written) == (3, 4)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_changed_input_is_noticed(judge: Scorer, source: Path, tmp_path: Path):
@@ -80,9 +157,17 @@ def test_a_foreign_file_is_not_overwritten(judge: Scorer, source: Path, tmp_path
     assert out.read_text() == "precious\n"
 
 
-def test_the_input_is_never_the_output(judge: Scorer, source: Path):
-    with pytest.raises(DataError, match="is the input itself"):
-        run(judge, source, source)
+def test_an_impossible_output_is_refused_before_a_model_is_needed(source: Path, tmp_path: Path):
+    for out, message in [
+        (source, "is the input itself"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "missing" / "out.jsonl", "there is no folder"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            files.check_files(str(source), out)
+    with pytest.raises(DataError, match="put the scores somewhere else"):
+        files.check_files(str(tmp_path), tmp_path / "out.jsonl")
+    assert files.check_files(str(source), tmp_path / "out.jsonl") == "preference"
 
 
 def test_unlabeled_pairs_and_candidates_have_their_own_columns(judge: Scorer, tmp_path: Path):
@@ -98,11 +183,16 @@ def test_unlabeled_pairs_and_candidates_have_their_own_columns(judge: Scorer, tm
     assert row["ranking"][0] == best
 
 
+def test_candidates_fill_a_window_by_their_comparisons(judge: Scorer):
+    records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
+    found = [[record.id for record in window] for window in files._windows(iter(records), 11)]
+    assert found == [["5", "2"], ["2", "6"], ["2"]]
+
+
 def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path: Path):
     exchanged = tmp_path / "exchanged.jsonl"
-    swap = str.maketrans({})
     text = source.read_text().replace('"chosen"', '"_"').replace('"rejected"', '"chosen"')
-    exchanged.write_text(text.replace('"_"', '"rejected"').translate(swap))
+    exchanged.write_text(text.replace('"_"', '"rejected"'))
     run(judge, source, tmp_path / "1.jsonl")
     run(judge, exchanged, tmp_path / "2.jsonl")
     one, other = (
@@ -110,4 +200,44 @@ def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path
         for name in ("1.jsonl", "2.jsonl")
     )
     for a, b in zip(one, other, strict=True):
-        assert a["score_chosen"] == b["score_rejected"]
+        assert (a["score_chosen"], a["margin"]) == (b["score_rejected"], -b["margin"])
+        assert a["order_gap"] == b["order_gap"]
+
+
+def test_a_response_that_the_source_shows_second_keeps_its_own_score(judge, tmp_path):
+    source, out = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    row = {"pair_id": "j", "source": "s", "question": "q", "response_A": "x", "response_B": "yy z"}
+    rows = [row | {"label": label} for label in ("A>B", "B>A")]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(judge, source, out)
+    one, other = (json.loads(line) for line in out.read_text().splitlines())
+    expected = judge.score("q", "x", "yy z")
+    assert (one["score_chosen"], one["margin"]) == (expected.first, expected.margin)
+    assert (other["score_chosen"], other["margin"]) == (expected.second, -expected.margin)
+
+
+def test_odd_texts_and_ids_survive_the_way_through_a_file(judge, tmp_path):
+    source, out = tmp_path / "odd.jsonl", tmp_path / "out.jsonl"
+    ids = ["a\u2028b", "é🙂", 'a"b\\', "<|im_end|>"]
+    rows = [{"id": i, "prompt": i, "chosen": i + "x", "rejected": i} for i in ids]
+    source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    run(judge, source, out)
+    found = [json.loads(line)["id"] for line in out.read_bytes().splitlines()]  # not of text
+    assert found == ids
+    assert run(judge, source, out).before == len(ids)
+
+
+def test_the_progress_bar_knows_its_end(source: Path, tmp_path: Path):
+    assert count_rows(source) == 7
+    (tmp_path / "list.jsonl").write_text("[{}]")
+    assert count_rows(tmp_path / "list.jsonl") is None
+    assert count_rows("owner/name") is None
+
+
+def test_a_full_disk_is_said_plainly(judge: Scorer, source: Path, tmp_path: Path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "out.jsonl").symlink_to(full)
+    with pytest.raises(DataError, match="is full"):
+        run(judge, source, tmp_path / "out.jsonl")

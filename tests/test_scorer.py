@@ -1,16 +1,21 @@
 """The judge that reads text: symmetry, independence of neighbours, bounded compilation, long input."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from gram_jax.checkpoint.models import load_model, load_tokenizer
-from gram_jax.errors import GramError, JudgeError
+from gram_jax.data.encode import encode_comparison
+from gram_jax.errors import DoesNotFitError, GramError, JudgeError
 from gram_jax.judge import make_spec
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import scorer as scorer_module
+from gram_jax.scoring.padding import pad_pairs, padded_lengths
+from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.ranking import order_of, round_robin, strengths
-from gram_jax.scoring.scorer import LENGTHS, Scorer, bucket
+from gram_jax.scoring.scorer import Scorer
 
 PAIR = ("Name a prime.", "Seven.", "Nine is a prime, I think.")
 
@@ -47,7 +52,35 @@ def test_swapping_the_responses_swaps_the_scores_bit_for_bit(judge: Scorer):
     for one, other in zip(given, swapped, strict=True):
         assert (one.first, one.second) == (other.second, other.first)
         assert one.margin == -other.margin
-        assert one.order_gap == pytest.approx(other.order_gap, abs=1e-12)
+        assert one.order_gap == other.order_gap
+        assert one == other.swapped()
+
+
+def test_two_orders_of_a_pair_are_one_computation(judge: Scorer, monkeypatch):
+    """Why the bits agree: both calls hand the device the same batch, not its mirror image."""
+    batches = []
+    dispatch = judge._dispatch
+    monkeypatch.setattr(
+        judge, "_dispatch", lambda *given: batches.append(given[0]) or dispatch(*given)
+    )
+    judge.score("q", "one", "two")
+    judge.score("q", "two", "one")
+    (a,), (b,) = batches
+    assert all(np.array_equal(x.tokens, y.tokens) for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(a[0].tokens, a[1].tokens)
+
+
+def test_scores_are_those_of_score_pair(judge: Scorer):
+    """What text goes through is the function for arrays, in the order in which it is given."""
+    for prompt, first, second in (("q", "one", "two"), ("q", "two", "one")):
+        sides = [
+            encode_comparison(judge.tokenizer, judge.spec, prompt, *shown).tokens
+            for shown in ((first, second), (second, first))
+        ]
+        batch = pad_pairs([tuple(sides)], 1, 192)
+        params, spec = judge.params, judge.spec
+        expected = score_pair(params, judge.cfg, batch, spec.label_ids, judge.execution)
+        np.testing.assert_allclose(judge.score(prompt, first, second)[:2], expected[0], atol=1e-6)
 
 
 def test_a_consistent_judge_is_not_averaged_to_one_half(judge: Scorer):
@@ -85,12 +118,45 @@ def test_no_pair_of_any_length_compiles_anew(judge: Scorer):
     programs = scorer_module._judge._cache_size()
     judge.score_many([("q" * (n % 70 + 1), "a" * (n % 80), "b" * (n % 30)) for n in range(60)])
     assert scorer_module._judge._cache_size() == programs
-    assert len([length for length in LENGTHS if length <= 4096]) <= 12
+    assert len(padded_lengths(4096)) == 12
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 65, 200, 1024, 1025, 4096])
-def test_a_bucket_holds_the_pair_and_wastes_less_than_half(tokens: int):
-    assert tokens <= bucket(tokens) < max(65, 2 * tokens)
+@pytest.mark.parametrize("budget", [65, 150, 256, 700, 4096, 1_000_000])
+def test_padded_lengths_hold_every_pair_and_waste_less_than_half(budget: int):
+    lengths = padded_lengths(budget)
+    assert list(lengths) == sorted(set(lengths)) and not any(length % 64 for length in lengths)
+    assert budget <= lengths[-1] < budget + 64
+    assert all(big <= 2 * small for small, big in itertools.pairwise(lengths))
+
+
+def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer):
+    small = Scorer(
+        judge.params,
+        judge.cfg,
+        judge.tokenizer,
+        judge.spec,
+        judge.execution,
+        tokens_per_call=1,
+    )
+    assert {small.pairs_per_call(length) for length in small.lengths} == {1}
+    pairs = some_pairs(3, seed=5)
+    for one, other in zip(judge.score_many(pairs), small.score_many(pairs), strict=True):
+        assert one.first == pytest.approx(other.first, abs=1e-5)
+
+
+def test_running_out_of_memory_says_what_to_try(judge: Scorer, monkeypatch):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(scorer_module, "_judge", full)
+    with pytest.raises(DoesNotFitError, match="fewer tokens a call"):
+        judge.score(*PAIR)
+
+
+def test_the_scalar_baseline_is_no_judge(judge: Scorer):
+    params = judge.params | {"score": np.zeros(64, np.float32)}
+    with pytest.raises(JudgeError, match="scalar head"):
+        Scorer(params, judge.cfg, judge.tokenizer, judge.spec, judge.execution)
 
 
 def test_an_over_long_pair_is_shortened_and_says_so(judge: Scorer):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 from gram_jax.config import Recipe, make_recipe
 from gram_jax.console import Console
@@ -71,6 +72,20 @@ def tiny_values(stage: str, folder: Path, **changes: Any) -> dict[str, Any]:
 def tiny_recipe(stage: str, folder: Path, **changes: Any) -> Recipe:
     """The recipe of `tiny_values`."""
     return make_recipe(tiny_values(stage, folder, **changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Programs that several tests of a module compile are compiled once."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 def train(recipe: Recipe) -> RunResult:

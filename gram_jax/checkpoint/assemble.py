@@ -52,9 +52,8 @@ def assemble(
     mixed = {path: sorted({s.dtype for _, s in parts}) for path, parts in leaves.items()}
     if dtype is None and (mixed := {p: d for p, d in mixed.items() if len(d) > 1}):
         raise LayoutError(
-            f"layers of one kind are stored in different formats: {mixed}. They are kept in "
-            f"one array: say which "
-            'dtype that should have, e.g. dtype="float32"'
+            f"layers of one kind are stored in different formats: {mixed}. They are kept in one "
+            'array: say which dtype that should have, e.g. dtype="float32"'
         )
     specs, shardings = param_specs(cfg), param_shardings(param_specs(cfg), placement)
 
@@ -75,20 +74,23 @@ def _leaf(
     known: dict[str, np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if str(index) not in known:
-            known[str(index)] = (
-                np.stack([_part(*part, index[1:], dtype) for part in parts[index[0]]])
-                if parts[0][0].layer is not None
-                else _part(*parts[0], index, dtype)
-            )
-        return known[str(index)]
+        key = str(index)
+        if key not in known:
+            sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)]
+            known[key] = np.empty(sizes, dtype)
+            if parts[0][0].layer is None:
+                known[key][...] = _part(*parts[0], index)
+            else:
+                for place, part in enumerate(parts[index[0]]):
+                    known[key][place] = _part(*part, index[1:])
+        return known[key]
 
     return jax.make_array_from_callback(shape, sharding, read)
 
 
-def _part(slot: Slot, stored: Stored, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+def _part(slot: Slot, stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
     part, rest = slot.stored_part(index)
-    return slot.to_model(stored.read(part))[rest].astype(dtype)
+    return slot.to_model(stored.read(part))[rest]
 
 
 def check_layout(cfg: ModelConfig, stored: Mapping[str, Stored], names: Format) -> None:
@@ -120,7 +122,6 @@ def check_layout(cfg: ModelConfig, stored: Mapping[str, Stored], names: Format) 
     ]
     if problems:
         raise LayoutError(
-            f"{len(problems)} tensor(s) do not fit a {cfg.family} model of {cfg.layers} "
-            f"layers, embed size "
-            f"{cfg.embed_size}:\n  " + "\n  ".join(problems)
+            f"{len(problems)} tensor(s) do not fit a {cfg.family} model of {cfg.layers} layers, "
+            f"embed size {cfg.embed_size}:\n  " + "\n  ".join(problems)
         )

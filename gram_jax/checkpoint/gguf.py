@@ -70,7 +70,10 @@ def load_gguf(
             f"{', '.join(q.name for q in QUANTS)}"
         )
     stored = {name: _stored(cfg, tensor, Path(path).name) for name, tensor in tensors.items()}
-    return cfg, assemble(cfg, stored, "gguf", placement, dtype)
+    try:
+        return cfg, assemble(cfg, stored, "gguf", placement, dtype)
+    except LayoutError as error:
+        raise LayoutError(f"{path}: {error}") from error
 
 
 def gguf_config(path: str | Path) -> ModelConfig:
@@ -122,8 +125,8 @@ def open_gguf(path: str | Path) -> GgufFile:
         raise CheckpointError(f"{path} cannot be opened: {error}") from error
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path} is damaged or cut short ({error}): compare its size with the source, "
-            "download it again"
+            f"{path} is damaged or cut short ({error}): compare its size with the source, download "
+            "it again"
         ) from error
 
 
@@ -190,8 +193,8 @@ def _rope_scaling(file: GgufFile, theta: float, head_size: int, context: int) ->
     kind = file.metadata.get(f"{file.metadata['general.architecture']}.rope.scaling.type", "none")
     if kind != "none":
         raise LayoutError(
-            f"the GGUF file stretches its rotary frequencies by {kind!r}; known are none and "
-            "Llama 3's"
+            f"the GGUF file stretches its rotary frequencies by {kind!r}; known are none and Llama "
+            "3's"
         )
     factors = file.tensors.get(ROPE_FACTORS)
     if factors is None:
@@ -275,9 +278,8 @@ def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     kind = found.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise LayoutError(
-            f"{path}: tokenizer model {kind!r} cannot be rebuilt, only byte-level BPE "
-            f"('gpt2'). Load the tokenizer "
-            "of the model's Hugging Face folder instead"
+            f"{path}: tokenizer model {kind!r} cannot be rebuilt, only byte-level BPE ('gpt2'). "
+            "Load the tokenizer of the model's Hugging Face folder instead"
         )
     tokens, merges, types = (
         found.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "merges", "token_type")
@@ -335,9 +337,8 @@ def _set_splits(backend: Tokenizer, pre: str | None, path: str) -> None:
         first = pre_tokenizers.Split(Regex(expression), "isolated")
     else:
         raise LayoutError(
-            f"{path}: the tokenizer cuts text as {pre!r}; known are smollm, llama-bpe and "
-            f"qwen2. Load the "
-            "tokenizer of the model's Hugging Face folder instead"
+            f"{path}: the tokenizer cuts text as {pre!r}; known are smollm, llama-bpe and qwen2. "
+            "Load the tokenizer of the model's Hugging Face folder instead"
         )
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()

@@ -40,8 +40,8 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     family = found.get("model_type")
     if family not in FAMILIES:
         raise LayoutError(
-            f"config.json says model_type = {family!r}; gram_jax runs {', '.join(FAMILIES)} "
-            "(Llama 3.x, SmolLM2, Qwen2.5, Qwen3 dense)"
+            f"config.json says model_type = {family!r}; gram_jax runs {', '.join(FAMILIES)} (Llama "
+            "3.x, SmolLM2, Qwen2.5, Qwen3 dense)"
         )
     problems = [
         f"{name} = {found[name]!r} (this decoder has only {name} = {allowed[0]!r})"
@@ -83,8 +83,7 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     if heads % kv_heads or head_size % 2:
         raise LayoutError(
             f"config.json: {heads} attention heads over {kv_heads} key-value heads of size "
-            f"{head_size}: heads must "
-            "be a multiple of key-value heads, and the head size even"
+            f"{head_size}: heads must be a multiple of key-value heads, and the head size even"
         )
     return ModelConfig(
         family=family,
@@ -155,9 +154,8 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     """
     if (cfg.qkv_bias, cfg.qk_norm) != (cfg.family == "qwen2", cfg.family == "qwen3"):
         raise LayoutError(
-            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = "
-            f"{cfg.qkv_bias} and "
-            f"qk_norm = {cfg.qk_norm}"
+            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias} "
+            f"and qk_norm = {cfg.qk_norm}"
         )
     scaling = cfg.rope_scaling and {
         "rope_type": "llama3",

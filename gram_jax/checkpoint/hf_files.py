@@ -48,8 +48,11 @@ def load_hf(
     folder = Path(folder)
     cfg = hf_config(folder)
     stored = _stored(folder)
-    _settle_tied_head(cfg, stored)
-    return cfg, assemble(cfg, stored, "hf", placement, dtype)
+    try:
+        _settle_tied_head(cfg, stored)
+        return cfg, assemble(cfg, stored, "hf", placement, dtype)
+    except LayoutError as error:
+        raise LayoutError(f"{folder}: {error}") from error
 
 
 def hf_config(folder: str | Path) -> ModelConfig:
@@ -93,15 +96,13 @@ def _stored(folder: Path) -> dict[str, Stored]:
         return dict(_tensors(files[0]))
     if len(files) > 1:
         raise CheckpointError(
-            f"{folder} has {len(files)} safetensors files and no {INDEX}: the index says which "
-            f"of them belong "
-            "together, so the download is probably incomplete"
+            f"{folder} has {len(files)} safetensors files and no {INDEX}: the index says which of "
+            "them belong together, so the download is probably incomplete"
         )
     if pickles := sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth")):
         raise CheckpointError(
-            f"{folder} has its weights as {', '.join(pickles)}: pickles can run code when "
-            f"opened, so they are not "
-            "read. Convert them once with transformers: "
+            f"{folder} has its weights as {', '.join(pickles)}: pickles can run code when opened, "
+            "so they are not read. Convert them once with transformers: "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
         )
     raise CheckpointError(f"{folder} has no {WEIGHTS} and no {INDEX}" + _contents(folder))
@@ -117,8 +118,7 @@ def _indexed(folder: Path) -> dict[str, Stored]:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the {len(names)} files of its {INDEX}: "
-            f"{', '.join(missing)}. "
-            "Download them again"
+            f"{', '.join(missing)}. Download them again"
         )
     stored: dict[str, Stored] = {}
     for name in names:
@@ -160,8 +160,8 @@ def _diagnosis(path: Path, error: Exception) -> str:
         return "it is empty"
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return (
-            "it is a pickle under another name, which can run code when opened; convert it "
-            "with transformers"
+            "it is a pickle under another name, which can run code when opened; convert it with "
+            "transformers"
         )
     if start.startswith(b"version https://git-lfs"):
         return "it is a git-lfs pointer; fetch the real file with `git lfs pull`"
@@ -188,10 +188,8 @@ def _settle_tied_head(cfg: ModelConfig, stored: dict[str, Stored]) -> None:
     if not same:
         raise LayoutError(
             f"lm_head.weight in {head.file} differs from model.embed_tokens.weight, yet "
-            f"config.json says "
-            "tie_word_embeddings = true. One of them is wrong: if the head was trained by "
-            "itself, set "
-            "tie_word_embeddings to false"
+            "config.json says tie_word_embeddings = true. One of them is wrong: if the head was "
+            "trained by itself, set tie_word_embeddings to false"
         )
     del stored["lm_head.weight"]
 
@@ -229,6 +227,9 @@ def export_hf(
     shards = _shards(cfg, params, dtype, shard_bytes)
     needed = sum(size for shard in shards for size in shard.values())
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    if jax.process_index() != 0:  # takes part in the gathering; the first process writes
+        _write_weights(partial, cfg, params, dtype, shards)
+        return folder
     with _writing(partial, needed):
         _write_weights(partial, cfg, params, dtype, shards)
         _write_texts(partial, cfg, params, dtype, tokenizer, extra or {})
@@ -247,10 +248,9 @@ def check_tokenizer(tokenizer: Any, cfg: ModelConfig) -> None:
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= cfg.vocab_size or len(tokenizer) > cfg.vocab_size:
         raise LayoutError(
-            f"the tokenizer does not fit the weights: it has {len(tokenizer)} tokens with ids "
-            f"up to {highest}, the "
-            f"embedding table has {cfg.vocab_size} rows. Use the tokenizer that belongs to the "
-            f"model"
+            f"the tokenizer does not fit the weights: it has {len(tokenizer)} tokens with ids up "
+            f"to {highest}, the embedding table has {cfg.vocab_size} rows. Use the tokenizer that "
+            "belongs to the model"
         )
 
 
@@ -377,9 +377,9 @@ def _writing(partial: Path, needed: int) -> Iterator[None]:
 
 def _full(folder: Path, needed: int, free: int) -> CheckpointError:
     return CheckpointError(
-        f"the disk of {folder} is full: the weights need {needed / 1e6:,.1f} MB, "
-        f"{free / 1e6:,.1f} MB are free. "
-        "Nothing was left behind. Free some space, choose another folder, or export in bfloat16"
+        f"the disk of {folder} is full: the weights need {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} "
+        "MB are free. Nothing was left behind. Free some space, choose another folder, or export "
+        "in bfloat16"
     )
 
 

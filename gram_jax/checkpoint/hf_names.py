@@ -20,11 +20,13 @@ from gram_jax.model.specs import param_specs
 Format = Literal["hf", "gguf"]
 
 
+# What the names of a layer's tensors begin with, the layer's number in place of "{}".
+LAYER_PREFIX: Mapping[Format, str] = {"hf": "model.layers.{}.", "gguf": "blk.{}."}
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of the tree: its path, its stored layout, and its names ("{}" stands for the layer's
-    number).
-    """
+    """One leaf of the tree: its path, its stored layout, and its names (inside a layer, if any)."""
 
     path: str
     form: str
@@ -33,97 +35,32 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether the leaf holds all layers on a leading axis, stored as one tensor per layer."""
+        """Whether the leaf holds all layers, stored as one tensor per layer."""
         return self.path.startswith("layers/")
+
+    def name(self, names: Format) -> str:
+        """The full name in a file, "{}" standing for the layer's number."""
+        name = self.hf if names == "hf" else self.gguf
+        return LAYER_PREFIX[names] + name if self.stacked else name
 
 
 # Rotary halves need no rearrangement: our rotary convention is Hugging Face's half-split one.
 RULES = (
     Rule("embed", "V D -> V D", "model.embed_tokens.weight", "token_embd.weight"),
-    Rule(
-        "layers/attention_norm",
-        "D -> D",
-        "model.layers.{}.input_layernorm.weight",
-        "blk.{}.attn_norm.weight",
-    ),
-    Rule(
-        "layers/q",
-        "(N H) D -> D N H",
-        "model.layers.{}.self_attn.q_proj.weight",
-        "blk.{}.attn_q.weight",
-    ),
-    Rule(
-        "layers/k",
-        "(K H) D -> D K H",
-        "model.layers.{}.self_attn.k_proj.weight",
-        "blk.{}.attn_k.weight",
-    ),
-    Rule(
-        "layers/v",
-        "(K H) D -> D K H",
-        "model.layers.{}.self_attn.v_proj.weight",
-        "blk.{}.attn_v.weight",
-    ),
-    Rule(
-        "layers/o",
-        "D (N H) -> N H D",
-        "model.layers.{}.self_attn.o_proj.weight",
-        "blk.{}.attn_output.weight",
-    ),
-    Rule(
-        "layers/q_bias",
-        "(N H) -> N H",
-        "model.layers.{}.self_attn.q_proj.bias",
-        "blk.{}.attn_q.bias",
-    ),
-    Rule(
-        "layers/k_bias",
-        "(K H) -> K H",
-        "model.layers.{}.self_attn.k_proj.bias",
-        "blk.{}.attn_k.bias",
-    ),
-    Rule(
-        "layers/v_bias",
-        "(K H) -> K H",
-        "model.layers.{}.self_attn.v_proj.bias",
-        "blk.{}.attn_v.bias",
-    ),
-    Rule(
-        "layers/q_norm",
-        "H -> H",
-        "model.layers.{}.self_attn.q_norm.weight",
-        "blk.{}.attn_q_norm.weight",
-    ),
-    Rule(
-        "layers/k_norm",
-        "H -> H",
-        "model.layers.{}.self_attn.k_norm.weight",
-        "blk.{}.attn_k_norm.weight",
-    ),
-    Rule(
-        "layers/mlp_norm",
-        "D -> D",
-        "model.layers.{}.post_attention_layernorm.weight",
-        "blk.{}.ffn_norm.weight",
-    ),
-    Rule(
-        "layers/gate",
-        "F D -> D F",
-        "model.layers.{}.mlp.gate_proj.weight",
-        "blk.{}.ffn_gate.weight",
-    ),
-    Rule(
-        "layers/up",
-        "F D -> D F",
-        "model.layers.{}.mlp.up_proj.weight",
-        "blk.{}.ffn_up.weight",
-    ),
-    Rule(
-        "layers/down",
-        "D F -> F D",
-        "model.layers.{}.mlp.down_proj.weight",
-        "blk.{}.ffn_down.weight",
-    ),
+    Rule("layers/attention_norm", "D -> D", "input_layernorm.weight", "attn_norm.weight"),
+    Rule("layers/q", "(N H) D -> D N H", "self_attn.q_proj.weight", "attn_q.weight"),
+    Rule("layers/k", "(K H) D -> D K H", "self_attn.k_proj.weight", "attn_k.weight"),
+    Rule("layers/v", "(K H) D -> D K H", "self_attn.v_proj.weight", "attn_v.weight"),
+    Rule("layers/o", "D (N H) -> N H D", "self_attn.o_proj.weight", "attn_output.weight"),
+    Rule("layers/q_bias", "(N H) -> N H", "self_attn.q_proj.bias", "attn_q.bias"),
+    Rule("layers/k_bias", "(K H) -> K H", "self_attn.k_proj.bias", "attn_k.bias"),
+    Rule("layers/v_bias", "(K H) -> K H", "self_attn.v_proj.bias", "attn_v.bias"),
+    Rule("layers/q_norm", "H -> H", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    Rule("layers/k_norm", "H -> H", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    Rule("layers/mlp_norm", "D -> D", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    Rule("layers/gate", "F D -> D F", "mlp.gate_proj.weight", "ffn_gate.weight"),
+    Rule("layers/up", "F D -> D F", "mlp.up_proj.weight", "ffn_up.weight"),
+    Rule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
     Rule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
     Rule("head", "V D -> V D", "lm_head.weight", "output.weight"),
 )
@@ -196,7 +133,7 @@ def slots(cfg: ModelConfig, names: Format) -> dict[str, Slot]:
         if rule.path not in specs:
             continue
         shape = specs[rule.path].shape
-        name = getattr(rule, names)
+        name = rule.name(names)
         if rule.stacked:
             for layer in range(cfg.layers):
                 found[name.format(layer)] = Slot(rule, layer, shape[1:])
@@ -208,7 +145,7 @@ def slots(cfg: ModelConfig, names: Format) -> dict[str, Slot]:
 def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
     """What about this model leaves a tensor without a place: the hint in an error."""
     for rule in RULES:
-        pattern = re.escape(getattr(rule, names)).replace(r"\{\}", r"(\d+)")
+        pattern = re.escape(rule.name(names)).replace(r"\{\}", r"(\d+)")
         if not re.fullmatch(pattern, name):
             continue
         if rule.path not in tree.flatten(param_specs(cfg)):
@@ -225,7 +162,7 @@ _SWITCH: Mapping[str, str] = {
 
 
 def _parse(form: str) -> tuple[list[list[str]], list[str]]:
-    """ "(N H) D -> D N H" -> ([["N", "H"], ["D"]], ["D", "N", "H"])."""
+    """Groups of stored letters, and our letters: ([["N", "H"], ["D"]], ["D", "N", "H"])."""
     stored, ours = form.split(" -> ")
     groups = [match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)]
     return groups, ours.split()

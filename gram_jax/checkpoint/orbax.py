@@ -235,9 +235,9 @@ class Checkpoints:
                     f"run:\n{error}"
                 ) from error
             raise CheckpointError(
-                f"a checkpoint in {self.folder} could not be {done}: {str(error).strip()[:1000]}\n"
-                "If the newest step is damaged, remove its folder: the run then goes on from "
-                "the one before"
+                f"a checkpoint in {self.folder} could not be {done}: "
+                f"{str(error).strip()[:1000]}\nIf the newest step is damaged, remove its folder: "
+                "the run then goes on from the one before"
             ) from error
 
 

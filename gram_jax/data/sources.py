@@ -129,6 +129,24 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
 
 
+def count_rows(source: "str | Path | SourceSpec") -> int | None:
+    """How many rows a source has, for a progress bar: None where only reading it would tell."""
+    path = Path(parse_source(source).path).expanduser()
+    name = path.name.lower()
+    if not path.is_file():
+        return None
+    if name.endswith(".parquet"):
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_metadata(path).num_rows
+    if name.endswith(".jsonl"):
+        with path.open("rb") as file:
+            is_list = file.read(1) == b"["
+            file.seek(0)
+            return None if is_list else sum(1 for line in file if line.strip())
+    return None
+
+
 # Files
 
 

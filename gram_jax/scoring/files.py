@@ -5,40 +5,65 @@ goes on behind the last complete line; a torn last line is cut off.
 """
 
 import errno
+import hashlib
 import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+import jax
 import numpy as np
 
+from gram_jax import tree
 from gram_jax.console import Console
 from gram_jax.data.records import (
     Candidates,
+    Kind,
     Preference,
     Record,
     RecordStream,
     UnlabeledPair,
     source_kind,
 )
+from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
-from gram_jax.scoring.ranking import order_of, round_robin, strengths
+from gram_jax.scoring.ranking import order_of, round_robin, strengths, table_of
 from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.tree import Tree
 
 FORMAT = 1
+# What must be the same for a run to go on in a file; the rest of the note is for people.
+IDENTITY = ("format", "source", "kind", "weights", "judge", "compute")
 
 
 @dataclass(frozen=True)
 class ScoredFile:
-    """What became of a file: rows written now, rows that were there before, shortened pairs, rows left out."""
+    """What became of a file: rows written now, rows there before, rows with shortened texts, rows left out and why."""
 
     written: int
     before: int
     shortened: int
     dropped: dict[str, int]
+
+
+def check_files(source: str, out: str | Path, *, schema: str = "auto") -> Kind:
+    """What `source` is read as. Refuses an unreadable input and an impossible output before a model is loaded."""
+    path, out = Path(parse_source(source).path).expanduser(), Path(out)
+    if path.exists() and out.exists() and path.samefile(out):
+        raise DataError(f"{out} is the input itself: give the scores a file of their own")
+    if path.is_dir() and path.resolve() in out.resolve().parents:
+        raise DataError(
+            f"{out} lies in the folder {path} that is read: put the scores somewhere else"
+        )
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: expected the name of a file for the scores")
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
+    return source_kind(source, schema=schema)
 
 
 def score_file(
@@ -48,62 +73,83 @@ def score_file(
     out: str | Path,
     *,
     schema: str = "auto",
-    on_bad: str = "error",
+    on_bad: Literal["error", "skip"] = "error",
     overwrite: bool = False,
     console: Console,
 ) -> ScoredFile:
-    """Score every record of `source` into `out`.
+    """Score every record of `source` into `out`, or go on where an earlier run was interrupted.
 
     A labeled pair gives score_chosen and score_rejected, an unlabeled one score_first and score_second (in the order
-    of the source), candidates give one mean log-odds each and the order, best first. Raises DataError where `out`
-    holds something else.
+    of the source), candidates give one mean log-odds each and the order, best first.
+    Raises DataError where `out` holds something else, or cannot be written; what is complete in it stays.
     """
     out = Path(out)
-    if Path(source).exists() and out.exists() and Path(source).samefile(out):
-        raise DataError(f"{out} is the input itself: give the scores a file of their own")
-    kind = source_kind(source, schema=schema)
-    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
-    meta = {
+    kind = check_files(source, out, schema=schema)
+    note = {
         "format": FORMAT,
         "source": str(source),
         "kind": kind,
         "model": model,
+        "weights": weights_fingerprint(scorer.params),
         "judge": scorer.spec.hash,
         "compute": scorer.execution.compute,
     }
+    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
     records = iter(stream)
-    try:
-        before = 0 if overwrite else _resume(out, meta, records)
+    total = count_rows(source)
+    written = shortened = 0
+    with _explain_interruption(out, console):
+        before = 0 if overwrite else _resume(out, note, records)
+        seen = stream.report().rows
         with (
-            open(out, "a" if before else "w", encoding="utf-8") as file,
-            console.progress(None, done=before, label="scored", unit="rows") as progress,
+            open(out, "a" if before else "w", encoding="utf-8", newline="\n") as file,
+            console.progress(total, done=seen, label="scored", unit="pairs") as progress,
         ):
             if not before:
-                _meta_path(out).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-            written = shortened = 0
-            while window := list(itertools.islice(records, scorer.window)):
-                rows = _score_window(scorer, window)
+                _note_path(out).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+            for window in _windows(records, scorer.window):
+                asked = [list(_comparisons(record)) for record in window]
+                scores = iter(scorer.score_many(itertools.chain.from_iterable(asked)))
+                rows = [
+                    _row(record, list(itertools.islice(scores, len(comparisons))))
+                    for record, comparisons in zip(window, asked, strict=True)
+                ]
                 _append(file, rows)
                 written += len(rows)
                 shortened += sum(row["shortened"] for row in rows)
-                progress.update(len(rows), units=len(rows))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DataError(
-            f"the disk of {out} is full. The complete lines are kept: make room and run the same command again"
-        ) from error
+                read = stream.report().rows
+                progress.update(read - seen, units=sum(map(len, asked)))
+                seen = read
     return ScoredFile(written, before, shortened, dict(stream.report().dropped))
 
 
-def _score_window(scorer: Scorer, window: list[Record]) -> list[dict[str, Any]]:
-    """One output row per record."""
-    asked = [list(_comparisons(record)) for record in window]
-    scores = iter(scorer.score_many(itertools.chain.from_iterable(asked)))
-    return [
-        _row(record, [next(scores) for _ in comparisons])
-        for record, comparisons in zip(window, asked, strict=True)
-    ]
+def weights_fingerprint(params: Tree) -> str:
+    """16 hex digits that tell one set of weights from another, from the first row of every tensor."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(tree.flatten(params).items()):
+        row = np.asarray(jax.device_get(leaf[(0,) * (leaf.ndim - 1)]))
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + row.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _windows(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """Runs of records with some `size` comparisons together: candidates need many each."""
+    window: list[Record] = []
+    comparisons = 0
+    for record in records:
+        window.append(record)
+        comparisons += _comparison_count(record)
+        if comparisons >= size:
+            yield window
+            window, comparisons = [], 0
+    if window:
+        yield window
+
+
+def _comparison_count(record: Record) -> int:
+    if isinstance(record, Candidates):
+        return len(record.responses) * (len(record.responses) - 1) // 2
+    return 1
 
 
 def _comparisons(record: Record) -> Iterator[tuple[Any, str, str]]:
@@ -115,75 +161,86 @@ def _comparisons(record: Record) -> Iterator[tuple[Any, str, str]]:
 
 
 def _row(record: Record, scores: list[PairScore]) -> dict[str, Any]:
+    """The output row of a record."""
+    row: dict[str, Any] = {"id": record.id}
     shortened = any(score.shortened for score in scores)
     if isinstance(record, Candidates):
-        values = _candidate_strengths(len(record.responses), scores)
-        return {
-            "id": record.id,
-            "scores": values,
-            "ranking": order_of(values),
-            "shortened": shortened,
-        }
+        margins = [score.margin for score in scores]
+        values = strengths(table_of(len(record.responses), margins)).tolist()
+        return row | {"scores": values, "ranking": order_of(values), "shortened": shortened}
     (score,) = scores
-    row: dict[str, Any] = {"id": record.id}
     if isinstance(record, UnlabeledPair):
-        row |= {"score_first": score.first, "score_second": score.second, "margin": score.margin}
+        row |= {"score_first": score.first, "score_second": score.second}
     elif isinstance(record, Preference):
-        chosen, rejected, sign = score.first, score.second, 1
-        if not record.chosen_first:
-            chosen, rejected, sign = rejected, chosen, -1
-        row |= {"score_chosen": chosen, "score_rejected": rejected, "margin": sign * score.margin}
-    return row | {"order_gap": score.order_gap, "shortened": shortened}
+        score = score if record.chosen_first else score.swapped()
+        row |= {"score_chosen": score.first, "score_rejected": score.second}
+    return row | {
+        "margin": score.margin,
+        "order_gap": score.order_gap,
+        "shortened": shortened,
+    }
 
 
-def _candidate_strengths(count: int, scores: list[PairScore]) -> list[float]:
-    table = np.zeros((count, count), np.float32)
-    for (i, j), score in zip(round_robin(count), scores, strict=True):
-        table[i, j], table[j, i] = score.margin, -score.margin
-    return strengths(table).tolist()
-
-
-def _resume(out: Path, meta: dict[str, Any], records: Iterator[Record]) -> int:
+def _resume(out: Path, note: dict[str, Any], records: Iterator[Record]) -> int:
     """Number of complete rows that `out` holds already; as many records are taken off the input."""
     if not out.exists() or out.stat().st_size == 0:
         return 0
     try:
-        found = json.loads(_meta_path(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(_note_path(out).read_text(encoding="utf-8"))
+        differing = [key for key in IDENTITY if found[key] != note[key]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise DataError(
-            f"{out} exists and nothing says how it was made ({_meta_path(out).name} is missing or damaged): "
+            f"{out} exists and nothing says how it was made ({_note_path(out).name} is missing or damaged): "
             "give another output file, or --overwrite"
         ) from None
-    if found != meta:
-        lines = "\n  ".join(
-            f"{key}: {found.get(key)!r} there, {meta.get(key)!r} now"
-            for key in sorted({*found, *meta})
-            if found.get(key) != meta.get(key)
-        )
+    if differing:
+        lines = "\n  ".join(f"{key}: {found[key]!r} there, {note[key]!r} now" for key in differing)
         raise DataError(
-            f"{out} holds other scores:\n  {lines}\nGive another output file, or --overwrite"
+            f"{out} holds other scores (made with {found.get('model')!r}, asked for is {note['model']!r}):\n"
+            f"  {lines}\nGive another output file, or --overwrite"
         )
-    count = 0
+    count = end = 0
     with open(out, "r+b") as file:
-        end = 0
         for line in file:
             if not line.endswith(b"\n"):
                 break  # torn by an interruption
-            record = next(records, None)
-            name = None if record is None else record.id
-            try:
-                there = json.loads(line).get("id")
-            except ValueError:
-                there = None
-            if there is None or there != name:
-                raise DataError(
-                    f"{out}, line {count + 1} is the score of {there!r}, the input has {name!r} there: the input has "
-                    "changed. Give another output file, or --overwrite"
-                )
-            count += 1
-            end += len(line)
+            _check_row(out, count + 1, line, next(records, None))
+            count, end = count + 1, end + len(line)
         file.truncate(end)
     return count
+
+
+def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> None:
+    """Raises DataError unless a line is the score of this record."""
+    try:
+        there = json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{out}, line {number} is no row of scores: the file was damaged or edited. Give another output file, or "
+            "--overwrite"
+        ) from None
+    if record is None or there != record.id:
+        expected = "ends before it" if record is None else f"has {record.id!r} there"
+        raise DataError(
+            f"{out}, line {number} is the score of {there!r}, the input {expected}: the input has changed. Give "
+            "another output file, or --overwrite"
+        )
+
+
+@contextmanager
+def _explain_interruption(out: Path, console: Console) -> Iterator[None]:
+    """A full disk, or a file that cannot be written, is a DataError; Ctrl-C says that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.warn(f"{out} keeps its complete rows; the same command goes on after them")
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"the disk of {out} is full. The complete rows are kept: make room and run the same command again"
+            ) from error
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _append(file: IO[str], rows: list[dict[str, Any]]) -> None:
@@ -192,5 +249,5 @@ def _append(file: IO[str], rows: list[dict[str, Any]]) -> None:
     os.fsync(file.fileno())
 
 
-def _meta_path(out: Path) -> Path:
+def _note_path(out: Path) -> Path:
     return out.with_name(out.name + ".meta.json")

@@ -14,6 +14,14 @@ def round_robin(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
+def table_of(count: int, margins: Sequence[float]) -> np.ndarray:
+    """Log-odds that response i is better than response j, f32 [n, n], from those of `round_robin(n)`."""
+    table = np.zeros((count, count), np.float32)
+    for (i, j), margin in zip(round_robin(count), margins, strict=True):
+        table[i, j], table[j, i] = margin, -margin
+    return table
+
+
 def strengths(log_odds: np.ndarray) -> np.ndarray:
     """How good each of n responses is: the mean of its log-odds against the others, f32 [n].
 

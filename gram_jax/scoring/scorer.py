@@ -1,13 +1,16 @@
-"""From two texts to a score: the same prompt, encoding and forward pass for files, evaluation, ranking and rewards.
+"""From two texts to a score: one way for files, evaluation, ranking and rewards.
 
 Pairs are padded to one of a few lengths and scored a fixed number at a time. The length is chosen from the pair alone
 and the number from the length, so a pair meets the same compiled program whatever is scored beside it, and inside one
-program the bits of a score do not depend on its neighbours.
+program the bits of a score do not depend on its neighbours. Two responses are put in one fixed order before they
+are encoded, so that score(a, b) and score(b, a) are the same computation and agree bit for bit.
 """
 
 import warnings
+from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,23 +19,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from gram_jax.batch import PairBatch, Sequences
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.batch import PairBatch
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.data.encode import Encoded, Prompt, encode_comparisons
-from gram_jax.errors import JudgeError
-from gram_jax.judge import JudgeSpec, check_tokenizer, make_spec
+from gram_jax.errors import DoesNotFitError, JudgeError
+from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.scoring.padding import pad_pairs, padded_lengths
 from gram_jax.scoring.pair import pair_logits, pair_scores
-from gram_jax.scoring.ranking import order_of, round_robin, strengths
+from gram_jax.scoring.ranking import order_of, round_robin, strengths, table_of
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
 Comparison = tuple[Prompt, str, str]
 
-# Powers of two and their one-and-a-half-folds: less than half of a row is padding (128 after 64 is the worst step; a
-# third above that), a sixth on average, and a budget of 4096 tokens needs twelve programs.
-LENGTHS = tuple(sorted({64 << i for i in range(12)} | {192 << i for i in range(10)}))
 # Tokens of one call and device. A CPU is busy with 1,024; more would only make a lone pair wait for dummy rows.
 TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
 # Comparisons that are encoded, sorted by length and scored together: enough to fill the calls, and few enough that
@@ -55,6 +56,10 @@ class PairScore(NamedTuple):
     margin: float
     order_gap: float
     shortened: bool
+
+    def swapped(self) -> "PairScore":
+        """The score of the same pair with the responses exchanged."""
+        return self._replace(first=self.second, second=self.first, margin=-self.margin)
 
 
 @partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
@@ -86,18 +91,24 @@ class Scorer:
         tokenizer: Any,
         spec: JudgeSpec,
         execution: Execution,
+        *,
+        tokens_per_call: int | None = None,
     ):
         check_tokenizer(spec, tokenizer)
-        if spec.max_length > cfg.context_length:
+        if "score" in params:
             raise JudgeError(
-                f"the judge may read {spec.max_length} tokens (max_length), the model was made for "
-                f"{cfg.context_length}: choose a smaller max_length"
+                "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
+                "time and give no verdicts. Choose the model of a run of stage judge"
             )
+        _check_budget(spec, cfg)
         self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
         self.spec, self.execution = spec, execution
         self.shortened = 0  # pairs so far that did not fit
         platform = execution.placement.mesh.devices.flat[0].platform
-        self._tokens_per_call = TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"])
+        self.tokens_per_call = tokens_per_call or TOKENS_PER_CALL.get(
+            platform, TOKENS_PER_CALL["gpu"]
+        )
+        self.lengths = padded_lengths(spec.max_length)
         self.window = WINDOW.get(platform, WINDOW["gpu"])
 
     @classmethod
@@ -107,33 +118,38 @@ class Scorer:
         *,
         compute: Literal["auto", "float32", "bfloat16"] = "auto",
         max_length: int | None = None,
+        tokens_per_call: int | None = None,
         placement: Placement | None = None,
     ) -> "Scorer":
         """The judge of a run, an exported folder, a hub name, a GGUF file, or one of our own names.
 
         compute "auto": bfloat16 on accelerators, float32 on a CPU. Without a placement every device holds all
-        weights and scores its own pairs. A model that carries no judge.json is asked with the default template.
+        weights and scores its own pairs. A model that carries no judge.json is asked with the default template, for
+        which max_length can be given. tokens_per_call: how much one call and device takes; less needs less memory.
         """
         placement = placement or make_placement({"data": -1})
         if compute == "auto":
             on_cpu = placement.mesh.devices.flat[0].platform == "cpu"
             compute = "float32" if on_cpu else "bfloat16"
-        tokenizer = load_tokenizer(name)
+        tokenizer, cfg = load_tokenizer(name), model_config(name)
         spec = load_spec(name)
-        cfg, params = load_model(name, placement, compute)
         if spec is None:
-            budget = min(max_length or 2048, cfg.context_length)
-            spec = make_spec(tokenizer, max_length=budget)
+            spec = make_spec(
+                tokenizer, max_length=max_length or min(DEFAULT_LENGTH, cfg.context_length)
+            )
             warnings.warn(
                 f"{name} carries no judge.json: it is asked with the default template, which it was not taught",
                 stacklevel=2,
             )
-        elif max_length is not None and max_length != spec.max_length:
+        elif max_length not in (None, spec.max_length):
             raise JudgeError(
-                f"this judge was trained with a budget of {spec.max_length} tokens, asked for is {max_length}; "
-                "a judge.json beside the weights fixes it"
+                f"this judge was taught with a budget of {spec.max_length} tokens, asked for is {max_length}: "
+                "max_length is for models that carry no judge.json"
             )
-        return cls(params, cfg, tokenizer, spec, Execution(compute, "blocked", "none", placement))
+        _check_budget(spec, cfg)
+        cfg, params = load_model(name, placement, compute)
+        execution = Execution(compute, "blocked", "none", placement)
+        return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
 
     def score(self, prompt: Prompt, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
@@ -161,10 +177,7 @@ class Scorer:
         """Log-odds that response i is better than response j: f32 [n, n], antisymmetric."""
         pairs = round_robin(len(responses))
         scores = self.score_many((prompt, responses[i], responses[j]) for i, j in pairs)
-        table = np.zeros((len(responses), len(responses)), np.float32)
-        for (i, j), score in zip(pairs, scores, strict=True):
-            table[i, j], table[j, i] = score.margin, -score.margin
-        return table
+        return table_of(len(responses), [score.margin for score in scores])
 
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[int]:
         """Indices of the responses, best first: every one meets every other, and log-odds are summed."""
@@ -179,30 +192,38 @@ class Scorer:
     def _score_window(
         self, window: Sequence[Comparison], progress: Callable[[int], None]
     ) -> list[PairScore]:
-        shown = [shown for p, a, b in window for shown in ((p, a, b), (p, b, a))]
+        turned = [_is_turned(first, second) for _, first, second in window]
+        fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
+        shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
         encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="shorten")
         pairs = list(zip(encoded[::2], encoded[1::2], strict=True))
         groups: dict[int, list[int]] = defaultdict(list)
         for at, pair in enumerate(pairs):
-            groups[bucket(max(len(side.tokens) for side in pair))].append(at)
+            groups[self.padded_length(pair)].append(at)
         found: list[PairScore | None] = [None] * len(pairs)
         flying: deque[tuple[list[int], tuple[jax.Array, jax.Array]]] = deque()
-        for length in sorted(groups, reverse=True):
-            rows = self.pairs_per_call(length)
-            for start in range(0, len(groups[length]), rows):
-                members = groups[length][start : start + rows]
-                flying.append((members, self._dispatch([pairs[i] for i in members], length, rows)))
-                if len(flying) > IN_FLIGHT:
-                    progress(_land(flying.popleft(), pairs, found))
-        while flying:
-            progress(_land(flying.popleft(), pairs, found))
+        with self._explain_out_of_memory():
+            for length in sorted(groups, reverse=True):
+                rows = self.pairs_per_call(length)
+                for start in range(0, len(groups[length]), rows):
+                    members = groups[length][start : start + rows]
+                    call = self._dispatch([pairs[i] for i in members], length, rows)
+                    flying.append((members, call))
+                    if len(flying) > IN_FLIGHT:
+                        progress(_land(flying.popleft(), pairs, found))
+            while flying:
+                progress(_land(flying.popleft(), pairs, found))
         self._count_shortened(found)
-        return found
+        return [score.swapped() if t else score for score, t in zip(found, turned, strict=True)]
+
+    def padded_length(self, pair: tuple[Encoded, Encoded]) -> int:
+        """The length to which both sides of a pair are padded."""
+        return self.lengths[bisect_left(self.lengths, max(len(side.tokens) for side in pair))]
 
     def pairs_per_call(self, length: int) -> int:
         """How many pairs of this padded length one call scores: fixed, and a multiple of the mesh's batch shards."""
         shards = self.execution.placement.batch_shards
-        return max(1, self._tokens_per_call // (2 * length)) * shards
+        return max(1, self.tokens_per_call // (2 * length)) * shards
 
     def _dispatch(
         self, pairs: Sequence[tuple[Encoded, Encoded]], length: int, rows: int
@@ -222,24 +243,30 @@ class Scorer:
             )
         self.shortened += cut
 
+    @contextmanager
+    def _explain_out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise DoesNotFitError(
+                f"out of memory while scoring: {str(error).strip().splitlines()[0][:300]}\nTry fewer tokens a call "
+                f"(now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a smaller model"
+            ) from error
 
-def bucket(tokens: int) -> int:
-    """The padded length of a pair whose longer side has so many tokens."""
-    return next(length for length in LENGTHS if tokens <= length)
+
+def _check_budget(spec: JudgeSpec, cfg: ModelConfig) -> None:
+    if spec.max_length > cfg.context_length:
+        raise JudgeError(
+            f"the judge may read {spec.max_length} tokens (max_length), the model was made for "
+            f"{cfg.context_length}: choose a smaller max_length"
+        )
 
 
-def pad_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], rows: int, length: int) -> PairBatch:
-    """A PairBatch of `rows` pairs padded to `length`; rows beyond the given ones repeat the last."""
-    tokens = np.zeros((rows, 2, length), np.int32)
-    segments = np.zeros((rows, 2, length), np.int32)
-    verdict_at = np.zeros((rows, 2), np.int32)
-    for at in range(rows):
-        for order, side in enumerate(pairs[min(at, len(pairs) - 1)]):
-            tokens[at, order, : len(side)] = side
-            segments[at, order, : len(side)] = 1
-            verdict_at[at, order] = len(side) - 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    return PairBatch(Sequences(tokens, positions, segments), verdict_at)
+def _is_turned(first: str, second: str) -> bool:
+    """Whether the fixed order of two responses, that of their text, is not the given one."""
+    return isinstance(first, str) and isinstance(second, str) and second < first
 
 
 def _land(

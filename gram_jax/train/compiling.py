@@ -16,7 +16,7 @@ from gram_jax.sharding import Placement
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device: arguments (weights, optimizer, batch), temporaries, results not reused."""
+    """Bytes on one device: arguments (weights, moments, batch), temporaries, results not reused."""
 
     arguments: int
     temporaries: int
@@ -48,7 +48,7 @@ def memory_of(compiled: Any) -> Memory | None:
 
 
 def free_bytes(placement: Placement) -> int | None:
-    """Memory that is left on the fullest device of the mesh; of a CPU, the machine's. None: unknown."""
+    """Bytes left on the fullest device of the mesh; of a CPU, the machine's. None: unknown."""
     devices = [d for d in placement.mesh.devices.flat if d.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
         machine = _available_memory()
@@ -60,7 +60,7 @@ def free_bytes(placement: Placement) -> int | None:
 
 
 def _available_memory() -> int | None:
-    """Bytes that this process may still get: of the machine, or of its control group if that is less."""
+    """Bytes that this process may still get: of the machine, or less in a control group."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)

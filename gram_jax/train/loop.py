@@ -1,4 +1,4 @@
-"""A run from recipe to result. A stage is another objective and another recipe, not another loop."""
+"""A run from recipe to result. A stage is another objective and recipe, not another loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -44,7 +44,7 @@ from gram_jax.train.folder import (
 )
 from gram_jax.train.journal import Journal
 from gram_jax.train.metrics import FILE_NAME as METRICS
-from gram_jax.train.metrics import MetricsWriter
+from gram_jax.train.metrics import MetricsWriter, check_wandb
 from gram_jax.train.optimizer import make_optimizer, make_schedule
 from gram_jax.train.preemption import StopRequest
 from gram_jax.train.stages import (
@@ -162,6 +162,8 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     batch = recipe.batch
     if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
         raise RecipeError(problem)
+    if recipe.log.wandb:
+        check_wandb()
     cfg, tokenizer, spec = _judge(recipe, console)
     with console.timed("read and encode the data"):
         plan = make_batches(
@@ -278,11 +280,7 @@ def judge_pairs(job: Job, params: Tree, frozen: Tree) -> dict[str, float]:
         make_execution(job.recipe, job.placement, "none"),
     )
     report = evaluate_pairs(scorer, job.valid_records).to_dict()
-    return {
-        f"pair_{name}": float(value)
-        for name, value in report.items()
-        if isinstance(value, int | float)
-    }
+    return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
 
 
 def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpec]:
@@ -395,7 +393,7 @@ def _conclude(job: Job, console: Console) -> None:
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
-            table.append((name, values[0], values[-1]))
+            table.append((name, values[0] if len(values) > 1 else None, values[-1]))
     console.table(title, ("", "first", "last"), table)
     console.say(f"curves: {job.folder.path / 'curves.png'}")
 

@@ -1,5 +1,6 @@
 """Where the figures of a run go: metrics.jsonl, TensorBoard, and Weights & Biases where asked for."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class MetricsWriter:
             self._wandb = _start_wandb(folder, settings)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line: `step` updates are done, and these are the figures. Not-a-numbers become null."""
+        """One line: `step` steps are done, these are the figures; those not finite become null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         row = {"step": step, **finite}
         self.rows.append(row)
@@ -100,14 +101,18 @@ def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
+def check_wandb() -> None:
+    """Raises RecipeError where wandb is asked for and not there: before the work, not after it."""
+    if importlib.util.find_spec("wandb") is None:
         raise RecipeError(
             "log.wandb = true needs the package wandb: pip install 'gram-jax[wandb]', or set it to "
             "false (metrics.jsonl and TensorBoard are written anyway)"
-        ) from error
+        )
+
+
+def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
+    import wandb
+
     return wandb.init(
         project="gram_jax",
         name=folder.name,

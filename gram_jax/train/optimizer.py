@@ -1,4 +1,4 @@
-"""AdamW with a warm-up, a schedule, a decay mask and global-norm clipping, as a recipe states them."""
+"""AdamW with warm-up, schedule, decay mask and global-norm clipping, as a recipe states them."""
 
 import math
 
@@ -12,7 +12,7 @@ from gram_jax.tree import Tree
 
 
 def warmup_steps(optimizer: Optimizer, steps: int) -> int:
-    """Steps of the warm-up in a run of `steps`: a share is rounded up, as the reference code does."""
+    """Warm-up steps of a run of `steps`: a share is rounded up, as the reference code does."""
     if optimizer.warmup >= 1:
         return int(optimizer.warmup)
     return math.ceil(optimizer.warmup * steps)

@@ -6,7 +6,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While it is entered, the first Ctrl-C or SIGTERM only sets `name`; a second Ctrl-C acts at once.
+    """While entered, the first Ctrl-C or SIGTERM only sets `name`; a second Ctrl-C acts at once.
 
     Outside of the main thread, where Python allows no handlers, it never becomes set.
     """

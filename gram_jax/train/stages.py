@@ -89,7 +89,7 @@ def make_examples(
 
 
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
-    """ParamSpec of every weight that is trained: all of them, or those of LoRA, and a scalar head."""
+    """ParamSpec of every trained weight: all of them, or those of LoRA, and a scalar head."""
     specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
     return {**specs, **_scalar_head(recipe, cfg)}
 
