@@ -191,13 +191,13 @@ def format_value(value: object) -> str:
 def format_count(value: float) -> str:
     """A large number in thousands or millions.
 
-    >>> format_count(12345.0), format_count(42.0), format_count(3.2e6)
-    ('12.3k', '42', '3.2M')
+    >>> format_count(12345.0), format_count(42.0), format_count(3.2e6), format_count(0.19)
+    ('12.3k', '42', '3.2M', '0.19')
     """
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{letter}"
-    return f"{value:.0f}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def format_bytes(count: float) -> str:

@@ -185,7 +185,9 @@ def test_unlabeled_pairs_and_candidates_have_their_own_columns(judge: Scorer, tm
 
 def test_candidates_fill_a_window_by_their_comparisons(judge: Scorer):
     records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
-    found = [[record.id for record in window] for window in files._windows(iter(records), 11)]
+    source, found = iter(records), []
+    while window := files._take_window(source, 11):
+        found.append([record.id for record in window])
     assert found == [["5", "2"], ["2", "6"], ["2"]]
 
 

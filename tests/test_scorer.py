@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.data.encode import encode_comparison
 from gram_jax.errors import DoesNotFitError, GramError, JudgeError
 from gram_jax.judge import make_spec
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import scorer as scorer_module
-from gram_jax.scoring.padding import pad_pairs, padded_lengths
+from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.ranking import order_of, round_robin, strengths
 from gram_jax.scoring.scorer import Scorer
@@ -71,16 +72,22 @@ def test_two_orders_of_a_pair_are_one_computation(judge: Scorer, monkeypatch):
 
 
 def test_scores_are_those_of_score_pair(judge: Scorer):
-    """What text goes through is the function for arrays, in the order in which it is given."""
+    """What text goes through is the function for arrays, here on rows without any padding."""
     for prompt, first, second in (("q", "one", "two"), ("q", "two", "one")):
+        orders = ((first, second), (second, first))
         sides = [
             encode_comparison(judge.tokenizer, judge.spec, prompt, *shown).tokens
-            for shown in ((first, second), (second, first))
+            for shown in orders
         ]
-        batch = pad_pairs([tuple(sides)], 1, 192)
+        tokens = np.stack(sides)[None]  # [1, O, T]: both orders are equally long
+        positions = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
+        batch = PairBatch(
+            Sequences(tokens, positions, np.ones_like(tokens)),
+            np.full((1, 2), tokens.shape[-1] - 1),
+        )
         params, spec = judge.params, judge.spec
         expected = score_pair(params, judge.cfg, batch, spec.label_ids, judge.execution)
-        np.testing.assert_allclose(judge.score(prompt, first, second)[:2], expected[0], atol=1e-6)
+        np.testing.assert_allclose(judge.score(prompt, first, second)[:2], expected[0], atol=1e-5)
 
 
 def test_a_consistent_judge_is_not_averaged_to_one_half(judge: Scorer):

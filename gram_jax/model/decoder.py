@@ -5,7 +5,6 @@ wants a verdict multiplies by two rows of the head (`label_logits`).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from gram_jax.model.attention import attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.product import product
 from gram_jax.model.rope import Rotation, rotate, rotation
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import Tree
@@ -105,9 +105,6 @@ def _layer(
 
 def _project(x: jax.Array, w: Tree, name: str) -> jax.Array:
     """x times the matrix `name`, plus its bias and its low-rank update where there are any."""
-    # A person who asks for float32 wants no TF32 on a GPU and no bfloat16 passes on a TPU.
-    precision = "highest" if x.dtype == jnp.float32 else "default"
-    product = partial(jnp.tensordot, precision=precision)
     y = product(x, w[name], CONTRACTED[name])
     if f"{name}_bias" in w:
         y = y + w[f"{name}_bias"]

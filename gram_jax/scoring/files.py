@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.tree import Tree
 
 FORMAT = 1
+# An interruption costs at most about so much work. How many pairs are scored together changes nothing in their
+# scores, so the number follows from the speed.
+WRITE_SECONDS = 30.0
+FIRST_WINDOW = 8
 # What must be the same for a run to go on in a file; the rest of the note is for people.
 IDENTITY = ("format", "source", "kind", "weights", "judge", "compute")
 
@@ -96,20 +101,24 @@ def score_file(
     }
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
     records = iter(stream)
-    total = count_rows(source)
     written = shortened = 0
+    size = min(FIRST_WINDOW, scorer.window)
     with _explain_interruption(out, console):
         before = 0 if overwrite else _resume(out, note, records)
-        seen = stream.report().rows
+        total = None if kind == "candidates" else count_rows(source)
         with (
             open(out, "a" if before else "w", encoding="utf-8", newline="\n") as file,
-            console.progress(total, done=seen, label="scored", unit="pairs") as progress,
+            console.progress(total, done=before, label="scored", unit="pairs") as progress,
         ):
             if not before:
                 _note_path(out).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-            for window in _windows(records, scorer.window):
+            while window := _take_window(records, size):
+                start = time.perf_counter()
                 asked = [list(_comparisons(record)) for record in window]
-                scores = iter(scorer.score_many(itertools.chain.from_iterable(asked)))
+                scores = scorer.stream(
+                    itertools.chain.from_iterable(asked),
+                    progress=lambda count: progress.update(count, units=count),
+                )
                 rows = [
                     _row(record, list(itertools.islice(scores, len(comparisons))))
                     for record, comparisons in zip(window, asked, strict=True)
@@ -117,9 +126,8 @@ def score_file(
                 _append(file, rows)
                 written += len(rows)
                 shortened += sum(row["shortened"] for row in rows)
-                read = stream.report().rows
-                progress.update(read - seen, units=sum(map(len, asked)))
-                seen = read
+                per_second = sum(map(len, asked)) / (time.perf_counter() - start)
+                size = min(max(FIRST_WINDOW, int(per_second * WRITE_SECONDS)), scorer.window)
     return ScoredFile(written, before, shortened, dict(stream.report().dropped))
 
 
@@ -132,18 +140,14 @@ def weights_fingerprint(params: Tree) -> str:
     return digest.hexdigest()[:16]
 
 
-def _windows(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    """Runs of records with some `size` comparisons together: candidates need many each."""
+def _take_window(records: Iterator[Record], size: int) -> list[Record]:
+    """The next records with some `size` comparisons together: candidates need many each."""
     window: list[Record] = []
     comparisons = 0
-    for record in records:
+    while comparisons < size and (record := next(records, None)) is not None:
         window.append(record)
         comparisons += _comparison_count(record)
-        if comparisons >= size:
-            yield window
-            window, comparisons = [], 0
-    if window:
-        yield window
+    return window
 
 
 def _comparison_count(record: Record) -> int:

@@ -36,8 +36,7 @@ Comparison = tuple[Prompt, str, str]
 
 # Tokens of one call and device. A CPU is busy with 1,024; more would only make a lone pair wait for dummy rows.
 TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
-# Comparisons that are encoded, sorted by length and scored together: enough to fill the calls, and few enough that
-# a file of scores grows at least every minute.
+# Comparisons that are encoded, grouped by length and scored together: enough to fill the calls.
 WINDOW = {"cpu": 64, "gpu": 2048, "tpu": 2048}
 IN_FLIGHT = 4  # calls handed to the device before the first result is awaited
 

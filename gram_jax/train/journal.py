@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gram_jax.console import Progress
+from gram_jax.console import Progress, format_value
 from gram_jax.errors import NonFiniteError
 from gram_jax.train.metrics import MetricsWriter
 
@@ -50,10 +50,12 @@ class Journal:
             self._write(step)
 
     def held_out(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of figures of held-out data."""
-        named = {f"valid_{name}": value for name, value in values.items()}
-        self.writer.write(step, named)
-        self.latest |= named
+        """A line of figures of held-out data, shown at once; none of none."""
+        if not values:
+            return
+        self.writer.write(step, {f"valid_{name}": value for name, value in values.items()})
+        shown = ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
+        self.progress.console.say(f"held-out data after step {step}: {shown}")
 
     @contextmanager
     def pause(self) -> Iterator[None]:

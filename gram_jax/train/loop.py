@@ -116,6 +116,7 @@ def train(
             closing(_metrics_writer(job, start)) as writer,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
             StopRequest() as stop,
+            closing(prefetch(job.plan, job.placement, start, job.steps)) as batches,
             explain_out_of_memory(memory),
         ):
             journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
@@ -125,7 +126,7 @@ def train(
                     journal.held_out(0, evaluate(state.params))
             unread = None  # metrics are read one step late, so that the device never waits for us
             try:
-                for index, batch in prefetch(job.plan, job.placement, start, job.steps):
+                for index, batch in batches:
                     state, metrics = step(state, frozen, batch)
                     if unread is not None:
                         journal.book(*unread)
