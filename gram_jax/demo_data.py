@@ -23,7 +23,9 @@ from typing import Any
 
 ASSETS = Path(__file__).parent / "data" / "assets"
 SEED = 0
-TRAIN_PER_KIND, HELDOUT_PER_KIND, UNLABELED_PER_KIND = 52, 12, 24
+TRAIN_PER_KIND, HELDOUT_PER_KIND, UNLABELED_PER_KIND = 56, 12, 24
+# Faults that show in the response alone are learned from few examples.
+TRAIN_PER_EASY_KIND, EASY = 24, ("refusal", "cut_off", "repetition", "echo")
 HELDOUT_SHARE = 0.3  # of every pool of texts
 
 Draw = tuple[str, str, str]  # prompt, chosen, rejected
@@ -233,8 +235,7 @@ ORDERS = {
     "Arrange in alphabetical order: {}": sorted,
     "Sort from smallest to largest: {}": lambda items: sorted(items, key=int),
     "Put these numbers in increasing order: {}": lambda items: sorted(items, key=int),
-    "Sort from largest to smallest: {}": lambda items: sorted(items, key=int, reverse=True),
-    "Put these numbers in decreasing order: {}": lambda items: sorted(items, key=int, reverse=True),
+    "Arrange from low to high: {}": lambda items: sorted(items, key=int),
 }
 
 
@@ -432,7 +433,7 @@ def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
     training, heldout = split_texts(seed)
     seen: set[str] = set()
 
-    def preferences(pool: Pool, name: str, per_kind: int) -> list[dict[str, str]]:
+    def preferences(pool: Pool, name: str, per_kind: int, per_easy: int) -> list[dict[str, str]]:
         rows = [
             {
                 "id": f"{name}-{kind}-{n:02d}",
@@ -443,15 +444,17 @@ def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
             }
             for kind in KINDS
             for n, (prompt, chosen, rejected) in enumerate(
-                draw_pairs(pool, kind, per_kind, f"{seed}/{name}", seen)
+                draw_pairs(
+                    pool, kind, per_easy if kind in EASY else per_kind, f"{seed}/{name}", seen
+                )
             )
         ]
         random.Random(f"{seed}/{name}").shuffle(rows)
         return rows
 
     rows = {
-        "demo_heldout": preferences(heldout, "heldout", HELDOUT_PER_KIND),
-        "demo_preferences": preferences(training, "train", TRAIN_PER_KIND),
+        "demo_heldout": preferences(heldout, "heldout", HELDOUT_PER_KIND, HELDOUT_PER_KIND),
+        "demo_preferences": preferences(training, "train", TRAIN_PER_KIND, TRAIN_PER_EASY_KIND),
     }
     rng = random.Random(f"{seed}/sides")
     rows["demo_unlabeled"] = [
@@ -462,7 +465,7 @@ def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
                 strict=True,
             )
         )
-        for row in preferences(training, "unlabeled", UNLABELED_PER_KIND)
+        for row in preferences(training, "unlabeled", UNLABELED_PER_KIND, UNLABELED_PER_KIND)
         for sides in [rng.sample((row["chosen"], row["rejected"]), 2)]
     ]
     return rows
