@@ -28,7 +28,7 @@ class Journal:
         self._tokens, self._since = 0.0, time.perf_counter()
 
     def book(self, step: int, metrics: Mapping[str, Any], *, line: bool = False) -> None:
-        """Take in the metrics of one step ("step" are done now); `line` asks for a line in any case.
+        """Take in the metrics of step number `step`; `line` asks for a line in any case.
 
         Raises NonFiniteError for a bad batch beyond those that may be skipped.
         """
