@@ -156,24 +156,24 @@ def run_demo(folder: Path, *, fast: bool = False, console: Console | None = None
     judge = _judge(folder / "stage2", spec, compute, placement)
     after = _evaluate(judge, heldout, console)
     say(_in_words(after))
-    del judge
+    if compute != "float32":  # what is exported and compared is the float32 master
+        judge = _judge(folder / "stage2", spec, "float32", placement)
 
     story.chapter("One pair, shown both ways")
-    exact = _judge(folder / "stage2", spec, "float32", placement)
-    _show_scores(exact, _telling_pair(heldout), console)
+    _show_scores(judge, _telling_pair(heldout), console)
 
     story.chapter("Export for transformers")
     exported = export_hf(
         folder / "judge",
-        exact.cfg,
-        exact.params,
+        judge.cfg,
+        judge.params,
         dtype=None,
-        tokenizer=exact.tokenizer,
+        tokenizer=judge.tokenizer,
         spec=spec,
         overwrite=True,
     )
     say(f"{exported}: safetensors, config, tokenizer, chat template and judge.json")
-    difference = _compare(exact, exported, heldout[:CHECKED_PAIRS], folder, console)
+    difference = _compare(judge, exported, heldout[:CHECKED_PAIRS], folder, console)
 
     story.chapter("What came of it")
     plot = plot_before_after(

@@ -75,7 +75,13 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
     out = tmp_path / "scores.jsonl"
     command = [*RUN, "score", str(pairs), str(out), "--model", "tiny-random"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
+    # A suite that runs in the background of a shell inherits an ignored SIGINT; a person's does not.
+    with subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **pipes,
+    ) as process:
         deadline = time.monotonic() + 100
         while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.05)

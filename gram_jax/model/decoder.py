@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.model.attention import attention
+from gram_jax.model.attention import KEPT, attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import CONTRACTED
@@ -136,10 +136,13 @@ def _at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
 
 def _remember(step: Callable, execution: Execution) -> Callable:
     """`step` with the choice of what its backward pass keeps and what it computes again."""
+    policies = jax.checkpoint_policies
     policy = {
         "none": _keep_all_but_casts,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+        ),
+        "full": policies.nothing_saveable,
     }[execution.remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)
 

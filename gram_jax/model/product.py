@@ -1,9 +1,11 @@
 """The matrix product of the layers, with its backward pass written out."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 
 def product(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
@@ -18,22 +20,29 @@ def _product(x: jax.Array, w: jax.Array) -> jax.Array:
     return _dot(x, w, ((2,), (0,)))
 
 
-def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _dot(x, w, ((2,), (0,))), (x, w)
+def _forward(x: Any, w: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
+    # A frozen matrix (the base of a LoRA) has no gradient: neither its product nor x is kept.
+    kept = x.value if w.perturbed else None
+    return _dot(x.value, w.value, ((2,), (0,))), (kept, w.value)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    saved: tuple[jax.Array | None, jax.Array], d_y: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
     """x^T d_y comes out as w lies in memory.
 
     JAX's own rule computes its transpose, and XLA then writes transposed copies of d_y, element by
     element: on a CPU (2 x 512 tokens, SmolLM2-135M) forward and backward of one MLP took 0.237 s of
     processor time, this 0.176 s.
     """
+    if isinstance(d_y, SymbolicZero):
+        return None, None
     x, w = saved
-    return _dot(d_y, w, ((2,), (1,))), _dot(x, d_y, ((0, 1), (0, 1)))
+    d_w = None if x is None else _dot(x, d_y, ((0, 1), (0, 1)))
+    return _dot(d_y, w, ((2,), (1,))), d_w
 
 
-_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dot(a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
