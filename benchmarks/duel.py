@@ -1,0 +1,85 @@
+"""Two or more programs do the same work in turns; each is a process of its own, so that its peak memory is its own.
+
+A worker is a script that, once it is ready, prints a line of JSON, then for every line on its input does the work
+once and prints {"seconds", "peak_bytes", ...}. Turns are taken round by round, so that a slow minute of the machine
+hits all of them.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def serve(work: Callable[[], Mapping[str, Any]], **ready: Any) -> None:
+    """The worker's side: announce, then work once for every line of input."""
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        found = dict(work())
+        found["seconds"] = time.perf_counter() - start
+        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(found), flush=True)
+
+
+def duel(
+    workers: Mapping[str, Sequence[str]], *, rounds: int, warm_up: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Median seconds, peak bytes and the last answer of every worker, by name."""
+    script = str(Path(__file__).with_name("worker.py"))
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, arguments in workers.items()
+    }
+    try:
+        for process in running.values():
+            _answer(process)
+        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
+        for _ in range(warm_up + rounds):
+            for name, process in running.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                answers[name].append(_answer(process))
+    finally:
+        for process in running.values():
+            process.kill()
+    return {
+        name: {
+            **found[-1],
+            "seconds": statistics.median(answer["seconds"] for answer in found[warm_up:]),
+            "all": [round(answer["seconds"], 3) for answer in found[warm_up:]],
+        }
+        for name, found in answers.items()
+    }
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    for line in process.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise RuntimeError(f"the worker {process.args} ended with status {process.wait()}")
+
+
+def report(title: str, found: Mapping[str, Mapping[str, Any]], first: str) -> list[str]:
+    """Lines of a Markdown table: every side against `first`."""
+    ours = found[first]
+    lines = [
+        f"| {title} | seconds | speed of {first} | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for name, side in found.items():
+        ratio = f"{side['seconds'] / ours['seconds']:.2f} x"
+        lines.append(
+            f"| {name} | {side['seconds']:.2f} | {ratio} | {side['peak_bytes'] / 2**30:.2f} GiB |"
+        )
+    return lines
