@@ -41,7 +41,7 @@ def jax_side(task: str, folder: Path, rows: int, length: int) -> Callable[[], di
     placement = make_placement({}, devices=jax.devices()[:1])
     cfg, params = load_model(folder, placement, "float32")
     label_ids = JudgeSpec.load(folder).label_ids
-    execution = Execution("float32", "blocked", "none", placement)
+    execution = Execution("float32", "blocked", "dots", placement)
     tokens = token_rows(folder, rows, length)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     segments = np.ones_like(tokens)

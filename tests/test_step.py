@@ -254,3 +254,27 @@ def test_the_step_reports_norm_rate_and_tokens(execution: Execution):
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["learning_rate"] == pytest.approx(1e-2)
     assert metrics["num_tokens"] == np.sum(batch.seqs.segments > 0)
+
+
+def test_a_step_makes_no_copies_of_the_state(one_device):
+    size = 1 << 20
+    specs = {"a": ParamSpec((size,), ("embed",), "normal")}
+    optimizer = make_optimizer(OPTIMIZER, 10, specs)
+    abstract = abstract_state(specs, optimizer, one_device, "float32")
+
+    def objective(params, batch):
+        loss = jnp.sum(params["a"] ** 2)
+        return loss, {"loss": (loss, jnp.float32(1))}
+
+    step = make_train_step(
+        objective,
+        optimizer,
+        make_schedule(OPTIMIZER, 10),
+        shardings_of(abstract),
+        one_device,
+        microbatches=1,
+        max_skipped=0,
+    )
+    compiled = step.lower(abstract, {}, make_batch("judge")).compile()
+    # The gradient and its update; selecting between the old state and the new one copies moments.
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2.5 * 4 * size

@@ -147,8 +147,11 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
         part = handle.get_slice(name)
         dtype = part.get_dtype()
 
-        def read(index: tuple[slice, ...], part: Any = part) -> np.ndarray:
-            return part[index]
+        def read(index: tuple[slice, ...], name: str = name) -> np.ndarray:
+            # Opened anew: what a mapping has shown stays in memory for as long as it is open, and
+            # the file would lie there whole by the end.
+            with safe_open(path, framework="numpy") as file:
+                return file.get_slice(name)[index]
 
         yield name, Stored(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), path.name, read)
 

@@ -37,6 +37,10 @@ def make_train_step(
     last good state.
     """
 
+    def update(grads: Tree, params: Tree, opt_state: Any) -> tuple[Tree, Any]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
     def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
         def loss_sum(params: Tree, part: Any) -> tuple[jax.Array, Metrics]:
             return objective(tree.merge(params, frozen), part)
@@ -57,13 +61,10 @@ def make_train_step(
         running = state.skipped <= max_skipped
 
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        good = finite & running
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        # Not jnp.where over both states: it keeps a copy of the old moments, a quarter of the memory
+        # of a step of SmolLM2-135M with 2 x 512 tokens.
+        params, opt_state = jax.lax.cond(
+            finite & running, update, lambda _, *old: old, grads, state.params, state.opt_state
         )
         skipped = state.skipped + (~finite & running)
         new = TrainState(
