@@ -85,7 +85,7 @@ def report(title: str, found: Mapping[str, Mapping[str, Any]], first: str) -> li
     """Lines of a Markdown table: every side against `first`."""
     ours = found[first]
     lines = [
-        f"| {title} | seconds (lowest, highest) | speed of {first} | peak memory |",
+        f"| {title} | seconds (lowest, highest) | time against {first} | peak memory |",
         "|---|---|---|---|",
     ]
     for name, side in found.items():
