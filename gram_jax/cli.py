@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gram_jax.console import Console
-from gram_jax.errors import DataError, GramError, StoppedError
+from gram_jax.errors import DataError, GramError, JudgeError, StoppedError
 
 if TYPE_CHECKING:
     from gram_jax.scoring.scorer import Scorer
@@ -33,6 +33,10 @@ Compute = Annotated[
 ]
 Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
 OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
+JudgeOption = Annotated[
+    Path | None,
+    typer.Option(help="a judge.json to ask with, in place of the one saved with the model"),
+]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="token budget of a pair, for a model without judge.json")
 ]
@@ -63,6 +67,7 @@ def score(
     out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
     model: ModelOption,
     compute: Compute = "auto",
+    judge: JudgeOption = None,
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     schema: Schema = "auto",
@@ -76,7 +81,7 @@ def score(
     console = Console()
     check_files(source, out, schema=schema)
     keep_compiled_programs()
-    scorer = _load_scorer(model, compute, max_length, tokens_per_call)
+    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
     done = score_file(
         scorer,
         model,
@@ -99,6 +104,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],
     compute: Compute = "auto",
+    judge: JudgeOption = None,
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     schema: Schema = "auto",
@@ -114,21 +120,64 @@ def evaluate(
     from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
-    data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit)[0] for s in sources}
+    data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit) for s in sources}
     if out is not None and not out.parent.is_dir():
         raise DataError(f"--out {out} cannot be written: there is no folder {out.parent}")
     keep_compiled_programs()
-    scorer = _load_scorer(model, compute, max_length, tokens_per_call)
+    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
     reports = {}
-    for source, records in data.items():
+    for source, (records, read) in data.items():
         with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
             report = evaluate_pairs(
                 scorer, records, progress=lambda n, bar=progress: bar.update(n, units=n)
             )
-        console.table(f"{model} on {source}", ("", "figure"), report.rows())
-        reports[source] = report.to_dict()
+        dropped = [(f"left out: {why}", f"{count:,}") for why, count in read.dropped.items()]
+        found = [("rows read", f"{read.rows:,}"), *dropped, *report.rows()]
+        console.table(f"{model} on {source}", ("", "figure"), found)
+        reports[source] = report.to_dict() | {"rows_read": read.rows, "dropped": read.dropped}
         if out is not None:
             _write_json(out, {"model": model, "judge": scorer.spec.hash, "reports": reports})
+
+
+@app.command()
+def judge(
+    out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
+    model: ModelOption,
+    template: Annotated[
+        str, typer.Option(help='"default", "from-dataset", or a text file')
+    ] = "default",
+    rows: Annotated[
+        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
+    ] = None,
+    labels: Annotated[
+        tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="a system turn; empty text drops the chat format's own")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
+) -> None:
+    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    from gram_jax.checkpoint.models import load_tokenizer, model_config
+    from gram_jax.data.sources import first_rows
+    from gram_jax.judge import default_length, judge_file, make_spec
+    from gram_jax.train.stages import TEMPLATE_ROWS
+
+    if judge_file(out).exists() and not overwrite:
+        raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
+    if (template == "from-dataset") != (rows is not None):
+        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    tokenizer, context = load_tokenizer(model), model_config(model).context_length
+    spec = make_spec(
+        tokenizer,
+        template=template,
+        labels=labels,
+        max_length=max_length or min(default_length(tokenizer), context),
+        system=system,
+        rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+    )
+    Console().say(f"{spec.save(out)}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
 
 
 @app.command()
@@ -166,18 +215,27 @@ def inspect(
     ] = "judge",
     limit: Annotated[int, typer.Option(min=1, help="records to show")] = 3,
     schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    judge: JudgeOption = None,
     max_length: MaxLength = None,
 ) -> None:
     """Show rendered examples as the model reads them; ⟦ ⟧ mark what the loss counts."""
     from gram_jax.checkpoint.models import load_spec, load_tokenizer
     from gram_jax.data.inspect import inspect_source
-    from gram_jax.judge import make_spec
+    from gram_jax.judge import JudgeSpec, make_spec
 
     tokenizer = load_tokenizer(model)
-    spec = load_spec(model) or make_spec(tokenizer, max_length=max_length)
+    spec = load_spec(model) if judge is None else JudgeSpec.load(judge)
+    spec = spec or make_spec(tokenizer, max_length=max_length)
     console = Console()
     for text in inspect_source(
-        source, tokenizer=tokenizer, spec=spec, stage=stage, limit=limit, schema=schema
+        source,
+        tokenizer=tokenizer,
+        spec=spec,
+        stage=stage,
+        limit=limit,
+        schema=schema,
+        on_bad=on_bad,
     ):
         console.say(text)
 
@@ -212,12 +270,21 @@ def version() -> None:
 
 
 def _load_scorer(
-    model: str, compute: str, max_length: int | None, tokens_per_call: int | None
+    model: str,
+    compute: str,
+    judge: Path | None,
+    max_length: int | None,
+    tokens_per_call: int | None,
 ) -> "Scorer":
+    from gram_jax.judge import JudgeSpec
     from gram_jax.scoring.scorer import Scorer
 
     return Scorer.load(
-        model, compute=compute, max_length=max_length, tokens_per_call=tokens_per_call
+        model,
+        compute=compute,
+        max_length=max_length,
+        tokens_per_call=tokens_per_call,
+        spec=None if judge is None else JudgeSpec.load(judge),
     )
 
 

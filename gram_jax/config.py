@@ -160,12 +160,17 @@ class Executing:
 
 @dataclass(frozen=True, config=STRICT)
 class Mesh:
-    """Sizes of the mesh axes; one may be -1, whatever is left."""
+    """Sizes of the mesh axes; one may be -1, whatever is left: fsdp, where no other is."""
 
     data: int = 1
-    fsdp: int = -1
+    fsdp: int | None = None
     tensor: int = 1
     sequence: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fsdp is None:
+            taken = -1 in (self.data, self.tensor, self.sequence)
+            object.__setattr__(self, "fsdp", 1 if taken else -1)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -372,7 +377,8 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
     if bad := {axis: size for axis, size in sizes.items() if size < 1 and size != -1}:
         yield f"[mesh] {bad}: expected sizes of at least 1, or -1 for what is left"
     elif list(sizes.values()).count(-1) > 1:
-        yield "[mesh] at most one size may be -1 (whatever is left)"
+        free = ", ".join(axis for axis, size in sizes.items() if size == -1)
+        yield f"[mesh] {free}: at most one size may be -1 (whatever is left)"
     else:
         known = -1 not in (sizes["data"], sizes["fsdp"])
         shards = sizes["data"] * sizes["fsdp"] if known else 1

@@ -26,7 +26,7 @@ from gram_jax.console import Console, Progress, format_seconds
 from gram_jax.data.encode import encode_comparisons
 from gram_jax.data.records import Preference, read_records
 from gram_jax.demo_data import ASSETS
-from gram_jax.errors import CheckpointError
+from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.execution import Execution
@@ -147,10 +147,11 @@ def run_demo(folder: Path, *, fast: bool = False, console: Console | None = None
     del judge  # its weights make room for the training state
 
     story.chapter("Stage 1: write both responses to a question, no labels")
-    _say_losses(train(stage1, console=_BarsOnly(console), placement=placement), console)
+    again = f"gram-jax demo{' --fast' if fast else ''} --folder {folder}"
+    _train(stage1, placement, console, again)
 
     story.chapter("Stage 2: name the better response, smoothed labels")
-    _say_losses(train(stage2, console=_BarsOnly(console), placement=placement), console)
+    _train(stage2, placement, console, again)
 
     story.chapter("After training, on questions that it never saw")
     judge = _judge(folder / "stage2", spec, compute, placement)
@@ -209,14 +210,20 @@ def _open(folder: Path, fast: bool, console: Console) -> str:
     """The number format of this demo: measured when it begins, remembered when it goes on."""
     path, kind = folder / STATE, "fast" if fast else "full"
     if path.is_file():
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["kind"] != kind:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            found, compute = state["kind"], state["compute"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} holds a {state['kind']} demo, asked for is a {kind} one: give another "
+                f"{path} is damaged: delete {folder} to begin the demo anew, or give another --folder"
+            ) from error
+        if found != kind:
+            raise CheckpointError(
+                f"{folder} holds a {found} demo, asked for is a {kind} one: give another "
                 "--folder, or delete that one"
             )
         console.say(f"going on with the demo in {folder} (delete the folder to begin anew)")
-        return state["compute"]
+        return compute
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no demo: give another --folder")
     speeds = matmul_speeds()
@@ -291,6 +298,16 @@ def _in_words(report: PairwiseReport) -> str:
         f"chance is 0.50).\nThe response shown first gets {0.5 + report.position_bias:.2f} on "
         f"average; the verdict is the same both ways for {report.consistency:.0%} of the pairs."
     )
+
+
+def _train(recipe: Recipe, placement: Placement, console: Console, again: str) -> None:
+    try:
+        result = train(recipe, console=_BarsOnly(console), placement=placement)
+    except StoppedError as stopped:
+        raise StoppedError(
+            f"the demo was stopped, what it has done is saved. Go on with: {again}"
+        ) from stopped
+    _say_losses(result, console)
 
 
 def _say_losses(result: RunResult, console: Console) -> None:

@@ -123,26 +123,39 @@ class JudgeSpec:
         layout_guard(spec.comparison)
         return spec
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes judge.json into an existing folder and returns its path."""
-        path = Path(folder) / FILE_NAME
-        partial = path.with_name(FILE_NAME + ".partial")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        return partial.replace(path)
+    def save(self, place: str | Path) -> Path:
+        """Writes judge.json into an existing folder, or a file of another name, and returns its path."""
+        path = judge_file(place)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
+            return partial.replace(path)
+        except OSError as error:
+            raise JudgeError(f"{path} cannot be written: {error.strerror or error}") from error
 
     @staticmethod
-    def load(folder: str | Path) -> "JudgeSpec":
-        """Reads judge.json of a folder. Raises JudgeError where there is none or it is damaged."""
-        path = Path(folder) / FILE_NAME
+    def load(place: str | Path) -> "JudgeSpec":
+        """Reads a file, or judge.json of a folder. Raises JudgeError where there is none or it is damaged."""
+        path = judge_file(place)
         if not path.is_file():
             raise JudgeError(
-                f"no {FILE_NAME} in {Path(folder)}: this is not the checkpoint or export of a judge. make_spec builds "
-                "a specification for a model that has none."
+                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax judge` "
+                "writes a specification for a model that has none."
             )
         try:
             return JudgeSpec.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JudgeError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise JudgeError(f"{path}: expected UTF-8 text; found {error}") from error
         except JudgeError as error:
             raise JudgeError(f"{path}: {error}") from error
+
+
+def judge_file(place: str | Path) -> Path:
+    """The file that a place means: one that ends in .json, else judge.json in a folder."""
+    path = Path(place).expanduser()
+    return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
 
 
 def make_spec(

@@ -43,8 +43,11 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str)
     for at, (key, label) in enumerate(panels):
         axes = figure.add_subplot((len(panels) + 2) // 3, min(len(panels), 3), at + 1)
         steps, values = _series(rows, key)
-        axes.plot(steps, values, ".", color="C0", alpha=0.35, markersize=3)
-        axes.plot(steps, _running_mean(values), color="C0", label="training")
+        if key == "learning_rate":  # stated, not measured: its mean would lag behind it
+            axes.plot(steps, values, color="C0")
+        else:
+            axes.plot(steps, values, ".", color="C0", alpha=0.35, markersize=3)
+            axes.plot(steps, _running_mean(values), color="C0", label="training")
         held_out = _series(rows, f"valid_{key}")
         if held_out[0]:
             axes.plot(*held_out, "o-", color="C1", label="held-out")

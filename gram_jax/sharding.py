@@ -66,6 +66,28 @@ class Placement:
         return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"])
 
 
+def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
+    """Raises RecipeError where the mesh does not cut every weight into equal parts.
+
+    weights: by path, each with its shape and logical axes (a ParamSpec).
+    """
+    rules, uneven = dict(placement.rules), {}
+    for path, weight in weights.items():
+        for axis, size in zip(weight.axes, weight.shape, strict=True):
+            if size % math.prod(placement.mesh.shape[over] for over in rules[axis]):
+                uneven.setdefault((axis, size), []).append(path)
+    if not uneven:
+        return
+    lines = []
+    for (axis, size), paths in uneven.items():
+        over = " x ".join(f"{name} = {placement.mesh.shape[name]}" for name in rules[axis])
+        works = [str(n) for n in range(1, placement.mesh.size + 1) if size % n == 0]
+        lines.append(
+            f"{', '.join(paths)}: {axis} {size} over {over}; it can be cut into {', '.join(works)}"
+        )
+    raise RecipeError("[mesh] does not divide this model:\n  " + "\n  ".join(lines))
+
+
 def make_placement(
     sizes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None
 ) -> Placement:

@@ -424,7 +424,7 @@ def test_the_report_counts_what_is_in_the_batches(judge):
     assert report.first_share == 0.5 and report.examples == 50
     for part in ("rows read", "padding", "epoch", "first is better  50.0%"):
         assert part in report.to_text()
-    assert report.to_dict()["rows_read"] == 10
+    assert report.rows_read == 10
 
 
 def test_the_histogram_counts_every_length_once():

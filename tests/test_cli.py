@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gram_jax.judge import JudgeSpec
+
 RUN = [sys.executable, "-c", "from gram_jax.cli import main; main()"]
 
 
@@ -112,3 +114,42 @@ def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: 
     inspected = gram_jax("data", "inspect", pairs, "--model", "tiny-random")
     assert inspected.returncode == 0, inspected.stderr
     assert "⟦A⟧" in inspected.stdout or "⟦B⟧" in inspected.stdout
+
+
+def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, tmp_path):
+    text = "Judge.\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
+    rendered = [
+        {"instruction": text.format(f"q{i}", f"a{i}", f"b{i}"), "input": "", "output": "AB"[i % 2]}
+        for i in range(4)
+    ]
+    rows, judge = tmp_path / "rendered.jsonl", tmp_path / "gram.json"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rendered))
+    how = ("--template", "from-dataset", "--rows", rows, "--max-length", 300)
+    made = gram_jax("judge", judge, "--model", "tiny-random", *how)
+    assert made.returncode == 0, made.stderr
+    spec = JudgeSpec.load(judge)
+    assert spec.template == text.format("{prompt}", "{first}", "{second}")
+    assert (spec.labels, spec.max_length) == (("A", "B"), 300)
+    again = gram_jax("judge", judge, "--model", "tiny-random")
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+
+    # Its own rows are read, and rendered as they were.
+    with rows.open("a") as file:
+        file.write("no row\n")
+    asked = ("--judge", judge, "--on-bad", "skip")
+    shown = gram_jax("data", "inspect", rows, "--model", "tiny-random", "--limit", 9, *asked)
+    assert shown.returncode == 0, shown.stderr
+    assert "<question>\nq0\n<one>\n" in shown.stdout and "1 bad row" in shown.stdout
+
+    report = tmp_path / "report.json"
+    evaluated = gram_jax("evaluate", "tiny-random", rows, "--out", report, *asked)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "left out: bad row" in evaluated.stdout
+    found = json.loads(report.read_text())
+    assert found["judge"] == spec.hash
+    assert found["reports"][str(rows)]["dropped"] == {"bad row": 1}
+    assert found["reports"][str(rows)]["rows_read"] == 5
+
+    scored = gram_jax("score", pairs, tmp_path / "s.jsonl", "--model", "tiny-random", *asked)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["judge"] == spec.hash

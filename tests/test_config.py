@@ -168,7 +168,7 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: s
         (["optimizer.warmup=2.5"], "expected a share below 1 or a whole number"),
         (["optimizer.warmup=6"], "leaves nothing of run.steps = 6"),
         (["model.dtype=bfloat16", "optimizer.learning_rate=1e-5"], "vanish in bfloat16"),
-        (["mesh.data=-1"], "at most one size may be -1"),
+        (["mesh.data=-1", "mesh.fsdp=-1"], "data, fsdp: at most one size may be -1"),
         (["mesh.tensor=0"], "expected sizes of at least 1"),
         (["judge.labels="], "[judge] labels is missing"),
         (["evaluate.every=5"], "there is no data.valid to evaluate on"),
@@ -177,6 +177,13 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: s
 )
 def test_values_that_do_not_go_together_are_refused(file: Path, overrides, expected: str):
     assert expected in wrong(file, *overrides)
+
+
+def test_fsdp_takes_the_devices_that_are_left_unless_another_axis_does(tmp_path):
+    assert make_recipe(tiny_values("judge", tmp_path / "run")).mesh.fsdp == -1
+    recipe = make_recipe(tiny_values("judge", tmp_path / "run", mesh__data=-1))
+    assert recipe.mesh.sizes == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert recipe_values(recipe)["mesh"]["fsdp"] == 1  # spelled out
 
 
 def test_overrides_are_toml_or_plain_words(file: Path):
@@ -227,8 +234,8 @@ def test_what_changes_results_is_told_from_what_does_not(file: Path):
     ]
 
 
-def test_every_free_key_exists():
-    values = recipe_values(make_recipe(tiny_values("judge", Path("run"))))
+def test_every_free_key_exists(tmp_path):
+    values = recipe_values(make_recipe(tiny_values("judge", tmp_path / "run")))
     for key in FREE_ON_RESUME:
         section, _, name = key.partition(".")
         known = {f.name for f in dataclasses.fields(Recipe.__dataclass_fields__[section].type)}

@@ -9,8 +9,8 @@ import pytest
 
 from gram_jax.config import read_recipe
 from gram_jax.console import Console
-from gram_jax.demo import ASSETS, HELDOUT, DemoResult, run_demo
-from gram_jax.errors import CheckpointError
+from gram_jax.demo import ASSETS, HELDOUT, DemoResult, _compare, run_demo
+from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.judge import JudgeSpec
 from gram_jax.scoring.scorer import Scorer
 
@@ -60,10 +60,31 @@ def test_transformers_gives_the_exported_judge_the_same_scores(told):
     assert told[1].difference < 1e-4
 
 
-def test_without_pytorch_the_demo_says_so(told):
-    if importlib.util.find_spec("torch"):
-        pytest.skip("PyTorch is installed")
-    assert told[1].difference is None and "PyTorch is not installed" in told[2]
+def test_without_pytorch_the_demo_says_so(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
+    printed = io.StringIO()
+    assert _compare(None, tmp_path / "judge", [], tmp_path, Console(file=printed)) is None
+    assert "PyTorch is not installed" in printed.getvalue()
+    assert (tmp_path / "check.py").is_file()
+
+
+def test_a_stopped_demo_says_how_the_demo_goes_on(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise StoppedError("stopped by Ctrl-C. Go on with: gram-jax train recipe.toml")
+
+    monkeypatch.setattr("gram_jax.demo.train", stopped)
+    with pytest.raises(StoppedError, match=r"gram-jax demo --fast --folder \S+/demo$"):
+        run_demo(tmp_path / "demo", fast=True, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "fast"}'])
+def test_a_damaged_note_of_a_demo_is_a_clear_error(text, tmp_path):
+    (tmp_path / "demo.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"demo\.json is damaged"):
+        run_demo(tmp_path, fast=True, console=Console(quiet=True))
 
 
 def test_a_finished_demo_is_told_again_without_training(told):

@@ -283,10 +283,8 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
         dtype="bfloat16",
         tokenizer=tokenizer,
         spec=spec,
-        extra={"README.md": "hello"},
     )
     assert JudgeSpec.load(folder) == spec
-    assert (folder / "README.md").read_text() == "hello"
     again = load_tokenizer(folder)
     text = "In 2024: <|im_start|>it's\n  A B"
     assert again.encode(text) == tokenizer.encode(text)
@@ -387,9 +385,8 @@ def logits(params, cfg, tokens, execution):
 
 
 def assert_close(ours, theirs):
-    scale = np.abs(theirs).max()
-    assert scale > 0.5  # large enough to tell
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(1.0, scale))
+    assert np.abs(theirs).max() > 0.5  # large enough to tell
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.torch

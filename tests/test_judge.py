@@ -1,6 +1,7 @@
 """The judge specification: one-token labels, templates that keep texts apart, a hash that tells judges apart."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -319,6 +320,25 @@ def test_a_row_that_holds_a_delimiter_is_named():
 def test_from_dataset_without_rows_is_an_error():
     with pytest.raises(JudgeError, match="needs rendered rows"):
         make_spec(TOKENIZER, template="from-dataset")
+
+
+def test_a_specification_is_kept_in_a_folder_or_in_a_file_of_its_own(tmp_path):
+    assert SPEC.save(tmp_path) == tmp_path / "judge.json"
+    assert SPEC.save(tmp_path / "other.json") == tmp_path / "other.json"
+    assert JudgeSpec.load(tmp_path) == JudgeSpec.load(tmp_path / "other.json") == SPEC
+
+
+def test_a_damaged_file_and_a_full_disk_are_said_plainly(tmp_path, monkeypatch):
+    (tmp_path / "judge.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(JudgeError, match=r"judge\.json: expected UTF-8 text"):
+        JudgeSpec.load(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(JudgeError, match=r"judge\.json cannot be written: No space left"):
+        SPEC.save(tmp_path)
 
 
 def test_errors_of_the_judge_are_errors_for_people():

@@ -1,13 +1,19 @@
 """Whole runs of a tiny model: what they leave behind, what they learn, how they stop."""
 
+import errno
 import json
 import shutil
 import sys
 import types
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 import gram_jax.train.loop as loop
@@ -22,8 +28,11 @@ from gram_jax.errors import (
     NonFiniteError,
     RecipeError,
 )
+from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
+from gram_jax.sharding import check_divides
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
+from gram_jax.train.metrics import MetricsWriter
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +154,42 @@ def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
 
 
 def test_lora_trains_and_is_merged_when_loaded(tmp_path):
-    lora = {"lora__rank": 2, "lora__alpha": 4.0, "lora__targets": ["q", "v"]}
-    result = train(tiny_recipe("judge", tmp_path / "run", **lora))
+    result = train(tiny_recipe("judge", tmp_path / "run", **LORA))
     base = tree.flatten(
         load_model("tiny-random", loop.make_placement({}, devices=jax.devices()[:1]), None)[1]
     )
     changed = {path for path, x in saved_state(result).items() if not np.array_equal(x, base[path])}
     assert changed == {"layers/q", "layers/v"}
     assert result.metrics["loss"] > 0
+
+
+LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__targets": ["q", "v"]}
+
+
+def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
+    train(tiny_recipe("write", tmp_path / "base", run__steps=1, optimizer__warmup=0.0))
+    monkeypatch.chdir(tmp_path)
+    result = train(tiny_recipe("judge", tmp_path / "run", model__start="base", **LORA))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert saved_state(result)
+
+
+@pytest.mark.parametrize("stage", ["judge", "rank"])
+def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monkeypatch):
+    train(tiny_recipe("rank", tmp_path / "base"))
+    recipe = tiny_recipe(stage, tmp_path / "run", model__start=str(tmp_path / "base"), **LORA)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(loop, "_conclude", lambda *_: 1 / 0)
+        train(recipe)
+    result = train(recipe)
+    assert ("score" in saved_state(result)) == (stage == "rank")
+
+
+def test_lora_trains_on_a_mesh(tmp_path):
+    mesh = loop.make_placement({"fsdp": 2}, devices=jax.devices()[:2])
+    recipe = tiny_recipe("judge", tmp_path / "run", **LORA, execution__compute="bfloat16")
+    assert loop.train(recipe, console=loop.Console(quiet=True), placement=mesh).steps == 6
 
 
 def poison(monkeypatch, bad_step: int):
@@ -217,6 +254,95 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     assert train(recipe).steps == 6
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_path, monkeypatch):
+    recipe = tiny_recipe(
+        "judge", tmp_path / "run", data__valid=[str(write_pairs(tmp_path / "valid.jsonl", 4))]
+    )
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
+        patch.setattr(loop, "plot_curves", fail)
+        train(recipe)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    train(recipe)
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.fixture
+def full():
+    """A file on a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with suppress(OSError), open("/dev/full", "w") as file:
+        yield file
+
+
+def new_writer(folder, **changes):
+    settings = {"start_step": 0, "tensorboard": True, "wandb": None, "settings": {}}
+    return MetricsWriter(folder, **(settings | changes))
+
+
+def test_metrics_that_cannot_be_written_are_an_error_that_says_what_to_do(tmp_path, full):
+    with (
+        pytest.raises(CheckpointError, match="free some space"),
+        closing(new_writer(tmp_path)) as writer,
+    ):
+        writer._file = full
+        writer.write(1, {"loss": 0.5})
+    (tmp_path / "metrics.jsonl.partial").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
+        new_writer(tmp_path, start_step=1)
+
+
+def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, full):
+    writer = new_writer(tmp_path)
+    writer._tensorboard._file._py_recordio_writer._writer = full.buffer
+    with pytest.warns(UserWarning, match="TensorBoard"):
+        for step in range(1, 100):
+            writer.write(step, {"loss": 0.5})
+    writer.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 99
+
+
+def test_tensorboard_gets_the_figures_and_where_a_run_goes_on(tmp_path):
+    with closing(new_writer(tmp_path, start_step=3)) as writer:
+        writer.write(4, {"loss": 0.5, "valid_loss": 2.0})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # size and its checksum, 12 bytes; the event; its checksum
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[size + 16 :]
+    assert [event.step for event in events] == [0, 4, 4, 4]
+    assert events[2].session_log.status == SessionLog.START
+    figures = {value.tag: value.simple_value for value in events[3].summary.value}
+    assert figures == {"train/loss": 0.5, "valid/loss": 2.0}
+
+
+def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monkeypatch):
+    ids = []
+
+    def init(**settings):
+        ids.append(settings["id"])
+        return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setattr(loop, "check_wandb", lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for folder in ("a/judge", "b/judge"):
+        (tmp_path / folder).parent.mkdir()
+        recipe = tiny_recipe(
+            "judge", tmp_path / folder, log__wandb=True, run__steps=1, optimizer__warmup=0
+        )
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(loop, "plot_curves", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+            train(recipe)
+        train(recipe)
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
@@ -228,6 +354,26 @@ def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(
     recipe = tiny_recipe("judge", tmp_path / "run", batch__rows=12, batch__microbatches=2)
     with pytest.raises(RecipeError, match="nearest valid size is 16"):
         loop.train(recipe, console=loop.Console(quiet=True))  # 8 devices share the batch
+
+
+def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, one_device):
+    tensor = loop.make_placement({"tensor": 4}, devices=jax.devices()[:4])
+    cfg = replace(tiny_config("llama", True), vocab_size=289, query_heads=9, kv_heads=3)
+    with pytest.raises(RecipeError) as error:
+        check_divides(tree.flatten(param_specs(cfg)), tensor)
+    text = str(error.value)
+    assert "layers/q, layers/o: heads 9 over tensor = 4; it can be cut into 1, 3" in text
+    assert "embed: vocab 289 over tensor = 4 x fsdp = 1; it can be cut into 1" in text
+    assert "mlp" not in text
+    check_divides(tree.flatten(param_specs(cfg)), one_device)
+
+    quiet = loop.Console(quiet=True)
+    recipe = tiny_recipe("judge", tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"layers/k, layers/v: kv_heads 2 over tensor = 4"):
+        loop.train(recipe, console=quiet, placement=tensor)
+    sequence = loop.make_placement({"sequence": 5}, devices=jax.devices()[:5])
+    with pytest.raises(RecipeError, match=r"batch.length = 192 is no multiple of sequence = 5"):
+        loop.train(recipe, console=quiet, placement=sequence)
 
 
 def test_a_judge_longer_than_the_context_is_refused(tmp_path):
@@ -292,6 +438,22 @@ def test_a_step_that_does_not_fit_names_what_would(one_device, monkeypatch):
     assert "4.0 KiB" in text
     assert "batch.microbatches = 2:" not in text
     assert "batch.microbatches = 8" in text
+
+
+def test_a_state_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("gram_jax.train.compiling.free_bytes", lambda placement: 100_000)
+    monkeypatch.setattr(loop, "first_state", None)
+    with pytest.raises(DoesNotFitError, match=r"97\.7 KiB are free. Its weights(.|\n)*\[lora\]"):
+        train(tiny_recipe("judge", tmp_path / "run"))
+
+
+def test_running_out_of_memory_while_loading_is_explained(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(loop, "start_weights", fail)
+    with pytest.raises(DoesNotFitError, match="microbatches"):
+        train(tiny_recipe("judge", tmp_path / "run"))
 
 
 def test_running_out_of_memory_while_compiling_or_training_is_explained(one_device):

@@ -55,15 +55,14 @@ def assert_same(found, expected):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_a_state_comes_back_bit_for_bit_with_its_facts(tmp_path, one_device):
+def test_a_state_comes_back_bit_for_bit(tmp_path, one_device):
     state = new_state(one_device, 3)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.latest() is None
-        checkpoints.save(3, state, {"data": [1, 2], "recipe": "abc", "best": None})
+        checkpoints.save(3, state)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.latest() == 3
         assert_same(checkpoints.restore(3, shape_of(state)), state)
-        assert checkpoints.facts() == {"data": [1, 2], "recipe": "abc", "best": None}
 
 
 def test_a_state_is_restored_onto_another_mesh(tmp_path, one_device, cube):
@@ -222,6 +221,5 @@ def test_the_present_interface_of_orbax_is_used(tmp_path, one_device):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-            checkpoints.save(1, state, {"a": 1}, blocking=True)
+            checkpoints.save(1, state, blocking=True)
             checkpoints.restore(1, shape_of(state))
-            checkpoints.facts()

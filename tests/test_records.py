@@ -203,7 +203,8 @@ def test_the_fields_of_a_row_may_come_in_any_order(name: str, tmp_path: Path):
 
 
 def test_every_schema_has_a_golden_row():
-    golden = {name.split(" ")[0] for name in GOLDEN} | {"pairs", "candidates", "rm-bench"}
+    golden = {name.split(" ")[0] for name in GOLDEN}
+    golden |= {"pairs", "candidates", "rm-bench", "reward-bench-2"}
     assert {schema.name for schema in SCHEMAS.values()} == golden
 
 
@@ -247,6 +248,58 @@ def test_rm_bench_rows_give_nine_pairs_that_name_their_styles(tmp_path: Path):
     assert records[5].id == "8[plain,markdown]" and records[5].source == "code"
     with pytest.raises(DataError, match="three responses"):
         read_records(jsonl(tmp_path / "rm.jsonl", [row | {"rejected": ["b0"]}]))
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 3), (2, 2), (3, 3)])
+def test_reward_bench_2_rows_give_every_chosen_against_every_rejected(tmp_path, good, bad):
+    row = {
+        "id": "t",
+        "prompt": "Why?",
+        "chosen": [f"g{i}" for i in range(good)],
+        "rejected": [f"b{i}" for i in range(bad)],
+        "subset": "Ties",
+    }
+    assert detect_schema("auto", "here", [row]).name == "reward-bench-2"
+    records, report = read_records(jsonl(tmp_path / "rb2.jsonl", [row]))
+    assert (report.rows, report.kept) == (1, good * bad)
+    assert {(r.chosen, r.rejected) for r in records} == {
+        (g, b) for g in row["chosen"] for b in row["rejected"]
+    }
+    assert {(r.prompt, r.source) for r in records} == {(QUESTION, "Ties")}
+    assert records[-1].id == f"t[{good - 1},{bad - 1}]"
+
+
+OWN = "Which is better?\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
+
+
+def own_rows(outputs: str) -> list[dict]:
+    return [
+        {"instruction": OWN.format(f"q{i}", f"a{i}", f"b{i}"), "input": "", "output": output}
+        for i, output in enumerate(outputs)
+    ]
+
+
+def test_rendered_rows_of_another_template_are_read_by_the_template_they_share(tmp_path: Path):
+    records, _ = read_records(jsonl(tmp_path / "own.jsonl", own_rows("1221")))
+    assert [(r.prompt[0].content, r.first, r.second) for r in records] == [
+        (f"q{i}", f"a{i}", f"b{i}") for i in range(4)
+    ]
+    assert [r.chosen_first for r in records] == [True, False, False, True]
+    late = [*own_rows("12" * 16), {"instruction": "something else", "output": "1"}]
+    with pytest.raises(DataError, match=r"line 33: .*the template that the first rows share"):
+        read_records(jsonl(tmp_path / "own.jsonl", late))
+
+
+def test_rendered_rows_whose_template_stays_open_say_why(tmp_path: Path):
+    with pytest.raises(DataError, match=r"neither the published frame .* labels; found 1"):
+        read_records(jsonl(tmp_path / "own.jsonl", own_rows("11")))
+
+
+def test_instruction_and_input_of_gram_rows_are_joined_as_the_template_reader_does(tmp_path):
+    row = {"instruction": "Judge.", "input": f"[User Question]\nWhy?\n\n{GRAM_PAIR}", "output": "B"}
+    assert read_one(tmp_path, row).prompt == QUESTION
+    row = {"instruction": "Why\nthis", "input": "now?", "output": GRAM_PAIR}
+    assert read_one(tmp_path, row, "pair").prompt == turns(user("Why\nthis\nnow?"))
 
 
 # Traps

@@ -85,6 +85,39 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
+def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it(
+    tmp_path, monkeypatch, final_states
+):
+    valid = str(write_pairs(tmp_path / "valid.jsonl", 16, seed=1))
+    changes = {"data__valid": [valid], "evaluate__every": 3, "log__every": 2}
+    train(tiny_recipe("judge", tmp_path / "whole", **changes))
+    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+    evaluate, calls = loop.held_out_metrics, []
+
+    def stopped_at_the_second_batch(*arguments):
+        *others, between = arguments
+        calls.append(0)
+
+        def ask_to_stop():
+            calls[-1] += 1
+            if calls[-1] == 2:
+                signal.raise_signal(signal.SIGTERM)
+            between()
+
+        return evaluate(*others, ask_to_stop if len(calls) % 2 else between)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "held_out_metrics", stopped_at_the_second_batch)
+        for step in (0, 3, 6):
+            with pytest.raises(StoppedError, match=f"step {step} of 6 is saved"):
+                train(broken)
+    assert calls == [2, 0, 2, 0, 2]
+    train(broken)
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    for x, y in zip(*map(jax.tree.leaves, final_states[:2]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
     tmp_path, monkeypatch, final_states
 ):

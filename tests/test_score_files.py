@@ -183,11 +183,31 @@ def test_unlabeled_pairs_and_candidates_have_their_own_columns(judge: Scorer, tm
     assert row["ranking"][0] == best
 
 
+def test_every_row_says_where_it_comes_from(judge: Scorer, tmp_path: Path):
+    source, out = tmp_path / "rm.jsonl", tmp_path / "out.jsonl"
+    row = {"prompt": "q", "chosen": ["x", "y", "z"], "rejected": ["u", "v", "w"], "domain": "code"}
+    source.write_text("broken\n" + json.dumps(row) + "\n" + json.dumps(row | {"id": "b"}) + "\n")
+    run(judge, source, out, on_bad="skip")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["row"] for row in rows] == [2] * 9 + [3] * 9
+    assert {row["source"] for row in rows} == {"code"}
+
+
+def test_a_tie_has_neutral_columns(judge: Scorer, tmp_path: Path):
+    source, out = tmp_path / "ties.jsonl", tmp_path / "out.jsonl"
+    row = {"context": "q", "response1": "x", "response2": "yy z", "overall_preference": 0}
+    source.write_text(json.dumps(row) + "\n")
+    run(judge, source, out)
+    found, expected = json.loads(out.read_text()), judge.score("q", "x", "yy z")
+    assert found["tie"] is True and "score_chosen" not in found
+    assert (found["score_first"], found["score_second"]) == (expected.first, expected.second)
+
+
 def test_candidates_fill_a_window_by_their_comparisons(judge: Scorer):
     records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
-    source, found = iter(records), []
+    source, found = iter(enumerate(records, start=1)), []
     while window := files._take_window(source, 11):
-        found.append([record.id for record in window])
+        found.append([record.id for _, record in window])
     assert found == [["5", "2"], ["2", "6"], ["2"]]
 
 

@@ -219,3 +219,13 @@ def test_ranking_sums_log_odds_and_keeps_ties_in_order():
     assert order_of(strengths(table)) == [0, 2, 1]  # two narrow wins weigh less than a clear one
     assert order_of([0.0, 0.0]) == [0, 1]
     assert round_robin(1) == []
+
+
+def test_a_specification_may_be_given_in_place_of_the_saved_one(judge: Scorer):
+    tokenizer = load_tokenizer("tiny-random")
+    spec = make_spec(tokenizer, labels=("1", "2"), max_length=200)
+    asked = Scorer.load("tiny-random", spec=spec, placement=judge.execution.placement)
+    assert asked.spec is spec
+    tokenizer.add_tokens(["extra"])
+    with pytest.raises(JudgeError, match="fingerprint"):
+        Scorer.load("tiny-random", spec=make_spec(tokenizer, max_length=200))

@@ -221,6 +221,38 @@ def test_an_allowed_skip_leaves_weights_and_moments_and_goes_on(execution: Execu
     assert int(bench.weights().step) == 2
 
 
+def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_device):
+    settings = dataclasses.replace(OPTIMIZER, schedule="linear", weight_decay=0.0)
+    schedule = make_schedule(settings, 10)
+    specs = {"w": ParamSpec((), (), "zeros")}
+    optimizer = make_optimizer(settings, 10, specs)
+    abstract = abstract_state(specs, optimizer, one_device, "float32")
+
+    def objective(params, batch):
+        loss = params["w"] * batch.weights.sum()
+        return loss, {"loss": (loss, jnp.float32(1))}
+
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        shardings_of(abstract),
+        one_device,
+        microbatches=1,
+        max_skipped=1,
+    )
+    weight = jax.device_put(jnp.float32(1), one_device.sharding())
+    state = init_state({"w": weight}, optimizer, abstract)
+    good = make_batch("write")
+    bad = good._replace(weights=np.full_like(good.weights, np.nan))
+    for index, batch in enumerate((good, bad, good, good)):
+        before = float(state.params["w"])
+        state, metrics = step(state, {}, to_device(batch, one_device))
+        if index != 1:  # Adam on a constant gradient moves by the rate
+            moved = before - float(state.params["w"])
+            assert moved == pytest.approx(float(metrics["learning_rate"][0]), rel=1e-3)
+
+
 def test_lora_trains_its_own_weights_and_leaves_the_base(execution: Execution):
     lora = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
     bench = Bench("judge", execution, microbatches=2, lora=lora)

@@ -205,17 +205,16 @@ def export_hf(
     dtype: str | None,
     tokenizer: Any | None,
     spec: JudgeSpec | None,
-    extra: Mapping[str, str] | None = None,
     shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
     """Write a folder that `transformers` opens, with everything that this judge needs; returns its
     path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. extra: further text
-    files, name to content. Files above `shard_bytes` are split, with an index. The folder appears
-    whole or not at all: it is written beside its place and renamed. Raises CheckpointError for a
-    folder in use or a full disk, LayoutError for parameters that are not those of `cfg`.
+    params: without LoRA (merge it first). dtype None keeps each weight's own. Files above
+    `shard_bytes` are split, with an index. The folder appears whole or not at all: it is written
+    beside its place and renamed. Raises CheckpointError for a folder in use or a full disk,
+    LayoutError for parameters that are not those of `cfg`.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -235,7 +234,7 @@ def export_hf(
         return folder
     with _writing(partial, needed):
         _write_weights(partial, cfg, params, dtype, shards)
-        _write_texts(partial, cfg, params, dtype, tokenizer, extra or {})
+        _write_texts(partial, cfg, params, dtype, tokenizer)
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
         if spec is not None:
@@ -330,7 +329,6 @@ def _write_texts(
     params: Tree,
     dtype: str | None,
     tokenizer: Any | None,
-    extra: Mapping[str, str],
 ) -> None:
     # Stated even where there is none: transformers would otherwise assume the first Llama's ids.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -339,10 +337,6 @@ def _write_texts(
     _write_json(folder / CONFIG, config_to_hf(cfg, stored) | ids)
     known = {name: token for name, token in ids.items() if token is not None}
     _write_json(folder / "generation_config.json", {"do_sample": False, **known})
-    for name, text in extra.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"extra file {name!r}: expected a plain file name")
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:

@@ -219,11 +219,11 @@ def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelC
             note = read_json(folder / BASE_FILE)
             lora = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"]))
             base, specs = _base(run, note["base"], cfg, placement, dtype), lora_specs(cfg, lora)
+            base.pop(SCORE, None)  # a rank run's head, which this run trained further or left
         else:
             specs = param_specs(cfg)
         if SCORE in saved:
             specs[SCORE] = ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
-            base.pop(SCORE, None)
         abstract = tree.map_with_path(
             lambda path, spec: jax.ShapeDtypeStruct(
                 spec.shape, _dtype(path, saved, dtype), sharding=placement.sharding(*spec.axes)

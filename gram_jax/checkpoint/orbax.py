@@ -4,7 +4,7 @@ all.
 
 import errno
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.tree import Tree
 
 # Items of one checkpoint: "params" by itself, so that it can be read without the optimizer's state;
-# the other fields of the state; and the small facts about it (data position, recipe hash, ...).
-PARAMS, REST, FACTS = "params", "rest", "facts"
+# and the other fields of the state.
+PARAMS, REST = "params", "rest"
 
 
 class Checkpoints:
@@ -35,14 +35,10 @@ class Checkpoints:
         if not self._writes and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} does not exist: expected a folder of checkpoints")
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        tree_handler, facts_handler = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
         for item in (PARAMS, REST):
-            handler = tree_handler()
+            handler = ocp.StandardCheckpointHandler()
             registry.add(item, ocp.args.StandardSave, handler)
             registry.add(item, ocp.args.StandardRestore, handler)
-        handler = facts_handler()
-        registry.add(FACTS, ocp.args.JsonSave, handler)
-        registry.add(FACTS, ocp.args.JsonRestore, handler)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             create=self._writes,
@@ -55,19 +51,11 @@ class Checkpoints:
                 self.folder, options=options, handler_registry=registry
             )
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        facts: Mapping[str, Any] | None = None,
-        *,
-        blocking: bool = False,
-    ) -> None:
+    def save(self, step: int, state: Any, *, blocking: bool = False) -> None:
         """Save `state` under `step`, in the background unless `blocking`; a step that is there
         stays as it is.
 
-        facts: small JSON beside it. A failed background save is raised by the next save, wait or
-        close.
+        A failed background save is raised by the next save, wait or close.
         """
         if not self._writes:
             raise CheckpointError(f"{self.folder} was opened for reading only")
@@ -77,9 +65,10 @@ class Checkpoints:
                 self._check_space(state)
                 fields = _fields(state)
                 params = fields.pop(PARAMS)
-                items = {FACTS: ocp.args.JsonSave(dict(facts or {}))}
-                items[PARAMS] = ocp.args.StandardSave(params)
-                items[REST] = ocp.args.StandardSave(fields)
+                items = {
+                    PARAMS: ocp.args.StandardSave(params),
+                    REST: ocp.args.StandardSave(fields),
+                }
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
             if blocking:
                 self.wait()
@@ -132,13 +121,6 @@ class Checkpoints:
         with self._errors(f"read (step {step})"):
             found = self._manager.item_metadata(step)[PARAMS]
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(found.tree))
-
-    def facts(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON saved with `step` (default: the newest)."""
-        step = self._existing(step)
-        with self._errors(f"read (step {step})"):
-            args = ocp.args.Composite(**{FACTS: ocp.args.JsonRestore()})
-            return self._manager.restore(step, args=args)[FACTS]
 
     def wait(self) -> None:
         """Return when every save is complete; raises CheckpointError where one failed."""

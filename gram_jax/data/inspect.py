@@ -16,6 +16,7 @@ from gram_jax.data.make_examples import (
     writing_examples,
 )
 from gram_jax.data.records import SourceSpec, read_records
+from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.errors import DataError
 from gram_jax.judge import JudgeSpec, check_tokenizer
 
@@ -34,11 +35,12 @@ def inspect_source(
     stage: Stage,
     limit: int,
     schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
     orders: Orders = "hash",
     seed: int = 0,
     overlong: Overlong = "shorten",
 ) -> Iterator[str]:
-    """A text for each of the first `limit` records, then one that says what became of the rows.
+    """A text for each of the first `limit` records, then one that says what became of their rows and how long they are.
 
     Tokens are decoded exactly as they are, control tokens included; ⟦ ⟧ mark what the loss counts.
     Raises DataError for a source that cannot be read, JudgeError if the tokenizer is not the one of
@@ -48,7 +50,7 @@ def inspect_source(
         raise DataError(f'stage is "write", "judge" or "rank"; found {stage!r}.')
     check_tokenizer(spec, tokenizer)
     kind = "pair" if stage == "write" else "preference"
-    records, report = read_records(source, kind, schema=schema, limit=limit)
+    records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
     if stage == "rank":
         examples: Examples = ranking_examples(
             records, tokenizer, spec, overlong=overlong, rows=report
@@ -62,10 +64,12 @@ def inspect_source(
         title = _title(examples, document, spec)
         yield f"{title}\n{show_document(examples, document, tokenizer, spec)}\n"
     dropped = ", ".join(f"{count} {why}" for why, count in examples.rows.dropped.items())
-    yield (
+    summary = (
         f"{examples.rows.rows} rows read, {len(examples.documents)} documents, {examples.shortened} shortened, "
         f"dropped: {dropped or 'none'}"
     )
+    lengths = histogram_lines(length_histogram(examples.documents.lengths))
+    yield "\n".join([summary, "tokens of a document:", *lengths])
 
 
 def show_document(examples: Examples, document: int, tokenizer: Any, spec: JudgeSpec) -> str:

@@ -25,7 +25,7 @@ from gram_jax.data.record_types import (
     UnlabeledPair,
     as_prompt,
 )
-from gram_jax.data.schemas import Pair, Schema, Several, detect_schema
+from gram_jax.data.schemas import Pair, Schema, Several, detect_schema, with_own_template
 from gram_jax.data.sources import Row, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
 
@@ -82,6 +82,11 @@ class RecordStream:
         if kind not in ("preference", "pair", "candidates"):
             raise DataError(f'kind = {kind!r}: expected "preference", "pair" or "candidates"')
 
+    @property
+    def row(self) -> int:
+        """Number, from 1, of the row that the last record came from."""
+        return self._rows
+
     def report(self) -> ReadReport:
         """Rows read so far and what became of them."""
         return ReadReport(self._rows, self._kept, dict(self._dropped))
@@ -99,7 +104,8 @@ class RecordStream:
             raise DataError(
                 f"{sample[0].where}: {sample[0].fault}; no row near it can be read either"
             )
-        schema = detect_schema(self.schema_name, readable[0].where, [r.fields for r in readable])
+        where, fields = readable[0].where, [row.fields for row in readable]
+        schema = with_own_template(detect_schema(self.schema_name, where, fields), where, fields)
         self._check_kind(schema)
         for row in itertools.chain(sample, rows):
             self._rows += 1

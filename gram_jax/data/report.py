@@ -1,9 +1,7 @@
 """What training will see, in figures: rows and why some were dropped, lengths, padding, steps."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +35,6 @@ class DataReport:
     padding: float
     first_share: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
-
     def to_text(self) -> str:
         """The report as a person reads it."""
         lines = [
@@ -55,10 +49,7 @@ class DataReport:
             f"document length  mean {self.mean_length:.0f}, median {self.median_length:.0f}, "
             f"longest {self.max_length}",
         ]
-        top = max((count for _, _, count in self.histogram), default=1)
-        for low, high, count in self.histogram:
-            bar = "#" * round(40 * count / top)
-            lines.append(f"  {low:>6} to {high:>6}  {count:>8,} {bar}".rstrip())
+        lines += histogram_lines(self.histogram)
         lines += [
             f"batch            {self.rows} rows of {self.length} positions, "
             f"{self.padding:.1%} padding",
@@ -69,6 +60,15 @@ class DataReport:
         if self.first_share is not None:
             lines.append(f"first is better  {self.first_share:.1%} of the verdicts")
         return "\n".join(lines)
+
+
+def histogram_lines(histogram: Sequence[tuple[int, int, int]]) -> list[str]:
+    """A histogram as bars of text."""
+    top = max((count for _, _, count in histogram), default=1)
+    return [
+        f"  {low:>6} to {high:>6}  {count:>8,} {'#' * round(40 * count / top)}".rstrip()
+        for low, high, count in histogram
+    ]
 
 
 def length_histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:

@@ -7,6 +7,8 @@ A parser takes the fields of one row and returns the pairs in it, or raises BadF
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from gram_jax.data.fields import (
     BadField,
@@ -30,7 +32,8 @@ from gram_jax.data.fields import (
     texts_of,
 )
 from gram_jax.data.record_types import Message, Prompt
-from gram_jax.errors import DataError
+from gram_jax.data.recover import recover_template, render, row_prompt, take_apart
+from gram_jax.errors import DataError, JudgeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,7 @@ _GRAM_RESPONSES = tuple(
 
 
 def _gram(row: Fields) -> list[Pair | Several]:
-    instruction = text_of(row, "instruction") + optional_text(row, "input")
+    instruction = _gram_prompt(row)
     output = text_of(row, "output")
     verdict = {"A": 0, "B": 1}.get(output.strip())
     field = "output" if verdict is None else "instruction"
@@ -262,6 +265,54 @@ def _gram(row: Fields) -> list[Pair | Several]:
         question = _between(instruction, _GRAM_QUESTION, _GRAM_RESPONSES[0][0], field)
     prompt = prompt_value((Message("user", question.strip("\n")),), "instruction")
     return [Pair(prompt, first, second, verdict, source=source_of(row), id=id_of(row))]
+
+
+def _gram_prompt(row: Fields) -> str:
+    return row_prompt(
+        {"instruction": text_of(row, "instruction"), "input": optional_text(row, "input")}
+    )
+
+
+def _rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Pair | Several]:
+    """A judge prompt of another template than the published one, and its verdict."""
+    text, output = _gram_prompt(row), text_of(row, "output")
+    found = take_apart(template, text)
+    if found is None or render(template, *found) != text:
+        expected = "the template that the first rows share, none of its delimiter lines in a field"
+        raise BadField("instruction", expected, text)
+    if output not in labels:
+        raise BadField("output", f"one of {', '.join(map(repr, labels))}", output)
+    question, first, second = found
+    prompt = prompt_value((Message("user", question),), "instruction")
+    verdict = labels.index(output)
+    return [Pair(prompt, first, second, verdict, source=source_of(row), id=id_of(row))]
+
+
+def with_own_template(schema: Schema, where: str, sample: Sequence[Fields]) -> Schema:
+    """The schema as it is, but for rendered GRAM rows that do not have the published frame and labels.
+
+    Those are read by the template and the labels that the sample shares. Raises DataError where it
+    leaves them open.
+    """
+    if schema.name != "gram" or any(_is_published(row) for row in sample):
+        return schema
+    try:
+        template, labels = recover_template(sample)
+    except JudgeError as error:
+        if any(_GRAM_RESPONSES[0][0] in str(text) for row in sample for text in row.values()):
+            return schema  # the published frame, damaged: its parser says where
+        raise DataError(
+            f"{where}: rendered rows with neither the published frame ({_GRAM_QUESTION.strip()}, "
+            f"{_GRAM_RESPONSES[0][0].strip()} ..., A or B) nor a template that could be recovered: {error}"
+        ) from error
+    return replace(schema, parse=partial(_rendered, template, labels))
+
+
+def _is_published(row: Fields) -> bool:
+    try:
+        return bool(_gram(row))
+    except BadField:
+        return False
 
 
 def _between(text: str, start: str, end: str, field: str) -> str:
@@ -306,26 +357,26 @@ _STYLES = ("concise", "plain", "markdown")
 
 def _rm_bench(row: Fields) -> list[Pair | Several]:
     """Three styles of each response: nine pairs, whose ids name the styles of both."""
-    prompt, chosen, rejected = (
-        question_of(row, "prompt"),
-        texts_of(row, "chosen"),
-        texts_of(row, "rejected"),
-    )
-    for field, texts in (("chosen", chosen), ("rejected", rejected)):
-        if len(texts) != len(_STYLES):
+    for field in _BOTH:
+        if len(texts := texts_of(row, field)) != len(_STYLES):
             raise BadField(field, f"three responses ({', '.join(_STYLES)})", list(texts))
-    name = id_of(row)
+    return _every_pair(row, str(row.get("domain") or source_of(row)), _STYLES, _STYLES)
+
+
+def _reward_bench_2(row: Fields) -> list[Pair | Several]:
+    """One or more right responses and several wrong ones: every right one against every wrong one."""
+    return _every_pair(row, source_of(row), *(range(len(texts_of(row, field))) for field in _BOTH))
+
+
+def _every_pair(
+    row: Fields, source: str, good_names: Sequence[Any], bad_names: Sequence[Any]
+) -> list[Pair | Several]:
+    """Each chosen response with each rejected one; their names stand in the pair's id."""
+    prompt, name = question_of(row, "prompt"), id_of(row)
     return [
-        Pair(
-            prompt,
-            good,
-            bad,
-            0,
-            source=str(row.get("domain") or source_of(row)),
-            id=f"{name or ''}[{_STYLES[i]},{_STYLES[j]}]" if name else None,
-        )
-        for i, good in enumerate(chosen)
-        for j, bad in enumerate(rejected)
+        Pair(prompt, good, bad, 0, source=source, id=f"{name}[{i},{j}]" if name else None)
+        for i, good in zip(good_names, texts_of(row, "chosen"), strict=True)
+        for j, bad in zip(bad_names, texts_of(row, "rejected"), strict=True)
     ]
 
 
@@ -367,6 +418,12 @@ def _is_standard(row: Fields) -> bool:
     return _are_texts(*_BOTH)(row) and not _is_repeated(row)
 
 
+def _is_rm_bench(row: Fields) -> bool:
+    if "subset" in row or not _are_lists_of(str, *_BOTH)(row):
+        return False
+    return "domain" in row or all(len(row[field]) == len(_STYLES) for field in _BOTH)
+
+
 def _is_implicit(row: Fields) -> bool:
     return row.get("prompt") is None and _are_texts(*_BOTH)(row) and not _is_transcript(row)
 
@@ -377,7 +434,8 @@ def _is_ultrafeedback(row: Fields) -> bool:
 
 _ALL = (
     # the first that fits is taken, so the narrower form stands before the wider one
-    Schema("rm-bench", ("prompt", *_BOTH), True, _rm_bench, _are_lists_of(str, *_BOTH)),
+    Schema("rm-bench", ("prompt", *_BOTH), True, _rm_bench, _is_rm_bench),
+    Schema("reward-bench-2", ("prompt", *_BOTH), True, _reward_bench_2, _are_lists_of(str, *_BOTH)),
     Schema("candidates", ("prompt", "responses"), False, _candidates),
     Schema("pairs", ("prompt", "response_a", "response_b"), False, _pairs),
     Schema("judgebench", ("question", "response_A", "response_B", "label"), True, _judgebench),

@@ -8,6 +8,7 @@ the Hugging Face hub, or "tfds:name". Folders and datasets take a split behind a
 
 import difflib
 import gzip
+import itertools
 import json
 import re
 import zlib
@@ -127,6 +128,11 @@ def _missing(path: Path) -> str:
     if folder != path.parent:
         return f"{path} does not exist: there is no folder {path.parent}; {folder} is there"
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
+
+
+def first_rows(source: "str | Path | SourceSpec", count: int) -> list[dict[str, Any]]:
+    """The fields of the first rows of a source, as they lie there."""
+    return [row.fields for row in itertools.islice(read_rows(source), count)]
 
 
 def count_rows(source: "str | Path | SourceSpec") -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gram_jax.data.records import Preference
 from gram_jax.errors import DataError
+from gram_jax.evals.averages import official_averages
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 ECE_BINS = 15
@@ -84,6 +85,8 @@ class PairwiseReport:
             rows += [
                 (f"  {name} ({n:,})", f"{acc:.3f}") for name, (n, acc) in self.by_source.items()
             ]
+            averages = official_averages(self.by_source)
+            rows += [(name, f"{share:.3f}") for name, share in averages.items()]
         return rows
 
 

@@ -24,7 +24,6 @@ from gram_jax.console import Console
 from gram_jax.data.records import (
     Candidates,
     Kind,
-    Preference,
     Record,
     RecordStream,
     UnlabeledPair,
@@ -36,7 +35,8 @@ from gram_jax.scoring.ranking import order_of, round_robin, strengths, table_of
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.tree import Tree
 
-FORMAT = 1
+Numbered = tuple[int, Record]  # a record and the number of its row
+FORMAT = 2
 # An interruption costs at most about so much work. How many pairs are scored together changes nothing in their
 # scores, so the number follows from the speed.
 WRITE_SECONDS = 30.0
@@ -84,8 +84,9 @@ def score_file(
 ) -> ScoredFile:
     """Score every record of `source` into `out`, or go on where an earlier run was interrupted.
 
-    A labeled pair gives score_chosen and score_rejected, an unlabeled one score_first and score_second (in the order
-    of the source), candidates give one mean log-odds each and the order, best first.
+    A labeled pair gives score_chosen and score_rejected, an unlabeled one or a tie score_first and score_second (in the
+    order of the source), candidates give one mean log-odds each and the order, best first. Each row says which row of
+    the input it belongs to, from 1, and the source that the input names there.
     Raises DataError where `out` holds something else, or cannot be written; what is complete in it stays.
     """
     out = Path(out)
@@ -100,7 +101,7 @@ def score_file(
         "compute": scorer.execution.compute,
     }
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
-    records = iter(stream)
+    records = ((stream.row, record) for record in stream)
     written = shortened = 0
     size = min(FIRST_WINDOW, scorer.window)
     with _explain_interruption(out, console):
@@ -114,14 +115,14 @@ def score_file(
                 _note_path(out).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
             while window := _take_window(records, size):
                 start = time.perf_counter()
-                asked = [list(_comparisons(record)) for record in window]
+                asked = [list(_comparisons(record)) for _, record in window]
                 scores = scorer.stream(
                     itertools.chain.from_iterable(asked),
                     progress=lambda count: progress.update(count, units=count),
                 )
                 rows = [
-                    _row(record, list(itertools.islice(scores, len(comparisons))))
-                    for record, comparisons in zip(window, asked, strict=True)
+                    _row(number, record, list(itertools.islice(scores, len(comparisons))))
+                    for (number, record), comparisons in zip(window, asked, strict=True)
                 ]
                 _append(file, rows)
                 written += len(rows)
@@ -140,13 +141,13 @@ def weights_fingerprint(params: Tree) -> str:
     return digest.hexdigest()[:16]
 
 
-def _take_window(records: Iterator[Record], size: int) -> list[Record]:
+def _take_window(records: Iterator[Numbered], size: int) -> list[Numbered]:
     """The next records with some `size` comparisons together: candidates need many each."""
-    window: list[Record] = []
+    window: list[Numbered] = []
     comparisons = 0
-    while comparisons < size and (record := next(records, None)) is not None:
-        window.append(record)
-        comparisons += _comparison_count(record)
+    while comparisons < size and (numbered := next(records, None)) is not None:
+        window.append(numbered)
+        comparisons += _comparison_count(numbered[1])
     return window
 
 
@@ -164,9 +165,9 @@ def _comparisons(record: Record) -> Iterator[tuple[Any, str, str]]:
         yield record.prompt, record.first, record.second
 
 
-def _row(record: Record, scores: list[PairScore]) -> dict[str, Any]:
+def _row(number: int, record: Record, scores: list[PairScore]) -> dict[str, Any]:
     """The output row of a record."""
-    row: dict[str, Any] = {"id": record.id}
+    row: dict[str, Any] = {"id": record.id, "row": number, "source": record.source}
     shortened = any(score.shortened for score in scores)
     if isinstance(record, Candidates):
         margins = [score.margin for score in scores]
@@ -175,7 +176,9 @@ def _row(record: Record, scores: list[PairScore]) -> dict[str, Any]:
     (score,) = scores
     if isinstance(record, UnlabeledPair):
         row |= {"score_first": score.first, "score_second": score.second}
-    elif isinstance(record, Preference):
+    elif record.tie:
+        row |= {"score_first": score.first, "score_second": score.second, "tie": True}
+    else:
         score = score if record.chosen_first else score.swapped()
         row |= {"score_chosen": score.first, "score_rejected": score.second}
     return row | {
@@ -185,7 +188,7 @@ def _row(record: Record, scores: list[PairScore]) -> dict[str, Any]:
     }
 
 
-def _resume(out: Path, note: dict[str, Any], records: Iterator[Record]) -> int:
+def _resume(out: Path, note: dict[str, Any], records: Iterator[Numbered]) -> int:
     """Number of complete rows that `out` holds already; as many records are taken off the input."""
     if not out.exists() or out.stat().st_size == 0:
         return 0
@@ -208,7 +211,7 @@ def _resume(out: Path, note: dict[str, Any], records: Iterator[Record]) -> int:
         for line in file:
             if not line.endswith(b"\n"):
                 break  # torn by an interruption
-            _check_row(out, count + 1, line, next(records, None))
+            _check_row(out, count + 1, line, next(records, (0, None))[1])
             count, end = count + 1, end + len(line)
         file.truncate(end)
     return count

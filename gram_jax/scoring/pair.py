@@ -1,6 +1,6 @@
 """Arrays in, scores out: both ways of showing a pair go through one forward pass.
 
-Evaluation, rewards, ranking and the server all end here.
+`score_pair` is the whole of it for arrays; the Scorer compiles its two halves with the logits kept as well.
 """
 
 from functools import partial

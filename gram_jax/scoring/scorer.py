@@ -119,19 +119,21 @@ class Scorer:
         max_length: int | None = None,
         tokens_per_call: int | None = None,
         placement: Placement | None = None,
+        spec: JudgeSpec | None = None,
     ) -> "Scorer":
         """The judge of a run, an exported folder, a hub name, a GGUF file, or one of our own names.
 
         compute "auto": bfloat16 on accelerators, float32 on a CPU. Without a placement every device holds all
         weights and scores its own pairs. A model that carries no judge.json is asked with the default template, for
         which max_length can be given. tokens_per_call: how much one call and device takes; less needs less memory.
+        spec: how to ask, in place of what was saved with the model; `make_spec` builds it.
         """
         placement = placement or make_placement({"data": -1})
         if compute == "auto":
             on_cpu = placement.mesh.devices.flat[0].platform == "cpu"
             compute = "float32" if on_cpu else "bfloat16"
         tokenizer, cfg = load_tokenizer(name), model_config(name)
-        spec = load_spec(name)
+        spec = spec or load_spec(name)
         if spec is None:
             spec = make_spec(
                 tokenizer, max_length=max_length or min(DEFAULT_LENGTH, cfg.context_length)
@@ -145,6 +147,7 @@ class Scorer:
                 f"this judge was taught with a budget of {spec.max_length} tokens, asked for is {max_length}: "
                 "max_length is for models that carry no judge.json"
             )
+        check_tokenizer(spec, tokenizer)
         _check_budget(spec, cfg)
         cfg, params = load_model(name, placement, compute)
         execution = Execution(compute, "blocked", "none", placement)

@@ -23,9 +23,9 @@ class Memory:
     results: int
 
     @property
-    def beyond_arguments(self) -> int:
-        """What a step needs besides what already lies on the device."""
-        return self.temporaries + self.results
+    def total(self) -> int:
+        """What a run needs."""
+        return self.arguments + self.temporaries + self.results
 
     def to_text(self) -> str:
         """For the log."""
@@ -84,7 +84,7 @@ def compile_step(
     placement: Placement,
     alternatives: Sequence[Mapping[str, Any]],
 ) -> tuple[Any, Memory | None]:
-    """Compile the step and compare what it needs with what is there.
+    """Compile the step, before its arguments are there, and compare what it needs with what is free.
 
     make: the lowered step under changed recipe keys ({} for the recipe as it is). alternatives:
     changes to try where it does not fit, cheapest first.
@@ -98,11 +98,14 @@ def compile_step(
             raise
         raise DoesNotFitError(_advice(make, alternatives, free, str(error))) from error
     memory = memory_of(compiled)
-    if memory is not None and free is not None and memory.beyond_arguments > free:
-        found = (
-            f"a step needs {format_bytes(memory.beyond_arguments)} besides its weights, and "
-            f"{format_bytes(free)} are left"
-        )
+    if memory is not None and free is not None and memory.total > free:
+        found = f"it needs {memory.to_text()}, and {format_bytes(free)} are free"
+        if memory.arguments > free:
+            raise DoesNotFitError(
+                f"this model does not fit the memory: {found}. Its weights and their moments alone "
+                'are more: try [lora], optimizer.moments = "bfloat16", a smaller model, or more '
+                "devices under [mesh] fsdp."
+            )
         raise DoesNotFitError(_advice(make, alternatives, free, found))
     return compiled, memory
 
@@ -122,7 +125,7 @@ def explain_out_of_memory(memory: Memory | None) -> Iterator[None]:
             raise
         needs = f"the step needs {memory.to_text()}" if memory else "the step does not fit"
         raise DoesNotFitError(
-            f"out of memory while training: {needs}.\n{_short(str(error))}\n"
+            f"out of memory: {needs}.\n{_short(str(error))}\n"
             'Try, in this order: batch.microbatches twice as many; execution.remat = "full"; '
             "fewer batch.rows or a shorter batch.length; more devices under [mesh] fsdp; [lora]."
         ) from error
@@ -143,7 +146,7 @@ def _advice(
             if not is_out_of_memory(error):
                 raise
             continue
-        if memory is None or (free is not None and memory.beyond_arguments > free):
+        if memory is None or (free is not None and memory.total > free):
             continue
         keys = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
         lines.append(f"  {keys}: {memory.to_text()}")

@@ -1,5 +1,7 @@
 """How well the weights of the moment do on held-out data."""
 
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -11,13 +13,23 @@ from gram_jax.tree import Tree
 
 
 def held_out_metrics(
-    eval_step: Any, params: Tree, frozen: Tree, plan: BatchPlan, placement: Placement
+    eval_step: Any,
+    params: Tree,
+    frozen: Tree,
+    plan: BatchPlan,
+    placement: Placement,
+    between: Callable[[], None],
 ) -> dict[str, float]:
-    """The objective's metrics over all examples of `plan`, each example once: sums over counts."""
+    """The objective's metrics over all examples of `plan`, each example once: sums over counts.
+
+    between: called before every batch; it ends the evaluation by raising.
+    """
     totals: Any = None
-    for _, batch in prefetch(plan, placement, 0, plan.steps_per_epoch):
-        found = eval_step(params, frozen, batch)
-        totals = found if totals is None else jax.tree.map(jax.numpy.add, totals, found)
+    with closing(prefetch(plan, placement, 0, plan.steps_per_epoch)) as batches:
+        for _, batch in batches:
+            between()
+            found = eval_step(params, frozen, batch)
+            totals = found if totals is None else jax.tree.map(jax.numpy.add, totals, found)
     return {name: float(a) / float(b) for name, (a, b) in jax.device_get(totals).items() if b}
 
 

@@ -1,15 +1,19 @@
 """The folder of a run: what lies where, and whether a run may go on in it.
 
 recipe.toml      the resolved recipe
-run.json         number of steps, fingerprint of the examples, whether the run is complete
+run.json         number of steps, fingerprint of the examples, whether the run is complete, its id at
+                 Weights & Biases
 model/           config.json, tokenizer, judge.json (and base.json under LoRA): with the newest
                  checkpoint, a model that can be loaded by the run's name
 checkpoints/     by step
 metrics.jsonl, tensorboard/, curves.png
 """
 
+import errno
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.models import SMOLLM2, resolve_model
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.data.examples import Examples
-from gram_jax.errors import CheckpointError, JudgeError, RecipeError
+from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
 
@@ -71,12 +76,35 @@ class RunFolder:
         if recipe.lora is not None:
             lora = recipe.lora
             base = {
-                "base": recipe.model.start,
+                "base": _from_anywhere(recipe.model.start),
                 "rank": lora.rank,
                 "alpha": lora.alpha,
                 "targets": list(lora.targets),
             }
             _write(self.model / "base.json", json.dumps(base, indent=2) + "\n")
+
+
+@contextmanager
+def explain_full_disk(folder: RunFolder) -> Iterator[None]:
+    """Turns a disk that fills up in the block, whoever writes, into CheckpointError."""
+    try:
+        yield
+    except GramError:
+        raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):  # tokenizers, tensorstore
+            raise
+        raise CheckpointError(
+            f"the disk is full ({error}): free some space and start the same command again, it "
+            f"goes on from the last checkpoint in {folder.checkpoints}"
+        ) from error
+
+
+def _from_anywhere(model: str) -> str:
+    """The model's name as it works in every working directory."""
+    path = resolve_model(model).path
+    return model if path is None or model == SMOLLM2 else str(path.resolve())
 
 
 def open_run(recipe: Recipe) -> RunFolder:

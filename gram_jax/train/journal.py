@@ -9,7 +9,7 @@ import jax
 
 from gram_jax.console import Progress, format_value
 from gram_jax.errors import NonFiniteError
-from gram_jax.train.metrics import MetricsWriter
+from gram_jax.train.metrics import HELD_OUT, MetricsWriter
 
 # What the progress bar shows.
 SHOWN = ("loss", "accuracy")
@@ -53,7 +53,7 @@ class Journal:
         """A line of figures of held-out data, shown at once; none of none."""
         if not values:
             return
-        self.writer.write(step, {f"valid_{name}": value for name, value in values.items()})
+        self.writer.write(step, {f"{HELD_OUT}{name}": value for name, value in values.items()})
         shown = ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
         self.progress.console.say(f"held-out data after step {step}: {shown}")
 

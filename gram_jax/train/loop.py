@@ -1,5 +1,6 @@
 """A run from recipe to result. A stage is another objective and recipe, not another loop."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.judge import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.model.specs import param_count
+from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import Placement, make_placement
+from gram_jax.sharding import Placement, check_divides, make_placement
 from gram_jax.train.compiling import (
     Memory,
     compile_step,
@@ -40,6 +41,7 @@ from gram_jax.train.folder import (
     check_same_run,
     differing_fields,
     examples_fingerprint,
+    explain_full_disk,
     open_run,
 )
 from gram_jax.train.journal import Journal
@@ -49,6 +51,7 @@ from gram_jax.train.optimizer import make_optimizer, make_schedule
 from gram_jax.train.preemption import StopRequest
 from gram_jax.train.stages import (
     abstract_batch,
+    abstract_frozen,
     frozen_weights,
     judge_spec,
     make_examples,
@@ -105,27 +108,50 @@ def train(
     if folder.info().get("finished"):
         console.say(f"{recipe.run.folder} is complete: nothing to do")
         return _result(folder)
-    keep_compiled_programs()
-    job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
-    with Checkpoints(folder.checkpoints, keep=recipe.checkpoint.keep) as checkpoints:
+    with explain_full_disk(folder):
+        keep_compiled_programs()
+        job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
+        carry_out(job, console)
+        _conclude(job, console)
+        folder.note(finished=True)
+    return _result(folder)
+
+
+def carry_out(job: Job, console: Console) -> None:
+    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations."""
+    recipe = job.recipe
+    step, memory = compiled_step(job, console)
+    with (
+        explain_out_of_memory(memory),
+        Checkpoints(job.folder.checkpoints, keep=recipe.checkpoint.keep) as checkpoints,
+    ):
         state, frozen = first_state(job, checkpoints, console)
-        step, memory = compiled_step(job, frozen, console)
         evaluate = make_evaluate(job, frozen)
-        start = int(state.step)
+        done = start = int(state.step)
         with (
             closing(_metrics_writer(job, start)) as writer,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
             StopRequest() as stop,
             closing(prefetch(job.plan, job.placement, start, job.steps)) as batches,
-            explain_out_of_memory(memory),
         ):
             journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
             journal.skipped = int(state.skipped)
-            if start == 0 and recipe.evaluate.every:
-                with journal.pause():
-                    journal.held_out(0, evaluate(state.params))
+
+            def leave_if_asked() -> None:
+                if stop.name is not None:
+                    checkpoints.save(done, state, blocking=True)
+                    raise StoppedError(_stopped(job, stop.name, done))
+
+            def look_at_held_out() -> None:
+                # A run that was stopped in an evaluation begins with it.
+                if not writer.has_held_out(done):
+                    with journal.pause():
+                        journal.held_out(done, evaluate(done, state.params, leave_if_asked))
+
             unread = None  # metrics are read one step late, so that the device never waits for us
             try:
+                if _due(start, recipe.evaluate.every) and start < job.steps:
+                    look_at_held_out()
                 for index, batch in batches:
                     state, metrics = step(state, frozen, batch)
                     if unread is not None:
@@ -133,29 +159,23 @@ def train(
                     done, unread = index + 1, (index + 1, metrics)
                     evaluating = _due(done, recipe.evaluate.every) and done < job.steps
                     saving = _due(done, recipe.checkpoint.every) or done == job.steps
-                    stopping = stop.name is not None and done < job.steps
-                    if not (evaluating or saving or stopping):
+                    if not (evaluating or saving or stop.name):
                         continue
                     # A line before every save: what is saved has its figures in the file.
-                    journal.book(*unread, line=saving or stopping)
+                    journal.book(*unread, line=True)
                     unread = None
-                    with journal.pause():
-                        if evaluating:
-                            journal.held_out(done, evaluate(state.params))
-                        if saving or stopping:
-                            checkpoints.save(done, state, blocking=stopping)
-                    if stopping:
-                        raise StoppedError(_stopped(job, stop.name, done))
+                    if saving:  # in the background, while the evaluation runs
+                        with journal.pause():
+                            checkpoints.save(done, state)
+                    if done < job.steps:
+                        leave_if_asked()
+                    if evaluating:
+                        look_at_held_out()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}. {_keep(job, state, checkpoints)}") from None
             checkpoints.wait()
-            console.say(f"saved step {job.steps} in {folder.checkpoints}")
-            if job.valid_plan is not None:
-                journal.held_out(job.steps, evaluate(state.params))
-                journal.held_out(job.steps, judge_pairs(job, state.params, frozen))
-    folder.note(finished=True)
-    _conclude(job, console)
-    return _result(folder)
+            console.say(f"saved step {job.steps} in {job.folder.checkpoints}")
+            look_at_held_out()
 
 
 def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
@@ -163,9 +183,12 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     batch = recipe.batch
     if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
         raise RecipeError(problem)
+    if batch.length % (parts := placement.mesh.shape["sequence"]):
+        raise RecipeError(f"batch.length = {batch.length} is no multiple of sequence = {parts}")
     if recipe.log.wandb:
         check_wandb()
     cfg, tokenizer, spec = _judge(recipe, console)
+    check_divides(tree.flatten(param_specs(cfg)), placement)
     with console.timed("read and encode the data"):
         plan = make_batches(
             _examples(recipe, recipe.data.train, recipe.data.limit, tokenizer, spec)[1],
@@ -226,10 +249,11 @@ def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[T
     return state, frozen
 
 
-def compiled_step(job: Job, frozen: Tree, console: Console) -> tuple[Any, Memory | None]:
-    """The training step, compiled ahead of time, and the memory that it needs."""
+def compiled_step(job: Job, console: Console) -> tuple[Any, Memory | None]:
+    """The training step, compiled before any weight is loaded, and the memory that it needs."""
     recipe, schedule = job.recipe, make_schedule(job.recipe.optimizer, job.steps)
     batch = abstract_batch(job.plan.batch(0), job.placement)
+    frozen = abstract_frozen(recipe, job.cfg, job.placement)
 
     def lowered(change: Mapping[str, Any]) -> Any:
         remat = change.get("execution.remat", recipe.execution.remat)
@@ -256,20 +280,28 @@ def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Executio
     return Execution(recipe.execution.compute, recipe.execution.attention, remat, placement)
 
 
-def make_evaluate(job: Job, frozen: Tree) -> Callable[[Tree], dict[str, float]]:
-    """The objective's figures on held-out data, as a function of the trained weights."""
+def make_evaluate(job: Job, frozen: Tree) -> Callable[..., dict[str, float]]:
+    """The figures of held-out data, as a function of (step, trained weights, between).
+
+    The objective's, and after the last step those of judge_pairs. between: called before every
+    batch; it ends the evaluation by raising.
+    """
     execution = make_execution(job.recipe, job.placement, "none")
     step = make_eval_step(make_objective(job.recipe, job.cfg, execution, job.spec))
 
-    def evaluate(params: Tree) -> dict[str, float]:
+    def evaluate(done: int, params: Tree, between: Callable[[], None]) -> dict[str, float]:
         if job.valid_plan is None:
             return {}
-        return held_out_metrics(step, params, frozen, job.valid_plan, job.placement)
+        plan = job.valid_plan
+        found = held_out_metrics(step, params, frozen, plan, job.placement, between)
+        return found | (judge_pairs(job, params, frozen, between) if done == job.steps else {})
 
     return evaluate
 
 
-def judge_pairs(job: Job, params: Tree, frozen: Tree) -> dict[str, float]:
+def judge_pairs(
+    job: Job, params: Tree, frozen: Tree, between: Callable[[], None]
+) -> dict[str, float]:
     """Stage judge: the figures of the whole way from text to score, both orders of every pair."""
     if job.recipe.stage != "judge":
         return {}
@@ -280,7 +312,7 @@ def judge_pairs(job: Job, params: Tree, frozen: Tree) -> dict[str, float]:
         job.spec,
         make_execution(job.recipe, job.placement, "none"),
     )
-    report = evaluate_pairs(scorer, job.valid_records).to_dict()
+    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).to_dict()
     return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
 
 
@@ -347,11 +379,15 @@ def _leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
 
 
 def _metrics_writer(job: Job, start: int) -> MetricsWriter:
+    run_id = None
+    if job.recipe.log.wandb:
+        run_id = job.folder.info().get("wandb") or secrets.token_hex(8)
+        job.folder.note(wandb=run_id)
     return MetricsWriter(
         job.folder.path,
         start_step=start,
         tensorboard=job.recipe.log.tensorboard,
-        wandb=job.recipe.log.wandb,
+        wandb=run_id,
         settings=recipe_values(job.recipe),
     )
 

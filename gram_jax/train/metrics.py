@@ -3,18 +3,24 @@
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import CheckpointError, RecipeError
 
 FILE_NAME = "metrics.jsonl"
+HELD_OUT = "valid_"  # before the names of figures of held-out data
+FLUSH_SECONDS = 20  # TensorBoard sees figures so late
 
 
 class MetricsWriter:
     """Appends lines of figures to the run's folder; made with the step that the run goes on from.
 
+    wandb: the run's id there, None for no Weights & Biases.
     Lines after that step, which an interrupted run wrote and this one will write again, are
     removed first: the file never holds a step twice.
     """
@@ -25,39 +31,32 @@ class MetricsWriter:
         *,
         start_step: int,
         tensorboard: bool,
-        wandb: bool,
+        wandb: str | None,
         settings: Mapping[str, Any],
     ):
         self.path = folder / FILE_NAME
-        self.rows = _truncate(self.path, start_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard: Any = None
+        with self._errors():
+            self.rows = _truncate(self.path, start_step)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
-            )
-        if wandb:
-            self._wandb = _start_wandb(folder, settings)
+            with self._tensorboard_errors():
+                self._tensorboard = TensorBoard(folder / "tensorboard", start_step)
+        if wandb is not None:
+            self._wandb = _start_wandb(folder, wandb, settings)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: `step` steps are done, these are the figures; those not finite become null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         row = {"step": step, **finite}
         self.rows.append(row)
-        try:
+        with self._errors():
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path} cannot be written ({error.strerror or error}): free some space and "
-                "start the same command again, it goes on from the last checkpoint"
-            ) from error
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(_tag(name), value, step)
+            with self._tensorboard_errors():
+                self._tensorboard.write(step, {_tag(k): value for k, value in values.items()})
         if self._wandb is not None:
             self._wandb.log({_tag(name): value for name, value in values.items()}, step=step)
 
@@ -65,13 +64,73 @@ class MetricsWriter:
         """The newest value of a figure, None if there is none."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
+    def has_held_out(self, step: int) -> bool:
+        """Whether the figures of held-out data after `step` are there."""
+        return any(row["step"] == step and any(map(_is_held_out, row)) for row in self.rows)
+
+    def close(self) -> None:
+        """Everything is on disk afterwards."""
+        if self._tensorboard is not None:
+            with self._tensorboard_errors():
+                self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        with self._errors():
+            self._file.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror or error}): free some space and "
+                "start the same command again, it goes on from the last checkpoint"
+            ) from error
+
+    @contextmanager
+    def _tensorboard_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._tensorboard = None
+            warnings.warn(f"no further figures for TensorBoard: {error}", stacklevel=2)
+
+
+class TensorBoard:
+    """Figures in an event file, written by whoever calls.
+
+    tensorboardX's SummaryWriter writes in a thread, which ends silently when the disk is full; the
+    run then waits for ever for room in its queue.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._flushed = 0.0
+        if start_step:  # hides what an interrupted run wrote after this step
+            log = {"status": 1}  # SessionLog.START
+            self._add(step=start_step + 1, file_version="brain.Event:2")
+            self._add(step=start_step + 1, session_log=log)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One event with every figure; raises OSError."""
+        figures = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._add(step=step, summary={"value": figures})
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
     def close(self) -> None:
         """Everything is on disk afterwards."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), **fields))
 
 
 def _tag(name: str) -> str:
@@ -80,8 +139,11 @@ def _tag(name: str) -> str:
     >>> _tag("loss"), _tag("valid_loss")
     ('train/loss', 'valid/loss')
     """
-    held_out = name.startswith("valid_")
-    return f"valid/{name.removeprefix('valid_')}" if held_out else f"train/{name}"
+    return f"valid/{name.removeprefix(HELD_OUT)}" if _is_held_out(name) else f"train/{name}"
+
+
+def _is_held_out(name: str) -> bool:
+    return name.startswith(HELD_OUT)
 
 
 def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
@@ -110,7 +172,7 @@ def check_wandb() -> None:
         )
 
 
-def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _start_wandb(folder: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
     import wandb
 
     return wandb.init(
@@ -118,6 +180,6 @@ def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
         name=folder.name,
         dir=str(folder),
         config=dict(settings),
-        id=folder.resolve().name,
+        id=run_id,
         resume="allow",
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.checkpoint.models import load_model
+from gram_jax.checkpoint.models import SCORE, load_model
 from gram_jax.config import Recipe, Source
 from gram_jax.data.examples import Examples
 from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
@@ -106,8 +106,7 @@ def start_weights(
         cfg, loaded = load_model(recipe.model.start, placement, recipe.model.dtype)
         frozen: Tree = {}
     else:
-        cfg, frozen = frozen_weights(recipe, placement)
-        loaded = {"score": frozen.pop("score")} if "score" in frozen else {}
+        cfg, frozen, loaded = frozen_weights(recipe, placement)
     found, fresh = tree.flatten(loaded), {}
     # What the start does not have (LoRA, a scalar head) begins at random.
     missing = tree.split(specs, lambda path: path not in found)[0]
@@ -124,17 +123,35 @@ def start_weights(
     return cfg, jax.tree.map(lambda x: x.astype(recipe.model.dtype), trained), frozen
 
 
-def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree]:
-    """The base under LoRA, in the dtype of the computation, with LoRA's scale."""
+def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree, Tree]:
+    """(config, base under LoRA with LoRA's scale, the base's scalar head where it has one).
+
+    The base has the dtype of the computation. Its head, of a rank run, is trained and never frozen.
+    """
     cfg, base = load_model(recipe.model.start, placement, recipe.execution.compute)
+    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
     scale = lora_scales(cfg, recipe.lora.config, placement)
-    return cfg, tree.merge(base, {"layers": {"lora_scale": scale}})
+    return cfg, tree.merge(base, {"layers": {"lora_scale": scale}}), head
+
+
+def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> Tree:
+    """Shapes and shardings of the weights that frozen_weights will give, {} without LoRA."""
+    if recipe.lora is None:
+        return {}
+    base = tree.map_with_path(
+        lambda _, spec: jax.ShapeDtypeStruct(
+            spec.shape, recipe.execution.compute, sharding=placement.sharding(*spec.axes)
+        ),
+        param_specs(cfg),
+    )
+    scale = jax.ShapeDtypeStruct((cfg.layers,), "float32", sharding=placement.sharding())
+    return tree.merge(base, {"layers": {"lora_scale": scale}})
 
 
 def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
     if recipe.stage != "rank":
         return {}
-    return {"score": ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
+    return {SCORE: ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
 
 
 def abstract_batch(batch: Any, placement: Placement) -> Any:

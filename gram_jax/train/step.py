@@ -76,7 +76,7 @@ def make_train_step(
         tokens = jnp.sum(batch.seqs.segments > 0)
         extra = {
             "grad_norm": norm,
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(state.step - state.skipped),  # as the optimizer counts
             "num_tokens": tokens,
             "bad": ~finite,
         }
