@@ -1,6 +1,7 @@
 """`gram-jax`: every command parses, builds and calls. Imports wait for the command that needs them."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -46,6 +47,9 @@ TokensPerCall = Annotated[
 ]
 
 
+JOB = {"rich_help_panel": "Several processes (found by itself inside Slurm and on TPU pods)"}
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="a TOML recipe, see configs/")],
@@ -53,12 +57,79 @@ def train(
         list[str] | None,
         typer.Option("--set", help="change a key, as optimizer.learning_rate=1e-5"),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(envvar="GRAM_JAX_COORDINATOR", help="host:port of process 0", **JOB),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(envvar="GRAM_JAX_PROCESSES", min=1, help="how many there are", **JOB),
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(envvar="GRAM_JAX_PROCESS", help="which one this is", **JOB)
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--local-devices",
+            envvar="GRAM_JAX_LOCAL_DEVICES",
+            help="the accelerators of this machine that this process drives, as 0,1; default all",
+            **JOB,
+        ),
+    ] = None,
+    cluster: Annotated[
+        Literal["auto", "none"],
+        typer.Option(help="none: one process, whatever Slurm or the TPU pod says", **JOB),
+    ] = "auto",
+    join_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_JOIN_TIMEOUT", help="seconds to wait for all processes", **JOB
+        ),
+    ] = 300,
+    lost_after: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_LOST_AFTER", help="seconds of silence after which one is lost", **JOB
+        ),
+    ] = 30,
+    grace: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_GRACE", help="seconds from SIGTERM until the process has to be gone"
+        ),
+    ] = 25,
+    stuck_after: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_STUCK_AFTER",
+            help="seconds without progress after which the stacks are printed and the process ends; 0: never",
+        ),
+    ] = 1800,
 ) -> None:
-    """Train a stage; run again after an interruption, it goes on where it stopped."""
+    """Train a stage; run again after an interruption, it goes on where it stopped.
+
+    As one of several processes it is started once for each of them, all with the same arguments but --process. Status:
+    0 done, 2 an error for a person, 75 stopped by SIGTERM and saved, 76 a process was lost or stuck (75 and 76: start
+    again), 130 Ctrl-C.
+    """
+    from gram_jax.cluster.member import joined
+    from gram_jax.cluster.place import find_place, read_devices
     from gram_jax.config import read_recipe
     from gram_jax.train.loop import train as run
 
-    run(read_recipe(recipe, set_ or []), console=Console())
+    chosen = read_recipe(recipe, set_ or [])
+    place = None
+    if cluster == "auto":
+        place = find_place(coordinator, processes, process, read_devices(devices), os.environ)
+    with joined(
+        place,
+        join_timeout=join_timeout,
+        lost_after=lost_after,
+        grace=grace,
+        stuck_after=stuck_after or None,
+    ) as member:
+        run(chosen, console=Console(), member=member)
 
 
 @app.command()
@@ -298,18 +369,18 @@ def _write_json(path: Path, value: object) -> None:
 def main() -> None:
     """The console script.
 
-    Status 2: an error made for people, printed without a traceback. 130: stopped by Ctrl-C or SIGTERM, with
-    whatever was finished kept. Everything else is a bug with its traceback.
+    Status 2: an error made for people, printed without a traceback. 130: stopped by Ctrl-C, with whatever was
+    finished kept; 75 and 76 ask to be started again (errors.py). Everything else is a bug with its traceback.
     """
     warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
     try:
         app()
     except StoppedError as stopped:
         Console(stderr=True).warn(str(stopped))
-        sys.exit(130)
+        sys.exit(stopped.status)
     except GramError as error:
         Console(stderr=True).error(str(error))
-        sys.exit(2)
+        sys.exit(error.status)
     except SystemExit as ended:
         if ended.code == 130:  # typer turns KeyboardInterrupt into this, without a word
             Console(stderr=True).warn("stopped by Ctrl-C")

@@ -42,7 +42,8 @@ LEAST_BF16_LEARNING_RATE = 1e-4
 class Run:
     """folder: where everything of the run goes; steps or epochs: exactly one of them.
 
-    max_skipped: the run leaves out so many batches with a non-finite loss or gradient, then stops.
+    max_skipped: so many batches in a row with a non-finite loss or gradient are left out; one more
+    stops the run.
     """
 
     folder: Annotated[str, Field(min_length=1)]

@@ -1,11 +1,17 @@
 """Errors that a person meets: what was expected, what was found, what to try.
 
-The command line prints the message of any `GramError` and exits with status 2; every other exception is a bug.
+The command line prints the message of any `GramError` and exits with its status; every other exception is a bug.
 """
+
+# Exit statuses that ask to be started again (2 does not: it needs a person).
+RESTART = 75  # stopped by SIGTERM, everything saved
+LOST = 76  # a process of the job was lost, stuck or never came: it goes on from the last checkpoint
 
 
 class GramError(Exception):
-    """Base of the errors that gram_jax raises on purpose."""
+    """Base of the errors that gram_jax raises on purpose. status: of the process that ends with it."""
+
+    status = 2
 
 
 class RecipeError(GramError):
@@ -36,5 +42,20 @@ class NonFiniteError(GramError):
     """The loss or the gradient stopped being a number; the last good state was kept."""
 
 
+class ClusterError(GramError):
+    """The processes of a job did not come together, or do not agree."""
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
 class StoppedError(GramError):
-    """A run was asked to stop and saved its state; the same command goes on from there."""
+    """A run was asked to stop and saved its state; the same command goes on from there.
+
+    status: of the process, 130 after Ctrl-C, RESTART after SIGTERM.
+    """
+
+    def __init__(self, message: str, status: int = 130):
+        super().__init__(message)
+        self.status = status

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gram_jax"
 LAYERS = [
     {"errors", "tree", "batch", "console", "plots"},
     {"judge", "data"},
-    {"sharding"},
+    {"sharding", "cluster"},
     {"data.feed"},
     {"model"},
     {"config"},

@@ -32,7 +32,7 @@ from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
 from gram_jax.sharding import check_divides
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
-from gram_jax.train.metrics import MetricsWriter
+from gram_jax.train.metrics import MetricsWriter, truncate
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,8 @@ def full():
 
 def new_writer(folder, **changes):
     settings = {"start_step": 0, "tensorboard": True, "wandb": None, "settings": {}}
-    return MetricsWriter(folder, **(settings | changes))
+    settings |= changes
+    return MetricsWriter(folder, truncate(folder, settings["start_step"]), **settings)
 
 
 def test_metrics_that_cannot_be_written_are_an_error_that_says_what_to_do(tmp_path, full):

@@ -149,7 +149,7 @@ def test_the_loss_is_the_mean_over_the_weights_of_the_whole_batch(execution: Exe
     bench = Bench("judge", execution, microbatches=4)
     one_by_one = Bench("judge", execution)
     losses = []
-    objective = make_eval_step(make_objective("judge", execution))
+    objective = make_eval_step(make_objective("judge", execution), execution.placement)
     for row in range(ROWS):
         part = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
         losses.append(objective(one_by_one.state.params, {}, part)["loss"])
@@ -204,7 +204,8 @@ def test_a_non_finite_batch_leaves_the_state_bit_for_bit_and_so_do_all_after_it(
     assert metrics["bad"] == 1
     bench.run(make_batch("judge", 2))  # the loop finds out one step late
     after = bench.weights()
-    assert bits(after._replace(skipped=0)) == bits(before._replace(skipped=0))
+    uncounted = {"skipped": 0, "in_a_row": 0}
+    assert bits(after._replace(**uncounted)) == bits(before._replace(**uncounted))
     assert int(after.step) == 1
 
 
@@ -219,6 +220,23 @@ def test_an_allowed_skip_leaves_weights_and_moments_and_goes_on(execution: Execu
     assert bench.run(make_batch("judge", 2))["bad"] == 0
     assert bits(bench.weights().params) != bits(before.params)
     assert int(bench.weights().step) == 2
+
+
+def test_so_many_bad_batches_in_a_row_stop_and_single_ones_do_not(execution: Execution):
+    bench = Bench("judge", execution, max_skipped=1)
+    for number in range(3):  # bad ones apart from each other, more of them than may follow each other
+        bench.run(poisoned(make_batch("judge", number)))
+        bench.run(make_batch("judge", number))
+    state = bench.weights()
+    assert (int(state.step), int(state.skipped), int(state.in_a_row)) == (6, 3, 0)
+    bench.run(poisoned(make_batch("judge", 1)))
+    last_good = bench.weights()
+    bench.run(poisoned(make_batch("judge", 2)))
+    bench.run(make_batch("judge", 3))  # comes too late
+    stopped = bench.weights()
+    assert bits(stopped.params) == bits(last_good.params)
+    assert bits(stopped.opt_state) == bits(last_good.opt_state)
+    assert (int(stopped.step), int(stopped.skipped), int(stopped.in_a_row)) == (7, 5, 2)
 
 
 def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_device):

@@ -180,7 +180,9 @@ def _tiny_params(cfg: ModelConfig, placement: Placement, dtype: str) -> Tree:
             value = 0.02 * rng.standard_normal(spec.shape, np.float32)
         else:
             value = np.full(spec.shape, float(spec.init == "ones"), np.float32)
-        return jax.device_put(value.astype(jnp.dtype(dtype)), placement.sharding(*spec.axes))
+        value = value.astype(jnp.dtype(dtype))
+        sharding = placement.sharding(*spec.axes)
+        return jax.make_array_from_callback(spec.shape, sharding, lambda at: value[at])
 
     return tree.map_with_path(draw, param_specs(cfg))
 

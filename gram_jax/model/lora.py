@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gram_jax.errors import RecipeError
 from gram_jax.model.config import ModelConfig
@@ -62,8 +63,8 @@ def init_lora(specs: Tree, key: jax.Array, placement: Placement, dtype: str) -> 
 
 def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax.Array:
     """The leaf `params["layers"]["lora_scale"]`: f32 [L]. It is not trained."""
-    scales = jnp.full(cfg.layers, lora.alpha / lora.rank, jnp.float32)
-    return jax.device_put(scales, placement.sharding())
+    scales = np.full(cfg.layers, lora.alpha / lora.rank, np.float32)
+    return jax.make_array_from_callback(scales.shape, placement.sharding(), lambda at: scales[at])
 
 
 def merge_lora(params: Tree) -> Tree:

@@ -71,7 +71,9 @@ def _judge(
 ) -> tuple[jax.Array, jax.Array]:
     """(scores f32 [B, 2] as in `score_pair`, label logits f32 [B, O, Y] in the order shown)."""
     logits = pair_logits(params, cfg, pair, label_ids, execution)
-    return pair_scores(logits), logits
+    # Every process reads all of them.
+    place = execution.placement.constrain
+    return place(pair_scores(logits)), place(logits)
 
 
 class Scorer:
@@ -232,7 +234,9 @@ class Scorer:
     ) -> tuple[jax.Array, jax.Array]:
         batch = pad_pairs([(a.tokens, b.tokens) for a, b in pairs], rows, length)
         spread = self.execution.placement.sharding("batch")
-        batch = jax.tree.map(lambda x: jax.device_put(x, spread), batch)
+        batch = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, spread, lambda at: x[at]), batch
+        )
         return _judge(self.params, self.cfg, batch, self.spec.label_ids, self.execution)
 
     def _count_shortened(self, scores: Sequence[PairScore]) -> None:

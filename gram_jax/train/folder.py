@@ -12,16 +12,18 @@ metrics.jsonl, tensorboard/, curves.png
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.models import SMOLLM2, resolve_model
+from gram_jax.cluster.member import from_main
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.data.examples import Examples
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
@@ -33,9 +35,13 @@ RECIPE, INFO = "recipe.toml", "run.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run."""
+    """Paths of a run. before: what run.json said when it was opened.
+
+    In a job of several processes process 0 writes; for the others writing does nothing.
+    """
 
     path: Path
+    before: Mapping[str, Any]
 
     @property
     def checkpoints(self) -> Path:
@@ -47,27 +53,28 @@ class RunFolder:
         """Where everything of the model but the weights is."""
         return self.path / "model"
 
-    def info(self) -> dict[str, Any]:
-        """What run.json says; nothing before the run has begun."""
-        try:
-            return json.loads((self.path / INFO).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / INFO} cannot be read: {error}") from error
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files of the run."""
+        return jax.process_index() == 0
 
     def note(self, **values: Any) -> None:
         """Add to run.json."""
-        _write(self.path / INFO, json.dumps({**self.info(), **values}, indent=2) + "\n")
+        if self.writes:
+            text = json.dumps({**_info(self.path), **values}, indent=2) + "\n"
+            _write(self.path / INFO, text)
 
     def begin(self, recipe: Recipe) -> None:
         """Write the resolved recipe."""
-        _write(self.path / RECIPE, recipe_to_toml(recipe))
+        if self.writes:
+            _write(self.path / RECIPE, recipe_to_toml(recipe))
 
     def write_model(
         self, cfg: ModelConfig, tokenizer: Any, spec: JudgeSpec, recipe: Recipe
     ) -> None:
         """Write what belongs to the model besides its weights."""
+        if not self.writes:
+            return
         self.model.mkdir(exist_ok=True)
         hf = config_to_hf(cfg, recipe.model.dtype)
         _write(self.model / "config.json", json.dumps(hf, indent=2) + "\n")
@@ -108,36 +115,56 @@ def _from_anywhere(model: str) -> str:
 
 
 def open_run(recipe: Recipe) -> RunFolder:
-    """The run's folder, made where it is missing.
+    """The run's folder, made where it is missing; all processes of a job call it.
 
     Raises RecipeError where it holds something else, or a run whose recipe differs in keys that
     change results.
     """
-    folder = RunFolder(Path(recipe.run.folder).expanduser())
+    path = Path(recipe.run.folder).expanduser()
+    before = from_main(_open(path, recipe) if jax.process_index() == 0 else None)
+    if not path.is_dir():
+        raise RecipeError(
+            f"run.folder {recipe.run.folder!r} was made by process 0 and is not there for process "
+            f"{jax.process_index()}: a job of several processes needs a folder that all of them see"
+        )
+    return RunFolder(path, before)
+
+
+def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Make the folder where it is missing, or check that the run in it may go on; its run.json."""
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(
             f"run.folder {recipe.run.folder!r} cannot be made: {error.strerror or error}"
         ) from error
-    stored = folder.path / RECIPE
+    stored, info = path / RECIPE, _info(path)
     if not stored.is_file():
-        if names := sorted(path.name for path in folder.path.iterdir()):
+        if names := sorted(entry.name for entry in path.iterdir()):
             raise RecipeError(
                 f"run.folder {recipe.run.folder!r} is not a run and not empty (it holds "
                 f"{', '.join(names[:5])}): give the run a folder of its own"
             )
-        return folder
-    if not folder.info():  # nothing was computed under that recipe yet
-        return folder
-    if changed := changed_on_resume(read_recipe(stored), recipe):
+        return {}
+    # Without run.json nothing was computed under the stored recipe yet.
+    if info and (changed := changed_on_resume(read_recipe(stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{recipe.run.folder} holds a run of another recipe. These keys change results:\n  "
             f"{lines}\nGive this run a folder of its own (--set run.folder=...), or go on with the "
             f"old one: gram-jax train {stored}"
         )
-    return folder
+    return info
+
+
+def _info(path: Path) -> dict[str, Any]:
+    """What run.json says; nothing before the run has begun."""
+    try:
+        return json.loads((path / INFO).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / INFO} cannot be read: {error}") from error
 
 
 def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec) -> None:
@@ -145,8 +172,8 @@ def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec
 
     Raises RecipeError where the examples changed, JudgeError where the judge did.
     """
-    info = folder.info()
-    if not info:
+    info = folder.before
+    if not info or not folder.writes:
         return
     if info.get("examples") != examples:
         raise RecipeError(

@@ -21,7 +21,7 @@ class Journal:
     def __init__(self, writer: MetricsWriter, progress: Progress, every: int, max_skipped: int):
         self.writer, self.progress = writer, progress
         self.every, self.max_skipped = every, max_skipped
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
         self.num_tokens = int(writer.last("num_tokens") or 0)
         self.latest: dict[str, float] = {}
         self._sums: dict[str, tuple[float, float]] = {}
@@ -30,7 +30,7 @@ class Journal:
     def book(self, step: int, metrics: Mapping[str, Any], *, line: bool = False) -> None:
         """Take in the metrics of step number `step`; `line` asks for a line in any case.
 
-        Raises NonFiniteError for a bad batch beyond those that may be skipped.
+        Raises NonFiniteError for a bad batch beyond those that may be skipped in a row.
         """
         found = {k: (float(a), float(b)) for k, (a, b) in jax.device_get(metrics).items()}
         bad = found.pop("bad")[0] > 0
@@ -39,9 +39,11 @@ class Journal:
         self._tokens += tokens
         if bad:
             self.skipped += 1
-            if self.skipped > self.max_skipped:
+            self.in_a_row += 1
+            if self.in_a_row > self.max_skipped:
                 raise NonFiniteError(_report(step, found))
         else:
+            self.in_a_row = 0
             for name, (total, count) in found.items():
                 old = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = (old[0] + total, old[1] + count)

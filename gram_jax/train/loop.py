@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import Recipe, Source, check_rows, recipe_values
+from gram_jax.cluster.member import Member, check_same, from_main
+from gram_jax.config import Recipe, Source, check_rows, recipe_to_toml, recipe_values
 from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.examples import Examples
@@ -46,9 +46,9 @@ from gram_jax.train.folder import (
 )
 from gram_jax.train.journal import Journal
 from gram_jax.train.metrics import FILE_NAME as METRICS
-from gram_jax.train.metrics import MetricsWriter, check_wandb
+from gram_jax.train.metrics import MetricsWriter, check_wandb, truncate
 from gram_jax.train.optimizer import make_optimizer, make_schedule
-from gram_jax.train.preemption import StopRequest
+from gram_jax.train.preemption import STATUS, StopRequest, Vote
 from gram_jax.train.stages import (
     abstract_batch,
     abstract_frozen,
@@ -62,6 +62,7 @@ from gram_jax.train.stages import (
 )
 from gram_jax.train.state import TrainState, abstract_state, init_state, shardings_of
 from gram_jax.train.step import make_eval_step, make_train_step
+from gram_jax.train.watchdog import Watchdog
 from gram_jax.tree import Tree
 
 
@@ -94,31 +95,46 @@ class Job:
 
 
 def train(
-    recipe: Recipe, *, console: Console | None = None, placement: Placement | None = None
+    recipe: Recipe,
+    *,
+    console: Console | None = None,
+    placement: Placement | None = None,
+    member: Member | None = None,
 ) -> RunResult:
     """Carry out a recipe, or go on with the run in its folder where it stopped.
 
-    placement: by default the recipe's mesh over all devices.
+    placement: by default the recipe's mesh over all devices. member: this process's place in a job of several, which
+    all call this with the same recipe; process 0 alone prints and writes (but every process its part of a checkpoint).
     Raises RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be
     used, DoesNotFitError for too little memory, NonFiniteError for a loss that is not a number
     (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
     """
-    console = console or Console()
+    member = member or Member()
+    main = jax.process_index() == 0
+    console = console if console and main else Console(quiet=not main)
+    check_same("recipe", recipe_to_toml(recipe), member)
     folder = open_run(recipe)
-    if folder.info().get("finished"):
+    if folder.before.get("finished"):
         console.say(f"{recipe.run.folder} is complete: nothing to do")
         return _result(folder)
     with explain_full_disk(folder):
         keep_compiled_programs()
-        job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
-        carry_out(job, console)
-        _conclude(job, console)
+        job = prepare(
+            recipe, folder, placement or make_placement(recipe.mesh.sizes), console, member
+        )
+        carry_out(job, console, member)
+        if main:
+            _conclude(job, console)
         folder.note(finished=True)
     return _result(folder)
 
 
-def carry_out(job: Job, console: Console) -> None:
-    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations."""
+def carry_out(job: Job, console: Console, member: Member) -> None:
+    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations.
+
+    Whatever several processes compute or write together they have to begin together. So everything that decides what
+    comes next is the same on all of them: the step, the vote, the figures of the device, and nothing else.
+    """
     recipe = job.recipe
     step, memory = compiled_step(job, console)
     with (
@@ -131,54 +147,71 @@ def carry_out(job: Job, console: Console) -> None:
         with (
             closing(_metrics_writer(job, start)) as writer,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
-            StopRequest() as stop,
+            StopRequest(member.grace) as stop,
+            Watchdog(member, job.folder.path / f"stuck-{jax.process_index()}.txt") as watchdog,
             closing(prefetch(job.plan, job.placement, start, job.steps)) as batches,
         ):
             journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
-            journal.skipped = int(state.skipped)
+            journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
+            vote = Vote(stop, job.placement)
 
-            def leave_if_asked() -> None:
-                if stop.name is not None:
-                    checkpoints.save(done, state, blocking=True)
-                    raise StoppedError(_stopped(job, stop.name, done))
+            def save(*, blocking: bool = False) -> None:
+                watchdog.beat(f"saving step {done}")
+                checkpoints.save(done, state, blocking=blocking)
+
+            def leave_if(asked: str | None) -> None:
+                if asked is not None:
+                    save(blocking=True)
+                    raise StoppedError(_stopped(job, asked, done), STATUS[asked])
+
+            def between() -> None:
+                watchdog.beat(f"evaluating after step {done}")
+                leave_if(vote.now())
 
             def look_at_held_out() -> None:
                 # A run that was stopped in an evaluation begins with it.
                 if not writer.has_held_out(done):
                     with journal.pause():
-                        journal.held_out(done, evaluate(done, state.params, leave_if_asked))
+                        journal.held_out(done, evaluate(done, state.params, between))
 
-            unread = None  # metrics are read one step late, so that the device never waits for us
+            # Metrics and votes are read one step late, so that the device never waits for us.
+            unread: tuple[int, Any] | None = None
+            voices, asked = vote.cast(), None
             try:
                 if _due(start, recipe.evaluate.every) and start < job.steps:
                     look_at_held_out()
                 for index, batch in batches:
+                    watchdog.beat(f"step {index + 1}")
                     state, metrics = step(state, frozen, batch)
                     if unread is not None:
                         journal.book(*unread)
+                    asked, voices = vote.read(voices), vote.cast()
                     done, unread = index + 1, (index + 1, metrics)
                     evaluating = _due(done, recipe.evaluate.every) and done < job.steps
                     saving = _due(done, recipe.checkpoint.every) or done == job.steps
-                    if not (evaluating or saving or stop.name):
-                        continue
-                    # A line before every save: what is saved has its figures in the file.
-                    journal.book(*unread, line=True)
-                    unread = None
-                    if saving:  # in the background, while the evaluation runs
-                        with journal.pause():
-                            checkpoints.save(done, state)
-                    if done < job.steps:
-                        leave_if_asked()
-                    if evaluating:
-                        look_at_held_out()
+                    if evaluating or saving or asked:
+                        # A line before every save: what is saved has its figures in the file.
+                        journal.book(*unread, line=True)
+                        unread = None
+                        if saving:  # in the background, while the evaluation runs
+                            with journal.pause():
+                                save()
+                        if done < job.steps:
+                            leave_if(asked)
+                        if evaluating:
+                            look_at_held_out()
+                    watchdog.beat(f"waiting for the data of step {done + 1}")
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}. {_keep(job, state, checkpoints)}") from None
+            watchdog.beat(f"saving step {done}")
             checkpoints.wait()
             console.say(f"saved step {job.steps} in {job.folder.checkpoints}")
             look_at_held_out()
 
 
-def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
+def prepare(
+    recipe: Recipe, folder: RunFolder, placement: Placement, console: Console, member: Member
+) -> Job:
     """Tokenizer and judge checked, examples made, steps counted, optimizer and schedule built."""
     batch = recipe.batch
     if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
@@ -200,7 +233,9 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         steps = recipe.run.steps or plan.steps(recipe.run.epochs)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     console.say(plan.report().to_text())
-    check_same_run(folder, steps, examples_fingerprint(plan.examples), spec)
+    examples = examples_fingerprint(plan.examples)
+    check_same("set of training examples", [steps, examples, spec.hash], member)
+    check_same_run(folder, steps, examples, spec)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     abstract = abstract_state(specs, optimizer, placement, recipe.model.dtype)
@@ -287,7 +322,8 @@ def make_evaluate(job: Job, frozen: Tree) -> Callable[..., dict[str, float]]:
     batch; it ends the evaluation by raising.
     """
     execution = make_execution(job.recipe, job.placement, "none")
-    step = make_eval_step(make_objective(job.recipe, job.cfg, execution, job.spec))
+    objective = make_objective(job.recipe, job.cfg, execution, job.spec)
+    step = make_eval_step(objective, job.placement)
 
     def evaluate(done: int, params: Tree, between: Callable[[], None]) -> dict[str, float]:
         if job.valid_plan is None:
@@ -381,10 +417,15 @@ def _leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
 def _metrics_writer(job: Job, start: int) -> MetricsWriter:
     run_id = None
     if job.recipe.log.wandb:
-        run_id = job.folder.info().get("wandb") or secrets.token_hex(8)
+        run_id = job.folder.before.get("wandb") or secrets.token_hex(8)
         job.folder.note(wandb=run_id)
+    main = jax.process_index() == 0
+    kept = from_main(truncate(job.folder.path, start) if main else None)
+    if not main:
+        return MetricsWriter(None, kept)
     return MetricsWriter(
         job.folder.path,
+        kept,
         start_step=start,
         tensorboard=job.recipe.log.tensorboard,
         wandb=run_id,
@@ -410,8 +451,9 @@ def _keep(job: Job, state: TrainState, checkpoints: Checkpoints) -> str:
         return "It was the first batch: no step was lost. Check the data and model.dtype"
     if checkpoints.latest() != step:
         # The bad batch is counted only once it may be skipped.
-        allowed = jax.device_put(np.int32(job.recipe.run.max_skipped), state.skipped.sharding)
-        checkpoints.save(step, state._replace(skipped=allowed), blocking=True)
+        one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)
+        state = state._replace(skipped=one_less(state.skipped), in_a_row=one_less(state.in_a_row))
+        checkpoints.save(step, state, blocking=True)
     return (
         f"The last good state, after step {step}, is kept in {job.folder.checkpoints}. To go on "
         f"without this batch: gram-jax train {job.folder.path / RECIPE} --set "

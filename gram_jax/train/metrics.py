@@ -5,10 +5,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gram_jax.errors import CheckpointError, RecipeError
 
@@ -20,40 +20,45 @@ FLUSH_SECONDS = 20  # TensorBoard sees figures so late
 class MetricsWriter:
     """Appends lines of figures to the run's folder; made with the step that the run goes on from.
 
-    wandb: the run's id there, None for no Weights & Biases.
-    Lines after that step, which an interrupted run wrote and this one will write again, are
-    removed first: the file never holds a step twice.
+    folder: None keeps the figures in memory alone, as the processes beside the main one do.
+    kept: the lines so far, as `truncate` returns them. wandb: the run's id there, None for no
+    Weights & Biases.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
+        kept: Sequence[Mapping[str, Any]],
         *,
-        start_step: int,
-        tensorboard: bool,
-        wandb: str | None,
-        settings: Mapping[str, Any],
+        start_step: int = 0,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
-        self.path = folder / FILE_NAME
-        with self._errors():
-            self.rows = _truncate(self.path, start_step)
-            self._file = self.path.open("a", encoding="utf-8")
+        self.rows = list(kept)
+        self._file: TextIO | None = None
         self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
+        if folder is None:
+            return
+        self.path = folder / FILE_NAME
+        with _errors(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         if tensorboard:
             with self._tensorboard_errors():
                 self._tensorboard = TensorBoard(folder / "tensorboard", start_step)
         if wandb is not None:
-            self._wandb = _start_wandb(folder, wandb, settings)
+            self._wandb = _start_wandb(folder, wandb, settings or {})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: `step` steps are done, these are the figures; those not finite become null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         row = {"step": step, **finite}
         self.rows.append(row)
-        with self._errors():
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        if self._file is not None:
+            with _errors(self.path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
         if self._tensorboard is not None:
             with self._tensorboard_errors():
                 self._tensorboard.write(step, {_tag(k): value for k, value in values.items()})
@@ -75,18 +80,9 @@ class MetricsWriter:
                 self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
-        with self._errors():
-            self._file.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path} cannot be written ({error.strerror or error}): free some space and "
-                "start the same command again, it goes on from the last checkpoint"
-            ) from error
+        if self._file is not None:
+            with _errors(self.path):
+                self._file.close()
 
     @contextmanager
     def _tensorboard_errors(self) -> Iterator[None]:
@@ -146,21 +142,37 @@ def _is_held_out(name: str) -> bool:
     return name.startswith(HELD_OUT)
 
 
-def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the lines up to `step` (none for 0), and return them; a torn line ends the file."""
-    rows = []
-    if path.exists() and step:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if row["step"] <= step:
-                rows.append(row)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of a run's figures up to `step` (none for 0).
+
+    Lines after that step, which an interrupted run wrote and this one will write again, are removed
+    from the file, so that it never holds a step twice; a torn line ends it.
+    """
+    path, rows = folder / FILE_NAME, []
+    with _errors(path):
+        if path.exists() and step:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if row["step"] <= step:
+                    rows.append(row)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(path)
     return rows
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}): free some space and start the "
+            "same command again, it goes on from the last checkpoint"
+        ) from error
 
 
 def check_wandb() -> None:

@@ -13,7 +13,8 @@ from gram_jax.tree import Tree
 
 
 class TrainState(NamedTuple):
-    """step: updates tried so far, i32; params: the trainable weights; skipped: left out, i32.
+    """step: updates tried so far, i32; params: the trainable weights; skipped: left out, i32; in_a_row: of these, since
+    the last one that was not, i32.
 
     Weights that are not trained (the base of a LoRA) are no part of it.
     """
@@ -22,6 +23,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     skipped: Any
+    in_a_row: Any
 
 
 def abstract_state(
@@ -50,7 +52,7 @@ def abstract_state(
         ),
     )
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(scalar, params, opt_state, scalar)
+    return TrainState(scalar, params, opt_state, scalar, scalar)
 
 
 def shardings_of(abstract: Any) -> Any:
@@ -64,4 +66,4 @@ def init_state(
     """The state before the first step. params: on the devices, laid out as `abstract` says."""
     start = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))
     zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=abstract.step.sharding)
-    return TrainState(zero(), params, start(params), zero())
+    return TrainState(zero(), params, start(params), zero(), zero())

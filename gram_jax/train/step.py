@@ -32,7 +32,7 @@ def make_train_step(
     learning_rate, num_tokens (of this batch), bad (1 where loss or gradient are not finite).
 
     A bad batch leaves weights and optimizer bit for bit as they were. It is skipped, and counted in
-    state.skipped; once there are more of them than `max_skipped` the state stands still, step
+    state.skipped; once there are more than `max_skipped` in a row the state stands still, step
     number included, whatever batches follow. So the loop may look one step late and still find the
     last good state.
     """
@@ -58,7 +58,7 @@ def make_train_step(
         )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
-        running = state.skipped <= max_skipped
+        running = state.in_a_row <= max_skipped
 
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         # Not jnp.where over both states: it keeps a copy of the old moments, a quarter of the memory
@@ -67,11 +67,13 @@ def make_train_step(
             finite & running, update, lambda _, *old: old, grads, state.params, state.opt_state
         )
         skipped = state.skipped + (~finite & running)
+        in_a_row = jnp.where(finite & running, 0, state.in_a_row + (~finite & running))
         new = TrainState(
-            state.step + (skipped <= max_skipped).astype(jnp.int32),
+            state.step + (in_a_row <= max_skipped).astype(jnp.int32),
             params,
             opt_state,
             skipped.astype(jnp.int32),
+            in_a_row.astype(jnp.int32),
         )
         tokens = jnp.sum(batch.seqs.segments > 0)
         extra = {
@@ -87,14 +89,13 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, placement.sharding()))
 
 
-def make_eval_step(objective: Objective) -> Any:
+def make_eval_step(objective: Objective, placement: Placement) -> Any:
     """The jitted (params, frozen weights, batch) -> metrics of an objective, (sum, count) each."""
 
-    @jax.jit
     def step(params: Tree, frozen: Tree, batch: Any) -> Metrics:
         return objective(tree.merge(params, frozen), batch)[1]
 
-    return step
+    return jax.jit(step, out_shardings=placement.sharding())
 
 
 def _over_microbatches(

@@ -1,0 +1,126 @@
+"""Which process of a job this is, and where process 0 waits: from options, Slurm or a TPU pod's variables."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gram_jax.errors import ClusterError
+
+TPU_PORT = 12380  # of process 0, where the surroundings give hosts and no port
+
+
+@dataclass(frozen=True)
+class Place:
+    """index of count processes; process 0 listens at host:port, and at port + 1 for JAX.
+
+    hosts: by process, where that is known before anybody has come. devices: indices of the local accelerators that
+    this process drives, None for all of them.
+    """
+
+    index: int
+    count: int
+    host: str
+    port: int
+    hosts: tuple[str, ...] = ()
+    devices: tuple[int, ...] | None = None
+
+
+def find_place(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    devices: tuple[int, ...] | None,
+    environment: Mapping[str, str],
+) -> Place | None:
+    """The place that was stated, else what Slurm or a TPU pod says; None for a job of one process.
+
+    Raises ClusterError for a place that is stated in part or makes no sense.
+    """
+    stated = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    given = [name for name, value in stated.items() if value is not None]
+    if not given:
+        return _slurm(environment, devices) or _tpu_pod(environment)
+    if missing := [name for name in stated if name not in given]:
+        raise ClusterError(
+            f"{' and '.join(given)} without {' and '.join(missing)}: a process of a job needs all three (or the "
+            "variables GRAM_JAX_COORDINATOR, GRAM_JAX_PROCESSES and GRAM_JAX_PROCESS)"
+        )
+    if not 0 <= process < processes:
+        raise ClusterError(
+            f"--process {process} of --processes {processes}: expected a number from 0 to {processes - 1}"
+        )
+    host, port = _address(coordinator)
+    return None if processes == 1 else Place(process, processes, host, port, devices=devices)
+
+
+def read_devices(text: str | None) -> tuple[int, ...] | None:
+    """Indices of accelerators written as "0,1"; None for all of them."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ClusterError(f"--local-devices {text!r}: expected numbers such as 0,1") from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        raise ClusterError(
+            f"--coordinator {text!r}: expected host:port of process 0, such as node-1:12380"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
+    """Inside a step (srun) of several tasks; one task per node, or one per accelerator."""
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+    if any(name not in env for name in names) or int(env["SLURM_STEP_NUM_TASKS"]) < 2:
+        return None
+    count, nodes = int(env["SLURM_STEP_NUM_TASKS"]), slurm_hosts(env["SLURM_STEP_NODELIST"])
+    # An even port that differs between the jobs of a node; the one above it is JAX's.
+    port = 16384 + 2 * (int(env["SLURM_JOB_ID"]) % 8192)
+    if count == len(nodes):
+        return Place(int(env["SLURM_PROCID"]), count, nodes[0], port, tuple(nodes), devices)
+    visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if devices is None and len(visible) > 1 and "SLURM_LOCALID" in env:
+        devices = (int(env["SLURM_LOCALID"]),)
+    return Place(int(env["SLURM_PROCID"]), count, nodes[0], port, devices=devices)
+
+
+def slurm_hosts(text: str) -> list[str]:
+    """Names of a Slurm node list.
+
+    >>> slurm_hosts("a[08-10,12],b,c1-[1-2]x")
+    ['a08', 'a09', 'a10', 'a12', 'b', 'c1-1x', 'c1-2x']
+    """
+    found = []
+    for entry in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        if (match := re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", entry)) is None:
+            found.append(entry)
+            continue
+        before, numbers, after = match.groups()
+        for part in numbers.split(","):
+            low, _, high = part.partition("-")
+            for number in range(int(low), int(high or low) + 1):
+                found += slurm_hosts(f"{before}{number:0{len(low)}}{after}")
+    return found
+
+
+def _tpu_pod(env: Mapping[str, str]) -> Place | None:
+    """Hosts of a TPU slice, or of several slices, as the variables of GKE give them."""
+    hosts = [host for host in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    slices = int(env.get("MEGASCALE_NUM_SLICES", "1"))
+    if len(hosts) * slices < 2 or "TPU_WORKER_ID" not in env:
+        return None
+    worker = int(env["TPU_WORKER_ID"])
+    if slices == 1:
+        return Place(worker, len(hosts), hosts[0], TPU_PORT, tuple(hosts))
+    first = env.get("MEGASCALE_COORDINATOR_ADDRESS", "").partition(":")[0]
+    if not first or "MEGASCALE_SLICE_ID" not in env:
+        raise ClusterError(
+            f"MEGASCALE_NUM_SLICES = {slices} without MEGASCALE_COORDINATOR_ADDRESS and MEGASCALE_SLICE_ID: state the "
+            "place with --coordinator, --processes and --process"
+        )
+    index = int(env["MEGASCALE_SLICE_ID"]) * len(hosts) + worker
+    return Place(index, slices * len(hosts), first, TPU_PORT)

@@ -1,0 +1,206 @@
+"""Jobs of several real processes over loopback: the same results, and an end within seconds whatever happens."""
+
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tomli_w
+from jobs import COMMAND, start_job
+from tiny_runs import tiny_values, write_pairs
+
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.errors import LOST, RESTART
+from gram_jax.plots import read_metrics
+
+# Imports and compilation of two processes on two busy cores; what a test promises is counted from the event on.
+START = 150.0
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """Programs that several jobs compile are compiled once."""
+    return tmp_path_factory.mktemp("xla")
+
+
+def recipe_file(folder: Path, stage: str = "judge", name: str = "run", **changes) -> Path:
+    if not (folder / "train.jsonl").exists():
+        write_pairs(folder / "train.jsonl", 16)
+        write_pairs(folder / "valid.jsonl", 8, seed=1)
+    values = tiny_values(stage, folder / name, **({"batch__rows": 8} | changes))
+    path = folder / f"{name}.toml"
+    path.write_text(tomli_w.dumps(values))
+    return path
+
+
+def endless(folder: Path, **changes) -> Path:
+    """A run that somebody has to end."""
+    return recipe_file(folder, run__steps=100_000, log__every=50, **changes)
+
+
+def saved(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The newest checkpoint's step and weights."""
+    with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
+        step, shapes = checkpoints.latest(), checkpoints.params_shapes()
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes
+        )
+        leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore_params(None, abstract))
+        return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def check_close(one: Path, other: Path) -> None:
+    first, second = figures(one), figures(other)
+    assert [row.keys() for row in first] == [row.keys() for row in second]
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(list(a.values()), list(b.values()), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("stage", ["judge", "write"])
+def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, tmp_path, cache):
+    changes = {"data__valid": [str(tmp_path / "valid.jsonl")], "evaluate__every": 4}
+    changes |= {"run__steps": 8, "checkpoint__every": 3, "batch__microbatches": 2}
+    whole = recipe_file(tmp_path, stage, "whole", **changes)
+    assert start_job(tmp_path, whole, 1, devices=1, cache=cache).wait(START) == [0]
+
+    broken = recipe_file(tmp_path, stage, "broken", **changes)
+    stop_after_five = (
+        COMMAND[0],
+        "-c",
+        "import signal, os; from gram_jax.train.journal import Journal; book = Journal.book\n"
+        "def stop(self, step, metrics, **more):\n"
+        "    book(self, step, metrics, **more)\n"
+        "    if step == 4 and os.environ['GRAM_JAX_TEST_INDEX'] == '2':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "Journal.book = stop\n"
+        "import sys; os.environ['GRAM_JAX_TEST_INDEX'] = sys.argv[sys.argv.index('--process') + 1]\n"
+        "from gram_jax.cli import main; main()",
+    )
+    mesh = ("--set", "mesh.data=2", "--set", "mesh.fsdp=2")
+    job = start_job(tmp_path, broken, 4, *mesh, devices=1, command=stop_after_five, cache=cache)
+    assert job.wait(START) == [RESTART] * 4
+    assert "is saved" in job.texts()[0]
+    stopped_at = figures(tmp_path / "broken")[-1]["step"]
+    assert 4 <= stopped_at <= 7
+    assert start_job(tmp_path, broken, 2, devices=2, cache=cache).wait(START) == [0, 0]
+    check_close(tmp_path / "whole", tmp_path / "broken")
+    for path, weights in saved(tmp_path / "whole")[1].items():
+        np.testing.assert_allclose(
+            saved(tmp_path / "broken")[1][path], weights, atol=2e-4, err_msg=path
+        )
+
+
+def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
+    recipe = endless(tmp_path)
+    job = start_job(tmp_path, recipe, 2, cache=cache)
+    job.wait_for("judge 1/")
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait(20) == [RESTART, RESTART]
+    step, _ = saved(tmp_path / "run")
+    assert f"stopped by SIGTERM: step {step} of 100000 is saved" in job.texts()[0]
+    assert figures(tmp_path / "run")[-1]["step"] == step
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path, cache):
+    job = start_job(tmp_path, endless(tmp_path), 2, cache=cache)
+    job.wait_for("judge 1/")
+    job.processes[victim].kill()
+    other = 1 - victim
+    ends = job.wait(15)
+    assert (ends[victim], ends[other]) == (-signal.SIGKILL, LOST)
+    assert f"process {victim} on " in job.texts()[other]
+    assert "its connection is closed; it was last at: " in job.texts()[other]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_process_is_given_up_after_the_stated_time(victim, tmp_path, cache):
+    job = start_job(tmp_path, endless(tmp_path), 2, "--lost-after", "4", cache=cache)
+    job.wait_for("judge 1/")
+    job.processes[victim].send_signal(signal.SIGSTOP)
+    since = time.monotonic()
+    assert job.processes[1 - victim].wait(15) == LOST
+    assert time.monotonic() - since > 3
+    assert f"process {victim} on " in job.texts()[1 - victim]
+    assert "not been heard of for 4 s" in job.texts()[1 - victim]
+    job.processes[victim].send_signal(signal.SIGCONT)
+    assert job.wait(20)[victim] == LOST  # it does not go on alone
+
+
+HANGING = (
+    COMMAND[0],
+    "-c",
+    "import sys, time; from gram_jax.data.batches import BatchPlan; batch = BatchPlan.batch\n"
+    "def hang_in_the_loader(self, step, *rest):\n"
+    "    if step == 5 and sys.argv[sys.argv.index('--process') + 1] == '1':\n"
+    "        time.sleep(1000)\n"
+    "    return batch(self, step, *rest)\n"
+    "BatchPlan.batch = hang_in_the_loader\n"
+    "from gram_jax.cli import main; main()",
+)
+
+
+def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path, cache):
+    job = start_job(
+        tmp_path, endless(tmp_path), 2, "--stuck-after", "8", command=HANGING, cache=cache
+    )
+    job.wait_for("judge 1/")
+    assert job.wait(30) == [LOST, LOST]
+    report = (tmp_path / "run" / "stuck-1.txt").read_text()
+    assert "no progress for 8 s, at: waiting for the data of step 6" in report
+    assert "hang_in_the_loader" in report
+    assert "waiting for the data of step 6" in job.texts()[0]  # who it was, also in the main log
+
+
+def test_processes_that_do_not_come_are_named(tmp_path):
+    arguments = ("--join-timeout", "12")
+    job = start_job(tmp_path, endless(tmp_path), 4, *arguments, only=(0, 2), devices=1)
+    assert job.wait(60) == [LOST, LOST]
+    for text in job.texts():
+        assert "process 1, process 3 did not come within 12 s" in text
+        assert "there: process 0 on " in text
+
+    job = start_job(tmp_path, endless(tmp_path), 2, "--join-timeout", "3", only=(1,), devices=1)
+    assert job.wait(60) == [LOST]
+    assert "process 0 at 127.0.0.1" in job.texts()[0]
+
+
+def test_an_error_of_one_process_is_everybodys_and_says_whose(tmp_path, cache):
+    recipe = endless(tmp_path)
+    broken = (
+        COMMAND[0],
+        "-c",
+        "import sys, gram_jax.train.loop as loop; from gram_jax.errors import DataError\n"
+        "def fail(*_, **__):\n"
+        "    raise DataError('train.jsonl is not there')\n"
+        "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
+        "    loop.read_pairs = fail\n"
+        "from gram_jax.cli import main; main()",
+    )
+    job = start_job(tmp_path, recipe, 2, command=broken, cache=cache)
+    assert job.wait(START) == [2, 2]
+    assert "process 1 on " in job.texts()[0]
+    assert "ended: train.jsonl is not there" in job.texts()[0]
+
+
+def test_processes_with_different_data_are_refused(tmp_path, cache):
+    recipe = endless(tmp_path)
+    other = (
+        COMMAND[0],
+        "-c",
+        "import sys, gram_jax.train.loop as loop; read = loop.read_pairs\n"
+        "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
+        "    loop.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
+        "from gram_jax.cli import main; main()",
+    )
+    job = start_job(tmp_path, recipe, 2, command=other, cache=cache)
+    assert job.wait(START) == [2, 2]
+    assert "has another set of training examples than process 0" in "".join(job.texts())
