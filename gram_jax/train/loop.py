@@ -13,7 +13,7 @@ import optax
 
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
-from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.checkpoint.orbax import Checkpoints, newest_is_damaged
 from gram_jax.config import Recipe, Source, check_rows, recipe_values
 from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
@@ -106,8 +106,10 @@ def train(
     console = console or Console()
     folder = open_run(recipe)
     if folder.info().get("finished"):
-        console.say(f"{recipe.run.folder} is complete: nothing to do")
-        return _result(folder)
+        if not newest_is_damaged(folder.checkpoints):
+            console.say(f"{recipe.run.folder} is complete: nothing to do")
+            return _result(folder)
+        folder.note(finished=False)  # its last steps are computed again
     with explain_full_disk(folder):
         keep_compiled_programs()
         job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
@@ -123,7 +125,11 @@ def carry_out(job: Job, console: Console) -> None:
     step, memory = compiled_step(job, console)
     with (
         explain_out_of_memory(memory),
-        Checkpoints(job.folder.checkpoints, keep=recipe.checkpoint.keep) as checkpoints,
+        Checkpoints(
+            job.folder.checkpoints,
+            keep=recipe.checkpoint.keep,
+            keep_every=recipe.checkpoint.keep_every,
+        ) as checkpoints,
     ):
         state, frozen = first_state(job, checkpoints, console)
         evaluate = make_evaluate(job, frozen)
@@ -224,10 +230,11 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
 def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, Tree]:
     """The state to go on from, and the weights that are not trained.
 
-    In this order: the newest checkpoint of this run; the weights that the recipe starts from (those
-    of "tiny-random" are random); at random what these do not have, LoRA or a scalar head.
+    In this order: the newest undamaged checkpoint of this run; the weights that the recipe starts
+    from (those of "tiny-random" are random); at random what these do not have, LoRA or a scalar
+    head.
     """
-    recipe, newest = job.recipe, checkpoints.latest()
+    recipe, newest = job.recipe, checkpoints.newest_good(console.warn)
     with console.timed("load the weights"):
         if newest is None:
             _, params, frozen = start_weights(recipe, job.specs, job.placement)
