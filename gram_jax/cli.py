@@ -230,6 +230,7 @@ def judge(
     overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
 ) -> None:
     """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    from gram_jax.checkpoint.integrity import renew_entry
     from gram_jax.checkpoint.models import load_tokenizer, model_config
     from gram_jax.data.sources import first_rows
     from gram_jax.judge import default_length, judge_file, make_spec
@@ -248,7 +249,9 @@ def judge(
         system=system,
         rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
     )
-    Console().say(f"{spec.save(out)}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
+    path = spec.save(out)
+    renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
+    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
 
 
 @app.command()
@@ -275,6 +278,22 @@ def convert(
     )
     export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="a run, or an exported folder")],
+    accept: Annotated[
+        bool, typer.Option(help="files were changed on purpose: write a new manifest")
+    ] = False,
+) -> None:
+    """Hash every file of a run's checkpoints or of an export; damage ends with status 2 and names."""
+    from gram_jax.checkpoint.audit import accept_changes, audit
+
+    if accept:
+        accept_changes(folder, Console())
+    else:
+        audit(folder, Console())
 
 
 @data_app.command("inspect")

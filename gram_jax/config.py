@@ -206,10 +206,14 @@ class Evaluate:
 
 @dataclass(frozen=True, config=STRICT)
 class Checkpoint:
-    """every: steps between saves (0: only at the end); keep: how many to keep."""
+    """every: steps between saves (0: only at the end); keep: how many to keep.
+
+    keep_every: steps whose number is a multiple of it are kept for good as well; 0 for none.
+    """
 
     every: Count = 0
     keep: Positive = 2
+    keep_every: Count = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -369,6 +373,13 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
         yield '[judge] labels is missing: such as ["A", "B"] (only "from-dataset" finds them itself)'
     if recipe.evaluate.every and not recipe.data.valid:
         yield f"[evaluate] every = {recipe.evaluate.every}: there is no data.valid to evaluate on"
+    saves = recipe.checkpoint
+    if saves.keep_every and (not saves.every or saves.keep_every % saves.every):
+        found = f"every = {saves.every}" if saves.every else "every = 0 (saves only at the end)"
+        yield (
+            f"[checkpoint] keep_every = {saves.keep_every}: expected a multiple of every, whose "
+            f"steps are the ones that are saved; found {found}"
+        )
     if recipe.lora is not None:
         try:
             _ = recipe.lora.config

@@ -20,6 +20,7 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint import hf_files
 from gram_jax.checkpoint.hf_files import export_hf, load_hf
 from gram_jax.checkpoint.hf_names import slots
+from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import JudgeSpec, make_spec
@@ -134,6 +135,9 @@ def test_sharded_files_and_their_index_hold_the_same_model(tmp_path, one_device)
     assert_same_bits(load_hf(tmp_path / "many", one_device, None)[1], params)
 
     (tmp_path / "many" / files[1]).unlink()
+    with pytest.raises(CheckpointError, match=rf"{files[1]}: missing, expected [\d,]+ bytes"):
+        load_hf(tmp_path / "many", one_device, None)
+    write_manifest(tmp_path / "many")
     with pytest.raises(CheckpointError, match=f"lacks 1 of the {len(files)} files.*{files[1]}"):
         load_hf(tmp_path / "many", one_device, None)
 
@@ -147,10 +151,12 @@ def test_an_index_that_contradicts_its_files_is_refused(tmp_path, one_device):
     first = "model-00001-" + index["weight_map"]["model.norm.weight"].split("-", 2)[2]
     index["weight_map"]["model.norm.weight"] = first
     path.write_text(json.dumps(index))
+    write_manifest(folder)
     with pytest.raises(LayoutError, match=rf"model.norm.weight: not in {first}"):
         load_hf(folder, one_device, None)
     index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
     path.write_text(json.dumps(index))
+    write_manifest(folder)
     with pytest.raises(CheckpointError, match="points outside its folder"):
         load_hf(folder, one_device, None)
 

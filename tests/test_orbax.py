@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_try(tmp_path, one_de
     for file in (tmp_path / "c" / "2" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:10])
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"step 2(.|\n)*remove its folder"):
+        with pytest.raises(CheckpointError, match=r"/2 is damaged(.|\n)*truncated: 10 bytes"):
             checkpoints.restore(None, shape_of(state))
         shutil.rmtree(tmp_path / "c" / "2")
         assert_same(checkpoints.restore(None, shape_of(state)), state)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,14 @@ from gram_jax import tree
 from gram_jax.checkpoint.assemble import Stored, assemble
 from gram_jax.checkpoint.hf_config import config_from_hf, config_to_hf
 from gram_jax.checkpoint.hf_names import slots
+from gram_jax.checkpoint.integrity import (
+    MANIFEST,
+    find_damage,
+    has_manifest,
+    refusal,
+    write_manifest,
+)
+from gram_jax.checkpoint.together import of_all
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
@@ -31,6 +39,9 @@ from gram_jax.tree import Tree
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# In the header of our safetensors files: a folder that holds such a file must hold a manifest.
+# Whoever stores the weights anew with another program drops it.
+MARK = "gram_jax"
 # Names of the header of a safetensors file -> names of numpy and ml_dtypes; others are passed on as
 # they are.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -42,11 +53,12 @@ def load_hf(
     """Config and parameters of a Hugging Face folder, each leaf spread over the mesh by its
     sharding.
 
-    dtype None keeps the stored one. Raises CheckpointError for missing or damaged files,
-    LayoutError for a config or tensors that do not fit.
+    dtype None keeps the stored one. Raises CheckpointError for missing or damaged files (those that
+    a manifest lists are hashed first), LayoutError for a config or tensors that do not fit.
     """
     folder = Path(folder)
     cfg = hf_config(folder)
+    _check_weights(folder, placement)
     stored = _stored(folder)
     try:
         _settle_tied_head(cfg, stored)
@@ -57,10 +69,52 @@ def load_hf(
 
 def hf_config(folder: str | Path) -> ModelConfig:
     """ModelConfig of a folder with a config.json."""
+    check_files(Path(folder), lambda name: name == CONFIG)
     try:
         return config_from_hf(read_json(Path(folder) / CONFIG))
     except LayoutError as error:
         raise LayoutError(f"{Path(folder) / CONFIG}: {error}") from error
+
+
+def check_files(folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Whether these files are as they were exported; a folder without a manifest is taken as it is.
+
+    Raises CheckpointError that names those that are not.
+    """
+    if has_manifest(folder) and (problems := find_damage(folder, wanted=wanted)):
+        raise refusal(folder, problems, _advice(folder))
+
+
+def check_texts(folder: Path) -> None:
+    """`check_files` for all but the weights: config, tokenizer, chat template, judge.json."""
+    check_files(folder, lambda name: not name.endswith(".safetensors"))
+
+
+def _check_weights(folder: Path, placement: Placement) -> None:
+    """The files that `_stored` would read: as exported, and no others beside them.
+
+    On a mesh over several processes each hashes its part, and all come to the same answer.
+    """
+    if not has_manifest(folder):
+        return  # of others; `_tensors` notices where it was ours
+    processes = {device.process_index for device in placement.mesh.devices.flat}
+    alone = len(processes) == 1
+    problems = find_damage(
+        folder,
+        wanted=lambda name: "/" not in name and name.endswith((".safetensors", INDEX)),
+        exact=True,
+        index=0 if alone else jax.process_index(),
+        count=1 if alone else jax.process_count(),
+    )
+    if problems := problems if alone else of_all(problems):
+        raise refusal(folder, problems, _advice(folder))
+
+
+def _advice(folder: Path) -> str:
+    return (
+        "Restore the files from a copy, or export the model again. If they were changed on purpose: "
+        f"gram-jax verify {folder} --accept"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,6 +197,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
         raise CheckpointError(
             f"{path} is not a usable safetensors file: {_diagnosis(path, error)}"
         ) from error
+    if MARK in (handle.metadata() or {}) and not has_manifest(path.parent):
+        raise refusal(
+            path.parent,
+            [f"{MANIFEST}: missing, though {path.name} was written with one"],
+            _advice(path.parent),
+        )
     for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
         part = handle.get_slice(name)
         dtype = part.get_dtype()
@@ -239,6 +299,7 @@ def export_hf(
             _write_tokenizer(partial, tokenizer)
         if spec is not None:
             spec.save(partial)
+        write_manifest(partial)
         _move_into_place(partial, folder)
     return folder
 
@@ -309,7 +370,7 @@ def _write_weights(
             weight_map[name] = file
         if jax.process_index() == 0:
             # "pt" is what transformers looks for; the format is the same for everyone
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_file(tensors, folder / file, metadata={"format": "pt", MARK: MANIFEST})
     if len(shards) > 1 and jax.process_index() == 0:
         total = sum(size for shard in shards for size in shard.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -14,7 +14,15 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
-from gram_jax.checkpoint.hf_files import CONFIG, check_tokenizer, hf_config, load_hf, read_json
+from gram_jax.checkpoint.hf_files import (
+    CONFIG,
+    check_files,
+    check_texts,
+    check_tokenizer,
+    hf_config,
+    load_hf,
+    read_json,
+)
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.encode import load_tokenizer as folder_tokenizer
 from gram_jax.data.tiny import tiny_tokenizer
@@ -133,8 +141,11 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     source = resolve_model(name)
     if source.kind == "random":
         return tiny_tokenizer()
-    gguf = source.kind == "gguf"
-    tokenizer = gguf_tokenizer(source.path) if gguf else folder_tokenizer(_folder(source))
+    if source.kind == "gguf":
+        tokenizer = gguf_tokenizer(source.path)
+    else:
+        check_texts(folder := _folder(source))
+        tokenizer = folder_tokenizer(folder)
     check_tokenizer(tokenizer, model_config(name))
     return tokenizer
 
@@ -146,6 +157,7 @@ def load_spec(name: str | Path) -> JudgeSpec | None:
         return None
     folder = _folder(source)
     for place in (folder, folder.parent) if source.kind == "run" else (folder,):
+        check_files(place, lambda name: name == JUDGE_FILE)
         if (place / JUDGE_FILE).is_file():
             return JudgeSpec.load(place)
     return None
@@ -213,6 +225,7 @@ def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelC
     merged.
     """
     folder = run / "model"
+    check_texts(folder)
     cfg = hf_config(folder)
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
         saved = checkpoints.params_shapes()

@@ -1,23 +1,72 @@
 """Training checkpoints: the door to Orbax. Saves run in the background and appear whole or not at
-all.
+all, together with the content hashes of their files; what does not match them is never read.
 """
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from gram_jax.checkpoint.integrity import find_damage, refusal, write_manifest
+from gram_jax.checkpoint.together import barrier, of_all, of_first
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.tree import Tree
 
 # Items of one checkpoint: "params" by itself, so that it can be read without the optimizer's state;
 # and the other fields of the state.
 PARAMS, REST = "params", "rest"
+# Inside the folder of checkpoints: where damaged steps are put, so that their numbers are free.
+DAMAGED = "damaged"
+# For a whole save, in which the first process reads everything once more to hash it: 600 s, which
+# Orbax grants, are too few for 100 GB on a slow disk. A dead peer is noticed by the runtime.
+SAVE_SECONDS = 3600
+
+
+class _HashedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The temporary folder of a save. The first process calls `finalize` when all have written:
+    what Orbax adds last is added, then the manifest, and then the folder gets its name.
+    """
+
+    async def finalize(self) -> None:
+        if self._checkpoint_metadata_store is None:  # an item inside of a step
+            return await super().finalize()
+        final = Path(self._final_path)
+        whole = final.with_name(f"{self._tmp_path.name}-unhashed")  # temporary by its name, too
+        shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed here
+        self._final_path = type(self._tmp_path)(whole)
+        await super().finalize()
+        write_manifest(whole, of=step_name(final.name))
+        os.rename(whole, final)
+
+
+def step_name(step: int | str) -> str:
+    """What the manifest of a step says that it is of: a step under another's number is noticed."""
+    return f"step {step}"
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Numbers of the steps whose save came to its end, damaged since or not, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def newest_is_damaged(folder: Path) -> bool:
+    """Whether the weights of the newest step cannot be used; without any step they are not
+    damaged.
+    """
+    if not of_first([folder.is_dir()])[0]:
+        return False
+    with Checkpoints(folder, keep=None) as checkpoints:
+        newest = checkpoints.latest()
+        return newest is not None and bool(checkpoints.damage(newest, (PARAMS,)))
 
 
 class Checkpoints:
@@ -25,31 +74,48 @@ class Checkpoints:
 
     The state is a NamedTuple or dict with a field "params", its leaves JAX arrays. keep: how many
     of the newest to keep; None opens the folder for reading only, which never disturbs a run that
-    writes into it.
+    writes into it. keep_every: multiples of this number are kept for good; 0 for none. An older
+    step is removed when the newer one has its name and manifest, not before.
+
+    With several processes the folder is on a disk that all of them see, and every method is called
+    by all of them: they get the same answers, those of the first process where disks could differ.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int | None):
+    def __init__(self, folder: str | Path, *, keep: int | None, keep_every: int = 0):
         self.folder = Path(folder).absolute()
-        self._writes = keep is not None
+        self._keep, self._keep_every, self._writes = keep, keep_every, keep is not None
+        self._verified: set[tuple[int, str]] = set()  # (step, item) that matched its manifest
         self._needed = 0  # bytes of the last state that was saved
         if not self._writes and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} does not exist: expected a folder of checkpoints")
+        if self._writes:
+            with self._errors("saved"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Opened at the first use: Orbax reads a file of every step then, and a damaged one must
+        not keep `newest_good` from finding it.
+        """
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in (PARAMS, REST):
             handler = ocp.StandardCheckpointHandler()
             registry.add(item, ocp.args.StandardSave, handler)
             registry.add(item, ocp.args.StandardRestore, handler)
+        kept: list[Any] = [ocp.checkpoint_managers.LatestN(self._keep)]
+        if self._keep_every:
+            kept.append(ocp.checkpoint_managers.EveryNSteps(self._keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+            temporary_path_class=_HashedFolder,
+            async_options=ocp.options.AsyncOptions(timeout_secs=SAVE_SECONDS),
             create=self._writes,
             # what an interrupted save left behind; a reader must not touch it, it may still be
             # being written
             cleanup_tmp_directories=self._writes,
         )
         with self._errors("opened"):
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=options, handler_registry=registry
-            )
+            return ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
 
     def save(self, step: int, state: Any, *, blocking: bool = False) -> None:
         """Save `state` under `step`, in the background unless `blocking`; a step that is there
@@ -61,7 +127,8 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} was opened for reading only")
         self.wait()  # Orbax writes one at a time anyway
         with self._writing():
-            if step not in self._manager.all_steps():
+            # The first process decides: were two of different minds, one would wait for the other.
+            if not of_first([step in complete_steps(self.folder)])[0]:
                 self._check_space(state)
                 fields = _fields(state)
                 params = fields.pop(PARAMS)
@@ -74,23 +141,65 @@ class Checkpoints:
                 self.wait()
 
     def latest(self) -> int | None:
-        """The newest step that was saved completely; None where there is none."""
+        """The newest step that was saved completely, damaged since or not; None where there is
+        none.
+        """
         steps = self.all_steps()
         return steps[-1] if steps else None
 
     def all_steps(self) -> list[int]:
-        """Every step that was saved completely, oldest first."""
+        """Every step that was saved completely, damaged since or not, oldest first."""
         with self._errors("listed"):
-            self._manager.reload()
-            return sorted(self._manager.all_steps())
+            return of_first(complete_steps(self.folder))
+
+    def newest_good(self, report: Callable[[str], None]) -> int | None:
+        """The newest step whose files are all as they were written; None before the first save.
+
+        Newer steps that are damaged are named to `report` with their files and, unless the folder
+        was opened for reading only, moved into the folder `damaged`, so that the run can save
+        them anew. Raises CheckpointError where every step is damaged; none is moved then.
+        """
+        refused: dict[int, list[str]] = {}
+        newest = None
+        for step in reversed(steps := self.all_steps()):
+            if newest is None:
+                problems = self.damage(step, (PARAMS, REST))
+            elif self._writes and self._stays(step, steps):
+                # What Orbax reads when it opens the folder. Those that do not stay are left alone:
+                # a kill may have come in the middle of their removal.
+                problems = self.damage(step, ())
+            else:
+                continue
+            if problems:
+                refused[step] = problems
+            elif newest is None:
+                newest = step
+        if refused and newest is None:
+            lines = [f"step {step}: {line}" for step, lines in refused.items() for line in lines]
+            raise refusal(
+                self.folder,
+                lines,
+                "No good step is left. Restore one from a copy; or begin anew on purpose, by "
+                "removing this folder or giving the run another",
+            )
+        for step, problems in refused.items():
+            moved = f", moved to {self._set_aside(step)}" if self._writes else ""
+            lines = "\n  ".join(problems)
+            report(f"step {step} is damaged{moved}; the newest good step is {newest}:\n  {lines}")
+        if refused and self._writes:
+            barrier("gram_jax: damaged steps are out of the way")
+            with self._errors("listed"):
+                self._manager.reload()
+        return newest
 
     def restore(self, step: int | None, abstract: Any) -> Any:
         """The state of `step` (None: the newest) in the structure of `abstract`.
 
         abstract: jax.ShapeDtypeStructs with shardings, on any mesh. Raises CheckpointError where
-        the checkpoint is missing or damaged, LayoutError where it holds another state.
+        the checkpoint is missing or damaged, with the names of the files, LayoutError where it
+        holds another state.
         """
-        step = self._existing(step)
+        step = self._good(step, (PARAMS, REST))
         fields = _fields(abstract)
         params = fields.pop(PARAMS)
         self._check_shapes(step, params)
@@ -108,8 +217,11 @@ class Checkpoints:
         return type(abstract)(**fields) if hasattr(abstract, "_fields") else fields
 
     def restore_params(self, step: int | None, abstract: Tree) -> Tree:
-        """Only the parameters of `step` (None: the newest), as `abstract` says."""
-        step = self._existing(step)
+        """Only the parameters of `step` (None: the newest), as `abstract` says.
+
+        A damaged step is refused: an older one in its place would be another model.
+        """
+        step = self._good(step, (PARAMS,))
         self._check_shapes(step, abstract)
         with self._errors(f"restored (step {step})"):
             args = ocp.args.Composite(**{PARAMS: ocp.args.StandardRestore(abstract)})
@@ -117,13 +229,34 @@ class Checkpoints:
 
     def params_shapes(self, step: int | None = None) -> Tree:
         """Shape and dtype of every saved parameter, as jax.ShapeDtypeStructs without sharding."""
-        step = self._existing(step)
+        step = self._good(step, (PARAMS,))
         with self._errors(f"read (step {step})"):
             found = self._manager.item_metadata(step)[PARAMS]
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(found.tree))
 
+    def damage(self, step: int, items: Sequence[str]) -> list[str]:
+        """What is wrong with these items of a step and what belongs to both, found by all
+        processes together; a step is read for this once in the life of this object.
+        """
+        if items and all((step, item) in self._verified for item in items):
+            return []
+        others = tuple(f"{item}/" for item in (PARAMS, REST) if item not in items)
+        found = find_damage(
+            self.folder / str(step),
+            of=step_name(step),
+            wanted=lambda name: not name.startswith(others),
+            exact=True,
+            index=jax.process_index(),
+            count=jax.process_count(),
+        )
+        if not (problems := of_all(found)):
+            self._verified |= {(step, item) for item in items}
+        return problems
+
     def wait(self) -> None:
         """Return when every save is complete; raises CheckpointError where one failed."""
+        if "_manager" not in self.__dict__:
+            return  # nothing was saved
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -133,7 +266,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if "_manager" in self.__dict__:
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -149,6 +283,37 @@ class Checkpoints:
                 + (f" of step {step}; there are steps {steps}" if steps else "")
             )
         return steps[-1] if step is None else step
+
+    def _good(self, step: int | None, items: Sequence[str]) -> int:
+        """The step (None: the newest) once its files were found as they were written."""
+        step = self._existing(step)
+        if problems := self.damage(step, items):
+            others = [other for other in self.all_steps() if other != step]
+            raise refusal(
+                self.folder / str(step),
+                problems,
+                "Restore it from a copy; or start the run's `gram-jax train` command again, which "
+                "puts damaged steps aside and computes them anew from the last good one"
+                + (f" (there are steps {others})" if others else ""),
+            )
+        return step
+
+    def _stays(self, step: int, steps: Sequence[int]) -> bool:
+        """Whether the policy keeps one of these steps."""
+        kept_for_good = self._keep_every and step % self._keep_every == 0
+        return self._keep is None or step in steps[-self._keep :] or bool(kept_for_good)
+
+    def _set_aside(self, step: int) -> Path:
+        """Move a step into the folder of damaged ones, under a name that is free."""
+        number = 1
+        while (place := self.folder / DAMAGED / f"{step}-{number}").exists():
+            number += 1
+        place = place.with_name(f"{step}-{of_first([number])[0]}")
+        if jax.process_index() == 0:
+            with self._errors("moved"):
+                place.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(place)
+        return place
 
     def _check_shapes(self, step: int, abstract: Tree) -> None:
         """Orbax names one difference at a time; this lists them all."""
@@ -218,8 +383,8 @@ class Checkpoints:
                 ) from error
             raise CheckpointError(
                 f"a checkpoint in {self.folder} could not be {done}: "
-                f"{str(error).strip()[:1000]}\nIf the newest step is damaged, remove its folder: "
-                "the run then goes on from the one before"
+                f"{str(error).strip()[:1000]}\n`gram-jax verify {self.folder.parent}` tells whether "
+                "files were damaged"
             ) from error
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import SMOLLM2, resolve_model
 from gram_jax.cluster.member import from_main
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
@@ -89,6 +90,7 @@ class RunFolder:
                 "targets": list(lora.targets),
             }
             _write(self.model / "base.json", json.dumps(base, indent=2) + "\n")
+        write_manifest(self.model)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import optax
 
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
-from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.checkpoint.orbax import Checkpoints, newest_is_damaged
 from gram_jax.cluster.member import Member, check_same, from_main
 from gram_jax.config import Recipe, Source, check_rows, recipe_to_toml, recipe_values
 from gram_jax.console import Console
@@ -115,8 +115,10 @@ def train(
     check_same("recipe", recipe_to_toml(recipe), member)
     folder = open_run(recipe)
     if folder.before.get("finished"):
-        console.say(f"{recipe.run.folder} is complete: nothing to do")
-        return _result(folder)
+        if not newest_is_damaged(folder.checkpoints):
+            console.say(f"{recipe.run.folder} is complete: nothing to do")
+            return _result(folder)
+        folder.note(finished=False)  # its last steps are computed again
     with explain_full_disk(folder):
         keep_compiled_programs()
         job = prepare(
@@ -139,7 +141,11 @@ def carry_out(job: Job, console: Console, member: Member) -> None:
     step, memory = compiled_step(job, console)
     with (
         explain_out_of_memory(memory),
-        Checkpoints(job.folder.checkpoints, keep=recipe.checkpoint.keep) as checkpoints,
+        Checkpoints(
+            job.folder.checkpoints,
+            keep=recipe.checkpoint.keep,
+            keep_every=recipe.checkpoint.keep_every,
+        ) as checkpoints,
     ):
         state, frozen = first_state(job, checkpoints, console)
         evaluate = make_evaluate(job, frozen)
@@ -259,10 +265,11 @@ def prepare(
 def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, Tree]:
     """The state to go on from, and the weights that are not trained.
 
-    In this order: the newest checkpoint of this run; the weights that the recipe starts from (those
-    of "tiny-random" are random); at random what these do not have, LoRA or a scalar head.
+    In this order: the newest undamaged checkpoint of this run; the weights that the recipe starts
+    from (those of "tiny-random" are random); at random what these do not have, LoRA or a scalar
+    head.
     """
-    recipe, newest = job.recipe, checkpoints.latest()
+    recipe, newest = job.recipe, checkpoints.newest_good(console.warn)
     with console.timed("load the weights"):
         if newest is None:
             _, params, frozen = start_weights(recipe, job.specs, job.placement)

@@ -1,0 +1,215 @@
+"""Tiny runs that are killed again and again must end as if nothing had happened: python benchmarks/chaos.py [--kills N]
+
+Runs of both stages, with micro-batches, several epochs, evaluations and a checkpoint every other step, are killed with
+SIGKILL at random moments of their whole life, preparation and saves included, and started again until they finish.
+Parameters, optimizer state, step and data position, and the figures, must then have the SHA-256 of a run that nobody
+disturbed. Exit status 1 where one differs.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+).strip()
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the trials are forks
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import jax
+import numpy as np
+from tiny_runs import tiny_recipe, write_pairs
+
+import gram_jax.train.loop as loop
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.config import Recipe
+from gram_jax.console import Console
+from gram_jax.plots import read_metrics
+from gram_jax.train.compiling import keep_compiled_programs
+
+STAGES = ("write", "judge", "rank")
+ENDED, GIVEN_UP = 0, 60.0  # seconds after which an attempt that neither ends nor dies is a failure
+
+
+def chaos_recipe(stage: str, folder: Path) -> Recipe:
+    """12 steps of two micro-batches: three epochs of 16 pairs."""
+    return tiny_recipe(
+        stage,
+        folder,
+        run__steps=12,
+        batch__rows=8,
+        batch__microbatches=2,
+        data__valid=[str(folder.parent / "valid.jsonl")],
+        evaluate__every=5,
+        checkpoint__every=2,
+    )
+
+
+def attempt(recipe: Recipe, log: Path) -> int:
+    """The run in a fork, from its first line to its end; the process number."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        with log.open("a") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            loop.train(recipe, console=Console())
+            status = ENDED
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """Exit status within so many seconds, else None."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of the final state (every leaf by name, bit for bit), the steps and the figures. In a fork of its own:
+    the parent must never start JAX's back end.
+    """
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        digest = hashlib.sha256()
+        with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
+            step = checkpoints.latest()
+            state = checkpoints.restore_numpy(step)
+        for path, leaf in sorted(state.items()):
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        info = json.loads((folder / "run.json").read_text())
+        digest.update(json.dumps([step, info["steps"], info["examples"]]).encode())
+        for row in read_metrics(folder / "metrics.jsonl"):
+            row.pop("tokens_per_second", None)
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        os.write(write, digest.hexdigest().encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = pipe.read()
+    os.waitpid(pid, 0)
+    if len(found) != 64:
+        raise RuntimeError(f"{folder} could not be read")
+    return found
+
+
+def where(log: Path) -> str:
+    """What a killed attempt had reached, by its own output."""
+    text = log.read_text().rpartition("--- attempt\n")[2]
+    for sign, name in (
+        ("saved step 12", "conclusion"),
+        (" 12/12", "last save"),
+        ("going on from step", "training, resumed"),
+        ("weights to train", "training, first start"),
+        ("compile", "loading"),
+    ):
+        if sign in text:
+            return name
+    return "preparation"
+
+
+def disturbed(recipe: Recipe, log: Path, draw: random.Random, length: float, kills: int) -> dict:
+    """Carry out a run with so many kills, each in another attempt; which moments they hit."""
+    moments: collections.Counter[str] = collections.Counter()
+    while sum(moments.values()) < kills:
+        with log.open("a") as file:
+            file.write("--- attempt\n")
+        pid = attempt(recipe, log)
+        status = wait(pid, draw.uniform(0, length))
+        if status is None:
+            kill(pid)
+            moments[where(log)] += 1
+        elif status != ENDED:
+            raise RuntimeError(f"an attempt failed by itself: {log.read_text()[-3000:]}")
+        else:
+            break
+    if not json.loads((Path(recipe.run.folder) / "run.json").read_text() or "{}").get(
+        "finished"
+    ) and wait(attempt(recipe, log), GIVEN_UP) not in (ENDED,):
+        raise RuntimeError(f"the run could not be finished: {log.read_text()[-3000:]}")
+    return moments
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--kills", type=int, default=120, help="at least so many (default 120)")
+    options.add_argument("--per-run", type=int, default=4, help="at most so many in one run")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    chosen = options.parse_args()
+
+    draw = random.Random(chosen.seed)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        base = Path(name)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "xla")
+        jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        keep_compiled_programs()
+        write_pairs(base / "train.jsonl", 16)
+        write_pairs(base / "valid.jsonl", 4, seed=1)
+        expected, lengths = {}, {}
+        for stage in chosen.stages:
+            for turn in range(2):  # the first fills the cache of programs; both must agree
+                recipe = chaos_recipe(stage, base / f"{stage}-whole-{turn}")
+                start = time.monotonic()
+                if wait(attempt(recipe, base / "log"), 5 * GIVEN_UP) != ENDED:
+                    raise RuntimeError((base / "log").read_text()[-3000:])
+                lengths[stage] = time.monotonic() - start
+                found = fingerprint(Path(recipe.run.folder))
+                if expected.setdefault(stage, found) != found:
+                    raise RuntimeError(f"two undisturbed runs of stage {stage} differ")
+            print(f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True)
+
+        moments: collections.Counter[str] = collections.Counter()
+        runs = equal = 0
+        start = time.monotonic()
+        while sum(moments.values()) < chosen.kills:
+            stage = chosen.stages[runs % len(chosen.stages)]
+            recipe = chaos_recipe(stage, base / f"{stage}-{runs}")
+            log = base / f"log-{runs}"
+            left = chosen.kills - sum(moments.values())
+            kills = min(draw.randint(1, chosen.per_run), left)
+            moments += disturbed(recipe, log, draw, lengths[stage], kills)
+            runs += 1
+            if fingerprint(Path(recipe.run.folder)) == expected[stage]:
+                equal += 1
+                shutil.rmtree(recipe.run.folder)
+            else:
+                print(f"DIFFERS: {stage}, run {runs}\n{log.read_text()}", flush=True)
+        seconds = time.monotonic() - start
+    print(f"{sum(moments.values())} kills in {runs} runs, {seconds:.0f} s:")
+    for moment, count in moments.most_common():
+        print(f"  {count:4d} in {moment}")
+    print(f"{equal} of {runs} runs ended with the hash of the undisturbed one")
+    return 0 if equal == runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
