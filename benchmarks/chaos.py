@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from tiny_runs import tiny_recipe, write_pairs
 
 import gram_jax.train.loop as loop
@@ -99,11 +100,14 @@ def fingerprint(folder: Path) -> str:
     if not (pid := os.fork()):
         digest = hashlib.sha256()
         with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
-            step = checkpoints.latest()
-            state = checkpoints.restore_numpy(step)
-        for path, leaf in sorted(state.items()):
-            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+            step = checkpoints.newest_good(print)
+        for item in ("params", "rest"):
+            place = (folder / "checkpoints" / str(step) / item).absolute()
+            leaves = jax.tree_util.tree_leaves_with_path(ocp.StandardCheckpointer().restore(place))
+            for path, leaf in sorted(leaves, key=lambda entry: str(entry[0])):
+                array = np.asarray(leaf)
+                digest.update(f"{item} {path} {array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
         info = json.loads((folder / "run.json").read_text())
         digest.update(json.dumps([step, info["steps"], info["examples"]]).encode())
         for row in read_metrics(folder / "metrics.jsonl"):
@@ -150,9 +154,7 @@ def disturbed(recipe: Recipe, log: Path, draw: random.Random, length: float, kil
             raise RuntimeError(f"an attempt failed by itself: {log.read_text()[-3000:]}")
         else:
             break
-    if not json.loads((Path(recipe.run.folder) / "run.json").read_text() or "{}").get(
-        "finished"
-    ) and wait(attempt(recipe, log), GIVEN_UP) not in (ENDED,):
+    if wait(attempt(recipe, log), GIVEN_UP) != ENDED:  # one that is complete ends at once
         raise RuntimeError(f"the run could not be finished: {log.read_text()[-3000:]}")
     return moments
 

@@ -22,11 +22,13 @@ SMOOTHING = 0.1  # weight of the newest step in the running mean of the speed
 
 
 class Console:
-    """Output of one command. `quiet` drops everything but warnings."""
+    """Output of one command. `quiet` drops everything but warnings, `mute` these as well."""
 
-    def __init__(self, *, quiet: bool = False, stderr: bool = False, file: Any = None):
+    def __init__(
+        self, *, quiet: bool = False, mute: bool = False, stderr: bool = False, file: Any = None
+    ):
         self.rich = RichConsole(stderr=stderr, file=file, highlight=False, soft_wrap=True)
-        self.quiet = quiet
+        self.quiet, self.mute = quiet or mute, mute
         self.plain_seconds = PLAIN_SECONDS
 
     @property
@@ -46,6 +48,8 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that must not be missed."""
+        if self.mute:
+            return
         self.rich.print(Text(f"warning: {text}", style="yellow"))
 
     def error(self, text: str) -> None:

@@ -111,7 +111,7 @@ def train(
     """
     member = member or Member()
     main = jax.process_index() == 0
-    console = console if console and main else Console(quiet=not main)
+    console = console if console and main else Console(mute=not main)
     check_same("recipe", recipe_to_toml(recipe), member)
     folder = open_run(recipe)
     if folder.before.get("finished"):
