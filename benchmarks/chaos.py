@@ -187,7 +187,9 @@ def main() -> int:
                 found = fingerprint(Path(recipe.run.folder))
                 if expected.setdefault(stage, found) != found:
                     raise RuntimeError(f"two undisturbed runs of stage {stage} differ")
-            print(f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True)
+            print(
+                f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True
+            )
 
         moments: collections.Counter[str] = collections.Counter()
         runs = equal = 0

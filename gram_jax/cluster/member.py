@@ -1,6 +1,5 @@
-"""This process as a member of its job: joining, agreeing with the others, leaving."""
+"""This process as a member of its job: joining and leaving."""
 
-import json
 import sys
 import time
 import traceback
@@ -8,15 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from gram_jax.cluster.lifeline import Lifeline, end_process
 from gram_jax.cluster.place import Place
-from gram_jax.errors import ClusterError, GramError, StoppedError
+from gram_jax.errors import GramError, StoppedError
 
 # A collective fails in the moment in which its peer dies; the lifeline says within this time whose fault it was.
 BLAME_SECONDS = 5.0
@@ -104,44 +100,6 @@ def joined(
         lifeline.fail(f"{type(error).__name__}: {str(error)[:500]}", status)
         end_process(f"{type(error).__name__}: the traceback is above", status)
     lifeline.leave()
-
-
-def from_main(value: Any) -> Any:
-    """Process 0's value (plain JSON values) on every process."""
-    if jax.process_count() == 1:
-        return value
-    return shared(value if jax.process_index() == 0 else None)[0]
-
-
-def shared(value: Any) -> list[Any]:
-    """Everybody's value (plain JSON values), by process. All processes have to call it."""
-    if jax.process_count() == 1:
-        return [value]
-    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.atleast_1d(multihost_utils.process_allgather(np.int32(mine.size)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: mine.size] = mine
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes.tolist(), strict=True)]
-
-
-def check_same(what: str, value: Any, member: Member) -> None:
-    """Raises ClusterError, on all processes, where one of them has another value than process 0."""
-    values = shared(value)
-    other = [index for index, found in enumerate(values) if found != values[0]]
-    if other:
-        hosts = member.lifeline.hosts if member.lifeline is not None else []
-        names = ", ".join(f"{i} ({hosts[i]})" if i < len(hosts) else f"{i}" for i in other)
-        raise ClusterError(
-            f"process {names} has another {what} than process 0: {values[other[0]]!r} instead of {values[0]!r}. Every "
-            "process needs the same recipe, files and versions"
-        )
-
-
-def wait_for_all(name: str) -> None:
-    """Return when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _versions() -> dict[str, str]:

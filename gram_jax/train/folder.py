@@ -24,7 +24,7 @@ import numpy as np
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import SMOLLM2, resolve_model
-from gram_jax.cluster.member import from_main
+from gram_jax.cluster.agreement import from_main
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.data.examples import Examples
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
@@ -32,6 +32,7 @@ from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
 
 RECIPE, INFO = "recipe.toml", "run.json"
+PARTIAL = ".partial"  # after the name of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
         ) from error
     stored, info = path / RECIPE, _info(path)
     if not stored.is_file():
-        if names := sorted(entry.name for entry in path.iterdir()):
+        # A kill may have come in the middle of the first file.
+        if names := sorted(e.name for e in path.iterdir() if e.name != f"{RECIPE}{PARTIAL}"):
             raise RecipeError(
                 f"run.folder {recipe.run.folder!r} is not a run and not empty (it holds "
                 f"{', '.join(names[:5])}): give the run a folder of its own"
@@ -218,7 +220,7 @@ def examples_fingerprint(examples: Examples) -> str:
 
 def _write(path: Path, text: str) -> None:
     """All of it or nothing."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

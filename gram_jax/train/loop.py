@@ -13,7 +13,8 @@ import optax
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
 from gram_jax.checkpoint.orbax import Checkpoints, newest_is_damaged
-from gram_jax.cluster.member import Member, check_same, from_main
+from gram_jax.cluster.agreement import check_same, from_main
+from gram_jax.cluster.member import Member
 from gram_jax.config import Recipe, Source, check_rows, recipe_to_toml, recipe_values
 from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
@@ -112,7 +113,7 @@ def train(
     member = member or Member()
     main = jax.process_index() == 0
     console = console if console and main else Console(mute=not main)
-    check_same("recipe", recipe_to_toml(recipe), member)
+    check_same("recipe", recipe_to_toml(recipe))
     folder = open_run(recipe)
     if folder.before.get("finished"):
         if not newest_is_damaged(folder.checkpoints):
@@ -121,9 +122,7 @@ def train(
         folder.note(finished=False)  # its last steps are computed again
     with explain_full_disk(folder):
         keep_compiled_programs()
-        job = prepare(
-            recipe, folder, placement or make_placement(recipe.mesh.sizes), console, member
-        )
+        job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
         carry_out(job, console, member)
         if main:
             _conclude(job, console)
@@ -139,6 +138,7 @@ def carry_out(job: Job, console: Console, member: Member) -> None:
     """
     recipe = job.recipe
     step, memory = compiled_step(job, console)
+    job.folder.begin(recipe)  # before anything else: by this file the folder is known as a run's
     with (
         explain_out_of_memory(memory),
         Checkpoints(
@@ -215,9 +215,7 @@ def carry_out(job: Job, console: Console, member: Member) -> None:
             look_at_held_out()
 
 
-def prepare(
-    recipe: Recipe, folder: RunFolder, placement: Placement, console: Console, member: Member
-) -> Job:
+def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
     """Tokenizer and judge checked, examples made, steps counted, optimizer and schedule built."""
     batch = recipe.batch
     if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
@@ -240,7 +238,7 @@ def prepare(
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     console.say(plan.report().to_text())
     examples = examples_fingerprint(plan.examples)
-    check_same("set of training examples", [steps, examples, spec.hash], member)
+    check_same("set of training examples", [steps, examples, spec.hash])
     check_same_run(folder, steps, examples, spec)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
@@ -277,7 +275,6 @@ def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[T
         else:
             frozen = {} if recipe.lora is None else frozen_weights(recipe, job.placement)[1]
             state = checkpoints.restore(newest, job.abstract)
-    job.folder.begin(recipe)
     job.folder.write_model(job.cfg, job.tokenizer, job.spec, recipe)
     job.folder.note(
         stage=recipe.stage, steps=job.steps, examples=examples_fingerprint(job.plan.examples)

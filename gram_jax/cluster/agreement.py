@@ -1,0 +1,50 @@
+"""One answer for all processes of a job; with a single process every function is the identity.
+
+Each is a collective: all processes call it, at the same place of the program. Values are plain JSON values.
+"""
+
+import json
+import socket
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gram_jax.errors import ClusterError
+
+
+def from_main(value: Any) -> Any:
+    """Process 0's value on every process."""
+    if jax.process_count() == 1:
+        return value
+    return shared(value if jax.process_index() == 0 else None)[0]
+
+
+def shared(value: Any) -> list[Any]:
+    """Everybody's value, by process."""
+    if jax.process_count() == 1:
+        return [value]
+    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.atleast_1d(multihost_utils.process_allgather(np.int32(mine.size)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: mine.size] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises ClusterError, on all processes, where one of them has another value than process 0."""
+    values = shared([socket.gethostname(), value])
+    other = [f"{i} ({host})" for i, (host, found) in enumerate(values) if found != values[0][1]]
+    if other:
+        raise ClusterError(
+            f"process {', '.join(other)} has another {what} than process 0: every process needs the same recipe, "
+            "files and versions"
+        )
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
