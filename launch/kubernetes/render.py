@@ -324,7 +324,8 @@ def main() -> None:
     try:
         sys.stdout.write(render(arguments()))
     except LaunchError as error:
-        sys.exit(f"render.py: {error}")
+        print(f"render.py: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

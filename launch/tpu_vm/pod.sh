@@ -84,9 +84,22 @@ create() {
         --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${spot[@]}"
 }
 
-state() { # of the machines: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT
-    gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" --format='value(state.state)' 2>/dev/null ||
-        echo ABSENT
+# Of the machines: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. A gcloud that cannot be reached is asked
+# again: to take it for ABSENT would end a healthy run.
+state() {
+    local answer errors
+    errors=$(mktemp)
+    until answer=$(gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" \
+        --format='value(state.state)' 2>"$errors"); do
+        if grep -qi -e NOT_FOUND -e 'not found' "$errors"; then
+            answer=ABSENT
+            break
+        fi
+        cat "$errors" >&2
+        sleep "${POLL:-30}"
+    done
+    rm -f "$errors"
+    echo "$answer"
 }
 
 are_there() {
