@@ -91,7 +91,7 @@ def test_the_job_and_the_recipes_are_valid_kubernetes(machines: str, folder: str
         "metadata": {"name": "j"},
         "spec": job_of(jobset),
     }
-    for version in ("1.28", "1.31", kubernetes_validate.latest_version()):
+    for version in ("1.29", "1.33", kubernetes_validate.latest_version()):
         kubernetes_validate.validate(job, version, strict=True)
         kubernetes_validate.validate(config_map, version, strict=True)
 
