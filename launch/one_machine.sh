@@ -1,28 +1,81 @@
 #!/usr/bin/env bash
-# Both stages, one after the other, on the devices of one machine.
+# Recipes one after the other, each by one process that drives every device of this machine.
 #
-#   launch/one_machine.sh WRITE_RECIPE JUDGE_RECIPE [--set key=value ...]
-#   DRY_RUN=1 launch/one_machine.sh ...        print the commands and run nothing
+#   launch/one_machine.sh RECIPE [RECIPE ...] [options of gram-jax train]
 #
-# Started again after an interruption it goes on where it stopped: a finished run says so and ends at once.
-set -euo pipefail
+#   DRY_RUN=1        print the commands and run nothing
+#   RESTARTS=N       start again up to N times in all when a run asks for it or was killed (default 0)
+#   RESTART_DELAY=S  seconds before each of them (default 5)
+#   GRAM_JAX=PATH    the program (default gram-jax)
+#
+# Started again after an interruption it goes on where it stopped: a finished run says so and ends at once. SIGTERM
+# is passed on to the run, and nothing is started after it; the exit status is that of the run that did not finish.
+set -uo pipefail
 
-if [ $# -lt 2 ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+recipes=()
+while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
+    recipes+=("$1")
+    shift
+done
+if [ ${#recipes[@]} -eq 0 ]; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-write_recipe=$1
-judge_recipe=$2
-shift 2
+program=${GRAM_JAX:-gram-jax}
+restarts=${RESTARTS:-0}
 
-run() {
-    if [ -n "${DRY_RUN:-}" ]; then
-        printf '%q ' "$@"
-        printf '\n'
-    else
-        "$@"
-    fi
+# 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
+# SEGV, TERM). The same list stands in every launcher.
+is_worth_another_start() {
+    case $1 in 75 | 76 | 134 | 135 | 137 | 139 | 143) return 0 ;; esac
+    return 1
 }
 
-run "${GRAM_JAX:-gram-jax}" train "$write_recipe" "$@"
-run "${GRAM_JAX:-gram-jax}" train "$judge_recipe" "$@"
+child=
+stopped=
+cut_short=
+pass_on_sigterm() { # only once: a scheduler may repeat it while the run saves
+    cut_short=yes
+    if [ -z "$stopped" ]; then
+        stopped=yes
+        [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+    fi
+}
+trap pass_on_sigterm TERM
+trap 'cut_short=yes stopped=yes' INT # the terminal sends Ctrl-C to the run itself
+
+run() { # wait for it, also when a trap cuts the waiting short; its exit status
+    local code
+    # A shell makes its background commands deaf to Ctrl-C; the inner trap takes that back.
+    (
+        trap - INT TERM
+        exec "$@"
+    ) &
+    child=$!
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # it came while the run was being started
+    while :; do
+        cut_short=
+        code=0
+        wait "$child" || code=$?
+        [ -n "$cut_short" ] || break
+    done
+    child=
+    return "$code"
+}
+
+for recipe in "${recipes[@]}"; do
+    if [ -n "${DRY_RUN:-}" ]; then
+        printf '%q ' "$program" train "$recipe" "$@"
+        printf '\n'
+        continue
+    fi
+    while :; do
+        [ -z "$stopped" ] || exit 75
+        run "$program" train "$recipe" "$@" && break
+        code=$?
+        is_worth_another_start "$code" && [ -z "$stopped" ] && [ "$restarts" -gt 0 ] || exit "$code"
+        restarts=$((restarts - 1))
+        echo "one_machine.sh: $recipe ended with status $code: starting again ($restarts more allowed)" >&2
+        sleep "${RESTART_DELAY:-5}"
+    done
+done

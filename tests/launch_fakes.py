@@ -1,0 +1,80 @@
+"""Stand-ins for what the launchers call: each is a real program in a folder of its own that is put first in PATH."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+
+# What every launcher has to take as "start me again": asked for (75, 76), or dead by a signal.
+START_AGAIN = (75, 76, 134, 135, 137, 139, 143)
+FOR_PEOPLE = (1, 2, 126, 127, 130)
+
+# `gram-jax train RECIPE ...` notes how it was called and then does what the recipe, a shell script, says.
+GRAM_JAX = """#!/usr/bin/env bash
+echo "$GRAM_JAX_PROCESS|$GRAM_JAX_PROCESSES|$GRAM_JAX_COORDINATOR|$JAX_LOCAL_DEVICE_IDS|$SLURM_PROCID|$*" >> "$CALLS"
+export ARGUMENTS="$*"
+exec bash "$2"
+"""
+
+# Works until it is told to stop, and then takes the given seconds to save.
+UNTIL_SIGTERM = """
+trap 'sleep {save}; echo saved >> "$SAVED"; exit 75' TERM
+echo up >> "$UP"
+while :; do sleep 0.05; done
+"""
+
+
+def write_program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class Place:
+    """A folder with fake programs in PATH, recipes, and notes of what was called."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.programs = folder / "bin"
+        self.notes = {name: folder / name.lower() for name in ("CALLS", "SAVED", "UP")}
+        self.program("gram-jax", GRAM_JAX)
+
+    def program(self, name: str, text: str) -> Path:
+        return write_program(self.programs / name, text)
+
+    def recipe(self, text: str, name: str = "a.toml") -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def lines(self, note: str) -> list[str]:
+        return self.notes[note].read_text().splitlines() if self.notes[note].exists() else []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "GRAM_JAX", "JAX_"))
+        }
+        notes = {name: str(path) for name, path in self.notes.items()}
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        quick = {"RESTART_DELAY": "0", "LOGS": str(self.folder / "logs"), "POLL": "0.1"}
+        return kept | notes | quick | {"PATH": path} | more
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command, **environment)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
