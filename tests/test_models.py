@@ -17,6 +17,7 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint import models
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import (
     load_model,
     load_spec,
@@ -74,6 +75,7 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path, one_device):
     )
     settings = config_to_hf(replace(cfg, vocab_size=280), "float32")
     (tmp_path / "x" / "config.json").write_text(json.dumps(settings))
+    write_manifest(tmp_path / "x")
     with pytest.raises(LayoutError, match="tokenizer does not fit the weights"):
         load_tokenizer(tmp_path / "x")
 
@@ -128,6 +130,7 @@ def write_run(run: Path, cfg, tokenizer, spec, states, base=None):
     spec.save(run / "model")
     if base is not None:
         (run / "model" / "base.json").write_text(json.dumps(base))
+    write_manifest(run / "model")
     with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
         for step, params in states.items():
             checkpoints.save(step, {"params": params, "step": jnp.int32(step)})

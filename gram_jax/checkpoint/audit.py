@@ -17,9 +17,8 @@ from gram_jax.errors import CheckpointError
 
 
 def audit(folder: Path, console: Console) -> None:
-    """A line for each step and for the model's files. Raises CheckpointError that lists all damage.
-
-    Damage is also what makes a folder useless: a run without any step has none.
+    """A line for each step and for the model's files. Raises CheckpointError that lists all damage,
+    or where there is nothing to verify.
     """
     checkpoints, model = folder / "checkpoints", folder / "model"
     steps = complete_steps(checkpoints)
@@ -46,15 +45,14 @@ def audit(folder: Path, console: Console) -> None:
             + f"{format_seconds(time.perf_counter() - start)})"
         )
     if damage:
-        advice = "Restore them from a copy"
-        if steps:
-            advice += (
-                "; or start the run's `gram-jax train` command again: it puts damaged steps aside, "
-                "goes on from the newest good one and writes model/ anew"
-            )
-        else:
-            advice += f", or export the model again. If they were changed on purpose: gram-jax verify {folder} --accept"
-        raise refusal(folder, damage, advice)
+        again = (
+            "start the run's `gram-jax train` command again, which puts damaged steps aside and goes "
+            "on from the newest good one"
+            if steps
+            else "export the model again. If they were changed on purpose: gram-jax verify "
+            f"{folder} --accept"
+        )
+        raise refusal(folder, damage, f"Restore them from a copy; or {again}")
 
 
 def accept_changes(folder: Path, console: Console) -> None:

@@ -85,8 +85,13 @@ def check_files(folder: Path, wanted: Callable[[str], bool]) -> None:
         raise refusal(folder, problems, _advice(folder))
 
 
-def check_texts(folder: Path) -> None:
-    """`check_files` for all but the weights: config, tokenizer, chat template, judge.json."""
+def check_texts(folder: Path, *, ours: bool = False) -> None:
+    """`check_files` for all but the weights: config, tokenizer, chat template, judge.json.
+
+    ours: the folder was written with a manifest, so it must have one.
+    """
+    if ours and not has_manifest(folder):
+        raise refusal(folder, [f"{MANIFEST}: missing"], _advice(folder))
     check_files(folder, lambda name: not name.endswith(".safetensors"))
 
 

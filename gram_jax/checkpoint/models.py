@@ -225,8 +225,8 @@ def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelC
     merged.
     """
     folder = run / "model"
-    check_texts(folder)
     cfg = hf_config(folder)
+    check_texts(folder, ours=True)  # its manifest is written before the first checkpoint
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
         saved = checkpoints.params_shapes()
         base: Tree = {}

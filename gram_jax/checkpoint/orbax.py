@@ -231,7 +231,9 @@ class Checkpoints:
         """Shape and dtype of every saved parameter, as jax.ShapeDtypeStructs without sharding."""
         step = self._good(step, (PARAMS,))
         with self._errors(f"read (step {step})"):
-            found = self._manager.item_metadata(step)[PARAMS]
+            # Not through the manager, which would read the other item as well.
+            place = self._manager.directory / str(step) / PARAMS
+            found = ocp.StandardCheckpointHandler().metadata(place)
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(found.tree))
 
     def damage(self, step: int, items: Sequence[str]) -> list[str]:

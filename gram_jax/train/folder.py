@@ -22,12 +22,14 @@ import jax
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.hf_files import check_files
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import SMOLLM2, resolve_model
 from gram_jax.cluster.agreement import from_main
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.data.examples import Examples
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
+from gram_jax.judge import FILE_NAME as JUDGE_FILE
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
 
@@ -189,6 +191,7 @@ def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec
         raise RecipeError(
             f"the run in {folder.path} has {info.get('steps')} steps, this recipe gives {steps}"
         )
+    check_files(folder.model, lambda name: name == JUDGE_FILE)
     before = JudgeSpec.load(folder.model)
     if before.hash != spec.hash:
         raise JudgeError(

@@ -1,0 +1,44 @@
+"""The short form of benchmarks/corruption.py: random damage is refused by name, and runs go on."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_runs import compiled_programs  # noqa: F401
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corruption.py"
+
+
+@pytest.fixture(scope="module")
+def corruption():
+    spec = importlib.util.spec_from_file_location("corruption", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module of their annotations.
+    importlib.util.sys.modules["corruption"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def subjects(corruption, tmp_path_factory, compiled_programs):  # noqa: F811
+    return corruption.make_subjects(tmp_path_factory.mktemp("subjects"), stages=("judge",))
+
+
+def test_random_damage_is_refused_by_name_and_the_run_goes_on(corruption, subjects, tmp_path):
+    table = corruption.run_trials(subjects, 24, 7, tmp_path / "trial", resume_every=2)
+    total = sum(table.values(), Counter())
+    assert total["trials"] == total["refused"] == 24
+    assert total["fell back"] >= 5 and total["resumed"] >= 1
+    # The damage was real: without hashes some of it would have been taken for a model.
+    assert total[corruption.WRONG] >= 3
+
+
+def test_the_trials_notice_where_nothing_is_verified(corruption, subjects, tmp_path, monkeypatch):
+    import gram_jax.checkpoint.hf_files as hf_files
+    import gram_jax.checkpoint.orbax as orbax
+
+    for module in (hf_files, orbax):
+        monkeypatch.setattr(module, "find_damage", lambda *_, **__: [])
+    with pytest.raises(AssertionError, match=r"not refused|is not named"):
+        corruption.run_trials(subjects, 24, 7, tmp_path / "trial")
