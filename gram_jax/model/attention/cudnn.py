@@ -13,6 +13,4 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     Key-value heads are not repeated. The backward pass keeps q, k, v, the output and a log-sum-exp.
     """
-    return jax.nn.dot_product_attention(
-        q, k, v, scale=1.0, is_causal=True, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")

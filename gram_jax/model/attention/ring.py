@@ -69,9 +69,7 @@ def _forward(
         return (_pass_on(travelling, axes, size), absorb(turn, travelling, result)), None
 
     if size > 2:
-        (travelling, result), _ = jax.lax.scan(
-            step, (travelling, result), jnp.arange(1, size - 1)
-        )
+        (travelling, result), _ = jax.lax.scan(step, (travelling, result), jnp.arange(1, size - 1))
     if size > 1:
         result = absorb(size - 1, travelling, result)
     out, log_sum = result
@@ -89,9 +87,7 @@ def _backward(
         k, v, k_segments = held
         start = 0 if triangle else k.shape[2]  # after all of these keys
         where = (segments, k_segments, start)
-        return blocked.backward(
-            triangle, q, k, v, *where, log_sum, drift, d_out, dtype=jnp.float32
-        )
+        return blocked.backward(triangle, q, k, v, *where, log_sum, drift, d_out, dtype=jnp.float32)
 
     def absorb(turn: Any, travelling: tuple[jax.Array, ...], sums: Any) -> Any:
         def add(*sums: jax.Array) -> tuple[jax.Array, ...]:
@@ -122,9 +118,7 @@ def _backward(
 ring_attention.defvjp(_forward, _backward)
 
 
-def _unless_future(
-    turn: Any, axes: tuple[str, ...], work: Callable[..., Any], values: Any
-) -> Any:
+def _unless_future(turn: Any, axes: tuple[str, ...], work: Callable[..., Any], values: Any) -> Any:
     """work(*values), or the values as they are where the stretch held in this turn is in the future."""
     # In turn s device i holds the stretch of device i - s, counted round the ring.
     return jax.lax.cond(turn <= jax.lax.axis_index(axes), work, lambda *same: same, *values)
