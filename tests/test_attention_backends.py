@@ -36,6 +36,7 @@ CASES = [
     *(("ring", mesh) for mesh in MESHES if mesh != "data 2"),
     ("splash", "one"),
     ("splash", "data 2"),
+    ("splash", "sequence 2"),
 ]
 
 

@@ -70,7 +70,11 @@ def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
         ("splash", {"platform": "tpu", "length": 1000}, "valid sizes are 896 and 1024"),
         ("splash", {"platform": "tpu", "length": 100}, "valid size is 128"),
         ("splash", {"platform": "tpu", "head_size": 20}, "valid sizes are 16 and 24"),
-        ("splash", {"platform": "tpu", "sequence": 2}, 'use "ring"'),
+        (
+            "splash",
+            {"platform": "tpu", "sequence": 16},
+            "128 long on each of 16 devices, found 1024: the nearest valid size is 2048",
+        ),
         ("ring", {"sequence": 3}, "1024 positions over sequence = 3.*sizes are 1023 and 1026"),
         ("auto", {"sequence": 3}, "1024 positions over sequence = 3"),
         ("blocked", {"tensor": 3}, "8 key-value heads over tensor = 3: .* 1, 2, 4, 8"),

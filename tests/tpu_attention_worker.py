@@ -45,13 +45,13 @@ def main() -> None:
     """Kernels in the program of every kind of recomputation, each on another mesh."""
     found = {}
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    for remat, sizes in {
-        "none": {"data": 4},
-        "dots": {"data": 1, "fsdp": 2, "tensor": 2},
-        "full": {"fsdp": 4},
-    }.items():
+    for backend, remat, sizes in (
+        ("splash", "none", {"data": 2, "sequence": 2}),
+        ("auto", "dots", {"fsdp": 2, "tensor": 2}),
+        ("auto", "full", {"fsdp": 4}),
+    ):
         placement = make_placement(sizes, devices=topology.devices)
-        text = compiled_text(Execution("bfloat16", "auto", remat, placement))
+        text = compiled_text(Execution("bfloat16", backend, remat, placement))
         found[remat] = text.count('custom_call_target="tpu_custom_call"')
     print(json.dumps(found))
 

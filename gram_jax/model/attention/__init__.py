@@ -11,7 +11,6 @@ and values round; the others gather those of the whole row first. docs/attention
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -96,20 +95,20 @@ def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
         q = q * (1 / math.sqrt(H))
         if backend == "cudnn":
             return cudnn_attention(q, k, v)
+        k_segments, start = segments, 0
+        if parts > 1 and backend != "ring":
+            k, v, k_segments = (
+                jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in (k, v, segments)
+            )
+            start = T * jax.lax.axis_index(axes)
         if backend == "splash":
-            return splash_attention(q, k, v, segments)
+            return splash_attention(q, k, v, segments, k_segments, axes, placement.mesh)
         q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if backend == "ring":
             out = ring_attention(q, k, v, segments, axes, parts)
         else:
-            whole: Any = (k, v, segments, 0)
-            if parts > 1:
-                k, v = (jax.lax.all_gather(x, axes, axis=2, tiled=True) for x in (k, v))
-                k_segments = jax.lax.all_gather(segments, axes, axis=1, tiled=True)
-                whole = (k, v, k_segments, T * jax.lax.axis_index(axes))
-            k, v, k_segments, start = whole
-            out = _GATHERING[backend](q, k, v, segments, k_segments, start)
+            out = _PLAIN[backend](q, k, v, segments, k_segments, start)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
     return local
@@ -120,7 +119,7 @@ def _parts(placement: Placement, axis: str) -> int:
     return math.prod(placement.mesh.shape[name] for name in dict(placement.rules)[axis])
 
 
-_GATHERING: dict[str, Callable[..., jax.Array]] = {
+_PLAIN: dict[str, Callable[..., jax.Array]] = {
     "xla": xla_attention,
     "blocked": blocked_attention,
 }

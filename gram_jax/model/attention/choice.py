@@ -118,12 +118,12 @@ def _of_splash(task: Task) -> Iterator[str]:
         yield (
             'its products are bfloat16, asked for is float32: use compute = "bfloat16" or "blocked"'
         )
-    if (task.sequence or 1) > 1:
-        yield f'rows are cut over sequence = {task.sequence}: use "ring" (or "auto")'
-    if task.length and task.length % SPLASH_LENGTH:
+    unit = SPLASH_LENGTH * (task.sequence or 1)
+    if task.length and task.length % unit:
+        devices = f" on each of {task.sequence} devices" if unit > SPLASH_LENGTH else ""
         yield (
-            f"its rows are a multiple of {SPLASH_LENGTH} long, found {task.length}: "
-            f"{nearest(task.length, SPLASH_LENGTH)}"
+            f"its rows are a multiple of {SPLASH_LENGTH} long{devices}, found {task.length}: "
+            f"{nearest(task.length, unit)}"
         )
     if (size := task.head_size) and (size % SPLASH_HEAD or size > SPLASH_LARGEST_HEAD):
         yield (
