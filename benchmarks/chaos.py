@@ -110,7 +110,13 @@ def fingerprint(folder: Path) -> str:
             step = checkpoints.newest_good(print)
         for item in ("params", "rest"):
             place = (folder / "checkpoints" / str(step) / item).absolute()
-            leaves = jax.tree_util.tree_leaves_with_path(ocp.StandardCheckpointer().restore(place))
+            reader = ocp.PyTreeCheckpointer()
+            kinds = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                dict(reader.metadata(place).item_metadata.tree),
+            )
+            found = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
+            leaves = jax.tree_util.tree_leaves_with_path(found)
             for path, leaf in sorted(leaves, key=lambda entry: str(entry[0])):
                 array = np.asarray(leaf)
                 digest.update(f"{item} {path} {array.dtype} {array.shape}".encode())
