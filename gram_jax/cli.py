@@ -72,7 +72,7 @@ def train(
         str | None,
         typer.Option(
             "--local-devices",
-            envvar="GRAM_JAX_LOCAL_DEVICES",
+            envvar="JAX_LOCAL_DEVICE_IDS",
             help="the accelerators of this machine that this process drives, as 0,1; default all",
             **JOB,
         ),
@@ -114,14 +114,17 @@ def train(
     again), 130 Ctrl-C.
     """
     from gram_jax.cluster.member import joined
-    from gram_jax.cluster.place import find_place, read_devices
+    from gram_jax.cluster.place import find_place, has_tpu, read_devices, tpu_vm_variables
     from gram_jax.config import read_recipe
     from gram_jax.train.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
     place = None
     if cluster == "auto":
-        place = find_place(coordinator, processes, process, read_devices(devices), os.environ)
+        surroundings = dict(os.environ)
+        if coordinator is None and "TPU_WORKER_ID" not in surroundings and has_tpu():
+            surroundings |= tpu_vm_variables()
+        place = find_place(coordinator, processes, process, read_devices(devices), surroundings)
     with joined(
         place,
         join_timeout=join_timeout,

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from gram_jax.data.sources import SourceSpec
 from gram_jax.errors import RecipeError
+from gram_jax.model.attention.choice import Task, refusals
 from gram_jax.model.execution import AttentionBackend, Remat
 from gram_jax.model.lora import LoraConfig
 from gram_jax.sharding import MESH_AXES
@@ -244,6 +245,11 @@ class Recipe:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
 
+    @property
+    def packed(self) -> bool:
+        """Whether a row may hold several documents: always in stage rank, which compares two."""
+        return self.batch.pack or self.stage == "rank"
+
 
 _RECIPE = TypeAdapter(Recipe)
 
@@ -396,6 +402,20 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
         shards = sizes["data"] * sizes["fsdp"] if known else 1
         if problem := check_rows(recipe.batch.rows, recipe.batch.microbatches, shards):
             yield problem
+        for problem in refusals(recipe.execution.attention, _attention_task(recipe)):
+            yield f'[execution] attention = "{recipe.execution.attention}": {problem}'
+
+
+def _attention_task(recipe: Recipe) -> Task:
+    """What the recipe alone says of its attention, before model and devices are known."""
+    sizes = {axis: size if size > 0 else None for axis, size in recipe.mesh.sizes.items()}
+    return Task(
+        packed=recipe.packed,
+        length=recipe.batch.length,
+        compute=recipe.execution.compute,
+        sequence=sizes["sequence"],
+        tensor=sizes["tensor"],
+    )
 
 
 def _sources_as_tables(values: Mapping[str, Any]) -> dict[str, Any]:

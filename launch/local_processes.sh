@@ -62,7 +62,8 @@ free_port() {
     local port
     while :; do
         port=$((20000 + RANDOM % 12000)) # below the ports that Linux hands out by itself
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && continue
+        (exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))") 2>/dev/null || break # JAX's own
     done
     echo "$port"
 }

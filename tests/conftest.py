@@ -12,7 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     )
 )
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Some tests can use a GPU beside the CPU: "cpu,cuda".
+os.environ["JAX_PLATFORMS"] = os.environ.get("GRAM_JAX_TEST_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 from jobs import free_port
 
 from gram_jax.cluster.lifeline import Lifeline
-from gram_jax.cluster.place import Place, find_place, slurm_hosts
+from gram_jax.cluster.place import Place, find_place, slurm_hosts, tpu_vm_variables
 from gram_jax.errors import LOST, ClusterError
 
 VERSIONS = {"gram_jax": "1"}
@@ -75,7 +75,9 @@ def test_all_come_and_everybody_knows_the_hosts_and_what_the_others_do():
         assert all(line.hosts == [socket.gethostname()] * 3 for line in lines.values())
         lines[2].doing = "step 7"
         deadline = time.monotonic() + 5
-        while "process 2 on" not in lines[1].whereabouts() or "step 7" not in lines[1].whereabouts():
+        while (
+            "process 2 on" not in lines[1].whereabouts() or "step 7" not in lines[1].whereabouts()
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert not any(found.values())
@@ -130,7 +132,13 @@ def test_another_version_is_refused_by_name():
 def test_a_stranger_at_the_port_does_no_harm():
     with job(2) as (lines, found):
         address = ("127.0.0.1", lines[0].place.port)
-        for words in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b'{"hello": "x"}\n', b"\xff" * 5000, b""):
+        for words in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"[1]\n",
+            b'{"hello": "x"}\n',
+            b"\xff" * 5000,
+            b"",
+        ):
             with socket.create_connection(address) as stranger:
                 stranger.sendall(words)
         hello = {"hello": 1, "processes": 2, "host": "elsewhere", "versions": VERSIONS}
@@ -187,6 +195,25 @@ def test_a_stranger_at_the_port_does_no_harm():
 )
 def test_the_place_is_found_in_what_slurm_and_tpu_pods_say(environment, expected):
     assert find_place(None, None, None, None, environment) == expected
+
+
+def test_a_tpu_vm_says_in_its_metadata_what_gke_says_in_variables():
+    attributes = {
+        "agent-worker-number": "1",
+        "worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3",
+        "tpu-env": "ZONE: 'x'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+        "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.1:8080'\n",
+    }
+    found = tpu_vm_variables(attributes.__getitem__)
+    assert find_place(None, None, None, None, found) == Place(3, 4, "10.0.0.1", 12380)
+    attributes |= {"worker-network-endpoints": "a,b", "tpu-env": "ZONE: 'x'"}
+    found = tpu_vm_variables(attributes.__getitem__)
+    assert find_place(None, None, None, None, found) == Place(1, 2, "a", 12380, ("a", "b"))
+
+    def no_such_machine(key: str) -> str:
+        raise OSError("no route")
+
+    assert tpu_vm_variables(no_such_machine) == {}
 
 
 def test_a_stated_place_counts_more_than_what_is_found():

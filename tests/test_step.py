@@ -224,7 +224,9 @@ def test_an_allowed_skip_leaves_weights_and_moments_and_goes_on(execution: Execu
 
 def test_so_many_bad_batches_in_a_row_stop_and_single_ones_do_not(execution: Execution):
     bench = Bench("judge", execution, max_skipped=1)
-    for number in range(3):  # bad ones apart from each other, more of them than may follow each other
+    for number in range(
+        3
+    ):  # bad ones apart from each other, more of them than may follow each other
         bench.run(poisoned(make_batch("judge", number)))
         bench.run(make_batch("judge", number))
     state = bench.weights()

@@ -1,12 +1,17 @@
 """Which process of a job this is, and where process 0 waits: from options, Slurm or a TPU pod's variables."""
 
 import re
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gram_jax.errors import ClusterError
 
 TPU_PORT = 12380  # of process 0, where the surroundings give hosts and no port
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+METADATA_SECONDS = 3.0
+TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclass(frozen=True)
@@ -124,3 +129,36 @@ def _tpu_pod(env: Mapping[str, str]) -> Place | None:
         )
     index = int(env["MEGASCALE_SLICE_ID"]) * len(hosts) + worker
     return Place(index, slices * len(hosts), first, TPU_PORT)
+
+
+def has_tpu() -> bool:
+    """Whether this machine has TPU chips, without waking them."""
+    return any(Path(device).exists() for device in TPU_DEVICES)
+
+
+def ask_metadata(key: str) -> str:
+    """An attribute of a Google Cloud machine; raises OSError elsewhere."""
+    request = urllib.request.Request(METADATA + key, headers={"Metadata-Flavor": "Google"})
+    with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
+        return answer.read().decode()
+
+
+def tpu_vm_variables(ask: Callable[[str], str] = ask_metadata) -> dict[str, str]:
+    """What GKE says in variables, on a TPU VM, which has it in its metadata; nothing elsewhere.
+
+    Workers are listed as addresses or as name:id:address; `tpu-env` holds lines such as MEGASCALE_SLICE_ID: '1'.
+    """
+    try:
+        found = {
+            "TPU_WORKER_ID": ask("agent-worker-number"),
+            "TPU_WORKER_HOSTNAMES": ",".join(
+                worker.split(":")[-1] for worker in ask("worker-network-endpoints").split(",")
+            ),
+        }
+        for line in ask("tpu-env").splitlines():
+            name, colon, value = line.partition(":")
+            if colon and name.strip().startswith("MEGASCALE_"):
+                found[name.strip()] = value.strip().strip("'")
+    except OSError:
+        return {}
+    return found

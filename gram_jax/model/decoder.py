@@ -92,9 +92,8 @@ def _layer(
         q = rms_norm(q, w["q_norm"], cfg.norm_eps)
         k = rms_norm(k, w["k_norm"], cfg.norm_eps)
     q = place(rotate(q, turn), "batch", "time", "act_heads", "head_size")
-    # Every query may need any earlier key: keys and values are whole along time.
-    k = place(rotate(k, turn), "batch", None, "act_kv_heads", "head_size")
-    v = place(v, "batch", None, "act_kv_heads", "head_size")
+    k = place(rotate(k, turn), "batch", "time", "act_kv_heads", "head_size")
+    v = place(v, "batch", "time", "act_kv_heads", "head_size")
     x = x + _project(attention(q, k, v, segments, execution), w, "o")
 
     h = rms_norm(x, w["mlp_norm"], cfg.norm_eps)

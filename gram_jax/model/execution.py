@@ -5,7 +5,7 @@ from typing import Literal
 
 from gram_jax.sharding import Placement
 
-AttentionBackend = Literal["blocked", "xla"]
+AttentionBackend = Literal["auto", "xla", "blocked", "cudnn", "splash", "ring"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -14,11 +14,14 @@ class Execution:
     """Hashable, so that it can be closed over or passed as a static argument.
 
     compute: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and
-    losses always run in float32. remat: what the backward pass recomputes ("none": nothing; "full":
-    whole layers; "dots": everything but matrix products).
+    losses always run in float32. attention: a back end, or "auto" for the best that can do a shape
+    (docs/attention.md). remat: what the backward pass recomputes ("none": nothing; "full": whole
+    layers; "dots": everything but matrix products). packed: a row may hold several documents; some
+    back ends cannot keep these apart, so False is a promise.
     """
 
     compute: Literal["float32", "bfloat16"]
     attention: AttentionBackend
     remat: Remat
     placement: Placement
+    packed: bool = True

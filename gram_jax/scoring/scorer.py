@@ -152,7 +152,7 @@ class Scorer:
         check_tokenizer(spec, tokenizer)
         _check_budget(spec, cfg)
         cfg, params = load_model(name, placement, compute)
-        execution = Execution(compute, "blocked", "none", placement)
+        execution = Execution(compute, "auto", "none", placement, packed=False)
         return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
 
     def score(self, prompt: Prompt, first: str, second: str) -> PairScore:

@@ -1,5 +1,6 @@
 """A run from recipe to result. A stage is another objective and recipe, not another loop."""
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -23,6 +24,7 @@ from gram_jax.data.feed import prefetch
 from gram_jax.errors import NonFiniteError, RecipeError, StoppedError
 from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.judge import JudgeSpec, check_tokenizer
+from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
@@ -225,6 +227,10 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         check_wandb()
     cfg, tokenizer, spec = _judge(recipe, console)
     check_divides(tree.flatten(param_specs(cfg)), placement)
+    execution = make_execution(recipe, placement, recipe.execution.remat)
+    backend = backend_of(execution, cfg, batch.length)  # refuses what it cannot do
+    if recipe.execution.attention == "auto":
+        console.say(f"attention: {backend}")
     with console.timed("read and encode the data"):
         plan = make_batches(
             _examples(recipe, recipe.data.train, recipe.data.limit, tokenizer, spec)[1],
@@ -342,7 +348,10 @@ def judge_pairs(
         job.cfg,
         job.tokenizer,
         job.spec,
-        make_execution(job.recipe, job.placement, "none"),
+        # Pairs have other lengths than the batches of training, and one document a row.
+        dataclasses.replace(
+            make_execution(job.recipe, job.placement, "none"), attention="auto", packed=False
+        ),
     )
     report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).to_dict()
     return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}

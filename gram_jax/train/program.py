@@ -48,7 +48,8 @@ def lower_step(
 
 def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Execution:
     """How the recipe runs the model."""
-    return Execution(recipe.execution.compute, recipe.execution.attention, remat, placement)
+    wanted = recipe.execution
+    return Execution(wanted.compute, wanted.attention, remat, placement, packed=recipe.packed)
 
 
 def leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:

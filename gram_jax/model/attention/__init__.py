@@ -1,0 +1,125 @@
+"""Causal grouped-query attention over packed rows: several back ends, one meaning.
+
+Position t sees position s where s <= t and both belong to the same segment. Padding (segment 0)
+sees padding, so that its rows stay finite; nothing real sees it. The softmax runs in f32; products
+take q's dtype and add up in f32.
+
+On a mesh every device computes the rows and heads that it holds (shard_map), so no partitioner has
+to guess what may be cut. Where rows themselves are cut (the logical axis "time"), "ring" passes keys
+and values round; the others gather those of the whole row first. docs/attention.md compares them.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+
+from gram_jax.model.attention import splash
+from gram_jax.model.attention.blocked import blocked_attention
+from gram_jax.model.attention.choice import INTERPRETED, Task, resolve
+from gram_jax.model.attention.cudnn import cudnn_attention
+from gram_jax.model.attention.ring import ring_attention
+from gram_jax.model.attention.scores import KEPT
+from gram_jax.model.attention.splash import splash_attention
+from gram_jax.model.attention.xla import xla_attention
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.sharding import Placement
+
+__all__ = ["KEPT", "attention", "backend_of", "task_of"]
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, execution: Execution
+) -> jax.Array:
+    """Softmax(q k / sqrt(H)) v by the back end that the execution names.
+
+    q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]. Returns [B, T, N, H].
+    Raises RecipeError where the back end cannot do it.
+    """
+    placement = execution.placement
+    _, T, N, H = q.shape
+    task = task_of(execution, length=T, heads=(N, k.shape[2]), head_size=H, compute=str(q.dtype))
+    local = _local(resolve(execution.attention, task), placement)
+    if placement.mesh.size == 1:
+        return local(q, k, v, segments)
+    heads = placement.spec(("batch", "time", "act_heads", "head_size"))
+    kv_heads = placement.spec(("batch", "time", "act_kv_heads", "head_size"))
+    return jax.shard_map(
+        local,
+        mesh=placement.mesh,
+        in_specs=(heads, kv_heads, kv_heads, placement.spec(("batch", "time"))),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, segments)
+
+
+def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
+    """The back end that rows of this length meet. Raises RecipeError where it cannot do them."""
+    heads = (cfg.query_heads, cfg.kv_heads)
+    task = task_of(
+        execution, length=length, heads=heads, head_size=cfg.head_size, compute=execution.compute
+    )
+    return resolve(execution.attention, task)
+
+
+def task_of(
+    execution: Execution, *, length: int, heads: tuple[int, int], head_size: int, compute: str
+) -> Task:
+    """What rows of this length ask of a back end. heads: of queries, and of keys and values."""
+    placement = execution.placement
+    device = placement.mesh.devices.flat[0]
+    platform = INTERPRETED if splash.INTERPRET else device.platform
+    capability = getattr(device, "compute_capability", None)
+    return Task(
+        platform=platform,
+        capability=tuple(int(part) for part in capability.split(".")) if capability else None,
+        packed=execution.packed,
+        length=length,
+        query_heads=heads[0],
+        kv_heads=heads[1],
+        head_size=head_size,
+        compute=compute,
+        sequence=_parts(placement, "time"),
+        tensor=_parts(placement, "act_kv_heads"),
+    )
+
+
+def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
+    """What one device computes, as a function of its parts of (q, k, v, segments)."""
+    axes, parts = dict(placement.rules)["time"], _parts(placement, "time")
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        B, T, N, H = q.shape
+        K = k.shape[2]
+        q = q * (1 / math.sqrt(H))
+        if backend == "cudnn":
+            return cudnn_attention(q, k, v)
+        k_segments, start = segments, 0
+        if parts > 1 and backend != "ring":
+            k, v, k_segments = (
+                jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in (k, v, segments)
+            )
+            start = T * jax.lax.axis_index(axes)
+        if backend == "splash":
+            return splash_attention(q, k, v, segments, k_segments, axes, placement.mesh)
+        q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        if backend == "ring":
+            out = ring_attention(q, k, v, segments, axes, parts)
+        else:
+            out = _PLAIN[backend](q, k, v, segments, k_segments, start)
+        return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+    return local
+
+
+def _parts(placement: Placement, axis: str) -> int:
+    """Into how many parts a logical axis is cut."""
+    return math.prod(placement.mesh.shape[name] for name in dict(placement.rules)[axis])
+
+
+_PLAIN: dict[str, Callable[..., jax.Array]] = {
+    "xla": xla_attention,
+    "blocked": blocked_attention,
+}

@@ -1,0 +1,151 @@
+"""Strips of queries, each against the keys up to its own end: the masked half is never multiplied.
+
+The backward pass (as in FlashAttention-2, arXiv 2307.08691) computes the scores again from the
+log-sum-exp, so nothing of size T x T is kept. It computes them as [keys, queries]: then all its
+products run along memory, where the other way round a CPU spends its time on transposed copies of
+the probabilities. SmolLM2-135M in float32, (1, 1024), forward and backward of a whole layer: 0.36 s
+of processor time, 0.42 with JAX's own rule.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gram_jax.model.attention.scores import HIDDEN, KEPT, dot, seen
+
+# Queries of one strip: at least BLOCK, and at most STRIPS strips, so that long rows still compile
+# fast.
+BLOCK = 128
+STRIPS = 16
+
+
+def blocked_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    start: int | jax.Array,
+) -> jax.Array:
+    """q: [B, K, G, T, H]; k, v: [B, K, S, H]; start: as in `seen`. Returns [B, K, G, T, H].
+
+    Only with a start that is known when the program is built (0) is the masked half left out.
+    """
+    triangle = isinstance(start, int)
+    return _blocked(triangle, q, k, v, q_segments, k_segments, start)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(triangle: bool, q: jax.Array, k: jax.Array, v: jax.Array, *where: Any) -> jax.Array:
+    return forward(triangle, q, k, v, *where, dtype=v.dtype)[0]
+
+
+def _forward(
+    triangle: bool, q: jax.Array, k: jax.Array, v: jax.Array, *where: Any
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    out, log_sum = forward(triangle, q, k, v, *where, dtype=v.dtype)
+    out, log_sum = checkpoint_name(out, KEPT), checkpoint_name(log_sum, KEPT)
+    return out, (q, k, v, where, out, log_sum)
+
+
+def _backward(
+    triangle: bool, saved: tuple[Any, ...], d_out: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    q, k, v, where, out, log_sum = saved
+    d_q, d_k, d_v = backward(
+        triangle, q, k, v, *where, log_sum, drift_of(d_out, out), d_out, dtype=q.dtype
+    )
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+_blocked.defvjp(_forward, _backward)
+
+
+def forward(
+    triangle: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    start: int | jax.Array,
+    *,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """(output as `dtype` [B, K, G, T, H], log-sum-exp of the scores f32 [B, K, G, T]).
+
+    triangle: start is 0 and the keys are those of the same row. A query that sees no key at all gets
+    a log-sum-exp near HIDDEN and a finite output that means nothing.
+    """
+    outs, log_sums = [], []
+    for first, end, reach in _strips(q, k, triangle):
+        scores = dot("bkgth,bksh->bkgts", q[:, :, :, first:end], k[:, :, :reach])
+        visible = seen(q_segments, k_segments[:, :reach], start, slice(first, end))
+        scores = jnp.where(visible[:, None, None], scores, HIDDEN)
+        top = scores.max(axis=-1, keepdims=True)
+        powers = jnp.exp(scores - top)
+        total = powers.sum(axis=-1, keepdims=True)
+        out = dot("bkgts,bksh->bkgth", powers.astype(v.dtype), v[:, :, :reach]) / total
+        outs.append(out.astype(dtype))
+        log_sums.append((top + jnp.log(total))[..., 0])
+    return jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
+
+
+def backward(
+    triangle: bool,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    start: int | jax.Array,
+    log_sum: jax.Array,
+    drift: jax.Array,
+    d_out: jax.Array,
+    *,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q (as `dtype`), of k and of v (f32), of what these keys gave to the output.
+
+    log_sum: over all keys that the queries saw, f32 [B, K, G, T]; drift: of `drift_of`.
+    """
+    B, K, G, _, H = q.shape
+    d_q = []
+    d_k = d_v = jnp.zeros(k.shape, jnp.float32)
+    for first, end, reach in _strips(q, k, triangle):
+
+        def rows(x: jax.Array, first: int = first, end: int = end) -> jax.Array:
+            """The strip's queries of all G heads as rows of one matrix: [B, K, G * strip, ...]."""
+            return x[:, :, :, first:end].reshape(B, K, G * (end - first), *x.shape[4:])
+
+        q_s, d_out_s, k_s, v_s = rows(q), rows(d_out), k[:, :, :reach], v[:, :, :reach]
+        visible = seen(q_segments, k_segments[:, :reach], start, slice(first, end))
+        visible = jnp.tile(visible.mT, (1, 1, G))[:, None]  # [B, 1, s, G * strip]
+        scores = dot("bksh,bkth->bkst", k_s, q_s)
+        probs = jnp.where(visible, jnp.exp(scores - rows(log_sum)[:, :, None]), 0.0)
+        d_probs = dot("bksh,bkth->bkst", v_s, d_out_s)
+        d_scores = (probs * (d_probs - rows(drift)[:, :, None])).astype(q.dtype)
+        d_v = d_v.at[:, :, :reach].add(dot("bkst,bkth->bksh", probs.astype(q.dtype), d_out_s))
+        d_k = d_k.at[:, :, :reach].add(dot("bkst,bkth->bksh", d_scores, q_s))
+        d_q_s = dot("bkhs,bkst->bkht", k_s.mT, d_scores).mT
+        d_q.append(d_q_s.reshape(B, K, G, end - first, H).astype(dtype))
+    return jnp.concatenate(d_q, axis=3), d_k, d_v
+
+
+def drift_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
+    """Row sums of probability times its gradient, which the softmax takes off: f32 [B, K, G, T]."""
+    return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+
+def _strips(q: jax.Array, k: jax.Array, triangle: bool) -> Iterator[tuple[int, int, int]]:
+    """(first query, end, number of keys that they may see) of every strip."""
+    T, S = q.shape[3], k.shape[2]
+    size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS)))
+    for first in range(0, T, size):
+        end = min(first + size, T)
+        yield first, end, end if triangle else S

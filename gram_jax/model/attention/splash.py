@@ -1,0 +1,80 @@
+"""Splash attention: JAX's Pallas kernel for TPUs, with segment ids and without repeated key-value heads.
+
+The causal mask is computed inside the kernel; blocks of keys that are wholly in the future are
+neither loaded nor multiplied. Blocks of another document are multiplied and then masked.
+"""
+
+from typing import Any
+
+import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gram_jax.model.attention.scores import KEPT
+
+LANES = 128  # the kernel's blocks are multiples of a TPU's vector lanes
+BLOCK = 512  # keys and queries of a block at most
+
+# Tests set this to run the kernel step by step where there is no TPU.
+INTERPRET = False
+
+
+def splash_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    axes: tuple[str, ...],
+    mesh: Mesh,
+) -> jax.Array:
+    """q: [B, T, N, H], scaled; k, v: [B, S, K, H]; segments: i32 [B, T], [B, S]. Returns [B, T, N, H].
+
+    Inside shard_map, q is this device's stretch of rows cut over the mesh axes `axes`, and k and v are
+    whole (S = T times the devices); else S = T. T is a multiple of LANES. The backward pass keeps q,
+    k, v, the output and a log-sum-exp.
+    """
+    (_, T, N, _), S = q.shape, k.shape[1]
+    size = block_size(T)
+    kernel = kernels.make_splash_mha(
+        kernels.MultiHeadMask([kernels.CausalMask((S, S))] * N),
+        block_sizes=kernels.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_q_dq=size,
+            block_kv_dq=size,
+        ),
+        head_shards=1,
+        q_seq_shards=S // T,
+        residual_checkpoint_name=KEPT,
+        interpret=INTERPRET,
+    )
+    if T < S:
+        kernel = _own_part(kernel, axes, mesh)
+    heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
+    ids = kernels.SegmentIds(q_segments, k_segments)
+    return jax.vmap(kernel)(*heads_first, ids).swapaxes(1, 2)
+
+
+def _own_part(kernel: Any, axes: tuple[str, ...], mesh: Mesh) -> Any:
+    """The kernel with the part of its tables (which blocks there are to do) for this device's queries."""
+    specs = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, axes)))
+    parts, own = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+
+    def cut(table: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = next(i for i, over in enumerate(spec) if over is not None)
+        size = table.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(table, own * size, size, axis)
+
+    return jax.tree.map(cut, kernel, specs)
+
+
+def block_size(T: int) -> int:
+    """The largest multiple of LANES that divides T, at most BLOCK.
+
+    >>> block_size(2048), block_size(640), block_size(384)
+    (512, 128, 384)
+    """
+    return max(size for size in range(LANES, BLOCK + 1, LANES) if T % size == 0)

@@ -1,0 +1,131 @@
+"""What each back end refuses, and what "auto" takes."""
+
+import dataclasses
+
+import jax
+import pytest
+from conftest import tiny_config
+from tiny_runs import tiny_recipe
+
+from gram_jax.errors import RecipeError
+from gram_jax.model.attention import backend_of
+from gram_jax.model.attention.choice import Task, refusals, resolve
+from gram_jax.model.execution import Execution
+from gram_jax.sharding import make_placement
+
+TASK = Task(
+    packed=True,
+    length=1024,
+    query_heads=16,
+    kv_heads=8,
+    head_size=128,
+    compute="bfloat16",
+    sequence=1,
+    tensor=1,
+)
+
+
+@pytest.mark.parametrize(
+    "changes, backend",
+    [
+        ({"platform": "cpu"}, "blocked"),
+        ({"platform": "cpu", "packed": False}, "blocked"),
+        ({"platform": "gpu"}, "blocked"),
+        ({"platform": "gpu", "packed": False}, "cudnn"),
+        ({"platform": "gpu", "packed": False, "compute": "float32"}, "blocked"),
+        ({"platform": "gpu", "packed": False, "head_size": 256}, "blocked"),
+        ({"platform": "gpu", "packed": False, "head_size": 256, "capability": (9, 0)}, "cudnn"),
+        ({"platform": "gpu", "packed": False, "head_size": 100}, "blocked"),
+        ({"platform": "tpu"}, "splash"),
+        ({"platform": "tpu", "packed": False}, "splash"),
+        ({"platform": "tpu", "compute": "float32"}, "blocked"),
+        ({"platform": "tpu", "length": 1000}, "blocked"),
+        ({"platform": "tpu", "head_size": 20}, "blocked"),
+        ({"platform": "a new one"}, "blocked"),
+        ({"platform": "cpu", "sequence": 2}, "ring"),
+        ({"platform": "gpu", "sequence": 4, "packed": False}, "ring"),
+        ({"platform": "tpu", "sequence": 8}, "ring"),
+    ],
+)
+def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
+    task = dataclasses.replace(TASK, **changes)
+    assert resolve("auto", task) == backend
+    assert resolve(backend, task) == backend
+
+
+@pytest.mark.parametrize(
+    "backend, changes, message",
+    [
+        ("cudnn", {"platform": "cpu"}, 'needs an NVIDIA GPU, found platform "cpu"'),
+        ("cudnn", {"platform": "gpu"}, "documents of one row see each other.*pack = false"),
+        (
+            "cudnn",
+            {"platform": "gpu", "packed": False, "compute": "float32"},
+            "asked for is float32",
+        ),
+        ("cudnn", {"platform": "gpu", "packed": False, "sequence": 2}, 'use "ring"'),
+        ("cudnn", {"platform": "gpu", "packed": False, "head_size": 256}, "at most 128.*found 256"),
+        ("splash", {"platform": "gpu"}, 'needs a TPU, found platform "gpu"'),
+        ("splash", {"platform": "tpu", "compute": "float32"}, "asked for is float32"),
+        ("splash", {"platform": "tpu", "length": 1000}, "valid sizes are 896 and 1024"),
+        ("splash", {"platform": "tpu", "length": 100}, "valid size is 128"),
+        ("splash", {"platform": "tpu", "head_size": 20}, "valid sizes are 16 and 24"),
+        (
+            "splash",
+            {"platform": "tpu", "sequence": 16},
+            "128 long on each of 16 devices, found 1024: the nearest valid size is 2048",
+        ),
+        ("ring", {"sequence": 3}, "1024 positions over sequence = 3.*sizes are 1023 and 1026"),
+        ("auto", {"sequence": 3}, "1024 positions over sequence = 3"),
+        ("blocked", {"tensor": 3}, "8 key-value heads over tensor = 3: .* 1, 2, 4, 8"),
+    ],
+)
+def test_a_back_end_refuses_what_it_cannot_do(backend, changes, message):
+    with pytest.raises(RecipeError, match=f"(?s){message}"):
+        resolve(backend, dataclasses.replace(TASK, **changes))
+
+
+@pytest.mark.parametrize("backend", ["xla", "blocked", "ring", "cudnn", "splash", "auto"])
+def test_what_is_not_known_yet_is_not_refused(backend):
+    assert refusals(backend, Task()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"execution__attention": "flash"}, "attention.*auto.*xla.*blocked.*cudnn.*splash.*ring"),
+        (
+            {
+                "execution__attention": "cudnn",
+                "batch__pack": True,
+                "execution__compute": "bfloat16",
+            },
+            r'\[execution\] attention = "cudnn": it knows lengths, not segments',
+        ),
+        ({"execution__attention": "cudnn"}, 'asked for is float32: use compute = "bfloat16"'),
+        (
+            {"execution__attention": "splash", "execution__compute": "bfloat16"},
+            "multiple of 128 long, found 192: the nearest valid sizes are 128 and 256",
+        ),
+        ({"mesh__sequence": 5}, "192 positions over sequence = 5: .* 190 and 195"),
+    ],
+)
+def test_a_recipe_is_refused_when_it_is_read(tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=f"(?s){message}"):
+        tiny_recipe("judge", tmp_path / "run", **changes)
+
+
+def test_the_baseline_counts_as_packed(tmp_path):
+    asked = {"execution__attention": "cudnn", "execution__compute": "bfloat16"}
+    assert not tiny_recipe("judge", tmp_path / "run", **asked).packed
+    with pytest.raises(RecipeError, match='stage "rank" always puts two documents in a row'):
+        tiny_recipe("rank", tmp_path / "run", **asked)
+
+
+def test_the_mesh_and_the_model_are_looked_at(one_device):
+    cfg = tiny_config("llama", True)
+    halves = make_placement({"sequence": 2}, devices=jax.devices()[:2])
+    assert backend_of(Execution("float32", "auto", "none", one_device), cfg, 64) == "blocked"
+    assert backend_of(Execution("float32", "auto", "none", halves), cfg, 64) == "ring"
+    with pytest.raises(RecipeError, match="needs a TPU"):
+        backend_of(Execution("bfloat16", "splash", "none", one_device), cfg, 128)
