@@ -299,6 +299,61 @@ def verify(
         audit(folder, Console())
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe, see configs/")],
+    topology: Annotated[
+        str,
+        typer.Option(help="local, or what need not be there: v5e:4x4, 2xv5e:16x16, h200:8"),
+    ] = "local",
+    slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a key, as batch.rows=64"),
+    ] = None,
+    model_config: Annotated[
+        str | None,
+        typer.Option(
+            help="a config.json or a published shape such as qwen3-8b; default model.start"
+        ),
+    ] = None,
+    score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="pairs of a scoring call")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="examples that a packed row may hold")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="largest batch.rows, then least recomputation")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Compile a recipe for a pod from any machine: memory, collectives, FLOPs, bounds of the step time.
+
+    Status 0: it fits; 1: it does not, and what would; 2: an error in what was asked for.
+    """
+    import jax
+
+    from gram_jax.config import read_recipe
+    from gram_jax.plan.command import run_plan
+    from gram_jax.plan.topology import read_topology
+
+    wanted = read_topology(topology, slices)
+    if wanted.chip is not None:
+        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
+    fits = run_plan(
+        read_recipe(recipe, set_ or []),
+        wanted,
+        model_config=model_config,
+        score=score,
+        pairs=pairs,
+        slots=slots,
+        search=search,
+        as_json=as_json,
+    )
+    if not fits:
+        sys.exit(1)
+
+
 @data_app.command("inspect")
 def inspect(
     source: Annotated[str, typer.Argument(help="a file, folder or dataset of any schema")],

@@ -26,7 +26,6 @@ from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.judge import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Execution
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.scoring.scorer import Scorer
@@ -50,11 +49,11 @@ from gram_jax.train.folder import (
 from gram_jax.train.journal import Journal
 from gram_jax.train.metrics import FILE_NAME as METRICS
 from gram_jax.train.metrics import MetricsWriter, check_wandb, truncate
-from gram_jax.train.optimizer import make_optimizer, make_schedule
+from gram_jax.train.optimizer import make_optimizer
 from gram_jax.train.preemption import STATUS, StopRequest, Vote
+from gram_jax.train.program import leaner, lower_step, make_execution
 from gram_jax.train.stages import (
     abstract_batch,
-    abstract_frozen,
     frozen_weights,
     judge_spec,
     make_examples,
@@ -63,8 +62,8 @@ from gram_jax.train.stages import (
     start_weights,
     trained_specs,
 )
-from gram_jax.train.state import TrainState, abstract_state, init_state, shardings_of
-from gram_jax.train.step import make_eval_step, make_train_step
+from gram_jax.train.state import TrainState, abstract_state, init_state
+from gram_jax.train.step import make_eval_step
 from gram_jax.train.watchdog import Watchdog
 from gram_jax.tree import Tree
 
@@ -296,34 +295,26 @@ def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[T
 
 def compiled_step(job: Job, console: Console) -> tuple[Any, Memory | None]:
     """The training step, compiled before any weight is loaded, and the memory that it needs."""
-    recipe, schedule = job.recipe, make_schedule(job.recipe.optimizer, job.steps)
     batch = abstract_batch(job.plan.batch(0), job.placement)
-    frozen = abstract_frozen(recipe, job.cfg, job.placement)
 
     def lowered(change: Mapping[str, Any]) -> Any:
-        remat = change.get("execution.remat", recipe.execution.remat)
-        step = make_train_step(
-            make_objective(recipe, job.cfg, make_execution(recipe, job.placement, remat), job.spec),
+        return lower_step(
+            job.recipe,
+            job.cfg,
+            job.spec.label_ids,
             job.optimizer,
-            schedule,
-            shardings_of(job.abstract),
+            job.steps,
             job.placement,
-            microbatches=change.get("batch.microbatches", recipe.batch.microbatches),
-            max_skipped=recipe.run.max_skipped,
+            job.abstract,
+            batch,
+            change,
         )
-        return step.lower(job.abstract, frozen, batch)
 
     with console.timed("compile"):
-        step, memory = compile_step(lowered, job.placement, _leaner(recipe, job.placement))
+        step, memory = compile_step(lowered, job.placement, leaner(job.recipe, job.placement))
     if memory is not None:
         console.say(f"memory of a step: {memory.to_text()}")
     return step, memory
-
-
-def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Execution:
-    """How the recipe runs the model."""
-    wanted = recipe.execution
-    return Execution(wanted.compute, wanted.attention, remat, placement, packed=recipe.packed)
 
 
 def make_evaluate(job: Job, frozen: Tree) -> Callable[..., dict[str, float]]:
@@ -333,7 +324,7 @@ def make_evaluate(job: Job, frozen: Tree) -> Callable[..., dict[str, float]]:
     batch; it ends the evaluation by raising.
     """
     execution = make_execution(job.recipe, job.placement, "none")
-    objective = make_objective(job.recipe, job.cfg, execution, job.spec)
+    objective = make_objective(job.recipe, job.cfg, execution, job.spec.label_ids)
     step = make_eval_step(objective, job.placement)
 
     def evaluate(done: int, params: Tree, between: Callable[[], None]) -> dict[str, float]:
@@ -409,23 +400,6 @@ def _held_out(
         pack=batch.pack,
     )
     return records, plan
-
-
-def _leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
-    """Changes to a recipe that need less memory and give the same results, cheapest first."""
-    batch, shards = recipe.batch, placement.batch_shards
-    counts = [
-        batch.microbatches * n
-        for n in (2, 4, 8, 16)
-        if batch.rows % (batch.microbatches * n * shards) == 0
-    ]
-    changes: list[dict[str, Any]] = [{"batch.microbatches": n} for n in counts[:2]]
-    if recipe.execution.remat != "full":
-        changes += [
-            {"execution.remat": "full", **({"batch.microbatches": n} if n else {})}
-            for n in (0, *counts)
-        ]
-    return changes or [{"batch.microbatches": n} for n in counts]
 
 
 def _metrics_writer(job: Job, start: int) -> MetricsWriter:

@@ -32,14 +32,14 @@ TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
 
 
 def make_objective(
-    recipe: Recipe, cfg: ModelConfig, execution: Execution, spec: JudgeSpec
+    recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: Sequence[int]
 ) -> Objective:
-    """What the recipe's stage minimises."""
+    """What the recipe's stage minimises. label_ids: of the judge's two verdicts."""
     if recipe.stage == "write":
         return writing_objective(cfg, execution, chunk=recipe.loss.chunk)
     if recipe.stage == "judge":
-        smoothing = recipe.loss.smoothing
-        return verdict_objective(cfg, execution, label_ids=spec.label_ids, smoothing=smoothing)
+        smoothing, ids = recipe.loss.smoothing, tuple(label_ids)
+        return verdict_objective(cfg, execution, label_ids=ids, smoothing=smoothing)
     return ranking_objective(cfg, execution)
 
 

@@ -1,0 +1,69 @@
+"""What the vendors' data sheets say of a chip: the figures that a plan's bounds come from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, dense peaks. Bandwidths are bytes per second; those of links count one direction.
+
+    memory: bytes that a program may use, of which the compiler's own limit is the judge; devices:
+    how many JAX devices share the chip; links: how many neighbours it is wired to (0: a switch).
+    """
+
+    name: str
+    platform: Literal["tpu", "cuda"]
+    bf16_flops: float
+    f32_flops: float  # TPU: six bfloat16 passes, as precision "highest" takes
+    memory: int
+    memory_bandwidth: float
+    links: int
+    link_bandwidth: float  # of one link; of all together where a switch is between
+    network_bandwidth: float  # of one chip's share of its machine, to other slices or machines
+    devices: int = 1
+
+
+GB, GIB = 1e9, 2**30
+
+# TPUs: cloud.google.com/tpu/docs, pages v5e, v5p, v6e and tpu7x. "Bidirectional ICI bandwidth" there
+# counts both directions of all links of a chip: 400, 1200, 800 and 1200 GB/s. The network is the
+# pages' Gbit/s of a pod over its chips (v5e 6.4 T / 256, v6e 25.6 T / 256) or of a chip (50, 100).
+# `memory` is what libtpu 0.0.42 names in its message when a program is too large.
+# GPUs: NVIDIA's data sheets (SXM; 900 GB/s of NVLink are 450 in one direction; a 400 Gbit/s card for
+# each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory` less what CUDA keeps for itself.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819 * GB, 4, 50 * GB, 3.125 * GB),
+        Chip("v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765 * GB, 6, 100 * GB, 6.25 * GB),
+        Chip("v6e", "tpu", 918e12, 918e12 / 6, int(31.25 * GIB), 1638 * GB, 4, 100 * GB, 12.5 * GB),
+        Chip(
+            "tpu7x",
+            "tpu",
+            2307e12,
+            2307e12 / 6,
+            int(189.5 * GIB),
+            7380 * GB,
+            6,
+            100 * GB,
+            12.5 * GB,
+            devices=2,
+        ),
+        Chip("h100", "cuda", 989e12, 67e12, int(79.1 * GIB), 3350 * GB, 0, 450 * GB, 50 * GB),
+        Chip("h200", "cuda", 989e12, 67e12, int(139.8 * GIB), 4800 * GB, 0, 450 * GB, 50 * GB),
+        Chip("rtx4090", "cuda", 165e12, 82.6e12, int(23.5 * GIB), 1008 * GB, 0, 32 * GB, 3 * GB),
+    )
+}
+
+
+def link_bandwidth(chip: Chip, shape: tuple[int, ...]) -> float:
+    """Bytes a second that may reach one device from the others of its slice; shape: () for not known.
+
+    An axis of 2 wires a chip to one neighbour, a longer one to two; at the edge of a slice that does
+    not close into a ring there are fewer, so this is the most that any chip has.
+    """
+    if chip.links == 0:
+        return chip.link_bandwidth
+    wired = sum(min(2, size - 1) for size in shape) if shape else chip.links
+    return min(wired, chip.links) * chip.link_bandwidth / chip.devices

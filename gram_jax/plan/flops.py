@@ -1,0 +1,72 @@
+"""Model FLOPs in closed form: what the mathematics needs, however a program computes it.
+
+Convention (PaLM, arXiv 2204.02311, appendix B): a multiply-add is two; forward 2 N per token with N
+the weights of the layers, training 6 N; attention is causal, so half of the square. Recomputed work,
+norms, softmax and the embedding lookup are not counted. Every position of a row counts, padding too,
+and a row counts as one document.
+"""
+
+import math
+from dataclasses import dataclass
+
+from gram_jax import tree
+from gram_jax.config import Recipe
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.lora import lora_specs
+from gram_jax.model.specs import param_specs
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one step, or of one call of the scorer, over all devices.
+
+    head: the product with the vocabulary, in stage write alone; the convention leaves it out.
+    """
+
+    layers: float
+    attention: float
+    head: float
+
+    @property
+    def model(self) -> float:
+        """What utilisation (MFU) is measured against."""
+        return self.layers + self.attention
+
+    @property
+    def needed(self) -> float:
+        """All that has to be multiplied."""
+        return self.model + self.head
+
+
+def layer_weights(cfg: ModelConfig) -> int:
+    """N: weights of the matrices that every token is multiplied by (no embedding, no head)."""
+    layers = tree.flatten(param_specs(cfg)["layers"])
+    return sum(math.prod(spec.shape) for spec in layers.values() if spec.init == "normal")
+
+
+def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
+    """Forward: scores and their sums of values, 2 x 2 x H for each of T^2 / 2 causal pairs."""
+    return 2.0 * cfg.layers * rows * length**2 * cfg.query_heads * cfg.head_size
+
+
+def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
+    """Of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: 4, not 6."""
+    rows, length = recipe.batch.rows, recipe.batch.length
+    tokens = rows * length
+    if recipe.lora is None:
+        layers = 6.0 * layer_weights(cfg)
+    else:
+        thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
+        layers = 4.0 * layer_weights(cfg) + 6.0 * sum(math.prod(s.shape) for s in thin.values())
+    head = 0.0
+    if recipe.stage == "write":
+        factor = 6.0 if recipe.lora is None else 4.0
+        head = factor * cfg.vocab_size * cfg.embed_size * tokens
+    return Flops(layers * tokens, 3 * attention_flops(cfg, rows, length), head)
+
+
+def scoring_flops(cfg: ModelConfig, pairs: int, length: int) -> Flops:
+    """Of one call of the scorer: `pairs` pairs in both orders, padded to `length`."""
+    rows = 2 * pairs
+    layers = 2.0 * layer_weights(cfg) * rows * length
+    return Flops(layers, attention_flops(cfg, rows, length), 0.0)
