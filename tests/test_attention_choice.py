@@ -16,7 +16,6 @@ from gram_jax.sharding import make_placement
 TASK = Task(
     packed=True,
     length=1024,
-    query_heads=16,
     kv_heads=8,
     head_size=128,
     compute="bfloat16",

@@ -22,9 +22,10 @@ from jax.ad_checkpoint import checkpoint_name
 from gram_jax.model.attention.scores import HIDDEN, KEPT, dot, seen
 
 # Queries of one strip: at least BLOCK, and at most STRIPS strips, so that long rows still compile
-# fast.
+# fast; in a loop, which compiles once, always LOOPED.
 BLOCK = 128
 STRIPS = 16
+LOOPED = 256
 
 
 def blocked_attention(
@@ -158,7 +159,7 @@ def _strips(
 
     Each gives (carry, arrays [B, K, G, strip, ...]); returns the last carry and the arrays of all T.
     """
-    size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS)))
+    size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS))) if triangle else LOOPED
     parts, done = [], 0
     if not triangle and (count := T // size) > 1:
         # All strips are alike: a loop compiles once and holds the scores of one strip.

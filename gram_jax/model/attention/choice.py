@@ -37,7 +37,6 @@ class Task:
     capability: tuple[int, int] | None = None
     packed: bool | None = None
     length: int | None = None
-    query_heads: int | None = None
     kv_heads: int | None = None
     head_size: int | None = None
     compute: str | None = None
