@@ -185,7 +185,7 @@ def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_valu
     from gram_jax.train.compact_adam import _Codes, _dice
 
     values = jnp.tile(jnp.logspace(-6, 0, 128), (4096, 1))
-    dice = _dice(values.shape, jnp.int32(3))
+    dice = _dice(values.shape, jnp.int32(3), 0)
     for signed in (True, False):
         codes = _Codes(signed=signed)
         x = values * jnp.where(jnp.arange(128) % 2 == 0, 1, -1) if signed else values
@@ -238,3 +238,32 @@ def test_moments_take_the_bytes_that_they_are_said_to(first, second, share):
     state = jax.eval_shape(optimizer.init, params)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / (2 * 1024 * 1024)
     assert size == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize(("first", "second"), [("int8", "int8"), ("bfloat16", "factored")])
+def test_a_weight_that_is_updated_part_by_part_gets_the_update_of_the_whole(
+    first, second, monkeypatch
+):
+    from gram_jax.train import compact_adam
+
+    specs = matrix_spec() | {"embed": ParamSpec((96, 256), ("vocab", "embed_table"), "normal")}
+    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    params = tree.map_with_path(lambda _, spec: jnp.ones(spec.shape), specs)
+    grads = tree.map_with_path(
+        lambda path, spec: jax.random.normal(jax.random.key(len(path)), spec.shape), specs
+    )
+    found = {}
+    for limit in (1, 2**30):
+        monkeypatch.setattr(compact_adam, "LOOPED", limit)
+        update = jax.jit(lambda *given: optimizer.update(*given))
+        updates, state = update(grads, optimizer.init(params), params)
+        found[limit] = jax.tree.leaves(updates), jax.tree.leaves(state)
+    # the dice differ, the first update does not depend on them
+    for whole, parts in zip(found[1][0], found[2**30][0], strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-6)
+    for whole, parts in zip(found[1][1], found[2**30][1], strict=True):
+        assert (whole.shape, whole.dtype) == (parts.shape, parts.dtype)
+        size = max(np.abs(np.asarray(whole, np.float32)).max(initial=0), 1e-9)
+        np.testing.assert_allclose(
+            np.asarray(whole, np.float32) / size, np.asarray(parts, np.float32) / size, atol=0.02
+        )

@@ -14,6 +14,7 @@ stands for the full second moment.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from gram_jax.tree import Tree
 
 BLOCK = 128  # neighbours that share a scale: 4 bytes in 128
 SMALL = 4096  # weights of an array below which its moments stay as they are
+LOOPED = 2**22  # weights of an array from which on it is updated part by part
 
 
 class CompactAdamState(NamedTuple):
@@ -75,25 +77,21 @@ def scale_by_compact_adam(
         count = state.count + 1
         correct_first, correct_second = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))
 
-        def leaf(g: Any, m: Any, m_scale: Any, v: Any, v_scale: Any, one: Any, two: Any) -> Any:
-            g = g.astype(jnp.float32)
-            dice = _dice(g.shape, count)
-            m = b1 * one.read(m, m_scale) + (1 - b1) * g
-            kept_m = one.write(m, dice)
-            v, kept_v = two.follow(v, v_scale, jnp.square(g), b2, dice)
-            step = (m / correct_first) / (jnp.sqrt(v / correct_second) + eps)
-            return step, *kept_m, *kept_v
+        def leaf(path: str, *given: Any) -> tuple[jax.Array, ...]:
+            *arrays, spec, one, two = given
 
-        found = jax.tree.map(
-            leaf,
-            grads,
-            state.first,
-            state.first_scale,
-            state.second,
-            state.second_scale,
-            firsts,
-            seconds,
-        )
+            def part(number: Any, g: Any, m: Any, m_scale: Any, v: Any, v_scale: Any) -> Any:
+                dice = _dice(g.shape, count, number)
+                m, kept_m = one.follow(m, m_scale, g, b1, dice)
+                v, kept_v = two.follow(v, v_scale, jnp.square(g), b2, dice)
+                step = (m / correct_first) / (jnp.sqrt(v / correct_second) + eps)
+                return step, *kept_m, *kept_v
+
+            arrays[0] = arrays[0].astype(jnp.float32)
+            return _by_parts(part, arrays, *_parts(spec, two))
+
+        given = (grads, *state[1:], specs, firsts, seconds)
+        found = tree.map_with_path(leaf, *given)
         parts = [jax.tree.map(lambda _, x, i=i: x[i], grads, found) for i in range(5)]
         return parts[0], CompactAdamState(count, *parts[1:])
 
@@ -193,6 +191,52 @@ def _store(kind: str, path: str, spec: ParamSpec) -> _Plain:
     return _Plain(kind)
 
 
+def _parts(spec: ParamSpec, second: _Plain) -> tuple[int, int]:
+    """(axis, number of parts) in which a weight is updated: layer by layer, tables by columns.
+
+    Along these axes no mesh cuts a weight.
+    """
+    if math.prod(spec.shape) < LOOPED:
+        return 0, 1
+    if spec.axes[0] == "layers":
+        return 0, spec.shape[0]
+    if spec.axes[-1] == "embed_table" and not isinstance(second, _Factors):
+        return len(spec.shape) - 1, spec.shape[-1] // block_size(spec.shape[-1])
+    return 0, 1
+
+
+def _by_parts(
+    function: Callable[..., tuple[jax.Array, ...]],
+    arrays: Sequence[jax.Array],
+    axis: int,
+    count: int,
+) -> tuple[jax.Array, ...]:
+    """function(number of the part, parts of the arrays along `axis`), its results in their place.
+
+    The results overwrite the arrays one part after the other. Left to itself XLA holds float32 copies
+    of both moments of a whole weight: 18.7 GB of a model with 1.7 billion weights.
+    """
+    if count == 1:
+        return function(0, *arrays)
+
+    def cut(x: jax.Array, number: Any) -> jax.Array:
+        if x.size == 0:
+            return x
+        size = x.shape[axis] // count
+        return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
+
+    def put(x: jax.Array, new: jax.Array, number: Any) -> jax.Array:
+        if x.size == 0:
+            return x
+        return jax.lax.dynamic_update_slice_in_dim(x, new, number * (x.shape[axis] // count), axis)
+
+    def body(number: Any, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        new = function(number, *(cut(x, number) for x in arrays))
+        return tuple(put(x, y, number) for x, y in zip(arrays, new, strict=True))
+
+    return jax.lax.fori_loop(0, count, body, tuple(arrays))
+
+
 def block_size(length: int) -> int:
     """The largest part of at most BLOCK into which an axis of this length can be cut evenly.
 
@@ -208,12 +252,13 @@ def _spread(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(scale[..., None], blocks).reshape(shape)
 
 
-def _dice(shape: tuple[int, ...], count: jax.Array) -> jax.Array:
-    """u32 for each element: a hash of its place and of the step (the mixer "lowbias32")."""
+def _dice(shape: tuple[int, ...], count: jax.Array, part: Any) -> jax.Array:
+    """u32 for each element: a hash of its place, the step and the part (the mixer "lowbias32")."""
     place = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(shape):
         place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     x = place + count.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
+    x = x + jnp.asarray(part).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
