@@ -26,6 +26,7 @@ def run_plan(
     pairs: int | None,
     slots: int | None,
     search: bool,
+    advise: bool,
     as_json: bool,
 ) -> bool:
     """Make and print one plan; whether it fits. Progress goes to stderr."""
@@ -49,7 +50,7 @@ def run_plan(
         plan = plan_scoring(recipe, cfg, target, pairs=pairs)
     else:
         plan = plan_training(recipe, cfg, target, slots=slots)
-        if not plan.fit.fits:
+        if advise and not plan.fit.fits:
             progress.say(f"{does_not_fit(plan.fit)}; looking for what would")
             advice = what_would_fit(recipe, cfg, target, plan)
     say_plan(plan, console)

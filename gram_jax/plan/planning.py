@@ -120,7 +120,11 @@ class Plan:
 
 def make_target(topology: Topology, recipe: Recipe) -> Target:
     """The recipe's mesh over the devices of a topology."""
-    placement = make_placement(recipe.mesh.sizes, devices=devices_of(topology))
+    devices = devices_of(topology)
+    try:
+        placement = make_placement(recipe.mesh.sizes, devices=devices)
+    except ValueError as error:  # JAX's own, for devices that make no such mesh
+        raise RecipeError(f"no mesh over {topology.name}: {error}") from error
     chip = topology.chip or local_chip(placement.mesh.devices.flat[0])
     return Target(topology, placement, chip)
 
