@@ -4,6 +4,9 @@ Runs of both stages, with micro-batches, several epochs, evaluations and a check
 SIGKILL at random moments of their whole life, preparation and saves included, and started again until they finish.
 Parameters, optimizer state, step and data position, and the figures, must then have the SHA-256 of a run that nobody
 disturbed. Exit status 1 where one differs.
+
+With --processes N each attempt is a job of N real processes, of which one is killed: the others have to end by
+themselves, with the status that asks for a new start, and the time that they take is measured.
 """
 
 import argparse
@@ -29,17 +32,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tomli_w
+from jobs import start_job
 from tiny_runs import tiny_recipe, write_pairs
 
 import gram_jax.train.loop as loop
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import Recipe
+from gram_jax.config import Recipe, recipe_values
 from gram_jax.console import Console
+from gram_jax.errors import LOST
 from gram_jax.plots import read_metrics
 from gram_jax.train.compiling import keep_compiled_programs
 
 STAGES = ("write", "judge", "rank")
-ENDED, GIVEN_UP = 0, 60.0  # seconds after which an attempt that neither ends nor dies is a failure
+ENDED = 0
+GIVEN_UP = 60.0  # seconds after which an attempt that neither ends nor dies is a failure
 
 
 def chaos_recipe(stage: str, folder: Path) -> Recipe:
@@ -103,7 +110,13 @@ def fingerprint(folder: Path) -> str:
             step = checkpoints.newest_good(print)
         for item in ("params", "rest"):
             place = (folder / "checkpoints" / str(step) / item).absolute()
-            leaves = jax.tree_util.tree_leaves_with_path(ocp.StandardCheckpointer().restore(place))
+            reader = ocp.PyTreeCheckpointer()
+            kinds = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                dict(reader.metadata(place).item_metadata.tree),
+            )
+            found = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
+            leaves = jax.tree_util.tree_leaves_with_path(found)
             for path, leaf in sorted(leaves, key=lambda entry: str(entry[0])):
                 array = np.asarray(leaf)
                 digest.update(f"{item} {path} {array.dtype} {array.shape}".encode())
@@ -122,6 +135,62 @@ def fingerprint(folder: Path) -> str:
     if len(found) != 64:
         raise RuntimeError(f"{folder} could not be read")
     return found
+
+
+def disturbed_job(recipe: Recipe, draw: random.Random, length: float, kills: int, count: int):
+    """Carry out a run by jobs of `count` processes, of which one is killed; seconds until the others had ended."""
+    base = Path(recipe.run.folder).parent
+    path = base / "job.toml"
+    path.write_text(tomli_w.dumps(recipe_values(recipe)))
+    settings = {"devices": 1, "cache": base / "xla"}
+    ends: list[float] = []
+    while len(ends) < kills:
+        job = start_job(base, path, count, **settings)
+        victim = draw.randrange(count)
+        try:
+            time.sleep(draw.uniform(0.3, 1) * length)
+            finished = [p.poll() for p in job.processes]
+            if any(status is not None for status in finished):
+                if job.wait(GIVEN_UP) != [ENDED] * count:
+                    raise RuntimeError("\n".join(job.texts()))
+                break
+            job.processes[victim].kill()
+            start = time.monotonic()
+            others = [s for i, s in enumerate(job.wait(GIVEN_UP)) if i != victim]
+            ends.append(time.monotonic() - start)
+            if set(others) - {LOST, ENDED}:
+                raise RuntimeError(f"statuses {others}\n" + "\n".join(job.texts()))
+        finally:
+            job.kill()
+    if start_job(base, path, count, **settings).wait(GIVEN_UP) != [ENDED] * count:
+        raise RuntimeError("the run could not be finished")
+    return ends
+
+
+def chaos_of_jobs(base: Path, chosen: argparse.Namespace, draw: random.Random) -> int:
+    """The trials with jobs of several processes; the exit status."""
+    expected, lengths, ends, runs, equal = {}, {}, [], 0, 0
+    for stage in chosen.stages:
+        for turn in range(2):
+            recipe = chaos_recipe(stage, base / f"{stage}-whole-{turn}")
+            start = time.monotonic()
+            disturbed_job(recipe, draw, 0, 0, chosen.processes)
+            lengths[stage] = time.monotonic() - start
+            expected[stage] = fingerprint(Path(recipe.run.folder))
+        print(f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True)
+    while len(ends) < chosen.kills:
+        stage = chosen.stages[runs % len(chosen.stages)]
+        recipe = chaos_recipe(stage, base / f"{stage}-{runs}")
+        kills = min(draw.randint(1, chosen.per_run), chosen.kills - len(ends))
+        ends += disturbed_job(recipe, draw, lengths[stage], kills, chosen.processes)
+        runs += 1
+        equal += fingerprint(Path(recipe.run.folder)) == expected[stage]
+    print(
+        f"{len(ends)} kills of one of {chosen.processes} processes in {runs} runs; the others had ended after "
+        f"{sorted(ends)[len(ends) // 2]:.1f} s (median; longest {max(ends):.1f} s)"
+    )
+    print(f"{equal} of {runs} runs ended with the hash of the undisturbed one")
+    return 0 if equal == runs else 1
 
 
 def where(log: Path) -> str:
@@ -165,6 +234,7 @@ def main() -> int:
     options.add_argument("--per-run", type=int, default=4, help="at most so many in one run")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    options.add_argument("--processes", type=int, default=1, help="of each attempt")
     chosen = options.parse_args()
 
     draw = random.Random(chosen.seed)
@@ -176,6 +246,8 @@ def main() -> int:
         keep_compiled_programs()
         write_pairs(base / "train.jsonl", 16)
         write_pairs(base / "valid.jsonl", 4, seed=1)
+        if chosen.processes > 1:
+            return chaos_of_jobs(base, chosen, draw)
         expected, lengths = {}, {}
         for stage in chosen.stages:
             for turn in range(2):  # the first fills the cache of programs; both must agree

@@ -4,6 +4,9 @@ Each trial copies a folder, changes bytes of one or two of its files (a flipped 
 files exchanged, a deletion), and asks two questions. Is it refused, under the name of a changed file,
 and does a run then go on from its newest good step, bit for bit as that was saved? And, as a control:
 what would have happened without the manifest?
+
+A trial draws from (seed, its number) alone. Orbax names its shards at random, so the same draw can
+hit another shard of a newly made run; exports repeat exactly.
 """
 
 import os
@@ -115,9 +118,9 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(subject.folder, scratch)
         assert control(scratch, subject) == HARMLESS, subject.name
-    draw = random.Random(seed)
     table: dict[tuple[str, str], Counter] = {}
     for number in range(trials):
+        draw = random.Random(f"{seed}, {number}")
         subject, kind = (
             subjects[number % len(subjects)],
             KINDS[number // len(subjects) % len(KINDS)],

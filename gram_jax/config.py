@@ -31,6 +31,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Stage = Literal["write", "judge", "rank"]
 Dtype = Literal["float32", "bfloat16"]
+First = Literal["float32", "bfloat16", "int8"]
+Second = Literal["float32", "bfloat16", "int8", "factored"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -126,7 +128,8 @@ class Batch:
 class Optimizer:
     """AdamW. warmup: a share of the steps if below 1, else a number of steps.
 
-    clip: largest global norm of the gradient, 0 for none; moments: dtype of Adam's first moment.
+    clip: largest global norm of the gradient, 0 for none. moments, second_moment: how Adam's first
+    and second moment are kept (docs/optimizer-memory.md).
     """
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -137,7 +140,8 @@ class Optimizer:
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)]
-    moments: Dtype = "float32"
+    moments: First = "float32"
+    second_moment: Second = "float32"
 
 
 @dataclass(frozen=True, config=STRICT)

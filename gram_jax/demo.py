@@ -253,7 +253,7 @@ def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> R
 
 def _judge(name: str | Path, spec: JudgeSpec, compute: str, placement: Placement) -> Scorer:
     cfg, params = load_model(name, placement, compute)
-    execution = Execution(compute, "blocked", "none", placement)
+    execution = Execution(compute, "auto", "none", placement, packed=False)
     return Scorer(params, cfg, load_tokenizer(name), spec, execution)
 
 

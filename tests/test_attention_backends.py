@@ -109,6 +109,16 @@ def test_bfloat16_stays_near_float32(backend, mesh):
         assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("backend", ["blocked", "ring"])
+def test_stretches_of_many_strips_and_a_rest_are_the_definition(backend):
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (rng.normal(size=(1, 1240, 2, 8)).astype(np.float32) for _ in range(4))
+    asked = q, k[:, :, :1], v[:, :, :1], weight, np.repeat([[1, 2]], 620, axis=1)
+    found = outcome(backend, "sequence 2", *asked)
+    for got, want in zip(found, outcome("xla", "one", *asked), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("backend, mesh", CASES)
 def test_no_document_notices_another(backend, mesh):
     q, k, v, weight, segments = inputs()

@@ -16,7 +16,6 @@ from gram_jax.sharding import make_placement
 TASK = Task(
     packed=True,
     length=1024,
-    query_heads=16,
     kv_heads=8,
     head_size=128,
     compute="bfloat16",
@@ -44,7 +43,8 @@ TASK = Task(
         ({"platform": "a new one"}, "blocked"),
         ({"platform": "cpu", "sequence": 2}, "ring"),
         ({"platform": "gpu", "sequence": 4, "packed": False}, "ring"),
-        ({"platform": "tpu", "sequence": 8}, "ring"),
+        ({"platform": "tpu", "sequence": 8}, "splash"),
+        ({"platform": "tpu", "sequence": 16}, "ring"),
     ],
 )
 def test_auto_takes_the_best_that_can_do_the_task(changes, backend):

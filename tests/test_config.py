@@ -172,6 +172,8 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: s
         (["mesh.tensor=0"], "expected sizes of at least 1"),
         (["judge.labels="], "[judge] labels is missing"),
         (["evaluate.every=5"], "there is no data.valid to evaluate on"),
+        (["checkpoint.every=2", "checkpoint.keep_every=5"], "expected a multiple of every"),
+        (["checkpoint.every=0", "checkpoint.keep_every=5"], "saves only at the end"),
         (["lora.rank=4", "lora.alpha=8", 'lora.targets=["key"]'], "choose from q, k, v"),
     ],
 )

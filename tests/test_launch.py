@@ -142,11 +142,12 @@ def test_sigterm_lets_the_run_save_and_starts_nothing_after_it(place: Place):
     wait_for(lambda: place.lines("UP"), "running process")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
-    code, _, seconds = stop(process)  # a second one, as schedulers send it, changes nothing
+    code, err, seconds = stop(process)  # a second one, as schedulers send it, changes nothing
     assert code == 75
+    assert "starting again" not in err
     assert place.lines("SAVED") == ["saved"]
     assert len(place.lines("CALLS")) == 1
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_run_is_not_deaf_to_ctrl_c(place: Place):
@@ -191,11 +192,12 @@ def test_processes_are_told_who_they_are_and_log_apart(place: Place):
 def test_sigterm_reaches_all_processes_and_all_save(place: Place):
     process = place.start(LOCAL, "3", place.recipe(UNTIL_SIGTERM.format(save=0.5)), RESTARTS="5")
     wait_for(lambda: len(place.lines("UP")) == 3, "three running processes")
-    code, _, seconds = stop(process)
+    code, err, seconds = stop(process)
     assert code == 75
+    assert "starting all again" not in err
     assert place.lines("SAVED") == ["saved"] * 3
     assert len(place.lines("CALLS")) == 3
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(place: Place):
@@ -206,7 +208,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(place: Place):
     code, err, seconds = stop(process)
     assert code == 137
     assert "killing process 0 1" in err
-    assert seconds < 6
+    assert seconds < 15
 
 
 @pytest.mark.parametrize("code", [1, 2, 76, 137])
@@ -219,14 +221,15 @@ def test_one_failing_process_ends_the_others_within_seconds(place: Place, code: 
     assert done.returncode == code
     assert f"process 1 ended with status {code}" in done.stderr
     assert "oh no" in done.stderr
-    assert time.monotonic() - began < 10
+    assert done.stderr.count("ended with status") == 1, "what the script itself killed is no news"
+    assert time.monotonic() - began < 20
 
 
 def test_a_killed_process_ends_the_others_within_seconds(place: Place):
     began = time.monotonic()
     recipe = place.recipe("[ $GRAM_JAX_PROCESS = 0 ] && kill -KILL $$; exec sleep 60")
     assert place.run(LOCAL, "2", recipe, LINGER="1").returncode == 137
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_after_a_saved_step_the_others_get_the_time_to_save_it_too(place: Place):

@@ -147,7 +147,7 @@ def test_a_killed_task_ends_the_step_after_the_wait_and_the_job_is_requeued(slur
     done = slurm.run("sbatch", "--nodes=2", SCRIPT, recipe, FAKE_SLURM_HASTE="70")
     assert done.returncode == 0
     assert slurm.lives() == 2
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_the_set_up_file_is_read_before_the_run(slurm: Slurm):

@@ -111,3 +111,130 @@ def test_moments_lie_as_their_weights_do_and_scalars_are_on_every_device(cube):
     scalars = [x for x in jax.tree.leaves(state) if x.ndim == 0]
     assert scalars
     assert all(len(x.sharding.device_set) == 8 for x in scalars)
+
+
+KINDS = [("bfloat16", "bfloat16"), ("int8", "int8"), ("float32", "factored"), ("int8", "factored")]
+
+
+def matrix_spec(rows: int = 64, columns: int = 256) -> dict[str, ParamSpec]:
+    return {"layers": {"up": ParamSpec((2, rows, columns), ("layers", "embed", "mlp"), "normal")}}
+
+
+def descend(optimizer: Optimizer, steps: int = 200) -> tuple[float, np.ndarray]:
+    """(loss, weights) after minimising a badly scaled quadratic with noisy gradients."""
+    specs = matrix_spec()
+    update = make_optimizer(optimizer, steps, specs)
+    shape = specs["layers"]["up"].shape
+    aim = jax.random.normal(jax.random.key(0), shape)
+    # columns differ by a factor of a thousand, within every block of a scale
+    stretch = jnp.logspace(-1.5, 1.5, shape[-1])
+
+    def loss(params):
+        return 0.5 * jnp.mean(stretch * jnp.square(params["layers"]["up"] - aim))
+
+    @jax.jit
+    def step(params, state, key):
+        grads = jax.grad(loss)(params)
+        noise = 1 + 0.5 * jax.random.normal(key, shape)
+        grads = jax.tree.map(lambda g: g * noise * shape[0] * shape[1] * shape[2], grads)
+        updates, state = update.update(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    params = jax.tree.map(jnp.zeros_like, {"layers": {"up": aim}})
+    state = jax.jit(update.init)(params)
+    for number in range(steps):
+        params, state = step(params, state, jax.random.key(number))
+    return float(loss(params)), np.asarray(params["layers"]["up"])
+
+
+@pytest.mark.parametrize(("first", "second"), KINDS)
+def test_moments_in_fewer_bytes_descend_as_full_ones_do(first: str, second: str):
+    settings = {"learning_rate": 0.03, "clip": 0.0, "b2": 0.999, "warmup": 0}
+    full, weights = descend(changed(**settings))
+    start = descend(changed(**settings), steps=1)[0]
+    found, others = descend(changed(**settings, moments=first, second_moment=second))
+    assert full < 0.02 * start
+    assert found < 1.2 * full
+    # how far the two ways lie apart, against how far they went
+    apart = np.linalg.norm(others - weights) / np.linalg.norm(weights)
+    assert apart < (0.02 if second != "factored" else 0.2), apart
+
+
+def test_a_second_moment_in_fewer_bytes_follows_changes_smaller_than_its_steps():
+    """Rounding to the nearest value would leave it where it is: it changes by a thousandth each time."""
+    specs = matrix_spec()
+    shape = specs["layers"]["up"].shape
+    for kind in ("bfloat16", "int8"):
+        update = make_optimizer(changed(clip=0.0, second_moment=kind, warmup=0), 3000, specs)
+        step = jax.jit(lambda g, s, p, update=update: update.update(g, s, p)[1])
+        params = {"layers": {"up": jnp.zeros(shape)}}
+        state = update.init(params)
+        loud, quiet = ({"layers": {"up": jnp.full(shape, size)}} for size in (1.0, 0.1))
+        for number in range(1500):
+            state = step(loud if number < 300 else quiet, state, params)
+        kept = [x for x in jax.tree.leaves(state) if x.shape == shape and x.dtype != jnp.float32]
+        values = kept[0].astype(jnp.float32)
+        if kind == "int8":  # one value everywhere: the scale carries it
+            scale = next(x for x in jax.tree.leaves(state) if x.shape == (*shape[:-1], 2))
+            values = jnp.repeat(scale, 128, -1) * (values / 255) ** 4
+        expected = (1 - 0.999**300) * 0.999**1200 + (1 - 0.999**1200) * 0.01
+        assert float(values.mean()) == pytest.approx(expected, rel=0.01)
+
+
+def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_values():
+    from gram_jax.train.compact_adam import _Codes, _dice
+
+    values = jnp.tile(jnp.logspace(-6, 0, 128), (4096, 1))
+    dice = _dice(values.shape, jnp.int32(3))
+    for signed in (True, False):
+        codes = _Codes(signed=signed)
+        x = values * jnp.where(jnp.arange(128) % 2 == 0, 1, -1) if signed else values
+        back = codes.read(*codes.write(x, dice))
+        assert codes.write(x, dice)[0].dtype == (jnp.int8 if signed else jnp.uint8)
+        # on average; what is rounded up to the smallest code of a second moment is too large
+        known = slice(64, None) if signed else slice(0, None)
+        np.testing.assert_allclose(back.mean(0)[known], x[0][known], rtol=0.03, atol=2e-7)
+        apart = jnp.abs(back - x).max(0) / jnp.abs(x[0])
+        assert float(apart[-1]) < 0.04
+        assert float(apart[-43:].max()) < (0.2 if signed else 0.08)  # down to a hundredth
+    assert float(codes.read(*codes.write(jnp.zeros((2, 128)), dice[:2])).max()) == 0.0
+    tiny = codes.read(*codes.write(jnp.ones((1, 128)).at[0, 1:].set(1e-30), dice[:1]))
+    assert float(tiny.min()) > 0
+
+
+@pytest.mark.parametrize(("first", "second"), KINDS)
+def test_every_leaf_of_a_compact_state_lies_on_the_mesh_as_its_weight_does(first, second, cube):
+    specs = matrix_spec() | {"embed": ParamSpec((256, 64), ("vocab", "embed_table"), "normal")}
+    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    abstract = abstract_state(specs, optimizer, cube, "float32")
+    params = init_params(specs, jax.random.key(0), cube, "float32")
+    state = init_state(params, optimizer, abstract)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), abstract
+    )
+    shape = specs["layers"]["up"].shape
+    whole = [x for x in jax.tree.leaves(state.opt_state) if x.shape == shape]
+    assert len(whole) == (1 if second == "factored" else 2)
+    assert all(x.sharding == params["layers"]["up"].sharding for x in whole)
+    if first == "int8":
+        (scale,) = {x.sharding.spec for x in jax.tree.leaves(state) if x.shape == (2, 64, 2)}
+        assert scale == params["layers"]["up"].sharding.spec
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "share"),
+    [
+        ("float32", "float32", 8.0),
+        ("bfloat16", "float32", 6.0),
+        ("bfloat16", "bfloat16", 4.0),
+        ("int8", "int8", 2.0625),
+        ("int8", "factored", 1.039),
+    ],
+)
+def test_moments_take_the_bytes_that_they_are_said_to(first, second, share):
+    specs = matrix_spec(1024, 1024)
+    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    params = {"layers": {"up": jax.ShapeDtypeStruct((2, 1024, 1024), jnp.float32)}}
+    state = jax.eval_shape(optimizer.init, params)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / (2 * 1024 * 1024)
+    assert size == pytest.approx(share, rel=0.01)

@@ -28,7 +28,7 @@ from gram_jax.checkpoint.integrity import (
     refusal,
     write_manifest,
 )
-from gram_jax.checkpoint.together import of_all
+from gram_jax.cluster.agreement import lines_of_all
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
@@ -111,7 +111,7 @@ def _check_weights(folder: Path, placement: Placement) -> None:
         index=0 if alone else jax.process_index(),
         count=1 if alone else jax.process_count(),
     )
-    if problems := problems if alone else of_all(problems):
+    if problems := problems if alone else lines_of_all(problems):
         raise refusal(folder, problems, _advice(folder))
 
 

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gram_jax.checkpoint.integrity import find_damage, refusal, write_manifest
-from gram_jax.checkpoint.together import barrier, of_all, of_first
+from gram_jax.cluster.agreement import from_main, lines_of_all, wait_for_all
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.tree import Tree
 
@@ -62,7 +62,7 @@ def newest_is_damaged(folder: Path) -> bool:
     """Whether the weights of the newest step cannot be used; without any step they are not
     damaged.
     """
-    if not of_first([folder.is_dir()])[0]:
+    if not from_main(folder.is_dir()):
         return False
     with Checkpoints(folder, keep=None) as checkpoints:
         newest = checkpoints.latest()
@@ -128,7 +128,7 @@ class Checkpoints:
         self.wait()  # Orbax writes one at a time anyway
         with self._writing():
             # The first process decides: were two of different minds, one would wait for the other.
-            if not of_first([step in complete_steps(self.folder)])[0]:
+            if not from_main(step in complete_steps(self.folder)):
                 self._check_space(state)
                 fields = _fields(state)
                 params = fields.pop(PARAMS)
@@ -150,7 +150,7 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         """Every step that was saved completely, damaged since or not, oldest first."""
         with self._errors("listed"):
-            return of_first(complete_steps(self.folder))
+            return from_main(complete_steps(self.folder))
 
     def newest_good(self, report: Callable[[str], None]) -> int | None:
         """The newest step whose files are all as they were written; None before the first save.
@@ -187,7 +187,7 @@ class Checkpoints:
             lines = "\n  ".join(problems)
             report(f"step {step} is damaged{moved}; the newest good step is {newest}:\n  {lines}")
         if refused and self._writes:
-            barrier("gram_jax: damaged steps are out of the way")
+            wait_for_all("gram_jax: damaged steps are out of the way")
             with self._errors("listed"):
                 self._manager.reload()
         return newest
@@ -251,7 +251,7 @@ class Checkpoints:
             index=jax.process_index(),
             count=jax.process_count(),
         )
-        if not (problems := of_all(found)):
+        if not (problems := lines_of_all(found)):
             self._verified |= {(step, item) for item in items}
         return problems
 
@@ -310,7 +310,7 @@ class Checkpoints:
         number = 1
         while (place := self.folder / DAMAGED / f"{step}-{number}").exists():
             number += 1
-        place = place.with_name(f"{step}-{of_first([number])[0]}")
+        place = place.with_name(f"{step}-{from_main(number)}")
         if jax.process_index() == 0:
             with self._errors("moved"):
                 place.parent.mkdir(exist_ok=True)

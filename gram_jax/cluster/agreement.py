@@ -5,6 +5,7 @@ Each is a collective: all processes call it, at the same place of the program. V
 
 import json
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,11 @@ def shared(value: Any) -> list[Any]:
     padded[: mine.size] = mine
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def lines_of_all(lines: Sequence[str]) -> list[str]:
+    """The lines of every process, each once, in the order of the processes."""
+    return list(dict.fromkeys(line for found in shared(list(lines)) for line in found))
 
 
 def check_same(what: str, value: Any) -> None:

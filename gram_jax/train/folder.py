@@ -3,9 +3,9 @@
 recipe.toml      the resolved recipe
 run.json         number of steps, fingerprint of the examples, whether the run is complete, its id at
                  Weights & Biases
-model/           config.json, tokenizer, judge.json (and base.json under LoRA): with the newest
-                 checkpoint, a model that can be loaded by the run's name
-checkpoints/     by step
+model/           config.json, tokenizer, judge.json (and base.json under LoRA) and a manifest of
+                 their hashes: with the newest checkpoint, a model that can be loaded by the run's name
+checkpoints/     by step, each with its manifest; in damaged/ what was refused and moved out of the way
 metrics.jsonl, tensorboard/, curves.png
 """
 

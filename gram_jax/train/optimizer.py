@@ -8,6 +8,7 @@ import optax
 from gram_jax import tree
 from gram_jax.config import Optimizer
 from gram_jax.errors import RecipeError
+from gram_jax.train.compact_adam import scale_by_compact_adam
 from gram_jax.tree import Tree
 
 
@@ -48,15 +49,31 @@ def make_optimizer(optimizer: Optimizer, steps: int, specs: Tree) -> optax.Gradi
 
     specs: ParamSpec of every trainable weight; those whose spec decays are the matrices.
     """
-    adamw = optax.adamw(
-        make_schedule(optimizer, steps),
-        b1=optimizer.b1,
-        b2=optimizer.b2,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        mask=tree.map_with_path(lambda _, spec: spec.decays, specs),
-        mu_dtype=jnp.dtype(optimizer.moments),
-    )
+    schedule = make_schedule(optimizer, steps)
+    decays = tree.map_with_path(lambda _, spec: spec.decays, specs)
+    if optimizer.moments != "int8" and optimizer.second_moment == "float32":
+        adamw = optax.adamw(
+            schedule,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            mask=decays,
+            mu_dtype=jnp.dtype(optimizer.moments),
+        )
+    else:
+        adamw = optax.chain(
+            scale_by_compact_adam(
+                specs,
+                b1=optimizer.b1,
+                b2=optimizer.b2,
+                eps=optimizer.eps,
+                first=optimizer.moments,
+                second=optimizer.second_moment,
+            ),
+            optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule),
+        )
     return (
         optax.chain(optax.clip_by_global_norm(optimizer.clip), adamw) if optimizer.clip else adamw
     )

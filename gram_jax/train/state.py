@@ -1,10 +1,13 @@
 """What training changes, as one tree: born sharded, saved and restored as it is."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
 from gram_jax import tree
 from gram_jax.model.specs import param_shardings
@@ -31,8 +34,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without any array.
 
-    Moments lie as their weights do. Every scalar is replicated over the mesh by name: left to
-    itself, Adam's count is born on one device, and the first step after a restore fails.
+    Moments lie as their weights do, as far as their shapes allow. Every scalar is replicated over the mesh by name:
+    left to itself, Adam's count is born on one device, and the first step after a restore fails.
     """
     everywhere = placement.sharding()
 
@@ -42,17 +45,34 @@ def abstract_state(
     params = tree.map_with_path(
         lambda _, spec, sharding: weight(spec, sharding), specs, param_shardings(specs, placement)
     )
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=everywhere
-        ),
-    )
+    lie = {path: leaf.sharding for path, leaf in tree.walk(params)}
+
+    def moment(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        # A moment stands in the state where its weight stands among the weights.
+        own = "/".join(str(part.key) for part in path if isinstance(part, DictKey))
+        sharding = _like(lie[own], leaf.shape) if own in lie else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(optimizer.init, params)
+    opt_state = jax.tree_util.tree_map_with_path(moment, shapes)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(scalar, params, opt_state, scalar, scalar)
+
+
+def _like(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of a weight for a moment that may be smaller along some axes, and is whole there."""
+    if len(sharding.spec) != len(shape):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+
+    def parts(axes: Any) -> int:
+        names = axes if isinstance(axes, tuple) else (axes,) if axes is not None else ()
+        return math.prod(sharding.mesh.shape[name] for name in names)
+
+    spec = (
+        axes if size % parts(axes) == 0 else None
+        for axes, size in zip(sharding.spec, shape, strict=True)
+    )
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def shardings_of(abstract: Any) -> Any:

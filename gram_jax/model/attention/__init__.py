@@ -38,8 +38,8 @@ def attention(
     Raises RecipeError where the back end cannot do it.
     """
     placement = execution.placement
-    _, T, N, H = q.shape
-    task = task_of(execution, length=T, heads=(N, k.shape[2]), head_size=H, compute=str(q.dtype))
+    _, T, K, H = k.shape
+    task = task_of(execution, length=T, kv_heads=K, head_size=H, compute=str(q.dtype))
     local = _local(resolve(execution.attention, task), placement)
     if placement.mesh.size == 1:
         return local(q, k, v, segments)
@@ -56,17 +56,15 @@ def attention(
 
 def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
     """The back end that rows of this length meet. Raises RecipeError where it cannot do them."""
-    heads = (cfg.query_heads, cfg.kv_heads)
-    task = task_of(
-        execution, length=length, heads=heads, head_size=cfg.head_size, compute=execution.compute
-    )
+    sizes = {"kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
+    task = task_of(execution, length=length, **sizes, compute=execution.compute)
     return resolve(execution.attention, task)
 
 
 def task_of(
-    execution: Execution, *, length: int, heads: tuple[int, int], head_size: int, compute: str
+    execution: Execution, *, length: int, kv_heads: int, head_size: int, compute: str
 ) -> Task:
-    """What rows of this length ask of a back end. heads: of queries, and of keys and values."""
+    """What rows of this length ask of a back end."""
     placement = execution.placement
     device = placement.mesh.devices.flat[0]
     platform = INTERPRETED if splash.INTERPRET else device.platform
@@ -76,8 +74,7 @@ def task_of(
         capability=tuple(int(part) for part in capability.split(".")) if capability else None,
         packed=execution.packed,
         length=length,
-        query_heads=heads[0],
-        kv_heads=heads[1],
+        kv_heads=kv_heads,
         head_size=head_size,
         compute=compute,
         sequence=_parts(placement, "time"),

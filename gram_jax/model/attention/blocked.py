@@ -1,5 +1,8 @@
 """Strips of queries, each against the keys up to its own end: the masked half is never multiplied.
 
+That needs strips whose place is known when the program is built. Where rows are cut over devices it
+is not, and a loop over strips multiplies all of the keys at hand.
+
 The backward pass (as in FlashAttention-2, arXiv 2307.08691) computes the scores again from the
 log-sum-exp, so nothing of size T x T is kept. It computes them as [keys, queries]: then all its
 products run along memory, where the other way round a CPU spends its time on transposed copies of
@@ -8,7 +11,7 @@ of processor time, 0.42 with JAX's own rule.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,9 +22,10 @@ from jax.ad_checkpoint import checkpoint_name
 from gram_jax.model.attention.scores import HIDDEN, KEPT, dot, seen
 
 # Queries of one strip: at least BLOCK, and at most STRIPS strips, so that long rows still compile
-# fast.
+# fast; in a loop, which compiles once, always LOOPED.
 BLOCK = 128
 STRIPS = 16
+LOOPED = 256
 
 
 def blocked_attention(
@@ -82,18 +86,19 @@ def forward(
     triangle: start is 0 and the keys are those of the same row. A query that sees no key at all gets
     a log-sum-exp near HIDDEN and a finite output that means nothing.
     """
-    outs, log_sums = [], []
-    for first, end, reach in _strips(q, k, triangle):
-        scores = dot("bkgth,bksh->bkgts", q[:, :, :, first:end], k[:, :, :reach])
-        visible = seen(q_segments, k_segments[:, :reach], start, slice(first, end))
+
+    def strip(_: Any, first: int | jax.Array, size: int, reach: int) -> tuple[Any, Any]:
+        ids = _cut(q_segments, first, size, axis=1)
+        visible = seen(ids, k_segments[:, :reach], start + first)
+        scores = dot("bkgth,bksh->bkgts", _cut(q, first, size, axis=3), k[:, :, :reach])
         scores = jnp.where(visible[:, None, None], scores, HIDDEN)
         top = scores.max(axis=-1, keepdims=True)
         powers = jnp.exp(scores - top)
         total = powers.sum(axis=-1, keepdims=True)
         out = dot("bkgts,bksh->bkgth", powers.astype(v.dtype), v[:, :, :reach]) / total
-        outs.append(out.astype(dtype))
-        log_sums.append((top + jnp.log(total))[..., 0])
-    return jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
+        return None, (out.astype(dtype), (top + jnp.log(total))[..., 0])
+
+    return _strips(strip, None, q.shape[3], k.shape[2], triangle)[1]
 
 
 def backward(
@@ -114,27 +119,32 @@ def backward(
 
     log_sum: over all keys that the queries saw, f32 [B, K, G, T]; drift: of `drift_of`.
     """
-    B, K, G, _, H = q.shape
-    d_q = []
-    d_k = d_v = jnp.zeros(k.shape, jnp.float32)
-    for first, end, reach in _strips(q, k, triangle):
+    B, K, G, T, H = q.shape
 
-        def rows(x: jax.Array, first: int = first, end: int = end) -> jax.Array:
+    def strip(
+        sums: tuple[jax.Array, jax.Array], first: int | jax.Array, size: int, reach: int
+    ) -> tuple[Any, Any]:
+        def rows(x: jax.Array) -> jax.Array:
             """The strip's queries of all G heads as rows of one matrix: [B, K, G * strip, ...]."""
-            return x[:, :, :, first:end].reshape(B, K, G * (end - first), *x.shape[4:])
+            return _cut(x, first, size, axis=3).reshape(B, K, G * size, *x.shape[4:])
 
         q_s, d_out_s, k_s, v_s = rows(q), rows(d_out), k[:, :, :reach], v[:, :, :reach]
-        visible = seen(q_segments, k_segments[:, :reach], start, slice(first, end))
+        ids = _cut(q_segments, first, size, axis=1)
+        visible = seen(ids, k_segments[:, :reach], start + first)
         visible = jnp.tile(visible.mT, (1, 1, G))[:, None]  # [B, 1, s, G * strip]
         scores = dot("bksh,bkth->bkst", k_s, q_s)
         probs = jnp.where(visible, jnp.exp(scores - rows(log_sum)[:, :, None]), 0.0)
         d_probs = dot("bksh,bkth->bkst", v_s, d_out_s)
         d_scores = (probs * (d_probs - rows(drift)[:, :, None])).astype(q.dtype)
+        d_k, d_v = sums
         d_v = d_v.at[:, :, :reach].add(dot("bkst,bkth->bksh", probs.astype(q.dtype), d_out_s))
         d_k = d_k.at[:, :, :reach].add(dot("bkst,bkth->bksh", d_scores, q_s))
-        d_q_s = dot("bkhs,bkst->bkht", k_s.mT, d_scores).mT
-        d_q.append(d_q_s.reshape(B, K, G, end - first, H).astype(dtype))
-    return jnp.concatenate(d_q, axis=3), d_k, d_v
+        d_q = dot("bkhs,bkst->bkht", k_s.mT, d_scores).mT
+        return (d_k, d_v), (d_q.reshape(B, K, G, size, H).astype(dtype),)
+
+    zero = jnp.zeros(k.shape, jnp.float32)
+    (d_k, d_v), (d_q,) = _strips(strip, (zero, zero), T, k.shape[2], triangle)
+    return d_q, d_k, d_v
 
 
 def drift_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
@@ -142,10 +152,38 @@ def drift_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
     return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
 
-def _strips(q: jax.Array, k: jax.Array, triangle: bool) -> Iterator[tuple[int, int, int]]:
-    """(first query, end, number of keys that they may see) of every strip."""
-    T, S = q.shape[3], k.shape[2]
-    size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS)))
-    for first in range(0, T, size):
+def _strips(
+    strip: Callable[..., tuple[Any, Any]], carry: Any, T: int, S: int, triangle: bool
+) -> tuple[Any, Any]:
+    """strip(carry, first query, number of queries, keys that they may see) of every strip.
+
+    Each gives (carry, arrays [B, K, G, strip, ...]); returns the last carry and the arrays of all T.
+    """
+    size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS))) if triangle else LOOPED
+    parts, done = [], 0
+    if not triangle and (count := T // size) > 1:
+        # All strips are alike: a loop compiles once and holds the scores of one strip.
+
+        def step(carry: Any, first: jax.Array) -> tuple[Any, Any]:
+            return strip(carry, first, size, S)
+
+        done = count * size
+        carry, found = jax.lax.scan(step, carry, jnp.arange(0, done, size))
+        parts = [jax.tree.map(_joined, found)]
+    for first in range(done, T, size):
         end = min(first + size, T)
-        yield first, end, end if triangle else S
+        carry, found = strip(carry, first, end - first, end if triangle else S)
+        parts.append(found)
+    return carry, jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), *parts)
+
+
+def _joined(found: jax.Array) -> jax.Array:
+    """[strips, B, K, G, strip, ...] as [B, K, G, strips * strip, ...]."""
+    n, *lead, size = found.shape[:5]
+    return jnp.moveaxis(found, 0, 3).reshape(*lead, n * size, *found.shape[5:])
+
+
+def _cut(x: jax.Array, first: int | jax.Array, size: int, *, axis: int) -> jax.Array:
+    if isinstance(first, int):
+        return jax.lax.slice_in_dim(x, first, first + size, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(x, first, size, axis)

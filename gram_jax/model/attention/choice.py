@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from gram_jax.errors import RecipeError
 
-# What "auto" tries, in this order, by platform; on any other, and where rows are cut over the mesh,
-# what runs everywhere.
-PREFERRED = {"cpu": ("blocked",), "gpu": ("cudnn", "blocked"), "tpu": ("splash", "blocked")}
-ELSEWHERE = ("blocked",)
-CUT_ROWS = ("ring",)
+# What "auto" tries, in this order, by platform, and where rows are cut over the mesh; the last of
+# each runs everywhere.
+PREFERRED = {"gpu": ("cudnn", "blocked"), "tpu": ("splash", "blocked")}
+PREFERRED_CUT = {"tpu": ("splash", "ring")}
 
 INTERPRETED = "tpu, interpreted"  # a TPU's kernel, run step by step on a CPU: for tests
 
@@ -38,7 +37,6 @@ class Task:
     capability: tuple[int, int] | None = None
     packed: bool | None = None
     length: int | None = None
-    query_heads: int | None = None
     kv_heads: int | None = None
     head_size: int | None = None
     compute: str | None = None
@@ -52,8 +50,10 @@ def resolve(wanted: str, task: Task) -> str:
         if problems := refusals(wanted, task):
             raise RecipeError("\n  ".join([f'attention = "{wanted}" cannot do this:', *problems]))
         return wanted
-    cut = (task.sequence or 1) > 1
-    candidates = CUT_ROWS if cut else PREFERRED.get(task.platform, ELSEWHERE)
+    if (task.sequence or 1) > 1:
+        candidates = PREFERRED_CUT.get(task.platform, ("ring",))
+    else:
+        candidates = PREFERRED.get(task.platform, ("blocked",))
     for backend in candidates:
         if not (problems := refusals(backend, task)):
             return backend

@@ -62,7 +62,7 @@ def _forward(
 
     # While the first stretch travels, everyone is busy with their own.
     travelling = _pass_on((k, v, segments), axes, size)
-    result = blocked.forward(True, q, k, v, segments, segments, 0, dtype=jnp.float32)
+    result = _own_forward(q, k, v, segments)
 
     def step(carry: Any, turn: jax.Array) -> tuple[Any, None]:
         travelling, result = carry
@@ -83,21 +83,19 @@ def _backward(
     q, k, v, segments, out, log_sum = saved
     drift = blocked.drift_of(d_out, out)
 
-    def gradients(triangle: bool, held: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        k, v, k_segments = held
-        start = 0 if triangle else k.shape[2]  # after all of these keys
-        where = (segments, k_segments, start)
-        return blocked.backward(triangle, q, k, v, *where, log_sum, drift, d_out, dtype=jnp.float32)
-
     def absorb(turn: Any, travelling: tuple[jax.Array, ...], sums: Any) -> Any:
         def add(*sums: jax.Array) -> tuple[jax.Array, ...]:
-            more = gradients(False, travelling)
+            k, v, k_segments = travelling
+            where = (segments, k_segments, k.shape[2])  # after all of these keys
+            more = blocked.backward(
+                False, q, k, v, *where, log_sum, drift, d_out, dtype=jnp.float32
+            )
             return tuple(a + b for a, b in zip(sums, more, strict=True))
 
         return _unless_future(turn, axes, add, sums)
 
     travelling = _pass_on((k, v, segments), axes, size)
-    sums = gradients(True, (k, v, segments))
+    sums = _own_backward(q, k, v, segments, log_sum, drift, d_out)
 
     def step(carry: Any, turn: jax.Array) -> tuple[Any, None]:
         travelling, (d_q, d_k, d_v) = carry
@@ -116,6 +114,45 @@ def _backward(
 
 
 ring_attention.defvjp(_forward, _backward)
+
+
+def _own_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What the device's own keys give to its queries: (output, log-sum-exp), both f32."""
+    found = []
+    for first, end in _quarters(k.shape[2]):
+        where = (segments[:, first:end], segments[:, :end], first)
+        q_s, k_s, v_s = q[:, :, :, first:end], k[:, :, :end], v[:, :, :end]
+        found.append(blocked.forward(False, q_s, k_s, v_s, *where, dtype=jnp.float32))
+    out, log_sum = (jnp.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
+    return out, log_sum
+
+
+def _own_backward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *of_queries: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v (f32) of that. of_queries: log-sum-exp, drift, gradient of the output."""
+    d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for first, end in _quarters(k.shape[2]):
+        where = (segments[:, first:end], segments[:, :end], first)
+        q_s, *of_strip = (x[:, :, :, first:end] for x in (q, *of_queries))
+        k_s, v_s = k[:, :, :end], v[:, :, :end]
+        more = blocked.backward(False, q_s, k_s, v_s, *where, *of_strip, dtype=jnp.float32)
+        d_q.append(more[0])
+        d_k, d_v = d_k.at[:, :, :end].add(more[1]), d_v.at[:, :, :end].add(more[2])
+    return jnp.concatenate(d_q, axis=3), d_k, d_v
+
+
+def _quarters(T: int) -> list[tuple[int, int]]:
+    """(first, end) of four parts of a stretch, fewer of a short one.
+
+    Each meets the keys up to its own end, which is 5/8 of all products. Sixteen strips would be 17/32,
+    but take more than twice the memory and the time to compile (T = 4096 of 16 heads, for TPU v5e:
+    peak 594 MiB and 81 s, with quarters 264 MiB and 33 s).
+    """
+    size = max(blocked.BLOCK, -(-T // 4))
+    return [(first, min(first + size, T)) for first in range(0, T, size)]
 
 
 def _unless_future(turn: Any, axes: tuple[str, ...], work: Callable[..., Any], values: Any) -> Any:

@@ -15,16 +15,14 @@ KEPT = "attention"
 HIDDEN = -1e30
 
 
-def seen(
-    q_segments: jax.Array, k_segments: jax.Array, start: int | jax.Array, strip: slice = slice(None)
-) -> jax.Array:
-    """Which keys the queries of a strip see, bool [B, strip, S].
+def seen(q_segments: jax.Array, k_segments: jax.Array, start: int | jax.Array) -> jax.Array:
+    """Which keys the queries see, bool [B, T, S].
 
     q_segments: i32 [B, T]; k_segments: i32 [B, S]. Query t stands at column start + t of the row
     whose columns 0, 1, ... the keys are.
     """
-    at = (start + jnp.arange(q_segments.shape[1]))[strip]
-    same = q_segments[:, strip, None] == k_segments[:, None, :]
+    at = start + jnp.arange(q_segments.shape[1])
+    same = q_segments[:, :, None] == k_segments[:, None, :]
     return same & (at[:, None] >= jnp.arange(k_segments.shape[1]))
 
 

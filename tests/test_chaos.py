@@ -1,0 +1,23 @@
+"""The short form of benchmarks/chaos.py: a few kills at random moments change nothing of a run's result."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_runs_that_are_killed_at_random_end_as_if_nothing_had_happened():
+    command = [sys.executable, ROOT / "benchmarks" / "chaos.py", "--kills", "6", "--per-run", "3"]
+    done = subprocess.run(
+        [*command, "--stages", "judge", "write"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 kills in" in done.stdout
+    assert "DIFFERS" not in done.stdout
