@@ -1,5 +1,6 @@
 """`gram-jax plan`: from what was asked to a plan that is printed."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,8 +33,13 @@ def run_plan(
     """Make and print one plan; whether it fits. Progress goes to stderr."""
     if search and score:
         raise RecipeError("--search looks for batch.rows of training: leave --score out")
-    cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
     console, progress = Console(quiet=as_json), Console(stderr=True)
+    cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
+    absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
+    if absent_gpu and recipe.execution.attention in ("auto", "cudnn"):
+        progress.warn("cuDNN asks the GPU itself: the plan takes attention = blocked in its place")
+        execution = dataclasses.replace(recipe.execution, attention="blocked")
+        recipe = dataclasses.replace(recipe, execution=execution)
     advice = None
     if search:
         found = largest_batch(recipe, cfg, target, progress.say)

@@ -167,7 +167,7 @@ def plan_training(
         "attention": recipe.execution.attention,
         "compute": recipe.execution.compute,
         "weights": recipe.model.dtype,
-        "moments": recipe.optimizer.moments,
+        "moments": f"{recipe.optimizer.moments}, {recipe.optimizer.second_moment}",
     }
     flops = training_flops(recipe, cfg)
     # Forward and backward pass read every layer's weights once a micro-batch, whole along fsdp.
