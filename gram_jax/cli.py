@@ -325,6 +325,9 @@ def plan(
     search: Annotated[
         bool, typer.Option("--search", help="largest batch.rows, then least recomputation")
     ] = False,
+    advice: Annotated[
+        bool, typer.Option(help="where it does not fit, compile changes until one does")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Compile a recipe for a pod from any machine: memory, collectives, FLOPs, bounds of the step time.
@@ -348,6 +351,7 @@ def plan(
         pairs=pairs,
         slots=slots,
         search=search,
+        advise=advice,
         as_json=as_json,
     )
     if not fits:

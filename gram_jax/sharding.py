@@ -30,6 +30,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "head_size": (),
     "mlp": ("tensor",),
     "rank": (),
+    # rows while they are looked up in the table, whose width is cut over fsdp meanwhile
+    "lookup_rows": ("data",),
     # axes of activations
     "act_embed": (),
     "act_heads": ("tensor",),

@@ -21,6 +21,7 @@ LAYERS = [
     {"scoring"},
     {"evals"},
     {"train"},
+    {"plan"},
     {"demo_data", "demo"},
     {"cli"},
     {""},

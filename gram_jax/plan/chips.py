@@ -31,7 +31,8 @@ GB, GIB = 1e9, 2**30
 # pages' Gbit/s of a pod over its chips (v5e 6.4 T / 256, v6e 25.6 T / 256) or of a chip (50, 100).
 # `memory` is what libtpu 0.0.42 names in its message when a program is too large.
 # GPUs: NVIDIA's data sheets (SXM; 900 GB/s of NVLink are 450 in one direction; a 400 Gbit/s card for
-# each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory` less what CUDA keeps for itself.
+# each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory`: what CUDA reports less 0.6 GiB
+# for its context; JAX takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -50,9 +51,9 @@ CHIPS = {
             12.5 * GB,
             devices=2,
         ),
-        Chip("h100", "cuda", 989e12, 67e12, int(79.1 * GIB), 3350 * GB, 0, 450 * GB, 50 * GB),
-        Chip("h200", "cuda", 989e12, 67e12, int(139.8 * GIB), 4800 * GB, 0, 450 * GB, 50 * GB),
-        Chip("rtx4090", "cuda", 165e12, 82.6e12, int(23.5 * GIB), 1008 * GB, 0, 32 * GB, 3 * GB),
+        Chip("h100", "cuda", 989e12, 67e12, int(78.5 * GIB), 3350 * GB, 0, 450 * GB, 50 * GB),
+        Chip("h200", "cuda", 989e12, 67e12, int(139.2 * GIB), 4800 * GB, 0, 450 * GB, 50 * GB),
+        Chip("rtx4090", "cuda", 165e12, 82.6e12, int(22.9 * GIB), 1008 * GB, 0, 32 * GB, 3 * GB),
     )
 }
 

@@ -4,9 +4,12 @@ A scanned layer is written once and runs many times, so what a loop holds counts
 of a conditional the branch counts that moves most. A start and its done are one collective.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,10 @@ KINDS = (
     "send",
 )
 
+# A TPU's compiler writes a reduce-scatter as a fusion: an all-reduce of which each device cuts out its part.
+SCATTERED = "all-reduce-scatter"
+PIECE = "piece"
+
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
@@ -29,6 +36,8 @@ _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|true
                      r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")  # fmt: skip
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"\b(replica_groups|source_target_pairs)=(\{(?:\{[0-9,]*\},?)*\}|\[[^ ]*)")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS = re.compile(r"'([^']+)'(?:=(\d+))?(:\(\d+\)\d+)?")
 _IOTA = re.compile(r"\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 
 
@@ -70,39 +79,56 @@ class Instruction:
 
 
 def collectives(hlo: str, slices: Sequence[int] = ()) -> dict[str, Traffic]:
-    """Traffic of one run of a program by kind of collective. slices: slice of every device, in the program's order."""
+    """Traffic of one run of a program by kind of collective.
+
+    slices: the slice of every device, in the order in which the program numbers them; () for one.
+    """
     computations, entry = parse_hlo(hlo)
-    found: dict[str, dict[str, Traffic]] = {}
 
-    def of(name: str) -> dict[str, Traffic]:
-        if name not in found:
-            found[name] = _add(
-                part
-                for instruction in computations[name].values()
-                for part in of_instruction(instruction, computations[name])
-            )
-        return found[name]
-
-    def of_instruction(this: Instruction, here: Mapping[str, Instruction]):
-        kind = this.opcode.removesuffix("-start")
-        if kind in KINDS:
-            yield {kind: _traffic(kind, this, here, slices)}
-        elif this.opcode == "while":
-            for role, name in this.called:
-                yield (
-                    {k: t.times(_trips(this, computations)) for k, t in of(name).items()}
-                    if (role == "body")
-                    else {}
+    @cache
+    def of(name: str) -> dict[Any, tuple[str, Traffic]]:
+        """(kind, traffic) of every collective that a computation runs, each under a key of its own."""
+        found: dict[Any, tuple[str, Traffic]] = {}
+        for label, this in computations[name].items():
+            kind = this.opcode.removesuffix("-start")
+            if kind in KINDS:
+                found[_key(label, kind, this)] = (
+                    "reduce-scatter" if name.startswith(SCATTERED) else kind,
+                    _traffic(name, kind, this, computations[name], slices),
                 )
-        elif this.opcode == "conditional":
-            branches = [of(name) for _, name in this.called]
-            yield max(branches, key=lambda b: sum(t.links + t.network for t in b.values()))
-        elif not this.opcode.endswith(("-update", "-done")):
-            for role, name in this.called:
-                if role in ("calls", "called_computations") or this.opcode == "call":
-                    yield of(name)
+            elif this.opcode == "while":
+                trips = _trips(this, computations)
+                for key, (kind, traffic) in of(dict(this.called)["body"]).items():
+                    found[label, key] = kind, traffic.times(trips)
+            elif this.opcode == "conditional":
+                branches = [of(called) for role, called in this.called]
+                most = max(branches, key=lambda b: sum(t.links + t.network for _, t in b.values()))
+                found |= {(label, key): part for key, part in most.items()}
+            elif not this.opcode.endswith(("-update", "-done")):
+                for role, called in this.called:
+                    if role in ("calls", "called_computations") or this.opcode == "call":
+                        for key, part in of(called).items():
+                            found[key if key[0] == PIECE else (label, key)] = part
+        return found
 
-    return of(entry)
+    total: dict[str, Traffic] = {}
+    for kind, traffic in of(entry).values():
+        total[kind] = total.get(kind, Traffic()) + traffic
+    return total
+
+
+def _key(label: str, kind: str, this: Instruction) -> tuple[Any, ...]:
+    """What tells two collectives of a computation apart.
+
+    A TPU's compiler cuts an asynchronous collective into pieces that it fuses with the products that
+    run meanwhile. Every piece repeats the whole instruction, and all of them carry one chain_id.
+    """
+    chain = re.search(r'chain_id="\d+"', this.text)
+    if chain is None:
+        return ("", label)
+    channel = re.search(r"channel_id=\d+", this.text)
+    shape = tuple(_ARRAY.findall(this.type))  # without its layout, which differs between pieces
+    return (PIECE, kind, shape, channel and channel[0], chain[0])
 
 
 def parse_hlo(hlo: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -162,7 +188,11 @@ def _trips(loop: Instruction, computations: Mapping[str, Mapping[str, Instructio
 
 
 def _traffic(
-    kind: str, this: Instruction, here: Mapping[str, Instruction], slices: Sequence[int]
+    computation: str,
+    kind: str,
+    this: Instruction,
+    here: Mapping[str, Instruction],
+    slices: Sequence[int],
 ) -> Traffic:
     """What one call moves, however clever the algorithm.
 
@@ -170,6 +200,8 @@ def _traffic(
     all-gather brings op (g - 1) to every device; a reduce-scatter op (g - 1) / g; an all-reduce is
     both, one after the other. Between slices the p devices of a slice share the work.
     """
+    if computation.startswith(SCATTERED):
+        kind = "reduce-scatter"
     names = re.findall(r"%([\w.\-]+)", this.operands)
     op = sum(type_bytes(here[name].type) for name in names if name in here)
     groups = _groups(this.text)
@@ -194,16 +226,32 @@ def _traffic(
 
 
 def _groups(text: str) -> list[list[int]]:
-    """Device numbers of every group, of `{{0,1},{2,3}}` or `[2,2]<=[4]` (an iota, maybe transposed)."""
+    """Device numbers of every group.
+
+    Written as `{{0,1},{2,3}}`, as an iota `[2,2]<=[4]` that may be transposed, or as axes of a mesh,
+    `mesh['a'=2,'b'=2] {'b'}`. [] where nothing is said: all devices.
+    """
+    if mesh := _MESH.search(text):
+        sizes = {name: int(size) for name, size, _ in _AXIS.findall(mesh[1])}
+        named = _AXIS.findall(mesh[2])
+        if "device_ids" in mesh[1] or any(part for *_, part in named):
+            raise ValueError(f"replica groups of a kind that is not known here: {mesh[0]}")
+        axes = [list(sizes).index(name) for name, *_ in named]
+        rest = [at for at in range(len(sizes)) if at not in axes]
+        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        members = math.prod(numbers.shape[at] for at in axes)
+        return numbers.transpose(rest + axes).reshape(-1, members).tolist()
     found = _GROUPS.search(text)
     if not found:
         return []
     if iota := _IOTA.match(found[2]):
         shape, dims = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
-        numbers = np.arange(np.prod(dims)).reshape(dims)
+        numbers = np.arange(math.prod(dims)).reshape(dims)
         if iota[3]:
             numbers = numbers.transpose([int(n) for n in iota[3].split(",")])
         return numbers.reshape(shape).tolist()
+    if found[2].startswith("["):
+        raise ValueError(f"replica groups of a kind that is not known here: {found[0]}")
     return [[int(n) for n in part.split(",")] for part in re.findall(r"\{([0-9,]+)\}", found[2])]
 
 
@@ -214,13 +262,5 @@ def type_bytes(text: str) -> float:
         size = _BYTES.get(name)
         if size is None:
             size = max(int(re.search(r"\d+", name)[0]), 8) / 8
-        total += size * np.prod([int(n) for n in dims.split(",") if n], dtype=float)
-    return total
-
-
-def _add(parts) -> dict[str, Traffic]:
-    total: dict[str, Traffic] = {}
-    for part in parts:
-        for kind, traffic in part.items():
-            total[kind] = total.get(kind, Traffic()) + traffic
+        total += size * math.prod(int(n) for n in dims.split(",") if n)
     return total

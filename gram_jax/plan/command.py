@@ -1,5 +1,6 @@
 """`gram-jax plan`: from what was asked to a plan that is printed."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -26,13 +27,19 @@ def run_plan(
     pairs: int | None,
     slots: int | None,
     search: bool,
+    advise: bool,
     as_json: bool,
 ) -> bool:
     """Make and print one plan; whether it fits. Progress goes to stderr."""
     if search and score:
         raise RecipeError("--search looks for batch.rows of training: leave --score out")
-    cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
     console, progress = Console(quiet=as_json), Console(stderr=True)
+    cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
+    absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
+    if absent_gpu and recipe.execution.attention in ("auto", "cudnn"):
+        progress.warn("cuDNN asks the GPU itself: the plan takes attention = blocked in its place")
+        execution = dataclasses.replace(recipe.execution, attention="blocked")
+        recipe = dataclasses.replace(recipe, execution=execution)
     advice = None
     if search:
         found = largest_batch(recipe, cfg, target, progress.say)
@@ -49,7 +56,7 @@ def run_plan(
         plan = plan_scoring(recipe, cfg, target, pairs=pairs)
     else:
         plan = plan_training(recipe, cfg, target, slots=slots)
-        if not plan.fit.fits:
+        if advise and not plan.fit.fits:
             progress.say(f"{does_not_fit(plan.fit)}; looking for what would")
             advice = what_would_fit(recipe, cfg, target, plan)
     say_plan(plan, console)

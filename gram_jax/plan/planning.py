@@ -120,7 +120,11 @@ class Plan:
 
 def make_target(topology: Topology, recipe: Recipe) -> Target:
     """The recipe's mesh over the devices of a topology."""
-    placement = make_placement(recipe.mesh.sizes, devices=devices_of(topology))
+    devices = devices_of(topology)
+    try:
+        placement = make_placement(recipe.mesh.sizes, devices=devices)
+    except ValueError as error:  # JAX's own, for devices that make no such mesh
+        raise RecipeError(f"no mesh over {topology.name}: {error}") from error
     chip = topology.chip or local_chip(placement.mesh.devices.flat[0])
     return Target(topology, placement, chip)
 
@@ -163,7 +167,7 @@ def plan_training(
         "attention": recipe.execution.attention,
         "compute": recipe.execution.compute,
         "weights": recipe.model.dtype,
-        "moments": recipe.optimizer.moments,
+        "moments": f"{recipe.optimizer.moments}, {recipe.optimizer.second_moment}",
     }
     flops = training_flops(recipe, cfg)
     # Forward and backward pass read every layer's weights once a micro-batch, whole along fsdp.

@@ -86,9 +86,10 @@ def _tpu_devices(topology: Topology) -> list[Any]:
             f'installed. It needs no TPU: pip install "jax[tpu]"{_pinned()}'
         )
     # Read when libtpu is loaded: no TPU VM is asked for its metadata, and two plans may be made at
-    # the same time (without the second a lock file stops the later one).
+    # the same time (without the second a lock file stops the later one). The third spares a warning.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     options: dict[str, Any] = {}
     if math.prod(topology.shape) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)

@@ -1,0 +1,290 @@
+"""The plan book: published models on slices of TPUs, compiled on this machine, as docs/plans.md.
+
+    python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--markdown docs/plans.md]
+
+Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS,
+so a run that was interrupted goes on where it stopped. The markdown is made from the lines that are
+there, and names the cells that are not. `--minutes 0` makes it alone. Needs libtpu, and no TPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gram_jax.console import format_bytes, format_count
+from gram_jax.model.published import PUBLISHED
+from gram_jax.model.specs import param_count, param_specs
+from gram_jax.plan.chips import CHIPS
+from gram_jax.plan.topology import read_topology
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {
+    "write": "configs/gram-qwen3-1.7b-write.toml",
+    "judge": "configs/gram-qwen3-1.7b-judge.toml",
+}
+LENGTH = 2048
+ROWS = 4  # of a device and step, less where the residual stream of so many does not fit
+ROWS_OF = {"llama3.3-70b": 2}
+CHUNK = 512  # rows of logits of a device
+LONGEST = 900  # seconds for one cell
+WIDEST_FSDP = 128  # Qwen3's vocabulary of 151,936 can be cut into no more
+
+# Which slices a model is planned for, the most telling first. A round takes the next slice of every model.
+SLICES = {
+    "qwen3-0.6b": ("v5e:2x2", "v6e:2x2"),
+    "qwen3-1.7b": ("v5e:4x4", "v5e:2x2", "v6e:4x4"),
+    "qwen3-4b": ("v5e:4x4", "v6e:2x2", "v5e:2x2"),
+    "qwen3-8b": ("v6e:4x4", "v5e:4x4", "v6e:16x16", "v5p:2x2x1", "v5e:16x16"),
+    "qwen3-14b": ("v6e:4x4", "v5p:4x4x4", "v5e:4x4"),
+    "qwen3-32b": ("v5p:4x4x4", "v6e:4x4", "v5e:16x16"),
+    "llama3.2-3b": ("v5e:4x4", "v6e:2x2"),
+    "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1", "v5e:2x2"),
+    "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16", "v6e:4x4"),
+}
+PROGRAMS = ("score", "judge", "write")  # scoring compiles in a tenth of the time
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One program of one model on one slice."""
+
+    model: str
+    topology: str
+    program: str
+
+    @property
+    def devices(self) -> int:
+        """Of the slice, as JAX counts them."""
+        topology = read_topology(self.topology)
+        count = topology.chip.devices
+        for size in topology.shape:
+            count *= size
+        return count
+
+    @property
+    def replicated(self) -> bool:
+        """Scoring keeps whole weights on every device where they take at most half of it."""
+        chip = CHIPS[self.topology.split(":")[0]]
+        weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
+        return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
+
+    def arguments(self) -> list[str]:
+        """Of `gram-jax plan`."""
+        devices = self.devices
+        fsdp = 1 if self.replicated else min(devices, WIDEST_FSDP)
+        changes: dict[str, Any] = {
+            "mesh.fsdp": fsdp,
+            "mesh.data": devices // fsdp,
+            "execution.attention": "auto",
+            "batch.microbatches": 1,
+            "batch.length": LENGTH,
+            "judge.max_length": LENGTH,
+            "batch.rows": ROWS_OF.get(self.model, ROWS) * devices,
+        }
+        if self.program == "write":
+            changes["loss.chunk"] = CHUNK * devices
+        sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+        recipe = RECIPES["judge" if self.program == "score" else self.program]
+        how = ["--score"] if self.program == "score" else ["--no-advice"]
+        shape = ["--model-config", self.model, "--topology", self.topology]
+        return ["plan", recipe, *shape, *sets, *how, "--json"]
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, in the order in which they are computed."""
+    for turn in range(max(map(len, SLICES.values()))):
+        for program in PROGRAMS:
+            for model, slices in SLICES.items():
+                if turn < len(slices):
+                    yield Cell(model, slices[turn], program)
+
+
+def main() -> None:
+    """Compute what is missing, as far as the time goes, and write the markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--runner", default="", help='before each command, such as "nice -n 10"')
+    chosen = parser.parse_args()
+    done = read_results(chosen.results)
+    end = time.monotonic() + 60 * chosen.minutes
+    for cell in cells():
+        if cell in done:
+            continue
+        if time.monotonic() > end:
+            break
+        done[cell] = result = compute(cell, chosen.runner.split())
+        with chosen.results.open("a") as file:
+            file.write(json.dumps({"cell": vars(cell), "result": result}) + "\n")
+        print(cell, verdict(result), flush=True)
+    if chosen.markdown:
+        chosen.markdown.parent.mkdir(exist_ok=True)
+        chosen.markdown.write_text(book(done))
+
+
+def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
+    """What earlier runs found; a last line that was cut off is computed again."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[Cell(**row["cell"])] = row["result"]
+    return found
+
+
+def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
+    """The plan as plain values, or {"error": ...}."""
+    code = "from gram_jax.cli import main; main()"
+    try:
+        done = subprocess.run(
+            [*runner, sys.executable, "-c", code, *cell.arguments()],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"compiling took more than {LONGEST} s"}
+    if done.returncode in (0, 1) and done.stdout.strip():
+        return json.loads(done.stdout)
+    return {"error": next(iter(reversed(done.stderr.strip().splitlines())), "no output")}
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One cell in a few words."""
+    if "error" in result:
+        return result["error"]
+    memory = result["memory"]
+    if memory["fits"]:
+        return f"fits, {format_bytes(memory['head_room'])} left, {result['compile_seconds']:.0f} s"
+    return f"does not fit: {format_bytes(memory['needed'])} of {format_bytes(memory['capacity'])}"
+
+
+def book(done: dict[Cell, dict[str, Any]]) -> str:
+    """The whole document."""
+    planned = list(cells())
+    missing = [cell for cell in planned if cell not in done]
+    seconds = sum(result.get("compile_seconds", 0) for result in done.values())
+    titles = {
+        "write": "Training, stage 1 (writing responses)",
+        "judge": "Training, stage 2 (the judge)",
+        "score": "Scoring",
+    }
+    parts = [INTRODUCTION.format(seconds=seconds / 60, count=len(done))]
+    for program, title in titles.items():
+        rows = [
+            table_row(c, done[c]) for c in ordered(planned) if c.program == program and c in done
+        ]
+        parts += [f"## {title}", NOTES[program], table(rows)]
+    if missing:
+        names = ", ".join(f"{c.model} {c.program} on {c.topology}" for c in missing)
+        parts += ["## Not computed", f"Missing for want of time: {names}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def ordered(planned: Sequence[Cell]) -> list[Cell]:
+    """By model as listed, then by memory of the whole slice."""
+    models = list(SLICES)
+
+    def key(cell: Cell) -> tuple[int, float]:
+        memory = CHIPS[cell.topology.split(":")[0]].memory
+        return models.index(cell.model), memory * cell.devices
+
+    return sorted(planned, key=key)
+
+
+COLUMNS = (
+    "model",
+    "slice",
+    "mesh",
+    "arguments",
+    "temporaries",
+    "left",
+    "collectives: calls, GiB in",
+    "at least, ms: compute / memory / links",
+    "bound",
+    "tokens/s/chip",
+    "compile",
+)
+
+
+def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
+    """A line of the table of its program."""
+    if "error" in result:
+        return [cell.model, cell.topology, "", *[""] * 6, result["error"], ""]
+    memory, mesh = result["memory"], result["mesh"]
+    start = [
+        cell.model,
+        cell.topology,
+        " x ".join(f"{name} {size}" for name, size in mesh.items()) or "1",
+        format_bytes(memory["arguments"]),
+    ]
+    took = f"{result['compile_seconds']:.0f} s"
+    if not memory["fits"]:
+        least = "at least " if memory["temporaries"] is None else ""
+        capacity = format_bytes(memory["capacity"])
+        needed = f"**does not fit**: {least}{format_bytes(memory['needed'])} of {capacity}"
+        return [*start, needed, "", "", "", "", "", took]
+    traffic, seconds = result["collectives"].values(), result["seconds"]
+    calls = sum(t["count"] for t in traffic)
+    moved = sum(t["links"] for t in traffic) / 2**30
+    times = [seconds.get(name) for name in ("compute", "memory", "interconnect")]
+    chips = cell.devices / CHIPS[cell.topology.split(":")[0]].devices
+    return [
+        *start,
+        format_bytes(memory["temporaries"]),
+        f"{format_bytes(memory['head_room'])} of {format_bytes(memory['capacity'])}",
+        f"{calls:,}, {moved:.2f}" if calls else "none",
+        " / ".join("-" if t is None else f"{t * 1e3:.3g}" for t in times),
+        result["bound"],
+        format_count(result["tokens_per_second"] / chips),
+        took,
+    ]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+INTRODUCTION = """\
+# Plans: what fits where
+
+Made by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled
+ahead of time with JAX 0.10.2 and libtpu 0.0.42.1 on a CPU-only machine with 2 shared cores, {seconds:.0f} minutes of
+compilation in all. Nothing here was run on a TPU. `gram-jax plan` makes such a plan of any recipe.
+
+All figures are of one device (v5e, v5p and v6e: of one chip). *Arguments* are weights, optimizer state and batch,
+*temporaries* everything else that lives at the same time, *left* what the device has beyond both. In every plan of
+training that fits, the state is donated whole. *Collectives* are calls of one step, loops counted by their trips, and
+the GiB that reach a device at least. The times are lower bounds: FLOPs over the bf16 peak (recomputation not counted),
+bytes of state and weights over the memory's bandwidth, bytes of collectives over all links of a chip; a real step takes
+longer than the largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no
+forecast: public runs reach 40 to 70 % of it.
+
+A program that does not fit is named with what it needs; where the compiler gave up, that is arguments and the
+temporaries that it named, at the least."""
+
+NOTES = {
+    "write": f"""\
+{ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one microbatch, f32
+weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
+    "judge": "The same batch and settings; no product with the vocabulary.",
+    "score": f"""\
+Pairs in both orders, padded to {LENGTH} tokens, 32,768 tokens a device and call, bf16 weights. Whole weights on every
+device where they take at most half of it, else cut over fsdp and gathered layer by layer.""",
+}
+
+
+if __name__ == "__main__":
+    main()
