@@ -25,7 +25,7 @@ from gram_jax.errors import RecipeError
 from gram_jax.model.attention.choice import Task, refusals
 from gram_jax.model.execution import AttentionBackend, Remat
 from gram_jax.model.lora import LoraConfig
-from gram_jax.sharding import MESH_AXES
+from gram_jax.sharding import MESH_AXES, nearest_multiple
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -165,13 +165,28 @@ class Executing:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Between:
+    """Sizes of the mesh axes over slices or hosts; they multiply to the number of these."""
+
+    data: Positive = 1
+    fsdp: Positive = 1
+    tensor: Positive = 1
+    sequence: Positive = 1
+
+
+@dataclass(frozen=True, config=STRICT)
 class Mesh:
-    """Sizes of the mesh axes; one may be -1, whatever is left: fsdp, where no other is."""
+    """Sizes of the mesh axes; one may be -1, whatever is left: fsdp, where no other is.
+
+    between: further sizes over slices or hosts, between which the network is slow; an axis is as
+    large as both multiplied. Without it all devices are taken as equally near.
+    """
 
     data: int = 1
     fsdp: int | None = None
     tensor: int = 1
     sequence: int = 1
+    between: Between = field(default_factory=Between)
 
     def __post_init__(self) -> None:
         if self.fsdp is None:
@@ -180,8 +195,19 @@ class Mesh:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """For make_placement."""
+        """Of a slice or host, for make_placement."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+    @property
+    def between_sizes(self) -> dict[str, int]:
+        """Over slices or hosts, for make_placement."""
+        return {axis: getattr(self.between, axis) for axis in MESH_AXES}
+
+    @property
+    def whole(self) -> dict[str, int | None]:
+        """Of the mesh; None where the number of devices decides."""
+        both = ((axis, self.sizes[axis], self.between_sizes[axis]) for axis in MESH_AXES)
+        return {axis: inside * outside if inside > 0 else None for axis, inside, outside in both}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -344,11 +370,9 @@ def check_rows(rows: int, microbatches: int, shards: int) -> str | None:
     unit = microbatches * shards
     if rows % unit == 0:
         return None
-    below, above = rows // unit * unit, (rows // unit + 1) * unit
-    near = f"sizes are {below} and {above}" if below else f"size is {above}"
     return (
         f"batch.rows = {rows} is not a multiple of {unit} ({microbatches} microbatches x {shards} "
-        f"batch shards): the nearest valid {near}"
+        f"batch shards): {nearest_multiple(rows, unit)}"
     )
 
 
@@ -402,8 +426,8 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
         free = ", ".join(axis for axis, size in sizes.items() if size == -1)
         yield f"[mesh] {free}: at most one size may be -1 (whatever is left)"
     else:
-        known = -1 not in (sizes["data"], sizes["fsdp"])
-        shards = sizes["data"] * sizes["fsdp"] if known else 1
+        whole = recipe.mesh.whole
+        shards = (whole["data"] or 1) * (whole["fsdp"] or 1)
         if problem := check_rows(recipe.batch.rows, recipe.batch.microbatches, shards):
             yield problem
         for problem in refusals(recipe.execution.attention, _attention_task(recipe)):
@@ -412,7 +436,7 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
 
 def _attention_task(recipe: Recipe) -> Task:
     """What the recipe alone says of its attention, before model and devices are known."""
-    sizes = {axis: size if size > 0 else None for axis, size in recipe.mesh.sizes.items()}
+    sizes = recipe.mesh.whole
     return Task(
         packed=recipe.packed,
         length=recipe.batch.length,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gram_jax.errors import RecipeError
@@ -83,39 +84,104 @@ def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
     lines = []
     for (axis, size), paths in uneven.items():
         over = " x ".join(f"{name} = {placement.mesh.shape[name]}" for name in rules[axis])
-        works = [str(n) for n in range(1, placement.mesh.size + 1) if size % n == 0]
-        lines.append(
-            f"{', '.join(paths)}: {axis} {size} over {over}; it can be cut into {', '.join(works)}"
-        )
+        parts = math.prod(placement.mesh.shape[name] for name in rules[axis])
+        works = [n for n in range(1, 2 * placement.mesh.size + 1) if size % n == 0]
+        lines.append(f"{', '.join(paths)}: {axis} {size} over {over}; {nearest(parts, works)}")
     raise RecipeError("[mesh] does not divide this model:\n  " + "\n  ".join(lines))
 
 
 def make_placement(
-    sizes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None
+    sizes: Mapping[str, int] | None = None,
+    *,
+    between: Mapping[str, int] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Placement:
     """Mesh of the given axis sizes (one of them may be -1: whatever is left) over `devices`, default all.
 
-    Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}).
-    Raises RecipeError where the sizes do not multiply to the number of devices.
+    Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}). between:
+    sizes of the same axes over slices or hosts, between which the network is slow; an axis is as
+    large as both of its sizes multiplied. Raises RecipeError where the sizes do not multiply to the
+    number of devices, or those of `between` to the number of slices or hosts.
     """
     devices = list(jax.devices() if devices is None else devices)
-    wanted = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)
-    if unknown := sorted(wanted.keys() - set(MESH_AXES)):
+    inside = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)
+    outside = {axis: 1 for axis in MESH_AXES} | dict(between or {})
+    if unknown := sorted((inside.keys() | outside.keys()) - set(MESH_AXES)):
         raise RecipeError(f"unknown mesh axes {unknown}: the axes are {', '.join(MESH_AXES)}")
-    free = [axis for axis, size in wanted.items() if size == -1]
-    fixed = math.prod(size for size in wanted.values() if size != -1)
-    if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    parts = math.prod(outside.values())
+    if parts > 1 and len(islands_of(devices)) != parts:
+        counts = sorted({len(island) for island in islands_of(devices).values()})
         raise RecipeError(
-            f"mesh {wanted} does not fit {len(devices)} device(s): the sizes must multiply to "
-            f"{len(devices)}, and at most one may be -1 (whatever is left)"
+            f"[mesh.between] {_stated(outside)} multiplies to {parts}, and the {len(devices)} devices lie in "
+            f"{len(islands_of(devices))} slices or hosts (of {' or '.join(map(str, counts))} devices): the sizes must "
+            "multiply to their number"
+        )
+    here = len(devices) // parts
+    free = [axis for axis, size in inside.items() if size == -1]
+    fixed = math.prod(size for size in inside.values() if size != -1)
+    if len(free) > 1 or fixed < 1 or here % fixed or (not free and fixed != here):
+        where = f"{here} device(s)" + (f" of each of {parts} slices or hosts" if parts > 1 else "")
+        works = [n for n in range(1, here + 1) if here % n == 0]
+        raise RecipeError(
+            f"mesh {_stated(inside)} does not fit {where}: the sizes must multiply to {here}, and at most one may be "
+            f"-1 (whatever is left); {nearest(fixed, works)} for their product"
         )
     for axis in free:
-        wanted[axis] = len(devices) // fixed
+        inside[axis] = here // fixed
     # Auto, not the new default Explicit: the rules are constraints and XLA's partitioner fills in the rest.
-    mesh = jax.make_mesh(
-        tuple(wanted[axis] for axis in MESH_AXES),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if parts > 1:
+        mesh = Mesh(arrange(devices, inside, outside), MESH_AXES, axis_types=types)
+    else:
+        shape = tuple(inside[axis] for axis in MESH_AXES)
+        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     return Placement(mesh, tuple(RULES.items()))
+
+
+def arrange(devices: Sequence[Any], inside: Mapping[str, int], outside: Mapping[str, int]) -> Any:
+    """Devices as an array over MESH_AXES: neighbours along an axis share a slice or host as long as `inside` lasts."""
+    return mesh_utils.create_hybrid_device_mesh(
+        [inside[axis] for axis in MESH_AXES],
+        [outside[axis] for axis in MESH_AXES],
+        list(devices),
+        process_is_granule=_attribute(devices) == "process_index",
+    )
+
+
+def islands_of(devices: Sequence[Any]) -> dict[int, list[Any]]:
+    """The devices by slice; by host (process) where there is one slice or none."""
+    found: dict[int, list[Any]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, _attribute(devices)), []).append(device)
+    return found
+
+
+def _attribute(devices: Sequence[Any]) -> str:
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    return "slice_index" if len(slices) > 1 else "process_index"
+
+
+def _stated(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} = {size}" for axis, size in sizes.items() if size != 1) or "1"
+
+
+def nearest(value: int, works: Sequence[int]) -> str:
+    """The valid sizes around a value, in words.
+
+    >>> nearest(4, [1, 3, 9]), nearest(4, [1, 2])
+    ('the nearest valid sizes are 3 and 9', 'the nearest valid size is 2')
+    """
+    around = [max((n for n in works if n <= value), default=None)]
+    around.append(min((n for n in works if n > value), default=None))
+    found = [str(n) for n in around if n is not None]
+    return f"the nearest valid {'sizes are' if len(found) > 1 else 'size is'} {' and '.join(found)}"
+
+
+def nearest_multiple(value: int, unit: int) -> str:
+    """The multiples of `unit` around a value, in words.
+
+    >>> nearest_multiple(1000, 128), nearest_multiple(100, 128)
+    ('the nearest valid sizes are 896 and 1024', 'the nearest valid size is 128')
+    """
+    below = value // unit * unit
+    return nearest(value, [n for n in (below, below + unit) if n])

@@ -30,7 +30,7 @@ from gram_jax.errors import (
 )
 from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
-from gram_jax.sharding import check_divides
+from gram_jax.sharding import check_divides, make_placement
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
 from gram_jax.train.metrics import MetricsWriter, truncate
 
@@ -56,7 +56,7 @@ def judge_run(tmp_path_factory):
 
 def saved_state(result):
     """Trained weights of the newest checkpoint, on one device."""
-    placement = loop.make_placement({}, devices=jax.devices()[:1])
+    placement = make_placement({}, devices=jax.devices()[:1])
     return tree.flatten(load_model(result.folder, placement, None)[1])
 
 
@@ -156,7 +156,7 @@ def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
 def test_lora_trains_and_is_merged_when_loaded(tmp_path):
     result = train(tiny_recipe("judge", tmp_path / "run", **LORA))
     base = tree.flatten(
-        load_model("tiny-random", loop.make_placement({}, devices=jax.devices()[:1]), None)[1]
+        load_model("tiny-random", make_placement({}, devices=jax.devices()[:1]), None)[1]
     )
     changed = {path for path, x in saved_state(result).items() if not np.array_equal(x, base[path])}
     assert changed == {"layers/q", "layers/v"}
@@ -187,7 +187,7 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monke
 
 
 def test_lora_trains_on_a_mesh(tmp_path):
-    mesh = loop.make_placement({"fsdp": 2}, devices=jax.devices()[:2])
+    mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
     recipe = tiny_recipe("judge", tmp_path / "run", **LORA, execution__compute="bfloat16")
     assert loop.train(recipe, console=loop.Console(quiet=True), placement=mesh).steps == 6
 
@@ -358,13 +358,13 @@ def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(
 
 
 def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, one_device):
-    tensor = loop.make_placement({"tensor": 4}, devices=jax.devices()[:4])
+    tensor = make_placement({"tensor": 4}, devices=jax.devices()[:4])
     cfg = replace(tiny_config("llama", True), vocab_size=289, query_heads=9, kv_heads=3)
     with pytest.raises(RecipeError) as error:
         check_divides(tree.flatten(param_specs(cfg)), tensor)
     text = str(error.value)
-    assert "layers/q, layers/o: heads 9 over tensor = 4; it can be cut into 1, 3" in text
-    assert "embed: vocab 289 over tensor = 4 x fsdp = 1; it can be cut into 1" in text
+    assert "layers/q, layers/o: heads 9 over tensor = 4; the nearest valid size is 3" in text
+    assert "embed: vocab 289 over tensor = 4 x fsdp = 1; the nearest valid size is 1" in text
     assert "mlp" not in text
     check_divides(tree.flatten(param_specs(cfg)), one_device)
 
@@ -372,8 +372,10 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, 
     recipe = tiny_recipe("judge", tmp_path / "run")
     with pytest.raises(RecipeError, match=r"layers/k, layers/v: kv_heads 2 over tensor = 4"):
         loop.train(recipe, console=quiet, placement=tensor)
-    sequence = loop.make_placement({"sequence": 5}, devices=jax.devices()[:5])
-    with pytest.raises(RecipeError, match=r"batch.length = 192 is no multiple of sequence = 5"):
+    sequence = make_placement({"sequence": 5}, devices=jax.devices()[:5])
+    with pytest.raises(
+        RecipeError, match=r"192 positions over sequence = 5: the nearest valid sizes are 190 and"
+    ):
         loop.train(recipe, console=quiet, placement=sequence)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gram_jax.data.batches import Batch, BatchPlan
 from gram_jax.errors import RecipeError
-from gram_jax.sharding import Placement
+from gram_jax.sharding import Placement, nearest_multiple
 
 POLL_SECONDS = 0.1  # how soon the background thread notices that nobody is listening any more
 
@@ -23,11 +23,9 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
     """
     shards = placement.batch_shards
     if rows % shards:
-        below = rows // shards * shards
-        near = ", ".join(str(n) for n in (below, below + shards) if n)
         raise RecipeError(
             f"batch.rows = {rows} cannot be cut into {shards} parts (mesh axes "
-            f"{' x '.join(dict(placement.rules)['batch'])}): the nearest valid numbers are {near}"
+            f"{' x '.join(dict(placement.rules)['batch'])}): {nearest_multiple(rows, shards)}"
         )
     held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()
     blocks = sorted({part.indices(rows)[:2] for (part,) in held})

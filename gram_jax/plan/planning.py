@@ -24,10 +24,10 @@ from gram_jax.plan.topology import Topology, devices_of, local_chip
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.scorer import TOKENS_PER_CALL
-from gram_jax.sharding import Placement, check_divides, make_placement
+from gram_jax.sharding import Placement, check_divides, nearest_multiple
 from gram_jax.train.compiling import free_bytes, is_out_of_memory, memory_of
 from gram_jax.train.optimizer import make_optimizer
-from gram_jax.train.program import lower_step, make_execution
+from gram_jax.train.program import lower_step, make_execution, placement_of
 from gram_jax.train.stages import abstract_batch, abstract_frozen, trained_specs
 from gram_jax.train.state import abstract_state
 
@@ -122,7 +122,7 @@ def make_target(topology: Topology, recipe: Recipe) -> Target:
     """The recipe's mesh over the devices of a topology."""
     devices = devices_of(topology)
     try:
-        placement = make_placement(recipe.mesh.sizes, devices=devices)
+        placement = placement_of(recipe, devices)
     except ValueError as error:  # JAX's own, for devices that make no such mesh
         raise RecipeError(f"no mesh over {topology.name}: {error}") from error
     chip = topology.chip or local_chip(placement.mesh.devices.flat[0])
@@ -146,7 +146,9 @@ def plan_training(
     if problem := check_rows(batch.rows, microbatches, placement.batch_shards):
         raise RecipeError(problem)
     if batch.length % (parts := placement.mesh.shape["sequence"]):
-        raise RecipeError(f"batch.length = {batch.length} is no multiple of sequence = {parts}")
+        raise RecipeError(
+            f"batch.length = {batch.length} over sequence = {parts}: {nearest_multiple(batch.length, parts)}"
+        )
     check_divides(tree.flatten(param_specs(cfg)), placement)
     steps = recipe.run.steps or STEPS
     specs = trained_specs(recipe, cfg)

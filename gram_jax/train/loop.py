@@ -29,7 +29,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import Placement, check_divides, make_placement
+from gram_jax.sharding import Placement, check_divides
 from gram_jax.train.compiling import (
     Memory,
     compile_step,
@@ -51,7 +51,7 @@ from gram_jax.train.metrics import FILE_NAME as METRICS
 from gram_jax.train.metrics import MetricsWriter, check_wandb, truncate
 from gram_jax.train.optimizer import make_optimizer
 from gram_jax.train.preemption import STATUS, StopRequest, Vote
-from gram_jax.train.program import leaner, lower_step, make_execution
+from gram_jax.train.program import leaner, lower_step, make_execution, placement_of
 from gram_jax.train.stages import (
     abstract_batch,
     frozen_weights,
@@ -123,7 +123,7 @@ def train(
         folder.note(finished=False)  # its last steps are computed again
     with explain_full_disk(folder):
         keep_compiled_programs()
-        job = prepare(recipe, folder, placement or make_placement(recipe.mesh.sizes), console)
+        job = prepare(recipe, folder, placement or placement_of(recipe), console)
         carry_out(job, console, member)
         if main:
             _conclude(job, console)
@@ -221,8 +221,6 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     batch = recipe.batch
     if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
         raise RecipeError(problem)
-    if batch.length % (parts := placement.mesh.shape["sequence"]):
-        raise RecipeError(f"batch.length = {batch.length} is no multiple of sequence = {parts}")
     if recipe.log.wandb:
         check_wandb()
     cfg, tokenizer, spec = _judge(recipe, console)

@@ -8,7 +8,7 @@ import optax
 from gram_jax.config import Recipe
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.sharding import Placement
+from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.optimizer import make_schedule
 from gram_jax.train.stages import abstract_frozen, make_objective
 from gram_jax.train.state import TrainState, shardings_of
@@ -44,6 +44,12 @@ def lower_step(
         max_skipped=recipe.run.max_skipped,
     )
     return step.lower(state, abstract_frozen(recipe, cfg, placement), batch)
+
+
+def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placement:
+    """The recipe's mesh over these devices, by default all."""
+    mesh = recipe.mesh
+    return make_placement(mesh.sizes, between=mesh.between_sizes, devices=devices)
 
 
 def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Execution:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gram_jax.errors import RecipeError
+from gram_jax.sharding import nearest, nearest_multiple
 
 # What "auto" tries, in this order, by platform, and where rows are cut over the mesh; the last of
 # each runs everywhere.
@@ -65,27 +66,17 @@ def refusals(backend: str, task: Task) -> list[str]:
     return [*_of_the_mesh(task), *_OWN.get(backend, lambda task: iter(()))(task)]
 
 
-def nearest(value: int, unit: int) -> str:
-    """The multiples of `unit` around a value, in words.
-
-    >>> nearest(1000, 128), nearest(100, 128)
-    ('the nearest valid sizes are 896 and 1024', 'the nearest valid size is 128')
-    """
-    below, above = value // unit * unit, (value // unit + 1) * unit
-    return f"the nearest valid {f'sizes are {below} and' if below else 'size is'} {above}"
-
-
 def _of_the_mesh(task: Task) -> Iterator[str]:
     if task.length and task.sequence and task.length % task.sequence:
         yield (
             f"rows of {task.length} positions over sequence = {task.sequence}: "
-            f"{nearest(task.length, task.sequence)}"
+            f"{nearest_multiple(task.length, task.sequence)}"
         )
     if task.kv_heads and task.tensor and task.kv_heads % task.tensor:
-        works = [str(n) for n in range(1, task.kv_heads + 1) if task.kv_heads % n == 0]
+        works = [n for n in range(1, task.kv_heads + 1) if task.kv_heads % n == 0]
         yield (
             f"{task.kv_heads} key-value heads over tensor = {task.tensor}: "
-            f"they can be cut into {', '.join(works)}"
+            f"{nearest(task.tensor, works)}"
         )
 
 
@@ -123,12 +114,12 @@ def _of_splash(task: Task) -> Iterator[str]:
         devices = f" on each of {task.sequence} devices" if unit > SPLASH_LENGTH else ""
         yield (
             f"its rows are a multiple of {SPLASH_LENGTH} long{devices}, found {task.length}: "
-            f"{nearest(task.length, unit)}"
+            f"{nearest_multiple(task.length, unit)}"
         )
     if (size := task.head_size) and (size % SPLASH_HEAD or size > SPLASH_LARGEST_HEAD):
         yield (
             f"its heads have a size of at most {SPLASH_LARGEST_HEAD} that is a multiple of "
-            f'{SPLASH_HEAD}, found {size}: {nearest(size, SPLASH_HEAD)}; use "blocked"'
+            f'{SPLASH_HEAD}, found {size}: {nearest_multiple(size, SPLASH_HEAD)}; use "blocked"'
         )
 
 

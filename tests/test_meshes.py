@@ -1,0 +1,275 @@
+"""Whatever the mesh, the numbers are those of one device; and no device ever holds what is not its own."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
+
+from gram_jax import tree
+from gram_jax.batch import PairBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.checkpoint.hf_files import export_hf, load_hf
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.config import Optimizer, make_recipe
+from gram_jax.data.feed import process_shard, to_device
+from gram_jax.errors import RecipeError
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import init_params, param_specs
+from gram_jax.objectives import verdict_objective, writing_objective
+from gram_jax.scoring.pair import score_pair
+from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
+from gram_jax.train.optimizer import make_optimizer, make_schedule
+from gram_jax.train.state import abstract_state, init_state, shardings_of
+from gram_jax.train.step import make_train_step
+
+# Eight heads of each kind, so that every mesh of eight devices can cut them.
+CFG = ModelConfig(
+    family="llama",
+    vocab_size=320,
+    embed_size=64,
+    layers=2,
+    query_heads=8,
+    kv_heads=8,
+    head_size=8,
+    mlp_size=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied_head=True,
+    context_length=512,
+)
+OPTIMIZER = Optimizer(
+    learning_rate=1e-3,
+    warmup=0,
+    schedule="constant",
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.01,
+    clip=1.0,
+)
+ROWS, LENGTH, STEPS = 8, 64, 4
+LABELS = (70, 71)
+SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
+
+
+def rows(seed: int, shape: tuple[int, ...] = (ROWS, LENGTH)) -> Sequences:
+    """Two documents in every row, and padding at its end."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, CFG.vocab_size, shape).astype(np.int32)
+    segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    segments[..., :30], segments[..., 30:56] = 1, 2
+    positions[..., :30], positions[..., 30:56] = np.arange(30), np.arange(26)
+    return Sequences(np.where(segments > 0, tokens, 0), positions, segments)
+
+
+def batch_of(stage: str, seed: int) -> TokenBatch | VerdictBatch:
+    seqs, rng = rows(seed), np.random.default_rng(seed + 100)
+    if stage == "write":
+        weights = (seqs.segments > 0) * rng.random(seqs.tokens.shape) > 0.3
+        return TokenBatch(seqs, np.roll(seqs.tokens, -1, 1), weights.astype(np.float32))
+    at = np.broadcast_to(np.array([29, 55], np.int32), (ROWS, 2)).copy()
+    label = rng.integers(0, 2, (ROWS, 2)).astype(np.int32)
+    return VerdictBatch(seqs, at, label, np.ones((ROWS, 2), np.float32))
+
+
+def losses(stage: str, placement: Placement) -> tuple[list[float], int]:
+    """(loss of four steps, number of compiled programs)."""
+    execution = Execution("float32", "auto", "dots", placement)
+    if stage == "write":
+        objective = writing_objective(CFG, execution, chunk=256)
+    else:
+        objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
+    specs = param_specs(CFG)
+    optimizer = make_optimizer(OPTIMIZER, STEPS, specs)
+    abstract = abstract_state(specs, optimizer, placement, "float32")
+    state = init_state(
+        init_params(specs, jax.random.key(0), placement, "float32"), optimizer, abstract
+    )
+    step = make_train_step(
+        objective,
+        optimizer,
+        make_schedule(OPTIMIZER, STEPS),
+        shardings_of(abstract),
+        placement,
+        microbatches=1,
+        max_skipped=0,
+    )
+    found = []
+    for number in range(STEPS):
+        state, metrics = step(state, {}, to_device(batch_of(stage, number), placement))
+        total, count = metrics["loss"]
+        found.append(float(total) / float(count))
+    assert shardings_of(state) == shardings_of(abstract)
+    return found, step._cache_size()
+
+
+def scores(placement: Placement) -> np.ndarray:
+    seqs = rows(7, (ROWS, 2, LENGTH))
+    pair = PairBatch(seqs, np.full((ROWS, 2), 55, np.int32))
+    params = init_params(param_specs(CFG), jax.random.key(0), placement, "float32")
+    execution = Execution("float32", "auto", "none", placement)
+    return np.asarray(score_pair(params, CFG, to_device(pair, placement), LABELS, execution))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one device computes."""
+    placement = make_placement({}, devices=jax.devices()[:1])
+    return {stage: losses(stage, placement)[0] for stage in ("write", "judge")} | {
+        "scores": scores(placement)
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, alone):
+    placement = make_placement(dict(zip(MESH_AXES, shape, strict=True)))
+    for stage in ("write", "judge"):
+        found, programs = losses(stage, placement)
+        np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
+        assert programs == 1
+        assert found[-1] != found[0]
+    np.testing.assert_allclose(scores(placement), alone["scores"], atol=1e-5, rtol=0)
+
+
+def parts_of(leaf: jax.Array) -> int:
+    """In how many different parts a leaf lies."""
+    return len({str(shard.index) for shard in leaf.addressable_shards})
+
+
+@pytest.mark.parametrize("birth", ["random", "folder", "restored"])
+def test_weights_and_moments_lie_in_parts_from_their_first_moment(birth, tmp_path, monkeypatch):
+    placement = make_placement({"fsdp": 4, "tensor": 2})
+    specs = param_specs(CFG)
+    optimizer = make_optimizer(OPTIMIZER, STEPS, specs)
+    abstract = abstract_state(specs, optimizer, placement, "float32")
+    one = make_placement({}, devices=jax.devices()[:1])
+    first = init_params(specs, jax.random.key(0), one, "float32")
+    export_hf(tmp_path / "hf", CFG, first, dtype=None, tokenizer=None, spec=None, overwrite=False)
+
+    placed = []  # everything that the host hands to a device
+    device_put = jax.device_put
+
+    def note(x, *arguments, **settings):
+        placed.extend(np.size(leaf) for leaf in jax.tree.leaves(x))
+        return device_put(x, *arguments, **settings)
+
+    monkeypatch.setattr(jax, "device_put", note)
+    if birth == "random":
+        params = init_params(specs, jax.random.key(0), placement, "float32")
+    else:
+        params = load_hf(tmp_path / "hf", placement, "float32")[1]
+    state = init_state(params, optimizer, abstract)
+    if birth == "restored":
+        with Checkpoints(tmp_path / "saved", keep=1) as checkpoints:
+            checkpoints.save(1, state, blocking=True)
+            state = checkpoints.restore(1, abstract)
+    largest = CFG.layers * CFG.embed_size * CFG.mlp_size
+    assert max(placed, default=0) <= CFG.vocab_size * CFG.embed_size // 8
+    named = tree.flatten(state.params)
+    for path, spec in tree.walk(specs):
+        leaf = named[path]
+        wanted = math.prod(
+            placement.mesh.shape[name] for axis in spec.axes for name in dict(placement.rules)[axis]
+        )
+        assert parts_of(leaf) == wanted
+        assert max(shard.data.size for shard in leaf.addressable_shards) == leaf.size // wanted
+    cut = [x for x in jax.tree.leaves(state) if x.size >= largest]
+    assert len(cut) >= 3 * 3  # weights and both moments of gate, up and down
+    assert all(parts_of(x) == 8 for x in cut)
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    """What the layout of a mesh looks at."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "fake"
+
+
+@pytest.mark.parametrize("by", ["slice_index", "process_index"])
+def test_axes_between_cross_slices_or_hosts_and_no_other_does(by):
+    devices = [
+        FakeDevice(id=i, process_index=i // 4, slice_index=i // 8 if by == "slice_index" else 0)
+        for i in range(16)
+    ]
+    islands = islands_of(devices)
+    assert len(islands) == (2 if by == "slice_index" else 4)
+    inside = {"data": 1, "fsdp": 8 if by == "slice_index" else 2, "tensor": 1, "sequence": 1}
+    if by == "process_index":
+        inside["tensor"] = 2
+    outside = {"data": len(islands), "fsdp": 1, "tensor": 1, "sequence": 1}
+    mesh = arrange(devices, inside, outside)
+    assert mesh.shape == tuple(inside[axis] * outside[axis] for axis in MESH_AXES)
+    for index in range(mesh.shape[0]):  # a step along data leads to another island, no other does
+        assert len({getattr(device, by) for device in mesh[index].flat}) == 1
+    assert len({getattr(mesh[i, 0, 0, 0], by) for i in range(mesh.shape[0])}) == len(islands)
+
+
+def test_an_axis_may_have_a_part_inside_and_a_part_between():
+    devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
+    inside = {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    mesh = arrange(devices, inside, {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 1})
+    assert [d.process_index for d in mesh[:, 0, 0, 0]] == [0, 0, 1, 1]
+
+
+def test_sizes_between_that_do_not_fit_the_slices_are_refused():
+    devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
+    with pytest.raises(RecipeError, match=r"data = 4 multiplies to 4, .* lie in 2 slices or hosts"):
+        make_placement({}, between={"data": 4}, devices=devices)
+    with pytest.raises(
+        RecipeError, match=r"4 device\(s\) of each of 2 .*nearest valid sizes are 2"
+    ):
+        make_placement({"fsdp": 3}, between={"data": 2}, devices=devices)
+    with pytest.raises(RecipeError, match="nearest valid sizes are 4 and 8"):
+        make_placement({"fsdp": 5})
+
+
+def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
+    """The whole mesh's shape counts where a recipe is read."""
+    recipe = tiny_recipe("judge", tmp_path / "run", mesh__between={"data": 2})
+    assert recipe.mesh.whole == {"data": 2, "fsdp": None, "tensor": 1, "sequence": 1}
+    from gram_jax.config import recipe_values
+
+    values = recipe_values(recipe)
+    values["mesh"] = {"data": 3, "fsdp": 1, "between": {"data": 2}}
+    with pytest.raises(RecipeError, match=r"4 is not a multiple of 6 .*nearest valid size is 6"):
+        make_recipe(values)
+    assert process_shard(make_placement({"data": 2, "fsdp": 4}), 16) == (0, 1)
+
+
+def test_gradients_are_cut_as_their_weights_are():
+    """No device adds up the gradient of a whole weight: the program has no buffer of its size."""
+    placement = make_placement({"fsdp": 8})
+    execution = Execution("float32", "blocked", "full", placement)
+    objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
+    specs = param_specs(CFG)
+    optimizer = make_optimizer(OPTIMIZER, STEPS, specs)
+    abstract = abstract_state(specs, optimizer, placement, "float32")
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.sharding("batch")),
+        batch_of("judge", 0),
+    )
+    step = make_train_step(
+        objective,
+        optimizer,
+        make_schedule(OPTIMIZER, STEPS),
+        shardings_of(abstract),
+        placement,
+        microbatches=1,
+        max_skipped=0,
+    )
+    text = step.lower(abstract, {}, batch).compile().as_text()
+    L, D, F = CFG.layers, CFG.embed_size, CFG.mlp_size
+    assert f"f32[{L},{D},{F}]" not in text
+    assert f"f32[{L},{D // 8},{F}]" in text
