@@ -31,8 +31,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "head_size": (),
     "mlp": ("tensor",),
     "rank": (),
-    # rows while they are looked up in the table, whose width is cut over fsdp meanwhile
+    # rows and table while the one is looked up in the other, whose width is cut over fsdp meanwhile
     "lookup_rows": ("data",),
+    "lookup_vocab": ("tensor",),
     # axes of activations
     "act_embed": (),
     "act_heads": ("tensor",),

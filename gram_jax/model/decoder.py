@@ -45,7 +45,9 @@ def _look_up(table: jax.Array, tokens: jax.Array, execution: Execution) -> jax.A
     model. Cut along D instead, a device finds its columns, and what travels is its own share.
     """
     place = execution.placement.constrain
-    table, tokens = place(table, None, "embed"), place(tokens, "lookup_rows", "time")
+    # In two steps, each of which is one collective; in one, XLA first makes the table whole.
+    table = place(place(table, "lookup_vocab", "embed"), None, "embed")
+    tokens = place(tokens, "lookup_rows", "time")
     found = place(jnp.take(table, tokens, axis=0), "lookup_rows", "time", "embed")
     return found.astype(execution.compute)
 

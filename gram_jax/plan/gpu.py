@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[str, tuple[int, int], int, int, int, int, int, float, in
 
 def gpu_devices(chip: Chip, count: int, machines: int) -> list[Any]:
     """`machines` machines with `count` GPUs each. Raises RecipeError where the compiler is missing."""
-    if not any(importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS):
+    if not compiler_installed():
         version = jax.__version__
         raise RecipeError(
             f"--topology {chip.name} needs XLA's compiler for CUDA, which is not installed. It needs "
@@ -39,6 +39,13 @@ def gpu_devices(chip: Chip, count: int, machines: int) -> list[Any]:
         ).devices
     except Exception as error:  # the back end's own class, which differs between versions
         raise RecipeError(f"--topology {chip.name}: XLA refuses it: {error}") from error
+
+
+def compiler_installed() -> bool:
+    """Whether one of JAX's plugins for CUDA is there; its CUDA libraries need not be."""
+    return importlib.util.find_spec("jax_plugins") is not None and any(
+        importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS
+    )
 
 
 def _target(chip: Chip) -> str:
