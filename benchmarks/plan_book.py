@@ -4,7 +4,8 @@
 
 Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS,
 so a run that was interrupted goes on where it stopped. The markdown is made from the lines that are
-there, and names the cells that are not. `--minutes 0` makes it alone. Needs libtpu, and no TPU.
+there, and names the cells that are not. `--minutes 0` makes it alone. Needs libtpu, and no TPU; for the
+GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
 """
 
 import argparse
@@ -44,15 +45,28 @@ SLICES = {
     "qwen3-14b": ("v6e:4x4", "v5p:4x4x4", "v5e:4x4"),
     "qwen3-32b": ("v5p:4x4x4", "v6e:4x4", "v5e:16x16"),
     "llama3.2-3b": ("v5e:4x4", "v6e:2x2"),
-    "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1", "v5e:2x2"),
-    "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16", "v6e:4x4"),
+    "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1"),
+    "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16"),
+}
+# Too small for the training state alone: known without compiling, so these come first.
+TOO_SMALL = {
+    "qwen3-8b": "v5e:2x2",
+    "qwen3-14b": "v6e:2x2",
+    "qwen3-32b": "v5p:2x2x1",
+    "llama3.1-8b": "v5e:2x2",
+    "llama3.3-70b": "v6e:4x4",
+}
+# Recipes that are made for one GPU, planned as they are.
+FOR_GPUS = {
+    "configs/qwen3-1.7b-judge-24gb.toml": ("qwen3-1.7b", "rtx4090"),
+    "configs/qwen3-8b-judge-141gb.toml": ("qwen3-8b", "h200"),
 }
 PROGRAMS = ("score", "judge", "write")  # scoring compiles in a tenth of the time
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One program of one model on one slice."""
+    """One program of one model on one slice; program: of PROGRAMS, or a recipe of FOR_GPUS."""
 
     model: str
     topology: str
@@ -76,6 +90,8 @@ class Cell:
 
     def arguments(self) -> list[str]:
         """Of `gram-jax plan`."""
+        if self.program in FOR_GPUS:
+            return ["plan", self.program, "--topology", self.topology, "--no-advice", "--json"]
         devices = self.devices
         fsdp = 1 if self.replicated else min(devices, WIDEST_FSDP)
         changes: dict[str, Any] = {
@@ -98,6 +114,9 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """All cells, in the order in which they are computed."""
+    for program in ("judge", "write"):
+        yield from (Cell(model, topology, program) for model, topology in TOO_SMALL.items())
+    yield from (Cell(*where, recipe) for recipe, where in FOR_GPUS.items())
     for turn in range(max(map(len, SLICES.values()))):
         for program in PROGRAMS:
             for model, slices in SLICES.items():
@@ -120,10 +139,13 @@ def main() -> None:
             continue
         if time.monotonic() > end:
             break
-        done[cell] = result = compute(cell, chosen.runner.split())
+        result = compute(cell, chosen.runner.split())
+        print(cell, verdict(result), flush=True)
+        if "refused" in result:  # nothing about the cell: something is missing here
+            continue
+        done[cell] = result
         with chosen.results.open("a") as file:
             file.write(json.dumps({"cell": vars(cell), "result": result}) + "\n")
-        print(cell, verdict(result), flush=True)
     if chosen.markdown:
         chosen.markdown.parent.mkdir(exist_ok=True)
         chosen.markdown.write_text(book(done))
@@ -142,7 +164,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
-    """The plan as plain values, or {"error": ...}."""
+    """The plan as plain values, or {"error": ...}, or {"refused": ...} where it could not be asked."""
     code = "from gram_jax.cli import main; main()"
     try:
         done = subprocess.run(
@@ -156,13 +178,14 @@ def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
         return {"error": f"compiling took more than {LONGEST} s"}
     if done.returncode in (0, 1) and done.stdout.strip():
         return json.loads(done.stdout)
-    return {"error": next(iter(reversed(done.stderr.strip().splitlines())), "no output")}
+    return {"refused": next(iter(reversed(done.stderr.strip().splitlines())), "no output")}
 
 
 def verdict(result: dict[str, Any]) -> str:
     """One cell in a few words."""
-    if "error" in result:
-        return result["error"]
+    for failure in ("error", "refused"):
+        if failure in result:
+            return result[failure]
     memory = result["memory"]
     if memory["fits"]:
         return f"fits, {format_bytes(memory['head_room'])} left, {result['compile_seconds']:.0f} s"
@@ -185,6 +208,10 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
             table_row(c, done[c]) for c in ordered(planned) if c.program == program and c in done
         ]
         parts += [f"## {title}", NOTES[program], table(rows)]
+    rows = [table_row(c, done[c]) for c in planned if c.program in FOR_GPUS and c in done]
+    if rows:
+        recipes = ", ".join(f"`{recipe}`" for recipe in FOR_GPUS)
+        parts += ["## One GPU", NOTES["gpu"].format(recipes=recipes), table(rows)]
     if missing:
         names = ", ".join(f"{c.model} {c.program} on {c.topology}" for c in missing)
         parts += ["## Not computed", f"Missing for want of time: {names}."]
@@ -196,8 +223,7 @@ def ordered(planned: Sequence[Cell]) -> list[Cell]:
     models = list(SLICES)
 
     def key(cell: Cell) -> tuple[int, float]:
-        memory = CHIPS[cell.topology.split(":")[0]].memory
-        return models.index(cell.model), memory * cell.devices
+        return models.index(cell.model), read_topology(cell.topology).chip.memory * cell.devices
 
     return sorted(planned, key=key)
 
@@ -272,14 +298,18 @@ bytes of state and weights over the memory's bandwidth, bytes of collectives ove
 longer than the largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no
 forecast: public runs reach 40 to 70 % of it.
 
-A program that does not fit is named with what it needs; where the compiler gave up, that is arguments and the
-temporaries that it named, at the least."""
+A program that does not fit is named with what it needs; where the compiler gave up, that is at least the arguments and
+the temporaries that it named, and where the arguments alone are too much, nothing was compiled."""
 
 NOTES = {
     "write": f"""\
 {ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one microbatch, f32
 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
     "judge": "The same batch and settings; no product with the vocabulary.",
+    "gpu": """\
+The recipes {recipes} as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
+cuDNN's, which asks the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory
+unless XLA_PYTHON_CLIENT_MEM_FRACTION says more (0.97 for these).""",
     "score": f"""\
 Pairs in both orders, padded to {LENGTH} tokens, 32,768 tokens a device and call, bf16 weights. Whole weights on every
 device where they take at most half of it, else cut over fsdp and gathered layer by layer.""",

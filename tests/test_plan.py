@@ -371,12 +371,13 @@ def test_too_little_memory_is_an_answer_with_what_would_fit(tmp_path: Path):
     assert not plan.fit.fits and "does not fit: needs" in does_not_fit(plan.fit)
     assert "batch.microbatches = 2" in what_would_fit(recipe, cfg, small, plan)
     hopeless = tight(target, plan.fit.arguments - 1)
-    assert "Weights, optimizer state" in what_would_fit(
-        recipe, cfg, hopeless, plan_training(recipe, cfg, hopeless)
-    )
+    at_once = plan_training(recipe, cfg, hopeless)
+    assert at_once.compile_seconds < 0.1  # nothing had to be compiled to know it
+    assert does_not_fit(at_once.fit).startswith("does not fit: needs at least")
+    assert "Weights, optimizer state" in what_would_fit(recipe, cfg, hopeless, at_once)
 
 
-def test_what_the_compiler_refuses_for_memory_is_an_answer_too():
+def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
     words = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.50G) exceeds"
         " available HBM (15.75G)."
@@ -385,12 +386,13 @@ def test_what_the_compiler_refuses_for_memory_is_an_answer_too():
     def refuse():
         raise RuntimeError(words)
 
-    compiled, failure = planning._compile(refuse)
+    target = make_target(LOCAL, tiny_recipe("judge", tmp_path / "run", batch__rows=8))
+    compiled, failure = planning._compile(refuse, (), target)
     fit = planning._fit(compiled, failure, 2**30, int(15.75 * 2**30))
     assert not fit.fits
     assert does_not_fit(fit) == "does not fit: needs at least 33.5 GiB of 15.8 GiB"
     with pytest.raises(ValueError, match="a bug"):
-        planning._compile(lambda: (_ for _ in ()).throw(ValueError("a bug")))
+        planning._compile(lambda: (_ for _ in ()).throw(ValueError("a bug")), (), target)
 
 
 def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path):

@@ -158,7 +158,11 @@ def plan_training(
     frozen = abstract_frozen(recipe, cfg, placement)
     start = time.perf_counter()
     compiled, failure = _compile(
-        lambda: lower_step(recipe, cfg, LABEL_IDS, optimizer, steps, placement, state, rows, change)
+        lambda: lower_step(
+            recipe, cfg, LABEL_IDS, optimizer, steps, placement, state, rows, change
+        ),
+        (state, frozen, rows),
+        target,
     )
     took = time.perf_counter() - start
     settings = {
@@ -215,7 +219,9 @@ def plan_scoring(
     batch = abstract_batch(abstract_pairs(pairs, length), placement)
     start = time.perf_counter()
     compiled, failure = _compile(
-        lambda: score_pair.lower(weights, cfg, batch, LABEL_IDS, execution)
+        lambda: score_pair.lower(weights, cfg, batch, LABEL_IDS, execution),
+        (weights, batch),
+        target,
     )
     took = time.perf_counter() - start
     settings = {
@@ -269,8 +275,13 @@ def bytes_on_a_device(abstract: Any) -> int:
     )
 
 
-def _compile(lower: Any) -> tuple[Any, str | None]:
-    """(the compiled program, None), or (None, the compiler's words) where it ran out of memory."""
+def _compile(lower: Any, arguments: Any, target: Target) -> tuple[Any, str | None]:
+    """(the compiled program, None), or (None, the compiler's words) where it ran out of memory.
+
+    Where the arguments alone are too much nothing is compiled, and there are no words.
+    """
+    if target.capacity is not None and bytes_on_a_device(arguments) > target.capacity:
+        return None, ""
     try:
         return lower().compile(), None
     except Exception as error:
