@@ -77,7 +77,11 @@ def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
         ),
         ("ring", {"sequence": 3}, "1024 positions over sequence = 3.*sizes are 1023 and 1026"),
         ("auto", {"sequence": 3}, "1024 positions over sequence = 3"),
-        ("blocked", {"tensor": 3}, "8 key-value heads over tensor = 3: the nearest valid sizes are 2 and 4"),
+        (
+            "blocked",
+            {"tensor": 3},
+            "8 key-value heads over tensor = 3: the nearest valid sizes are 2 and 4",
+        ),
     ],
 )
 def test_a_back_end_refuses_what_it_cannot_do(backend, changes, message):
