@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-HERE = Path(os.environ["FAKE_GCLOUD"])
+HERE = Path(os.environ.get("FAKE_GCLOUD", "."))
 
 
 def next_line(name: str) -> str:

@@ -214,6 +214,8 @@ class Lifeline:
                 await self._tell_all(message)
                 self._failed(message)
                 return
+            if self._leaving:
+                return
             self._writers.pop(index, None)
             if not self._ready.done():  # it may come again
                 self._came.pop(index, None)

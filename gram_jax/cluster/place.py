@@ -79,10 +79,12 @@ def _address(text: str) -> tuple[str, int]:
 
 def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
     """Inside a step (srun) of several tasks; one task per node, or one per accelerator."""
-    names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-    if any(name not in env for name in names) or int(env["SLURM_STEP_NUM_TASKS"]) < 2:
+    tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
+    # The batch script itself, outside of any step, has no node list of a step.
+    names = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+    if any(name not in env for name in names) or int(tasks) < 2:
         return None
-    count, nodes = int(env["SLURM_STEP_NUM_TASKS"]), slurm_hosts(env["SLURM_STEP_NODELIST"])
+    count, nodes = int(tasks), slurm_hosts(env["SLURM_STEP_NODELIST"])
     # An even port that differs between the jobs of a node; the one above it is JAX's.
     port = 16384 + 2 * (int(env["SLURM_JOB_ID"]) % 8192)
     if count == len(nodes):

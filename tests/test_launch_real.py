@@ -1,0 +1,84 @@
+"""The launch scripts with the real program: processes that find each other, are told to stop, and go on."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+from jobs import environment
+from launch_fakes import LAUNCH
+from test_launch_slurm import SCRIPT, Slurm
+from tiny_runs import tiny_values, write_pairs
+
+SECONDS = 200  # for two lives of two processes on a busy machine
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    place = Slurm(tmp_path)
+    place.program(
+        "gram-jax",
+        f"#!/bin/sh\nexec {sys.executable} -c 'from gram_jax.cli import main; main()' \"$@\"\n",
+    )
+    return place
+
+
+def recipe(folder: Path, steps: int) -> str:
+    write_pairs(folder / "train.jsonl", 16)
+    values = tiny_values("judge", folder / "run", run__steps=steps, batch__rows=8, log__every=20)
+    (folder / "run.toml").write_text(tomli_w.dumps(values))
+    return "run.toml"
+
+
+def stop_when_it_trains(process, folder: Path, place: Slurm) -> int:
+    """SIGTERM once there are figures, and the status in the end."""
+    limit = time.monotonic() + SECONDS
+    figures = folder / "run" / "metrics.jsonl"
+    while not (figures.exists() and figures.read_text()):
+        assert time.monotonic() < limit and process.poll() is None, "no training"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    return process.returncode
+
+
+def finished(folder: Path) -> bool:
+    return bool(json.loads((folder / "run" / "run.json").read_text()).get("finished"))
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    wanted = ("XLA_FLAGS", "JAX_PLATFORMS", "HF_HUB_OFFLINE", "PYTHONPATH")
+    found = environment(1)
+    return {name: found[name] for name in wanted} | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")
+    }
+
+
+def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, tmp_path: Path):
+    command = ("sbatch", "--nodes=2", SCRIPT, recipe(tmp_path, 800))
+    process = slurm.start(*command, **surroundings(tmp_path))
+    assert stop_when_it_trains(process, tmp_path, slurm) == 0
+    assert slurm.lives() == 2
+    assert finished(tmp_path)
+
+
+def test_local_processes_save_at_sigterm_and_go_on_when_started_again(slurm: Slurm, tmp_path: Path):
+    command = (str(LAUNCH / "local_processes.sh"), "2", recipe(tmp_path, 800))
+    process = slurm.start(*command, **surroundings(tmp_path))
+    assert stop_when_it_trains(process, tmp_path, slurm) == 75
+    assert not finished(tmp_path)
+    assert "is saved" in (tmp_path / "logs" / "process-0.log").read_text()
+    again = slurm.start(*command, **surroundings(tmp_path))
+    try:
+        again.communicate(timeout=SECONDS)
+    finally:
+        again.kill()
+    assert again.returncode == 0
+    assert finished(tmp_path)
+    assert "going on from step" in (tmp_path / "logs" / "process-0.log").read_text()
