@@ -213,8 +213,11 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
         recipes = ", ".join(f"`{recipe}`" for recipe in FOR_GPUS)
         parts += ["## One GPU", NOTES["gpu"].format(recipes=recipes), table(rows)]
     if missing:
-        names = ", ".join(f"{c.model} {c.program} on {c.topology}" for c in missing)
-        parts += ["## Not computed", f"Missing for want of time: {names}."]
+        lines = []
+        for program in dict.fromkeys(cell.program for cell in missing):
+            names = ", ".join(f"{c.model} on {c.topology}" for c in missing if c.program == program)
+            lines.append(f"- {titles.get(program, program)}: {names}")
+        parts += ["## Not computed", "Planned, and missing for want of time:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -254,7 +257,7 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
         " x ".join(f"{name} {size}" for name, size in mesh.items()) or "1",
         format_bytes(memory["arguments"]),
     ]
-    took = f"{result['compile_seconds']:.0f} s"
+    took = f"{result['compile_seconds']:.0f} s" if result["compile_seconds"] >= 1 else "-"
     if not memory["fits"]:
         least = "at least " if memory["temporaries"] is None else ""
         capacity = format_bytes(memory["capacity"])
@@ -270,7 +273,7 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
         format_bytes(memory["temporaries"]),
         f"{format_bytes(memory['head_room'])} of {format_bytes(memory['capacity'])}",
         f"{calls:,}, {moved:.2f}" if calls else "none",
-        " / ".join("-" if t is None else f"{t * 1e3:.3g}" for t in times),
+        " / ".join("-" if t is None else f"{t * 1e3:,.{0 if t >= 0.1 else 1}f}" for t in times),
         result["bound"],
         format_count(result["tokens_per_second"] / chips),
         took,
