@@ -28,7 +28,7 @@ def slurm(tmp_path: Path) -> Slurm:
 
 def recipe(folder: Path, steps: int) -> str:
     write_pairs(folder / "train.jsonl", 16)
-    values = tiny_values("judge", folder / "run", run__steps=steps, batch__rows=8, log__every=20)
+    values = tiny_values("judge", folder / "run", run__steps=steps, batch__rows=8, log__every=10)
     (folder / "run.toml").write_text(tomli_w.dumps(values))
     return "run.toml"
 
@@ -61,7 +61,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 
 
 def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, tmp_path: Path):
-    command = ("sbatch", "--nodes=2", SCRIPT, recipe(tmp_path, 800))
+    command = ("sbatch", "--nodes=2", SCRIPT, recipe(tmp_path, 160))
     process = slurm.start(*command, **surroundings(tmp_path))
     assert stop_when_it_trains(process, tmp_path, slurm) == 0
     assert slurm.lives() == 2
@@ -69,7 +69,7 @@ def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, 
 
 
 def test_local_processes_save_at_sigterm_and_go_on_when_started_again(slurm: Slurm, tmp_path: Path):
-    command = (str(LAUNCH / "local_processes.sh"), "2", recipe(tmp_path, 800))
+    command = (str(LAUNCH / "local_processes.sh"), "2", recipe(tmp_path, 160))
     process = slurm.start(*command, **surroundings(tmp_path))
     assert stop_when_it_trains(process, tmp_path, slurm) == 75
     assert not finished(tmp_path)
