@@ -1,0 +1,176 @@
+"""Collectives of a training step by mesh, counted in compiled programs: python benchmarks/collectives.py [TOPOLOGY]
+
+TOPOLOGY: eight devices to compile for, such as v5e:2x4 (needs libtpu and no TPU); by default eight
+fake devices of this CPU. `--list` prints every collective with its place in the model besides.
+Nothing is run. docs/meshes.md holds the result and reads it.
+"""
+
+import argparse
+import os
+import re
+from dataclasses import replace
+
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.batch import Sequences, TokenBatch, VerdictBatch
+from gram_jax.config import Optimizer
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import param_specs
+from gram_jax.objectives import verdict_objective, writing_objective
+from gram_jax.plan.collectives import KINDS, Traffic, collectives, parse_hlo
+from gram_jax.plan.topology import LOCAL, devices_of, read_topology
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.train.optimizer import make_optimizer, make_schedule
+from gram_jax.train.state import abstract_state, shardings_of
+from gram_jax.train.step import make_train_step
+
+MESHES: tuple[dict[str, int], ...] = (
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"data": 2, "tensor": 4},
+    {"fsdp": 2, "tensor": 4},
+    {"sequence": 8},
+    {"fsdp": 2, "tensor": 2, "sequence": 2},
+    {"data": 2, "fsdp": 4},
+)
+# Small, yet no two sizes alike, so that a shape in the HLO says what it is of.
+CFG = ModelConfig(
+    family="llama",
+    vocab_size=4096,
+    embed_size=512,
+    layers=2,
+    query_heads=16,
+    kv_heads=8,
+    head_size=128,
+    mlp_size=1536,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied_head=True,
+    context_length=8192,
+)
+ROWS, LENGTH, SLOTS = 16, 1024, 2
+OPTIMIZER = Optimizer(
+    learning_rate=1e-3,
+    warmup=0,
+    schedule="constant",
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.01,
+    clip=1.0,
+)
+
+
+def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str) -> str:
+    """The HLO of one step: one micro-batch, AdamW, clipping, bfloat16 products, float32 weights."""
+    platform = placement.mesh.devices.flat[0].platform
+    # A CPU's compiler turns bfloat16 into float32 where it likes, also in collectives.
+    compute = "float32" if platform == "cpu" else "bfloat16"
+    execution = Execution(compute, "auto", remat, placement)
+    if stage == "write":
+        objective = writing_objective(cfg, execution, chunk=ROWS * LENGTH)
+    else:
+        objective = verdict_objective(cfg, execution, label_ids=(70, 71), smoothing=0.1)
+    specs = param_specs(cfg)
+    optimizer = make_optimizer(OPTIMIZER, 100, specs)
+    state = abstract_state(specs, optimizer, placement, "float32")
+    step = make_train_step(
+        objective,
+        optimizer,
+        make_schedule(OPTIMIZER, 100),
+        shardings_of(state),
+        placement,
+        microbatches=1,
+        max_skipped=0,
+    )
+    return step.lower(state, {}, batch_of(stage, placement)).compile().as_text()
+
+
+def batch_of(stage: str, placement: Placement) -> TokenBatch | VerdictBatch:
+    """A batch as shapes."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        axes = ("batch", "time" if shape[1] == LENGTH else None)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placement.sharding(*axes))
+
+    seqs = Sequences(*(array(ROWS, LENGTH) for _ in range(3)))
+    if stage == "write":
+        return TokenBatch(seqs, array(ROWS, LENGTH), array(ROWS, LENGTH, dtype=jnp.float32))
+    slots = array(ROWS, SLOTS)
+    return VerdictBatch(seqs, slots, slots, array(ROWS, SLOTS, dtype=jnp.float32))
+
+
+def per_layer_and_rest(
+    stage: str, placement: Placement, remat: str
+) -> tuple[dict[str, tuple[Traffic, Traffic]], str]:
+    """By kind (what every layer adds, what is there once), and the HLO: from 2 and from 4 layers."""
+    few, many = (compiled_step(stage, replace(CFG, layers=n), placement, remat) for n in (2, 4))
+    two, four = collectives(few, [0] * 8), collectives(many, [0] * 8)
+    found = {}
+    for kind in KINDS:
+        a, b = two.get(kind, Traffic()), four.get(kind, Traffic())
+        if a.count or b.count:
+            layer = Traffic((b.count - a.count) / 2, (b.payload - a.payload) / 2, (b.links - a.links) / 2)
+            found[kind] = layer, a + layer.times(-2)
+    return found, few
+
+
+def places(hlo: str) -> list[str]:
+    """Every collective of a program: kind, shapes, groups, where it stands and what it came from."""
+    lines = []
+    for name, computation in parse_hlo(hlo)[0].items():
+        for this in computation.values():
+            kind = this.opcode.removesuffix("-start")
+            if kind in KINDS:
+                source = re.search(r'op_name="([^"]*)"', this.text)
+                groups = re.search(r"(?:replica_groups|source_target_pairs)=\S+", this.text)
+                shapes = re.sub(r"\{[^}]*\}", "", this.type)
+                lines.append(
+                    f"    {kind} {shapes} {groups[0][:60] if groups else ''} {name} {source[1] if source else ''}"
+                )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("topology", nargs="?", default=LOCAL)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--remat", default="dots")
+    parser.add_argument("--mesh", help="only this one, such as fsdp=8")
+    parser.add_argument("--stage", help="only this one")
+    asked = parser.parse_args()
+    devices = devices_of(read_topology(asked.topology))
+    print("| mesh | stage | kind | each layer | once | MiB received a layer | once |")
+    print("|---|---|---|---|---|---|---|")
+    for mesh in MESHES:
+        name = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+        if asked.mesh and asked.mesh != name.replace(" x ", ",").replace(" ", "="):
+            continue
+        for stage in ("write", "judge"):
+            if asked.stage in (None, stage):
+                found, hlo = per_layer_and_rest(stage, make_placement(mesh, devices=devices), asked.remat)
+                for kind, (layer, rest) in found.items():
+                    print(
+                        f"| {name} | {stage} | {kind} | {layer.count:g} | {rest.count:g} "
+                        f"| {layer.links / 2**20:.2f} | {rest.links / 2**20:.2f} |",
+                        flush=True,
+                    )
+                if asked.list:
+                    print("\n".join(places(hlo)))
+
+
+if __name__ == "__main__":
+    main()
