@@ -136,7 +136,10 @@ def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, a
         np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
         assert programs == 1
         assert found[-1] != found[0]
+    before = score_pair._cache_size()
     np.testing.assert_allclose(scores(placement), alone["scores"], atol=1e-5, rtol=0)
+    scores(placement)
+    assert score_pair._cache_size() == before + 1
 
 
 def parts_of(leaf: jax.Array) -> int:
