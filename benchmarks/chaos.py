@@ -23,9 +23,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-).strip()
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # one device
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the trials are forks
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

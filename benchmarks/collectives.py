@@ -123,7 +123,9 @@ def per_layer_and_rest(
     for kind in KINDS:
         a, b = two.get(kind, Traffic()), four.get(kind, Traffic())
         if a.count or b.count:
-            layer = Traffic((b.count - a.count) / 2, (b.payload - a.payload) / 2, (b.links - a.links) / 2)
+            layer = Traffic(
+                (b.count - a.count) / 2, (b.payload - a.payload) / 2, (b.links - a.links) / 2
+            )
             found[kind] = layer, a + layer.times(-2)
     return found, few
 
@@ -161,7 +163,9 @@ def main() -> None:
             continue
         for stage in ("write", "judge"):
             if asked.stage in (None, stage):
-                found, hlo = per_layer_and_rest(stage, make_placement(mesh, devices=devices), asked.remat)
+                found, hlo = per_layer_and_rest(
+                    stage, make_placement(mesh, devices=devices), asked.remat
+                )
                 for kind, (layer, rest) in found.items():
                     print(
                         f"| {name} | {stage} | {kind} | {layer.count:g} | {rest.count:g} "
