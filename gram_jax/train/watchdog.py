@@ -18,11 +18,13 @@ REPORT_SECONDS = 5.0  # to write the stacks to the run's folder
 class Watchdog:
     """While entered: without a `beat` for member.stuck_after seconds the stacks of all threads are printed and written
     to `report`, and the process ends with status LOST, upon which the others of its job do.
+
+    Whatever may hang begins with a beat: reading data, compiling, loading weights, every step, evaluation and save.
     """
 
     def __init__(self, member: Member, report: Path):
         self.member, self.report = member, report
-        self._doing, self._since = "the first step", time.monotonic()
+        self._doing, self._since = "the start", time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gram-jax-watchdog", daemon=True)
 
