@@ -8,16 +8,19 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from gram_jax import cli
 from gram_jax.checkpoint.orbax import SAVE_SECONDS
 from gram_jax.cluster import member
-from gram_jax.cluster.member import Member
+from gram_jax.cluster.member import Member, joined
 from gram_jax.console import Console
-from gram_jax.errors import LOST, RESTART, RecipeError
+from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
 from gram_jax.train import owner, watchdog
 from gram_jax.train.owner import OWNER, owned
 from gram_jax.train.preemption import StopRequest, Vote
@@ -132,6 +135,52 @@ def test_beats_keep_the_watchdog_quiet_and_none_is_needed_without_a_limit(ends, 
 def test_a_save_may_take_its_time_before_the_watchdog_ends_it():
     default = inspect.signature(cli.train).parameters["stuck_after"].default
     assert default > SAVE_SECONDS
+
+
+# --- the GPUs of a job of one process
+
+
+@pytest.fixture
+def platforms():
+    """States the platforms for one test."""
+    before = jax.config.jax_platforms
+    yield lambda value: jax.config.update("jax_platforms", value)
+    jax.config.update("jax_platforms", before)
+
+
+@contextmanager
+def alone(devices):
+    settings = {"join_timeout": 5, "lost_after": 5, "grace": None, "stuck_after": None}
+    with joined(None, devices=devices, **settings) as found:
+        yield found
+
+
+def test_a_job_of_one_process_takes_the_gpus_that_it_was_given(platforms, monkeypatch):
+    platforms("cuda")
+    gpu = SimpleNamespace(platform="gpu", device_kind="a GPU")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu, gpu])
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    with alone((1, 3)) as found:
+        assert found.index == 0
+    assert told["jax_cuda_visible_devices"] == told["jax_rocm_visible_devices"] == "1,3"
+    with (
+        pytest.raises(ClusterError, match=r"--local-devices 7 .*expected 1 GPUs, JAX found 2"),
+        alone((7,)),
+    ):
+        pass
+
+
+def test_gpus_that_are_not_there_are_refused_unless_the_cpu_was_asked_for(platforms):
+    platforms("cpu")
+    with alone((7,)):
+        pass
+    platforms(None)
+    with (
+        pytest.raises(ClusterError, match=r"--local-devices 7 .*JAX found cpu(.|\n)*TPU_VISIBLE"),
+        alone((7,)),
+    ):
+        pass
 
 
 # --- one job in a folder
