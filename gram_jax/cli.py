@@ -33,6 +33,8 @@ Compute = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="auto: bfloat16 on accelerators, float32 on a CPU"),
 ]
+# As scoring/ranking.py has them, which is not imported before it is needed.
+Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
 OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
 JudgeOption = Annotated[
@@ -170,7 +172,7 @@ def score(
     on_bad: OnBad = "error",
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
-    """Score every pair of a file in both orders; an interrupted run goes on."""
+    """Score every pair of a file in both orders; an interrupted run goes on. `rank` is for lists of candidates."""
     from gram_jax.scoring.files import check_files, score_file
     from gram_jax.train.compiling import keep_compiled_programs
 
@@ -188,11 +190,56 @@ def score(
         overwrite=overwrite,
         console=console,
     )
-    dropped = "".join(f", {count} left out ({why})" for why, count in done.dropped.items())
-    console.say(
-        f"{out}: {done.written:,} rows written, {done.before:,} were there, "
-        f"{done.shortened:,} shortened{dropped}"
+    console.say(f"{out}: {done.to_text()}")
+
+
+@app.command()
+def rank(
+    source: Annotated[str, typer.Argument(help="rows with prompt and responses; pairs also go")],
+    out: Annotated[Path, typer.Argument(help="rankings as JSON lines")],
+    model: ModelOption,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
+        ),
+    ] = None,
+    orders: Annotated[
+        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
+    ] = "both",
+    references: Annotated[
+        int, typer.Option(min=0, help="with --method reference: responses that all others meet")
+    ] = 0,
+    compute: Compute = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+) -> None:
+    """Rank the responses of every row, best first; an interrupted run goes on."""
+    from gram_jax.scoring.contests import Contest
+    from gram_jax.scoring.files import check_files, rank_file
+    from gram_jax.train.compiling import keep_compiled_programs
+
+    console = Console()
+    contest = Contest(method, orders, references)
+    check_files(source, out, schema=schema, ranked=True)
+    keep_compiled_programs()
+    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
+    done = rank_file(
+        scorer,
+        model,
+        source,
+        out,
+        contest,
+        schema=schema,
+        on_bad=on_bad,
+        overwrite=overwrite,
+        console=console,
     )
+    console.say(f"{out}: {done.to_text()}")
 
 
 @app.command()

@@ -11,8 +11,9 @@ from gram_jax.console import Console
 from gram_jax.data.records import Candidates, as_prompt
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
-from gram_jax.scoring import files
-from gram_jax.scoring.files import score_file
+from gram_jax.scoring import files, results
+from gram_jax.scoring.contests import Contest
+from gram_jax.scoring.files import rank_file, score_file
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -65,7 +66,8 @@ def test_scores_of_other_weights_are_not_mixed_in(judge, source, tmp_path, monke
     out = tmp_path / "out.jsonl"
     run(judge, source, out)
     assert run(judge, source, out, model="another/path/to/m").written == 0
-    monkeypatch.setattr(judge, "params", jax.tree.map(lambda w: w * 1.01, judge.params))
+    heavier = jax.tree.map(lambda w: w * 1.01, judge.params)
+    monkeypatch.setattr(judge.core, "params", heavier)
     before = out.read_bytes()
     with pytest.raises(DataError, match="weights: "):
         run(judge, source, out)
@@ -88,7 +90,7 @@ def test_a_row_that_is_no_score_is_named(judge, source, tmp_path, line):
     run(judge, source, out)
     rows = out.read_text().splitlines()
     out.write_text("\n".join([*rows[:2], line, *rows[3:]]) + "\n")
-    with pytest.raises(DataError, match="line 3 is no row of scores"):
+    with pytest.raises(DataError, match="line 3 is no row of results"):
         run(judge, source, out)
 
 
@@ -123,7 +125,7 @@ def test_whatever_ends_a_run_leaves_a_file_that_can_be_gone_on_with(
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     run(judge, source, whole)
     monkeypatch.setattr(judge, "window", 3)
-    append, calls = files._append, []
+    append, calls = results._append, []
 
     def fail_the_second_time(file, rows):
         calls.append(1)
@@ -132,10 +134,10 @@ def test_whatever_ends_a_run_leaves_a_file_that_can_be_gone_on_with(
             raise error
         append(file, rows)
 
-    monkeypatch.setattr(files, "_append", fail_the_second_time)
+    monkeypatch.setattr(results, "_append", fail_the_second_time)
     with pytest.raises(expected, match=message):
         run(judge, source, out)
-    monkeypatch.setattr(files, "_append", append)
+    monkeypatch.setattr(results, "_append", append)
     done = run(judge, source, out)
     assert (done.before, done.written) == (3, 4)
     assert out.read_bytes() == whole.read_bytes()
@@ -145,7 +147,7 @@ def test_a_changed_input_is_noticed(judge: Scorer, source: Path, tmp_path: Path)
     out = tmp_path / "out.jsonl"
     run(judge, source, out)
     source.write_text(source.read_text().replace('"p3"', '"other"'))
-    with pytest.raises(DataError, match=r"line 3 is the score of 'p3', the input has 'other'"):
+    with pytest.raises(DataError, match=r"line 3 is the row of 'p3', the input has 'other'"):
         run(judge, source, out)
 
 
@@ -165,22 +167,67 @@ def test_an_impossible_output_is_refused_before_a_model_is_needed(source: Path, 
     ]:
         with pytest.raises(DataError, match=message):
             files.check_files(str(source), out)
-    with pytest.raises(DataError, match="put the scores somewhere else"):
+    with pytest.raises(DataError, match="put the results somewhere else"):
         files.check_files(str(tmp_path), tmp_path / "out.jsonl")
     assert files.check_files(str(source), tmp_path / "out.jsonl") == "preference"
 
 
-def test_unlabeled_pairs_and_candidates_have_their_own_columns(judge: Scorer, tmp_path: Path):
-    pairs, candidates = tmp_path / "pairs.jsonl", tmp_path / "candidates.jsonl"
-    pairs.write_text('{"prompt": "q", "response_a": "x", "response_b": "yy"}\n')
-    candidates.write_text('{"prompt": "q", "responses": ["x", "yy", "z z"]}\n')
-    run(judge, pairs, tmp_path / "1.jsonl")
-    run(judge, candidates, tmp_path / "2.jsonl")
+def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "q", "response_a": "x", "response_b": "yy"}\n'
+    )
+    run(judge, tmp_path / "pairs.jsonl", tmp_path / "1.jsonl")
     assert json.loads((tmp_path / "1.jsonl").read_text()).keys() >= {"score_first", "score_second"}
-    row = json.loads((tmp_path / "2.jsonl").read_text())
-    assert sorted(row["ranking"]) == [0, 1, 2]
-    best = max(range(3), key=lambda i: row["scores"][i])
-    assert row["ranking"][0] == best
+
+
+def rank(judge: Scorer, source: Path, out: Path, contest: Contest | None = None, **more):
+    quiet = Console(quiet=True)
+    return rank_file(judge, "m", str(source), out, contest or Contest(), console=quiet, **more)
+
+
+@pytest.fixture
+def candidates(tmp_path: Path) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    rows = [
+        {"id": f"c{n}", "prompt": "q", "responses": ["x" * k for k in range(n)]} for n in (3, 6, 2)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_candidates_are_ranked_as_the_scorer_ranks_them(judge, candidates, tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = rank(judge, candidates, out)
+    assert (done.written, done.before, done.dropped) == (3, 0, {})
+    for line, given in zip(
+        out.read_text().splitlines(), candidates.read_text().splitlines(), strict=True
+    ):
+        row, expected = json.loads(line), judge.rank("q", json.loads(given)["responses"])
+        assert row["ranking"] == expected.order
+        assert row["scores"] == expected.strengths.tolist()
+        assert row["comparisons"] == expected.comparisons
+
+
+def test_an_interrupted_ranking_goes_on_and_another_method_is_refused(judge, candidates, tmp_path):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    fit = Contest("bradley_terry")
+    rank(judge, candidates, whole, fit)
+    rank(judge, candidates, torn, fit)
+    torn.write_bytes(torn.read_bytes()[:-40])
+    assert rank(judge, candidates, torn, fit).written == 1
+    assert torn.read_bytes() == whole.read_bytes()
+    with pytest.raises(DataError, match=r"contest: .*bradley_terry.* there, .*knockout.* now"):
+        rank(judge, candidates, torn, Contest("knockout"))
+
+
+def test_scores_and_rankings_do_not_mix(judge, source, candidates, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(judge, source, out)
+    with pytest.raises(DataError, match="kind: 'preference' there, 'candidates' now"):
+        rank(judge, source, out)
+    assert rank(judge, source, tmp_path / "2.jsonl").written == 7  # a pair is two candidates
+    with pytest.raises(DataError, match="lists of candidates: rank them, gram-jax rank"):
+        run(judge, candidates, tmp_path / "3.jsonl")
 
 
 def test_every_row_says_where_it_comes_from(judge: Scorer, tmp_path: Path):
@@ -203,12 +250,12 @@ def test_a_tie_has_neutral_columns(judge: Scorer, tmp_path: Path):
     assert (found["score_first"], found["score_second"]) == (expected.first, expected.second)
 
 
-def test_candidates_fill_a_window_by_their_comparisons(judge: Scorer):
+def test_a_window_is_filled_by_work():
     records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
     source, found = iter(enumerate(records, start=1)), []
-    while window := files._take_window(source, 11):
+    while window := results._take_window(source, 11, lambda r: len(r.responses)):
         found.append([record.id for _, record in window])
-    assert found == [["5", "2"], ["2", "6"], ["2"]]
+    assert found == [["5", "2", "2", "6"], ["2"]]
 
 
 def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path: Path):

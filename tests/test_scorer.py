@@ -9,13 +9,12 @@ import pytest
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.data.encode import encode_comparison
-from gram_jax.errors import DoesNotFitError, GramError, JudgeError
+from gram_jax.errors import DoesNotFitError, JudgeError
 from gram_jax.judge import make_spec
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import core as core_module
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
-from gram_jax.scoring.ranking import order_of, round_robin, strengths
 from gram_jax.scoring.scorer import Scorer
 
 PAIR = ("Name a prime.", "Seven.", "Nine is a prime, I think.")
@@ -197,28 +196,6 @@ def test_eight_devices_give_the_scores_of_one(judge: Scorer):
 def test_a_budget_beyond_the_models_context_is_refused(one_device):
     with pytest.raises(JudgeError, match="choose a smaller max_length"):
         make_judge(one_device, max_length=2048)
-
-
-def test_comparisons_are_antisymmetric_and_rank_is_their_sum(judge: Scorer):
-    responses = ["a", "bb", "c c c", "dd d"]
-    table = judge.compare("q", responses)
-    assert table.shape == (4, 4)
-    assert np.array_equal(table, -table.T)
-    assert judge.rank("q", responses) == order_of(table.sum(axis=1))
-    assert judge.best("q", responses) == judge.rank("q", responses)[0]
-
-
-def test_one_response_ranks_alone_and_none_is_an_error(judge: Scorer):
-    assert judge.rank("q", ["only"]) == [0]
-    with pytest.raises(GramError, match="at least one"):
-        judge.best("q", [])
-
-
-def test_ranking_sums_log_odds_and_keeps_ties_in_order():
-    table = np.array([[0, 1, -0.1], [-1, 0, -0.1], [0.1, 0.1, 0]], np.float32)
-    assert order_of(strengths(table)) == [0, 2, 1]  # two narrow wins weigh less than a clear one
-    assert order_of([0.0, 0.0]) == [0, 1]
-    assert round_robin(1) == []
 
 
 def test_a_specification_may_be_given_in_place_of_the_saved_one(judge: Scorer):

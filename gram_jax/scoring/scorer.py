@@ -20,9 +20,10 @@ from gram_jax.errors import JudgeError
 from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.scoring.contests import Contest, Entry
 from gram_jax.scoring.core import Core, Method, method_for
 from gram_jax.scoring.core import tokens_per_call as default_tokens
-from gram_jax.scoring.ranking import order_of, round_robin, strengths, table_of
+from gram_jax.scoring.ranking import Orders, Ranking, RankingMethod
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -80,7 +81,7 @@ class Scorer:
             )
         _check_budget(spec, cfg)
         self.tokenizer, self.spec = tokenizer, spec
-        self.shortened = 0  # pairs so far that did not fit
+        self.shortened = 0  # pairs and comparisons so far that did not fit
         method = method or method_for(execution)
         self.core = Core(
             params,
@@ -184,20 +185,65 @@ class Scorer:
                 yield from self._score(encoded, progress)
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
-        """Log-odds that response i is better than response j: f32 [n, n], antisymmetric."""
-        pairs = round_robin(len(responses))
-        scores = self.score_many((prompt, responses[i], responses[j]) for i, j in pairs)
-        return table_of(len(responses), [score.margin for score in scores])
+        """Log-odds that response i is better than response j, both orders of every pair: f32 [n, n], antisymmetric."""
+        return self.rank(prompt, responses, method="round_robin").margins
 
-    def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[int]:
-        """Indices of the responses, best first: every one meets every other, and log-odds are summed."""
-        return order_of(strengths(self.compare(prompt, responses)))
+    def rank(
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        *,
+        method: RankingMethod | None = None,
+        orders: Orders = "both",
+        references: int | Sequence[str] = (),
+    ) -> Ranking:
+        """Responses to one prompt from best to worst: `tournament` says by which methods (scoring/ranking.py).
 
-    def best(self, prompt: Prompt, responses: Sequence[str]) -> int:
-        """Index of the best response."""
-        if not responses:
-            raise JudgeError("there is no best of no responses: expected at least one")
-        return self.rank(prompt, responses)[0]
+        references, for the method "reference": texts to compare with, or how many of the responses shall serve as such.
+        The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
+        options that do not go together, and where there is nothing to rank.
+        """
+        contest = Contest(method, orders, _frozen(references))
+        return next(self.rank_many([(prompt, responses)], contest))
+
+    def best(self, prompt: Prompt, responses: Sequence[str], **options: Any) -> int:
+        """Index of the best response; options as of `rank`."""
+        return self.rank(prompt, responses, **options).order[0]
+
+    def rank_many(
+        self,
+        items: Iterable[tuple[Prompt, Sequence[str]]],
+        contest: Contest | None = None,
+        *,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[Ranking]:
+        """`rank` of many (prompt, responses), in their order; a window of them is worked on together.
+
+        progress is called with the number of rankings that became ready.
+        """
+        contest, remaining = contest or Contest(), iter(items)
+        while window := list(islice(remaining, self.window)):
+            entries = [Entry(prompt, responses, contest) for prompt, responses in window]
+            ready = 0
+            while active := [entry for entry in entries if entry.ranking is None]:
+                progress(len(entries) - len(active) - ready)
+                ready = len(entries) - len(active)
+                self._play(active)
+            progress(len(entries) - ready)
+            yield from (entry.ranking for entry in entries)
+
+    def _play(self, entries: Sequence[Entry]) -> None:
+        """One round of every tournament."""
+        shown = [entry.shown() for entry in entries]
+        flat = [comparison for of_entry in shown for comparison in of_entry]
+        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="shorten"))
+        groups = [list(islice(encoded, len(of_entry))) for of_entry in shown]
+        gaps = self.core.gaps(groups, pairs=False)
+        cuts = [any(text.shortened for text in group) for group in groups]
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        for entry, of_entry, cut in zip(entries, np.split(gaps, ends), cuts, strict=True):
+            entry.answer(of_entry, shortened=cut)
+        self._count_shortened([text.shortened for group in groups for text in group], "comparisons")
 
     def _encode(self, window: Sequence[Comparison]) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
         """Both orders of every pair, and whether the fixed order is not the given one."""
@@ -224,17 +270,17 @@ class Scorer:
             _pair_score(gap, other, any(side.shortened for side in pair))
             for gap, other, (_, pair) in zip(gaps[::2], gaps[1::2], window, strict=True)
         ]
-        self._count_shortened(scores)
+        self._count_shortened([score.shortened for score in scores], "pairs")
         return [
             score.swapped() if t else score for score, (t, _) in zip(scores, window, strict=True)
         ]
 
-    def _count_shortened(self, scores: Sequence[PairScore]) -> None:
-        cut = sum(score.shortened for score in scores)
+    def _count_shortened(self, shortened: Sequence[bool], what: str) -> None:
+        cut = sum(shortened)
         if cut and not self.shortened:
             warnings.warn(
-                f"{cut} of {len(scores)} pairs are longer than {self.spec.max_length} tokens and were shortened "
-                "inside the responses (said once; PairScore.shortened marks each)",
+                f"{cut} of {len(shortened)} {what} are longer than {self.spec.max_length} tokens and were shortened "
+                "inside the responses (said once; `shortened` of each result marks it)",
                 stacklevel=2,
             )
         self.shortened += cut
@@ -246,6 +292,12 @@ def _check_budget(spec: JudgeSpec, cfg: ModelConfig) -> None:
             f"the judge may read {spec.max_length} tokens (max_length), the model was made for "
             f"{cfg.context_length}: choose a smaller max_length"
         )
+
+
+def _frozen(references: int | Sequence[str]) -> int | tuple[str, ...]:
+    if isinstance(references, str):
+        raise JudgeError("references are a list of texts, or a number; found one text")
+    return references if isinstance(references, int) else tuple(references)
 
 
 def _is_turned(first: str, second: str) -> bool:
