@@ -33,6 +33,10 @@ Compute = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="auto: bfloat16 on accelerators, float32 on a CPU"),
 ]
+Weights = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8"],
+    typer.Option(help="how they are held; auto: as they are computed with"),
+]
 # As scoring/ranking.py has them, which is not imported before it is needed.
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
@@ -165,6 +169,7 @@ def score(
     out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
     model: ModelOption,
     compute: Compute = "auto",
+    weights: Weights = "auto",
     judge: JudgeOption = None,
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
@@ -179,7 +184,7 @@ def score(
     console = Console()
     check_files(source, out, schema=schema)
     keep_compiled_programs()
-    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
+    scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = score_file(
         scorer,
         model,
@@ -211,6 +216,7 @@ def rank(
         int, typer.Option(min=0, help="with --method reference: responses that all others meet")
     ] = 0,
     compute: Compute = "auto",
+    weights: Weights = "auto",
     judge: JudgeOption = None,
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
@@ -227,7 +233,7 @@ def rank(
     contest = Contest(method, orders, references)
     check_files(source, out, schema=schema, ranked=True)
     keep_compiled_programs()
-    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
+    scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(
         scorer,
         model,
@@ -247,6 +253,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],
     compute: Compute = "auto",
+    weights: Weights = "auto",
     judge: JudgeOption = None,
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
@@ -267,7 +274,7 @@ def evaluate(
     if out is not None and not out.parent.is_dir():
         raise DataError(f"--out {out} cannot be written: there is no folder {out.parent}")
     keep_compiled_programs()
-    scorer = _load_scorer(model, compute, judge, max_length, tokens_per_call)
+    scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     reports = {}
     for source, (records, read) in data.items():
         with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
@@ -493,6 +500,7 @@ def version() -> None:
 def _load_scorer(
     model: str,
     compute: str,
+    weights: str,
     judge: Path | None,
     max_length: int | None,
     tokens_per_call: int | None,
@@ -503,6 +511,7 @@ def _load_scorer(
     return Scorer.load(
         model,
         compute=compute,
+        weights=weights,
         max_length=max_length,
         tokens_per_call=tokens_per_call,
         spec=None if judge is None else JudgeSpec.load(judge),

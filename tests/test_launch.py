@@ -152,6 +152,7 @@ def test_sigterm_lets_the_run_save_and_starts_nothing_after_it(place: Place):
 
 def test_a_run_is_not_deaf_to_ctrl_c(place: Place):
     """A shell makes what it starts in the background ignore SIGINT, and Python then installs no handler for it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so may whoever started the tests
     look = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     recipe = place.recipe(f"exec {sys.executable} -c '{look}'")
     assert place.run(ONE, recipe).stdout == "True\n"

@@ -159,11 +159,13 @@ def at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
     Casting here, inside the scan, keeps a single layer's copy alive; casting before the gather over
     fsdp halves what travels. Norms stay f32.
     """
-    specs = param_specs(cfg)["layers"]
+    specs, scales = param_specs(cfg)["layers"], weights.get("scales", {})
 
     def ready(path: str, weight: jax.Array) -> jax.Array:
-        if path.endswith("_norm") or path == "lora_scale":
+        if path.endswith("_norm") or path == "lora_scale" or path.startswith("scales/"):
             return weight
+        if path in scales:
+            weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/int8.py)
         weight = weight.astype(execution.compute)
         if path in specs:
             axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])

@@ -20,6 +20,7 @@ from gram_jax.errors import JudgeError
 from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.model.int8 import to_int8
 from gram_jax.scoring.contests import Contest, Entry
 from gram_jax.scoring.core import Core, Method, method_for
 from gram_jax.scoring.core import tokens_per_call as default_tokens
@@ -28,6 +29,7 @@ from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
 Comparison = tuple[Prompt, str, str]
+Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
 # Comparisons that are encoded while those before them are scored: enough to fill the calls.
 WINDOW = {"cpu": 64, "gpu": 2048, "tpu": 2048}
@@ -116,6 +118,7 @@ class Scorer:
         name: str | Path,
         *,
         compute: Literal["auto", "float32", "bfloat16"] = "auto",
+        weights: Weights = "auto",
         max_length: int | None = None,
         tokens_per_call: int | None = None,
         placement: Placement | None = None,
@@ -123,10 +126,11 @@ class Scorer:
     ) -> "Scorer":
         """The judge of a run, an exported folder, a hub name, a GGUF file, or one of our own names.
 
-        compute "auto": bfloat16 on accelerators, float32 on a CPU. Without a placement every device holds all
-        weights and scores its own pairs. A model that carries no judge.json is asked with the default template, for
-        which max_length can be given. tokens_per_call: how much one call and device takes; less needs less memory.
-        spec: how to ask, in place of what was saved with the model; `make_spec` builds it.
+        compute "auto": bfloat16 on accelerators, float32 on a CPU. weights "auto": stored as they are computed with;
+        "bfloat16" and "int8" (model/int8.py) take half and a quarter of float32's memory. Without a placement every
+        device holds all weights and scores its own pairs. A model that carries no judge.json is asked with the default
+        template, for which max_length can be given. tokens_per_call: how much one call and device takes; less needs
+        less memory. spec: how to ask, in place of what was saved with the model; `make_spec` builds it.
         """
         placement = placement or make_placement({"data": -1})
         if compute == "auto":
@@ -149,7 +153,11 @@ class Scorer:
             )
         check_tokenizer(spec, tokenizer)
         _check_budget(spec, cfg)
-        cfg, params = load_model(name, placement, compute)
+        cfg, params = load_model(
+            name, placement, compute if weights in ("auto", "int8") else weights
+        )
+        if weights == "int8":
+            params = to_int8(params)
         execution = Execution(compute, "auto", "none", placement, packed=False)
         return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
 

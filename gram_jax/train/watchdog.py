@@ -12,7 +12,9 @@ from gram_jax.cluster.lifeline import end_process
 from gram_jax.cluster.member import Member
 from gram_jax.errors import LOST
 
-REPORT_SECONDS = 5.0  # to write the stacks to the run's folder
+# To write the stacks to the run's folder. The others of a job are stuck as well, a moment sooner or later, and whose
+# stack is the telling one is not known: nobody ends the job before all had this time.
+REPORT_SECONDS = 5.0
 
 
 class Watchdog:
@@ -65,7 +67,10 @@ class Watchdog:
         # The disk may be what hangs.
         writing = threading.Thread(target=self._write, args=(message,), daemon=True)
         writing.start()
+        deadline = time.monotonic() + REPORT_SECONDS
         writing.join(REPORT_SECONDS)
+        if others:
+            time.sleep(max(0.0, deadline - time.monotonic()))
         self.member.fail(f"no progress for {limit:g} s, at: {self._doing}", LOST)
         end_process(message, LOST)
 
