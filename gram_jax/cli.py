@@ -249,6 +249,57 @@ def rank(
 
 
 @app.command()
+def bench(
+    source: Annotated[
+        str | None, typer.Argument(help="pairs of any schema; without it, random tokens")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="random weights of a config.json or a shape as qwen3-1.7b")
+    ] = None,
+    length: Annotated[
+        list[str] | None, typer.Option(help="tokens of a sequence, or mix, the default")
+    ] = None,
+    best_of: Annotated[
+        list[int] | None, typer.Option(min=2, help="also rank so many responses")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="of each workload")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="after one for nothing")] = 3,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    method: Annotated[
+        Literal["shared", "rows"] | None,
+        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
+    from gram_jax.bench import MIX, Bench, run_bench
+    from gram_jax.train.compiling import keep_compiled_programs
+
+    wanted = Bench(
+        model=model,
+        model_config=model_config,
+        source=source,
+        lengths=tuple(length or [MIX]),
+        best_of=tuple(best_of or []),
+        pairs=pairs,
+        rounds=rounds,
+        compute=compute,
+        weights=weights,
+        max_length=max_length,
+        tokens_per_call=tokens_per_call,
+        method=method,
+    )
+    keep_compiled_programs()
+    found = run_bench(wanted, Console(quiet=as_json))
+    if as_json:
+        print(json.dumps(found, indent=2))
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],

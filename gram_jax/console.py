@@ -198,7 +198,7 @@ def format_count(value: float) -> str:
     >>> format_count(12345.0), format_count(42.0), format_count(3.2e6), format_count(0.19)
     ('12.3k', '42', '3.2M', '0.19')
     """
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

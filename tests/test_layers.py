@@ -22,6 +22,7 @@ LAYERS = [
     {"evals"},
     {"train"},
     {"plan"},
+    {"bench"},
     {"demo_data", "demo"},
     {"cli"},
     {""},

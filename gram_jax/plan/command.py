@@ -70,17 +70,7 @@ def run_plan(
 def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
     """The model's shape: of a config.json (or its folder), a published name, or the recipe's start."""
     if named is not None:
-        path = Path(named)
-        if path.is_dir():
-            path = path / CONFIG
-        if path.is_file():
-            return config_from_hf(read_json(path))
-        if (known := published_config(named)) is not None:
-            return known
-        raise RecipeError(
-            f"--model-config {named}: expected a config.json, a folder with one, or one of "
-            f"{', '.join(PUBLISHED)}"
-        )
+        return named_config(named)
     start = recipe.model.start
     if (known := published_config(start)) is not None and not Path(start).exists():
         return known
@@ -91,3 +81,18 @@ def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
             f"model.start = {start!r} is not there to read the model's shape from ({error}). Give "
             f"--model-config: a config.json, or one of {', '.join(PUBLISHED)}"
         ) from error
+
+
+def named_config(named: str) -> ModelConfig:
+    """The shape of a config.json (or its folder), or a published one. Raises RecipeError where it is neither."""
+    path = Path(named)
+    if path.is_dir():
+        path = path / CONFIG
+    if path.is_file():
+        return config_from_hf(read_json(path))
+    if (known := published_config(named)) is not None:
+        return known
+    raise RecipeError(
+        f"--model-config {named}: expected a config.json, a folder with one, or one of "
+        f"{', '.join(PUBLISHED)}"
+    )

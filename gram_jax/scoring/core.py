@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.forest import ForestShape, forest_logits
 from gram_jax.scoring.padding import pad_pairs, padded_lengths
 from gram_jax.scoring.pair import pair_logits
-from gram_jax.scoring.trees import Group, forest_shape, lay_out
+from gram_jax.scoring.trees import Group, forest_shape, lay_out, pairs_seen
 from gram_jax.tree import Tree
 
 Method = Literal["shared", "rows"]
@@ -43,7 +43,8 @@ class Work:
     """What was computed so far. sequences: comparisons in one order.
 
     asked: tokens of the comparisons one by one; distinct: those left when shared beginnings count
-    once; computed: positions that went through the model, padding included.
+    once (by the program that shares); computed: positions that went through the model, padding
+    included; seen: pairs of a distinct token and one that it attends to.
     """
 
     sequences: int = 0
@@ -51,6 +52,11 @@ class Work:
     asked: int = 0
     distinct: int = 0
     computed: int = 0
+    seen: int = 0
+
+    def __sub__(self, before: "Work") -> "Work":
+        """What came since."""
+        return Work(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
 
 
 @partial(jax.jit, static_argnames=("cfg", "label_ids", "execution", "shape"))
@@ -172,6 +178,7 @@ class Core:
             self.work.calls += 1
             self.work.asked += call.asked
             self.work.distinct += call.tokens
+            self.work.seen += call.seen
             blocks = -(-int(call.forest.used.max()) // shape.block)
             self.work.computed += blocks * shape.block * len(call.forest.used)
             places = [((row, slot), index) for row, slot, index in call.verdicts]
@@ -192,6 +199,7 @@ class Core:
                 self.work.calls += 1
                 self.work.asked += tokens
                 self.work.distinct += tokens
+                self.work.seen += sum(pairs_seen(len(side)) for pair in sides for side in pair)
                 self.work.computed += 2 * rows * length
                 places = [
                     ((row, order), starts[at] + order)
@@ -238,7 +246,7 @@ def method_for(execution: Execution) -> Method:
     return "shared" if mesh.devices.flat[0].platform == "cpu" and not cut else "rows"
 
 
-def tokens_per_call(execution: Execution, method: Method) -> int:
+def default_tokens(execution: Execution, method: Method) -> int:
     """Positions of a call and device where nobody chose."""
     platform = execution.placement.mesh.devices.flat[0].platform
     table = COLUMNS if method == "shared" else PADDED

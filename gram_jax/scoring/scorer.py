@@ -22,8 +22,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.int8 import to_int8
 from gram_jax.scoring.contests import Contest, Entry
-from gram_jax.scoring.core import Core, Method, method_for
-from gram_jax.scoring.core import tokens_per_call as default_tokens
+from gram_jax.scoring.core import Core, Method, default_tokens, method_for
 from gram_jax.scoring.ranking import Orders, Ranking, RankingMethod
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
@@ -121,6 +120,7 @@ class Scorer:
         weights: Weights = "auto",
         max_length: int | None = None,
         tokens_per_call: int | None = None,
+        method: Method | None = None,
         placement: Placement | None = None,
         spec: JudgeSpec | None = None,
     ) -> "Scorer":
@@ -130,12 +130,11 @@ class Scorer:
         "bfloat16" and "int8" (model/int8.py) take half and a quarter of float32's memory. Without a placement every
         device holds all weights and scores its own pairs. A model that carries no judge.json is asked with the default
         template, for which max_length can be given. tokens_per_call: how much one call and device takes; less needs
-        less memory. spec: how to ask, in place of what was saved with the model; `make_spec` builds it.
+        less memory. method: "shared" or "rows" (scoring/core.py), by default what suits the devices. spec: how to ask,
+        in place of what was saved with the model; `make_spec` builds it.
         """
         placement = placement or make_placement({"data": -1})
-        if compute == "auto":
-            on_cpu = placement.mesh.devices.flat[0].platform == "cpu"
-            compute = "float32" if on_cpu else "bfloat16"
+        compute = compute_type(compute, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         spec = spec or load_spec(name)
         if spec is None:
@@ -159,7 +158,8 @@ class Scorer:
         if weights == "int8":
             params = to_int8(params)
         execution = Execution(compute, "auto", "none", placement, packed=False)
-        return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
+        sizes = {"tokens_per_call": tokens_per_call, "method": method}
+        return cls(params, cfg, tokenizer, spec, execution, **sizes)
 
     def score(self, prompt: Prompt, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
@@ -292,6 +292,13 @@ class Scorer:
                 stacklevel=2,
             )
         self.shortened += cut
+
+
+def compute_type(asked: str, placement: Placement) -> str:
+    """ "auto" is float32 on a CPU and bfloat16 elsewhere."""
+    if asked != "auto":
+        return asked
+    return "float32" if placement.mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
 def _check_budget(spec: JudgeSpec, cfg: ModelConfig) -> None:

@@ -52,11 +52,14 @@ class Group:
 
 
 class Call(NamedTuple):
-    """A Forest, and of every comparison in it (row, slot, index); tokens: computed, and asked for."""
+    """A Forest, and of every comparison in it (row, slot, index). tokens: in it; seen: pairs of a token and one that
+    it attends to; asked: tokens of the comparisons one by one.
+    """
 
     forest: Forest
     verdicts: list[tuple[int, int, int]]
     tokens: int
+    seen: int
     asked: int
 
 
@@ -202,8 +205,15 @@ def _call(rows: Sequence[_Row], shape: ForestShape) -> Call:
             found.append((b, slot, index))
     used = np.array([row.used for row in rows], np.int32)
     forest = Forest(tokens, positions, until, used, keys, reach, verdict_at)
-    computed = sum(len(node.tokens) for row in rows for node in row.nodes)
-    return Call(forest, found, computed, sum(row.asked for row in rows))
+    nodes = [node for row in rows for node in row.nodes]
+    sizes = [len(node.tokens) for node in nodes]
+    seen = sum(n.start * size + pairs_seen(size) for n, size in zip(nodes, sizes, strict=True))
+    return Call(forest, found, sum(sizes), seen, sum(row.asked for row in rows))
+
+
+def pairs_seen(tokens: int) -> int:
+    """Pairs of a token and one that it attends to, itself among them, in a text of so many tokens."""
+    return tokens * (tokens + 1) // 2
 
 
 def _up(value: int, unit: int) -> int:

@@ -1,0 +1,110 @@
+"""The throughput report: its counts against counting by hand, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from typer.testing import CliRunner
+
+from gram_jax.bench import MIX, Bench, random_pairs, random_rivals, run_bench
+from gram_jax.cli import app
+from gram_jax.console import Console
+from gram_jax.errors import GramError, JudgeError
+from gram_jax.plan.flops import judging_flops, layer_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*no judge.json")
+
+
+def by_hand(cfg, sequences: list[int]) -> float:
+    """Multiply-adds of every product for sequences that share nothing, one by one."""
+    D, N, K, H, F = cfg.embed_size, cfg.query_heads, cfg.kv_heads, cfg.head_size, cfg.mlp_size
+    total = 0
+    for length in sequences:
+        for layer in range(cfg.layers):
+            for token in range(length):
+                total += 2 * 2 * D * K * H  # its key and its value
+                if layer < cfg.layers - 1 or token == length - 1:
+                    total += 2 * (D * N * H + N * H * D + 3 * D * F) + 2 * 2 * N * H * (token + 1)
+    return total
+
+
+def test_flops_are_those_that_verdicts_need():
+    cfg, lengths = tiny_config("qwen3", True), [3, 5, 8]
+    tokens, seen = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
+    found = judging_flops(cfg, sequences=3, asked=tokens, tokens=tokens, seen=seen)
+    assert found == by_hand(cfg, lengths)
+    assert (
+        found
+        < 2 * layer_weights(cfg) * tokens + 4 * cfg.layers * cfg.query_heads * cfg.head_size * seen
+    )
+
+
+def test_workloads_have_the_lengths_that_they_say():
+    (first, second), *_ = random_pairs("100", 3, 500, 50)
+    assert len(first.tokens) == len(second.tokens) == 100
+    at = first.cuts[0]
+    assert np.array_equal(first.tokens[:at], second.tokens[:at])
+    assert sorted(first.tokens[at:]) == sorted(second.tokens[at:])
+    lengths = [len(pair[0].tokens) for pair in random_pairs(MIX, 2000, 100_000, 50)]
+    assert 560 < np.median(lengths) < 640
+    assert 0.08 < np.mean(np.array(lengths) > 1500) < 0.15
+    assert len(random_rivals(5, 100, 50)) == 20
+
+
+def test_what_is_reported_is_what_was_done():
+    wanted = Bench(
+        model="tiny-random", lengths=("64", MIX), best_of=(4,), pairs=3, rounds=2, max_length=256
+    )
+    found = run_bench(wanted, Console(quiet=True))
+    json.dumps(found)
+    fixed, mix, ranked = found["workloads"]
+    assert fixed["comparisons"] == mix["comparisons"] == 3 and ranked["comparisons"] == 6
+    assert fixed["work"]["asked"] == 3 * 2 * 64 and fixed["work"]["sequences"] == 6
+    head = int(64 * 0.35)
+    assert fixed["work"]["distinct"] == 3 * (2 * 64 - head)
+    assert fixed["shared"] == pytest.approx(head / 128)
+    assert ranked["shared"] > 0.4
+    for one in found["workloads"]:
+        assert 0 < one["useful"] <= 1 and 0 < one["of_ceiling"] < 1
+        assert one["pairs_per_second"] == pytest.approx(one["comparisons"] / one["seconds"])
+        assert one["of_peak"] is None
+    assert {*found["seconds_before"]} == {"load", "compile and warm up"}
+    assert found["peak_bytes"] > 1e8
+
+
+def test_texts_are_measured_from_text_to_score(tmp_path: Path):
+    source = tmp_path / "pairs.jsonl"
+    row = {"prompt": "q", "response_a": "x", "response_b": "yy"}
+    source.write_text("".join(json.dumps(row | {"prompt": "q" * n}) + "\n" for n in range(1, 6)))
+    arguments = [
+        "bench",
+        str(source),
+        "-m",
+        "tiny-random",
+        "--pairs",
+        "4",
+        "--rounds",
+        "1",
+        "--json",
+    ]
+    done = CliRunner().invoke(app, [*arguments, "--weights", "int8", "--method", "rows"])
+    found = json.loads(done.stdout)
+    assert found["program"] == "rows" and found["workloads"][0]["comparisons"] == 4
+    assert "tokenize" in found["seconds_before"]
+
+
+def test_options_that_do_not_go_together_are_refused():
+    for options, message in [
+        ({}, "give --model, or --model-config"),
+        ({"model": "a", "model_config": "b"}, "one of the two"),
+        ({"model_config": "qwen3-1.7b", "source": "x.jsonl"}, "texts need a tokenizer"),
+        ({"model": "a", "lengths": ("1k",)}, "a number of tokens, or \"mix\"; found '1k'"),
+    ]:
+        with pytest.raises(JudgeError, match=message):
+            Bench(**options)
+    with pytest.raises(GramError, match="expected a config"):
+        run_bench(Bench(model_config="no-such-shape"), Console(quiet=True))
+    with pytest.raises(JudgeError, match="this judge reads 256"):
+        run_bench(Bench(model="tiny-random", lengths=("300",), max_length=256), Console(quiet=True))
