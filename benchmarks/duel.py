@@ -33,10 +33,20 @@ def serve(work: Callable[[], Mapping[str, Any]], **ready: Any) -> None:
 
 
 def duel(
-    workers: Mapping[str, Sequence[str]], *, rounds: int, warm_up: int = 1
+    script: str,
+    workers: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    settle: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Median seconds, peak bytes and the last answer of every worker, by name."""
-    script = str(Path(__file__).with_name("worker.py"))
+    """Median seconds, peak bytes and the last answer of every worker, by name.
+
+    script: a file beside this one; workers: its arguments. settle: a worker does its work twice in a turn and the
+    second time counts, for work of a few seconds: memory that lay idle during the others' turns may have been taken
+    back by the system.
+    """
+    script = str(Path(__file__).with_name(script))
     environment = os.environ | LARGE_PAGES
     running = {
         name: subprocess.Popen(
@@ -54,9 +64,7 @@ def duel(
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
         for _ in range(warm_up + rounds):
             for name, process in running.items():
-                # Memory that lay idle during the others' turns may have been taken back by the
-                # system: the first work of a turn brings it in, the second is measured.
-                for _ in range(2):
+                for _ in range(1 + settle):
                     process.stdin.write("go\n")
                     process.stdin.flush()
                     answer = _answer(process)

@@ -16,8 +16,8 @@ SIDES = {
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     folder = exported_judge()
-    workers = {n: [side, "step", folder, str(ROWS), str(LENGTH)] for n, side in SIDES.items()}
-    found = duel(workers, rounds=rounds)
+    workers = {n: [side, folder, str(ROWS), str(LENGTH)] for n, side in SIDES.items()}
+    found = duel("step_worker.py", workers, rounds=rounds)
     print("\n".join(report(f"step {ROWS} x {LENGTH}, AdamW, all weights", found, "gram_jax")))
     losses = {name: side["loss"] for name, side in found.items()}
     print(f"\nloss after {rounds + 1} steps: {losses}")

@@ -1,7 +1,7 @@
-"""One side of a comparison: worker.py {jax,torch,torch-last} {score,step} FOLDER ROWS LENGTH.
+"""One side of a comparison of training steps: step_worker.py {jax,torch,torch-last} FOLDER ROWS LENGTH.
 
-FOLDER: an exported judge. The tokens are drawn from a fixed seed, so that every side has the same. "torch" writes the
-scoring as people do, with the logits of every position; "torch-last" asks for those of the last position only.
+FOLDER: an exported judge. The tokens are drawn from a fixed seed, so that every side has the same. "torch" trains as
+people write it, with the logits of every position; "torch-last" asks for those of the last position only.
 """
 
 import sys
@@ -23,16 +23,15 @@ def token_rows(folder: Path, rows: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(100, vocabulary, (rows, length), dtype=np.int32)
 
 
-def jax_side(task: str, folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any]]:
+def jax_side(folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any]]:
     import jax
 
-    from gram_jax.batch import PairBatch, Sequences, VerdictBatch
+    from gram_jax.batch import Sequences, VerdictBatch
     from gram_jax.checkpoint.models import load_model
     from gram_jax.config import Optimizer
     from gram_jax.model.execution import Execution
     from gram_jax.model.specs import param_specs
     from gram_jax.objectives import verdict_objective
-    from gram_jax.scoring.pair import score_pair
     from gram_jax.sharding import make_placement
     from gram_jax.train.optimizer import make_optimizer, make_schedule
     from gram_jax.train.state import abstract_state, init_state, shardings_of
@@ -45,17 +44,6 @@ def jax_side(task: str, folder: Path, rows: int, length: int) -> Callable[[], di
     tokens = token_rows(folder, rows, length)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     segments = np.ones_like(tokens)
-
-    if task == "score":
-        pairs = (rows // 2, 2)
-        seqs = Sequences(*(np.reshape(x, (*pairs, length)) for x in (tokens, positions, segments)))
-        batch = PairBatch(seqs, np.full(pairs, length - 1, np.int32))
-
-        def score() -> dict[str, Any]:
-            found = score_pair(params, cfg, batch, label_ids, execution)
-            return {"scores": np.asarray(found)[:, 0].tolist()}
-
-        return score
 
     settings = Optimizer(LEARNING_RATE, 0.0, "constant", 0.9, 0.999, 1e-8, 0.0, 1.0)
     specs = param_specs(cfg)
@@ -89,9 +77,7 @@ def jax_side(task: str, folder: Path, rows: int, length: int) -> Callable[[], di
     return train
 
 
-def torch_side(
-    task: str, folder: Path, rows: int, length: int, keep: int
-) -> Callable[[], dict[str, Any]]:
+def torch_side(folder: Path, rows: int, length: int, keep: int) -> Callable[[], dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -100,21 +86,6 @@ def torch_side(
     )
     label_ids = list(JudgeSpec.load(folder).label_ids)
     tokens = torch.from_numpy(token_rows(folder, rows, length).astype(np.int64))
-
-    def label_logits() -> torch.Tensor:
-        logits = model(tokens, use_cache=False, logits_to_keep=keep).logits
-        return logits[:, -1, label_ids]
-
-    if task == "score":
-        model.eval()
-
-        def score() -> dict[str, Any]:
-            with torch.inference_mode():
-                shown = torch.softmax(label_logits().reshape(rows // 2, 2, 2), -1)
-            return {"scores": ((shown[:, 0, 0] + shown[:, 1, 1]) / 2).tolist()}
-
-        return score
-
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
@@ -124,7 +95,8 @@ def torch_side(
 
     def train() -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
-        loss = criterion(label_logits(), label)
+        logits = model(tokens, use_cache=False, logits_to_keep=keep).logits[:, -1, label_ids]
+        loss = criterion(logits, label)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -134,8 +106,8 @@ def torch_side(
 
 
 def main() -> None:
-    side, task, folder, rows, length = sys.argv[1:]
-    arguments = task, Path(folder), int(rows), int(length)
+    side, folder, rows, length = sys.argv[1:]
+    arguments = Path(folder), int(rows), int(length)
     if side == "jax":
         serve(jax_side(*arguments))
     else:

@@ -1,0 +1,234 @@
+"""Shared beginnings: the same logits as without, the same bits in any company, few programs, fewer tokens."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from conftest import FAMILIES, tiny_config
+from model_cases import LABELS, random_params
+from scipy.special import expit
+
+from gram_jax.batch import Sequences
+from gram_jax.data.encode import Encoded
+from gram_jax.model.decoder import label_logits
+from gram_jax.model.execution import Execution
+from gram_jax.scoring import core as core_module
+from gram_jax.scoring import trees
+from gram_jax.scoring.core import Core
+from gram_jax.scoring.trees import Group, forest_shape, lay_out
+from gram_jax.sharding import make_placement
+
+LONGEST = 256
+TAIL = np.array([5, 6, 7])  # what closes a comparison
+
+
+def one_device():
+    return make_placement({}, devices=jax.devices()[:1])
+
+
+def make_core(family: str = "llama", placement=None, **sizes) -> Core:
+    placement = placement or one_device()
+    cfg = tiny_config(family, tied=family in ("llama", "qwen3"))
+    params = random_params(cfg, placement)
+    execution = Execution("float32", "blocked", "none", placement, packed=False)
+    columns = sizes.pop("tokens_per_call", 1024)
+    return Core(params, cfg, LABELS, execution, LONGEST, "shared", columns, **sizes)
+
+
+def words(random: np.random.Generator, most: int, least: int = 0) -> np.ndarray:
+    return random.integers(0, 288, random.integers(least, most + 1)).astype(np.int32)
+
+
+def shown(prompt: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
+    tokens = np.concatenate([prompt, first, second, TAIL]).astype(np.int32)
+    cuts = (len(prompt), len(prompt) + len(first))
+    return Encoded(tokens, np.zeros(len(tokens), np.float32), cuts=cuts)
+
+
+def all_ordered(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[Encoded]:
+    meetings = itertools.permutations(range(len(responses)), 2)
+    return [shown(prompt, responses[i], responses[j]) for i, j in meetings]
+
+
+def plain(core: Core, texts: Sequence[Encoded]) -> np.ndarray:
+    """Logit gaps of every text alone in a row, on one device."""
+    tokens = np.zeros((len(texts), LONGEST), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text.tokens)] = text.tokens
+        segments[row, : len(text.tokens)] = 1
+    positions = np.broadcast_to(np.arange(LONGEST, dtype=np.int32), tokens.shape)
+    verdict_at = np.array([[len(text.tokens) - 1] for text in texts])
+    where = Execution("float32", "blocked", "none", one_device())
+    params = jax.tree.map(np.asarray, core.params)
+    found = jax.jit(label_logits, static_argnames=("cfg", "label_ids", "execution"))(
+        params, core.cfg, Sequences(tokens, positions, segments), verdict_at, LABELS, where
+    )
+    return np.asarray(found[:, 0, 0] - found[:, 0, 1])
+
+
+def check(core: Core, groups: Sequence[Sequence[Encoded]], *, pairs: bool) -> None:
+    expected = plain(core, [text for group in groups for text in group])
+    found = core.gaps(groups, pairs=pairs)
+    largest = np.abs(expected).max()
+    assert largest > 1  # the weights are large enough to tell
+    np.testing.assert_allclose(found, expected, atol=2e-6 * largest, rtol=0)
+    np.testing.assert_allclose(expit(found), expit(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginnings_change_no_logit(family):
+    """All ordered comparisons of 2 to 16 responses, ragged, and both orders of pairs."""
+    core, random = make_core(family), np.random.default_rng(FAMILIES.index(family))
+    counts = (2, 3, 5, 16) if family == "qwen3" else (2, 4, 7)
+    groups = [
+        all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(n)])
+        for n in counts
+    ]
+    check(core, groups, pairs=False)
+    pairs = [
+        all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(2)])
+        for _ in range(40)
+    ]
+    check(core, pairs, pairs=True)
+
+
+def test_odd_trees_are_no_different(monkeypatch):
+    """Responses that are empty, equal or begin alike, prompts that differ in their last word, texts of all lengths."""
+    core, random = make_core(), np.random.default_rng(7)
+    prompt, long = words(random, 60, least=60), words(random, 90, least=90)
+    rivals = [long, long[:40], long[:40].copy(), words(random, 0), long[:1], words(random, 30)]
+    groups = [all_ordered(prompt, rivals), all_ordered(prompt[:-1], rivals[:3])]
+    groups.append([shown(prompt[:size], long[:0], long[:0]) for size in range(1, 60, 7)])
+    groups.append([shown(prompt[:3], long, long), shown(prompt[:60], long[:1], long[:1])])
+    check(core, groups, pairs=False)
+    check(core, [[one] for group in groups for one in group], pairs=True)
+
+
+def test_a_group_that_does_not_fit_one_call_goes_on_in_the_next(monkeypatch):
+    random = np.random.default_rng(3)
+    group = all_ordered(
+        words(random, 40, least=40), [words(random, 60, least=40) for _ in range(9)]
+    )
+    monkeypatch.setattr(core_module, "LONGEST_TREE", 1024)
+    cut = make_core()
+    found = cut.gaps([group], pairs=False)
+    assert cut.work.calls > 3
+    alone = [cut.gaps([[text]], pairs=False)[0] for text in group]
+    assert np.array_equal(found, alone)  # to the last bit
+    check(cut, [group], pairs=False)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_several_devices_find_the_same(mesh):
+    core, random = make_core("qwen3", make_placement(mesh)), np.random.default_rng(5)
+    groups = [
+        all_ordered(words(random, 50, least=1), [words(random, 50) for _ in range(3)])
+        for _ in range(6)
+    ]
+    check(core, groups, pairs=False)
+    pairs = [group[:1] + group[2:3] for group in groups]
+    check(core, pairs, pairs=True)
+
+
+def in_company(core: Core, pool: Sequence[Sequence[Encoded]], scores: int, *, pairs: bool) -> int:
+    """How many of so many scores, in random order and random company, have other bits than alone."""
+    random = np.random.default_rng(0)
+    alone = [core.gaps([group], pairs=pairs) for group in pool]
+    differing = done = 0
+    while done < scores:
+        chosen = random.integers(0, len(pool), random.integers(1, 200))
+        found = core.gaps([pool[at] for at in chosen], pairs=pairs)
+        expected = np.concatenate([alone[at] for at in chosen])
+        differing += int((found.view(np.int32) != expected.view(np.int32)).sum())
+        done += len(found)
+    return differing
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_company_changes_no_bit(pairs):
+    """benchmarks/invariance.py has more of them, with the compiler's usual settings."""
+    core, random = make_core(), np.random.default_rng(1)
+    pool = [
+        all_ordered(
+            words(random, 30, least=1), [words(random, 30) for _ in range(2 if pairs else 3)]
+        )
+        for _ in range(60)
+    ]
+    assert in_company(core, pool, 12_000, pairs=pairs) == 0
+
+
+def test_a_comparison_of_a_ranking_does_not_depend_on_the_others():
+    core, random = make_core(), np.random.default_rng(2)
+    prompt, responses = words(random, 40, least=9), [words(random, 40) for _ in range(8)]
+    meetings = list(itertools.permutations(range(8), 2))
+    whole = dict(
+        zip(meetings, core.gaps([all_ordered(prompt, responses)], pairs=False), strict=True)
+    )
+    for _ in range(20):
+        some = sorted(meetings[at] for at in random.choice(len(meetings), 9, replace=False))
+        group = [shown(prompt, responses[i], responses[j]) for i, j in some]
+        other = all_ordered(words(random, 90), [words(random, 60) for _ in range(2)])
+        found = core.gaps([other, group], pairs=False)[len(other) :]
+        assert [float(gap) for gap in found] == [float(whole[match]) for match in some]
+
+
+def test_many_pairs_of_mixed_lengths_need_few_programs():
+    """10,000 pairs, and not one of them compiles anything."""
+    core, random = make_core(), np.random.default_rng(4)
+    before = core_module._judge_forest._cache_size()
+    core.warm_up(trees=True)
+    compiled = []
+    count = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: count(event) if "backend_compile" in event else None
+    )
+    pool = [
+        all_ordered(words(random, 12, least=1), [words(random, 12) for _ in range(2)])
+        for _ in range(400)
+    ]
+    pool += [
+        all_ordered(words(random, 80, least=1), [words(random, 80) for _ in range(2)])
+        for _ in range(40)
+    ]
+    done = 0
+    while done < 10_000:
+        chosen = random.integers(0, 400 if done else 440, 500)
+        core.gaps([pool[at] for at in chosen], pairs=True)
+        done += len(chosen)
+    core.gaps(pool[400:], pairs=True)
+    assert compiled == []
+    assert core_module._judge_forest._cache_size() - before <= 2  # pairs, and trees of rankings
+
+
+def test_best_of_sixteen_computes_less_than_two_fifths_of_the_tokens():
+    """Prompts of 390 and responses of 370 tokens, as real ones have on average; padding counted too."""
+    random = np.random.default_rng(0)
+    prompt = np.arange(390)
+    responses = [random.integers(0, 1000, random.integers(200, 541)) for _ in range(16)]
+    group = Group(range(240), all_ordered(prompt, responses), aligned=True)
+    shape = forest_shape(2048, core_module.LONGEST_TREE)
+    calls = list(lay_out([group], shape, rows=1))
+    asked = sum(len(text.tokens) for text in group.texts)
+    assert sum(call.asked for call in calls) == asked
+    assert sum(len(call.verdicts) for call in calls) == 240
+    tokens = sum(call.tokens for call in calls)
+    computed = sum(-(-int(used) // trees.BLOCK) for call in calls for used in call.forest.used)
+    assert tokens <= 0.38 * asked
+    assert computed * trees.BLOCK <= 0.4 * asked
+
+
+def test_what_was_computed_is_counted():
+    core, random = make_core(), np.random.default_rng(6)
+    prompt, a, b = (words(random, 40, least=20) for _ in range(3))
+    group = all_ordered(prompt, [a, b])
+    core.gaps([group], pairs=True)
+    work, length = core.work, len(group[0].tokens)
+    assert (work.sequences, work.calls, work.asked) == (2, 1, 2 * length)
+    assert work.distinct == 2 * length - len(prompt)
+    shared = len(prompt) * (len(prompt) + 1) // 2
+    assert work.seen == length * (length + 1) - shared
+    assert work.computed == trees.BLOCK
