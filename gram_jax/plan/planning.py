@@ -72,7 +72,8 @@ class Fit:
 
     arguments: weights, optimizer state and batch; temporaries: everything else that lives at the
     same time; peak: the most at any moment, as the compiler reckons; donated: of the arguments, what
-    is overwritten by results.
+    is overwritten by results; needed: the sum of the first three (results beside what they reuse), or
+    peak where that is more.
     """
 
     arguments: int
@@ -330,13 +331,15 @@ def _fit(compiled: Any, failure: str | None, arguments: int, capacity: int | Non
         needed = arguments + _bytes_named(failure)
         return Fit(arguments, None, 0, None, 0, needed, capacity)
     found, memory = compiled.memory_analysis(), memory_of(compiled)
+    peak = getattr(found, "peak_memory_in_bytes", 0) or None
     return Fit(
         arguments=memory.arguments,
         temporaries=memory.temporaries,
         results=memory.results,
-        peak=getattr(found, "peak_memory_in_bytes", 0) or None,
+        peak=peak,
         donated=found.alias_size_in_bytes,
-        needed=memory.total,
+        # For a single chip libtpu may name no temporaries at all; its peak has them.
+        needed=max(memory.total, peak or 0),
         capacity=capacity,
     )
 
