@@ -238,6 +238,14 @@ def test_sizes_between_that_do_not_fit_the_slices_are_refused():
         make_placement({"fsdp": 5})
 
 
+def test_several_slices_need_axes_between_them_and_several_hosts_of_one_do_not():
+    slices = [FakeDevice(id=i, process_index=i // 4, slice_index=i // 8) for i in range(16)]
+    with pytest.raises(RecipeError, match=r"lie in 2 slices.*--set mesh\.between\.data=2"):
+        make_placement({"fsdp": -1}, devices=slices)
+    hosts = [FakeDevice(id=i, process_index=i // 4, slice_index=1) for i in range(16)]
+    assert make_placement({"fsdp": -1}, devices=hosts).mesh.shape["fsdp"] == 16
+
+
 def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
     """The whole mesh's shape counts where a recipe is read."""
     recipe = tiny_recipe("judge", tmp_path / "run", mesh__between={"data": 2})
