@@ -1,11 +1,12 @@
 """`gram-jax`: every command parses, builds and calls. Imports wait for the command that needs them."""
 
 import json
+import math
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +48,17 @@ TokensPerCall = Annotated[
 ]
 
 
+def seconds(least: float) -> Any:
+    """Checks an option of so many seconds at least; "nan" is less than nothing and would pass typer's min."""
+
+    def check(value: float) -> float:
+        if not least <= value < math.inf:
+            raise typer.BadParameter(f"{value:g} s: expected a number of seconds from {least:g} on")
+        return value
+
+    return check
+
+
 JOB = {"rich_help_panel": "Several processes (found by itself inside Slurm and on TPU pods)"}
 
 
@@ -73,7 +85,7 @@ def train(
         typer.Option(
             "--local-devices",
             envvar="JAX_LOCAL_DEVICE_IDS",
-            help="the accelerators of this machine that this process drives, as 0,1; default all",
+            help="the GPUs of this machine that this process drives, as 0,1; default all",
             **JOB,
         ),
     ] = None,
@@ -84,34 +96,43 @@ def train(
     join_timeout: Annotated[
         float,
         typer.Option(
-            envvar="GRAM_JAX_JOIN_TIMEOUT", help="seconds to wait for all processes", **JOB
+            envvar="GRAM_JAX_JOIN_TIMEOUT",
+            callback=seconds(1),
+            help="seconds to wait for all processes",
+            **JOB,
         ),
     ] = 300,
     lost_after: Annotated[
         float,
         typer.Option(
-            envvar="GRAM_JAX_LOST_AFTER", help="seconds of silence after which one is lost", **JOB
+            envvar="GRAM_JAX_LOST_AFTER",
+            callback=seconds(3),  # three beats
+            help="seconds of silence after which one is lost",
+            **JOB,
         ),
     ] = 30,
     grace: Annotated[
         float,
         typer.Option(
-            envvar="GRAM_JAX_GRACE", help="seconds from SIGTERM until the process has to be gone"
+            envvar="GRAM_JAX_GRACE",
+            callback=seconds(0),
+            help="seconds from SIGTERM until the process has to be gone",
         ),
     ] = 25,
     stuck_after: Annotated[
         float,
         typer.Option(
             envvar="GRAM_JAX_STUCK_AFTER",
+            callback=seconds(0),
             help="seconds without progress after which the stacks are printed and the process ends; 0: never",
         ),
-    ] = 1800,
+    ] = 4500,  # more than a save may take (checkpoint/orbax.py)
 ) -> None:
     """Train a stage; run again after an interruption, it goes on where it stopped.
 
     As one of several processes it is started once for each of them, all with the same arguments but --process. Status:
-    0 done, 2 an error for a person, 75 stopped by SIGTERM and saved, 76 a process was lost or stuck (75 and 76: start
-    again), 130 Ctrl-C.
+    0 done, 2 an error for a person, 75 stopped by SIGTERM and saved (where there was something to save), 76 a process
+    was lost or stuck (75 and 76: start again), 130 Ctrl-C.
     """
     from gram_jax.cluster.member import joined
     from gram_jax.cluster.place import find_place, has_tpu, read_devices, tpu_vm_variables
@@ -119,14 +140,15 @@ def train(
     from gram_jax.train.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
-    place = None
+    place, gpus = None, read_devices(devices)
     if cluster == "auto":
         surroundings = dict(os.environ)
         if coordinator is None and "TPU_WORKER_ID" not in surroundings and has_tpu():
             surroundings |= tpu_vm_variables()
-        place = find_place(coordinator, processes, process, read_devices(devices), surroundings)
+        place = find_place(coordinator, processes, process, gpus, surroundings)
     with joined(
         place,
+        devices=gpus,
         join_timeout=join_timeout,
         lost_after=lost_after,
         grace=grace,

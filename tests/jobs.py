@@ -91,9 +91,10 @@ def start_job(
     only: tuple[int, ...] | None = None,
     command: tuple[str, ...] = COMMAND,
     cache: Path | None = None,
+    port: int | None = None,
 ) -> Job:
     """Start `count` processes (or those of them that `only` names) with `devices` devices each."""
-    port, processes, outputs = free_port(), [], []
+    port, processes, outputs = port or free_port(), [], []
     for index in range(count) if only is None else only:
         place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
         output = folder / f"output-{index}-{time.monotonic_ns()}.txt"

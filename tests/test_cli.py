@@ -65,6 +65,21 @@ def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
     assert "learning_rate" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["--stuck-after=-5", "--grace=-1", "--grace=nan", "--join-timeout=-3", "--lost-after=inf"],
+)
+def test_times_that_are_none_are_refused_by_name(arguments):
+    from typer.testing import CliRunner
+
+    from gram_jax.cli import app
+
+    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-judge.toml"
+    done = CliRunner().invoke(app, ["train", str(recipe), arguments])
+    assert done.exit_code == 2
+    assert arguments.partition("=")[0] in done.output and "seconds" in done.output
+
+
 def test_an_impossible_output_is_refused_before_the_model_is_looked_at(pairs: Path):
     done = gram_jax("score", pairs, pairs, "--model", "no-such-model")
     assert done.returncode == 2

@@ -29,7 +29,7 @@ from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.console import Console
 from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.errors import CheckpointError
+from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.judge import make_spec
 from gram_jax.plots import read_metrics
 from gram_jax.sharding import make_placement
@@ -402,6 +402,7 @@ def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same
             load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
         # The run was complete; it computes again what is damaged.
         warnings = train(recipe).warnings
+        assert "was complete, and is not any more" in warnings.pop(0)
         assert len(warnings) == len(damaged)
         assert all("truncated" in text and "moved to" in text for text in warnings)
         assert last_state(run) == expected
@@ -424,6 +425,55 @@ def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same
     (run / "model" / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=rf"{MANIFEST}: missing"):
         load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
+
+
+def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
+    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2, checkpoint__keep=3)
+    run = tmp_path / "run"
+    checkpoints, one = run / "checkpoints", make_placement({}, devices=jax.devices()[:1])
+    train(recipe)
+    expected = last_state(run)
+
+    def lost(what: str, names: str) -> None:
+        """Verify and train name what is missing; after it the run is whole, and the same."""
+        with pytest.raises(CheckpointError, match=names) as error:
+            audit(run, Console(quiet=True))
+        assert "`gram-jax train` command again" in str(error.value), what
+        assert re.search(names, train(recipe).warnings[0]), what
+        audit(run, Console(quiet=True))
+        assert last_state(run) == expected, what
+
+    shutil.rmtree(checkpoints / "6")
+    with pytest.raises(CheckpointError, match=r"finished with step 6, .* is step 4"):
+        load_model(run, one, None)
+    with pytest.warns(UserWarning, match="is not finished: this is step 4 of 6"):
+        info = (run / "run.json").read_text()
+        (run / "run.json").write_text(info.replace('"finished": true', '"finished": false'))
+        load_model(run, one, None)
+    (run / "run.json").write_text(info)
+    lost("the last step", "checkpoints/6: missing")
+    shutil.rmtree(checkpoints)
+    lost("all steps", "checkpoints/6: missing|checkpoints/: missing")
+    truncate(checkpoints / "6" / "rest" / "_METADATA")
+    lost("the optimizer's state", r"checkpoints/6/rest/_METADATA: truncated")
+    flip(run / "model" / "judge.json")
+    lost("the judge", r"model/judge\.json: damaged")
+    (run / "model" / MANIFEST).unlink()
+    lost("the manifest of the model", rf"model/{MANIFEST}: missing")
+    assert not train(recipe).warnings  # complete again
+
+    for name, text, said in (
+        ("run.json", "[]", "run.json is damaged"),
+        ("run.json", "{", "run.json cannot be read"),
+        ("recipe.toml", "stage =", "recipe.toml is not a TOML file"),
+    ):
+        before = (run / name).read_text()
+        (run / name).write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            audit(run, Console(quiet=True))
+        with pytest.raises((CheckpointError, RecipeError), match=said):
+            train(recipe)
+        (run / name).write_text(before)
 
 
 # --- exported folders
@@ -544,6 +594,13 @@ def test_verify_tells_good_from_damaged_by_its_status_and_names_the_files(
     shown = capsys.readouterr()
     assert "step 2: good" in shown.out and "step 4: 1 damaged" in shown.out
     assert "checkpoints/4/params/_METADATA: damaged" in shown.err
+    assert status(run / "checkpoints" / "2") == 0 and status(run / "checkpoints") == 2
+    capsys.readouterr()
+    flip(run / "checkpoints" / "2" / MANIFEST)
+    assert status(run / "checkpoints" / "2") == 2
+    (alone,) = [x for x in capsys.readouterr().err.splitlines() if MANIFEST in x]
+    assert alone.strip().startswith(f"{MANIFEST}: damaged")
+    flip(run / "checkpoints" / "2" / MANIFEST)
     assert "checkpoints/6/rest/_sharding: missing" in shown.err
     assert status(export) == 2
     assert "judge.json: damaged" in capsys.readouterr().err

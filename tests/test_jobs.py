@@ -1,6 +1,7 @@
 """Jobs of several real processes over loopback: the same results, and an end within seconds whatever happens."""
 
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -144,20 +145,70 @@ HANGING = (
     "        time.sleep(1000)\n"
     "    return batch(self, step, *rest)\n"
     "BatchPlan.batch = hang_in_the_loader\n"
+    # A step takes milliseconds, but what comes before it many seconds on a busy machine.
+    "from gram_jax.train.preemption import StopRequest; begin = StopRequest.begin\n"
+    "def be_impatient(self):\n"
+    "    begin(self)\n"
+    "    object.__setattr__(self._member, 'stuck_after', 8.0)\n"
+    "StopRequest.begin = be_impatient\n"
     "from gram_jax.cli import main; main()",
 )
 
 
 def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path, cache):
-    job = start_job(
-        tmp_path, endless(tmp_path), 2, "--stuck-after", "8", command=HANGING, cache=cache
-    )
+    job = start_job(tmp_path, endless(tmp_path), 2, command=HANGING, cache=cache)
     job.wait_for("judge 1/")
     assert job.wait(30) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
     assert "no progress for 8 s, at: waiting for the data of step 6" in report
     assert "hang_in_the_loader" in report
     assert "waiting for the data of step 6" in job.texts()[0]  # who it was, also in the main log
+
+
+def early(body: str) -> tuple[str, ...]:
+    """The program, of which process 1 does something else where it would read its data."""
+    return (
+        COMMAND[0],
+        "-c",
+        "import sys, time, gram_jax.train.loop as loop; from gram_jax.errors import DataError\n"
+        f"def read_nothing(*_, **__):\n    {body}\n"
+        "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
+        "    loop.read_pairs = read_nothing\n"
+        "from gram_jax.cli import main; main()",
+    )
+
+
+def test_a_process_that_hangs_before_the_first_step_is_found_with_its_stack(tmp_path):
+    hanging = early("time.sleep(1000)")
+    job = start_job(tmp_path, endless(tmp_path), 2, "--stuck-after", "10", command=hanging)
+    assert job.wait(60) == [LOST, LOST]
+    report = (tmp_path / "run" / "stuck-1.txt").read_text()
+    assert "no progress for 10 s, at: reading the data" in report
+    assert "read_nothing" in report
+
+
+def test_sigterm_before_the_first_step_ends_all_with_the_status_that_starts_again(tmp_path):
+    sleeping = early("print('asleep', flush=True); time.sleep(1000)")
+    job = start_job(tmp_path, endless(tmp_path), 2, command=sleeping)
+    job.wait_for("asleep", index=1)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait(20) == [RESTART, RESTART]
+    assert "there is nothing to save yet" in job.texts()[1]
+    assert "process 1 on " in job.texts()[0] and "nothing to save yet" in job.texts()[0]
+
+
+def test_the_port_of_jax_that_is_taken_is_named_to_all(tmp_path):
+    recipe = endless(tmp_path)
+    while True:
+        with socket.create_server(("", 0)) as taken:
+            port = taken.getsockname()[1]
+            job = start_job(tmp_path, recipe, 2, devices=1, port=port - 1)
+            ends = job.wait(60)
+        if "cannot listen at" not in job.texts()[0]:  # the port below was free
+            break
+    assert ends == [2, 2]
+    for text in job.texts():
+        assert f"JAX needs port {port}" in text and "Traceback" not in text
 
 
 def test_processes_that_do_not_come_are_named(tmp_path):
@@ -175,16 +226,7 @@ def test_processes_that_do_not_come_are_named(tmp_path):
 
 def test_an_error_of_one_process_is_everybodys_and_says_whose(tmp_path, cache):
     recipe = endless(tmp_path)
-    broken = (
-        COMMAND[0],
-        "-c",
-        "import sys, gram_jax.train.loop as loop; from gram_jax.errors import DataError\n"
-        "def fail(*_, **__):\n"
-        "    raise DataError('train.jsonl is not there')\n"
-        "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
-        "    loop.read_pairs = fail\n"
-        "from gram_jax.cli import main; main()",
-    )
+    broken = early("raise DataError('train.jsonl is not there')")
     job = start_job(tmp_path, recipe, 2, command=broken, cache=cache)
     assert job.wait(START) == [2, 2]
     assert "process 1 on " in job.texts()[0]

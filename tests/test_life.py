@@ -1,13 +1,28 @@
 """Grace and the watchdog, in one process."""
 
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from gram_jax.cluster.member import Member
-from gram_jax.errors import LOST, RESTART
-from gram_jax.train import preemption, watchdog
+from gram_jax import cli
+from gram_jax.checkpoint.orbax import SAVE_SECONDS
+from gram_jax.cluster import member
+from gram_jax.cluster.member import Member, joined
+from gram_jax.console import Console
+from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
+from gram_jax.train import owner, watchdog
+from gram_jax.train.owner import OWNER, owned
 from gram_jax.train.preemption import StopRequest, Vote
 from gram_jax.train.watchdog import Watchdog
 
@@ -16,7 +31,7 @@ from gram_jax.train.watchdog import Watchdog
 def ends(monkeypatch):
     """What would have ended the process: (message, status)."""
     found = []
-    for module in (preemption, watchdog):
+    for module in (member, watchdog):
         monkeypatch.setattr(module, "end_process", lambda *how: found.append(how))
     return found
 
@@ -28,9 +43,8 @@ def wait_for(found: list, seconds: float = 5) -> None:
 
 
 def test_after_the_grace_period_the_process_ends_and_asks_to_be_started_again(ends, one_device):
-    import signal
-
-    with StopRequest(grace=0.3) as stop:
+    with StopRequest(Member(grace=0.3)) as stop:
+        stop.begin()
         vote = Vote(stop, one_device)
         assert vote.now() is None
         signal.raise_signal(signal.SIGTERM)
@@ -44,11 +58,47 @@ def test_after_the_grace_period_the_process_ends_and_asks_to_be_started_again(en
 
 
 def test_who_is_ready_within_the_grace_period_ends_in_peace(ends):
-    import signal
-
-    with StopRequest(grace=0.3):
+    with StopRequest(Member(grace=0.3)) as stop:
+        stop.begin()
         signal.raise_signal(signal.SIGTERM)
     time.sleep(0.6)
+    assert not ends
+
+
+class Wire:
+    """What the others of the job are told."""
+
+    def __init__(self):
+        self.told = []
+        self.fail = lambda *how: self.told.append(how)
+
+
+def test_sigterm_before_there_is_a_state_ends_the_whole_job_even_while_the_main_thread_is_busy(
+    ends, monkeypatch
+):
+    wire = Wire()
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(Member(wire, grace=100)):
+        # As in a compilation: the handler of Python does not run.
+        monkeypatch.setattr(StopRequest, "_note", lambda *_: None)
+        signal.raise_signal(signal.SIGTERM)
+        wait_for(ends)
+    assert ends == wire.told
+    assert ends[0][1] == RESTART
+    assert "before the first step: there is nothing to save yet" in ends[0][0]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_ctrl_c_before_there_is_a_state_acts_at_once(ends):
+    with pytest.raises(KeyboardInterrupt), StopRequest(Member()):
+        signal.raise_signal(signal.SIGINT)
+    with StopRequest(Member()) as stop:
+        stop.begin()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.name == "Ctrl-C"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert not ends
 
 
@@ -80,3 +130,126 @@ def test_beats_keep_the_watchdog_quiet_and_none_is_needed_without_a_limit(ends, 
     with Watchdog(Member(), tmp_path / "stuck.txt"):
         time.sleep(0.7)
     assert not ends
+
+
+def test_a_save_may_take_its_time_before_the_watchdog_ends_it():
+    default = inspect.signature(cli.train).parameters["stuck_after"].default
+    assert default > SAVE_SECONDS
+
+
+# --- the GPUs of a job of one process
+
+
+@pytest.fixture
+def platforms():
+    """States the platforms for one test."""
+    before = jax.config.jax_platforms
+    yield lambda value: jax.config.update("jax_platforms", value)
+    jax.config.update("jax_platforms", before)
+
+
+@contextmanager
+def alone(devices):
+    settings = {"join_timeout": 5, "lost_after": 5, "grace": None, "stuck_after": None}
+    with joined(None, devices=devices, **settings) as found:
+        yield found
+
+
+def test_a_job_of_one_process_takes_the_gpus_that_it_was_given(platforms, monkeypatch):
+    platforms("cuda")
+    gpu = SimpleNamespace(platform="gpu", device_kind="a GPU")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu, gpu])
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    with alone((1, 3)) as found:
+        assert found.index == 0
+    assert told["jax_cuda_visible_devices"] == told["jax_rocm_visible_devices"] == "1,3"
+    with (
+        pytest.raises(ClusterError, match=r"--local-devices 7 .*expected 1 GPUs, JAX found 2"),
+        alone((7,)),
+    ):
+        pass
+
+
+def test_gpus_that_are_not_there_are_refused_unless_the_cpu_was_asked_for(platforms):
+    platforms("cpu")
+    with alone((7,)):
+        pass
+    platforms(None)
+    with (
+        pytest.raises(ClusterError, match=r"--local-devices 7 .*JAX found cpu(.|\n)*TPU_VISIBLE"),
+        alone((7,)),
+    ):
+        pass
+
+
+# --- one job in a folder
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(owner, "STALE_SECONDS", 0.6)
+
+
+QUIET = Console(quiet=True)
+
+
+def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
+    with owned(tmp_path, Member(), QUIET):
+        said = rf"process {os.getpid()} on {socket.gethostname()} trains in {tmp_path} since .*"
+        with pytest.raises(RecipeError, match=said), owned(tmp_path, Member(), QUIET):
+            pass
+        time.sleep(0.3)
+        assert json.loads((tmp_path / OWNER).read_text())["beat"] >= 1
+    assert not list(tmp_path.iterdir())
+    with owned(tmp_path, Member(), QUIET):
+        pass
+
+
+def leave_behind(folder: Path, **changes) -> None:
+    """The file of an owner that got no chance to remove it."""
+    with owned(folder, Member(), QUIET):
+        text = json.loads((folder / OWNER).read_text())
+    (folder / OWNER).write_text(json.dumps(text | changes))
+
+
+def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner, "STALE_SECONDS", 1000.0)
+    dead = subprocess.Popen(["true"])
+    while Path(f"/proc/{dead.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    for changes in ({"pid": dead.pid}, {"started": "1"}, {"pid": 2**30}):
+        leave_behind(tmp_path, **changes)
+        with owned(tmp_path, Member(), QUIET):
+            pass
+    dead.wait()
+
+
+def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path, hasty, ends):
+    for changes in ({"host": "other", "machine": "other"}, {"machine": None}):
+        leave_behind(tmp_path, **changes)
+        since = time.monotonic()
+        with owned(tmp_path, Member(), QUIET):
+            assert time.monotonic() - since > 0.5
+            assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+    (tmp_path / OWNER).write_text("")  # of one that was killed in the middle of the file
+    with owned(tmp_path, Member(), QUIET):
+        pass
+    assert not ends
+
+
+def test_an_owner_elsewhere_that_is_alive_is_refused_and_one_that_took_over_ends_the_first(
+    tmp_path, hasty, ends, monkeypatch
+):
+    with owned(tmp_path, Member(), QUIET):
+        monkeypatch.setattr(owner, "_machine", lambda: "another machine")
+        with (
+            pytest.raises(RecipeError, match="two jobs in one folder"),
+            owned(tmp_path, Member(), QUIET),
+        ):
+            pass
+        assert not ends
+        (tmp_path / OWNER).write_text(json.dumps({"host": "b", "pid": 1, "machine": "m"}))
+        wait_for(ends)
+    assert ends[0] == (f"process 1 on b has taken over {tmp_path}: this job ends", 2)

@@ -1,5 +1,6 @@
 """The connection between the processes of a job, its ends in threads of one process."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,8 +10,15 @@ from contextlib import contextmanager
 import pytest
 from jobs import free_port
 
+from gram_jax.cluster import lifeline
 from gram_jax.cluster.lifeline import Lifeline
-from gram_jax.cluster.place import Place, find_place, slurm_hosts, tpu_vm_variables
+from gram_jax.cluster.place import (
+    Place,
+    find_place,
+    read_devices,
+    slurm_hosts,
+    tpu_vm_variables,
+)
 from gram_jax.errors import LOST, ClusterError
 
 VERSIONS = {"gram_jax": "1"}
@@ -239,6 +247,57 @@ def test_a_stated_place_counts_more_than_what_is_found():
 def test_half_a_place_is_refused(stated, said):
     with pytest.raises(ClusterError, match=said):
         find_place(*stated, None, {})
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_STEP_NODELIST": "n[03-04]",
+    "SLURM_JOB_ID": "5",
+}
+POD = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "lack TPU_WORKER_ID"),
+        (POD | {"TPU_WORKER_ID": "z"}, r"TPU_WORKER_ID = 'z': expected a number from 0 to 1"),
+        (POD | {"TPU_WORKER_ID": "2"}, "TPU_WORKER_ID = '2': expected a number from 0 to 1"),
+        (POD | {"MEGASCALE_NUM_SLICES": "two"}, "MEGASCALE_NUM_SLICES = 'two'"),
+        (
+            POD | {"MEGASCALE_NUM_SLICES": "2"},
+            "MEGASCALE_COORDINATOR_ADDRESS and MEGASCALE_SLICE_ID",
+        ),
+        ({"MEGASCALE_NUM_SLICES": "2"}, "lack TPU_WORKER_HOSTNAMES"),
+        (SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID = 'x'"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS = 'many'"),
+        (SLURM | {"SLURM_STEP_NODELIST": "n[a-b]"}, "SLURM_STEP_NODELIST"),
+    ],
+)
+def test_surroundings_that_make_no_place_are_named_with_the_way_out(environment, said):
+    with pytest.raises(ClusterError, match=rf"{said}(.|\n)*--cluster none"):
+        find_place(None, None, None, None, environment)
+
+
+def test_devices_are_different_numbers():
+    assert read_devices("0, 2") == (0, 2) and read_devices(None) is None
+    for text in ("-1", "0,0", "x", ""):
+        with pytest.raises(ClusterError, match="expected different numbers"):
+            read_devices(text)
+
+
+def test_what_goes_to_all_is_encoded_once(monkeypatch):
+    with job(3) as (lines, _):
+        lines[0]._leaving = True  # no further beats
+        time.sleep(1.2)
+        encoded = []
+        monkeypatch.setattr(lifeline, "_line", lambda message: encoded.append(message) or b"{}\n")
+        told = lines[0]._tell_all({"doings": {}})
+        asyncio.run_coroutine_threadsafe(told, lines[0]._loop).result(5)
+        own = [message for message in encoded if "doings" in message]
+        lines[0]._leaving = False
+    assert len(own) == 1
 
 
 def test_node_lists_of_slurm_are_read():

@@ -18,6 +18,7 @@ from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  
 
 import gram_jax.train.loop as loop
 from gram_jax.checkpoint.models import model_config
+from gram_jax.cluster.member import Member
 from gram_jax.config import Lora, make_recipe, recipe_to_toml
 from gram_jax.console import Console
 from gram_jax.errors import RecipeError
@@ -341,10 +342,10 @@ def stripped(hlo: str) -> str:
 @pytest.mark.parametrize("stage", ["write", "judge", "rank"])
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, monkeypatch):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8)
-    job = loop.prepare(
-        recipe, open_run(recipe), make_placement(recipe.mesh.sizes), Console(quiet=True)
-    )
-    running = loop.compiled_step(job, Console(quiet=True))[0].as_text()
+    console = Console(quiet=True)
+    with open_run(recipe, Member(), console) as folder:
+        job = loop.prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
+        running = loop.compiled_step(job, console)[0].as_text()
     monkeypatch.setattr(planning, "LABEL_IDS", job.spec.label_ids)
     planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))
     assert stripped(planned.hlo) == stripped(running)

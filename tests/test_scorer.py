@@ -12,7 +12,7 @@ from gram_jax.data.encode import encode_comparison
 from gram_jax.errors import DoesNotFitError, GramError, JudgeError
 from gram_jax.judge import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring import scorer as scorer_module
+from gram_jax.scoring import core as core_module
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.ranking import order_of, round_robin, strengths
@@ -60,15 +60,14 @@ def test_swapping_the_responses_swaps_the_scores_bit_for_bit(judge: Scorer):
 def test_two_orders_of_a_pair_are_one_computation(judge: Scorer, monkeypatch):
     """Why the bits agree: both calls hand the device the same batch, not its mirror image."""
     batches = []
-    dispatch = judge._dispatch
+    run = judge.core._run_forest
     monkeypatch.setattr(
-        judge, "_dispatch", lambda *given: batches.append(given[0]) or dispatch(*given)
+        judge.core, "_run_forest", lambda *given: batches.append(given[0]) or run(*given)
     )
     judge.score("q", "one", "two")
     judge.score("q", "two", "one")
-    (a,), (b,) = batches
-    assert all(np.array_equal(x.tokens, y.tokens) for x, y in zip(a, b, strict=True))
-    assert not np.array_equal(a[0].tokens, a[1].tokens)
+    a, b = batches
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_scores_are_those_of_score_pair(judge: Scorer):
@@ -122,10 +121,9 @@ def test_the_probabilities_agree_with_margin_and_gap(judge: Scorer):
 
 def test_no_pair_of_any_length_compiles_anew(judge: Scorer):
     judge.score_many([("q" * n, "a" * n, "b") for n in range(1, 80, 6)])
-    programs = scorer_module._judge._cache_size()
+    programs = core_module._judge_forest._cache_size()
     judge.score_many([("q" * (n % 70 + 1), "a" * (n % 80), "b" * (n % 30)) for n in range(60)])
-    assert scorer_module._judge._cache_size() == programs
-    assert len(padded_lengths(4096)) == 12
+    assert core_module._judge_forest._cache_size() == programs
 
 
 @pytest.mark.parametrize("budget", [65, 150, 256, 700, 4096, 1_000_000])
@@ -136,7 +134,8 @@ def test_padded_lengths_hold_every_pair_and_waste_less_than_half(budget: int):
     assert all(big <= 2 * small for small, big in itertools.pairwise(lengths))
 
 
-def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer):
+@pytest.mark.parametrize("method", ["shared", "rows"])
+def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer, method: str):
     small = Scorer(
         judge.params,
         judge.cfg,
@@ -144,8 +143,9 @@ def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer):
         judge.spec,
         judge.execution,
         tokens_per_call=1,
+        method=method,
     )
-    assert {small.pairs_per_call(length) for length in small.lengths} == {1}
+    assert {small.core.pairs_per_call(length) for length in small.core.lengths} == {1}
     pairs = some_pairs(3, seed=5)
     for one, other in zip(judge.score_many(pairs), small.score_many(pairs), strict=True):
         assert one.first == pytest.approx(other.first, abs=1e-5)
@@ -155,7 +155,7 @@ def test_running_out_of_memory_says_what_to_try(judge: Scorer, monkeypatch):
     def full(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(scorer_module, "_judge", full)
+    monkeypatch.setattr(core_module, "_judge_forest", full)
     with pytest.raises(DoesNotFitError, match="fewer tokens a call"):
         judge.score(*PAIR)
 

@@ -1,8 +1,9 @@
-"""`gram-jax verify`: every file of a run or of an exported folder against its manifest."""
+"""`gram-jax verify`: every file of a run, of one checkpoint or of an exported folder against its manifest."""
 
 import time
 from pathlib import Path
 
+from gram_jax.checkpoint.hf_files import CONFIG
 from gram_jax.checkpoint.integrity import (
     MANIFEST,
     find_damage,
@@ -12,24 +13,26 @@ from gram_jax.checkpoint.integrity import (
     write_manifest,
 )
 from gram_jax.checkpoint.orbax import complete_steps, step_name
+from gram_jax.checkpoint.runs import INFO, RECIPE, read_info
+from gram_jax.config import read_recipe
 from gram_jax.console import Console, format_bytes, format_seconds
-from gram_jax.errors import CheckpointError
+from gram_jax.errors import CheckpointError, RecipeError
+
+CHECKPOINTS = "checkpoints"  # the folder of a run's steps
 
 
 def audit(folder: Path, console: Console) -> None:
     """A line for each step and for the model's files. Raises CheckpointError that lists all damage,
     or where there is nothing to verify.
     """
-    checkpoints, model = folder / "checkpoints", folder / "model"
-    steps = complete_steps(checkpoints)
-    parts = [(checkpoints / str(step), step_name(step)) for step in steps]
-    parts += [(place, None) for place in (model, folder) if has_manifest(place)]
-    if not parts:
+    folder = folder.absolute()
+    parts = _parts(folder)
+    damage = _damage_of_notes(folder)
+    if not parts and not damage:
         raise CheckpointError(
-            f"{folder} has nothing to verify: expected a run with checkpoints, or a folder with a "
-            f"{MANIFEST}"
+            f"{folder} has nothing to verify: expected a run with checkpoints, one of its checkpoints, or a folder "
+            f"with a {MANIFEST}"
         )
-    damage = []
     for place, of in parts:
         start = time.perf_counter()
         # Other files beside an exported model (a README.md) are nobody's fault.
@@ -45,14 +48,50 @@ def audit(folder: Path, console: Console) -> None:
             + f"{format_seconds(time.perf_counter() - start)})"
         )
     if damage:
+        of_a_run = (folder / RECIPE).exists() or any(of is not None for _, of in parts)
         again = (
-            "start the run's `gram-jax train` command again, which puts damaged steps aside and goes "
-            "on from the newest good one"
-            if steps
+            f"where nothing but {CHECKPOINTS}/ and model/ is damaged, start the run's `gram-jax train` command again, "
+            "which goes on from the newest good step and writes the rest anew"
+            if of_a_run
             else "export the model again. If they were changed on purpose: gram-jax verify "
             f"{folder} --accept"
         )
         raise refusal(folder, damage, f"Restore them from a copy; or {again}")
+
+
+def _parts(folder: Path) -> list[tuple[Path, str | None]]:
+    """The folders that must have a manifest, with what that must say that they are."""
+    if folder.name.isdecimal() and not (folder / CONFIG).exists():
+        return [(folder, step_name(folder.name))]  # one checkpoint
+    checkpoints = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
+    model, steps = folder / "model", complete_steps(checkpoints)
+    parts = [(checkpoints / str(step), step_name(step)) for step in steps]
+    # A run writes its model's folder before its first checkpoint.
+    if has_manifest(model) or (steps and (model.exists() or (folder / RECIPE).exists())):
+        parts.append((model, None))
+    return parts + ([(folder, None)] if has_manifest(folder) else [])
+
+
+def _damage_of_notes(folder: Path) -> list[str]:
+    """A line for each file of a run that no manifest covers, because it changes, and that cannot be read."""
+    problems = []
+    try:
+        info = read_info(folder)
+        steps, final = complete_steps(folder / CHECKPOINTS), info.get("steps")
+        if info.get("finished") and final not in steps:
+            problems.append(f"{CHECKPOINTS}/{final}: missing, the last step of this finished run")
+        elif not info and steps and (folder / RECIPE).exists():
+            problems.append(f"{INFO}: missing")
+    except CheckpointError as error:
+        problems.append(str(error))
+    try:
+        if (folder / RECIPE).exists():
+            read_recipe(folder / RECIPE)
+        elif (folder / INFO).exists():
+            problems.append(f"{RECIPE}: missing")
+    except RecipeError as error:
+        problems.append(str(error))
+    return problems
 
 
 def accept_changes(folder: Path, console: Console) -> None:

@@ -28,6 +28,7 @@ from gram_jax.checkpoint.integrity import (
     refusal,
     write_manifest,
 )
+from gram_jax.checkpoint.runs import RECIPE
 from gram_jax.cluster.agreement import lines_of_all
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import JudgeSpec
@@ -116,6 +117,8 @@ def _check_weights(folder: Path, placement: Placement) -> None:
 
 
 def _advice(folder: Path) -> str:
+    if folder.name == "model" and (folder.parent / RECIPE).is_file():
+        return "Restore the files from a copy, or start the run's command again, which writes them anew"
     return (
         "Restore the files from a copy, or export the model again. If they were changed on purpose: "
         f"gram-jax verify {folder} --accept"

@@ -59,11 +59,20 @@ def has_manifest(folder: Path) -> bool:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder. Raises CheckpointError where it is missing or damaged itself."""
-    path = folder / MANIFEST
+    found = _read(folder / MANIFEST)
+    if isinstance(found, str):
+        raise CheckpointError(f"{folder}/{found}")
+    return found
+
+
+def _read(path: Path) -> Manifest | str:
+    """A manifest, or its name and what is wrong with it."""
     try:
         raw = path.read_bytes()
+    except FileNotFoundError:
+        return f"{path.name}: missing, the others cannot be checked"
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        return f"{path.name}: cannot be read: {error.strerror or error}"
     try:
         content = json.loads(raw)
         files = {name: Entry(size, digest) for name, (size, digest) in content["files"].items()}
@@ -72,11 +81,9 @@ def read_manifest(folder: Path) -> Manifest:
         whole = content["format"] == FORMAT and raw == _text(manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
-    if not whole:
-        raise CheckpointError(
-            f"{path} is damaged, or of a newer format: it does not have the digest that it states"
-        )
-    return manifest
+    if whole:
+        return manifest
+    return f"{path.name}: damaged, or of a newer format: it has not the digest that it states"
 
 
 def find_damage(
@@ -96,11 +103,9 @@ def find_damage(
     """
     if not folder.is_dir():
         return [f"{folder}: no such folder"]
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        missing = not has_manifest(folder)
-        return [f"{MANIFEST}: missing, the others cannot be checked" if missing else str(error)]
+    manifest = _read(folder / MANIFEST)
+    if isinstance(manifest, str):
+        return [manifest]
     problems = []
     if of != manifest.of:
         problems.append(f"{MANIFEST}: swapped: it belongs to {manifest.of}, expected {of}")

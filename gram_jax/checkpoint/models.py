@@ -4,6 +4,7 @@ hub name.
 
 import importlib.util
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ from gram_jax.checkpoint.hf_files import (
     read_json,
 )
 from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.checkpoint.runs import RECIPE, read_info
 from gram_jax.data.encode import load_tokenizer as folder_tokenizer
 from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
@@ -77,7 +79,7 @@ def resolve_model(name: str | Path) -> ModelSource:
             f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
             "safetensors files"
         )
-    if (path / "recipe.toml").is_file() or (path / "model" / CONFIG).is_file():
+    if (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file():
         return ModelSource(name, "run", path)
     if (path / CONFIG).is_file():
         return ModelSource(name, "folder", path)
@@ -221,13 +223,16 @@ def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
 
 
 def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:
-    """The model of a run's newest checkpoint. A run that trained LoRA has its base loaded and
-    merged.
+    """The model of a run's newest checkpoint, of a finished run its last. A run that trained LoRA has its
+    base loaded and merged.
+
+    Raises CheckpointError where a finished run has lost its last step; warns of one that is not finished.
     """
     folder = run / "model"
     cfg = hf_config(folder)
     check_texts(folder, ours=True)  # its manifest is written before the first checkpoint
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
+        _check_final(run, checkpoints.latest())
         saved = checkpoints.params_shapes()
         base: Tree = {}
         if (folder / BASE_FILE).is_file():
@@ -250,6 +255,20 @@ def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelC
         return cfg, found
     layers = {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}}
     return cfg, merge_lora(tree.merge(tree.merge(base, found), layers))
+
+
+def _check_final(run: Path, newest: int | None) -> None:
+    """Whether a run's newest step is the model that it was to become."""
+    info = read_info(run)
+    steps = info.get("steps")
+    if newest is None or steps is None or newest == steps:
+        return
+    if info.get("finished"):
+        raise CheckpointError(
+            f"{run} was finished with step {steps}, and its newest checkpoint is step {newest}: the last one is lost. "
+            "Restore it from a copy; or start the run's `gram-jax train` command again, which computes it anew"
+        )
+    warnings.warn(f"{run} is not finished: this is step {newest} of {steps}", stacklevel=2)
 
 
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:

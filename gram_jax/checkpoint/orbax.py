@@ -58,15 +58,16 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
-def newest_is_damaged(folder: Path) -> bool:
-    """Whether the weights of the newest step cannot be used; without any step they are not
-    damaged.
-    """
+def damage_of_newest(folder: Path, final: int | None) -> list[str]:
+    """Why the newest step is not the `final` one as it was written, a line each; nothing where it is."""
     if not from_main(folder.is_dir()):
-        return False
+        return [f"{folder.name}/: missing"]
     with Checkpoints(folder, keep=None) as checkpoints:
         newest = checkpoints.latest()
-        return newest is not None and bool(checkpoints.damage(newest, (PARAMS,)))
+        if newest != final:
+            return [f"{folder.name}/{final}: missing, the newest step is {newest}"]
+        lines = checkpoints.damage(final, (PARAMS, REST))
+        return [f"{folder.name}/{final}/{line}" for line in lines]
 
 
 class Checkpoints:

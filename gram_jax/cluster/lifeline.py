@@ -159,9 +159,11 @@ class Lifeline:
             await asyncio.sleep(3 * BEAT_SECONDS)  # for what `_tell_and_close` has to say
 
     async def _tell_all(self, message: Mapping[str, Any]) -> None:
+        line = _line(message)  # once: every process is told what every process does
         for writer in list(self._writers.values()):
             with suppress(OSError):
-                await _send(writer, message)
+                writer.write(line)
+                await writer.drain()
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection to process 0, from its first line to its end."""
@@ -316,8 +318,12 @@ class Lifeline:
 
 
 async def _send(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
+    writer.write(_line(message))
     await writer.drain()
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:

@@ -11,6 +11,10 @@ from gram_jax.errors import ClusterError
 TPU_PORT = 12380  # of process 0, where the surroundings give hosts and no port
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 METADATA_SECONDS = 3.0
+ALONE = (
+    "State the place with --coordinator, --processes and --process; or, for one process whatever these variables say, "
+    "give --cluster none"
+)
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -44,7 +48,7 @@ def find_place(
     stated = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     given = [name for name, value in stated.items() if value is not None]
     if not given:
-        return _slurm(environment, devices) or _tpu_pod(environment)
+        return _slurm(environment, devices) or _tpu_pod(environment, devices)
     if missing := [name for name in stated if name not in given]:
         raise ClusterError(
             f"{' and '.join(given)} without {' and '.join(missing)}: a process of a job needs all three (or the "
@@ -62,10 +66,19 @@ def read_devices(text: str | None) -> tuple[int, ...] | None:
     """Indices of accelerators written as "0,1"; None for all of them."""
     if text is None:
         return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise ClusterError(f"--local-devices {text!r}: expected numbers such as 0,1") from None
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len({*numbers}) < len(numbers):
+        raise ClusterError(f"--local-devices {text!r}: expected different numbers such as 0,1")
+    return tuple(int(number) for number in numbers)
+
+
+def _number(env: Mapping[str, str], name: str, stop: int | None = None) -> int:
+    """A variable of the surroundings as a number from 0 on, below `stop`."""
+    value = env[name].strip()
+    if not value.isdecimal() or (stop is not None and int(value) >= stop):
+        wanted = "a number" if stop is None else f"a number from 0 to {stop - 1}"
+        raise ClusterError(f"{name} = {env[name]!r}: expected {wanted}. {ALONE}")
+    return int(value)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -79,20 +92,30 @@ def _address(text: str) -> tuple[str, int]:
 
 def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
     """Inside a step (srun) of several tasks; one task per node, or one per accelerator."""
-    tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
+    tasks = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
     # The batch script itself, outside of any step, has no node list of a step.
     names = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-    if any(name not in env for name in names) or int(tasks) < 2:
+    if any(name not in env for name in names) or not env.get(tasks):
         return None
-    count, nodes = int(tasks), slurm_hosts(env["SLURM_STEP_NODELIST"])
+    if (count := _number(env, tasks)) < 2:
+        return None
+    try:
+        nodes = slurm_hosts(env["SLURM_STEP_NODELIST"])
+        head = nodes[0]
+    except (ValueError, IndexError):
+        found = env["SLURM_STEP_NODELIST"]
+        raise ClusterError(
+            f"SLURM_STEP_NODELIST = {found!r}: expected node names such as n[01-04]. {ALONE}"
+        ) from None
+    index = _number(env, "SLURM_PROCID", count)
     # An even port that differs between the jobs of a node; the one above it is JAX's.
-    port = 16384 + 2 * (int(env["SLURM_JOB_ID"]) % 8192)
+    port = 16384 + 2 * (_number(env, "SLURM_JOB_ID") % 8192)
     if count == len(nodes):
-        return Place(int(env["SLURM_PROCID"]), count, nodes[0], port, tuple(nodes), devices)
+        return Place(index, count, head, port, tuple(nodes), devices)
     visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if devices is None and len(visible) > 1 and "SLURM_LOCALID" in env:
-        devices = (int(env["SLURM_LOCALID"]),)
-    return Place(int(env["SLURM_PROCID"]), count, nodes[0], port, devices=devices)
+        devices = (_number(env, "SLURM_LOCALID"),)
+    return Place(index, count, head, port, devices=devices)
 
 
 def slurm_hosts(text: str) -> list[str]:
@@ -114,23 +137,27 @@ def slurm_hosts(text: str) -> list[str]:
     return found
 
 
-def _tpu_pod(env: Mapping[str, str]) -> Place | None:
+def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
     """Hosts of a TPU slice, or of several slices, as the variables of GKE give them."""
     hosts = [host for host in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
-    slices = int(env.get("MEGASCALE_NUM_SLICES", "1"))
-    if len(hosts) * slices < 2 or "TPU_WORKER_ID" not in env:
+    several = "MEGASCALE_NUM_SLICES"
+    slices = _number(env, several) if several in env else 1
+    if max(len(hosts), 1) * slices < 2:
         return None
-    worker = int(env["TPU_WORKER_ID"])
-    if slices == 1:
-        return Place(worker, len(hosts), hosts[0], TPU_PORT, tuple(hosts))
-    first = env.get("MEGASCALE_COORDINATOR_ADDRESS", "").partition(":")[0]
-    if not first or "MEGASCALE_SLICE_ID" not in env:
+    wanted = ["TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"]
+    if slices > 1:
+        wanted += ["MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID"]
+    if missing := [name for name in wanted if not env.get(name)]:
         raise ClusterError(
-            f"MEGASCALE_NUM_SLICES = {slices} without MEGASCALE_COORDINATOR_ADDRESS and MEGASCALE_SLICE_ID: state the "
-            "place with --coordinator, --processes and --process"
+            f"the variables of a TPU pod name {len(hosts)} host(s) of each of {slices} slice(s), and lack "
+            f"{' and '.join(missing)}. {ALONE}"
         )
-    index = int(env["MEGASCALE_SLICE_ID"]) * len(hosts) + worker
-    return Place(index, slices * len(hosts), first, TPU_PORT)
+    worker = _number(env, "TPU_WORKER_ID", len(hosts))
+    if slices == 1:
+        return Place(worker, len(hosts), hosts[0], TPU_PORT, tuple(hosts), devices)
+    first = env["MEGASCALE_COORDINATOR_ADDRESS"].partition(":")[0]
+    index = _number(env, "MEGASCALE_SLICE_ID", slices) * len(hosts) + worker
+    return Place(index, slices * len(hosts), first, TPU_PORT, devices=devices)
 
 
 def has_tpu() -> bool:

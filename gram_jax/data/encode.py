@@ -39,6 +39,7 @@ class Encoded:
     neutralised: lines of the fields that looked like delimiters and were escaped.
     replaced: broken characters (lone surrogates) that became U+FFFD.
     identical: both responses came out the same, as given or after shortening.
+    cuts: where the first response begins and where the second, in tokens; (0, 0) for one response.
     """
 
     tokens: np.ndarray
@@ -47,6 +48,7 @@ class Encoded:
     neutralised: int = 0
     replaced: int = 0
     identical: bool = False
+    cuts: tuple[int, int] = (0, 0)
 
     @property
     def shortened(self) -> bool:
@@ -239,11 +241,18 @@ def _encode_row(
         part.tokens if isinstance(part, Fixed) else table.tokens(part.field, texts[part.field])
         for part in table.plan.parts
     ]
+    sizes = [len(tokens) for tokens in parts]
+    begins = {
+        part.field: sum(sizes[:at])
+        for at, part in enumerate(table.plan.parts)
+        if not isinstance(part, Fixed)
+    }
     return Encoded(
         tokens=np.concatenate(parts),
-        weights=np.repeat(table.plan.weights, [len(tokens) for tokens in parts]),
+        weights=np.repeat(table.plan.weights, sizes),
         removed=total - kept,
         neutralised=sum(shown.neutralised for shown in row.values()),
         replaced=sum(shown.replaced for shown in row.values()),
         identical="first" in texts and texts["first"] == texts["second"],
+        cuts=(begins.get("first", 0), begins.get("second", 0)),
     )

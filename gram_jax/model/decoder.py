@@ -5,7 +5,7 @@ wants a verdict multiplies by two rows of the head (`label_logits`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def hidden_states(
 ) -> jax.Array:
     """Final-normed residual stream of every position, [B, T, D] in the compute type."""
     place = execution.placement.constrain
-    x = place(_look_up(params["embed"], seqs.tokens, execution), "batch", "time", "act_embed")
+    x = place(look_up(params["embed"], seqs.tokens, execution), "batch", "time", "act_embed")
     turn = rotation(seqs.positions, cfg)
 
     def step(x: jax.Array, weights: Tree) -> tuple[jax.Array, None]:
@@ -37,7 +37,7 @@ def hidden_states(
     return rms_norm(x, params["final_norm"], cfg.norm_eps)
 
 
-def _look_up(table: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
+def look_up(table: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
     """Rows of the table [V, D] for tokens [B, T]: [B, T, D] in the compute type.
 
     The table is stored cut along V. Looked up so, every device finds rows for the whole batch, and
@@ -72,6 +72,13 @@ def label_logits(
     logits make false ties.
     """
     hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
+    return read_labels(hidden, params, cfg, label_ids)
+
+
+def read_labels(
+    hidden: jax.Array, params: Tree, cfg: ModelConfig, label_ids: tuple[int, int]
+) -> jax.Array:
+    """Logits of the two labels for final hidden states [B, M, D], f32 [B, M, Y]."""
     rows = unembedding(params, cfg)[jnp.array(label_ids)].astype(jnp.float32)
     return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
 
@@ -97,19 +104,38 @@ def _layer(
     execution: Execution,
 ) -> jax.Array:
     """One layer: attention, then MLP, each added to the residual stream x [B, T, D]."""
-    place = execution.placement.constrain
-    w = _at_use(weights, cfg, execution)
-
+    w = at_use(weights, cfg, execution)
     h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
-    q, k, v = (_project(h, w, name) for name in ("q", "k", "v"))
-    if cfg.qk_norm:
-        q = rms_norm(q, w["q_norm"], cfg.norm_eps)
-        k = rms_norm(k, w["k_norm"], cfg.norm_eps)
-    q = place(rotate(q, turn), "batch", "time", "act_heads", "head_size")
-    k = place(rotate(k, turn), "batch", "time", "act_kv_heads", "head_size")
-    v = place(v, "batch", "time", "act_kv_heads", "head_size")
-    x = x + _project(attention(q, k, v, segments, execution), w, "o")
+    q = heads(h, w, "q", cfg, turn, execution)
+    k = heads(h, w, "k", cfg, turn, execution)
+    v = heads(h, w, "v", cfg, turn, execution)
+    return finish_layer(x, attention(q, k, v, segments, execution), w, cfg, execution)
 
+
+def heads(
+    h: jax.Array,
+    w: Tree,
+    name: Literal["q", "k", "v"],
+    cfg: ModelConfig,
+    turn: Rotation,
+    execution: Execution,
+) -> jax.Array:
+    """Queries, keys or values of the normed h [B, T, D]: [B, T, N or K, H], normed and turned as the family does."""
+    x = _project(h, w, name)
+    if name != "v":
+        if cfg.qk_norm:
+            x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
+        x = rotate(x, turn)
+    axis = "act_heads" if name == "q" else "act_kv_heads"
+    return execution.placement.constrain(x, "batch", "time", axis, "head_size")
+
+
+def finish_layer(
+    x: jax.Array, mixed: jax.Array, w: Tree, cfg: ModelConfig, execution: Execution
+) -> jax.Array:
+    """What follows on the attention's output `mixed` [B, T, N, H]: its projection, then the MLP."""
+    place = execution.placement.constrain
+    x = x + _project(mixed, w, "o")
     h = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
     h = jax.nn.silu(_project(h, w, "gate")) * _project(h, w, "up")
     x = x + _project(place(h, "batch", "time", "act_mlp"), w, "down")
@@ -127,7 +153,7 @@ def _project(x: jax.Array, w: Tree, name: str) -> jax.Array:
     return y
 
 
-def _at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
+def at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
     """One layer's weights as it multiplies by them: in the compute type, whole along "embed".
 
     Casting here, inside the scan, keeps a single layer's copy alive; casting before the gather over

@@ -23,7 +23,7 @@ from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_fl
 from gram_jax.plan.topology import Topology, devices_of, local_chip
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
-from gram_jax.scoring.scorer import TOKENS_PER_CALL
+from gram_jax.scoring.core import PADDED
 from gram_jax.sharding import Placement, check_divides, nearest_multiple
 from gram_jax.train.compiling import free_bytes, is_out_of_memory, memory_of
 from gram_jax.train.optimizer import make_optimizer
@@ -206,7 +206,7 @@ def plan_scoring(
     check_divides(tree.flatten(param_specs(cfg)), placement)
     length = padded_lengths(recipe.judge.max_length)[-1]
     platform = placement.mesh.devices.flat[0].platform
-    a_call = TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"])
+    a_call = PADDED.get(platform, PADDED["gpu"])
     pairs = pairs or max(1, a_call // (2 * length)) * placement.batch_shards
     if problem := check_rows(pairs, 1, placement.batch_shards):
         raise RecipeError(problem.replace("batch.rows", "--pairs"))

@@ -1,44 +1,35 @@
 """From two texts to a score: one way for files, evaluation, ranking and rewards.
 
-Pairs are padded to one of a few lengths and scored a fixed number at a time. The length is chosen from the pair alone
-and the number from the length, so a pair meets the same compiled program whatever is scored beside it, and inside one
-program the bits of a score do not depend on its neighbours. Two responses are put in one fixed order before they
-are encoded, so that score(a, b) and score(b, a) are the same computation and agree bit for bit.
+Two responses are put in one fixed order before they are encoded, so that score(a, b) and score(b, a)
+are the same computation and agree bit for bit. What a pair is scored beside changes none of its bits
+(scoring/core.py says why).
 """
 
 import warnings
-from bisect import bisect_left
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from gram_jax.batch import PairBatch
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.data.encode import Encoded, Prompt, encode_comparisons
-from gram_jax.errors import DoesNotFitError, JudgeError
+from gram_jax.errors import JudgeError
 from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.scoring.padding import pad_pairs, padded_lengths
-from gram_jax.scoring.pair import pair_logits, pair_scores
+from gram_jax.scoring.core import Core, Method, method_for
+from gram_jax.scoring.core import tokens_per_call as default_tokens
 from gram_jax.scoring.ranking import order_of, round_robin, strengths, table_of
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
 Comparison = tuple[Prompt, str, str]
 
-# Tokens of one call and device. A CPU is busy with 1,024; more would only make a lone pair wait for dummy rows.
-TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
-# Comparisons that are encoded, grouped by length and scored together: enough to fill the calls.
+# Comparisons that are encoded while those before them are scored: enough to fill the calls.
 WINDOW = {"cpu": 64, "gpu": 2048, "tpu": 2048}
-IN_FLIGHT = 4  # calls handed to the device before the first result is awaited
 
 
 class PairScore(NamedTuple):
@@ -61,21 +52,6 @@ class PairScore(NamedTuple):
         return self._replace(first=self.second, second=self.first, margin=-self.margin)
 
 
-@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
-def _judge(
-    params: Tree,
-    cfg: ModelConfig,
-    pair: PairBatch,
-    label_ids: tuple[int, int],
-    execution: Execution,
-) -> tuple[jax.Array, jax.Array]:
-    """(scores f32 [B, 2] as in `score_pair`, label logits f32 [B, O, Y] in the order shown)."""
-    logits = pair_logits(params, cfg, pair, label_ids, execution)
-    # Every process reads all of them.
-    place = execution.placement.constrain
-    return place(pair_scores(logits)), place(logits)
-
-
 class Scorer:
     """A judge that reads text.
 
@@ -94,6 +70,7 @@ class Scorer:
         execution: Execution,
         *,
         tokens_per_call: int | None = None,
+        method: Method | None = None,
     ):
         check_tokenizer(spec, tokenizer)
         if "score" in params:
@@ -102,15 +79,35 @@ class Scorer:
                 "time and give no verdicts. Choose the model of a run of stage judge"
             )
         _check_budget(spec, cfg)
-        self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
-        self.spec, self.execution = spec, execution
+        self.tokenizer, self.spec = tokenizer, spec
         self.shortened = 0  # pairs so far that did not fit
-        platform = execution.placement.mesh.devices.flat[0].platform
-        self.tokens_per_call = tokens_per_call or TOKENS_PER_CALL.get(
-            platform, TOKENS_PER_CALL["gpu"]
+        method = method or method_for(execution)
+        self.core = Core(
+            params,
+            cfg,
+            spec.label_ids,
+            execution,
+            spec.max_length,
+            method,
+            tokens_per_call or default_tokens(execution, method),
         )
-        self.lengths = padded_lengths(spec.max_length)
+        platform = execution.placement.mesh.devices.flat[0].platform
         self.window = WINDOW.get(platform, WINDOW["gpu"])
+
+    @property
+    def params(self) -> Tree:
+        """The judge's weights."""
+        return self.core.params
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """Its model."""
+        return self.core.cfg
+
+    @property
+    def execution(self) -> Execution:
+        """How it is run."""
+        return self.core.execution
 
     @classmethod
     def load(
@@ -174,8 +171,17 @@ class Scorer:
         progress is called with the number of pairs that each call to the device has scored.
         """
         remaining = iter(comparisons)
-        while window := list(islice(remaining, self.window)):
-            yield from self._score_window(window, progress or (lambda count: None))
+        progress = progress or (lambda count: None)
+        windows = iter(lambda: list(islice(remaining, self.window)), [])
+        # The next window is tokenized while the device works on this one.
+        with ThreadPoolExecutor(1) as ahead:
+            following = next(windows, None)
+            pending = following and ahead.submit(self._encode, following)
+            while pending:
+                encoded = pending.result()
+                following = next(windows, None)
+                pending = following and ahead.submit(self._encode, following)
+                yield from self._score(encoded, progress)
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
         """Log-odds that response i is better than response j: f32 [n, n], antisymmetric."""
@@ -193,51 +199,35 @@ class Scorer:
             raise JudgeError("there is no best of no responses: expected at least one")
         return self.rank(prompt, responses)[0]
 
-    def _score_window(
-        self, window: Sequence[Comparison], progress: Callable[[int], None]
-    ) -> list[PairScore]:
+    def _encode(self, window: Sequence[Comparison]) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
+        """Both orders of every pair, and whether the fixed order is not the given one."""
         turned = [_is_turned(first, second) for _, first, second in window]
         fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
         shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
         encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="shorten")
-        pairs = list(zip(encoded[::2], encoded[1::2], strict=True))
-        groups: dict[int, list[int]] = defaultdict(list)
-        for at, pair in enumerate(pairs):
-            groups[self.padded_length(pair)].append(at)
-        found: list[PairScore | None] = [None] * len(pairs)
-        flying: deque[tuple[list[int], tuple[jax.Array, jax.Array]]] = deque()
-        with self._explain_out_of_memory():
-            for length in sorted(groups, reverse=True):
-                rows = self.pairs_per_call(length)
-                for start in range(0, len(groups[length]), rows):
-                    members = groups[length][start : start + rows]
-                    call = self._dispatch([pairs[i] for i in members], length, rows)
-                    flying.append((members, call))
-                    if len(flying) > IN_FLIGHT:
-                        progress(_land(flying.popleft(), pairs, found))
-            while flying:
-                progress(_land(flying.popleft(), pairs, found))
-        self._count_shortened(found)
-        return [score.swapped() if t else score for score, t in zip(found, turned, strict=True)]
+        return list(zip(turned, zip(encoded[::2], encoded[1::2], strict=True), strict=True))
 
-    def padded_length(self, pair: tuple[Encoded, Encoded]) -> int:
-        """The length to which both sides of a pair are padded."""
-        return self.lengths[bisect_left(self.lengths, max(len(side.tokens) for side in pair))]
+    def _score(
+        self,
+        window: Sequence[tuple[bool, tuple[Encoded, Encoded]]],
+        progress: Callable[[int], None],
+    ) -> list[PairScore]:
+        answered = 0
 
-    def pairs_per_call(self, length: int) -> int:
-        """How many pairs of this padded length one call scores: fixed, and a multiple of the mesh's batch shards."""
-        shards = self.execution.placement.batch_shards
-        return max(1, self.tokens_per_call // (2 * length)) * shards
+        def count(sequences: int) -> None:
+            nonlocal answered
+            before, answered = answered // 2, answered + sequences
+            progress(answered // 2 - before)
 
-    def _dispatch(
-        self, pairs: Sequence[tuple[Encoded, Encoded]], length: int, rows: int
-    ) -> tuple[jax.Array, jax.Array]:
-        batch = pad_pairs([(a.tokens, b.tokens) for a, b in pairs], rows, length)
-        spread = self.execution.placement.sharding("batch")
-        batch = jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, spread, lambda at: x[at]), batch
-        )
-        return _judge(self.params, self.cfg, batch, self.spec.label_ids, self.execution)
+        gaps = self.core.gaps([pair for _, pair in window], pairs=True, progress=count)
+        scores = [
+            _pair_score(gap, other, any(side.shortened for side in pair))
+            for gap, other, (_, pair) in zip(gaps[::2], gaps[1::2], window, strict=True)
+        ]
+        self._count_shortened(scores)
+        return [
+            score.swapped() if t else score for score, (t, _) in zip(scores, window, strict=True)
+        ]
 
     def _count_shortened(self, scores: Sequence[PairScore]) -> None:
         cut = sum(score.shortened for score in scores)
@@ -248,18 +238,6 @@ class Scorer:
                 stacklevel=2,
             )
         self.shortened += cut
-
-    @contextmanager
-    def _explain_out_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            raise DoesNotFitError(
-                f"out of memory while scoring: {str(error).strip().splitlines()[0][:300]}\nTry fewer tokens a call "
-                f"(now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a smaller model"
-            ) from error
 
 
 def _check_budget(spec: JudgeSpec, cfg: ModelConfig) -> None:
@@ -275,22 +253,21 @@ def _is_turned(first: str, second: str) -> bool:
     return isinstance(first, str) and isinstance(second, str) and second < first
 
 
-def _land(
-    flight: tuple[list[int], tuple[jax.Array, jax.Array]],
-    pairs: Sequence[tuple[Encoded, Encoded]],
-    found: list[PairScore | None],
-) -> int:
-    """Wait for one call and put its scores where they belong; how many there were."""
-    members, outputs = flight
-    scores, logits = jax.device_get(outputs)
-    gaps = logits[..., 0] - logits[..., 1]  # [B, O], log-odds of whatever was shown first
-    first_shown = 1 / (1 + np.exp(-gaps.astype(np.float64)))
-    for row, at in enumerate(members):
-        found[at] = PairScore(
-            first=float(scores[row, 0]),
-            second=float(scores[row, 1]),
-            margin=float((gaps[row, 0] - gaps[row, 1]) / 2),
-            order_gap=float(first_shown[row, 0] + first_shown[row, 1] - 1),
-            shortened=any(side.shortened for side in pairs[at]),
-        )
-    return len(members)
+def _pair_score(gap: np.float32, other: np.float32, shortened: bool) -> PairScore:
+    """From the label logits' difference as given and with the responses exchanged.
+
+    The larger probability is rounded to float32 and the smaller one is what is left of 1: both sum
+    to exactly 1, and exchanging the responses exchanges them bit for bit.
+    """
+    gap, other = float(gap), float(other)
+    leaning = np.tanh(gap / 2), np.tanh(other / 2)  # towards whatever was shown first
+    lead = (leaning[0] - leaning[1]) / 4
+    high = float(np.float32(0.5 + abs(lead)))
+    first, second = (high, 1 - high) if lead >= 0 else (1 - high, high)
+    return PairScore(
+        first=first,
+        second=second,
+        margin=(gap - other) / 2,
+        order_gap=float(leaning[0] + leaning[1]) / 2,
+        shortened=shortened,
+    )

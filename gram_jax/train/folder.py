@@ -1,8 +1,9 @@
 """The folder of a run: what lies where, and whether a run may go on in it.
 
 recipe.toml      the resolved recipe
-run.json         number of steps, fingerprint of the examples, whether the run is complete, its id at
-                 Weights & Biases
+run.json         number of steps, fingerprints of the examples and the judge, whether the run is complete, its
+                 id at Weights & Biases
+owner.json       while a job trains: which one
 model/           config.json, tokenizer, judge.json (and base.json under LoRA) and a manifest of
                  their hashes: with the newest checkpoint, a model that can be loaded by the run's name
 checkpoints/     by step, each with its manifest; in damaged/ what was refused and moved out of the way
@@ -12,8 +13,9 @@ metrics.jsonl, tensorboard/, curves.png
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +25,23 @@ import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.hf_files import check_files
-from gram_jax.checkpoint.integrity import write_manifest
+from gram_jax.checkpoint.integrity import find_damage, write_manifest
 from gram_jax.checkpoint.models import SMOLLM2, resolve_model
+from gram_jax.checkpoint.orbax import damage_of_newest
+from gram_jax.checkpoint.runs import INFO, RECIPE, read_info
 from gram_jax.cluster.agreement import from_main
+from gram_jax.cluster.member import Member
 from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
+from gram_jax.console import Console
 from gram_jax.data.examples import Examples
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
 from gram_jax.judge import FILE_NAME as JUDGE_FILE
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
+from gram_jax.train.owner import OWNER, owned
 
-RECIPE, INFO = "recipe.toml", "run.json"
 PARTIAL = ".partial"  # after the name of a file that is being written
+STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class RunFolder:
     def note(self, **values: Any) -> None:
         """Add to run.json."""
         if self.writes:
-            text = json.dumps({**_info(self.path), **values}, indent=2) + "\n"
+            text = json.dumps({**read_info(self.path), **values}, indent=2) + "\n"
             _write(self.path / INFO, text)
 
     def begin(self, recipe: Recipe) -> None:
@@ -119,39 +126,52 @@ def _from_anywhere(model: str) -> str:
     return model if path is None or model == SMOLLM2 else str(path.resolve())
 
 
-def open_run(recipe: Recipe) -> RunFolder:
-    """The run's folder, made where it is missing; all processes of a job call it.
+@contextmanager
+def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFolder]:
+    """The run's folder, made where it is missing and held for the block; all processes of a job call it.
 
-    Raises RecipeError where it holds something else, or a run whose recipe differs in keys that
-    change results.
+    Raises RecipeError where it holds something else, another job trains in it, or a run whose recipe differs in keys
+    that change results.
     """
     path = Path(recipe.run.folder).expanduser()
-    before = from_main(_open(path, recipe) if jax.process_index() == 0 else None)
-    if not path.is_dir():
-        raise RecipeError(
-            f"run.folder {recipe.run.folder!r} was made by process 0 and is not there for process "
-            f"{jax.process_index()}: a job of several processes needs a folder that all of them see"
-        )
-    return RunFolder(path, before)
+    with ExitStack() as held:
+        before = None
+        if jax.process_index() == 0:
+            _make(path)
+            held.enter_context(owned(path, member, console))
+            before = _check_recipe(path, recipe)
+        before = from_main(before)
+        if not path.is_dir():
+            raise RecipeError(
+                f"run.folder {recipe.run.folder!r} was made by process 0 and is not there for process "
+                f"{jax.process_index()}: a job of several processes needs a folder that all of them see"
+            )
+        yield RunFolder(path, before)
 
 
-def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """Make the folder where it is missing, or check that the run in it may go on; its run.json."""
+def _make(path: Path) -> None:
+    """Make the folder where it is missing; one that is neither a run's nor empty is left alone."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
         raise RecipeError(
-            f"run.folder {recipe.run.folder!r} cannot be made: {error.strerror or error}"
+            f"run.folder {str(path)!r} cannot be made: {error.strerror or error}"
         ) from error
-    stored, info = path / RECIPE, _info(path)
-    if not stored.is_file():
-        # A kill may have come in the middle of the first file.
-        if names := sorted(e.name for e in path.iterdir() if e.name != f"{RECIPE}{PARTIAL}"):
-            raise RecipeError(
-                f"run.folder {recipe.run.folder!r} is not a run and not empty (it holds "
-                f"{', '.join(names[:5])}): give the run a folder of its own"
-            )
-        return {}
+    if RECIPE in names:
+        return
+    # A kill may have come before the first file was there.
+    own = re.compile(rf"{RECIPE}{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
+    if others := [name for name in names if not own.fullmatch(name)]:
+        raise RecipeError(
+            f"run.folder {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the run a "
+            "folder of its own"
+        )
+
+
+def _check_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """What run.json says, once the run in the folder is one of this recipe."""
+    stored, info = path / RECIPE, read_info(path)
     # Without run.json nothing was computed under the stored recipe yet.
     if info and (changed := changed_on_resume(read_recipe(stored), recipe)):
         lines = "\n  ".join(changed)
@@ -163,14 +183,11 @@ def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
     return info
 
 
-def _info(path: Path) -> dict[str, Any]:
-    """What run.json says; nothing before the run has begun."""
-    try:
-        return json.loads((path / INFO).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / INFO} cannot be read: {error}") from error
+def lacking(folder: RunFolder) -> list[str]:
+    """What a run that was finished has lost or had damaged since, a line each; all processes get the same."""
+    model = from_main(find_damage(folder.model) if folder.writes else None)
+    lines = damage_of_newest(folder.checkpoints, folder.before.get("steps"))
+    return lines + [f"model/{line}" for line in model]
 
 
 def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec) -> None:
@@ -191,6 +208,8 @@ def check_same_run(folder: RunFolder, steps: int, examples: str, spec: JudgeSpec
         raise RecipeError(
             f"the run in {folder.path} has {info.get('steps')} steps, this recipe gives {steps}"
         )
+    if info.get("judge") == spec.hash:
+        return  # model/judge.json may be damaged: it is written again
     check_files(folder.model, lambda name: name == JUDGE_FILE)
     before = JudgeSpec.load(folder.model)
     if before.hash != spec.hash:

@@ -13,7 +13,7 @@ import optax
 
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
-from gram_jax.checkpoint.orbax import Checkpoints, newest_is_damaged
+from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.agreement import check_same, from_main
 from gram_jax.cluster.member import Member
 from gram_jax.config import Recipe, Source, check_rows, recipe_to_toml, recipe_values
@@ -21,7 +21,7 @@ from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.examples import Examples
 from gram_jax.data.feed import prefetch
-from gram_jax.errors import NonFiniteError, RecipeError, StoppedError
+from gram_jax.errors import RecipeError
 from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.judge import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
@@ -36,21 +36,23 @@ from gram_jax.train.compiling import (
     explain_out_of_memory,
     keep_compiled_programs,
 )
+from gram_jax.train.course import Course
 from gram_jax.train.evaluation import evaluation_rows, held_out_metrics
 from gram_jax.train.folder import (
-    RECIPE,
+    STUCK,
     RunFolder,
     check_same_run,
     differing_fields,
     examples_fingerprint,
     explain_full_disk,
+    lacking,
     open_run,
 )
 from gram_jax.train.journal import Journal
 from gram_jax.train.metrics import FILE_NAME as METRICS
 from gram_jax.train.metrics import MetricsWriter, check_wandb, truncate
 from gram_jax.train.optimizer import make_optimizer
-from gram_jax.train.preemption import STATUS, StopRequest, Vote
+from gram_jax.train.preemption import StopRequest, Vote
 from gram_jax.train.program import leaner, lower_step, make_execution, placement_of
 from gram_jax.train.stages import (
     abstract_batch,
@@ -112,32 +114,44 @@ def train(
     (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
     """
     member = member or Member()
-    main = jax.process_index() == 0
-    console = console if console and main else Console(mute=not main)
-    check_same("recipe", recipe_to_toml(recipe))
-    folder = open_run(recipe)
-    if folder.before.get("finished"):
-        if not newest_is_damaged(folder.checkpoints):
-            console.say(f"{recipe.run.folder} is complete: nothing to do")
+    report = Path(recipe.run.folder).expanduser() / STUCK.format(member.index)
+    with Watchdog(member, report) as watchdog, StopRequest(member) as stop:
+        watchdog.beat("looking for devices")
+        main = jax.process_index() == 0
+        console = console if console and main else Console(mute=not main)
+        watchdog.beat("opening the run's folder")
+        check_same("recipe", recipe_to_toml(recipe))
+        with open_run(recipe, member, console) as folder, explain_full_disk(folder):
+            if not is_complete(folder, console, watchdog):
+                keep_compiled_programs()
+                watchdog.beat("reading the data")
+                job = prepare(recipe, folder, placement or placement_of(recipe), console)
+                carry_out(job, console, stop, watchdog)
+                watchdog.beat("drawing the curves")
+                if main:
+                    _conclude(job, console)
+                folder.note(finished=True)
             return _result(folder)
-        folder.note(finished=False)  # its last steps are computed again
-    with explain_full_disk(folder):
-        keep_compiled_programs()
-        job = prepare(recipe, folder, placement or placement_of(recipe), console)
-        carry_out(job, console, member)
-        if main:
-            _conclude(job, console)
-        folder.note(finished=True)
-    return _result(folder)
 
 
-def carry_out(job: Job, console: Console, member: Member) -> None:
-    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations.
+def is_complete(folder: RunFolder, console: Console, watchdog: Watchdog) -> bool:
+    """Whether a run came to its end and all of it is still there, undamaged; what is not is computed again."""
+    if not folder.before.get("finished"):
+        return False
+    watchdog.beat("verifying the finished run")
+    if lost := lacking(folder):
+        lines = "\n  ".join(lost)
+        console.warn(f"{folder.path} was complete, and is not any more:\n  {lines}")
+        folder.note(finished=False)
+        return False
+    console.say(f"{folder.path} is complete: nothing to do")
+    return True
 
-    Whatever several processes compute or write together they have to begin together. So everything that decides what
-    comes next is the same on all of them: the step, the vote, the figures of the device, and nothing else.
-    """
+
+def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog) -> None:
+    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations."""
     recipe = job.recipe
+    watchdog.beat("compiling")
     step, memory = compiled_step(job, console)
     job.folder.begin(recipe)  # before anything else: by this file the folder is known as a run's
     with (
@@ -148,72 +162,32 @@ def carry_out(job: Job, console: Console, member: Member) -> None:
             keep_every=recipe.checkpoint.keep_every,
         ) as checkpoints,
     ):
-        state, frozen = first_state(job, checkpoints, console)
-        evaluate = make_evaluate(job, frozen)
-        done = start = int(state.step)
+        watchdog.beat("verifying the checkpoints")
+        newest = checkpoints.newest_good(console.warn)
+        watchdog.beat("loading the weights" if newest is None else f"restoring step {newest}")
+        state, frozen = first_state(job, checkpoints, newest, console)
+        start = int(state.step)
+        stop.begin()
         with (
             closing(_metrics_writer(job, start)) as writer,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
-            StopRequest(member.grace) as stop,
-            Watchdog(member, job.folder.path / f"stuck-{jax.process_index()}.txt") as watchdog,
             closing(prefetch(job.plan, job.placement, start, job.steps)) as batches,
         ):
             journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
             journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
-            vote = Vote(stop, job.placement)
-
-            def save(*, blocking: bool = False) -> None:
-                watchdog.beat(f"saving step {done}")
-                checkpoints.save(done, state, blocking=blocking)
-
-            def leave_if(asked: str | None) -> None:
-                if asked is not None:
-                    save(blocking=True)
-                    raise StoppedError(_stopped(job, asked, done), STATUS[asked])
-
-            def between() -> None:
-                watchdog.beat(f"evaluating after step {done}")
-                leave_if(vote.now())
-
-            def look_at_held_out() -> None:
-                # A run that was stopped in an evaluation begins with it.
-                if not writer.has_held_out(done):
-                    with journal.pause():
-                        journal.held_out(done, evaluate(done, state.params, between))
-
-            # Metrics and votes are read one step late, so that the device never waits for us.
-            unread: tuple[int, Any] | None = None
-            voices, asked = vote.cast(), None
-            try:
-                if _due(start, recipe.evaluate.every) and start < job.steps:
-                    look_at_held_out()
-                for index, batch in batches:
-                    watchdog.beat(f"step {index + 1}")
-                    state, metrics = step(state, frozen, batch)
-                    if unread is not None:
-                        journal.book(*unread)
-                    asked, voices = vote.read(voices), vote.cast()
-                    done, unread = index + 1, (index + 1, metrics)
-                    evaluating = _due(done, recipe.evaluate.every) and done < job.steps
-                    saving = _due(done, recipe.checkpoint.every) or done == job.steps
-                    if evaluating or saving or asked:
-                        # A line before every save: what is saved has its figures in the file.
-                        journal.book(*unread, line=True)
-                        unread = None
-                        if saving:  # in the background, while the evaluation runs
-                            with journal.pause():
-                                save()
-                        if done < job.steps:
-                            leave_if(asked)
-                        if evaluating:
-                            look_at_held_out()
-                    watchdog.beat(f"waiting for the data of step {done + 1}")
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error}. {_keep(job, state, checkpoints)}") from None
-            watchdog.beat(f"saving step {done}")
-            checkpoints.wait()
-            console.say(f"saved step {job.steps} in {job.folder.checkpoints}")
-            look_at_held_out()
+            course = Course(
+                recipe=recipe,
+                folder=job.folder,
+                steps=job.steps,
+                checkpoints=checkpoints,
+                journal=journal,
+                vote=Vote(stop, job.placement),
+                watchdog=watchdog,
+                evaluate=make_evaluate(job, frozen),
+                state=state,
+                done=start,
+            )
+            course.run(step, frozen, batches)
 
 
 def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
@@ -263,14 +237,16 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     )
 
 
-def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, Tree]:
+def first_state(
+    job: Job, checkpoints: Checkpoints, newest: int | None, console: Console
+) -> tuple[TrainState, Tree]:
     """The state to go on from, and the weights that are not trained.
 
-    In this order: the newest undamaged checkpoint of this run; the weights that the recipe starts
+    In this order: the `newest` undamaged checkpoint of this run; the weights that the recipe starts
     from (those of "tiny-random" are random); at random what these do not have, LoRA or a scalar
     head.
     """
-    recipe, newest = job.recipe, checkpoints.newest_good(console.warn)
+    recipe = job.recipe
     with console.timed("load the weights"):
         if newest is None:
             _, params, frozen = start_weights(recipe, job.specs, job.placement)
@@ -280,7 +256,10 @@ def first_state(job: Job, checkpoints: Checkpoints, console: Console) -> tuple[T
             state = checkpoints.restore(newest, job.abstract)
     job.folder.write_model(job.cfg, job.tokenizer, job.spec, recipe)
     job.folder.note(
-        stage=recipe.stage, steps=job.steps, examples=examples_fingerprint(job.plan.examples)
+        stage=recipe.stage,
+        steps=job.steps,
+        examples=examples_fingerprint(job.plan.examples),
+        judge=job.spec.hash,
     )
     trained, kept = param_count(job.specs), sum(x.size for x in jax.tree.leaves(frozen))
     console.say(
@@ -416,35 +395,6 @@ def _metrics_writer(job: Job, start: int) -> MetricsWriter:
         tensorboard=job.recipe.log.tensorboard,
         wandb=run_id,
         settings=recipe_values(job.recipe),
-    )
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _stopped(job: Job, why: str, step: int) -> str:
-    return (
-        f"stopped by {why}: step {step} of {job.steps} is saved. Go on with: "
-        f"gram-jax train {job.folder.path / RECIPE}"
-    )
-
-
-def _keep(job: Job, state: TrainState, checkpoints: Checkpoints) -> str:
-    """Save the state that the bad batch left alone, and say where it is."""
-    step = int(state.step)
-    if step == 0:
-        return "It was the first batch: no step was lost. Check the data and model.dtype"
-    if checkpoints.latest() != step:
-        # The bad batch is counted only once it may be skipped.
-        one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)
-        state = state._replace(skipped=one_less(state.skipped), in_a_row=one_less(state.in_a_row))
-        checkpoints.save(step, state, blocking=True)
-    return (
-        f"The last good state, after step {step}, is kept in {job.folder.checkpoints}. To go on "
-        f"without this batch: gram-jax train {job.folder.path / RECIPE} --set "
-        f"run.max_skipped={job.recipe.run.max_skipped + 1}; or begin anew with a lower "
-        "optimizer.learning_rate"
     )
 
 

@@ -1,6 +1,7 @@
 """Being asked to stop: Ctrl-C and SIGTERM end the run after the step that is being computed, on all processes alike."""
 
 import signal
+import socket
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.cluster.lifeline import end_process
+from gram_jax.cluster.member import Member
 from gram_jax.errors import RESTART
 from gram_jax.sharding import MESH_AXES, Placement
 
@@ -19,23 +20,36 @@ STATUS = {"Ctrl-C": 130, "SIGTERM": RESTART}
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C or SIGTERM only sets `name`; a second Ctrl-C acts at once.
+    """While entered, Ctrl-C and SIGTERM do not end the process wherever it is.
 
-    grace: seconds after SIGTERM after which the process ends itself, saved or not, as whoever sent it would do a
-    moment later without leaving time for a message. Outside of the main thread, where Python allows no handlers, it
-    never becomes set.
+    Before `begin`, while there is nothing to save, SIGTERM ends the job with status RESTART, and Ctrl-C is
+    KeyboardInterrupt. After it the first of either only sets `name`; a second Ctrl-C acts at once, and member.grace
+    seconds after SIGTERM the job ends, saved or not, as whoever sent it would do a moment later without leaving time
+    for a message.
+
+    A thread looks after SIGTERM, because Python runs no handler while its main thread compiles or waits for a device.
+    Outside of the main thread, where Python allows no handlers, nothing is ever set.
     """
 
-    def __init__(self, grace: float | None = None) -> None:
+    def __init__(self, member: Member) -> None:
         self.name: str | None = None
-        self.grace = grace
-        self._timer: threading.Timer | None = None
+        self._member = member
+        self._begun = False
+        self._over = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
+
+    def begin(self) -> None:
+        """From now on there is a state that can be saved."""
+        self._begun = True
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
                 self._before[kind] = signal.signal(kind, self._note)
+            self._heard, self._told = socket.socketpair()  # a byte for each signal, at once
+            self._told.setblocking(False)
+            self._told_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, name="gram-jax-sigterm", daemon=True).start()
         return self
 
     def __exit__(
@@ -44,24 +58,41 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._told_before)
         for number, handler in self._before.items():
             # None: a handler that was not set from Python, which it cannot set again
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._told.close()  # and with it the thread ends
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.name is not None or not self._begun):
             raise KeyboardInterrupt
         self.name = NAMES[1] if number == signal.SIGINT else NAMES[2]
-        if number == signal.SIGTERM and self.grace is not None and self._timer is None:
-            message = (
-                f"not ready within the {self.grace:g} s of grace after SIGTERM: the step in progress is given up. "
-                "Start the same command again: it goes on from the last checkpoint"
+
+    def _listen(self) -> None:
+        heard_before = False
+        with self._heard:
+            while byte := self._heard.recv(1):  # none when the other end is closed
+                if byte == bytes([signal.SIGTERM]) and not heard_before:
+                    heard_before = True  # schedulers may repeat it
+                    self._act_on_sigterm()
+
+    def _act_on_sigterm(self) -> None:
+        grace, again = self._member.grace, "Start the same command again"
+        if not self._begun:
+            self._member.end(
+                f"stopped by SIGTERM before the first step: there is nothing to save yet. {again}",
+                RESTART,
             )
-            self._timer = threading.Timer(self.grace, end_process, (message, RESTART))
-            self._timer.daemon = True
-            self._timer.start()
+        elif grace is not None and not self._over.wait(grace):
+            self._member.end(
+                f"not ready within the {grace:g} s of grace after SIGTERM: the step in progress is given up. {again}: "
+                "it goes on from the last checkpoint",
+                RESTART,
+            )
 
 
 class Vote:

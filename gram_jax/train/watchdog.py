@@ -18,11 +18,13 @@ REPORT_SECONDS = 5.0  # to write the stacks to the run's folder
 class Watchdog:
     """While entered: without a `beat` for member.stuck_after seconds the stacks of all threads are printed and written
     to `report`, and the process ends with status LOST, upon which the others of its job do.
+
+    Whatever may hang begins with a beat: reading data, compiling, loading weights, every step, evaluation and save.
     """
 
     def __init__(self, member: Member, report: Path):
         self.member, self.report = member, report
-        self._doing, self._since = "the first step", time.monotonic()
+        self._doing, self._since = "the start", time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gram-jax-watchdog", daemon=True)
 
@@ -46,10 +48,9 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        limit = self.member.stuck_after
-        while not self._over.wait(min(1.0, limit / 4)):
-            if time.monotonic() - self._since > limit:
-                self._bark(limit)
+        while not self._over.wait(min(1.0, self.member.stuck_after / 4)):
+            if time.monotonic() - self._since > self.member.stuck_after:
+                self._bark(self.member.stuck_after)
                 return
 
     def _bark(self, limit: float) -> None:
