@@ -13,6 +13,7 @@ GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,8 +26,7 @@ from gram_jax.config import read_recipe, recipe_values
 from gram_jax.console import format_bytes, format_count
 from gram_jax.model.published import PUBLISHED
 from gram_jax.model.specs import param_count, param_specs
-from gram_jax.plan.chips import CHIPS
-from gram_jax.plan.topology import read_topology
+from gram_jax.plan.topology import Topology, read_topology
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -67,7 +67,7 @@ FOR_GPUS = {
 }
 PROGRAMS = ("write", "score", "judge")
 # Larger than the rounds come to soon, and planned after the first of them.
-LARGE = (("qwen3-8b", "v5e:16x16"),)
+LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
 # What no program depends on: where a run lies, its data, what it saves and says.
 NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
@@ -81,18 +81,20 @@ class Cell:
     program: str
 
     @property
+    def place(self) -> Topology:
+        """What the topology's name says."""
+        return read_topology(self.topology)
+
+    @property
     def devices(self) -> int:
-        """Of the slice, as JAX counts them."""
-        topology = read_topology(self.topology)
-        count = topology.chip.devices
-        for size in topology.shape:
-            count *= size
-        return count
+        """Of all slices, as JAX counts them."""
+        place = self.place
+        return place.slices * place.chip.devices * math.prod(place.shape)
 
     @property
     def replicated(self) -> bool:
         """Scoring keeps whole weights on every device where they take at most half of it."""
-        chip = CHIPS[self.topology.split(":")[0]]
+        chip = self.place.chip
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
         return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
 
@@ -108,17 +110,20 @@ class Cell:
         """Keys of the recipe that are set for this cell."""
         if self.program in FOR_GPUS:
             return {}
-        devices = self.devices
-        fsdp = 1 if self.replicated else min(devices, WIDEST_FSDP)
+        devices, slices = self.devices, self.place.slices
+        inside = devices // slices
+        fsdp = 1 if self.replicated else min(inside, WIDEST_FSDP)
         changes: dict[str, Any] = {
             "mesh.fsdp": fsdp,
-            "mesh.data": devices // fsdp,
+            "mesh.data": inside // fsdp,
             "execution.attention": "auto",
             "batch.microbatches": 1,
             "batch.length": LENGTH,
             "judge.max_length": LENGTH,
             "batch.rows": ROWS_OF.get(self.model, ROWS) * devices,
         }
+        if slices > 1:
+            changes["mesh.between.data"] = slices
         if self.program == "write":
             changes["loss.chunk"] = CHUNK * devices
         return changes
@@ -265,7 +270,7 @@ def ordered(planned: Sequence[Cell]) -> list[Cell]:
     models = list(SLICES)
 
     def key(cell: Cell) -> tuple[int, float]:
-        return models.index(cell.model), read_topology(cell.topology).chip.memory * cell.devices
+        return models.index(cell.model), cell.place.chip.memory * cell.devices
 
     return sorted(planned, key=key)
 
@@ -278,7 +283,7 @@ COLUMNS = (
     "temporaries",
     "left",
     "collectives: calls, GiB in",
-    "at least, ms: compute / memory / links",
+    "at least, ms: compute / memory / links (/ network)",
     "bound",
     "tokens/s/chip",
     "compile",
@@ -304,9 +309,10 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
         return [*start, needed, "", "", "", "", "", took]
     traffic, seconds = result["collectives"].values(), result["seconds"]
     calls = sum(t["count"] for t in traffic)
-    moved = sum(t["links"] for t in traffic) / 2**30
-    times = [seconds.get(name) for name in ("compute", "memory", "interconnect")]
-    chips = cell.devices / CHIPS[cell.topology.split(":")[0]].devices
+    moved = sum(t["links"] + t["network"] for t in traffic) / 2**30
+    bounds = ("compute", "memory", "interconnect", "network")
+    times = [seconds.get(name) for name in bounds[: 4 if cell.place.slices > 1 else 3]]
+    chips = cell.devices / cell.place.chip.devices
     return [
         *start,
         format_bytes(memory["temporaries"]),
@@ -334,11 +340,13 @@ compilation in all. Nothing here was run on a TPU. `gram-jax plan` makes such a 
 
 All figures are of one device (v5e, v5p and v6e: of one chip). *Arguments* are weights, optimizer state and batch,
 *temporaries* everything else that lives at the same time, *left* what the device has beyond both (or beyond the peak
-that the compiler names, where that is more). In every plan of training that fits, the state is donated whole. *Collectives* are calls of one step, loops counted by their trips, and
-the GiB that reach a device at least. The times are lower bounds: FLOPs over the bf16 peak (recomputation not counted),
-bytes of state and weights over the memory's bandwidth, bytes of collectives over all links of a chip; a real step takes
-longer than the largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no
-forecast: public runs reach 40 to 70 % of it.
+that the compiler names, where that is more). In every plan of training that fits, the state is donated whole.
+*Collectives* are calls of one step, loops counted by their trips, and the GiB that reach a device at least. The times
+are lower bounds: FLOPs over the bf16 peak (recomputation not counted), bytes of state and weights over the memory's
+bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two), over a chip's
+share of the network between them, where `[mesh.between] data` is their number; a real step takes longer than the
+largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no forecast:
+public runs reach 40 to 70 % of it.
 
 A program that does not fit is named with what it needs; where the compiler gave up, that is at least the arguments and
 the temporaries that it named, and where the arguments alone are too much, nothing was compiled."""

@@ -158,9 +158,10 @@ def arrange(devices: Sequence[Any], inside: Mapping[str, int], outside: Mapping[
 
 def islands_of(devices: Sequence[Any]) -> dict[int, list[Any]]:
     """The devices by slice; by host (process) where there is one slice or none."""
+    attribute = _attribute(devices)
     found: dict[int, list[Any]] = {}
     for device in devices:
-        found.setdefault(getattr(device, _attribute(devices)), []).append(device)
+        found.setdefault(getattr(device, attribute), []).append(device)
     return found
 
 

@@ -246,7 +246,7 @@ def test_topologies_are_read_as_they_are_written():
     assert read_topology("local").chip is None
 
 
-@pytest.mark.parametrize("text", ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", ""])
+@pytest.mark.parametrize("text", ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "0xv5e:4x4", "512xv5e:4x4", ""])
 def test_other_topologies_are_refused_with_an_example(text: str):
     with pytest.raises(RecipeError, match="such as"):
         read_topology(text)
@@ -255,6 +255,10 @@ def test_other_topologies_are_refused_with_an_example(text: str):
 def test_contradicting_numbers_of_slices_are_refused():
     with pytest.raises(RecipeError, match="slices"):
         read_topology("2xv5e:4x4", slices=4)
+    with pytest.raises(RecipeError, match="name a chip and a shape"):
+        read_topology("local", slices=2)
+    with pytest.raises(RecipeError, match="9999 slices, expected 1 to 511"):
+        read_topology("v5e:2x2", slices=9999)
 
 
 def test_a_small_slice_has_fewer_links():
@@ -263,6 +267,15 @@ def test_a_small_slice_has_fewer_links():
     assert link_bandwidth(v5e, (4, 4)) == link_bandwidth(v5e, ()) == 4 * 50e9
     assert link_bandwidth(v5e, (1, 1)) == 0
     assert link_bandwidth(CHIPS["tpu7x"], (4, 4, 4)) == 6 * 100e9 / 2
+
+
+def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
+    chip = CHIPS["tpu7x"]
+    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=2, batch__rows=8)
+    placement = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
+    target = Target(read_topology("tpu7x:1x1x1"), placement, chip)
+    plan = plan_training(recipe, model_config("tiny-random"), target)
+    assert plan.traffic and plan.seconds.keys() == {"compute", "memory"}
 
 
 def plan_of(tmp_path: Path, stage: str, target: Target | None = None, **changes) -> planning.Plan:

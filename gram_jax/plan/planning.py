@@ -379,8 +379,10 @@ def _bounds(
         "compute": flops.needed / target.devices / peak,
         "memory": moved / (chip.memory_bandwidth / chip.devices),
     }
-    if links := sum(t.links for t in traffic.values()):
-        found["interconnect"] = links / link_bandwidth(chip, target.topology.shape)
+    links = sum(t.links for t in traffic.values())
+    # Two devices of one chip meet inside it, where no data sheet sets a bound.
+    if links and (bandwidth := link_bandwidth(chip, target.topology.shape)):
+        found["interconnect"] = links / bandwidth
     if network := sum(t.network for t in traffic.values()):
         found["network"] = network / (chip.network_bandwidth / chip.devices)
     return found
