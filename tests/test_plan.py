@@ -246,7 +246,10 @@ def test_topologies_are_read_as_they_are_written():
     assert read_topology("local").chip is None
 
 
-@pytest.mark.parametrize("text", ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "0xv5e:4x4", "512xv5e:4x4", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "0xv5e:4x4", "512xv5e:4x4", ""],
+)
 def test_other_topologies_are_refused_with_an_example(text: str):
     with pytest.raises(RecipeError, match="such as"):
         read_topology(text)

@@ -21,9 +21,9 @@ from gram_jax.plan.chips import Chip, link_bandwidth
 from gram_jax.plan.collectives import Traffic, collectives
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
 from gram_jax.plan.topology import Topology, devices_of, local_chip
+from gram_jax.scoring.core import PADDED
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair
-from gram_jax.scoring.core import PADDED
 from gram_jax.sharding import Placement, check_divides, nearest_multiple
 from gram_jax.train.compiling import free_bytes, is_out_of_memory, memory_of
 from gram_jax.train.optimizer import make_optimizer
