@@ -151,7 +151,8 @@ def plan_training(
             f"batch.length = {batch.length} over sequence = {parts}: {nearest_multiple(batch.length, parts)}"
         )
     check_divides(tree.flatten(param_specs(cfg)), placement)
-    steps = recipe.run.steps or STEPS
+    # A warm-up that is written as steps has to end within the run.
+    steps = recipe.run.steps or STEPS + int(recipe.optimizer.warmup)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     state = abstract_state(specs, optimizer, placement, recipe.model.dtype)
