@@ -357,7 +357,8 @@ NOTES = {
 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
     "judge": "The same batch and settings; no product with the vocabulary.",
     "gpu": """\
-The recipes {recipes} as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
+The recipes {recipes}
+as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
 cuDNN's, which asks the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory
 unless XLA_PYTHON_CLIENT_MEM_FRACTION says more (0.97 for these).""",
     "score": f"""\
