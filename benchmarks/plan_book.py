@@ -3,13 +3,17 @@
     python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--markdown docs/plans.md]
 
 Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS,
-so a run that was interrupted goes on where it stopped. The markdown is made from the lines that are
+so a run that was interrupted goes on where it stopped. A line also holds a hash of the recipe with all
+its changes and of what else decides the program (`Cell.key`): a cell whose recipe has changed since is computed
+again. Of a change in gram_jax itself nothing is known: begin a new file. The markdown is made from the lines that are
 there, and names the cells that are not. `--minutes 0` makes it alone. Needs libtpu, and no TPU; for the
 GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
 """
 
 import argparse
+import hashlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -18,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gram_jax.config import read_recipe, recipe_values
 from gram_jax.console import format_bytes, format_count
 from gram_jax.model.published import PUBLISHED
 from gram_jax.model.specs import param_count, param_specs
-from gram_jax.plan.chips import CHIPS
-from gram_jax.plan.topology import read_topology
+from gram_jax.plan.topology import Topology, read_topology
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -61,7 +65,11 @@ FOR_GPUS = {
     "configs/qwen3-1.7b-judge-24gb.toml": ("qwen3-1.7b", "rtx4090"),
     "configs/qwen3-8b-judge-141gb.toml": ("qwen3-8b", "h200"),
 }
-PROGRAMS = ("score", "judge", "write")  # scoring compiles in a tenth of the time
+PROGRAMS = ("write", "score", "judge")
+# Larger than the rounds come to soon, and planned after the first of them.
+LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
+# What no program depends on: where a run lies, its data, what it saves and says.
+NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
 
 @dataclass(frozen=True)
@@ -73,47 +81,78 @@ class Cell:
     program: str
 
     @property
+    def place(self) -> Topology:
+        """What the topology's name says."""
+        return read_topology(self.topology)
+
+    @property
     def devices(self) -> int:
-        """Of the slice, as JAX counts them."""
-        topology = read_topology(self.topology)
-        count = topology.chip.devices
-        for size in topology.shape:
-            count *= size
-        return count
+        """Of all slices, as JAX counts them."""
+        place = self.place
+        return place.slices * place.chip.devices * math.prod(place.shape)
 
     @property
     def replicated(self) -> bool:
         """Scoring keeps whole weights on every device where they take at most half of it."""
-        chip = CHIPS[self.topology.split(":")[0]]
+        chip = self.place.chip
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
         return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
 
-    def arguments(self) -> list[str]:
-        """Of `gram-jax plan`."""
+    @property
+    def recipe(self) -> str:
+        """The recipe's file."""
         if self.program in FOR_GPUS:
-            return ["plan", self.program, "--topology", self.topology, "--no-advice", "--json"]
-        devices = self.devices
-        fsdp = 1 if self.replicated else min(devices, WIDEST_FSDP)
+            return self.program
+        return RECIPES["judge" if self.program == "score" else self.program]
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Keys of the recipe that are set for this cell."""
+        if self.program in FOR_GPUS:
+            return {}
+        devices, slices = self.devices, self.place.slices
+        inside = devices // slices
+        fsdp = 1 if self.replicated else min(inside, WIDEST_FSDP)
         changes: dict[str, Any] = {
             "mesh.fsdp": fsdp,
-            "mesh.data": devices // fsdp,
+            "mesh.data": inside // fsdp,
             "execution.attention": "auto",
             "batch.microbatches": 1,
             "batch.length": LENGTH,
             "judge.max_length": LENGTH,
             "batch.rows": ROWS_OF.get(self.model, ROWS) * devices,
         }
+        if slices > 1:
+            changes["mesh.between.data"] = slices
         if self.program == "write":
             changes["loss.chunk"] = CHUNK * devices
-        sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-        recipe = RECIPES["judge" if self.program == "score" else self.program]
+        return changes
+
+    def arguments(self) -> list[str]:
+        """Of `gram-jax plan`."""
+        sets = [part for change in self._sets() for part in ("--set", change)]
         how = ["--score"] if self.program == "score" else ["--no-advice"]
-        shape = ["--model-config", self.model, "--topology", self.topology]
-        return ["plan", recipe, *shape, *sets, *how, "--json"]
+        shape = [] if self.program in FOR_GPUS else ["--model-config", self.model]
+        return ["plan", self.recipe, *shape, "--topology", self.topology, *sets, *how, "--json"]
+
+    def key(self) -> str:
+        """A hash of what decides the program: the recipe with its changes, the model, the slice."""
+        values = recipe_values(read_recipe(ROOT / self.recipe, self._sets()))
+        decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
+        # The examples that a row may hold follow from the orders (plan/planning.py).
+        text = json.dumps([decides, values["data"].get("orders"), vars(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _sets(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.changes.items()]
 
 
-def cells() -> Iterator[Cell]:
+def cells() -> list[Cell]:
     """All cells, in the order in which they are computed."""
+    return list(dict.fromkeys(_in_order()))
+
+
+def _in_order() -> Iterator[Cell]:
     for program in ("judge", "write"):
         yield from (Cell(model, topology, program) for model, topology in TOO_SMALL.items())
     yield from (Cell(*where, recipe) for recipe, where in FOR_GPUS.items())
@@ -122,6 +161,8 @@ def cells() -> Iterator[Cell]:
             for model, slices in SLICES.items():
                 if turn < len(slices):
                     yield Cell(model, slices[turn], program)
+        if turn == 0:
+            yield from (Cell(*where, program) for where in LARGE for program in PROGRAMS)
 
 
 def main() -> None:
@@ -145,21 +186,24 @@ def main() -> None:
             continue
         done[cell] = result
         with chosen.results.open("a") as file:
-            file.write(json.dumps({"cell": vars(cell), "result": result}) + "\n")
+            row = {"cell": vars(cell), "key": cell.key(), "result": result}
+            file.write(json.dumps(row) + "\n")
     if chosen.markdown:
         chosen.markdown.parent.mkdir(exist_ok=True)
         chosen.markdown.write_text(book(done))
 
 
 def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
-    """What earlier runs found; a last line that was cut off is computed again."""
+    """What earlier runs found of the recipes as they are now; a line that was cut off is left out."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[Cell(**row["cell"])] = row["result"]
+        cell = Cell(**row["cell"])
+        if row["key"] == cell.key():
+            found[cell] = row["result"]
     return found
 
 
@@ -194,7 +238,7 @@ def verdict(result: dict[str, Any]) -> str:
 
 def book(done: dict[Cell, dict[str, Any]]) -> str:
     """The whole document."""
-    planned = list(cells())
+    planned = cells()
     missing = [cell for cell in planned if cell not in done]
     seconds = sum(result.get("compile_seconds", 0) for result in done.values())
     titles = {
@@ -226,7 +270,7 @@ def ordered(planned: Sequence[Cell]) -> list[Cell]:
     models = list(SLICES)
 
     def key(cell: Cell) -> tuple[int, float]:
-        return models.index(cell.model), read_topology(cell.topology).chip.memory * cell.devices
+        return models.index(cell.model), cell.place.chip.memory * cell.devices
 
     return sorted(planned, key=key)
 
@@ -239,7 +283,7 @@ COLUMNS = (
     "temporaries",
     "left",
     "collectives: calls, GiB in",
-    "at least, ms: compute / memory / links",
+    "at least, ms: compute / memory / links (/ network)",
     "bound",
     "tokens/s/chip",
     "compile",
@@ -265,9 +309,10 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
         return [*start, needed, "", "", "", "", "", took]
     traffic, seconds = result["collectives"].values(), result["seconds"]
     calls = sum(t["count"] for t in traffic)
-    moved = sum(t["links"] for t in traffic) / 2**30
-    times = [seconds.get(name) for name in ("compute", "memory", "interconnect")]
-    chips = cell.devices / CHIPS[cell.topology.split(":")[0]].devices
+    moved = sum(t["links"] + t["network"] for t in traffic) / 2**30
+    bounds = ("compute", "memory", "interconnect", "network")
+    times = [seconds.get(name) for name in bounds[: 4 if cell.place.slices > 1 else 3]]
+    chips = cell.devices / cell.place.chip.devices
     return [
         *start,
         format_bytes(memory["temporaries"]),
@@ -294,12 +339,14 @@ ahead of time with JAX 0.10.2 and libtpu 0.0.42.1 on a CPU-only machine with 2 s
 compilation in all. Nothing here was run on a TPU. `gram-jax plan` makes such a plan of any recipe.
 
 All figures are of one device (v5e, v5p and v6e: of one chip). *Arguments* are weights, optimizer state and batch,
-*temporaries* everything else that lives at the same time, *left* what the device has beyond both. In every plan of
-training that fits, the state is donated whole. *Collectives* are calls of one step, loops counted by their trips, and
-the GiB that reach a device at least. The times are lower bounds: FLOPs over the bf16 peak (recomputation not counted),
-bytes of state and weights over the memory's bandwidth, bytes of collectives over all links of a chip; a real step takes
-longer than the largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no
-forecast: public runs reach 40 to 70 % of it.
+*temporaries* everything else that lives at the same time, *left* what the device has beyond both (or beyond the peak
+that the compiler names, where that is more). In every plan of training that fits, the state is donated whole.
+*Collectives* are calls of one step, loops counted by their trips, and the GiB that reach a device at least. The times
+are lower bounds: FLOPs over the bf16 peak (recomputation not counted), bytes of state and weights over the memory's
+bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two), over a chip's
+share of the network between them, where `[mesh.between] data` is their number; a real step takes longer than the
+largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no forecast:
+public runs reach 40 to 70 % of it.
 
 A program that does not fit is named with what it needs; where the compiler gave up, that is at least the arguments and
 the temporaries that it named, and where the arguments alone are too much, nothing was compiled."""
@@ -310,7 +357,8 @@ NOTES = {
 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
     "judge": "The same batch and settings; no product with the vocabulary.",
     "gpu": """\
-The recipes {recipes} as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
+The recipes {recipes}
+as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
 cuDNN's, which asks the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory
 unless XLA_PYTHON_CLIENT_MEM_FRACTION says more (0.97 for these).""",
     "score": f"""\

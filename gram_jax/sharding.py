@@ -102,7 +102,7 @@ def make_placement(
     Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}). between:
     sizes of the same axes over slices or hosts, between which the network is slow; an axis is as
     large as both of its sizes multiplied. Raises RecipeError where the sizes do not multiply to the
-    number of devices, or those of `between` to the number of slices or hosts.
+    number of devices, or those of `between` to the number of slices or hosts; several slices need it.
     """
     devices = list(jax.devices() if devices is None else devices)
     inside = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)
@@ -110,6 +110,13 @@ def make_placement(
     if unknown := sorted((inside.keys() | outside.keys()) - set(MESH_AXES)):
         raise RecipeError(f"unknown mesh axes {unknown}: the axes are {', '.join(MESH_AXES)}")
     parts = math.prod(outside.values())
+    if parts == 1 and _attribute(devices) == "slice_index":
+        slices = len(islands_of(devices))
+        raise RecipeError(
+            f"the {len(devices)} devices lie in {slices} slices, between which the network is slow, and the recipe "
+            f"does not say what crosses it: expected [mesh.between], such as data = {slices} "
+            f"(--set mesh.between.data={slices})"
+        )
     if parts > 1 and len(islands_of(devices)) != parts:
         counts = sorted({len(island) for island in islands_of(devices).values()})
         raise RecipeError(
@@ -151,9 +158,10 @@ def arrange(devices: Sequence[Any], inside: Mapping[str, int], outside: Mapping[
 
 def islands_of(devices: Sequence[Any]) -> dict[int, list[Any]]:
     """The devices by slice; by host (process) where there is one slice or none."""
+    attribute = _attribute(devices)
     found: dict[int, list[Any]] = {}
     for device in devices:
-        found.setdefault(getattr(device, _attribute(devices)), []).append(device)
+        found.setdefault(getattr(device, attribute), []).append(device)
     return found
 
 

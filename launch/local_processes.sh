@@ -33,6 +33,15 @@ done
 program=${GRAM_JAX:-gram-jax}
 logs=${LOGS:-logs}
 restarts=${RESTARTS:-0}
+# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+whole() { # NAME VALUE LEAST
+    case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
+    echo "local_processes.sh: $1=$2: expected a whole number from $3" >&2
+    exit 2
+}
+whole RESTARTS "$restarts" 0
+whole GRACE "${GRACE:-30}" 0
+whole LINGER "${LINGER:-5}" 0
 
 # 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
 # SEGV, TERM). The same list stands in every launcher.

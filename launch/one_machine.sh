@@ -23,6 +23,13 @@ if [ ${#recipes[@]} -eq 0 ]; then
 fi
 program=${GRAM_JAX:-gram-jax}
 restarts=${RESTARTS:-0}
+# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+whole() { # NAME VALUE LEAST
+    case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
+    echo "one_machine.sh: $1=$2: expected a whole number from $3" >&2
+    exit 2
+}
+whole RESTARTS "$restarts" 0
 
 # 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
 # SEGV, TERM). The same list stands in every launcher.

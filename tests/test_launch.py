@@ -99,6 +99,16 @@ def test_no_recipe_shows_the_usage(place: Place, arguments: tuple[str, ...]):
     assert place.lines("CALLS") == []
 
 
+@pytest.mark.parametrize("name", ["RESTARTS", "GRACE", "LINGER"])
+def test_what_should_be_a_number_is_looked_at_first(place: Place, name: str):
+    commands = [(LOCAL, "2")] + ([(ONE,)] if name == "RESTARTS" else [])
+    for command in commands:
+        done = place.run(*command, place.recipe(""), **{name: "2x"})
+        assert done.returncode == 2
+        assert f"{name}=2x: expected a whole number from 0" in done.stderr
+    assert place.lines("CALLS") == []
+
+
 def test_stages_run_one_after_the_other_with_the_same_options(place: Place):
     write, judge = place.recipe("", "w.toml"), place.recipe("", "j.toml")
     assert place.run(ONE, write, judge, "--set", "run.folder=a b").returncode == 0

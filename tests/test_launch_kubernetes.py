@@ -33,8 +33,8 @@ COMMON = (
 MACHINES = {
     "one TPU host": ("--tpu", "v5e:2x2"),
     "TPU slice": ("--tpu", "v5e:4x4"),
-    "TPU cube": ("--tpu", "v5p:2x2x4", "--slices", "2"),
-    "TPU slices": ("--tpu", "v6e:8x8", "--slices", "3", "--spot"),
+    "TPU cube": ("--tpu", "v5p:2x2x4", "--slices", "2", "--set", "mesh.between.data=2"),
+    "TPU slices": ("--tpu", "v6e:8x8", "--slices", "3", "--set", "mesh.between.data=3", "--spot"),
     "hosts of eight chips": ("--tpu", "v6e:2x4", "--chips-per-host", "8"),
     "GPU nodes": ("--nodes", "4", "--gpus", "8", "--gpu-type", "nvidia-h100-80gb"),
     "one GPU": ("--nodes", "1", "--gpus", "1", "--spot", "--cpu", "8", "--memory", "64Gi"),
@@ -203,7 +203,8 @@ def test_cpu_processes_ask_for_no_device(render: Callable):
 def test_a_slice_has_a_pod_for_each_host(
     render: Callable, arguments: tuple[str, ...], accelerator: str, hosts: int, chips: str
 ):
-    _, jobset = render(*arguments, "--slices", "3", "--claim", "c")
+    slices = ("--slices", "3", "--set", "mesh.between.data=3")
+    _, jobset = render(*arguments, *slices, "--claim", "c")
     job = job_of(jobset)
     selector = job["template"]["spec"]["nodeSelector"]
     assert selector["cloud.google.com/gke-tpu-accelerator"] == accelerator
@@ -281,11 +282,45 @@ def test_nothing_runs_as_root_unless_asked(render: Callable):
         (("--claim", "c", "--nodes", "1", "--name", "a" * 45), "at most 44"),
         (("--claim", "c", "--nodes", "1", "--recipe", "absent.toml"), "there is no such file"),
         (("--claim", "c", "--nodes", "1", "--recipe", WRITE), "two recipes are called the same"),
+        (("--claim", "c", "--tpu", "v5e:0x4"), "expected 2 sizes, as v5e:4x4"),
+        (("--claim", "c", "--tpu", "v5e:2x4x4"), "expected 2 sizes, as v5e:4x4"),
+        (("--claim", "c", "--tpu", "v5p:4x4"), "expected 3 sizes, as v5p:2x2x4"),
+        (("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2"), "mesh.between.data=2"),
+        (
+            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.between.data=3"),
+            "multiplies to 3",
+        ),
+        (
+            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.between.data=x"),
+            "cannot be read",
+        ),
+        (("--claim", "c", "--nodes", "1", "--gpus", "-1"), "--gpus -1: expected at least 0"),
+        (("--claim", "c", "--nodes", "1", "--restarts", "-1"), "--restarts -1: expected at"),
+        (("--claim", "c", "--nodes", "1", "--user", "-5"), "--user -5: expected at least 0"),
+        (("--claim", "c", "--nodes", "1", "--mount", "work"), "expected an absolute path"),
+        (("--claim", "c", "--nodes", "1", "--mount", "/recipes/"), "not /recipes"),
+        (("--claim", "c", "--nodes", "1", "--set", "foo"), "expected KEY=VALUE"),
+        (("--claim", "c", "--nodes", "1", "--chips-per-host", "4"), "--chips-per-host is for TPUs"),
+        (("--claim", "c", "--nodes", "1", "--gpu-type", "x"), "expected --gpus N with it"),
     ],
 )
 def test_what_cannot_run_is_refused(module: Any, arguments: tuple[str, ...], says: str):
     with pytest.raises(module.LaunchError, match=says):
         module.render(module.arguments([*COMMON, *arguments]))
+
+
+def test_a_recipe_whose_name_no_configmap_takes_is_refused(module: Any, tmp_path: Path):
+    (tmp_path / "a recipe.toml").write_text("")
+    arguments = [*COMMON, "--claim", "c", "--nodes", "1"]
+    with pytest.raises(module.LaunchError, match=r"letters, digits and -\._ only"):
+        module.render(module.arguments([*arguments, "--recipe", str(tmp_path / "a recipe.toml")]))
+
+
+def test_slices_are_counted_in_the_recipe_itself(module: Any, tmp_path: Path):
+    recipe = tmp_path / "two.toml"
+    recipe.write_text("[mesh]\nfsdp = -1\n[mesh.between]\ndata = 2\n")
+    assert module.parts_between(recipe, []) == 2
+    assert module.parts_between(recipe, ["mesh.between.fsdp=2", "run.seed=1"]) == 4
 
 
 def test_the_command_prints_what_kubectl_takes_and_errors_go_elsewhere():

@@ -63,6 +63,15 @@ def test_no_recipe_is_an_error_that_says_what_to_type(slurm: Slurm):
     assert slurm.lives() == 1
 
 
+@pytest.mark.parametrize("name", ["GRACE", "MAX_RESTARTS"])
+def test_what_should_be_a_number_is_looked_at_first(slurm: Slurm, name: str):
+    """No number for MAX_RESTARTS would be no limit at all."""
+    done = slurm.run("sbatch", SCRIPT, slurm.recipe("exit 76"), **{name: "abc"})
+    assert done.returncode == 2
+    assert f"train.sbatch: {name}=abc: expected a whole number" in done.stderr
+    assert slurm.lines("CALLS") == [] and slurm.lives() == 1
+
+
 def test_each_node_runs_both_stages_one_after_the_other(slurm: Slurm):
     write, judge = slurm.recipe("", "w.toml"), slurm.recipe("", "j.toml")
     done = slurm.run(

@@ -90,9 +90,23 @@ def test_slices_are_made_together_and_each_is_reached(cloud: Cloud):
     (create,) = cloud.calls()
     assert "--node-count=2" in create and "--node-prefix=judge" in create
     assert not any(word.startswith("--node-id") for word in create)
-    assert cloud.run(SCRIPT, "run", cloud.recipe(""), **SHARED, SLICES="2").returncode == 0
+    between = ("--set", "mesh.between.data=2")
+    done = cloud.run(SCRIPT, "run", cloud.recipe(""), *between, **SHARED, SLICES="2")
+    assert done.returncode == 0
     reached = [call[4] for call in cloud.calls() if call[3] == "ssh"]
     assert sorted(reached) == ["judge-0", "judge-0", "judge-1", "judge-1"]
+
+
+def test_several_slices_need_to_know_what_crosses_them_before_machines_are_asked_for(cloud: Cloud):
+    plain = cloud.recipe("[mesh]\nfsdp = -1\n")
+    made_for_two = cloud.recipe("[mesh.between]\ndata = 2\n", "two.toml")
+    for action in ("train", "run"):
+        done = cloud.run(SCRIPT, action, made_for_two, plain, **SHARED, SLICES="2")
+        assert done.returncode == 2
+        assert "a.toml has no [mesh.between]" in done.stderr
+        assert "--set mesh.between.data=2" in done.stderr
+    assert cloud.calls() == []
+    assert cloud.run(SCRIPT, "train", made_for_two, **SHARED, SLICES="2").returncode == 0
 
 
 def test_what_the_workers_are_told_is_sound_shell(cloud: Cloud):
@@ -213,6 +227,14 @@ def test_an_installation_that_fails_starts_no_run(cloud: Cloud):
     assert cloud.verbs() == ["create", "scp", "ssh"]
 
 
+def test_recipes_of_one_name_would_replace_each_other_and_are_refused(cloud: Cloud):
+    (cloud.folder / "b").mkdir()
+    recipes = (cloud.recipe("first"), cloud.recipe("second", "b/a.toml"))
+    done = cloud.run(SCRIPT, "train", *recipes, **SHARED)
+    assert done.returncode == 2 and "two recipes are called a.toml" in done.stderr
+    assert cloud.calls() == []
+
+
 @pytest.mark.parametrize("action", ["status", "logs", "stop", "delete"])
 def test_every_other_command_is_a_call_or_two(cloud: Cloud, action: str):
     assert cloud.run(SCRIPT, action, **BASE).returncode == 0
@@ -229,6 +251,11 @@ def test_every_other_command_is_a_call_or_two(cloud: Cloud, action: str):
         (("create",), {"NAME": "n", "ZONE": "z"}, "the accelerator type, as TYPE="),
         (("install",), BASE, "an NFS export that all workers write"),
         (("run", "absent.toml"), SHARED, "there is no recipe absent.toml"),
+        (("train", "absent.toml"), SHARED, "there is no recipe absent.toml"),
+        (("create",), BASE | {"SLICES": "abc"}, "SLICES=abc: expected a whole number from 1"),
+        (("create",), BASE | {"SLICES": "0"}, "SLICES=0: expected a whole number from 1"),
+        (("create",), BASE | {"RESTARTS": "-1"}, "RESTARTS=-1: expected a whole number from 0"),
+        (("create",), BASE | {"GRACE": "08"}, "GRACE=08: expected a whole number from 1"),
     ],
 )
 def test_what_is_missing_is_named(

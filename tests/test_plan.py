@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +30,12 @@ from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan import planning
 from gram_jax.plan.chips import CHIPS, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
+from gram_jax.plan.command import run_plan
 from gram_jax.plan.flops import layer_weights, scoring_flops, training_flops
 from gram_jax.plan.gpu import compiler_installed
-from gram_jax.plan.planning import Target, make_target, plan_scoring, plan_training
+from gram_jax.plan.planning import Fit, Target, make_target, plan_scoring, plan_training
 from gram_jax.plan.report import does_not_fit
-from gram_jax.plan.search import largest_batch, what_would_fit
+from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
 from gram_jax.plan.topology import read_topology
 from gram_jax.sharding import make_placement
 from gram_jax.train.folder import open_run
@@ -246,7 +250,10 @@ def test_topologies_are_read_as_they_are_written():
     assert read_topology("local").chip is None
 
 
-@pytest.mark.parametrize("text", ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "0xv5e:4x4", "512xv5e:4x4", ""],
+)
 def test_other_topologies_are_refused_with_an_example(text: str):
     with pytest.raises(RecipeError, match="such as"):
         read_topology(text)
@@ -255,6 +262,10 @@ def test_other_topologies_are_refused_with_an_example(text: str):
 def test_contradicting_numbers_of_slices_are_refused():
     with pytest.raises(RecipeError, match="slices"):
         read_topology("2xv5e:4x4", slices=4)
+    with pytest.raises(RecipeError, match="name a chip and a shape"):
+        read_topology("local", slices=2)
+    with pytest.raises(RecipeError, match="9999 slices, expected 1 to 511"):
+        read_topology("v5e:2x2", slices=9999)
 
 
 def test_a_small_slice_has_fewer_links():
@@ -263,6 +274,15 @@ def test_a_small_slice_has_fewer_links():
     assert link_bandwidth(v5e, (4, 4)) == link_bandwidth(v5e, ()) == 4 * 50e9
     assert link_bandwidth(v5e, (1, 1)) == 0
     assert link_bandwidth(CHIPS["tpu7x"], (4, 4, 4)) == 6 * 100e9 / 2
+
+
+def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
+    chip = CHIPS["tpu7x"]
+    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=2, batch__rows=8)
+    placement = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
+    target = Target(read_topology("tpu7x:1x1x1"), placement, chip)
+    plan = plan_training(recipe, model_config("tiny-random"), target)
+    assert plan.traffic and plan.seconds.keys() == {"compute", "memory"}
 
 
 def plan_of(tmp_path: Path, stage: str, target: Target | None = None, **changes) -> planning.Plan:
@@ -405,14 +425,69 @@ def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path
         values["execution"]["remat"] = remat
         return plan_training(make_recipe(values), cfg, target).fit.needed
 
-    small = tight(target, max(needed(32, "dots"), needed(32, "full")))
-    assert needed(64, "full") > small.capacity and needed(32, "none") > small.capacity
+    small = tight(target, max(needed(24, "dots"), needed(24, "full")))
+    assert needed(32, "full") > small.capacity and needed(24, "none") > small.capacity
     tried: list[str] = []
     chosen, plan = largest_batch(recipe, cfg, small, tried.append)
-    assert (chosen.batch.rows, chosen.execution.remat) == (32, "dots")
-    assert plan.fit.fits and plan.settings["rows"] == 32
+    assert (chosen.batch.rows, chosen.execution.remat) == (24, "dots")
+    assert plan.fit.fits and plan.settings["rows"] == 24
     assert len(tried) == len(set(tried)) <= 8
     assert largest_batch(recipe, cfg, tight(target, 1000)) is None
+
+
+def test_the_search_tries_sizes_at_most_a_quarter_apart():
+    assert SIZES[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+    assert all(4 * (b - a) <= max(a, 4) for a, b in itertools.pairwise(SIZES))
+
+
+def test_search_and_advice_plan_for_the_slots_that_were_asked_for(tmp_path: Path, monkeypatch):
+    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=8, batch__rows=8, batch__pack=True)
+    cfg, target, seen = model_config("tiny-random"), make_target(LOCAL, recipe), []
+    too_large = Fit(0, None, 0, None, 0, 2, 1)
+
+    def note(*_, slots: int | None = None, **__) -> Any:
+        seen.append(slots)
+        return SimpleNamespace(fit=too_large)
+
+    monkeypatch.setattr("gram_jax.plan.search.plan_training", note)
+    largest_batch(recipe, cfg, target, slots=5)
+    what_would_fit(recipe, cfg, target, SimpleNamespace(fit=too_large), slots=5)
+    assert len(seen) >= 2 and set(seen) == {5}
+
+
+def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
+    options = dict.fromkeys(("model_config", "pairs", "slots"), None)
+    options |= dict.fromkeys(("score", "search", "advise", "as_json"), False)
+    packed = tiny_recipe("judge", tmp_path / "run", batch__pack=True)
+    loose = tiny_recipe("judge", tmp_path / "run", batch__pack=False)
+    writing = tiny_recipe("write", tmp_path / "run", batch__pack=True)
+    for recipe, changed in (
+        (packed, {"pairs": 8}),
+        (packed, {"slots": 8, "score": True}),
+        (loose, {"slots": 8}),
+        (writing, {"slots": 8}),
+        (packed, {"search": True, "score": True}),
+    ):
+        with pytest.raises(RecipeError, match=r"--(pairs|slots|search)"):
+            run_plan(recipe, LOCAL, **(options | changed))
+
+
+def test_a_long_warm_up_can_be_planned_where_the_data_decides_the_steps(tmp_path: Path):
+    changes = {"run__steps": None, "run__epochs": 1, "optimizer__warmup": 2000}
+    assert plan_of(tmp_path, "judge", **changes).fit.fits
+
+
+def test_what_needs_more_at_its_peak_than_in_its_sum_needs_that():
+    """As libtpu says of a single chip, where it names no temporaries."""
+    sizes = {"argument": 10, "temp": 0, "output": 8, "alias": 8}
+    found = SimpleNamespace(
+        **{f"{name}_size_in_bytes": size for name, size in sizes.items()}, peak_memory_in_bytes=25
+    )
+    compiled = SimpleNamespace(memory_analysis=lambda: found)
+    assert planning._fit(compiled, None, 10, 24).needed == 25
+    assert not planning._fit(compiled, None, 10, 24).fits
+    found.temp_size_in_bytes = 20  # with what no moment needs all at once
+    assert planning._fit(compiled, None, 10, 24).needed == 30
 
 
 def gram_jax(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -500,6 +575,9 @@ def test_a_small_model_compiles_for_a_tpu_that_is_not_there(mode: str, tmp_path:
     assert values["bound"] in values["seconds"]
     if mode == "train":
         assert values["state"]["leaves"] == values["state"]["donated"]
+        # The gradients of matrices reach a device as its part of the sum; the rest is summed whole.
+        traffic = values["collectives"]
+        assert traffic["reduce-scatter"]["links"] > traffic["all-reduce"]["links"]
 
 
 @needs_libtpu

@@ -62,7 +62,7 @@ def link_bandwidth(chip: Chip, shape: tuple[int, ...]) -> float:
     """Bytes a second that may reach one device from the others of its slice; shape: () for not known.
 
     An axis of 2 wires a chip to one neighbour, a longer one to two; at the edge of a slice that does
-    not close into a ring there are fewer, so this is the most that any chip has.
+    not close into a ring there are fewer, so this is the most that any chip has. 0 for a single chip.
     """
     if chip.links == 0:
         return chip.link_bandwidth

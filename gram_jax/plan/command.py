@@ -33,6 +33,13 @@ def run_plan(
     """Make and print one plan; whether it fits. Progress goes to stderr."""
     if search and score:
         raise RecipeError("--search looks for batch.rows of training: leave --score out")
+    if pairs is not None and not score:
+        raise RecipeError("--pairs is of a scoring call: give --score with it")
+    if slots is not None and (score or recipe.stage == "write" or not recipe.batch.pack):
+        raise RecipeError(
+            f"--slots {slots} is of packed rows in training the judge or the baseline: leave it out with "
+            "--score, with stage write, which has a target at every position, and with batch.pack = false"
+        )
     console, progress = Console(quiet=as_json), Console(stderr=True)
     cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
     absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
@@ -42,14 +49,14 @@ def run_plan(
         recipe = dataclasses.replace(recipe, execution=execution)
     advice = None
     if search:
-        found = largest_batch(recipe, cfg, target, progress.say)
+        found = largest_batch(recipe, cfg, target, progress.say, slots=slots)
         if found is None:
             plan = plan_training(recipe, cfg, target, slots=slots)
             advice = "Not even the smallest batch fits with everything recomputed"
         else:
             chosen, plan = found
             advice = (
-                f"Largest that fits: --set batch.rows={chosen.batch.rows} "
+                f"Largest that fits, within a quarter: --set batch.rows={chosen.batch.rows} "
                 f"--set execution.remat={chosen.execution.remat}"
             )
     elif score:
@@ -58,7 +65,7 @@ def run_plan(
         plan = plan_training(recipe, cfg, target, slots=slots)
         if advise and not plan.fit.fits:
             progress.say(f"{does_not_fit(plan.fit)}; looking for what would")
-            advice = what_would_fit(recipe, cfg, target, plan)
+            advice = what_would_fit(recipe, cfg, target, plan, slots=slots)
     say_plan(plan, console)
     if as_json:
         print(json.dumps(plan_values(plan) | {"advice": advice}, indent=2))

@@ -72,7 +72,8 @@ class Fit:
 
     arguments: weights, optimizer state and batch; temporaries: everything else that lives at the
     same time; peak: the most at any moment, as the compiler reckons; donated: of the arguments, what
-    is overwritten by results.
+    is overwritten by results; needed: the sum of the first three (results beside what they reuse), or
+    peak where that is more.
     """
 
     arguments: int
@@ -150,7 +151,8 @@ def plan_training(
             f"batch.length = {batch.length} over sequence = {parts}: {nearest_multiple(batch.length, parts)}"
         )
     check_divides(tree.flatten(param_specs(cfg)), placement)
-    steps = recipe.run.steps or STEPS
+    # A warm-up that is written as steps has to end within the run.
+    steps = recipe.run.steps or STEPS + int(recipe.optimizer.warmup)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     state = abstract_state(specs, optimizer, placement, recipe.model.dtype)
@@ -330,13 +332,15 @@ def _fit(compiled: Any, failure: str | None, arguments: int, capacity: int | Non
         needed = arguments + _bytes_named(failure)
         return Fit(arguments, None, 0, None, 0, needed, capacity)
     found, memory = compiled.memory_analysis(), memory_of(compiled)
+    peak = getattr(found, "peak_memory_in_bytes", 0) or None
     return Fit(
         arguments=memory.arguments,
         temporaries=memory.temporaries,
         results=memory.results,
-        peak=getattr(found, "peak_memory_in_bytes", 0) or None,
+        peak=peak,
         donated=found.alias_size_in_bytes,
-        needed=memory.total,
+        # For a single chip libtpu may name no temporaries at all; its peak has them.
+        needed=max(memory.total, peak or 0),
         capacity=capacity,
     )
 
@@ -376,8 +380,10 @@ def _bounds(
         "compute": flops.needed / target.devices / peak,
         "memory": moved / (chip.memory_bandwidth / chip.devices),
     }
-    if links := sum(t.links for t in traffic.values()):
-        found["interconnect"] = links / link_bandwidth(chip, target.topology.shape)
+    links = sum(t.links for t in traffic.values())
+    # Two devices of one chip meet inside it, where no data sheet sets a bound.
+    if links and (bandwidth := link_bandwidth(chip, target.topology.shape)):
+        found["interconnect"] = links / bandwidth
     if network := sum(t.network for t in traffic.values()):
         found["network"] = network / (chip.network_bandwidth / chip.devices)
     return found

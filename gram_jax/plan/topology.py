@@ -16,6 +16,8 @@ from gram_jax.plan.chips import CHIPS, Chip
 
 LOCAL = "local"
 TPUS = [name for name, chip in CHIPS.items() if chip.platform == "tpu"]
+# libtpu 0.0.42 ends the process on a program for more ("pr_mapper.NumSlices() < kMaxNumSlices", 512).
+MOST_SLICES = 511
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def read_topology(text: str, slices: int | None = None) -> Topology:
     (2, (4, 4, 4))
     """
     if text == LOCAL:
+        if slices not in (None, 1):
+            raise RecipeError(
+                f"--slices {slices} with --topology local, the devices of this machine: name a chip and a "
+                "shape, such as v5e:4x4"
+            )
         return Topology(None, (), 1)
     found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?::(\d+(?:x\d+)*))?", text)
     chip = CHIPS.get(found[2]) if found else None
@@ -62,7 +69,13 @@ def read_topology(text: str, slices: int | None = None) -> Topology:
     written = int(found[1]) if found[1] else None
     if slices is not None and written not in (None, slices):
         raise RecipeError(f"--topology {text} has {written} slices, --slices says {slices}")
-    return Topology(chip, shape, written or slices or 1)
+    count = next((n for n in (written, slices) if n is not None), 1)
+    if count < 1 or (chip.platform == "tpu" and count > MOST_SLICES):
+        raise RecipeError(
+            f"--topology {text}: {count} slices, expected 1 to {MOST_SLICES}, such as 2x{chip.name}:"
+            f"{'x'.join(map(str, shape))}"
+        )
+    return Topology(chip, shape, count)
 
 
 def devices_of(topology: Topology) -> list[Any]:

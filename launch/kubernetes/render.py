@@ -2,7 +2,7 @@
 """A training run on Kubernetes, as manifests on standard output: one JobSet and a ConfigMap with its recipes.
 
     launch/kubernetes/render.py --name judge --image IMAGE --recipe WRITE.toml --recipe JUDGE.toml \\
-        --tpu v5e:4x4 --slices 2 --claim VOLUME | kubectl apply -f -
+        --tpu v5e:4x4 --slices 2 --set mesh.between.data=2 --claim VOLUME | kubectl apply -f -
 
 Nothing is sent anywhere: what is printed is what would run.
 """
@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ TPU_ACCELERATORS = {
     "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x",
 }
+FLAT = ("v5e", "v6e")  # their topologies have two sizes, those of the others three
 
 # 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
 # SEGV, TERM). The same list stands in every launcher.
@@ -98,30 +100,69 @@ def check(options: argparse.Namespace) -> None:
         raise LaunchError("--tpu and --gpus do not go together")
     if options.tpu is None and options.slices != 1:
         raise LaunchError("--slices is for TPUs: give --nodes N for N GPU or CPU nodes")
-    for name in ("slices", "nodes", "chips_per_host", "grace"):
+    if options.tpu is None and options.chips_per_host is not None:
+        raise LaunchError("--chips-per-host is for TPUs: give --gpus N for N GPUs on each node")
+    if options.gpu_type and not options.gpus:
+        raise LaunchError(f"--gpu-type {options.gpu_type}: expected --gpus N with it")
+    least = {"slices": 1, "nodes": 1, "chips_per_host": 1, "grace": 1}
+    for name, lowest in (least | {"gpus": 0, "restarts": 0, "user": 0}).items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise LaunchError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+        if value is not None and value < lowest:
+            raise LaunchError(f"--{name.replace('_', '-')} {value}: expected at least {lowest}")
     if sum(x is not None for x in (options.claim, options.nfs, options.bucket)) != 1:
         raise LaunchError("expected one of --claim, --nfs and --bucket: the runs share a folder")
     if options.nfs is not None and not re.fullmatch(r"[^:/]+:/.*", options.nfs):
         raise LaunchError(f"--nfs {options.nfs}: expected SERVER:/PATH")
+    if not re.fullmatch(r"/[^:]+", options.mount) or Path(options.mount) == Path(RECIPES):
+        raise LaunchError(
+            f"--mount {options.mount}: expected an absolute path without a colon, not {RECIPES}, as /work"
+        )
+    for setting in options.set:
+        if not re.fullmatch(r"[\w.]+=.*", setting, re.DOTALL):
+            raise LaunchError(f"--set {setting}: expected KEY=VALUE, as run.seed=1")
     names = [path.name for path in options.recipe]
     if len(set(names)) != len(names):
         raise LaunchError(f"two recipes are called the same: {', '.join(sorted(names))}")
     for path in options.recipe:
         if not path.is_file():
             raise LaunchError(f"--recipe {path}: there is no such file")
+        if not re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", path.name):
+            raise LaunchError(
+                f"--recipe {path}: a ConfigMap takes names of letters, digits and -._ only"
+            )
+        if options.slices > 1 and (between := parts_between(path, options.set)) != options.slices:
+            raise LaunchError(
+                f"--slices {options.slices}, and [mesh.between] of {path} multiplies to {between}: it says what"
+                f" crosses the slices, as --set mesh.between.data={options.slices}"
+            )
+
+
+def parts_between(recipe: Path, settings: list[str]) -> int:
+    """The number of slices that a recipe with these settings is made for."""
+    try:
+        sizes = tomllib.loads(recipe.read_text()).get("mesh", {}).get("between", {})
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key.startswith("mesh.between."):
+                sizes[key.removeprefix("mesh.between.")] = int(value)
+        return math.prod(sizes.values())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LaunchError(
+            f"--recipe {recipe}: its [mesh.between] cannot be read: {error}"
+        ) from None
 
 
 def slice_shape(options: argparse.Namespace) -> tuple[str, str, int, int]:
     """A TPU slice as (accelerator label, topology, hosts, chips of a host)."""
     kind, _, topology = options.tpu.partition(":")
-    if kind not in TPU_ACCELERATORS or not re.fullmatch(r"\d+x\d+(x\d+)?", topology):
+    if kind not in TPU_ACCELERATORS:
         raise LaunchError(
             f"--tpu {options.tpu}: expected KIND:TOPOLOGY with KIND one of"
             f" {', '.join(TPU_ACCELERATORS)}, as v5e:4x4"
         )
+    sizes, example = (2, "4x4") if kind in FLAT else (3, "2x2x4")
+    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (sizes - 1), topology):
+        raise LaunchError(f"--tpu {options.tpu}: expected {sizes} sizes, as {kind}:{example}")
     chips = math.prod(int(side) for side in topology.split("x"))
     per_host = options.chips_per_host or min(chips, 4)
     if chips % per_host:

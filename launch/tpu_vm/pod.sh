@@ -18,7 +18,8 @@
 #   DRY_RUN=1         print the commands and run nothing
 #   PROJECT=ID        default: that of gcloud
 #   SPOT=1            cheaper machines, which may be taken away
-#   SLICES=N          of that type, joined over the data-centre network (default 1)
+#   SLICES=N          of that type, joined over the data-centre network (default 1); several need --set
+#                     mesh.between.data=N, or [mesh.between] in every recipe
 #   SHARE=HOST:/PATH  an NFS export (Filestore, say) that all workers write; recipes name paths in it
 #   RESTARTS=N        new machines up to N times, and up to N new starts on the same machines (default 20)
 #   GRACE=S           seconds that a run may take to save after SIGTERM (default 20)
@@ -32,7 +33,7 @@ usage() {
     exit 2
 }
 fail() {
-    echo "pod.sh: $1" >&2
+    echo "pod.sh: $*" >&2
     exit 2
 }
 action=${1:-}
@@ -42,6 +43,15 @@ shift
 slices=${SLICES:-1}
 restarts=${RESTARTS:-20}
 grace=${GRACE:-20}
+# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+whole() { # NAME VALUE LEAST
+    case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
+    echo "pod.sh: $1=$2: expected a whole number from $3" >&2
+    exit 2
+}
+whole SLICES "$slices" 1
+whole RESTARTS "$restarts" 0
+whole GRACE "$grace" 1
 root=$(cd "$(dirname "$0")/../.." && pwd)
 place=(--zone="$ZONE")
 [ -z "${PROJECT:-}" ] || place+=(--project="$PROJECT")
@@ -62,7 +72,8 @@ do_it() {
 
 # One command on all workers of all slices, on the slices at the same time.
 on_workers() {
-    local node pids=() code=0
+    local node code=0
+    local pids=()
     for node in "${nodes[@]}"; do
         if [ -n "${DRY_RUN:-}" ]; then
             do_it gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all --command="$1"
@@ -71,7 +82,8 @@ on_workers() {
             pids+=($!)
         fi
     done
-    for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+    # To bash before 4.4, such as that of macOS, an empty array is an unset one.
+    for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || code=$?; done
     return "$code"
 }
 
@@ -81,7 +93,7 @@ create() {
     [ "$slices" -eq 1 ] || which=(--node-count="$slices" --node-prefix="$NAME")
     [ -z "${SPOT:-}" ] || spot=(--spot)
     do_it gcloud compute tpus queued-resources create "$NAME" "${place[@]}" "${which[@]}" \
-        --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${spot[@]}"
+        --accelerator-type="$TYPE" --runtime-version="$RUNTIME" ${spot[@]+"${spot[@]}"}
 }
 
 # Of the machines: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. A gcloud that cannot be reached is asked
@@ -151,16 +163,35 @@ python3 -m uv venv --quiet --allow-existing --python 3.12 venv
 python3 -m uv pip install --quiet --python venv/bin/python './gram-jax[tpu]'"
 }
 
-# systemd keeps the run alive when ssh ends, and gives it SIGTERM when the machine is taken away. KillMode=mixed: to the
-# runner alone, which passes it on once. A run that has ended stays listed, for watch to read its status.
-run() {
-    local recipe node names=() words
+# The leading words that are recipes, as names: files that a worker's folder can hold side by side, and made for these
+# slices. Asked before machines are, which cost money.
+names=()
+read_recipes() {
+    local recipe twins
+    names=()
     while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
         [ -f "$1" ] || fail "there is no recipe $1"
         names+=("$1")
         shift
     done
     [ ${#names[@]} -gt 0 ] || usage
+    twins=$(for recipe in "${names[@]}"; do basename "$recipe"; done | sort | uniq -d)
+    [ -z "$twins" ] || fail "two recipes are called $twins, and one would take the other's place on the workers"
+    [ "$slices" -gt 1 ] || return 0
+    case " $*" in *[\ =]mesh.between.*) return 0 ;; esac
+    for recipe in "${names[@]}"; do
+        grep -Eq '^[[:space:]]*(\[mesh\.between\]|between(\.[a-z]+)?[[:space:]]*=)' "$recipe" ||
+            fail "SLICES=$slices, and $recipe has no [mesh.between], which says what crosses them: add --set" \
+                "mesh.between.data=$slices"
+    done
+}
+
+# systemd keeps the run alive when ssh ends, and gives it SIGTERM when the machine is taken away. KillMode=mixed: to the
+# runner alone, which passes it on once. A run that has ended stays listed, for watch to read its status.
+run() {
+    local recipe node words
+    read_recipes "$@"
+    shift ${#names[@]}
     on_workers "mkdir -p recipes"
     for node in "${nodes[@]}"; do
         do_it gcloud compute tpus tpu-vm scp "${names[@]}" "$node:recipes/" "${place[@]}" --worker=all
@@ -197,7 +228,7 @@ watch() {
         if [ -n "$found" ] && ! grep -qv -e ' exited ' -e ' failed ' <<<"$found"; then
             codes=$(awk '$3 != 0 { print $3 }' <<<"$found" | sort -nu)
             [ -n "$codes" ] || return 0
-            echo "pod.sh: the run ended with status $(paste -sd' ' <<<"$codes")" >&2
+            echo "pod.sh: the run ended with status $(paste -sd' ' - <<<"$codes")" >&2
             # The runner on the workers starts again by itself, except after SIGTERM. Was that `stop`, or are the
             # machines about to go? The cloud shows it a little later.
             if [ "$codes" = 75 ]; then
@@ -219,6 +250,7 @@ delete() {
 
 train() {
     local code left=$restarts
+    read_recipes "$@"
     while :; do
         if [ -n "${DRY_RUN:-}" ] || [ "$(state)" = ABSENT ]; then create; fi
         # Each in a shell of its own, which ends with the first command that fails.
