@@ -40,7 +40,7 @@ from gram_jax.config import Recipe, recipe_values
 from gram_jax.console import Console
 from gram_jax.errors import LOST
 from gram_jax.plots import read_metrics
-from gram_jax.train.compiling import keep_compiled_programs
+from gram_jax.programs import keep_compiled_programs
 
 STAGES = ("write", "judge", "rank")
 ENDED = 0

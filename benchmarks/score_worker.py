@@ -32,7 +32,7 @@ def ours(folder: Path, given: Any, side: str) -> Callable[[], dict[str, Any]]:
     from gram_jax.scoring.scorer import Scorer
 
     judge = Scorer.load(folder, compute="float32", method="rows" if side == "rows" else "shared")
-    judge.core.warm_up(trees=side == "compare")
+    judge.warm_up(rankings=side == "compare")
 
     def score() -> dict[str, Any]:
         return {"scores": [score.first for score in judge.score_many(given)]}

@@ -30,6 +30,7 @@ from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.topology import local_chip
+from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.core import Core, Method, Work, default_tokens, method_for
 from gram_jax.scoring.scorer import Scorer, compute_type
 from gram_jax.sharding import Placement, make_placement
@@ -103,6 +104,7 @@ class Machine:
 
 def run_bench(bench: Bench, console: Console) -> dict[str, Any]:
     """Measure, print a table, and return all figures. Raises JudgeError for lengths that the judge does not read."""
+    keep_compiled_programs()
     times: dict[str, float] = {}
     with _timed(times, "load"):
         scorer, core = _judge(bench)

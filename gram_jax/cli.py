@@ -179,11 +179,9 @@ def score(
 ) -> None:
     """Score every pair of a file in both orders; an interrupted run goes on. `rank` is for lists of candidates."""
     from gram_jax.scoring.files import check_files, score_file
-    from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
     check_files(source, out, schema=schema)
-    keep_compiled_programs()
     scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = score_file(
         scorer,
@@ -227,12 +225,10 @@ def rank(
     """Rank the responses of every row, best first; an interrupted run goes on."""
     from gram_jax.scoring.contests import Contest
     from gram_jax.scoring.files import check_files, rank_file
-    from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
     contest = Contest(method, orders, references)
     check_files(source, out, schema=schema, ranked=True)
-    keep_compiled_programs()
     scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(
         scorer,
@@ -277,7 +273,6 @@ def bench(
 ) -> None:
     """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
     from gram_jax.bench import MIX, Bench, run_bench
-    from gram_jax.train.compiling import keep_compiled_programs
 
     wanted = Bench(
         model=model,
@@ -293,7 +288,6 @@ def bench(
         tokens_per_call=tokens_per_call,
         method=method,
     )
-    keep_compiled_programs()
     found = run_bench(wanted, Console(quiet=as_json))
     if as_json:
         print(json.dumps(found, indent=2))
@@ -318,13 +312,11 @@ def evaluate(
     """Accuracy, order consistency, position and length bias, calibration on labeled pairs."""
     from gram_jax.data.records import read_records
     from gram_jax.evals.pairwise import evaluate_pairs
-    from gram_jax.train.compiling import keep_compiled_programs
 
     console = Console()
     data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit) for s in sources}
     if out is not None and not out.parent.is_dir():
         raise DataError(f"--out {out} cannot be written: there is no folder {out.parent}")
-    keep_compiled_programs()
     scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     reports = {}
     for source, (records, read) in data.items():

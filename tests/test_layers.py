@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gram_jax"
 LAYERS = [
     {"errors", "tree", "batch", "console", "plots"},
     {"judge", "data"},
-    {"sharding", "cluster"},
+    {"sharding", "cluster", "programs"},
     {"data.feed"},
     {"model"},
     {"config"},

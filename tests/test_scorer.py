@@ -1,6 +1,9 @@
 """The judge that reads text: symmetry, independence of neighbours, bounded compilation, long input."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -206,3 +209,29 @@ def test_a_specification_may_be_given_in_place_of_the_saved_one(judge: Scorer):
     tokenizer.add_tokens(["extra"])
     with pytest.raises(JudgeError, match="fingerprint"):
         Scorer.load("tiny-random", spec=make_spec(tokenizer, max_length=200))
+
+
+def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+    """Compiled programs are kept without being asked to."""
+    code = "\n".join(
+        (
+            "import jax.monitoring, warnings",
+            "warnings.simplefilter('ignore')",
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)",
+            "from gram_jax import Scorer",
+            "hits = []",
+            "jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))",
+            "Scorer.load('tiny-random', max_length=256).score('q', 'a', 'b')",
+            "print(sum('cache_hits' in e for e in hits), sum('cache_misses' in e for e in hits))",
+        )
+    )
+    environment = {name: value for name, value in os.environ.items() if "JAX_COMP" not in name}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", code]
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        counts.append([int(count) for count in done.stdout.split()])
+    (_, compiled), (found, again) = counts
+    assert found > 0
+    assert again < compiled / 5

@@ -21,6 +21,7 @@ from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.int8 import to_int8
+from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.contests import Contest, Entry
 from gram_jax.scoring.core import Core, Method, default_tokens, method_for
 from gram_jax.scoring.ranking import Orders, Ranking, RankingMethod
@@ -131,8 +132,10 @@ class Scorer:
         device holds all weights and scores its own pairs. A model that carries no judge.json is asked with the default
         template, for which max_length can be given. tokens_per_call: how much one call and device takes; less needs
         less memory. method: "shared" or "rows" (scoring/core.py), by default what suits the devices. spec: how to ask,
-        in place of what was saved with the model; `make_spec` builds it.
+        in place of what was saved with the model; `make_spec` builds it. Compiled programs are kept in the user's cache
+        folder, or where JAX was told to keep them (programs.py).
         """
+        keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
         compute = compute_type(compute, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
@@ -160,6 +163,10 @@ class Scorer:
         execution = Execution(compute, "auto", "none", placement, packed=False)
         sizes = {"tokens_per_call": tokens_per_call, "method": method}
         return cls(params, cfg, tokenizer, spec, execution, **sizes)
+
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Compile before the first call what scoring pairs needs, and what ranking needs besides."""
+        self.core.warm_up(trees=rankings)
 
     def score(self, prompt: Prompt, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""

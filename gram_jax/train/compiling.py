@@ -1,6 +1,5 @@
 """Ahead-of-time compilation of the step: what it needs, whether that fits, and what would."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,18 +167,3 @@ def _toml(value: Any) -> str:
 def _short(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n".join(lines[:3])[:600]
-
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gram_jax" / "xla"
-
-
-def keep_compiled_programs() -> None:
-    """Turn on the compilation cache that outlives the process, unless it was set up before."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

@@ -28,13 +28,13 @@ from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
+from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, check_divides
 from gram_jax.train.compiling import (
     Memory,
     compile_step,
     explain_out_of_memory,
-    keep_compiled_programs,
 )
 from gram_jax.train.course import Course
 from gram_jax.train.evaluation import evaluation_rows, held_out_metrics
