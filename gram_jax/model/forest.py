@@ -70,8 +70,8 @@ def forest_logits(
     x = place(look_up(params["embed"], forest.tokens, execution), "batch", None, "act_embed")
     turn = rotation(forest.positions, cfg)
     blocks = (jnp.max(forest.used) + shape.block - 1) // shape.block
-    empty = jnp.zeros((B, T, cfg.kv_heads, cfg.head_size), execution.compute)
-    empty = place(empty, "batch", None, "act_kv_heads", "head_size")
+    empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute)
+    empty = place(empty, "batch", "act_kv_heads", None, "head_size")
     attend = partial(_attend, forest, shape, execution)
 
     def layer(carry: tuple[jax.Array, ...], at: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
@@ -83,8 +83,8 @@ def forest_logits(
             here, turned = _columns((x, turn), first, shape.block)
             h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
             q = heads(h, w, "q", cfg, turned, execution)
-            k = _put(k, heads(h, w, "k", cfg, turned, execution), first)
-            v = _put(v, heads(h, w, "v", cfg, turned, execution), first)
+            k = _put_heads(k, heads(h, w, "k", cfg, turned, execution), first)
+            v = _put_heads(v, heads(h, w, "v", cfg, turned, execution), first)
             here = finish_layer(here, attend(q, k, v, first), w, cfg, execution)
             return _put(x, here, first), k, v
 
@@ -115,8 +115,8 @@ def _last_layer(
         first = number * shape.block
         here, turned = _columns((x, turn), first, shape.block)
         h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
-        k = _put(k, heads(h, w, "k", cfg, turned, execution), first)
-        return k, _put(v, heads(h, w, "v", cfg, turned, execution), first)
+        k = _put_heads(k, heads(h, w, "k", cfg, turned, execution), first)
+        return k, _put_heads(v, heads(h, w, "v", cfg, turned, execution), first)
 
     k, v = jax.lax.fori_loop(0, blocks, block, (k, v))
     here = hidden_at(x, forest.verdict_at)
@@ -143,6 +143,12 @@ def _put(x: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), first, axis=1)
 
 
+def _put_heads(x: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
+    """Keys or values [B, t, K, H] of some columns into those of all, [B, K, T, H]."""
+    part = part.transpose(0, 2, 1, 3)
+    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), first, axis=2)
+
+
 def _attend(
     forest: Forest,
     shape: ForestShape,
@@ -154,7 +160,7 @@ def _attend(
 ) -> jax.Array:
     """Attention of the block of queries that begins at column `first`, or (None) of the verdicts.
 
-    q: [B, block or M, N, H]; k, v: [B, T, K, H], of which what the queries see is there. Returns q's shape.
+    q: [B, block or M, N, H]; k, v: [B, K, T, H], of which what the queries see is there. Returns q's shape.
     """
     if first is None:
         # Every verdict is a strip of one query that sees what its strip sees.
@@ -173,7 +179,7 @@ def _attend(
     if placement.mesh.size == 1:
         return local(q, k, v, forest.until, at, keys, reach)
     spec = placement.spec
-    wide, thin = (spec(("batch", None, axis, None)) for axis in ("act_heads", "act_kv_heads"))
+    wide, thin = spec(("batch", None, "act_heads", None)), spec(("batch", "act_kv_heads", None, None))
     row = spec(("batch", None))
     return jax.shard_map(
         local,
@@ -197,7 +203,7 @@ def _rows(
     """What one device computes. at: columns of the queries, i32 [B, strips, queries]."""
     B, _, N, H = q.shape
     strips, size = at.shape[1:]
-    K = k.shape[2]
+    K = k.shape[1]
     q = (q * (1 / math.sqrt(H))).reshape(B, strips, size, K, N // K, H)
     q = q.transpose(0, 1, 3, 4, 2, 5).reshape(B, strips, K, N // K * size, H)
 
@@ -220,18 +226,19 @@ def _strip(
     keys: jax.Array,
     reach: jax.Array,
 ) -> jax.Array:
-    """One strip: q [K, G * queries, H], at [queries], keys [R]; k, v: [T, K, H]. Returns q's shape."""
+    """One strip: q [K, G * queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
 
     def over(size: int) -> Callable[[], jax.Array]:
         def seen() -> jax.Array:
             here = keys[:size]
-            k_s, v_s, ends = (jnp.take(x, here, axis=0, mode="clip") for x in (k, v, until))
+            k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
+            ends = jnp.take(until, here, mode="clip")
             visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
             visible = jnp.tile(visible, (q.shape[1] // at.shape[0], 1))
-            scores = jnp.where(visible, dot("kth,skh->kts", q, k_s), HIDDEN)
+            scores = jnp.where(visible, dot("kth,ksh->kts", q, k_s), HIDDEN)
             powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
             total = powers.sum(axis=-1, keepdims=True)
-            return (dot("kts,skh->kth", powers.astype(v.dtype), v_s) / total).astype(v.dtype)
+            return (dot("kts,ksh->kth", powers.astype(v.dtype), v_s) / total).astype(v.dtype)
 
         return seen
 
