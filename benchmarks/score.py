@@ -29,7 +29,11 @@ SIDES = {
     "PyTorch, as people write it": "torch",
     "PyTorch, at its best": "torch-best",
 }
-RANKING = {"gram_jax": "compare", "pairs one by one": "shared", "the same, padded rows": "rows"}
+RANKING = {
+    "gram_jax": "compare",
+    "pairs one by one": "meet",
+    "the same, padded rows": "meet-rows",
+}
 RIVAL_CHARACTERS = (300, 1500)  # of a response that is ranked
 
 

@@ -6,7 +6,8 @@ the first is better, over both orders, with the judge's own prompt and budget.
 SIDE: "shared" and "rows" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it: both
 orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
 made as good as it gets: sorted by length, the logits of the last position. "compare" ranks: PAIRS is then one prompt
-and its responses, and what comes back are the probabilities of all pairs i < j.
+and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "meet" and "meet-rows"
+find the same from pairs that are scored one by one.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from duel import serve
+from scipy.special import expit
 
 from gram_jax.data.encode import encode_comparisons, load_tokenizer
 from gram_jax.judge import JudgeSpec
@@ -31,17 +33,22 @@ BEST_BATCH = 8
 def ours(folder: Path, given: Any, side: str) -> Callable[[], dict[str, Any]]:
     from gram_jax.scoring.scorer import Scorer
 
-    judge = Scorer.load(folder, compute="float32", method="rows" if side == "rows" else "shared")
+    judge = Scorer.load(
+        folder, compute="float32", method="rows" if side.endswith("rows") else "shared"
+    )
     judge.warm_up(rankings=side == "compare")
 
     def score() -> dict[str, Any]:
-        return {"scores": [score.first for score in judge.score_many(given)]}
+        scores = judge.score_many(given)
+        if side.startswith("meet"):
+            return {"scores": expit([score.margin for score in scores]).tolist()}
+        return {"scores": [score.first for score in scores]}
 
     def compare() -> dict[str, Any]:
         prompt, responses = given
         table = judge.compare(prompt, responses)
         found = [table[i, j] for i, j in itertools.combinations(range(len(responses)), 2)]
-        return {"scores": (1 / (1 + np.exp(-np.array(found)))).tolist()}
+        return {"scores": expit(found).tolist()}
 
     return compare if side == "compare" else score
 
