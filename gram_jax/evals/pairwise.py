@@ -9,6 +9,7 @@ import numpy as np
 from gram_jax.data.records import Preference
 from gram_jax.errors import DataError
 from gram_jax.evals.averages import official_averages
+from gram_jax.scoring.rater import Rater
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 ECE_BINS = 15
@@ -91,7 +92,7 @@ class PairwiseReport:
 
 
 def evaluate_pairs(
-    scorer: Scorer,
+    scorer: Scorer | Rater,
     records: Iterable[Preference],
     *,
     progress: Callable[[int], None] | None = None,

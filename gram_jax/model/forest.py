@@ -179,7 +179,10 @@ def _attend(
     if placement.mesh.size == 1:
         return local(q, k, v, forest.until, at, keys, reach)
     spec = placement.spec
-    wide, thin = spec(("batch", None, "act_heads", None)), spec(("batch", "act_kv_heads", None, None))
+    wide, thin = (
+        spec(("batch", None, "act_heads", None)),
+        spec(("batch", "act_kv_heads", None, None)),
+    )
     row = spec(("batch", None))
     return jax.shard_map(
         local,

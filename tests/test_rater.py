@@ -1,0 +1,77 @@
+"""The discriminative baseline as a reader of text: the rewards of training, and pairs scored by their difference."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
+
+from gram_jax.checkpoint.models import load_model, load_tokenizer
+from gram_jax.data.records import read_records
+from gram_jax.errors import JudgeError
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.judge import make_spec
+from gram_jax.model.execution import Execution
+from gram_jax.scoring.rater import Rater
+from gram_jax.sharding import make_placement
+
+PAIRS = [
+    ("Name a tree.", "oak", "a bay by the sea, no tree"),
+    ("Name a tree.", "fig", "oak"),
+    ("What is it? " * 9, "elm " * 20, "ash"),
+]
+
+
+def rater_of(params, execution, cfg) -> Rater:
+    tokenizer = load_tokenizer("tiny-random")
+    return Rater(params, cfg, tokenizer, make_spec(tokenizer, max_length=256), execution)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    placement = make_placement({}, devices=jax.devices()[:1])
+    cfg, params = load_model("tiny-random", placement, "float32")
+    head = jax.random.normal(jax.random.key(0), (cfg.embed_size,))
+    return cfg, params, head, Execution("float32", "auto", "none", placement, packed=False)
+
+
+@pytest.fixture(scope="module")
+def rater(tiny) -> Rater:
+    cfg, params, head, execution = tiny
+    return rater_of({**params, "score": head}, execution, cfg)
+
+
+def test_a_pair_is_scored_by_the_difference_of_its_rewards(rater):
+    rewards = rater.rate([(p, text) for p, *pair in PAIRS for text in pair]).reshape(-1, 2)
+    for score, (first, second) in zip(rater.stream(PAIRS), rewards.tolist(), strict=True):
+        assert score.margin == first - second
+        assert score.first == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-6)
+        assert score.first + score.second == 1
+        assert score.order_gap == 0
+
+
+def test_exchanged_responses_exchange_the_scores(rater):
+    swapped = [(prompt, second, first) for prompt, first, second in PAIRS]
+    assert [s.swapped() for s in rater.stream(swapped)] == list(rater.stream(PAIRS))
+
+
+def test_rewards_do_not_depend_on_the_order_of_the_texts(rater):
+    items = [(p, text) for p, *pair in PAIRS for text in pair]
+    assert rater.rate(items[::-1])[::-1].tolist() == pytest.approx(rater.rate(items).tolist())
+
+
+def test_weights_without_a_head_are_refused(tiny):
+    cfg, params, _, execution = tiny
+    with pytest.raises(JudgeError, match="no scalar head"):
+        rater_of(params, execution, cfg)
+
+
+def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
+    valid = write_pairs(tmp_path / "valid.jsonl", 12, seed=1)
+    recipe = tiny_recipe("rank", tmp_path / "run", data__valid=[str(valid)], batch__length=384)
+    done = train(recipe)
+    records = read_records(valid)[0]
+    report = evaluate_pairs(Rater.load(done.folder, compute="float32"), records)
+    assert report.accuracy == pytest.approx(done.metrics["valid_accuracy"])
+    assert report.margin == pytest.approx(done.metrics["valid_margin"], abs=1e-4)
+    assert report.consistency == 1
+    assert np.isfinite(report.ece)
