@@ -92,7 +92,10 @@ class Lifeline:
         asyncio.set_event_loop(self._loop)
         serve = self._serve if self.place.index == 0 else self._attend
         try:
-            self._loop.run_until_complete(serve())
+            try:
+                self._loop.run_until_complete(serve())
+            finally:
+                self._end_tasks()
         except ClusterError as error:
             self._ready.set_exception(error)
         except Exception as error:
@@ -100,6 +103,13 @@ class Lifeline:
                 self._ready.set_exception(ClusterError(f"the job could not be joined: {error!r}"))
             elif not self._leaving:
                 self._end(f"the connection between the processes broke: {error!r}", LOST)
+
+    def _end_tasks(self) -> None:
+        """Cancel what still listens or beats: a loop that is left with tasks complains when the process ends."""
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def _tell_and_close(self, message: Mapping[str, Any]) -> None:
         if self._leaving or not self._thread.is_alive():
@@ -133,7 +143,7 @@ class Lifeline:
         self._came[0] = socket.gethostname()
         if place.count == 1:
             self._complete.set()
-        async with server:
+        try:
             try:
                 await asyncio.wait_for(self._complete.wait(), self.join_timeout)
             except TimeoutError:
@@ -157,6 +167,10 @@ class Lifeline:
                 await self._tell_all({"doings": self._doings})
                 await asyncio.sleep(BEAT_SECONDS)
             await asyncio.sleep(3 * BEAT_SECONDS)  # for what `_tell_and_close` has to say
+        finally:
+            # Not `async with server`: from Python 3.12 on that waits for every connection to end, which those that are
+            # told of a failure do only when this process does.
+            server.close()
 
     async def _tell_all(self, message: Mapping[str, Any]) -> None:
         line = _line(message)  # once: every process is told what every process does
