@@ -9,6 +9,7 @@ The names below are the public ones; they are imported when first used, so that 
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PUBLIC = {
@@ -30,9 +31,18 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _installed()
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gram_jax' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def _installed() -> str:
+    try:
+        return version("gram-jax")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def __dir__() -> list[str]:

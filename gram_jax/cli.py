@@ -296,7 +296,20 @@ def bench(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    sources: Annotated[list[str], typer.Argument(help="labeled pairs of any schema")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="benchmarks, labeled pairs or graded responses, of any schema"),
+    ] = None,
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="pairs, rewardbench, rewardbench2, rmbench, judgebench or best_of_n; auto looks at the rows"
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="a folder for figures and scores; the same command goes on in it"),
+    ] = None,
     compute: Compute = "auto",
     weights: Weights = "auto",
     judge: JudgeOption = None,
@@ -305,31 +318,34 @@ def evaluate(
     schema: Schema = "auto",
     on_bad: OnBad = "error",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="at most so many pairs of each source")
+        int | None, typer.Option(min=1, help="at most so many pairs (or prompts) of each source")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="the reports as JSON")] = None,
+    overwrite: Annotated[bool, typer.Option(help="begin the folder anew")] = False,
 ) -> None:
-    """Accuracy, order consistency, position and length bias, calibration on labeled pairs."""
-    from gram_jax.data.records import read_records
-    from gram_jax.evals.pairwise import evaluate_pairs
+    """Accuracy on benchmarks as they define it, and bias, calibration and agreement beside it, with intervals."""
+    from gram_jax.evals.evaluation import HUB, read_workload
+    from gram_jax.evals.folder import EvaluationFolder, make_folder
+    from gram_jax.evals.tables import evaluation_tables
 
     console = Console()
-    data = {s: read_records(s, schema=schema, on_bad=on_bad, limit=limit) for s in sources}
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"--out {out} cannot be written: there is no folder {out.parent}")
+    if not sources and benchmark not in HUB:
+        known = ", ".join(HUB)
+        raise DataError(
+            f"there is nothing to evaluate on: name a source, or --benchmark with one of {known}"
+        )
+    chosen = sources or [HUB[benchmark]]
+    if out is not None:
+        make_folder(out)
+    options = {"schema": schema, "on_bad": on_bad, "limit": limit}
+    workloads = [read_workload(source, benchmark, **options) for source in chosen]
     scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
-    reports = {}
-    for source, (records, read) in data.items():
-        with console.progress(len(records), label=Path(source).name, unit="pairs") as progress:
-            report = evaluate_pairs(
-                scorer, records, progress=lambda n, bar=progress: bar.update(n, units=n)
-            )
-        dropped = [(f"left out: {why}", f"{count:,}") for why, count in read.dropped.items()]
-        found = [("rows read", f"{read.rows:,}"), *dropped, *report.rows()]
-        console.table(f"{model} on {source}", ("", "figure"), found)
-        reports[source] = report.to_dict() | {"rows_read": read.rows, "dropped": read.dropped}
-        if out is not None:
-            _write_json(out, {"model": model, "judge": scorer.spec.hash, "reports": reports})
+    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, console=console)
+    for work in workloads:
+        found = folder.evaluate(work)
+        for title, columns, rows in evaluation_tables(found):
+            console.table(title, columns, rows)
+    if out is not None:
+        console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
 
 
 @app.command()
@@ -527,17 +543,14 @@ def demo(
 @app.command()
 def version() -> None:
     """Versions of gram_jax, JAX and the devices it sees."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
     import jax
 
-    try:
-        own = installed("gram-jax")
-    except PackageNotFoundError:
-        own = "(not installed)"
+    import gram_jax
+
     names = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    print(f"gram-jax {own}, jax {jax.__version__}, {jax.device_count()} device(s): {names}")
+    print(
+        f"gram-jax {gram_jax.__version__}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
+    )
 
 
 def _load_scorer(
@@ -559,13 +572,6 @@ def _load_scorer(
         tokens_per_call=tokens_per_call,
         spec=None if judge is None else JudgeSpec.load(judge),
     )
-
-
-def _write_json(path: Path, value: object) -> None:
-    try:
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def main() -> None:

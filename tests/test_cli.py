@@ -113,6 +113,10 @@ def test_version_names_the_devices():
     assert "cpu" in gram_jax("version").stdout
 
 
+def read_sources(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())["sources"]
+
+
 def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: Path):
     scored = gram_jax("score", pairs, tmp_path / "scores.jsonl", "--model", "tiny-random")
     assert scored.returncode == 0, scored.stderr
@@ -121,10 +125,11 @@ def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: 
     converted = gram_jax("convert", "tiny-random", tmp_path / "hf", "--dtype", "bfloat16")
     assert converted.returncode == 0, converted.stderr
 
-    report = tmp_path / "report.json"
-    evaluated = gram_jax("evaluate", tmp_path / "hf", pairs, "--out", report)
+    out = tmp_path / "evaluation"
+    evaluated = gram_jax("evaluate", tmp_path / "hf", pairs, "--out", out)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(report.read_text())["reports"][str(pairs)]["n"] == 1
+    assert read_sources(out)[pairs.stem]["pairs"]["n"] == 1
+    assert "gram-jax report" in evaluated.stdout
 
     inspected = gram_jax("data", "inspect", pairs, "--model", "tiny-random")
     assert inspected.returncode == 0, inspected.stderr
@@ -156,14 +161,14 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, t
     assert shown.returncode == 0, shown.stderr
     assert "<question>\nq0\n<one>\n" in shown.stdout and "1 bad row" in shown.stdout
 
-    report = tmp_path / "report.json"
-    evaluated = gram_jax("evaluate", "tiny-random", rows, "--out", report, *asked)
+    out = tmp_path / "evaluation"
+    evaluated = gram_jax("evaluate", "tiny-random", rows, "--out", out, *asked)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "left out: bad row" in evaluated.stdout
-    found = json.loads(report.read_text())
+    found = json.loads((out / "evaluation.json").read_text())
     assert found["judge"] == spec.hash
-    assert found["reports"][str(rows)]["dropped"] == {"bad row": 1}
-    assert found["reports"][str(rows)]["rows_read"] == 5
+    assert read_sources(out)["rendered"]["dropped"] == {"bad row": 1}
+    assert read_sources(out)["rendered"]["rows"] == 5
 
     scored = gram_jax("score", pairs, tmp_path / "s.jsonl", "--model", "tiny-random", *asked)
     assert scored.returncode == 0, scored.stderr

@@ -7,12 +7,9 @@ import pytest
 
 from gram_jax.data.records import Preference, as_prompt
 from gram_jax.errors import DataError
-from gram_jax.evals.pairwise import (
-    evaluate_pairs,
-    expected_calibration_error,
-    report_pairs,
-    wilson_interval,
-)
+from gram_jax.evals.calibration import expected_calibration_error
+from gram_jax.evals.intervals import wilson_interval
+from gram_jax.evals.pairwise import evaluate_pairs, report_pairs, verdicts_of
 from gram_jax.scoring.scorer import PairScore
 
 
@@ -24,9 +21,18 @@ def score(p_given: float, p_swapped: float, shortened: bool = False) -> PairScor
 
 
 def report(scores: list[PairScore], chosen_first: list[bool], **more):
+    """The report of scores in the order of a source; lengths: of the first and the second response."""
     n = len(scores)
-    plain = {"prompts": range(n), "lengths": [(1, 1)] * n, "sources": [""] * n, "skipped_ties": 0}
-    return report_pairs(scores, chosen_first=chosen_first, **plain | more)
+    given = {"prompts": range(n), "lengths": [(1, 1)] * n, "sources": [""] * n, "skipped_ties": 0}
+    given |= more
+    rows = list(zip(chosen_first, scores, given["lengths"], strict=True))
+    verdicts = verdicts_of(
+        [score if first else score.swapped() for first, score, _ in rows],
+        prompts=given["prompts"],
+        lengths=[pair if first else pair[::-1] for first, _, pair in rows],
+        subsets=given["sources"],
+    )
+    return report_pairs(verdicts, skipped_ties=given["skipped_ties"])
 
 
 FOUR = [score(0.9, 0.8), score(0.7, 0.2), score(0.3, 0.1, True), score(0.6, 0.6)]

@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import jax
 
+import gram_jax
 from gram_jax.cluster.lifeline import Lifeline, end_process
 from gram_jax.cluster.place import Place
 from gram_jax.errors import ClusterError, GramError, StoppedError
@@ -166,8 +166,4 @@ def _check_devices(devices: tuple[int, ...]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        own = version("gram-jax")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {"gram_jax": own, "jax": jax.__version__}
+    return {"gram_jax": gram_jax.__version__, "jax": jax.__version__}

@@ -69,12 +69,16 @@ class UnlabeledPair:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Any number of responses to one prompt, to be ranked."""
+    """Any number of responses to one prompt, to be ranked.
+
+    grades: how good each one is, in the source's own unit; 1 and 0 for right and wrong. None where nobody knows.
+    """
 
     id: str
     prompt: Prompt
     responses: tuple[str, ...]
     source: str = ""
+    grades: tuple[float, ...] | None = None
 
 
 Record = Preference | UnlabeledPair | Candidates

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from gram_jax.data.fields import BadField, Seen, number_value
 from gram_jax.data.record_types import (
@@ -46,7 +46,7 @@ __all__ = [
     "source_kind",
 ]
 
-Kind = Literal["preference", "pair", "candidates"]
+Kind = Literal["preference", "pair", "candidates", "graded"]
 SAMPLE_ROWS = 32  # rows looked at to recognise a schema
 
 BAD_ROW = "bad row"
@@ -79,8 +79,8 @@ class RecordStream:
         self._dropped: Counter[str] = Counter()
         if on_bad not in ("error", "skip"):
             raise DataError(f'on_bad = {on_bad!r}: expected "error" or "skip"')
-        if kind not in ("preference", "pair", "candidates"):
-            raise DataError(f'kind = {kind!r}: expected "preference", "pair" or "candidates"')
+        if kind not in get_args(Kind):
+            raise DataError(f"kind = {kind!r}: expected one of {', '.join(get_args(Kind))}")
 
     @property
     def row(self) -> int:
@@ -136,22 +136,31 @@ class RecordStream:
                 f"{self.spec.path} has the schema {schema.name}, which does not say which response "
                 'is better; read it as kind = "pair" or "candidates", or give a labeled source'
             )
+        if self.kind == "graded" and schema.graded is None:
+            raise DataError(
+                f"{self.spec.path} has the schema {schema.name}, which has no lists of graded responses"
+            )
         if self.kind == "pair" and several:
             raise DataError(f"{self.spec.path} holds lists of candidates, not pairs")
 
 
 def source_kind(source: str | Path | SourceSpec, *, schema: str = "auto") -> Kind:
     """The most that a source can be read as: "candidates", else "preference" if labeled, else "pair"."""
+    found = source_schema(source, schema=schema)
+    if found.name == "candidates":
+        return "candidates"
+    return "preference" if found.labeled else "pair"
+
+
+def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> Schema:
+    """The schema of a source, by its first rows. Raises DataError where it has none that is known."""
     spec = parse_source(source)
     rows = itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS)
     sample = [row for row in rows if row.fault is None]
     if not sample:
         raise DataError(f"{spec.path} holds no readable row")
     name = schema if spec.schema == "auto" else spec.schema
-    found = detect_schema(name, sample[0].where, [row.fields for row in sample])
-    if found.name == "candidates":
-        return "candidates"
-    return "preference" if found.labeled else "pair"
+    return detect_schema(name, sample[0].where, [row.fields for row in sample])
 
 
 def read_records(
@@ -164,10 +173,9 @@ def read_records(
 ) -> tuple[list[Record], ReadReport]:
     """All records of a source, and what became of its rows.
 
-    kind: "preference" gives Preference (ties kept, marked), "pair" UnlabeledPair (a label is
-    forgotten, the order is the source's), "candidates" Candidates. Ids are made unique without
-    regard to the order of the rows. Raises DataError for a source or row that cannot be read as
-    this.
+    kind: "preference" gives Preference (ties kept, marked), "pair" UnlabeledPair (a label is forgotten, the order is
+    the source's), "candidates" Candidates, "graded" Candidates with grades. Ids are made unique whatever the order
+    of the rows. Raises DataError for a source or row that cannot be read as this.
     """
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=limit)
     records = _with_unique_ids(list(stream))
@@ -206,13 +214,14 @@ def _records_of(row: Row, schema: Schema, kind: Kind) -> list[Record]:
         weight = number_value(row.fields["weight"], "weight")
         if weight < 0:
             raise BadField("weight", "a number that is not negative", weight)
-    return [_record(parsed, kind, weight) for parsed in schema.parse(row.fields)]
+    parsed = [schema.graded(row.fields)] if kind == "graded" else schema.parse(row.fields)
+    return [_record(one, kind, weight) for one in parsed]
 
 
 def _record(parsed: Pair | Several, kind: Kind, weight: float) -> Record:
     if isinstance(parsed, Several):
         name = parsed.id or content_id(parsed.prompt, *parsed.responses)
-        return Candidates(name, parsed.prompt, parsed.responses)
+        return Candidates(name, parsed.prompt, parsed.responses, parsed.source, parsed.grades)
     name = parsed.id or content_id(parsed.prompt, parsed.first, parsed.second)
     if kind == "candidates":
         return Candidates(name, parsed.prompt, (parsed.first, parsed.second), parsed.source)

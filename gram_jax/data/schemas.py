@@ -52,18 +52,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Responses to be ranked."""
+    """Responses to be ranked; grades: how good they are, where the row says it."""
 
     prompt: Prompt
     responses: tuple[str, ...]
     id: str | None = None
+    grades: tuple[float, ...] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Schema:
     """A published form of rows.
 
-    fields: those a row must have; fits: whether the values of a row that has them are of this form.
+    fields: those a row must have; fits: whether the values of a row that has them are of this form. graded: the row as
+    one list of graded responses, for forms that have such.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Schema:
     labeled: bool
     parse: Callable[[Fields], list[Pair | Several]]
     fits: Callable[[Fields], bool] = lambda row: True
+    graded: Callable[[Fields], Several] | None = None
 
 
 _BOTH = ("chosen", "rejected")
@@ -339,7 +343,26 @@ def _candidates(row: Fields) -> list[Pair | Several]:
     responses = texts_of(row, "responses")
     if len(responses) < 2:
         raise BadField("responses", "at least two responses", list(responses))
-    return [Several(question_of(row, "prompt"), responses, id_of(row))]
+    return [Several(question_of(row, "prompt"), responses, id_of(row), source=source_of(row))]
+
+
+_GRADES = ("scores", "correct")
+
+
+def _graded_candidates(row: Fields) -> Several:
+    """A number for each response in `scores`, or right and wrong in `correct`."""
+    (several,) = _candidates(row)
+    given = [field for field in _GRADES if row.get(field) is not None]
+    if len(given) != 1:
+        raise BadField("scores", "scores or correct, a value for each response", Seen(given))
+    (field,), values = given, row[given[0]]
+    count = len(several.responses)
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise BadField(field, f"a list of {count} values, one for each response", values)
+    if field == "correct" and any(value not in (0, 1) for value in values):
+        raise BadField(field, "true or false for each response", values)
+    grades = tuple(number_value(float(x) if x is True or x is False else x, field) for x in values)
+    return replace(several, grades=grades)
 
 
 def _judgebench(row: Fields) -> list[Pair | Several]:
@@ -366,6 +389,15 @@ def _rm_bench(row: Fields) -> list[Pair | Several]:
 def _reward_bench_2(row: Fields) -> list[Pair | Several]:
     """One or more right responses and several wrong ones: every right one against every wrong one."""
     return _every_pair(row, source_of(row), *(range(len(texts_of(row, field))) for field in _BOTH))
+
+
+def _graded_reward_bench_2(row: Fields) -> Several:
+    """All responses of a row, graded 1 and 0."""
+    right, wrong = (texts_of(row, field) for field in _BOTH)
+    if not right or not wrong:
+        raise BadField("rejected" if right else "chosen", "at least one response", [])
+    grades = (1.0,) * len(right) + (0.0,) * len(wrong)
+    return Several(question_of(row, "prompt"), right + wrong, id_of(row), grades, source_of(row))
 
 
 def _every_pair(
@@ -419,9 +451,11 @@ def _is_standard(row: Fields) -> bool:
 
 
 def _is_rm_bench(row: Fields) -> bool:
-    if "subset" in row or not _are_lists_of(str, *_BOTH)(row):
+    if not _are_lists_of(str, *_BOTH)(row):
         return False
-    return "domain" in row or all(len(row[field]) == len(_STYLES) for field in _BOTH)
+    # Its rows of code have a subset as well.
+    styles = all(len(row[field]) == len(_STYLES) for field in _BOTH)
+    return "domain" in row or (styles and "subset" not in row)
 
 
 def _is_implicit(row: Fields) -> bool:
@@ -435,8 +469,15 @@ def _is_ultrafeedback(row: Fields) -> bool:
 _ALL = (
     # the first that fits is taken, so the narrower form stands before the wider one
     Schema("rm-bench", ("prompt", *_BOTH), True, _rm_bench, _is_rm_bench),
-    Schema("reward-bench-2", ("prompt", *_BOTH), True, _reward_bench_2, _are_lists_of(str, *_BOTH)),
-    Schema("candidates", ("prompt", "responses"), False, _candidates),
+    Schema(
+        "reward-bench-2",
+        ("prompt", *_BOTH),
+        True,
+        _reward_bench_2,
+        _are_lists_of(str, *_BOTH),
+        _graded_reward_bench_2,
+    ),
+    Schema("candidates", ("prompt", "responses"), False, _candidates, graded=_graded_candidates),
     Schema("pairs", ("prompt", "response_a", "response_b"), False, _pairs),
     Schema("judgebench", ("question", "response_A", "response_B", "label"), True, _judgebench),
     Schema("unified-feedback", ("conv_A", "conv_B"), True, _unified_feedback),

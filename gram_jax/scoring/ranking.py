@@ -30,7 +30,8 @@ class Ranking(NamedTuple):
 
     order: indices, best first. strengths: f32 [n], log-odds against the average of the distinct responses. errors: f32
     [n], their standard errors; of the Bradley-Terry fit alone, nan where there are too few comparisons to tell.
-    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared.
+    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared. gaps: f32
+    [n, n], the same as the judge gave them with i shown first and j second, one order each.
     ties: share of the compared pairs without a winner: both orders name the response shown first, or both the second,
     or the log-odds are equal. cycles: share of circles (i beats j beats k beats i) among the triples whose pairs were
     all compared; None without such. comparisons: in one order each, as many as sequences went through the model.
@@ -45,6 +46,7 @@ class Ranking(NamedTuple):
     cycles: float | None
     comparisons: int
     rounds: int
+    gaps: np.ndarray
     shortened: bool = False
 
     def of_texts(self, at: Sequence[int]) -> "Ranking":
@@ -56,6 +58,7 @@ class Ranking(NamedTuple):
             strengths=self.strengths[at],
             errors=None if self.errors is None else self.errors[at],
             margins=self.margins[np.ix_(at, at)],
+            gaps=self.gaps[np.ix_(at, at)],
         )
 
 
@@ -188,6 +191,7 @@ class _Record:
             cycles=float(circles / triples) if triples else None,
             comparisons=self.comparisons,
             rounds=self.rounds,
+            gaps=self.gaps[:count, :count].astype(np.float32),
         )
 
     def _known(self) -> np.ndarray:

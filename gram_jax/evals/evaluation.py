@@ -1,0 +1,320 @@
+"""`gram-jax evaluate`: a judge on benchmarks and labeled data, as values for evaluation.json.
+
+What each entry of `sources` holds is listed in docs/evaluation.md.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.stats import kendalltau, pearsonr
+
+from gram_jax.data.records import (
+    Candidates,
+    Kind,
+    Preference,
+    ReadReport,
+    read_records,
+    source_schema,
+)
+from gram_jax.errors import DataError
+from gram_jax.evals.calibration import (
+    held_out_temperature,
+    negative_log_likelihood,
+    reliability,
+)
+from gram_jax.evals.graded import (
+    Graded,
+    agreement,
+    best_of_n,
+    graded_pairs,
+    graded_verdicts,
+    reward_bench_2,
+)
+from gram_jax.evals.intervals import Tally
+from gram_jax.evals.lengths import controlled_accuracy, length_bins
+from gram_jax.evals.official import (
+    JUDGEBENCH,
+    REWARD_BENCH,
+    STYLES,
+    cell,
+    judgebench_figures,
+    plain_figures,
+    pooled,
+    reward_bench_figures,
+    rm_bench_figures,
+    rm_bench_tables,
+)
+from gram_jax.evals.pairwise import Verdicts, labeled, report_pairs, verdicts_on
+from gram_jax.evals.scores import Target, rank_graded, score_pairs
+from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scorer import Scorer
+
+Benchmark = Literal["pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"]
+# The datasets of the hub, for `--benchmark NAME` without a source.
+HUB = {
+    "rewardbench": "allenai/reward-bench:filtered",
+    "rewardbench2": "allenai/reward-bench-2:test",
+    "rmbench": "THU-KEG/RM-Bench",
+    "judgebench": "ScalerLab/JudgeBench:claude",
+}
+# Which schema makes which benchmark; RewardBench has that of any labeled pairs and is known by its subsets.
+SCHEMAS: dict[str, Benchmark] = {
+    "judgebench": "judgebench",
+    "rm-bench": "rmbench",
+    "reward-bench-2": "rewardbench2",
+    "candidates": "best_of_n",
+}
+WORST = 20
+GAP_EDGES = np.linspace(-1, 1, 21)
+CELLS = len(STYLES) ** 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A source that has been read and recognised, ready to be scored."""
+
+    source: str
+    benchmark: Benchmark
+    records: list[Preference] | list[Candidates]
+    read: ReadReport
+    skipped_ties: int = 0
+
+    @property
+    def ranks(self) -> bool:
+        """Whether several responses are compared at a time."""
+        return self.benchmark in ("rewardbench2", "best_of_n")
+
+
+def read_workload(
+    source: str,
+    benchmark: str = "auto",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> Workload:
+    """Read a source and tell which benchmark it is, by its fields and subsets; `benchmark` insists on one.
+
+    limit: so many pairs, or rows of several responses. Raises DataError for rows that cannot be read, for unlabeled
+    ones, and where the source is not the benchmark that was asked for.
+    """
+    found = source_schema(source, schema=schema)
+    kind = _kind(benchmark, SCHEMAS.get(found.name, "pairs"))
+    records, read = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
+    ties = 0
+    if kind == "preference":
+        records, ties = labeled(records)
+    name = SCHEMAS.get(found.name) or _by_subsets(records)
+    if benchmark not in ("auto", "pairs", name):
+        raise DataError(
+            f"{source} is no {benchmark}: its rows have the schema {found.name} and are read as {name}. "
+            f"{_expected(benchmark)}"
+        )
+    name = name if benchmark == "auto" else benchmark
+    if name == "rmbench":
+        records = _whole_rows(source, records, limited=limit is not None)
+    if name == "judgebench":
+        _check_groups(source, records)
+    return Workload(source, name, records, read, ties)
+
+
+def _kind(benchmark: str, found: Benchmark) -> Kind:
+    if benchmark not in ("auto", *get_args(Benchmark)):
+        known = ", ".join(("auto", *get_args(Benchmark)))
+        raise DataError(f"unknown benchmark {benchmark!r}: expected one of {known}")
+    wanted = found if benchmark == "auto" else benchmark
+    several = wanted in ("rewardbench2", "best_of_n") and found in ("rewardbench2", "best_of_n")
+    return "graded" if several else "preference"
+
+
+def _by_subsets(records: Sequence[Preference]) -> Benchmark:
+    known = {name for subsets in REWARD_BENCH.values() for name in subsets}
+    return "rewardbench" if {record.source for record in records} <= known else "pairs"
+
+
+def _expected(benchmark: str) -> str:
+    if benchmark == "rewardbench":
+        return "RewardBench's have prompt, chosen, rejected and one of its subsets in the column subset"
+    name = next(schema for schema, known in SCHEMAS.items() if known == benchmark)
+    return f"Expected the schema {name}; --benchmark pairs takes any labeled pairs"
+
+
+def _check_groups(source: str, records: Sequence[Preference]) -> None:
+    unknown = {r.source for r in records if not r.source.startswith(tuple(JUDGEBENCH.values()))}
+    if unknown:
+        raise DataError(
+            f"{source}: JudgeBench has no source {', '.join(map(repr, sorted(unknown)))}: expected names that begin "
+            f"with {', '.join(JUDGEBENCH.values())}; --benchmark pairs takes any"
+        )
+
+
+def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> list[Preference]:
+    """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out."""
+    cells = [re.search(r"\[(\w+),(\w+)\]", record.id) for record in records]
+    if not all(cells):
+        raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
+    rows = [(r.id[: c.start()], r.prompt) for r, c in zip(records, cells, strict=True)]
+    sizes = Counter(rows)
+    if limited and sizes[rows[-1]] < CELLS:
+        del sizes[rows[-1]]
+    if broken := [row for row, size in sizes.items() if size % CELLS]:
+        raise DataError(
+            f"{source}: row {broken[0][0]!r} has {sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix "
+            f"({len(broken)} such rows): expected three different responses in chosen and three in rejected"
+        )
+    named = [
+        replace(record, source=cell(record.source, *found.groups()))
+        for record, found, row in zip(records, cells, rows, strict=True)
+        if row in sizes
+    ]
+    if not named:
+        raise DataError(f"{source}: no whole row of nine pairs within the limit")
+    return named
+
+
+def evaluate_workload(
+    scorer: Scorer | Rater, model: str, work: Workload, to: Target
+) -> tuple[dict[str, Any], Verdicts]:
+    """Everything measured on one source, as evaluation.json holds it, and the verdicts themselves."""
+    if work.ranks:
+        contests = rank_graded(scorer, model, work.source, work.records, to)
+        return _of_contests(work, contests)
+    scores = score_pairs(scorer, model, work.source, work.records, to)
+    verdicts = verdicts_on(work.records, scores)
+    figures = {
+        "judgebench": judgebench_figures,
+        "rewardbench": reward_bench_figures,
+        "rmbench": rm_bench_figures,
+        "pairs": plain_figures,
+    }[work.benchmark]
+    tally = Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset)
+    rm_bench = work.benchmark == "rmbench"
+    margins = [record.margin for record in work.records]
+    shown = np.array([name.partition("|")[0] for name in verdicts.subset])  # RM-Bench's domains
+    verdicts = verdicts._replace(subset=shown)
+    found = _measured(work, verdicts) | {
+        "official": [figure.of(tally) for figure in figures(tally.subsets)],
+        "subsets": _subsets(Tally.of(verdicts.correct, verdicts.cluster, shown)),
+        "tables": rm_bench_tables(tally) if rm_bench else [],
+        "grades": _grades(verdicts.margin, margins),
+        "worst": _worst([(r.id, r.prompt, r.chosen, r.rejected) for r in work.records], verdicts),
+    }
+    return found, verdicts
+
+
+def _of_contests(work: Workload, contests: list[Graded]) -> tuple[dict[str, Any], Verdicts]:
+    chosen = reward_bench_2 if work.benchmark == "rewardbench2" else best_of_n
+    found = chosen(contests)
+    pairs = graded_pairs(contests)
+    if not pairs:
+        raise DataError(f"{work.source}: no two different responses of a prompt differ in grade")
+    verdicts = graded_verdicts(pairs)
+    texts = [(r.id, r.prompt, r.responses[i], r.responses[j]) for r, i, j, _ in pairs]
+    return _measured(work, verdicts) | {
+        "official": found["official"],
+        "subsets": _subsets(found["tally"]),
+        "tables": found["tables"],
+        "grades": agreement(contests),
+        "worst": _worst(texts, verdicts),
+    }, verdicts
+
+
+def _measured(work: Workload, verdicts: Verdicts) -> dict[str, Any]:
+    """What every evaluation has, whatever the benchmark."""
+    report = report_pairs(verdicts, skipped_ties=work.skipped_ties)
+    counts, edges = np.histogram(verdicts.order_gap, GAP_EDGES)
+    return {
+        "source": work.source,
+        "benchmark": work.benchmark,
+        "rows": work.read.rows,
+        "dropped": dict(work.read.dropped),
+        "pairs": report.to_dict(),
+        "calibration": {
+            "ece": report.ece,
+            "brier": report.brier,
+            "nll": negative_log_likelihood(verdicts.margin),
+            "bins": reliability(verdicts.p),
+            "temperature": held_out_temperature(verdicts.margin, verdicts.cluster),
+        },
+        "length": {
+            "slope": report.length_slope,
+            "controlled_accuracy": controlled_accuracy(verdicts.correct, verdicts.lengths),
+            "bins": length_bins(verdicts.correct, verdicts.lengths, verdicts.cluster),
+        },
+        "position": {
+            "bias": report.position_bias,
+            "consistency": report.consistency,
+            "accuracy_chosen_first": report.accuracy_chosen_first,
+            "accuracy_chosen_second": report.accuracy_chosen_second,
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        },
+    }
+
+
+def _subsets(tally: Tally) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "n": int(tally.count[:, at].sum()),
+            "prompts": tally.prompts((name,)),
+            "accuracy": tally.value(metric),
+            "interval": tally.interval(metric, (name,)),
+        }
+        for at, name in enumerate(tally.subsets)
+        for metric in [pooled(tally.subsets, (name,))]
+    ]
+
+
+def _grades(margin: np.ndarray, graded: Sequence[float | None]) -> dict[str, Any] | None:
+    """Agreement of the judge's log-odds for the chosen response with by how much people preferred it."""
+    known = np.array([x is not None for x in graded])
+    ours, theirs = margin[known], np.array([x for x in graded if x is not None], float)
+    if len(theirs) < 3 or np.ptp(theirs) == 0 or np.ptp(ours) == 0:
+        return None
+    return {
+        "pairs": len(theirs),
+        "kendall": float(kendalltau(ours, theirs).statistic),
+        "pearson": float(pearsonr(ours, theirs).statistic),
+    }
+
+
+def _worst(texts: Sequence[tuple[str, Any, str, str]], verdicts: Verdicts) -> list[dict[str, Any]]:
+    """The mistakes of which the judge was surest."""
+    wrong = np.flatnonzero(verdicts.p < verdicts.p_rejected)
+    order = wrong[np.argsort(verdicts.p[wrong], kind="stable")][:WORST]
+    return [
+        {
+            "id": name,
+            "prompt": _as_text(prompt),
+            "chosen": chosen,
+            "rejected": rejected,
+            "probability": float(verdicts.p[at]),
+            "order_gap": float(verdicts.order_gap[at]),
+            "subset": str(verdicts.subset[at]),
+        }
+        for at in order.tolist()
+        for name, prompt, chosen, rejected in [texts[at]]
+    ]
+
+
+def _as_text(prompt: Any) -> str:
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
+
+
+def stem_of(source: str) -> str:
+    """A name for files: that of the source without its endings.
+
+    >>> stem_of("data/pairs.v2.jsonl.gz"), stem_of("allenai/reward-bench:filtered")
+    ('pairs.v2', 'allenai-reward-bench-filtered')
+    """
+    path = Path(source)
+    name = path.name if path.exists() or path.suffix else source.strip("/")
+    name = re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", name)
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"

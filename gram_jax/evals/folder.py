@@ -1,0 +1,162 @@
+"""The folder of an evaluation: evaluation.json with all figures, the scores behind them, RewardBench's own files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gram_jax
+from gram_jax.console import Console
+from gram_jax.data.records import Preference
+from gram_jax.errors import DataError
+from gram_jax.evals.evaluation import Workload, evaluate_workload, stem_of
+from gram_jax.evals.pairwise import Verdicts
+from gram_jax.evals.scores import Target
+from gram_jax.scoring.files import weights_fingerprint
+from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scorer import Scorer
+
+FORMAT = 1
+FILE = "evaluation.json"
+
+
+class EvaluationFolder:
+    """Results of one judge on any number of sources; later ones join those that are there.
+
+    Raises DataError where the folder cannot be made, or holds the results of another judge.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        scorer: Scorer | Rater,
+        model: str,
+        *,
+        overwrite: bool,
+        console: Console,
+    ):
+        self.folder, self.console = folder, console
+        self.scorer, self.model, self.overwrite = scorer, model, overwrite
+        self.content: dict[str, Any] = {
+            "format": FORMAT,
+            "gram_jax": gram_jax.__version__,
+            "model": model,
+            "judge": scorer.spec.hash,
+            "settings": settings_of(scorer),
+            "sources": {},
+        }
+        if folder is not None:
+            make_folder(folder)
+            if not overwrite:
+                self._take_over()
+
+    def evaluate(self, work: Workload) -> dict[str, Any]:
+        """Score a source, add what is found to the folder, and return it."""
+        name = self._name(work.source)
+        file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
+        to = Target(file, self.overwrite, self.console)
+        found, verdicts = evaluate_workload(self.scorer, self.model, work, to)
+        self.content["sources"][name] = found
+        if self.folder is not None:
+            write_json(self.folder / FILE, self.content)
+            if work.benchmark == "rewardbench":
+                template = self.scorer.spec.hash
+                place = self.folder / "rewardbench"
+                write_reward_bench(place, self.model, template, work.records, verdicts, found)
+        return found
+
+    def _name(self, source: str) -> str:
+        """The source's stem; with a number where another source has it."""
+        taken = {name: found["source"] for name, found in self.content["sources"].items()}
+        stem, number = stem_of(source), 1
+        name = stem
+        while taken.get(name, source) != source:
+            number += 1
+            name = f"{stem}-{number}"
+        return name
+
+    def _take_over(self) -> None:
+        path = self.folder / FILE
+        if not path.exists():
+            return
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            same = [there[key] == self.content[key] for key in ("format", "judge", "settings")]
+            sources = dict(there["sources"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is damaged ({error}): give another folder, or --overwrite"
+            ) from error
+        if not all(same):
+            raise DataError(
+                f"{self.folder} holds the evaluation of another judge, or with other settings: {there.get('model')}, "
+                f"{there.get('settings')}; asked for is {self.model}, {self.content['settings']}. Give another "
+                "folder, or --overwrite"
+            )
+        self.content["sources"] = sources
+
+
+def settings_of(scorer: Scorer | Rater) -> dict[str, Any]:
+    """What decides the scores besides the data, as evaluation.json and attack.json hold it."""
+    return {
+        "compute": scorer.execution.compute,
+        "weights": weights_fingerprint(scorer.params),
+        "max_length": scorer.spec.max_length,
+        "labels": list(scorer.spec.labels),
+    }
+
+
+def make_folder(folder: Path) -> None:
+    """Raises DataError where there is a file, or no parent folder."""
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: --out takes a folder for the results")
+    if not folder.parent.is_dir():
+        raise DataError(f"{folder} cannot be made: there is no folder {folder.parent}")
+    folder.mkdir(exist_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The whole file or none of it. Raises DataError where it cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_reward_bench(
+    folder: Path,
+    model: str,
+    template: str,
+    records: Sequence[Preference],
+    verdicts: Verdicts,
+    found: dict[str, Any],
+) -> None:
+    """MODEL.json and MODEL_outputs.jsonl with the keys of RewardBench's own result files.
+
+    results: 1 right, 0 wrong, 0.5 a tie. scores_chosen, scores_rejected: probabilities that sum to 1.
+    """
+    folder.mkdir(exist_ok=True)
+    name = stem_of(model)
+    summary = {
+        "accuracy": found["pairs"]["accuracy"],
+        "num_prompts": len(records),
+        "model": model,
+        "chat_template": f"gram_jax judge {template}",
+        "extra_results": {row["name"]: row["accuracy"] for row in found["subsets"]},
+    }
+    write_json(folder / f"{name}.json", summary)
+    with open(folder / f"{name}_outputs.jsonl", "w", encoding="utf-8", newline="\n") as file:
+        for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True):
+            row = {
+                "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
+                "results": 0.5 if p == rest else float(p > rest),
+                "scores_chosen": float(p),
+                "scores_rejected": float(rest),
+                "text_chosen": record.chosen,
+                "text_rejected": record.rejected,
+                "subset": record.source,
+                "id": record.id,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

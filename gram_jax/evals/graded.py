@@ -1,0 +1,256 @@
+"""How well a judge picks from several graded responses: best-of-n sets and RewardBench 2."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy.special import comb
+from scipy.stats import kendalltau
+
+from gram_jax.data.records import Candidates
+from gram_jax.errors import DataError
+from gram_jax.evals.intervals import Tally, number, share
+from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
+from gram_jax.evals.pairwise import Verdicts, verdicts_of
+from gram_jax.scoring.scorer import PairScore, pair_score
+
+TIES = (
+    "Ties"  # the subset of RewardBench 2 with several right responses, which has a score of its own
+)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Graded responses to a prompt and what the judge makes of them.
+
+    strengths: f32 [n], log-odds against the average; gaps: f32 [n, n], the logit gap with i shown first and j second.
+    """
+
+    record: Candidates
+    strengths: np.ndarray
+    gaps: np.ndarray
+    shortened: bool
+
+    @property
+    def grades(self) -> np.ndarray:
+        """f64 [n]."""
+        return np.array(self.record.grades)
+
+    @property
+    def picked(self) -> np.ndarray:
+        """bool [n]: the strongest; several where they are equally strong, as equal texts are."""
+        return self.strengths == self.strengths.max()
+
+
+Pair = tuple[Candidates, int, int, PairScore]
+
+
+def graded_pairs(contests: Sequence[Graded]) -> list[Pair]:
+    """Every pair of one prompt's responses of which one has the higher grade: (record, better, worse, score)."""
+    pairs = []
+    for contest in contests:
+        grades, texts = contest.grades, contest.record.responses
+        for i, j in product(range(len(grades)), repeat=2):
+            if grades[i] > grades[j] and texts[i] != texts[j]:
+                score = pair_score(contest.gaps[i, j], contest.gaps[j, i], contest.shortened)
+                pairs.append((contest.record, i, j, score))
+    return pairs
+
+
+def graded_verdicts(pairs: Sequence[Pair]) -> Verdicts:
+    """The columns of these pairs."""
+    return verdicts_of(
+        [score for *_, score in pairs],
+        prompts=[record.prompt for record, *_ in pairs],
+        lengths=[(len(r.responses[i]), len(r.responses[j])) for r, i, j, _ in pairs],
+        subsets=[record.source for record, *_ in pairs],
+    )
+
+
+def picking(contests: Sequence[Graded]) -> tuple[Tally, list[Graded]]:
+    """How often a best response is picked, over the prompts where grades differ; ties share the credit.
+
+    Returns the tally and those contests. Raises DataError where the grades never differ.
+    """
+    open_ = [contest for contest in contests if np.ptp(contest.grades) > 0]
+    if not open_:
+        raise DataError(
+            f"all responses of a prompt have the same grade in each of {len(contests)} rows: "
+            "there is nothing to choose"
+        )
+    credit = [(c.grades == c.grades.max())[c.picked].mean() for c in open_]
+    clusters = number([c.record.prompt for c in open_])
+    return Tally.of(np.array(credit), clusters, _subsets(open_)), open_
+
+
+def best_of_n(contests: Sequence[Graded]) -> dict[str, Any]:
+    """official, subsets (as a Tally) and tables of a best-of-n set.
+
+    The grade of the pick stands beside that of a random response and of the best one; the last figure is how much of
+    the way from one to the other the judge goes.
+    """
+    tally, open_ = picking(contests)
+    clusters = number([c.record.prompt for c in contests])
+    columns = {
+        "pick": [c.grades[c.picked].mean() for c in contests],
+        "random": [c.grades.mean() for c in contests],
+        "best": [c.grades.max() for c in contests],
+    }
+    # Prompts count alike, so the figures are means over rows.
+    sums = {
+        name: Tally.of(np.array(values), clusters, [""] * len(contests))
+        for name, values in columns.items()
+    }
+    whole = Tally(
+        tuple(columns),
+        np.concatenate([sums[name].credit for name in columns], 1),
+        np.concatenate([sums[name].count for name in columns], 1),
+        sums["pick"].stratum,
+    )
+    pick, random, best = (pooled(whole.subsets, (name,)) for name in columns)
+    figures = [
+        Figure("grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick),
+        Figure("grade of a random response", "mean grade of all", OWN, ("random",), random),
+        Figure("grade of the best response", "what a perfect judge gets", OWN, ("best",), best),
+        Figure(
+            "share of the possible gain",
+            "(pick - random) / (best - random)",
+            OWN,
+            whole.subsets,
+            lambda credit, count: _gain(*(m(credit, count) for m in (pick, random, best))),
+        ),
+    ]
+    right = Figure(
+        "a best response is picked",
+        f"over the {len(open_)} prompts whose grades differ; ties share the credit",
+        OWN,
+        tally.subsets,
+        share,
+    )
+    return {
+        "official": [right.of(tally), *(figure.of(whole) for figure in figures)],
+        "tally": tally,
+        "tables": [_table_of_k(contests)],
+    }
+
+
+def _gain(pick: np.ndarray, random: np.ndarray, best: np.ndarray) -> np.ndarray:
+    return (pick - random) / np.maximum(best - random, 1e-12)
+
+
+def _table_of_k(contests: Sequence[Graded]) -> dict[str, Any]:
+    """Expected grade of the strongest of k responses drawn from each prompt's own, in closed form."""
+    most = min(len(c.grades) for c in contests)
+    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < most} | {most})
+    rows = []
+    for k in sizes:
+        picks, bests = [], []
+        for contest in contests:
+            picks.append(_of_k(contest.grades, contest.strengths, k))
+            bests.append(_of_k(contest.grades, contest.grades, k))
+        rows.append([k, float(np.mean(picks)), float(np.mean(bests))])
+    columns = ["responses", "grade of the pick", "grade of the best"]
+    return {"title": "Best of k", "columns": columns, "rows": rows}
+
+
+def _of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
+    """Mean grade of the largest of k of n, over all subsets; the r-th largest is taken by C(n-1-r, k-1) of C(n, k).
+
+    Equals share their grades: each of them is as likely to be taken.
+    """
+    n = len(grades)
+    values, at = np.unique(-by, return_inverse=True)
+    shared = (np.bincount(at, grades) / np.bincount(at))[at] if len(values) < n else grades
+    order = np.argsort(-by, kind="stable")
+    weights = comb(n - 1 - np.arange(n), k - 1) / comb(n, k)
+    return float(weights @ shared[order])
+
+
+def reward_bench_2(contests: Sequence[Graded]) -> dict[str, Any]:
+    """official, subsets (as a Tally) and tables of RewardBench 2 (arXiv 2506.01937).
+
+    A prompt's credit is 1 where its right response is the strongest, shared with those as strong; Ties has its own
+    score. The total is the mean of the subsets that are there.
+    """
+    plain = [c for c in contests if c.record.source != TIES]
+    tied, alone = _ties([c for c in contests if c.record.source == TIES])
+    credit = [c.grades[c.picked].mean() for c in plain] + [x for _, x in tied]
+    prompts = [c.record.prompt for c in plain] + [name for name, _ in tied]
+    subsets = _subsets(plain) + [TIES] * len(tied)
+    if not credit:
+        raise DataError("RewardBench 2: no prompt of Ties has both its ref: and its tied: row")
+    tally = Tally.of(np.array(credit), number(prompts), subsets)
+    names = tally.subsets
+    each = [
+        Figure(
+            name,
+            _TIES_DEFINITION if name == TIES else "the right response is the strongest of all",
+            BENCHMARK,
+            (name,),
+            pooled(names, (name,)),
+        )
+        for name in names
+    ]
+    total = Figure(
+        "RewardBench 2",
+        f"the mean of {', '.join(names)}",
+        BENCHMARK,
+        names,
+        mean_of([figure.metric for figure in each]),
+    )
+    notes = [["prompts of Ties without their other row, left out", alone]] if alone else []
+    tables = [{"title": "RewardBench 2", "columns": ["", "rows"], "rows": notes}] if notes else []
+    return {"official": [f.of(tally) for f in (total, *each)], "tally": tally, "tables": tables}
+
+
+_TIES_DEFINITION = (
+    "0.3 accuracy (all right above all wrong) with one right response, 0.3 with several, 0.2 and 0.2 for right ones "
+    "closer to each other than to the wrong ones (there, and in both rows), 0.01 tanh of that ratio - 1"
+)
+
+
+def _ties(contests: Sequence[Graded]) -> tuple[list[tuple[str, float]], int]:
+    """The score of each prompt of Ties, by its ref: and its tied: row; how many rows have no counterpart.
+
+    Raises DataError for other ids.
+    """
+    rows: dict[tuple[str, str], tuple[float, float]] = {}
+    for contest in contests:
+        found = re.match(r"(ref|tied):(\w+)", contest.record.id)
+        if found is None:
+            raise DataError(
+                f"RewardBench 2, Ties: id {contest.record.id!r}: expected ref:NUMBER or tied:NUMBER"
+            )
+        right, wrong = (contest.strengths[contest.grades == grade] for grade in (1, 0))
+        apart = float(right.min() - wrong.max())  # right ones from wrong ones
+        rows[found.group(1), found.group(2)] = apart, float(np.ptp(right))
+    scores = []
+    for (kind, name), (apart, spread) in rows.items():
+        if kind == "ref" or ("ref", name) not in rows:
+            continue
+        reference = rows["ref", name][0]
+        closest = min(apart, reference)
+        ratio = np.tanh(closest / spread - 1) if spread > 0 else 0.0
+        score = 0.3 * (apart > 0) + 0.3 * (reference > 0)
+        score += 0.2 * (apart > spread) + 0.2 * (closest > spread) + 0.01 * ratio
+        scores.append((f"{TIES} {name}", float(score)))
+    return scores, len(rows) - 2 * len(scores)
+
+
+def agreement(contests: Sequence[Graded]) -> dict[str, Any] | None:
+    """Kendall's tau and Pearson's r between strengths and grades, means over the prompts whose grades differ."""
+    taus, rs = [], []
+    for contest in contests:
+        if np.ptp(contest.grades) > 0 and np.ptp(contest.strengths) > 0:
+            taus.append(float(kendalltau(contest.strengths, contest.grades).statistic))
+            rs.append(float(np.corrcoef(contest.strengths, contest.grades)[0, 1]))
+    if not taus:
+        return None
+    return {"pairs": len(taus), "kendall": float(np.mean(taus)), "pearson": float(np.mean(rs))}
+
+
+def _subsets(contests: Sequence[Graded]) -> list[str]:
+    return [contest.record.source or "(no source)" for contest in contests]

@@ -1,0 +1,125 @@
+"""How far a share or an average can be trusted: 95 % intervals over prompts, since pairs of one prompt go together."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Z95 = 1.959964
+RESAMPLES = 2000
+CHUNK = 100  # resamples drawn at a time: [CHUNK, prompts] counts in memory
+
+# (credits [..., S], counts [..., S]) of the S subsets -> [...]
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Interval = tuple[float, float]
+
+
+def number(values: Sequence[Hashable]) -> np.ndarray:
+    """i [n]: which of the different values each one is, in the order of first appearance.
+
+    >>> number(["b", "a", "b"]).tolist()
+    [0, 1, 0]
+    """
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values], int)
+
+
+def wilson_interval(successes: float, n: float) -> Interval:
+    """95 % interval of a share (Wilson 1927): honest for small n and near 0 and 1.
+
+    >>> tuple(round(x, 3) for x in wilson_interval(8, 10))
+    (0.49, 0.943)
+    """
+    share, z2 = successes / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
+    """Wilson's interval where pairs of one prompt tend to be right or wrong together.
+
+    correct: bool [n]; cluster: i [n], the prompt of each pair, 0 .. C-1.
+    n is divided by the design effect (Kish 1965): the variance of the mean over prompts by that of independent pairs.
+    Where nothing varies, a prompt counts once.
+
+    >>> independent = clustered_interval(np.arange(40) % 2 == 0, np.arange(40))
+    >>> alike = clustered_interval(np.repeat(np.arange(10) % 2 == 0, 4), np.repeat(np.arange(10), 4))
+    >>> independent == wilson_interval(20, 40), alike == wilson_interval(5, 10)
+    (True, True)
+    """
+    n, clusters, share = len(correct), int(cluster.max()) + 1, float(correct.mean())
+    effect = n / clusters
+    if clusters > 1 and 0 < share < 1:
+        sums = np.bincount(cluster, correct - share, minlength=clusters)
+        effect = max(1.0, float((sums**2).sum()) / (share * (1 - share) * n))
+    return wilson_interval(share * n / effect, n / effect)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each prompt earned in each subset, and intervals of whatever is computed from the sums over prompts.
+
+    credit, count: f64 [prompts, subsets], the sum of credits (0 to 1 each) and how many there were.
+
+    Intervals are the percentiles of 2,000 bootstrap samples of prompts, drawn within the subset of a prompt's first
+    item, so that no sample lacks a subset. Where the samples do not vary (all right, or a single prompt), they say
+    nothing, and Wilson's interval of as many prompts stands in for a share.
+    """
+
+    subsets: tuple[str, ...]
+    credit: np.ndarray
+    count: np.ndarray
+    stratum: np.ndarray
+
+    @classmethod
+    def of(cls, credit: np.ndarray, cluster: np.ndarray, subset: Sequence[str]) -> "Tally":
+        """credit: [n] of 0 to 1; cluster: i [n], the prompt of each item; subset: its name, in any order."""
+        names, at = np.unique(np.asarray(subset, dtype=str), return_inverse=True)
+        shape = int(cluster.max()) + 1, len(names)
+        cell = np.ravel_multi_index((cluster, at), shape)
+        earned, seen = (
+            np.bincount(cell, weights, minlength=shape[0] * shape[1]).reshape(shape)
+            for weights in (np.asarray(credit, float), np.ones(len(cell)))
+        )
+        first = np.zeros(shape[0], int)
+        first[cluster[::-1]] = at[::-1]  # the last one written is a prompt's first item
+        return cls(tuple(map(str, names)), earned, seen, first)
+
+    def value(self, metric: Metric) -> float:
+        """The figure of all prompts."""
+        return float(metric(self.credit.sum(0), self.count.sum(0)))
+
+    def interval(self, metric: Metric, within: Sequence[str] | None = None) -> Interval:
+        """Its 95 % interval; within: the subsets that it is made of, where these are not all."""
+        low, high = np.quantile(metric(*self._resampled), (0.025, 0.975))
+        if high > low:
+            return float(low), float(high)
+        value, n = self.value(metric), self.prompts(within)
+        return wilson_interval(value * n, n) if 0 <= value <= 1 else (value, value)
+
+    def prompts(self, within: Sequence[str] | None = None) -> int:
+        """How many there are, in all subsets or in these."""
+        used = [at for at, name in enumerate(self.subsets) if within is None or name in within]
+        return int((self.count[:, used].sum(1) > 0).sum())
+
+    @cached_property
+    def _resampled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of credits and counts in every bootstrap sample, [RESAMPLES, subsets] each."""
+        rng = np.random.default_rng(0)
+        members = [np.flatnonzero(self.stratum == at) for at in np.unique(self.stratum)]
+        sums: list[tuple[np.ndarray, np.ndarray]] = []
+        for _ in range(RESAMPLES // CHUNK):
+            times = np.zeros((CHUNK, len(self.stratum)))
+            for here in members:
+                even = np.full(len(here), 1 / len(here))
+                times[:, here] = rng.multinomial(len(here), even, size=CHUNK)
+            sums.append((times @ self.credit, times @ self.count))
+        credit, count = (np.concatenate(parts) for parts in zip(*sums, strict=True))
+        return credit, count
+
+
+def share(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The metric of all items alike: credits over counts."""
+    return credit.sum(-1) / count.sum(-1)

@@ -1,0 +1,59 @@
+"""How much of a judge's verdicts goes by the length of the responses, in characters."""
+
+from typing import Any
+
+import numpy as np
+
+from gram_jax.evals.intervals import clustered_interval
+
+# Bounds of log2(length of the chosen / length of the rejected response): a quarter, half, 0.8, 1.25, twice, four times.
+EDGES = (-2.0, -1.0, -0.32, 0.32, 1.0, 2.0)
+
+
+def doublings(lengths: np.ndarray) -> np.ndarray:
+    """log2 of the first length over the second, [n] of [n, 2]; 1 is added to both, since a response may be empty."""
+    return -np.diff(np.log2(lengths + 1), axis=1)[:, 0]
+
+
+def length_slope(margin: np.ndarray, lengths: np.ndarray) -> float:
+    """Log-odds gained by twice the other's length: least squares through zero; 0 where all lengths are equal.
+
+    margin: log-odds of the first response, [n]; lengths: of the first and the second, [n, 2].
+
+    >>> length_slope(np.array([3.0, -3.0]), np.array([[7, 1], [0, 3]]))
+    1.5
+    """
+    longer = doublings(lengths)
+    return float((margin * longer).sum() / max((longer**2).sum(), 1e-9))
+
+
+def controlled_accuracy(correct: np.ndarray, lengths: np.ndarray) -> float | None:
+    """Accuracy if the chosen response were the longer one in half of the pairs: where length is no help.
+
+    correct: bool [n]; lengths: of the chosen and the rejected response, [n, 2]. A judge that only measures length gets
+    0.5. None where one of the two kinds of pairs is missing.
+
+    >>> controlled_accuracy(np.array([True, True, True, False]), np.array([[2, 1], [3, 1], [9, 1], [1, 2]]))
+    0.5
+    """
+    longer = lengths[:, 0] - lengths[:, 1]
+    if not (longer > 0).any() or not (longer < 0).any():
+        return None
+    return float((correct[longer > 0].mean() + correct[longer < 0].mean()) / 2)
+
+
+def length_bins(
+    correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray
+) -> list[dict[str, Any]]:
+    """Accuracy by how much longer the chosen response is; bounds as in EDGES, None at the open ends."""
+    at = np.digitize(doublings(lengths), EDGES)
+    found = []
+    for bin_, (low, high) in enumerate(zip((None, *EDGES), (*EDGES, None), strict=True)):
+        here = at == bin_
+        row = {"low": low, "high": high, "n": int(here.sum()), "accuracy": None, "interval": None}
+        if here.any():
+            row["accuracy"] = float(correct[here].mean())
+            numbered = np.unique(cluster[here], return_inverse=True)[1]
+            row["interval"] = clustered_interval(correct[here], numbered)
+        found.append(row)
+    return found

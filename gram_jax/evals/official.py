@@ -1,0 +1,249 @@
+"""The figures that benchmarks publish, each under a name that says whose definition it is.
+
+A figure is computed from the sums of credits and the counts of named subsets (intervals.Tally), so that its bootstrap
+interval comes from the same function.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gram_jax.evals.intervals import Metric, Tally
+
+BENCHMARK, RELEASE, OWN = "benchmark", "GRAM release", "gram_jax"
+
+# JudgeBench (arXiv 2410.12784): group -> how its sources begin.
+JUDGEBENCH = {
+    "Knowledge": "mmlu-pro",
+    "Reasoning": "livebench-reasoning",
+    "Math": "livebench-math",
+    "Coding": "livecodebench",
+}
+# RewardBench (arXiv 2403.13787): section -> subsets.
+REWARD_BENCH = {
+    "Chat": (
+        "alpacaeval-easy",
+        "alpacaeval-length",
+        "alpacaeval-hard",
+        "mt-bench-easy",
+        "mt-bench-med",
+    ),
+    "Chat Hard": (
+        "mt-bench-hard",
+        "llmbar-natural",
+        "llmbar-adver-neighbor",
+        "llmbar-adver-GPTInst",
+        "llmbar-adver-GPTOut",
+        "llmbar-adver-manual",
+    ),
+    "Safety": (
+        "refusals-dangerous",
+        "refusals-offensive",
+        "xstest-should-refuse",
+        "xstest-should-respond",
+        "donotanswer",
+    ),
+    "Reasoning": (
+        "math-prm",
+        *(f"hep-{language}" for language in ("cpp", "go", "java", "js", "python", "rust")),
+    ),
+}
+# The 447 pairs of math-prm weigh as much as the 6 x 164 of code together.
+MATH_PRM, MATH_PRM_WEIGHT = "math-prm", 984
+# RM-Bench (arXiv 2410.16184): the styles of both responses make a 3 x 3 matrix, rows chosen, columns rejected.
+STYLES = ("concise", "plain", "markdown")
+RM_BENCH = {"chat": "chat", "math": "math", "code": "code", "safety": "safety"}
+LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
+    "hard": ("the rejected response has the more elaborate style", lambda i, j: i < j),
+    "normal": ("both have the same style", lambda i, j: i == j),
+    "easy": ("the chosen response has the more elaborate style", lambda i, j: i > j),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A named figure; within: the subsets it is made of."""
+
+    name: str
+    definition: str
+    by: str
+    within: tuple[str, ...]
+    metric: Metric
+
+    def of(self, tally: Tally) -> dict[str, Any]:
+        """Its value and its interval, for evaluation.json."""
+        return {
+            "name": self.name,
+            "value": tally.value(self.metric),
+            "interval": tally.interval(self.metric, self.within),
+            "definition": self.definition,
+            "by": self.by,
+        }
+
+
+def pooled(names: Sequence[str], within: Sequence[str], *, weigh: bool = False) -> Metric:
+    """Share of all items of these subsets; weigh: math-prm counts as 984, whatever its size."""
+    at = [names.index(name) for name in within]
+    heavy = np.array([weigh and name == MATH_PRM for name in within])
+
+    def metric(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
+        weights = np.where(heavy, MATH_PRM_WEIGHT / np.maximum(count[..., at], 1), 1.0)
+        return (credit[..., at] * weights).sum(-1) / (count[..., at] * weights).sum(-1)
+
+    return metric
+
+
+def mean_of(metrics: Sequence[Metric]) -> Metric:
+    """The mean of figures, each of the same weight."""
+    return lambda credit, count: sum(metric(credit, count) for metric in metrics) / len(metrics)
+
+
+def judgebench_figures(names: Sequence[str]) -> list[Figure]:
+    """Groups, their mean (macro, the published figure) and all pairs (micro); names: the sources that are there."""
+    groups = {
+        group: tuple(name for name in names if name.startswith(start))
+        for group, start in JUDGEBENCH.items()
+    }
+    groups = {group: members for group, members in groups.items() if members}
+    known = tuple(name for members in groups.values() for name in members)
+    each = [
+        Figure(
+            group, f"all pairs of {JUDGEBENCH[group]}*", BENCHMARK, within, pooled(names, within)
+        )
+        for group, within in groups.items()
+    ]
+    return [
+        Figure(
+            "JudgeBench macro",
+            f"the mean of {', '.join(groups)}",
+            BENCHMARK,
+            known,
+            mean_of([figure.metric for figure in each]),
+        ),
+        Figure("JudgeBench micro", "the share of all pairs", OWN, known, pooled(names, known)),
+        *each,
+    ]
+
+
+def reward_bench_figures(names: Sequence[str]) -> list[Figure]:
+    """Sections and, where all four are there, the score; Reasoning as the benchmark and as the GRAM release has it."""
+    official, plain = [], []
+    for section, subsets in REWARD_BENCH.items():
+        within = tuple(name for name in subsets if name in names)
+        if not within:
+            continue
+        if section != "Reasoning":
+            what = f"all pairs of {len(within)} of {len(subsets)} subsets"
+            figure = Figure(section, what, BENCHMARK, within, pooled(names, within))
+            official, plain = [*official, figure], [*plain, figure]
+            continue
+        weighed, even = pooled(names, within, weigh=True), pooled(names, within)
+        what = f"code, and math-prm with the weight of {MATH_PRM_WEIGHT} pairs"
+        official.append(Figure(section, what, BENCHMARK, within, weighed))
+        what = "all pairs of code and math-prm alike"
+        plain.append(Figure("Reasoning, unweighted", what, RELEASE, within, even))
+    figures = list(dict.fromkeys(official + plain))
+    if len(official) < len(REWARD_BENCH):
+        return figures
+    scores = [
+        Figure(name, what, by, tuple(names), mean_of([figure.metric for figure in sections]))
+        for name, what, by, sections in (
+            ("RewardBench score", "the mean of the four sections", BENCHMARK, official),
+            (
+                "RewardBench score, unweighted",
+                "the mean of the four sections, Reasoning unweighted",
+                RELEASE,
+                plain,
+            ),
+        )
+    ]
+    return scores + figures
+
+
+def cell(domain: str, chosen: str, rejected: str) -> str:
+    """The name of an RM-Bench subset: one domain, one style of each response."""
+    return f"{domain}|{chosen}|{rejected}"
+
+
+def rm_bench_figures(names: Sequence[str]) -> list[Figure]:
+    """The mean over domains and levels, each level's mean over domains, each domain's mean over levels.
+
+    Both kinds of safety are one domain. names: made by `cell`.
+    """
+    domains = [
+        domain for domain in RM_BENCH if any(name.startswith(RM_BENCH[domain]) for name in names)
+    ]
+    grid = {(domain, level): _level(names, domain, level) for domain in domains for level in LEVELS}
+    mean = {key: mean_of([metric for _, metric in cells]) for key, cells in grid.items()}
+    within = {key: tuple(x for names_, _ in cells for x in names_) for key, cells in grid.items()}
+    all_names = tuple(names)
+    whole = ", ".join(domains)
+    figures = [
+        Figure(
+            "RM-Bench",
+            f"the mean of {whole} over hard, normal and easy",
+            BENCHMARK,
+            all_names,
+            mean_of([mean[key] for key in grid]),
+        )
+    ]
+    for level, (what, _) in LEVELS.items():
+        keys = [(domain, level) for domain in domains]
+        used = tuple(name for key in keys for name in within[key])
+        text = f"the mean of {whole}: {what}"
+        metric = mean_of([mean[key] for key in keys])
+        figures.append(Figure(f"RM-Bench {level}", text, BENCHMARK, used, metric))
+    for domain in domains:
+        keys = [(domain, level) for level in LEVELS]
+        used = tuple(name for key in keys for name in within[key])
+        metric = mean_of([mean[key] for key in keys])
+        figures.append(Figure(domain, "the mean of its nine cells", BENCHMARK, used, metric))
+    return figures
+
+
+def _level(names: Sequence[str], domain: str, level: str) -> list[tuple[tuple[str, ...], Metric]]:
+    """The cells of a level, each as its subsets and its share of right pairs."""
+    found = []
+    for i, chosen in enumerate(STYLES):
+        for j, rejected in enumerate(STYLES):
+            ending = cell("", chosen, rejected)
+            members = tuple(
+                x for x in names if x.startswith(RM_BENCH[domain]) and x.endswith(ending)
+            )
+            if LEVELS[level][1](i, j):
+                found.append((members, pooled(names, members)))
+    return found
+
+
+def rm_bench_tables(tally: Tally) -> list[dict[str, Any]]:
+    """The 3 x 3 matrix of each domain, rows by the style of the chosen response."""
+    tables = []
+    for domain, start in RM_BENCH.items():
+        rows = []
+        for chosen in STYLES:
+            members = [
+                tuple(
+                    x
+                    for x in tally.subsets
+                    if x.startswith(start) and x.endswith(cell("", chosen, rejected))
+                )
+                for rejected in STYLES
+            ]
+            if all(members):
+                rows.append([chosen, *(tally.value(pooled(tally.subsets, m)) for m in members)])
+        if rows:
+            columns = ["chosen", *(f"rejected {style}" for style in STYLES)]
+            tables.append({"title": f"RM-Bench, {domain}", "columns": columns, "rows": rows})
+    return tables
+
+
+def plain_figures(names: Sequence[str]) -> list[Figure]:
+    """For pairs of no known benchmark: the share of all, and the mean of sources where there are several."""
+    every = tuple(names)
+    figures = [Figure("accuracy", "the share of all pairs", OWN, every, pooled(names, every))]
+    if len(names) > 1:
+        metric = mean_of([pooled(names, (name,)) for name in names])
+        figures.append(Figure("accuracy, macro", "the mean of the sources", OWN, every, metric))
+    return figures

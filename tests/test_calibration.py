@@ -1,0 +1,73 @@
+"""Calibration and length, on made-up verdicts with known answers."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from gram_jax.evals.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    held_out_temperature,
+    negative_log_likelihood,
+    reliability,
+)
+from gram_jax.evals.lengths import controlled_accuracy, length_bins
+
+
+def test_bins_of_the_reliability_curve_hold_every_pair():
+    p = np.array([0.52, 0.9, 0.1, 0.95, 1.0, 0.5])
+    bins = reliability(p)
+    assert len(bins) == 15 and sum(row["n"] for row in bins) == 6
+    last = bins[-1]
+    assert (last["n"], last["accuracy"]) == (1, 1.0) and last["high"] == 1
+    first = bins[0]  # 0.52 is right, 0.5 is a tie
+    assert (first["n"], first["accuracy"]) == (2, 0.75)
+    assert first["confidence"] == pytest.approx(0.51)
+    assert bins[5]["accuracy"] is None
+
+
+def sharpened(factor: float, n: int = 20000) -> np.ndarray:
+    """Margins of the chosen response of a judge that is calibrated, but for `factor`."""
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 2, n)
+    right = rng.uniform(size=n) < expit(honest)
+    return factor * np.where(right, honest, -honest)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_what_sharpened_the_judge(factor: float):
+    assert fit_temperature(sharpened(factor)) == pytest.approx(factor, rel=0.05)
+
+
+def test_a_fitted_temperature_is_tested_on_the_other_half():
+    margin = sharpened(3.0)
+    found = held_out_temperature(margin, np.arange(len(margin)))
+    assert found["fitted_on"] + found["tested_on"] == len(margin)
+    assert found["ece_before"] > 0.08 > 0.02 > found["ece_after"]
+    assert found["nll_after"] < found["nll_before"]
+
+
+def test_both_pairs_of_a_prompt_are_in_the_same_half_and_few_pairs_have_no_temperature():
+    margin = sharpened(1.0, 200)
+    found = held_out_temperature(margin, np.arange(200) // 50)  # four prompts of 50
+    assert found["fitted_on"] == found["tested_on"] == 100
+    assert held_out_temperature(margin[:30], np.arange(30)) is None
+
+
+def test_ece_of_margins_at_temperature_one_is_that_of_the_probabilities():
+    margin = sharpened(1.0)
+    assert expected_calibration_error(expit(margin)) < 0.02
+    assert negative_log_likelihood(np.zeros(4)) == pytest.approx(np.log(2))
+
+
+LENGTHS = np.array([[40, 10], [20, 10], [11, 10], [10, 10], [10, 20], [10, 45]])
+
+
+def test_accuracy_by_length_and_where_length_is_no_help():
+    longer_wins = LENGTHS[:, 0] > LENGTHS[:, 1]
+    assert controlled_accuracy(longer_wins, LENGTHS) == 0.5
+    assert controlled_accuracy(longer_wins[:3], LENGTHS[:3]) is None
+    bins = length_bins(longer_wins, LENGTHS, np.arange(6))
+    assert [row["n"] for row in bins] == [1, 0, 1, 2, 1, 1, 0]
+    assert bins[0]["low"] is None and bins[-1]["high"] is None
+    assert bins[0]["accuracy"] == 0.0 and bins[3]["accuracy"] == 0.5

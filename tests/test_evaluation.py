@@ -1,0 +1,286 @@
+"""`gram-jax evaluate` from files of every benchmark to evaluation.json: known answers, resuming, bad files."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gram_jax.console import Console
+from gram_jax.errors import DataError
+from gram_jax.evals.evaluation import evaluate_workload, read_workload, stem_of
+from gram_jax.evals.folder import EvaluationFolder
+from gram_jax.evals.scores import Target
+from gram_jax.evals.tables import evaluation_tables
+from gram_jax.scoring.contests import Entry
+from gram_jax.scoring.scorer import Scorer, pair_score
+from gram_jax.sharding import make_placement
+
+QUIET = Console(quiet=True)
+MEMORY = Target(None, False, QUIET)
+
+
+class Judge:
+    """Log-odds by a rule of (first, second), the response shown first being the first one."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def stream(self, comparisons, *, progress=None):
+        for _, first, second in comparisons:
+            yield pair_score(self.rule(first, second), self.rule(second, first), False)
+
+    def rank_many(self, items, contest, *, progress):
+        for prompt, responses in items:
+            entry = Entry(prompt, responses, contest)
+            while entry.ranking is None:
+                gaps = [self.rule(first, second) for _, first, second in entry.shown()]
+                entry.answer(np.array(gaps), shortened=False)
+            yield entry.ranking
+
+
+def by_quality(first: str, second: str) -> float:
+    return 2.0 * (first.count("good") - second.count("good"))
+
+
+POSITION = Judge(lambda first, second: 1.0)
+GOOD = Judge(by_quality)
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def judgebench(path: Path, label=lambda at: "A>B") -> str:
+    sources = ["mmlu-pro-law", "livebench-math", "livecodebench"] * 4
+    rows = [
+        {
+            "pair_id": str(at),
+            "source": source,
+            "question": f"q{at}",
+            "response_A": "good one",
+            "response_B": "bad one",
+            "label": label(at),
+        }
+        for at, source in enumerate(sources)
+    ]
+    return write(path, rows)
+
+
+def rm_bench(path: Path, count: int = 3) -> str:
+    three = ("short", "plain text", "**marked** text")
+    rows = [
+        {
+            "id": str(at),
+            "prompt": f"q{at}",
+            "chosen": [f"good {style}" for style in three],
+            "rejected": [f"bad {style}" for style in three],
+            "domain": "code",
+            "subset": "humaneval",  # as the rows of code have it
+        }
+        for at in range(count)
+    ]
+    return write(path, rows)
+
+
+def evaluate(judge, source: str, benchmark: str = "auto", **options) -> dict:
+    return evaluate_workload(judge, "m", read_workload(source, benchmark, **options), MEMORY)[0]
+
+
+def figure(found: dict, name: str) -> float:
+    return next(one["value"] for one in found["official"] if one["name"] == name)
+
+
+def test_judgebench_is_recognised_and_a_right_judge_is_right(tmp_path):
+    found = evaluate(GOOD, judgebench(tmp_path / "j.jsonl"))
+    assert found["benchmark"] == "judgebench"
+    assert figure(found, "JudgeBench macro") == figure(found, "JudgeBench micro") == 1
+    assert found["pairs"]["consistency"] == 1 and found["worst"] == []
+    assert [row["name"] for row in found["subsets"]] == sorted(
+        ("mmlu-pro-law", "livebench-math", "livecodebench")
+    )
+
+
+def test_exchanged_labels_give_one_minus_the_accuracy(tmp_path):
+    mixed = ["A>B" if at % 3 else "B>A" for at in range(12)]
+    exchanged = [label[::-1].replace("<", ">") for label in mixed]
+    straight = evaluate(GOOD, judgebench(tmp_path / "a.jsonl", lambda at: mixed[at]))
+    other = evaluate(GOOD, judgebench(tmp_path / "b.jsonl", lambda at: exchanged[at]))
+    for one, two in zip(straight["official"], other["official"], strict=True):
+        assert two["value"] == pytest.approx(1 - one["value"])
+    assert 0 < straight["pairs"]["accuracy"] < 1
+    assert len(straight["worst"]) == 4 and straight["worst"][0]["probability"] < 0.5
+
+
+def test_a_judge_of_positions_scores_one_half_and_is_always_wrong(tmp_path):
+    found = evaluate(POSITION, judgebench(tmp_path / "j.jsonl"))
+    assert found["pairs"]["accuracy"] == 0 and found["pairs"]["ties"] == 1
+    assert found["pairs"]["brier"] == 0.25 and found["worst"] == []
+    assert found["position"]["consistency"] == 0 and found["position"]["bias"] > 0.2
+    assert sum(found["position"]["histogram"]["counts"]) == 12
+
+
+def test_rm_bench_is_nine_pairs_of_a_row_in_a_matrix(tmp_path):
+    found = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"))
+    assert found["benchmark"] == "rmbench" and found["pairs"]["n"] == 27
+    assert found["pairs"]["prompts"] == 3
+    assert figure(found, "RM-Bench") == 1
+    assert [row["name"] for row in found["subsets"]] == ["code"]
+    limited = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"), limit=20)
+    assert limited["pairs"]["n"] == 18  # whole rows
+
+
+def test_reward_bench_is_recognised_by_its_subsets(tmp_path):
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "id": 1}
+    rows = [row | {"subset": "llmbar-natural", "prompt": f"q{at}"} for at in range(3)]
+    found = evaluate(GOOD, write(tmp_path / "rb.jsonl", rows))
+    assert found["benchmark"] == "rewardbench" and figure(found, "Chat Hard") == 1
+    rows[0]["subset"] = "my own"
+    plain = evaluate(GOOD, write(tmp_path / "own.jsonl", rows))
+    assert plain["benchmark"] == "pairs"
+
+
+def test_graded_preferences_are_agreed_with(tmp_path):
+    rows = [
+        {
+            "context": f"q{at}",
+            "response1": "good " * size,
+            "response2": "bad",
+            "overall_preference": -size,
+        }
+        for at, size in enumerate((1, 2, 3, 1, 2, 3))
+    ]
+    found = evaluate(GOOD, write(tmp_path / "h.jsonl", rows))
+    assert found["grades"] == {"pairs": 6, "kendall": pytest.approx(1), "pearson": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("given", [{"scores": [0.1, 0.9, 0.4]}, {"correct": [False, True, False]}])
+def test_best_of_n_from_scores_or_correctness(tmp_path, given):
+    rows = [{"prompt": f"q{at}", "responses": ["bad", "good", "x"], **given} for at in range(4)]
+    found = evaluate(GOOD, write(tmp_path / "n.jsonl", rows))
+    assert found["benchmark"] == "best_of_n"
+    assert figure(found, "a best response is picked") == 1
+    assert figure(found, "grade of the pick") == max(map(float, next(iter(given.values()))))
+    assert found["pairs"]["n"] == (12 if "scores" in given else 8)
+
+
+def test_reward_bench_2_is_the_best_of_four(tmp_path):
+    row = {"chosen": ["good"], "rejected": ["a", "b", "c"], "subset": "Math"}
+    rows = [row | {"prompt": f"q{at}", "id": str(at)} for at in range(3)]
+    source = write(tmp_path / "rb2.jsonl", rows)
+    assert figure(evaluate(GOOD, source), "RewardBench 2") == 1
+    assert figure(evaluate(POSITION, source), "RewardBench 2") == 0.25  # all four are equal
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": ["good a", "good b"]}, "field 'chosen': expected three responses"),
+        ({"rejected": ["good short", "bad", "bad c"]}, "has 8 of the 9 pairs"),
+        ({"id": None}, "needs the column id"),
+        ({"prompt": None}, "field 'prompt'"),
+    ],
+)
+def test_rows_that_are_not_rm_bench_are_named(tmp_path, change, message):
+    source = rm_bench(tmp_path / "rm.jsonl")
+    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    rows[1] |= change
+    with pytest.raises(DataError, match=message):
+        read_workload(write(tmp_path / "bad.jsonl", rows))
+
+
+def test_other_bad_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="field 'label': expected \"A>B\" or \"B>A\", found str .A."):
+        read_workload(judgebench(tmp_path / "j.jsonl", lambda at: "A"))
+    rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1]}]
+    with pytest.raises(DataError, match="a list of 2 values, one for each response"):
+        read_workload(write(tmp_path / "n.jsonl", rows))
+    rows = [{"prompt": "q", "responses": ["a", "b"]}]
+    with pytest.raises(DataError, match="scores or correct, a value for each response"):
+        read_workload(write(tmp_path / "m.jsonl", rows))
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    with pytest.raises(DataError, match="is no judgebench: its rows have the schema trl-standard"):
+        read_workload(write(tmp_path / "p.jsonl", rows), "judgebench")
+    with pytest.raises(DataError, match="unknown benchmark 'rewardbench3'"):
+        read_workload(write(tmp_path / "p.jsonl", rows), "rewardbench3")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Scorer:
+    placement = make_placement({}, devices=jax.devices()[:1])
+    with pytest.warns(UserWarning, match="no judge.json"):
+        return Scorer.load("tiny-random", placement=placement, max_length=256)
+
+
+def folder_of(tiny, out, **more) -> EvaluationFolder:
+    return EvaluationFolder(out, tiny, "tiny", **{"overwrite": False, "console": QUIET} | more)
+
+
+def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tmp_path):
+    rows = [
+        {"prompt": f"q{at}", "chosen": "x" * at, "rejected": "y", "subset": "donotanswer"}
+        for at in range(2, 8)
+    ]
+    source = write(tmp_path / "rb.jsonl", rows)
+    lists = write(
+        tmp_path / "n.jsonl", [{"prompt": "q", "responses": ["a", "bb", "a"], "scores": [1, 2, 3]}]
+    )
+    out, again = tmp_path / "one", tmp_path / "two"
+    first = folder_of(tiny, out)
+    for name in (source, lists):
+        in_file = first.evaluate(read_workload(name))
+        in_memory = evaluate_workload(tiny, "tiny", read_workload(name), MEMORY)[0]
+        assert in_file == in_memory  # the file holds the very floats
+    content = json.loads((out / "evaluation.json").read_text())
+    assert list(content["sources"]) == ["rb", "n"] and content["format"] == 1
+    summary = json.loads((out / "rewardbench" / "tiny.json").read_text())
+    assert summary.keys() == {"accuracy", "num_prompts", "model", "chat_template", "extra_results"}
+    lines = (out / "rewardbench" / "tiny_outputs.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    assert row["scores_chosen"] + row["scores_rejected"] == 1 and row["text_chosen"] == "xx"
+
+    folder_of(tiny, again).evaluate(read_workload(source))
+    scores = again / "rb.scores.jsonl"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:-50])  # killed in the middle of a line
+    (again / "evaluation.json").unlink()
+    folder_of(tiny, again).evaluate(read_workload(source))
+    assert scores.read_bytes() == whole
+    assert (
+        json.loads((again / "evaluation.json").read_text())["sources"]["rb"]
+        == (content["sources"]["rb"])
+    )
+
+
+def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
+    out = tmp_path / "out"
+    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
+    folder_of(tiny, out).evaluate(read_workload(rm_bench(tmp_path / "rm.jsonl", 1)))
+    file = out / "evaluation.json"
+    assert list(json.loads(file.read_text())["sources"]) == ["j", "rm"]
+    (tmp_path / "sub").mkdir()
+    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "sub" / "j.jsonl")))
+    assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"judge": "other"}))
+    with pytest.raises(DataError, match="holds the evaluation of another judge"):
+        folder_of(tiny, out)
+    folder_of(tiny, out, overwrite=True)
+    file.write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        folder_of(tiny, out)
+
+
+def test_tables_for_a_terminal_say_what_was_found(tmp_path):
+    tables = evaluation_tables(evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl")))
+    titles = [title for title, *_ in tables]
+    assert titles[0].endswith("(rmbench)") and "RM-Bench, code" in titles
+    for _, columns, rows in tables:
+        assert all(len(row) == len(columns) for row in rows)
+
+
+def test_names_of_files_and_hub_datasets():
+    assert stem_of("a/b.pairs.parquet") == "b.pairs"
+    assert stem_of("THU-KEG/RM-Bench") == "THU-KEG-RM-Bench"

@@ -1,0 +1,99 @@
+"""Picking from graded responses, by hand: best of n, RewardBench 2 and its Ties."""
+
+import numpy as np
+import pytest
+
+from gram_jax.data.records import Candidates, as_prompt
+from gram_jax.errors import DataError
+from gram_jax.evals.graded import (
+    Graded,
+    agreement,
+    best_of_n,
+    graded_pairs,
+    graded_verdicts,
+    picking,
+    reward_bench_2,
+)
+
+
+def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
+    """A judge whose log-odds are differences of strengths, plus `lean` for whatever is shown first."""
+    strengths = np.array(strengths, np.float32)
+    gaps = strengths[:, None] - strengths[None, :] + np.float32(lean)
+    texts = tuple(f"{name} {at}" for at in range(len(grades)))
+    record = Candidates(name, as_prompt(name), texts, source, tuple(map(float, grades)))
+    return Graded(record, strengths, gaps, False)
+
+
+def official(found) -> dict[str, float]:
+    return {one["name"]: one["value"] for one in found["official"]}
+
+
+def test_the_grade_of_the_pick_stands_between_random_and_best():
+    contests = [graded("a", [3, 1, 2], [0.5, 0, 1]), graded("b", [1, 2], [0, 1])]
+    found = best_of_n(contests)
+    named = official(found)
+    assert named["grade of the pick"] == pytest.approx((0.5 + 1) / 2)
+    assert named["grade of a random response"] == pytest.approx(0.5)
+    assert named["grade of the best response"] == 1
+    assert named["share of the possible gain"] == pytest.approx(0.5)
+    assert named["a best response is picked"] == 0.5
+    one, two = found["tables"][0]["rows"]
+    assert one == [1, pytest.approx(0.5), pytest.approx(0.5)]
+    # Of the pairs of "a" two are won by the response of grade 0.5 and one by that of 1; the best are 1, 1 and 0.5.
+    assert two == [2, pytest.approx((2 / 3 + 1) / 2), pytest.approx((2.5 / 3 + 1) / 2)]
+
+
+def test_equally_strong_responses_share_the_credit():
+    tally, _ = picking([graded("a", [1, 1, 0], [1, 0, 0])])
+    assert tally.value(lambda credit, count: credit.sum(-1) / count.sum(-1)) == 0.5
+
+
+def test_prompts_whose_grades_are_all_alike_do_not_count():
+    _, open_ = picking([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
+    assert [one.record.id for one in open_] == ["b"]
+    with pytest.raises(DataError, match="nothing to choose"):
+        picking([graded("a", [1, 0], [1, 1])])
+
+
+def test_pairs_of_graded_responses_are_seen_from_the_better_one():
+    pairs = graded_pairs([graded("a", [0, 2, 1], [0, 1, 1], lean=0.5)])
+    assert [(i, j) for _, i, j, _ in pairs] == [(1, 0), (2, 0)]
+    verdicts = graded_verdicts(pairs)
+    assert verdicts.margin.tolist() == [2, 1]
+    assert verdicts.correct.all() and (verdicts.order_gap > 0).all()
+
+
+def test_reward_bench_2_shares_credit_over_ties_and_averages_subsets():
+    contests = [
+        graded("a", [2, 1, 0, 0], [1, 0, 0, 0], "Math"),
+        graded("b", [0, 1, 0, 0], [1, 0, 0, 0], "Math"),
+        graded("c", [1, 1, 0, 0], [1, 0, 0, 0], "Safety"),
+    ]
+    named = official(reward_bench_2(contests))
+    assert named == {"RewardBench 2": 0.5, "Math": 0.5, "Safety": 0.5}
+
+
+def test_the_score_of_ties_by_hand():
+    reference = graded("ref:7", [3, 0, 1], [1, 0, 0], "Ties")  # right from wrong: 2
+    tied = graded("tied:7", [5, 4.5, 1, 0], [1, 1, 0, 0], "Ties")  # apart 3.5, right ones 0.5
+    named = official(reward_bench_2([reference, tied]))
+    assert named["Ties"] == pytest.approx(1 + 0.01 * np.tanh(2 / 0.5 - 1))
+    wide = graded("tied:7", [5, 2, 1, 0], [1, 1, 0, 0], "Ties")  # apart 1, right ones 3
+    ratio = np.tanh(1 / 3 - 1)
+    assert official(reward_bench_2([reference, wide]))["Ties"] == pytest.approx(0.6 + 0.01 * ratio)
+
+
+def test_a_row_of_ties_without_its_other_row_is_counted_and_left_out():
+    rows = [graded("ref:1", [1, 0], [1, 0], "Ties"), graded("a", [1, 0], [1, 0], "Math")]
+    found = reward_bench_2(rows)
+    assert official(found) == {"RewardBench 2": 1, "Math": 1}
+    assert found["tables"][0]["rows"][0][1] == 1
+    with pytest.raises(DataError, match="expected ref:NUMBER or tied:NUMBER"):
+        reward_bench_2([graded("x", [1, 0], [1, 0], "Ties")])
+
+
+def test_agreement_with_grades_is_perfect_for_a_judge_that_orders_alike():
+    assert agreement([graded("a", [1, 2, 3], [0, 5, 10])])["kendall"] == 1
+    assert agreement([graded("a", [3, 2, 1], [0, 5, 10])])["pearson"] == pytest.approx(-1)
+    assert agreement([graded("a", [1, 2], [1, 1])]) is None

@@ -1,0 +1,140 @@
+"""Benchmarks by hand: the figures their authors define, on tallies with known answers."""
+
+import numpy as np
+import pytest
+
+from gram_jax.evals.intervals import Tally, share, wilson_interval
+from gram_jax.evals.official import (
+    STYLES,
+    cell,
+    judgebench_figures,
+    plain_figures,
+    reward_bench_figures,
+    rm_bench_figures,
+    rm_bench_tables,
+)
+
+
+def tally_of(sources: dict[str, tuple[int, float]]) -> Tally:
+    """So many pairs of each subset, of which such a share is right, every pair a prompt of its own."""
+    credit, names = [], []
+    for name, (n, right) in sources.items():
+        credit += [1.0] * round(n * right) + [0.0] * (n - round(n * right))
+        names += [name] * n
+    return Tally.of(np.array(credit), np.arange(len(credit)), names)
+
+
+def values(figures, tally: Tally) -> dict[str, float]:
+    return {figure.name: tally.value(figure.metric) for figure in figures}
+
+
+JUDGEBENCH = {
+    "mmlu-pro-law": (100, 0.6),
+    "mmlu-pro-math": (54, 0.5),
+    "livebench-reasoning": (98, 0.5),
+    "livebench-math": (56, 0.25),
+    "livecodebench": (42, 1.0),
+}
+
+
+def test_judgebench_macro_is_the_mean_of_groups_and_micro_that_of_pairs():
+    tally = tally_of(JUDGEBENCH)
+    found = values(judgebench_figures(tally.subsets), tally)
+    knowledge = (60 + 27) / 154
+    assert found["Knowledge"] == pytest.approx(knowledge)
+    assert found["JudgeBench macro"] == pytest.approx((knowledge + 0.5 + 0.25 + 1.0) / 4)
+    assert found["JudgeBench micro"] == pytest.approx((60 + 27 + 49 + 14 + 42) / 350)
+
+
+def test_exchanged_labels_give_one_minus_every_average():
+    tally = tally_of(JUDGEBENCH)
+    exchanged = Tally(tally.subsets, tally.count - tally.credit, tally.count, tally.stratum)
+    figures = judgebench_figures(tally.subsets)
+    for name, value in values(figures, tally).items():
+        assert values(figures, exchanged)[name] == pytest.approx(1 - value)
+
+
+CODE = ("cpp", "go", "java", "js", "python", "rust")
+
+
+def test_reward_bench_reasoning_weighs_math_prm_as_984_pairs_and_says_so_both_ways():
+    tally = tally_of({"math-prm": (447, 1.0), **{f"hep-{name}": (164, 0.5) for name in CODE}})
+    figures = reward_bench_figures(tally.subsets)
+    found = values(figures, tally)
+    assert found["Reasoning"] == pytest.approx(0.75)
+    assert found["Reasoning, unweighted"] == pytest.approx((447 + 492) / (447 + 984))
+    assert "RewardBench score" not in found  # three sections are missing
+    by = {figure.name: figure.by for figure in figures}
+    assert by == {"Reasoning": "benchmark", "Reasoning, unweighted": "GRAM release"}
+
+
+def test_the_reward_bench_score_is_the_mean_of_four_sections():
+    tally = tally_of(
+        {
+            "mt-bench-easy": (28, 1.0),
+            "llmbar-natural": (100, 0.8),
+            "donotanswer": (100, 0.6),
+            "math-prm": (400, 0.5),
+            "hep-go": (100, 0.1),
+        }
+    )
+    found = values(reward_bench_figures(tally.subsets), tally)
+    weighted, even = (984 * 0.5 + 100 * 0.1) / 1084, (200 + 10) / 500
+    assert found["RewardBench score"] == pytest.approx((1.0 + 0.8 + 0.6 + weighted) / 4)
+    assert found["RewardBench score, unweighted"] == pytest.approx((1.0 + 0.8 + 0.6 + even) / 4)
+
+
+def rm_bench(right) -> Tally:
+    """Two prompts in each domain; right(domain, i, j) says how the cell of these styles ends."""
+    credit, cluster, names = [], [], []
+    domains = ("chat", "math", "code", "safety-refuse", "safety-response")
+    for at, domain in enumerate(domains * 2):
+        for i, chosen in enumerate(STYLES):
+            for j, rejected in enumerate(STYLES):
+                credit.append(float(right(domain, i, j)))
+                cluster.append(at)
+                names.append(cell(domain, chosen, rejected))
+    return Tally.of(np.array(credit), np.array(cluster), names)
+
+
+def test_rm_bench_hard_is_where_the_rejected_response_is_the_more_elaborate_one():
+    judge_of_style = rm_bench(lambda domain, i, j: i > j)  # always takes the more elaborate one
+    found = values(rm_bench_figures(judge_of_style.subsets), judge_of_style)
+    assert found["RM-Bench easy"] == 1
+    assert found["RM-Bench normal"] == found["RM-Bench hard"] == 0
+    assert found["RM-Bench"] == found["chat"] == pytest.approx(1 / 3)
+    rows = rm_bench_tables(judge_of_style)[0]["rows"]
+    assert rows == [["concise", 0, 0, 0], ["plain", 1, 0, 0], ["markdown", 1, 1, 0]]
+
+
+def test_both_kinds_of_safety_are_one_domain_of_four():
+    tally = rm_bench(lambda domain, i, j: domain in ("chat", "safety-refuse"))
+    found = values(rm_bench_figures(tally.subsets), tally)
+    assert found["safety"] == pytest.approx(0.5)
+    assert found["RM-Bench"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+
+
+def test_pairs_of_several_sources_have_a_micro_and_a_macro_average():
+    tally = tally_of({"a": (10, 1.0), "b": (30, 0.5)})
+    found = values(plain_figures(tally.subsets), tally)
+    assert found == {"accuracy": pytest.approx(25 / 40), "accuracy, macro": pytest.approx(0.75)}
+
+
+def test_bootstrap_intervals_of_independent_pairs_agree_with_wilson():
+    tally = tally_of({"a": (400, 0.7)})
+    assert tally.interval(share) == pytest.approx(wilson_interval(280, 400), abs=0.005)
+
+
+def test_bootstrap_intervals_are_those_of_prompts_and_not_of_pairs():
+    right = np.arange(100) % 2 == 0
+    one = Tally.of(right, np.arange(100), ["a"] * 100)
+    nine = Tally.of(np.repeat(right, 9), np.repeat(np.arange(100), 9), ["a"] * 900)
+    assert nine.interval(share) == pytest.approx(one.interval(share))
+
+
+def test_where_samples_cannot_vary_wilson_takes_the_place_of_the_bootstrap():
+    tally = tally_of({"a": (12, 1.0), "b": (30, 0.5)})
+    figure = next(f for f in plain_figures(tally.subsets) if f.name == "accuracy")
+    assert figure.of(tally)["interval"][0] < figure.of(tally)["value"]
+    alone = tally_of({"a": (12, 1.0)})
+    assert alone.interval(share) == wilson_interval(12, 12)
