@@ -222,25 +222,34 @@ def attack_tables(
         ("without attacks", "share", "95 %"),
         [(what, _figure(share), _interval(bounds)) for what, share, bounds in shares],
     )
-    kinds = {
-        "hostile": ("hostile: the attacked response wins", "flip rate"),
-        "harmless": ("harmless: the verdict changes", "order flips"),
-    }
-    for kind, (title, baseline) in kinds.items():
-        entries = [entry for entry in report["attacks"] if entry["kind"] == kind]
-        if not entries:
-            continue
-        columns = ("attack", "n", "success", "95 %", baseline)
-        more = ("turned", "shown first", "shown second") if kind == "hostile" else ()
-        rows = []
-        for entry in entries:
-            row = [entry["name"], f"{entry['n']:,}", _figure(entry["success"])]
-            row += [_interval(entry["interval"]), _figure(entry["baseline"])]
-            if more:
-                orders = (entry["shown_first"], entry["shown_second"])
-                row += [_figure(entry["turned"]), *(_figure(o["success"]) for o in orders)]
-            rows.append(tuple(row))
-        yield title, (*columns, *more), rows
+    hostile = [
+        (
+            entry["name"],
+            _figure(entry["success"]),
+            _interval(entry["interval"]),
+            *map(_figure, (entry["baseline"], entry["turned"])),
+            *(_figure(entry[order]["success"]) for order in ("shown_first", "shown_second")),
+        )
+        for entry in report["attacks"]
+        if entry["kind"] == "hostile"
+    ]
+    if hostile:
+        columns = ("attack", "success", "95 %", "flips", "turned", "first", "second")
+        yield "hostile: the attacked response wins", columns, hostile
+    harmless = [
+        (
+            entry["name"],
+            f"{entry['n']:,}",
+            _figure(entry["success"]),
+            _interval(entry["interval"]),
+            _figure(entry["baseline"]),
+        )
+        for entry in report["attacks"]
+        if entry["kind"] == "harmless"
+    ]
+    if harmless:
+        columns = ("change", "n", "success", "95 %", "order flips")
+        yield "harmless: the verdict changes", columns, harmless
 
 
 def _trials(
@@ -343,11 +352,11 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _interval(bounds: Sequence[float] | None) -> str:
-    return "-" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+    return "-" if bounds is None else f"{bounds[0]:.2f}-{bounds[1]:.2f}"
 
 
 def _own_version() -> str | None:
