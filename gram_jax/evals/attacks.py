@@ -61,11 +61,11 @@ def choose_pairs(
 
 
 def make_folder(folder: Path) -> None:
-    """The folder of the results, before a model is loaded. Raises DataError where it cannot be."""
+    """The folder of the results; called before a model is loaded, too. Raises DataError where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--out {folder} cannot be a folder: {error.strerror or error}") from error
+        raise DataError(f"{folder} cannot be made a folder: {error.strerror or error}") from error
 
 
 def run_attacks(
@@ -86,8 +86,8 @@ def run_attacks(
     weights: how they are held, for the report. Returns what attack.json holds (docs/attacks.md says what each figure
     is). Raises DataError where the folder holds the results of something else, or cannot be written.
     """
-    judge = scorer.spec
-    out = folder / SCORES
+    make_folder(folder)
+    judge, out = scorer.spec, folder / SCORES
     note = {
         "format": FORMAT,
         "source": str(source),
