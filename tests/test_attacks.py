@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import pytest
 from tiny_runs import tiny_recipe, tiny_values
+from typer.testing import CliRunner
 
+from gram_jax.cli import app
 from gram_jax.config import make_recipe
 from gram_jax.console import Console
 from gram_jax.data.attacks import (
@@ -26,8 +27,7 @@ from gram_jax.errors import DataError, RecipeError
 from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
 from gram_jax.judge import make_spec
 from gram_jax.scoring.scorer import PairScore
-from gram_jax.sharding import make_placement
-from gram_jax.train.loop import train
+from gram_jax.train.loop import training_examples
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)
@@ -227,19 +227,35 @@ def test_training_pairs_hold_the_asked_share_of_attacks():
 
 def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
     assert tiny_recipe("judge", tmp_path / "run").data.attack_share == 0.0
-    for value, said in ((1.5, "attack_share"), ("some", "attack_share")):
-        with pytest.raises(RecipeError, match=said):
+    for value in (1.5, -0.1, "some"):
+        with pytest.raises(RecipeError, match="attack_share"):
             make_recipe(tiny_values("judge", tmp_path / "run", data__attack_share=value))
     for stage in ("write", "rank"):
         with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
-    recipe = tiny_recipe(
-        "judge",
-        tmp_path / "run",
-        data__attack_share=0.5,
-        data__overlong="shorten",
-        run__steps=1,
-        optimizer__warmup=0.0,
-    )
-    train(recipe, console=Console(), placement=make_placement({}, devices=jax.devices()[:1]))
+
+    def tokens(**changes) -> list[list[int]]:
+        recipe = tiny_recipe("judge", tmp_path / "run", data__overlong="shorten", **changes)
+        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        return [documents[i].tolist() for i in range(len(documents))]
+
+    plain, said = tokens(), capsys.readouterr().out
+    assert plain == tokens(data__attack_share=0.0) and "attacks" not in said
+    attacked = tokens(data__attack_share=0.5)
     assert "attacks: in place of 4 of 8 rejected responses" in capsys.readouterr().out
+    assert sum(a != b for a, b in zip(plain, attacked, strict=True)) == 8  # both orders of four
+
+
+def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "results"
+    source.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
+    ask = ["attack", "tiny-random", str(source), "--out", str(out), "--max-length", "256"]
+    wrong = CliRunner().invoke(app, [*ask, "--only", "verdicts"])
+    assert isinstance(wrong.exception, DataError) and not out.exists()
+    with pytest.warns(UserWarning, match="no judge.json"):
+        done = CliRunner().invoke(app, [*ask, "--only", "verdict, first_letter"])
+    assert done.exit_code == 0, done.output
+    assert "hostile: the attacked response wins" in done.output
+    report = json.loads((out / "attack.json").read_text())
+    assert [entry["name"] for entry in report["attacks"]] == ["verdict", "first_letter"]
+    assert report["settings"]["max_length"] == 256

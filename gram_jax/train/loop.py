@@ -206,7 +206,7 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         console.say(f"attention: {backend}")
     with console.timed("read and encode the data"):
         plan = make_batches(
-            _training_examples(recipe, tokenizer, spec, console),
+            training_examples(recipe, tokenizer, spec, console),
             rows=batch.rows,
             length=batch.length,
             seed=recipe.run.seed,
@@ -355,7 +355,7 @@ def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpe
     return cfg, tokenizer, spec
 
 
-def _training_examples(
+def training_examples(
     recipe: Recipe, tokenizer: Any, spec: JudgeSpec, console: Console
 ) -> Examples:
     """Of data.train, with the recipe's share of attacks among them."""
