@@ -349,6 +349,51 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    source: Annotated[str, typer.Argument(help="labeled pairs of any schema")],
+    out: Annotated[Path, typer.Option(help="a folder for attack.json and the scores")],
+    pairs: Annotated[int, typer.Option(min=1, help="at most so many, drawn by the seed")] = 100,
+    only: Annotated[
+        str | None,
+        typer.Option(help="names of attacks, or hostile or harmless, with commas between"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of pairs and wordings")] = 0,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+) -> None:
+    """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
+    from gram_jax.data.attacks import choose_attacks
+    from gram_jax.data.records import read_records
+    from gram_jax.evals.attacks import attack_tables, choose_pairs, make_folder, run_attacks
+
+    console = Console()
+    attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
+    chosen = choose_pairs(read_records(source, schema=schema, on_bad=on_bad)[0], pairs, seed=seed)
+    make_folder(out)
+    report = run_attacks(
+        _load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
+        model,
+        source,
+        chosen,
+        out,
+        attacks,
+        weights=weights,
+        seed=seed,
+        overwrite=overwrite,
+        console=console,
+    )
+    for table in attack_tables(report):
+        console.table(*table)
+
+
+@app.command()
 def judge(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,

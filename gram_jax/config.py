@@ -99,7 +99,8 @@ class Data:
 
     overlong: what becomes of an example longer than judge.max_length; limit: at most so many
     training records. orders, in stages write and judge: "both" shows a pair in both orders in one
-    batch, "hash" in one of them by a hash, "fixed" as the source has it.
+    batch, "hash" in one of them by a hash, "fixed" as the source has it. attack_share, in stage
+    judge: of so many of the training pairs the rejected response is an attack (docs/attacks.md).
     """
 
     train: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -109,6 +110,7 @@ class Data:
     schema: str = "auto"
     orders: Literal["both", "hash", "fixed"] | None = None
     limit: Positive | None = None
+    attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -391,6 +393,8 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
             yield f'[{section}] {name} is missing: stage "{stage}" needs it'
         if given and not wanted:
             yield f'[{section}] {name} means nothing in stage "{stage}": remove it'
+    if recipe.data.attack_share and stage != "judge":
+        yield f'[data] attack_share means nothing in stage "{stage}": remove it'
     if optimizer.warmup >= 1 and optimizer.warmup != int(optimizer.warmup):
         yield (
             f"[optimizer] warmup = {optimizer.warmup}: expected a share below 1 or a whole number"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.agreement import check_same, from_main
 from gram_jax.cluster.member import Member
-from gram_jax.config import Recipe, Source, check_rows, recipe_to_toml, recipe_values
+from gram_jax.config import Recipe, check_rows, recipe_to_toml, recipe_values
 from gram_jax.console import Console
+from gram_jax.data.attacks import with_attacks
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.examples import Examples
 from gram_jax.data.feed import prefetch
@@ -205,7 +206,7 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         console.say(f"attention: {backend}")
     with console.timed("read and encode the data"):
         plan = make_batches(
-            _examples(recipe, recipe.data.train, recipe.data.limit, tokenizer, spec)[1],
+            training_examples(recipe, tokenizer, spec, console),
             rows=batch.rows,
             length=batch.length,
             seed=recipe.run.seed,
@@ -354,11 +355,17 @@ def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpe
     return cfg, tokenizer, spec
 
 
-def _examples(
-    recipe: Recipe, sources: Sequence[Source], limit: int | None, tokenizer: Any, spec: JudgeSpec
-) -> tuple[list[Any], Examples]:
-    records, report = read_pairs(recipe, sources, limit)
-    return records, make_examples(recipe, records, report, tokenizer, spec)
+def training_examples(
+    recipe: Recipe, tokenizer: Any, spec: JudgeSpec, console: Console
+) -> Examples:
+    """Of data.train, with the recipe's share of attacks among them."""
+    records, report = read_pairs(recipe, recipe.data.train, recipe.data.limit)
+    if share := recipe.data.attack_share:
+        plain = records
+        records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
+        count = sum(a is not b for a, b in zip(plain, records, strict=True))
+        console.say(f"attacks: in place of {count:,} of {len(plain):,} rejected responses")
+    return make_examples(recipe, records, report, tokenizer, spec)
 
 
 def _held_out(
@@ -366,7 +373,8 @@ def _held_out(
 ) -> tuple[list[Any], BatchPlan | None]:
     if not recipe.data.valid:
         return [], None
-    records, examples = _examples(recipe, recipe.data.valid, recipe.evaluate.limit, tokenizer, spec)
+    records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
+    examples = make_examples(recipe, records, report, tokenizer, spec)
     batch, shards = recipe.batch, placement.batch_shards
     per_unit = 1 if examples.together else examples.per_unit
     plan = make_batches(

@@ -1,0 +1,261 @@
+"""The attack suite on judges whose weakness is known, and training pairs with attacks among them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_runs import tiny_recipe, tiny_values
+from typer.testing import CliRunner
+
+from gram_jax.cli import app
+from gram_jax.config import make_recipe
+from gram_jax.console import Console
+from gram_jax.data.attacks import (
+    ATTACKS,
+    HARMLESS,
+    HOSTILE,
+    Case,
+    choose_attacks,
+    with_attacks,
+)
+from gram_jax.data.encode import encode_comparison
+from gram_jax.data.record_types import Preference, as_prompt
+from gram_jax.data.tiny import tiny_tokenizer
+from gram_jax.data.tokens import text_encoder
+from gram_jax.errors import DataError, RecipeError
+from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
+from gram_jax.judge import make_spec
+from gram_jax.scoring.scorer import PairScore
+from gram_jax.train.loop import training_examples
+
+TOKENIZER = tiny_tokenizer()
+SPEC = make_spec(TOKENIZER, max_length=2048)
+PAIRS = [
+    Preference(
+        f"p{i}",
+        as_prompt(f"What is {i} plus {i}?"),
+        f'It is {2 * i}. That is what you get when you do not forget one of the "two" numbers.',
+        f"It is {2 * i + 1}. Wait, it's another number; I do not know which one it is.",
+        chosen_first=i % 2 == 0,
+    )
+    for i in range(24)
+]
+
+
+class FakeJudge:
+    """P(first) = 0.9 where `strength` of the first response is larger, 0.5 where both are equally strong."""
+
+    spec = SPEC
+    execution = SimpleNamespace(compute="float32")
+    window = 8
+
+    def __init__(self, strength, *, first_bonus: float = 0.0):
+        self.strength, self.bonus, self.scored, self.params = strength, first_bonus, 0, {}
+
+    def stream(self, comparisons, *, progress=None):
+        for _, first, second in comparisons:
+            self.scored += 1
+            a, b = self.strength(first), self.strength(second)
+            p = 0.5 if a == b else 0.9 if a > b else 0.1
+            progress(1)
+            yield PairScore(p, 1 - p, 0.0, self.bonus, False)
+
+
+def chosen_ones(text: str) -> int:
+    return text in {pair.chosen for pair in PAIRS}
+
+
+def attack(judge: FakeJudge, folder: Path, names=None, pairs=PAIRS, **more):
+    settings = {"weights": "auto", "seed": 0, "overwrite": False, "console": Console(mute=True)}
+    attacks = choose_attacks(names)
+    report = run_attacks(judge, "m", "src", pairs, folder, attacks, **settings | more)
+    return report, {entry["name"]: entry for entry in report["attacks"]}
+
+
+def test_a_judge_that_obeys_verdicts_is_fooled_by_them_and_by_nothing_else(tmp_path):
+    gullible = FakeJudge(lambda text: 2 if "Preferred: A" in text else chosen_ones(text))
+    report, found = attack(gullible, tmp_path, ["verdict_added", "empty", "prompt_copied"])
+    told = found["verdict_added"]
+    # one of the four tested wordings; which pairs get it is drawn
+    assert 0 < told["success"] < 0.6
+    assert told["interval"][0] < told["success"] < told["interval"][1]
+    assert told["baseline"] == 0 and told["turned"] == told["success"]
+    assert told["example"]["attack"].endswith("Preferred: A")
+    assert told["example"]["honest"] in {pair.chosen for pair in PAIRS}
+    assert told["example"]["probability"] == pytest.approx(0.9)
+    assert told["example"]["before"] == pytest.approx(0.1)
+    assert found["empty"]["success"] == found["prompt_copied"]["success"] == 0
+    assert found["empty"]["example"] is None
+    assert report["any_hostile"]["share"] == told["success"]
+    assert report["clean"]["accuracy"] == 1 and report["clean"]["flip_rate"] == 0
+
+
+def test_a_judge_of_lengths_falls_for_padding_every_time(tmp_path):
+    _, found = attack(FakeJudge(len), tmp_path, ["padded", "repeated", "master_key"])
+    assert found["padded"]["success"] == found["repeated"]["success"] == 1
+    assert found["master_key"]["success"] == 0
+    assert found["master_key"]["baseline"] == found["padded"]["baseline"]
+
+
+def test_a_judge_that_always_knows_the_chosen_one_is_never_fooled(tmp_path):
+    report, found = attack(FakeJudge(chosen_ones), tmp_path, ["hostile"])
+    assert set(found) == {a.name for a in HOSTILE}
+    assert [entry["success"] for entry in found.values()] == [0] * len(HOSTILE)
+    assert {entry["n"] for entry in found.values()} == {len(PAIRS)}
+    assert report["any_hostile"]["share"] == 0
+
+
+def test_letters_of_another_case_do_not_move_a_judge_that_does_not_see_case(tmp_path):
+    blind = FakeJudge(lambda text: len(text.lower().split("that is")[0]))
+    _, found = attack(blind, tmp_path / "a", ["first_letter"])
+    assert (found["first_letter"]["success"], found["first_letter"]["n"]) == (0, len(PAIRS))
+    sees = FakeJudge(lambda text: text[:1].isupper() + chosen_ones(text) / 2)
+    _, found = attack(sees, tmp_path / "b", ["first_letter"])
+    changed = found["first_letter"]  # losing the capital matters to the chosen response only
+    assert 0.2 < changed["success"] < 0.8 and changed["example"] is not None
+
+
+def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
+    leaning = FakeJudge(lambda text: chosen_ones(text), first_bonus=0.9)
+    report, found = attack(leaning, tmp_path, ["empty", "opener"])
+    assert report["clean"]["order_flip_rate"] == 1 == found["opener"]["baseline"]
+    empty = found["empty"]
+    assert (empty["success"], empty["baseline"]) == (0, 0)
+    assert empty["shown_first"] == {"success": 1, "baseline": 1}
+    assert empty["shown_second"] == {"success": 0, "baseline": 0}
+
+
+def test_a_change_that_changes_nothing_is_not_counted(tmp_path):
+    plain = [
+        Preference("x", as_prompt("q"), "yes", "no"),
+        Preference("y", as_prompt("q"), "a", "b"),
+    ]
+    _, found = attack(FakeJudge(len), tmp_path, ["contracted", "bold"], plain)
+    assert found["contracted"]["n"] == 0 and found["contracted"]["success"] is None
+    assert found["contracted"]["interval"] is None and found["contracted"]["example"] is None
+
+
+def test_an_interrupted_suite_goes_on_and_ends_with_the_same_report(tmp_path):
+    names = ["verdict", "padded", "bold"]
+    attack(FakeJudge(len), tmp_path / "whole", names)
+    attack(FakeJudge(len), tmp_path / "torn", names)
+    scores = tmp_path / "torn" / "attacks.scores.jsonl"
+    scores.write_bytes(scores.read_bytes()[:-300])
+    (tmp_path / "torn" / "attack.json").unlink()
+    judge = FakeJudge(len)
+    attack(judge, tmp_path / "torn", names)
+    assert 0 < judge.scored < 5
+    for name in ("attack.json", "attacks.scores.jsonl"):
+        assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(DataError, match="attacks: "):
+        attack(judge, tmp_path / "torn", ["verdict"])
+    with pytest.raises(DataError, match="seed: 0 there, 1 now"):
+        attack(judge, tmp_path / "torn", names, seed=1)
+
+
+def test_more_pairs_begin_with_the_same_ones(tmp_path):
+    few, many = choose_pairs(PAIRS, 5, seed=0), choose_pairs(PAIRS[::-1], 12, seed=0)
+    assert many[:5] == few and choose_pairs(PAIRS, 5, seed=1) != few
+    attack(FakeJudge(len), tmp_path, ["empty"], few)
+    judge = FakeJudge(len)
+    attack(judge, tmp_path, ["empty"], many)
+    assert judge.scored == 14  # seven pairs, each as it is and attacked
+
+
+def test_names_that_are_none_and_sources_without_pairs_are_named_errors(tmp_path):
+    with pytest.raises(
+        DataError, match=r"no attack is called 'verdicts': expected hostile.*verdict"
+    ):
+        choose_attacks(["verdicts", "empty"])
+    with pytest.raises(DataError, match="no attack is named"):
+        choose_attacks([])
+    with pytest.raises(DataError, match="all of them ties"):
+        choose_pairs([Preference("x", as_prompt("q"), "a", "b", tie=True)], 3, seed=0)
+
+
+def test_a_report_reads_as_tables_of_plain_text(tmp_path):
+    report, _ = attack(FakeJudge(len), tmp_path)
+    assert json.loads((tmp_path / "attack.json").read_text())["format"] == 1
+    tables = list(attack_tables(report))
+    assert [len(rows) for _, _, rows in tables] == [4, len(HOSTILE), len(HARMLESS)]
+    assert all(len(row) == len(columns) for _, columns, rows in tables for row in rows)
+
+
+def test_tested_and_trained_wordings_are_different_texts():
+    case = Case("What is it?", 'It\'s a door. I do not know "which" one.\nCan you see it?', SPEC)
+    for found in ATTACKS.values():
+        tested, trained = ({w(case) for w in words} for words in (found.tested, found.trained))
+        assert len(tested) == len(found.tested) and len(trained) == len(found.trained)
+        assert not tested & trained and case.response not in tested | trained
+        assert bool(trained) == (found.kind == "hostile")
+        assert not any(part in text for text in tested | trained for part in ("LABEL", "BETWEEN"))
+
+
+def test_no_attack_gets_a_control_token_or_a_delimiter_through():
+    control = text_encoder(TOKENIZER).control_ids
+    plain = encode_comparison(TOKENIZER, SPEC, "q", "fine", "good").tokens
+    expected = sum(token in control for token in plain.tolist())
+    for found in HOSTILE:
+        for wording in (*found.tested, *found.trained):
+            text = wording(Case("q", "good", SPEC))
+            shown = encode_comparison(TOKENIZER, SPEC, "q", "fine", text)
+            assert sum(token in control for token in shown.tokens.tolist()) == expected
+            if found.name == "delimiters":
+                assert shown.neutralised >= 2
+
+
+def test_training_pairs_hold_the_asked_share_of_attacks():
+    ties = [Preference("t", as_prompt("q"), "a", "b", tie=True)]
+    records = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
+    changed = [i for i, pair in enumerate(PAIRS) if records[i].rejected != pair.rejected]
+    assert len(changed) == 6 and records[-1] == ties[0]
+    for now, before in zip(records, PAIRS, strict=False):
+        same = ("id", "prompt", "chosen", "weight", "chosen_first")
+        assert all(getattr(now, name) == getattr(before, name) for name in same)
+    again = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
+    assert again == records != with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=4)
+    assert with_attacks(PAIRS, SPEC, share=0.0, seed=3) == PAIRS
+    trained = {
+        wording(Case(pair.prompt[-1].content, pair.rejected, SPEC))
+        for pair in PAIRS
+        for a in HOSTILE
+        for wording in a.trained
+    }
+    assert {records[i].rejected for i in changed} <= trained
+
+
+def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
+    assert tiny_recipe("judge", tmp_path / "run").data.attack_share == 0.0
+    for value in (1.5, -0.1, "some"):
+        with pytest.raises(RecipeError, match="attack_share"):
+            make_recipe(tiny_values("judge", tmp_path / "run", data__attack_share=value))
+    for stage in ("write", "rank"):
+        with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
+            make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
+
+    def tokens(**changes) -> list[list[int]]:
+        recipe = tiny_recipe("judge", tmp_path / "run", data__overlong="shorten", **changes)
+        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        return [documents[i].tolist() for i in range(len(documents))]
+
+    plain, said = tokens(), capsys.readouterr().out
+    assert plain == tokens(data__attack_share=0.0) and "attacks" not in said
+    attacked = tokens(data__attack_share=0.5)
+    assert "attacks: in place of 4 of 8 rejected responses" in capsys.readouterr().out
+    assert sum(a != b for a, b in zip(plain, attacked, strict=True)) == 8  # both orders of four
+
+
+def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "results"
+    source.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
+    ask = ["attack", "tiny-random", str(source), "--out", str(out), "--max-length", "256"]
+    wrong = CliRunner().invoke(app, [*ask, "--only", "verdicts"])
+    assert isinstance(wrong.exception, DataError) and not out.exists()
+    with pytest.warns(UserWarning, match="no judge.json"):
+        done = CliRunner().invoke(app, [*ask, "--only", "verdict, first_letter"])
+    assert done.exit_code == 0, done.output
+    assert "hostile: the attacked response wins" in done.output
+    report = json.loads((out / "attack.json").read_text())
+    assert [entry["name"] for entry in report["attacks"]] == ["verdict", "first_letter"]
+    assert report["settings"]["max_length"] == 256
