@@ -371,7 +371,8 @@ def attack(
     """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
     from gram_jax.data.attacks import choose_attacks
     from gram_jax.data.records import read_records
-    from gram_jax.evals.attacks import attack_tables, choose_pairs, make_folder, run_attacks
+    from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
+    from gram_jax.evals.folder import make_folder
 
     console = Console()
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
@@ -384,7 +385,6 @@ def attack(
         chosen,
         out,
         attacks,
-        weights=weights,
         seed=seed,
         overwrite=overwrite,
         console=console,

@@ -67,7 +67,7 @@ def chosen_ones(text: str) -> int:
 
 
 def attack(judge: FakeJudge, folder: Path, names=None, pairs=PAIRS, **more):
-    settings = {"weights": "auto", "seed": 0, "overwrite": False, "console": Console(mute=True)}
+    settings = {"seed": 0, "overwrite": False, "console": Console(mute=True)}
     attacks = choose_attacks(names)
     report = run_attacks(judge, "m", "src", pairs, folder, attacks, **settings | more)
     return report, {entry["name"]: entry for entry in report["attacks"]}

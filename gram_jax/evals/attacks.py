@@ -6,19 +6,20 @@ FOLDER/attack.json has the figures.
 
 import json
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+import gram_jax
 from gram_jax.console import Console, Progress
 from gram_jax.data.attacks import Attack, attacked_text, drawn
 from gram_jax.data.records import Preference, UnlabeledPair, content_id
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.errors import DataError
-from gram_jax.evals.pairwise import clustered_interval, number, side
-from gram_jax.scoring.files import weights_fingerprint
+from gram_jax.evals.folder import make_folder, settings_of, write_json
+from gram_jax.evals.intervals import clustered_interval, number
+from gram_jax.evals.pairwise import side
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import Scorer
 
@@ -60,14 +61,6 @@ def choose_pairs(
     return sorted(labeled, key=lambda record: drawn(seed, record.id, "pairs"))[:pairs]
 
 
-def make_folder(folder: Path) -> None:
-    """The folder of the results; called before a model is loaded, too. Raises DataError where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made a folder: {error.strerror or error}") from error
-
-
 def run_attacks(
     scorer: Scorer,
     model: str,
@@ -76,25 +69,23 @@ def run_attacks(
     folder: Path,
     attacks: Sequence[Attack],
     *,
-    weights: str,
     seed: int,
     overwrite: bool,
     console: Console,
 ) -> dict[str, Any]:
     """Score every pair as it is and under every attack, and report; what is in `folder` already is gone on with.
 
-    weights: how they are held, for the report. Returns what attack.json holds (docs/attacks.md says what each figure
+    Returns what attack.json holds (docs/attacks.md says what each figure
     is). Raises DataError where the folder holds the results of something else, or cannot be written.
     """
     make_folder(folder)
-    judge, out = scorer.spec, folder / SCORES
+    judge, out, settings = scorer.spec, folder / SCORES, settings_of(scorer)
     note = {
         "format": FORMAT,
         "source": str(source),
         "model": model,
-        "weights": weights_fingerprint(scorer.params),
         "judge": judge.hash,
-        "compute": scorer.execution.compute,
+        **settings,
         "seed": seed,
         "attacks": [attack.name for attack in attacks],
     }
@@ -130,21 +121,15 @@ def run_attacks(
     )
     report = {
         "format": FORMAT,
-        "gram_jax": _own_version(),
+        "gram_jax": gram_jax.__version__,
         "model": model,
         "judge": judge.hash,
-        "settings": {
-            "compute": scorer.execution.compute,
-            "weights": weights,
-            "max_length": judge.max_length,
-            "template": judge.template,
-            "seed": seed,
-        },
+        "settings": settings | {"seed": seed},
         "source": str(source),
         "pairs": len(pairs),
         **report_attacks(pairs, attacks, trials, read_scores(out)),
     }
-    _write_json(folder / REPORT, report)
+    write_json(folder / REPORT, report)
     return report
 
 
@@ -357,19 +342,3 @@ def _figure(value: float | None) -> str:
 
 def _interval(bounds: Sequence[float] | None) -> str:
     return "-" if bounds is None else f"{bounds[0]:.2f}-{bounds[1]:.2f}"
-
-
-def _own_version() -> str | None:
-    try:
-        return version("gram-jax")
-    except PackageNotFoundError:
-        return None
-
-
-def _write_json(path: Path, value: object) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
