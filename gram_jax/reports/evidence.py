@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gram_jax.errors import ReportError
 
@@ -87,11 +87,23 @@ class Bin(_Strict):
     n: Count
     accuracy: Share | None
 
+    @model_validator(mode="after")
+    def _says_what_it_counts(self) -> Self:
+        if self.n and (self.accuracy is None or (self.low is None and self.high is None)):
+            raise ValueError("a bin with pairs has an accuracy and a bound")
+        return self
+
 
 class ConfidenceBin(Bin):
     """confidence: the mean over the bin."""
 
     confidence: Share | None
+
+    @model_validator(mode="after")
+    def _has_a_mean(self) -> Self:
+        if self.n and self.confidence is None:
+            raise ValueError("a bin with pairs has a mean confidence")
+        return self
 
 
 class LengthBin(Bin):
@@ -135,6 +147,12 @@ class Histogram(_Strict):
 
     edges: list[float]
     counts: list[Count]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if len(self.edges) != len(self.counts) + 1 or sorted(set(self.edges)) != self.edges:
+            raise ValueError("expected one more edge than there are counts, in rising order")
+        return self
 
 
 class Position(_Strict):
