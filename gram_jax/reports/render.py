@@ -15,6 +15,8 @@ from gram_jax.reports.document import Bar, Cell, Document
 from gram_jax.reports.words import anchor, first_words, shortened
 
 ASSETS = "reports/assets"
+# By it our own files are known.
+GENERATOR = "gram_jax report"
 LONG = 600  # characters from which on a text is folded
 OF_MARKDOWN = 2_000  # characters of an example's text that Markdown shows
 EXAMPLES_OF_MARKDOWN = 5
@@ -74,7 +76,7 @@ def _environment() -> Environment:
         "fenced": fenced,
         "drawn": lambda figure, name: Markup(figure.draw(name)),
     }
-    made.globals |= {"long": LONG, "of_markdown": OF_MARKDOWN, "series": len(SERIES)}
+    made.globals |= {"long": LONG, "of_markdown": OF_MARKDOWN, "series": len(SERIES), "generator": GENERATOR}
     return made
 
 
