@@ -333,6 +333,22 @@ def evaluate(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="of evaluate --out and attack --out")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page; default report.html in the one folder")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="the same as Markdown")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace files that are no reports")] = False,
+) -> None:
+    """One page of HTML from the results of a model, or a comparison of several models or checkpoints."""
+    from gram_jax.reports.files import write_reports
+
+    for path in write_reports(folders, out=out, markdown=markdown, overwrite=overwrite):
+        Console().say(str(path))
+
+
+@app.command()
 def judge(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,

@@ -15,6 +15,7 @@ from gram_jax.reports.evidence import Bin, ConfidenceBin, Histogram, LengthBin
 from gram_jax.reports.words import number, with_interval
 
 SIZE = (4.2, 3.1)
+LINES = ("-", "--", ":", "-.")
 # Largest and smallest mark: its area says how many pairs a point stands for.
 MARK_AREAS = (14.0, 90.0)
 
@@ -89,19 +90,18 @@ def order_gaps(measured: Mapping[str, Histogram]) -> Figure:
             shares = np.array(found.counts) / max(1, sum(found.counts))
             if len(measured) == 1:
                 axes.stairs(shares, found.edges, fill=True, color=color, alpha=0.35)
-            axes.stairs(shares, found.edges, color=color, linewidth=1.5)
+            style = LINES[at % len(LINES)]
+            axes.stairs(shares, found.edges, color=color, linewidth=1.5, linestyle=style)
         axes.set(xlabel="P(shown first) less P(shown second)", ylabel="share of the pairs")
         axes.set_ylim(bottom=0)
 
     rows = []
     for label, found in measured.items():
         borders = zip(found.edges, found.edges[1:], found.counts, strict=False)
-        rows += [
-            (f"{number(a, 2)} to {number(b, 2)}", f"{n:,}", label) for a, b, n in borders if n
-        ]
+        rows += [(f"{number(a, 2)} to {number(b, 2)}", f"{n:,}", label) for a, b, n in borders if n]
     return Figure(
-        "Order gap: what a response gains by being shown first. All of it at 0: the order does not matter; right of it: "
-        "the judge favours what it reads first.",
+        "Order gap: what a response gains by being shown first. All at 0: the order does not matter; right of it: the "
+        "judge favours what it reads first.",
         lambda name: inline_svg(SIZE, draw, name=name, title="Histogram of order gaps"),
         _data("order gap", ("gap", "pairs"), rows, len(measured)),
         tuple(measured) if len(measured) > 1 else (),
@@ -124,9 +124,7 @@ def _data(title: str, columns: Sequence[str], rows: Sequence[Any], series: int) 
     if series == 1:
         return Table(f"{title}, in figures", tuple(columns), tuple(row[:-1] for row in rows))
     columns = (*columns, "model")
-    return Table(
-        f"{title}, in figures", columns, tuple(rows), prose=frozenset({len(columns) - 1})
-    )
+    return Table(f"{title}, in figures", columns, tuple(rows), prose=frozenset({len(columns) - 1}))
 
 
 def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:

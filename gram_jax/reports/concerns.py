@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from gram_jax.reports.document import Concerns
 from gram_jax.reports.evidence import Attacks, Evidence, Source
-from gram_jax.reports.words import many, number, percent
+from gram_jax.reports.words import many, number, percent, visible
 
 # With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.
 FEW_PROMPTS = 200
@@ -18,24 +19,25 @@ GOES_BY_LENGTH = 0.2  # accuracy where the chosen one is longer, less where it i
 FALLS_FOR = 0.1  # success of an attack above what was to be expected
 
 
-def concerns(found: Evidence) -> tuple[str, ...]:
-    """All of a model, the name of the source in front where there are several."""
-    sentences = []
+def concerns(found: Evidence) -> Concerns | None:
+    """All of a model; None where there are none."""
+    groups = []
     if found.evaluation is not None:
         sources = found.evaluation.sources
+        alone = len(sources) == 1 and found.attack is None
         for name, source in sources.items():
-            start = f"{name}: " if len(sources) > 1 else ""
-            sentences += [start + sentence for sentence in of_source(source)]
+            groups.append(("" if alone else visible(name), tuple(of_source(source))))
     if found.attack is not None:
-        sentences += of_attacks(found.attack)
-    return tuple(sentences)
+        groups.append(("Attacks", tuple(of_attacks(found.attack))))
+    groups = [(about, sentences) for about, sentences in groups if sentences]
+    return Concerns(tuple(groups)) if groups else None
 
 
 def of_source(source: Source) -> Iterator[str]:
     """What concerns the figures of one source."""
     dropped = sum(source.dropped.values())
     if dropped > MUCH_DROPPED * source.rows:
-        why = ", ".join(f"{reason} ({n:,})" for reason, n in source.dropped.items() if n)
+        why = ", ".join(f"{visible(reason)} ({n:,})" for reason, n in source.dropped.items() if n)
         yield f"{dropped:,} of {many(source.rows, 'row')} were left out: {why}."
     pairs = source.pairs
     if pairs is None:
@@ -46,11 +48,12 @@ def of_source(source: Source) -> Iterator[str]:
             f"{many(pairs.prompts, 'prompt')}: the accuracy is known to within {number((high - low) / 2, 2)} only."
         )
     if low <= 0.5 <= high:
-        yield f"The accuracy cannot be told from guessing: its interval, {number(low, 2)} to {number(high, 2)}, holds 0.5."
+        interval = f"{number(low, 2)} to {number(high, 2)}"
+        yield f"The accuracy cannot be told from guessing: its interval, {interval}, holds 0.5."
     elif high < 0.5:
         yield "The accuracy is below that of guessing: are the labels the right way round?"
     if pairs.shortened > MUCH_SHORTENED:
-        yield f"{percent(pairs.shortened)} of the pairs did not fit the token budget and were judged with parts cut out."
+        yield f"{percent(pairs.shortened)} of the pairs did not fit the token budget and were judged with cuts."
     if 1 - pairs.consistency > CHANGES_ITS_MIND:
         yield f"The verdict changes with the order of showing for {percent(1 - pairs.consistency)} of the pairs."
     if abs(pairs.position_bias) > FAVOURS_A_PLACE:
@@ -76,8 +79,8 @@ def _uncalibrated(source: Source) -> str:
     if not fitted:
         return sentence + ": read them as an order, not as probabilities."
     return (
-        f"{sentence}; divided by a temperature of {number(fitted.value, 2)}, its log-odds are off by "
-        f"{number(fitted.ece_after, 2)} on pairs that the temperature was not fitted on."
+        f"{sentence}; by {number(fitted.ece_after, 2)} once the log-odds are divided by a temperature of "
+        f"{number(fitted.value, 2)}, on pairs that it was not fitted on."
     )
 
 
@@ -86,7 +89,7 @@ def of_attacks(found: Attacks) -> Iterator[str]:
     fooled = [one for one in found.attacks if one.success - (one.baseline or 0.0) > FALLS_FOR]
     if fooled:
         worst = sorted(fooled, key=lambda one: one.success, reverse=True)[:3]
-        shown = ", ".join(f"{one.name} ({percent(one.success)})" for one in worst)
+        shown = ", ".join(f"{visible(one.name)} ({percent(one.success)})" for one in worst)
         yield f"{len(fooled)} of {many(len(found.attacks), 'attack')} succeed more often than expected, first {shown}."
 
 

@@ -61,9 +61,9 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Concerns:
-    """What a reader must know before using the figures."""
+    """What a reader must know before using the figures: (about what, sentences); "" where it needs no saying."""
 
-    items: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True)

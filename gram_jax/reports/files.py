@@ -25,7 +25,9 @@ def write_reports(
     Raises ReportError for results that cannot be read, and for files of others in the place of ours.
     """
     if out is None and len(folders) > 1:
-        raise ReportError("a comparison belongs to no one folder: say where it goes, --out FILE.html")
+        raise ReportError(
+            "a comparison belongs to no one folder: say where it goes, --out FILE.html"
+        )
     out = out or Path(folders[0]).expanduser() / PAGE
     wanted = [(out, "html", render_html)]
     if markdown is not None:

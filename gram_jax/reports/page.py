@@ -23,12 +23,12 @@ from gram_jax.reports.words import many, visible
 SHOWN_HASH = 12  # of a judge's 64 hex digits
 
 READING = (
-    "A judge is shown a prompt with two responses, once in each order, and says by the probabilities of two tokens which "
-    "of them is better. A score is the mean of both orders. A pair counts as right where the chosen response, the one "
+    "A judge is shown a prompt with two responses, once in each order, and says by the probabilities of two tokens "
+    "which of them is better. A score is the mean of both orders. A pair counts as right where the chosen response, the one "
     "that people or a checker preferred, gets strictly more than half.",
-    "Values in brackets are 95 % intervals: another draw of as many prompts would give a value in such a range. Two "
-    "models whose intervals overlap may still differ on the same pairs, and the other way round: an interval says nothing "
-    "about prompts of another kind.",
+    "Values in brackets are 95 % intervals: another draw of as many prompts would give a value in such a range. It "
+    "says nothing about prompts of another kind, and two models whose intervals overlap may still differ on the same "
+    "pairs. The small lines beside them run from 0 to 1, with a mark at 0.5.",
 )
 
 
@@ -51,8 +51,8 @@ def _of_model(found: Evidence) -> Iterable[Block]:
     evaluation = found.evaluation
     if evaluation is not None:
         yield tables.overview(evaluation)
-    if items := concerns(found):
-        yield Concerns(items)
+    if (known := concerns(found)) is not None:
+        yield known
     if evaluation is not None:
         for name, source in evaluation.sources.items():
             yield Section(visible(name), tuple(_of_source(source)))
@@ -79,7 +79,9 @@ def _of_source(source: Source) -> Iterable[Block]:
         yield Section(
             "Surest mistakes",
             (
-                Paragraph("The pairs on which the judge was surest of the wrong response, to read."),
+                Paragraph(
+                    "The pairs on which the judge was surest of the wrong response, to read."
+                ),
                 Examples(tables.mistakes(source.worst)),
             ),
         )
@@ -87,12 +89,16 @@ def _of_source(source: Source) -> Iterable[Block]:
 
 def _comparison(found: Sequence[Evidence]) -> Document:
     blocks: list[Block] = []
-    if items := tuple(of_comparison(found)):
-        blocks.append(Concerns(items))
+    if sentences := tuple(of_comparison(found)):
+        blocks.append(Concerns((("", sentences),)))
     with_sources = {one.label: one.evaluation for one in found if one.evaluation is not None}
+    if len(with_sources) > 1:
+        blocks.insert(0, tables.accuracies(with_sources))
     names = dict.fromkeys(name for one in with_sources.values() for name in one.sources)
     for name in names:
-        sources = {label: one.sources[name] for label, one in with_sources.items() if name in one.sources}
+        sources = {
+            label: one.sources[name] for label, one in with_sources.items() if name in one.sources
+        }
         if len(sources) > 1:
             blocks.append(Section(visible(name), tuple(_of_sources(sources))))
     attacked = {one.label: one.attack for one in found if one.attack is not None}
@@ -124,7 +130,9 @@ def _figures(sources: Mapping[str, Source]) -> Iterable[Figure]:
         yield reliability(bins)
     if bins := measured(lambda source: source.length and _filled(source.length.bins)):
         yield accuracy_by_length(bins)
-    if found := measured(lambda s: s.position if s.position and any(s.position.histogram.counts) else None):
+    if found := measured(
+        lambda s: s.position if s.position and any(s.position.histogram.counts) else None
+    ):
         yield order_gaps({label: position.histogram for label, position in found.items()})
 
 
@@ -143,7 +151,9 @@ def _ending(found: Sequence[Evidence]) -> Iterable[Block]:
         start = f"{visible(one.label)}: " if len(found) > 1 else ""
         about = one.about
         rows += [(f"{start}model", visible(about.model)), (f"{start}judge", about.judge)]
-        rows += [(start + visible(str(key)), _plain(value)) for key, value in about.settings.items()]
+        rows += [
+            (start + visible(str(key)), _plain(value)) for key, value in about.settings.items()
+        ]
         rows.append((f"{start}gram_jax", about.gram_jax))
     yield Section(
         "Settings",

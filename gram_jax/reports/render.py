@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gram_jax.plots import SERIES
 from gram_jax.reports.document import Bar, Cell, Document
 from gram_jax.reports.words import anchor, first_words, shortened
 
@@ -20,6 +18,7 @@ GENERATOR = "gram_jax report"
 LONG = 600  # characters from which on a text is folded
 OF_MARKDOWN = 2_000  # characters of an example's text that Markdown shows
 EXAMPLES_OF_MARKDOWN = 5
+MARKS = "●■▲◆▼✚✖★"  # as plots.MARKERS, for legends
 
 
 def render_html(document: Document) -> str:
@@ -76,7 +75,12 @@ def _environment() -> Environment:
         "fenced": fenced,
         "drawn": lambda figure, name: Markup(figure.draw(name)),
     }
-    made.globals |= {"long": LONG, "of_markdown": OF_MARKDOWN, "series": len(SERIES), "generator": GENERATOR}
+    made.globals |= {
+        "long": LONG,
+        "of_markdown": OF_MARKDOWN,
+        "marks": MARKS,
+        "generator": GENERATOR,
+    }
     return made
 
 
@@ -116,5 +120,3 @@ def fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
-
-

@@ -75,7 +75,11 @@ def key_figures(source: Source) -> Table | None:
             with_interval(pairs.accuracy, pairs.interval),
             "pairs whose chosen response gets more than half, both orders averaged",
         ),
-        ("pairs, prompts", f"{pairs.n:,}, {pairs.prompts:,}", "the interval allows for pairs of one prompt"),
+        (
+            "pairs, prompts",
+            f"{pairs.n:,}, {pairs.prompts:,}",
+            "the interval allows for pairs of one prompt",
+        ),
         (
             "same verdict both ways",
             number(pairs.consistency, 2),
@@ -113,8 +117,16 @@ def key_figures(source: Source) -> Table | None:
     rows += [
         ("ties", number(pairs.ties), "exactly half; counted as wrong"),
         ("mean margin", number(pairs.margin, 2, sign=True), "log-odds of the chosen response"),
-        ("ECE", number(pairs.ece), "mean distance between confidence and accuracy; 0 is calibrated"),
-        ("Brier score", number(pairs.brier), "mean squared error of the probability; guessing has 0.25"),
+        (
+            "ECE",
+            number(pairs.ece),
+            "mean distance between confidence and accuracy; 0 is calibrated",
+        ),
+        (
+            "Brier score",
+            number(pairs.brier),
+            "mean squared error of the probability; guessing has 0.25",
+        ),
     ]
     if calibration is not None:
         rows.append(("log loss", number(calibration.nll), "of the probability; guessing has 0.693"))
@@ -128,11 +140,17 @@ def key_figures(source: Source) -> Table | None:
             )
         )
     rows.append(
-        ("shortened", number(pairs.shortened), "pairs that did not fit the token budget and were cut")
+        (
+            "shortened",
+            number(pairs.shortened),
+            "pairs that did not fit the token budget and were cut",
+        )
     )
     if pairs.skipped_ties:
         rows.append(("ties in the source", f"{pairs.skipped_ties:,}", "left out"))
-    return Table("Key figures", ("figure", "value", "what it says"), tuple(rows), prose=frozenset({2}))
+    return Table(
+        "Key figures", ("figure", "value", "what it says"), tuple(rows), prose=frozenset({2})
+    )
 
 
 def official(averages: Sequence[Official]) -> Table | None:
@@ -168,7 +186,7 @@ def extra_tables(source: Source) -> list[Table]:
         Table(
             visible(table.title),
             tuple(map(visible, table.columns)),
-            tuple(tuple(_extra(value) for value in row) for row in table.rows),
+            tuple(tuple(map(_extra, row)) for row in table.rows),
         )
         for table in source.tables
     ]
@@ -177,7 +195,7 @@ def extra_tables(source: Source) -> list[Table]:
 def _extra(value: str | int | float | None) -> str:
     if isinstance(value, str):
         return visible(value)
-    return f"{value:,}" if isinstance(value, int) else number(value)
+    return f"{value:,}" if isinstance(value, int) and value > 1 else number(value)
 
 
 def temperature(found: Temperature) -> Table:
@@ -189,8 +207,8 @@ def temperature(found: Temperature) -> Table:
             ("ECE", number(found.ece_before), number(found.ece_after)),
             ("log loss", number(found.nll_before), number(found.nll_after)),
         ),
-        note=f"The log-odds are divided by it. Fitted on {many(found.fitted_on, 'pair')}; both columns are of the other "
-        f"{many(found.tested_on, 'pair')}.",
+        note=f"The log-odds are divided by it. Fitted on {many(found.fitted_on, 'pair')}; both columns are of "
+        f"{many(found.tested_on, 'other pair')}.",
     )
 
 
@@ -199,10 +217,18 @@ def mistakes(worst: Sequence[Mistake], most: int | None = None) -> tuple[Example
     return tuple(
         Example(
             f"P(chosen) = {number(one.probability)}"
-            + (f", order gap {number(one.order_gap, 2, sign=True)}" if one.order_gap is not None else "")
+            + (
+                f", order gap {number(one.order_gap, 2, sign=True)}"
+                if one.order_gap is not None
+                else ""
+            )
             + (f", {visible(one.subset)}" if one.subset else "")
             + (f", {visible(str(one.id))}" if one.id is not None else ""),
-            (("prompt", one.prompt), ("chosen", one.chosen), ("rejected, preferred by the judge", one.rejected)),
+            (
+                ("prompt", one.prompt),
+                ("chosen", one.chosen),
+                ("rejected, preferred by the judge", one.rejected),
+            ),
         )
         for one in worst[:most]
     )
@@ -226,8 +252,8 @@ def attacks(found: Attacks) -> Table:
         ("attack", "success (95 %)", "expected", "pairs", "kind", "what it does"),
         rows,
         note=f"On {many(found.pairs, 'pair')} of {visible(found.source)}. Left alone, the judge has an accuracy of "
-        f"{with_interval(found.clean.accuracy, found.clean.interval)} and changes {number(found.clean.flip_rate, 2)} of "
-        "its verdicts with the order of showing. Expected: how often the attack would win by chance or error alone.",
+        f"{with_interval(found.clean.accuracy, found.clean.interval)} and changes {number(found.clean.flip_rate, 2)} "
+        "of its verdicts with the order of showing. Expected: how often the attack would win by chance or error alone.",
         prose=frozenset({4, 5}),
     )
 
@@ -237,7 +263,11 @@ def attack_examples(found: Attacks) -> tuple[Example, ...]:
     return tuple(
         Example(
             f"{visible(one.name)}: P(attack) = {number(one.example.probability)}",
-            (("prompt", one.example.prompt), ("honest", one.example.honest), ("attack", one.example.attack)),
+            (
+                ("prompt", one.example.prompt),
+                ("honest", one.example.honest),
+                ("attack", one.example.attack),
+            ),
         )
         for one in found.attacks
         if one.example is not None
@@ -247,7 +277,7 @@ def attack_examples(found: Attacks) -> tuple[Example, ...]:
 def best(values: Mapping[str, tuple[float, Interval | None]], *, least: bool = False) -> set[str]:
     """The labels of the best value and of those whose interval overlaps with its.
 
-    >>> found = {"a": (0.8, (0.7, 0.9)), "b": (0.72, (0.6, 0.8)), "c": (0.5, (0.4, 0.6))}
+    >>> found = {"a": (0.8, (0.7, 0.9)), "b": (0.72, (0.6, 0.8)), "c": (0.5, (0.4, 0.55))}
     >>> sorted(best(found)), sorted(best(found, least=True)), best({"a": (0.8, None)})
     (['a', 'b'], ['c'], set())
     """
@@ -264,6 +294,34 @@ def best(values: Mapping[str, tuple[float, Interval | None]], *, least: bool = F
         return below <= high if least else above >= low
 
     return {label for label in values if label == top or reaches(label)}
+
+
+def accuracies(evaluations: Mapping[str, Evaluation]) -> Table:
+    """A row for each model, a column for each source."""
+    names = dict.fromkeys(name for one in evaluations.values() for name in one.sources)
+    found = {
+        name: {
+            label: (source.pairs.accuracy, source.pairs.interval)
+            for label, one in evaluations.items()
+            if (source := one.sources.get(name)) is not None and source.pairs is not None
+        }
+        for name in names
+    }
+    found = {name: values for name, values in found.items() if values}
+    tops = {name: best(values) for name, values in found.items()}
+    rows = tuple(
+        (
+            visible(label),
+            *(
+                Cell(with_interval(*found[name][label]), strong=label in tops[name])
+                if label in found[name]
+                else Cell("–")
+                for name in found
+            ),
+        )
+        for label in evaluations
+    )
+    return Table("Accuracy on pairs (95 %)", ("model", *map(visible, found)), rows, BEST)
 
 
 def models_on(sources: Mapping[str, Source]) -> Table | None:
@@ -351,9 +409,7 @@ def attacks_on(found: Mapping[str, Attacks]) -> Table | None:
         return None
     rows = []
     for name in names:
-        each = {
-            label: one for label, a in found.items() for one in a.attacks if one.name == name
-        }
+        each = {label: one for label, a in found.items() for one in a.attacks if one.name == name}
         top = best({label: (one.success, one.interval) for label, one in each.items()}, least=True)
         cells = (
             Cell(with_interval(each[label].success, each[label].interval), strong=label in top)
