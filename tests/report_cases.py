@@ -48,7 +48,7 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
         "interval": around(accuracy, n),
         "accuracy_chosen_first": accuracy + 0.05,
         "accuracy_chosen_second": accuracy - 0.05,
-        "accuracy_longer": accuracy + 0.12,
+        "accuracy_longer": min(1.0, accuracy + 0.12),
         "accuracy_shorter": accuracy - 0.13,
         "length_slope": 0.31,
         "consistency": 0.81,

@@ -53,7 +53,7 @@ def of_source(source: Source) -> Iterator[str]:
     elif high < 0.5:
         yield "The accuracy is below that of guessing: are the labels the right way round?"
     if pairs.shortened > MUCH_SHORTENED:
-        yield f"{percent(pairs.shortened)} of the pairs did not fit the token budget and were judged with cuts."
+        yield f"{percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
     if 1 - pairs.consistency > CHANGES_ITS_MIND:
         yield f"The verdict changes with the order of showing for {percent(1 - pairs.consistency)} of the pairs."
     if abs(pairs.position_bias) > FAVOURS_A_PLACE:

@@ -24,8 +24,8 @@ SHOWN_HASH = 12  # of a judge's 64 hex digits
 
 READING = (
     "A judge is shown a prompt with two responses, once in each order, and says by the probabilities of two tokens "
-    "which of them is better. A score is the mean of both orders. A pair counts as right where the chosen response, the one "
-    "that people or a checker preferred, gets strictly more than half.",
+    "which of them is better. A score is the mean of both orders. A pair counts as right where the chosen response, "
+    "which people or a checker preferred, gets strictly more than half.",
     "Values in brackets are 95 % intervals: another draw of as many prompts would give a value in such a range. It "
     "says nothing about prompts of another kind, and two models whose intervals overlap may still differ on the same "
     "pairs. The small lines beside them run from 0 to 1, with a mark at 0.5.",
