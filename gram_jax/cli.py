@@ -419,6 +419,35 @@ def convert(
 
 
 @app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="an exported model")],
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="a folder of evaluate --out or attack --out; repeat it"),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="the run that was exported: recipe, data, base, licence")
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="in the hub's words; default the base's")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base-model", help="its name on the hub")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: upload the folder to the Hugging Face hub")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="a new repository is for everyone to see")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a card that is not ours")] = False,
+) -> None:
+    """Write the model card (README.md) of an exported judge, and push it where credentials are."""
+    from gram_jax.reports.card import CardWishes, write_card
+
+    wishes = CardWishes(run, tuple(evaluation or ()), license_, base, push, public, overwrite)
+    write_card(folder, wishes, Console())
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="a run, or an exported folder")],
     accept: Annotated[

@@ -39,7 +39,7 @@ DOORS = {
     "orbax": {"checkpoint.orbax"},
     "safetensors": {"checkpoint.hf_files"},
     "gguf": {"checkpoint.gguf"},
-    "huggingface_hub": {"checkpoint.models"},
+    "huggingface_hub": {"checkpoint.hub"},
     "pydantic": {"config", "reports.evidence"},
     "tomli_w": {"config"},
     "typer": {"cli"},

@@ -29,7 +29,7 @@ def render_html(document: Document) -> str:
 
 def render_markdown(document: Document) -> str:
     """The same without drawings, whose tables are there."""
-    text = _render("report.md.j2", document=document, most=EXAMPLES_OF_MARKDOWN)
+    text = _render("report.md.j2", document=document)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -78,6 +78,7 @@ def _environment() -> Environment:
     made.globals |= {
         "long": LONG,
         "of_markdown": OF_MARKDOWN,
+        "most": EXAMPLES_OF_MARKDOWN,
         "marks": MARKS,
         "generator": GENERATOR,
     }
