@@ -47,8 +47,9 @@ class CardWishes:
 def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
     """Write the card of an exported model, and push the folder where that is wished.
 
-    Raises ReportError where the folder is no exported judge, results or run are of another judge, the card that is there
-    is somebody's, or a model is to be pushed whose licence is not known; CheckpointError for what the hub refuses.
+    Raises ReportError where the folder is no exported judge, results or run are of another judge, the card that is
+    there is somebody's, or a model is to be pushed whose licence is not known; CheckpointError for what the hub
+    refuses.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
