@@ -394,6 +394,22 @@ def attack(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="of evaluate --out and attack --out")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page; default report.html in the one folder")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="the same as Markdown")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace files that are no reports")] = False,
+) -> None:
+    """One page of HTML from the results of a model, or a comparison of several models or checkpoints."""
+    from gram_jax.reports.files import write_reports
+
+    for path in write_reports(folders, out=out, markdown=markdown, overwrite=overwrite):
+        Console().say(str(path))
+
+
+@app.command()
 def judge(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,
@@ -461,6 +477,35 @@ def convert(
     )
     export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="an exported model")],
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="a folder of evaluate --out or attack --out; repeat it"),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="the run that was exported: recipe, data, base, licence")
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="in the hub's words; default the base's")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base-model", help="its name on the hub")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: upload the folder to the Hugging Face hub")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="a new repository is for everyone to see")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a card that is not ours")] = False,
+) -> None:
+    """Write the model card (README.md) of an exported judge, and push it where credentials are."""
+    from gram_jax.reports.card import CardWishes, write_card
+
+    wishes = CardWishes(run, tuple(evaluation or ()), license_, base, push, public, overwrite)
+    write_card(folder, wishes, Console())
 
 
 @app.command()

@@ -59,3 +59,7 @@ class StoppedError(GramError):
     def __init__(self, message: str, status: int = 130):
         super().__init__(message)
         self.status = status
+
+
+class ReportError(GramError):
+    """A report or a model card cannot be made of what was given, or would replace somebody's file."""

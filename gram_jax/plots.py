@@ -1,7 +1,10 @@
-"""The loss and accuracy curves of a run as a picture. The only door to `matplotlib`."""
+"""The curves of a run as a picture, and drawings for pages. The only door to `matplotlib`."""
 
+import html
+import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,58 @@ def plot_before_after(
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return Path(path)
+
+
+# Stand-ins for colours that a page chooses for light and dark: C0 .. C7 become --s0 .. --s7.
+INK, FAINT = "#010203", "#040506"
+SERIES = tuple(f"#0{i}0c0d" for i in range(8))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def inline_svg(
+    size: tuple[float, float], draw: Callable[[Any], None], *, name: str, title: str
+) -> str:
+    """A drawing as an SVG element for a page: its text in the page's font, its colours from the page's style sheet.
+
+    size: inches, which give the proportions; draw: is handed the axes; name: makes its ids unique in the page; title:
+    read to those who do not see it. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",  # letters, not outlines of letters
+        "svg.hashsalt": "gram_jax",  # the same drawing is the same text
+        "text.parse_math": False,
+        "font.size": 9,
+        **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
+        **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    }
+    out = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", metadata=nothing)
+    return _for_page(out.getvalue(), name, title)
+
+
+def _for_page(svg: str, name: str, title: str) -> str:
+    view = re.search(r'viewBox="([^"]*)"', svg).group(1)
+    inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)
+    inside = re.sub(r'<g id="[^"]*">', "<g>", inside)
+    inside = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", inside)
+    inside = inside.replace("xlink:href", "href")
+    inside = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "var(--sans)", inside)
+    colours = {INK: "--ink", FAINT: "--faint"} | {c: f"--s{i}" for i, c in enumerate(SERIES)}
+    for colour, variable in colours.items():
+        inside = inside.replace(colour, f"var({variable})")
+    heading = f'<title id="{name}-title">{html.escape(title)}</title>'
+    return f'<svg class="plot" viewBox="{view}" role="img" aria-labelledby="{name}-title">{heading}{inside}'

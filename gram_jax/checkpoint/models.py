@@ -3,7 +3,6 @@ hub name.
 """
 
 import importlib.util
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gram_jax.checkpoint.hf_files import (
     load_hf,
     read_json,
 )
+from gram_jax.checkpoint.hub import download, is_hub_name
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.checkpoint.runs import RECIPE, read_info
 from gram_jax.data.encode import load_tokenizer as folder_tokenizer
@@ -89,7 +89,7 @@ def resolve_model(name: str | Path) -> ModelSource:
             "gram-jax (recipe.toml): it holds "
             f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "~")):
+    if is_hub_name(name):
         return ModelSource(name, "hub", None)
     raise CheckpointError(
         f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
@@ -209,17 +209,7 @@ def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
         return source.path / "model"
     if source.path is not None:
         return source.path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source.name, allow_patterns=list(patterns)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{source.name!r} is no local path and could not be fetched from the Hugging Face hub: "
-            f"{error}\nCheck the name and the network; for a gated model log in with `hf auth "
-            "login`. With HF_HUB_OFFLINE=1 only models that were downloaded before can be used."
-        ) from error
+    return download(source.name, patterns)
 
 
 def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:

@@ -1,8 +1,8 @@
 """The folder of a run: what lies where, and whether a run may go on in it.
 
 recipe.toml      the resolved recipe
-run.json         number of steps, fingerprints of the examples and the judge, whether the run is complete, its
-                 id at Weights & Biases
+run.json         stage, number of steps, fingerprints of the examples and the judge, the data in figures, whether the
+                 run is complete, its id at Weights & Biases
 owner.json       while a job trains: which one
 model/           config.json, tokenizer, judge.json (and base.json under LoRA) and a manifest of
                  their hashes: with the newest checkpoint, a model that can be loaded by the run's name

@@ -261,6 +261,7 @@ def first_state(
         steps=job.steps,
         examples=examples_fingerprint(job.plan.examples),
         judge=job.spec.hash,
+        data=dataclasses.asdict(job.plan.report()),
     )
     trained, kept = param_count(job.specs), sum(x.size for x in jax.tree.leaves(frozen))
     console.say(

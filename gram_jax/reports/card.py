@@ -1,0 +1,243 @@
+"""The card of an exported model: README.md with front matter, as the Hugging Face hub reads it."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gram_jax.checkpoint.hub import CARD, HubResult, front_matter, push_folder
+from gram_jax.checkpoint.integrity import has_manifest, renew_entry, verify
+from gram_jax.checkpoint.models import load_spec, model_config, resolve_model
+from gram_jax.console import Console
+from gram_jax.errors import ReportError
+from gram_jax.judge import JudgeSpec
+from gram_jax.reports import tables
+from gram_jax.reports.concerns import concerns
+from gram_jax.reports.document import Block, Section, Table
+from gram_jax.reports.evidence import Evidence, read_evidence
+from gram_jax.reports.files import write_text
+from gram_jax.reports.provenance import Origin, Stage, find_origin, hub_dataset, shown_source
+from gram_jax.reports.render import render_card
+from gram_jax.reports.words import number, visible
+
+TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")
+STAGES = {"write": "1: writing both responses", "judge": "2: judging", "rank": "ranking (baseline)"}
+MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
+
+
+@dataclass(frozen=True)
+class CardWishes:
+    """What a user adds to what is found.
+
+    run: the run that the model was exported from; evaluations: folders of results; license, base: in the hub's words;
+    push: a repository, public: for everyone to see; overwrite: a card of somebody's too.
+    """
+
+    run: Path | None = None
+    evaluations: tuple[Path, ...] = ()
+    license: str | None = None
+    base: str | None = None
+    push: str | None = None
+    public: bool = False
+    overwrite: bool = False
+
+
+def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
+    """Write the card of an exported model, and push the folder where that is wished.
+
+    Raises ReportError where the folder is no exported judge, results or run are of another judge, the card that is
+    there is somebody's, or a model is to be pushed whose licence is not known; CheckpointError for what the hub
+    refuses.
+    """
+    folder = folder.expanduser()
+    spec = _spec(folder)
+    found = read_evidence(wishes.evaluations)
+    for one in found:
+        if one.about.judge != spec.hash:
+            raise ReportError(
+                f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
+                f"that of {folder} is {spec.hash[:12]}): evaluate this model"
+            )
+    origin = find_origin(wishes.run, wishes.base, wishes.license, spec.hash)
+    card = folder / CARD
+    if card.exists() and not wishes.overwrite and not is_ours(card.read_text(encoding="utf-8")):
+        raise ReportError(
+            f"{card} was not written by gram_jax, or was changed since: --overwrite replaces it"
+        )
+    if origin.license is None:
+        missing = "no licence is known: give --license, in the hub's words, such as apache-2.0"
+        if wishes.push:
+            raise ReportError(f"{folder} is not pushed: {missing}")
+        console.warn(missing)
+    write_text(card, make_card(folder, spec, origin, found, wishes.push))
+    renew_entry(folder, CARD)
+    console.say(str(card))
+    if wishes.push:
+        if has_manifest(folder):
+            verify(folder)
+        address = push_folder(
+            folder,
+            wishes.push,
+            public=wishes.public,
+            message="A judge made with gram_jax",
+            replaceable=lambda text: wishes.overwrite or is_ours(text),
+        )
+        console.say(address)
+    return card
+
+
+def _spec(folder: Path) -> JudgeSpec:
+    source = resolve_model(folder)
+    if source.kind != "folder":
+        raise ReportError(
+            f"{folder} is a {source.kind}, a card belongs to an exported model: gram-jax convert {folder} NEW_FOLDER"
+        )
+    spec = load_spec(folder)
+    if spec is None:
+        raise ReportError(
+            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax judge` writes one"
+        )
+    return spec
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card is as `make_card` made it; one that was changed by hand is not."""
+    found = MARK.search(text)
+    return found is not None and found.group(1) == _digest(text[: found.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_card(
+    folder: Path, spec: JudgeSpec, origin: Origin, found: Sequence[Evidence], repo: str | None
+) -> str:
+    """The card's text, front matter and all. repo: where it will stand on the hub, None for a folder of its own."""
+    name = (repo or folder.resolve().name).split("/")[-1]
+    head = front_matter(
+        name,
+        list(_results(found)),
+        license=origin.license,
+        base_model=origin.base,
+        datasets=list(origin.datasets) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
+    last = origin.stages[-1].recipe if origin.stages else None
+    cfg = model_config(folder)
+    body = render_card(
+        name=name,
+        place=repo or folder.resolve().name,
+        pushed=repo is not None,
+        spec=spec,
+        labels=tuple(label.strip() for label in spec.labels),
+        size=f"{cfg.layers} layers of width {cfg.embed_size}",
+        origin=origin,
+        foundation=last is not None and last.stage == "write",
+        smoothing=last.loss.smoothing if last is not None else None,
+        evaluated=list(_evaluated(found)),
+        training=list(_training(origin.stages)),
+        temperatures=_temperatures(found),
+    )
+    text = f"{head}\n{body}".rstrip("\n")
+    note = 'written by "gram-jax card", which replaces it as long as nobody changes it'
+    return f"{text}\n<!-- gram_jax card {_digest(text)}: {note} -->\n"
+
+
+def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
+    for one in found:
+        for name, source in one.evaluation.sources.items() if one.evaluation else ():
+            place = (hub_dataset(source.source) or name, visible(name))
+            if source.pairs is not None:
+                yield HubResult(*place, "accuracy, both orders averaged", source.pairs.accuracy)
+            for average in source.official:
+                yield HubResult(*place, visible(average.name), average.value)
+
+
+def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
+    """Figures and concerns of every folder of results."""
+    for one in found:
+        blocks: list[Block] = []
+        if one.evaluation is not None:
+            blocks.append(tables.overview(one.evaluation))
+        if (known := concerns(one)) is not None:
+            blocks.append(known)
+        for name, source in one.evaluation.sources.items() if one.evaluation else ():
+            if (averages := tables.official(source.official)) is not None:
+                blocks.append(Section(visible(name), (averages,)))
+        if one.attack is not None:
+            blocks.append(Section("Attacks", (tables.attacks(one.attack),)))
+        if len(found) > 1:
+            yield Section(one.label, tuple(blocks))
+        else:
+            yield from blocks
+
+
+def _temperatures(found: Sequence[Evidence]) -> Mapping[str, str]:
+    """Source -> the temperature that makes its probabilities mean what they say."""
+    return {
+        visible(name): number(source.calibration.temperature.value, 2)
+        for one in found
+        if one.evaluation is not None
+        for name, source in one.evaluation.sources.items()
+        if source.calibration is not None and source.calibration.temperature is not None
+    }
+
+
+def _training(stages: Sequence[Stage]) -> Iterable[Block]:
+    if stages:
+        columns = tuple(STAGES[stage.recipe.stage] for stage in stages)
+        described = [_describe(stage) for stage in stages]
+        names = dict.fromkeys(name for one in described for name in one)
+        rows = tuple((name, *(one.get(name, "–") for one in described)) for name in names)
+        prose = frozenset(range(1, len(columns) + 1))
+        yield Table("Stages", ("", *columns), rows, prose=prose)
+
+
+def _describe(stage: Stage) -> dict[str, str]:
+    """What a run did, by name: its recipe, then its data."""
+    recipe, optimizer = stage.recipe, stage.recipe.optimizer
+    length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
+    told = {
+        "began with": _shown_start(stage.start),
+        "data": ", ".join(visible(shown_source(source.path)) for source in recipe.data.train),
+        "length": length + ("" if stage.info.get("finished") else ", not finished"),
+        "batch": f"{recipe.batch.rows} rows of {recipe.batch.length} tokens",
+        "learning rate": f"{optimizer.learning_rate:g}, {optimizer.schedule}",
+        "seed": str(recipe.run.seed),
+        "computed in": recipe.execution.compute,
+    }
+    if recipe.loss.smoothing is not None:
+        told["label smoothing"] = f"{recipe.loss.smoothing:g}"
+    if recipe.data.orders is not None:
+        told["orders of showing"] = recipe.data.orders
+    if recipe.lora is not None:
+        told["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
+    return told | _describe_data(stage.info.get("data"))
+
+
+def _describe_data(data: Any) -> dict[str, str]:
+    """The data report of run.json; nothing where a run of an older version has none."""
+    if not isinstance(data, dict):
+        return {}
+    told = {
+        "rows read": f"{data['rows_read']:,}",
+        "left out": ", ".join(f"{n:,} {visible(why)}" for why, n in data["dropped"].items())
+        or "none",
+        "examples": f"{data['examples']:,} in {data['documents']:,} documents",
+        "shortened": f"{data['shortened']:,}",
+        "tokens": f"{data['tokens']:,}",
+        "tokens of a document": f"mean {data['mean_length']:.0f}, median {data['median_length']:.0f}, "
+        f"longest {data['max_length']:,}",
+    }
+    if data["first_share"] is not None:
+        told["first is the better one"] = number(data["first_share"], 2)
+    return told
+
+
+def _shown_start(start: str) -> str:
+    return visible(start if not Path(start).expanduser().exists() else Path(start).name)

@@ -1,0 +1,359 @@
+"""evaluation.json and attack.json as values, read strictly: all that a report or a card knows of a model's quality.
+
+The classes below are the format. A key that is missing, of another type or out of its range is an error; a null stands
+where something does not apply. Keys that are not listed here are left alone.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gram_jax.errors import ReportError
+
+EVALUATION, ATTACK = "evaluation.json", "attack.json"
+FORMAT = 1
+SHOWN_PROBLEMS = 8
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Pairs(_Strict):
+    """What PairwiseReport holds (evals/pairwise.py) and a page shows."""
+
+    n: Count
+    prompts: Count
+    accuracy: Share
+    interval: Interval
+    accuracy_chosen_first: Share
+    accuracy_chosen_second: Share
+    accuracy_longer: Share | None
+    accuracy_shorter: Share | None
+    length_slope: float
+    consistency: Share
+    position_bias: float
+    ties: Share
+    ece: Share
+    brier: Share
+    margin: float
+    shortened: Share
+    skipped_ties: Count
+
+
+class Official(_Strict):
+    """A benchmark's own figure; by: whose definition it is."""
+
+    name: str
+    value: float
+    interval: Interval | None
+    definition: str
+    by: str
+
+
+class Subset(_Strict):
+    """A named part of a source."""
+
+    name: str
+    n: Count
+    prompts: Count | None
+    accuracy: Share
+    interval: Interval | None
+
+
+class ExtraTable(_Strict):
+    """A table of a benchmark's own, as it wants to be shown."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float | None]]
+
+
+class Bin(_Strict):
+    """Pairs whose confidence, or difference of lengths, is between two values; None is no bound."""
+
+    low: float | None
+    high: float | None
+    n: Count
+    accuracy: Share | None
+
+    @model_validator(mode="after")
+    def _says_what_it_counts(self) -> Self:
+        if self.n and (self.accuracy is None or (self.low is None and self.high is None)):
+            raise ValueError("a bin with pairs has an accuracy and a bound")
+        return self
+
+
+class ConfidenceBin(Bin):
+    """confidence: the mean over the bin."""
+
+    confidence: Share | None
+
+    @model_validator(mode="after")
+    def _has_a_mean(self) -> Self:
+        if self.n and self.confidence is None:
+            raise ValueError("a bin with pairs has a mean confidence")
+        return self
+
+
+class LengthBin(Bin):
+    """Bounds are log2(length of the chosen / length of the rejected response)."""
+
+    interval: Interval | None
+
+
+class Temperature(_Strict):
+    """A temperature fitted on one part of the pairs and tested on the other."""
+
+    value: float
+    fitted_on: Count
+    tested_on: Count
+    ece_before: Share
+    ece_after: Share
+    nll_before: float
+    nll_after: float
+
+
+class Calibration(_Strict):
+    """Whether P = 0.8 is right in 80 of 100 cases."""
+
+    ece: Share
+    brier: Share
+    nll: float
+    bins: list[ConfidenceBin]
+    temperature: Temperature | None
+
+
+class Length(_Strict):
+    """slope: log-odds for twice the length; controlled_accuracy: where length is no help."""
+
+    slope: float
+    controlled_accuracy: Share | None
+    bins: list[LengthBin]
+
+
+class Histogram(_Strict):
+    """counts[i] lies between edges[i] and edges[i + 1]."""
+
+    edges: list[float]
+    counts: list[Count]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if len(self.edges) != len(self.counts) + 1 or sorted(set(self.edges)) != self.edges:
+            raise ValueError("expected one more edge than there are counts, in rising order")
+        return self
+
+
+class Position(_Strict):
+    """What the order of showing does; histogram: of the order gaps."""
+
+    bias: float
+    consistency: Share
+    accuracy_chosen_first: Share
+    accuracy_chosen_second: Share
+    histogram: Histogram
+
+
+class Grades(_Strict):
+    """Agreement with graded preferences."""
+
+    pairs: Count
+    kendall: float | None
+    pearson: float | None
+
+
+class Mistake(_Strict):
+    """A pair on which the judge was surest of the wrong response; probability: P(chosen)."""
+
+    id: str | int | None
+    prompt: str
+    chosen: str
+    rejected: str
+    probability: Share
+    order_gap: float | None
+    subset: str | None
+
+
+class Source(_Strict):
+    """Everything measured on one source."""
+
+    source: str
+    benchmark: str
+    rows: Count
+    dropped: dict[str, Count]
+    pairs: Pairs | None
+    official: list[Official]
+    subsets: list[Subset]
+    tables: list[ExtraTable]
+    calibration: Calibration | None
+    length: Length | None
+    position: Position | None
+    grades: Grades | None
+    worst: list[Mistake]
+
+
+class Evaluation(_Strict):
+    """evaluation.json."""
+
+    format: int
+    gram_jax: str
+    model: str
+    judge: str
+    settings: dict[str, Any]
+    sources: Annotated[dict[str, Source], Field(min_length=1)]
+
+
+class Clean(_Strict):
+    """The judge on the same pairs, left alone."""
+
+    accuracy: Share
+    interval: Interval | None
+    flip_rate: Share
+
+
+class AttackExample(_Strict):
+    """probability: of the attacking response to be the better one."""
+
+    prompt: str
+    honest: str
+    attack: str
+    probability: Share
+
+
+class Attack(_Strict):
+    """success: share of n in which it won; baseline: the share to expect without it."""
+
+    name: str
+    kind: str
+    description: str
+    n: Count
+    success: Share
+    interval: Interval | None
+    baseline: Share | None
+    example: AttackExample | None
+
+
+class Attacks(_Strict):
+    """attack.json."""
+
+    format: int
+    gram_jax: str
+    model: str
+    judge: str
+    settings: dict[str, Any]
+    source: str
+    pairs: Count
+    clean: Clean
+    attacks: list[Attack]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a folder says of a model. label: what to call it beside others; at least one of the two is there."""
+
+    folder: Path
+    label: str
+    evaluation: Evaluation | None
+    attack: Attacks | None
+
+    @property
+    def about(self) -> Evaluation | Attacks:
+        """One of them, for what both say: model, judge, settings, version."""
+        return self.evaluation or self.attack
+
+
+_File = TypeVar("_File", Evaluation, Attacks)
+
+
+def read_evidence(folders: Sequence[str | Path]) -> list[Evidence]:
+    """What these folders hold, each under a label of its own.
+
+    Raises ReportError where a folder holds neither file, or one that is damaged, of another format, or at odds with the
+    other.
+    """
+    read = [_read_folder(Path(folder).expanduser()) for folder in folders]
+    labels = _labels(read)
+    return [
+        Evidence(found.folder, label, found.evaluation, found.attack)
+        for found, label in zip(read, labels, strict=True)
+    ]
+
+
+def _read_folder(folder: Path) -> Evidence:
+    evaluation = _read(folder / EVALUATION, Evaluation)
+    attack = _read(folder / ATTACK, Attacks)
+    found = [one for one in (evaluation, attack) if one is not None]
+    if not found:
+        raise ReportError(
+            f"{folder} holds neither {EVALUATION} nor {ATTACK}"
+            + ("" if folder.is_dir() else " (there is no such folder)")
+            + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
+        )
+    if len({(one.model, one.judge) for one in found}) > 1:
+        raise ReportError(
+            f"{folder}: {EVALUATION} is of {evaluation.model} (judge {evaluation.judge[:12]}), {ATTACK} of "
+            f"{attack.model} (judge {attack.judge[:12]}). Keep each model's results in a folder of its own"
+        )
+    return Evidence(folder, found[0].model, evaluation, attack)
+
+
+def _labels(read: Sequence[Evidence]) -> list[str]:
+    """The models' names; where these are not all different, with the folders; where those are not either, numbered."""
+    names = [found.label for found in read]
+    if len(set(names)) < len(names):
+        names = [f"{found.label} ({_base(found.folder)})" for found in read]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {at}" for at, name in enumerate(names, 1)]
+    return names
+
+
+def _base(folder: Path) -> str:
+    return os.path.basename(os.path.abspath(folder))
+
+
+def _read(path: Path, kind: type[_File]) -> _File | None:
+    """The file's content; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReportError(f"{path} cannot be read as JSON: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        version = content.get("gram_jax", "unknown") if isinstance(content, dict) else "unknown"
+        raise ReportError(
+            f"{path} has format {found!r} (gram_jax {version}), expected {FORMAT}: make the report with the version "
+            "that wrote it, or evaluate the model again"
+        )
+    # Halves of an emoji, which somebody's slice has left, have no place in UTF-8.
+    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False))
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise ReportError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    problems = error.errors()
+    lines = [
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        + ("" if problem["type"] == "missing" else f", found {problem['input']!r:.80}")
+        for problem in problems[:SHOWN_PROBLEMS]
+    ]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
+    return "\n  ".join(
+        [f"{path} is not what format {FORMAT} has: evaluate the model again, or restore it", *lines]
+    )

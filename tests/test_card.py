@@ -1,0 +1,305 @@
+"""Model cards: what they say, where it comes from, and whose file they never replace."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import jax
+import pytest
+from report_cases import HOSTILE, attacks, evaluation, source, write
+from typer.testing import CliRunner
+
+from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hub import read_front_matter
+from gram_jax.checkpoint.integrity import find_damage
+from gram_jax.checkpoint.models import load_model, load_tokenizer
+from gram_jax.cli import app
+from gram_jax.config import make_recipe, recipe_to_toml
+from gram_jax.console import Console
+from gram_jax.errors import CheckpointError, ReportError
+from gram_jax.judge import make_spec
+from gram_jax.reports.card import CardWishes, is_ours, write_card
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
+
+QUIET = Console(mute=True)
+DATA = {
+    "rows_read": 1200, "dropped": {"longer than 1024 tokens": 7}, "examples": 1193, "documents": 2386, "shortened": 0,
+    "tokens": 800_000, "mean_length": 335.3, "median_length": 300.0, "max_length": 1024, "histogram": [[1, 16, 3]],
+    "rows": 4, "length": 1024, "steps_per_epoch": 200, "tokens_per_step": 4000.0, "examples_per_step": 6.0,
+    "padding": 0.02, "first_share": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    placement = make_placement({}, devices=jax.devices()[:1])
+    cfg, params = load_model("tiny-random", placement, "float32")
+    tokenizer = load_tokenizer("tiny-random")
+    spec = make_spec(tokenizer, max_length=512)
+    folder = tmp_path_factory.mktemp("models") / "tiny-judge"
+    return export_hf(folder, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec)
+
+
+@pytest.fixture
+def model(exported, tmp_path) -> Path:
+    return shutil.copytree(exported, tmp_path / "tiny-judge")
+
+
+@pytest.fixture
+def judge(exported) -> str:
+    return Scorer.load(exported).spec.hash
+
+
+def results(folder: Path, judge: str, **sources) -> Path:
+    sources = sources or {"held_out": source()}
+    return write(folder, evaluation("m", sources, judge=judge), attacks("m", judge=judge))
+
+
+def run_folder(path: Path, stage: str, start: str, data: list[str], **info) -> Path:
+    losses = {"judge": {"smoothing": 0.1}, "write": {"chunk": 128}}
+    values = {
+        "stage": stage,
+        "run": {"folder": str(path), "seed": 3, "steps": 300},
+        "model": {"start": start, "dtype": "float32"},
+        "judge": {"template": "default", "labels": ["A", "B"], "max_length": 512, "thinking": False},
+        "data": {"train": data, "overlong": "drop", "on_bad": "error", "orders": "both"},
+        "batch": {"rows": 4, "length": 1024, "pack": True, "microbatches": 1},
+        "optimizer": {
+            "learning_rate": 5e-5, "warmup": 0.1, "schedule": "cosine", "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+            "weight_decay": 0.0, "clip": 1.0,
+        },
+        "loss": losses[stage],
+        "execution": {"compute": "float32", "attention": "blocked", "remat": "none"},
+    }  # fmt: skip
+    path.mkdir()
+    (path / "recipe.toml").write_text(recipe_to_toml(make_recipe(values)))
+    (path / "run.json").write_text(
+        json.dumps({"stage": stage, "steps": 300, "finished": True} | info)
+    )
+    return path
+
+
+def text_of(model: Path, **wishes) -> str:
+    return write_card(model, CardWishes(**wishes), QUIET).read_text(encoding="utf-8")
+
+
+def test_a_card_without_anything_says_what_the_score_means_and_what_is_not_known(model):
+    text = text_of(model)
+    head = read_front_matter(model / "README.md")
+    assert head["pipeline_tag"] == "text-generation" and head["library_name"] == "transformers"
+    assert not {"license", "base_model", "datasets", "model-index"} & head.keys()
+    assert "0.5\n  means no preference" in text and "[Response A]" in text
+    assert (
+        "Not measured" in text and "Not recorded here" in text and "has not been measured" in text
+    )
+    assert find_damage(model) == []  # the manifest knows the card
+
+
+def test_results_and_their_concerns_stand_in_the_card_and_in_the_hubs_index(model, judge, tmp_path):
+    sources = {
+        "rb": source(0.81, source="allenai/reward-bench:filtered"),
+        "mine": source(0.62, source="/home/x/m.jsonl"),
+    }
+    text = text_of(model, evaluations=(results(tmp_path / "e", judge, **sources),))
+    assert "| rb | 900 | 0.81 (0.78 to 0.84) |" in text
+    assert "divide the log-odds by 1.70" in text and "It favours the longer response" in text
+    assert "verdict\\_spoof" in text and "/home" not in text
+    index = read_front_matter(model / "README.md")["model-index"]
+    found = {
+        (r["dataset"]["type"], m["name"]): m["value"]
+        for r in index[0]["results"]
+        for m in r["metrics"]
+    }
+    assert index[0]["name"] == "tiny-judge"
+    assert found["allenai/reward-bench", "accuracy, both orders averaged"] == 0.81
+    assert found["mine", "Accuracy, macro"] == 0.6
+
+
+def test_the_runs_tell_of_base_licence_recipe_and_data(model, judge, tmp_path):
+    first = run_folder(
+        tmp_path / "s1", "write", "smollm2-135m", ["NiuTrans/GRAM-pre-training"], data=DATA
+    )
+    run = run_folder(
+        tmp_path / "s2", "judge", str(first), ["/home/me/pairs.jsonl"], judge=judge, data=DATA
+    )
+    text = text_of(model, run=run)
+    head = read_front_matter(model / "README.md")
+    assert head["license"] == "apache-2.0"
+    assert head["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert head["datasets"] == ["NiuTrans/GRAM-pre-training"]
+    assert "| began with | smollm2-135m | s1 |" in text
+    assert "pairs.jsonl" in text and "/home" not in text and str(tmp_path) not in text
+    assert (
+        "7 longer than 1024 tokens" in text and "surest verdict it was rewarded for is 0.95" in text
+    )
+
+
+def test_a_foundation_says_that_it_does_not_judge_yet(model, judge, tmp_path):
+    run = run_folder(tmp_path / "s1", "write", "tiny-random", ["a.jsonl"], judge=judge)
+    assert "has not been taught to judge yet" in text_of(model, run=run, license="mit")
+
+
+def test_a_base_folders_card_gives_its_licence_and_what_is_given_goes_before(
+    model, judge, tmp_path
+):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: [mit]\nbase_model: [some/one]\n---\n# base\n")
+    run = run_folder(tmp_path / "r", "judge", str(base), ["a.jsonl"], judge=judge)
+    text_of(model, run=run)
+    head = read_front_matter(model / "README.md")
+    assert (head["license"], head["base_model"]) == ("mit", "some/one")
+    text_of(model, run=run, license="cc-by-4.0", base="other/two")
+    head = read_front_matter(model / "README.md")
+    assert (head["license"], head["base_model"]) == ("cc-by-4.0", "other/two")
+
+
+def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
+    with pytest.raises(ReportError, match="a judge that is asked in another way"):
+        text_of(model, evaluations=(results(tmp_path / "e", "f" * 64),))
+    with pytest.raises(ReportError, match="taught a judge that is asked in another way"):
+        text_of(model, run=run_folder(tmp_path / "r", "judge", "x", ["a.jsonl"], judge="f" * 64))
+    with pytest.raises(ReportError, match=r"expected the folder of a run, with its recipe\.toml"):
+        text_of(model, run=tmp_path)
+    assert not (model / "README.md").exists()
+
+
+def test_what_is_no_exported_judge_gets_no_card(model, tmp_path):
+    run = run_folder(tmp_path / "r", "judge", "x", ["a.jsonl"])
+    with pytest.raises(
+        ReportError, match="is a run, a card belongs to an exported model: gram-jax convert"
+    ):
+        text_of(run)
+    (model / "judge.json").unlink()
+    (model / "gram_jax_manifest.json").unlink()
+    with pytest.raises(ReportError, match=r"has no judge\.json"):
+        text_of(model)
+
+
+def test_a_card_of_somebody_is_kept_and_ours_is_replaced(model):
+    card = model / "README.md"
+    card.write_text("# mine\n")
+    with pytest.raises(ReportError, match="not written by gram_jax"):
+        text_of(model)
+    assert card.read_text() == "# mine\n"
+    assert is_ours(text_of(model, overwrite=True))
+    assert is_ours(text_of(model, license="mit"))  # ours
+    card.write_text(card.read_text().replace("# Limits", "# My limits"))
+    with pytest.raises(ReportError, match="changed since"):
+        text_of(model)
+
+
+def test_texts_of_others_stay_texts_in_a_card(model, judge, tmp_path):
+    text = text_of(
+        model, evaluations=(results(tmp_path / "e", judge, **{HOSTILE: source(source=HOSTILE)}),)
+    )
+    body = text.split("\n---\n", 1)[1]
+    assert "<img" not in body and "[link](" not in body and "\x1b" not in text
+    assert read_front_matter(model / "README.md")["model-index"][0]["name"] == "tiny-judge"
+
+
+@pytest.mark.torch
+def test_the_snippets_run_as_they_stand(model, monkeypatch):
+    torch = pytest.importorskip("torch")
+    text = text_of(model)
+    ours, theirs = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(model.parent)
+    said: list[tuple] = []
+    names = {"print": lambda *values: said.append(values)}
+    exec(theirs, names)
+    exec(ours, {"print": names["print"]})
+    assert said[0][0] == pytest.approx(said[1][0], abs=1e-6)
+    assert sorted(said[2][0]) == [0, 1]
+    judge = Scorer.load(model)
+    hard = (
+        "Say {first} and {second}.",
+        "<|im_end|>\n{prompt}",
+        "Über 1,000 naïve 漢字 🙂\n\n  code()",
+    )
+    assert names["score"](*hard) == pytest.approx(judge.score(*hard).first, abs=1e-6)
+    assert torch.is_grad_enabled()
+
+
+class Hub:
+    """What the hub's client was asked for. card: what stands in the repository already."""
+
+    def __init__(
+        self, monkeypatch, folder: Path, card: str | None = None, token: str | None = "hf_x"
+    ):
+        self.asked: list[tuple] = []
+        self.card, self.folder = card, folder
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
+
+    def create_repo(self, repo, **how):
+        self.asked.append(("create", repo, how))
+
+    def file_exists(self, repo, name):
+        return self.card is not None
+
+    def hf_hub_download(self, repo, name):
+        path = self.folder / "there.md"
+        path.write_text(self.card)
+        return str(path)
+
+    def upload_folder(self, **how):
+        self.asked.append(("upload", SimpleNamespace(**how)))
+
+
+def test_a_push_uploads_the_folder_with_its_card_privately(model, monkeypatch, tmp_path):
+    hub = Hub(monkeypatch, tmp_path)
+    text = text_of(model, push="me/my-judge", license="mit")
+    (_, repo, how), (_, upload) = hub.asked
+    assert (repo, how) == ("me/my-judge", {"private": True, "exist_ok": True})
+    assert upload.folder_path == model and upload.repo_id == repo
+    assert 'Scorer.load("me/my-judge")' in text and "# my-judge" in text
+    hub.card = text
+    text_of(model, push="me/my-judge", license="mit", public=True)  # ours, there as well
+    assert hub.asked[2][2]["private"] is False
+
+
+def test_a_push_that_would_harm_or_cannot_be_is_refused(model, monkeypatch, tmp_path):
+    hub = Hub(monkeypatch, tmp_path, card="# somebody's")
+    wishes = CardWishes(push="me/my-judge", license="mit")
+    with pytest.raises(
+        CheckpointError, match=r"me/my-judge has a README\.md that gram_jax did not write"
+    ):
+        write_card(model, wishes, QUIET)
+    assert [what for what, *_ in hub.asked] == ["create"]
+    write_card(model, replace(wishes, overwrite=True), QUIET)
+    with pytest.raises(ReportError, match="not pushed: no licence is known"):
+        write_card(model, replace(wishes, license=None), QUIET)
+    with pytest.raises(CheckpointError, match="expected OWNER/NAME"):
+        write_card(model, replace(wishes, push="my-judge"), QUIET)
+    Hub(monkeypatch, tmp_path, token=None)
+    with pytest.raises(CheckpointError, match="hf auth login"):
+        write_card(model, wishes, QUIET)
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    with pytest.raises(
+        CheckpointError, match="could not be pushed"
+    ):  # offline, as conftest.py sets it
+        write_card(model, wishes, QUIET)
+
+
+def test_a_damaged_folder_is_not_pushed(model, monkeypatch, tmp_path):
+    hub = Hub(monkeypatch, tmp_path)
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        text_of(model, push="me/my-judge", license="mit")
+    assert hub.asked == []
+
+
+def test_the_command_takes_several_evaluations(model, judge, tmp_path):
+    folders = [results(tmp_path / name, judge) for name in ("one", "two")]
+    options = [word for folder in folders for word in ("--evaluation", str(folder))]
+    done = CliRunner().invoke(app, ["card", str(model), *options, "--license", "mit"])
+    assert done.exit_code == 0, done.exception
+    text = (model / "README.md").read_text()
+    assert "m (one)" in text and "m (two)" in text

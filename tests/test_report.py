@@ -1,0 +1,267 @@
+"""Reports: pages that say what was measured, whatever stands in the texts, and errors for results that are none."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_cases import HOSTILE, attacks, evaluation, mistake, source, write
+from typer.testing import CliRunner
+
+from gram_jax.cli import app
+from gram_jax.errors import ReportError
+from gram_jax.reports.concerns import concerns
+from gram_jax.reports.evidence import Evidence, read_evidence
+from gram_jax.reports.files import write_reports
+from gram_jax.reports.page import make_document
+from gram_jax.reports.render import render_html, render_markdown
+
+VOID = {"meta", "br", "img", "line", "circle", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Elements, ids and words of a page; complains where tags are not closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [value for key, value in attributes if key in ("href", "src", "xlink:href")]
+        assert not any(key.startswith("on") for key in values)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def evidence(folder: Path, **content) -> list[Evidence]:
+    return read_evidence([write(folder, **content)])
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> list[Evidence]:
+    worst = [
+        mistake(
+            0, prompt=HOSTILE, chosen=HOSTILE, rejected="x" * 100_000, id=HOSTILE, subset=HOSTILE
+        ),
+        mistake(1, chosen="", rejected="\u0645\u0631\u062d\u0628\u0627"),
+    ]
+    subsets = source()["subsets"]
+    subsets[0]["name"] = HOSTILE
+    sources = {HOSTILE: source(worst=worst, subsets=subsets, source=HOSTILE, dropped={HOSTILE: 50})}
+    attacked = attacks(HOSTILE)
+    attacked["attacks"][1] |= {"name": HOSTILE, "description": HOSTILE}
+    attacked["attacks"][1]["example"] |= {"attack": HOSTILE}
+    folder = tmp_path_factory.mktemp("hostile")
+    return evidence(folder, evaluation=evaluation(HOSTILE, sources), attack=attacked)
+
+
+def test_a_page_needs_nothing_but_itself_and_runs_nothing(tmp_path):
+    found = evidence(tmp_path, evaluation=evaluation(), attack=attacks())
+    page = Page(text := render_html(make_document(found)))
+    assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert "prefers-color-scheme: dark" in text and "default-src 'none'" in text
+    assert page.tags.count("svg") >= 3 and page.tags.count("caption") == page.tags.count("table")
+
+
+def test_a_page_says_what_was_measured(tmp_path):
+    words = Page(
+        render_html(make_document(evidence(tmp_path, evaluation=evaluation(), attack=attacks())))
+    ).words
+    for said in (
+        "runs/judge",
+        "0.74 (0.71 to 0.77)",
+        "the mean of the groups",
+        "GRAM release",
+        "Temperature 1.70",
+        "verdict_spoof",
+        "Styles",
+        "2, 3 and 5.",
+        "max_length",
+        "It favours the longer response",
+    ):
+        assert said in words
+
+
+def test_texts_of_others_stay_texts(hostile):
+    page = Page(text := render_html(make_document(hostile)))
+    assert {"script", "img"}.isdisjoint(page.tags)
+    assert "{{ 7*7 }} {% raw %}" in page.words  # neither computed nor cut
+    assert "</script></pre><img src=x onerror=alert(1)>" in page.words
+    assert "esrever" in page.words and "⟨U+202E⟩" in page.words and "⟨U+0000⟩" in page.words
+    hidden = re.findall("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u200b\U000e0041]", text)
+    assert hidden == []
+    assert "[… 80,000 characters more]" in page.words and len(text) < 500_000
+
+
+def test_markdown_keeps_texts_of_others_in_their_places(hostile):
+    text = render_markdown(make_document(hostile))
+    lines = text.splitlines()
+    for above, line in zip(lines, lines[1:], strict=False):
+        if above.startswith("|") and line.startswith("|"):  # rows of one table
+            assert len({len(re.findall(r"(?<!\\)\|", row)) for row in (above, line)}) == 1
+    outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "<img" not in outside and "<script" not in outside and "[link](" not in outside
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_a_comparison_puts_models_side_by_side_and_marks_the_best(tmp_path):
+    one = write(tmp_path / "one", evaluation("m", {"a": source(0.7), "b": source()}), attacks("m"))
+    two = write(tmp_path / "two", evaluation("m", {"a": source(0.9)}), attacks("m", 0.1))
+    found = read_evidence([one, two])
+    assert [each.label for each in found] == ["m (one)", "m (two)"]
+    page = Page(text := render_html(make_document(found)))
+    assert "2 models compared" in page.words
+    assert "<strong>0.900 (0.880 to 0.920)</strong>" in text
+    assert "<strong>0.70 (0.67 to 0.73)</strong>" not in text
+    assert "<strong>0.10 (0.06 to 0.14)</strong>" in text  # of attacks the least is the best
+    assert "b: only 1 of 2 models were evaluated on it." in page.words
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_models_asked_in_different_ways_are_not_silently_compared(tmp_path):
+    one = write(tmp_path / "one", evaluation("x"))
+    two = write(tmp_path / "two", evaluation("y", judge="f" * 64, settings={"compute": "bfloat16"}))
+    words = Page(render_html(make_document(read_evidence([one, two])))).words
+    assert "asked in different ways" in words
+    assert "different settings of compute: bfloat16, float32" in words
+
+
+def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
+    sound = {
+        "n": 5000, "prompts": 5000, "accuracy": 0.9, "interval": [0.89, 0.91], "ece": 0.01, "shortened": 0.0,
+        "consistency": 0.97, "position_bias": 0.0, "accuracy_longer": 0.9, "accuracy_shorter": 0.9, "ties": 0.0,
+    }  # fmt: skip
+    faults = {
+        "90 prompts": {"prompts": 90},
+        "cannot be told from guessing": {"accuracy": 0.51, "interval": [0.48, 0.54]},
+        "below that of guessing": {"accuracy": 0.3, "interval": [0.28, 0.32]},
+        "40 % of the pairs did not fit": {"shortened": 0.4},
+        "for 60 % of the pairs": {"consistency": 0.4},
+        "shown second gets a probability of 0.70": {"position_bias": -0.2},
+        "favours the shorter": {"accuracy_longer": 0.5, "accuracy_shorter": 0.9},
+        "2 % of the pairs are ties": {"ties": 0.02},
+        "off by 0.30": {"ece": 0.3},
+    }
+    for at, (said, fault) in enumerate({"": {}, **faults}.items()):
+        entry = source(dropped={})
+        entry["pairs"] |= sound | fault
+        known = concerns(*evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry})))
+        sentences = [] if known is None else [s for _, group in known.groups for s in group]
+        assert len(sentences) == bool(said) and all(said in sentence for sentence in sentences)
+
+
+def test_what_does_not_apply_is_left_out(tmp_path):
+    nothing = dict.fromkeys(("pairs", "calibration", "length", "position", "grades"))
+    bare = source(**nothing, subsets=[], tables=[], worst=[], dropped={})
+    found = evidence(tmp_path, evaluation=evaluation(sources={"best_of_n": bare}))
+    page = Page(render_html(make_document(found)))
+    assert "figure" not in page.tags and "Accuracy, micro" in page.words
+    assert "Surest mistakes" not in page.words
+
+
+def test_a_bin_without_pairs_is_not_drawn(tmp_path):
+    entry = source()
+    for block in ("calibration", "length"):
+        entry[block]["bins"] = [{**bin, "n": 0, "accuracy": None} for bin in entry[block]["bins"]]
+    entry["position"]["histogram"]["counts"] = [0] * 20
+    page = Page(
+        render_html(make_document(evidence(tmp_path, evaluation=evaluation(sources={"s": entry}))))
+    )
+    assert "figure" not in page.tags
+
+
+def spoil(content: dict, path: str, value: object) -> dict:
+    *way, last = path.split(".")
+    place = content
+    for key in way:
+        place = place[int(key) if isinstance(place, list) else key]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("format", 2, r"has format 2 \(gram_jax 0.1.0\), expected 1"),
+        ("format", KeyError, "has format None"),
+        ("sources", {}, "sources: "),
+        ("sources.held_out.pairs.accuracy", 74, "sources.held_out.pairs.accuracy: .* found 74"),
+        ("sources.held_out.pairs.accuracy", "0.74", "pairs.accuracy: .* found '0.74'"),
+        ("sources.held_out.pairs.ece", float("nan"), "pairs.ece: .*finite"),
+        ("sources.held_out.worst.0.prompt", KeyError, "worst.0.prompt: Field required"),
+        ("sources.held_out.position.histogram.edges", [0.0], "one more edge"),
+        ("sources.held_out.calibration.bins.0.accuracy", None, "a bin with pairs has an accuracy"),
+    ],
+)
+def test_results_of_another_form_are_refused_by_name(tmp_path, path, value, said):
+    with pytest.raises(ReportError, match=said) as refused:
+        evidence(tmp_path, evaluation=spoil(evaluation(), path, value))
+    assert "evaluation.json" in str(refused.value)
+
+
+def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
+    with pytest.raises(ReportError, match=r"neither evaluation.json nor attack.json \(there is no"):
+        read_evidence([tmp_path / "nowhere"])
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "evaluation.json").write_text('{"format": 1, "sour')
+    with pytest.raises(ReportError, match="cannot be read as JSON"):
+        read_evidence([tmp_path / "torn"])
+    with pytest.raises(ReportError, match=r"evaluation.json is of a .*attack.json of b"):
+        evidence(tmp_path / "two", evaluation=evaluation("a"), attack=attacks("b"))
+
+
+def test_files_of_others_are_not_replaced(tmp_path):
+    folder = write(tmp_path / "results", evaluation())
+    ours = write_reports([folder], out=None, markdown=tmp_path / "r.md", overwrite=False)
+    assert ours == [folder / "report.html", tmp_path / "r.md"]
+    write_reports([folder], out=None, markdown=tmp_path / "r.md", overwrite=False)  # again
+    theirs = tmp_path / "index.html"
+    theirs.write_text("<p>mine")
+    with pytest.raises(ReportError, match="no report of ours"):
+        write_reports([folder], out=theirs, markdown=None, overwrite=False)
+    with pytest.raises(ReportError, match=r"ends in \.html"):
+        write_reports([folder], out=folder / "evaluation.json", markdown=None, overwrite=True)
+    assert theirs.read_text() == "<p>mine"
+    write_reports([folder], out=theirs, markdown=None, overwrite=True)
+    assert theirs.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_command_writes_a_page_and_the_same_page_again(tmp_path):
+    one, two = (write(tmp_path / name, evaluation(name)) for name in ("one", "two"))
+    out = tmp_path / "compared.html"
+    pages = []
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["report", str(one), str(two), "--out", str(out)])
+        assert done.exit_code == 0 and str(out) in done.output
+        pages.append(out.read_text())
+    assert pages[0] == pages[1]
+    assert isinstance(
+        CliRunner().invoke(app, ["report", str(one), str(two)]).exception, ReportError
+    )
