@@ -131,9 +131,8 @@ def test_a_change_that_changes_nothing_is_not_counted(tmp_path):
         Preference("x", as_prompt("q"), "yes", "no"),
         Preference("y", as_prompt("q"), "a", "b"),
     ]
-    _, found = attack(FakeJudge(len), tmp_path, ["contracted", "bold"], plain)
-    assert found["contracted"]["n"] == 0 and found["contracted"]["success"] is None
-    assert found["contracted"]["interval"] is None and found["contracted"]["example"] is None
+    report, found = attack(FakeJudge(len), tmp_path, ["contracted", "empty"], plain)
+    assert report["without_pairs"] == ["contracted"] and list(found) == ["empty"]
 
 
 def test_an_interrupted_suite_goes_on_and_ends_with_the_same_report(tmp_path):
@@ -178,7 +177,8 @@ def test_a_report_reads_as_tables_of_plain_text(tmp_path):
     report, _ = attack(FakeJudge(len), tmp_path)
     assert json.loads((tmp_path / "attack.json").read_text())["format"] == 1
     tables = list(attack_tables(report))
-    assert [len(rows) for _, _, rows in tables] == [4, len(HOSTILE), len(HARMLESS)]
+    harmless = len(HARMLESS) - len(report["without_pairs"])
+    assert [len(rows) for _, _, rows in tables] == [4, len(HOSTILE), harmless]
     assert all(len(row) == len(columns) for _, columns, rows in tables for row in rows)
 
 

@@ -60,14 +60,14 @@ def results(folder: Path, judge: str, **sources) -> Path:
     return write(folder, evaluation("m", sources, judge=judge), attacks("m", judge=judge))
 
 
-def run_folder(path: Path, stage: str, start: str, data: list[str], **info) -> Path:
+def run_folder(path: Path, stage: str, start: str, sources: list[str], **info) -> Path:
     losses = {"judge": {"smoothing": 0.1}, "write": {"chunk": 128}}
     values = {
         "stage": stage,
         "run": {"folder": str(path), "seed": 3, "steps": 300},
         "model": {"start": start, "dtype": "float32"},
         "judge": {"template": "default", "labels": ["A", "B"], "max_length": 512, "thinking": False},
-        "data": {"train": data, "overlong": "drop", "on_bad": "error", "orders": "both"},
+        "data": {"train": sources, "overlong": "drop", "on_bad": "error", "orders": "both"},
         "batch": {"rows": 4, "length": 1024, "pack": True, "microbatches": 1},
         "optimizer": {
             "learning_rate": 5e-5, "warmup": 0.1, "schedule": "cosine", "b1": 0.9, "b2": 0.999, "eps": 1e-8,

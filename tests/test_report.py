@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_texts_of_others_stay_texts(hostile):
 def test_markdown_keeps_texts_of_others_in_their_places(hostile):
     text = render_markdown(make_document(hostile))
     lines = text.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if above.startswith("|") and line.startswith("|"):  # rows of one table
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in (above, line)}) == 1
     outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)

@@ -146,7 +146,10 @@ def report_attacks(
     trials: Sequence[Trial],
     scores: np.ndarray,
 ) -> dict[str, Any]:
-    """The entries "clean", "any_hostile" and "attacks" of attack.json. scores: [trials, 3] as of read_scores."""
+    """The entries "clean", "any_hostile" and "attacks" of attack.json. scores: [trials, 3] as of read_scores.
+
+    without_pairs: the attacks that change nothing in any pair, as a bullet where there are no lines.
+    """
     cluster = number([record.prompt for record in pairs])
     of_attack = {name: [] for name in (CLEAN, *(attack.name for attack in attacks))}
     for at, trial in enumerate(trials):
@@ -155,9 +158,12 @@ def report_attacks(
     lost, ways = _winner(clean) < 0, _ways(clean)
     inconsistent = ways[0] != ways[1]
     fooled = np.zeros(len(pairs), bool)
-    entries = []
+    entries, idle = [], []
     for attack in attacks:
         rows = of_attack[attack.name]
+        if not rows:
+            idle.append(attack.name)
+            continue
         mine = np.array([trials[at].pair for at in rows], int)
         entry, success = _entry(attack, scores[rows], clean[mine], cluster[mine])
         if attack.kind == "hostile":
@@ -182,6 +188,7 @@ def report_attacks(
         },
         "any_hostile": _share(fooled[right], cluster[right]) if hostile else None,
         "attacks": entries,
+        "without_pairs": idle,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.evals.pairwise import wilson_interval
+from gram_jax.evals.intervals import wilson_interval
 from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
 from gram_jax.reports.document import Figure, Table
 from gram_jax.reports.evidence import Bin, ConfidenceBin, Histogram, LengthBin
