@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
@@ -51,7 +52,8 @@ class FakeJudge:
     window = 8
 
     def __init__(self, strength, *, first_bonus: float = 0.0):
-        self.strength, self.bonus, self.scored, self.params = strength, first_bonus, 0, {}
+        self.strength, self.bonus, self.scored = strength, first_bonus, 0
+        self.params = {"layers": {"wq": np.zeros((1, 2), np.float32)}}
 
     def stream(self, comparisons, *, progress=None):
         for _, first, second in comparisons:

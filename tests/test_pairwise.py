@@ -62,6 +62,13 @@ def test_exchanged_labels_give_one_minus_the_accuracy():
     assert exchanged.position_bias == straight.position_bias
 
 
+@pytest.mark.parametrize("n", range(1, 60))
+def test_an_interval_holds_its_own_share_however_close_to_its_end(n: int):
+    for hits in (0, n / 3, n):
+        low, high = wilson_interval(hits, n)
+        assert 0 <= low <= hits / n <= high <= 1
+
+
 def test_a_judge_of_positions_scores_one_half_and_is_always_wrong():
     found = report([score(0.9, 0.1)] * 8, [True, False] * 4)
     assert found.accuracy == 0

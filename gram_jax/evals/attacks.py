@@ -20,6 +20,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
 from gram_jax.evals.pairwise import side
+from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import Scorer
 
@@ -85,6 +86,7 @@ def run_attacks(
         "source": str(source),
         "model": model,
         "judge": judge.hash,
+        "fingerprint": weights_fingerprint(scorer.params),
         **settings,
         "seed": seed,
         "attacks": [attack.name for attack in attacks],

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import gram_jax
 from gram_jax.console import Console
 from gram_jax.data.records import Preference
@@ -42,6 +44,7 @@ class EvaluationFolder:
             "gram_jax": gram_jax.__version__,
             "model": model,
             "judge": scorer.spec.hash,
+            "fingerprint": weights_fingerprint(scorer.params),
             "settings": settings_of(scorer),
             "sources": {},
         }
@@ -81,7 +84,8 @@ class EvaluationFolder:
             return
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            same = [there[key] == self.content[key] for key in ("format", "judge", "settings")]
+            deciding = ("format", "judge", "fingerprint", "settings")
+            same = [there[key] == self.content[key] for key in deciding]
             sources = dict(there["sources"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -97,12 +101,14 @@ class EvaluationFolder:
 
 
 def settings_of(scorer: Scorer | Rater) -> dict[str, Any]:
-    """What decides the scores besides the data, as evaluation.json and attack.json hold it."""
+    """How the judge is run and asked, as evaluation.json and attack.json hold it."""
+    layers = scorer.params["layers"]
+    held = "int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype)
     return {
         "compute": scorer.execution.compute,
-        "weights": weights_fingerprint(scorer.params),
+        "weights": held,
         "max_length": scorer.spec.max_length,
-        "labels": list(scorer.spec.labels),
+        "labels": ", ".join(scorer.spec.labels),
     }
 
 

@@ -34,7 +34,9 @@ def wilson_interval(successes: float, n: float) -> Interval:
     share, z2 = successes / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # The share lies within; by rounding the bound next to 0 or 1 may miss it.
+    low, high = min(share, centre - half), max(share, centre + half)
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
