@@ -1,0 +1,202 @@
+"""Which pairs are trained on and which are tested: the same rules for every set.
+
+Everything is decided by hashes of (seed, id): a draw of 100 pairs is the beginning of the draw of 300.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sizes import Size
+
+from gram_jax.checkpoint.models import load_tokenizer
+from gram_jax.data.encode import encode_comparisons, encode_writings
+from gram_jax.data.records import Preference, UnlabeledPair, read_records
+from gram_jax.data.sources import FILE_SUFFIXES
+from gram_jax.errors import DataError
+from gram_jax.judge import JudgeSpec, make_spec
+
+TRAIN, VALID, UNLABELED = "preference_train", "preference_valid", "unlabeled_train"
+Pair = Preference | UnlabeledPair
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What the data folder gives at one size.
+
+    unlabeled, labels: what is drawn from. tests: the pairs of every set that is asked of all judges, long of those of
+    the main four only; both by the name of the file. domain: the fitting pairs of the new domain.
+    """
+
+    size: Size
+    spec: JudgeSpec
+    unlabeled: list[UnlabeledPair]
+    labels: list[Preference]
+    tests: dict[str, list[Preference]]
+    long: dict[str, list[Preference]]
+
+    @property
+    def outside(self) -> list[str]:
+        """Sets out of distribution that all judges are asked about."""
+        return [name for name in self.tests if name != VALID]
+
+    @cached_property
+    def prompts(self) -> dict[str, np.ndarray]:
+        """i [n] of every set: which of its prompts each pair has."""
+        return {name: _number(pairs) for name, pairs in {**self.tests, **self.long}.items()}
+
+    @cached_property
+    def longer(self) -> dict[str, np.ndarray]:
+        """-1, 0, 1 [n] of every set: whether the chosen response is the longer one."""
+        return {
+            name: np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
+            for name, pairs in {**self.tests, **self.long}.items()
+        }
+
+    def draw(self, source: str, count: int, seed: int) -> list[Pair]:
+        """The first `count` pairs of "unlabeled", "labels" or "domain" in the order of a seed."""
+        if source == "domain":
+            members = np.flatnonzero(~self.domain_test(seed))
+            pool: Sequence[Pair] = [self.tests[self.size.domain][i] for i in members]
+        else:
+            pool = self.unlabeled if source == "unlabeled" else self.labels
+        return _shuffled(pool, seed, lambda pair: pair.id)[:count]
+
+    def count(self, source: str, wanted: int) -> int:
+        """How many pairs a draw of "unlabeled" or "labels" has."""
+        return min(wanted, len(self.unlabeled if source == "unlabeled" else self.labels))
+
+    def domain_test(self, seed: int) -> np.ndarray:
+        """bool [n]: the pairs of the new domain that are for testing: all of a prompt or none."""
+        pairs = self.tests[self.size.domain]
+        order = _shuffled({_text(pair) for pair in pairs}, seed, str)
+        drawn = set(order[: round(self.size.domain_train * len(order))])
+        return np.array([_text(pair) not in drawn for pair in pairs])
+
+
+def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
+    """All of it. cache: a file that keeps the number of tokens of every pair.
+
+    Raises DataError where a file of the folder is missing.
+    """
+    tokenizer = load_tokenizer(model)
+    spec = make_spec(tokenizer, max_length=size.max_length, system="")
+    measure = _Measure(tokenizer, spec, cache)
+    valid, train = measure(data, VALID), measure(data, TRAIN)
+    outside = {
+        name: measure(data / "eval", name)
+        for name in sorted({path.name.partition(".")[0] for path in (data / "eval").iterdir()})
+    }
+    if size.domain not in outside:
+        raise DataError(
+            f"{data / 'eval'} has no {size.domain}, the new domain of this size: found "
+            f"{', '.join(outside) or 'nothing'}"
+        )
+    fitting = [pair for pair, length in train if length <= size.fit]
+    held = set(_shuffled({_text(pair) for pair in fitting}, 0, str)[: size.held])
+    sets = {VALID: valid + [item for item in train if _text(item[0]) in held], **outside}
+    tests, long = {}, {}
+    for name, pairs in sets.items():
+        chosen = _tested(size, pairs)
+        if len(chosen) >= size.least:
+            tests[name] = chosen
+        else:
+            long[name] = _shortest(pairs, size.long_tokens)
+    known = held | {_text(pair) for pair, _ in valid}
+    unlabeled = [p for p, length in measure(data, UNLABELED, "pair") if length <= size.fit]
+    return Pools(
+        size,
+        spec,
+        [pair for pair in unlabeled if _text(pair) not in known],
+        [pair for pair in fitting if _text(pair) not in known],
+        tests,
+        long,
+    )
+
+
+def digest(pairs: Iterable[Pair]) -> str:
+    """16 hex digits that name these pairs in this order, texts and labels."""
+    found = hashlib.sha256()
+    for pair in pairs:
+        found.update(json.dumps([pair.id, _row(pair)], sort_keys=True).encode())
+    return found.hexdigest()[:16]
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """A file that a recipe can name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": p.id, **_row(p)}) + "\n" for p in pairs))
+
+
+class _Measure:
+    """Pairs of a file, each with its tokens in the layout that it will be read in."""
+
+    def __init__(self, tokenizer: Any, spec: JudgeSpec, cache: Path):
+        self.tokenizer, self.spec, self.cache = tokenizer, spec, cache
+        self.known = json.loads(cache.read_text()) if cache.exists() else {}
+
+    def __call__(
+        self, folder: Path, name: str, kind: str = "preference"
+    ) -> list[tuple[Pair, int]]:
+        path = next((p for s in FILE_SUFFIXES if (p := folder / (name + s)).is_file()), None)
+        if path is None:
+            raise DataError(f"{folder} has no file {name} ({', '.join(FILE_SUFFIXES)})")
+        pairs = [p for p in read_records(path, kind)[0] if kind == "pair" or not p.tie]
+        key = hashlib.sha256(self.spec.hash.encode() + path.read_bytes()).hexdigest()[:16]
+        if key not in self.known:
+            encode = encode_comparisons if kind == "preference" else encode_writings
+            items = [(pair.prompt, pair.first, pair.second) for pair in pairs]
+            # What does not even fit max_length fits nowhere.
+            encoded = encode(self.tokenizer, self.spec, items, overlong="drop")
+            self.known[key] = [len(e.tokens) if e is not None else 10**6 for e in encoded]
+            partial = self.cache.with_suffix(".partial")
+            partial.write_text(json.dumps(self.known))
+            partial.replace(self.cache)
+        return list(zip(pairs, self.known[key], strict=True))
+
+
+def _tested(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[Preference]:
+    by_prompt = defaultdict(list)
+    for pair, length in pairs:
+        if length <= size.test_fit:
+            by_prompt[_text(pair)].append(pair)
+    few = [_shuffled(of, 0, lambda p: p.id)[: size.per_prompt] for of in by_prompt.values()]
+    return _shuffled([p for of in few for p in of], 0, lambda p: p.id)[: size.test_pairs]
+
+
+def _shortest(pairs: Sequence[tuple[Preference, int]], tokens: int) -> list[Preference]:
+    found: dict[str, Preference] = {}
+    for pair, length in sorted(pairs, key=lambda item: (item[1], item[0].id)):
+        if _text(pair) in found:
+            continue
+        if (tokens := tokens - 2 * length) < 0:
+            break
+        found[_text(pair)] = pair
+    return list(found.values())
+
+
+def _shuffled(items: Iterable[Any], seed: int, name: Callable[[Any], str]) -> list[Any]:
+    return sorted(
+        items, key=lambda item: hashlib.blake2b(f"{seed}\0{name(item)}".encode()).digest()
+    )
+
+
+def _text(pair: Pair) -> str:
+    return json.dumps([[message.role, message.content] for message in pair.prompt])
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    prompt = [{"role": message.role, "content": message.content} for message in pair.prompt]
+    if isinstance(pair, Preference):
+        return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    return {"prompt": prompt, "response_a": pair.first, "response_b": pair.second}
+
+
+def _number(pairs: Sequence[Preference]) -> np.ndarray:
+    return np.unique([_text(pair) for pair in pairs], return_inverse=True)[1]

@@ -1,0 +1,129 @@
+"""The sizes of the grid: how much data, how long a pair may be, how a step is filled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ALL = 10**9  # pairs: as many as there are
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a grid is made of.
+
+    fit, test_fit: tokens that a pair may have as a comparison, for training and for testing; the same for every set.
+    test_pairs, per_prompt: at most so many tested pairs of a set, and of one prompt of it.
+    held: instructions of preference_train that are kept out of all training and added to preference_valid.
+    least, long_tokens: a set with fewer fitting pairs than `least` is asked of the main four judges only, and of it
+      the shortest pairs, one a prompt, whose two orders have so many tokens together.
+    unlabeled: pairs that are 100 % for stage 1. labels: pairs for stage 2; base: those of every other table.
+    domain: the set under eval/ that stands for a new domain; domain_labels: pairs of it to train on; domain_train: share
+      of its prompts that those are drawn from, anew for every seed; the others are for testing.
+    rows, length; rank_rows, rank_length: of a step, for stages 1 and 2 and for the baseline, whose pair is two texts.
+    rates: peak learning rate of each stage. save_every: steps between checkpoints.
+    """
+
+    fit: int
+    test_fit: int
+    max_length: int
+    test_pairs: int
+    per_prompt: int
+    held: int
+    least: int
+    long_tokens: int
+    unlabeled: int
+    labels: tuple[int, ...]
+    base: int
+    domain: str
+    domain_labels: tuple[int, ...]
+    domain_train: float
+    epochs: int
+    rows: int
+    length: int
+    rank_rows: int
+    rank_length: int
+    rates: Mapping[str, float]
+    compute: str
+    save_every: int
+    seeds: tuple[int, ...]
+
+
+SIZES = {
+    # Everything there is, two epochs of labels as in the public release, 25 pairs a step.
+    "full": Size(
+        fit=2048,
+        test_fit=2048,
+        max_length=2048,
+        test_pairs=ALL,
+        per_prompt=ALL,
+        held=0,
+        least=0,
+        long_tokens=0,
+        unlabeled=ALL,
+        labels=(1000, 3000, 10_000, ALL),
+        base=ALL,
+        domain="rm_bench_code",
+        domain_labels=(100, 300, 1000),
+        domain_train=0.55,
+        epochs=2,
+        rows=8,
+        length=2048,
+        rank_rows=4,
+        rank_length=4096,
+        rates={"write": 2e-5, "judge": 5e-5, "rank": 5e-5},
+        compute="bfloat16",
+        save_every=200,
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    # Two cores: a cell takes about eight minutes there.
+    "small": Size(
+        fit=256,
+        test_fit=320,
+        max_length=1024,
+        test_pairs=100,
+        per_prompt=2,
+        held=48,
+        least=20,
+        long_tokens=24_000,
+        unlabeled=400,
+        labels=(100, 300, 1000),
+        base=300,
+        domain="hh_harmless_first200",
+        domain_labels=(32, 64),
+        domain_train=0.45,
+        epochs=1,
+        rows=3,
+        length=512,
+        rank_rows=3,
+        rank_length=512,
+        rates={"write": 1e-4, "judge": 1e-4, "rank": 1e-4},
+        compute="bfloat16",
+        save_every=15,
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    # Seconds a cell with the model "tiny-random": for trying the benchmark out.
+    "tiny": Size(
+        fit=192,
+        test_fit=192,
+        max_length=256,
+        test_pairs=8,
+        per_prompt=2,
+        held=2,
+        least=4,
+        long_tokens=1500,
+        unlabeled=8,
+        labels=(8, 16),
+        base=16,
+        domain="harmless",
+        domain_labels=(4,),
+        domain_train=0.5,
+        epochs=1,
+        rows=4,
+        length=384,
+        rank_rows=4,
+        rank_length=384,
+        rates={"write": 1e-3, "judge": 3e-3, "rank": 3e-3},
+        compute="float32",
+        save_every=1,
+        seeds=(0, 1),
+    ),
+}

@@ -1,0 +1,291 @@
+"""A cell from its runs to its tested pairs. Whatever was interrupted goes on where it stopped.
+
+In the folder of results lie runs/ (being trained), starts/ (models that several cells begin with), draws/ (the pairs of
+a run) and sets/ (what a cell that is being tested has answered); all but the starts go when their cell is done.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import Cell
+from pools import Pools, digest, write_pairs
+from sizes import Size
+
+from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.config import Recipe, make_recipe, recipe_values
+from gram_jax.console import Console
+from gram_jax.data.records import Preference
+from gram_jax.plots import read_metrics
+from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
+from gram_jax.train.loop import train
+
+# What no result depends on: where things lie, what is kept and said.
+NOT_IN_KEY = ("checkpoint", "log", "evaluate")
+EDGE = 0.1  # share of the steps that the first and the last loss are means of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: of `stage`, from another run's end (None: the raw model), on `count` pairs of a source."""
+
+    stage: str
+    start: "Run | None"
+    source: str
+    count: int
+    seed: int
+    smoothing: float
+    rate: float
+
+
+def run_of(cell: Cell, pools: Pools) -> Run | None:
+    """The last training of a cell, with those before it; None for the model as it comes."""
+    run = None
+    if cell.unlabeled:
+        count = round(cell.unlabeled * pools.count("unlabeled", pools.size.unlabeled))
+        run = Run("write", None, "unlabeled", count, cell.seed, 0.0, 1.0)
+    stage = "judge" if cell.kind == "generative" else "rank"
+    if cell.labels:
+        count = pools.count("labels", cell.labels)
+        run = Run(stage, run, "labels", count, cell.seed, cell.smoothing, cell.rate)
+    if cell.domain:
+        run = Run(stage, run, "domain", cell.domain, cell.seed, cell.smoothing, cell.rate)
+    return run
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """folder: of the results; model: the raw one."""
+
+    folder: Path
+    pools: Pools
+    model: str
+    console: Console
+
+    @property
+    def size(self) -> Size:
+        """Of the grid."""
+        return self.pools.size
+
+    @cached_property
+    def _keys(self) -> dict[Run, str]:
+        return {}
+
+    @cached_property
+    def _test_digests(self) -> dict[str, str]:
+        sets = {**self.pools.tests, **self.pools.long}
+        return {name: digest(pairs) for name, pairs in sets.items()}
+
+    def run_key(self, run: Run) -> str:
+        """A hash of everything that decides the weights at the end of a run."""
+        if run not in self._keys:
+            values = recipe_values(self._recipe(run, "", "", "pairs.jsonl"))
+            decides = {name: part for name, part in values.items() if name not in NOT_IN_KEY}
+            start = self.model if run.start is None else self.run_key(run.start)
+            drawn = digest(self.pools.draw(run.source, run.count, run.seed))
+            self._keys[run] = _hash([decides, start, drawn])
+        return self._keys[run]
+
+    def key(self, cell: Cell) -> str:
+        """A hash of everything that decides a cell's results: its runs, the tested pairs, how they are asked."""
+        run = run_of(cell, self.pools)
+        trained = self.model if run is None else self.run_key(run)
+        tested = {name: self._test_digests[name] for name in self._sets(cell)}
+        if cell.domain:
+            tested["part"] = cell.seed
+        asked = [self.pools.spec.hash, self.size.compute, cell.kind]
+        return _hash([trained, tested, asked])
+
+    def compute(self, cell: Cell) -> dict[str, Any]:
+        """Train what has to be trained and ask about every tested pair: a value for JSON.
+
+        {"sets": {name: {"p": P(chosen) of every pair, "gap": P(chosen) when shown first minus when shown second}},
+        "training": of the cell's own run, or None; "test_seconds"}.
+        """
+        run = run_of(cell, self.pools)
+        model, training = self.model, None
+        if run is not None:
+            model, training = self._trained(run)
+        begun = time.monotonic()
+        sets = self._ask(cell, model)
+        return {
+            "sets": sets,
+            "training": training,
+            "test_seconds": round(time.monotonic() - begun, 1),
+        }
+
+    def clear(self, cell: Cell, coming: Sequence[Cell]) -> None:
+        """Keep of a finished cell what coming ones begin with, and remove the rest."""
+        needed = {run for other in coming for run in self._parts(other)[1:]}
+        own = self._parts(cell)
+        if own and own[0] in needed:
+            self.as_start(own[0])
+        for run in own:
+            if run not in needed:
+                self._remove_run(run)
+                shutil.rmtree(self._start(run), ignore_errors=True)
+        self._partial(cell).unlink(missing_ok=True)
+
+    def as_start(self, run: Run) -> Path:
+        """The model at the end of a run, as a folder that others begin with."""
+        place = self._start(run)
+        if not place.exists():
+            source, _ = self._trained(run)
+            cfg, params = load_model(source, make_placement({}), "float32")
+            judge = {"tokenizer": load_tokenizer(source), "spec": load_spec(source)}
+            place.parent.mkdir(exist_ok=True)
+            export_hf(place, cfg, params, dtype=None, **judge)
+        self._remove_run(run)
+        return place
+
+    def _parts(self, cell: Cell) -> list[Run]:
+        """The runs of a cell, the last first."""
+        parts, run = [], run_of(cell, self.pools)
+        while run is not None:
+            parts.append(run)
+            run = run.start
+        return parts
+
+    def _trained(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """(the run's folder, figures of its training); of a run that was finished before, nothing is computed."""
+        start = self.model if run.start is None else str(self.as_start(run.start))
+        folder, pairs = self._folder(run), self.folder / "draws" / f"{self.run_key(run)}.jsonl"
+        drawn = self.pools.draw(run.source, run.count, run.seed)
+        write_pairs(pairs, drawn)
+        begun = time.monotonic()
+        recipe = self._recipe(run, start, str(folder), str(pairs))
+        done = train(recipe, console=self.console)
+        losses = [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        edge = max(1, round(EDGE * len(losses)))
+        training = {
+            "stage": run.stage,
+            "pairs": len(drawn),
+            "steps": done.steps,
+            "first_loss": round(float(np.mean(losses[:edge])), 4),
+            "last_loss": round(float(np.mean(losses[-edge:])), 4),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        self.console.say(f"trained: {json.dumps(training)}")
+        return str(folder), training
+
+    def _recipe(self, run: Run, start: str, folder: str, pairs: str) -> Recipe:
+        size, rank = self.size, run.stage == "rank"
+        data: dict[str, Any] = {
+            "train": [pairs],
+            "schema": "pairs" if run.stage == "write" else "trl-standard",
+            "overlong": "error",
+            "on_bad": "error",
+        }
+        loss: dict[str, Any] = {}
+        if not rank:
+            data["orders"] = "hash"
+        if run.stage == "write":
+            loss["chunk"] = 512
+        if run.stage == "judge":
+            loss["smoothing"] = run.smoothing
+        values = {
+            "stage": run.stage,
+            "run": {"folder": folder or "-", "seed": run.seed, "epochs": self._epochs(run)},
+            "model": {"start": start or "-", "dtype": "float32"},
+            "judge": {
+                "template": "default",
+                "labels": ["A", "B"],
+                "max_length": size.max_length,
+                "thinking": False,
+                "system": "",
+            },
+            "data": data,
+            "batch": {
+                "rows": size.rank_rows if rank else size.rows,
+                "length": size.rank_length if rank else size.length,
+                "pack": True,
+                "microbatches": 1,
+            },
+            "optimizer": {
+                "learning_rate": size.rates[run.stage] * run.rate,
+                "warmup": 0.1,
+                "schedule": "cosine",
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+            },
+            "loss": loss,
+            "execution": {"compute": size.compute, "attention": "auto", "remat": "none"},
+            "checkpoint": {"every": size.save_every, "keep": 1},
+            "log": {"tensorboard": False},
+        }
+        return make_recipe(values)
+
+    def _epochs(self, run: Run) -> int:
+        return 1 if run.stage == "write" else self.size.epochs
+
+    def _sets(self, cell: Cell) -> dict[str, list[Preference]]:
+        """What a cell is asked."""
+        pools = self.pools
+        if cell.domain:
+            return {self.size.domain: pools.tests[self.size.domain]}
+        everything = cell.labels in (0, self.size.base) and cell.unlabeled in (0, 1)
+        plain = cell.rate == 1 and cell.smoothing == (0.1 if cell.kind == "generative" else 0)
+        return {**pools.tests, **(pools.long if everything and plain else {})}
+
+    def _ask(self, cell: Cell, model: str) -> dict[str, Any]:
+        partial = self._partial(cell)
+        partial.parent.mkdir(exist_ok=True)
+        answers = json.loads(partial.read_text()) if partial.exists() else {}
+        reader: Any = None
+        for name, pairs in self._sets(cell).items():
+            if name in answers:
+                continue
+            if cell.domain:
+                pairs = [
+                    p for p, test in zip(pairs, self.pools.domain_test(cell.seed), strict=True) if test
+                ]
+            if reader is None:
+                reader = self._reader(cell, model)
+            scores = list(reader.stream((p.prompt, p.chosen, p.rejected) for p in pairs))
+            answers[name] = {
+                "p": [round(score.first, 8) for score in scores],
+                "gap": [round(score.order_gap, 5) for score in scores],
+            }
+            _write(partial, json.dumps(answers))
+        return answers
+
+    def _reader(self, cell: Cell, model: str) -> Scorer | Rater:
+        if cell.kind == "discriminative":
+            return Rater.load(model, compute=self.size.compute)
+        return Scorer.load(model, compute=self.size.compute, spec=self.pools.spec)
+
+    def _folder(self, run: Run) -> Path:
+        return self.folder / "runs" / f"{run.stage}-{self.run_key(run)}"
+
+    def _start(self, run: Run) -> Path:
+        return self.folder / "starts" / f"{run.stage}-{self.run_key(run)}"
+
+    def _partial(self, cell: Cell) -> Path:
+        return self.folder / "sets" / f"{self.key(cell)}.json"
+
+    def _remove_run(self, run: Run) -> None:
+        shutil.rmtree(self._folder(run), ignore_errors=True)
+        (self.folder / "draws" / f"{self.run_key(run)}.jsonl").unlink(missing_ok=True)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
