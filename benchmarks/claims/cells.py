@@ -16,7 +16,7 @@ class Cell:
 
     kind: "generative" or "discriminative" (a scalar head, Bradley-Terry). unlabeled: share of the unlabeled pairs in
     stage 1, 0 for none. labels: preferences in stage 2, 0 for none. smoothing: torch's, 0 for the baseline, which has
-    none. rate: factor of the learning rate of stage 2. domain: pairs of the new domain that it is trained on after that;
+    none. rate: factor of the learning rate of stage 2. domain: pairs of the new domain that it is then trained on;
     None for a cell that has nothing to do with it.
     """
 

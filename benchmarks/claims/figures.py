@@ -13,7 +13,7 @@ import numpy as np
 from cells import Cell
 from pools import Pools
 
-from gram_jax.evals.pairwise import ECE_BINS
+from gram_jax.evals.calibration import BINS as ECE_BINS
 
 DRAWS = 2000
 SAME = 0.02  # a difference of accuracy that is no more than this decides nothing
@@ -90,9 +90,7 @@ def contrast(
     return _pigeonhole(parts)
 
 
-def answers(
-    result: dict[str, Any], pools: Pools, name: str, domain_seed: int | None
-) -> np.ndarray:
+def answers(result: dict[str, Any], pools: Pools, name: str, domain_seed: int | None) -> np.ndarray:
     """P(chosen) of every pair of a set; NaN for those outside the tested part of a seed's new domain."""
     p, whole = np.array(result["sets"][name]["p"]), len(pools.prompts[name])
     if domain_seed is None:
@@ -152,7 +150,8 @@ def _pigeonhole(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
         # A draw of few prompts may hold none of a seed's: it then counts nothing.
         with np.errstate(invalid="ignore"):
             means = (times @ sums.T) / (times @ counts.T)  # [draws, S]
-        drawn.append(np.nansum(means * seeds, axis=1) / np.sum(seeds * ~np.isnan(means), axis=1))
+            counted = np.sum(seeds * ~np.isnan(means), axis=1)
+            drawn.append(np.nansum(means * seeds, axis=1) / counted)
     each = np.mean(by_seed, axis=0)
     low, high = np.nanpercentile(np.mean(drawn, axis=0), (2.5, 97.5))
     return Estimate(float(each.mean()), float(low), float(high), tuple(each.tolist()))

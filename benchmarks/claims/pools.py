@@ -141,9 +141,7 @@ class _Measure:
         self.tokenizer, self.spec, self.cache = tokenizer, spec, cache
         self.known = json.loads(cache.read_text()) if cache.exists() else {}
 
-    def __call__(
-        self, folder: Path, name: str, kind: str = "preference"
-    ) -> list[tuple[Pair, int]]:
+    def __call__(self, folder: Path, name: str, kind: str = "preference") -> list[tuple[Pair, int]]:
         path = next((p for s in FILE_SUFFIXES if (p := folder / (name + s)).is_file()), None)
         if path is None:
             raise DataError(f"{folder} has no file {name} ({', '.join(FILE_SUFFIXES)})")

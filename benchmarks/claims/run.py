@@ -1,4 +1,6 @@
-"""The claims of the GRAM paper, tried: python benchmarks/claims/run.py RESULTS --data DATA [--size small] [--minutes 60]
+"""The claims of the GRAM paper, tried.
+
+    python benchmarks/claims/run.py RESULTS --data DATA [--size small] [--minutes 60] [--markdown docs/claims.md]
 
 RESULTS is a folder, DATA one with preference_train, preference_valid, unlabeled_train and eval/. The cells of the grid
 (cells.py) are worked through, the most informative first; each is a line of RESULTS/results.jsonl when it is done. A
@@ -105,7 +107,9 @@ def in_short(result: dict[str, Any]) -> str:
     ]
     training = result["training"]
     if training:
-        shares.append("loss {first_loss:.3f} -> {last_loss:.3f}, {seconds:.0f} s".format(**training))
+        shares.append(
+            "loss {first_loss:.3f} -> {last_loss:.3f}, {seconds:.0f} s".format(**training)
+        )
     return ", ".join([*shares, f"tested in {result['test_seconds']:.0f} s"])
 
 

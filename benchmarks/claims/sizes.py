@@ -16,7 +16,7 @@ class Size:
     least, long_tokens: a set with fewer fitting pairs than `least` is asked of the main four judges only, and of it
       the shortest pairs, one a prompt, whose two orders have so many tokens together.
     unlabeled: pairs that are 100 % for stage 1. labels: pairs for stage 2; base: those of every other table.
-    domain: the set under eval/ that stands for a new domain; domain_labels: pairs of it to train on; domain_train: share
+    domain: the set under eval/ that stands for a new domain; domain_labels: pairs of it to train on; domain_train: part
       of its prompts that those are drawn from, anew for every seed; the others are for testing.
     rows, length; rank_rows, rank_length: of a step, for stages 1 and 2 and for the baseline, whose pair is two texts.
     rates: peak learning rate of each stage. save_every: steps between checkpoints.

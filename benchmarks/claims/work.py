@@ -8,8 +8,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,9 @@ class Workshop:
                 continue
             if cell.domain:
                 pairs = [
-                    p for p, test in zip(pairs, self.pools.domain_test(cell.seed), strict=True) if test
+                    p
+                    for p, test in zip(pairs, self.pools.domain_test(cell.seed), strict=True)
+                    if test
                 ]
             if reader is None:
                 reader = self._reader(cell, model)

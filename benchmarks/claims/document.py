@@ -1,0 +1,342 @@
+"""The report of the grid: a Markdown file with its plots beside it, made from whatever cells are there."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cells import (
+    RAW,
+    Cell,
+    adapted,
+    by_labels,
+    by_rate,
+    by_share,
+    by_smoothing,
+    count_text,
+    discriminative,
+    generative,
+    grid,
+)
+from figures import (
+    Estimate,
+    Results,
+    accuracy,
+    brier,
+    calibration_error,
+    contrast,
+    length_balanced,
+    verdict,
+)
+from pools import VALID, Pools
+
+SHARE_FORMAT = "{:.0%}"
+
+
+def write_document(path: Path, size: str, model: str, pools: Pools, found: Results) -> None:
+    """Everything that can be said by now; what is missing is named."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = _Report(path, size, model, pools, found)
+    path.write_text("\n".join(report.lines()) + "\n", encoding="utf-8")
+
+
+class _Report:
+    def __init__(self, path: Path, size: str, model: str, pools: Pools, found: Results):
+        self.path, self.name, self.model = path, size, model
+        self.pools, self.found, self.size = pools, found, pools.size
+        self.inside = [VALID]
+        self.outside = pools.outside
+
+    def lines(self) -> list[str]:
+        """The document."""
+        whole = grid(self.size, self.size.seeds)
+        done = [cell for cell in whole if cell in self.found]
+        seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
+        command = "python benchmarks/claims/run.py RESULTS --data DATA"
+        return [
+            "# The paper's claims, tried",
+            "",
+            f"    {command} --size {self.name} --markdown docs/claims.md",
+            "",
+            f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run, with seeds {seeds}.',
+            "The command makes this page of what is there; several short runs add up, the most informative cells",
+            "first. What has not been run says so.",
+            "",
+            *self._setting(),
+            *self._claims(),
+            *self._four(),
+            *self._calibration(),
+            *self._smoothing(),
+            *self._unlabeled(),
+            *self._labels(),
+            *self._adaptation(),
+            *self._rates(),
+        ]
+
+    def _setting(self) -> list[str]:
+        size, pools = self.size, self.pools
+        tests = ", ".join(f"{name} {len(pairs)}" for name, pairs in pools.tests.items())
+        long = ", ".join(f"{name} {len(pairs)}" for name, pairs in pools.long.items())
+        rates = ", ".join(f"{stage} {rate:g}" for stage, rate in size.rates.items())
+        unlabeled = pools.count("unlabeled", size.unlabeled)
+        lines = [
+            "## What was run",
+            "",
+            f"From {self.model}: stage 1 on {unlabeled:,} unlabeled pairs (100 %), stage 2 on",
+            f"{pools.count('labels', size.base):,} labeled ones where nothing else is said, {size.epochs} epoch(s),",
+            f"at most {size.fit} tokens a pair, compute {size.compute}, peak rates {rates}.",
+            f"Tested pairs, both orders: {tests}.",
+        ]
+        if long:
+            lines.append(
+                f"Sets with few pairs that short are asked of the main four judges only: {long}."
+            )
+        lines += [
+            f"In distribution is {VALID}; out of distribution the mean of {', '.join(self.outside)}.",
+            f"The new domain for adaptation is {size.domain}.",
+            "",
+            "Intervals are 95 %, by a bootstrap that draws prompts and seeds anew, both at once (`figures.py`).",
+            "",
+        ]
+        return lines
+
+    def _claims(self) -> list[str]:
+        rows = []
+        for claim, better, worse, sets in self._contrasts():
+            terms = [(1.0, better), (-1.0, worse)]
+            right = contrast(self.found, self.pools, terms, sets, accuracy)
+            sharp = contrast(self.found, self.pools, terms, sets, brier)
+            shown = [x.text(sign=True) if x else "-" for x in (right, sharp)]
+            rows.append((claim, *shown, verdict(right, sharp)))
+        head = ("claim", "accuracy", "Brier score (lower is better)", "")
+        return ["## The claims", "", *_table(head, rows), ""]
+
+    def _contrasts(
+        self,
+    ) -> Iterable[tuple[str, Sequence[Cell], Sequence[Cell], Sequence[str]]]:
+        size = self.size
+
+        def over(make: Callable[[int], Cell]) -> list[Cell]:
+            return [make(seed) for seed in size.seeds]
+
+        both, raw = over(lambda s: generative(size, s)), over(lambda s: generative(size, s, 0.0))
+        baseline = over(lambda s: discriminative(size, s))
+        smooth = {
+            value: over(lambda s, v=value: by_smoothing(size, s, (v,))[0]) for value in (0.0, 0.3)
+        }
+        yield (
+            "the generative judge with stage 1 is better than the discriminative baseline, in distribution",
+            both,
+            baseline,
+            self.inside,
+        )
+        yield ("the same, out of distribution", both, baseline, self.outside)
+        yield ("stage 1 helps, in distribution", both, raw, self.inside)
+        yield ("stage 1 helps, out of distribution", both, raw, self.outside)
+        yield (
+            "without stage 1 a generative judge is already better, out of distribution",
+            raw,
+            baseline,
+            self.outside,
+        )
+        yield ("smoothing 0.1 is better than none", both, smooth[0.0], self.outside)
+        yield ("smoothing 0.1 is better than 0.3", both, smooth[0.3], self.outside)
+        quarter = over(lambda s: by_share(size, s)[1])
+        yield ("all of the unlabeled data is better than a quarter", both, quarter, self.outside)
+        most = max(size.domain_labels)
+        pairs = [adapted(size, seed, most) for seed in size.seeds]
+        yield (
+            f"with {most} labels of a new domain the foundation adapts better than the raw model",
+            [a for a, _ in pairs],
+            [b for _, b in pairs],
+            [size.domain],
+        )
+
+    def _four(self) -> list[str]:
+        size = self.size
+        kinds = {
+            "the model as it comes": [RAW] * len(size.seeds),
+            "generative, no stage 1": [generative(size, s, 0.0) for s in size.seeds],
+            "discriminative, no stage 1": [discriminative(size, s) for s in size.seeds],
+            "generative, stage 1": [generative(size, s) for s in size.seeds],
+            "discriminative, stage 1": [discriminative(size, s, 1.0) for s in size.seeds],
+        }
+        sets = [*self.pools.tests, *self.pools.long]
+        tables = []
+        for title, measure in (
+            ("Accuracy", accuracy),
+            (
+                "Accuracy, as many pairs with a longer as with a shorter chosen response",
+                length_balanced,
+            ),
+        ):
+            rows = [
+                (kind, *(self._figure(cells, [name], measure) for name in sets))
+                for kind, cells in kinds.items()
+            ]
+            tables += [f"{title}:", "", *_table(("judge", *sets), rows), ""]
+        return ["## The main four", "", *tables]
+
+    def _calibration(self) -> list[str]:
+        size, names = self.size, list(self.pools.tests)
+        rows = []
+        for kind, make in (
+            ("generative, stage 1", lambda s: generative(size, s)),
+            ("generative, no stage 1", lambda s: generative(size, s, 0.0)),
+            ("discriminative", lambda s: discriminative(size, s)),
+        ):
+            cells = [make(seed) for seed in size.seeds]
+            found = [calibration_error(self.found, self.pools, cells, name) for name in names]
+            rows.append((kind, *(one.text() if one else "-" for one in found)))
+        return ["## Calibration (ECE)", "", *_table(("judge", *names), rows), ""]
+
+    def _smoothing(self) -> list[str]:
+        values = by_smoothing(self.size, 0)
+        series = {
+            f"{cell.smoothing:g}": [replace(cell, seed=s) for s in self.size.seeds]
+            for cell in values
+        }
+        return self._curve("Smoothing", "smoothing", {"both stages": series})
+
+    def _unlabeled(self) -> list[str]:
+        values = by_share(self.size, 0)
+        series = {
+            SHARE_FORMAT.format(cell.unlabeled): [replace(cell, seed=s) for s in self.size.seeds]
+            for cell in values
+        }
+        return self._curve("Unlabeled data", "unlabeled", {"both stages": series})
+
+    def _labels(self) -> list[str]:
+        names = ("generative, stage 1", "generative, no stage 1", "discriminative")
+        series = {
+            name: {
+                count_text(cell.labels): [replace(cell, seed=s) for s in self.size.seeds]
+                for cell in cells
+            }
+            for name, cells in zip(names, by_labels(self.size, 0), strict=True)
+        }
+        return self._curve("Labels", "labels", series)
+
+    def _adaptation(self) -> list[str]:
+        rows, size = [], self.size
+        for count in (0, *size.domain_labels):
+            pairs = [adapted(size, seed, count) for seed in size.seeds]
+            shown = [
+                self._figure([pair[at] for pair in pairs], [size.domain], accuracy) for at in (0, 1)
+            ]
+            rows.append((count, *shown))
+        head = (f"labels of {size.domain}", "from the foundation", "from the raw model")
+        return ["## Adaptation", "", *_table(head, rows), ""]
+
+    def _rates(self) -> list[str]:
+        rows = []
+        for cells in by_rate(self.size, self.size.seeds[0]):
+            for cell in cells:
+                shown = [
+                    self._figure([cell], sets, accuracy) for sets in (self.inside, self.outside)
+                ]
+                rows.append((f"{cell.kind}, x {cell.rate:.2g}", *shown))
+        head = ("no stage 1, learning rate", "in distribution", "out of distribution")
+        note = "A difference between two kinds that another learning rate would turn round is none."
+        return ["## Learning rates", "", note, "", *_table(head, rows), ""]
+
+    def _figure(self, cells: Sequence[Cell], sets: Sequence[str], measure: Callable) -> str:
+        if any(
+            cell in self.found and name not in self.found[cell]["sets"]
+            for cell in cells
+            for name in sets
+        ):
+            return "-"
+        found = contrast(self.found, self.pools, [(1.0, cells)], sets, measure)
+        return found.text() if found else "-"
+
+    def _curve(
+        self, title: str, name: str, series: dict[str, dict[str, Sequence[Cell]]]
+    ) -> list[str]:
+        """A table and, where two values or more are there, a plot of accuracy and Brier score against them."""
+        parts = {"in distribution": self.inside, "out of distribution": self.outside}
+        found = {
+            (which, value, part, measure.__name__): contrast(
+                self.found, self.pools, [(1.0, cells)], sets, measure
+            )
+            for which, values in series.items()
+            for value, cells in values.items()
+            for part, sets in parts.items()
+            for measure in (accuracy, brier)
+        }
+        rows = []
+        for which, values in series.items():
+            for value in values:
+                cells = [
+                    found[which, value, part, measure]
+                    for measure in ("accuracy", "brier")
+                    for part in parts
+                ]
+                start = (value,) if len(series) == 1 else (which, value)
+                rows.append((*start, *(one.text() if one else "-" for one in cells)))
+        head = [name] if len(series) == 1 else ["judge", name]
+        head += [f"{what}, {part}" for what in ("accuracy", "Brier") for part in parts]
+        lines = [f"## {title}", "", *_table(head, rows), ""]
+        there = {
+            (which, value)
+            for which, value, part, measure in found
+            if found[which, value, part, measure] is not None
+        }
+        if len({value for _, value in there}) < 2:
+            return lines
+        picture = self.path.with_name(f"claims-{name}.svg")
+        _plot(picture, name, series, list(parts), found)
+        return [
+            *lines[:2],
+            f"![Accuracy and Brier score by {name}]({picture.name})",
+            "",
+            *lines[2:],
+        ]
+
+
+def _plot(
+    path: Path,
+    name: str,
+    series: dict[str, dict[str, Sequence[Cell]]],
+    parts: Sequence[str],
+    found: dict[tuple[str, str, str, str], Estimate | None],
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, fields = plt.subplots(1, 2, figsize=(9.2, 3.6))
+    for axes, measure, chance in zip(fields, ("accuracy", "brier"), (0.5, 0.25), strict=True):
+        shift = 0.0
+        for which, values in series.items():
+            for part in parts:
+                points = [
+                    (at + shift, found[which, value, part, measure])
+                    for at, value in enumerate(values)
+                    if found[which, value, part, measure] is not None
+                ]
+                if not points:
+                    continue
+                x, y = [at for at, _ in points], [one.value for _, one in points]
+                spread = [
+                    [max(0.0, one.value - one.low) for _, one in points],
+                    [max(0.0, one.high - one.value) for _, one in points],
+                ]
+                label = part if len(series) == 1 else f"{which}, {part}"
+                axes.errorbar(x, y, spread, marker="o", capsize=2, linewidth=1, label=label)
+                shift += 0.05
+        axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")
+        values = next(iter(series.values()))
+        axes.set_xticks(range(len(values)), list(values))
+        axes.set_xlabel(name)
+        axes.set_ylabel("accuracy" if measure == "accuracy" else "Brier score")
+        axes.spines[["top", "right"]].set_visible(False)
+    fields[0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]

@@ -1,0 +1,144 @@
+"""The grid of the paper's claims: the order of its cells, runs that add up, and verdicts by rule. No training."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOMS = ("sizes", "cells", "pools", "work", "figures", "document", "run")
+
+
+@pytest.fixture(scope="module")
+def claims():
+    """The benchmark's modules, which import each other by their bare names."""
+    folder = str(Path(__file__).parents[1] / "benchmarks" / "claims")
+    sys.path.insert(0, folder)
+    before = set(sys.modules)
+    try:
+        yield {name: importlib.import_module(name) for name in ROOMS}
+    finally:
+        sys.path.remove(folder)
+        for name in set(ROOMS) - before:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder of short made-up pairs."""
+    folder = tmp_path / "data"
+    (folder / "eval").mkdir(parents=True)
+
+    def write(name: str, count: int, labeled: bool = True) -> None:
+        both = ("chosen", "rejected") if labeled else ("response_a", "response_b")
+        rows = [
+            {"prompt": f"{name} {at}?", both[0]: f"yes {at}", both[1]: f"no {at} no"}
+            for at in range(count)
+        ]
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("preference_train", 30)
+    write("preference_valid", 8)
+    write("unlabeled_train", 12, labeled=False)
+    write("eval/harmless", 12)
+    write("eval/other", 8)
+    return folder
+
+
+def test_the_grid_has_every_cell_once_and_the_main_four_first(claims):
+    size, cells = claims["sizes"].SIZES["full"], claims["cells"]
+    grid = cells.grid(size, size.seeds)
+    assert len(set(grid)) == len(grid)
+    assert grid[0] == cells.RAW
+    assert {(c.kind, bool(c.unlabeled)) for c in grid[1:5]} == {
+        (kind, stage) for kind in ("generative", "discriminative") for stage in (True, False)
+    }
+    assert {c.smoothing for c in grid if c.kind == "generative"} == set(cells.SMOOTHINGS)
+    assert {c.unlabeled for c in grid} == set(cells.SHARES)
+
+
+def run(claims, monkeypatch, data, out, *more: str, compute=None) -> list[str]:
+    """The names of the cells that a run computes; training is left out."""
+    computed = []
+
+    def pretend(workshop, cell):
+        computed.append(cell.name)
+        if compute is not None:
+            compute(len(computed))
+        sets = {
+            name: {"p": [0.6 if cell.kind == "generative" else 0.4] * len(pairs), "gap": []}
+            for name, pairs in workshop._sets(cell).items()
+        }
+        return {"sets": sets, "training": None, "test_seconds": 0.0}
+
+    monkeypatch.setattr(claims["work"].Workshop, "compute", pretend)
+    monkeypatch.setattr(claims["work"].Workshop, "clear", lambda *_: None)
+    words = ["run.py", out, "--data", data, "--size", "tiny", "--model", "tiny-random", *more]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    claims["run"].main()
+    return computed
+
+
+def test_runs_add_up_and_go_on_after_a_kill(claims, monkeypatch, data, tmp_path):
+    out = tmp_path / "out"
+
+    def killed(cell: int) -> None:
+        if cell == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(claims, monkeypatch, data, out, compute=killed)
+    lines = (out / "results.jsonl").read_bytes()
+    assert lines.count(b"\n") == 3
+    (out / "results.jsonl").write_bytes(lines[:-40])  # the third line is torn
+    second = run(claims, monkeypatch, data, out, "--cells", "3")
+    third = run(claims, monkeypatch, data, out)
+    size, cells = claims["sizes"].SIZES["tiny"], claims["cells"]
+    names = [cell.name for cell in cells.grid(size, size.seeds)]
+    assert second == names[2:5] and third == names[5:]
+    assert run(claims, monkeypatch, data, out) == []
+
+
+def test_what_a_cell_was_made_of_decides_whether_it_is_computed_again(
+    claims, monkeypatch, data, tmp_path
+):
+    out = tmp_path / "out"
+    run(claims, monkeypatch, data, out, "--cells", "2")
+    valid = data / "preference_valid.jsonl"
+    valid.write_text(valid.read_text().replace("yes 3", "yes and 3"))
+    assert len(run(claims, monkeypatch, data, out, "--cells", "2")) == 2
+
+
+def test_the_report_states_what_holds_and_what_has_not_been_run(
+    claims, monkeypatch, data, tmp_path
+):
+    page = tmp_path / "claims.md"
+    run(claims, monkeypatch, data, tmp_path / "out", "--cells", "5", "--markdown", page)
+    text = page.read_text()
+    assert "5 of " in text and "**not run yet**" in text
+    row = next(line for line in text.splitlines() if line.startswith("| the generative judge with"))
+    assert "+1.000 (+1.000 to +1.000)" in row and "**holds here** (one seed only)" in row
+    run(claims, monkeypatch, data, tmp_path / "out", "--markdown", page)
+    assert "**not run yet**" not in page.read_text()
+    assert (tmp_path / "claims-smoothing.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("right", "sharp", "words"),
+    [
+        ((0.01, 0.2), (-0.1, -0.01), "**holds here**"),
+        ((-0.1, 0.1), (-0.1, 0.1), "**cannot be told**"),
+        ((-0.2, -0.1), (-0.1, 0.1), "**does not hold here**"),
+        ((0.01, 0.2), (0.01, 0.1), "**holds partly**: more accurate, worse calibrated"),
+        ((-0.01, 0.015), (-0.1, 0.1), "**no difference** of more than 0.02 of accuracy"),
+    ],
+)
+def test_verdicts_follow_from_intervals(claims, right, sharp, words):
+    estimates = [
+        claims["figures"].Estimate(float(np.mean(bounds)), *bounds, (0.0, 0.0))
+        for bounds in (right, sharp)
+    ]
+    assert claims["figures"].verdict(*estimates) == words
