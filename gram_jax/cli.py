@@ -27,7 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at data as the model will see it.")
 app.add_typer(data_app, name="data")
 
-MODEL_HELP = "a run, an exported folder, a hub name, a .gguf file, or smollm2-135m"
+MODEL_HELP = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
 ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
 Compute = Annotated[
     Literal["auto", "float32", "bfloat16"],
@@ -341,11 +341,61 @@ def evaluate(
     scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, console=console)
     for work in workloads:
-        found = folder.evaluate(work)
+        found, _ = folder.evaluate(work)
         for title, columns, rows in evaluation_tables(found):
             console.table(title, columns, rows)
     if out is not None:
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    source: Annotated[str, typer.Argument(help="labeled pairs of the task, of any schema")],
+    out: Annotated[Path, typer.Option(help="a folder for the run, the figures and the judge")],
+    method: Annotated[Literal["lora", "full"], typer.Option(help="which weights move")] = "lora",
+    epochs: Annotated[int, typer.Option(min=1, help="the best of them is kept")] = 3,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="peak learning rate; default 5e-4 LoRA, 3e-5 full")
+    ] = None,
+    smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="of labels")] = 0.1,
+    rank: Annotated[int, typer.Option(min=1, help="of LoRA")] = 16,
+    held_out: Annotated[
+        float,
+        typer.Option(help="share of the prompts that choose the epoch, and again that measure"),
+    ] = 0.2,
+    rows: Annotated[int, typer.Option(min=1, help="of a step")] = 8,
+    length: Annotated[int, typer.Option(min=64, help="tokens of a row")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="of the parts and the batches")] = 0,
+    compute: Compute = "auto",
+    judge: JudgeOption = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    accept: Annotated[
+        bool, typer.Option(help="export the best epoch even where the judge as it came is better")
+    ] = False,
+) -> None:
+    """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
+    from gram_jax.adapt import FILE, Plan, result_rows
+    from gram_jax.adapt import adapt as run
+    from gram_jax.judge import JudgeSpec
+
+    console = Console()
+    result = run(
+        model,
+        source,
+        out,
+        Plan(method, epochs, rate, smoothing, rank, held_out, rows, length, seed),
+        compute=compute,
+        schema=schema,
+        on_bad=on_bad,
+        spec=None if judge is None else JudgeSpec.load(judge),
+        accept=accept,
+        console=console,
+    )
+    title = f"{model} on {result['pairs']['test']} pairs of {source} that were not trained on"
+    console.table(title, ("", "before", "after"), result_rows(result))
+    console.say(f"{result['exported']}: the judge; {out / FILE}: the figures")
 
 
 @app.command()

@@ -186,7 +186,12 @@ def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> di
         "settings": {"compute": "float32", "weights": "auto", "max_length": 1024},
         "source": "held_out.jsonl",
         "pairs": 200,
-        "clean": {"accuracy": 0.74, "interval": [0.67, 0.8], "flip_rate": 0.19},
+        "clean": {
+            "accuracy": 0.74,
+            "interval": [0.67, 0.8],
+            "flip_rate": 0.24,
+            "order_flip_rate": 0.19,
+        },
         "attacks": [
             {
                 "name": name,

@@ -230,7 +230,7 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
     out, again = tmp_path / "one", tmp_path / "two"
     first = folder_of(tiny, out)
     for name in (source, lists):
-        in_file = first.evaluate(read_workload(name))
+        in_file, _ = first.evaluate(read_workload(name))
         in_memory = evaluate_workload(tiny, "tiny", read_workload(name), MEMORY)[0]
         assert in_file == in_memory  # the file holds the very floats
     content = json.loads((out / "evaluation.json").read_text())

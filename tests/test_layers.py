@@ -23,7 +23,7 @@ LAYERS = [
     {"reports"},
     {"train"},
     {"plan"},
-    {"bench"},
+    {"bench", "adapt"},
     {"demo_data", "demo"},
     {"cli"},
     {""},

@@ -232,3 +232,17 @@ def test_the_default_model_knows_the_capital_of_france(one_device, execution):
     seqs = Sequences(tokens, positions, np.ones_like(tokens))
     hidden = hidden_states(params, cfg, seqs, execution)[0, -1]
     assert tokenizer.decode([int(jnp.argmax(unembedding(params, cfg) @ hidden))]) == " Paris"
+
+
+def test_an_earlier_checkpoint_of_a_run_has_a_name(tmp_path, one_device, judge):
+    cfg = tiny_config("qwen3", False)
+    old, new = (random_params(cfg, one_device, seed) for seed in (1, 2))
+    write_run(tmp_path / "run", cfg, *judge, {10: old, 20: new})
+    name = f"{tmp_path / 'run'}@10"
+    assert resolve_model(name).step == 10
+    assert_equal(load_model(name, one_device, None)[1], old)
+    assert load_spec(name) == judge[1] and model_config(name) == cfg
+    with pytest.raises(CheckpointError, match="no checkpoint of step 15: there are 10, 20"):
+        load_model(f"{tmp_path / 'run'}@15", one_device, None)
+    with pytest.raises(CheckpointError, match="no model"):
+        resolve_model(f"{tmp_path / 'other'}@10")

@@ -3,6 +3,7 @@ hub name.
 """
 
 import importlib.util
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,25 +54,30 @@ Kind = Literal["gguf", "folder", "run", "hub", "random"]
 @dataclass(frozen=True)
 class ModelSource:
     """What a name stands for. `path` is the file or folder; None for "random" and for "hub" before
-    its download.
+    its download. step: of a run, which checkpoint; None for the newest.
     """
 
     name: str
     kind: Kind
     path: Path | None
+    step: int | None = None
 
 
 def resolve_model(name: str | Path) -> ModelSource:
     """What a model's name stands for, without reading weights and without the network.
 
-    Raises CheckpointError with the possibilities where it is none of them.
+    RUN@STEP is an earlier checkpoint of a run. Raises CheckpointError with the possibilities where it is none of them.
     """
     name = str(name)
     if name == TINY:
         return ModelSource(name, "random", None)
     if name == SMOLLM2:
         return ModelSource(name, "gguf", _smollm2())
-    path = Path(name).expanduser()
+    path, step = Path(name).expanduser(), None
+    if (earlier := re.fullmatch(r"(.+)@(\d+)", name)) and not path.exists():
+        run = Path(earlier[1]).expanduser()
+        if _is_run(run):
+            path, step = run, int(earlier[2])
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return ModelSource(name, "gguf", path)
@@ -79,8 +85,8 @@ def resolve_model(name: str | Path) -> ModelSource:
             f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
             "safetensors files"
         )
-    if (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file():
-        return ModelSource(name, "run", path)
+    if _is_run(path):
+        return ModelSource(name, "run", path, step)
     if (path / CONFIG).is_file():
         return ModelSource(name, "folder", path)
     if path.is_dir():
@@ -95,6 +101,10 @@ def resolve_model(name: str | Path) -> ModelSource:
         f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
         "run of gram-jax, or a hub name such as Qwen/Qwen3-0.6B"
     )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file()
 
 
 def _smollm2() -> Path:
@@ -124,7 +134,7 @@ def load_model(
     if source.kind == "gguf":
         return load_gguf(source.path, placement, dtype)
     if source.kind == "run":
-        return load_run(source.path, placement, dtype)
+        return load_run(source.path, placement, dtype, source.step)
     return load_hf(_folder(source, WEIGHTS), placement, dtype)
 
 
@@ -212,18 +222,25 @@ def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
     return download(source.name, patterns)
 
 
-def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:
-    """The model of a run's newest checkpoint, of a finished run its last. A run that trained LoRA has its
-    base loaded and merged.
+def load_run(
+    run: Path, placement: Placement, dtype: str | None, step: int | None = None
+) -> tuple[ModelConfig, Tree]:
+    """The model of a run's newest checkpoint, of a finished run its last, or of a step. A run that trained LoRA has
+    its base loaded and merged.
 
-    Raises CheckpointError where a finished run has lost its last step; warns of one that is not finished.
+    Raises CheckpointError where a finished run has lost its last step, or the one that is asked for is not there;
+    warns of one that is not finished.
     """
     folder = run / "model"
     cfg = hf_config(folder)
     check_texts(folder, ours=True)  # its manifest is written before the first checkpoint
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
-        _check_final(run, checkpoints.latest())
-        saved = checkpoints.params_shapes()
+        if step is None:
+            _check_final(run, checkpoints.latest())
+        elif step not in (there := checkpoints.all_steps()):
+            steps = ", ".join(map(str, there)) or "none"
+            raise CheckpointError(f"{run} has no checkpoint of step {step}: there are {steps}")
+        saved = checkpoints.params_shapes(step)
         base: Tree = {}
         if (folder / BASE_FILE).is_file():
             note = read_json(folder / BASE_FILE)
@@ -240,7 +257,7 @@ def load_run(run: Path, placement: Placement, dtype: str | None) -> tuple[ModelC
             ),
             specs,
         )
-        found = checkpoints.restore_params(None, abstract)
+        found = checkpoints.restore_params(step, abstract)
     if not base:
         return cfg, found
     layers = {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}}

@@ -53,8 +53,8 @@ class EvaluationFolder:
             if not overwrite:
                 self._take_over()
 
-    def evaluate(self, work: Workload) -> dict[str, Any]:
-        """Score a source, add what is found to the folder, and return it."""
+    def evaluate(self, work: Workload) -> tuple[dict[str, Any], Verdicts]:
+        """Score a source, add what is found to the folder, and return it with the verdicts it rests on."""
         name = self._name(work.source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         to = Target(file, self.overwrite, self.console)
@@ -66,7 +66,7 @@ class EvaluationFolder:
                 template = self.scorer.spec.hash
                 place = self.folder / "rewardbench"
                 write_reward_bench(place, self.model, template, work.records, verdicts, found)
-        return found
+        return found, verdicts
 
     def _name(self, source: str) -> str:
         """The source's stem; with a number where another source has it."""

@@ -215,11 +215,15 @@ class Evaluation(_Strict):
 
 
 class Clean(_Strict):
-    """The judge on the same pairs, left alone."""
+    """The judge on the same pairs, left alone.
+
+    flip_rate: the rejected response wins; order_flip_rate: the two orders contradict each other.
+    """
 
     accuracy: Share
     interval: Interval | None
     flip_rate: Share
+    order_flip_rate: Share
 
 
 class AttackExample(_Strict):

@@ -252,8 +252,9 @@ def attacks(found: Attacks) -> Table:
         ("attack", "success (95 %)", "expected", "pairs", "kind", "what it does"),
         rows,
         note=f"On {many(found.pairs, 'pair')} of {visible(found.source)}. Left alone, the judge has an accuracy of "
-        f"{with_interval(found.clean.accuracy, found.clean.interval)} and changes {number(found.clean.flip_rate, 2)} "
-        "of its verdicts with the order of showing. Expected: how often the attack would win by chance or error alone.",
+        f"{with_interval(found.clean.accuracy, found.clean.interval)} and changes "
+        f"{number(found.clean.order_flip_rate, 2)} of its verdicts with the order of showing. Expected: how often that "
+        "response won before, of harmless changes how often the two orders contradict each other.",
         prose=frozenset({4, 5}),
     )
 
@@ -418,6 +419,10 @@ def attacks_on(found: Mapping[str, Attacks]) -> Table | None:
             for label in found
         )
         rows.append((visible(name), *cells))
-    flips = (Cell(number(attacked.clean.flip_rate, 2)) for attacked in found.values())
-    rows.append(("no attack: verdicts that change with the order", *flips))
+    for what, rate in (
+        ("no attack: the rejected response wins", "flip_rate"),
+        ("no attack: the two orders contradict each other", "order_flip_rate"),
+    ):
+        shares = (Cell(number(getattr(one.clean, rate), 2)) for one in found.values())
+        rows.append((what, *shares))
     return Table("Success of attacks", ("attack", *map(visible, found)), tuple(rows), BEST)

@@ -122,8 +122,10 @@ def explain_full_disk(folder: RunFolder) -> Iterator[None]:
 
 def _from_anywhere(model: str) -> str:
     """The model's name as it works in every working directory."""
-    path = resolve_model(model).path
-    return model if path is None or model == SMOLLM2 else str(path.resolve())
+    source = resolve_model(model)
+    if source.path is None or model == SMOLLM2:
+        return model
+    return str(source.path.resolve()) + ("" if source.step is None else f"@{source.step}")
 
 
 @contextmanager

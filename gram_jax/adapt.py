@@ -1,0 +1,313 @@
+"""`gram-jax adapt`: a foundation judge becomes the judge of a task, from a small labeled set.
+
+The prompts are divided into three parts: what is trained on, what chooses the epoch (the judge as it came among the
+candidates) and fits a temperature, and what the result is measured on, before and after. docs/adapt.md has the files.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from scipy.special import expit
+
+from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.config import Recipe, make_recipe
+from gram_jax.console import Console
+from gram_jax.data.attacks import drawn
+from gram_jax.data.batches import make_batches
+from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.errors import DataError, GramError
+from gram_jax.evals.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
+from gram_jax.evals.evaluation import Workload, read_workload
+from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
+from gram_jax.evals.intervals import Tally, share
+from gram_jax.evals.pairwise import Verdicts, verdicts_on
+from gram_jax.evals.scores import Target, score_pairs
+from gram_jax.judge import JudgeSpec
+from gram_jax.model.lora import CONTRACTED
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
+from gram_jax.train.loop import train, training_examples
+
+Method = Literal["lora", "full"]
+# Peak rates: full fine-tuning as in stage 2; LoRA's usual tenfold and more.
+RATES: dict[Method, float] = {"full": 3e-5, "lora": 5e-4}
+LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
+PARTS = ("train", "choose", "test")
+FILE = "adaptation.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a judge is adapted.
+
+    held_out: share of the prompts of each of the two parts that are not trained on. rate: peak learning rate, None for
+    the method's own. rows, length: of a step; rows are made a multiple of the devices.
+    """
+
+    method: Method = "lora"
+    epochs: int = 3
+    rate: float | None = None
+    smoothing: float = 0.1
+    rank: int = 16
+    held_out: float = 0.2
+    rows: int = 8
+    length: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises DataError for shares that leave nothing to train on, and for other values out of range."""
+        if not 0 < self.held_out < 0.5:
+            raise DataError(
+                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
+            )
+        if not 0 <= self.smoothing < 1 or self.epochs < 1:
+            raise DataError("expected smoothing from 0 to below 1, and at least one epoch")
+
+
+class NotBetterError(GramError):
+    """No epoch was better than the judge as it came; the report is written, nothing is exported."""
+
+
+def split(records: Sequence[Preference], held_out: float, seed: int) -> dict[str, list[Preference]]:
+    """Records by part: all of a prompt lie in one, by a hash of (seed, prompt).
+
+    Raises DataError where a part has fewer than 10 pairs.
+    """
+    edges = (held_out, 2 * held_out)
+    parts: dict[str, list[Preference]] = {part: [] for part in PARTS}
+    for record in records:
+        at = drawn(seed, _text(record.prompt), "part") / 2**64
+        parts["test" if at < edges[0] else "choose" if at < edges[1] else "train"].append(record)
+    sizes = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
+    if min(map(len, parts.values())) < LEAST:
+        raise DataError(
+            f"{len(records)} labeled pairs give {sizes}: expected at least {LEAST} in each part. All pairs of a prompt "
+            "lie in one part, so many pairs of few prompts do not help; take more pairs, or another held_out"
+        )
+    return parts
+
+
+def adapt(
+    model: str,
+    source: str,
+    out: Path,
+    plan: Plan,
+    *,
+    compute: Literal["auto", "float32", "bfloat16"] = "auto",
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    spec: JudgeSpec | None = None,
+    accept: bool = False,
+    console: Console,
+) -> dict[str, Any]:
+    """Adapt a judge; returns what adaptation.json holds. Started again after an interruption, it goes on.
+
+    accept: export the best epoch also where the judge as it came was better. Raises NotBetterError where it was and
+    accept is not set, DataError for data that cannot be used, and what training raises.
+    """
+    make_folder(out)
+    work = read_workload(source, "pairs", schema=schema, on_bad=on_bad)
+    parts = split(work.records, plan.held_out, plan.seed)
+    judge = Scorer.load(model, compute=compute, spec=spec)
+    files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
+    recipe = _recipe(model, judge, files["train"], out, plan)
+    tested = Workload(str(files["test"]), "pairs", parts["test"], work.read)
+
+    def measured(scorer: Scorer, name: str) -> Verdicts:
+        folder = EvaluationFolder(out / name, scorer, name, overwrite=False, console=console)
+        return folder.evaluate(tested)[1]
+
+    def on_choose(scorer: Scorer) -> np.ndarray:
+        to = Target(None, False, console)
+        scores = score_pairs(scorer, model, str(files["choose"]), parts["choose"], to)
+        return verdicts_on(parts["choose"], scores).margin
+
+    before = measured(judge, "before")
+    losses = {0: negative_log_likelihood(on_choose(judge))}
+    del judge  # its weights make room for training
+    per_epoch = recipe.checkpoint.every
+    done = train(recipe, console=console)
+    steps = sorted({*range(per_epoch, done.steps, per_epoch), done.steps})
+    temperatures = {}
+    for step in steps:
+        scorer = Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
+        margins = on_choose(scorer)
+        losses[step] = negative_log_likelihood(margins)
+        temperatures[step] = fit_temperature(margins)
+    best = min(steps, key=losses.__getitem__)
+    better = losses[best] < losses[0]
+    after = measured(Scorer.load(f"{recipe.run.folder}@{best}", compute=compute), "after")
+    temperature = temperatures[best]
+    result = {
+        "format": 1,
+        "model": model,
+        "source": source,
+        "plan": asdict(plan),
+        "pairs": {part: len(members) for part, members in parts.items()},
+        "choosing": {"loss": {str(step): loss for step, loss in losses.items()}, "step": best},
+        "better_where_chosen": better,
+        "temperature": temperature,
+        "test": _compared(before, after, temperature),
+        "exported": None,
+    }
+    write_json(out / FILE, result)
+    if not better and not accept:
+        raise NotBetterError(
+            f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
+            f"{losses[0]:.4f}, the best epoch's {losses[best]:.4f}. Nothing is exported; {out / FILE} has the figures. "
+            "Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch all the same"
+        )
+    one = make_placement({}, devices=jax.devices()[:1])
+    cfg, params = load_model(f"{recipe.run.folder}@{best}", one, None)
+    export_hf(
+        out / "judge",
+        cfg,
+        params,
+        dtype=None,
+        tokenizer=load_tokenizer(recipe.run.folder),
+        spec=load_spec(recipe.run.folder),
+        overwrite=True,
+    )
+    result["exported"] = str(out / "judge")
+    write_json(out / FILE, result)
+    return result
+
+
+def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, plan: Plan) -> Recipe:
+    """The recipe of the training, with a checkpoint after every epoch."""
+    spec, devices = judge.spec, jax.device_count()
+    rows = -(-plan.rows // devices) * devices
+    template = out / "data" / "template.txt"
+    template.write_text(spec.template, encoding="utf-8")
+    rank = {"rank": plan.rank, "alpha": 2.0 * plan.rank, "targets": list(CONTRACTED)}
+    values: dict[str, Any] = {
+        "stage": "judge",
+        "run": {"folder": str(out / "run"), "seed": plan.seed, "epochs": plan.epochs},
+        "model": {"start": model, "dtype": "float32"},
+        "judge": {
+            "template": str(template),
+            "labels": list(spec.labels),
+            "max_length": spec.max_length,
+            "thinking": spec.thinking,
+        }
+        | ({} if spec.system is None else {"system": spec.system}),
+        "data": {
+            "train": [str(train_file)],
+            "schema": "trl-conversational",
+            "orders": "both",
+            "overlong": "shorten",
+            "on_bad": "error",
+        },
+        "batch": {
+            "rows": rows,
+            "length": max(plan.length, spec.max_length),
+            "pack": True,
+            "microbatches": rows // devices,  # a row at a time on each device
+        },
+        "optimizer": {
+            "learning_rate": plan.rate or RATES[plan.method],
+            "warmup": 0.1,
+            "schedule": "cosine",
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip": 1.0,
+        },
+        "loss": {"smoothing": plan.smoothing},
+        "execution": {"compute": judge.execution.compute, "attention": "auto", "remat": "dots"},
+        "log": {"tensorboard": False},
+    }
+    if plan.method == "lora":
+        values["lora"] = rank
+    first = make_recipe(values)
+    batches = make_batches(
+        training_examples(first, judge.tokenizer, spec, Console(mute=True)),
+        rows=first.batch.rows,
+        length=first.batch.length,
+        seed=plan.seed,
+        pack=True,
+    )
+    keep = {"every": batches.steps(1), "keep": plan.epochs + 1}
+    return make_recipe(values | {"checkpoint": keep})
+
+
+def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
+    """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
+    gain = Tally.of((1.0 + after.correct - before.correct) / 2, after.cluster, after.subset)
+    low, high = gain.interval(share)
+    found = {
+        name: {
+            "accuracy": float(verdicts.correct.mean()),
+            "interval": Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset).interval(
+                share
+            ),
+            "nll": negative_log_likelihood(verdicts.margin),
+            "ece": expected_calibration_error(expit(verdicts.margin)),
+        }
+        for name, verdicts in (("before", before), ("after", after))
+    }
+    found["after"]["ece_with_temperature"] = expected_calibration_error(
+        expit(after.margin / temperature)
+    )
+    found["after"]["nll_with_temperature"] = negative_log_likelihood(after.margin, temperature)
+    return found | {
+        "gain": 2 * gain.value(share) - 1,
+        "gain_interval": (2 * low - 1, 2 * high - 1),
+    }
+
+
+def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, before, after) for a terminal."""
+    before, after = result["test"]["before"], result["test"]["after"]
+    low, high = result["test"]["gain_interval"]
+
+    def accuracy(found: dict[str, Any]) -> str:
+        return f"{found['accuracy']:.3f} ({found['interval'][0]:.3f} to {found['interval'][1]:.3f})"
+
+    return [
+        ("accuracy (95 %)", accuracy(before), accuracy(after)),
+        (
+            "gain (95 %, the same prompts)",
+            "",
+            f"{result['test']['gain']:+.3f} ({low:+.3f} to {high:+.3f})",
+        ),
+        ("NLL", f"{before['nll']:.3f}", f"{after['nll']:.3f}"),
+        ("ECE", f"{before['ece']:.3f}", f"{after['ece']:.3f}"),
+        (
+            f"NLL / ECE with temperature {result['temperature']:.2f}",
+            "",
+            f"{after['nll_with_temperature']:.3f} / {after['ece_with_temperature']:.3f}",
+        ),
+    ]
+
+
+def _write(path: Path, records: Sequence[Preference]) -> Path:
+    """A part as a file that a recipe can name; left alone where it says the same already."""
+    path.parent.mkdir(exist_ok=True)
+    rows = [
+        {
+            "id": record.id,
+            "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
+            "chosen": [{"role": "assistant", "content": record.chosen}],
+            "rejected": [{"role": "assistant", "content": record.rejected}],
+            "weight": record.weight,
+        }
+        for record in records
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _text(prompt: Prompt) -> str:
+    return json.dumps([[message.role, message.content] for message in prompt])

@@ -1,0 +1,79 @@
+"""Adaptation of a judge: parts by prompt, the best epoch, nothing worse without a word."""
+
+import json
+
+import pytest
+from tiny_runs import compiled_programs, write_pairs  # noqa: F401
+
+from gram_jax.adapt import NotBetterError, Plan, adapt, result_rows, split
+from gram_jax.checkpoint.models import load_spec
+from gram_jax.console import Console
+from gram_jax.data.records import read_records
+from gram_jax.errors import DataError
+from gram_jax.scoring.scorer import Scorer
+
+MUTE = Console(mute=True)
+SMALL = {"epochs": 2, "rows": 4, "length": 192, "rate": 3e-3}
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """tiny-random's judge with a budget that its rows hold."""
+    from gram_jax.checkpoint.models import load_tokenizer
+    from gram_jax.judge import make_spec
+
+    return make_spec(load_tokenizer("tiny-random"), max_length=192)
+
+
+def test_all_pairs_of_a_prompt_lie_in_one_part_and_order_does_not_matter(tmp_path):
+    records, _ = read_records(write_pairs(tmp_path / "p.jsonl", 120))
+    twice = [*records, *records]
+    parts = split(twice, 0.2, 0)
+    prompts = [{record.prompt for record in part} for part in parts.values()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 120
+    assert sum(map(len, parts.values())) == 240
+    backwards = split(twice[::-1], 0.2, 0)
+    assert {r.id for r in backwards["test"]} == {r.id for r in parts["test"]}
+    assert 10 < len(parts["test"]) / 2 < 40
+
+
+def test_too_few_prompts_are_a_named_error(tmp_path):
+    records, _ = read_records(write_pairs(tmp_path / "p.jsonl", 30))
+    with pytest.raises(DataError, match="expected at least 10 in each part"):
+        split(records, 0.2, 0)
+    with pytest.raises(DataError, match=r"held_out = 0\.5"):
+        Plan(held_out=0.5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_task_is_learned_and_exported(tmp_path, spec, method):
+    source = str(write_pairs(tmp_path / "p.jsonl", 150))
+    out = tmp_path / "out"
+    plan = Plan(method=method, **SMALL | {"rate": 3e-3 if method == "full" else 1e-2})
+    result = adapt("tiny-random", source, out, plan, spec=spec, console=MUTE)
+    test = result["test"]
+    assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.2
+    assert test["gain_interval"][0] > 0
+    assert test["gain"] == pytest.approx(test["after"]["accuracy"] - test["before"]["accuracy"])
+    assert json.loads((out / "adaptation.json").read_text())["exported"] == str(out / "judge")
+    assert load_spec(out / "judge") == spec
+    judge, kept = Scorer.load(out / "judge"), read_records(out / "data" / "test.jsonl")[0]
+    found = judge.score_many((r.prompt, r.chosen, r.rejected) for r in kept)
+    right = sum(score.first > score.second for score in found) / len(kept)
+    assert right == pytest.approx(test["after"]["accuracy"])
+    assert len(result_rows(result)) == 5
+
+
+def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
+    rows = [json.loads(x) for x in write_pairs(tmp_path / "p.jsonl", 150).read_text().splitlines()]
+    for at, row in enumerate(rows):  # labels that mean nothing
+        row["chosen"], row["rejected"] = ("oak", "elm") if at % 2 else ("elm", "oak")
+    source = tmp_path / "noise.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, plan = tmp_path / "out", Plan(method="full", **SMALL | {"rate": 0.1, "epochs": 1})
+    with pytest.raises(NotBetterError, match="no epoch is better"):
+        adapt("tiny-random", str(source), out, plan, spec=spec, console=MUTE)
+    assert not (out / "judge").exists()
+    assert json.loads((out / "adaptation.json").read_text())["exported"] is None
+    again = adapt("tiny-random", str(source), out, plan, spec=spec, accept=True, console=MUTE)
+    assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
