@@ -20,6 +20,7 @@ LAYERS = [
     {"checkpoint"},
     {"scoring"},
     {"evals"},
+    {"rl"},
     {"reports"},
     {"train"},
     {"plan"},
@@ -48,7 +49,7 @@ DOORS = {
     "matplotlib": {"plots"},
     "tensorboardX": {"train.metrics"},
     "wandb": {"train.metrics"},
-    "torch": set(),
+    "torch": {"rl.openrlhf"},
 }
 
 # Parts of the data room that must stay free of jax, so that they run anywhere and never touch a device.

@@ -1,0 +1,1 @@
+"""The judge in the loop: rewards for RL trainers, sampling, and reinforcement learning."""

@@ -1,0 +1,46 @@
+"""The judge that environment variables describe, for trainers that load a reward from a file and pass no settings.
+
+GRAM_JAX_JUDGE: the model, as everywhere. GRAM_JAX_AGAINST (reference), GRAM_JAX_AS (probability),
+GRAM_JAX_LENGTH_PENALTY (0): the form of the reward. GRAM_JAX_REFERENCES: a JSON list of texts that all responses are
+compared with.
+"""
+
+import json
+import os
+from functools import cache
+from threading import Lock
+
+from gram_jax.errors import DataError
+from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.scoring.scorer import Scorer
+
+_LOADING = Lock()
+
+
+def rewards_from_environment() -> Rewards:
+    """Loaded once for a process, by whichever thread asks first. Raises DataError for what is missing or wrong."""
+    with _LOADING:
+        return _load()
+
+
+@cache
+def _load() -> Rewards:
+    model = os.environ.get("GRAM_JAX_JUDGE")
+    if not model:
+        raise DataError(
+            "GRAM_JAX_JUDGE is not set: expected the judge to reward with, as a run, an exported folder or a hub name"
+        )
+    try:
+        references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
+        penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
+    except ValueError as error:
+        raise DataError(
+            f"GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number: {error}"
+        ) from error
+    form = RewardForm(
+        against=os.environ.get("GRAM_JAX_AGAINST", "reference"),
+        as_=os.environ.get("GRAM_JAX_AS", "probability"),
+        references=tuple(references),
+        length_penalty=penalty,
+    )
+    return Rewards(Scorer.load(model), form)

@@ -1,0 +1,29 @@
+"""A reward file for OpenRLHF: --remote_rm_url .../gram_jax/rl/openrlhf.py.
+
+The judge and the form of the reward come from the environment (rl/environment.py).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gram_jax.rl.environment import rewards_from_environment
+
+
+def reward_func(
+    queries: Sequence[str],
+    prompts: Sequence[str],
+    labels: Sequence[str] | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Rewards of queries (prompt and response) as {"rewards", "scores", "extra_logs"}, f32 [n] tensors.
+
+    labels: the references, where the form compares with such. A response is the query without its prompt and without
+    the policy's end tokens.
+    """
+    import torch
+
+    rewards = rewards_from_environment()
+    responses = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
+    found = rewards.of(prompts, responses, labels if rewards.form.against == "reference" else None)
+    values = torch.tensor(found, dtype=torch.float32)
+    return {"rewards": values, "scores": values, "extra_logs": {"gram_judge": values}}

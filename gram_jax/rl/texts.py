@@ -1,0 +1,108 @@
+"""What trainers pass along as prompts and completions, as the judge's prompts and texts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gram_jax.data.record_types import ROLES, Message, Prompt, as_prompt
+from gram_jax.errors import DataError
+
+# Chat formats in which trainers render prompts: how a turn begins, with its role, and how it ends.
+_FORMATS = (
+    (r"<\|im_start\|>(\w+)\n", r"<\|im_end\|>"),
+    (r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", r"<\|eot_id\|>"),
+    (r"<start_of_turn>(\w+)\n", r"<end_of_turn>"),
+)
+_ROLE = {"model": "assistant", "human": "user"}
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+def prompt_of(value: Any) -> Prompt:
+    """A prompt from plain text, from messages ({"role", "content"}), or from text rendered in a chat format.
+
+    Rendered text is taken apart again, since the judge has a format of its own: ChatML, Llama 3 and Gemma are known,
+    anything else counts as what a user said. An assistant's opened turn at the end is dropped. Raises DataError for
+    anything but text and messages.
+
+    >>> [message.content for message in prompt_of("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")]
+    ['Hi']
+    """
+    if isinstance(value, str):
+        return _unwrapped(value) or as_prompt(value)
+    if isinstance(value, Sequence) and value and all(isinstance(x, Message) for x in value):
+        return tuple(value)
+    turns = tuple(_message(turn) for turn in _messages(value))
+    while turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise DataError(f"a prompt without a user's turn: {_shown(value)}")
+    return turns
+
+
+def completion_of(value: Any) -> str:
+    """A response from plain text or from messages, of which the assistant's are joined.
+
+    End tokens of the policy at the end are taken off: the judge reads the response as people read it.
+
+    >>> completion_of([{"role": "assistant", "content": "Yes.<|im_end|>"}])
+    'Yes.'
+    """
+    if isinstance(value, str):
+        return without_ends(value)
+    said = [_message(turn).content for turn in _messages(value)]
+    return without_ends("\n".join(said))
+
+
+def without_ends(text: str) -> str:
+    """Without end tokens behind it.
+
+    >>> without_ends("Yes.</s> <|im_end|>\\n")
+    'Yes.'
+    """
+    while True:
+        shorter = text.rstrip()
+        for end in ENDS:
+            shorter = shorter.removesuffix(end)
+        if shorter == text.rstrip():
+            return text if text.rstrip() == text else shorter
+        text = shorter
+
+
+def _unwrapped(text: str) -> Prompt | None:
+    """The turns of a rendered prompt; None for text in no known format."""
+    for start, end in _FORMATS:
+        found = re.findall(rf"{start}(.*?)(?:{end}|\Z)", text, flags=re.DOTALL)
+        turns = tuple(Message(_ROLE.get(role, role), said) for role, said in found)
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        if turns and all(turn.role in ROLES for turn in turns):
+            return turns
+    return None
+
+
+def _messages(value: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        return [value]
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return value
+    raise DataError(f"expected text or a list of messages, found {_shown(value)}")
+
+
+def _message(turn: Any) -> Message:
+    if isinstance(turn, Message):
+        return turn
+    content = turn.get("content") if isinstance(turn, Mapping) else None
+    role = turn.get("role", "assistant") if isinstance(turn, Mapping) else None
+    if isinstance(content, Sequence) and not isinstance(
+        content, str
+    ):  # parts, as in multimodal chats
+        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+    if not isinstance(content, str) or _ROLE.get(role, role) not in ROLES:
+        raise DataError(
+            f"expected a message with role ({', '.join(ROLES)}) and content, found {_shown(turn)}"
+        )
+    return Message(_ROLE.get(role, role), content)
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.120}"
