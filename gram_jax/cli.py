@@ -460,6 +460,62 @@ def report(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    host: Annotated[str, typer.Option(help="0.0.0.0 for every interface")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="a file with the bearer token that requests must carry")
+    ] = None,
+    against: Annotated[
+        Literal["group", "circle"], typer.Option(help="of rewards without a reference")
+    ] = "group",
+    as_: Annotated[
+        Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
+    ] = "probability",
+    queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
+    together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
+    requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
+    deadline: Annotated[float, typer.Option(min=0.1, help="seconds for a request, at most")] = 60,
+    body_mb: Annotated[float, typer.Option(min=0.01, help="largest body, MiB")] = 8,
+    cohort_wait: Annotated[
+        float, typer.Option(min=0, help="seconds that /compare waits for a group")
+    ] = 2,
+    grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+) -> None:
+    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
+    try:
+        from gram_jax.serve.app import make_app
+        from gram_jax.serve.run import read_token
+        from gram_jax.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gram_jax"):
+            raise
+        raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
+    from gram_jax.rl.rewards import RewardForm
+    from gram_jax.serve.guard import Limits
+
+    token = read_token(token_file)
+    app = make_app(
+        _load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
+        model,
+        form=RewardForm(against, as_),
+        limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
+        token=token,
+        queue=queue,
+        together=together,
+        cohort_wait=cohort_wait,
+    )
+    Console().say(f"http://{host}:{port} serves {model}" + ("" if token else ", without a token"))
+    run(app, host=host, port=port, grace=grace)
+
+
+@app.command()
 def judge(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,

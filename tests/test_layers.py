@@ -21,6 +21,7 @@ LAYERS = [
     {"scoring"},
     {"evals"},
     {"rl"},
+    {"serve"},
     {"reports"},
     {"train"},
     {"plan"},
@@ -41,7 +42,7 @@ DOORS = {
     "safetensors": {"checkpoint.hf_files"},
     "gguf": {"checkpoint.gguf"},
     "huggingface_hub": {"checkpoint.hub"},
-    "pydantic": {"config", "reports.evidence"},
+    "pydantic": {"serve.forms", "config", "reports.evidence"},
     "tomli_w": {"config"},
     "typer": {"cli"},
     "rich": {"console"},
@@ -50,6 +51,10 @@ DOORS = {
     "tensorboardX": {"train.metrics"},
     "wandb": {"train.metrics"},
     "torch": {"rl.openrlhf"},
+    "fastapi": {"serve.app"},
+    "starlette": {"serve.app"},
+    "uvicorn": {"serve.run"},
+    "prometheus_client": {"serve.app", "serve.guard"},
 }
 
 # Parts of the data room that must stay free of jax, so that they run anywhere and never touch a device.

@@ -64,11 +64,11 @@ class Rewards:
     [0.5]
     """
 
-    def __init__(self, scorer: Scorer, form: RewardForm | None = None):
+    def __init__(self, scorer: Scorer, form: RewardForm | None = None, *, warn: bool = True):
         self.scorer, self.form = scorer, form or RewardForm()
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
-        self._said = False
+        self._said = not warn
 
     def of(
         self,

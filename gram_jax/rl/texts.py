@@ -68,13 +68,31 @@ def without_ends(text: str) -> str:
         text = shorter
 
 
+def conversation_of(text: str) -> tuple[Prompt, str]:
+    """(prompt, response) of a rendered conversation with its response at the end.
+
+    Raises DataError for text in no known chat format, and where the last turn is not the assistant's.
+    """
+    turns = _turns(text)
+    if turns is None or turns[-1].role != "assistant" or len(turns) < 2:
+        raise DataError(
+            "expected a conversation in ChatML, Llama 3's or Gemma's format that ends with the assistant's response"
+        )
+    return turns[:-1], without_ends(turns[-1].content)
+
+
 def _unwrapped(text: str) -> Prompt | None:
     """The turns of a rendered prompt; None for text in no known format."""
+    turns = _turns(text)
+    while turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    return turns or None
+
+
+def _turns(text: str) -> Prompt | None:
     for start, end in _FORMATS:
         found = re.findall(rf"{start}(.*?)(?:{end}|\Z)", text, flags=re.DOTALL)
         turns = tuple(Message(_ROLE.get(role, role), said) for role, said in found)
-        while turns and turns[-1].role == "assistant":
-            turns = turns[:-1]
         if turns and all(turn.role in ROLES for turn in turns):
             return turns
     return None

@@ -1,0 +1,137 @@
+"""The server under load: python benchmarks/serve.py [--model tiny-random] [--seconds 20] [--clients 64] [--requests 0]
+
+Starts `gram-jax serve` and sends pairs from many connections for so long, first as few as keep it busy, then ten times as
+many with a small queue. Prints requests a second, latencies of those that were accepted, the share that was refused and
+how quickly, and the server's memory before and after. --requests: so many requests in place of so many seconds.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import numpy as np
+
+WORDS = (
+    ["the", "judge", "reads", "a", "response", "and", "says", "which", "of", "two", "is", "better", "for", "the", "question", "at", "hand"]
+)
+
+
+def main() -> None:
+    """Both loads, one after the other, on one server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny-random")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=0)
+    parser.add_argument("--words", type=int, default=20, help="of a response")
+    options = parser.parse_args()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "from gram_jax.cli import main; main()"
+    words = [
+        "serve",
+        options.model,
+        "--port",
+        str(port),
+        "--max-length",
+        "512",
+        "--queue",
+        "64",
+        "--requests",
+        "128",
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_ready(url)
+        print(
+            "| clients | answered | a second | P50 | P99 | refused | P99 of refusals | other | memory, MiB |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for clients in (options.clients, 10 * options.clients):
+            before = memory(server.pid)
+            found = asyncio.run(load(url, clients, options))
+            report(clients, found, before, memory(server.pid))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def wait_ready(url: str) -> None:
+    """Until programs are compiled."""
+    for _ in range(1200):
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("the server did not become ready")
+
+
+async def load(url: str, clients: int, options: Any) -> dict[str, Any]:
+    """(status, seconds) of every request."""
+    end = time.monotonic() + options.seconds
+    found: list[tuple[int, float]] = []
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
+
+        async def one(seed: int) -> None:
+            draw = random.Random(seed)
+            while (len(found) < options.requests) if options.requests else time.monotonic() < end:
+                first, second = (" ".join(draw.choices(WORDS, k=options.words)) for _ in range(2))
+                body = {"prompt": "Which is better?", "first": first, "second": second}
+                started = time.monotonic()
+                answer = await client.post("/v1/score_pair", json=body)
+                found.append((answer.status_code, time.monotonic() - started))
+                if answer.status_code in (429, 503):
+                    await asyncio.sleep(0.05)  # more impatient than it is asked to be
+
+        started = time.monotonic()
+        await asyncio.gather(*(one(at) for at in range(clients)))
+    return {"all": found, "seconds": time.monotonic() - started}
+
+
+def report(clients: int, found: dict[str, Any], before: float, after: float) -> None:
+    """A row of the table."""
+    good = [s for code, s in found["all"] if code == 200]
+    refused = [s for code, s in found["all"] if code in (429, 503)]
+    other = Counter(code for code, _ in found["all"] if code not in (200, 429, 503))
+
+    def late(times: list[float], q: float) -> str:
+        return f"{1000 * float(np.quantile(times, q)):,.0f} ms" if times else "-"
+
+    cells = [
+        f"{clients:,}",
+        f"{len(good):,}",
+        f"{len(good) / found['seconds']:,.0f}",
+        late(good, 0.5),
+        late(good, 0.99),
+        f"{len(refused) / max(1, len(found['all'])):.0%}",
+        late(refused, 0.99),
+        str(dict(other)) if other else "0",
+        f"{before:,.0f} -> {after:,.0f}",
+    ]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def memory(process: int) -> float:
+    """MiB of a process."""
+    with open(f"/proc/{process}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Requests of many clients scored together: one thread works for the device, a bounded queue before it.
+
+While a call runs, what arrives waits and becomes the next call; so batches grow with the load, and no request waits for
+another one longer than a call takes.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gram_jax.data.record_types import Prompt
+from gram_jax.scoring.contests import Contest
+from gram_jax.scoring.ranking import Ranking
+from gram_jax.scoring.scorer import PairScore, Scorer
+
+PATIENCE = 0.002  # seconds that the first of a batch waits for others
+SMOOTH = 0.9  # of the measured speed, from batch to batch
+
+
+class BusyError(Exception):
+    """The queue is full; retry_after: seconds until it is likely to have room."""
+
+    def __init__(self, retry_after: float):
+        self.retry_after = retry_after
+        super().__init__(f"the queue is full: try again in {retry_after:.0f} s")
+
+
+class ClosedError(Exception):
+    """The server is about to stop and takes nothing more."""
+
+
+class LateError(Exception):
+    """The request's deadline passed before it was scored."""
+
+
+@dataclass
+class _Job:
+    kind: Literal["pairs", "rank"]
+    items: list[Any]
+    contest: Contest | None
+    cost: int  # sequences
+    deadline: float
+    answer: "Future[list[Any]]" = field(default_factory=Future)
+
+
+class Batcher:
+    """Scores for many threads. most: sequences that may wait; together: so many are scored in one call."""
+
+    def __init__(self, scorer: Scorer, *, most: int = 8192, together: int = 512):
+        self.scorer, self.most, self.together = scorer, most, together
+        self.waiting = 0  # sequences in the queue or being scored
+        self.speed = 0.0  # sequences a second, lately
+        self.batches = self.scored = 0
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that scores is there."""
+        return self._thread.is_alive() and not self._closed
+
+    def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
+        """As Scorer.score_many. deadline: of time.monotonic. Raises BusyError, ClosedError, LateError."""
+        return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
+
+    def rank(
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest, deadline: float
+    ) -> list[Ranking]:
+        """As Scorer.rank_many. Counted as if every response met every other one."""
+        items = list(items)
+        cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
+        return self._ask(_Job("rank", items, contest, cost, deadline))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take nothing more, score what is waiting, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    def retry_after(self) -> float:
+        """Seconds after which half of what is waiting is likely to be done; at least 1."""
+        return max(1.0, self.waiting / 2 / self.speed) if self.speed else 1.0
+
+    def _ask(self, job: _Job) -> list[Any]:
+        if not job.items:
+            return []
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            # A job that is larger than the queue itself is taken when nothing else waits.
+            if self.waiting and self.waiting + job.cost > self.most:
+                raise BusyError(self.retry_after())
+            self.waiting += job.cost
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job.answer.result()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            started = time.monotonic()
+            late = [job for job in batch if job.deadline < started]
+            batch = [job for job in batch if job.deadline >= started]
+            self._finish(late, LateError())
+            for jobs in _alike(batch):
+                self._score(jobs)
+            if cost := sum(job.cost for job in batch):
+                speed = cost / max(time.monotonic() - started, 1e-6)
+                self.speed = speed if not self.speed else SMOOTH * self.speed + (1 - SMOOTH) * speed
+                self.batches += 1
+                self.scored += cost
+
+    def _next(self) -> list[_Job] | None:
+        """What is waiting, up to `together` sequences but one job at least; None after the end."""
+        with self._changed:
+            while not self._jobs:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            if sum(job.cost for job in self._jobs) < self.together and not self._closed:
+                self._changed.wait(PATIENCE)
+            batch, size = [self._jobs.popleft()], 0
+            size = batch[0].cost
+            while self._jobs and size + self._jobs[0].cost <= self.together:
+                size += self._jobs[0].cost
+                batch.append(self._jobs.popleft())
+            return batch
+
+    def _score(self, jobs: list[_Job]) -> None:
+        items = [item for job in jobs for item in job.items]
+        try:
+            if jobs[0].kind == "pairs":
+                found = self.scorer.score_many(items)
+            else:
+                found = list(self.scorer.rank_many(items, jobs[0].contest))
+        except Exception as error:  # of one request, perhaps: the others are asked by themselves
+            if len(jobs) == 1:
+                self._finish(jobs, error)
+                return
+            for job in jobs:
+                self._score([job])
+            return
+        answers = iter(found)
+        for job in jobs:
+            self._finish([job], [next(answers) for _ in job.items])
+
+    def _finish(self, jobs: Sequence[_Job], found: Any) -> None:
+        for job in jobs:
+            with self._changed:
+                self.waiting -= job.cost
+            if isinstance(found, Exception):
+                job.answer.set_exception(found)
+            else:
+                job.answer.set_result(found)
+
+
+def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
+    """Jobs that one call can answer."""
+    groups: dict[Any, list[_Job]] = {}
+    for job in batch:
+        groups.setdefault((job.kind, job.contest), []).append(job)
+    return list(groups.values())
+
+
+class Client:
+    """A request's view of the batcher, with the methods of a Scorer that rewards are made from."""
+
+    def __init__(self, batcher: Batcher, deadline: float):
+        self.batcher, self.deadline = batcher, deadline
+
+    def score_many(self, triples: Sequence[tuple[Prompt, str, str]]) -> list[PairScore]:
+        """As Scorer.score_many."""
+        return self.batcher.pairs(triples, self.deadline)
+
+    def rank_many(
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+    ) -> list[Ranking]:
+        """As Scorer.rank_many."""
+        return self.batcher.rank(items, contest or Contest(), self.deadline)

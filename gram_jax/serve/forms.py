@@ -1,0 +1,154 @@
+"""What the endpoints take, with limits. Unknown keys are refused where the protocol is ours, ignored elsewhere."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_CHARACTERS = 400_000  # of one text
+MOST_ITEMS = 1024  # of one request
+MOST_RESPONSES = 64  # to rank in one list
+
+Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text
+
+
+Asked = Annotated[Text | Annotated[list[Turn], Field(min_length=1, max_length=MOST_ITEMS)], Field()]
+Responses = Annotated[list[Text], Field(min_length=1, max_length=MOST_RESPONSES)]
+
+
+class _Ours(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Pair(_Ours):
+    """A prompt, as text or messages, and two responses."""
+
+    prompt: Asked
+    first: Text
+    second: Text
+
+
+class Pairs(_Ours):
+    """Several pairs."""
+
+    pairs: Annotated[list[Pair], Field(max_length=MOST_ITEMS)]
+
+
+class Verdict(BaseModel):
+    """first, second: P(this response is better), sum 1; margin: log-odds; order_gap: what the first place is worth."""
+
+    first: float
+    second: float
+    margin: float
+    order_gap: float
+    shortened: bool
+
+
+class Verdicts(BaseModel):
+    """In the order of the pairs."""
+
+    verdicts: list[Verdict]
+
+
+class ToRank(_Ours):
+    """Responses to a prompt; method and orders as in docs/ranking.md."""
+
+    prompt: Asked
+    responses: Responses
+    method: Literal["groups", "round_robin", "bradley_terry", "knockout", "linear"] | None = None
+    orders: Literal["both", "one"] = "both"
+
+
+class Ranked(BaseModel):
+    """ranking: indices, best first; scores: strengths in log-odds."""
+
+    ranking: list[int]
+    scores: list[float]
+    ties: float
+    cycles: float | None
+    comparisons: int
+    shortened: bool
+
+
+class GetReward(BaseModel):
+    """OpenRLHF's: queries are prompts with their responses; labels are the slot of a reference."""
+
+    query: Annotated[list[Text], Field(max_length=MOST_ITEMS)]
+    prompts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] = []
+    labels: Annotated[list[Text | None], Field(max_length=MOST_ITEMS)] | None = None
+
+
+class GotReward(BaseModel):
+    """One value for each query."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class ScoreEvaluation(BaseModel):
+    """LLaMA-Factory's: rendered conversations, each with its response at the end."""
+
+    model: str = ""
+    messages: Annotated[list[Text], Field(max_length=MOST_ITEMS)]
+    max_length: int | None = None
+
+
+class ScoredEvaluation(BaseModel):
+    """One score for each conversation."""
+
+    id: str
+    object: str = "score.evaluation"
+    model: str
+    scores: list[float]
+
+
+class Compare(BaseModel):
+    """A group judge's: one prompt's responses; or one, with the size of its group, that waits for the others."""
+
+    conversation_history: Annotated[list[Turn], Field(min_length=1, max_length=MOST_ITEMS)]
+    responses: Responses
+    group_size: Annotated[int, Field(ge=1, le=MOST_RESPONSES)] | None = None
+
+
+class Compared(BaseModel):
+    """rewards: win rates; comparison_results: P(i better than j) for every pair that was compared."""
+
+    rewards: list[float]
+    comparison_results: list[dict[str, Any]]
+
+
+class Classify(BaseModel):
+    """vLLM's, with pairs as its inputs: the classes are the judge's two verdicts."""
+
+    model: str = ""
+    input: Annotated[list[Pair], Field(max_length=MOST_ITEMS)] | Pair
+
+
+class Classified(BaseModel):
+    """label: the verdict's; probs: of both, in the order of the judge's labels."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[dict[str, Any]]
+
+
+class Problem(BaseModel):
+    """What went wrong, without any of the texts."""
+
+    code: str
+    message: str
+
+
+class Failure(BaseModel):
+    """Body of every error."""
+
+    error: Problem

@@ -1,0 +1,168 @@
+"""What stands before every endpoint: token, size and speed of the body, room for the request, its log line.
+
+Plain ASGI, so that nothing is read of a request that is refused.
+"""
+
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+LOG = logging.getLogger("gram_jax.serve")
+OPEN = ("/", "/healthz", "/readyz")  # without a token: they say nothing of anybody's data
+LIGHT = (*OPEN, "/metrics", "/openapi.json")  # answered however much is waiting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """body: bytes; body_seconds: in which a body must have come; requests: at a time; deadline: seconds, at most."""
+
+    body: int = 8 * 1024 * 1024
+    body_seconds: float = 10.0
+    requests: int = 512
+    deadline: float = 60.0
+
+
+class Metrics:
+    """What /metrics says, for one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        every = {"registry": self.registry}
+        self.requests = Counter("gram_requests", "answered requests", ("path", "status"), **every)
+        self.seconds = Histogram(
+            "gram_request_seconds", "from first byte to last", ("path",), **every
+        )
+        self.waiting = Gauge("gram_sequences_waiting", "queued or being scored", **every)
+        self.scored = Gauge("gram_sequences_scored", "since the start", **every)
+        self.batches = Gauge("gram_batches", "calls of the judge since the start", **every)
+        self.speed = Gauge("gram_sequences_per_second", "lately", **every)
+
+
+class Guard:
+    """Wraps an ASGI application. known: its paths, by which requests are counted (any other is "other")."""
+
+    def __init__(
+        self, app: Any, limits: Limits, token: str | None, metrics: Metrics, known: frozenset[str]
+    ):
+        self.app, self.limits, self.metrics, self.known = app, limits, metrics, known
+        self._token = None if token is None else token.encode()
+        self.inside = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """One request, from its head to its log line."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, name = time.monotonic(), uuid.uuid4().hex[:12]
+        scope.setdefault("state", {})["request"] = name
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", name.encode())]
+            await send(message)
+
+        path = scope["path"]
+        self.inside += 1
+        try:
+            await self._let_in(scope, receive, answer, path)
+        finally:
+            self.inside -= 1
+            seconds = time.monotonic() - started
+            label = path if path in self.known else "other"
+            self.metrics.requests.labels(label, str(status)).inc()
+            self.metrics.seconds.labels(label).observe(seconds)
+            if path not in LIGHT:
+                line = {
+                    "request": name,
+                    "path": label,
+                    "status": status,
+                    "ms": round(1000 * seconds),
+                }
+                LOG.info(json.dumps(line))
+
+    async def _let_in(self, scope: Message, receive: Receive, send: Send, path: str) -> None:
+        if self._token is not None and path not in OPEN and not self._is_known(scope):
+            head = [(b"www-authenticate", b"Bearer")]
+            await refuse(send, 401, "unauthorized", "expected the server's bearer token", head)
+            return
+        if path not in LIGHT and self.inside > self.limits.requests:
+            text = f"{self.limits.requests} requests are being answered already"
+            await refuse(send, 503, "busy", text, [(b"retry-after", b"1")])
+            return
+        try:
+            with anyio.fail_after(self.limits.body_seconds):
+                body = await self._body(scope, receive)
+        except TimeoutError:
+            text = f"the body did not come within {self.limits.body_seconds:g} s"
+            await refuse(send, 408, "slow_body", text)
+            return
+        if body is None:
+            text = f"the body is larger than {self.limits.body} bytes"
+            await refuse(send, 413, "too_large", text, [(b"connection", b"close")])
+            return
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()  # the client's leaving
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    def _is_known(self, scope: Message) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        kind, _, token = given.partition(b" ")
+        # Compared as bytes, whole, in a time that does not depend on where they differ.
+        return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
+
+    async def _body(self, scope: Message, receive: Receive) -> bytes | None:
+        """All of it; None where it is too large, found out before it is read where its length is told."""
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        if told.isdigit() and int(told) > self.limits.body:
+            return None
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.body:
+                return None
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+async def refuse(
+    send: Send,
+    status: int,
+    code: str,
+    text: str,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    """An error as JSON."""
+    body = json.dumps({"error": {"code": code, "message": text}}).encode()
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})

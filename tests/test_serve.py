@@ -1,0 +1,415 @@
+"""The reward server: every protocol, limits, deadlines, overload, and an end that loses nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jobs import free_port
+from scipy.special import expit
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+httpx = pytest.importorskip("httpx")
+from starlette.testclient import TestClient  # noqa: E402
+
+from gram_jax.rl.rewards import RewardForm  # noqa: E402
+from gram_jax.scoring.contests import Entry  # noqa: E402
+from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
+from gram_jax.serve.app import make_app  # noqa: E402
+from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
+from gram_jax.serve.guard import Limits  # noqa: E402
+from gram_jax.sharding import make_placement  # noqa: E402
+
+
+class Judge:
+    """Log-odds: half the difference of lengths. Each call takes `seconds`; "broken" breaks it."""
+
+    class Spec:
+        labels, hash = (" A", " B"), "abc"
+
+    spec = Spec()
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds, self.sizes, self.go = seconds, [], threading.Event()
+        self.go.set()
+
+    def warm_up(self, *, rankings: bool = False) -> None:
+        pass
+
+    def score_many(self, triples):
+        self.go.wait(10)
+        time.sleep(self.seconds)
+        self.sizes.append(len(triples))
+        if any(first == "broken" for _, first, _ in triples):
+            raise RuntimeError("secret text")
+        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [pair_score(gap, -gap, False) for gap in gaps]
+
+    def rank_many(self, items, contest=None):
+        for prompt, responses in items:
+            entry = Entry(prompt, responses, contest)
+            while entry.ranking is None:
+                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
+                entry.answer(np.array(gaps), shortened=False)
+            yield entry.ranking
+
+
+@pytest.fixture
+def judge() -> Judge:
+    return Judge()
+
+
+def client_of(judge, **settings) -> TestClient:
+    return TestClient(make_app(judge, "test-judge", **settings), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(judge):
+    with client_of(judge, cohort_wait=0.3) as client:
+        yield client
+
+
+def test_a_pair_and_several(client):
+    pair = {"prompt": "q", "first": "aaa", "second": "a"}
+    found = client.post("/v1/score_pair", json=pair)
+    assert found.status_code == 200
+    assert found.json()["first"] == pytest.approx(expit(1))
+    assert found.json()["first"] + found.json()["second"] == 1
+    turns = [{"role": "user", "content": "q"}]
+    several = client.post("/v1/score_pair", json={"pairs": [pair, pair | {"prompt": turns}]}).json()
+    assert several["verdicts"] == [found.json()] * 2
+    assert client.post("/v1/score_pair", json={"pairs": []}).json() == {"verdicts": []}
+
+
+def test_a_ranking(client):
+    asked = {"prompt": "q", "responses": ["a", "aaa", "aa"]}
+    found = client.post("/v1/rank", json=asked).json()
+    assert found["ranking"] == [1, 2, 0] and found["comparisons"] == 6
+    one = client.post("/v1/rank", json=asked | {"method": "knockout", "orders": "one"}).json()
+    assert one["ranking"][0] == 1
+
+
+CHAT = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_openrlhf_with_and_without_references_and_empty(client):
+    query = [CHAT + "aaa<|im_end|>", CHAT + "a<|im_end|>"]
+    plain = client.post("/get_reward", json={"query": query, "prompts": [CHAT] * 2}).json()
+    assert plain["rewards"] == pytest.approx([expit(1), expit(-1)]) == plain["scores"]
+    labels = ["a", "a"]
+    asked = {"query": query, "prompts": [CHAT] * 2, "labels": labels}
+    given = client.post("/get_reward", json=asked).json()
+    assert given["rewards"] == pytest.approx([expit(1), 0.5])
+    assert given["extra_logs"] == {"gram_judge": given["rewards"]}
+    bare = client.post("/get_reward", json={"query": query}).json()  # prompts found in the text
+    assert bare["rewards"] == plain["rewards"]
+    empty = client.post("/get_reward", json={"query": [], "prompts": [], "labels": []})
+    assert empty.json() == {"rewards": [], "scores": [], "extra_logs": {"gram_judge": []}}
+
+
+def test_llama_factory(client):
+    asked = {"model": "m", "messages": [CHAT + "aaa<|im_end|>", CHAT + "a"], "max_length": 100}
+    found = client.post("/v1/score/evaluation", json=asked).json()
+    assert found["object"] == "score.evaluation" and found["model"] == "m"
+    assert found["scores"] == pytest.approx([expit(1), expit(-1)])
+    wrong = client.post("/v1/score/evaluation", json={"messages": ["no conversation"]})
+    assert wrong.status_code == 422 and "no conversation" not in wrong.text
+
+
+HISTORY = {"conversation_history": [{"role": "user", "content": "q"}]}
+
+
+def test_the_group_judge_at_once_and_one_by_one(client):
+    texts = ["aaa", "aa", "aa"]
+    whole = client.post("/compare", json=HISTORY | {"responses": texts}).json()
+    assert whole["rewards"][1] == pytest.approx((expit(-0.5) + 0.5) / 2)
+    assert len(whole["comparison_results"]) == 3
+    found: dict[int, dict] = {}
+
+    def send(at: int) -> None:
+        body = HISTORY | {"responses": [texts[at]], "group_size": 3}
+        found[at] = client.post("/compare", json=body).json()
+
+    threads = [threading.Thread(target=send, args=(at,)) for at in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[at]["rewards"][0] for at in range(3)] == pytest.approx(whole["rewards"])
+    alone = client.post("/compare", json=HISTORY | {"responses": ["a"], "group_size": 2}).json()
+    assert alone == {"rewards": [0.5], "comparison_results": [{"group": 1}]}
+
+
+def test_classify(client):
+    pair = {"prompt": "q", "first": "a", "second": "aaa"}
+    found = client.post("/classify", json={"input": [pair]}).json()
+    assert found["data"][0]["label"] == "B" and found["data"][0]["num_classes"] == 2
+    assert found["data"][0]["probs"] == pytest.approx([expit(-1), expit(1)])
+
+
+def test_what_an_operator_asks(client):
+    client.post("/v1/score_pair", json={"prompt": "q", "first": "a", "second": "b"})
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    text = client.get("/metrics").text
+    assert 'gram_requests_total{path="/v1/score_pair",status="200"} 1.0' in text
+    assert "gram_sequences_scored 2.0" in text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/score_pair", "/v1/rank", "/get_reward", "/compare", "/classify"} <= set(paths)
+    page = client.get("/").text
+    assert page.startswith("<!doctype html>") and "http" not in page.replace("http-equiv", "")
+
+
+def test_errors_are_json_and_repeat_nothing_of_what_was_sent(client, judge):
+    secret = "my-secret-text"
+    for body in (
+        {"prompt": secret, "first": "a"},
+        {"prompt": "q", "first": secret, "second": 3},
+        {"prompt": "q", "first": "a", "second": "b", secret: 1},
+        {"prompt": [{"role": secret, "content": "x"}], "first": "a", "second": "b"},
+    ):
+        found = client.post("/v1/score_pair", json=body)
+        assert found.status_code == 422, found.text
+        assert found.json()["error"]["code"] == "invalid" and secret not in found.text
+    bad = client.post("/v1/score_pair", content=b'{"prompt": "' + secret.encode())
+    assert bad.status_code == 422 and secret not in bad.text
+    broken = {"prompt": "q", "first": "broken", "second": "b"}
+    found = client.post("/v1/score_pair", json=broken)
+    assert found.status_code == 500 and "secret text" not in found.text
+    good = client.post("/v1/score_pair", json=broken | {"first": "a"})
+    assert good.status_code == 200  # the server is not broken with it
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/v1/rank").status_code == 405
+
+
+def test_a_token_is_asked_for_and_compared_whole(judge):
+    pair = {"prompt": "q", "first": "a", "second": "b"}
+    with client_of(judge, token="s3cret") as client:
+        for given in (None, "Bearer s3cre", "Bearer s3cret2", "Basic s3cret", "s3cret", "Bearer"):
+            headers = {} if given is None else {"authorization": given}
+            found = client.post("/v1/score_pair", json=pair, headers=headers)
+            assert found.status_code == 401 and found.headers["www-authenticate"] == "Bearer"
+        known = {"authorization": "bearer s3cret"}
+        assert client.post("/v1/score_pair", json=pair, headers=known).status_code == 200
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/healthz").status_code == client.get("/").status_code == 200
+
+
+def test_bodies_and_fields_have_limits(judge):
+    with client_of(judge, limits=Limits(body=2000)) as client:
+        large = {"prompt": "q" * 3000, "first": "a", "second": "b"}
+        assert client.post("/v1/score_pair", json=large).status_code == 413
+
+        def pieces():
+            for _ in range(10):
+                yield b"x" * 500
+
+        assert client.post("/v1/score_pair", content=pieces()).status_code == 413
+    with client_of(judge) as client:
+        many = {"prompt": "q", "responses": ["a"] * 65}
+        assert client.post("/v1/rank", json=many).status_code == 422
+        assert client.post("/v1/rank", json={"prompt": "q", "responses": []}).status_code == 422
+
+
+def test_a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_scored_for_it(judge):
+    pair = {"prompt": "q", "first": "a", "second": "b"}
+    with client_of(judge) as client:
+        judge.go.clear()
+        first = threading.Thread(target=lambda: client.post("/v1/score_pair", json=pair))
+        first.start()
+        time.sleep(0.1)
+        late: list = []
+        headers = {"x-deadline-ms": "50"}
+        second = threading.Thread(
+            target=lambda: late.append(client.post("/v1/score_pair", json=pair, headers=headers))
+        )
+        second.start()
+        time.sleep(0.2)
+        judge.go.set()
+        first.join()
+        second.join()
+        assert late[0].status_code == 504 and late[0].json()["error"]["code"] == "late"
+        assert judge.sizes == [1]
+        wrong = client.post("/v1/score_pair", json=pair, headers={"x-deadline-ms": "soon"})
+        assert wrong.status_code == 422
+
+
+def test_what_waits_together_is_scored_together(judge):
+    batcher = Batcher(judge)
+    judge.go.clear()
+    answers: list = []
+    end = time.monotonic() + 30
+    threads = [
+        threading.Thread(
+            target=lambda at=at: answers.append((at, batcher.pairs([("q", "a" * at, "")], end)))
+        )
+        for at in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    judge.go.set()
+    for thread in threads:
+        thread.join()
+    assert len(judge.sizes) <= 3 and sum(judge.sizes) == 20
+    for at, (score,) in answers:
+        assert score.margin == at / 2
+    batcher.close()
+    with pytest.raises(ClosedError):
+        batcher.pairs([("q", "a", "b")], end)
+
+
+def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
+    batcher, found = Batcher(judge), {}
+    judge.go.clear()
+
+    def ask(text: str) -> None:
+        try:
+            found[text] = batcher.pairs([("q", text, "b")], time.monotonic() + 30)
+        except RuntimeError as error:
+            found[text] = error
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in ("a", "broken", "ccc")]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    judge.go.set()
+    for thread in threads:
+        thread.join()
+    assert isinstance(found["broken"], RuntimeError)
+    assert found["ccc"][0].margin == 1.0 and found["a"][0].margin == 0.0
+    batcher.close()
+
+
+def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
+    batcher = Batcher(judge, most=10)
+    judge.go.clear()
+    end = time.monotonic() + 30
+    waiting = [
+        threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")] * 2, end)) for _ in range(2)
+    ]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.2)
+    started = time.monotonic()
+    with pytest.raises(BusyError) as refused:
+        batcher.pairs([("q", "a", "b")] * 2, end)
+    assert time.monotonic() - started < 0.1 and refused.value.retry_after >= 1
+    judge.go.set()
+    for thread in waiting:
+        thread.join()
+    assert len(batcher.pairs([("q", "a", "b")] * 20, end)) == 20  # larger than the queue, alone
+    with pytest.raises(LateError):
+        batcher.pairs([("q", "a", "b")], time.monotonic() - 1)
+    batcher.close()
+
+
+def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():
+    judge = Judge(seconds=0.02)
+    pair = {"prompt": "q", "first": "aa", "second": "b"}
+    with client_of(judge, queue=32, together=8) as client:
+        codes: list[tuple[int, float]] = []
+
+        def flood() -> None:
+            for _ in range(15):
+                started = time.monotonic()
+                found = client.post("/v1/score_pair", json=pair)
+                codes.append((found.status_code, time.monotonic() - started))
+                if found.status_code == 429:
+                    assert int(found.headers["retry-after"]) >= 1
+
+        threads = [threading.Thread(target=flood) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {code for code, _ in codes} == {200, 429} and len(codes) == 600
+        assert max(seconds for code, seconds in codes if code == 200) < 5
+        assert client.post("/v1/score_pair", json=pair).status_code == 200
+
+
+def test_bytes_of_all_kinds_are_never_an_unhandled_error(client):
+    draw = random.Random(0)
+    shapes = [b"", b"null", b"[]", b"{}", b'{"prompt": {}}', b"\xff\xfe", b'"' + b"a" * 1000]
+    deep = b"[" * 5000 + b"]" * 5000
+    huge = b'{"prompt": "q", "first": "a", "second": "b", "x": ' + b"9" * 5000 + b"}"
+    bodies = [*shapes, deep, huge, b'{"prompt": "\\ud800", "first": "a", "second": "b"}']
+    bodies += [draw.randbytes(draw.randrange(200)) for _ in range(60)]
+    for path in (
+        "/v1/score_pair",
+        "/v1/rank",
+        "/get_reward",
+        "/compare",
+        "/classify",
+        "/v1/score/evaluation",
+    ):
+        for body in bodies:
+            found = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert found.status_code < 500, (path, body[:60], found.text)
+
+
+def test_a_real_judge_behind_the_server_says_what_it_says_alone():
+    placement = make_placement({}, devices=jax.devices()[:1])
+    with pytest.warns(UserWarning, match=r"no judge.json"):
+        judge = Scorer.load("tiny-random", placement=placement, max_length=256)
+    with client_of(judge, form=RewardForm(), warm_up=False) as client:
+        asked = {"prompt": "Name a tree.", "first": "oak", "second": "a bay by the sea"}
+        found = client.post("/v1/score_pair", json=asked).json()
+    score = judge.score(*asked.values())
+    assert found == json.loads(json.dumps(score._asdict()))
+
+
+SERVER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_serve import Judge
+from gram_jax.serve.app import make_app
+from gram_jax.serve.run import serve
+serve(make_app(Judge(seconds=2.0), "slow"), host="127.0.0.1", port={port}, grace=20)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_sigterm_answers_what_was_accepted_and_refuses_the_rest():
+    unused_port = free_port()
+    code = SERVER.format(tests=os.path.dirname(__file__), port=unused_port)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{unused_port}"
+    try:
+        for _ in range(300):
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        answers: list[int] = []
+        body = {"prompt": "q", "first": "aa", "second": "b"}
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{url}/v1/score_pair", json=body, timeout=30).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        waiting, until = 0.0, time.monotonic() + 30
+        while waiting < 24 and time.monotonic() < until:  # all twelve have been let in
+            text = httpx.get(f"{url}/metrics").text
+            waiting = float(text.partition("\ngram_sequences_waiting ")[2].split()[0])
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 12
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)  # uvicorn ends by the signal itself
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/healthz")
+        lines = [json.loads(x) for x in process.stderr.read().splitlines() if x.startswith("{")]
+        assert len(lines) == 12 and all(x["line"]["status"] == 200 for x in lines)
+    finally:
+        process.kill()
