@@ -118,7 +118,7 @@ def make_app(
     _add_handlers(app)
     _add_endpoints(app, service)
     known = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    return Guard(app, service.limits, token, service.metrics, known)
+    return Guard(app, service.limits, token, service.metrics, known, service.batcher.full)
 
 
 def _add_handlers(app: FastAPI) -> None:

@@ -85,6 +85,10 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join(timeout)
 
+    def full(self) -> float | None:
+        """`retry_after` where not even a pair has room, else None."""
+        return self.retry_after() if self.waiting and self.waiting + 2 > self.most else None
+
     def retry_after(self) -> float:
         """Seconds after which half of what is waiting is likely to be done; at least 1."""
         return max(1.0, self.waiting / 2 / self.speed) if self.speed else 1.0

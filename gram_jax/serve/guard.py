@@ -51,12 +51,23 @@ class Metrics:
 
 
 class Guard:
-    """Wraps an ASGI application. known: its paths, by which requests are counted (any other is "other")."""
+    """Wraps an ASGI application.
+
+    known: its paths, by which requests are counted (any other is "other"). full: seconds after which to come again
+    where the queue is full, else None; so a refusal costs next to nothing.
+    """
 
     def __init__(
-        self, app: Any, limits: Limits, token: str | None, metrics: Metrics, known: frozenset[str]
+        self,
+        app: Any,
+        limits: Limits,
+        token: str | None,
+        metrics: Metrics,
+        known: frozenset[str],
+        full: Callable[[], float | None],
     ):
         self.app, self.limits, self.metrics, self.known = app, limits, metrics, known
+        self.full = full
         self._token = None if token is None else token.encode()
         self.inside = 0
 
@@ -103,6 +114,10 @@ class Guard:
         if path not in LIGHT and self.inside > self.limits.requests:
             text = f"{self.limits.requests} requests are being answered already"
             await refuse(send, 503, "busy", text, [(b"retry-after", b"1")])
+            return
+        if path not in LIGHT and (wait := self.full()) is not None:
+            head = [(b"retry-after", f"{wait:.0f}".encode())]
+            await refuse(send, 429, "busy", "the queue is full", head)
             return
         try:
             with anyio.fail_after(self.limits.body_seconds):
