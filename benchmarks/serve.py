@@ -1,8 +1,8 @@
 """The server under load: python benchmarks/serve.py [--model tiny-random] [--seconds 20] [--clients 64] [--requests 0]
 
 Starts `gram-jax serve` and sends pairs from many connections for so long, first as few as keep it busy, then ten times
-as many with a small queue. Prints requests a second, latencies of those that were accepted, the share that was refused and
-how quickly, and the server's memory before and after. --requests: so many requests in place of so many seconds.
+as many with a small queue. Prints requests a second, latencies of those that were accepted, the share that was refused
+and how quickly, and the server's memory before and after. --requests: so many requests in place of seconds.
 """
 
 import argparse
