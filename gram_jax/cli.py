@@ -460,6 +460,52 @@ def report(
 
 
 @app.command()
+def bon(
+    policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
+    judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],
+    prompts: Annotated[str, typer.Argument(help="pairs or candidates, whose prompts are taken")],
+    out: Annotated[Path, typer.Option(help="a folder for samples, figures and the plot")],
+    oracle: Annotated[
+        str | None, typer.Option(help="a better judge, which shows over-optimisation")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
+    limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
+    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    compute: Compute = "auto",
+    schema: Schema = "auto",
+) -> None:
+    """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
+    from gram_jax.data.records import read_records, source_kind
+    from gram_jax.evals.folder import make_folder
+    from gram_jax.rl.bon import PICTURE, bon_rows, run_bon
+
+    console = Console()
+    make_folder(out)
+    records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
+    chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
+    report = run_bon(
+        policy,
+        judge,
+        chosen,
+        out,
+        oracle=oracle,
+        n=n,
+        new=new,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        compute=compute,
+        console=console,
+    )
+    title = f"best of n from {policy}: P(better than its greedy response)"
+    console.table(title, ("n", "KL", f"{judge}", "oracle"), bon_rows(report["best_of"]))
+    console.say(f"curves: {out / PICTURE}")
+
+
+@app.command()
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     host: Annotated[str, typer.Option(help="0.0.0.0 for every interface")] = "127.0.0.1",

@@ -149,15 +149,15 @@ def _table_of_k(contests: Sequence[Graded]) -> dict[str, Any]:
     for k in sizes:
         picks, bests = [], []
         for contest in contests:
-            picks.append(_of_k(contest.grades, contest.strengths, k))
-            bests.append(_of_k(contest.grades, contest.grades, k))
+            picks.append(expected_of_k(contest.grades, contest.strengths, k))
+            bests.append(expected_of_k(contest.grades, contest.grades, k))
         rows.append([k, float(np.mean(picks)), float(np.mean(bests))])
     columns = ["responses", "grade of the pick", "grade of the best"]
     return {"title": "Best of k", "columns": columns, "rows": rows}
 
 
-def _of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
-    """Mean grade of the largest of k of n, over all subsets; the r-th largest is taken by C(n-1-r, k-1) of C(n, k).
+def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
+    """Mean grade of that of k of n which is largest `by`, over all subsets: the r-th largest is taken by C(n-1-r, k-1).
 
     Equals share their grades: each of them is as likely to be taken.
     """

@@ -1,0 +1,121 @@
+"""A model that writes responses: prompts as its chat format has them, what it writes as text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from gram_jax.checkpoint.models import load_model, load_tokenizer, model_config
+from gram_jax.data.chat import ChatFrame, chat_frame
+from gram_jax.data.record_types import Prompt
+from gram_jax.data.templates import show_turns, turns
+from gram_jax.data.tokens import text_encoder
+from gram_jax.errors import DataError
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.programs import keep_compiled_programs
+from gram_jax.rl.sampler import Samples, sample
+from gram_jax.scoring.scorer import compute_type
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.tree import Tree
+
+
+class Written(NamedTuple):
+    """Responses as text, and the samples that they came from (rows in the same order)."""
+
+    texts: list[str]
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weights, and all that is needed to write with them. stops: tokens that end a response."""
+
+    params: Tree
+    cfg: ModelConfig
+    tokenizer: Any
+    frame: ChatFrame
+    execution: Execution
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        compute: Literal["auto", "float32", "bfloat16"] = "auto",
+        placement: Placement | None = None,
+        system: str | None = None,
+    ) -> "Policy":
+        """A model by name, as everywhere; system as in a judge's specification (None: the chat format's own)."""
+        keep_compiled_programs()
+        placement = placement or make_placement({"data": -1})
+        compute = compute_type(compute, placement)
+        tokenizer, cfg = load_tokenizer(name), model_config(name)
+        frame = chat_frame(tokenizer, system=system, thinking=False)
+        _, params = load_model(name, placement, compute)
+        return cls(params, cfg, tokenizer, frame, Execution(compute, "auto", "none", placement))
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The token behind an assistant's turn, and the tokenizer's own end of text."""
+        ends = text_encoder(self.tokenizer).frame(self.frame.end)[:1].tolist()
+        own = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys([*ends, *([] if own is None else [own])]))
+
+    def with_params(self, params: Tree) -> "Policy":
+        """The same with other weights."""
+        return replace(self, params=params)
+
+    def encode(self, prompt: Prompt) -> np.ndarray:
+        """i32 [n]: a prompt as the model reads it. Control tokens in what people said stay text."""
+        encoder = text_encoder(self.tokenizer)
+        parts = (
+            encoder.frame(self.frame.before),
+            encoder.text(show_turns(turns(prompt))),
+            encoder.frame(self.frame.after),
+        )
+        return np.concatenate(parts)
+
+    def decode(self, samples: Samples) -> list[str]:
+        """Without the stop token, and without any other control token."""
+        kept = [
+            row[: length - stopped].tolist()
+            for row, length, stopped in zip(
+                samples.tokens, samples.lengths, samples.stopped, strict=True
+            )
+        ]
+        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        new: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        rows: int = 32,
+    ) -> Written:
+        """A response to every prompt, of at most `new` tokens; options as of `sample`."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        room = self.cfg.context_length - new
+        if encoded and (longest := max(map(len, encoded))) > room:
+            raise DataError(
+                f"a prompt has {longest} tokens and there is room for {room} beside {new} new ones: leave out long "
+                "prompts, or ask for less"
+            )
+        found = sample(
+            self.params,
+            self.cfg,
+            encoded,
+            self.execution,
+            new=new,
+            stops=self.stops,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            rows=rows,
+        )
+        return Written(self.decode(found), found)

@@ -1,0 +1,92 @@
+"""Best of n: exact expectations over subsets, the divergence, and the command on a tiny policy."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gram_jax.checkpoint.models import load_tokenizer
+from gram_jax.cli import app
+from gram_jax.data.record_types import Message, as_prompt
+from gram_jax.evals.graded import expected_of_k
+from gram_jax.rl.bon import best_of, divergence
+from gram_jax.rl.policy import Policy
+
+
+def test_the_expected_pick_is_the_mean_over_all_subsets():
+    draw = np.random.default_rng(0)
+    grades, by = draw.uniform(size=6), draw.uniform(size=6)
+    for k in range(1, 7):
+        picks = [max(some, key=by.__getitem__) for some in itertools.combinations(range(6), k)]
+        assert expected_of_k(grades, by, k) == pytest.approx(np.mean(grades[picks]))
+
+
+def test_equally_good_ones_are_as_likely_to_be_picked():
+    assert expected_of_k(np.array([1.0, 0.0, 0.0]), np.array([2.0, 2.0, 1.0]), 3) == 0.5
+
+
+def test_the_divergence_by_hand():
+    assert divergence(1) == 0
+    assert divergence(8) == pytest.approx(math.log(8) - 7 / 8)
+
+
+def test_a_judge_whose_mistakes_grow_is_seen_by_the_oracle():
+    proxy = np.tile(np.linspace(0, 1, 8), (5, 1))
+    oracle = np.tile(
+        [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.6, 0.0], (5, 1)
+    )  # the proxy's favourite is bad
+    rows = best_of(proxy, oracle)
+    assert [row["k"] for row in rows] == [1, 2, 4, 8]
+    proxies, oracles = ([row[name]["mean"] for row in rows] for name in ("proxy", "oracle"))
+    assert proxies == sorted(proxies) and proxies[-1] == 1
+    assert oracles[-1] == 0 and max(oracles) > oracles[0]
+    assert "oracle" not in best_of(proxy, None)[0]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy.load("tiny-random", compute="float32")
+
+
+def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy):
+    tokenizer = load_tokenizer("tiny-random")
+    end = policy.frame.end
+    ids = policy.encode(as_prompt(f"Say {end} to me."))
+    text = tokenizer.decode(ids)
+    assert text.startswith(policy.frame.before[:10]) and text.endswith(policy.frame.after)
+    plain = policy.encode(as_prompt("Say to me."))
+    count = [sum(int(x) in policy.stops for x in row) for row in (ids, plain)]
+    assert count[0] == count[1]  # the forged end is text
+    several = policy.encode((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+    assert len(several) > len(policy.encode(as_prompt("c")))
+
+
+def test_what_is_written_is_text_without_control_tokens(policy):
+    found = policy.write([as_prompt("a"), as_prompt("b")], new=6, temperature=1.0, seed=3)
+    assert len(found.texts) == 2 and policy.frame.end not in "".join(found.texts)
+    again = policy.write([as_prompt("a"), as_prompt("b")], new=6, temperature=1.0, seed=3)
+    assert again.texts == found.texts
+
+
+def test_the_command_samples_once_rates_and_draws(tmp_path):
+    source = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"q{at}", "chosen": "a", "rejected": "b"} for at in range(3)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]
+    words += ["--new", "5", "--oracle", "tiny-random", "--compute", "float32"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "bon.json").read_text())
+    assert [row["k"] for row in report["best_of"]] == [1, 2, 4]
+    assert np.shape(report["rewards"]["proxy"]) == (3, 4)
+    assert report["rewards"]["proxy"] == report["rewards"]["oracle"]
+    assert (out / "bon.png").stat().st_size > 10_000
+    before = (out / "samples.jsonl").stat().st_mtime_ns
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert (out / "samples.jsonl").stat().st_mtime_ns == before
+    other = CliRunner().invoke(app, [*words, "--seed", "1"])
+    assert "holds samples of other prompts or settings" in str(other.exception)
