@@ -460,6 +460,22 @@ def report(
 
 
 @app.command()
+def rl(
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe, see configs/*-rl.toml")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl=0.1")
+    ] = None,
+) -> None:
+    """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.rl.loop import run_rl
+    from gram_jax.rl.recipe import read_rl_recipe
+
+    done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
+    rows = [(name, value) for name, value in sorted(done.metrics.items())]
+    Console().table(f"{done.folder}: {done.steps} steps", ("", "last"), rows)
+
+
+@app.command()
 def bon(
     policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
     judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],

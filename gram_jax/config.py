@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -283,7 +283,7 @@ class Recipe:
         return self.batch.pack or self.stage == "rank"
 
 
-_RECIPE = TypeAdapter(Recipe)
+_Kind = TypeVar("_Kind")
 
 # What may differ between a run and its continuation: it changes no result, or only its last bits.
 FREE_ON_RESUME = (
@@ -309,6 +309,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     the nearest known one), a missing key, a value of the wrong type or range, and values that do
     not go together.
     """
+    values, where = read_values(path, overrides)
+    return make_recipe(values, where)
+
+
+def read_values(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The values of a TOML file with overrides, and what to call them in messages. Raises RecipeError."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -319,22 +325,28 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _apply(values, override)
-    where = str(path) + (f" with --set {' --set '.join(overrides)}" if overrides else "")
-    return make_recipe(values, where)
+    return values, str(path) + (f" with --set {' --set '.join(overrides)}" if overrides else "")
 
 
 def make_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """The recipe of nested plain values, checked as if they had been read from the file `where`."""
-    try:
-        # Checked as JSON, where lists may become tuples and tables dataclasses under strict rules.
-        recipe = _RECIPE.validate_json(json.dumps(_sources_as_tables(values), default=str))
-    except ValidationError as error:
-        found = error.errors()
-        lines = [_explain(problem) for problem in found if not _follows(problem, found)]
-        raise RecipeError("\n  ".join([f"{where}:", *lines])) from None
+    recipe = validated(Recipe, json.dumps(_sources_as_tables(values), default=str), where)
     if problems := list(_cross_checks(recipe)):
         raise RecipeError("\n  ".join([f"{where}:", *problems]))
     return recipe
+
+
+def validated(kind: type[_Kind], text: str, where: str) -> _Kind:
+    """A value of the dataclass `kind` from JSON: lists may become tuples there and tables dataclasses, however strict.
+
+    Raises RecipeError with a line for everything that is wrong.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        found = error.errors()
+        lines = [_explain(problem, kind) for problem in found if not _follows(problem, found)]
+        raise RecipeError("\n  ".join([f"{where}:", *lines])) from None
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -344,7 +356,7 @@ def recipe_to_toml(recipe: Recipe) -> str:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested plain values; what is absent (None) has no key, as in TOML."""
-    values = _plain(dataclasses.asdict(recipe))
+    values = plain_values(dataclasses.asdict(recipe))
     for key in ("train", "valid"):
         sources = values["data"][key]
         plain = [s["path"] if s == {"path": s["path"], "schema": "auto"} else s for s in sources]
@@ -485,15 +497,15 @@ _EXPECTED = {
 }
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], recipe: Any) -> str:
     """One of pydantic's findings as a line: section, key, expected, found."""
     *section, name = problem["loc"] or ("recipe",)
     kind = problem["type"]
     place = f"[{'.'.join(map(str, section))}] {name}" if section else f"{name}"
     if kind == "unexpected_keyword_argument":
-        known = _known_keys(section)
+        known = _known_keys(section, recipe)
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else _elsewhere(str(name))
+        hint = f"; did you mean {near[0]}?" if near else _elsewhere(str(name), recipe)
         return f"{place} is not a known key{hint} (known here: {', '.join(known)})"
     if kind in ("missing", "missing_argument"):
         return f"{place} is missing"
@@ -501,9 +513,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{place} = {json.dumps(problem['input'], default=str)}: expected {expected}"
 
 
-def _known_keys(section: Sequence[Any]) -> list[str]:
+def _known_keys(section: Sequence[Any], recipe: Any) -> list[str]:
     """The keys that the format has in a section."""
-    kind: Any = Recipe
+    kind: Any = recipe
     for name in section:
         if isinstance(name, int):
             continue
@@ -521,10 +533,10 @@ def _table_of(kind: Any) -> Any:
     return None
 
 
-def _elsewhere(name: str) -> str:
+def _elsewhere(name: str, recipe: Any) -> str:
     """Where a key of this name belongs, if it is one of another section."""
-    for section in dataclasses.fields(Recipe):
-        if name in _known_keys([section.name]):
+    for section in dataclasses.fields(recipe):
+        if name in _known_keys([section.name], recipe):
             return f"; it belongs to [{section.name}]"
     return ""
 
@@ -551,10 +563,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node[keys[-1]] = text.strip()
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Without what is absent (None), tuples as lists: as TOML has it."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: plain_values(item) for key, item in value.items() if item is not None}
+    return [plain_values(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,11 @@ from gram_jax.config import (
 )
 from gram_jax.errors import RecipeError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    if not path.stem.endswith("-rl")  # those are rl/recipe.py's
+]
 
 
 @pytest.fixture

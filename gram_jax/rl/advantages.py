@@ -1,0 +1,92 @@
+"""Policy gradients as arithmetic on arrays: advantages, divergences, clipped losses. None of it knows a model.
+
+Shapes: G prompts, n responses to each, B = G n rows of T columns; mask f32 [B, T] is 1 where a token was written.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def group_advantages(rewards: jax.Array, *, scale: bool = True) -> jax.Array:
+    """GRPO (arXiv 2402.03300): rewards f32 [G, n] less their group's mean, by its deviation where `scale`.
+
+    >>> group_advantages(jnp.array([[1.0, 3.0]])).round(3).tolist()
+    [[-1.0, 1.0]]
+    """
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    return centred / (rewards.std(axis=1, keepdims=True) + 1e-6) if scale else centred
+
+
+def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
+    """RLOO (arXiv 2402.14740): each reward f32 [G, n] less the mean of the group's others.
+
+    >>> leave_one_out_advantages(jnp.array([[1.0, 2.0, 6.0]])).tolist()
+    [[-3.0, -1.5, 4.5]]
+    """
+    n = rewards.shape[1]
+    return (rewards - rewards.mean(axis=1, keepdims=True)) * n / (n - 1)
+
+
+def generalized_advantages(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, discount: float, trace: float
+) -> tuple[jax.Array, jax.Array]:
+    """GAE (arXiv 1506.02438): (advantages, returns), f32 [B, T], 0 where nothing was written.
+
+    rewards, values: f32 [B, T], of and before each written token; behind the last one nothing is worth anything.
+    A_t = d_t + discount * trace * A_(t+1), d_t = r_t + discount * V_(t+1) - V_t; returns are advantages plus values.
+    """
+
+    def back(carry: tuple[jax.Array, jax.Array], column: tuple[jax.Array, ...]):
+        advantage, following = carry
+        reward, value, written = column
+        error = reward + discount * following - value
+        advantage = jnp.where(written > 0, error + discount * trace * advantage, advantage)
+        return (advantage, jnp.where(written > 0, value, following)), advantage * written
+
+    columns = tuple(x.T for x in (rewards, values, mask))
+    zero = jnp.zeros(rewards.shape[0])
+    _, found = jax.lax.scan(back, (zero, zero), columns, reverse=True)
+    advantages = found.T
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """f32 [B, T] with mean 0 and deviation 1 over what was written."""
+    count = jnp.maximum(mask.sum(), 1)
+    centred = (values - (values * mask).sum() / count) * mask
+    return centred / jnp.sqrt((centred**2).sum() / count + 1e-8)
+
+
+def divergence_per_token(logprobs: jax.Array, reference: jax.Array, kind: str) -> jax.Array:
+    """Estimates of KL(policy, reference) from tokens of the policy (Schulman 2020), same shape.
+
+    "k1": log p - log r, unbiased; "k2": half its square, low variance; "k3": r/p - 1 - log(r/p), unbiased and never
+    negative.
+    """
+    gap = logprobs - reference
+    if kind == "k1":
+        return gap
+    return 0.5 * gap**2 if kind == "k2" else jnp.exp(-gap) - 1 + gap
+
+
+class Clipped(NamedTuple):
+    """loss: f32, same shape as the inputs; clipped: 1 where the bound decided."""
+
+    loss: jax.Array
+    clipped: jax.Array
+
+
+def policy_loss(logprobs: jax.Array, old: jax.Array, advantages: jax.Array, clip: float) -> Clipped:
+    """PPO's (arXiv 1707.06347, eq. 7) for each token: -min(r A, clip(r, 1 - clip, 1 + clip) A), r = p / p_old."""
+    ratio = jnp.exp(logprobs - old)
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
+    free, held = -ratio * advantages, -bounded * advantages
+    return Clipped(jnp.maximum(free, held), (held > free).astype(jnp.float32))
+
+
+def value_loss(values: jax.Array, old: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
+    """Half the squared error of the value, the worse of it and of the value held within `clip` of the old one."""
+    held = old + jnp.clip(values - old, -clip, clip)
+    return 0.5 * jnp.maximum((values - returns) ** 2, (held - returns) ** 2)

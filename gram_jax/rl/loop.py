@@ -1,0 +1,453 @@
+"""`gram-jax rl`: sample, judge, learn, again; with checkpoints from which a run goes on exactly.
+
+A step samples `group` responses to each of `prompts` prompts, takes their rewards from the judge, and updates the
+weights `epochs` times over `minibatches` parts. Everything random follows from (seed, step). The frozen reference is
+the model that the run began with.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax import tree
+from gram_jax.batch import Sequences
+from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.integrity import write_manifest
+from gram_jax.checkpoint.models import load_model
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.cluster.member import Member
+from gram_jax.console import Console, format_value
+from gram_jax.data.record_types import Prompt
+from gram_jax.data.records import read_records, source_kind
+from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.rl.advantages import (
+    divergence_per_token,
+    generalized_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    whiten,
+)
+from gram_jax.rl.objective import VALUE, RolloutBatch, Views, make_views, rollout_objective
+from gram_jax.rl.policy import Policy, Written
+from gram_jax.rl.recipe import FREE, RlRecipe, read_rl_recipe, rl_recipe_to_toml
+from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.train.metrics import MetricsWriter, truncate
+from gram_jax.train.optimizer import make_optimizer, make_schedule
+from gram_jax.train.preemption import STATUS, StopRequest
+from gram_jax.train.state import TrainState, abstract_state, init_state, shardings_of
+from gram_jax.train.step import make_train_step
+from gram_jax.tree import Tree
+
+CHUNK = 2048  # rows of logits at once
+WIDTH = 64  # rows are a multiple of so many columns long
+EVEN = 1e-6
+
+# (prompts, sampled responses, greedy responses or None) -> a reward for each
+RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None], list[float]]
+
+
+class _Saved(NamedTuple):
+    """A TrainState as it is saved: the policy's weights alone under params, so that the run is a model by its name."""
+
+    step: Any
+    params: Any
+    value: Any
+    opt_state: Any
+    skipped: Any
+    in_a_row: Any
+
+
+@dataclass(frozen=True)
+class RlResult:
+    """folder: of the run, also the name of its model; steps: done; metrics: the newest of each."""
+
+    folder: Path
+    steps: int
+    metrics: dict[str, float]
+
+
+def run_rl(
+    recipe: RlRecipe,
+    *,
+    console: Console | None = None,
+    placement: Placement | None = None,
+    reward: RewardFunction | None = None,
+) -> RlResult:
+    """Carry out a recipe, or go on with the run in its folder.
+
+    reward: in place of the recipe's judge. Raises RecipeError and DataError for what cannot be used, StoppedError after
+    Ctrl-C or SIGTERM (the state is kept).
+    """
+    return _Learner(recipe, console or Console(), placement, reward).run()
+
+
+class _Learner:
+    def __init__(
+        self,
+        recipe: RlRecipe,
+        console: Console,
+        placement: Placement | None,
+        reward: RewardFunction | None,
+    ):
+        self.recipe, self.console = recipe, console
+        self.folder = Path(recipe.run.folder).expanduser()
+        _open(self.folder, recipe)
+        self.place = placement or make_placement(recipe.mesh.sizes, recipe.mesh.between_sizes)
+        unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
+        if recipe.rows % (unit * self.place.batch_shards):
+            raise RecipeError(
+                f"{recipe.rows} responses a step are not a multiple of {unit} parts x {self.place.batch_shards} batch "
+                "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
+            )
+        start = recipe.policy.start
+        with console.timed("load the policy"):
+            loaded = Policy.load(
+                start,
+                compute=recipe.execution.compute,
+                placement=self.place,
+                system=recipe.policy.system,
+            )
+        self.reference, self.cfg = loaded.params, loaded.cfg
+        execution = Execution(
+            recipe.execution.compute,
+            recipe.execution.attention,
+            recipe.execution.remat,
+            self.place,
+            packed=False,
+        )
+        self.policy = Policy(loaded.params, loaded.cfg, loaded.tokenizer, loaded.frame, execution)
+        sampling, algorithm = recipe.sampling, recipe.algorithm
+        self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
+        self.prompts, self.tokens = self._read(recipe.data.train)
+        self.valid = self._read(recipe.data.valid)[0] if recipe.data.valid else self.prompts
+        self.judge = None
+        if reward is None:
+            self.judge = Scorer.load(
+                recipe.reward.judge, compute=recipe.execution.compute, placement=self.place
+            )
+            reward = self._judged(self.judge)
+        self.reward = reward
+        specs = dict(param_specs(self.cfg))
+        if algorithm.kind == "ppo":
+            specs[VALUE] = ParamSpec((self.cfg.embed_size,), ("act_embed",), "zeros")
+        steps = recipe.run.steps * recipe.updates
+        self.optimizer = make_optimizer(recipe.optimizer, steps, specs)
+        self.abstract = abstract_state(specs, self.optimizer, self.place, recipe.policy.dtype)
+        options = {"temperature": sampling.temperature, "chunk": CHUNK}
+        self.views = make_views(self.cfg, execution, **options)
+        objective = rollout_objective(
+            self.cfg,
+            execution,
+            **options,
+            clip=algorithm.clip,
+            kl=algorithm.kl if algorithm.kind == "grpo" else 0.0,
+            value=algorithm.value,
+            value_clip=algorithm.value_clip,
+            entropy=algorithm.entropy,
+        )
+        self.update = make_train_step(
+            objective,
+            self.optimizer,
+            make_schedule(recipe.optimizer, steps),
+            shardings_of(self.abstract),
+            self.place,
+            microbatches=algorithm.microbatches,
+            max_skipped=0,
+        )
+
+    def run(self) -> RlResult:
+        """All steps that are not done yet."""
+        recipe, saves = self.recipe, self.recipe.checkpoint
+        self._write_model()
+        with (
+            StopRequest(Member()) as stop,
+            Checkpoints(self.folder / "checkpoints", keep=saves.keep) as checkpoints,
+        ):
+            newest = checkpoints.newest_good(self.console.warn)
+            state = self._first(checkpoints, newest)
+            done = int(state.step) // recipe.updates
+            writer = MetricsWriter(self.folder, truncate(self.folder, done))
+            stop.begin()
+            try:
+                with self.console.progress(
+                    recipe.run.steps, done=done, label="rl", unit="tokens"
+                ) as progress:
+                    while done < recipe.run.steps:
+                        state, values = self._step(state, done)
+                        done += 1
+                        writer.write(done, values)
+                        shown = {name: values[name] for name in ("reward", "kl")}
+                        progress.update(1, units=values["num_tokens"], values=shown)
+                        every = recipe.evaluate.every
+                        if done == recipe.run.steps or (every and done % every == 0):
+                            won = self._win_rate(state.params)
+                            writer.write(done, won)
+                            text = ", ".join(f"{k} {format_value(v)}" for k, v in won.items())
+                            self.console.say(f"after step {done}: {text}")
+                        last = done == recipe.run.steps or stop.name is not None
+                        if last or (saves.every and done % saves.every == 0):
+                            checkpoints.save(done, _to_saved(state), blocking=last)
+                        if stop.name is not None and done < recipe.run.steps:
+                            raise StoppedError(
+                                f"stopped by {stop.name}: step {done} of {recipe.run.steps} is saved. The same command "
+                                "goes on",
+                                STATUS[stop.name],
+                            )
+            finally:
+                writer.close()
+        (self.folder / "run.json").write_text(
+            json.dumps({"stage": "rl", "steps": done, "finished": True}) + "\n", encoding="utf-8"
+        )
+        newest_of = {k: v for row in writer.rows for k, v in row.items() if k != "step"}
+        return RlResult(self.folder, done, newest_of)
+
+    def _step(self, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+        recipe, sampling = self.recipe, self.recipe.sampling
+        chosen = self._draw(number)
+        asked = [self.prompts[at] for at in chosen for _ in range(sampling.group)]
+        policy = self.policy.with_params(_weights(state.params))
+        written = policy.write(
+            asked,
+            new=sampling.new,
+            temperature=sampling.temperature,
+            seed=_seed(recipe.run.seed, number),
+            rows=recipe.rows,
+        )
+        greedy = None
+        if recipe.reward.against == "greedy":
+            plain = policy.write(
+                [self.prompts[at] for at in chosen], new=sampling.new, temperature=0
+            ).texts
+            greedy = [text for text in plain for _ in range(sampling.group)]
+        rewards = np.array(self.reward(asked, written.texts, greedy), np.float32)
+        if rewards.shape != (recipe.rows,) or not np.isfinite(rewards).all():
+            raise DataError(
+                f"the reward function gave {rewards.shape} for {recipe.rows} responses, or values that are not finite"
+            )
+        batch, figures = self._batch(state, [self.tokens[at] for at in chosen], written, rewards)
+        sums: dict[str, list[float]] = {}
+        for part in self._parts(batch, number):
+            state, metrics = self.update(state, {}, part)
+            for name, (total, count) in jax.device_get(metrics).items():
+                sums.setdefault(name, []).append(float(total) / max(float(count), 1.0))
+        means = {name: float(np.mean(values)) for name, values in sums.items()}
+        if means.pop("bad"):
+            raise NonFiniteError(
+                f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
+            )
+        return state, means | figures
+
+    def _batch(
+        self,
+        state: TrainState,
+        prompts: Sequence[np.ndarray],
+        written: Written,
+        rewards: np.ndarray,
+    ) -> tuple[RolloutBatch, dict[str, float]]:
+        """What is learned from, and what is worth knowing of it."""
+        algorithm, group = self.recipe.algorithm, self.recipe.sampling.group
+        repeated = [tokens for tokens in prompts for _ in range(group)]
+        seqs, targets, mask, last = _rows(repeated, written, self.width)
+        seqs = Sequences(*(self.place.constrain(jnp.asarray(x), "batch", "time") for x in seqs))
+        now: Views = self.views(state.params, seqs, targets)
+        before: Views = self.views(self.reference, seqs, targets)
+        old, reference, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
+        apart = divergence_per_token(old, reference, "k1") * mask
+        score, zero = jnp.asarray(rewards), jnp.zeros_like(mask)
+        returns = zero
+        if algorithm.kind == "ppo":
+            earned = -algorithm.kl * apart
+            earned = earned.at[jnp.arange(len(rewards)), last].add(score)
+            advantages, returns = generalized_advantages(
+                earned, values, mask, discount=algorithm.discount, trace=algorithm.trace
+            )
+            advantages = whiten(advantages, mask)
+        elif algorithm.kind == "rloo":
+            whole = score - algorithm.kl * apart.sum(1)
+            advantages = leave_one_out_advantages(whole.reshape(-1, group)).reshape(-1, 1) * mask
+        else:
+            advantages = group_advantages(score.reshape(-1, group)).reshape(-1, 1) * mask
+        count = float(mask.sum())
+        figures = {
+            "reward": float(rewards.mean()),
+            "reward_std": float(rewards.std()),
+            "min_reward": float(rewards.min()),
+            "max_reward": float(rewards.max()),
+            "kl": float(apart.sum(1).mean()),
+            "entropy": float((now.entropy * mask).sum() / count),
+            "length": float(written.samples.lengths.mean()),
+            "stopped": float(written.samples.stopped.mean()),
+            "num_tokens": count,
+        }
+        return RolloutBatch(
+            seqs, targets, mask, old, reference, advantages, values, returns
+        ), figures
+
+    def _parts(self, batch: RolloutBatch, number: int) -> Sequence[RolloutBatch]:
+        """The minibatches of all epochs, drawn by (seed, step)."""
+        algorithm = self.recipe.algorithm
+        draw = np.random.default_rng([self.recipe.run.seed, number, 1])
+        for _ in range(algorithm.epochs):
+            order = draw.permutation(self.recipe.rows)
+            for members in np.split(order, algorithm.minibatches):
+                yield jax.tree.map(partial(self._take, at=np.sort(members)), batch)
+
+    def _take(self, x: jax.Array, at: np.ndarray) -> jax.Array:
+        return self.place.constrain(jnp.asarray(x)[at], "batch", *(None for _ in x.shape[1:]))
+
+    def _win_rate(self, params: Tree) -> dict[str, float]:
+        """P(better than what the start writes), greedy against greedy, on held-out prompts."""
+        prompts, new = self.valid[: self.recipe.evaluate.limit], self.recipe.sampling.new
+        if self.judge is None:
+            return {}
+        ours = (
+            self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
+        )
+        theirs = self.policy.write(prompts, new=new, temperature=0).texts
+        found = np.array(Rewards(self.judge, RewardForm("reference")).of(prompts, ours, theirs))
+        return {
+            "win_rate": float(
+                (found > 0.5 + EVEN).mean() + 0.5 * (abs(found - 0.5) <= EVEN).mean()
+            ),
+            "p_better_than_start": float(found.mean()),
+        }
+
+    def _judged(self, judge: Scorer) -> RewardFunction:
+        asked = self.recipe.reward
+        against = "reference" if asked.against == "greedy" else asked.against
+        form = RewardForm(against, asked.as_, (), asked.length_penalty)
+
+        def reward(
+            prompts: Sequence[Prompt], texts: Sequence[str], greedy: Sequence[str] | None
+        ) -> list[float]:
+            # Empty text is no reference of its own accord: it is one here.
+            references = None if greedy is None else [[text] for text in greedy]
+            return Rewards(judge, form, warn=False).of(prompts, texts, references)
+
+        return reward
+
+    def _read(self, source: str) -> tuple[list[Prompt], list[np.ndarray]]:
+        """The different prompts of a source that are short enough, and their tokens."""
+        data, most = self.recipe.data, self.recipe.sampling.prompt_length
+        records, _ = read_records(
+            source, source_kind(source, schema=data.schema), schema=data.schema
+        )
+        prompts = list(dict.fromkeys(record.prompt for record in records))
+        tokens = [self.policy.encode(prompt) for prompt in prompts]
+        kept = [at for at, ids in enumerate(tokens) if len(ids) <= most][: data.limit]
+        if not kept:
+            raise DataError(f"{source}: none of {len(prompts)} prompts has at most {most} tokens")
+        if len(kept) < len(prompts):
+            self.console.say(f"{source}: {len(kept):,} of {len(prompts):,} prompts are taken")
+        return [prompts[at] for at in kept], [tokens[at] for at in kept]
+
+    def _draw(self, number: int) -> list[int]:
+        """Which prompts a step takes: every prompt once before any comes again."""
+        size, count = self.recipe.sampling.prompts, len(self.prompts)
+        places = range(number * size, (number + 1) * size)
+        seed = self.recipe.run.seed
+        orders = {
+            turn: np.random.default_rng([seed, turn]).permutation(count)
+            for turn in {place // count for place in places}
+        }
+        return [int(orders[place // count][place % count]) for place in places]
+
+    def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
+        if newest is not None:
+            return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
+        dtype = self.recipe.policy.dtype
+        params = dict(load_model(self.recipe.policy.start, self.place, dtype)[1])
+        if VALUE in self.abstract.params:
+            shape = self.abstract.params[VALUE]
+            params[VALUE] = jax.device_put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
+        return init_state(params, self.optimizer, self.abstract)
+
+    def _write_model(self) -> None:
+        model = self.folder / "model"
+        model.mkdir(exist_ok=True)
+        text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.dtype), indent=2) + "\n"
+        (model / "config.json").write_text(text, encoding="utf-8")
+        self.policy.tokenizer.save_pretrained(model)
+        write_manifest(model)
+
+
+def _open(folder: Path, recipe: RlRecipe) -> None:
+    """Make the run's folder, or check that what is there is this run."""
+    path = folder / "recipe.toml"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise RecipeError(f"{folder} holds something that is no run: give another run.folder")
+        path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+        return
+    there, now = (_leaves_of(r) for r in (read_rl_recipe(path), recipe))
+    changed = [
+        f"{key}: {there.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if changed:
+        lines = "\n  ".join(changed)
+        raise RecipeError(
+            f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.folder"
+        )
+    path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+
+
+def _leaves_of(recipe: RlRecipe) -> dict[str, Any]:
+    import tomllib
+
+    found = tree.flatten(tomllib.loads(rl_recipe_to_toml(recipe)))
+    return {key.replace("/", "."): value for key, value in found.items()}
+
+
+def _rows(
+    prompts: Sequence[np.ndarray], written: Written, width: int
+) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts and responses from the left: sequences, targets i32 [B, T], mask f32 [B, T], the last written column."""
+    count = len(prompts)
+    tokens, targets = np.zeros((count, width), np.int32), np.zeros((count, width), np.int32)
+    mask, segments = np.zeros((count, width), np.float32), np.zeros((count, width), np.int32)
+    last = np.zeros(count, np.int32)
+    for row, prompt in enumerate(prompts):
+        length = int(written.samples.lengths[row])
+        whole = np.concatenate([prompt, written.samples.tokens[row, :length]])
+        tokens[row, : len(whole)] = whole
+        targets[row, : len(whole) - 1] = whole[1:]
+        mask[row, len(prompt) - 1 : len(whole) - 1] = 1
+        segments[row, : len(whole)] = 1
+        last[row] = len(whole) - 2
+    positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
+    return Sequences(tokens, positions, segments), targets, mask, last
+
+
+def _weights(params: Tree) -> Tree:
+    """The policy's own, without the critic's head."""
+    return {name: leaf for name, leaf in params.items() if name != VALUE}
+
+
+def _to_saved(state: TrainState) -> _Saved:
+    value = {VALUE: state.params[VALUE]} if VALUE in state.params else {}
+    rest = state._replace(params=_weights(state.params))
+    return _Saved(rest.step, rest.params, value, rest.opt_state, rest.skipped, rest.in_a_row)
+
+
+def _from_saved(saved: _Saved) -> TrainState:
+    params = {**saved.params, **(saved.value or {})}
+    return TrainState(saved.step, params, saved.opt_state, saved.skipped, saved.in_a_row)
+
+
+def _seed(*numbers: int) -> int:
+    """One number for the sampler from several."""
+    return int(np.random.default_rng(list(numbers)).integers(2**31))

@@ -1,0 +1,157 @@
+"""The model's side of a policy update: log-probabilities of what was written, values, and the loss of a batch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.batch import Sequences
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.execution import Execution
+from gram_jax.objectives import Metrics
+from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
+from gram_jax.tree import Tree
+
+VALUE = "value"  # the head of PPO's critic: f32 [D], on the policy's own hidden states
+
+
+class RolloutBatch(NamedTuple):
+    """Prompts with what was written to them, B rows of T columns, left-aligned.
+
+    targets: i32 [B, T], the next token; mask: f32 [B, T], 1 where it was written by the policy. old, reference: f32
+    [B, T], its log-probability under the policy that wrote it and under the start. advantages, values, returns: f32
+    [B, T]; the last two are 0 without a critic.
+    """
+
+    seqs: Sequences
+    targets: jax.Array
+    mask: jax.Array
+    old: jax.Array
+    reference: jax.Array
+    advantages: jax.Array
+    values: jax.Array
+    returns: jax.Array
+
+
+class Views(NamedTuple):
+    """logprobs, entropy: f32 [B, T] of the target and of the distribution that it came from; values: f32 [B, T]."""
+
+    logprobs: jax.Array
+    entropy: jax.Array
+    values: jax.Array
+
+
+def views(
+    params: Tree,
+    cfg: ModelConfig,
+    execution: Execution,
+    seqs: Sequences,
+    targets: jax.Array,
+    *,
+    temperature: float,
+    chunk: int,
+) -> Views:
+    """What the model says of every column. chunk: rows of logits that may exist at once."""
+    hidden = hidden_states(params, cfg, seqs, execution)
+    table = unembedding(params, cfg).astype(execution.compute)
+    rows, width = targets.shape
+    pieces = -(-rows * width // max(chunk, rows))
+    size = -(-width // pieces)
+    room = pieces * size - width
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(rows, size, pieces, *x.shape[2:]), 2, 0)
+
+    @jax.checkpoint
+    def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        h, target = piece
+        precision = "highest" if h.dtype == jnp.float32 else "default"
+        logits = jnp.einsum(
+            "btd,vd->btv", h, table, precision=precision, preferred_element_type=jnp.float32
+        )
+        logits = jax.nn.log_softmax(logits / temperature, axis=-1)
+        aimed = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return aimed, -(jnp.exp(logits) * logits).sum(-1)
+
+    found = jax.lax.map(one, (cut(hidden), cut(targets)))
+    logprobs, entropy = (
+        jnp.moveaxis(x, 0, 2).reshape(rows, pieces * size)[:, :width] for x in found
+    )
+    values = jnp.zeros_like(logprobs)
+    if VALUE in params:
+        head = params[VALUE].astype(jnp.float32)
+        values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), head, precision="highest")
+    return Views(logprobs, entropy, values)
+
+
+def make_views(
+    cfg: ModelConfig, execution: Execution, *, temperature: float, chunk: int
+) -> Callable[[Tree, Sequences, jax.Array], Views]:
+    """`views` jitted, without a gradient."""
+    return jax.jit(
+        partial(_views, cfg=cfg, execution=execution, temperature=temperature, chunk=chunk)
+    )
+
+
+def _views(
+    params: Tree,
+    seqs: Sequences,
+    targets: jax.Array,
+    *,
+    cfg: ModelConfig,
+    execution: Execution,
+    temperature: float,
+    chunk: int,
+) -> Views:
+    return views(params, cfg, execution, seqs, targets, temperature=temperature, chunk=chunk)
+
+
+def rollout_objective(
+    cfg: ModelConfig,
+    execution: Execution,
+    *,
+    temperature: float,
+    chunk: int,
+    clip: float,
+    kl: float,
+    value: float,
+    value_clip: float,
+    entropy: float,
+) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
+    """The loss of a batch, a sum over written tokens, and metrics as (sum, count).
+
+    clip: of the ratio; kl: weight of the k3 divergence from the start inside the loss; value, value_clip: weight of the
+    critic's loss and how far its value may move; entropy: weight of a bonus.
+    """
+
+    def objective(params: Tree, batch: RolloutBatch) -> tuple[jax.Array, Metrics]:
+        seen = views(
+            params, cfg, execution, batch.seqs, batch.targets, temperature=temperature, chunk=chunk
+        )
+        mask, count = batch.mask, batch.mask.sum()
+        # Columns that nobody wrote have a ratio of 1, whatever the model says of them.
+        logprobs = jnp.where(mask > 0, seen.logprobs, batch.old)
+        policy = policy_loss(logprobs, batch.old, batch.advantages, clip)
+        apart = divergence_per_token(
+            logprobs, jnp.where(mask > 0, batch.reference, batch.old), "k3"
+        )
+        loss = policy.loss + kl * apart - entropy * seen.entropy
+        parts = {
+            "policy_loss": policy.loss,
+            "clipped": policy.clipped,
+            "entropy": seen.entropy,
+            "kl": apart,
+        }
+        if VALUE in params:
+            errors = value_loss(seen.values, batch.values, batch.returns, value_clip)
+            loss = loss + value * errors
+            parts["value_loss"] = errors
+        total = (loss * mask).sum()
+        metrics = {name: ((part * mask).sum(), count) for name, part in parts.items()}
+        return total, metrics | {"loss": (total, count)}
+
+    return objective

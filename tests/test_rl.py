@@ -1,0 +1,173 @@
+"""Reinforcement learning on a tiny policy: a checkable reward rises, runs go on exactly, recipes are strict."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gram_jax.batch import Sequences
+from gram_jax.checkpoint.models import load_model
+from gram_jax.console import Console
+from gram_jax.data.record_types import as_prompt
+from gram_jax.errors import DataError, RecipeError
+from gram_jax.rl.loop import run_rl
+from gram_jax.rl.objective import views
+from gram_jax.rl.policy import Policy
+from gram_jax.rl.recipe import make_rl_recipe, read_rl_recipe, rl_recipe_to_toml
+from gram_jax.sharding import make_placement
+
+MUTE = Console(mute=True)
+
+
+def one_device():
+    return make_placement({}, devices=jax.devices()[:1])
+
+
+def values(folder: Path, kind: str = "grpo", **changes) -> dict:
+    prompts = folder.parent / "prompts.jsonl"
+    if not prompts.exists():
+        rows = [{"prompt": f"Say {at}.", "response_a": "a", "response_b": "b"} for at in range(8)]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {
+        "run": {"folder": str(folder), "seed": 0, "steps": 3},
+        "policy": {"start": "tiny-random", "dtype": "float32"},
+        "reward": {"judge": "tiny-random"},
+        "data": {"train": str(prompts)},
+        "sampling": {"prompts": 4, "group": 4, "prompt_length": 60, "new": 8},
+        "algorithm": {"kind": kind, "kl": 0.0},
+        "optimizer": {
+            "learning_rate": 3e-3, "warmup": 0.0, "schedule": "constant", "b1": 0.9, "b2": 0.99, "eps": 1e-8,
+            "weight_decay": 0.0, "clip": 1.0,
+        },
+        "execution": {"compute": "float32", "attention": "auto", "remat": "none"},
+        "mesh": {"data": 1, "fsdp": 1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        found.setdefault(section, {})[name] = value
+    return found
+
+
+def run(folder: Path, kind: str = "grpo", reward=None, **changes):
+    recipe = make_rl_recipe(values(folder, kind, **changes))
+    return run_rl(recipe, console=MUTE, placement=one_device(), reward=reward)
+
+
+def vowels(prompts, texts, greedy) -> list[float]:
+    """A reward that anybody can check: five times the share of vowels."""
+    return [5 * sum(x in "aeiou" for x in text.lower()) / max(1, len(text)) for text in texts]
+
+
+def metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "reward" in row]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_a_checkable_reward_rises(tmp_path, kind):
+    extra = {"algorithm__epochs": 2, "algorithm__minibatches": 2} if kind == "ppo" else {}
+    run(tmp_path / kind, kind, vowels, run__steps=28, **extra)
+    rewards = [row["reward"] for row in metrics(tmp_path / kind)]
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.5
+    last = metrics(tmp_path / kind)[-1]
+    assert last["kl"] > 1 and last["num_tokens"] > 0  # it has left its start
+
+
+def test_the_divergence_holds_the_policy_back(tmp_path):
+    run(tmp_path / "held", "rloo", vowels, run__steps=28, algorithm__kl=3.0)
+    assert np.mean([row["kl"] for row in metrics(tmp_path / "held")[-4:]]) < 1  # above 3 without
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    whole = run(tmp_path / "whole", "ppo", vowels, run__steps=4, algorithm__minibatches=2)
+
+    settings = {"run__steps": 4, "algorithm__minibatches": 2, "checkpoint__every": 1}
+
+    def first(prompts, texts, greedy):
+        path = tmp_path / "torn" / "metrics.jsonl"
+        if path.exists() and len(metrics(tmp_path / "torn")) == 2:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "torn", "ppo", first, **settings)
+    done = run(tmp_path / "torn", "ppo", vowels, **settings)
+    assert done.steps == whole.steps == 4
+    assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
+    placement = one_device()
+    for one, two in zip(
+        *(jax.tree.leaves(load_model(x.folder, placement, None)[1]) for x in (done, whole)),
+        strict=True,
+    ):
+        assert np.array_equal(one, two)
+
+
+def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_path):
+    with pytest.warns(UserWarning, match=r"no judge.json"):
+        done = run(tmp_path / "run", "grpo", run__steps=2, evaluate__every=1, evaluate__limit=4)
+    assert 0 <= done.metrics["reward"] <= 1
+    assert 0 <= done.metrics["win_rate"] <= 1
+    assert Policy.load(done.folder).write([as_prompt("Hi")], new=3, temperature=0).texts
+
+
+def test_log_probabilities_of_learning_are_those_of_sampling():
+    policy = Policy.load("tiny-random", compute="float32", placement=one_device())
+    prompt = policy.encode(as_prompt("Say 3."))
+    found = policy.write([as_prompt("Say 3.")], new=7, temperature=0.8, seed=2).samples
+    length = int(found.lengths[0])
+    whole = np.concatenate([prompt, found.tokens[0, :length]]).astype(np.int32)
+    row = np.zeros((1, 96), np.int32)
+    row[0, : len(whole)] = whole
+    targets = np.roll(row, -1, axis=1)
+    positions = np.arange(96, dtype=np.int32)[None]
+    segments = (np.arange(96)[None] < len(whole)).astype(np.int32)
+    seqs = Sequences(*map(jnp.asarray, (row, positions, segments)))
+    for chunk in (16, 4096):
+        seen = views(
+            policy.params,
+            policy.cfg,
+            policy.execution,
+            seqs,
+            jnp.asarray(targets),
+            temperature=0.8,
+            chunk=chunk,
+        )
+        ours = seen.logprobs[0, len(prompt) - 1 : len(whole) - 1]
+        np.testing.assert_allclose(ours, found.logprobs[0, :length], atol=2e-5)
+        assert (seen.entropy[0, : len(whole)] > 0).all()
+
+
+def test_the_recipe_that_comes_with_the_project_is_read():
+    path = Path(__file__).parents[1] / "configs" / "smollm2-135m-rl.toml"
+    recipe = read_rl_recipe(path, ["algorithm.kind=grpo"])
+    assert recipe.algorithm.kind == "grpo" and recipe.rows == 32
+
+
+def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
+    recipe = make_rl_recipe(values(tmp_path / "run"))
+    path = tmp_path / "r.toml"
+    path.write_text(rl_recipe_to_toml(recipe))
+    assert read_rl_recipe(path) == recipe
+    assert read_rl_recipe(path, ["algorithm.kl=0.3"]).algorithm.kl == 0.3
+    for change, message in (
+        ({"algorithm__clips": 0.2}, "did you mean clip"),
+        ({"algorithm__kind": "dpo"}, "kind"),
+        ({"sampling__group": 1}, "compares within groups of at least 2"),
+        ({"algorithm__minibatches": 5}, "do not divide the 16 responses"),
+        ({"sampling__temperature": 0.0}, "temperature"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_rl_recipe(values(tmp_path / "run", **change))
+
+
+def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
+    run(tmp_path / "run", "grpo", vowels, run__steps=1)
+    with pytest.raises(RecipeError, match=r"algorithm\.kl: 0\.0 -> 0\.5"):
+        run(tmp_path / "run", "grpo", vowels, run__steps=1, algorithm__kl=0.5)
+    with pytest.raises(DataError, match="the reward function gave"):
+        run(tmp_path / "other", "grpo", lambda *_: [0.0], run__steps=1)
+    with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):
+        run(tmp_path / "third", "grpo", vowels, sampling__prompt_length=3)
