@@ -105,6 +105,14 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
         assert np.array_equal(one, two)
 
 
+def test_on_eight_devices_a_step_is_the_same(tmp_path):
+    one = run(tmp_path / "one", "grpo", vowels, run__steps=2)
+    spread = values(tmp_path / "eight", mesh__data=2, mesh__fsdp=4, run__steps=2)
+    eight = run_rl(make_rl_recipe(spread), console=MUTE, reward=vowels)
+    for name in ("reward", "entropy", "length", "loss"):
+        assert eight.metrics[name] == pytest.approx(one.metrics[name], abs=1e-4), name
+
+
 def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_path):
     with pytest.warns(UserWarning, match=r"no judge.json"):
         done = run(tmp_path / "run", "grpo", run__steps=2, evaluate__every=1, evaluate__limit=4)

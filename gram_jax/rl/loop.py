@@ -103,7 +103,9 @@ class _Learner:
         self.recipe, self.console = recipe, console
         self.folder = Path(recipe.run.folder).expanduser()
         _open(self.folder, recipe)
-        self.place = placement or make_placement(recipe.mesh.sizes, recipe.mesh.between_sizes)
+        self.place = placement or make_placement(
+            recipe.mesh.sizes, between=recipe.mesh.between_sizes
+        )
         unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
         if recipe.rows % (unit * self.place.batch_shards):
             raise RecipeError(
