@@ -100,6 +100,14 @@ def test_a_card_without_anything_says_what_the_score_means_and_what_is_not_known
     assert find_damage(model) == []  # the manifest knows the card
 
 
+def test_a_temperature_that_leaves_nothing_is_no_advice(model, judge, tmp_path):
+    lost = source(0.5)
+    lost["calibration"]["temperature"]["value"] = 99.99
+    text = text_of(model, evaluations=(results(tmp_path / "e", judge, lost=lost),))
+    assert "none helps" in text and "divide the log-odds" not in text
+    assert "as often as it is right" in text
+
+
 def test_results_and_their_concerns_stand_in_the_card_and_in_the_hubs_index(model, judge, tmp_path):
     sources = {
         "rb": source(0.81, source="allenai/reward-bench:filtered"),

@@ -14,7 +14,7 @@ from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.judge import JudgeSpec
 from gram_jax.reports import tables
-from gram_jax.reports.concerns import concerns
+from gram_jax.reports.concerns import NO_USE, concerns
 from gram_jax.reports.document import Block, Section, Table
 from gram_jax.reports.evidence import Evidence, read_evidence
 from gram_jax.reports.files import write_text
@@ -177,14 +177,15 @@ def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
             yield from blocks
 
 
-def _temperatures(found: Sequence[Evidence]) -> Mapping[str, str]:
-    """Source -> the temperature that makes its probabilities mean what they say."""
+def _temperatures(found: Sequence[Evidence]) -> Mapping[str, str | None]:
+    """Source -> the temperature that makes its probabilities mean what they say, None where nothing does."""
     return {
-        visible(name): number(source.calibration.temperature.value, 2)
+        visible(name): number(value, 2) if value <= NO_USE else None
         for one in found
         if one.evaluation is not None
         for name, source in one.evaluation.sources.items()
         if source.calibration is not None and source.calibration.temperature is not None
+        for value in [source.calibration.temperature.value]
     }
 
 

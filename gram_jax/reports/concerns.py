@@ -12,6 +12,7 @@ FEW_PROMPTS = 200
 MUCH_SHORTENED = 0.05
 MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
+NO_USE = 50.0  # a fitted temperature that leaves nothing of the log-odds
 UNCALIBRATED = 0.1  # ECE
 CHANGES_ITS_MIND = 0.3  # share of the pairs
 FAVOURS_A_PLACE = 0.05  # mean P(first shown) - 0.5
@@ -78,6 +79,8 @@ def _uncalibrated(source: Source) -> str:
     fitted = source.calibration and source.calibration.temperature
     if not fitted:
         return sentence + ": read them as an order, not as probabilities."
+    if fitted.value > NO_USE:
+        return sentence + ", and no temperature helps: it is wrong here as often as it is right."
     return (
         f"{sentence}; by {number(fitted.ece_after, 2)} once the log-odds are divided by a temperature of "
         f"{number(fitted.value, 2)}, on pairs that it was not fitted on."

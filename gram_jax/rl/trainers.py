@@ -83,8 +83,6 @@ class GroupJudge:
         """Index of the best completion of every prompt. shuffle_order changes nothing: both orders are always read."""
         return [order[0] for order in self.rank(prompts, completions)]
 
-    judge_best = __call__
-
     def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Indices of every prompt's completions, the best first."""
         if len(prompts) != len(completions):
