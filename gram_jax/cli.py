@@ -326,6 +326,7 @@ def evaluate(
     from gram_jax.evals.evaluation import HUB, read_workload
     from gram_jax.evals.folder import EvaluationFolder, make_folder
     from gram_jax.evals.tables import evaluation_tables
+    from gram_jax.scoring.rater import Rater, is_baseline
 
     console = Console()
     if not sources and benchmark not in HUB:
@@ -338,7 +339,10 @@ def evaluate(
         make_folder(out)
     options = {"schema": schema, "on_bad": on_bad, "limit": limit}
     workloads = [read_workload(source, benchmark, **options) for source in chosen]
-    scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    if is_baseline(model):
+        scorer = Rater.load(model, compute=compute)
+    else:
+        scorer = _load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, console=console)
     for work in workloads:
         found, _ = folder.evaluate(work)

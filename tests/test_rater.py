@@ -1,11 +1,15 @@
 """The discriminative baseline as a reader of text: the rewards of training, and pairs scored by their difference."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
+from typer.testing import CliRunner
 
 from gram_jax.checkpoint.models import load_model, load_tokenizer
+from gram_jax.cli import app
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
@@ -75,3 +79,14 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     assert report.margin == pytest.approx(done.metrics["valid_margin"], abs=1e-4)
     assert report.consistency == 1
     assert np.isfinite(report.ece)
+
+    # From the command line, on pairs and on graded responses.
+    lists = tmp_path / "n.jsonl"
+    row = {"prompt": "1", "responses": ["oak zzz fir", "ash", "ash"], "scores": [2, 1, 1]}
+    lists.write_text("".join(json.dumps(row | {"prompt": str(at)}) + "\n" for at in range(3)))
+    words = ["evaluate", str(done.folder), str(valid), str(lists), "--out", str(tmp_path / "e")]
+    ran = CliRunner().invoke(app, [*words, "--compute", "float32"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["sources"]
+    assert found["valid"]["pairs"]["accuracy"] == report.accuracy
+    assert found["n"]["benchmark"] == "best_of_n" and found["n"]["pairs"]["consistency"] == 1

@@ -50,9 +50,23 @@ def score_pairs(
 
 
 def rank_graded(
-    scorer: Scorer, model: str, source: str, records: Sequence[Candidates], to: Target
+    scorer: Scorer | Rater, model: str, source: str, records: Sequence[Candidates], to: Target
 ) -> list[Graded]:
-    """All responses of every row compared with each other, in both orders."""
+    """All responses of every row compared with each other, in both orders; a Rater rates each of them once."""
+
+    def rate(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
+        rewards = scorer.rate((r.prompt, text) for _, r in window for text in r.responses)
+        ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
+        progress.update(len(window), units=len(window))
+        return [
+            _beginning(number, record)
+            | {
+                "strengths": (own - own.mean()).tolist(),
+                "gaps": (own[:, None] - own[None, :]).tolist(),
+                "shortened": False,
+            }
+            for (number, record), own in zip(window, np.split(rewards, ends), strict=True)
+        ]
 
     def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
         rankings = scorer.rank_many(
@@ -72,7 +86,8 @@ def rank_graded(
             for (number, record), ranking in zip(window, rankings, strict=True)
         ]
 
-    task = Task(answer, lambda record: len(record.responses) ** 2, WINDOW)
+    how = rate if isinstance(scorer, Rater) else answer
+    task = Task(how, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _answers(scorer, model, source, records, to, task, "prompts")
     return [
         Graded(

@@ -10,7 +10,14 @@ import jax
 import numpy as np
 
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint.models import SCORE, load_model, load_spec, load_tokenizer
+from gram_jax.checkpoint.models import (
+    SCORE,
+    load_model,
+    load_spec,
+    load_tokenizer,
+    resolve_model,
+)
+from gram_jax.checkpoint.runs import read_info
 from gram_jax.data.encode import Encoded, Prompt, encode_responses
 from gram_jax.errors import JudgeError
 from gram_jax.judge import JudgeSpec, check_tokenizer
@@ -120,6 +127,12 @@ def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     last = np.array([[len(text) - 1] for text in texts], np.int32)
     return Sequences(tokens, positions, segments), last
+
+
+def is_baseline(name: str | Path) -> bool:
+    """Whether a model's name is that of a run of stage rank, which a Rater reads."""
+    source = resolve_model(name)
+    return source.kind == "run" and read_info(source.path).get("stage") == "rank"
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))
