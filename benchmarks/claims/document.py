@@ -51,7 +51,7 @@ class _Report:
         whole = grid(self.size, self.size.seeds)
         done = [cell for cell in whole if cell in self.found]
         seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
-        command = "python benchmarks/claims/run.py RESULTS --data DATA"
+        command = "python benchmarks/claims/run.py DATA OUT"
         return [
             "# The paper's claims, tried",
             "",
