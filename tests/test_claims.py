@@ -119,26 +119,54 @@ def test_the_report_states_what_holds_and_what_has_not_been_run(
     run(claims, monkeypatch, data, tmp_path / "out", "--cells", "5", "--markdown", page)
     text = page.read_text()
     assert "5 of " in text and "**not run yet**" in text
-    row = next(line for line in text.splitlines() if line.startswith("| the generative judge with"))
-    assert "+1.000 (+1.000 to +1.000)" in row and "**holds here** (one seed only)" in row
+    row = next(line for line in text.splitlines() if "both with stage 1" in line)
+    assert "+1.000 (+1.000 to +1.000)" in row and "**holds** (one seed only)" in row
     run(claims, monkeypatch, data, tmp_path / "out", "--markdown", page)
     assert "**not run yet**" not in page.read_text()
     assert (tmp_path / "claims-smoothing.svg").exists()
 
 
 @pytest.mark.parametrize(
-    ("right", "sharp", "words"),
+    ("right", "sharp", "own", "words"),
     [
-        ((0.01, 0.2), (-0.1, -0.01), "**holds here**"),
-        ((-0.1, 0.1), (-0.1, 0.1), "**cannot be told**"),
-        ((-0.2, -0.1), (-0.1, 0.1), "**does not hold here**"),
-        ((0.01, 0.2), (0.01, 0.1), "**holds partly**: more accurate, worse calibrated"),
-        ((-0.01, 0.015), (-0.1, 0.1), "**no difference** of more than 0.02 of accuracy"),
+        ((0.01, 0.2), (-0.1, -0.01), 0.6, "**holds**"),
+        (
+            (0.01, 0.2),
+            (-0.1, -0.01),
+            0.4,
+            "**holds partly**: more accurate, but not to be told from a coin",
+        ),
+        ((0.01, 0.2), (0.01, 0.1), 0.6, "**holds partly**: more accurate, worse calibrated"),
+        (
+            (-0.1, 0.1),
+            (-0.1, -0.01),
+            0.6,
+            "**holds partly**: better calibrated, accuracy cannot be told",
+        ),
+        (
+            (-0.1, 0.1),
+            (-0.1, -0.01),
+            0.4,
+            "**not enough evidence**: less sure than the other, but not to be told from a coin",
+        ),
+        ((-0.1, 0.1), (-0.1, 0.1), 0.6, "**not enough evidence**"),
+        ((-0.01, 0.015), (-0.1, 0.1), 0.6, "**no difference** of more than 0.02 of accuracy"),
+        ((-0.2, -0.1), (-0.1, 0.1), 0.6, "**does not hold**"),
+        ((-0.2, -0.1), (-0.1, -0.05), 0.4, "**does not hold**"),
     ],
 )
-def test_verdicts_follow_from_intervals(claims, right, sharp, words):
+def test_verdicts_follow_from_intervals(claims, right, sharp, own, words):
+    """own: the lower end of the better judge's accuracy."""
     estimates = [
         claims["figures"].Estimate(float(np.mean(bounds)), *bounds, (0.0, 0.0))
-        for bounds in (right, sharp)
+        for bounds in (right, sharp, (own, 0.9))
     ]
     assert claims["figures"].verdict(*estimates) == words
+
+
+def test_balanced_weights_count_both_lengths_alike(claims):
+    figures = claims["figures"]
+    longer = np.array([1, 1, 1, -1, 0])
+    weights = figures.length_balanced(longer)
+    assert weights[longer == 1].sum() == weights[longer == -1].sum() == pytest.approx(1)
+    assert weights[longer == 0].sum() == 0
