@@ -70,13 +70,13 @@ def run(claims, monkeypatch, data, out, *more: str, compute=None) -> list[str]:
             compute(len(computed))
         sets = {
             name: {"p": [0.6 if cell.kind == "generative" else 0.4] * len(pairs), "gap": []}
-            for name, pairs in workshop._sets(cell).items()
+            for name, pairs in workshop.sets(cell).items()
         }
         return {"sets": sets, "training": None, "test_seconds": 0.0}
 
     monkeypatch.setattr(claims["work"].Workshop, "compute", pretend)
     monkeypatch.setattr(claims["work"].Workshop, "clear", lambda *_: None)
-    words = ["run.py", out, "--data", data, "--size", "tiny", "--model", "tiny-random", *more]
+    words = ["run.py", data, out, "--size", "tiny", "--model", "tiny-random", *more]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     claims["run"].main()
     return computed
@@ -91,14 +91,14 @@ def test_runs_add_up_and_go_on_after_a_kill(claims, monkeypatch, data, tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         run(claims, monkeypatch, data, out, compute=killed)
-    lines = (out / "results.jsonl").read_bytes()
-    assert lines.count(b"\n") == 3
-    (out / "results.jsonl").write_bytes(lines[:-40])  # the third line is torn
+    assert len(list((out / "cells").glob("*.json"))) == 3
+    # What a kill leaves of a file that was being written is no result.
+    (out / "cells" / "0123.json.77.partial").write_text('{"name": "a half')
     second = run(claims, monkeypatch, data, out, "--cells", "3")
     third = run(claims, monkeypatch, data, out)
     size, cells = claims["sizes"].SIZES["tiny"], claims["cells"]
     names = [cell.name for cell in cells.grid(size, size.seeds)]
-    assert second == names[2:5] and third == names[5:]
+    assert second == names[3:6] and third == names[6:]
     assert run(claims, monkeypatch, data, out) == []
 
 
@@ -119,26 +119,54 @@ def test_the_report_states_what_holds_and_what_has_not_been_run(
     run(claims, monkeypatch, data, tmp_path / "out", "--cells", "5", "--markdown", page)
     text = page.read_text()
     assert "5 of " in text and "**not run yet**" in text
-    row = next(line for line in text.splitlines() if line.startswith("| the generative judge with"))
-    assert "+1.000 (+1.000 to +1.000)" in row and "**holds here** (one seed only)" in row
+    row = next(line for line in text.splitlines() if "both with stage 1" in line)
+    assert "+1.000 (+1.000 to +1.000)" in row and "**holds** (one seed only)" in row
     run(claims, monkeypatch, data, tmp_path / "out", "--markdown", page)
     assert "**not run yet**" not in page.read_text()
     assert (tmp_path / "claims-smoothing.svg").exists()
 
 
 @pytest.mark.parametrize(
-    ("right", "sharp", "words"),
+    ("right", "sharp", "own", "words"),
     [
-        ((0.01, 0.2), (-0.1, -0.01), "**holds here**"),
-        ((-0.1, 0.1), (-0.1, 0.1), "**cannot be told**"),
-        ((-0.2, -0.1), (-0.1, 0.1), "**does not hold here**"),
-        ((0.01, 0.2), (0.01, 0.1), "**holds partly**: more accurate, worse calibrated"),
-        ((-0.01, 0.015), (-0.1, 0.1), "**no difference** of more than 0.02 of accuracy"),
+        ((0.01, 0.2), (-0.1, -0.01), 0.6, "**holds**"),
+        (
+            (0.01, 0.2),
+            (-0.1, -0.01),
+            0.4,
+            "**holds partly**: more accurate, but not to be told from a coin",
+        ),
+        ((0.01, 0.2), (0.01, 0.1), 0.6, "**holds partly**: more accurate, worse calibrated"),
+        (
+            (-0.1, 0.1),
+            (-0.1, -0.01),
+            0.6,
+            "**holds partly**: better calibrated, accuracy cannot be told",
+        ),
+        (
+            (-0.1, 0.1),
+            (-0.1, -0.01),
+            0.4,
+            "**not enough evidence**: less sure than the other, but not to be told from a coin",
+        ),
+        ((-0.1, 0.1), (-0.1, 0.1), 0.6, "**not enough evidence**"),
+        ((-0.01, 0.015), (-0.1, 0.1), 0.6, "**no difference** of more than 0.02 of accuracy"),
+        ((-0.2, -0.1), (-0.1, 0.1), 0.6, "**does not hold**"),
+        ((-0.2, -0.1), (-0.1, -0.05), 0.4, "**does not hold**"),
     ],
 )
-def test_verdicts_follow_from_intervals(claims, right, sharp, words):
+def test_verdicts_follow_from_intervals(claims, right, sharp, own, words):
+    """own: the lower end of the better judge's accuracy."""
     estimates = [
         claims["figures"].Estimate(float(np.mean(bounds)), *bounds, (0.0, 0.0))
-        for bounds in (right, sharp)
+        for bounds in (right, sharp, (own, 0.9))
     ]
     assert claims["figures"].verdict(*estimates) == words
+
+
+def test_balanced_weights_count_both_lengths_alike(claims):
+    figures = claims["figures"]
+    longer = np.array([1, 1, 1, -1, 0])
+    weights = figures.length_balanced(longer)
+    assert weights[longer == 1].sum() == weights[longer == -1].sum() == pytest.approx(1)
+    assert weights[longer == 0].sum() == 0

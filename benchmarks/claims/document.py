@@ -19,17 +19,21 @@ from cells import (
 )
 from figures import (
     Estimate,
+    Measure,
     Results,
     accuracy,
+    alike,
     brier,
     calibration_error,
     contrast,
     length_balanced,
+    rules,
     verdict,
 )
 from pools import VALID, Pools
 
 SHARE_FORMAT = "{:.0%}"
+LEARNED = Path(__file__).with_name("learned.md")
 
 
 def write_document(path: Path, size: str, model: str, pools: Pools, found: Results) -> None:
@@ -51,7 +55,7 @@ class _Report:
         whole = grid(self.size, self.size.seeds)
         done = [cell for cell in whole if cell in self.found]
         seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
-        command = "python benchmarks/claims/run.py RESULTS --data DATA"
+        command = "python benchmarks/claims/run.py DATA OUT"
         return [
             "# The paper's claims, tried",
             "",
@@ -70,6 +74,7 @@ class _Report:
             *self._labels(),
             *self._adaptation(),
             *self._rates(),
+            *_learned(),
         ]
 
     def _setting(self) -> list[str]:
@@ -90,6 +95,15 @@ class _Report:
             lines.append(
                 f"Sets with few pairs that short are asked of the main four judges only: {long}."
             )
+        if self.name != "full":
+            labels, domain = (
+                ", ".join(map(count_text, x)) for x in (size.labels, size.domain_labels)
+            )
+            lines += [
+                "Everything is scaled down from the full grid (1,000, 3,000, 10,000 and all labels; 100, 300 and 1,000",
+                "of the new domain; every pair of up to 2,048 tokens to train on and to test): here the numbers of",
+                f"labels are {labels}, those of the new domain {domain}.",
+            ]
         lines += [
             f"In distribution is {VALID}; out of distribution the mean of {', '.join(self.outside)}.",
             f"The new domain for adaptation is {size.domain}.",
@@ -101,55 +115,70 @@ class _Report:
 
     def _claims(self) -> list[str]:
         rows = []
-        for claim, better, worse, sets in self._contrasts():
+        for claim, compared, better, worse, sets in self._contrasts():
             terms = [(1.0, better), (-1.0, worse)]
             right = contrast(self.found, self.pools, terms, sets, accuracy)
             sharp = contrast(self.found, self.pools, terms, sets, brier)
+            # The better one's own accuracy with the seeds that both have.
+            known = [(1.0, better), (0.0, worse)]
+            own = contrast(self.found, self.pools, known, sets, accuracy)
             shown = [x.text(sign=True) if x else "-" for x in (right, sharp)]
-            rows.append((claim, *shown, verdict(right, sharp)))
-        head = ("claim", "accuracy", "Brier score (lower is better)", "")
-        return ["## The claims", "", *_table(head, rows), ""]
+            rows.append((claim, compared, *shown, verdict(right, sharp, own)))
+        head = ("claim of the paper", "is better than", "accuracy", "Brier score", "here")
+        return [
+            "## The claims",
+            "",
+            "Differences of the first from the second; of several rows under a claim the first is the claim itself.",
+            "",
+            *_table(head, rows),
+            "",
+            "### How this is decided",
+            "",
+            *rules().splitlines(),
+            "",
+            "One row in twenty would leave out 0 by chance alone.",
+            "",
+        ]
 
     def _contrasts(
         self,
-    ) -> Iterable[tuple[str, Sequence[Cell], Sequence[Cell], Sequence[str]]]:
-        size = self.size
+    ) -> Iterable[tuple[str, str, Sequence[Cell], Sequence[Cell], Sequence[str]]]:
+        size, inside, outside = self.size, self.inside, self.outside
 
         def over(make: Callable[[int], Cell]) -> list[Cell]:
             return [make(seed) for seed in size.seeds]
 
         both, raw = over(lambda s: generative(size, s)), over(lambda s: generative(size, s, 0.0))
-        baseline = over(lambda s: discriminative(size, s))
-        smooth = {
-            value: over(lambda s, v=value: by_smoothing(size, s, (v,))[0]) for value in (0.0, 0.3)
-        }
-        yield (
-            "the generative judge with stage 1 is better than the discriminative baseline, in distribution",
-            both,
-            baseline,
-            self.inside,
+        scalar = over(lambda s: discriminative(size, s))
+        scalar_both = over(lambda s: discriminative(size, s, 1.0))
+        none, much = (
+            over(lambda s, v=value: by_smoothing(size, s, (v,))[0]) for value in (0.0, 0.3)
         )
-        yield ("the same, out of distribution", both, baseline, self.outside)
-        yield ("stage 1 helps, in distribution", both, raw, self.inside)
-        yield ("stage 1 helps, out of distribution", both, raw, self.outside)
-        yield (
-            "without stage 1 a generative judge is already better, out of distribution",
-            raw,
-            baseline,
-            self.outside,
-        )
-        yield ("smoothing 0.1 is better than none", both, smooth[0.0], self.outside)
-        yield ("smoothing 0.1 is better than 0.3", both, smooth[0.3], self.outside)
         quarter = over(lambda s: by_share(size, s)[1])
-        yield ("all of the unlabeled data is better than a quarter", both, quarter, self.outside)
-        most = max(size.domain_labels)
-        pairs = [adapted(size, seed, most) for seed in size.seeds]
-        yield (
-            f"with {most} labels of a new domain the foundation adapts better than the raw model",
-            [a for a, _ in pairs],
-            [b for _, b in pairs],
-            [size.domain],
-        )
+        least, most = size.domain_labels[0], size.domain_labels[-1]
+
+        claim = "1. Stage 1 helps the generative judge out of distribution"
+        stage = "stage 1 than no stage 1"
+        yield claim, stage, both, raw, outside
+        yield "", f"{stage}, in distribution", both, raw, inside
+        claim = "2. Label smoothing helps out of distribution"
+        yield claim, "smoothing 0.1 than none", both, none, outside
+        yield "", "smoothing 0.1 than 0.3", both, much, outside
+        claim = "3. The generative judge beats a discriminative one out of distribution"
+        kinds = "generative with stage 1 than discriminative without"
+        yield claim, kinds, both, scalar, outside
+        yield "", f"{kinds}, in distribution", both, scalar, inside
+        yield "", "generative than discriminative, both with stage 1", both, scalar_both, outside
+        yield "", "generative than discriminative, both without stage 1", raw, scalar, outside
+        claim = "4. More unlabeled data helps out of distribution"
+        yield claim, "all of it than a quarter", both, quarter, outside
+        claim = "5. With few labels of a task the foundation adapts better than the raw model"
+        for count in dict.fromkeys((most, least)):
+            pairs = [adapted(size, seed, count) for seed in size.seeds]
+            foundation, plain = ([pair[at] for pair in pairs] for at in (0, 1))
+            compared = f"the foundation than the raw model, {count} labels"
+            yield claim, compared, foundation, plain, [size.domain]
+            claim = ""
 
     def _four(self) -> list[str]:
         size = self.size
@@ -162,15 +191,16 @@ class _Report:
         }
         sets = [*self.pools.tests, *self.pools.long]
         tables = []
-        for title, measure in (
-            ("Accuracy", accuracy),
-            (
-                "Accuracy, as many pairs with a longer as with a shorter chosen response",
-                length_balanced,
-            ),
+        balanced = (
+            "Accuracy, pairs with a longer and with a shorter chosen response weighing the same"
+        )
+        for title, measure, weigh in (
+            ("Accuracy", accuracy, alike),
+            (balanced, accuracy, length_balanced),
+            ("Brier score (0.25: a coin that says so)", brier, alike),
         ):
             rows = [
-                (kind, *(self._figure(cells, [name], measure) for name in sets))
+                (kind, *(self._figure(cells, [name], measure, weigh) for name in sets))
                 for kind, cells in kinds.items()
             ]
             tables += [f"{title}:", "", *_table(("judge", *sets), rows), ""]
@@ -180,14 +210,17 @@ class _Report:
         size, names = self.size, list(self.pools.tests)
         rows = []
         for kind, make in (
-            ("generative, stage 1", lambda s: generative(size, s)),
             ("generative, no stage 1", lambda s: generative(size, s, 0.0)),
-            ("discriminative", lambda s: discriminative(size, s)),
+            ("discriminative, no stage 1", lambda s: discriminative(size, s)),
+            ("generative, stage 1", lambda s: generative(size, s)),
+            ("discriminative, stage 1", lambda s: discriminative(size, s, 1.0)),
         ):
             cells = [make(seed) for seed in size.seeds]
             found = [calibration_error(self.found, self.pools, cells, name) for name in names]
             rows.append((kind, *(one.text() if one else "-" for one in found)))
-        return ["## Calibration (ECE)", "", *_table(("judge", *names), rows), ""]
+        note = "Few pairs make the error large by themselves, and its interval with it."
+        table = _table(("judge", *names), rows)
+        return ["## Calibration error (ECE, 15 bins)", "", note, "", *table, ""]
 
     def _smoothing(self) -> list[str]:
         values = by_smoothing(self.size, 0)
@@ -206,7 +239,7 @@ class _Report:
         return self._curve("Unlabeled data", "unlabeled", {"both stages": series})
 
     def _labels(self) -> list[str]:
-        names = ("generative, stage 1", "generative, no stage 1", "discriminative")
+        names = ("generative, stage 1", "generative, no stage 1", "discriminative, no stage 1")
         series = {
             name: {
                 count_text(cell.labels): [replace(cell, seed=s) for s in self.size.seeds]
@@ -217,15 +250,18 @@ class _Report:
         return self._curve("Labels", "labels", series)
 
     def _adaptation(self) -> list[str]:
-        rows, size = [], self.size
+        size = self.size
+        series: dict[str, dict[str, Sequence[Cell]]] = {
+            "from the foundation": {},
+            "from the raw model": {},
+        }
         for count in (0, *size.domain_labels):
             pairs = [adapted(size, seed, count) for seed in size.seeds]
-            shown = [
-                self._figure([pair[at] for pair in pairs], [size.domain], accuracy) for at in (0, 1)
-            ]
-            rows.append((count, *shown))
-        head = (f"labels of {size.domain}", "from the foundation", "from the raw model")
-        return ["## Adaptation", "", *_table(head, rows), ""]
+            for at, values in enumerate(series.values()):
+                values[str(count)] = [pair[at] for pair in pairs]
+        lines = self._curve("Adaptation", "adaptation", series, {size.domain: [size.domain]})
+        note = f"With labels the pairs of {size.domain} that they leave over are tested, without all of them."
+        return [*lines[:2], note, "", *lines[2:]]
 
     def _rates(self) -> list[str]:
         rows = []
@@ -239,21 +275,27 @@ class _Report:
         note = "A difference between two kinds that another learning rate would turn round is none."
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
 
-    def _figure(self, cells: Sequence[Cell], sets: Sequence[str], measure: Callable) -> str:
+    def _figure(
+        self, cells: Sequence[Cell], sets: Sequence[str], measure: Measure, weigh: Measure = alike
+    ) -> str:
         if any(
             cell in self.found and name not in self.found[cell]["sets"]
             for cell in cells
             for name in sets
         ):
             return "-"
-        found = contrast(self.found, self.pools, [(1.0, cells)], sets, measure)
+        found = contrast(self.found, self.pools, [(1.0, cells)], sets, measure, weigh)
         return found.text() if found else "-"
 
     def _curve(
-        self, title: str, name: str, series: dict[str, dict[str, Sequence[Cell]]]
+        self,
+        title: str,
+        name: str,
+        series: dict[str, dict[str, Sequence[Cell]]],
+        parts: dict[str, Sequence[str]] | None = None,
     ) -> list[str]:
         """A table and, where two values or more are there, a plot of accuracy and Brier score against them."""
-        parts = {"in distribution": self.inside, "out of distribution": self.outside}
+        parts = parts or {"in distribution": self.inside, "out of distribution": self.outside}
         found = {
             (which, value, part, measure.__name__): contrast(
                 self.found, self.pools, [(1.0, cells)], sets, measure
@@ -293,6 +335,13 @@ class _Report:
         ]
 
 
+def _learned() -> list[str]:
+    """What a person made of it, from the file beside this one."""
+    if not LEARNED.exists():
+        return []
+    return ["## What was learned", "", *LEARNED.read_text(encoding="utf-8").splitlines()]
+
+
 def _plot(
     path: Path,
     name: str,
@@ -322,7 +371,9 @@ def _plot(
                     [max(0.0, one.value - one.low) for _, one in points],
                     [max(0.0, one.high - one.value) for _, one in points],
                 ]
-                label = part if len(series) == 1 else f"{which}, {part}"
+                label = ", ".join(
+                    x for x, many in ((which, series), (part, parts)) if len(many) > 1
+                )
                 axes.errorbar(x, y, spread, marker="o", capsize=2, linewidth=1, label=label)
                 shift += 0.05
         axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")

@@ -19,7 +19,7 @@ DRAWS = 2000
 SAME = 0.02  # a difference of accuracy that is no more than this decides nothing
 
 Results = dict[Cell, dict[str, Any]]
-Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Measure = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,30 @@ class Estimate:
         return form.format(self.value, self.low, self.high)
 
 
-def accuracy(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
+def accuracy(p: np.ndarray) -> np.ndarray:
     """1 where the chosen response has strictly more than half; p: P(chosen), [n]."""
     return (p > 0.5).astype(float)
 
 
-def brier(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
+def brier(p: np.ndarray) -> np.ndarray:
     """Squared distance of P(chosen) from 1: 0.25 for a judge that always says one half."""
     return (1 - p) ** 2
 
 
-def length_balanced(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
-    """Accuracy in which pairs whose chosen response is the longer one weigh as much as those where it is the shorter.
+def alike(longer: np.ndarray) -> np.ndarray:
+    """Every pair weighs the same."""
+    return np.ones(len(longer))
 
-    longer: -1, 0, 1, [n]. Pairs of equal length are left out (NaN).
+
+def length_balanced(longer: np.ndarray) -> np.ndarray:
+    """Pairs whose chosen response is the longer one weigh together as much as those where it is the shorter.
+
+    longer: -1, 0, 1, [n]. Pairs of equal length weigh nothing.
     """
-    right, weights = accuracy(p, longer), np.full(len(p), np.nan)
+    weights = np.zeros(len(longer))
     for side in (-1, 1):
-        if np.any(longer == side):
-            weights[longer == side] = np.sum(longer != 0) / (2 * np.sum(longer == side))
-    return right * weights
+        weights[longer == side] = 1 / max(1, np.sum(longer == side))
+    return weights
 
 
 def contrast(
@@ -65,9 +69,11 @@ def contrast(
     terms: Sequence[tuple[float, Sequence[Cell]]],
     sets: Sequence[str],
     measure: Measure,
+    weigh: Measure = alike,
 ) -> Estimate | None:
     """Sum of weight x measure, averaged over the pairs of each set, then over sets, then over seeds.
 
+    weigh: what a pair weighs in its set, from whether its chosen response is the longer one (Pools.longer).
     terms: (weight, the same cell with every seed). Seeds for which a cell is missing are left out; None where none is
     left. A single term of weight 1 is a figure, 1 and -1 a difference.
     """
@@ -84,9 +90,9 @@ def contrast(
                 seed = max(cells[at].seed for _, cells in terms)
                 domain = any(cells[at].domain is not None for _, cells in terms)
                 p = answers(results[cells[at]], pools, name, seed if domain else None)
-                total = total + weight * _masked(measure, p, pools.longer[name])
+                total = total + weight * np.where(np.isnan(p), np.nan, measure(p))
             values.append(total)
-        parts.append((np.array(values), pools.prompts[name]))
+        parts.append((np.array(values), weigh(pools.longer[name]), pools.prompts[name]))
     return _pigeonhole(parts)
 
 
@@ -132,20 +138,13 @@ def calibration_error(
     return Estimate(float(whole[0]), float(low), float(high), ())
 
 
-def _masked(measure: Measure, p: np.ndarray, longer: np.ndarray) -> np.ndarray:
-    found = np.full(len(p), np.nan)
-    known = ~np.isnan(p)
-    found[known] = measure(p[known], longer[known])
-    return found
-
-
-def _pigeonhole(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
-    """parts: of each set the values [S, n], NaN where there is none, and the prompt of each pair [n]."""
-    seeds, prompts = _draws(len(parts[0][0]), [cluster.max() + 1 for _, cluster in parts])
+def _pigeonhole(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Estimate:
+    """parts: of each set the values [S, n], NaN where there is none, and of each pair its weight and prompt [n]."""
+    seeds, prompts = _draws(len(parts[0][0]), [cluster.max() + 1 for _, _, cluster in parts])
     drawn, by_seed = [], []
-    for (values, cluster), times in zip(parts, prompts, strict=True):
-        known = ~np.isnan(values)
-        sums, counts = (_by_prompt(x, cluster) for x in (np.where(known, values, 0.0), known * 1.0))
+    for (values, weights, cluster), times in zip(parts, prompts, strict=True):
+        known = ~np.isnan(values) * weights
+        sums, counts = (_by_prompt(x, cluster) for x in (known * np.nan_to_num(values), known))
         by_seed.append(sums.sum(1) / counts.sum(1))
         # A draw of few prompts may hold none of a seed's: it then counts nothing.
         with np.errstate(invalid="ignore"):
@@ -172,23 +171,53 @@ def _draws(seeds: int, prompts: Sequence[int]) -> tuple[np.ndarray, list[np.ndar
     return times(seeds), [times(count) for count in prompts]
 
 
-def verdict(right: Estimate | None, sharp: Estimate | None) -> str:
-    """What a difference in accuracy and one in Brier score (lower is better) say of "the first is better"."""
-    if right is None or sharp is None:
+RULES = """\
+A claim says that one judge is better than another. Two differences decide, each with its 95 % interval: of accuracy and
+of Brier score, which is lower for a better calibrated judge. A difference counts where its interval leaves out 0.
+
+- **holds**: more accurate, and not worse calibrated.
+- **holds partly**: more accurate but worse calibrated; or better calibrated but less accurate or not to be told apart
+  in accuracy; or more accurate, but itself not to be told from a coin.
+- **does not hold**: less accurate, and not better calibrated or not to be told from a coin; or worse calibrated and not
+  to be told apart in accuracy.
+- **not enough evidence**: neither difference counts. So it is where only the Brier score is better and the better judge
+  cannot be told from a coin (the interval of its accuracy reaches 0.5): who knows nothing and says so has a better
+  score than who knows nothing and is sure.
+- **no difference**: neither counts and the interval of accuracy lies within {same}."""
+
+
+def rules() -> str:
+    """What `verdict` goes by, for the reader of a report."""
+    return RULES.format(same=SAME)
+
+
+def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | None) -> str:
+    """What is to be said of "the first is better", by `rules`.
+
+    right, sharp: differences of accuracy and of Brier score; better: accuracy of the first.
+    """
+    if right is None or sharp is None or better is None:
         return "**not run yet**"
     gain = (right.low > 0) - (right.high < 0)
     trust = (sharp.high < 0) - (sharp.low > 0)
     words = {
-        (1, 1): "**holds here**",
-        (1, 0): "**holds here** (accuracy; calibration cannot be told)",
+        (1, 1): "**holds**",
+        (1, 0): "**holds** (calibration cannot be told)",
         (1, -1): "**holds partly**: more accurate, worse calibrated",
-        (0, 1): "**holds partly**: better Brier score, accuracy cannot be told",
-        (0, 0): "**cannot be told**",
-        (0, -1): "**does not hold here**: worse Brier score, accuracy cannot be told",
-        (-1, 1): "**holds partly**: better Brier score, less accurate",
-        (-1, 0): "**does not hold here**",
-        (-1, -1): "**does not hold here**",
+        (0, 1): "**holds partly**: better calibrated, accuracy cannot be told",
+        (0, 0): "**not enough evidence**",
+        (0, -1): "**does not hold**: worse calibrated, accuracy cannot be told",
+        (-1, 1): "**holds partly**: better calibrated, less accurate",
+        (-1, 0): "**does not hold**",
+        (-1, -1): "**does not hold**",
     }[gain, trust]
+    coin = better.low <= 0.5
     if (gain, trust) == (0, 0) and max(abs(right.low), abs(right.high)) <= SAME:
         words = f"**no difference** of more than {SAME} of accuracy"
+    elif (gain, trust) == (-1, 1) and coin:
+        words = "**does not hold**"
+    elif gain == 1 and coin:
+        words = "**holds partly**: more accurate, but not to be told from a coin"
+    elif (gain, trust) == (0, 1) and coin:
+        words = "**not enough evidence**: less sure than the other, but not to be told from a coin"
     return words + (" (one seed only)" if len(right.by_seed) == 1 else "")

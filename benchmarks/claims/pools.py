@@ -5,6 +5,7 @@ Everything is decided by hashes of (seed, id): a draw of 100 pairs is the beginn
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -61,16 +62,20 @@ class Pools:
 
     def draw(self, source: str, count: int, seed: int) -> list[Pair]:
         """The first `count` pairs of "unlabeled", "labels" or "domain" in the order of a seed."""
+        pool = self.pool(source)
         if source == "domain":
-            members = np.flatnonzero(~self.domain_test(seed))
-            pool: Sequence[Pair] = [self.tests[self.size.domain][i] for i in members]
-        else:
-            pool = self.unlabeled if source == "unlabeled" else self.labels
+            pool = [pool[i] for i in np.flatnonzero(~self.domain_test(seed))]
         return _shuffled(pool, seed, lambda pair: pair.id)[:count]
+
+    def pool(self, source: str) -> Sequence[Pair]:
+        """What `draw` draws from, for every seed."""
+        if source == "domain":
+            return self.tests[self.size.domain]
+        return self.unlabeled if source == "unlabeled" else self.labels
 
     def count(self, source: str, wanted: int) -> int:
         """How many pairs a draw of "unlabeled" or "labels" has."""
-        return min(wanted, len(self.unlabeled if source == "unlabeled" else self.labels))
+        return min(wanted, len(self.pool(source)))
 
     def domain_test(self, seed: int) -> np.ndarray:
         """bool [n]: the pairs of the new domain that are for testing: all of a prompt or none."""
@@ -121,10 +126,10 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
 
 
 def digest(pairs: Iterable[Pair]) -> str:
-    """16 hex digits that name these pairs in this order, texts and labels."""
+    """16 hex digits that name these pairs in this order, texts and labels; how they are called is nothing."""
     found = hashlib.sha256()
     for pair in pairs:
-        found.update(json.dumps([pair.id, _row(pair)], sort_keys=True).encode())
+        found.update(json.dumps(_row(pair), sort_keys=True).encode())
     return found.hexdigest()[:16]
 
 
@@ -132,6 +137,14 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """A file that a recipe can name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": p.id, **_row(p)}) + "\n" for p in pairs))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of a file or nothing, also with several processes in one folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 class _Measure:
@@ -153,9 +166,7 @@ class _Measure:
             # What does not even fit max_length fits nowhere.
             encoded = encode(self.tokenizer, self.spec, items, overlong="drop")
             self.known[key] = [len(e.tokens) if e is not None else 10**6 for e in encoded]
-            partial = self.cache.with_suffix(".partial")
-            partial.write_text(json.dumps(self.known))
-            partial.replace(self.cache)
+            write_whole(self.cache, json.dumps(self.known))
         return list(zip(pairs, self.known[key], strict=True))
 
 

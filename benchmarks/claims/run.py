@@ -1,16 +1,16 @@
 """The claims of the GRAM paper, tried.
 
-    python benchmarks/claims/run.py RESULTS --data DATA [--size small] [--minutes 60] [--markdown docs/claims.md]
+    python benchmarks/claims/run.py DATA OUT [--size small] [--seeds 3] [--time 60] [--markdown docs/claims.md]
 
-RESULTS is a folder, DATA one with preference_train, preference_valid, unlabeled_train and eval/. The cells of the grid
-(cells.py) are worked through, the most informative first; each is a line of RESULTS/results.jsonl when it is done. A
-run that was interrupted goes on where it stopped, in the middle of a cell too, and several short runs add up. A line
-also holds a hash of what decides the cell: data, drawn pairs, recipes, tested pairs; a cell of which any has changed is
+DATA is a folder with preference_train, preference_valid, unlabeled_train and eval/. The cells of the grid (cells.py)
+are worked through, the most informative first; each is a file of OUT/cells when it is done, written whole. A run that
+was interrupted goes on where it stopped, in the middle of a training too, and several short runs add up. A file is
+named by a hash of what decides the cell: data, drawn pairs, recipes, tested pairs; a cell of which any has changed is
 computed again. Of a change in gram_jax itself nothing is known: begin a new folder.
 
---minutes: no cell is begun after that; 0 computes nothing. --seeds splits the grid: several processes with other
-seeds may work in one folder side by side. --markdown docs/claims.md writes the report of what is there, its plots
-beside it, and names what is missing.
+--time: no cell is begun after so many minutes; 0 computes nothing. --seeds N --first S: the N seeds from S on, all
+without it; several processes with other seeds may work in one folder side by side. --markdown docs/claims.md writes the
+report of what is there, its plots beside it, and names what is missing.
 """
 
 import argparse
@@ -25,9 +25,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
-from cells import Cell, grid
+from cells import RAW, Cell, grid
 from document import write_document
-from pools import read_pools
+from pools import read_pools, write_whole
 from sizes import SIZES
 from work import Workshop
 
@@ -39,64 +39,64 @@ from gram_jax.programs import keep_compiled_programs
 def main() -> None:
     """Compute what is missing, as far as the time goes, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--time", type=float, default=60, metavar="MINUTES")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds; all of the size")
+    parser.add_argument("--first", type=int, default=0, help="the first of those seeds")
     parser.add_argument("--cells", type=int, help="compute at most so many")
     parser.add_argument("--markdown", type=Path)
     chosen = parser.parse_args()
-    end = time.monotonic() + 60 * chosen.minutes
+    end = time.monotonic() + 60 * chosen.time
     size = SIZES[chosen.size]
-    chosen.folder.mkdir(parents=True, exist_ok=True)
+    seeds = size.seeds[chosen.first :][: chosen.seeds]
+    if not seeds or (chosen.seeds is not None and len(seeds) != chosen.seeds):
+        parser.error(f"the size {chosen.size} has the seeds {size.seeds[0]} to {size.seeds[-1]}")
+    chosen.out.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
-    with (chosen.folder / "log.txt").open("a") as log:
-        pools = read_pools(size, chosen.data, chosen.model, chosen.folder / "lengths.json")
-        workshop = Workshop(chosen.folder, pools, chosen.model, Console(file=log))
-        results = chosen.folder / "results.jsonl"
-        done = read_results(results, workshop)
-        missing = [c for c in grid(size, chosen.seeds or size.seeds) if c not in done]
+    with (chosen.out / "log.txt").open("a") as log:
+        pools = read_pools(size, chosen.data, chosen.model, chosen.out / "lengths.json")
+        workshop = Workshop(chosen.out, pools, chosen.model, Console(file=log))
+        # In the order of the whole grid, so that processes with other seeds agree on what it is.
+        cells = [c for c in grid(size, size.seeds) if c == RAW or c.seed in seeds]
+        missing = [cell for cell in cells if not workshop.done(cell).exists()]
         for at, cell in enumerate(missing[: chosen.cells]):
             if time.monotonic() > end:
                 break
             try:
                 result = workshop.compute(cell)
-            except StoppedError:
-                raise
+            except StoppedError as stopped:
+                print(f"{cell.name}: stopped; the same command goes on from there", flush=True)
+                sys.exit(stopped.status)
             except GramError as error:
                 print(f"{cell.name}: {error}", flush=True)
                 continue
-            done[cell] = result
-            append(results, {"cell": vars(cell), "key": workshop.key(cell), "result": result})
+            keep(workshop, cell, result)
             print(f"{cell.name}: {in_short(result)}", flush=True)
             workshop.clear(cell, missing[at + 1 :])
     if chosen.markdown:
-        write_document(chosen.markdown, chosen.size, chosen.model, pools, done)
+        found = read_results(workshop, grid(size, size.seeds))
+        write_document(chosen.markdown, chosen.size, chosen.model, pools, found)
 
 
-def read_results(path: Path, workshop: Workshop) -> dict[Cell, dict[str, Any]]:
-    """What earlier runs found of the cells as they are now; a line that was cut off is left out."""
-    found = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        cell = Cell(**row["cell"])
-        if row["key"] == workshop.key(cell):
-            found[cell] = row["result"]
-    return found
+def read_results(workshop: Workshop, cells: list[Cell]) -> dict[Cell, dict[str, Any]]:
+    """What runs have found of the cells as they are now."""
+    files = {cell: workshop.done(cell) for cell in cells}
+    return {
+        cell: json.loads(path.read_text())["result"]
+        for cell, path in files.items()
+        if path.exists()
+    }
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    """One line, in one write: processes side by side do not mix theirs. What a kill cut off stays a line of its own."""
+def keep(workshop: Workshop, cell: Cell, result: dict[str, Any]) -> None:
+    """A finished cell's file: what it is, what it was computed with, what was found."""
     device = jax.devices()[0]
-    row["made"] = {"jax": jax.__version__, "device": device.device_kind or device.platform}
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("ab", buffering=0) as file:
-        file.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
+    made = {"jax": jax.__version__, "device": device.device_kind or device.platform}
+    row = {"name": cell.name, "cell": vars(cell), "made": made, "result": result}
+    write_whole(workshop.done(cell), json.dumps(row))
 
 
 def in_short(result: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A cell from its runs to its tested pairs. Whatever was interrupted goes on where it stopped.
 
-In the folder of results lie runs/ (being trained), starts/ (models that several cells begin with), draws/ (the pairs of
-a run) and sets/ (what a cell that is being tested has answered); all but the starts go when their cell is done.
+In the folder of results lie cells/ (one file for each finished cell), runs/ (being trained), starts/ (models that
+several cells begin with), draws/ (the pairs of a run) and sets/ (what a cell that is being tested has answered); all
+but the cells go when nothing needs them any more.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from cells import Cell
-from pools import Pools, digest, write_pairs
+from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
 from gram_jax.checkpoint.hf_files import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
-from gram_jax.config import Recipe, make_recipe, recipe_values
+from gram_jax.config import make_recipe
 from gram_jax.console import Console
 from gram_jax.data.records import Preference
 from gram_jax.plots import read_metrics
@@ -31,7 +32,7 @@ from gram_jax.sharding import make_placement
 from gram_jax.train.loop import train
 
 # What no result depends on: where things lie, what is kept and said.
-NOT_IN_KEY = ("checkpoint", "log", "evaluate")
+NOT_IN_KEY = ("checkpoint", "log")
 EDGE = 0.1  # share of the steps that the first and the last loss are means of
 
 
@@ -86,13 +87,22 @@ class Workshop:
         sets = {**self.pools.tests, **self.pools.long}
         return {name: digest(pairs) for name, pairs in sets.items()}
 
+    @cached_property
+    def _pool_digests(self) -> dict[str, list[str]]:
+        # With the names of the pairs: a draw goes by them, and so does the order in which a pair is shown.
+        pools = {source: self.pools.pool(source) for source in ("unlabeled", "labels", "domain")}
+        return {source: [digest(of), _hash([p.id for p in of])] for source, of in pools.items()}
+
     def run_key(self, run: Run) -> str:
-        """A hash of everything that decides the weights at the end of a run."""
+        """A hash of everything that decides the weights at the end of a run.
+
+        Of the recipe what is stated here: a new setting of gram_jax, off by default, changes no key.
+        """
         if run not in self._keys:
-            values = recipe_values(self._recipe(run, "", "", "pairs.jsonl"))
+            values = self._values(run, "", "", "")
             decides = {name: part for name, part in values.items() if name not in NOT_IN_KEY}
             start = self.model if run.start is None else self.run_key(run.start)
-            drawn = digest(self.pools.draw(run.source, run.count, run.seed))
+            drawn = [self._pool_digests[run.source], run.count, self.size.domain_train]
             self._keys[run] = _hash([decides, start, drawn])
         return self._keys[run]
 
@@ -100,11 +110,15 @@ class Workshop:
         """A hash of everything that decides a cell's results: its runs, the tested pairs, how they are asked."""
         run = run_of(cell, self.pools)
         trained = self.model if run is None else self.run_key(run)
-        tested = {name: self._test_digests[name] for name in self._sets(cell)}
+        tested = {name: self._test_digests[name] for name in self.sets(cell)}
         if cell.domain:
             tested["part"] = cell.seed
         asked = [self.pools.spec.hash, self.size.compute, cell.kind]
         return _hash([trained, tested, asked])
+
+    def done(self, cell: Cell) -> Path:
+        """Where the result of a cell lies once it is there."""
+        return self.folder / "cells" / f"{self.key(cell)}.json"
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Train what has to be trained and ask about every tested pair: a value for JSON.
@@ -163,7 +177,7 @@ class Workshop:
         drawn = self.pools.draw(run.source, run.count, run.seed)
         write_pairs(pairs, drawn)
         begun = time.monotonic()
-        recipe = self._recipe(run, start, str(folder), str(pairs))
+        recipe = make_recipe(self._values(run, start, str(folder), str(pairs)))
         done = train(recipe, console=self.console)
         losses = [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
         edge = max(1, round(EDGE * len(losses)))
@@ -178,7 +192,8 @@ class Workshop:
         self.console.say(f"trained: {json.dumps(training)}")
         return str(folder), training
 
-    def _recipe(self, run: Run, start: str, folder: str, pairs: str) -> Recipe:
+    def _values(self, run: Run, start: str, folder: str, pairs: str) -> dict[str, Any]:
+        """The recipe of a run."""
         size, rank = self.size, run.stage == "rank"
         data: dict[str, Any] = {
             "train": [pairs],
@@ -193,10 +208,10 @@ class Workshop:
             loss["chunk"] = 512
         if run.stage == "judge":
             loss["smoothing"] = run.smoothing
-        values = {
+        return {
             "stage": run.stage,
-            "run": {"folder": folder or "-", "seed": run.seed, "epochs": self._epochs(run)},
-            "model": {"start": start or "-", "dtype": "float32"},
+            "run": {"folder": folder, "seed": run.seed, "epochs": self._epochs(run)},
+            "model": {"start": start, "dtype": "float32"},
             "judge": {
                 "template": "default",
                 "labels": ["A", "B"],
@@ -226,12 +241,11 @@ class Workshop:
             "checkpoint": {"every": size.save_every, "keep": 1},
             "log": {"tensorboard": False},
         }
-        return make_recipe(values)
 
     def _epochs(self, run: Run) -> int:
         return 1 if run.stage == "write" else self.size.epochs
 
-    def _sets(self, cell: Cell) -> dict[str, list[Preference]]:
+    def sets(self, cell: Cell) -> dict[str, list[Preference]]:
         """What a cell is asked."""
         pools = self.pools
         if cell.domain:
@@ -242,10 +256,9 @@ class Workshop:
 
     def _ask(self, cell: Cell, model: str) -> dict[str, Any]:
         partial = self._partial(cell)
-        partial.parent.mkdir(exist_ok=True)
         answers = json.loads(partial.read_text()) if partial.exists() else {}
         reader: Any = None
-        for name, pairs in self._sets(cell).items():
+        for name, pairs in self.sets(cell).items():
             if name in answers:
                 continue
             if cell.domain:
@@ -261,7 +274,7 @@ class Workshop:
                 "p": [round(score.first, 8) for score in scores],
                 "gap": [round(score.order_gap, 5) for score in scores],
             }
-            _write(partial, json.dumps(answers))
+            write_whole(partial, json.dumps(answers))
         return answers
 
     def _reader(self, cell: Cell, model: str) -> Scorer | Rater:
@@ -285,9 +298,3 @@ class Workshop:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
