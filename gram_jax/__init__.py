@@ -1,16 +1,29 @@
 """Generative foundation reward models (GRAM) in JAX.
 
-    >>> from gram_jax import Scorer                              # doctest: +SKIP
-    >>> judge = Scorer.load("runs/demo/judge")                   # doctest: +SKIP
-    >>> judge.score("Name a prime.", "Seven.", "Nine.").first    # doctest: +SKIP
-    0.93
+    >>> from gram_jax import Scorer
+    >>> judge = Scorer.load("tiny-random")     # or a run, an exported folder, a hub name, smollm2-135m
+    >>> score = judge.score("Name a prime.", "Seven.", "Nine.")
+    >>> round(score.first + score.second, 6)   # probabilities that each is the better one
+    1.0
 
-The names below are the public ones; they are imported when first used, so that `import gram_jax` costs nothing.
+The names below are the public ones; they are imported when first used, so that `import gram_jax` costs nothing. Each
+has an example in its docstring, which the suite runs.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the public names once more, for type checkers and editors
+    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.models import load_model
+    from gram_jax.config import read_recipe
+    from gram_jax.data.records import read_records
+    from gram_jax.errors import GramError
+    from gram_jax.evals.pairwise import evaluate_pairs
+    from gram_jax.judge import JudgeSpec, make_spec
+    from gram_jax.model.config import ModelConfig
+    from gram_jax.scoring.pair import score_pair
+    from gram_jax.scoring.scorer import PairScore, Scorer
 
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
@@ -27,7 +40,20 @@ _PUBLIC = {
     "GramError": "gram_jax.errors",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "GramError",
+    "JudgeSpec",
+    "ModelConfig",
+    "PairScore",
+    "Scorer",
+    "evaluate_pairs",
+    "export_hf",
+    "load_model",
+    "make_spec",
+    "read_recipe",
+    "read_records",
+    "score_pair",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +65,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _installed() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # nearly all the time of an import
+
     try:
         return version("gram-jax")
     except PackageNotFoundError:

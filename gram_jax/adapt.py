@@ -18,8 +18,8 @@ from gram_jax.checkpoint.hf_files import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.config import Recipe, make_recipe
 from gram_jax.console import Console
-from gram_jax.data.attacks import drawn
 from gram_jax.data.batches import make_batches
+from gram_jax.data.draw import drawn
 from gram_jax.data.record_types import Preference, Prompt
 from gram_jax.errors import DataError, GramError
 from gram_jax.evals.calibration import (
@@ -41,17 +41,20 @@ from gram_jax.train.loop import train, training_examples
 Method = Literal["lora", "full"]
 # Peak rates: full fine-tuning as in stage 2; LoRA's usual tenfold and more.
 RATES: dict[Method, float] = {"full": 3e-5, "lora": 5e-4}
+STEPS = 40  # of an epoch, about: few labels want many small steps
+MOST_ROWS = 8  # of a step, where the settings do not say
 LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
 PARTS = ("train", "choose", "test")
 FILE = "adaptation.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """How a judge is adapted.
 
     held_out: share of the prompts of each of the two parts that are not trained on. rate: peak learning rate, None for
-    the method's own. rows, length: of a step; rows are made a multiple of the devices.
+    the method's own. rows, length: of a step; rows are made a multiple of the devices, None: so many that an epoch has
+    about 40 steps, and 8 at most.
     """
 
     method: Method = "lora"
@@ -60,7 +63,7 @@ class Plan:
     smoothing: float = 0.1
     rank: int = 16
     held_out: float = 0.2
-    rows: int = 8
+    rows: int | None = None
     length: int = 1024
     seed: int = 0
 
@@ -101,7 +104,7 @@ def adapt(
     model: str,
     source: str,
     out: Path,
-    plan: Plan,
+    settings: Settings,
     *,
     compute: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
@@ -117,10 +120,10 @@ def adapt(
     """
     make_folder(out)
     work = read_workload(source, "pairs", schema=schema, on_bad=on_bad)
-    parts = split(work.records, plan.held_out, plan.seed)
+    parts = split(work.records, settings.held_out, settings.seed)
     judge = Scorer.load(model, compute=compute, spec=spec)
     files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
-    recipe = _recipe(model, judge, files["train"], out, plan)
+    recipe = _recipe(model, judge, files["train"], out, settings)
     tested = Workload(str(files["test"]), "pairs", parts["test"], work.read)
 
     def measured(scorer: Scorer, name: str) -> Verdicts:
@@ -152,7 +155,7 @@ def adapt(
         "format": 1,
         "model": model,
         "source": source,
-        "plan": asdict(plan),
+        "settings": asdict(settings),
         "pairs": {part: len(members) for part, members in parts.items()},
         "choosing": {"loss": {str(step): loss for step, loss in losses.items()}, "step": best},
         "better_where_chosen": better,
@@ -183,16 +186,16 @@ def adapt(
     return result
 
 
-def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, plan: Plan) -> Recipe:
+def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings) -> Recipe:
     """The recipe of the training, with a checkpoint after every epoch."""
     spec, devices = judge.spec, jax.device_count()
-    rows = -(-plan.rows // devices) * devices
+    length = max(settings.length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
-    rank = {"rank": plan.rank, "alpha": 2.0 * plan.rank, "targets": list(CONTRACTED)}
+    rank = {"rank": settings.rank, "alpha": 2.0 * settings.rank, "targets": list(CONTRACTED)}
     values: dict[str, Any] = {
         "stage": "judge",
-        "run": {"folder": str(out / "run"), "seed": plan.seed, "epochs": plan.epochs},
+        "run": {"folder": str(out / "run"), "seed": settings.seed, "epochs": settings.epochs},
         "model": {"start": model, "dtype": "float32"},
         "judge": {
             "template": str(template),
@@ -209,13 +212,13 @@ def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, plan: Plan) 
             "on_bad": "error",
         },
         "batch": {
-            "rows": rows,
-            "length": max(plan.length, spec.max_length),
+            "rows": devices,
+            "length": length,
             "pack": True,
-            "microbatches": rows // devices,  # a row at a time on each device
+            "microbatches": 1,
         },
         "optimizer": {
-            "learning_rate": plan.rate or RATES[plan.method],
+            "learning_rate": settings.rate or RATES[settings.method],
             "warmup": 0.1,
             "schedule": "cosine",
             "b1": 0.9,
@@ -224,21 +227,19 @@ def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, plan: Plan) 
             "weight_decay": 0.0,
             "clip": 1.0,
         },
-        "loss": {"smoothing": plan.smoothing},
+        "loss": {"smoothing": settings.smoothing},
         "execution": {"compute": judge.execution.compute, "attention": "auto", "remat": "dots"},
         "log": {"tensorboard": False},
     }
-    if plan.method == "lora":
+    if settings.method == "lora":
         values["lora"] = rank
-    first = make_recipe(values)
-    batches = make_batches(
-        training_examples(first, judge.tokenizer, spec, Console(mute=True)),
-        rows=first.batch.rows,
-        length=first.batch.length,
-        seed=plan.seed,
-        pack=True,
-    )
-    keep = {"every": batches.steps(1), "keep": plan.epochs + 1}
+    examples = training_examples(make_recipe(values), judge.tokenizer, spec, Console(mute=True))
+    full = int(examples.documents.lengths.sum()) // length
+    rows = settings.rows or min(max(1, round(full / STEPS)), MOST_ROWS)
+    rows = -(-rows // devices) * devices
+    values["batch"] |= {"rows": rows, "microbatches": rows // devices}  # a row at a time on each
+    batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
+    keep = {"every": batches.steps(1), "keep": settings.epochs + 1}
     return make_recipe(values | {"checkpoint": keep})
 
 

@@ -5,12 +5,10 @@ A row may hold several documents: `segments` numbers them 1, 2, ... and 0 marks 
 in every document. "weights" are float weights of a loss, never booleans.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-Array = jax.Array | np.ndarray
+# numpy's on the host, jax's on devices, their shapes alone (ShapeDtypeStruct) where a program is only planned.
+Array = Any
 
 
 class Sequences(NamedTuple):

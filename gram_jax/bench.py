@@ -24,7 +24,7 @@ from gram_jax.data.encode import Encoded, encode_comparisons
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.judge import DEFAULT_LENGTH
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.model.int8 import to_int8
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
@@ -32,7 +32,7 @@ from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.topology import local_chip
 from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.core import Core, Method, Work, default_tokens, method_for
-from gram_jax.scoring.scorer import Scorer, compute_type
+from gram_jax.scoring.scorer import Scorer, Weights, compute_type
 from gram_jax.sharding import Placement, make_placement
 
 MIX = "mix"  # long-tailed lengths, as pairs of real data have them: median 600, a tenth above 1,500
@@ -58,8 +58,8 @@ class Bench:
     best_of: tuple[int, ...] = ()
     pairs: int = 32
     rounds: int = 3
-    compute: str = "auto"
-    weights: str = "auto"
+    compute: AskedCompute = "auto"
+    weights: Weights = "auto"
     max_length: int | None = None
     tokens_per_call: int | None = None
     method: Method | None = None
@@ -154,6 +154,7 @@ def _judge(bench: Bench) -> tuple[Scorer | None, Core]:
             method=bench.method,
         )
         return scorer, scorer.core
+    assert bench.model_config is not None  # __post_init__: one of the two
     cfg = named_config(bench.model_config)
     placement = make_placement({"data": -1})
     compute = compute_type(bench.compute, placement)
@@ -177,7 +178,7 @@ def _workloads(
     bench: Bench, scorer: Scorer | None, core: Core, times: dict[str, float]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """(name, pairs, what to run)."""
-    if bench.source is not None:
+    if bench.source is not None and scorer is not None:  # __post_init__: a source needs a model
         records, _ = read_records(bench.source, "pair", limit=bench.pairs)
         texts = [(record.prompt, record.first, record.second) for record in records]
         both = [shown for p, a, b in texts for shown in ((p, a, b), (p, b, a))]
@@ -287,13 +288,13 @@ def peak_memory() -> tuple[str, int]:
     found = [
         (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
     ]
-    if all(found):
-        return "of a device", max(found)
+    if known := [value for value in found if value]:
+        return "of a device", max(known)
     unit = 1 if sys.platform == "darwin" else 1024
     return "of the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _rates(found: Measured, machine: Machine) -> dict[str, float | None]:
+def _rates(found: Measured, machine: Machine) -> dict[str, Any]:
     work, flops = found.work, found.flops / found.seconds
     return {
         "pairs_per_second": found.comparisons / found.seconds,

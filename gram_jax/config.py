@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -40,42 +41,50 @@ Count = Annotated[int, Field(ge=0)]
 # learned nothing.
 LEAST_BF16_LEARNING_RATE = 1e-4
 
+# Those that come with the package; in a checkout a link to configs/.
+RECIPES = files("gram_jax") / "configs"
+
 
 @dataclass(frozen=True, config=STRICT)
 class Run:
-    """folder: where everything of the run goes; steps or epochs: exactly one of them.
-
-    max_skipped: so many batches in a row with a non-finite loss or gradient are left out; one more
-    stops the run.
-    """
+    """How long, where to, and the seed of everything random. Exactly one of steps and epochs is given."""
 
     folder: Annotated[str, Field(min_length=1)]
+    """where everything of the run goes; all processes of a job see the same"""
     seed: Count
+    """of the order of the data, of new weights, of attacks"""
     steps: Positive | None = None
+    """updates of the weights"""
     epochs: Positive | None = None
+    """passes over the training data"""
     max_skipped: Count = 0
+    """batches in a row that may be left out for a loss or gradient that is no number; one more stops the run"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """start: name of the weights to begin from; dtype: of the trained master weights."""
+    """The weights to begin from, and how they are held."""
 
     start: Annotated[str, Field(min_length=1)]
+    """a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"""
     dtype: Dtype
+    """of the trained master weights; below a learning rate of 1e-4 Adam's steps vanish in bfloat16"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Judge:
-    """template: "default", "from-dataset" or a file; labels may be absent with "from-dataset" only.
-
-    system: absent leaves the system turn to the chat format, "" drops it, text replaces it.
-    """
+    """How the model is asked and answers: saved beside the weights as judge.json."""
 
     template: Annotated[str, Field(min_length=1)]
+    """one of "default", "from-dataset" (that of GRAM's rendered rows), a text file with {prompt}, {first}, {second}"""
     max_length: Positive
+    """most tokens of an example, the prompt and both responses"""
     thinking: bool
+    """the switch of that name in the chat format of models that think"""
     labels: tuple[str, str] | None = None
+    """the verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
     system: str | None = None
+    """the system turn: absent leaves it to the chat format, "" drops it, text replaces it"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,9 +92,13 @@ class Source:
     """A source of data with settings of its own; a plain string is the path alone."""
 
     path: Annotated[str, Field(min_length=1)]
+    """a file, a folder, a dataset of the hub, or tfds:NAME"""
     schema: str = "auto"
+    """form of the rows (below); "auto" looks at their fields"""
     split: str | None = None
+    """of a dataset that has several, such as "train[:10%]"; also behind a colon in the path"""
     limit: Positive | None = None
+    """at most so many records of it"""
 
     @property
     def spec(self) -> SourceSpec:
@@ -95,75 +108,86 @@ class Source:
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """train, valid: sources, each a path or name, or a table of a Source.
-
-    overlong: what becomes of an example longer than judge.max_length; limit: at most so many
-    training records. orders, in stages write and judge: "both" shows a pair in both orders in one
-    batch, "hash" in one of them by a hash, "fixed" as the source has it. attack_share, in stage
-    judge: of so many of the training pairs the rejected response is an attack (docs/attacks.md).
-    """
+    """What is trained and evaluated on. A source is a path or name, or a table with settings of its own."""
 
     train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """sources, read in turn; which examples a step takes follows from the seed"""
     overlong: Literal["shorten", "drop", "error"]
+    """what becomes of an example longer than judge.max_length; "shorten" cuts inside the responses"""
     on_bad: Literal["error", "skip"]
+    """what becomes of a row that does not fit the form; what is skipped is counted"""
     valid: tuple[Source, ...] = ()
+    """sources that are evaluated on and never trained on"""
     schema: str = "auto"
+    """form of the rows of sources that state none (below); "auto" looks at their fields"""
     orders: Literal["both", "hash", "fixed"] | None = None
+    """both ways in one batch ("both"), one way by a hash of seed and id ("hash"), or as it stands ("fixed")"""
     limit: Positive | None = None
+    """at most so many training records of all sources together"""
     attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of the training pairs whose rejected response is replaced by an attack (docs/attacks.md)"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Batch:
-    """A step reads `rows` rows of `length` positions, in `microbatches` parts.
-
-    pack: several examples share a row.
-    """
+    """What a step reads."""
 
     rows: Positive
+    """of a step, over all devices"""
     length: Annotated[int, Field(ge=2)]
+    """tokens of a row"""
     pack: bool
+    """several examples share a row, each seeing itself alone"""
     microbatches: Positive
+    """parts that a step is computed in, one after the other, to need less memory"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Optimizer:
-    """AdamW. warmup: a share of the steps if below 1, else a number of steps.
-
-    clip: largest global norm of the gradient, 0 for none. moments, second_moment: how Adam's first
-    and second moment are kept (docs/optimizer-memory.md).
-    """
+    """AdamW. Norms and biases do not decay."""
 
     learning_rate: Annotated[float, Field(gt=0)]
+    """at its peak"""
     warmup: Annotated[float, Field(ge=0)]
+    """a share of the steps if below 1, else a number of steps"""
     schedule: Literal["cosine", "linear", "constant"]
+    """how the rate falls to 0 behind the warm-up; "constant" stays"""
     b1: Annotated[float, Field(ge=0, lt=1)]
+    """decay of the first moment"""
     b2: Annotated[float, Field(ge=0, lt=1)]
+    """decay of the second moment"""
     eps: Annotated[float, Field(gt=0)]
+    """added to the root of the second moment"""
     weight_decay: Annotated[float, Field(ge=0)]
+    """times the learning rate, taken off the matrices' weights in a step"""
     clip: Annotated[float, Field(ge=0)]
+    """largest global norm of the gradient; 0 for none"""
     moments: First = "float32"
+    """how the first moment is kept (docs/optimizer-memory.md)"""
     second_moment: Second = "float32"
+    """how the second moment is kept (docs/optimizer-memory.md)"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Loss:
-    """smoothing: stage judge, torch's label_smoothing.
-
-    chunk: stage write, rows of logits that may exist at once.
-    """
+    """What the losses need to know (docs/concepts.md)."""
 
     smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """torch's label_smoothing: half of it lies on the wrong verdict"""
     chunk: Positive | None = None
+    """positions whose logits over the vocabulary may exist at once, over all devices"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Executing:
-    """As model/execution.py has it."""
+    """How the model is computed. It changes no result beyond rounding."""
 
     compute: Dtype
+    """number format of products, which add up in float32"""
     attention: AttentionBackend
+    """back end; "auto" chooses by device and task (docs/attention.md)"""
     remat: Remat
+    """what the backward pass computes again: "full" everything, "dots" all but products, "none" nothing"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -171,24 +195,32 @@ class Between:
     """Sizes of the mesh axes over slices or hosts; they multiply to the number of these."""
 
     data: Positive = 1
+    """slices or hosts along this axis"""
     fsdp: Positive = 1
+    """slices or hosts along this axis"""
     tensor: Positive = 1
+    """slices or hosts along this axis"""
     sequence: Positive = 1
+    """slices or hosts along this axis"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Mesh:
-    """Sizes of the mesh axes; one may be -1, whatever is left: fsdp, where no other is.
+    """Sizes of the mesh axes in devices (docs/meshes.md). One may be -1, whatever is left: fsdp, where no other is.
 
-    between: further sizes over slices or hosts, between which the network is slow; an axis is as
-    large as both multiplied. Without it all devices are taken as equally near.
+    Without mesh.between all devices are taken as equally near.
     """
 
     data: int = 1
+    """cuts the rows of the batch"""
     fsdp: int | None = None
+    """cuts the rows, and every matrix with its gradient and moments; -1 where no other size is"""
     tensor: int = 1
+    """cuts heads, the MLP's width and the vocabulary"""
     sequence: int = 1
+    """cuts the positions of a row"""
     between: Between = field(default_factory=Between)
+    """further sizes over slices or hosts, between which the network is slow; an axis is as large as both multiplied"""
 
     def __post_init__(self) -> None:
         if self.fsdp is None:
@@ -214,11 +246,17 @@ class Mesh:
 
 @dataclass(frozen=True, config=STRICT)
 class Lora:
-    """Low-rank adaptation: see model/lora.py."""
+    """Low-rank adaptation (arXiv 2106.09685): W + (alpha / rank) a b, of which a and b are trained.
+
+    Without the table all weights are.
+    """
 
     rank: Positive
+    """inner size of a b"""
     alpha: Annotated[float, Field(gt=0)]
+    """scale, divided by the rank"""
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """matrices of every layer, of q, k, v, o, gate, up, down"""
 
     @property
     def config(self) -> LoraConfig:
@@ -228,41 +266,44 @@ class Lora:
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluate:
-    """every: steps between evaluations on data.valid (0: only at the end).
-
-    limit: at most so many records of data.valid.
-    """
+    """Evaluation on data.valid while training."""
 
     every: Count = 0
+    """steps between evaluations; 0: only at the end"""
     limit: Positive | None = None
+    """at most so many records of data.valid"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Checkpoint:
-    """every: steps between saves (0: only at the end); keep: how many to keep.
-
-    keep_every: steps whose number is a multiple of it are kept for good as well; 0 for none.
-    """
+    """When the state is saved."""
 
     every: Count = 0
+    """steps between saves; 0: only at the end"""
     keep: Positive = 2
+    """how many are kept, the newest"""
     keep_every: Count = 0
+    """steps whose number is a multiple of it are kept for good as well; 0 for none"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Log:
-    """every: steps between two lines of metrics.jsonl, which hold means over those steps."""
+    """Where metrics go: always into metrics.jsonl of the run's folder."""
 
     every: Positive = 1
+    """steps between two lines, which hold means over those steps"""
     tensorboard: bool = True
+    """event files as well"""
     wandb: bool = False
+    """Weights & Biases as well"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """A run, complete. stage: "write" (stage 1), "judge" (stage 2) or "rank" (the baseline)."""
+    """A run, complete."""
 
     stage: Stage
+    """what is learned: "write" (stage 1), "judge" (stage 2) or "rank" (the discriminative baseline)"""
     run: Run
     model: Model
     judge: Judge
@@ -285,6 +326,14 @@ class Recipe:
 
 _Kind = TypeVar("_Kind")
 
+# Keys that mean nothing in the other stages; all but attack_share, which has a default, are required in theirs.
+STAGES_OF: dict[str, tuple[Stage, ...]] = {
+    "loss.chunk": ("write",),
+    "loss.smoothing": ("judge",),
+    "data.orders": ("write", "judge"),
+    "data.attack_share": ("judge",),
+}
+
 # What may differ between a run and its continuation: it changes no result, or only its last bits.
 FREE_ON_RESUME = (
     "run.folder",
@@ -304,10 +353,15 @@ FREE_ON_RESUME = (
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a TOML file, with overrides such as "optimizer.learning_rate=1e-5".
 
+    path: of a file, or the name of a recipe that comes with gram_jax, such as "smollm2-135m-judge".
     An override's value is TOML (`data.train=["a.jsonl"]`); a bare word is a string, and an empty
     value removes the key. Raises RecipeError for a file that cannot be read, an unknown key (naming
     the nearest known one), a missing key, a value of the wrong type or range, and values that do
     not go together.
+
+    >>> recipe = read_recipe("smollm2-135m-judge", ["optimizer.learning_rate=1e-5", "run.steps=20"])
+    >>> recipe.stage, recipe.run.steps, recipe.optimizer.learning_rate
+    ('judge', 20, 1e-05)
     """
     values, where = read_values(path, overrides)
     return make_recipe(values, where)
@@ -316,16 +370,39 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_values(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The values of a TOML file with overrides, and what to call them in messages. Raises RecipeError."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"recipe {str(path)!r} cannot be read: {error.strerror or error}"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(recipe_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _apply(values, override)
     return values, str(path) + (f" with --set {' --set '.join(overrides)}" if overrides else "")
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with gram_jax."""
+    # a copy of gram_jax/ alone has a link that leads nowhere
+    names = [file.name for file in RECIPES.iterdir()] if RECIPES.is_dir() else []
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def recipe_text(path: str | Path) -> str:
+    """The text of a recipe: of the file at this path, or else of the one that comes with gram_jax by this name.
+
+    Raises RecipeError where there is neither, or no text in the file.
+    """
+    file = Path(path)
+    if not file.is_file() and str(path) in recipe_names():
+        return (RECIPES / f"{path}.toml").read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        names = f"\n  by name alone there are {', '.join(recipe_names()) or 'none'}"
+        raise RecipeError(
+            f"recipe {str(path)!r} cannot be read: {error.strerror or error}"
+            + (names if isinstance(error, FileNotFoundError) else "")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not a TOML file: {error}") from error
 
 
 def make_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -390,23 +467,32 @@ def check_rows(rows: int, microbatches: int, shards: int) -> str | None:
     )
 
 
+def check_saves(saves: Checkpoint) -> str | None:
+    """None where every step that is kept for good is one that is saved, else what to say."""
+    if not saves.keep_every or (saves.every and saves.keep_every % saves.every == 0):
+        return None
+    found = f"every = {saves.every}" if saves.every else "every = 0 (saves only at the end)"
+    return (
+        f"[checkpoint] keep_every = {saves.keep_every}: expected a multiple of every, whose steps are "
+        f"the ones that are saved; found {found}"
+    )
+
+
 def _cross_checks(recipe: Recipe) -> Iterator[str]:
     """Everything about a recipe that no single value shows."""
     run, optimizer, stage = recipe.run, recipe.optimizer, recipe.stage
     if (run.steps is None) == (run.epochs is None):
         found = "both" if run.steps is not None else "neither"
         yield f"[run] needs exactly one of steps and epochs; found {found}"
-    needed = {"write": {"loss.chunk", "data.orders"}, "judge": {"loss.smoothing", "data.orders"}}
-    for key in ("loss.chunk", "loss.smoothing", "data.orders"):
+    for key, stages in STAGES_OF.items():
         section, name = key.split(".")
-        given = getattr(getattr(recipe, section), name) is not None
-        wanted = key in needed.get(stage, set())
-        if wanted and not given:
+        table = getattr(recipe, section)
+        default = type(table).__dataclass_fields__[name].default
+        given = getattr(table, name) != default
+        if stage in stages and not given and default is None:
             yield f'[{section}] {name} is missing: stage "{stage}" needs it'
-        if given and not wanted:
+        if given and stage not in stages:
             yield f'[{section}] {name} means nothing in stage "{stage}": remove it'
-    if recipe.data.attack_share and stage != "judge":
-        yield f'[data] attack_share means nothing in stage "{stage}": remove it'
     if optimizer.warmup >= 1 and optimizer.warmup != int(optimizer.warmup):
         yield (
             f"[optimizer] warmup = {optimizer.warmup}: expected a share below 1 or a whole number"
@@ -423,13 +509,8 @@ def _cross_checks(recipe: Recipe) -> Iterator[str]:
         yield '[judge] labels is missing: such as ["A", "B"] (only "from-dataset" finds them itself)'
     if recipe.evaluate.every and not recipe.data.valid:
         yield f"[evaluate] every = {recipe.evaluate.every}: there is no data.valid to evaluate on"
-    saves = recipe.checkpoint
-    if saves.keep_every and (not saves.every or saves.keep_every % saves.every):
-        found = f"every = {saves.every}" if saves.every else "every = 0 (saves only at the end)"
-        yield (
-            f"[checkpoint] keep_every = {saves.keep_every}: expected a multiple of every, whose "
-            f"steps are the ones that are saved; found {found}"
-        )
+    if problem := check_saves(recipe.checkpoint):
+        yield problem
     if recipe.lora is not None:
         try:
             _ = recipe.lora.config

@@ -24,12 +24,12 @@ from gram_jax.checkpoint.models import load_model, load_tokenizer, resolve_model
 from gram_jax.config import Recipe, read_recipe
 from gram_jax.console import Console, Progress, format_seconds
 from gram_jax.data.encode import encode_comparisons
-from gram_jax.data.records import Preference, read_records
+from gram_jax.data.records import Kind, Preference, read_records
 from gram_jax.demo_data import ASSETS
 from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
 from gram_jax.judge import JudgeSpec
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import Compute, Execution
 from gram_jax.plots import plot_before_after, read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
@@ -206,7 +206,7 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - start
 
 
-def _open(folder: Path, fast: bool, console: Console) -> str:
+def _open(folder: Path, fast: bool, console: Console) -> Compute:
     """The number format of this demo: measured when it begins, remembered when it goes on."""
     path, kind = folder / STATE, "fast" if fast else "full"
     if path.is_file():
@@ -227,7 +227,7 @@ def _open(folder: Path, fast: bool, console: Console) -> str:
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no demo: give another --folder")
     speeds = matmul_speeds()
-    compute = "float32"
+    compute: Compute = "float32"
     if not fast and speeds["bfloat16"] > WORTH_BFLOAT16 * speeds["float32"]:
         compute = "bfloat16"
     shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
@@ -251,7 +251,7 @@ def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> R
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])
 
 
-def _judge(name: str | Path, spec: JudgeSpec, compute: str, placement: Placement) -> Scorer:
+def _judge(name: str | Path, spec: JudgeSpec, compute: Compute, placement: Placement) -> Scorer:
     cfg, params = load_model(name, placement, compute)
     execution = Execution(compute, "auto", "none", placement, packed=False)
     return Scorer(params, cfg, load_tokenizer(name), spec, execution)
@@ -273,7 +273,7 @@ def _evaluate(judge: Scorer, records: Sequence[Preference], console: Console) ->
 
 
 def _show_task(heldout: Sequence[Preference], console: Console) -> None:
-    training = ((PREFERENCES, "preference"), (UNLABELED, "pair"))
+    training: tuple[tuple[Path, Kind], ...] = ((PREFERENCES, "preference"), (UNLABELED, "pair"))
     counts = [len(read_records(str(path), kind)[0]) for path, kind in training]
     kinds = sorted({record.source for record in heldout})
     console.say(f"{counts[0]} labeled pairs to learn from, {counts[1]} without labels, and")

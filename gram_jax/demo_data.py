@@ -423,9 +423,9 @@ def draw_pairs(pool: Pool, kind: str, count: int, seed: str, seen: set[str]) -> 
                     raise ValueError(f"{kind}: the texts do not give {count} different prompts")
                 continue
             if is_right(kind, prompt, chosen) and not is_right(kind, prompt, rejected):
+                seen.add(prompt)
+                yield prompt, chosen, rejected
                 break
-        seen.add(prompt)
-        yield prompt, chosen, rejected
 
 
 def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:

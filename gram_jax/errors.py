@@ -7,9 +7,27 @@ The command line prints the message of any `GramError` and exits with its status
 RESTART = 75  # stopped by SIGTERM, everything saved
 LOST = 76  # a process of the job was lost, stuck or never came: it goes on from the last checkpoint
 
+# Of every command.
+STATUSES = {
+    0: "done, now or before",
+    1: "`plan`: it does not fit; any other command: a bug, with its traceback",
+    2: "an error for a person: what was expected, what was found, what to try",
+    RESTART: "stopped by SIGTERM, the state saved where there was one: start again",
+    LOST: "a process of the job was lost or stuck: start again, it goes on from the last checkpoint",
+    130: "stopped by Ctrl-C, with whatever was finished kept: the same command goes on",
+}
+
 
 class GramError(Exception):
-    """Base of the errors that gram_jax raises on purpose. status: of the process that ends with it."""
+    """Base of the errors that gram_jax raises on purpose. status: of the process that ends with it.
+
+    >>> from gram_jax import GramError, read_records
+    >>> try:
+    ...     read_records("nowhere.jsonl")
+    ... except GramError as error:
+    ...     print(type(error).__name__, error.status)
+    DataError 2
+    """
 
     status = 2
 

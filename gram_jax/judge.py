@@ -45,6 +45,13 @@ class JudgeSpec:
     max_length: the most tokens that a comparison may have, the verdict not counted.
     thinking, system, date: the switches with which the frame was rendered, kept for the record.
     tokenizer:  fingerprint of the tokenizer that the ids belong to.
+
+    >>> from gram_jax.checkpoint.models import load_tokenizer
+    >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
+    >>> spec.labels, spec.label_ids
+    (('A', 'B'), (35, 36))
+    >>> JudgeSpec.from_json(spec.to_json()) == spec
+    True
     """
 
     template: str
@@ -181,8 +188,15 @@ def make_spec(
 
     Raises JudgeError where a label is not one token right after the tail, or the template cannot
     keep its fields apart.
+
+    >>> from gram_jax.checkpoint.models import load_tokenizer
+    >>> tokenizer = load_tokenizer("tiny-random")
+    >>> make_spec(tokenizer, labels=("1", "2"), max_length=256).labels
+    ('1', '2')
+    >>> make_spec(tokenizer, labels=("first", "second"))
+    Traceback (most recent call last):
+    gram_jax.errors.JudgeError: ...
     """
-    labels = tuple(labels) if labels is not None else None
     if template == "from-dataset":
         if not rows:
             raise JudgeError(
@@ -190,7 +204,7 @@ def make_spec(
                 "given."
             )
         text, found_labels = recover_template(rows)
-        labels = labels or found_labels
+        labels = _checked_labels(labels or found_labels)
         if system is None and frame_shows_date(tokenizer, thinking=thinking):
             system = ""
     else:
@@ -219,8 +233,9 @@ def make_spec(
 def default_length(tokenizer: Any) -> int:
     """The token budget where none is given."""
     context = getattr(tokenizer, "model_max_length", None)
-    known = isinstance(context, int) and context > 0
-    return min(DEFAULT_LENGTH, context) if known else DEFAULT_LENGTH
+    if not isinstance(context, int) or context <= 0:
+        return DEFAULT_LENGTH
+    return min(DEFAULT_LENGTH, context)
 
 
 def read_template(path: str | Path) -> str:
@@ -240,9 +255,9 @@ def read_template(path: str | Path) -> str:
 
 def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple[int, int]:
     """The token ids of two labels right after the tail. Raises JudgeError unless each is one token and they differ."""
-    labels = _checked_labels(labels)
-    ids = tuple(_label_tokens(tokenizer, after, label) for label in labels)
-    for label, found in zip(labels, ids, strict=True):
+    ids = []
+    for label in _checked_labels(labels):
+        found = _label_tokens(tokenizer, after, label)
         if found is None or len(found) != 1:
             raise JudgeError(
                 f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} after the tail "
@@ -253,12 +268,13 @@ def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple
                 f"label {label!r} is a control token of the tokenizer {tokenizer_name(tokenizer)}. "
                 f"{_suggest(tokenizer, after)}"
             )
+        ids += found
     if ids[0] == ids[1]:
         raise JudgeError(
-            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[0])} of the "
+            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[:1])} of the "
             f"tokenizer {tokenizer_name(tokenizer)}. {_suggest(tokenizer, after)}"
         )
-    return ids[0][0], ids[1][0]
+    return ids[0], ids[1]
 
 
 def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
@@ -271,7 +287,8 @@ def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
         )
 
 
-def _checked_labels(labels: tuple[str, ...]) -> tuple[str, str]:
+def _checked_labels(labels: Sequence[str]) -> tuple[str, str]:
+    labels = tuple(labels)
     if len(labels) != 2 or not all(isinstance(label, str) and label for label in labels):
         raise JudgeError(f"a judge has two labels, each a text of one token; found {labels!r}.")
     return labels

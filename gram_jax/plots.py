@@ -177,7 +177,7 @@ def inline_svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters, not outlines of letters
         "svg.hashsalt": "gram_jax",  # the same drawing is the same text
         "text.parse_math": False,
@@ -200,7 +200,7 @@ def inline_svg(
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
-    view = re.search(r'viewBox="([^"]*)"', svg).group(1)
+    view = re.findall(r'viewBox="([^"]*)"', svg)[0]
     inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)
     inside = re.sub(r'<g id="[^"]*">', "<g>", inside)

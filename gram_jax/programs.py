@@ -17,5 +17,5 @@ def cache_folder() -> Path:
 
 def keep_compiled_programs() -> None:
     """Turn on the compilation cache that outlives the process, unless it was set up before."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
-from gram_jax.adapt import NotBetterError, Plan, adapt, result_rows, split
+from gram_jax.adapt import NotBetterError, Settings, adapt, result_rows, split
 from gram_jax.checkpoint.models import load_spec
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
@@ -42,15 +42,15 @@ def test_too_few_prompts_are_a_named_error(tmp_path):
     with pytest.raises(DataError, match="expected at least 10 in each part"):
         split(records, 0.2, 0)
     with pytest.raises(DataError, match=r"held_out = 0\.5"):
-        Plan(held_out=0.5)
+        Settings(held_out=0.5)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_task_is_learned_and_exported(tmp_path, spec, method):
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
     out = tmp_path / "out"
-    plan = Plan(method=method, **SMALL | {"rate": 3e-3 if method == "full" else 1e-2})
-    result = adapt("tiny-random", source, out, plan, spec=spec, console=MUTE)
+    settings = Settings(method=method, **SMALL | {"rate": 3e-3 if method == "full" else 1e-2})
+    result = adapt("tiny-random", source, out, settings, spec=spec, console=MUTE)
     test = result["test"]
     assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.2
     assert test["gain_interval"][0] > 0
@@ -70,10 +70,10 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
         row["chosen"], row["rejected"] = ("oak", "elm") if at % 2 else ("elm", "oak")
     source = tmp_path / "noise.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out, plan = tmp_path / "out", Plan(method="full", **SMALL | {"rate": 0.1, "epochs": 1})
+    out, settings = tmp_path / "out", Settings(method="full", **SMALL | {"rate": 0.1, "epochs": 1})
     with pytest.raises(NotBetterError, match="no epoch is better"):
-        adapt("tiny-random", str(source), out, plan, spec=spec, console=MUTE)
+        adapt("tiny-random", str(source), out, settings, spec=spec, console=MUTE)
     assert not (out / "judge").exists()
     assert json.loads((out / "adaptation.json").read_text())["exported"] is None
-    again = adapt("tiny-random", str(source), out, plan, spec=spec, accept=True, console=MUTE)
+    again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=MUTE)
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]

@@ -370,6 +370,12 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
         verdict_examples(records, *judge, **settings_of(overlong="error"))
 
 
+def test_unknown_orders_are_refused(judge):
+    for make in (verdict_examples, writing_examples):
+        with pytest.raises(DataError, match="orders = 'neither': expected"):
+            make(preferences(1), *judge, **settings_of("neither"))
+
+
 def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge):
     records = [
         Preference("long", as_prompt("q"), "a" * 900, "b" * 900),

@@ -109,6 +109,19 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
     assert out.read_bytes().endswith(b"\n") and 0 < len(out.read_bytes().splitlines()) < 20_000
 
 
+def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
+    listed = gram_jax("recipe").stdout
+    assert "smollm2-135m-judge" in listed and "Stage 2 on a laptop" in listed
+    mine = tmp_path / "mine.toml"
+    mine.write_text(gram_jax("recipe", "smollm2-135m-judge").stdout)
+    assert (
+        mine.read_text()
+        == (Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").read_text()
+    )
+    done = gram_jax("recipe", "smollm2-135m-jugde")
+    assert done.returncode == 2 and "smollm2-135m-judge" in done.stderr
+
+
 def test_version_names_the_devices():
     assert "cpu" in gram_jax("version").stdout
 

@@ -12,6 +12,8 @@ from gram_jax.config import (
     changed_on_resume,
     make_recipe,
     read_recipe,
+    recipe_names,
+    recipe_text,
     recipe_to_toml,
     recipe_values,
 )
@@ -224,6 +226,33 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "broken.toml").write_text("[run\n")
     with pytest.raises(RecipeError, match=r"broken\.toml is not a TOML file"):
         read_recipe(tmp_path / "broken.toml")
+
+
+def test_a_recipe_of_the_package_is_known_by_name_and_a_file_goes_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configs = Path(__file__).parents[1] / "configs"
+    assert recipe_names() == sorted(path.stem for path in configs.glob("*.toml"))
+    name = "smollm2-135m-judge"
+    assert recipe_text(name) == (configs / f"{name}.toml").read_text()
+    Path(name).mkdir()  # a run may be called so
+    assert read_recipe(name) == read_recipe(configs / f"{name}.toml")
+    Path(name).rmdir()
+    Path(name).write_text((configs / "smollm2-135m-rank.toml").read_text())
+    assert read_recipe(name).stage == "rank"
+
+
+def test_of_a_recipe_that_is_nowhere_the_known_names_are_said():
+    with pytest.raises(RecipeError, match=r"by name alone there are .*smollm2-135m-judge"):
+        read_recipe("configs/smollm2-135m-jugde.toml")
+
+
+def test_without_the_recipes_of_the_package_files_are_still_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("gram_jax.config.RECIPES", tmp_path / "absent")
+    assert (
+        read_recipe(Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").stage == "judge"
+    )
+    with pytest.raises(RecipeError, match="by name alone there are none"):
+        read_recipe("smollm2-135m-judge")
 
 
 def test_what_changes_results_is_told_from_what_does_not(file: Path):

@@ -3,6 +3,7 @@ thousands.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,3 +376,12 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     assert json.loads(again.backend_tokenizer.to_str())["model"]["type"] == "BPE"
     with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("tokenizer", [SimpleNamespace(is_fast=False), SimpleNamespace()])
+def test_a_slow_tokenizer_is_refused(tokenizer, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
+    with pytest.raises(CheckpointError, match="'slow' has only a slow tokenizer"):
+        load_tokenizer("slow")

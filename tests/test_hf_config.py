@@ -91,6 +91,12 @@ def test_an_unknown_family_is_refused():
         config_from_hf({"model_type": "gemma3"})
 
 
+def test_a_scalar_head_is_refused_as_what_it_is():
+    found = config_to_hf(tiny_config("llama", True), "float32")
+    with pytest.raises(LayoutError, match="scalar head: expected a language model"):
+        config_from_hf(found | {"architectures": ["LlamaForSequenceClassification"]})
+
+
 def test_every_missing_field_is_listed_at_once():
     with pytest.raises(LayoutError) as error:
         config_from_hf({"model_type": "qwen2", "rope_theta": 1e6})

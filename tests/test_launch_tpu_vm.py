@@ -154,9 +154,14 @@ def test_the_archive_holds_what_the_workers_need(cloud: Cloud):
     names = subprocess.run(
         ["tar", "-tzf", archive], capture_output=True, text=True, check=True
     ).stdout
-    assert {"pyproject.toml", "README.md", "gram_jax/cli.py", "launch/one_machine.sh"} <= set(
-        names.split()
-    )
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "gram_jax/cli/__init__.py",
+        "configs/smollm2-135m-judge.toml",
+        "launch/one_machine.sh",
+    } <= set(names.split())
     assert "__pycache__" not in names
 
 

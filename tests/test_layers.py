@@ -44,17 +44,18 @@ DOORS = {
     "huggingface_hub": {"checkpoint.hub"},
     "pydantic": {"serve.forms", "rl.recipe", "config", "reports.evidence"},
     "tomli_w": {"config", "rl.recipe"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli.options", "cli.training", "cli.judging", "cli.evidence", "cli.models"},
     "rich": {"console"},
     "jinja2": {"reports.render"},
     "matplotlib": {"plots"},
     "tensorboardX": {"train.metrics"},
     "wandb": {"train.metrics"},
     "torch": {"rl.openrlhf"},
-    "fastapi": {"serve.app"},
-    "starlette": {"serve.app"},
+    "flax": {"model.nnx"},
+    "fastapi": {"serve.app", "serve.service", "serve.endpoints", "serve.protocols"},
+    "starlette": {"serve.app", "serve.protocols"},
     "uvicorn": {"serve.run"},
-    "prometheus_client": {"serve.app", "serve.guard"},
+    "prometheus_client": {"serve.endpoints", "serve.guard"},
 }
 
 # Parts of the data room that must stay free of jax, so that they run anywhere and never touch a device.

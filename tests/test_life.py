@@ -133,7 +133,7 @@ def test_beats_keep_the_watchdog_quiet_and_none_is_needed_without_a_limit(ends, 
 
 
 def test_a_save_may_take_its_time_before_the_watchdog_ends_it():
-    default = inspect.signature(cli.train).parameters["stuck_after"].default
+    default = inspect.signature(cli.training.train).parameters["stuck_after"].default
     assert default > SAVE_SECONDS
 
 

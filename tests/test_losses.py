@@ -151,3 +151,18 @@ def test_no_array_holds_more_logits_than_a_chunk(written):
     shapes = [[int(n) for n in s.split(",")] for s in re.findall(r"\w\[([\d,]+)\]", compiled)]
     sizes = [math.prod(shape) for shape in shapes if V in shape]
     assert sizes and max(sizes) <= chunk * V
+
+
+@pytest.mark.parametrize("kind, expected", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_float32_products_ask_for_float32_and_bfloat16_ones_for_one_pass(kind, expected, written):
+    hidden, head, targets, weights = written
+    hidden, head = hidden.astype(kind), head.astype(kind)
+
+    def loss(hidden, head):
+        return next_token_nll(hidden, head, targets, weights, chunk=10)[0]
+
+    for function in (loss, jax.grad(loss, (0, 1))):
+        found = re.findall(
+            r"precision=\S*?(HIGHEST|DEFAULT)", str(jax.make_jaxpr(function)(hidden, head))
+        )
+        assert set(found) == {expected}

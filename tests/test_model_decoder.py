@@ -12,10 +12,11 @@ from model_cases import random_params, random_rows
 
 from gram_jax.batch import Sequences
 from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.errors import RecipeError
+from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.model.decoder import hidden_states, rms_norm, unembedding
 from gram_jax.model.execution import Execution
+from gram_jax.model.int8 import to_int8
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.rope import rotate, rotation
 from gram_jax.model.specs import param_specs
@@ -232,6 +233,13 @@ def test_merging_lora_keeps_the_model(execution, one_device):
     ours = run(with_lora, cfg, seqs, execution)
     np.testing.assert_allclose(run(merged, cfg, seqs, execution), ours, atol=1e-4, rtol=0)
     assert np.abs(ours - run(params, cfg, seqs, execution)).max() > 1e-2
+
+
+def test_a_lora_is_not_merged_into_int8(one_device):
+    params, with_lora = adapted(tiny_config("llama", True), one_device, trained=True)
+    with pytest.raises(LayoutError, match=r"int8 matrices \(down, gate"):
+        small = to_int8(params)
+        merge_lora({**small, "layers": {**with_lora["layers"], **small["layers"]}})
 
 
 def test_lora_needs_no_gradient_of_the_frozen_matrices(execution, one_device):

@@ -210,3 +210,15 @@ def test_ranking_loss_is_bradley_terry_of_the_two_rewards(execution, one_device)
     np.testing.assert_allclose(loss, np.log1p(np.exp(-gap[used])).sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics["margin"], (gap[used].sum(), 3), rtol=1e-4)
     assert metrics["accuracy"] == ((gap[used] > 0).sum(), 3)
+    both = np.concatenate([np.take_along_axis(rewards, at, 1)[used] for at in batch[1:3]])
+    np.testing.assert_allclose(metrics["mean_reward"], (both.sum() / 2, 3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage, weights", [("judge", "embed"), ("rank", "score")])
+def test_a_margin_of_nothing_is_not_accurate(stage, weights, execution, one_device):
+    objective, batch = objective_of(stage, execution)
+    params = params_of(stage, one_device)
+    _, metrics = jax.jit(objective)({**params, weights: jnp.zeros_like(params[weights])}, batch)
+    assert metrics["margin"][0] == metrics["accuracy"][0] == 0
+    if stage == "judge":
+        assert metrics["p_first"][0] == metrics["p_first"][1] / 2

@@ -163,6 +163,10 @@ GOLDEN = {
         },
         {"id": "j1", "prompt": QUESTION, "chosen_first": False, "source": "livebench-math"},
     ),
+    "labeled-pairs": (
+        {"prompt": "Why?", "response_a": "bad", "response_b": "good", "label": "B", "margin": 2},
+        {"prompt": QUESTION, "chosen_first": False, "margin": 2.0},
+    ),
     "trl-standard (reward bench)": (
         {"id": 3, "subset": "llmbar", "prompt": "Why?", "chosen": "good", "rejected": "bad"},
         {"id": "3", "prompt": QUESTION, "source": "llmbar"},
@@ -630,9 +634,9 @@ def test_a_damaged_file_is_a_data_error(name: str, tmp_path: Path):
 
 
 def test_a_file_of_unknown_form_and_an_empty_folder_are_errors(tmp_path: Path):
-    (tmp_path / "x.csv").write_text("a,b\n")
+    (tmp_path / "x.xlsx").write_text("a,b\n")
     with pytest.raises(DataError, match="jsonl"):
-        read_records(tmp_path / "x.csv")
+        read_records(tmp_path / "x.xlsx")
     with pytest.raises(DataError, match="holds no file"):
         read_records(tmp_path)
 

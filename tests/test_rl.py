@@ -84,7 +84,8 @@ def test_the_divergence_holds_the_policy_back(tmp_path):
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     whole = run(tmp_path / "whole", "ppo", vowels, run__steps=4, algorithm__minibatches=2)
 
-    settings = {"run__steps": 4, "algorithm__minibatches": 2, "checkpoint__every": 1}
+    settings = {"run__steps": 4, "algorithm__minibatches": 2}
+    settings |= {"checkpoint__every": 1, "checkpoint__keep": 1, "checkpoint__keep_every": 2}
 
     def first(prompts, texts, greedy):
         path = tmp_path / "torn" / "metrics.jsonl"
@@ -97,6 +98,8 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     done = run(tmp_path / "torn", "ppo", vowels, **settings)
     assert done.steps == whole.steps == 4
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
+    kept = {x.name for x in (tmp_path / "torn" / "checkpoints").iterdir() if x.name.isdigit()}
+    assert kept == {"2", "4"}
     placement = one_device()
     for one, two in zip(
         *(jax.tree.leaves(load_model(x.folder, placement, None)[1]) for x in (done, whole)),
@@ -111,6 +114,21 @@ def test_on_eight_devices_a_step_is_the_same(tmp_path):
     eight = run_rl(make_rl_recipe(spread), console=MUTE, reward=vowels)
     for name in ("reward", "entropy", "length", "loss"):
         assert eight.metrics[name] == pytest.approx(one.metrics[name], abs=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore:.*no judge.json")
+def test_a_judge_on_devices_of_its_own_says_the_same(tmp_path):
+    rewards = {}
+    for name, apart, sizes in (("same", 0, {"data": 8}), ("apart", 4, {"data": 4})):
+        mesh = {f"mesh__{axis}": size for axis, size in ({"fsdp": 1} | sizes).items()}
+        recipe = make_rl_recipe(
+            values(tmp_path / name, run__steps=1, reward__devices=apart, **mesh)
+        )
+        rewards[name] = run_rl(recipe, console=MUTE).metrics["reward"]
+    assert rewards["apart"] == pytest.approx(rewards["same"], abs=1e-5)
+    none = make_rl_recipe(values(tmp_path / "none", reward__devices=8))
+    with pytest.raises(RecipeError, match="none of the 8 devices"):
+        run_rl(none, console=MUTE)
 
 
 def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_path):
@@ -166,6 +184,7 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
         ({"sampling__group": 1}, "compares within groups of at least 2"),
         ({"algorithm__minibatches": 5}, "do not divide the 16 responses"),
         ({"sampling__temperature": 0.0}, "temperature"),
+        ({"checkpoint__every": 2, "checkpoint__keep_every": 3}, "a multiple of every"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_rl_recipe(values(tmp_path / "run", **change))

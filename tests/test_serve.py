@@ -183,6 +183,7 @@ def test_errors_are_json_and_repeat_nothing_of_what_was_sent(client, judge):
     broken = {"prompt": "q", "first": "broken", "second": "b"}
     found = client.post("/v1/score_pair", json=broken)
     assert found.status_code == 500 and "secret text" not in found.text
+    assert found.json()["error"]["code"] == "internal"
     good = client.post("/v1/score_pair", json=broken | {"first": "a"})
     assert good.status_code == 200  # the server is not broken with it
     assert client.get("/nothing").status_code == 404

@@ -85,7 +85,8 @@ def _leaf(
                     known[key][place] = _part(*part, index[1:])
         return known[key]
 
-    return jax.make_array_from_callback(shape, sharding, read)
+    # JAX declares that a callback may be given None, and gives every one its slices.
+    return jax.make_array_from_callback(shape, sharding, read)  # pyright: ignore[reportArgumentType]
 
 
 def _part(slot: Slot, stored: Stored, index: tuple[slice, ...]) -> np.ndarray:

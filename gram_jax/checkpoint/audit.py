@@ -65,11 +65,15 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
         return [(folder, step_name(folder.name))]  # one checkpoint
     checkpoints = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
     model, steps = folder / "model", complete_steps(checkpoints)
-    parts = [(checkpoints / str(step), step_name(step)) for step in steps]
+    parts: list[tuple[Path, str | None]] = [
+        (checkpoints / str(step), step_name(step)) for step in steps
+    ]
     # A run writes its model's folder before its first checkpoint.
     if has_manifest(model) or (steps and (model.exists() or (folder / RECIPE).exists())):
         parts.append((model, None))
-    return parts + ([(folder, None)] if has_manifest(folder) else [])
+    if has_manifest(folder):
+        parts.append((folder, None))
+    return parts
 
 
 def _damage_of_notes(folder: Path) -> list[str]:

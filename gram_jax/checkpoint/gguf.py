@@ -31,7 +31,7 @@ from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 QUANTS = (

@@ -43,6 +43,12 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
             f"config.json says model_type = {family!r}; gram_jax runs {', '.join(FAMILIES)} (Llama "
             "3.x, SmolLM2, Qwen2.5, Qwen3 dense)"
         )
+    classes = [str(name) for name in found.get("architectures") or ()]
+    if any("Classification" in name or "Reward" in name for name in classes):
+        raise LayoutError(
+            f"config.json says architectures = {classes}, a model with a scalar head: expected a language model "
+            "(...ForCausalLM), which judges by its next token"
+        )
     problems = [
         f"{name} = {found[name]!r} (this decoder has only {name} = {allowed[0]!r})"
         for name, allowed in _ONLY.items()

@@ -213,7 +213,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
         )
     for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
         part = handle.get_slice(name)
-        dtype = part.get_dtype()
+        dtype: str = part.get_dtype()
 
         def read(index: tuple[slice, ...], name: str = name) -> np.ndarray:
             # Opened anew: what a mapping has shown stays in memory for as long as it is open, and
@@ -283,6 +283,20 @@ def export_hf(
     `shard_bytes` are split, with an index. The folder appears whole or not at all: it is written
     beside its place and renamed. Raises CheckpointError for a folder in use or a full disk,
     LayoutError for parameters that are not those of `cfg`.
+
+    >>> import jax
+    >>> from tempfile import TemporaryDirectory
+    >>> from gram_jax import load_model
+    >>> from gram_jax.sharding import make_placement
+    >>> one_device = make_placement({}, devices=jax.devices()[:1])
+    >>> cfg, params = load_model("tiny-random", one_device, "bfloat16")
+    >>> with TemporaryDirectory() as place:
+    ...     folder = export_hf(f"{place}/judge", cfg, params, dtype=None, tokenizer=None, spec=None)
+    ...     print(sorted(path.name for path in folder.iterdir()))
+    ...     _, again = load_model(folder, one_device, None)
+    ['config.json', 'generation_config.json', 'gram_jax_manifest.json', 'model.safetensors']
+    >>> jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
+    True
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -91,7 +91,7 @@ def push_folder(
     somebody's, and for what the hub refuses.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     if not is_hub_name(repo):
         raise CheckpointError(f"--push {repo}: expected OWNER/NAME, as the hub calls a model")

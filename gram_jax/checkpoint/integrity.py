@@ -78,11 +78,10 @@ def _read(path: Path) -> Manifest | str:
         files = {name: Entry(size, digest) for name, (size, digest) in content["files"].items()}
         manifest = Manifest(files, content["of"])
         # Byte for byte: the text must be the one that we would write.
-        whole = content["format"] == FORMAT and raw == _text(manifest)
+        if content["format"] == FORMAT and raw == _text(manifest):
+            return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        whole = False
-    if whole:
-        return manifest
+        pass
     return f"{path.name}: damaged, or of a newer format: it has not the digest that it states"
 
 

@@ -25,7 +25,6 @@ from gram_jax.checkpoint.hf_files import (
     read_json,
 )
 from gram_jax.checkpoint.hub import download, is_hub_name
-from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.checkpoint.runs import RECIPE, read_info
 from gram_jax.data.encode import load_tokenizer as folder_tokenizer
 from gram_jax.data.tiny import tiny_tokenizer
@@ -39,7 +38,7 @@ from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
@@ -61,6 +60,13 @@ class ModelSource:
     kind: Kind
     path: Path | None
     step: int | None = None
+
+    @property
+    def place(self) -> Path:
+        """`path` of a name that has one. Raises CheckpointError for another."""
+        if self.path is None:
+            raise CheckpointError(f"{self.name} is no file or folder here")
+        return self.path
 
 
 def resolve_model(name: str | Path) -> ModelSource:
@@ -126,15 +132,21 @@ def load_model(
 
     dtype None keeps the stored one (float32 where that is a quantisation). Raises CheckpointError
     where files are missing or damaged, LayoutError where they do not fit each other.
+
+    >>> import jax
+    >>> from gram_jax.sharding import make_placement
+    >>> cfg, params = load_model("tiny-random", make_placement({}, devices=jax.devices()[:1]), None)
+    >>> params["embed"].shape == (cfg.vocab_size, cfg.embed_size)
+    True
     """
     source = resolve_model(name)
     if source.kind == "random":
         cfg = _tiny_config()
         return cfg, _tiny_params(cfg, placement, dtype or "float32")
     if source.kind == "gguf":
-        return load_gguf(source.path, placement, dtype)
+        return load_gguf(source.place, placement, dtype)
     if source.kind == "run":
-        return load_run(source.path, placement, dtype, source.step)
+        return load_run(source.place, placement, dtype, source.step)
     return load_hf(_folder(source, WEIGHTS), placement, dtype)
 
 
@@ -143,7 +155,7 @@ def model_config(name: str | Path) -> ModelConfig:
     source = resolve_model(name)
     if source.kind == "random":
         return _tiny_config()
-    return gguf_config(source.path) if source.kind == "gguf" else hf_config(_folder(source))
+    return gguf_config(source.place) if source.kind == "gguf" else hf_config(_folder(source))
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
@@ -154,7 +166,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     if source.kind == "random":
         return tiny_tokenizer()
     if source.kind == "gguf":
-        tokenizer = gguf_tokenizer(source.path)
+        tokenizer = gguf_tokenizer(source.place)
     else:
         check_texts(folder := _folder(source))
         tokenizer = folder_tokenizer(folder)
@@ -216,7 +228,7 @@ def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
     cache.
     """
     if source.kind == "run":
-        return source.path / "model"
+        return source.place / "model"
     if source.path is not None:
         return source.path
     return download(source.name, patterns)
@@ -231,6 +243,8 @@ def load_run(
     Raises CheckpointError where a finished run has lost its last step, or the one that is asked for is not there;
     warns of one that is not finished.
     """
+    from gram_jax.checkpoint.orbax import Checkpoints  # 0.4 s, which exported folders need not pay
+
     folder = run / "model"
     cfg = hf_config(folder)
     check_texts(folder, ours=True)  # its manifest is written before the first checkpoint
@@ -242,6 +256,7 @@ def load_run(
             raise CheckpointError(f"{run} has no checkpoint of step {step}: there are {steps}")
         saved = checkpoints.params_shapes(step)
         base: Tree = {}
+        lora: LoraConfig | None = None
         if (folder / BASE_FILE).is_file():
             note = read_json(folder / BASE_FILE)
             lora = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"]))
@@ -258,7 +273,7 @@ def load_run(
             specs,
         )
         found = checkpoints.restore_params(step, abstract)
-    if not base:
+    if lora is None:
         return cfg, found
     layers = {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}}
     return cfg, merge_lora(tree.merge(tree.merge(base, found), layers))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,10 +37,11 @@ class _HashedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         if self._checkpoint_metadata_store is None:  # an item inside of a step
             return await super().finalize()
-        final = Path(self._final_path)
-        whole = final.with_name(f"{self._tmp_path.name}-unhashed")  # temporary by its name, too
+        here = cast(Any, self)  # its paths are declared as if they could be missing
+        final = Path(here._final_path)
+        whole = final.with_name(f"{here._tmp_path.name}-unhashed")  # temporary by its name, too
         shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed here
-        self._final_path = type(self._tmp_path)(whole)
+        here._final_path = type(here._tmp_path)(whole)
         await super().finalize()
         write_manifest(whole, of=step_name(final.name))
         os.rename(whole, final)
@@ -64,7 +65,7 @@ def damage_of_newest(folder: Path, final: int | None) -> list[str]:
         return [f"{folder.name}/: missing"]
     with Checkpoints(folder, keep=None) as checkpoints:
         newest = checkpoints.latest()
-        if newest != final:
+        if final is None or newest != final:
             return [f"{folder.name}/{final}: missing, the newest step is {newest}"]
         lines = checkpoints.damage(final, (PARAMS, REST))
         return [f"{folder.name}/{final}/{line}" for line in lines]

@@ -149,7 +149,7 @@ def _choose_gpus(devices: tuple[int, ...]) -> None:
 
 def _check_devices(devices: tuple[int, ...]) -> None:
     """Whether JAX took the GPUs that were asked for. Where the platform "cpu" was stated there are none to choose."""
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         return
     asked = f"--local-devices {','.join(str(index) for index in devices)} (or JAX_LOCAL_DEVICE_IDS)"
     try:

@@ -45,15 +45,22 @@ def find_place(
 
     Raises ClusterError for a place that is stated in part or makes no sense.
     """
+    if coordinator is not None and processes is not None and process is not None:
+        return _stated(coordinator, processes, process, devices)
     stated = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     given = [name for name, value in stated.items() if value is not None]
     if not given:
         return _slurm(environment, devices) or _tpu_pod(environment, devices)
-    if missing := [name for name in stated if name not in given]:
-        raise ClusterError(
-            f"{' and '.join(given)} without {' and '.join(missing)}: a process of a job needs all three (or the "
-            "variables GRAM_JAX_COORDINATOR, GRAM_JAX_PROCESSES and GRAM_JAX_PROCESS)"
-        )
+    missing = [name for name in stated if name not in given]
+    raise ClusterError(
+        f"{' and '.join(given)} without {' and '.join(missing)}: a process of a job needs all three (or the "
+        "variables GRAM_JAX_COORDINATOR, GRAM_JAX_PROCESSES and GRAM_JAX_PROCESS)"
+    )
+
+
+def _stated(
+    coordinator: str, processes: int, process: int, devices: tuple[int, ...] | None
+) -> Place | None:
     if not 0 <= process < processes:
         raise ClusterError(
             f"--process {process} of --processes {processes}: expected a number from 0 to {processes - 1}"

@@ -6,12 +6,12 @@ wording a pair gets is a function of (seed, id). `tested` and `trained` wordings
 attacks gains is measured on words that were not trained on.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from gram_jax.data.draw import drawn
 from gram_jax.data.record_types import Preference, Prompt
 from gram_jax.data.templates import split_template
 from gram_jax.errors import DataError
@@ -98,7 +98,7 @@ def _repeated(times: int, separator: str) -> Wording:
     return lambda case: separator.join([case.response] * times)
 
 
-def _letters(table: dict[int, str]) -> Wording:
+def _letters(table: Mapping[int, int | str]) -> Wording:
     return lambda case: case.response.translate(table)
 
 
@@ -520,9 +520,3 @@ def _with_attack(record: Preference, judge: JudgeSpec, seed: int) -> Preference:
 
 def _pick(among: Sequence[_T], seed: int, *what: str) -> _T:
     return among[drawn(seed, *what) % len(among)]
-
-
-def drawn(seed: int, *what: str) -> int:
-    """A large number by hash: the same for the same words on every machine."""
-    text = "\0".join([str(seed), *what])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -26,7 +26,7 @@ from gram_jax.data.report import DataReport, length_histogram
 from gram_jax.errors import DataError, RecipeError
 
 Batch = TokenBatch | VerdictBatch | RankingBatch
-E = TypeVar("E", TokenExamples, VerdictExamples, RankingExamples)
+E = TypeVar("E", bound=Examples)
 
 LONGER_THAN_A_ROW = "longer than a row"
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,7 +20,7 @@ from gram_jax.errors import CheckpointError, JudgeError
 from gram_jax.judge import JudgeSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 Overlong = Literal["shorten", "drop", "error"]
 # A string is one user turn; otherwise messages with a role and a content (objects or mappings).
@@ -56,19 +56,19 @@ class Encoded:
         return self.removed > 0
 
 
-def _transformers() -> Any:
-    # Without PyTorch, importing transformers says so on every start; we need its tokenizers only.
+def _quiet_transformers() -> None:
+    # Without PyTorch, importing transformers says so on every start; we need its tokenizers only. Named are the modules
+    # they are in: a type checker that meets the package itself reads every model of it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError where there is none."""
-    transformers = _transformers()
+    _quiet_transformers()
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
     # OSError, ValueError, KeyError, errors of the hub's client: a failed load has many names
     except Exception as error:
         raise CheckpointError(
@@ -80,14 +80,17 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
         raise CheckpointError(
             f"{str(name)!r} has only a slow tokenizer ({type(tokenizer).__name__}); gram_jax needs tokenizer.json."
         )
-    return tokenizer
+    return cast("PreTrainedTokenizerFast", tokenizer)
 
 
 def wrap_tokenizer(
     backend: Tokenizer, *, chat_template: str | None = None, **settings: Any
 ) -> "PreTrainedTokenizerFast":
     """A transformers tokenizer around one of the `tokenizers` library; settings such as eos_token go through."""
-    tokenizer = _transformers().PreTrainedTokenizerFast(
+    _quiet_transformers()
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings
     )
     tokenizer.chat_template = chat_template
@@ -112,13 +115,33 @@ def encode_comparison(
     return encode_comparisons(tokenizer, spec, [(prompt, first, second)], overlong=overlong)[0]
 
 
+@overload
+def encode_comparisons(
+    tokenizer: Any,
+    spec: JudgeSpec,
+    items: Iterable[tuple[Prompt, str, str]],
+    *,
+    overlong: Literal["shorten", "error"] = "shorten",
+) -> list[Encoded]: ...
+
+
+@overload
+def encode_comparisons(
+    tokenizer: Any,
+    spec: JudgeSpec,
+    items: Iterable[tuple[Prompt, str, str]],
+    *,
+    overlong: Overlong,
+) -> list[Encoded | None]: ...
+
+
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str, str]],
     *,
     overlong: Overlong = "shorten",
-) -> list[Encoded | None]:
+) -> list[Any]:
     """`encode_comparison` of many (prompt, first, second); a text that occurs several times is tokenized once."""
     rows = [{"prompt": p, "first": f, "second": s} for p, f, s in items]
     return _encode(tokenizer, spec.comparison, spec.max_length, rows, overlong)
@@ -161,13 +184,33 @@ def encode_response(
     return encode_responses(tokenizer, spec, [(prompt, response)], overlong=overlong)[0]
 
 
+@overload
+def encode_responses(
+    tokenizer: Any,
+    spec: JudgeSpec,
+    items: Iterable[tuple[Prompt, str]],
+    *,
+    overlong: Literal["shorten", "error"] = "shorten",
+) -> list[Encoded]: ...
+
+
+@overload
+def encode_responses(
+    tokenizer: Any,
+    spec: JudgeSpec,
+    items: Iterable[tuple[Prompt, str]],
+    *,
+    overlong: Overlong,
+) -> list[Encoded | None]: ...
+
+
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str]],
     *,
     overlong: Overlong = "shorten",
-) -> list[Encoded | None]:
+) -> list[Any]:
     """`encode_response` of many (prompt, response)."""
     rows = [{"prompt": p, "response": r} for p, r in items]
     return _encode(tokenizer, spec.response, spec.max_length, rows, overlong)

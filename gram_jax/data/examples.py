@@ -5,12 +5,12 @@ comparison; the chosen and the rejected response of the baseline). Documents 2u 
 the unit u.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from gram_jax.data.draw import drawn
 from gram_jax.data.record_types import ReadReport
 
 
@@ -104,4 +104,4 @@ def shown_first(seed: int, name: str) -> int:
     A hash and no stream of random numbers, so that neither the order of the rows nor a resume
     changes it.
     """
-    return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()[0] & 1
+    return drawn(seed, name) >> 56 & 1

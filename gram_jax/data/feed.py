@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
             f"{' x '.join(dict(placement.rules)['batch'])}): {nearest_multiple(rows, shards)}"
         )
     held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()
-    blocks = sorted({part.indices(rows)[:2] for (part,) in held})
+    blocks = sorted({index[0].indices(rows)[:2] for index in held if index is not None})
     low, high = blocks[0][0], blocks[-1][1]
     size = high - low
     if sum(b - a for a, b in blocks) != size or rows % size or low % size:
@@ -56,7 +56,7 @@ def to_device(batch: Batch, placement: Placement, *, rows: int | None = None) ->
 
 def prefetch(
     plan: BatchPlan, placement: Placement, start: int, stop: int, *, depth: int = 2
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in the background.
 
     Up to `depth` batches wait. An exception in the thread comes out here with its own traceback;

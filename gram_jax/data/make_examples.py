@@ -7,7 +7,7 @@ data report.
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from gram_jax.data.examples import (
     flat_documents,
     shown_first,
 )
-from gram_jax.data.record_types import Preference, Prompt, ReadReport, UnlabeledPair, add_counts
+from gram_jax.data.record_types import Preference, ReadReport, UnlabeledPair, add_counts
 from gram_jax.errors import DataError
 from gram_jax.judge import JudgeSpec
 
@@ -149,7 +149,7 @@ def ranking_examples(
 
 
 _Pair = Preference | UnlabeledPair
-_Unit = tuple[_Pair, list[Encoded]]
+P = TypeVar("P", Preference, _Pair)
 
 
 def _shown(orders: Orders, seed: int) -> Callable[[_Pair], tuple[int, ...]]:
@@ -171,20 +171,20 @@ def _label(record: Preference, side: int) -> int:
 
 
 def _encoded_units(
-    records: Sequence[_Pair],
-    items_of: Callable[[_Pair], list[tuple[Prompt, ...]]],
+    records: Sequence[P],
+    items_of: Callable[[P], Sequence[tuple[Any, ...]]],
     encode: Callable[[list[Any], Overlong], list[Encoded | None]],
     overlong: Overlong,
     dropped: Counter[str],
-) -> Iterator[_Unit]:
+) -> Iterator[tuple[P, list[Encoded]]]:
     """Each record with its encoded documents, without those that cannot be used."""
     for chunk in _chunks(records, CHUNK):
         items = [items_of(record) for record in chunk]
         flat = list(itertools.chain.from_iterable(items))
         encoded = iter(encode(flat, "drop" if overlong == "error" else overlong))
         for record, wanted in zip(chunk, items, strict=True):
-            unit = list(itertools.islice(encoded, len(wanted)))
-            if any(e is None for e in unit):
+            unit = [e for e in itertools.islice(encoded, len(wanted)) if e is not None]
+            if len(unit) < len(wanted):
                 if overlong == "error":
                     raise DataError(
                         f'record {record.id!r} does not fit max_length and overlong = "error"; '
@@ -204,7 +204,7 @@ def _same(unit: list[Encoded]) -> bool:
     )
 
 
-def _chunks(records: Sequence[_Pair], size: int) -> Iterable[Sequence[_Pair]]:
+def _chunks(records: Sequence[P], size: int) -> Iterable[Sequence[P]]:
     return (records[i : i + size] for i in range(0, len(records), size))
 
 
@@ -213,5 +213,5 @@ def _carried(rows: ReadReport, kept: int, dropped: Counter[str]) -> ReadReport:
     return ReadReport(rows.rows, kept, add_counts(rows.dropped, counts))
 
 
-def _shortened(kept: Sequence[_Unit]) -> int:
+def _shortened(kept: Sequence[tuple[_Pair, list[Encoded]]]) -> int:
     return sum(any(e.shortened for e in unit) for _, unit in kept)

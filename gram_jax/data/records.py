@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 from gram_jax.data.fields import BadField, Seen, number_value
 from gram_jax.data.record_types import (
@@ -71,7 +71,8 @@ class RecordStream:
         keep_identical: bool = False,
     ):
         self.spec = parse_source(source)
-        self.kind, self.on_bad, self.keep_identical = kind, on_bad, keep_identical
+        self.kind: Kind = kind
+        self.on_bad, self.keep_identical = on_bad, keep_identical
         self.schema_name = schema if self.spec.schema == "auto" else self.spec.schema
         limits = [n for n in (limit, self.spec.limit) if n is not None]
         self.limit = min(limits, default=None)
@@ -135,6 +136,11 @@ class RecordStream:
             raise DataError(
                 f"{self.spec.path} has the schema {schema.name}, which does not say which response "
                 'is better; read it as kind = "pair" or "candidates", or give a labeled source'
+                + (
+                    ': a field label with "A", "B" or "tie" says it'
+                    if schema.name == "pairs"
+                    else ""
+                )
             )
         if self.kind == "graded" and schema.graded is None:
             raise DataError(
@@ -163,6 +169,50 @@ def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> S
     return detect_schema(name, sample[0].where, [row.fields for row in sample])
 
 
+@overload
+def read_records(
+    source: str | Path | SourceSpec,
+    kind: Literal["preference"] = "preference",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[Preference], ReadReport]: ...
+
+
+@overload
+def read_records(
+    source: str | Path | SourceSpec,
+    kind: Literal["pair"],
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[UnlabeledPair], ReadReport]: ...
+
+
+@overload
+def read_records(
+    source: str | Path | SourceSpec,
+    kind: Literal["candidates", "graded"],
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[Candidates], ReadReport]: ...
+
+
+@overload
+def read_records(
+    source: str | Path | SourceSpec,
+    kind: Kind,
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[Any], ReadReport]: ...
+
+
 def read_records(
     source: str | Path | SourceSpec,
     kind: Kind = "preference",
@@ -170,12 +220,20 @@ def read_records(
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     limit: int | None = None,
-) -> tuple[list[Record], ReadReport]:
+) -> tuple[list[Any], ReadReport]:
     """All records of a source, and what became of its rows.
 
     kind: "preference" gives Preference (ties kept, marked), "pair" UnlabeledPair (a label is forgotten, the order is
     the source's), "candidates" Candidates, "graded" Candidates with grades. Ids are made unique whatever the order
     of the rows. Raises DataError for a source or row that cannot be read as this.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as place:
+    ...     source = Path(place) / "pairs.jsonl"
+    ...     _ = source.write_text('{"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."}')
+    ...     records, report = read_records(source)
+    >>> records[0].chosen, report.rows
+    ('Seven.', 1)
     """
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=limit)
     records = _with_unique_ids(list(stream))
@@ -214,7 +272,8 @@ def _records_of(row: Row, schema: Schema, kind: Kind) -> list[Record]:
         weight = number_value(row.fields["weight"], "weight")
         if weight < 0:
             raise BadField("weight", "a number that is not negative", weight)
-    parsed = [schema.graded(row.fields)] if kind == "graded" else schema.parse(row.fields)
+    graded = schema.graded if kind == "graded" else None
+    parsed = [graded(row.fields)] if graded else schema.parse(row.fields)
     return [_record(one, kind, weight) for one in parsed]
 
 

@@ -72,7 +72,7 @@ class Schema:
     name: str
     fields: tuple[str, ...]
     labeled: bool
-    parse: Callable[[Fields], list[Pair | Several]]
+    parse: Callable[[Fields], Sequence[Pair | Several]]
     fits: Callable[[Fields], bool] = lambda row: True
     graded: Callable[[Fields], Several] | None = None
 
@@ -339,7 +339,29 @@ def _pairs(row: Fields) -> list[Pair | Several]:
     return [Pair(prompt, a, b, None, source=source_of(row), id=id_of(row))]
 
 
-def _candidates(row: Fields) -> list[Pair | Several]:
+_VERDICTS = {"a": 0, "response_a": 0, "a>b": 0, "b": 1, "response_b": 1, "b>a": 1}
+_TIES = ("tie", "a=b")
+
+
+def _labeled_pairs(row: Fields) -> list[Pair | Several]:
+    (pair,) = _pairs(row)
+    label = row["label"]
+    if label is None or label == "":
+        return [pair]
+    plain = label.replace(" ", "").lower() if isinstance(label, str) else None
+    if plain not in _VERDICTS and plain not in _TIES:
+        raise BadField("label", '"A", "B" or "tie"', label)
+    return [
+        replace(
+            pair,
+            better=_VERDICTS.get(plain),
+            tie=plain in _TIES,
+            margin=optional_number(row, "margin"),
+        )
+    ]
+
+
+def _candidates(row: Fields) -> list[Several]:
     responses = texts_of(row, "responses")
     if len(responses) < 2:
         raise BadField("responses", "at least two responses", list(responses))
@@ -478,6 +500,7 @@ _ALL = (
         _graded_reward_bench_2,
     ),
     Schema("candidates", ("prompt", "responses"), False, _candidates, graded=_graded_candidates),
+    Schema("labeled-pairs", ("prompt", "response_a", "response_b", "label"), True, _labeled_pairs),
     Schema("pairs", ("prompt", "response_a", "response_b"), False, _pairs),
     Schema("judgebench", ("question", "response_A", "response_B", "label"), True, _judgebench),
     Schema("unified-feedback", ("conv_A", "conv_B"), True, _unified_feedback),

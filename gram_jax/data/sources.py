@@ -1,6 +1,7 @@
 """Where rows come from: files, folders, Hugging Face datasets, TensorFlow Datasets.
 
-A source is named by a string: a file (.jsonl, .json, either with .gz, .parquet), a folder (of such
+A source is named by a string: a file (.jsonl, .json, .csv, .tsv, each also
+with .gz, .parquet), a folder (of such
 files, of `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on
 the Hugging Face hub, or "tfds:name". Folders and datasets take a split behind a colon,
 "folder:validation"; without one it is "train".
@@ -12,14 +13,15 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
+from gram_jax.data import csv_rows
 from gram_jax.errors import DataError
 
-FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *csv_rows.SUFFIXES, ".parquet")
 PARQUET_ROWS = 1024  # rows held as Python objects at a time
 
 
@@ -162,11 +164,15 @@ def _file_rows(path: Path) -> Iterator[Row]:
         return _parquet_rows(path)
     if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         return _json_rows(path)
+    if name.endswith(csv_rows.SUFFIXES):
+        return _table_rows(path)
     raise DataError(f"{path}: expected a name that ends in one of {', '.join(FILE_SUFFIXES)}")
 
 
 def _open_binary(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+    if path.name.lower().endswith(".gz"):
+        return cast(IO[bytes], gzip.open(path, "rb"))  # it can all that is asked of one here
+    return path.open("rb")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -217,6 +223,15 @@ def _row(where: str, value: Any) -> Row:
     if isinstance(value, dict):
         return Row(where, value)
     return Row(where, {}, f"expected an object with named fields, found {value!r:.60}")
+
+
+def _table_rows(path: Path) -> Iterator[Row]:
+    with _open_binary(path) as file:
+        try:
+            for line, cells, fault in csv_rows.csv_rows(file, tabs=".tsv" in path.name.lower()):
+                yield Row(f"{path.name}, line {line}", cells, fault)
+        except ValueError as error:
+            raise DataError(f"{path.name}: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -301,7 +316,7 @@ def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
     return _number(name, _pick_split(name, dict(found), split))
 
 
-def _pick_split(name: str, splits: dict[str, Any], split: str | None) -> Any:
+def _pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> Any:
     wanted = split or ("train" if len(splits) > 1 else next(iter(splits)))
     base, _, piece = wanted.partition("[")
     if base not in splits:
@@ -324,7 +339,7 @@ def _slice(name: str, text: str, rows: int) -> tuple[int, int]:
     return place(low, low_percent, 0), place(high, high_percent, rows)
 
 
-def _number(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
+def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
     for number, fields in enumerate(rows, start=1):
         yield Row(f"{name}, row {number}", fields)
 
@@ -349,7 +364,7 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
                 f"{source} is stored as {form.value}, which only TensorFlow reads; "
                 "store it again with file_format='array_record' or 'parquet'"
             )
-        splits = builder.as_data_source()
+        splits = cast(Any, builder.as_data_source())  # declared as any tree; a dict by split
     except DataError:
         raise
     except Exception as error:

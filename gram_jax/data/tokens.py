@@ -87,7 +87,7 @@ class TextEncoder:
             alone = self._text.encode(following, add_special_tokens=False).ids
             self._single[following] = alone[0] if len(alone) == 1 else None
         if ids[-1] != self._single[following]:
-            ids = [*self._text.encode(text, add_special_tokens=False).ids, None]
+            return np.array(self._text.encode(text, add_special_tokens=False).ids, np.int32)
         return np.array(ids[:-1], np.int32)
 
     def text_ends(self, text: str) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 
 import gram_jax
 from gram_jax.console import Console, Progress
-from gram_jax.data.attacks import Attack, attacked_text, drawn
+from gram_jax.data.attacks import Attack, attacked_text
+from gram_jax.data.draw import drawn
 from gram_jax.data.records import Preference, UnlabeledPair, content_id
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.errors import DataError

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
 from gram_jax.data.records import (
-    Candidates,
     Kind,
     Preference,
     ReadReport,
@@ -80,7 +79,7 @@ class Workload:
 
     source: str
     benchmark: Benchmark
-    records: list[Preference] | list[Candidates]
+    records: list[Any]  # Preference, or Candidates where it ranks
     read: ReadReport
     skipped_ties: int = 0
 
@@ -155,8 +154,9 @@ def _check_groups(source: str, records: Sequence[Preference]) -> None:
 
 def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> list[Preference]:
     """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out."""
-    cells = [re.search(r"\[(\w+),(\w+)\]", record.id) for record in records]
-    if not all(cells):
+    searched = (re.search(r"\[(\w+),(\w+)\]", record.id) for record in records)
+    cells = [found for found in searched if found is not None]
+    if len(cells) < len(records):
         raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
     rows = [(r.id[: c.start()], r.prompt) for r, c in zip(records, cells, strict=True)]
     sizes = Counter(rows)
@@ -278,8 +278,8 @@ def _grades(margin: np.ndarray, graded: Sequence[float | None]) -> dict[str, Any
         return None
     return {
         "pairs": len(theirs),
-        "kendall": float(kendalltau(ours, theirs).statistic),
-        "pearson": float(pearsonr(ours, theirs).statistic),
+        "kendall": float(cast(Any, kendalltau(ours, theirs)).statistic),
+        "pearson": float(cast(Any, pearsonr(ours, theirs)).statistic),
     }
 
 

@@ -51,7 +51,7 @@ class EvaluationFolder:
         if folder is not None:
             make_folder(folder)
             if not overwrite:
-                self._take_over()
+                self._take_over(folder / FILE)
 
     def evaluate(self, work: Workload) -> tuple[dict[str, Any], Verdicts]:
         """Score a source, add what is found to the folder, and return it with the verdicts it rests on."""
@@ -78,8 +78,7 @@ class EvaluationFolder:
             name = f"{stem}-{number}"
         return name
 
-    def _take_over(self) -> None:
-        path = self.folder / FILE
+    def _take_over(self, path: Path) -> None:
         if not path.exists():
             return
         try:

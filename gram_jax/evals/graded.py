@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.special import comb
@@ -245,7 +245,7 @@ def agreement(contests: Sequence[Graded]) -> dict[str, Any] | None:
     taus, rs = [], []
     for contest in contests:
         if np.ptp(contest.grades) > 0 and np.ptp(contest.strengths) > 0:
-            taus.append(float(kendalltau(contest.strengths, contest.grades).statistic))
+            taus.append(float(cast(Any, kendalltau(contest.strengths, contest.grades)).statistic))
             rs.append(float(np.corrcoef(contest.strengths, contest.grades)[0, 1]))
     if not taus:
         return None

@@ -76,7 +76,9 @@ class Tally:
     stratum: np.ndarray
 
     @classmethod
-    def of(cls, credit: np.ndarray, cluster: np.ndarray, subset: Sequence[str]) -> "Tally":
+    def of(
+        cls, credit: np.ndarray, cluster: np.ndarray, subset: Sequence[str] | np.ndarray
+    ) -> "Tally":
         """credit: [n] of 0 to 1; cluster: i [n], the prompt of each item; subset: its name, in any order."""
         names, at = np.unique(np.asarray(subset, dtype=str), return_inverse=True)
         shape = int(cluster.max()) + 1, len(names)

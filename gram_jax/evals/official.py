@@ -97,7 +97,7 @@ def pooled(names: Sequence[str], within: Sequence[str], *, weigh: bool = False) 
 
 def mean_of(metrics: Sequence[Metric]) -> Metric:
     """The mean of figures, each of the same weight."""
-    return lambda credit, count: sum(metric(credit, count) for metric in metrics) / len(metrics)
+    return lambda credit, count: np.mean([metric(credit, count) for metric in metrics], axis=0)
 
 
 def judgebench_figures(names: Sequence[str]) -> list[Figure]:

@@ -126,6 +126,14 @@ def evaluate_pairs(
     """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
     The order in which a pair is first shown is the source's. Raises DataError where no labeled pair is left.
+
+    >>> from gram_jax.data.record_types import as_prompt
+    >>> pairs = [Preference(str(i), as_prompt(f"{i} + 1?"), str(i + 1), str(i)) for i in range(4)]
+    >>> report = evaluate_pairs(Scorer.load("tiny-random"), pairs)
+    >>> report.n, 0 <= report.accuracy <= 1
+    (4, True)
+    >>> dict(report.rows())["pairs (prompts)"]
+    '4 (4)'
     """
     kept, ties = labeled(records)
     comparisons = ((r.prompt, r.first, r.second) for r in kept)
@@ -162,9 +170,13 @@ def verdicts_of(
     subsets: Sequence[str],
 ) -> Verdicts:
     """The columns of scores whose first response is the chosen one."""
-    columns = PairScore(*(np.array(column) for column in zip(*scores, strict=True)))
+    p, p_rejected, margin, order_gap, shortened = map(np.array, zip(*scores, strict=True))
     return Verdicts(
-        *columns,
+        p,
+        p_rejected,
+        margin,
+        order_gap,
+        shortened,
         np.array(lengths, float),
         number(prompts),
         np.array([name or "(no source)" for name in subsets]),

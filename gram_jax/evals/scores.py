@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +55,8 @@ def rank_graded(
 ) -> list[Graded]:
     """All responses of every row compared with each other, in both orders; a Rater rates each of them once."""
 
-    def rate(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        rewards = scorer.rate((r.prompt, text) for _, r in window for text in r.responses)
+    def rate(rater: Rater, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
+        rewards = rater.rate((r.prompt, text) for _, r in window for text in r.responses)
         ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
         progress.update(len(window), units=len(window))
         return [
@@ -68,8 +69,8 @@ def rank_graded(
             for (number, record), own in zip(window, np.split(rewards, ends), strict=True)
         ]
 
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        rankings = scorer.rank_many(
+    def answer(judge: Scorer, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
+        rankings = judge.rank_many(
             ((record.prompt, record.responses) for _, record in window),
             Contest("round_robin"),
             progress=lambda count: progress.update(count, units=count),
@@ -86,7 +87,7 @@ def rank_graded(
             for (number, record), ranking in zip(window, rankings, strict=True)
         ]
 
-    how = rate if isinstance(scorer, Rater) else answer
+    how = partial(rate, scorer) if isinstance(scorer, Rater) else partial(answer, scorer)
     task = Task(how, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _answers(scorer, model, source, records, to, task, "prompts")
     return [

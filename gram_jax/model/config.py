@@ -16,7 +16,16 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder with rotary positions, grouped-query attention and a SwiGLU MLP."""
+    """A pre-norm decoder with rotary positions, grouped-query attention and a SwiGLU MLP.
+
+    >>> from dataclasses import replace
+    >>> from gram_jax.model.published import published_config
+    >>> qwen: ModelConfig = published_config("qwen3-1.7b")
+    >>> qwen.layers, qwen.embed_size, qwen.query_heads // qwen.kv_heads
+    (28, 2048, 2)
+    >>> replace(qwen, layers=2).layers         # the same with fewer layers, for a test
+    2
+    """
 
     family: Literal["llama", "qwen2", "qwen3"]  # which Hugging Face class the weights export to
     vocab_size: int  # V

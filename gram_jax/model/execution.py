@@ -5,6 +5,8 @@ from typing import Literal
 
 from gram_jax.sharding import Placement
 
+Compute = Literal["float32", "bfloat16"]
+AskedCompute = Literal["auto", "float32", "bfloat16"]
 AttentionBackend = Literal["auto", "xla", "blocked", "cudnn", "splash", "ring"]
 Remat = Literal["none", "full", "dots"]
 
@@ -20,7 +22,7 @@ class Execution:
     back ends cannot keep these apart, so False is a promise.
     """
 
-    compute: Literal["float32", "bfloat16"]
+    compute: Compute
     attention: AttentionBackend
     remat: Remat
     placement: Placement

@@ -120,7 +120,8 @@ def _last_layer(
 
     k, v = jax.lax.fori_loop(0, blocks, block, (k, v))
     here = hidden_at(x, forest.verdict_at)
-    turned = tuple(hidden_at(part, forest.verdict_at) for part in turn)
+    cos, sin = turn
+    turned = hidden_at(cos, forest.verdict_at), hidden_at(sin, forest.verdict_at)
     h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
     q = heads(h, w, "q", cfg, turned, execution)
     mixed = _attend(forest, shape, execution, q, k, v, None)

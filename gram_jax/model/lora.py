@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.errors import RecipeError
+from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.sharding import Placement
@@ -68,8 +68,16 @@ def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax
 
 
 def merge_lora(params: Tree) -> Tree:
-    """The same model without LoRA: W + (alpha / r) a b, added in f32 and stored in W's dtype."""
+    """The same model without LoRA: W + (alpha / r) a b, added in f32 and stored in W's dtype.
+
+    Raises LayoutError where W is int8, whose steps are coarser than most updates.
+    """
     layers = dict(params["layers"])
+    if eight := sorted(layers.get("scales", {}).keys() & layers["lora"].keys()):
+        raise LayoutError(
+            f"a LoRA cannot be added to int8 matrices ({', '.join(eight)}): merge it into the weights as they were "
+            "before to_int8"
+        )
     scale = layers.pop("lora_scale")
     for name, pair in layers.pop("lora").items():
         update = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision="highest"))(

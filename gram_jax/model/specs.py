@@ -5,7 +5,7 @@ follow from here.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def init_params(specs: Mapping[str, Any], key: jax.Array, placement: Placement, 
     """Random weights, born sharded: no device ever holds more than its part."""
 
     def init(key: jax.Array) -> Tree:
-        keys: Sequence[jax.Array] = jax.random.split(key, len(tree.flatten(specs)))
+        keys = jax.random.split(key, len(tree.flatten(specs)))
         rows = dict(zip(tree.flatten(specs), keys, strict=True))
         return tree.map_with_path(lambda path, spec: _initial(spec, rows[path], dtype), specs)
 

@@ -261,6 +261,7 @@ def type_bytes(text: str) -> float:
     for name, dims in _ARRAY.findall(text):
         size = _BYTES.get(name)
         if size is None:
-            size = max(int(re.search(r"\d+", name)[0]), 8) / 8
+            bits = re.search(r"\d+", name)
+            size = max(int(bits[0]) if bits else 8, 8) / 8
         total += size * math.prod(int(n) for n in dims.split(",") if n)
     return total

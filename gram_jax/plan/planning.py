@@ -56,7 +56,7 @@ class Target:
     @property
     def capacity(self) -> int | None:
         """Bytes that a program may use on one device; None where nobody knows."""
-        if self.topology.chip is None:
+        if self.topology.chip is None or self.chip is None:
             return free_bytes(self.placement)
         return self.chip.memory // self.chip.devices
 
@@ -116,7 +116,7 @@ class Plan:
     @property
     def bound(self) -> str | None:
         """Which of the lower bounds is the largest; None where the chip is not known."""
-        return max(self.seconds, key=self.seconds.get) if self.seconds else None
+        return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
 
 
 def make_target(topology: Topology, recipe: Recipe) -> Target:
@@ -329,9 +329,10 @@ def _plan(
 
 def _fit(compiled: Any, failure: str | None, arguments: int, capacity: int | None) -> Fit:
     if compiled is None:
-        needed = arguments + _bytes_named(failure)
+        needed = arguments + _bytes_named(failure or "")
         return Fit(arguments, None, 0, None, 0, needed, capacity)
     found, memory = compiled.memory_analysis(), memory_of(compiled)
+    assert memory is not None  # the compilers of all platforms that are planned for say it
     peak = getattr(found, "peak_memory_in_bytes", 0) or None
     return Fit(
         arguments=memory.arguments,

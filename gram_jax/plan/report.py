@@ -39,9 +39,9 @@ def say_plan(plan: Plan, console: Console) -> None:
         rows.append(("head, beside them", f"{plan.flops.head:.4g}"))
     for name, seconds in plan.seconds.items():
         rows.append((f"at least, by {name} ({BOUNDS[name]})", format_short(seconds)))
-    if plan.bound:
+    if plan.bound and (speed := tokens_per_second(plan)) is not None:
         rows.append(("largest bound", plan.bound))
-        rows.append(("tokens/s at that bound", format_count(tokens_per_second(plan))))
+        rows.append(("tokens/s at that bound", format_count(speed)))
     rows.append(("compile time", format_seconds(plan.compile_seconds)))
     console.table("work", ("", ""), rows)
 

@@ -52,7 +52,7 @@ def read_topology(text: str, slices: int | None = None) -> Topology:
         return Topology(None, (), 1)
     found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?::(\d+(?:x\d+)*))?", text)
     chip = CHIPS.get(found[2]) if found else None
-    if chip is None:
+    if found is None or chip is None:
         raise RecipeError(
             f"--topology {text}: expected local, or a chip and a shape such as v5e:4x4, v5p:2x2x1, "
             f"2xv5e:16x16 (two slices) or h200:8; known chips: {', '.join(CHIPS)}"
@@ -89,10 +89,10 @@ def devices_of(topology: Topology) -> list[Any]:
         from gram_jax.plan.gpu import gpu_devices
 
         return gpu_devices(topology.chip, topology.shape[0], topology.slices)
-    return _tpu_devices(topology)
+    return _tpu_devices(topology, topology.chip)
 
 
-def _tpu_devices(topology: Topology) -> list[Any]:
+def _tpu_devices(topology: Topology, chip: Chip) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise RecipeError(
             f"--topology {topology.name} needs libtpu, the compiler for TPUs, which is not "
@@ -108,7 +108,7 @@ def _tpu_devices(topology: Topology) -> list[Any]:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if topology.slices > 1:
         options["num_slices"] = topology.slices
-    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    name = f"{chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # the back end's own class, which differs between versions

@@ -25,14 +25,16 @@ def reliability(measured: Mapping[str, Sequence[ConfidenceBin]]) -> Figure:
     series = {label: [bin for bin in bins if bin.n] for label, bins in measured.items()}
 
     def draw(axes: Any) -> None:
-        least = min(bin.confidence for bins in series.values() for bin in bins)
+        shown = [bin.confidence for bins in series.values() for bin in bins]
+        least = min(confidence for confidence in shown if confidence is not None)
         start = 0.5 if least >= 0.5 else 0.0
         axes.plot([start, 1], [start, 1], "--", color=FAINT, linewidth=1)
         for at, bins in enumerate(series.values()):
             x = [bin.confidence for bin in bins]
             y = np.array([bin.accuracy for bin in bins])
             if len(series) == 1:
-                bounds = np.array([wilson_interval(b.accuracy * b.n, b.n) for b in bins]).T
+                intervals = [wilson_interval(p * b.n, b.n) for p, b in zip(y, bins, strict=True)]
+                bounds = np.array(intervals).T
                 axes.errorbar(
                     x, y, [y - bounds[0], bounds[1] - y], fmt="none", ecolor=FAINT, linewidth=1
                 )
@@ -137,9 +139,14 @@ def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
 
 def _middle(bin: Bin) -> float:
     """Where a bin is drawn; one without a bound, half a doubling behind the other."""
-    if bin.low is None or bin.high is None:
-        return bin.high - 0.5 if bin.low is None else bin.low + 0.5
-    return (bin.low + bin.high) / 2
+    if bin.high is None:
+        return _low(bin) + 0.5
+    return bin.high - 0.5 if bin.low is None else (bin.low + bin.high) / 2
+
+
+def _low(bin: Bin) -> float:
+    assert bin.low is not None  # a bin with pairs has a bound (evidence.py)
+    return bin.low
 
 
 def _range(bin: Bin) -> str:
@@ -158,8 +165,7 @@ def _times(doublings: float) -> str:
 
 
 def _times_range(bin: Bin) -> str:
-    if bin.low is None:
-        return f"below {_times(bin.high)}"
     if bin.high is None:
-        return f"from {_times(bin.low)} on"
-    return f"{_times(bin.low)} to {_times(bin.high)}"
+        return f"from {_times(_low(bin))} on"
+    below = _times(bin.high)
+    return f"below {below}" if bin.low is None else f"{_times(bin.low)} to {below}"

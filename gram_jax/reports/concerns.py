@@ -71,11 +71,11 @@ def of_source(source: Source) -> Iterator[str]:
     if pairs.ties > MANY_TIES:
         yield f"{percent(pairs.ties)} of the pairs are ties, which count as wrong."
     if pairs.ece > UNCALIBRATED:
-        yield _uncalibrated(source)
+        yield _uncalibrated(source, pairs.ece)
 
 
-def _uncalibrated(source: Source) -> str:
-    sentence = f"Its probabilities are off by {number(source.pairs.ece, 2)} on average (ECE)"
+def _uncalibrated(source: Source, ece: float) -> str:
+    sentence = f"Its probabilities are off by {number(ece, 2)} on average (ECE)"
     fitted = source.calibration and source.calibration.temperature
     if not fitted:
         return sentence + ": read them as an order, not as probabilities."

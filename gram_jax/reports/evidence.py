@@ -274,7 +274,9 @@ class Evidence:
     @property
     def about(self) -> Evaluation | Attacks:
         """One of them, for what both say: model, judge, settings, version."""
-        return self.evaluation or self.attack
+        found = self.evaluation or self.attack
+        assert found is not None
+        return found
 
 
 _File = TypeVar("_File", Evaluation, Attacks)
@@ -304,7 +306,7 @@ def _read_folder(folder: Path) -> Evidence:
             + ("" if folder.is_dir() else " (there is no such folder)")
             + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
         )
-    if len({(one.model, one.judge) for one in found}) > 1:
+    if evaluation and attack and len({(one.model, one.judge) for one in found}) > 1:
         raise ReportError(
             f"{folder}: {EVALUATION} is of {evaluation.model} (judge {evaluation.judge[:12]}), {ATTACK} of "
             f"{attack.model} (judge {attack.judge[:12]}). Keep each model's results in a folder of its own"

@@ -17,7 +17,7 @@ from gram_jax.reports.document import (
     Section,
     Table,
 )
-from gram_jax.reports.evidence import Evidence, Source
+from gram_jax.reports.evidence import Bin, Evidence, Source
 from gram_jax.reports.words import many, visible
 
 SHOWN_HASH = 12  # of a judge's 64 hex digits
@@ -118,6 +118,7 @@ def _of_sources(sources: Mapping[str, Source]) -> Iterable[Block]:
 
 
 _Part = TypeVar("_Part")
+_Bin = TypeVar("_Bin", bound=Bin)
 
 
 def _figures(sources: Mapping[str, Source]) -> Iterable[Figure]:
@@ -136,7 +137,7 @@ def _figures(sources: Mapping[str, Source]) -> Iterable[Figure]:
         yield order_gaps({label: position.histogram for label, position in found.items()})
 
 
-def _filled(bins: Sequence[_Part]) -> list[_Part]:
+def _filled(bins: Sequence[_Bin]) -> list[_Bin]:
     return [bin for bin in bins if bin.n]
 
 

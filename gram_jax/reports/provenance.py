@@ -52,7 +52,7 @@ def find_origin(run: Path | None, base: str | None, license: str | None, judge: 
     run: of its last stage; judge: hash of the model's judge. base and license, where given, go before what is found.
     Raises ReportError for a folder that is no run, or the run of another judge.
     """
-    stages = () if run is None else tuple(_stages(run))
+    stages = [] if run is None else list(_stages(run))
     if run is not None and (taught := stages[-1].info.get("judge")) not in (None, judge):
         raise ReportError(
             f"{run} taught a judge that is asked in another way (judge {taught[:12]}, the model's is {judge[:12]}): "
@@ -62,7 +62,7 @@ def find_origin(run: Path | None, base: str | None, license: str | None, judge: 
     card = {} if start is None else read_front_matter(Path(start).expanduser() / CARD)
     found = base or _hub_name(start) or _one(card.get("base_model"))
     return Origin(
-        stages,
+        tuple(stages),
         found,
         license or _one(card.get("license")) or _known_license(found),
         tuple(

@@ -19,6 +19,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
+from gram_jax.model.execution import AskedCompute
 from gram_jax.plots import plot_best_of
 from gram_jax.rl.policy import Policy
 from gram_jax.rl.rewards import RewardForm, Rewards
@@ -108,7 +109,7 @@ def run_bon(
     temperature: float,
     top_p: float,
     seed: int,
-    compute: str = "auto",
+    compute: AskedCompute = "auto",
     console: Console,
 ) -> dict[str, Any]:
     """Sample, rate, report and draw into a folder. Samples that are there already are taken, not drawn again.
@@ -144,19 +145,19 @@ def run_bon(
         partial = (out / SAMPLES).with_suffix(".partial")
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(out / SAMPLES)
-    rated: dict[str, np.ndarray | None] = {"oracle": None}
+    rated: dict[str, np.ndarray] = {}
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:
             with console.timed(f"rate with the {role}"):
                 rated[role] = rate(Scorer.load(name, compute=compute), prompts, rows)
-    table = best_of(rated["proxy"], rated["oracle"])
+    table = best_of(rated["proxy"], rated.get("oracle"))
     report = {
         "format": 1,
         "settings": settings,
         "judge": judge,
         "oracle": oracle,
         "best_of": table,
-        "rewards": {role: values.tolist() for role, values in rated.items() if values is not None},
+        "rewards": {role: values.tolist() for role, values in rated.items()},
     }
     write_json(out / REPORT, report)
     plot_best_of(table, out / PICTURE, title=f"best of n from {policy}")

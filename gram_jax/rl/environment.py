@@ -9,9 +9,10 @@ import json
 import os
 from functools import cache
 from threading import Lock
+from typing import cast
 
 from gram_jax.errors import DataError
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rewards import Against, As, RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
 
 _LOADING = Lock()
@@ -37,9 +38,9 @@ def _load() -> Rewards:
         raise DataError(
             f"GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number: {error}"
         ) from error
-    form = RewardForm(
-        against=os.environ.get("GRAM_JAX_AGAINST", "reference"),
-        as_=os.environ.get("GRAM_JAX_AS", "probability"),
+    form = RewardForm(  # which refuses other words than its own
+        against=cast(Against, os.environ.get("GRAM_JAX_AGAINST", "reference")),
+        as_=cast(As, os.environ.get("GRAM_JAX_AS", "probability")),
         references=tuple(references),
         length_penalty=penalty,
     )

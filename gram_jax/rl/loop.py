@@ -6,7 +6,7 @@ the model that the run began with.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax import tree
-from gram_jax.batch import Sequences
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import load_model
@@ -25,21 +24,15 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
 from gram_jax.data.record_types import Prompt
-from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
-from gram_jax.rl.advantages import (
-    divergence_per_token,
-    generalized_advantages,
-    group_advantages,
-    leave_one_out_advantages,
-    whiten,
-)
-from gram_jax.rl.objective import VALUE, RolloutBatch, Views, make_views, rollout_objective
-from gram_jax.rl.policy import Policy, Written
+from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
+from gram_jax.rl.policy import Policy
+from gram_jax.rl.prompts import read_prompts
 from gram_jax.rl.recipe import FREE, RlRecipe, read_rl_recipe, rl_recipe_to_toml
 from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rollout import make_rollout
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.metrics import MetricsWriter, truncate
@@ -103,9 +96,7 @@ class _Learner:
         self.recipe, self.console = recipe, console
         self.folder = Path(recipe.run.folder).expanduser()
         _open(self.folder, recipe)
-        self.place = placement or make_placement(
-            recipe.mesh.sizes, between=recipe.mesh.between_sizes
-        )
+        self.place, judges = (placement, placement) if placement else _placements(recipe)
         unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
         if recipe.rows % (unit * self.place.batch_shards):
             raise RecipeError(
@@ -131,12 +122,20 @@ class _Learner:
         self.policy = Policy(loaded.params, loaded.cfg, loaded.tokenizer, loaded.frame, execution)
         sampling, algorithm = recipe.sampling, recipe.algorithm
         self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
-        self.prompts, self.tokens = self._read(recipe.data.train)
-        self.valid = self._read(recipe.data.valid)[0] if recipe.data.valid else self.prompts
+        read = partial(
+            read_prompts,
+            policy=self.policy,
+            schema=recipe.data.schema,
+            longest=sampling.prompt_length,
+            limit=recipe.data.limit,
+            console=console,
+        )
+        self.prompts = read(recipe.data.train)
+        self.valid = read(recipe.data.valid) if recipe.data.valid else self.prompts
         self.judge = None
         if reward is None:
             self.judge = Scorer.load(
-                recipe.reward.judge, compute=recipe.execution.compute, placement=self.place
+                recipe.reward.judge, compute=recipe.execution.compute, placement=judges
             )
             reward = self._judged(self.judge)
         self.reward = reward
@@ -174,7 +173,9 @@ class _Learner:
         self._write_model()
         with (
             StopRequest(Member()) as stop,
-            Checkpoints(self.folder / "checkpoints", keep=saves.keep) as checkpoints,
+            Checkpoints(
+                self.folder / "checkpoints", keep=saves.keep, keep_every=saves.keep_every
+            ) as checkpoints,
         ):
             newest = checkpoints.newest_good(self.console.warn)
             state = self._first(checkpoints, newest)
@@ -216,8 +217,9 @@ class _Learner:
 
     def _step(self, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         recipe, sampling = self.recipe, self.recipe.sampling
-        chosen = self._draw(number)
-        asked = [self.prompts[at] for at in chosen for _ in range(sampling.group)]
+        chosen = self.prompts.draw(sampling.prompts, number, recipe.run.seed)
+        once = [self.prompts.prompts[at] for at in chosen]
+        asked = [prompt for prompt in once for _ in range(sampling.group)]
         policy = self.policy.with_params(_weights(state.params))
         written = policy.write(
             asked,
@@ -228,16 +230,23 @@ class _Learner:
         )
         greedy = None
         if recipe.reward.against == "greedy":
-            plain = policy.write(
-                [self.prompts[at] for at in chosen], new=sampling.new, temperature=0
-            ).texts
+            plain = policy.write(once, new=sampling.new, temperature=0).texts
             greedy = [text for text in plain for _ in range(sampling.group)]
         rewards = np.array(self.reward(asked, written.texts, greedy), np.float32)
         if rewards.shape != (recipe.rows,) or not np.isfinite(rewards).all():
             raise DataError(
                 f"the reward function gave {rewards.shape} for {recipe.rows} responses, or values that are not finite"
             )
-        batch, figures = self._batch(state, [self.tokens[at] for at in chosen], written, rewards)
+        batch, figures = make_rollout(
+            recipe.algorithm,
+            [self.prompts.tokens[at] for at in chosen],
+            written.samples,
+            rewards,
+            width=self.width,
+            policy=partial(self.views, state.params),
+            start=partial(self.views, self.reference),
+            place=self.place,
+        )
         sums: dict[str, list[float]] = {}
         for part in self._parts(batch, number):
             state, metrics = self.update(state, {}, part)
@@ -250,53 +259,7 @@ class _Learner:
             )
         return state, means | figures
 
-    def _batch(
-        self,
-        state: TrainState,
-        prompts: Sequence[np.ndarray],
-        written: Written,
-        rewards: np.ndarray,
-    ) -> tuple[RolloutBatch, dict[str, float]]:
-        """What is learned from, and what is worth knowing of it."""
-        algorithm, group = self.recipe.algorithm, self.recipe.sampling.group
-        repeated = [tokens for tokens in prompts for _ in range(group)]
-        seqs, targets, mask, last = _rows(repeated, written, self.width)
-        seqs = Sequences(*(self.place.constrain(jnp.asarray(x), "batch", "time") for x in seqs))
-        now: Views = self.views(state.params, seqs, targets)
-        before: Views = self.views(self.reference, seqs, targets)
-        old, reference, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
-        apart = divergence_per_token(old, reference, "k1") * mask
-        score, zero = jnp.asarray(rewards), jnp.zeros_like(mask)
-        returns = zero
-        if algorithm.kind == "ppo":
-            earned = -algorithm.kl * apart
-            earned = earned.at[jnp.arange(len(rewards)), last].add(score)
-            advantages, returns = generalized_advantages(
-                earned, values, mask, discount=algorithm.discount, trace=algorithm.trace
-            )
-            advantages = whiten(advantages, mask)
-        elif algorithm.kind == "rloo":
-            whole = score - algorithm.kl * apart.sum(1)
-            advantages = leave_one_out_advantages(whole.reshape(-1, group)).reshape(-1, 1) * mask
-        else:
-            advantages = group_advantages(score.reshape(-1, group)).reshape(-1, 1) * mask
-        count = float(mask.sum())
-        figures = {
-            "reward": float(rewards.mean()),
-            "reward_std": float(rewards.std()),
-            "min_reward": float(rewards.min()),
-            "max_reward": float(rewards.max()),
-            "kl": float(apart.sum(1).mean()),
-            "entropy": float((now.entropy * mask).sum() / count),
-            "length": float(written.samples.lengths.mean()),
-            "stopped": float(written.samples.stopped.mean()),
-            "num_tokens": count,
-        }
-        return RolloutBatch(
-            seqs, targets, mask, old, reference, advantages, values, returns
-        ), figures
-
-    def _parts(self, batch: RolloutBatch, number: int) -> Sequence[RolloutBatch]:
+    def _parts(self, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
         """The minibatches of all epochs, drawn by (seed, step)."""
         algorithm = self.recipe.algorithm
         draw = np.random.default_rng([self.recipe.run.seed, number, 1])
@@ -310,7 +273,7 @@ class _Learner:
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
         """P(better than what the start writes), greedy against greedy, on held-out prompts."""
-        prompts, new = self.valid[: self.recipe.evaluate.limit], self.recipe.sampling.new
+        prompts, new = self.valid.prompts[: self.recipe.evaluate.limit], self.recipe.sampling.new
         if self.judge is None:
             return {}
         ours = (
@@ -339,32 +302,6 @@ class _Learner:
 
         return reward
 
-    def _read(self, source: str) -> tuple[list[Prompt], list[np.ndarray]]:
-        """The different prompts of a source that are short enough, and their tokens."""
-        data, most = self.recipe.data, self.recipe.sampling.prompt_length
-        records, _ = read_records(
-            source, source_kind(source, schema=data.schema), schema=data.schema
-        )
-        prompts = list(dict.fromkeys(record.prompt for record in records))
-        tokens = [self.policy.encode(prompt) for prompt in prompts]
-        kept = [at for at, ids in enumerate(tokens) if len(ids) <= most][: data.limit]
-        if not kept:
-            raise DataError(f"{source}: none of {len(prompts)} prompts has at most {most} tokens")
-        if len(kept) < len(prompts):
-            self.console.say(f"{source}: {len(kept):,} of {len(prompts):,} prompts are taken")
-        return [prompts[at] for at in kept], [tokens[at] for at in kept]
-
-    def _draw(self, number: int) -> list[int]:
-        """Which prompts a step takes: every prompt once before any comes again."""
-        size, count = self.recipe.sampling.prompts, len(self.prompts)
-        places = range(number * size, (number + 1) * size)
-        seed = self.recipe.run.seed
-        orders = {
-            turn: np.random.default_rng([seed, turn]).permutation(count)
-            for turn in {place // count for place in places}
-        }
-        return [int(orders[place // count][place % count]) for place in places]
-
     def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
         if newest is not None:
             return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
@@ -382,6 +319,20 @@ class _Learner:
         (model / "config.json").write_text(text, encoding="utf-8")
         self.policy.tokenizer.save_pretrained(model)
         write_manifest(model)
+
+
+def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
+    """The policy's and the judge's: one mesh, or the last devices for the judge, a part of its batch on each."""
+    devices, apart = jax.devices(), recipe.reward.devices
+    if apart >= len(devices):
+        raise RecipeError(
+            f"[reward] devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
+        )
+    sizes, between = recipe.mesh.sizes, recipe.mesh.between_sizes
+    policy = make_placement(sizes, between=between, devices=devices[: len(devices) - apart])
+    if not apart:
+        return policy, policy
+    return policy, make_placement({"data": -1}, devices=devices[-apart:])
 
 
 def _open(folder: Path, recipe: RlRecipe) -> None:
@@ -412,26 +363,6 @@ def _leaves_of(recipe: RlRecipe) -> dict[str, Any]:
 
     found = tree.flatten(tomllib.loads(rl_recipe_to_toml(recipe)))
     return {key.replace("/", "."): value for key, value in found.items()}
-
-
-def _rows(
-    prompts: Sequence[np.ndarray], written: Written, width: int
-) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:
-    """Prompts and responses from the left: sequences, targets i32 [B, T], mask f32 [B, T], the last written column."""
-    count = len(prompts)
-    tokens, targets = np.zeros((count, width), np.int32), np.zeros((count, width), np.int32)
-    mask, segments = np.zeros((count, width), np.float32), np.zeros((count, width), np.int32)
-    last = np.zeros(count, np.int32)
-    for row, prompt in enumerate(prompts):
-        length = int(written.samples.lengths[row])
-        whole = np.concatenate([prompt, written.samples.tokens[row, :length]])
-        tokens[row, : len(whole)] = whole
-        targets[row, : len(whole) - 1] = whole[1:]
-        mask[row, len(prompt) - 1 : len(whole) - 1] = 1
-        segments[row, : len(whole)] = 1
-        last[row] = len(whole) - 2
-    positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
-    return Sequences(tokens, positions, segments), targets, mask, last
 
 
 def _weights(params: Tree) -> Tree:

@@ -20,7 +20,7 @@ def reward_func(
     labels: the references, where the form compares with such. A response is the query without its prompt and without
     the policy's end tokens.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  (the trainer brings it)
 
     rewards = rewards_from_environment()
     responses = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]

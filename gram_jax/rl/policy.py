@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from gram_jax.data.templates import show_turns, turns
 from gram_jax.data.tokens import text_encoder
 from gram_jax.errors import DataError
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.programs import keep_compiled_programs
 from gram_jax.rl.sampler import Samples, sample
 from gram_jax.scoring.scorer import compute_type
@@ -44,18 +44,20 @@ class Policy:
         cls,
         name: str | Path,
         *,
-        compute: Literal["auto", "float32", "bfloat16"] = "auto",
+        compute: AskedCompute = "auto",
         placement: Placement | None = None,
         system: str | None = None,
     ) -> "Policy":
         """A model by name, as everywhere; system as in a judge's specification (None: the chat format's own)."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        compute = compute_type(compute, placement)
+        number_format = compute_type(compute, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
-        _, params = load_model(name, placement, compute)
-        return cls(params, cfg, tokenizer, frame, Execution(compute, "auto", "none", placement))
+        _, params = load_model(name, placement, number_format)
+        return cls(
+            params, cfg, tokenizer, frame, Execution(number_format, "auto", "none", placement)
+        )
 
     @property
     def stops(self) -> tuple[int, ...]:

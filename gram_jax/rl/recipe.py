@@ -19,6 +19,7 @@ from gram_jax.config import (
     Mesh,
     Optimizer,
     Positive,
+    check_saves,
     plain_values,
     read_values,
     validated,
@@ -31,80 +32,110 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class RlRun:
-    """folder: of the run; steps: rounds of sampling and learning."""
+    """How long, where to, and the seed of everything random."""
 
     folder: Annotated[str, Field(min_length=1)]
+    """where everything of the run goes"""
     seed: Count
+    """of prompts, samples and minibatches"""
     steps: Positive
+    """rounds of sampling and learning"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class PolicyStart:
-    """start: the model that learns, which is also the frozen reference; dtype: of its master weights."""
+    """The model that learns, which is also the frozen reference."""
 
     start: Annotated[str, Field(min_length=1)]
+    """a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"""
     dtype: Dtype
+    """of its master weights"""
     system: str | None = None
+    """the system turn: absent leaves it to the chat format, "" drops it, text replaces it"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Reward:
-    """judge: whose verdicts are the reward. against: "greedy", the policy's own greedy response (the paper's), or
-    "group" or "circle" among the responses to a prompt; as_: see rl/rewards.py.
-    """
+    """What a response is worth (docs/rewards.md)."""
 
     judge: Annotated[str, Field(min_length=1)]
+    """the model whose verdicts are the reward"""
     against: Literal["greedy", "group", "circle"] = "greedy"
+    """what a response is compared with: the policy's own "greedy" response (the paper's), or others to the prompt"""
     as_: Literal["probability", "log_odds"] = "probability"
+    """of being better"""
     length_penalty: NotNegative = 0.0
+    """taken off for every 1,000 characters"""
+    devices: Count = 0
+    """so many, the last ones, are the judge's alone; 0: it lies on the policy's mesh"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Prompts:
-    """train: a source whose prompts are taken; valid: of the win rate against the start, by default the train set's."""
+    """Where prompts come from: pairs or candidates, of which the prompts are taken."""
 
     train: Annotated[str, Field(min_length=1)]
+    """a source of prompts to learn from"""
     valid: str | None = None
+    """a source of prompts for the win rate against the start; by default the training prompts"""
     schema: str = "auto"
+    """form of the rows; "auto" looks at their fields"""
     limit: Positive | None = None
+    """at most so many prompts"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """prompts: of a step; group: responses to each; prompt_length, new: most tokens (longer prompts are left out)."""
+    """What a step writes."""
 
     prompts: Positive
+    """of a step"""
     group: Positive
+    """responses to each prompt"""
     prompt_length: Positive
+    """most tokens of a prompt; longer ones are left out"""
     new: Positive
+    """most tokens of a response"""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """of the distribution that is sampled from"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Algorithm:
-    """kind: "ppo" with a critic and GAE, "grpo" or "rloo". epochs, minibatches: of every step's rows. kl: weight of the
-    divergence from the start: of rewards in ppo and rloo, of the loss in grpo.
-    """
+    """How the policy learns from a step (docs/rl.md)."""
 
     kind: Literal["ppo", "grpo", "rloo"]
+    """how: "ppo" with a critic and GAE, or "grpo" or "rloo" with the group as the baseline"""
     epochs: Positive = 1
+    """passes over a step's responses"""
     minibatches: Positive = 1
+    """updates of the weights in a pass"""
     microbatches: Positive = 1
+    """parts that an update is computed in, one after the other, to need less memory"""
     clip: Share = 0.2
+    """how far the ratio to the policy that wrote may move from 1"""
     kl: NotNegative = 0.05
+    """weight of the divergence from the start: of rewards in ppo and rloo, of the loss in grpo"""
     discount: Share = 1.0
+    """gamma of GAE"""
     trace: Share = 0.95
+    """lambda of GAE"""
     value: NotNegative = 0.5
+    """weight of the critic's loss"""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """how far the critic's value may move"""
     entropy: NotNegative = 0.0
+    """weight of the bonus for entropy"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Winning:
-    """every: steps between win rates against the start (0: only at the end); limit: prompts."""
+    """Win rates of greedy responses against the start's."""
 
     every: Count = 0
+    """steps between them; 0: only at the end"""
     limit: Positive = 32
+    """prompts"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -135,7 +166,14 @@ class RlRecipe:
 
 
 # What may differ in a continuation.
-FREE = ("run.folder", "algorithm.microbatches", "mesh.", "evaluate.", "checkpoint.")
+FREE = (
+    "run.folder",
+    "algorithm.microbatches",
+    "mesh.",
+    "evaluate.",
+    "checkpoint.",
+    "reward.devices",
+)
 
 
 def read_rl_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RlRecipe:
@@ -163,6 +201,8 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
         yield f"[sampling] group = {sampling.group}: {algorithm.kind} compares within groups of at least 2"
     if reward.against != "greedy" and sampling.group < 2:
         yield f'[sampling] group = {sampling.group}: against = "{reward.against}" needs at least 2'
+    if problem := check_saves(recipe.checkpoint):
+        yield problem
     unit = algorithm.minibatches * algorithm.microbatches
     if recipe.rows % unit:
         yield (

@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.rl.texts import completion_of, prompt_of
 from gram_jax.scoring.contests import Contest
-from gram_jax.scoring.scorer import PairScore, Scorer, pair_score
+from gram_jax.scoring.ranking import Ranking
+from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
 
 Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -25,11 +26,25 @@ REMEMBERED = 1024  # prompts whose earlier responses are kept for those that arr
 EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)
 
 
+class Judge(Protocol):
+    """What rewards ask: a Scorer, or a server's client of one."""
+
+    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+        """As Scorer.score_many."""
+        ...
+
+    def rank_many(
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+    ) -> Iterable[Ranking]:
+        """As Scorer.rank_many."""
+        ...
+
+
 @dataclass(frozen=True)
 class RewardForm:
     """What a reward is.
 
-    against: "group", all other responses of the prompt; "circle", the next one of the group alone, n comparisons in
+    against: "group", all other responses of the prompt; "circle", its two neighbours in the group, n comparisons in
     place of n (n - 1) / 2; "reference", given texts. as_: "probability" of being better, a mean over what is compared
     with; "log_odds", the mean log-odds; "normalised", log-odds with mean 0 and deviation 1 in the group. references:
     texts that all responses are compared with, where a call gives none. length_penalty: taken off for every 1,000
@@ -59,12 +74,13 @@ class RewardForm:
 class Rewards:
     """A judge's rewards in one form. May be called from several threads: calls take turns.
 
+    >>> from gram_jax import Scorer
     >>> judge = Scorer.load("tiny-random")
     >>> Rewards(judge, RewardForm("reference")).of(["Hi"], ["Hello."], ["Hello."])
     [0.5]
     """
 
-    def __init__(self, scorer: Scorer, form: RewardForm | None = None, *, warn: bool = True):
+    def __init__(self, scorer: Judge, form: RewardForm | None = None, *, warn: bool = True):
         self.scorer, self.form = scorer, form or RewardForm()
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.batch import Sequences
+from gram_jax.batch import Array, Sequences
 from gram_jax.errors import DataError
 from gram_jax.model.attention import attention
 from gram_jax.model.config import ModelConfig
@@ -40,16 +40,16 @@ class Samples(NamedTuple):
     [R], whether it ended by one.
     """
 
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    lengths: np.ndarray
-    stopped: np.ndarray
+    tokens: Array
+    logprobs: Array
+    lengths: Array
+    stopped: Array
 
 
 def sample(
     params: Tree,
     cfg: ModelConfig,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     execution: Execution,
     *,
     new: int,
@@ -102,7 +102,11 @@ def sample(
 
 
 def _check(
-    cfg: ModelConfig, prompts: Sequence[Sequence[int]], new: int, temperature: float, top_p: float
+    cfg: ModelConfig,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    new: int,
+    temperature: float,
+    top_p: float,
 ) -> None:
     if new < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise DataError(
@@ -261,8 +265,8 @@ def _advance(
                 for part, one in zip(cache, (k, v), strict=True)
             )
         )
-        own = (jax.lax.dynamic_index_in_dim(part, number, 0, keepdims=False) for part in cache)
-        mixed = _look_back(q, *own, seen)
+        k, v = (jax.lax.dynamic_index_in_dim(part, number, 0, keepdims=False) for part in cache)
+        mixed = _look_back(q, k, v, seen)
         return (finish_layer(x, mixed, w, cfg, execution), cache), None
 
     numbers = jnp.arange(cache.keys.shape[0])

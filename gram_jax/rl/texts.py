@@ -92,7 +92,7 @@ def _unwrapped(text: str) -> Prompt | None:
 def _turns(text: str) -> Prompt | None:
     for start, end in _FORMATS:
         found = re.findall(rf"{start}(.*?)(?:{end}|\Z)", text, flags=re.DOTALL)
-        turns = tuple(Message(_ROLE.get(role, role), said) for role, said in found)
+        turns = tuple(Message(_ROLE.get(role) or role, said) for role, said in found)
         if turns and all(turn.role in ROLES for turn in turns):
             return turns
     return None
@@ -109,8 +109,8 @@ def _messages(value: Any) -> Sequence[Any]:
 def _message(turn: Any) -> Message:
     if isinstance(turn, Message):
         return turn
-    content = turn.get("content") if isinstance(turn, Mapping) else None
-    role = turn.get("role", "assistant") if isinstance(turn, Mapping) else None
+    given = turn if isinstance(turn, Mapping) else {}
+    content, role = given.get("content"), str(given.get("role", "assistant"))
     if isinstance(content, Sequence) and not isinstance(
         content, str
     ):  # parts, as in multimodal chats

@@ -101,7 +101,7 @@ class GroupJudge:
                 f"expected two completions for each of {len(prompts)} prompts, found {wrong or len(pairs)}"
             )
         triples = [
-            (prompt_of(prompt), *map(completion_of, pair))
+            (prompt_of(prompt), completion_of(pair[0]), completion_of(pair[1]))
             for prompt, pair in zip(prompts, pairs, strict=True)
         ]
         return [score.first for score in self.judge.score_many(triples)]

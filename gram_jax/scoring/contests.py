@@ -69,7 +69,8 @@ class Entry:
 
     def _send(self, gaps: list[float] | None) -> None:
         try:
-            self._asked = self._tournament.send(gaps)
+            going = self._tournament
+            self._asked = next(going) if gaps is None else going.send(gaps)
         except StopIteration as over:
             self.ranking = over.value.of_texts(self._given)._replace(shortened=self._shortened)
 

@@ -12,6 +12,7 @@ from gram_jax import tree
 from gram_jax.console import Console, Progress
 from gram_jax.data.records import (
     Kind,
+    Preference,
     Record,
     RecordStream,
     UnlabeledPair,
@@ -212,7 +213,7 @@ def _beginning(number: int, record: Record) -> dict[str, Any]:
     return {"id": record.id, "row": number, "source": record.source}
 
 
-def _score_columns(record: Record, score: PairScore) -> dict[str, Any]:
+def _score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict[str, Any]:
     if isinstance(record, UnlabeledPair):
         row = {"score_first": score.first, "score_second": score.second}
     elif record.tie:

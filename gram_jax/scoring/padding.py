@@ -23,7 +23,7 @@ def padded_lengths(max_length: int) -> tuple[int, ...]:
     return (*sorted(step for step in steps if step < last), last)
 
 
-def pad_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], rows: int, length: int) -> PairBatch:
+def pad_pairs(pairs: Sequence[Sequence[np.ndarray]], rows: int, length: int) -> PairBatch:
     """A PairBatch of `rows` pairs padded to `length`; rows beyond the given ones repeat the last."""
     tokens = np.zeros((rows, 2, length), np.int32)
     segments = np.zeros((rows, 2, length), np.int32)

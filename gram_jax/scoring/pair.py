@@ -27,6 +27,19 @@ def score_pair(
 
     pair.seqs: i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at: i32 [B, O].
     Returns f32 [B, 2], rows summing to 1.
+
+    >>> import numpy as np
+    >>> from gram_jax import load_model
+    >>> from gram_jax.sharding import make_placement
+    >>> one_device = make_placement({}, devices=jax.devices()[:1])
+    >>> cfg, params = load_model("tiny-random", one_device, "float32")
+    >>> tokens = np.array([[[5, 9, 2], [9, 5, 2]]])                # B = 1 pair, O = 2 orders, T = 3
+    >>> seqs = Sequences(tokens, np.arange(3) + 0 * tokens, np.ones_like(tokens))
+    >>> pair = PairBatch(seqs, verdict_at=np.array([[2, 2]]))
+    >>> run = Execution("float32", "blocked", "none", one_device)
+    >>> scores = score_pair(params, cfg, pair, (65, 66), run)      # 65 and 66 answer "first" and "second"
+    >>> scores.shape, round(float(scores.sum()), 6)
+    ((1, 2), 1.0)
     """
     return pair_scores(pair_logits(params, cfg, pair, label_ids, execution))
 

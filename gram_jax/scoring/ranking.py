@@ -10,7 +10,6 @@ from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from gram_jax.errors import JudgeError
@@ -51,18 +50,19 @@ class Ranking(NamedTuple):
 
     def of_texts(self, at: Sequence[int]) -> "Ranking":
         """The ranking of texts, the k-th of which is response at[k] of this one; equal ones keep their order."""
-        at = np.asarray(at)
+        taken = np.asarray(at)
         place = np.argsort(self.order)
         return self._replace(
-            order=np.argsort(place[at], kind="stable").tolist(),
-            strengths=self.strengths[at],
-            errors=None if self.errors is None else self.errors[at],
-            margins=self.margins[np.ix_(at, at)],
-            gaps=self.gaps[np.ix_(at, at)],
+            order=np.argsort(place[taken], kind="stable").tolist(),
+            strengths=self.strengths[taken],
+            errors=None if self.errors is None else self.errors[taken],
+            margins=self.margins[np.ix_(taken, taken)],
+            gaps=self.gaps[np.ix_(taken, taken)],
         )
 
 
 Tournament = Generator[list[Match], Sequence[float], Ranking]
+Rounds = Generator[list[Match], Sequence[float], None]  # of a tournament, by one of its methods
 
 
 def tournament(
@@ -138,7 +138,7 @@ class _Record:
         self.rounds = self.comparisons = 0
         self._lead = np.zeros(count, int)  # how much more often shown first than second
 
-    def meet(self, pairs: Iterable[Match]) -> Generator[list[Match], Sequence[float], None]:
+    def meet(self, pairs: Iterable[Match]) -> Rounds:
         """Have these pairs compared, as far as they were not."""
         asked: dict[Match, None] = {}
         for i, j in pairs:
@@ -207,11 +207,11 @@ class _Record:
         return i, j
 
 
-def _round_robin(record: _Record, all_: list[int]) -> Generator:
+def _round_robin(record: _Record, all_: list[int]) -> Rounds:
     yield from record.meet(combinations(all_, 2))
 
 
-def _groups(record: _Record, alive: list[int]) -> Generator:
+def _groups(record: _Record, alive: list[int]) -> Rounds:
     while True:
         many = -(-len(alive) // GROUP)
         # Neighbours come from one group, where they have met.
@@ -227,7 +227,7 @@ def _upper_half(strengths: np.ndarray) -> list[int]:
     return order_of(strengths)[: -(-len(strengths) // 2)]
 
 
-def _knockout(record: _Record, alive: list[int]) -> Generator:
+def _knockout(record: _Record, alive: list[int]) -> Rounds:
     while len(alive) > 1:
         pairs = list(zip(alive[::2], alive[1::2], strict=False))
         yield from record.meet(pairs)
@@ -236,7 +236,7 @@ def _knockout(record: _Record, alive: list[int]) -> Generator:
         alive = [j if margins[j, i] > 0 else i for i, j in pairs] + rest
 
 
-def _linear(record: _Record, all_: list[int]) -> Generator:
+def _linear(record: _Record, all_: list[int]) -> Rounds:
     best = all_[0] if all_ else 0
     for challenger in all_[1:]:
         yield from record.meet([(best, challenger)])
@@ -244,7 +244,7 @@ def _linear(record: _Record, all_: list[int]) -> Generator:
             best = challenger
 
 
-METHODS: dict[str, Callable[[_Record, list[int]], Generator]] = {
+METHODS: dict[str, Callable[[_Record, list[int]], Rounds]] = {
     "groups": _groups,
     "round_robin": _round_robin,
     "bradley_terry": _round_robin,
@@ -261,6 +261,8 @@ def bradley_terry(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     jackknife over pairs, to first order (both orders of a pair are one observation), and right within a tenth of
     themselves from 4 responses on. nan where the fit is exact, so that nothing tells how sure it is.
     """
+    from scipy.optimize import minimize  # 0.4 s, for one method of six
+
     count = len(gaps)
     first, second = np.nonzero(~np.isnan(gaps))
     pair = np.minimum(first, second) * count + np.maximum(first, second)

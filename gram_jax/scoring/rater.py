@@ -23,7 +23,7 @@ from gram_jax.errors import JudgeError
 from gram_jax.judge import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_at, hidden_states
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.objectives import scalar_reward
 from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.core import PADDED
@@ -60,17 +60,17 @@ class Rater:
 
     @classmethod
     def load(
-        cls, name: str | Path, *, compute: str = "auto", placement: Placement | None = None
+        cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
     ) -> "Rater":
         """The model of a run of stage rank; compute as for a Scorer. Raises JudgeError where it is of another stage."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        compute = compute_type(compute, placement)
+        number_format = compute_type(compute, placement)
         spec = load_spec(name)
         if spec is None:
             raise JudgeError(f"{name} carries no judge.json: expected a run of stage rank")
-        cfg, params = load_model(name, placement, compute)
-        execution = Execution(compute, "auto", "none", placement, packed=False)
+        cfg, params = load_model(name, placement, number_format)
+        execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
     def rate(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
@@ -132,7 +132,9 @@ def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
 def is_baseline(name: str | Path) -> bool:
     """Whether a model's name is that of a run of stage rank, which a Rater reads."""
     source = resolve_model(name)
-    return source.kind == "run" and read_info(source.path).get("stage") == "rank"
+    if source.kind != "run" or source.path is None:
+        return False
+    return read_info(source.path).get("stage") == "rank"
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))

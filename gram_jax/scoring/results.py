@@ -17,7 +17,7 @@ from gram_jax.console import Console, Progress
 from gram_jax.data.records import Record
 from gram_jax.errors import DataError
 
-Numbered = tuple[int, Record]  # a record and the number of its row
+Numbered = tuple[int, Any]  # the number of a row, and its record
 # An interruption costs at most about so much work. How many records are worked on together changes nothing in their
 # results, so the number follows from the speed.
 WRITE_SECONDS = 30.0

@@ -19,7 +19,7 @@ from gram_jax.data.encode import Encoded, Prompt, encode_comparisons
 from gram_jax.errors import JudgeError
 from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.int8 import to_int8
 from gram_jax.programs import keep_compiled_programs
 from gram_jax.scoring.contests import Contest, Entry
@@ -42,6 +42,10 @@ class PairScore(NamedTuple):
     margin: log-odds of the first, the mean over both orders of the difference of the label logits.
     order_gap: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
     shortened: the texts did not fit the token budget and were cut inside the responses.
+
+    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, order_gap=0.05, shortened=False)
+    >>> score.swapped()
+    PairScore(first=0.25, second=0.75, margin=-1.1, order_gap=0.05, shortened=False)
     """
 
     first: float
@@ -58,10 +62,14 @@ class PairScore(NamedTuple):
 class Scorer:
     """A judge that reads text.
 
-    >>> judge = Scorer.load("tiny-random")
+    >>> judge = Scorer.load("tiny-random")     # random weights: what it says means nothing
     >>> score = judge.score("Name a prime.", "Seven.", "Nine.")
     >>> round(score.first + score.second, 6)
     1.0
+    >>> judge.score("Name a prime.", "Nine.", "Seven.") == score.swapped()
+    True
+    >>> sorted(judge.rank("Name a prime.", ["Seven.", "Nine.", "Ten."]).order)   # best first, but for sorted
+    [0, 1, 2]
     """
 
     def __init__(
@@ -117,7 +125,7 @@ class Scorer:
         cls,
         name: str | Path,
         *,
-        compute: Literal["auto", "float32", "bfloat16"] = "auto",
+        compute: AskedCompute = "auto",
         weights: Weights = "auto",
         max_length: int | None = None,
         tokens_per_call: int | None = None,
@@ -137,7 +145,7 @@ class Scorer:
         """
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        compute = compute_type(compute, placement)
+        number_format = compute_type(compute, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         spec = spec or load_spec(name)
         if spec is None:
@@ -156,13 +164,20 @@ class Scorer:
         check_tokenizer(spec, tokenizer)
         _check_budget(spec, cfg)
         cfg, params = load_model(
-            name, placement, compute if weights in ("auto", "int8") else weights
+            name, placement, number_format if weights in ("auto", "int8") else weights
         )
         if weights == "int8":
             params = to_int8(params)
-        execution = Execution(compute, "auto", "none", placement, packed=False)
-        sizes = {"tokens_per_call": tokens_per_call, "method": method}
-        return cls(params, cfg, tokenizer, spec, execution, **sizes)
+        execution = Execution(number_format, "auto", "none", placement, packed=False)
+        return cls(
+            params,
+            cfg,
+            tokenizer,
+            spec,
+            execution,
+            tokens_per_call=tokens_per_call,
+            method=method,
+        )
 
     def warm_up(self, *, rankings: bool = False) -> None:
         """Compile before the first call what scoring pairs needs, and what ranking needs besides."""
@@ -192,11 +207,11 @@ class Scorer:
         # The next window is tokenized while the device works on this one.
         with ThreadPoolExecutor(1) as ahead:
             following = next(windows, None)
-            pending = following and ahead.submit(self._encode, following)
+            pending = ahead.submit(self._encode, following) if following else None
             while pending:
                 encoded = pending.result()
                 following = next(windows, None)
-                pending = following and ahead.submit(self._encode, following)
+                pending = ahead.submit(self._encode, following) if following else None
                 yield from self._score(encoded, progress)
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
@@ -245,7 +260,7 @@ class Scorer:
                 ready = len(entries) - len(active)
                 self._play(active)
             progress(len(entries) - ready)
-            yield from (entry.ranking for entry in entries)
+            yield from (entry.ranking for entry in entries if entry.ranking is not None)
 
     def _play(self, entries: Sequence[Entry]) -> None:
         """One round of every tournament."""
@@ -301,7 +316,7 @@ class Scorer:
         self.shortened += cut
 
 
-def compute_type(asked: str, placement: Placement) -> str:
+def compute_type(asked: AskedCompute, placement: Placement) -> Compute:
     """ "auto" is float32 on a CPU and bfloat16 elsewhere."""
     if asked != "auto":
         return asked
@@ -327,21 +342,21 @@ def _is_turned(first: str, second: str) -> bool:
     return isinstance(first, str) and isinstance(second, str) and second < first
 
 
-def pair_score(gap: np.float32, other: np.float32, shortened: bool) -> PairScore:
+def pair_score(gap: float | np.floating, other: float | np.floating, shortened: bool) -> PairScore:
     """From the label logits' difference as given and with the responses exchanged.
 
     The larger probability is rounded to float32 and the smaller one is what is left of 1: both sum
     to exactly 1, and exchanging the responses exchanges them bit for bit.
     """
-    gap, other = float(gap), float(other)
-    leaning = np.tanh(gap / 2), np.tanh(other / 2)  # towards whatever was shown first
+    here, there = float(gap), float(other)
+    leaning = np.tanh(here / 2), np.tanh(there / 2)  # towards whatever was shown first
     lead = (leaning[0] - leaning[1]) / 4
     high = float(np.float32(0.5 + abs(lead)))
     first, second = (high, 1 - high) if lead >= 0 else (1 - high, high)
     return PairScore(
         first=first,
         second=second,
-        margin=(gap - other) / 2,
+        margin=(here - there) / 2,
         order_gap=float(leaning[0] + leaning[1]) / 2,
         shortened=shortened,
     )

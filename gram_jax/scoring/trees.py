@@ -208,8 +208,8 @@ def _call(rows: Sequence[_Row], shape: ForestShape) -> Call:
     forest = Forest(tokens, positions, until, used, keys, reach, verdict_at)
     nodes = [node for row in rows for node in row.nodes]
     sizes = [len(node.tokens) for node in nodes]
-    seen = sum(n.start * size + pairs_seen(size) for n, size in zip(nodes, sizes, strict=True))
-    return Call(forest, found, sum(sizes), seen, sum(row.asked for row in rows))
+    pairs = sum(n.start * size + pairs_seen(size) for n, size in zip(nodes, sizes, strict=True))
+    return Call(forest, found, sum(sizes), pairs, sum(row.asked for row in rows))
 
 
 def pairs_seen(tokens: int) -> int:

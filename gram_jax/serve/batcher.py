@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gram_jax.data.record_types import Prompt
+from gram_jax.data.encode import Prompt
 from gram_jax.scoring.contests import Contest
 from gram_jax.scoring.ranking import Ranking
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
 
 PATIENCE = 0.002  # seconds that the first of a batch waits for others
 SMOOTH = 0.9  # of the measured speed, from batch to batch
@@ -179,9 +179,9 @@ class Client:
     def __init__(self, batcher: Batcher, deadline: float):
         self.batcher, self.deadline = batcher, deadline
 
-    def score_many(self, triples: Sequence[tuple[Prompt, str, str]]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
         """As Scorer.score_many."""
-        return self.batcher.pairs(triples, self.deadline)
+        return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
         self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None

@@ -54,6 +54,6 @@ class Cohorts:
         with self._changed:
             while group.rewards is None and group.error is None:
                 self._changed.wait()
-        if group.error is not None:
-            raise group.error
+        if group.rewards is None:
+            raise group.error or RuntimeError("a group without rewards")
         return group.rewards[at], len(group.responses)

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MOST_CHARACTERS = 400_000  # of one text
 MOST_ITEMS = 1024  # of one request
@@ -18,7 +19,16 @@ class Turn(BaseModel):
     content: Text
 
 
-Asked = Annotated[Text | Annotated[list[Turn], Field(min_length=1, max_length=MOST_ITEMS)], Field()]
+def _with_a_question(turns: list[Turn]) -> list[Turn]:
+    if all(turn.role == "assistant" for turn in turns):
+        raise PydanticCustomError("no_question", "expected messages that the assistant answers")
+    return turns
+
+
+Turns = Annotated[
+    list[Turn], Field(min_length=1, max_length=MOST_ITEMS), AfterValidator(_with_a_question)
+]
+Asked = Text | Turns
 Responses = Annotated[list[Text], Field(min_length=1, max_length=MOST_RESPONSES)]
 
 
@@ -112,7 +122,7 @@ class ScoredEvaluation(BaseModel):
 class Compare(BaseModel):
     """A group judge's: one prompt's responses; or one, with the size of its group, that waits for the others."""
 
-    conversation_history: Annotated[list[Turn], Field(min_length=1, max_length=MOST_ITEMS)]
+    conversation_history: Turns
     responses: Responses
     group_size: Annotated[int, Field(ge=1, le=MOST_RESPONSES)] | None = None
 

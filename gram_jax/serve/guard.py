@@ -39,15 +39,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        every = {"registry": self.registry}
-        self.requests = Counter("gram_requests", "answered requests", ("path", "status"), **every)
-        self.seconds = Histogram(
-            "gram_request_seconds", "from first byte to last", ("path",), **every
+        here = self.registry
+        self.requests = Counter(
+            "gram_requests", "answered requests", ("path", "status"), registry=here
         )
-        self.waiting = Gauge("gram_sequences_waiting", "queued or being scored", **every)
-        self.scored = Gauge("gram_sequences_scored", "since the start", **every)
-        self.batches = Gauge("gram_batches", "calls of the judge since the start", **every)
-        self.speed = Gauge("gram_sequences_per_second", "lately", **every)
+        self.seconds = Histogram(
+            "gram_request_seconds", "from first byte to last", ("path",), registry=here
+        )
+        self.waiting = Gauge("gram_sequences_waiting", "queued or being scored", registry=here)
+        self.scored = Gauge("gram_sequences_scored", "since the start", registry=here)
+        self.batches = Gauge("gram_batches", "calls of the judge since the start", registry=here)
+        self.speed = Gauge("gram_sequences_per_second", "lately", registry=here)
 
 
 class Guard:
@@ -107,7 +109,7 @@ class Guard:
                 LOG.info(json.dumps(line))
 
     async def _let_in(self, scope: Message, receive: Receive, send: Send, path: str) -> None:
-        if self._token is not None and path not in OPEN and not self._is_known(scope):
+        if self._token is not None and path not in OPEN and not _is_known(scope, self._token):
             head = [(b"www-authenticate", b"Bearer")]
             await refuse(send, 401, "unauthorized", "expected the server's bearer token", head)
             return
@@ -141,12 +143,6 @@ class Guard:
 
         await self.app(scope, replay, send)
 
-    def _is_known(self, scope: Message) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, token = given.partition(b" ")
-        # Compared as bytes, whole, in a time that does not depend on where they differ.
-        return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
-
     async def _body(self, scope: Message, receive: Receive) -> bytes | None:
         """All of it; None where it is too large, found out before it is read where its length is told."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
@@ -163,6 +159,13 @@ class Guard:
                 return None
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _is_known(scope: Message, token: bytes) -> bool:
+    given: bytes = dict(scope["headers"]).get(b"authorization", b"")
+    kind, _, told = given.partition(b" ")
+    # Compared as bytes, whole, in a time that does not depend on where they differ.
+    return hmac.compare_digest(told.strip(), token) and kind.lower() == b"bearer"
 
 
 async def refuse(

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
@@ -13,8 +14,12 @@ from gram_jax.serve.guard import LOG, Guard
 class _Server(uvicorn.Server):
     """On SIGTERM readiness goes first, then the open requests are answered, then the process ends."""
 
+    def __init__(self, config: uvicorn.Config, service: Any):
+        super().__init__(config)
+        self._service = service
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.loaded_app_service.draining = True
+        self._service.draining = True
         super().handle_exit(sig, frame)
 
 
@@ -34,13 +39,12 @@ def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
         port=port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=grace,
+        timeout_graceful_shutdown=cast(int, grace),  # given to asyncio, which takes fractions
         timeout_keep_alive=30,
         server_header=False,
     )
-    config.loaded_app_service = app.app.state.service
     try:
-        _Server(config).run()
+        _Server(config, app.app.state.service).run()
     except (OSError, SystemExit) as error:
         raise DataError(
             f"the server cannot listen at {host}:{port}: give another --host or --port"

@@ -15,7 +15,7 @@ stands for the full second moment.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def scale_by_compact_adam(
         parts = [jax.tree.map(lambda _, x, i=i: x[i], grads, found) for i in range(5)]
         return parts[0], CompactAdamState(count, *parts[1:])
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
 class _Plain:
@@ -108,7 +108,7 @@ class _Plain:
         """(shape, dtype) of the two arrays that are kept."""
         return (shape, self.dtype), ((0,), jnp.float32)
 
-    def read(self, x: jax.Array, _: jax.Array) -> jax.Array:
+    def read(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         return x.astype(jnp.float32)
 
     def write(self, x: jax.Array, dice: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -212,7 +212,10 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
             seed=recipe.run.seed,
             pack=batch.pack,
         )
-        steps = recipe.run.steps or plan.steps(recipe.run.epochs)
+        steps = recipe.run.steps
+        if steps is None:
+            assert recipe.run.epochs is not None  # reading a recipe has made sure of one of the two
+            steps = plan.steps(recipe.run.epochs)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     console.say(plan.report().to_text())
     examples = examples_fingerprint(plan.examples)

@@ -124,7 +124,8 @@ class TensorBoard:
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        # generated when it is imported
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         self._file.write_event(Event(wall_time=time.time(), **fields))
 
@@ -185,7 +186,7 @@ def check_wandb() -> None:
 
 
 def _start_wandb(folder: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  (an extra)
 
     return wandb.init(
         project="gram_jax",

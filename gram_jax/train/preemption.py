@@ -116,12 +116,11 @@ class Vote:
         if self._alone:
             return None
         mine = next(number for number, name in NAMES.items() if name == self.stop.name)
-        voices = jax.make_array_from_callback(
-            (self._size,),
-            self._spread,
-            lambda at: np.full(len(range(*at[0].indices(self._size))), mine, np.int32),
-        )
-        return self._highest(voices)
+
+        def part(at: Any) -> np.ndarray:
+            return np.full(len(range(*at[0].indices(self._size))), mine, np.int32)
+
+        return self._highest(jax.make_array_from_callback((self._size,), self._spread, part))
 
     def read(self, cast: Any) -> str | None:
         """ "SIGTERM", "Ctrl-C" or None, the same on every process."""

@@ -7,7 +7,7 @@ import optax
 
 from gram_jax.config import Recipe
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import Execution, Remat
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.optimizer import make_schedule
 from gram_jax.train.stages import abstract_frozen, make_objective
@@ -18,7 +18,7 @@ from gram_jax.train.step import make_train_step
 def lower_step(
     recipe: Recipe,
     cfg: ModelConfig,
-    label_ids: Sequence[int],
+    label_ids: tuple[int, int],
     optimizer: optax.GradientTransformation,
     steps: int,
     placement: Placement,
@@ -52,7 +52,7 @@ def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placem
     return make_placement(mesh.sizes, between=mesh.between_sizes, devices=devices)
 
 
-def make_execution(recipe: Recipe, placement: Placement, remat: str) -> Execution:
+def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execution:
     """How the recipe runs the model."""
     wanted = recipe.execution
     return Execution(wanted.compute, wanted.attention, remat, placement, packed=recipe.packed)

@@ -12,7 +12,8 @@ from gram_jax.checkpoint.models import SCORE, load_model
 from gram_jax.config import Recipe, Source
 from gram_jax.data.examples import Examples
 from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
-from gram_jax.data.records import Record, read_sources
+from gram_jax.data.record_types import ReadReport
+from gram_jax.data.records import read_sources
 from gram_jax.data.sources import read_rows
 from gram_jax.judge import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
@@ -32,14 +33,16 @@ TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
 
 
 def make_objective(
-    recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: Sequence[int]
+    recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: tuple[int, int]
 ) -> Objective:
     """What the recipe's stage minimises. label_ids: of the judge's two verdicts."""
+    loss = recipe.loss
     if recipe.stage == "write":
-        return writing_objective(cfg, execution, chunk=recipe.loss.chunk)
+        assert loss.chunk is not None  # what a stage needs is there when a recipe has been read
+        return writing_objective(cfg, execution, chunk=loss.chunk)
     if recipe.stage == "judge":
-        smoothing, ids = recipe.loss.smoothing, tuple(label_ids)
-        return verdict_objective(cfg, execution, label_ids=ids, smoothing=smoothing)
+        assert loss.smoothing is not None
+        return verdict_objective(cfg, execution, label_ids=label_ids, smoothing=loss.smoothing)
     return ranking_objective(cfg, execution)
 
 
@@ -62,7 +65,7 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
 
 def read_pairs(
     recipe: Recipe, sources: Sequence[Source], limit: int | None
-) -> tuple[list[Record], Any]:
+) -> tuple[list[Any], ReadReport]:
     """Records of the stage's kind from these sources, and what became of the rows."""
     return read_sources(
         [source.spec for source in sources],
@@ -85,7 +88,9 @@ def make_examples(
     if recipe.stage == "rank":
         return ranking_examples(records, tokenizer, spec, **shared)
     make = writing_examples if recipe.stage == "write" else verdict_examples
-    return make(records, tokenizer, spec, orders=recipe.data.orders, seed=recipe.run.seed, **shared)
+    orders = recipe.data.orders
+    assert orders is not None
+    return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
 
 
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
@@ -128,6 +133,7 @@ def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, T
 
     The base has the dtype of the computation. Its head, of a rank run, is trained and never frozen.
     """
+    assert recipe.lora is not None
     cfg, base = load_model(recipe.model.start, placement, recipe.execution.compute)
     head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
     scale = lora_scales(cfg, recipe.lora.config, placement)

@@ -1,6 +1,6 @@
 """One step: gradients of sums over micro-batches, divided once, clipped, applied."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def make_train_step(
 
     def update(grads: Tree, params: Tree, opt_state: Any) -> tuple[Tree, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        return cast(Tree, optax.apply_updates(params, updates)), opt_state
 
     def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
         def loss_sum(params: Tree, part: Any) -> tuple[jax.Array, Metrics]:

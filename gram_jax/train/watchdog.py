@@ -50,9 +50,11 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self.member.stuck_after / 4)):
-            if time.monotonic() - self._since > self.member.stuck_after:
-                self._bark(self.member.stuck_after)
+        limit = self.member.stuck_after
+        assert limit is not None  # else nobody watches
+        while not self._over.wait(min(1.0, limit / 4)):
+            if time.monotonic() - self._since > limit:
+                self._bark(limit)
                 return
 
     def _bark(self, limit: float) -> None:

@@ -146,7 +146,8 @@ install() {
     : "${SHARE:?an NFS export that all workers write, as SHARE=10.0.0.2:/share}"
     local archive node
     archive=${TMPDIR:-/tmp}/gram-jax-$NAME.tar.gz
-    do_it tar -czf "$archive" -C "$root" --exclude=__pycache__ pyproject.toml README.md gram_jax launch
+    do_it tar -czf "$archive" -C "$root" --exclude=__pycache__ pyproject.toml README.md LICENSE \
+        gram_jax configs launch
     for node in "${nodes[@]}"; do
         do_it gcloud compute tpus tpu-vm scp "$archive" "$node:gram-jax.tar.gz" "${place[@]}" --worker=all
     done

@@ -11,6 +11,7 @@ and values round; the others gather those of the whole row first. docs/attention
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -68,10 +69,9 @@ def task_of(
     placement = execution.placement
     device = placement.mesh.devices.flat[0]
     platform = INTERPRETED if splash.INTERPRET else device.platform
-    capability = getattr(device, "compute_capability", None)
     return Task(
         platform=platform,
-        capability=tuple(int(part) for part in capability.split(".")) if capability else None,
+        capability=_capability(device),
         packed=execution.packed,
         length=length,
         kv_heads=kv_heads,
@@ -80,6 +80,15 @@ def task_of(
         sequence=_parts(placement, "time"),
         tensor=_parts(placement, "act_kv_heads"),
     )
+
+
+def _capability(device: Any) -> tuple[int, int] | None:
+    """Of a CUDA device, such as (9, 0)."""
+    stated = getattr(device, "compute_capability", None)
+    if not stated:
+        return None
+    major, minor = stated.split(".")
+    return int(major), int(minor)
 
 
 def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
@@ -103,7 +112,7 @@ def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
         q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if backend == "ring":
-            out = ring_attention(q, k, v, segments, axes, parts)
+            out: jax.Array = ring_attention(q, k, v, segments, axes, parts)
         else:
             out = _PLAIN[backend](q, k, v, segments, k_segments, start)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

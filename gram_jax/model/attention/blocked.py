@@ -60,9 +60,10 @@ def _forward(
 def _backward(
     triangle: bool, saved: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    q, k, v, where, out, log_sum = saved
+    q, k, v, (q_segments, k_segments, start), out, log_sum = saved
+    drift = drift_of(d_out, out)
     d_q, d_k, d_v = backward(
-        triangle, q, k, v, *where, log_sum, drift_of(d_out, out), d_out, dtype=q.dtype
+        triangle, q, k, v, q_segments, k_segments, start, log_sum, drift, d_out, dtype=q.dtype
     )
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
 

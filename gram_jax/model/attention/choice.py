@@ -12,8 +12,11 @@ from gram_jax.sharding import nearest, nearest_multiple
 
 # What "auto" tries, in this order, by platform, and where rows are cut over the mesh; the last of
 # each runs everywhere.
-PREFERRED = {"gpu": ("cudnn", "blocked"), "tpu": ("splash", "blocked")}
-PREFERRED_CUT = {"tpu": ("splash", "ring")}
+PREFERRED: dict[str | None, tuple[str, ...]] = {
+    "gpu": ("cudnn", "blocked"),
+    "tpu": ("splash", "blocked"),
+}
+PREFERRED_CUT: dict[str | None, tuple[str, ...]] = {"tpu": ("splash", "ring")}
 
 INTERPRETED = "tpu, interpreted"  # a TPU's kernel, run step by step on a CPU: for tests
 
@@ -55,6 +58,7 @@ def resolve(wanted: str, task: Task) -> str:
         candidates = PREFERRED_CUT.get(task.platform, ("ring",))
     else:
         candidates = PREFERRED.get(task.platform, ("blocked",))
+    problems: list[str] = []
     for backend in candidates:
         if not (problems := refusals(backend, task)):
             return backend

@@ -1,0 +1,296 @@
+"""Write the references from what the package says of itself: python docs/make_reference.py
+
+configuration.md comes from the dataclasses of recipes (gram_jax/config.py, gram_jax/rl/recipe.py), cli.md from the
+commands' own signatures (gram_jax/cli). tests/test_documents.py checks that both are what this writes.
+"""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import annotated_types
+import typer
+from pydantic.fields import FieldInfo
+
+from gram_jax import cli, config, errors
+from gram_jax.data.schemas import SCHEMAS
+from gram_jax.rl import recipe as rl_recipe
+
+DOCS = Path(__file__).parent
+BY = "Written by `python docs/make_reference.py` from the code; change it there."
+
+
+def main() -> None:
+    """Write both."""
+    for name, text in references().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+
+
+def references() -> dict[str, str]:
+    """Text by file name."""
+    return {"configuration.md": configuration(), "cli.md": commands()}
+
+
+def _page(parts: list[str]) -> str:
+    """Paragraphs in lines of at most 120 characters; headings and tables as they are."""
+    lines = [
+        part
+        if part.startswith(("|", "#"))
+        else "\n\n".join(
+            textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
+            for paragraph in part.split("\n\n")
+        )
+        for part in parts
+        if part
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+# Recipes
+
+
+def configuration() -> str:
+    """Every table of both kinds of recipe."""
+    parts = [
+        "# Recipes",
+        BY,
+        "A recipe is one TOML file. Every number that changes results has to be written in it; only what does not has "
+        "a default. An unknown key, a missing one, a wrong type and values that do not go together are errors that "
+        "name the key. `--set table.key=value` on the command line changes a key, an empty value removes it. "
+        "`gram-jax recipe` lists the recipes that come along.",
+        "There are two kinds: of stages, for [`gram-jax train`](cli.md#gram-jax-train) and "
+        "[`gram-jax plan`](cli.md#gram-jax-plan), and of reinforcement learning, for "
+        "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys wherever it occurs.",
+        "## Recipes of stages",
+        *_tables(config.Recipe),
+        _free(config.FREE_ON_RESUME),
+        "## Recipes of reinforcement learning",
+        *_tables(rl_recipe.RlRecipe, known=config.Recipe),
+        _free(rl_recipe.FREE),
+        "## Forms of rows",
+        "What `schema` may be, with the fields by which `auto` knows it (README.md says what they hold).",
+        _table(
+            ("schema", "fields"),
+            [(f"`{name}`", _codes(schema.fields)) for name, schema in SCHEMAS.items()],
+        ),
+    ]
+    return _page(parts)
+
+
+def _tables(recipe: type, known: type | None = None) -> list[str]:
+    """A section for every table of a recipe, and one for its keys outside of all tables.
+
+    known: a recipe whose tables were written before; the same ones are referred to.
+    """
+    before = dict(_fields(known)) if known else {}
+    loose, sections = [], []
+    for name, hint in _fields(recipe):
+        table = _dataclass_of(hint)
+        if table is None:
+            loose.append(name)
+        elif _dataclass_of(before.get(name)) is table:
+            sections += [f"### `[{name}]` of `gram-jax rl`", f"As [above](#{name})."]
+        else:
+            again = " of `gram-jax rl`" if name in before else ""
+            sections += _section(name, table, again)
+    return [*([_keys(recipe, loose, "")] if loose else []), *sections]
+
+
+def _section(name: str, table: type, again: str = "") -> list[str]:
+    inner = {below: _dataclass_of(hint) for below, hint in _fields(table)}
+    parts = [f"### `[{name}]`{again}", _docstring(table), _keys(table, list(inner), name)]
+    if table is config.Data:
+        parts += [
+            "A source with settings of its own:",
+            _keys(config.Source, [n for n, _ in _fields(config.Source)], ""),
+        ]
+    for below, deeper in inner.items():
+        if deeper is not None:
+            parts += _section(f"{name}.{below}", deeper, again)
+    return parts
+
+
+def _fields(table: type) -> list[tuple[str, Any]]:
+    hints = typing.get_type_hints(table, include_extras=True)
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(table)]
+
+
+def _keys(table: type, names: list[str], place: str) -> str:
+    fields, meanings = {f.name: f for f in dataclasses.fields(table)}, _meanings(table)
+    hints = dict(_fields(table))
+    rows = []
+    for name in names:
+        stages = config.STAGES_OF.get(f"{place}.{name}", ())
+        only = f" (stage {', '.join(stages)} only)" if stages else ""
+        default = _default(fields[name])
+        rows.append(
+            (
+                f"`{name}`",
+                _kind(hints[name]),
+                "required" if stages and default == "none" else default,
+                meanings[name] + only,
+            )
+        )
+    return _table(("key", "value", "default", "meaning"), rows)
+
+
+def _meanings(table: type) -> dict[str, str]:
+    """The text that stands below every field of a dataclass in its source. KeyError where one has none."""
+    body = ast.parse(inspect.getsource(table)).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            found[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
+def _free(keys: tuple[str, ...]) -> str:
+    return (
+        "A run goes on only with the recipe that it was begun with. These may differ, because they change nothing or "
+        f"only the last bits: {_codes(key + '*' if key.endswith('.') else key for key in keys)}."
+    )
+
+
+def _codes(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = [heads, ("---",) * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _default(field: Any) -> str:
+    default = field.default
+    if isinstance(default, FieldInfo):
+        default = default.default
+    if default is dataclasses.MISSING:
+        return "required" if field.default_factory is dataclasses.MISSING else ""
+    return "none" if default in (None, ()) else f"`{_plain(default)}`"
+
+
+def _plain(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f'"{value}"'
+        if isinstance(value, str)
+        else str(value)
+    )
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass that a table holds, with or without None."""
+    found = [x for x in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(x)]
+    return found[0] if found and typing.get_origin(hint) is not tuple else None
+
+
+def _kind(hint: Any) -> str:
+    """A type as a person would say it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return " ".join([_kind(args[0]), *filter(None, (_limit(note) for note in args[1:]))])
+    if origin is Literal:
+        return ", ".join(f'`"{x}"`' if isinstance(x, str) else f"`{x}`" for x in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_kind(x) for x in args if x is not types.NoneType)
+    if origin in (tuple, list):
+        if origin is tuple and Ellipsis not in args:
+            return f"{_kind(args[0])}, {len(args)} of them"
+        return f"list of {_kind(args[0])}"
+    if dataclasses.is_dataclass(hint):
+        return "text or a table" if hint.__name__ == "Source" else "a table"
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limit(note: Any) -> str:
+    notes = note.metadata if isinstance(note, FieldInfo) else [note]
+    words = []
+    for one in notes:
+        match one:
+            case annotated_types.Ge(ge=value):
+                words.append(f"from {value}")
+            case annotated_types.Gt(gt=value):
+                words.append(f"above {value}")
+            case annotated_types.Le(le=value):
+                words.append(f"to {value}")
+            case annotated_types.Lt(lt=value):
+                words.append(f"below {value}")
+    return " ".join(words)
+
+
+def _docstring(thing: Any) -> str:
+    return "\n\n".join(
+        " ".join(part.split()) for part in inspect.cleandoc(thing.__doc__).split("\n\n")
+    )
+
+
+# Commands
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    parts = [
+        "# Commands",
+        BY,
+        "`-h` behind any of them shows the same.",
+        "## Exit statuses",
+        _table(("status", "meaning"), [(f"`{n}`", words) for n, words in errors.STATUSES.items()]),
+    ]
+    for group, prefix in ((cli.app, "gram-jax"), (cli.data_app, "gram-jax data")):
+        for command in group.registered_commands:
+            name = command.name or command.callback.__name__.replace("_", "-")
+            parts += [
+                f"## {prefix} {name}",
+                _docstring(command.callback),
+                _parameters(command.callback),
+            ]
+    return _page(parts)
+
+
+def _parameters(callback: Any) -> str:
+    hints = typing.get_type_hints(callback, include_extras=True)
+    rows = []
+    for name, parameter in inspect.signature(callback).parameters.items():
+        kind, info = typing.get_args(hints[name])[:2]
+        if isinstance(info, typer.models.ArgumentInfo):
+            shown = f"`{name.rstrip('_').upper()}`"
+        else:
+            # Inside Annotated, typer takes the first name for a default.
+            declared = [info.default, *(info.param_decls or ())]
+            declared = [word for word in declared if isinstance(word, str) and word.startswith("-")]
+            shown = ", ".join(
+                f"`{word}`" for word in declared or [f"--{name.rstrip('_').replace('_', '-')}"]
+            )
+        limits = [
+            f"from {info.min}" if info.min is not None else "",
+            f"to {info.max}" if info.max is not None else "",
+        ]
+        words = " ".join(filter(None, [_kind(kind), *limits]))
+        if words.startswith("list of "):
+            words = words.removeprefix("list of ") + ", any number of times"
+        environment = f" (`${info.envvar}`)" if info.envvar else ""
+        missing = parameter.default is inspect.Parameter.empty
+        default = (
+            "required"
+            if missing
+            else ""
+            if parameter.default is None or parameter.default is False
+            else f"`{parameter.default}`"
+        )
+        meaning = re.sub(r"\s+", " ", info.help or "").replace("|", "\\|")
+        rows.append((shown, words, default, meaning + environment))
+    return _table(("", "value", "default", "meaning"), rows) if rows else ""
+
+
+if __name__ == "__main__":
+    main()

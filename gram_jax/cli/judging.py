@@ -1,0 +1,295 @@
+"""Commands that judge: pairs, lists, samples, requests. Imports wait for the command that needs them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gram_jax.cli.options import (
+    MODEL_HELP,
+    Compute,
+    JudgeOption,
+    MaxLength,
+    Method,
+    ModelOption,
+    OnBad,
+    Schema,
+    TokensPerCall,
+    Weights,
+    load_scorer,
+)
+from gram_jax.console import Console
+from gram_jax.errors import DataError, JudgeError
+
+
+def score(
+    source: Annotated[str, typer.Argument(help="pairs, preferences or candidates of any schema")],
+    out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
+    model: ModelOption,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+) -> None:
+    """Score every pair of a file in both orders; an interrupted run goes on. `rank` is for lists of candidates."""
+    from gram_jax.scoring.files import check_files, score_file
+
+    console = Console()
+    check_files(source, out, schema=schema)
+    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    done = score_file(
+        scorer,
+        model,
+        source,
+        out,
+        schema=schema,
+        on_bad=on_bad,
+        overwrite=overwrite,
+        console=console,
+    )
+    console.say(f"{out}: {done.to_text()}")
+
+
+def rank(
+    source: Annotated[str, typer.Argument(help="rows with prompt and responses; pairs also go")],
+    out: Annotated[Path, typer.Argument(help="rankings as JSON lines")],
+    model: ModelOption,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
+        ),
+    ] = None,
+    orders: Annotated[
+        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
+    ] = "both",
+    references: Annotated[
+        int, typer.Option(min=0, help="with --method reference: responses that all others meet")
+    ] = 0,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+) -> None:
+    """Rank the responses of every row, best first; an interrupted run goes on."""
+    from gram_jax.scoring.contests import Contest
+    from gram_jax.scoring.files import check_files, rank_file
+
+    console = Console()
+    contest = Contest(method, orders, references)
+    check_files(source, out, schema=schema, ranked=True)
+    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    done = rank_file(
+        scorer,
+        model,
+        source,
+        out,
+        contest,
+        schema=schema,
+        on_bad=on_bad,
+        overwrite=overwrite,
+        console=console,
+    )
+    console.say(f"{out}: {done.to_text()}")
+
+
+def bon(
+    policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
+    judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],
+    prompts: Annotated[str, typer.Argument(help="pairs or candidates, whose prompts are taken")],
+    out: Annotated[Path, typer.Option(help="a folder for samples, figures and the plot")],
+    oracle: Annotated[
+        str | None, typer.Option(help="a better judge, which shows over-optimisation")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
+    limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
+    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
+    compute: Compute = "auto",
+    schema: Schema = "auto",
+) -> None:
+    """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
+    from gram_jax.data.records import read_records, source_kind
+    from gram_jax.evals.folder import make_folder
+    from gram_jax.rl.bon import PICTURE, bon_rows, run_bon
+
+    console = Console()
+    make_folder(out)
+    records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
+    chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
+    report = run_bon(
+        policy,
+        judge,
+        chosen,
+        out,
+        oracle=oracle,
+        n=n,
+        new=new,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        compute=compute,
+        console=console,
+    )
+    title = f"best of n from {policy}: P(better than its greedy response)"
+    console.table(title, ("n", "KL", f"{judge}", "oracle"), bon_rows(report["best_of"]))
+    console.say(f"curves: {out / PICTURE}")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    host: Annotated[str, typer.Option(help="0.0.0.0 for every interface")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="to listen on")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="a file with the bearer token that requests must carry")
+    ] = None,
+    against: Annotated[
+        Literal["group", "circle"], typer.Option(help="of rewards without a reference")
+    ] = "group",
+    as_: Annotated[
+        Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
+    ] = "probability",
+    queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
+    together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
+    requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
+    deadline: Annotated[float, typer.Option(min=0.1, help="seconds for a request, at most")] = 60,
+    body_mb: Annotated[float, typer.Option(min=0.01, help="largest body, MiB")] = 8,
+    cohort_wait: Annotated[
+        float, typer.Option(min=0, help="seconds that /compare waits for a group")
+    ] = 2,
+    grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+) -> None:
+    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
+    try:
+        from gram_jax.serve.app import make_app
+        from gram_jax.serve.run import read_token
+        from gram_jax.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gram_jax"):
+            raise
+        raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
+    from gram_jax.rl.rewards import RewardForm
+    from gram_jax.serve.guard import Limits
+
+    token = read_token(token_file)
+    app = make_app(
+        load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
+        model,
+        form=RewardForm(against, as_),
+        limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
+        token=token,
+        queue=queue,
+        together=together,
+        cohort_wait=cohort_wait,
+    )
+    Console().say(f"http://{host}:{port} serves {model}" + ("" if token else ", without a token"))
+    run(app, host=host, port=port, grace=grace)
+
+
+def bench(
+    source: Annotated[
+        str | None, typer.Argument(help="pairs of any schema; without it, random tokens")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="random weights of a config.json or a shape as qwen3-1.7b")
+    ] = None,
+    length: Annotated[
+        list[str] | None, typer.Option(help="tokens of a sequence, or mix, the default")
+    ] = None,
+    best_of: Annotated[
+        list[int] | None, typer.Option(min=2, help="also rank so many responses")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="of each workload")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="after one for nothing")] = 3,
+    compute: Compute = "auto",
+    weights: Weights = "auto",
+    max_length: MaxLength = None,
+    tokens_per_call: TokensPerCall = None,
+    method: Annotated[
+        Literal["shared", "rows"] | None,
+        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
+    from gram_jax.bench import MIX, Bench, run_bench
+
+    wanted = Bench(
+        model=model,
+        model_config=model_config,
+        source=source,
+        lengths=tuple(length or [MIX]),
+        best_of=tuple(best_of or []),
+        pairs=pairs,
+        rounds=rounds,
+        compute=compute,
+        weights=weights,
+        max_length=max_length,
+        tokens_per_call=tokens_per_call,
+        method=method,
+    )
+    found = run_bench(wanted, Console(quiet=as_json))
+    if as_json:
+        print(json.dumps(found, indent=2))
+
+
+def judge(
+    out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
+    model: ModelOption,
+    template: Annotated[
+        str, typer.Option(help='"default", "from-dataset", or a text file')
+    ] = "default",
+    rows: Annotated[
+        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
+    ] = None,
+    labels: Annotated[
+        tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="a system turn; empty text drops the chat format's own")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
+) -> None:
+    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    from gram_jax.checkpoint.integrity import renew_entry
+    from gram_jax.checkpoint.models import load_tokenizer, model_config
+    from gram_jax.data.sources import first_rows
+    from gram_jax.judge import default_length, judge_file, make_spec
+    from gram_jax.train.stages import TEMPLATE_ROWS
+
+    if judge_file(out).exists() and not overwrite:
+        raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
+    if (template == "from-dataset") != (rows is not None):
+        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    tokenizer, context = load_tokenizer(model), model_config(model).context_length
+    spec = make_spec(
+        tokenizer,
+        template=template,
+        labels=labels,
+        max_length=max_length or min(default_length(tokenizer), context),
+        system=system,
+        rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+    )
+    path = spec.save(out)
+    renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
+    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")

@@ -1,0 +1,106 @@
+"""Commands about weights, data and the installation. Imports wait for the command that needs them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gram_jax.cli.options import MODEL_HELP, JudgeOption, MaxLength, ModelOption, OnBad, Schema
+from gram_jax.console import Console
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Annotated[Path, typer.Argument(help="a new folder in Hugging Face's layout")],
+    dtype: Annotated[
+        Literal["stored", "float32", "bfloat16", "float16"], typer.Option(help="of the weights")
+    ] = "stored",
+    overwrite: Annotated[bool, typer.Option(help="replace the folder where it exists")] = False,
+) -> None:
+    """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
+    import jax
+
+    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+    from gram_jax.sharding import make_placement
+
+    # Weights are only rearranged, and a model that no accelerator holds alone may fit the machine's memory.
+    jax.config.update("jax_platforms", "cpu")
+    spec, tokenizer = load_spec(model), load_tokenizer(model)
+    cfg, params = load_model(
+        model, make_placement({}, devices=jax.devices()[:1]), None if dtype == "stored" else dtype
+    )
+    export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
+    Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="a run, or an exported folder")],
+    accept: Annotated[
+        bool, typer.Option(help="files were changed on purpose: write a new manifest")
+    ] = False,
+) -> None:
+    """Hash every file of a run's checkpoints or of an export; damage ends with status 2 and names."""
+    from gram_jax.checkpoint.audit import accept_changes, audit
+
+    if accept:
+        accept_changes(folder, Console())
+    else:
+        audit(folder, Console())
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help="a file, folder or dataset of any schema")],
+    model: ModelOption = "smollm2-135m",
+    stage: Annotated[
+        Literal["write", "judge", "rank"], typer.Option(help="stage 1, stage 2, or the baseline")
+    ] = "judge",
+    limit: Annotated[int, typer.Option(min=1, help="records to show")] = 3,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    judge: JudgeOption = None,
+    max_length: MaxLength = None,
+) -> None:
+    """Show rendered examples as the model reads them; ⟦ ⟧ mark what the loss counts."""
+    from gram_jax.checkpoint.models import load_spec, load_tokenizer
+    from gram_jax.data.inspect import inspect_source
+    from gram_jax.judge import JudgeSpec, make_spec
+
+    tokenizer = load_tokenizer(model)
+    spec = load_spec(model) if judge is None else JudgeSpec.load(judge)
+    spec = spec or make_spec(tokenizer, max_length=max_length)
+    console = Console()
+    for text in inspect_source(
+        source,
+        tokenizer=tokenizer,
+        spec=spec,
+        stage=stage,
+        limit=limit,
+        schema=schema,
+        on_bad=on_bad,
+    ):
+        console.say(text)
+
+
+def demo(
+    fast: Annotated[bool, typer.Option(help="a tiny random model, under a minute")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="default runs/demo, or runs/demo-fast")
+    ] = None,
+) -> None:
+    """From SmolLM2-135M-Instruct to a working judge in ten minutes on two cores."""
+    from gram_jax.demo import run_demo
+
+    run_demo(folder or Path("runs/demo-fast" if fast else "runs/demo"), fast=fast)
+
+
+def version() -> None:
+    """Versions of gram_jax, JAX and the devices it sees."""
+    import jax
+
+    import gram_jax
+
+    names = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    print(
+        f"gram-jax {gram_jax.__version__}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
+    )

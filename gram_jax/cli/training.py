@@ -1,0 +1,266 @@
+"""Commands that train, and that say beforehand what it takes. Imports wait for the command that needs them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gram_jax.cli.options import (
+    JOB,
+    MODEL_HELP,
+    RECIPE_HELP,
+    Compute,
+    JudgeOption,
+    OnBad,
+    Schema,
+    seconds,
+)
+from gram_jax.console import Console
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a key, as optimizer.learning_rate=1e-5"),
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GRAM_JAX_COORDINATOR", help="host:port of process 0", rich_help_panel=JOB
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="GRAM_JAX_PROCESSES", min=1, help="how many there are", rich_help_panel=JOB
+        ),
+    ] = None,
+    process: Annotated[
+        int | None,
+        typer.Option(envvar="GRAM_JAX_PROCESS", help="which one this is", rich_help_panel=JOB),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--local-devices",
+            envvar="JAX_LOCAL_DEVICE_IDS",
+            help="the GPUs of this machine that this process drives, as 0,1; default all",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
+    cluster: Annotated[
+        Literal["auto", "none"],
+        typer.Option(
+            help="none: one process, whatever Slurm or the TPU pod says", rich_help_panel=JOB
+        ),
+    ] = "auto",
+    join_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_JOIN_TIMEOUT",
+            callback=seconds(1),
+            help="seconds to wait for all processes",
+            rich_help_panel=JOB,
+        ),
+    ] = 300,
+    lost_after: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_LOST_AFTER",
+            callback=seconds(3),  # three beats
+            help="seconds of silence after which one is lost",
+            rich_help_panel=JOB,
+        ),
+    ] = 30,
+    grace: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_GRACE",
+            callback=seconds(0),
+            help="seconds from SIGTERM until the process has to be gone",
+        ),
+    ] = 25,
+    stuck_after: Annotated[
+        float,
+        typer.Option(
+            envvar="GRAM_JAX_STUCK_AFTER",
+            callback=seconds(0),
+            help="seconds without progress after which the stacks are printed and the process ends; 0: never",
+        ),
+    ] = 4500,  # more than a save may take (checkpoint/orbax.py)
+) -> None:
+    """Train a stage; run again after an interruption, it goes on where it stopped.
+
+    As one of several processes it is started once for each of them, all with the same arguments but --process. Status:
+    0 done, 2 an error for a person, 75 stopped by SIGTERM and saved (where there was something to save), 76 a process
+    was lost or stuck (75 and 76: start again), 130 Ctrl-C.
+    """
+    from gram_jax.cluster.member import joined
+    from gram_jax.cluster.place import find_place, has_tpu, read_devices, tpu_vm_variables
+    from gram_jax.config import read_recipe
+    from gram_jax.train.loop import train as run
+
+    chosen = read_recipe(recipe, set_ or [])
+    place, gpus = None, read_devices(devices)
+    if cluster == "auto":
+        surroundings = dict(os.environ)
+        if coordinator is None and "TPU_WORKER_ID" not in surroundings and has_tpu():
+            surroundings |= tpu_vm_variables()
+        place = find_place(coordinator, processes, process, gpus, surroundings)
+    with joined(
+        place,
+        devices=gpus,
+        join_timeout=join_timeout,
+        lost_after=lost_after,
+        grace=grace,
+        stuck_after=stuck_after or None,
+    ) as member:
+        run(chosen, console=Console(), member=member)
+
+
+def recipe(
+    name: Annotated[
+        str | None, typer.Argument(help="of one that comes with gram-jax, or a file")
+    ] = None,
+) -> None:
+    """Print a recipe, to be changed; without a name, list those that come with gram-jax."""
+    from gram_jax.config import recipe_names, recipe_text
+
+    if name is not None:
+        print(recipe_text(name), end="")
+        return
+    console, names = Console(), recipe_names()
+    for known in names:
+        about = recipe_text(known).splitlines()[0].strip("# ")
+        console.say(f"{known:{max(map(len, names))}}  {about}")
+    console.say(
+        "Each is a name for train, plan or rl; to change one: gram-jax recipe NAME > my.toml"
+    )
+
+
+def adapt(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    source: Annotated[str, typer.Argument(help="labeled pairs of the task, of any schema")],
+    out: Annotated[Path, typer.Option(help="a folder for the run, the figures and the judge")],
+    method: Annotated[Literal["lora", "full"], typer.Option(help="which weights move")] = "lora",
+    epochs: Annotated[int, typer.Option(min=1, help="the best of them is kept")] = 3,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="peak learning rate; default 5e-4 LoRA, 3e-5 full")
+    ] = None,
+    smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="of labels")] = 0.1,
+    rank: Annotated[int, typer.Option(min=1, help="of LoRA")] = 16,
+    held_out: Annotated[
+        float,
+        typer.Option(help="share of the prompts that choose the epoch, and again that measure"),
+    ] = 0.2,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="of a step; default: for about 40 steps an epoch, 8 rows at most"),
+    ] = None,
+    length: Annotated[int, typer.Option(min=64, help="tokens of a row")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="of the parts and the batches")] = 0,
+    compute: Compute = "auto",
+    judge: JudgeOption = None,
+    schema: Schema = "auto",
+    on_bad: OnBad = "error",
+    accept: Annotated[
+        bool, typer.Option(help="export the best epoch even where the judge as it came is better")
+    ] = False,
+) -> None:
+    """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
+    from gram_jax.adapt import FILE, Settings, result_rows
+    from gram_jax.adapt import adapt as run
+    from gram_jax.judge import JudgeSpec
+
+    console = Console()
+    result = run(
+        model,
+        source,
+        out,
+        Settings(method, epochs, rate, smoothing, rank, held_out, rows, length, seed),
+        compute=compute,
+        schema=schema,
+        on_bad=on_bad,
+        spec=None if judge is None else JudgeSpec.load(judge),
+        accept=accept,
+        console=console,
+    )
+    title = f"{model} on {result['pairs']['test']} pairs of {source} that were not trained on"
+    console.table(title, ("", "before", "after"), result_rows(result))
+    console.say(f"{result['exported']}: the judge; {out / FILE}: the figures")
+
+
+def rl(
+    recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl=0.1")
+    ] = None,
+) -> None:
+    """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.rl.loop import run_rl
+    from gram_jax.rl.recipe import read_rl_recipe
+
+    done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
+    rows = [(name, value) for name, value in sorted(done.metrics.items())]
+    Console().table(f"{done.folder}: {done.steps} steps", ("", "last"), rows)
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
+    topology: Annotated[
+        str,
+        typer.Option(help="local, or what need not be there: v5e:4x4, 2xv5e:16x16, h200:8"),
+    ] = "local",
+    slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="change a key, as batch.rows=64"),
+    ] = None,
+    model_config: Annotated[
+        str | None,
+        typer.Option(
+            help="a config.json or a published shape such as qwen3-8b; default model.start"
+        ),
+    ] = None,
+    score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="pairs of a scoring call")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="examples that a packed row may hold")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="largest batch.rows, then least recomputation")
+    ] = False,
+    advice: Annotated[
+        bool, typer.Option(help="where it does not fit, compile changes until one does")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Compile a recipe for a pod from any machine: memory, collectives, FLOPs, bounds of the step time.
+
+    Status 0: it fits; 1: it does not, and what would; 2: an error in what was asked for.
+    """
+    import jax
+
+    from gram_jax.config import read_recipe
+    from gram_jax.plan.command import run_plan
+    from gram_jax.plan.topology import read_topology
+
+    wanted = read_topology(topology, slices)
+    if wanted.chip is not None:
+        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
+    fits = run_plan(
+        read_recipe(recipe, set_ or []),
+        wanted,
+        model_config=model_config,
+        score=score,
+        pairs=pairs,
+        slots=slots,
+        search=search,
+        advise=advice,
+        as_json=as_json,
+    )
+    if not fits:
+        sys.exit(1)

@@ -1,0 +1,83 @@
+"""Tables as text: CSV and TSV files as spreadsheets and data frames write them."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Any
+
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+DELIMITERS = ",;\t|"  # the one that the header has most of
+NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_preference")
+# Columns that are known also as people head them: "Response A", "PROMPT".
+KNOWN = frozenset(
+    ("id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", *NUMBERS)
+)
+LONGEST = 2**31 - 1  # characters of a cell
+
+
+def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+    """(line at which it ends, cells by column, why it could not be read) of every row that is not blank.
+
+    The first row names the columns. All cells are text, without what belongs to nobody: blank rows, columns without a
+    name. Raises ValueError for a file that is no such table, with what was expected and found.
+    """
+    csv.field_size_limit(LONGEST)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        head = next((line for line in text if line.strip()), "")
+        text.seek(0)
+        rows = _rows(text, "\t" if tabs else max(DELIMITERS, key=head.count))
+        names = _names(next((row for _, row in rows), []))
+        for line, row in rows:
+            yield line, *_cells(names, row)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'expected UTF-8 text, found {error}; in a spreadsheet save it as "CSV UTF-8"'
+        ) from error
+    finally:
+        text.detach()
+
+
+def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line at which it ends, cells) of every row that is not blank."""
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num}: {error}; expected a text with commas, quotes or line breaks to stand in "
+            'quotes, and a quote inside it as ""'
+        ) from error
+
+
+def _names(head: list[str]) -> list[str]:
+    names = []
+    for cell in head:
+        plain = "_".join(cell.split()).lower()
+        names.append(plain if plain in KNOWN else cell.strip())
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise ValueError(f"two columns are called {twice[0]!r}: expected different names")
+    return names
+
+
+def _cells(names: list[str], row: list[str]) -> tuple[dict[str, Any], str | None]:
+    if len(row) < len(names) or any(map(str.strip, row[len(names) :])):
+        fault = f"expected {len(names)} cells, found {len(row)}"
+        return {}, f"{fault}: a text with a separator in it must stand in quotes"
+    cells: dict[str, Any] = {name: cell for name, cell in zip(names, row, strict=False) if name}
+    for name in NUMBERS:
+        if name in cells:
+            cells[name] = _number(cells[name])
+    return cells, None
+
+
+def _number(cell: str) -> Any:
+    """A number; nothing for an empty cell; anything else stays what it is, for a message about it."""
+    try:
+        return float(cell) if cell.strip() else None
+    except ValueError:
+        return cell

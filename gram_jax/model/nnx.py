@@ -1,0 +1,318 @@
+"""The model as a Flax NNX module, for tools that expect one (docs/flax.md).
+
+A view: its variables hold the arrays of our tree under the same names, and its call runs the same functions. Nothing
+else imports this module, so that flax is loaded by those who use it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.core import Tracer
+
+from gram_jax import tree
+from gram_jax.batch import Sequences
+from gram_jax.errors import DataError, LayoutError, RecipeError
+from gram_jax.model.attention.scores import HIDDEN, dot, seen
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import (
+    at_use,
+    finish_layer,
+    heads,
+    hidden_states,
+    look_up,
+    rms_norm,
+    unembedding,
+)
+from gram_jax.model.execution import Execution
+from gram_jax.model.rope import rotation
+from gram_jax.model.specs import param_specs
+from gram_jax.tree import Tree
+
+SCALE = "layers/lora_scale"
+Cache = dict[str, jax.Array]
+
+
+class Frozen(nnx.Variable):
+    """A leaf that nobody trains: the scale of a LoRA; int8 matrices and their scales."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What Tunix asks a model's `config` for."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: Any
+
+
+class NnxModel(nnx.Module):
+    """Tokens in, logits and the cache out, as Tunix calls its models. `nnx_model` makes it."""
+
+    def __init__(self, params: Tree, cfg: ModelConfig, execution: Execution):
+        self.cfg = cfg
+        self.execution = execution
+        self.paths = tuple(tree.flatten(params))
+        for name, value in _variables(params).items():
+            setattr(self, name, value)
+
+    def __call__(
+        self,
+        input_tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        attention_mask: jax.Array | None = None,
+        *,
+        segment_ids: jax.Array | None = None,
+        decode_only_last_token: bool = False,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Logits of the next token, f32 [B, T, V] (T = 1 with decode_only_last_token), and the cache, written.
+
+        input_tokens, positions: i32 [B, T]. segment_ids: i32 [B, T], documents of a row, 0 is padding. attention_mask:
+        without a cache bool [B, T, T], which must say what segments can (causal; without segment_ids one document,
+        padded anywhere): another one raises DataError, or where it is traced makes the row's logits NaN. With a cache
+        of S columns it is bool [B, T, S] and may be anything; logits are NaN once the cache overflows.
+        """
+        params, right = self._tree(), None
+        if cache is None:
+            segments, right = _segments(input_tokens, attention_mask, segment_ids)
+            seqs = Sequences(input_tokens, positions, segments)
+            hidden = hidden_states(params, self.cfg, seqs, self.execution)
+        else:
+            _check_cached(input_tokens, cache, attention_mask, segment_ids)
+            hidden, cache, right = _with_cache(
+                params,
+                self.cfg,
+                input_tokens,
+                positions,
+                cache,
+                attention_mask != 0,
+                self.execution,
+            )
+        if decode_only_last_token:
+            hidden = hidden[:, -1:]
+        logits = dot("btd,vd->btv", hidden, unembedding(params, self.cfg).astype(hidden.dtype))
+        if right is not None:
+            logits = jnp.where(right[:, None, None], logits, jnp.nan)
+        self._check_own()
+        return logits, cache
+
+    def init_cache(self, batch_size: int, cache_size: int, dtype: Any) -> Cache:
+        """Room for the keys and values of cache_size columns: the batch leads, as beam search expects."""
+        cfg = self.cfg
+        shape = (batch_size, cfg.layers, cache_size, cfg.kv_heads, cfg.head_size)
+        return {
+            "keys": jnp.zeros(shape, dtype),
+            "values": jnp.zeros(shape, dtype),
+            "end_index": jnp.zeros(batch_size, jnp.int32),
+        }
+
+    @property
+    def config(self) -> Sizes:
+        cfg = self.cfg
+        return Sizes(cfg.layers, cfg.kv_heads, cfg.head_size, jnp.dtype(self.execution.compute))
+
+    @property
+    def num_embed(self) -> int:
+        """V, by the name that Tunix' sampler has for it."""
+        return self.cfg.vocab_size
+
+    def _check_own(self) -> None:
+        """Raises LayoutError where a tool put something beside or instead of our weights while they were used.
+
+        qwix does: it knows the embedding and the head, not the layers, whose weights are read inside a scan.
+        """
+        ours = {path.split("/")[0] for path in self.paths}
+        strange = [
+            name
+            for name, value in vars(self).items()
+            if (isinstance(value, nnx.Param) and name not in ours)
+            or (name in ours and not isinstance(value, nnx.Variable | nnx.Dict))
+        ]
+        if strange:
+            raise LayoutError(
+                f"a tool changed {', '.join(strange)} and cannot see the weights of the layers, which lie stacked in a "
+                "scan. For LoRA make the view of a tree with lora_specs (gram_jax/model/lora.py), for eight bits "
+                "of one from to_int8"
+            )
+
+    def _tree(self) -> Tree:
+        found = {}
+        for path in self.paths:
+            found[path] = attrgetter(path.replace("/", "."))(self).get_value()
+        return tree.unflatten(found)
+
+
+def nnx_model(params: Tree, cfg: ModelConfig, execution: Execution) -> NnxModel:
+    """A view of the model: its variables hold the arrays of `params`, not copies.
+
+    Weights are nnx.Param, those of a LoRA nnx.LoRAParam, what nobody trains Frozen. Raises LayoutError where the tree
+    is not this model's, RecipeError where the execution cannot tell padding from text.
+    """
+    if not execution.packed:
+        raise RecipeError(
+            "packed = False promises rows that begin with their only document, and tools that expect a Flax module pad "
+            "on the left: make the view with packed = True"
+        )
+    if problems := list(_problems(params, cfg)):
+        raise LayoutError("\n  ".join(["the parameters do not fit this config:", *problems]))
+    return NnxModel(params, cfg, execution)
+
+
+def to_params(view: NnxModel) -> Tree:
+    """The view's arrays as our tree: for scoring, export and checkpoints.
+
+    Raises LayoutError where a tool has added variables or put others in the place of ours.
+    """
+    found = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(view))}
+    if strange := sorted(found.keys() ^ set(view.paths)):
+        raise LayoutError(
+            "\n  ".join(
+                [
+                    "a tool has changed what this model is made of, and our forward pass does not know its parts:",
+                    *(f"{path} is {'new' if path in found else 'gone'}" for path in strange),
+                ]
+            )
+        )
+    return tree.unflatten({path: found[path].get_value() for path in view.paths})
+
+
+def _problems(params: Tree, cfg: ModelConfig) -> Iterator[str]:
+    specs, leaves = tree.flatten(param_specs(cfg)), tree.flatten(params)
+    for path, spec in specs.items():
+        if path not in leaves:
+            yield f"{path} is missing"
+        elif tuple(leaves[path].shape) != spec.shape:
+            yield f"{path} has shape {tuple(leaves[path].shape)}, expected {spec.shape}"
+    for path in leaves:
+        if path not in specs and not _extra(path):
+            yield f"{path} has no place"
+    if SCALE not in leaves and any(path.startswith("layers/lora/") for path in leaves):
+        yield f"{SCALE} is missing: lora_scales makes it"
+
+
+def _extra(path: str) -> bool:
+    """Leaves that a tree may have beyond its specs: LoRA and int8."""
+    return path == SCALE or path.startswith(("layers/lora/", "layers/scales/"))
+
+
+def _variables(params: Tree, prefix: str = "") -> dict[str, Any]:
+    return {
+        name: nnx.Dict(_variables(value, f"{prefix}{name}/"))
+        if isinstance(value, dict)
+        else _variable(f"{prefix}{name}", value)
+        for name, value in params.items()
+    }
+
+
+def _variable(path: str, leaf: jax.Array) -> nnx.Variable:
+    kind = nnx.Param
+    if path.startswith("layers/lora/"):
+        kind = nnx.LoRAParam
+    elif _extra(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
+        kind = Frozen
+    spec = getattr(getattr(leaf, "sharding", None), "spec", None)
+    # What the array says already, for tools that place optimizers by it; eager sharding would place it again.
+    told: dict[str, Any] = {} if spec is None else {"out_sharding": tuple(spec)}
+    return kind(leaf, eager_sharding=False, **told)
+
+
+def _segments(
+    tokens: jax.Array, mask: jax.Array | None, segment_ids: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Segments i32 [B, T] that mean the same as the mask, and the rows bool [B] where they do."""
+    B, T = tokens.shape
+    if segment_ids is not None and segment_ids.shape != (B, T):
+        raise DataError(f"segment_ids have shape {segment_ids.shape}: expected {(B, T)}")
+    if mask is None:
+        return (jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids), None
+    _check_mask(mask, (B, T, T))
+    mask = mask != 0
+    segments = segment_ids
+    if segments is None:
+        segments = jnp.diagonal(mask, axis1=1, axis2=2).astype(jnp.int32)
+    right = (mask == seen(segments, segments, 0)) | (segments == 0)[:, :, None]
+    right = right.all((1, 2))
+    if not isinstance(right, Tracer) and not right.all():
+        raise DataError(
+            f"the attention mask of row {int(jnp.argmin(right))} is not causal attention within one document: without "
+            "a cache this model knows segments, not masks. Give segment_ids for rows that hold several documents"
+        )
+    return segments, right
+
+
+def _check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
+    if mask.shape != shape or jnp.issubdtype(mask.dtype, jnp.inexact):
+        raise DataError(
+            f"the attention mask is {mask.dtype} {mask.shape}: expected {shape}, true where a query (row) sees a key"
+        )
+
+
+def _check_cached(
+    tokens: jax.Array, cache: Cache, mask: jax.Array | None, segment_ids: jax.Array | None
+) -> None:
+    if cache.keys() != {"keys", "values", "end_index"}:
+        raise DataError(
+            f"this is a cache of another model (it holds {', '.join(cache)}): make one with init_cache"
+        )
+    rows, _, columns, *_ = cache["keys"].shape
+    if mask is None or segment_ids is not None:
+        raise DataError("with a cache the model needs an attention mask, and no segment_ids")
+    if tokens.shape[0] != rows or tokens.shape[1] > columns:
+        raise DataError(f"tokens {tokens.shape} do not fit a cache of {rows} x {columns}")
+    _check_mask(mask, (*tokens.shape, columns))
+
+
+def _with_cache(
+    params: Tree,
+    cfg: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    mask: jax.Array,
+    execution: Execution,
+) -> tuple[jax.Array, Cache, jax.Array]:
+    """Hidden states [B, T, D] of tokens behind the cache's end, the cache with them, and bool [B], whether they fit."""
+    x = look_up(params["embed"], tokens, execution)
+    x = execution.placement.constrain(x, "batch", None, "act_embed")
+    turn, start = rotation(positions, cfg), cache["end_index"][0]
+
+    # The cache is carried and written in place; as an output of the scan it would be copied.
+    def layer(carry: Any, inputs: tuple[jax.Array, Tree]) -> tuple[Any, None]:
+        (x, *kept), (number, weights) = carry, inputs
+        w = at_use(weights, cfg, execution)
+        h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
+        q, k, v = (heads(h, w, name, cfg, turn, execution) for name in ("q", "k", "v"))
+        kept = [
+            jax.lax.dynamic_update_slice(
+                part, new[:, None].astype(part.dtype), (0, number, start, 0, 0)
+            )
+            for part, new in zip(kept, (k, v), strict=True)
+        ]
+        k, v = (
+            jax.lax.dynamic_index_in_dim(part, number, 1, keepdims=False).astype(q.dtype)
+            for part in kept
+        )
+        mixed = _masked_attention(q, k, v, mask)
+        return (finish_layer(x, mixed, w, cfg, execution), *kept), None
+
+    carry = (x, cache["keys"], cache["values"])
+    (x, keys, values), _ = jax.lax.scan(layer, carry, (jnp.arange(cfg.layers), params["layers"]))
+    end = cache["end_index"] + tokens.shape[1]
+    written = {"keys": keys, "values": values, "end_index": end}
+    hidden = rms_norm(x, params["final_norm"], cfg.norm_eps)
+    return hidden, written, end <= keys.shape[2]
+
+
+def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """q: [B, T, N, H]; k, v: [B, S, K, H]; mask: bool [B, T, S]. Returns [B, T, N, H]."""
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    scores = dot("btkgh,bskh->bkgts", grouped, k) * q.shape[3] ** -0.5
+    scores = jnp.where(mask[:, None, None], scores, HIDDEN)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return dot("bkgts,bskh->btkgh", probs, v).astype(q.dtype).reshape(q.shape)

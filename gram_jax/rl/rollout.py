@@ -1,0 +1,96 @@
+"""From responses and their rewards to what a policy learns from: rows, divergences, advantages."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.batch import Array, Sequences
+from gram_jax.rl.advantages import (
+    divergence_per_token,
+    generalized_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    whiten,
+)
+from gram_jax.rl.objective import RolloutBatch, Views
+from gram_jax.rl.recipe import Algorithm
+from gram_jax.rl.sampler import Samples
+from gram_jax.sharding import Placement
+
+# (sequences, targets) -> what a model says of them
+Viewer = Callable[[Sequences, jax.Array], Views]
+
+
+def make_rollout(
+    algorithm: Algorithm,
+    prompts: Sequence[np.ndarray],
+    samples: Samples,
+    rewards: np.ndarray,
+    *,
+    width: int,
+    policy: Viewer,
+    start: Viewer,
+    place: Placement,
+) -> tuple[RolloutBatch, dict[str, float]]:
+    """What is learned from, and what is worth knowing of it.
+
+    prompts: tokens of every prompt, each with as many samples behind one another as a group has. rewards: f32 [B].
+    width: columns of the rows, enough for every prompt with its response. policy, start: of the model that wrote the
+    samples, and of the frozen one.
+    """
+    group = len(rewards) // len(prompts)
+    rows, targets, mask, last = _rows(
+        [tokens for tokens in prompts for _ in range(group)], samples, width
+    )
+    seqs = Sequences(*(place.constrain(jnp.asarray(x), "batch", "time") for x in rows))
+    now, before = policy(seqs, targets), start(seqs, targets)
+    old, reference, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
+    apart = divergence_per_token(old, reference, "k1") * mask
+    score, returns = jnp.asarray(rewards), jnp.zeros_like(mask)
+    if algorithm.kind == "ppo":
+        earned = -algorithm.kl * apart
+        earned = earned.at[jnp.arange(len(rewards)), last].add(score)
+        advantages, returns = generalized_advantages(
+            earned, values, mask, discount=algorithm.discount, trace=algorithm.trace
+        )
+        advantages = whiten(advantages, mask)
+    elif algorithm.kind == "rloo":
+        whole = score - algorithm.kl * apart.sum(1)
+        advantages = leave_one_out_advantages(whole.reshape(-1, group)).reshape(-1, 1) * mask
+    else:
+        advantages = group_advantages(score.reshape(-1, group)).reshape(-1, 1) * mask
+    count = float(mask.sum())
+    figures = {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "min_reward": float(rewards.min()),
+        "max_reward": float(rewards.max()),
+        "kl": float(apart.sum(1).mean()),
+        "entropy": float((now.entropy * mask).sum() / count),
+        "length": float(samples.lengths.mean()),
+        "stopped": float(samples.stopped.mean()),
+        "num_tokens": count,
+    }
+    return RolloutBatch(seqs, targets, mask, old, reference, advantages, values, returns), figures
+
+
+def _rows(
+    prompts: Sequence[np.ndarray], samples: Samples, width: int
+) -> tuple[Sequences, Array, Array, Array]:
+    """Prompts and responses from the left: sequences, targets i32 [B, T], mask f32 [B, T], the last written column."""
+    count = len(prompts)
+    tokens, targets = np.zeros((count, width), np.int32), np.zeros((count, width), np.int32)
+    mask, segments = np.zeros((count, width), np.float32), np.zeros((count, width), np.int32)
+    last = np.zeros(count, np.int32)
+    for row, prompt in enumerate(prompts):
+        length = int(samples.lengths[row])
+        whole = np.concatenate([prompt, samples.tokens[row, :length]])
+        tokens[row, : len(whole)] = whole
+        targets[row, : len(whole) - 1] = whole[1:]
+        mask[row, len(prompt) - 1 : len(whole) - 1] = 1
+        segments[row, : len(whole)] = 1
+        last[row] = len(whole) - 2
+    positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
+    return Sequences(tokens, positions, segments), targets, mask, last

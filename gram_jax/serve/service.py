@@ -1,0 +1,54 @@
+"""What the endpoints of a server share."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Header
+
+from gram_jax.data.record_types import Prompt
+from gram_jax.rl.rewards import RewardForm
+from gram_jax.rl.texts import prompt_of
+from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.serve.batcher import Batcher, Client
+from gram_jax.serve.cohort import Cohorts
+from gram_jax.serve.forms import Asked, Pair
+from gram_jax.serve.guard import Limits, Metrics
+
+
+@dataclass
+class Service:
+    """What the endpoints share. ready: programs are compiled; draining: the end has begun, nobody should come."""
+
+    scorer: Scorer
+    name: str
+    form: RewardForm
+    batcher: Batcher
+    cohorts: Cohorts
+    limits: Limits
+    metrics: Metrics = field(default_factory=Metrics)
+    ready: bool = False
+    draining: bool = False
+
+
+def client_of(service: Service) -> Callable[[int], Awaitable[Client]]:
+    """A dependency: the batcher as one request may use it, until its deadline in milliseconds from now."""
+    longest = round(1000 * service.limits.deadline)
+
+    async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> Client:
+        return Client(service.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000)
+
+    return client
+
+
+def asked_prompt(asked: Asked) -> Prompt:
+    """Text or messages as the judge takes them."""
+    return prompt_of(asked if isinstance(asked, str) else [turn.model_dump() for turn in asked])
+
+
+def scores_of(pairs: Sequence[Pair], client: Client) -> list[PairScore]:
+    """Of every pair."""
+    return client.score_many(
+        [(asked_prompt(pair.prompt), pair.first, pair.second) for pair in pairs]
+    )

@@ -1,0 +1,133 @@
+"""The documents say what is so: references as in the code, links that lead somewhere, commands and names that exist."""
+
+import ast
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from gram_jax import cli
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+from make_reference import references  # noqa: E402
+
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "launch/README.md",
+        ROOT / "benchmarks/README.md",
+    ]
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def prose_of(name: str) -> str:
+    """Without blocks of code."""
+    text = re.sub(r"^```.*?^```", "", text_of(name), flags=re.M | re.S)
+    return re.sub(r"^(?: {4}.*\n)+", "", text, flags=re.M)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Of its headings, as they are made on GitHub."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head) for head in heads]
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in plain}
+
+
+@pytest.mark.parametrize("name", references())
+def test_a_reference_is_what_the_code_says(name):
+    assert text_of(f"docs/{name}") == references()[name], "run python docs/make_reference.py"
+
+
+@pytest.mark.parametrize("name", references())
+def test_every_key_and_option_says_what_it_means(name):
+    bare = [line for line in references()[name].splitlines() if re.search(r"\|\s*\|$", line)]
+    assert not bare
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(name)):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        page = (ROOT / name).parent / path if path else ROOT / name
+        assert page.exists(), target
+        assert not anchor or anchor in anchors_of(page), target
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
+def test_every_document_is_in_the_index(name):
+    assert name == "docs/README.md" or f"({Path(name).name})" in text_of("docs/README.md")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Words of every gram-jax command in blocks and in `code`."""
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, flags=re.M | re.S)
+    blocks += re.findall(r"(?:^ {4}.*\n?)+", text, flags=re.M)
+    spans = re.findall(r"`([^`\n]*gram-jax [^`\n]*)`", text)
+    found = []
+    for piece in [*blocks, *spans]:
+        for line in piece.replace("\\\n", " ").splitlines():
+            at = re.search(r"(?:^|[\s;=(])gram-jax (.*)", line.split(" # ")[0])
+            if at:
+                found.append(shlex.split(re.split(r"[;|>]|&&", at.group(1))[0], posix=True))
+    return found
+
+
+def known_commands() -> dict[tuple[str, ...], set[str]]:
+    """Options of every command, by its words."""
+    top, found = typer.main.get_command(cli.app), {}
+    for name, command in top.commands.items():
+        below = getattr(command, "commands", None)
+        for words, one in (
+            [((name, inner), c) for inner, c in below.items()] if below else [((name,), command)]
+        ):
+            given = [*one.params]
+            found[words] = {o for p in given for o in (*p.opts, *p.secondary_opts)}
+            found[words] |= {"-h", "--help"}
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_and_their_options_exist(name):
+    known = known_commands()
+    for words in commands_of(text_of(name)):
+        if not words or not re.fullmatch(r"[a-z]+", words[0]):
+            continue  # `gram-jax ...` in general
+        key = tuple(words[:2]) if words[0] == "data" else (words[0],)
+        assert key in known, words
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.partition("=")[0] in known[key], (word, words)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    found = []
+    for name in NAMES:
+        found += [
+            (name, code)
+            for code in re.findall(r"^```python\n(.*?)^```", text_of(name), flags=re.M | re.S)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("name", "code"), python_blocks())
+def test_what_python_blocks_import_from_us_exists(name, code):
+    for node in ast.walk(ast.parse(code.replace("=..., ", "=None, ").replace(", ...)", ")"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "gram_jax":
+            module = importlib.import_module(node.module)
+            for one in node.names:
+                assert hasattr(module, one.name) or importlib.import_module(
+                    f"{node.module}.{one.name}"
+                )

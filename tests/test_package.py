@@ -1,0 +1,170 @@
+"""The wheel: what is in it, what it says of itself, what it needs, and that its public names are shown at work."""
+
+import ast
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from email import message_from_bytes
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from test_layers import imported, modules
+
+import gram_jax
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# Imported beside the package that brings them and never lets them fall behind.
+BROUGHT_BY = {"markupsafe": "jinja2", "pydantic-core": "pydantic", "starlette": "fastapi"}
+# Trainers' own environments have it: rl/openrlhf.py is read by one of them.
+NOT_OURS = {"torch"}
+
+
+def files_of_the_package() -> set[str]:
+    """What lies in gram_jax/, the recipes behind its link to configs/ too."""
+    folders = [ROOT / "gram_jax", ROOT / "configs"]
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts]
+    return {re.sub(r"^configs/", "gram_jax/configs/", name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> ZipFile:
+    """Built from a copy, so that nothing of an earlier build gets in and nothing is left in the checkout."""
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("gram_jax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    build = f"from {setuptools.__name__} import build_meta; build_meta.build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return ZipFile(path)
+
+
+def inside(wheel: ZipFile, ending: str) -> bytes:
+    """The one file of the wheel's own folder that ends so."""
+    (name,) = (n for n in wheel.namelist() if ".dist-info/" in n and n.endswith(ending))
+    return wheel.read(name)
+
+
+def test_the_wheel_holds_what_the_package_holds_and_nothing_else(wheel: ZipFile):
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == files_of_the_package()
+    for name in sorted(packed):
+        assert wheel.read(name) == (ROOT / name).read_bytes(), name
+
+
+def test_the_wheel_has_the_command_and_the_licence(wheel: ZipFile):
+    assert b"gram-jax = gram_jax.cli:main" in inside(wheel, "entry_points.txt")
+    said = message_from_bytes(inside(wheel, "METADATA"))
+    assert said["License-Expression"] == "Apache-2.0"
+    assert said.get_all("License-File") == ["LICENSE"]
+    assert inside(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert said["Requires-Python"] == ">=3.11"
+    assert (said["Name"], said["Version"]) == ("gram-jax", PROJECT["version"])
+
+
+def test_version_and_licence_are_the_same_wherever_they_are_stated():
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", cited, re.M)[1] == PROJECT["version"]
+    assert re.search(r"^license: (.*)$", cited, re.M)[1] == PROJECT["license"]
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("gram_jax", "numpy jax transformers typer"), ("gram_jax.cli", "jax flax numpy transformers")],
+)
+def test_what_costs_time_is_not_imported_before_it_is_needed(module: str, heavy: str):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert module in loaded.stdout.split()
+    assert not set(heavy.split()) & set(loaded.stdout.split())
+
+
+def test_help_of_every_command_imports_no_jax():
+    """The options of a command are known without what it does."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from gram_jax.cli import app\n"
+        "names = [c.name or c.callback.__name__ for c in app.registered_commands]\n"
+        "for name in names: assert CliRunner().invoke(app, [name, '--help']).exit_code == 0, name\n"
+        "assert len(names) > 10 and 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def named(requirement: str) -> str:
+    """The distribution of a requirement."""
+    return re.match(r"[\w-]+", requirement.replace("_", "-"))[0].lower()
+
+
+def declared() -> set[str]:
+    """Every distribution that the package or one of its extras for users asks for."""
+    extras = PROJECT["optional-dependencies"]
+    lists = [PROJECT["dependencies"], *(extras[name] for name in extras if name != "dev")]
+    return {named(requirement) for requirements in lists for requirement in requirements}
+
+
+def test_every_import_has_a_dependency():
+    installed = packages_distributions()
+    needed = {}
+    for module, path in modules().items():
+        for name in imported(path):
+            top = name.split(".")[0]
+            if top not in sys.stdlib_module_names and top != "gram_jax":
+                needed[named(installed.get(top, [top])[0])] = module
+    needed = {name: m for name, m in needed.items() if name not in NOT_OURS}
+    missing = {n: m for n, m in needed.items() if BROUGHT_BY.get(n, n) not in declared()}
+    assert not missing
+
+
+def test_the_build_notes_say_why_each_dependency_is_here():
+    notes = (ROOT / "BUILD.md").read_text()
+    table = notes[notes.index("### Dependencies, and why") : notes.index("## The demo")]
+    table = table.lower().replace("_", "-")
+    extras = PROJECT["optional-dependencies"]
+    wanted = declared() | {named(r) for r in extras["dev"]} | set(extras)
+    unexplained = [n for n in wanted - {"gram-jax"} if not re.search(rf"\b{n}\b", table)]
+    assert not unexplained
+
+
+def test_type_checkers_are_shown_the_public_names():
+    tree = ast.parse((ROOT / "gram_jax" / "__init__.py").read_text())
+    shown = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert shown == gram_jax._PUBLIC
+    assert gram_jax.__all__ == sorted(gram_jax._PUBLIC)
+
+
+@pytest.mark.parametrize("name", gram_jax.__all__)
+def test_every_public_name_is_shown_at_work(name: str):
+    """Its docstring has an example that uses it; that the example holds is for doctest, which the suite runs."""
+    examples = doctest.DocTestParser().get_examples(getattr(gram_jax, name).__doc__ or "")
+    used = {
+        node.id
+        for example in examples
+        for node in ast.walk(ast.parse(example.source))
+        if isinstance(node, ast.Name)
+    }
+    assert name in used
+    assert not any(doctest.SKIP in example.options for example in examples)
+    assert any(example.want for example in examples)

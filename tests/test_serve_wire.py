@@ -1,0 +1,163 @@
+"""The reward server over real sockets and from its OpenAPI document: fuzzing, slow bodies, memory that stays flat."""
+
+import asyncio
+import gc
+import json
+import socket
+import threading
+import time
+import tracemalloc
+from contextlib import contextmanager
+
+import pytest
+from jobs import free_port
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+httpx = pytest.importorskip("httpx")
+uvicorn = pytest.importorskip("uvicorn")
+from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
+from test_serve import Judge  # noqa: E402
+
+from gram_jax.serve.app import make_app  # noqa: E402
+from gram_jax.serve.guard import Limits  # noqa: E402
+
+PAIR = {"prompt": "q", "first": "aa", "second": "b"}
+FUZZ = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@contextmanager
+def serving(limits: Limits):
+    """Host and port of a server in a thread of this process."""
+    port = free_port()
+    app = make_app(Judge(), "test", limits=limits, cohort_wait=0.05)
+    config = uvicorn.Config(
+        app, "127.0.0.1", port, log_level="error", access_log=False, timeout_keep_alive=60
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.started
+    try:
+        yield "127.0.0.1", port
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving(Limits(body=20_000, body_seconds=1.0)) as found:
+        yield found
+
+
+def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    app = make_app(Judge(), "test", cohort_wait=0.01)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    seen: set[tuple[str, int]] = set()
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @FUZZ
+        @given(case=operation.as_strategy())
+        def ask(case) -> None:
+            found = case.call()
+            seen.add((case.operation.path, found.status_code))
+            assert found.status_code < 500, (case.operation.path, found.text)
+            # Excluded: a schema cannot say that a text holds a rendered conversation, or messages a question.
+            case.validate_response(found, excluded_checks=[positive_data_acceptance])
+
+        ask()
+    judged = {path for path, status in seen if status == 200}
+    assert {status for _, status in seen} <= {200, 422}
+    assert {"/v1/score_pair", "/v1/rank", "/get_reward", "/compare", "/classify"} <= judged
+
+
+def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):
+    head = b"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    slow = []
+    for _ in range(20):
+        sock = socket.create_connection(address)
+        sock.sendall(head + b"content-length: 5000\r\n\r\n{")
+        slow.append(sock)
+    started = time.monotonic()
+    url = "http://{}:{}".format(*address)
+    assert httpx.post(f"{url}/v1/score_pair", json=PAIR).status_code == 200
+    assert time.monotonic() - started < 0.9  # before the slow ones are given up
+    for sock in slow:
+        sock.settimeout(5)
+        answer = sock.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408") and b"slow_body" in answer
+        sock.close()
+    assert time.monotonic() - started < 5
+
+
+def test_a_body_that_says_it_is_huge_is_refused_before_it_is_sent(address):
+    with socket.create_connection(address) as sock:
+        sock.settimeout(5)
+        sock.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_broken_http_and_clients_that_leave_do_not_hurt_the_others(address):
+    pieces = (
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/rank HTTP/1.1\r\n",
+        b"",
+    )
+    for piece in pieces * 5:
+        with socket.create_connection(address) as sock:
+            sock.sendall(piece)
+    body = json.dumps(PAIR).encode()
+    for _ in range(20):  # asks and leaves without the answer
+        with socket.create_connection(address) as sock:
+            head = f"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            sock.sendall(head.encode() + body)
+    url = "http://{}:{}".format(*address)
+    assert httpx.post(f"{url}/v1/score_pair", json=PAIR).status_code == 200
+
+
+def test_memory_stays_flat_over_many_requests():
+    """The short form of `benchmarks/serve.py --requests 100000`: what is kept for a request is given back."""
+
+    async def send(url: str, count: int) -> None:
+        limits = httpx.Limits(max_connections=16)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+
+            async def some(first: int) -> None:
+                for at in range(first, count, 16):
+                    body = PAIR | {"first": "a" * (at % 50)}
+                    assert (await client.post("/v1/score_pair", json=body)).status_code == 200
+                    if at % 4 == 0:  # must not become a metric
+                        missing = await client.post(f"/no/such/path/{at}")
+                        assert missing.status_code == 404
+
+            await asyncio.gather(*(some(first) for first in range(16)))
+
+    with serving(Limits()) as address:
+        url = "http://{}:{}".format(*address)
+        asyncio.run(send(url, 100))
+        tracemalloc.start()
+        try:
+            asyncio.run(send(url, 50))
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            asyncio.run(send(url, 300))
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 200 * 300  # 200 bytes a request: a kept body or future has more
