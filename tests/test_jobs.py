@@ -104,7 +104,7 @@ def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
     job = start_job(tmp_path, recipe, 2, cache=cache)
     job.wait_for("judge 1/")
     job.processes[1].send_signal(signal.SIGTERM)
-    assert job.wait(20) == [RESTART, RESTART]
+    assert job.wait(90) == [RESTART, RESTART]
     step, _ = saved(tmp_path / "run")
     assert f"stopped by SIGTERM: step {step} of 100000 is saved" in job.texts()[0]
     assert figures(tmp_path / "run")[-1]["step"] == step
@@ -116,7 +116,7 @@ def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path
     job.wait_for("judge 1/")
     job.processes[victim].kill()
     other = 1 - victim
-    ends = job.wait(15)
+    ends = job.wait(60)
     assert (ends[victim], ends[other]) == (-signal.SIGKILL, LOST)
     assert f"process {victim} on " in job.texts()[other]
     assert "its connection is closed; it was last at: " in job.texts()[other]
@@ -128,12 +128,12 @@ def test_a_frozen_process_is_given_up_after_the_stated_time(victim, tmp_path, ca
     job.wait_for("judge 1/")
     job.processes[victim].send_signal(signal.SIGSTOP)
     since = time.monotonic()
-    assert job.processes[1 - victim].wait(15) == LOST
+    assert job.processes[1 - victim].wait(60) == LOST
     assert time.monotonic() - since > 3
     assert f"process {victim} on " in job.texts()[1 - victim]
     assert "not been heard of for 4 s" in job.texts()[1 - victim]
     job.processes[victim].send_signal(signal.SIGCONT)
-    assert job.wait(20)[victim] == LOST  # it does not go on alone
+    assert job.wait(90)[victim] == LOST  # it does not go on alone
 
 
 HANGING = (
@@ -158,7 +158,7 @@ HANGING = (
 def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path, cache):
     job = start_job(tmp_path, endless(tmp_path), 2, command=HANGING, cache=cache)
     job.wait_for("judge 1/")
-    assert job.wait(30) == [LOST, LOST]
+    assert job.wait(120) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
     assert "no progress for 8 s, at: waiting for the data of step 6" in report
     assert "hang_in_the_loader" in report
@@ -181,7 +181,7 @@ def early(body: str) -> tuple[str, ...]:
 def test_a_process_that_hangs_before_the_first_step_is_found_with_its_stack(tmp_path):
     hanging = early("time.sleep(1000)")
     job = start_job(tmp_path, endless(tmp_path), 2, "--stuck-after", "10", command=hanging)
-    assert job.wait(60) == [LOST, LOST]
+    assert job.wait(150) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
     assert "no progress for 10 s, at: reading the data" in report
     assert "read_nothing" in report
@@ -192,7 +192,7 @@ def test_sigterm_before_the_first_step_ends_all_with_the_status_that_starts_agai
     job = start_job(tmp_path, endless(tmp_path), 2, command=sleeping)
     job.wait_for("asleep", index=1)
     job.processes[1].send_signal(signal.SIGTERM)
-    assert job.wait(20) == [RESTART, RESTART]
+    assert job.wait(90) == [RESTART, RESTART]
     assert "there is nothing to save yet" in job.texts()[1]
     assert "process 1 on " in job.texts()[0] and "nothing to save yet" in job.texts()[0]
 
@@ -203,7 +203,7 @@ def test_the_port_of_jax_that_is_taken_is_named_to_all(tmp_path):
         with socket.create_server(("", 0)) as taken:
             port = taken.getsockname()[1]
             job = start_job(tmp_path, recipe, 2, devices=1, port=port - 1)
-            ends = job.wait(60)
+            ends = job.wait(150)
         if "cannot listen at" not in job.texts()[0]:  # the port below was free
             break
     assert ends == [2, 2]
@@ -214,13 +214,13 @@ def test_the_port_of_jax_that_is_taken_is_named_to_all(tmp_path):
 def test_processes_that_do_not_come_are_named(tmp_path):
     arguments = ("--join-timeout", "12")
     job = start_job(tmp_path, endless(tmp_path), 4, *arguments, only=(0, 2), devices=1)
-    assert job.wait(60) == [LOST, LOST]
+    assert job.wait(150) == [LOST, LOST]
     for text in job.texts():
         assert "process 1, process 3 did not come within 12 s" in text
         assert "there: process 0 on " in text
 
     job = start_job(tmp_path, endless(tmp_path), 2, "--join-timeout", "3", only=(1,), devices=1)
-    assert job.wait(60) == [LOST]
+    assert job.wait(150) == [LOST]
     assert "process 0 at 127.0.0.1" in job.texts()[0]
 
 
