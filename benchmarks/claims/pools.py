@@ -93,7 +93,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
     tokenizer = load_tokenizer(model)
     spec = make_spec(tokenizer, max_length=size.max_length, system="")
     measure = _Measure(tokenizer, spec, cache)
-    valid, train = measure(data, VALID), measure(data, TRAIN)
+    valid, train = (_clear(size, measure(data, name)) for name in (VALID, TRAIN))
     outside = {
         name: measure(data / "eval", name)
         for name in sorted({path.name.partition(".")[0] for path in (data / "eval").iterdir()})
@@ -168,6 +168,14 @@ class _Measure:
             self.known[key] = [len(e.tokens) if e is not None else 10**6 for e in encoded]
             write_whole(self.cache, json.dumps(self.known))
         return list(zip(pairs, self.known[key], strict=True))
+
+
+def _clear(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[tuple[Preference, int]]:
+    return [
+        (pair, length)
+        for pair, length in pairs
+        if length >= size.least_fit and (pair.margin is None or pair.margin >= size.clear)
+    ]
 
 
 def _tested(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[Preference]:

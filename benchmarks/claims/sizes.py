@@ -11,6 +11,8 @@ class Size:
     """What a grid is made of.
 
     fit, test_fit: tokens that a pair may have as a comparison, for training and for testing; the same for every set.
+    clear: least margin of the pairs of preference_train and preference_valid, for training and for testing; least_fit:
+      fewest tokens of these, the template's among them.
     test_pairs, per_prompt: at most so many tested pairs of a set, and of one prompt of it.
     held: instructions of preference_train that are kept out of all training and added to preference_valid.
     least, long_tokens: a set with fewer fitting pairs than `least` is asked of the main four judges only, and of it
@@ -24,6 +26,8 @@ class Size:
 
     fit: int
     test_fit: int
+    clear: float
+    least_fit: int
     max_length: int
     test_pairs: int
     per_prompt: int
@@ -52,6 +56,8 @@ SIZES = {
     "full": Size(
         fit=2048,
         test_fit=2048,
+        clear=0.0,
+        least_fit=0,
         max_length=2048,
         test_pairs=ALL,
         per_prompt=ALL,
@@ -78,7 +84,9 @@ SIZES = {
     # learned nothing: what tells the better response lies in its style, which short ones do not show.
     "small": Size(
         fit=256,
-        test_fit=320,
+        test_fit=400,
+        clear=0.9,
+        least_fit=200,
         max_length=1024,
         test_pairs=64,
         per_prompt=2,
@@ -105,6 +113,8 @@ SIZES = {
     "tiny": Size(
         fit=192,
         test_fit=192,
+        clear=0.0,
+        least_fit=0,
         max_length=256,
         test_pairs=8,
         per_prompt=2,
