@@ -93,8 +93,8 @@ class _Report:
         ]
         if size.clear:
             lines.append(
-                f"Labels and in-distribution tests are clear preferences, of a margin of at least {size.clear:g} and at least "
-                f"{size.least_fit} tokens."
+                "Labels and in-distribution tests are clear preferences, of a margin of at least "
+                f"{size.clear:g} and at least {size.least_fit} tokens."
             )
         if long:
             lines.append(

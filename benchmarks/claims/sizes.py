@@ -80,8 +80,8 @@ SIZES = {
         save_every=200,
         seeds=(0, 1, 2, 3, 4),
     ),
-    # Two cores: a cell takes about a quarter of an hour there. Clear preferences between answers that are long enough to
-    # show a style: of others, a thousand labels taught the generative judge nothing, and a bag of words little more.
+    # Two cores: a cell takes about a quarter of an hour there. Clear preferences between answers that are long enough
+    # to show a style: of others, 300 labels taught the generative judge nothing, and a bag of words little more.
     "small": Size(
         fit=400,
         test_fit=400,
