@@ -52,9 +52,11 @@ SMALL = (
     ("gram-jax bench", "--best-of 16 -> --best-of 3"),
     ("gram-jax bon", "--limit 2 --new 4"),
     ("gram-jax bon", "--n 16 -> --n 2"),
-    ("gram-jax rl", "--set run.steps=1 --set sampling.prompts=2 --set sampling.new=4"),
+    ("gram-jax rl", "--set run.steps=1 --set sampling.prompts=4 --set sampling.new=4"),
     ("gram-jax rl", "--set evaluate.limit=2 --set algorithm.microbatches=1"),
     ("gram-jax plan", "--model-config qwen3-1.7b -> --model-config NAME_OR_FOLDER/config.json"),
+    ("gram-jax plan", "--topology v5e:4x4 -> --topology local"),
+    ("gram-jax plan", "--search -> --set batch.length=256 --set batch.rows=64"),
     ("python benchmarks/collectives.py", "--mesh fsdp=8 --stage judge"),
     ("python benchmarks/ranking.py", "2000 -> 10"),
     ("python benchmarks/corruption.py", "520 -> 4"),
@@ -134,7 +136,8 @@ def make_stand_ins(place: Path) -> Path:
     ]  # fmt: skip
     (place / "rm_bench.json").write_text(json.dumps(three))
     (place / "token.txt").write_text("a-token\n")
-    shutil.copy(ROOT / "configs" / "smollm2-135m-write.toml", place / "RECIPE")
+    recipe = (ROOT / "configs" / "smollm2-135m-write.toml").read_text()
+    (place / "RECIPE").write_text(recipe.replace("runs/smollm2-135m-write", "runs/recipe"))
     page = Folder(place, tools=place / ".tools")
     page.do(f"""
 gram-jax convert smollm2-135m NAME_OR_FOLDER
@@ -163,10 +166,7 @@ def small_form(words: list[str]) -> list[str]:
             continue
         old, arrow, new = change.partition(" -> ")
         if not arrow:
-            given = [word for word in words if word.startswith("--")]
-            option = change.split()
-            added += option
-            del given
+            added += change.split()
             continue
         size = len(old.split())
         for at in range(len(words)):
@@ -182,7 +182,8 @@ class Folder:
         self.place, self.tools = place, tools
         self.names: dict[str, Any] = dict(NAMES)
         self.servers: list[tuple[uvicorn.Server, threading.Thread]] = []
-        for name in ("gram-jax", "python", "curl"):
+        # the last ones are refused: what is installed or started belongs to the machine
+        for name in ("gram-jax", "python", "curl", "pip", "make", "sbatch", "docker", "kubectl"):
             write_program(tools / name, PROGRAM.format(python=sys.executable))
 
     def run(self, block: Block) -> None:
