@@ -3,6 +3,7 @@
 A page is run in a folder of its own, block by block, on tiny stand-ins; document_runs.py says what differs from the page.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,22 @@ import jax
 import pytest
 from document_runs import GRANTED, SMALL, Folder, make_stand_ins, small_form
 from documents import HOW, NEEDS, PAGES, ROOT, BlockError, blocks_of
-from tiny_runs import compiled_programs  # noqa: F401
 
 RUN = [page for page in PAGES if any(block.is_run for block in blocks_of(page))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory):
+    """What one page compiles the others find, also those that another process of the suite runs."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs-of-documents"
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(cache), 0.2), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
