@@ -1,4 +1,4 @@
-"""Running the documents' blocks: a folder in which every name of theirs is there, tiny, and the small forms of commands.
+"""Running the documents' blocks: a folder in which all their names are there, tiny, and the small forms of commands.
 
 bash runs the shell blocks of a page in their order, in one folder. `gram-jax`, `python` and `curl` are programs there
 that ask this process to do the work, so that nothing is imported or compiled twice. The Python blocks of a page are run
@@ -30,8 +30,7 @@ import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import uvicorn
-from documents import ROOT, Block, BlockError
+from documents import HOW, ROOT, Block, BlockError
 from launch_fakes import write_program
 from test_judge import GRAM_LIKE, rows_of
 from tiny_runs import write_pairs
@@ -132,7 +131,7 @@ def make_stand_ins(place: Path) -> Path:
     )  # fmt: skip
     three = [
         {"id": r["prompt"], "prompt": r["prompt"], "domain": "chat",
-         "chosen": [r["chosen"] + end for end in ("", ".", "!")], "rejected": [r["rejected"] + end for end in ("", ".", "!")]}
+         **{of: [r[of] + end for end in ("", ".", "!")] for of in ("chosen", "rejected")}}
         for r in rows[:2]
     ]  # fmt: skip
     (place / "rm_bench.json").write_text(json.dumps(three))
@@ -140,7 +139,7 @@ def make_stand_ins(place: Path) -> Path:
     recipe = (ROOT / "configs" / "smollm2-135m-write.toml").read_text()
     (place / "RECIPE").write_text(recipe.replace("runs/smollm2-135m-write", "runs/recipe"))
     page = Folder(place, tools=place / ".tools")
-    page.do(f"""
+    page.do("""
 gram-jax convert smollm2-135m NAME_OR_FOLDER
 gram-jax train smollm2-135m-judge --set run.folder=runs/demo/stage2 --set model.start=smollm2-135m
 gram-jax convert runs/demo/stage2 runs/demo/judge
@@ -183,7 +182,7 @@ class Folder:
     def __init__(self, place: Path, tools: Path):
         self.place, self.tools = place, tools
         self.names: dict[str, Any] = dict(NAMES)
-        self.servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+        self.servers: list[tuple[Any, threading.Thread]] = []
         # the last ones are refused: what is installed or started belongs to the machine
         for name in ("gram-jax", "python", "curl", "pip", "make", "sbatch", "docker", "kubectl"):
             write_program(tools / name, PROGRAM.format(python=sys.executable))
@@ -196,7 +195,7 @@ class Folder:
             else:
                 self.do_python(block.commands)
         except BlockError as error:
-            raise BlockError(f"{block.place}: {error}") from error
+            raise BlockError(f"{block.place}: {error}\nIf it cannot be mended, {HOW}") from error
 
     def do(self, commands: str) -> None:
         """Run by bash, which ends at the first command that fails."""
@@ -268,10 +267,12 @@ class Folder:
             words = [word.replace("localhost:8000", f"127.0.0.1:{port}") for word in words[1:]]
             done = subprocess.run([real, *words], capture_output=True, text=True, timeout=120)
             return done.returncode, done.stdout, done.stderr
-        return 127, "", f"the documents' runner does not know {shlex.join(words)}\n"
+        return 127, "", f"tests/document_runs.py cannot run {shlex.join(words)}\n"
 
     def _serve(self, app: Any, *, host: str, port: int, grace: float) -> None:
         """In place of the server's process: a thread, at a free port; it answers as long as the page is run."""
+        import uvicorn
+
         with socket.create_server((host, 0)) as free:
             port = free.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))

@@ -22,7 +22,7 @@ PAGES = [
 
 # All that a block may need, and which tests do what can be done of it here.
 NEEDS = {
-    "a package index": "test_package.py",  # builds what would be installed
+    "a package index": "test_package.py",  # builds what is installed from one
     "minutes": "test_chaos.py",  # and other short forms of the benchmarks
     "Slurm": "test_launch_slurm.py",  # under a stand-in
     "several machines": "test_jobs.py",  # several processes
