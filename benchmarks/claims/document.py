@@ -93,6 +93,11 @@ class _Report:
             f"at most {size.fit} tokens a pair, compute {size.compute}, peak rates {rates}.",
             f"Tested pairs, both orders: {tests}.",
         ]
+        if size.clear:
+            lines.append(
+                f"Labels and in-distribution tests are clear preferences, of a margin of at least {size.clear:g} and at least "
+                f"{size.least_fit} tokens."
+            )
         if long:
             lines.append(
                 f"Sets with few pairs that short are asked of the main four judges only: {long}."

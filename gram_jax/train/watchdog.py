@@ -50,9 +50,9 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        limit = self.member.stuck_after
-        assert limit is not None  # else nobody watches
-        while not self._over.wait(min(1.0, limit / 4)):
+        while (limit := self.member.stuck_after) is not None:
+            if self._over.wait(min(1.0, limit / 4)):
+                return
             if time.monotonic() - self._since > limit:
                 self._bark(limit)
                 return
