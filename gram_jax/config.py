@@ -41,8 +41,9 @@ Count = Annotated[int, Field(ge=0)]
 # learned nothing.
 LEAST_BF16_LEARNING_RATE = 1e-4
 
-# Those that come with the package; in a checkout a link to configs/.
-RECIPES = files("gram_jax") / "configs"
+# Those that come with the package: inside of it in a wheel, beside it in a checkout.
+_INSIDE = Path(str(files("gram_jax"))) / "configs"
+RECIPES = _INSIDE if _INSIDE.is_dir() else _INSIDE.parents[1] / "configs"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -380,7 +381,7 @@ def read_values(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, A
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with gram_jax."""
-    # a copy of gram_jax/ alone has a link that leads nowhere
+    # a copy of gram_jax/ alone has none
     names = [file.name for file in RECIPES.iterdir()] if RECIPES.is_dir() else []
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 

@@ -59,6 +59,8 @@ class _Report:
         return [
             "# The paper's claims, tried",
             "",
+            "<!-- needs: minutes -->",
+            "",
             f"    {command} --size {self.name} --markdown docs/claims.md",
             "",
             f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run, with seeds {seeds}.',

@@ -1,0 +1,183 @@
+"""Every command and every Python block of the documents is run, or says what it needs.
+
+A page is run in a folder of its own, block by block, on tiny stand-ins; document_runs.py says what differs from it.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from document_runs import GRANTED, SMALL, Folder, form_of, form_of_comment, make_stand_ins
+from documents import NEEDS, PAGES, ROOT, SHOWS, Block, BlockError, blocks_of
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+RUN = [page for page in PAGES if any(block.page == page and block.is_run for block in BLOCKS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory):
+    """What one page compiles the others find, also those that another process of the suite runs."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs-of-documents"
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(cache), 0.2), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_stand_ins(tmp_path_factory.mktemp("stand-ins"))
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_blocks_of_a_page_run_one_after_the_other(page, stand_ins, tmp_path):
+    if any("gram-jax serve" in b.commands for b in BLOCKS if b.page == page):
+        pytest.importorskip("uvicorn", reason="needs the extra serve")
+        pytest.importorskip("fastapi", reason="needs the extra serve")
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+    place = tmp_path / "page"
+    shutil.copytree(stand_ins, place, symlinks=True)
+    for name, source in GRANTED.get(page, {}).items():
+        shutil.copytree(stand_ins / source, place / name)
+    folder = Folder(place, tools=tmp_path / "tools")
+    try:
+        for block in BLOCKS:
+            if block.page == page and block.is_run:
+                folder.run(block)
+    finally:
+        folder.close()
+
+
+# What is not run
+
+
+def test_every_need_is_one_that_a_block_has_and_names_the_test_that_stands_in():
+    assert {what for block in BLOCKS for what, _ in block.needs} == set(NEEDS)
+    assert {block.shows for block in BLOCKS} <= SHOWS | {None}
+    assert all((ROOT / "tests" / name).is_file() for name in NEEDS.values())
+
+
+def test_most_blocks_are_run():
+    """Marks are for what cannot be run here, not for what is tedious."""
+    code = [block for block in BLOCKS if block.kind != "data" and block.shows is None]
+    assert sum(block.is_run for block in code) > 0.6 * len(code)
+
+
+def test_every_small_form_and_everything_granted_belongs_to_a_command_of_a_page():
+    lines = [
+        set(line.split())
+        for block in BLOCKS
+        if block.kind == "shell"
+        for line in block.commands.replace("\\\n", " ").splitlines()
+    ]
+    for begin, change in SMALL:
+        old, arrow, _ = change.partition(" -> ")
+        words = {*begin.split(), *(old.split() if arrow else ())}
+        assert any(words <= line for line in lines), (begin, change)
+    assert set(GRANTED) <= set(RUN)
+
+
+def test_make_knows_the_targets_of_the_documents():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = {target for block in BLOCKS for target in re.findall(r"^make (\w+)", block.text, re.M)}
+    assert {"demo", "test"} <= named <= targets
+
+
+# That the marks and the runner notice what they should
+
+MARKED = "text\n\n<!-- {mark} -->\n\n    sbatch x\n    gram-jax version\n"
+
+
+def test_a_mark_holds_for_the_block_or_for_the_lines_that_it_names():
+    (bare,) = blocks_of("a.md", "text\n\n    sbatch x\n")
+    assert bare.is_run and bare.commands == "sbatch x"
+    (whole,) = blocks_of("a.md", MARKED.format(mark="needs: Slurm"))
+    assert not whole.is_run
+    (part,) = blocks_of("a.md", MARKED.format(mark="needs: Slurm (sbatch)"))
+    assert part.is_run and part.commands == "gram-jax version"
+    (shown,) = blocks_of("a.md", "<!-- shows: output -->\n```bash\n0.5\n```\n")
+    assert not shown.is_run
+    (long,) = blocks_of(
+        "a.md", "<!-- needs: Slurm (sbatch) -->\n\n    sbatch \\\n      x\n    echo y\n"
+    )
+    assert long.commands == "echo y"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MARKED.format(mark="needs: patience"), r"a\.md:5: needs 'patience': expected one of"),
+        (MARKED.format(mark="needs: Slurm (srun)"), "no line holds 'srun'"),
+        (MARKED.format(mark="shows: promise"), "shows 'promise'"),
+        ("```\ngram-jax version\n```\n", "no language"),
+        ("```perl\n1\n```\n", "'perl'"),
+    ],
+)
+def test_a_mark_or_a_block_that_says_nothing_is_refused(text, message):
+    with pytest.raises(BlockError, match=message):
+        blocks_of("a.md", text)
+
+
+@pytest.fixture
+def empty(tmp_path) -> Folder:
+    folder = Folder(tmp_path, tools=tmp_path / "tools")
+    folder.names["judge"] = None
+    return folder
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        "gram-jax recipe no-such-recipe",
+        "gram-jax evaluate --no-such-option",
+        "pip install gram-jax",
+        "make demo",
+        "no-such-program",
+        "python -m gram_jax",
+        "false\necho the last one is fine",
+        "false | cat",
+        "echo $NOT_SET",
+    ],
+)
+def test_a_command_that_fails_or_that_nobody_can_run_fails_with_its_place_and_a_way_out(
+    empty, commands
+):
+    with pytest.raises(BlockError, match=r"a\.md:3(.|\n)*put a mark directly above it"):
+        empty.run(Block("a.md", 3, "shell", commands))
+
+
+def test_what_a_command_prints_can_be_used(empty):
+    empty.run(Block("a.md", 1, "shell", "gram-jax recipe smollm2-135m-rl > my.toml"))
+    assert (empty.place / "my.toml").read_text() == (
+        ROOT / "configs/smollm2-135m-rl.toml"
+    ).read_text()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "undefined",
+        "from gram_jax import Scrorer",
+        "print(0.5)  # 1 2",
+        "print(0.5, 0.25)  # 0.58 0.42 0.1: too many",
+        "[1.0, 2.0]  # [1, 0], best first",
+        "[[1.0]]  # [n] log-odds",
+    ],
+)
+def test_python_that_fails_or_gives_another_form_than_its_comment_fails(empty, code):
+    with pytest.raises(BlockError, match=r"a\.md:3"):
+        empty.run(Block("a.md", 3, "python", code))
+
+
+def test_python_keeps_its_names_and_values_of_the_right_form_pass(empty):
+    empty.run(Block("a.md", 1, "python", "a = [2, 1]  # a list\nprint(0.5, 0.2)  # 0.58 0.42: two"))
+    empty.run(Block("a.md", 5, "python", "a  # [1, 0], best first\n[a, a]  # [n, n] numbers"))
+    assert form_of("0.25 0.5", form_of_comment("0.58 0.42: probabilities")) == (float, float)
