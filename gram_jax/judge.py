@@ -7,7 +7,7 @@ same hash read the same pair as the same tokens and answer with the same two lab
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -226,8 +226,14 @@ def make_spec(
     )
     for layout in (spec.comparison, spec.writing, spec.response):
         layout_guard(layout)
-    PieceTable(text_encoder(tokenizer), spec.comparison).check_room(spec.max_length)
-    return spec
+    return with_length(spec, tokenizer, spec.max_length)
+
+
+def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
+    """The same judge with another token budget of a pair; raises where its template leaves no room in it."""
+    check_tokenizer(spec, tokenizer)
+    PieceTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
+    return replace(spec, max_length=max_length)
 
 
 def default_length(tokenizer: Any) -> int:

@@ -7,6 +7,7 @@ statement by statement; a value in the comment behind a statement says which for
 
 import ast
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -30,7 +31,7 @@ import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from documents import HOW, ROOT, Block, BlockError
+from documents import HOW, ROOT, Block, BlockError, blocks_of
 from launch_fakes import write_program
 from test_judge import GRAM_LIKE, rows_of
 from tiny_runs import write_pairs
@@ -60,11 +61,15 @@ SMALL = (
     ("gram-jax plan", "--topology v5e:4x4 -> --topology local"),
     ("gram-jax plan", "--search -> --set batch.length=256 --set batch.rows=64"),
     ("python benchmarks/ranking.py", "2000 -> 10"),
+    ("python benchmarks/serve.py", "--seconds 12 -> --seconds 1"),
     ("python benchmarks/weights.py", "--pairs 100 -> --pairs 4"),
     ("curl", "--fail"),
 )
 # local_processes.sh says so to each of its processes: here each is one of its own, one after the other.
 ALONE = ("GRAM_JAX_COORDINATOR", "GRAM_JAX_PROCESSES", "GRAM_JAX_PROCESS", "JAX_LOCAL_DEVICE_IDS")
+
+# Seconds after which a page has stopped for good; the slowest takes 40 beside another process.
+HANGS = 900
 
 # What a page takes for granted beyond `make_stand_ins`: its name, and what of them it is.
 GRANTED = {
@@ -94,7 +99,7 @@ sys.exit(said["status"])
 """
 
 
-def make_stand_ins(place: Path) -> Path:
+def make_stand_ins(place: Path, tools: Path) -> None:
     """A folder with tiny files, runs and models under the names that the documents use."""
     for name in ("benchmarks", "configs", "gram_jax", "launch"):
         (place / name).symlink_to(ROOT / name)
@@ -103,6 +108,7 @@ def make_stand_ins(place: Path) -> Path:
     for name in ("pairs", "new_pairs", "my_held_out_pairs", "HELDOUT"):
         write_pairs(place / f"{name}.jsonl", 8)
     rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 90).open()]
+    shutil.copy(place / "my_pairs.jsonl", place / "clear.jsonl")
     for name in ("pairs", "my_pairs", "PREFERENCES", "data/preference_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:16]), place / f"{name}.parquet")
     pairs = [
@@ -138,7 +144,7 @@ def make_stand_ins(place: Path) -> Path:
     (place / "token.txt").write_text("a-token\n")
     recipe = (ROOT / "configs" / "smollm2-135m-write.toml").read_text()
     (place / "RECIPE").write_text(recipe.replace("runs/smollm2-135m-write", "runs/recipe"))
-    page = Folder(place, tools=place / ".tools")
+    page = Folder(place, tools=tools)
     page.do("""
 gram-jax convert smollm2-135m NAME_OR_FOLDER
 gram-jax train smollm2-135m-judge --set run.folder=runs/demo/stage2 --set model.start=smollm2-135m
@@ -147,7 +153,6 @@ gram-jax evaluate runs/demo/judge pairs.jsonl --out evaluated
 cp -r runs/demo/stage2 runs/judge
 ln -s runs/judge a-better-judge
 """)
-    return place
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -273,10 +278,10 @@ class Folder:
         """In place of the server's process: a thread, at a free port; it answers as long as the page is run."""
         import uvicorn
 
-        with socket.create_server((host, 0)) as free:
-            port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run, daemon=True)
+        bound = socket.create_server((host, 0))
+        port = bound.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None))
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         self.servers.append((server, thread))
         while not server.started:
@@ -393,3 +398,38 @@ def form_of(value: Any, told: Any) -> Any:
 
 def _form(value: Any) -> Any:
     return [_form(one) for one in value] if isinstance(value, list | tuple) else type(value)
+
+
+def run_page(page: str, place: Path, tools: Path) -> None:
+    """All blocks of a page that are run, in a folder with the stand-ins."""
+    folder = Folder(place, tools=tools)
+    try:
+        for block in blocks_of(page):
+            if block.is_run:
+                folder.run(block)
+    finally:
+        folder.close()
+
+
+def answer() -> None:
+    """A process for pages: of every line of standard input [function, its words] in JSON, its line says what failed.
+
+    Apart from pytest's own, because commands exchange the standard streams and make the devices theirs.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    known = {"make_stand_ins": make_stand_ins, "run_page": run_page}
+    for line in sys.stdin:
+        name, words = json.loads(line)
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        try:
+            known[name](*words[:-2], *map(Path, words[-2:]))
+            failed = ""
+        except Exception:
+            failed = traceback.format_exc()
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(failed), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    answer()

@@ -3,41 +3,66 @@
 A page is run in a folder of its own, block by block, on tiny stand-ins; document_runs.py says what differs from it.
 """
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import jax
 import pytest
-from document_runs import GRANTED, SMALL, Folder, form_of, form_of_comment, make_stand_ins
+from document_runs import GRANTED, SMALL, Folder, form_of, form_of_comment
 from documents import NEEDS, PAGES, ROOT, SHOWS, Block, BlockError, blocks_of
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.page == page and block.is_run for block in BLOCKS)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory):
-    """What one page compiles the others find, also those that another process of the suite runs."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs-of-documents"
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(cache), 0.2), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+class Pages:
+    """The process that runs pages; what one page imports and compiles the others find."""
+
+    def __init__(self, place: Path):
+        dropped = ("XLA_FLAGS", "GRAM_JAX", "JAX_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        # one device, as at the terminal; and conftest.py says why without optimisations
+        flags = "--xla_backend_optimization_level=0"
+        self.said = place / "said.txt"
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / "tests" / "document_runs.py"],
+                env=kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+                cwd=place,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
+
+    def ask(self, function: str, *words: str | Path) -> None:
+        self.process.stdin.write(json.dumps([function, [str(word) for word in words]]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"the process ended:\n{self.said.read_text()[-6000:]}"
+        assert not (failed := json.loads(answer)), failed
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_stand_ins(tmp_path_factory.mktemp("stand-ins"))
+def pages(tmp_path_factory: pytest.TempPathFactory):
+    pages = Pages(tmp_path_factory.mktemp("pages"))
+    with pages.process:
+        yield pages
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, pages: Pages) -> Path:
+    place = tmp_path_factory.mktemp("stand-ins")
+    pages.ask("make_stand_ins", place, place / ".tools")
+    return place
 
 
 @pytest.mark.parametrize("page", RUN)
-def test_the_blocks_of_a_page_run_one_after_the_other(page, stand_ins, tmp_path):
+def test_the_blocks_of_a_page_run_one_after_the_other(page, pages, stand_ins, tmp_path):
     if any("gram-jax serve" in b.commands for b in BLOCKS if b.page == page):
         pytest.importorskip("uvicorn", reason="needs the extra serve")
         pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -47,13 +72,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, stand_ins, tmp_path)
     shutil.copytree(stand_ins, place, symlinks=True)
     for name, source in GRANTED.get(page, {}).items():
         shutil.copytree(stand_ins / source, place / name)
-    folder = Folder(place, tools=tmp_path / "tools")
-    try:
-        for block in BLOCKS:
-            if block.page == page and block.is_run:
-                folder.run(block)
-    finally:
-        folder.close()
+    pages.ask("run_page", page, place, tmp_path / "tools")
 
 
 # What is not run

@@ -256,8 +256,12 @@ def judge(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,
     template: Annotated[
-        str, typer.Option(help='"default", "from-dataset", or a text file')
-    ] = "default",
+        str | None,
+        typer.Option(
+            help='"default", "from-dataset", or a text file; without it a judge keeps how it is asked, and any '
+            'other model gets "default"'
+        ),
+    ] = None,
     rows: Annotated[
         str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
     ] = None,
@@ -272,9 +276,9 @@ def judge(
 ) -> None:
     """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
     from gram_jax.checkpoint.integrity import renew_entry
-    from gram_jax.checkpoint.models import load_tokenizer, model_config
+    from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
     from gram_jax.data.sources import first_rows
-    from gram_jax.judge import default_length, judge_file, make_spec
+    from gram_jax.judge import default_length, judge_file, make_spec, with_length
     from gram_jax.train.stages import TEMPLATE_ROWS
 
     if judge_file(out).exists() and not overwrite:
@@ -282,14 +286,22 @@ def judge(
     if (template == "from-dataset") != (rows is not None):
         raise JudgeError("--template from-dataset and --rows go together: give both or neither")
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
-    spec = make_spec(
-        tokenizer,
-        template=template,
-        labels=labels,
-        max_length=max_length or min(default_length(tokenizer), context),
-        system=system,
-        rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
-    )
+    own = load_spec(model) if template is None else None
+    if own is not None:
+        if labels is not None or system is not None:
+            raise JudgeError(
+                f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
+            )
+        spec = with_length(own, tokenizer, max_length or own.max_length)
+    else:
+        spec = make_spec(
+            tokenizer,
+            template=template or "default",
+            labels=labels,
+            max_length=max_length or min(default_length(tokenizer), context),
+            system=system,
+            rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+        )
     path = spec.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
     Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
