@@ -80,7 +80,7 @@ SIZES = {
         save_every=200,
         seeds=(0, 1, 2, 3, 4),
     ),
-    # Two cores: a cell takes about a quarter of an hour there. Clear preferences between answers that are long enough
+    # Two cores: a cell takes about five minutes there. Clear preferences between answers that are long enough
     # to show a style: of others, 300 labels taught the generative judge nothing, and a bag of words little more.
     "small": Size(
         fit=400,
@@ -93,20 +93,20 @@ SIZES = {
         held=40,
         least=20,
         long_tokens=10_000,
-        unlabeled=300,
-        labels=(150, 450),
-        base=450,
+        unlabeled=160,
+        labels=(80, 240),
+        base=240,
         domain="hh_harmless_first200",
         domain_labels=(32, 64),
         domain_train=0.45,
-        epochs=2,
-        rows=2,
+        epochs=1,
+        rows=1,
         length=512,
-        rank_rows=2,
+        rank_rows=1,
         rank_length=512,
         rates={"write": 5e-5, "judge": 1e-4, "rank": 1e-4},
         compute="bfloat16",
-        save_every=25,
+        save_every=100,
         seeds=(0, 1, 2, 3, 4),
     ),
     # Seconds a cell with the model "tiny-random": for trying the benchmark out.
