@@ -80,8 +80,8 @@ SIZES = {
         save_every=200,
         seeds=(0, 1, 2, 3, 4),
     ),
-    # For a machine without an accelerator: a cell takes 23 minutes of one core. Clear preferences between answers that are long enough
-    # to show a style: of others, 300 labels taught the generative judge nothing, and a bag of words little more.
+    # Without an accelerator: a cell takes 23 minutes of one core. Clear preferences between answers that are long
+    # enough to show a style: of others, 300 labels taught the generative judge nothing, a bag of words little more.
     "small": Size(
         fit=400,
         test_fit=400,
