@@ -2,7 +2,8 @@
 
 Starts `gram-jax serve` and sends pairs from many connections for so long, first as few as keep it busy, then ten times
 as many with a small queue. Prints requests a second, latencies of those that were accepted, the share that was refused
-and how quickly, and the server's memory before and after. --requests: so many requests in place of seconds.
+and how quickly, and the server's memory before, after a tenth and after all of it. --requests: so many in place of
+seconds.
 """
 
 import argparse
@@ -73,8 +74,8 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|---|")
         for clients in (options.clients, 10 * options.clients):
             before = memory(server.pid)
-            found = asyncio.run(load(port, clients, options))
-            report(clients, found, before, memory(server.pid))
+            found = asyncio.run(load(port, clients, options, server.pid))
+            report(clients, found, [before, found["tenth"], memory(server.pid)])
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
@@ -92,8 +93,8 @@ def wait_ready(url: str) -> None:
     raise SystemExit("the server did not become ready")
 
 
-async def load(port: int, clients: int, options: Any) -> dict[str, Any]:
-    """(status, seconds) of every request, over a connection for each client."""
+async def load(port: int, clients: int, options: Any, server: int) -> dict[str, Any]:
+    """(status, seconds) of every request, over a connection for each client; the memory after a tenth of them."""
     found: list[tuple[int, float]] = []
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(clients)]
     started = time.monotonic()
@@ -114,11 +115,20 @@ async def load(port: int, clients: int, options: Any) -> dict[str, Any]:
                 await asyncio.sleep(0.25)  # four times as impatient as it is asked to be
         writer.close()
 
-    await asyncio.gather(*(one(at) for at in range(clients)))
-    return {"all": found, "seconds": time.monotonic() - started}
+    async def after_a_tenth() -> float:
+        while (
+            len(found) < options.requests / 10
+            if options.requests
+            else time.monotonic() < started + options.seconds / 10
+        ):
+            await asyncio.sleep(0.1)
+        return memory(server)
+
+    tenth, *_ = await asyncio.gather(after_a_tenth(), *(one(at) for at in range(clients)))
+    return {"all": found, "seconds": time.monotonic() - started, "tenth": tenth}
 
 
-def report(clients: int, found: dict[str, Any], before: float, after: float) -> None:
+def report(clients: int, found: dict[str, Any], held: list[float]) -> None:
     """A row of the table."""
     good = [s for code, s in found["all"] if code == 200]
     refused = [s for code, s in found["all"] if code in (429, 503)]
@@ -136,7 +146,7 @@ def report(clients: int, found: dict[str, Any], before: float, after: float) -> 
         f"{len(refused) / max(1, len(found['all'])):.0%}",
         late(refused, 0.99),
         str(dict(other)) if other else "0",
-        f"{before:,.0f} -> {after:,.0f}",
+        " -> ".join(f"{size:,.0f}" for size in held),
     ]
     print("| " + " | ".join(cells) + " |", flush=True)
 
