@@ -223,6 +223,25 @@ def test_a_head_that_repeats_the_embedding_is_tolerated_and_another_is_not(tmp_p
         load_hf(folder, one_device, None)
 
 
+def test_a_head_is_compared_to_its_last_row(tmp_path, one_device):
+    """More rows than are compared at a time, of which the last ones alone differ."""
+    cfg = replace(tiny_config("llama", True), vocab_size=4200)
+    folder = tmp_path / "model"
+    embed = stored_by_others(folder, cfg, new_rope=True)["model.embed_tokens.weight"]
+    other = embed.copy()
+    other[-1] += 1
+    rewrite(folder, lambda stored: stored.update({"lm_head.weight": other}))
+    with pytest.raises(LayoutError, match="tie_word_embeddings"):
+        load_hf(folder, one_device, None)
+
+
+def test_texts_of_others_need_no_manifest_and_ours_do(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    hf_files.check_texts(tmp_path)
+    with pytest.raises(CheckpointError, match="manifest"):
+        hf_files.check_texts(tmp_path, ours=True)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

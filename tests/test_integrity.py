@@ -113,6 +113,15 @@ def test_each_kind_of_damage_is_named_with_what_was_expected_and_found(folder):
     assert len(find_damage(folder, of="a test")) == 4  # without `exact` nobody minds the stranger
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]"])
+def test_a_manifest_that_cannot_be_read_is_named(folder, content):
+    (folder / MANIFEST).unlink()
+    if content is not None:
+        (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match=MANIFEST):
+        read_manifest(folder)
+
+
 def test_files_that_changed_places_are_said_to_have(folder):
     exchange(folder / "a", folder / "b")
     assert find_damage(folder, of="a test") == [
