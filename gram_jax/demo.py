@@ -30,6 +30,7 @@ from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
+from gram_jax.model.product import product
 from gram_jax.plots import plot_before_after, read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
@@ -188,14 +189,14 @@ def run_demo(folder: Path, *, fast: bool = False, console: Console | None = None
     return DemoResult(before, after, exported, plot, difference, story.seconds)
 
 
-def matmul_speeds() -> dict[str, float]:
+def product_speeds() -> dict[str, float]:
     """GFLOP/s of a product of SmolLM2's own shape in each format, a fraction of a second in all."""
     speeds = {}
     for dtype in ("float32", "bfloat16"):
-        x, w = jnp.ones((1024, 576), dtype), jnp.ones((576, 1536), dtype)
-        product = jax.jit(jnp.matmul).lower(x, w).compile()
-        product(x, w).block_until_ready()
-        best = min(_seconds(lambda p=product, x=x, w=w: p(x, w)) for _ in range(7))
+        x, w = jnp.ones((1, 1024, 576), dtype), jnp.ones((576, 1536), dtype)
+        compiled = jax.jit(product, static_argnums=2).lower(x, w, 1).compile()
+        compiled(x, w).block_until_ready()
+        best = min(_seconds(lambda p=compiled, x=x, w=w: p(x, w)) for _ in range(7))
         speeds[dtype] = 2 * 1024 * 576 * 1536 / best / 1e9
     return speeds
 
@@ -226,7 +227,7 @@ def _open(folder: Path, fast: bool, console: Console) -> Compute:
         return compute
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no demo: give another --folder")
-    speeds = matmul_speeds()
+    speeds = product_speeds()
     compute: Compute = "float32"
     if not fast and speeds["bfloat16"] > WORTH_BFLOAT16 * speeds["float32"]:
         compute = "bfloat16"

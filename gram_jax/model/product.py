@@ -1,6 +1,7 @@
 """The matrix product of the layers, with its backward pass written out."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,5 +48,13 @@ _product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _dot(a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
     # A person who asks for float32 wants no TF32 on a GPU and no bfloat16 passes on a TPU.
-    precision = "highest" if a.dtype == jnp.float32 else "default"
-    return jax.lax.dot_general(a, b, (axes, ((), ())), precision=precision)
+    if a.dtype == jnp.float32:
+        return jax.lax.dot_general(a, b, (axes, ((), ())), precision="highest")
+    plain = partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())), precision="default")
+
+    def summed_in_float32(a: jax.Array, b: jax.Array) -> jax.Array:
+        # The CPU's compiler of JAX 0.10 multiplies bfloat16 as float32 unless the sum is asked for in float32: 1024 x
+        # 576 times 576 x 1536 took 18.7 ms of one core (Zen 4), this 9.1 ms. JAX 0.12 takes 9 ms for both.
+        return plain(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+
+    return jax.lax.platform_dependent(a, b, cpu=summed_in_float32, default=plain)
