@@ -45,11 +45,11 @@ from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, export_hf, read
 from gram_jax.checkpoint.integrity import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints
-from gram_jax.config import read_recipe
 from gram_jax.console import Console
 from gram_jax.data.encode import load_tokenizer as read_tokenizer
 from gram_jax.errors import CheckpointError
 from gram_jax.judge import JudgeSpec
+from gram_jax.recipes.reading import read_recipe
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.loop import train
 

@@ -16,7 +16,6 @@ from scipy.special import expit
 
 from gram_jax.checkpoint.hf_files import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
-from gram_jax.config import Recipe, make_recipe
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
 from gram_jax.data.draw import drawn
@@ -34,6 +33,8 @@ from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.lora import CONTRACTED
+from gram_jax.recipes.reading import make_recipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 from gram_jax.train.loop import train, training_examples

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 from gram_jax.checkpoint.hf_files import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer, resolve_model
-from gram_jax.config import Recipe, read_recipe
 from gram_jax.console import Console, Progress, format_seconds
 from gram_jax.data.encode import encode_comparisons
 from gram_jax.data.records import Kind, Preference, read_records
@@ -31,6 +30,8 @@ from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
 from gram_jax.plots import plot_before_after, read_metrics
+from gram_jax.recipes.reading import read_recipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.loop import RunResult, train

@@ -10,7 +10,6 @@ from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
 from gram_jax.cli import app
-from gram_jax.config import make_recipe
 from gram_jax.console import Console
 from gram_jax.data.attacks import (
     ATTACKS,
@@ -27,6 +26,7 @@ from gram_jax.data.tokens import text_encoder
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
 from gram_jax.judge import make_spec
+from gram_jax.recipes.reading import make_recipe
 from gram_jax.scoring.scorer import PairScore
 from gram_jax.train.loop import training_examples
 

@@ -20,7 +20,6 @@ import gram_jax.train.loop as loop
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import make_recipe, read_recipe, recipe_values
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
     CheckpointError,
@@ -30,6 +29,7 @@ from gram_jax.errors import (
 )
 from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
+from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
 from gram_jax.train.metrics import MetricsWriter, truncate

@@ -16,7 +16,6 @@ from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.agreement import check_same, from_main
 from gram_jax.cluster.member import Member
-from gram_jax.config import Recipe, check_rows, recipe_to_toml, recipe_values
 from gram_jax.console import Console
 from gram_jax.data.attacks import with_attacks
 from gram_jax.data.batches import BatchPlan, make_batches
@@ -30,6 +29,9 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.programs import keep_compiled_programs
+from gram_jax.recipes.checks import check_rows
+from gram_jax.recipes.reading import recipe_to_toml, recipe_values
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, check_divides
 from gram_jax.train.compiling import (
