@@ -41,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_runs import tiny_recipe
 
 from gram_jax.checkpoint.hf_config import config_from_hf
-from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, export_hf, read_json
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, read_json
 from gram_jax.checkpoint.integrity import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the public names once more, for type checkers and editors
-    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.hf_export import export_hf
     from gram_jax.checkpoint.models import load_model
     from gram_jax.data.records import read_records
     from gram_jax.errors import GramError
@@ -33,7 +33,7 @@ _PUBLIC = {
     "make_spec": "gram_jax.judge",
     "ModelConfig": "gram_jax.model.config",
     "load_model": "gram_jax.checkpoint.models",
-    "export_hf": "gram_jax.checkpoint.hf_files",
+    "export_hf": "gram_jax.checkpoint.hf_export",
     "read_records": "gram_jax.data.records",
     "read_recipe": "gram_jax.recipes.reading",
     "evaluate_pairs": "gram_jax.evals.pairwise",

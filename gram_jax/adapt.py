@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from scipy.special import expit
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer, resolve_model
 from gram_jax.console import Console, Progress, format_seconds
 from gram_jax.data.encode import encode_comparisons

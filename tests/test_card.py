@@ -13,7 +13,7 @@ import pytest
 from report_cases import HOSTILE, attacks, evaluation, source, write
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.hub import read_front_matter
 from gram_jax.checkpoint.integrity import find_damage
 from gram_jax.checkpoint.models import load_model, load_tokenizer

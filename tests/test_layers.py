@@ -39,7 +39,7 @@ DOORS = {
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},
     "orbax": {"checkpoint.orbax"},
-    "safetensors": {"checkpoint.hf_files"},
+    "safetensors": {"checkpoint.hf_files", "checkpoint.hf_export"},
     "gguf": {"checkpoint.gguf"},
     "huggingface_hub": {"checkpoint.hub"},
     "pydantic": {

@@ -15,7 +15,8 @@ from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 from gram_jax import tree
 from gram_jax.batch import PairBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.checkpoint.hf_files import export_hf, load_hf
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import load_hf
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.feed import process_shard, to_device
 from gram_jax.errors import RecipeError

@@ -204,3 +204,14 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     if cfg.family == "qwen3":
         result["attention_bias"] = False
     return result
+
+
+def check_vocabulary(tokenizer: Any, cfg: ModelConfig) -> None:
+    """Raises LayoutError where a token's id lies outside the embedding table (a larger table is usual)."""
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= cfg.vocab_size or len(tokenizer) > cfg.vocab_size:
+        raise LayoutError(
+            f"the tokenizer does not fit the weights: it has {len(tokenizer)} tokens with ids up "
+            f"to {highest}, the embedding table has {cfg.vocab_size} rows. Use the tokenizer that "
+            "belongs to the model"
+        )

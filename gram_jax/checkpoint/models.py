@@ -15,11 +15,11 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
+from gram_jax.checkpoint.hf_config import check_vocabulary
 from gram_jax.checkpoint.hf_files import (
     CONFIG,
     check_files,
     check_texts,
-    check_tokenizer,
     hf_config,
     load_hf,
     read_json,
@@ -170,7 +170,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     else:
         check_texts(folder := _folder(source))
         tokenizer = folder_tokenizer(folder)
-    check_tokenizer(tokenizer, model_config(name))
+    check_vocabulary(tokenizer, model_config(name))
     return tokenizer
 
 
