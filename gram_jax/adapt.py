@@ -37,7 +37,8 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-from gram_jax.train.loop import train, training_examples
+from gram_jax.train.job import training_examples
+from gram_jax.train.loop import train
 
 Method = Literal["lora", "full"]
 # Peak rates: full fine-tuning as in stage 2; LoRA's usual tenfold and more.

@@ -28,7 +28,7 @@ from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
 from gram_jax.judge import make_spec
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.scoring.scorer import PairScore
-from gram_jax.train.loop import training_examples
+from gram_jax.train.job import training_examples
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)

@@ -40,6 +40,7 @@ from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.recipes.tables import Lora
 from gram_jax.sharding import make_placement
 from gram_jax.train.folder import open_run
+from gram_jax.train.job import prepare
 
 LOCAL = read_topology("local")
 
@@ -365,7 +366,7 @@ def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, 
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8)
     console = Console(quiet=True)
     with open_run(recipe, Member(), console) as folder:
-        job = loop.prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
+        job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
         running = loop.compiled_step(job, console)[0].as_text()
     monkeypatch.setattr(planning, "LABEL_IDS", job.spec.label_ids)
     planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))
