@@ -28,7 +28,10 @@ def as_prompt(prompt: str | Iterable[Message]) -> Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Of a row, before it is a record: two responses in the order of the source; better: 0 first, 1 second, None neither."""
+    """Of a row, before it is a record: two responses in the order of the source.
+
+    better: 0 first, 1 second, None neither.
+    """
 
     prompt: Prompt
     first: str
