@@ -115,11 +115,22 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 
 def changed_on_resume(before: Recipe, now: Recipe) -> list[str]:
     """Keys that change results and differ between two recipes, each as "key: before -> now"."""
-    a, b = _leaves(recipe_values(before)), _leaves(recipe_values(now))
+    return changed_values(recipe_values(before), recipe_values(now), FREE_ON_RESUME)
+
+
+def changed_values(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]
+) -> list[str]:
+    """Keys of nested plain values that differ, each as "key: before -> now", but for those that begin as in `free`.
+
+    >>> changed_values({"run": {"seed": 0, "steps": 9}}, {"run": {"seed": 1, "steps": 8}}, ("run.st",))
+    ['run.seed: 0 -> 1']
+    """
+    a, b = _leaves(before), _leaves(now)
     return [
         f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not key.startswith(FREE_ON_RESUME)
+        if a.get(key) != b.get(key) and not key.startswith(free)
     ]
 
 

@@ -182,7 +182,12 @@ def make_rl_recipe(values: Mapping[str, Any], where: str = "recipe") -> RlRecipe
 
 def rl_recipe_to_toml(recipe: RlRecipe) -> str:
     """As text, every default spelled out."""
-    return tomli_w.dumps(plain_values(asdict(recipe)))
+    return tomli_w.dumps(rl_recipe_values(recipe))
+
+
+def rl_recipe_values(recipe: RlRecipe) -> dict[str, Any]:
+    """As nested plain values; what is absent (None) has no key."""
+    return plain_values(asdict(recipe))
 
 
 def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
