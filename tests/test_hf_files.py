@@ -280,7 +280,7 @@ def test_missing_files_are_named(tmp_path, one_device):
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
-    from gram_jax.data.encode import load_tokenizer
+    from gram_jax.data.encode import folder_tokenizer
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)
@@ -293,7 +293,7 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
         spec=spec,
     )
     assert JudgeSpec.load(folder) == spec
-    again = load_tokenizer(folder)
+    again = folder_tokenizer(folder)
     text = "In 2024: <|im_start|>it's\n  A B"
     assert again.encode(text) == tokenizer.encode(text)
     assert again.chat_template == tokenizer.chat_template

@@ -26,7 +26,7 @@ from gram_jax.checkpoint.hf_files import (
 )
 from gram_jax.checkpoint.hub import download, is_hub_name
 from gram_jax.checkpoint.runs import RECIPE, read_info
-from gram_jax.data.encode import load_tokenizer as folder_tokenizer
+from gram_jax.data.encode import folder_tokenizer
 from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import FILE_NAME as JUDGE_FILE

@@ -35,7 +35,7 @@ def choose_attacks(names: Sequence[str] | None) -> tuple[Attack, ...]:
     return tuple(a for a in ATTACKS.values() if a.name in names or a.kind in names)
 
 
-def question_of(prompt: Prompt) -> str:
+def _asked(prompt: Prompt) -> str:
     """What was asked: the last message of a conversation."""
     return prompt[-1].content
 
@@ -44,7 +44,7 @@ def attacked_text(
     attack: Attack, record: Preference, response: str, judge: JudgeSpec, *, seed: int
 ) -> str:
     """The response as the suite shows it: one tested wording, drawn by (seed, id, attack)."""
-    case = Case(question_of(record.prompt), response, judge)
+    case = Case(_asked(record.prompt), response, judge)
     return _pick(attack.tested, seed, record.id, attack.name)(case)
 
 
@@ -66,7 +66,7 @@ def with_attacks(
 
 def _with_attack(record: Preference, judge: JudgeSpec, seed: int) -> Preference:
     attack = _pick(HOSTILE, seed, record.id, "which attack")
-    case = Case(question_of(record.prompt), record.rejected, judge)
+    case = Case(_asked(record.prompt), record.rejected, judge)
     text = _pick(attack.trained, seed, record.id, attack.name)(case)
     return record if text == record.chosen else replace(record, rejected=text)
 
