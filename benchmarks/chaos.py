@@ -36,11 +36,12 @@ from tiny_runs import tiny_recipe, write_pairs
 
 import gram_jax.train.loop as loop
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import Recipe, recipe_values
 from gram_jax.console import Console
 from gram_jax.errors import LOST
 from gram_jax.plots import read_metrics
 from gram_jax.programs import keep_compiled_programs
+from gram_jax.recipes.reading import recipe_values
+from gram_jax.recipes.tables import Recipe
 
 STAGES = ("write", "judge", "rank")
 ENDED = 0

@@ -41,15 +41,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_runs import tiny_recipe
 
 from gram_jax.checkpoint.hf_config import config_from_hf
-from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, export_hf, read_json
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, read_json
 from gram_jax.checkpoint.integrity import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints
-from gram_jax.config import read_recipe
 from gram_jax.console import Console
-from gram_jax.data.encode import load_tokenizer as read_tokenizer
+from gram_jax.data.encode import folder_tokenizer
 from gram_jax.errors import CheckpointError
 from gram_jax.judge import JudgeSpec
+from gram_jax.recipes.reading import read_recipe
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.loop import train
 
@@ -318,7 +319,7 @@ def raw_state(checkpoints: Path, like: dict[str, Any]) -> dict[str, Any]:
 
 def raw_texts(folder: Path) -> tuple[Any, ...]:
     """What config, tokenizer, chat template and judge.json say."""
-    tokenizer = read_tokenizer(folder)
+    tokenizer = folder_tokenizer(folder)
     tokens = str(sorted(tokenizer.special_tokens_map.items()))
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokens
     return config_from_hf(read_json(folder / CONFIG)), *state, JudgeSpec.load(folder)

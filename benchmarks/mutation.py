@@ -51,6 +51,7 @@ TESTS = {
     "scoring.ranking": ["ranking"],
     "scoring.scorer": ["scorer", "score_files", "ranking"],
     "checkpoint.hf_files": ["hf_files", "models", "integrity"],
+    "checkpoint.hf_export": ["hf_files", "models", "integrity"],
     "checkpoint.hf_names": ["hf_names", "hf_files"],
     "checkpoint.hf_config": ["hf_config", "models"],
     "checkpoint.orbax": ["orbax", "integrity"],

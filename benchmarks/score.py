@@ -19,7 +19,7 @@ import numpy as np
 from common import exported_judge
 from duel import duel, report
 
-from gram_jax.data.encode import encode_comparisons, load_tokenizer
+from gram_jax.data.encode import encode_comparisons, folder_tokenizer
 from gram_jax.data.records import read_records
 from gram_jax.judge import JudgeSpec
 
@@ -63,7 +63,7 @@ def _texts(record: Any) -> list[Any]:
 def lengths(folder: str, pairs: list[list[Any]]) -> str:
     """What the texts are, for the report."""
     shown = [order for p, a, b in pairs for order in ((p, a, b), (p, b, a))]
-    texts = encode_comparisons(load_tokenizer(folder), JudgeSpec.load(folder), shown)
+    texts = encode_comparisons(folder_tokenizer(folder), JudgeSpec.load(folder), shown)
     sizes = [len(text.tokens) for text in texts]
     cut = sum(text.shortened for text in texts)
     return (

@@ -22,7 +22,7 @@ import numpy as np
 from duel import serve
 from scipy.special import expit
 
-from gram_jax.data.encode import encode_comparisons, load_tokenizer
+from gram_jax.data.encode import encode_comparisons, folder_tokenizer
 from gram_jax.judge import JudgeSpec
 
 BATCH = 8
@@ -60,7 +60,7 @@ def torchs(folder: Path, given: Sequence[Any], side: str) -> Callable[[], dict[s
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
-    tokenizer, spec = load_tokenizer(folder), JudgeSpec.load(folder)
+    tokenizer, spec = folder_tokenizer(folder), JudgeSpec.load(folder)
     labels, best = list(spec.label_ids), side == "torch-best"
     shown = [order for p, a, b in given for order in ((p, a, b), (p, b, a))]
 

@@ -28,10 +28,10 @@ def jax_side(folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any
 
     from gram_jax.batch import Sequences, VerdictBatch
     from gram_jax.checkpoint.models import load_model
-    from gram_jax.config import Optimizer
     from gram_jax.model.execution import Execution
     from gram_jax.model.specs import param_specs
     from gram_jax.objectives import verdict_objective
+    from gram_jax.recipes.tables import Optimizer
     from gram_jax.sharding import make_placement
     from gram_jax.train.optimizer import make_optimizer, make_schedule
     from gram_jax.train.state import abstract_state, init_state, shardings_of

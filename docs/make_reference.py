@@ -1,7 +1,7 @@
 """Write the references from what the package says of itself: python docs/make_reference.py
 
-configuration.md comes from the dataclasses of recipes (gram_jax/config.py, gram_jax/rl/recipe.py), cli.md from the
-commands' own signatures (gram_jax/cli). tests/test_documents.py checks that both are what this writes.
+configuration.md comes from the dataclasses of recipes (gram_jax/recipes/tables.py, gram_jax/rl/recipe.py), cli.md from
+the commands' own signatures (gram_jax/cli). tests/test_documents.py checks that both are what this writes.
 """
 
 import ast
@@ -20,8 +20,11 @@ import annotated_types
 import typer
 from pydantic.fields import FieldInfo
 
-from gram_jax import cli, config, errors
+from gram_jax import cli, errors
 from gram_jax.data.schemas import SCHEMAS
+from gram_jax.recipes import tables
+from gram_jax.recipes.checks import STAGES_OF
+from gram_jax.recipes.reading import FREE_ON_RESUME
 from gram_jax.rl import recipe as rl_recipe
 
 DOCS = Path(__file__).parent
@@ -70,10 +73,10 @@ def configuration() -> str:
         "[`gram-jax plan`](cli.md#gram-jax-plan), and of reinforcement learning, for "
         "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys wherever it occurs.",
         "## Recipes of stages",
-        *_tables(config.Recipe),
-        _free(config.FREE_ON_RESUME),
+        *_tables(tables.Recipe),
+        _free(FREE_ON_RESUME),
         "## Recipes of reinforcement learning",
-        *_tables(rl_recipe.RlRecipe, known=config.Recipe),
+        *_tables(rl_recipe.RlRecipe, known=tables.Recipe),
         _free(rl_recipe.FREE),
         "## Forms of rows",
         "What `schema` may be, with the fields by which `auto` knows it (README.md says what they hold).",
@@ -107,10 +110,10 @@ def _tables(recipe: type, known: type | None = None) -> list[str]:
 def _section(name: str, table: type, again: str = "") -> list[str]:
     inner = {below: _dataclass_of(hint) for below, hint in _fields(table)}
     parts = [f"### `[{name}]`{again}", _docstring(table), _keys(table, list(inner), name)]
-    if table is config.Data:
+    if table is tables.Data:
         parts += [
             "A source with settings of its own:",
-            _keys(config.Source, [n for n, _ in _fields(config.Source)], ""),
+            _keys(tables.Source, [n for n, _ in _fields(tables.Source)], ""),
         ]
     for below, deeper in inner.items():
         if deeper is not None:
@@ -128,7 +131,7 @@ def _keys(table: type, names: list[str], place: str) -> str:
     hints = dict(_fields(table))
     rows = []
     for name in names:
-        stages = config.STAGES_OF.get(f"{place}.{name}", ())
+        stages = STAGES_OF.get(f"{place}.{name}", ())
         only = f" (stage {', '.join(stages)} only)" if stages else ""
         default = _default(fields[name])
         rows.append(

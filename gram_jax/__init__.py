@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the public names once more, for type checkers and editors
-    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.hf_export import export_hf
     from gram_jax.checkpoint.models import load_model
-    from gram_jax.config import read_recipe
     from gram_jax.data.records import read_records
     from gram_jax.errors import GramError
     from gram_jax.evals.pairwise import evaluate_pairs
     from gram_jax.judge import JudgeSpec, make_spec
     from gram_jax.model.config import ModelConfig
+    from gram_jax.recipes.reading import read_recipe
     from gram_jax.scoring.pair import score_pair
     from gram_jax.scoring.scorer import PairScore, Scorer
 
@@ -33,9 +33,9 @@ _PUBLIC = {
     "make_spec": "gram_jax.judge",
     "ModelConfig": "gram_jax.model.config",
     "load_model": "gram_jax.checkpoint.models",
-    "export_hf": "gram_jax.checkpoint.hf_files",
+    "export_hf": "gram_jax.checkpoint.hf_export",
     "read_records": "gram_jax.data.records",
-    "read_recipe": "gram_jax.config",
+    "read_recipe": "gram_jax.recipes.reading",
     "evaluate_pairs": "gram_jax.evals.pairwise",
     "GramError": "gram_jax.errors",
 }

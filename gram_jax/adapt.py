@@ -5,7 +5,7 @@ candidates) and fits a temperature, and what the result is measured on, before a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from scipy.special import expit
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
-from gram_jax.config import Recipe, make_recipe
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
 from gram_jax.data.draw import drawn
@@ -34,9 +33,12 @@ from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.lora import CONTRACTED
+from gram_jax.recipes.reading import make_recipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-from gram_jax.train.loop import train, training_examples
+from gram_jax.train.job import training_examples
+from gram_jax.train.loop import train
 
 Method = Literal["lora", "full"]
 # Peak rates: full fine-tuning as in stage 2; LoRA's usual tenfold and more.
@@ -75,6 +77,19 @@ class Settings:
             )
         if not 0 <= self.smoothing < 1 or self.epochs < 1:
             raise DataError("expected smoothing from 0 to below 1, and at least one epoch")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which step of the training is taken; better: than the judge as it came.
+
+    losses: {step: loss where it is chosen}, 0 for the judge as it came.
+    """
+
+    step: int
+    better: bool
+    temperature: float
+    losses: Mapping[int, float]
 
 
 class NotBetterError(GramError):
@@ -136,54 +151,58 @@ def adapt(
         return verdicts_on(parts["choose"], scores).margin
 
     before = measured(judge, "before")
-    losses = {0: negative_log_likelihood(on_choose(judge))}
+    as_it_came = negative_log_likelihood(on_choose(judge))
     del judge  # its weights make room for training
-    per_epoch = recipe.checkpoint.every
     done = train(recipe, console=console)
-    steps = sorted({*range(per_epoch, done.steps, per_epoch), done.steps})
-    temperatures = {}
-    for step in steps:
-        scorer = Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
-        margins = on_choose(scorer)
-        losses[step] = negative_log_likelihood(margins)
-        temperatures[step] = fit_temperature(margins)
-    best = min(steps, key=losses.__getitem__)
-    better = losses[best] < losses[0]
-    after = measured(Scorer.load(f"{recipe.run.folder}@{best}", compute=compute), "after")
-    temperature = temperatures[best]
+
+    def at(step: int) -> Scorer:
+        return Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
+
+    every = recipe.checkpoint.every
+    steps = sorted({*range(every, done.steps, every), done.steps})
+    choice = _choose({step: on_choose(at(step)) for step in steps}, as_it_came)
+    after = measured(at(choice.step), "after")
     result = {
         "format": 1,
         "model": model,
         "source": source,
         "settings": asdict(settings),
         "pairs": {part: len(members) for part, members in parts.items()},
-        "choosing": {"loss": {str(step): loss for step, loss in losses.items()}, "step": best},
-        "better_where_chosen": better,
-        "temperature": temperature,
-        "test": _compared(before, after, temperature),
+        "choosing": {"loss": {str(at): x for at, x in choice.losses.items()}, "step": choice.step},
+        "better_where_chosen": choice.better,
+        "temperature": choice.temperature,
+        "test": _compared(before, after, choice.temperature),
         "exported": None,
     }
     write_json(out / FILE, result)
-    if not better and not accept:
+    if not choice.better and not accept:
         raise NotBetterError(
             f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
-            f"{losses[0]:.4f}, the best epoch's {losses[best]:.4f}. Nothing is exported; {out / FILE} has the figures. "
-            "Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch all the same"
+            f"{as_it_came:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
+            "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
+            "all the same"
         )
-    one = make_placement({}, devices=jax.devices()[:1])
-    cfg, params = load_model(f"{recipe.run.folder}@{best}", one, None)
-    export_hf(
-        out / "judge",
-        cfg,
-        params,
-        dtype=None,
-        tokenizer=load_tokenizer(recipe.run.folder),
-        spec=load_spec(recipe.run.folder),
-        overwrite=True,
-    )
-    result["exported"] = str(out / "judge")
+    result["exported"] = str(_export(recipe.run.folder, choice.step, out / "judge"))
     write_json(out / FILE, result)
     return result
+
+
+def _choose(margins: Mapping[int, np.ndarray], as_it_came: float) -> Choice:
+    """The step with the least loss, from {step: margins of the chosen responses}."""
+    losses = {step: negative_log_likelihood(found) for step, found in margins.items()}
+    best = min(losses, key=losses.__getitem__)
+    temperature = fit_temperature(margins[best])
+    return Choice(best, losses[best] < as_it_came, temperature, {0: as_it_came, **losses})
+
+
+def _export(run: str, step: int, folder: Path) -> Path:
+    """The judge of a step as a Hugging Face folder."""
+    one = make_placement({}, devices=jax.devices()[:1])
+    cfg, params = load_model(f"{run}@{step}", one, None)
+    tokenizer, spec = load_tokenizer(run), load_spec(run)
+    return export_hf(
+        folder, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=True
+    )
 
 
 def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings) -> Recipe:

@@ -19,9 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer, resolve_model
-from gram_jax.config import Recipe, read_recipe
 from gram_jax.console import Console, Progress, format_seconds
 from gram_jax.data.encode import encode_comparisons
 from gram_jax.data.records import Kind, Preference, read_records
@@ -32,6 +31,8 @@ from gram_jax.judge import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
 from gram_jax.model.product import product
 from gram_jax.plots import plot_before_after, read_metrics
+from gram_jax.recipes.reading import read_recipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.loop import RunResult, train

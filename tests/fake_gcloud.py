@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(os.environ.get("FAKE_GCLOUD", "."))
+COMPLAINTS = {
+    "NOT_FOUND": "(gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found",
+    "FAIL": "could not reach the service",
+}
 
 
 def next_line(name: str) -> str:
@@ -20,20 +24,23 @@ def next_line(name: str) -> str:
     return lines[0]
 
 
-words = sys.argv[1:]
-with (HERE / "gcloud-calls").open("a") as calls:
-    calls.write("\x1f".join(words) + "\x1e")
-if (HERE / "fail").exists() and (HERE / "fail").read_text().strip() in " ".join(words):
-    sys.exit(1)
-if "describe" in words:
-    state = next_line("states")
-    if state == "NOT_FOUND":
-        sys.exit(
-            "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found"
-        )
-    if state == "FAIL":
-        sys.exit("ERROR: could not reach the service")
-    print(state)
-elif any("systemctl show" in word for word in words):
-    for worker in next_line("workers").split(";"):
-        print("run", worker.strip())
+def answer(words: list[str]) -> int:
+    """Note the words, print what gcloud would, and say with which status it ends."""
+    with (HERE / "gcloud-calls").open("a") as calls:
+        calls.write("\x1f".join(words) + "\x1e")
+    if (HERE / "fail").exists() and (HERE / "fail").read_text().strip() in " ".join(words):
+        return 1
+    if "describe" in words:
+        state = next_line("states")
+        if state in COMPLAINTS:
+            print(f"ERROR: {COMPLAINTS[state]}", file=sys.stderr)
+            return 1
+        print(state)
+    elif any("systemctl show" in word for word in words):
+        for worker in next_line("workers").split(";"):
+            print("run", worker.strip())
+    return 0
+
+
+if __name__ == "__main__":  # pytest imports every file here to look for examples
+    sys.exit(answer(sys.argv[1:]))

@@ -13,15 +13,15 @@ import pytest
 from report_cases import HOSTILE, attacks, evaluation, source, write
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.hub import read_front_matter
 from gram_jax.checkpoint.integrity import find_damage
 from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.cli import app
-from gram_jax.config import make_recipe, recipe_to_toml
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.judge import make_spec
+from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.reports.card import CardWishes, is_ours, write_card
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement

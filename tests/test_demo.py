@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gram_jax.config import read_recipe
 from gram_jax.console import Console
 from gram_jax.demo import ASSETS, HELDOUT, DemoResult, _compare, run_demo
 from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.judge import JudgeSpec
+from gram_jax.recipes.reading import read_recipe
 from gram_jax.scoring.scorer import Scorer
 
 

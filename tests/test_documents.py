@@ -66,6 +66,41 @@ def test_links_lead_somewhere(name):
         assert not anchor or anchor in anchors_of(page), target
 
 
+def section(page: Path, anchor: str) -> str:
+    """The part of a page below a heading, up to the next one that is as high."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    levels = [len(re.match("#*", line)[0]) for line in lines]
+    start = next(
+        at
+        for at, line in enumerate(lines)
+        if levels[at] and re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") == anchor
+    )
+    rest = range(start + 1, len(lines))
+    end = next((at for at in rest if 0 < levels[at] <= levels[start]), len(lines))
+    return "\n".join(lines[start:end])
+
+
+def figures_of_the_readme() -> list[str]:
+    """Rows of the table of figures."""
+    table = section(ROOT / "README.md", "figures")
+    return [line for line in table.splitlines() if re.match(r"\| \w", line)]
+
+
+@pytest.mark.parametrize("row", figures_of_the_readme(), ids=lambda row: row[2:40])
+def test_a_figure_of_the_readme_stands_where_it_links_to(row):
+    (link,) = re.findall(r"\]\((\S+?)\)", row)
+    name, _, anchor = link.partition("#")
+    there = section(ROOT / name, anchor) if anchor else text_of(name)
+    number = r"\d+(?:[.,]\d+)*(?:e-\d+)?"
+    known = set(re.findall(number, there))
+    assert not [found for found in re.findall(number, row.replace(link, "")) if found not in known]
+
+
+def test_the_readme_has_figures_of_quality_speed_and_reliability():
+    rows = " ".join(figures_of_the_readme())
+    assert all(word in rows for word in ("accuracy", "PyTorch", "killed"))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
 def test_every_document_is_in_the_index(name):
     assert name == "docs/README.md" or f"({Path(name).name})" in text_of("docs/README.md")

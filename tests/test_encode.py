@@ -19,7 +19,7 @@ from gram_jax.data.encode import (
     encode_responses,
     encode_writing,
     encode_writings,
-    load_tokenizer,
+    folder_tokenizer,
     wrap_tokenizer,
 )
 from gram_jax.data.record_types import Message
@@ -371,11 +371,11 @@ def test_the_tiny_tokenizer_has_single_labels_and_loses_nothing():
 
 def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
-    again = load_tokenizer(tmp_path)
+    again = folder_tokenizer(tmp_path)
     assert make_spec(again, max_length=400) == SPEC
     assert json.loads(again.backend_tokenizer.to_str())["model"]["type"] == "BPE"
     with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
-        load_tokenizer(tmp_path / "nowhere")
+        folder_tokenizer(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("tokenizer", [SimpleNamespace(is_fast=False), SimpleNamespace()])
@@ -384,4 +384,4 @@ def test_a_slow_tokenizer_is_refused(tokenizer, monkeypatch):
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
     with pytest.raises(CheckpointError, match="'slow' has only a slow tokenizer"):
-        load_tokenizer("slow")
+        folder_tokenizer("slow")

@@ -17,8 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint import hf_files
-from gram_jax.checkpoint.hf_files import export_hf, load_hf
+from gram_jax.checkpoint import hf_export, hf_files
+from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import load_hf
 from gram_jax.checkpoint.hf_names import slots
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.data.tiny import tiny_tokenizer
@@ -45,7 +47,7 @@ def stored_by_others(folder, cfg, *, new_rope, seed=0):
         name: rng.normal(size=slot.stored_shape).astype(ml_dtypes.bfloat16)
         for name, slot in slots(cfg, "hf").items()
     }
-    settings = hf_files.config_to_hf(cfg, "bfloat16")
+    settings = config_to_hf(cfg, "bfloat16")
     for name in ("rope_theta", "rope_scaling") if new_rope else ("rope_parameters",):
         del settings[name]
     folder.mkdir()
@@ -290,14 +292,14 @@ def test_missing_files_are_named(tmp_path, one_device):
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         load_hf(tmp_path, one_device, None)
     (tmp_path / "config.json").write_text(
-        json.dumps(hf_files.config_to_hf(tiny_config("llama", True), "float32"))
+        json.dumps(config_to_hf(tiny_config("llama", True), "float32"))
     )
     with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         load_hf(tmp_path, one_device, None)
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
-    from gram_jax.data.encode import load_tokenizer
+    from gram_jax.data.encode import folder_tokenizer
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)
@@ -310,7 +312,7 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
         spec=spec,
     )
     assert JudgeSpec.load(folder) == spec
-    again = load_tokenizer(folder)
+    again = folder_tokenizer(folder)
     text = "In 2024: <|im_start|>it's\n  A B"
     assert again.encode(text) == tokenizer.encode(text)
     assert again.chat_template == tokenizer.chat_template
@@ -372,16 +374,16 @@ def full_before(monkeypatch):
 def full_while_writing_weights(monkeypatch):
     def fail(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise hf_files.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise hf_export.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(hf_files, "save_file", fail)
+    monkeypatch.setattr(hf_export, "save_file", fail)
 
 
 def full_while_writing_texts(monkeypatch):
     def fail(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hf_files, "_write_json", fail)
+    monkeypatch.setattr(hf_export, "_write_json", fail)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +444,7 @@ def test_a_folder_of_transformers_gives_its_logits_here(
 ):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     cfg = tiny_config(family, tied)
-    settings = hf_files.config_to_hf(cfg, "float32")
+    settings = config_to_hf(cfg, "float32")
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**settings)

@@ -16,7 +16,8 @@ from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 import gram_jax.train.loop as loop
 from gram_jax.checkpoint import integrity, orbax
 from gram_jax.checkpoint.audit import accept_changes, audit
-from gram_jax.checkpoint.hf_files import export_hf, hf_config, load_hf
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import hf_config, load_hf
 from gram_jax.checkpoint.integrity import (
     MANIFEST,
     find_damage,

@@ -170,10 +170,10 @@ def early(body: str) -> tuple[str, ...]:
     return (
         COMMAND[0],
         "-c",
-        "import sys, time, gram_jax.train.loop as loop; from gram_jax.errors import DataError\n"
+        "import sys, time, gram_jax.train.job as job; from gram_jax.errors import DataError\n"
         f"def read_nothing(*_, **__):\n    {body}\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
-        "    loop.read_pairs = read_nothing\n"
+        "    job.read_pairs = read_nothing\n"
         "from gram_jax.cli import main; main()",
     )
 
@@ -238,9 +238,9 @@ def test_processes_with_different_data_are_refused(tmp_path, cache):
     other = (
         COMMAND[0],
         "-c",
-        "import sys, gram_jax.train.loop as loop; read = loop.read_pairs\n"
+        "import sys, gram_jax.train.job as job; read = job.read_pairs\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
-        "    loop.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
+        "    job.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
         "from gram_jax.cli import main; main()",
     )
     job = start_job(tmp_path, recipe, 2, command=other, cache=cache)

@@ -50,6 +50,14 @@ def cloud(tmp_path: Path) -> Cloud:
     return Cloud(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["fake_gcloud", "fake_slurm"])
+def test_a_stand_in_that_is_only_imported_leaves_nothing_behind(name: str, tmp_path: Path):
+    """As pytest imports every file of its folders, to look for examples in it."""
+    path = [f"PYTHONPATH={FAKE.parent}", "PYTHONDONTWRITEBYTECODE=1"]
+    subprocess.run(["env", *path, sys.executable, "-c", f"import {name}"], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
+
+
 ONE_LIFE = ["create", "scp", "ssh", "ssh", "scp", "ssh"]
 
 

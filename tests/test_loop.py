@@ -16,11 +16,11 @@ from conftest import tiny_config
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
+import gram_jax.train.job as job
 import gram_jax.train.loop as loop
 from gram_jax import tree
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import make_recipe, read_recipe, recipe_values
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
     CheckpointError,
@@ -30,6 +30,7 @@ from gram_jax.errors import (
 )
 from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
+from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.train.compiling import compile_step, explain_out_of_memory
 from gram_jax.train.metrics import MetricsWriter, truncate
@@ -330,7 +331,7 @@ def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monke
         ids.append(settings["id"])
         return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
-    monkeypatch.setattr(loop, "check_wandb", lambda: None)
+    monkeypatch.setattr(job, "check_wandb", lambda: None)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for folder in ("a/judge", "b/judge"):
         (tmp_path / folder).parent.mkdir()

@@ -15,15 +15,17 @@ from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 from gram_jax import tree
 from gram_jax.batch import PairBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.checkpoint.hf_files import export_hf, load_hf
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import load_hf
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import Optimizer, make_recipe
 from gram_jax.data.feed import process_shard, to_device
 from gram_jax.errors import RecipeError
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.objectives import verdict_objective, writing_objective
+from gram_jax.recipes.reading import make_recipe
+from gram_jax.recipes.tables import Optimizer
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
 from gram_jax.train.optimizer import make_optimizer, make_schedule
@@ -310,7 +312,7 @@ def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
     """The whole mesh's shape counts where a recipe is read."""
     recipe = tiny_recipe("judge", tmp_path / "run", mesh__between={"data": 2})
     assert recipe.mesh.whole == {"data": 2, "fsdp": None, "tensor": 1, "sequence": 1}
-    from gram_jax.config import recipe_values
+    from gram_jax.recipes.reading import recipe_values
 
     values = recipe_values(recipe)
     values["mesh"] = {"data": 3, "fsdp": 1, "between": {"data": 2}}

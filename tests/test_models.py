@@ -16,7 +16,7 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.checkpoint import models
 from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import (
     load_model,

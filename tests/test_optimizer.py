@@ -10,9 +10,9 @@ import pytest
 from conftest import tiny_config
 
 from gram_jax import tree
-from gram_jax.config import Optimizer
 from gram_jax.errors import RecipeError
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.recipes.tables import Optimizer
 from gram_jax.train.optimizer import make_optimizer, make_schedule, warmup_steps
 from gram_jax.train.state import abstract_state, init_state, shardings_of
 

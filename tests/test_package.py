@@ -8,11 +8,18 @@ import subprocess
 import sys
 import tomllib
 from email import message_from_bytes
-from importlib.metadata import packages_distributions
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+)
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_layers import imported, modules
 
 import gram_jax
@@ -141,6 +148,48 @@ def test_the_build_notes_say_why_each_dependency_is_here():
     wanted = declared() | {named(r) for r in extras["dev"]} | set(extras)
     unexplained = [n for n in wanted - {"gram-jax"} if not re.search(rf"\b{n}\b", table)]
     assert not unexplained
+
+
+def brought(name: str, extra: str = "", seen: dict | None = None) -> dict[str, Distribution]:
+    """Every installed distribution that one asks for, and those that these ask for: {name: it}."""
+    seen = {} if seen is None else seen
+    known = f"{canonicalize_name(name)}[{extra}]"
+    if known in seen:
+        return seen
+    seen[known] = distribution(name)
+    for text in seen[known].requires or []:
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+            for part in ("", *needed.extras):
+                brought(needed.name, part, seen)
+    return seen
+
+
+def licence_of(found: Distribution) -> str:
+    """What it says of its own licence: an expression, or the first line of a text with the classifiers."""
+    said = found.metadata
+    lines = (said.get("License") or "").strip().splitlines()
+    kinds = [c for c in said.get_all("Classifier") or [] if c.startswith("License")]
+    return said.get("License-Expression") or " ".join([*lines[:1], *kinds])
+
+
+PERMISSIVE = r"\b(Apache|MIT|MIT-CMU|BSD|ISC|PSF|Python Software Foundation|0BSD|Zlib|CNRI)\b"
+# Parts are under MPL-2.0: changes to their own files would have to stay open, and we change none.
+USED_AS_THEY_COME = {"certifi", "tqdm"}
+
+
+@pytest.mark.parametrize("extra", ["", "serve"])
+def test_what_the_package_brings_has_licences_that_go_with_ours(extra: str):
+    try:
+        found = brought("gram-jax", extra)
+    except PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    assert len(found) > 20
+    for one in found.values():
+        if canonicalize_name(one.metadata["Name"]) not in USED_AS_THEY_COME:
+            licence = licence_of(one)
+            said = f"{one.metadata['Name']}: {licence!r}"
+            assert re.search(PERMISSIVE, licence) and not re.search("GPL|MPL", licence), said
 
 
 def test_type_checkers_are_shown_the_public_names():

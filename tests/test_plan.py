@@ -22,7 +22,6 @@ from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  
 import gram_jax.train.loop as loop
 from gram_jax.checkpoint.models import model_config
 from gram_jax.cluster.member import Member
-from gram_jax.config import Lora, make_recipe, recipe_to_toml
 from gram_jax.console import Console
 from gram_jax.errors import RecipeError
 from gram_jax.model.published import PUBLISHED, published_config
@@ -37,8 +36,11 @@ from gram_jax.plan.planning import Fit, Target, make_target, plan_scoring, plan_
 from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
 from gram_jax.plan.topology import read_topology
+from gram_jax.recipes.reading import make_recipe, recipe_to_toml
+from gram_jax.recipes.tables import Lora
 from gram_jax.sharding import make_placement
 from gram_jax.train.folder import open_run
+from gram_jax.train.job import prepare
 
 LOCAL = read_topology("local")
 
@@ -364,7 +366,7 @@ def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, 
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8)
     console = Console(quiet=True)
     with open_run(recipe, Member(), console) as folder:
-        job = loop.prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
+        job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
         running = loop.compiled_step(job, console)[0].as_text()
     monkeypatch.setattr(planning, "LABEL_IDS", job.spec.label_ids)
     planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))

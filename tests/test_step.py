@@ -11,12 +11,12 @@ from conftest import tiny_config
 
 from gram_jax import tree
 from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.config import Optimizer
 from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.recipes.tables import Optimizer
 from gram_jax.train.optimizer import make_optimizer, make_schedule
 from gram_jax.train.state import abstract_state, init_state, shardings_of
 from gram_jax.train.step import make_eval_step, make_train_step

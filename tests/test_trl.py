@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from gram_jax.checkpoint.hf_files import export_hf
+from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.trainers import async_trl_reward, trl_reward

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import pytest
 
-from gram_jax.config import Recipe, make_recipe
 from gram_jax.console import Console
+from gram_jax.recipes.reading import make_recipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.sharding import make_placement
 from gram_jax.train.loop import RunResult
 from gram_jax.train.loop import train as train_on_a_mesh

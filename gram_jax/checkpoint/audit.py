@@ -14,9 +14,9 @@ from gram_jax.checkpoint.integrity import (
 )
 from gram_jax.checkpoint.orbax import complete_steps, step_name
 from gram_jax.checkpoint.runs import INFO, RECIPE, read_info
-from gram_jax.config import read_recipe
 from gram_jax.console import Console, format_bytes, format_seconds
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.recipes.reading import read_recipe
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's steps
 

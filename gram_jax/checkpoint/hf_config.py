@@ -49,34 +49,7 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
             f"config.json says architectures = {classes}, a model with a scalar head: expected a language model "
             "(...ForCausalLM), which judges by its next token"
         )
-    problems = [
-        f"{name} = {found[name]!r} (this decoder has only {name} = {allowed[0]!r})"
-        for name, allowed in _ONLY.items()
-        if found.get(name) not in allowed
-    ]
-    if found.get("use_sliding_window") or (
-        "use_sliding_window" not in found and found.get("sliding_window") is not None
-    ):
-        problems.append(f"sliding_window = {found.get('sliding_window')!r} is in use")
-    if kinds := set(found.get("layer_types") or ()) - {"full_attention"}:
-        problems.append(f"layer_types holds {sorted(kinds)} (only full_attention is known)")
-
-    required = [
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "rms_norm_eps",
-    ]
-    # Where a field may be absent, the family's own class of transformers says what absence means.
-    if family != "llama":
-        required.append("num_key_value_heads")
-    for name in required:
-        value = found.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            problems.append(f"{name} = {value!r} (expected a positive number)")
+    problems = _unfit(found, family)
     theta, scaling = _rope(found, problems)
     if problems:
         raise LayoutError("config.json cannot be used:\n  " + "\n  ".join(problems))
@@ -108,6 +81,39 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
         tied_head=bool(found.get("tie_word_embeddings", False)),
         context_length=found["max_position_embeddings"],
     )
+
+
+def _unfit(found: Mapping[str, Any], family: str) -> list[str]:
+    """Fields that ask for what the decoder does not do, and fields that are missing or no positive numbers."""
+    problems = [
+        f"{name} = {found[name]!r} (this decoder has only {name} = {allowed[0]!r})"
+        for name, allowed in _ONLY.items()
+        if found.get(name) not in allowed
+    ]
+    if found.get("use_sliding_window") or (
+        "use_sliding_window" not in found and found.get("sliding_window") is not None
+    ):
+        problems.append(f"sliding_window = {found.get('sliding_window')!r} is in use")
+    if kinds := set(found.get("layer_types") or ()) - {"full_attention"}:
+        problems.append(f"layer_types holds {sorted(kinds)} (only full_attention is known)")
+
+    required = [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+    ]
+    # Where a field may be absent, the family's own class of transformers says what absence means.
+    if family != "llama":
+        required.append("num_key_value_heads")
+    for name in required:
+        value = found.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            problems.append(f"{name} = {value!r} (expected a positive number)")
+    return problems
 
 
 def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
@@ -204,3 +210,14 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     if cfg.family == "qwen3":
         result["attention_bias"] = False
     return result
+
+
+def check_vocabulary(tokenizer: Any, cfg: ModelConfig) -> None:
+    """Raises LayoutError where a token's id lies outside the embedding table (a larger table is usual)."""
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= cfg.vocab_size or len(tokenizer) > cfg.vocab_size:
+        raise LayoutError(
+            f"the tokenizer does not fit the weights: it has {len(tokenizer)} tokens with ids up "
+            f"to {highest}, the embedding table has {cfg.vocab_size} rows. Use the tokenizer that "
+            "belongs to the model"
+        )

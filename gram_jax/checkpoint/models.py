@@ -15,18 +15,18 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
+from gram_jax.checkpoint.hf_config import check_vocabulary
 from gram_jax.checkpoint.hf_files import (
     CONFIG,
     check_files,
     check_texts,
-    check_tokenizer,
     hf_config,
     load_hf,
     read_json,
 )
 from gram_jax.checkpoint.hub import download, is_hub_name
 from gram_jax.checkpoint.runs import RECIPE, read_info
-from gram_jax.data.encode import load_tokenizer as folder_tokenizer
+from gram_jax.data.encode import folder_tokenizer
 from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import FILE_NAME as JUDGE_FILE
@@ -170,7 +170,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     else:
         check_texts(folder := _folder(source))
         tokenizer = folder_tokenizer(folder)
-    check_tokenizer(tokenizer, model_config(name))
+    check_vocabulary(tokenizer, model_config(name))
     return tokenizer
 
 

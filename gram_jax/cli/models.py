@@ -20,7 +20,7 @@ def convert(
     """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
     import jax
 
-    from gram_jax.checkpoint.hf_files import export_hf
+    from gram_jax.checkpoint.hf_export import export_hf
     from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
     from gram_jax.sharding import make_placement
 

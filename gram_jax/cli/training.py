@@ -100,7 +100,7 @@ def train(
     """
     from gram_jax.cluster.member import joined
     from gram_jax.cluster.place import find_place, has_tpu, read_devices, tpu_vm_variables
-    from gram_jax.config import read_recipe
+    from gram_jax.recipes.reading import read_recipe
     from gram_jax.train.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
@@ -127,7 +127,7 @@ def recipe(
     ] = None,
 ) -> None:
     """Print a recipe, to be changed; without a name, list those that come with gram-jax."""
-    from gram_jax.config import recipe_names, recipe_text
+    from gram_jax.recipes.reading import recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")
@@ -244,9 +244,9 @@ def plan(
     """
     import jax
 
-    from gram_jax.config import read_recipe
     from gram_jax.plan.command import run_plan
     from gram_jax.plan.topology import read_topology
+    from gram_jax.recipes.reading import read_recipe
 
     wanted = read_topology(topology, slices)
     if wanted.chip is not None:

@@ -62,7 +62,7 @@ def _quiet_transformers() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
+def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError where there is none."""
     _quiet_transformers()
     from transformers.models.auto.tokenization_auto import AutoTokenizer

@@ -27,6 +27,34 @@ def as_prompt(prompt: str | Iterable[Message]) -> Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Of a row, before it is a record: two responses in the order of the source.
+
+    better: 0 first, 1 second, None neither.
+    """
+
+    prompt: Prompt
+    first: str
+    second: str
+    better: int | None
+    tie: bool = False
+    margin: float | None = None
+    source: str = ""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Of a row, before it is a record: responses to be ranked; grades: how good they are, where the row says it."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    id: str | None = None
+    grades: tuple[float, ...] | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Preference:
     """A labeled pair; of a tie, "chosen" is the response that the source showed first.
 

@@ -18,14 +18,16 @@ from gram_jax.data.fields import BadField, Seen, number_value
 from gram_jax.data.record_types import (
     Candidates,
     Message,
+    Pair,
     Preference,
     Prompt,
     ReadReport,
     Record,
+    Several,
     UnlabeledPair,
     as_prompt,
 )
-from gram_jax.data.schemas import Pair, Schema, Several, detect_schema, with_own_template
+from gram_jax.data.schemas import Schema, detect_schema, with_own_template
 from gram_jax.data.sources import Row, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
 

@@ -1,4 +1,4 @@
-"""How easily a judge is fooled: the suite of data/attacks.py on labeled pairs, beside what it does without attacks.
+"""How easily a judge is fooled: the attacks of data/attack_suite.py on labeled pairs, beside what it does without them.
 
 FOLDER/attacks.scores.jsonl has a row for every scored comparison, and an interrupted run goes on in it;
 FOLDER/attack.json has the figures.
@@ -13,7 +13,8 @@ import numpy as np
 
 import gram_jax
 from gram_jax.console import Console, Progress
-from gram_jax.data.attacks import Attack, attacked_text
+from gram_jax.data.attack_suite import Attack
+from gram_jax.data.attacks import attacked_text
 from gram_jax.data.draw import drawn
 from gram_jax.data.records import Preference, UnlabeledPair, content_id
 from gram_jax.data.templates import show_turns, turns

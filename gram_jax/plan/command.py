@@ -7,7 +7,6 @@ from pathlib import Path
 from gram_jax.checkpoint.hf_config import config_from_hf
 from gram_jax.checkpoint.hf_files import CONFIG, read_json
 from gram_jax.checkpoint.models import model_config as config_of_model
-from gram_jax.config import Recipe
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.model.config import ModelConfig
@@ -16,6 +15,7 @@ from gram_jax.plan.planning import make_target, plan_scoring, plan_training
 from gram_jax.plan.report import does_not_fit, plan_values, say_plan
 from gram_jax.plan.search import largest_batch, what_would_fit
 from gram_jax.plan.topology import Topology
+from gram_jax.recipes.tables import Recipe
 
 
 def run_plan(

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from gram_jax import tree
-from gram_jax.config import Recipe
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import param_specs
+from gram_jax.recipes.tables import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.batch import PairBatch, RankingBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.config import Recipe, check_rows
 from gram_jax.errors import RecipeError
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
@@ -21,6 +20,8 @@ from gram_jax.plan.chips import Chip, link_bandwidth
 from gram_jax.plan.collectives import Traffic, collectives
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
 from gram_jax.plan.topology import Topology, devices_of, local_chip
+from gram_jax.recipes.checks import check_rows
+from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.core import PADDED
 from gram_jax.scoring.padding import padded_lengths
 from gram_jax.scoring.pair import score_pair

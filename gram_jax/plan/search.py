@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gram_jax.config import Recipe
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.planning import Plan, Target, plan_training
+from gram_jax.recipes.tables import Recipe
 from gram_jax.train.program import leaner
 
 REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed

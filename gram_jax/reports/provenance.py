@@ -9,9 +9,10 @@ from typing import Any
 from gram_jax.checkpoint.hub import CARD, is_hub_name, read_front_matter
 from gram_jax.checkpoint.models import SMOLLM2, TINY
 from gram_jax.checkpoint.runs import RECIPE, read_info
-from gram_jax.config import Recipe, Source, read_recipe
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import ReportError
+from gram_jax.recipes.reading import read_recipe
+from gram_jax.recipes.tables import Recipe, Source
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Whole families whose every model has one licence; of others the user is asked.

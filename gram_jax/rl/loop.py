@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax import tree
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import load_model
@@ -27,10 +26,17 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.recipes.reading import changed_values
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
 from gram_jax.rl.policy import Policy
 from gram_jax.rl.prompts import read_prompts
-from gram_jax.rl.recipe import FREE, RlRecipe, read_rl_recipe, rl_recipe_to_toml
+from gram_jax.rl.recipe import (
+    FREE,
+    RlRecipe,
+    read_rl_recipe,
+    rl_recipe_to_toml,
+    rl_recipe_values,
+)
 from gram_jax.rl.rewards import RewardForm, Rewards
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.scoring.scorer import Scorer
@@ -344,25 +350,13 @@ def _open(folder: Path, recipe: RlRecipe) -> None:
             raise RecipeError(f"{folder} holds something that is no run: give another run.folder")
         path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
         return
-    there, now = (_leaves_of(r) for r in (read_rl_recipe(path), recipe))
-    changed = [
-        f"{key}: {there.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(there.keys() | now.keys())
-        if there.get(key) != now.get(key) and not key.startswith(FREE)
-    ]
-    if changed:
+    there, now = (rl_recipe_values(r) for r in (read_rl_recipe(path), recipe))
+    if changed := changed_values(there, now, FREE):
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.folder"
         )
     path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
-
-
-def _leaves_of(recipe: RlRecipe) -> dict[str, Any]:
-    import tomllib
-
-    found = tree.flatten(tomllib.loads(rl_recipe_to_toml(recipe)))
-    return {key.replace("/", "."): value for key, value in found.items()}
 
 
 def _weights(params: Tree) -> Tree:

@@ -10,21 +10,11 @@ import tomli_w
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from gram_jax.config import (
-    STRICT,
-    Checkpoint,
-    Count,
-    Dtype,
-    Executing,
-    Mesh,
-    Optimizer,
-    Positive,
-    check_saves,
-    plain_values,
-    read_values,
-    validated,
-)
 from gram_jax.errors import RecipeError
+from gram_jax.recipes.checks import check_saves
+from gram_jax.recipes.reading import read_values
+from gram_jax.recipes.strict import STRICT, plain_values, validated
+from gram_jax.recipes.tables import Checkpoint, Count, Dtype, Executing, Mesh, Optimizer, Positive
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -177,7 +167,7 @@ FREE = (
 
 
 def read_rl_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RlRecipe:
-    """The recipe of a TOML file with overrides, as config.read_recipe reads one. Raises RecipeError."""
+    """The recipe of a TOML file with overrides, as read_recipe reads one. Raises RecipeError."""
     values, where = read_values(path, overrides)
     return make_rl_recipe(values, where)
 
@@ -192,7 +182,12 @@ def make_rl_recipe(values: Mapping[str, Any], where: str = "recipe") -> RlRecipe
 
 def rl_recipe_to_toml(recipe: RlRecipe) -> str:
     """As text, every default spelled out."""
-    return tomli_w.dumps(plain_values(asdict(recipe)))
+    return tomli_w.dumps(rl_recipe_values(recipe))
+
+
+def rl_recipe_values(recipe: RlRecipe) -> dict[str, Any]:
+    """As nested plain values; what is absent (None) has no key."""
+    return plain_values(asdict(recipe))
 
 
 def _cross_checks(recipe: RlRecipe) -> Iterator[str]:

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax import tree
-from gram_jax.config import First, Second
 from gram_jax.model.lora import CONTRACTED
 from gram_jax.model.specs import ParamSpec
+from gram_jax.recipes.tables import First, Second
 from gram_jax.tree import Tree
 
 BLOCK = 128  # neighbours that share a scale: 4 bytes in 128

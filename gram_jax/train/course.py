@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.config import Recipe
 from gram_jax.errors import NonFiniteError, StoppedError
+from gram_jax.recipes.tables import Recipe
 from gram_jax.train.folder import RECIPE, RunFolder
 from gram_jax.train.journal import Journal
 from gram_jax.train.preemption import STATUS, Vote

@@ -31,13 +31,14 @@ from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.runs import INFO, RECIPE, read_info
 from gram_jax.cluster.agreement import from_main
 from gram_jax.cluster.member import Member
-from gram_jax.config import Recipe, changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.console import Console
 from gram_jax.data.examples import Examples
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
 from gram_jax.judge import FILE_NAME as JUDGE_FILE
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
+from gram_jax.recipes.reading import changed_on_resume, read_recipe, recipe_to_toml
+from gram_jax.recipes.tables import Recipe
 from gram_jax.train.owner import OWNER, owned
 
 PARTIAL = ".partial"  # after the name of a file that is being written

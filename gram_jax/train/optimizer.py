@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax import tree
-from gram_jax.config import Optimizer
 from gram_jax.errors import RecipeError
+from gram_jax.recipes.tables import Optimizer
 from gram_jax.train.compact_adam import scale_by_compact_adam
 from gram_jax.tree import Tree
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import optax
 
-from gram_jax.config import Recipe
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution, Remat
+from gram_jax.recipes.tables import Recipe
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.train.optimizer import make_schedule
 from gram_jax.train.stages import abstract_frozen, make_objective

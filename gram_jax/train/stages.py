@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.checkpoint.models import SCORE, load_model
-from gram_jax.config import Recipe, Source
 from gram_jax.data.examples import Examples
 from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
 from gram_jax.data.record_types import ReadReport
@@ -26,6 +25,7 @@ from gram_jax.objectives import (
     verdict_objective,
     writing_objective,
 )
+from gram_jax.recipes.tables import Recipe, Source
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 

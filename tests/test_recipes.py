@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_values
 
-from gram_jax.config import (
+from gram_jax.errors import RecipeError
+from gram_jax.recipes.reading import (
     FREE_ON_RESUME,
-    Recipe,
     changed_on_resume,
     make_recipe,
     read_recipe,
@@ -17,7 +17,7 @@ from gram_jax.config import (
     recipe_to_toml,
     recipe_values,
 )
-from gram_jax.errors import RecipeError
+from gram_jax.recipes.tables import Recipe
 
 CONFIGS = [
     path
@@ -247,7 +247,7 @@ def test_of_a_recipe_that_is_nowhere_the_known_names_are_said():
 
 
 def test_without_the_recipes_of_the_package_files_are_still_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("gram_jax.config.RECIPES", tmp_path / "absent")
+    monkeypatch.setattr("gram_jax.recipes.reading.RECIPES", tmp_path / "absent")
     assert (
         read_recipe(Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").stage == "judge"
     )

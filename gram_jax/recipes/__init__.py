@@ -1,0 +1,1 @@
+"""Recipes: the TOML files that say everything about a run."""

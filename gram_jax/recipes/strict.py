@@ -1,0 +1,101 @@
+"""Plain values as frozen dataclasses, strictly: every unknown key, missing key and wrong type has a line of its own."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from gram_jax.errors import RecipeError
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+_Kind = TypeVar("_Kind")
+
+
+def validated(kind: type[_Kind], text: str, where: str) -> _Kind:
+    """A value of the dataclass `kind` from JSON: lists may become tuples there and tables dataclasses, however strict.
+
+    Raises RecipeError with a line for everything that is wrong.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        found = error.errors()
+        lines = [_explain(problem, kind) for problem in found if not _follows(problem, found)]
+        raise RecipeError("\n  ".join([f"{where}:", *lines])) from None
+
+
+def plain_values(value: Any) -> Any:
+    """Without what is absent (None), tuples as lists: as TOML has it."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items() if item is not None}
+    return [plain_values(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _follows(problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is only too short because its entries are wrong."""
+    size = len(problem["loc"])
+    return problem["type"] == "too_short" and any(
+        len(other["loc"]) > size and other["loc"][:size] == problem["loc"] for other in problems
+    )
+
+
+_EXPECTED = {
+    "dataclass_type": "a table",
+    "too_short": "at least one entry",
+    "tuple_type": 'a list, such as ["a", "b"]',
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+}
+
+
+def _explain(problem: Mapping[str, Any], recipe: Any) -> str:
+    """One of pydantic's findings as a line: section, key, expected, found."""
+    *section, name = problem["loc"] or ("recipe",)
+    kind = problem["type"]
+    place = f"[{'.'.join(map(str, section))}] {name}" if section else f"{name}"
+    if kind == "unexpected_keyword_argument":
+        known = _known_keys(section, recipe)
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else _elsewhere(str(name), recipe)
+        return f"{place} is not a known key{hint} (known here: {', '.join(known)})"
+    if kind in ("missing", "missing_argument"):
+        return f"{place} is missing"
+    expected = _EXPECTED.get(kind, problem["msg"].removeprefix("Input should be "))
+    return f"{place} = {json.dumps(problem['input'], default=str)}: expected {expected}"
+
+
+def _known_keys(section: Sequence[Any], recipe: Any) -> list[str]:
+    """The keys that the format has in a section."""
+    kind: Any = recipe
+    for name in section:
+        if isinstance(name, int):
+            continue
+        kind = _table_of(typing.get_type_hints(kind).get(name))
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _table_of(kind: Any) -> Any:
+    """The dataclass inside a type such as `Lora | None` or `tuple[str | Source, ...]`."""
+    if dataclasses.is_dataclass(kind):
+        return kind
+    for part in typing.get_args(kind) if not isinstance(kind, types.NoneType) else ():
+        if (found := _table_of(part)) is not None:
+            return found
+    return None
+
+
+def _elsewhere(name: str, recipe: Any) -> str:
+    """Where a key of this name belongs, if it is one of another section."""
+    for section in dataclasses.fields(recipe):
+        if name in _known_keys([section.name], recipe):
+            return f"; it belongs to [{section.name}]"
+    return ""
