@@ -161,10 +161,10 @@ def source_kind(source: str | Path | SourceSpec, *, schema: str = "auto") -> Kin
 def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> Schema:
     """The schema of a source, by its first rows. Raises DataError where it has none that is known."""
     spec = parse_source(source)
-    rows = itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS)
-    sample = [row for row in rows if row.fault is None]
+    read = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
+    sample = [row for row in read if row.fault is None]
     if not sample:
-        raise DataError(f"{spec.path} holds no readable row")
+        raise DataError(f"{read[0].where}: {read[0].fault}; no row near it can be read either")
     name = schema if spec.schema == "auto" else spec.schema
     return detect_schema(name, sample[0].where, [row.fields for row in sample])
 

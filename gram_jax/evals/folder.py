@@ -140,7 +140,8 @@ def write_reward_bench(
 ) -> None:
     """MODEL.json and MODEL_outputs.jsonl with the keys of RewardBench's own result files.
 
-    results: 1 right, 0 wrong, 0.5 a tie. scores_chosen, scores_rejected: probabilities that sum to 1.
+    results: 1 right, 0 wrong or a tie, so that their mean is the accuracy. scores_chosen, scores_rejected:
+    probabilities that sum to 1.
     """
     folder.mkdir(exist_ok=True)
     name = stem_of(model)
@@ -148,6 +149,8 @@ def write_reward_bench(
         "accuracy": found["pairs"]["accuracy"],
         "num_prompts": len(records),
         "model": model,
+        "ref_model": None,
+        "tokenizer": model,
         "chat_template": f"gram_jax judge {template}",
         "extra_results": {row["name"]: row["accuracy"] for row in found["subsets"]},
     }
@@ -156,7 +159,7 @@ def write_reward_bench(
         for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True):
             row = {
                 "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
-                "results": 0.5 if p == rest else float(p > rest),
+                "results": int(p > rest),
                 "scores_chosen": float(p),
                 "scores_rejected": float(rest),
                 "text_chosen": record.chosen,

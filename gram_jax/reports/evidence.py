@@ -22,6 +22,8 @@ SHOWN_PROBLEMS = 8
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Ties of RewardBench 2 goes a hundredth beyond a share on both sides (evals/graded.py).
+Score = Annotated[float, Field(ge=-0.011, le=1.011)]
 Interval = tuple[float, float]
 
 
@@ -67,7 +69,7 @@ class Subset(_Strict):
     name: str
     n: Count
     prompts: Count | None
-    accuracy: Share
+    accuracy: Score
     interval: Interval | None
 
 

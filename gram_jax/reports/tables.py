@@ -16,7 +16,12 @@ from gram_jax.reports.evidence import (
 from gram_jax.reports.words import decimals, many, number, visible, with_interval
 
 BEST = "Bold: the best, and all whose interval overlaps with its interval."
-WHOSE = {"benchmark": "the benchmark", "GRAM release": "the GRAM release", "gram_jax": "gram_jax"}
+WHOSE = {
+    "benchmark": "the benchmark",
+    "GRAM release": "the GRAM release",
+    "GRAM paper": "the GRAM paper",
+    "gram_jax": "gram_jax",
+}
 
 
 def share(value: float | None, interval: Interval | None, *, strong: bool = False) -> Cell:
