@@ -13,7 +13,7 @@ from gram_jax.checkpoint.models import load_spec, model_config, resolve_model
 from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.judge import JudgeSpec
-from gram_jax.reports import tables
+from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import NO_USE, concerns
 from gram_jax.reports.document import Block, Section, Table
 from gram_jax.reports.evidence import Evidence, read_evidence
@@ -170,7 +170,8 @@ def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
             if (averages := tables.official(source.official)) is not None:
                 blocks.append(Section(visible(name), (averages,)))
         if one.attack is not None:
-            blocks.append(Section("Attacks", (tables.attacks(one.attack),)))
+            shown = (attacked.left_alone(one.attack), *attacked.tables(one.attack))
+            blocks.append(Section("Attacks", shown))
         if len(found) > 1:
             yield Section(one.label, tuple(blocks))
         else:
