@@ -156,9 +156,10 @@ def evaluation(
         "gram_jax": "0.1.0",
         "model": model,
         "judge": "0123456789abcdef" * 4,
+        "fingerprint": "0123456789abcdef",
         "settings": {
             "compute": "float32",
-            "weights": "auto",
+            "weights": "float32",
             "max_length": 1024,
             "template": "Compare {prompt}",
         },
@@ -185,7 +186,8 @@ def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> di
         "gram_jax": "0.1.0",
         "model": model,
         "judge": "0123456789abcdef" * 4,
-        "settings": {"compute": "float32", "weights": "auto", "max_length": 1024},
+        "fingerprint": "0123456789abcdef",
+        "settings": {"compute": "float32", "weights": "float32", "max_length": 1024},
         "source": "held_out.jsonl",
         "pairs": 200,
         "clean": {

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from gram_jax.cli import app
 from gram_jax.config import make_recipe, recipe_to_toml
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, ReportError
+from gram_jax.evals.folder import EvaluationFolder, fingerprint_as
 from gram_jax.judge import make_spec
 from gram_jax.reports.card import CardWishes, is_ours, write_card
 from gram_jax.scoring.scorer import Scorer
@@ -56,8 +58,14 @@ def judge(exported) -> str:
 
 
 def results(folder: Path, judge: str, **sources) -> Path:
+    same = {"judge": judge, "fingerprint": tiny_fingerprint()}
     sources = sources or {"held_out": source()}
-    return write(folder, evaluation("m", sources, judge=judge), attacks("m", judge=judge))
+    return write(folder, evaluation("m", sources, **same), attacks("m", **same))
+
+
+@lru_cache(maxsize=1)
+def tiny_fingerprint() -> str:
+    return fingerprint_as(Path("tiny-random"), {"weights": "float32", "compute": "float32"})
 
 
 def run_folder(path: Path, stage: str, start: str, sources: list[str], **info) -> Path:
@@ -175,6 +183,23 @@ def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
     with pytest.raises(ReportError, match=r"expected the folder of a run, with its recipe\.toml"):
         text_of(model, run=tmp_path)
     assert not (model / "README.md").exists()
+
+
+def test_results_of_other_weights_are_refused_however_they_are_held(model, exported, tmp_path):
+    for held in ("float32", "bfloat16", "int8"):
+        scorer = Scorer.load(exported, weights=held)
+        folder = EvaluationFolder(None, scorer, "tiny", overwrite=False, console=QUIET)
+        content = folder.content | {"sources": {"held_out": source()}}
+        there = write(tmp_path / held, content)
+        assert "held\\_out" in text_of(model, evaluations=(there,))
+        other = write(tmp_path / f"{held} other", content | {"fingerprint": "0" * 16})
+        with pytest.raises(
+            ReportError, match="whose weights are not those of .* evaluate .* itself"
+        ):
+            text_of(model, evaluations=(other,))
+    attack = attacks("m", judge=scorer.spec.hash)
+    with pytest.raises(ReportError, match="whose weights are not those of"):
+        text_of(model, evaluations=(write(tmp_path / "attack", attack=attack),))
 
 
 def test_what_is_no_exported_judge_gets_no_card(model, tmp_path):

@@ -127,6 +127,7 @@ def run_attacks(
         "gram_jax": gram_jax.__version__,
         "model": model,
         "judge": judge.hash,
+        "fingerprint": note["fingerprint"],
         "settings": settings | {"seed": seed},
         "source": str(source),
         "pairs": len(pairs),

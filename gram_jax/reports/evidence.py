@@ -206,12 +206,13 @@ class Source(_Strict):
 
 
 class Evaluation(_Strict):
-    """evaluation.json."""
+    """evaluation.json. fingerprint: of the weights as `settings` say that they were held."""
 
     format: int
     gram_jax: str
     model: str
     judge: str
+    fingerprint: str
     settings: dict[str, Any]
     sources: Annotated[dict[str, Source], Field(min_length=1)]
 
@@ -276,12 +277,13 @@ class Turned(_Strict):
 
 
 class Attacks(_Strict):
-    """attack.json."""
+    """attack.json; fingerprint as in evaluation.json."""
 
     format: int
     gram_jax: str
     model: str
     judge: str
+    fingerprint: str
     settings: dict[str, Any]
     source: str
     pairs: Count
