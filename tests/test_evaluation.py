@@ -341,6 +341,20 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
     )
 
 
+def test_scores_of_other_texts_or_labels_under_the_same_ids_are_not_taken(tiny, tmp_path):
+    source = judgebench(tmp_path / "j.jsonl")
+    folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+    judgebench(tmp_path / "j.jsonl", lambda at: "B>A")  # the labels exchanged
+    with pytest.raises(DataError, match=r"line 1: the texts of '0', or which of them is better"):
+        folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+    rows = [{"id": "1", "prompt": "q", "responses": ["a", "bb"], "scores": [1, 2]}]
+    lists = write(tmp_path / "n.jsonl", rows)
+    folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
+    write(tmp_path / "n.jsonl", [rows[0] | {"responses": ["a", "bc"]}])
+    with pytest.raises(DataError, match="the input has changed"):
+        folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
+
+
 def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
     out = tmp_path / "out"
     folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))

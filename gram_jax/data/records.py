@@ -314,6 +314,21 @@ def content_id(prompt: Prompt, *responses: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def contents_id(record: Record) -> str:
+    """A name for what is asked by a record: its prompt, its responses, and which of two is the better one.
+
+    >>> from gram_jax.data.record_types import as_prompt
+    >>> pair = Preference("1", as_prompt("q"), "yes", "no")
+    >>> exchanged = Preference("1", as_prompt("q"), "no", "yes", chosen_first=False)
+    >>> contents_id(pair) == contents_id(exchanged)
+    False
+    """
+    if isinstance(record, Preference):
+        better = ("tie",) if record.tie else ()
+        return content_id(record.prompt, record.chosen, record.rejected, *better)
+    return content_id(record.prompt, *_texts_of(record))
+
+
 def _is_identical(record: Record) -> bool:
     if isinstance(record, Preference):
         return record.chosen == record.rejected

@@ -15,7 +15,7 @@ import gram_jax
 from gram_jax.console import Console, Progress
 from gram_jax.data.attacks import Attack, attacked_text
 from gram_jax.data.draw import drawn
-from gram_jax.data.records import Preference, UnlabeledPair, content_id
+from gram_jax.data.records import Preference, UnlabeledPair
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
@@ -270,9 +270,8 @@ def _trials(
 
 
 def _as_record(trial: Trial, record: Preference) -> UnlabeledPair:
-    """A trial for the file of scores; its id holds a hash of its texts, so that changed texts are noticed."""
-    texts = content_id(record.prompt, trial.chosen, trial.rejected)
-    name = f"{record.id}/{trial.attack}/{texts}"
+    """A trial for the file of scores."""
+    name = f"{record.id}/{trial.attack}"
     return UnlabeledPair(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
 
 
