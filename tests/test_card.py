@@ -185,6 +185,18 @@ def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
     assert not (model / "README.md").exists()
 
 
+def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, judge, tmp_path):
+    figures = [
+        {"name": name, "value": value, "interval": None, "definition": "d", "by": "gram_jax"}
+        for name, value in (("a best response is picked", 0.5), ("grade of the pick", 7.25))
+    ]
+    best = source() | {"benchmark": "best_of_n", "official": figures}
+    text = text_of(model, evaluations=(results(tmp_path / "e", judge, best=best),))
+    (told,) = read_front_matter(model / "README.md")["model-index"][0]["results"]
+    assert [one["value"] for one in told["metrics"]] == [0.74, 0.5]
+    assert "7.250" in text  # in the table
+
+
 def test_results_of_other_weights_are_refused_however_they_are_held(model, exported, tmp_path):
     for held in ("float32", "bfloat16", "int8"):
         scorer = Scorer.load(exported, weights=held)

@@ -166,7 +166,8 @@ def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
             place = (hub_dataset(source.source) or name, visible(name))
             if source.pairs is not None:
                 yield HubResult(*place, "accuracy, both orders averaged", source.pairs.accuracy)
-            for average in source.official:
+            # The first figure of a best-of-n set is a share; grades have units of their own.
+            for average in source.official[: 1 if source.benchmark == "best_of_n" else None]:
                 yield HubResult(*place, visible(average.name), average.value)
 
 

@@ -150,8 +150,8 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
         )
     if texts != contents_id(record):
         raise DataError(
-            f"{out}, line {number}: the texts of {there!r}, or which of them is better, are not those of the input: the "
-            "input has changed. Give another output file, or --overwrite"
+            f"{out}, line {number}: the texts of {there!r}, or which of them is better, are not those of the input: "
+            "the input has changed. Give another output file, or --overwrite"
         )
 
 
