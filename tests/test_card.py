@@ -206,7 +206,7 @@ def test_results_of_other_weights_are_refused_however_they_are_held(model, expor
         assert "held\\_out" in text_of(model, evaluations=(there,))
         other = write(tmp_path / f"{held} other", content | {"fingerprint": "0" * 16})
         with pytest.raises(
-            ReportError, match="whose weights are not those of .* evaluate .* itself"
+            ReportError, match=r"whose weights are not those of .* evaluate .* itself"
         ):
             text_of(model, evaluations=(other,))
     attack = attacks("m", judge=scorer.spec.hash)
