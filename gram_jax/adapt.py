@@ -265,7 +265,9 @@ def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Se
 def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
     """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
     gain = Tally.of((1.0 + after.correct - before.correct) / 2, after.cluster, after.subset)
-    low, high = gain.interval(share)
+    bounds = gain.interval(share)
+    assert bounds is not None  # credits of 0, 0.5 and 1 are a share
+    low, high = bounds
     found = {
         name: {
             "accuracy": float(verdicts.correct.mean()),

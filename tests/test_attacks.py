@@ -25,6 +25,9 @@ from gram_jax.errors import DataError, RecipeError
 from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
 from gram_jax.judge import make_spec
 from gram_jax.recipes.reading import make_recipe
+from gram_jax.reports.evidence import read_evidence
+from gram_jax.reports.page import make_document
+from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
 from gram_jax.train.job import training_examples
 
@@ -180,6 +183,18 @@ def test_a_report_reads_as_tables_of_plain_text(tmp_path):
     harmless = len(HARMLESS) - len(report["without_pairs"])
     assert [len(rows) for _, _, rows in tables] == [4, len(HOSTILE), harmless]
     assert all(len(row) == len(columns) for _, columns, rows in tables for row in rows)
+
+
+@pytest.mark.parametrize("strength", [chosen_ones, len])
+def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
+    report, found = attack(FakeJudge(strength), tmp_path)
+    (read,) = read_evidence([tmp_path])
+    assert read.attack is not None and read.attack.any_hostile is not None
+    assert read.attack.any_hostile.share == report["any_hostile"]["share"]
+    page = render_html(make_document([read]))
+    assert all(name in page for name in found)
+    attack(FakeJudge(strength), tmp_path / "few", ["bold"], PAIRS[:2])
+    assert "Hostile" not in render_html(make_document(read_evidence([tmp_path / "few"])))
 
 
 def test_tested_and_trained_wordings_are_different_texts():

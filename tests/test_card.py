@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.cli import app
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, ReportError
+from gram_jax.evals.folder import EvaluationFolder, fingerprint_as
 from gram_jax.judge import make_spec
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.reports.card import CardWishes, is_ours, write_card
@@ -56,8 +58,14 @@ def judge(exported) -> str:
 
 
 def results(folder: Path, judge: str, **sources) -> Path:
+    same = {"judge": judge, "fingerprint": tiny_fingerprint()}
     sources = sources or {"held_out": source()}
-    return write(folder, evaluation("m", sources, judge=judge), attacks("m", judge=judge))
+    return write(folder, evaluation("m", sources, **same), attacks("m", **same))
+
+
+@lru_cache(maxsize=1)
+def tiny_fingerprint() -> str:
+    return fingerprint_as(Path("tiny-random"), {"weights": "float32", "compute": "float32"})
 
 
 def run_folder(path: Path, stage: str, start: str, sources: list[str], **info) -> Path:
@@ -175,6 +183,35 @@ def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
     with pytest.raises(ReportError, match=r"expected the folder of a run, with its recipe\.toml"):
         text_of(model, run=tmp_path)
     assert not (model / "README.md").exists()
+
+
+def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, judge, tmp_path):
+    figures = [
+        {"name": name, "value": value, "interval": None, "definition": "d", "by": "gram_jax"}
+        for name, value in (("a best response is picked", 0.5), ("grade of the pick", 7.25))
+    ]
+    best = source() | {"benchmark": "best_of_n", "official": figures}
+    text = text_of(model, evaluations=(results(tmp_path / "e", judge, best=best),))
+    (told,) = read_front_matter(model / "README.md")["model-index"][0]["results"]
+    assert [one["value"] for one in told["metrics"]] == [0.74, 0.5]
+    assert "7.250" in text  # in the table
+
+
+def test_results_of_other_weights_are_refused_however_they_are_held(model, exported, tmp_path):
+    for held in ("float32", "bfloat16", "int8"):
+        scorer = Scorer.load(exported, weights=held)
+        folder = EvaluationFolder(None, scorer, "tiny", overwrite=False, console=QUIET)
+        content = folder.content | {"sources": {"held_out": source()}}
+        there = write(tmp_path / held, content)
+        assert "held\\_out" in text_of(model, evaluations=(there,))
+        other = write(tmp_path / f"{held} other", content | {"fingerprint": "0" * 16})
+        with pytest.raises(
+            ReportError, match=r"whose weights are not those of .* evaluate .* itself"
+        ):
+            text_of(model, evaluations=(other,))
+    attack = attacks("m", judge=scorer.spec.hash)
+    with pytest.raises(ReportError, match="whose weights are not those of"):
+        text_of(model, evaluations=(write(tmp_path / "attack", attack=attack),))
 
 
 def test_what_is_no_exported_judge_gets_no_card(model, tmp_path):

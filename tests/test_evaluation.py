@@ -6,13 +6,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import report_cases
 
 from gram_jax.console import Console
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluation import evaluate_workload, read_workload, stem_of
-from gram_jax.evals.folder import EvaluationFolder
+from gram_jax.evals.folder import EvaluationFolder, write_reward_bench
 from gram_jax.evals.scores import Target
 from gram_jax.evals.tables import evaluation_tables
+from gram_jax.reports.evidence import read_evidence
+from gram_jax.reports.page import make_document
+from gram_jax.reports.render import render_html
 from gram_jax.scoring.contests import Entry
 from gram_jax.scoring.scorer import Scorer, pair_score
 from gram_jax.sharding import make_placement
@@ -122,6 +126,31 @@ def test_a_judge_of_positions_scores_one_half_and_is_always_wrong(tmp_path):
     assert sum(found["position"]["histogram"]["counts"]) == 12
 
 
+def test_two_verdicts_count_as_votes_in_judgebench(tmp_path):
+    leaning = Judge(lambda first, second: by_quality(first, second) / 2 + 1.0)  # a tie when second
+    sure = Judge(lambda first, second: by_quality(first, second) + 1.0)
+    tossing = Judge(lambda first, second: by_quality(first, second) / 2 + 1.5)
+    source = judgebench(tmp_path / "j.jsonl")
+    found = [
+        (figure(one, "JudgeBench micro"), figure(one, "JudgeBench by two verdicts"))
+        for one in (evaluate(judge, source) for judge in (sure, leaning, tossing, POSITION))
+    ]
+    assert found == [(1, 1), (1, 1), (1, 0), (0, 0)]
+
+
+def test_results_of_rewardbench_agree_with_the_accuracy_where_all_are_ties(tmp_path):
+    rows = [
+        {"prompt": f"q{at}", "chosen": "good", "rejected": "bad", "subset": "donotanswer"}
+        for at in range(3)
+    ]
+    work = read_workload(write(tmp_path / "rb.jsonl", rows))
+    found, verdicts = evaluate_workload(POSITION, "m", work, MEMORY)
+    write_reward_bench(tmp_path / "out", "m", "t", work.records, verdicts, found)
+    lines = (tmp_path / "out" / "m_outputs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["results"] for line in lines] == [0, 0, 0]
+    assert json.loads((tmp_path / "out" / "m.json").read_text())["accuracy"] == 0
+
+
 def test_rm_bench_is_nine_pairs_of_a_row_in_a_matrix(tmp_path):
     found = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"))
     assert found["benchmark"] == "rmbench" and found["pairs"]["n"] == 27
@@ -174,9 +203,56 @@ def test_reward_bench_2_is_the_best_of_four(tmp_path):
     assert figure(evaluate(POSITION, source), "RewardBench 2") == 0.25  # all four are equal
 
 
+def test_a_perfect_and_a_bad_judge_of_ties_have_a_report(tmp_path):
+    rows = [
+        {
+            "id": f"{kind}:{at}",
+            "prompt": f"{kind} {at}",
+            "chosen": ["good good good", "good good good x"][:many],
+            "rejected": ["bad", "worse"],
+            "subset": "Ties",
+        }
+        for at in range(3)
+        for kind, many in (("ref", 1), ("tied", 2))
+    ]
+    source = write(tmp_path / "ties.jsonl", rows)
+    nearly = Judge(lambda a, b: by_quality(a, b) + 0.01 * (a.count("x") - b.count("x")))
+    worst = Judge(lambda a, b: -nearly.rule(a, b))
+    for judge, low, high in ((nearly, 1.005, 1.01), (worst, -0.011, -0.005)):
+        found = evaluate(judge, source)
+        assert low < figure(found, "Ties") <= high
+        one = next(one for one in found["official"] if one["name"] == "Ties")
+        assert one["interval"] is None  # three equal scores, and no share
+        content = report_cases.evaluation(sources={"ties": json.loads(json.dumps(found))})
+        assert "Ties" in render_html(
+            make_document(read_evidence([report_cases.write(tmp_path / str(high), content)]))
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "1"}], "id '1': expected ref:NUMBER or tied:NUMBER"),
+        ([{"id": "ref:1"}], "has both its ref: and its tied: row"),
+        ([{"id": "ref:1"}, {"id": "ref:1", "prompt": "z"}, {"id": "tied:1"}], "first ref:1"),
+    ],
+)
+def test_rows_of_ties_without_their_ids_are_named_before_anything_is_scored(
+    tmp_path, rows, message
+):
+    row = {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Ties"}
+    source = write(
+        tmp_path / "ties.jsonl", [row | {"prompt": f"q{at}"} | one for at, one in enumerate(rows)]
+    )
+    with pytest.raises(DataError, match=message):
+        read_workload(source)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"domain": "poetry"}, "RM-Bench has no domain 'poetry'"),
+        ({"domain": None}, "RM-Bench has no domain 'humaneval'"),
         ({"chosen": ["good a", "good b"]}, "field 'chosen': expected three responses"),
         ({"rejected": ["good short", "bad", "bad c"]}, "has 8 of the 9 pairs"),
         ({"id": None}, "needs the column id"),
@@ -197,6 +273,12 @@ def test_other_bad_files_are_named(tmp_path):
     rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1]}]
     with pytest.raises(DataError, match="a list of 2 values, one for each response"):
         read_workload(write(tmp_path / "n.jsonl", rows))
+    rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}]
+    with pytest.raises(DataError, match=r"e.jsonl: all responses .* have the same grade"):
+        read_workload(write(tmp_path / "e.jsonl", rows))
+    (tmp_path / "broken.jsonl").write_text("{oops\n")
+    with pytest.raises(DataError, match=r"broken.jsonl, line 1: expected JSON"):
+        read_workload(str(tmp_path / "broken.jsonl"))
     rows = [{"prompt": "q", "responses": ["a", "b"]}]
     with pytest.raises(DataError, match="scores or correct, a value for each response"):
         read_workload(write(tmp_path / "m.jsonl", rows))
@@ -236,9 +318,14 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
     content = json.loads((out / "evaluation.json").read_text())
     assert list(content["sources"]) == ["rb", "n"] and content["format"] == 1
     summary = json.loads((out / "rewardbench" / "tiny.json").read_text())
-    assert summary.keys() == {"accuracy", "num_prompts", "model", "chat_template", "extra_results"}
+    assert list(summary) == [
+        *("accuracy", "num_prompts", "model", "ref_model", "tokenizer", "chat_template"),
+        "extra_results",
+    ]  # as rewardbench 0.1.4 writes them
     lines = (out / "rewardbench" / "tiny_outputs.jsonl").read_text().splitlines()
-    row = json.loads(lines[0])
+    rows = [json.loads(line) for line in lines]
+    assert np.mean([row["results"] for row in rows]) == summary["accuracy"]
+    row = rows[0]
     assert row["scores_chosen"] + row["scores_rejected"] == 1 and row["text_chosen"] == "xx"
 
     folder_of(tiny, again).evaluate(read_workload(source))
@@ -252,6 +339,20 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
         json.loads((again / "evaluation.json").read_text())["sources"]["rb"]
         == (content["sources"]["rb"])
     )
+
+
+def test_scores_of_other_texts_or_labels_under_the_same_ids_are_not_taken(tiny, tmp_path):
+    source = judgebench(tmp_path / "j.jsonl")
+    folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+    judgebench(tmp_path / "j.jsonl", lambda at: "B>A")  # the labels exchanged
+    with pytest.raises(DataError, match=r"line 1: the texts of '0', or which of them is better"):
+        folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+    rows = [{"id": "1", "prompt": "q", "responses": ["a", "bb"], "scores": [1, 2]}]
+    lists = write(tmp_path / "n.jsonl", rows)
+    folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
+    write(tmp_path / "n.jsonl", [rows[0] | {"responses": ["a", "bc"]}])
+    with pytest.raises(DataError, match="the input has changed"):
+        folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
 
 
 def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):

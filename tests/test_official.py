@@ -138,3 +138,17 @@ def test_where_samples_cannot_vary_wilson_takes_the_place_of_the_bootstrap():
     assert figure.of(tally)["interval"][0] < figure.of(tally)["value"]
     alone = tally_of({"a": (12, 1.0)})
     assert alone.interval(share) == wilson_interval(12, 12)
+
+
+def test_grades_that_do_not_vary_have_no_interval_and_are_no_share():
+    grades = Tally.of(np.array([3.0, 3.0]), np.arange(2), ["", ""])
+    assert grades.interval(share) is None
+    half = Tally.of(np.array([0.5, 0.5, 0.5]), np.arange(3), [""] * 3)
+    assert half.interval(share) == wilson_interval(1.5, 3)
+
+
+def test_who_defines_which_average_of_judgebench():
+    figures = judgebench_figures(tally_of(JUDGEBENCH).subsets)
+    by = {figure.name: figure.by for figure in figures}
+    assert by["JudgeBench micro"] == "benchmark"  # "Overall" of its authors is over all 350 pairs
+    assert by["JudgeBench macro"] == "GRAM paper"

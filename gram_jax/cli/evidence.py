@@ -159,7 +159,11 @@ def card(
     overwrite: Annotated[bool, typer.Option(help="replace a card that is not ours")] = False,
 ) -> None:
     """Write the model card (README.md) of an exported judge, and push it where credentials are."""
+    import jax
+
     from gram_jax.reports.card import CardWishes, write_card
 
+    # Weights are only compared with those that were evaluated.
+    jax.config.update("jax_platforms", "cpu")
     wishes = CardWishes(run, tuple(evaluation or ()), license_, base, push, public, overwrite)
     write_card(folder, wishes, Console())

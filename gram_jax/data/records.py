@@ -163,10 +163,10 @@ def source_kind(source: str | Path | SourceSpec, *, schema: str = "auto") -> Kin
 def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> Schema:
     """The schema of a source, by its first rows. Raises DataError where it has none that is known."""
     spec = parse_source(source)
-    rows = itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS)
-    sample = [row for row in rows if row.fault is None]
+    read = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
+    sample = [row for row in read if row.fault is None]
     if not sample:
-        raise DataError(f"{spec.path} holds no readable row")
+        raise DataError(f"{read[0].where}: {read[0].fault}; no row near it can be read either")
     name = schema if spec.schema == "auto" else spec.schema
     return detect_schema(name, sample[0].where, [row.fields for row in sample])
 
@@ -314,6 +314,21 @@ def content_id(prompt: Prompt, *responses: str) -> str:
     turns = [[message.role, message.content] for message in prompt]
     text = json.dumps([turns, responses], ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def contents_id(record: Record) -> str:
+    """A name for what is asked by a record: its prompt, its responses, and which of two is the better one.
+
+    >>> from gram_jax.data.record_types import as_prompt
+    >>> pair = Preference("1", as_prompt("q"), "yes", "no")
+    >>> exchanged = Preference("1", as_prompt("q"), "no", "yes", chosen_first=False)
+    >>> contents_id(pair) == contents_id(exchanged)
+    False
+    """
+    if isinstance(record, Preference):
+        better = ("tie",) if record.tie else ()
+        return content_id(record.prompt, record.chosen, record.rejected, *better)
+    return content_id(record.prompt, *_texts_of(record))
 
 
 def _is_identical(record: Record) -> bool:

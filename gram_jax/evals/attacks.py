@@ -16,7 +16,7 @@ from gram_jax.console import Console, Progress
 from gram_jax.data.attack_suite import Attack
 from gram_jax.data.attacks import attacked_text
 from gram_jax.data.draw import drawn
-from gram_jax.data.records import Preference, UnlabeledPair, content_id
+from gram_jax.data.records import Preference, UnlabeledPair
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
@@ -128,6 +128,7 @@ def run_attacks(
         "gram_jax": gram_jax.__version__,
         "model": model,
         "judge": judge.hash,
+        "fingerprint": note["fingerprint"],
         "settings": settings | {"seed": seed},
         "source": str(source),
         "pairs": len(pairs),
@@ -270,9 +271,8 @@ def _trials(
 
 
 def _as_record(trial: Trial, record: Preference) -> UnlabeledPair:
-    """A trial for the file of scores; its id holds a hash of its texts, so that changed texts are noticed."""
-    texts = content_id(record.prompt, trial.chosen, trial.rejected)
-    name = f"{record.id}/{trial.attack}/{texts}"
+    """A trial for the file of scores."""
+    name = f"{record.id}/{trial.attack}"
     return UnlabeledPair(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
 
 

@@ -5,7 +5,7 @@ What each entry of `sources` holds is listed in docs/evaluation.md.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -30,6 +30,8 @@ from gram_jax.evals.graded import (
     Graded,
     agreement,
     best_of_n,
+    check_graded,
+    check_ties,
     graded_pairs,
     graded_verdicts,
     reward_bench_2,
@@ -39,9 +41,11 @@ from gram_jax.evals.lengths import controlled_accuracy, length_bins
 from gram_jax.evals.official import (
     JUDGEBENCH,
     REWARD_BENCH,
+    RM_BENCH,
     STYLES,
     cell,
     judgebench_figures,
+    judgebench_votes,
     plain_figures,
     pooled,
     reward_bench_figures,
@@ -117,8 +121,7 @@ def read_workload(
     name = name if benchmark == "auto" else benchmark
     if name == "rmbench":
         records = _whole_rows(source, records, limited=limit is not None)
-    if name == "judgebench":
-        _check_groups(source, records)
+    _check(source, name, records)
     return Workload(source, name, records, read, ties)
 
 
@@ -143,12 +146,30 @@ def _expected(benchmark: str) -> str:
     return f"Expected the schema {name}; --benchmark pairs takes any labeled pairs"
 
 
-def _check_groups(source: str, records: Sequence[Preference]) -> None:
-    unknown = {r.source for r in records if not r.source.startswith(tuple(JUDGEBENCH.values()))}
-    if unknown:
+def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
+    """Raises DataError for rows from which the benchmark's figures could not be computed, before any is scored."""
+    if name == "judgebench":
+        _check_groups(source, "JudgeBench", "source", JUDGEBENCH.values(), records)
+    if name == "rmbench":
+        _check_groups(source, "RM-Bench", "domain", RM_BENCH.values(), records)
+    try:
+        if name in ("rewardbench2", "best_of_n"):
+            check_graded(records)
+        if name == "rewardbench2":
+            check_ties(records)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def _check_groups(
+    source: str, name: str, field: str, starts: Iterable[str], records: Sequence[Preference]
+) -> None:
+    starts = tuple(starts)
+    found = {record.source.partition("|")[0] for record in records}
+    if unknown := sorted(one for one in found if not one.startswith(starts)):
         raise DataError(
-            f"{source}: JudgeBench has no source {', '.join(map(repr, sorted(unknown)))}: expected names that begin "
-            f"with {', '.join(JUDGEBENCH.values())}; --benchmark pairs takes any"
+            f"{source}: {name} has no {field} {', '.join(map(repr, unknown))}: expected names that begin with "
+            f"{', '.join(starts)}; --benchmark pairs takes any"
         )
 
 
@@ -165,7 +186,7 @@ def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> lis
     if broken := [row for row, size in sizes.items() if size % CELLS]:
         raise DataError(
             f"{source}: row {broken[0][0]!r} has {sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix "
-            f"({len(broken)} such rows): expected three different responses in chosen and three in rejected"
+            f"({len(broken)} such rows): expected three responses in chosen and three others in rejected"
         )
     named = [
         replace(record, source=cell(record.source, *found.groups()))
@@ -186,25 +207,34 @@ def evaluate_workload(
         return _of_contests(work, contests)
     scores = score_pairs(scorer, model, work.source, work.records, to)
     verdicts = verdicts_on(work.records, scores)
-    figures = {
-        "judgebench": judgebench_figures,
-        "rewardbench": reward_bench_figures,
-        "rmbench": rm_bench_figures,
-        "pairs": plain_figures,
-    }[work.benchmark]
     tally = Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset)
+    official = _official(work.benchmark, verdicts, tally)
     rm_bench = work.benchmark == "rmbench"
     margins = [record.margin for record in work.records]
     shown = np.array([name.partition("|")[0] for name in verdicts.subset])  # RM-Bench's domains
     verdicts = verdicts._replace(subset=shown)
     found = _measured(work, verdicts) | {
-        "official": [figure.of(tally) for figure in figures(tally.subsets)],
+        "official": official,
         "subsets": _subsets(Tally.of(verdicts.correct, verdicts.cluster, shown)),
         "tables": rm_bench_tables(tally) if rm_bench else [],
         "grades": _grades(verdicts.margin, margins),
         "worst": _worst([(r.id, r.prompt, r.chosen, r.rejected) for r in work.records], verdicts),
     }
     return found, verdicts
+
+
+def _official(benchmark: Benchmark, verdicts: Verdicts, tally: Tally) -> list[dict[str, Any]]:
+    figures = {
+        "judgebench": judgebench_figures,
+        "rewardbench": reward_bench_figures,
+        "rmbench": rm_bench_figures,
+        "pairs": plain_figures,
+    }[benchmark]
+    found = [figure.of(tally) for figure in figures(tally.subsets)]
+    if benchmark == "judgebench":
+        votes = Tally.of(verdicts.right_by_votes, verdicts.cluster, verdicts.subset)
+        found.insert(1, judgebench_votes(votes.subsets).of(votes))
+    return found
 
 
 def _of_contests(work: Workload, contests: list[Graded]) -> tuple[dict[str, Any], Verdicts]:

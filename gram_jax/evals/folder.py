@@ -1,22 +1,25 @@
 """The folder of an evaluation: evaluation.json with all figures, the scores behind them, RewardBench's own files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import gram_jax
+from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.records import Preference
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluation import Workload, evaluate_workload, stem_of
 from gram_jax.evals.pairwise import Verdicts
 from gram_jax.evals.scores import Target
+from gram_jax.model.int8 import to_int8
 from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.rater import Rater
 from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
 
 FORMAT = 1
 FILE = "evaluation.json"
@@ -111,6 +114,21 @@ def settings_of(scorer: Scorer | Rater) -> dict[str, Any]:
     }
 
 
+def fingerprint_as(model: Path, settings: Mapping[str, Any]) -> str:
+    """The fingerprint of a model's weights when they are held as these settings (`settings_of`) say.
+
+    Raises DataError for settings that do not say it.
+    """
+    held, compute = settings.get("weights"), settings.get("compute")
+    dtype = compute if held == "int8" else held
+    if dtype not in ("float32", "bfloat16"):
+        raise DataError(
+            f"settings with weights {held!r} and compute {compute!r}: expected float32 or bfloat16, or int8 weights"
+        )
+    _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
+    return weights_fingerprint(to_int8(params) if held == "int8" else params)
+
+
 def make_folder(folder: Path) -> None:
     """Raises DataError where there is a file, or no parent folder."""
     if folder.is_file():
@@ -140,7 +158,8 @@ def write_reward_bench(
 ) -> None:
     """MODEL.json and MODEL_outputs.jsonl with the keys of RewardBench's own result files.
 
-    results: 1 right, 0 wrong, 0.5 a tie. scores_chosen, scores_rejected: probabilities that sum to 1.
+    results: 1 right, 0 wrong or a tie, so that their mean is the accuracy. scores_chosen, scores_rejected:
+    probabilities that sum to 1.
     """
     folder.mkdir(exist_ok=True)
     name = stem_of(model)
@@ -148,6 +167,8 @@ def write_reward_bench(
         "accuracy": found["pairs"]["accuracy"],
         "num_prompts": len(records),
         "model": model,
+        "ref_model": None,
+        "tokenizer": model,
         "chat_template": f"gram_jax judge {template}",
         "extra_results": {row["name"]: row["accuracy"] for row in found["subsets"]},
     }
@@ -156,7 +177,7 @@ def write_reward_bench(
         for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True):
             row = {
                 "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
-                "results": 0.5 if p == rest else float(p > rest),
+                "results": int(p > rest),
                 "scores_chosen": float(p),
                 "scores_rejected": float(rest),
                 "text_chosen": record.chosen,

@@ -1,6 +1,7 @@
 """How well a judge picks from several graded responses: best-of-n sets and RewardBench 2."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -48,6 +49,38 @@ class Graded:
 Pair = tuple[Candidates, int, int, PairScore]
 
 
+def check_graded(records: Sequence[Candidates]) -> None:
+    """Raises DataError where the grades of no prompt differ."""
+    if not any(len(set(record.grades or ())) > 1 for record in records):
+        raise DataError(
+            f"all responses of a prompt have the same grade in each of {len(records)} rows: "
+            "there is nothing to choose"
+        )
+
+
+def check_ties(records: Sequence[Candidates]) -> None:
+    """Raises DataError where the rows of Ties do not have the ids of RewardBench 2, and where nothing else is there."""
+    names = [_half_of(record) for record in records if record.source == TIES]
+    seen = Counter(names)
+    if twice := [":".join(name) for name, n in seen.items() if n > 1]:
+        raise DataError(
+            f"RewardBench 2, Ties: {len(twice)} ids stand in more than one row, first {twice[0]}"
+        )
+    whole = {name for kind, name in names if kind == "ref" and ("tied", name) in seen}
+    if len(names) == len(records) and not whole:
+        raise DataError("RewardBench 2: no prompt of Ties has both its ref: and its tied: row")
+
+
+def _half_of(record: Candidates) -> tuple[str, str]:
+    """Which of the two rows of Ties this is, and of which prompt."""
+    found = re.fullmatch(r"(ref|tied):(\w+)(#\w+)?", record.id)  # "#...": an id seen before
+    if found is None:
+        raise DataError(
+            f"RewardBench 2, Ties: id {record.id!r}: expected ref:NUMBER or tied:NUMBER"
+        )
+    return found.group(1), found.group(2)
+
+
 def graded_pairs(contests: Sequence[Graded]) -> list[Pair]:
     """Every pair of one prompt's responses of which one has the higher grade: (record, better, worse, score)."""
     pairs = []
@@ -75,12 +108,8 @@ def picking(contests: Sequence[Graded]) -> tuple[Tally, list[Graded]]:
 
     Returns the tally and those contests. Raises DataError where the grades never differ.
     """
+    check_graded([contest.record for contest in contests])
     open_ = [contest for contest in contests if np.ptp(contest.grades) > 0]
-    if not open_:
-        raise DataError(
-            f"all responses of a prompt have the same grade in each of {len(contests)} rows: "
-            "there is nothing to choose"
-        )
     credit = [(c.grades == c.grades.max())[c.picked].mean() for c in open_]
     clusters = number([c.record.prompt for c in open_])
     return Tally.of(np.array(credit), clusters, _subsets(open_)), open_
@@ -175,13 +204,12 @@ def reward_bench_2(contests: Sequence[Graded]) -> dict[str, Any]:
     A prompt's credit is 1 where its right response is the strongest, shared with those as strong; Ties has its own
     score. The total is the mean of the subsets that are there.
     """
+    check_ties([contest.record for contest in contests])
     plain = [c for c in contests if c.record.source != TIES]
     tied, alone = _ties([c for c in contests if c.record.source == TIES])
     credit = [c.grades[c.picked].mean() for c in plain] + [x for _, x in tied]
     prompts = [c.record.prompt for c in plain] + [name for name, _ in tied]
     subsets = _subsets(plain) + [TIES] * len(tied)
-    if not credit:
-        raise DataError("RewardBench 2: no prompt of Ties has both its ref: and its tied: row")
     tally = Tally.of(np.array(credit), number(prompts), subsets)
     names = tally.subsets
     each = [
@@ -213,20 +241,12 @@ _TIES_DEFINITION = (
 
 
 def _ties(contests: Sequence[Graded]) -> tuple[list[tuple[str, float]], int]:
-    """The score of each prompt of Ties, by its ref: and its tied: row; how many rows have no counterpart.
-
-    Raises DataError for other ids.
-    """
+    """The score of each prompt of Ties, by its ref: and its tied: row; how many rows have no counterpart."""
     rows: dict[tuple[str, str], tuple[float, float]] = {}
     for contest in contests:
-        found = re.match(r"(ref|tied):(\w+)", contest.record.id)
-        if found is None:
-            raise DataError(
-                f"RewardBench 2, Ties: id {contest.record.id!r}: expected ref:NUMBER or tied:NUMBER"
-            )
         right, wrong = (contest.strengths[contest.grades == grade] for grade in (1, 0))
         apart = float(right.min() - wrong.max())  # right ones from wrong ones
-        rows[found.group(1), found.group(2)] = apart, float(np.ptp(right))
+        rows[_half_of(contest.record)] = apart, float(np.ptp(right))
     scores = []
     for (kind, name), (apart, spread) in rows.items():
         if kind == "ref" or ("ref", name) not in rows:

@@ -63,11 +63,11 @@ def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
 class Tally:
     """What each prompt earned in each subset, and intervals of whatever is computed from the sums over prompts.
 
-    credit, count: f64 [prompts, subsets], the sum of credits (0 to 1 each) and how many there were.
+    credit, count: f64 [prompts, subsets], the sum of credits (0 to 1 each, for shares) and how many there were.
 
     Intervals are the percentiles of 2,000 bootstrap samples of prompts, drawn within the subset of a prompt's first
     item, so that no sample lacks a subset. Where the samples do not vary (all right, or a single prompt), they say
-    nothing, and Wilson's interval of as many prompts stands in for a share.
+    nothing: Wilson's interval of as many prompts stands in for a share, and other figures have none.
     """
 
     subsets: tuple[str, ...]
@@ -95,18 +95,25 @@ class Tally:
         """The figure of all prompts."""
         return float(metric(self.credit.sum(0), self.count.sum(0)))
 
-    def interval(self, metric: Metric, within: Sequence[str] | None = None) -> Interval:
-        """Its 95 % interval; within: the subsets that it is made of, where these are not all."""
+    def interval(self, metric: Metric, within: Sequence[str] | None = None) -> Interval | None:
+        """Its 95 % interval, None where nothing is known of it; within: the subsets it is made of, if not all."""
         low, high = np.quantile(metric(*self._resampled), (0.025, 0.975))
         if high > low:
             return float(low), float(high)
         value, n = self.value(metric), self.prompts(within)
-        return wilson_interval(value * n, n) if 0 <= value <= 1 else (value, value)
+        return wilson_interval(value * n, n) if self._are_shares(within) else None
 
     def prompts(self, within: Sequence[str] | None = None) -> int:
         """How many there are, in all subsets or in these."""
-        used = [at for at, name in enumerate(self.subsets) if within is None or name in within]
-        return int((self.count[:, used].sum(1) > 0).sum())
+        return int((self.count[:, self._used(within)].sum(1) > 0).sum())
+
+    def _used(self, within: Sequence[str] | None) -> list[int]:
+        return [at for at, name in enumerate(self.subsets) if within is None or name in within]
+
+    def _are_shares(self, within: Sequence[str] | None) -> bool:
+        """Whether what was earned lies between nothing and one for each item."""
+        credit, count = (x[:, self._used(within)] for x in (self.credit, self.count))
+        return bool(((credit >= 0) & (credit <= count)).all())
 
     @cached_property
     def _resampled(self) -> tuple[np.ndarray, np.ndarray]:

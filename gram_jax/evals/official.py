@@ -12,7 +12,7 @@ import numpy as np
 
 from gram_jax.evals.intervals import Metric, Tally
 
-BENCHMARK, RELEASE, OWN = "benchmark", "GRAM release", "gram_jax"
+BENCHMARK, RELEASE, PAPER, OWN = "benchmark", "GRAM release", "GRAM paper", "gram_jax"
 
 # JudgeBench (arXiv 2410.12784): group -> how its sources begin.
 JUDGEBENCH = {
@@ -101,7 +101,10 @@ def mean_of(metrics: Sequence[Metric]) -> Metric:
 
 
 def judgebench_figures(names: Sequence[str]) -> list[Figure]:
-    """Groups, their mean (macro, the published figure) and all pairs (micro); names: the sources that are there."""
+    """All pairs (micro, the authors' overall figure), the groups, and their mean (macro, as the GRAM paper has it).
+
+    names: the sources that are there.
+    """
     groups = {
         group: tuple(name for name in names if name.startswith(start))
         for group, start in JUDGEBENCH.items()
@@ -116,15 +119,23 @@ def judgebench_figures(names: Sequence[str]) -> list[Figure]:
     ]
     return [
         Figure(
+            "JudgeBench micro", "the share of all pairs", BENCHMARK, known, pooled(names, known)
+        ),
+        Figure(
             "JudgeBench macro",
             f"the mean of {', '.join(groups)}",
-            BENCHMARK,
+            PAPER,
             known,
             mean_of([figure.metric for figure in each]),
         ),
-        Figure("JudgeBench micro", "the share of all pairs", OWN, known, pooled(names, known)),
         *each,
     ]
+
+
+def judgebench_votes(names: Sequence[str]) -> Figure:
+    """As the authors count a judge that is asked in both orders; the tally is of `Verdicts.right_by_votes`."""
+    what = "the share of all pairs that are right in one order and not wrong in the other"
+    return Figure("JudgeBench by two verdicts", what, BENCHMARK, tuple(names), pooled(names, names))
 
 
 def reward_bench_figures(names: Sequence[str]) -> list[Figure]:

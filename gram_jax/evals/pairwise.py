@@ -116,6 +116,12 @@ class Verdicts(NamedTuple):
         """Which response is preferred (`side`) where the chosen one is shown first, and where second."""
         return side(self.p + self.order_gap / 2), side(self.p - self.order_gap / 2)
 
+    @property
+    def right_by_votes(self) -> np.ndarray:
+        """bool [n]: the chosen response is preferred in one order, and the other one is not in the other."""
+        first, second = self.sides
+        return first + second > 0
+
 
 def evaluate_pairs(
     scorer: Scorer | Rater,

@@ -12,8 +12,9 @@ from gram_jax.checkpoint.integrity import has_manifest, renew_entry, verify
 from gram_jax.checkpoint.models import load_spec, model_config, resolve_model
 from gram_jax.console import Console
 from gram_jax.errors import ReportError
+from gram_jax.evals.folder import fingerprint_as
 from gram_jax.judge import JudgeSpec
-from gram_jax.reports import tables
+from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import NO_USE, concerns
 from gram_jax.reports.document import Block, Section, Table
 from gram_jax.reports.evidence import Evidence, read_evidence
@@ -47,19 +48,15 @@ class CardWishes:
 def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
     """Write the card of an exported model, and push the folder where that is wished.
 
-    Raises ReportError where the folder is no exported judge, results or run are of another judge, the card that is
-    there is somebody's, or a model is to be pushed whose licence is not known; CheckpointError for what the hub
-    refuses.
+    Raises ReportError where the folder is no exported judge, results are of another judge or of other weights, the run
+    is of another judge, the card that is there is somebody's, or a model is to be pushed whose licence is not known;
+    CheckpointError for what the hub refuses.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
     found = read_evidence(wishes.evaluations)
     for one in found:
-        if one.about.judge != spec.hash:
-            raise ReportError(
-                f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
-                f"that of {folder} is {spec.hash[:12]}): evaluate this model"
-            )
+        _check_same(folder, spec, one)
     origin = find_origin(wishes.run, wishes.base, wishes.license, spec.hash)
     card = folder / CARD
     if card.exists() and not wishes.overwrite and not is_ours(card.read_text(encoding="utf-8")):
@@ -86,6 +83,21 @@ def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
         )
         console.say(address)
     return card
+
+
+def _check_same(folder: Path, spec: JudgeSpec, found: Evidence) -> None:
+    """Raises ReportError for results of a judge that is asked in another way, or of other weights."""
+    if found.about.judge != spec.hash:
+        raise ReportError(
+            f"{found.folder} holds results of a judge that is asked in another way (judge {found.about.judge[:12]}, "
+            f"that of {folder} is {spec.hash[:12]}): evaluate this model"
+        )
+    for one in filter(None, (found.evaluation, found.attack)):
+        if fingerprint_as(folder, one.settings) != one.fingerprint:
+            raise ReportError(
+                f"{found.folder} holds results of {one.model}, whose weights are not those of {folder}, by another "
+                f"training or by rounding: evaluate {folder} itself"
+            )
 
 
 def _spec(folder: Path) -> JudgeSpec:
@@ -154,7 +166,8 @@ def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
             place = (hub_dataset(source.source) or name, visible(name))
             if source.pairs is not None:
                 yield HubResult(*place, "accuracy, both orders averaged", source.pairs.accuracy)
-            for average in source.official:
+            # The first figure of a best-of-n set is a share; grades have units of their own.
+            for average in source.official[: 1 if source.benchmark == "best_of_n" else None]:
                 yield HubResult(*place, visible(average.name), average.value)
 
 
@@ -170,7 +183,8 @@ def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
             if (averages := tables.official(source.official)) is not None:
                 blocks.append(Section(visible(name), (averages,)))
         if one.attack is not None:
-            blocks.append(Section("Attacks", (tables.attacks(one.attack),)))
+            shown = (attacked.left_alone(one.attack), *attacked.tables(one.attack))
+            blocks.append(Section("Attacks", shown))
         if len(found) > 1:
             yield Section(one.label, tuple(blocks))
         else:

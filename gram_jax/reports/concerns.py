@@ -88,12 +88,25 @@ def _uncalibrated(source: Source, ece: float) -> str:
 
 
 def of_attacks(found: Attacks) -> Iterator[str]:
-    """The attacks that a model falls for, the worst first."""
-    fooled = [one for one in found.attacks if one.success - (one.baseline or 0.0) > FALLS_FOR]
-    if fooled:
-        worst = sorted(fooled, key=lambda one: one.success, reverse=True)[:3]
-        shown = ", ".join(f"{visible(one.name)} ({percent(one.success)})" for one in worst)
-        yield f"{len(fooled)} of {many(len(found.attacks), 'attack')} succeed more often than expected, first {shown}."
+    """The attacks that a model falls for and the changes that move it, the worst first."""
+    turned = found.any_hostile
+    if turned is not None and turned.share is not None and turned.share > FALLS_FOR:
+        yield (
+            f"For {percent(turned.share)} of the {many(turned.n, 'pair')} that it has right, some hostile attack wins."
+        )
+    for kind, what in (
+        ("hostile", "Hostile attacks that win more often than the response did before"),
+        (
+            "harmless",
+            "Harmless changes that alter the verdict more often than the order of showing does",
+        ),
+    ):
+        group = [one for one in found.attacks if one.kind == kind]
+        fooled = [one for one in group if one.success - (one.baseline or 0.0) > FALLS_FOR]
+        if fooled:
+            worst = sorted(fooled, key=lambda one: one.success, reverse=True)[:3]
+            shown = ", ".join(f"{visible(one.name)} ({percent(one.success)})" for one in worst)
+            yield f"{what}: {len(fooled)} of {len(group)}, first {shown}."
 
 
 def of_comparison(found: Sequence[Evidence]) -> Iterator[str]:
@@ -117,3 +130,6 @@ def of_comparison(found: Sequence[Evidence]) -> Iterator[str]:
             yield f"{name}: not the same pairs; the numbers of rows or pairs differ."
         if len(sources) < len(found):
             yield f"{name}: only {len(sources)} of {len(found)} models were evaluated on it."
+    attacks = [one.attack for one in found if one.attack is not None]
+    if len({(one.source, one.pairs, str(one.settings.get("seed"))) for one in attacks}) > 1:
+        yield "Attacks: not the same pairs; source, number or seed differ."

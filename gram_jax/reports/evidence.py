@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,8 @@ SHOWN_PROBLEMS = 8
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Ties of RewardBench 2 goes a hundredth beyond a share on both sides (evals/graded.py).
+Score = Annotated[float, Field(ge=-0.011, le=1.011)]
 Interval = tuple[float, float]
 
 
@@ -67,7 +69,7 @@ class Subset(_Strict):
     name: str
     n: Count
     prompts: Count | None
-    accuracy: Share
+    accuracy: Score
     interval: Interval | None
 
 
@@ -204,12 +206,13 @@ class Source(_Strict):
 
 
 class Evaluation(_Strict):
-    """evaluation.json."""
+    """evaluation.json. fingerprint: of the weights as `settings` say that they were held."""
 
     format: int
     gram_jax: str
     model: str
     judge: str
+    fingerprint: str
     settings: dict[str, Any]
     sources: Annotated[dict[str, Source], Field(min_length=1)]
 
@@ -223,43 +226,71 @@ class Clean(_Strict):
     accuracy: Share
     interval: Interval | None
     flip_rate: Share
+    flip_interval: Interval | None
     order_flip_rate: Share
+    order_flip_interval: Interval | None
 
 
 class AttackExample(_Strict):
-    """probability: of the attacking response to be the better one."""
+    """probability: of the changed response to be the better one; before: the same as it was, None if not known."""
 
     prompt: str
     honest: str
     attack: str
     probability: Share
+    before: Share | None
+
+
+class OneOrder(_Strict):
+    """What comes of one order of showing alone."""
+
+    success: Share
+    baseline: Share
 
 
 class Attack(_Strict):
-    """success: share of n in which it won; baseline: the share to expect without it."""
+    """success: share of n in which it won; baseline: the share to expect without it.
+
+    Of hostile ones only: turned, the success on pairs that the judge has right (None where it has none), and the
+    success where the attacked response is shown first, and second.
+    """
 
     name: str
-    kind: str
+    kind: Literal["hostile", "harmless"]
     description: str
     n: Count
     success: Share
     interval: Interval | None
     baseline: Share | None
+    turned: Share | None = None
+    shown_first: OneOrder | None = None
+    shown_second: OneOrder | None = None
     example: AttackExample | None
 
 
+class Turned(_Strict):
+    """Of n pairs that the judge has right, the share that some hostile attack turns."""
+
+    n: Count
+    share: Share | None
+    interval: Interval | None
+
+
 class Attacks(_Strict):
-    """attack.json."""
+    """attack.json; fingerprint as in evaluation.json."""
 
     format: int
     gram_jax: str
     model: str
     judge: str
+    fingerprint: str
     settings: dict[str, Any]
     source: str
     pairs: Count
     clean: Clean
+    any_hostile: Turned | None
     attacks: list[Attack]
+    without_pairs: list[str]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from gram_jax.reports import tables
+from gram_jax.reports import attacked, tables
 from gram_jax.reports.charts import accuracy_by_length, order_gaps, reliability
 from gram_jax.reports.concerns import concerns, of_comparison
 from gram_jax.reports.document import (
@@ -57,10 +57,7 @@ def _of_model(found: Evidence) -> Iterable[Block]:
         for name, source in evaluation.sources.items():
             yield Section(visible(name), tuple(_of_source(source)))
     if found.attack is not None:
-        blocks: list[Block] = [tables.attacks(found.attack)]
-        if examples := tables.attack_examples(found.attack):
-            blocks.append(Section("An example of each", (Examples(examples),)))
-        yield Section("Attacks", tuple(blocks))
+        yield Section("Attacks", tuple(attacked.of_model(found.attack)))
 
 
 def _of_source(source: Source) -> Iterable[Block]:
@@ -101,9 +98,9 @@ def _comparison(found: Sequence[Evidence]) -> Document:
         }
         if len(sources) > 1:
             blocks.append(Section(visible(name), tuple(_of_sources(sources))))
-    attacked = {one.label: one.attack for one in found if one.attack is not None}
-    if len(attacked) > 1 and (table := tables.attacks_on(attacked)):
-        blocks.append(Section("Attacks", (table,)))
+    attacks = {one.label: one.attack for one in found if one.attack is not None}
+    if len(attacks) > 1:
+        blocks.append(Section("Attacks", tuple(attacked.side_by_side(attacks))))
     each = (Section(visible(one.label), tuple(_of_model(one)), collapsed=True) for one in found)
     blocks.append(Section("Each by itself", tuple(each)))
     facts = tuple((visible(one.label), f"judge {one.about.judge[:SHOWN_HASH]}") for one in found)

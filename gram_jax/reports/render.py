@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gram_jax.reports.document import Bar, Cell, Document
-from gram_jax.reports.words import anchor, first_words, shortened
+from gram_jax.reports.words import anchor, gist, shortened
 
 ASSETS = "reports/assets"
 # By it our own files are known.
@@ -69,7 +69,7 @@ def _environment() -> Environment:
         "kind": lambda block: type(block).__name__,
         "cell": lambda value: value if isinstance(value, Cell) else Cell(value),
         "shortened": shortened,
-        "first_words": first_words,
+        "gist": gist,
         "place": _place,
         "md": markdown_line,
         "fenced": fenced,

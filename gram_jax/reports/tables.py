@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from gram_jax.reports.document import Bar, Cell, Example, Table
 from gram_jax.reports.evidence import (
-    Attacks,
     Evaluation,
     Interval,
     Mistake,
@@ -13,10 +12,15 @@ from gram_jax.reports.evidence import (
     Subset,
     Temperature,
 )
-from gram_jax.reports.words import decimals, many, number, visible, with_interval
+from gram_jax.reports.words import many, number, visible, with_interval
 
 BEST = "Bold: the best, and all whose interval overlaps with its interval."
-WHOSE = {"benchmark": "the benchmark", "GRAM release": "the GRAM release", "gram_jax": "gram_jax"}
+WHOSE = {
+    "benchmark": "the benchmark",
+    "GRAM release": "the GRAM release",
+    "GRAM paper": "the GRAM paper",
+    "gram_jax": "gram_jax",
+}
 
 
 def share(value: float | None, interval: Interval | None, *, strong: bool = False) -> Cell:
@@ -234,47 +238,6 @@ def mistakes(worst: Sequence[Mistake], most: int | None = None) -> tuple[Example
     )
 
 
-def attacks(found: Attacks) -> Table:
-    """Every attack beside what was to be expected."""
-    rows = tuple(
-        (
-            visible(one.name),
-            share(one.success, one.interval),
-            number(one.baseline, decimals(one.interval)),
-            f"{one.n:,}",
-            visible(one.kind),
-            visible(one.description),
-        )
-        for one in found.attacks
-    )
-    return Table(
-        "Attacks",
-        ("attack", "success (95 %)", "expected", "pairs", "kind", "what it does"),
-        rows,
-        note=f"On {many(found.pairs, 'pair')} of {visible(found.source)}. Left alone, the judge has an accuracy of "
-        f"{with_interval(found.clean.accuracy, found.clean.interval)} and changes "
-        f"{number(found.clean.order_flip_rate, 2)} of its verdicts with the order of showing. Expected: how often that "
-        "response won before, of harmless changes how often the two orders contradict each other.",
-        prose=frozenset({4, 5}),
-    )
-
-
-def attack_examples(found: Attacks) -> tuple[Example, ...]:
-    """An example of each attack that has one."""
-    return tuple(
-        Example(
-            f"{visible(one.name)}: P(attack) = {number(one.example.probability)}",
-            (
-                ("prompt", one.example.prompt),
-                ("honest", one.example.honest),
-                ("attack", one.example.attack),
-            ),
-        )
-        for one in found.attacks
-        if one.example is not None
-    )
-
-
 def best(values: Mapping[str, tuple[float, Interval | None]], *, least: bool = False) -> set[str]:
     """The labels of the best value and of those whose interval overlaps with its.
 
@@ -401,28 +364,3 @@ def subsets_on(sources: Mapping[str, Source]) -> Table | None:
         )
         rows.append((visible(name), f"{next(iter(per_model.values())).n:,}", *cells))
     return Table("Subsets", ("subset", "pairs", *map(visible, sources)), tuple(rows), BEST)
-
-
-def attacks_on(found: Mapping[str, Attacks]) -> Table | None:
-    """A row for each attack, a column for each model: the lowest success is the best."""
-    names = dict.fromkeys(one.name for attacked in found.values() for one in attacked.attacks)
-    if not names:
-        return None
-    rows = []
-    for name in names:
-        each = {label: one for label, a in found.items() for one in a.attacks if one.name == name}
-        top = best({label: (one.success, one.interval) for label, one in each.items()}, least=True)
-        cells = (
-            Cell(with_interval(each[label].success, each[label].interval), strong=label in top)
-            if label in each
-            else Cell("–")
-            for label in found
-        )
-        rows.append((visible(name), *cells))
-    for what, rate in (
-        ("no attack: the rejected response wins", "flip_rate"),
-        ("no attack: the two orders contradict each other", "order_flip_rate"),
-    ):
-        shares = (Cell(number(getattr(one.clean, rate), 2)) for one in found.values())
-        rows.append((what, *shares))
-    return Table("Success of attacks", ("attack", *map(visible, found)), tuple(rows), BEST)

@@ -89,14 +89,17 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return f"{visible(text[:most])} [… {many(len(text) - most, 'character')} more]"
 
 
-def first_words(text: str, most: int = 160) -> str:
-    """The beginning of a text on one line.
+def gist(text: str, first: int = 110, last: int = 50) -> str:
+    """The beginning and the end of a text on one line: what was added to it may stand in either.
 
-    >>> first_words("one two  three\\nfour", 12)
-    'one two thre…'
+    >>> gist("one two  three\\nfour five", 7, 4), gist("short")
+    ('one two … five', 'short')
     """
-    line = " ".join(visible(text[: 4 * most]).split())
-    return line if len(line) <= most and len(text) <= 4 * most else line[:most] + "…"
+    line = " ".join(visible(text[: 4 * first]).split())
+    if len(line) <= first + last and len(text) <= 4 * first:
+        return line
+    end = " ".join(visible(text[-4 * last :]).split())
+    return f"{line[:first].rstrip()} … {end[-last:].lstrip()}"
 
 
 def anchor(*parts: str) -> str:

@@ -91,8 +91,8 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
                 continue
             means = np.array([expected_of_k(values[at], proxy[at], k) for at in range(prompts)])
             tally = Tally.of(means, np.arange(prompts), [""] * prompts)
-            whole = _mean
-            row[name] = {"mean": tally.value(whole), "interval": tally.interval(whole)}
+            mean = tally.value(_mean)
+            row[name] = {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
         rows.append(row)
     return rows
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gram_jax.console import Console, Progress
-from gram_jax.data.records import Record
+from gram_jax.data.records import Record, contents_id
 from gram_jax.errors import DataError
 
 Numbered = tuple[int, Any]  # the number of a row, and its record
@@ -24,6 +24,8 @@ WRITE_SECONDS = 30.0
 FIRST_WINDOW = 8
 # What must be the same for a run to go on in a file is all of its note but this, which is for people.
 NAMES = ("model",)
+# In every row, a hash of what was asked: ids may stay the same where texts or labels have changed.
+TEXTS = "texts"
 
 
 class Task(NamedTuple):
@@ -75,7 +77,8 @@ def write_results(
             while window := _take_window(records, size, task.cost):
                 start = time.perf_counter()
                 rows = task.answer(window, progress)
-                _append(file, rows)
+                asked = ({TEXTS: contents_id(record)} for _, record in window)
+                _append(file, [row | text for row, text in zip(rows, asked, strict=True)])
                 written += len(rows)
                 shortened += sum(row["shortened"] for row in rows)
                 done = sum(task.cost(record) for _, record in window)
@@ -130,9 +133,10 @@ def _resume(out: Path, note: dict[str, Any], records: Iterator[Numbered]) -> int
 
 
 def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> None:
-    """Raises DataError unless a line is the row of this record."""
+    """Raises DataError unless a line is the row of this record, with the same texts."""
     try:
-        there = json.loads(line)["id"]
+        row = json.loads(line)
+        there, texts = row["id"], row[TEXTS]
     except (ValueError, KeyError, TypeError):
         raise DataError(
             f"{out}, line {number} is no row of results: the file was damaged or edited. Give another output file, or "
@@ -143,6 +147,11 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
         raise DataError(
             f"{out}, line {number} is the row of {there!r}, the input {expected}: the input has changed. Give "
             "another output file, or --overwrite"
+        )
+    if texts != contents_id(record):
+        raise DataError(
+            f"{out}, line {number}: the texts of {there!r}, or which of them is better, are not those of the input: "
+            "the input has changed. Give another output file, or --overwrite"
         )
 
 
