@@ -159,6 +159,10 @@ def serve(
     against: Annotated[
         Literal["group", "circle"], typer.Option(help="of rewards without a reference")
     ] = "group",
+    references: Annotated[
+        Path | None,
+        typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
+    ] = None,
     as_: Annotated[
         Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
     ] = "probability",
@@ -180,7 +184,7 @@ def serve(
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
     try:
         from gram_jax.serve.app import make_app
-        from gram_jax.serve.run import read_token
+        from gram_jax.serve.run import read_references, read_token
         from gram_jax.serve.run import serve as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gram_jax"):
@@ -189,11 +193,11 @@ def serve(
     from gram_jax.rl.rewards import RewardForm
     from gram_jax.serve.guard import Limits
 
-    token = read_token(token_file)
+    token, texts = read_token(token_file), read_references(references)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm(against, as_),
+        form=RewardForm("reference" if texts else against, as_, texts),
         limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
         token=token,
         queue=queue,
