@@ -18,6 +18,7 @@ from gram_jax.cli.options import (
     TokensPerCall,
     Weights,
     load_scorer,
+    seconds,
 )
 from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
@@ -169,10 +170,14 @@ def serve(
     queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
     together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
     requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
-    deadline: Annotated[float, typer.Option(min=0.1, help="seconds for a request, at most")] = 60,
-    body_mb: Annotated[float, typer.Option(min=0.01, help="largest body, MiB")] = 8,
+    deadline: Annotated[
+        float,
+        typer.Option(min=0.1, callback=seconds(0.1), help="seconds for a request, at most"),
+    ] = 60,
+    body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="largest body, MiB")] = 8,
     cohort_wait: Annotated[
-        float, typer.Option(min=0, help="seconds that /compare waits for a group")
+        float,
+        typer.Option(min=0, callback=seconds(0), help="seconds that /compare waits for a group"),
     ] = 2,
     grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
     compute: Compute = "auto",

@@ -85,7 +85,7 @@ def make_app(
     add_rewards(judging, service)
     add_verdicts(judging, service)
     app.include_router(judging)
-    known = frozenset((*LIGHT, *(route.path for route in judging.routes)))
+    known = frozenset((*LIGHT, *(getattr(route, "path", "") for route in judging.routes)))
     return Guard(app, service.limits, token, service.metrics, known, service.batcher.full)
 
 
