@@ -62,6 +62,14 @@ class Judge:
             yield entry.ranking
 
 
+def until(true, seconds: float = 20.0) -> None:
+    """Wait for something that another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def judge() -> Judge:
     return Judge()
@@ -426,7 +434,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
     first.start()
-    time.sleep(0.1)
+    until(lambda: batcher.waiting == 2 and not batcher._jobs)  # it is being scored
     started = time.monotonic()
     with pytest.raises(LateError):
         batcher.pairs([("q", "a", "b")], started + 0.1)
@@ -461,10 +469,10 @@ def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judg
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-        time.sleep(0.1)
+        until(lambda: batcher.waiting and len(batcher._jobs) == batcher.waiting / 2 - 1)
     stopping = threading.Thread(target=batcher.stop)
     stopping.start()
-    time.sleep(0.1)
+    until(lambda: not batcher._jobs)
     judge.go.set()
     for thread in [*threads, stopping]:
         thread.join(10)

@@ -41,7 +41,7 @@ def test_parts_of_several_responses_make_one_group():
 
 def test_groups_of_other_prompts_or_sizes_stay_apart():
     calls = [("q", ["a"], 2), ("r", ["a"], 2), ("q", ["a"], 3), ("q", ["aa"], 2), ("r", ["aa"], 2)]
-    found = together(Cohorts(0.5), calls)
+    found = together(Cohorts(1.5), calls)
     assert found == [([1.2], 2), ([1.2], 2), ([1.1], 1), ([2.2], 2), ([2.2], 2)]
 
 
