@@ -184,6 +184,8 @@ def adapt(
         )
     result["exported"] = str(_export(recipe.run.folder, choice.step, out / "judge"))
     write_json(out / FILE, result)
+    for doubt in doubts(result):
+        console.warn(doubt)
     return result
 
 
@@ -237,7 +239,7 @@ def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Se
             "microbatches": 1,
         },
         "optimizer": {
-            "learning_rate": settings.rate or RATES[settings.method],
+            "learning_rate": RATES[settings.method] if settings.rate is None else settings.rate,
             "warmup": 0.1,
             "schedule": "cosine",
             "b1": 0.9,
@@ -287,6 +289,29 @@ def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str
         "gain": 2 * gain.value(share) - 1,
         "gain_interval": (2 * low - 1, 2 * high - 1),
     }
+
+
+def doubts(result: dict[str, Any]) -> list[str]:
+    """What speaks against a judge that was exported: nothing worse goes out without a word."""
+    test, found = result["test"], []
+    if not result["better_where_chosen"]:
+        found.append(
+            f"the exported judge is no better than {result['model']} on the pairs that choose: --accept took it "
+            "all the same"
+        )
+    if test["gain"] < 0:
+        low, high = test["gain_interval"]
+        surely = "worse" if high < 0 else "perhaps worse"
+        found.append(
+            f"the exported judge is {surely} on the {result['pairs']['test']} pairs that measure: "
+            f"{test['gain']:+.3f} of the accuracy ({low:+.3f} to {high:+.3f})"
+        )
+    elif test["after"]["nll"] > test["before"]["nll"]:
+        found.append(
+            f"the exported judge's loss is higher on the pairs that measure: {test['before']['nll']:.3f} before, "
+            f"{test['after']['nll']:.3f} after"
+        )
+    return found
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,11 +1,12 @@
 """Adaptation of a judge: parts by prompt, the best epoch, nothing worse without a word."""
 
+import io
 import json
 
 import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
-from gram_jax.adapt import NotBetterError, Settings, adapt, result_rows, split
+from gram_jax.adapt import NotBetterError, Settings, adapt, doubts, result_rows, split
 from gram_jax.checkpoint.models import load_spec
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
@@ -75,5 +76,26 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
         adapt("tiny-random", str(source), out, settings, spec=spec, console=MUTE)
     assert not (out / "judge").exists()
     assert json.loads((out / "adaptation.json").read_text())["exported"] is None
-    again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=MUTE)
+    said = io.StringIO()
+    loud = Console(file=said)
+    again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=loud)
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
+    assert "is no better than tiny-random on the pairs that choose: --accept" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    "gain, interval, losses, said",
+    [
+        (-0.05, (-0.08, -0.01), (0.6, 0.5), ["worse on the 20 pairs that measure: -0.050"]),
+        (-0.05, (-0.12, 0.02), (0.6, 0.5), ["perhaps worse on the 20 pairs that measure"]),
+        (0.0, (-0.1, 0.1), (0.6, 0.7), ["loss is higher on the pairs that measure: 0.600 before"]),
+        (0.05, (-0.1, 0.2), (0.6, 0.5), []),
+    ],
+)
+def test_a_judge_that_is_worse_where_it_is_measured_goes_out_with_a_word(
+    gain, interval, losses, said
+):
+    test = {"gain": gain, "gain_interval": interval}
+    test |= {part: {"nll": loss} for part, loss in zip(("before", "after"), losses, strict=True)}
+    found = doubts({"model": "m", "pairs": {"test": 20}, "better_where_chosen": True, "test": test})
+    assert len(found) == len(said) and all(part in x for part, x in zip(said, found, strict=True))

@@ -134,6 +134,14 @@ def test_a_group_in_parts_is_compared_with_what_came_before_and_said_once():
         assert parts.of(["r"], ["a"]) == [0.5]
 
 
+def test_a_group_that_is_whole_leaves_nothing_for_the_prompts_next_group():
+    parts = Rewards(ByLength(), RewardForm(group=4), warn=False)
+    assert parts.of(["q"] * 2, ["a", "a"]) == [0.5, 0.5]
+    whole = parts.of(["q"] * 2, ["aa", "aa"])
+    assert whole == pytest.approx([(0.5 + 2 * expit(0.5)) / 3] * 2)
+    assert parts.of(["q"] * 2, ["aaaa", "aaaa"]) == [0.5, 0.5]  # a later step's, of a later policy
+
+
 def test_empty_calls_and_wrong_lengths():
     assert rewards().of([], []) == []
     with pytest.raises(DataError, match="2 prompts and 1 completions"):
@@ -199,6 +207,15 @@ def test_the_form_of_tunix():
     assert plain == [0.5, 0.5]  # two prompts, no group
 
 
+def test_references_as_arrays_and_bytes():
+    """As Tunix and other loaders hand on columns: several references of a prompt stay several."""
+    reward = tunix_reward(ByLength(), RewardForm(against="reference"))
+    columns = {"question": ["q"], "reference": np.array([["a", "aaaaa"]])}
+    assert reward(prompts=["q"], completions=["aaa"], **columns) == pytest.approx([0.5])
+    columns["reference"] = np.array([b"a"], object)
+    assert reward(prompts=["q"], completions=["aaa"], **columns) == pytest.approx([expit(1)])
+
+
 def test_the_judge_as_an_index():
     judge = GroupJudge(ByLength())
     assert judge(["q", "r"], [["a", "aaa", "aa"], ["bb", "b"]]) == [1, 0]
@@ -237,6 +254,9 @@ def test_the_form_of_openrlhf(from_environment):
     assert found["rewards"].dtype == torch.float32 and found["rewards"].shape == (1,)
     assert found["rewards"].item() == pytest.approx(expit(1))
     assert reward_func([], [], [])["rewards"].shape == (0,)
+    from_environment(RewardForm(against="reference", as_="log_odds"))
+    found = reward_func([CHATML + "aaa<|im_end|>"], [CHATML], ["a"])
+    assert found["rewards"].item() == 1 and found["scores"].item() == pytest.approx(expit(1))
 
 
 def test_an_environment_without_a_judge_is_a_named_error(monkeypatch):

@@ -1,5 +1,6 @@
 """The reward server: every protocol, limits, deadlines, overload, and an end that loses nothing."""
 
+import contextlib
 import json
 import os
 import random
@@ -59,6 +60,14 @@ class Judge:
                 gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
                 entry.answer(np.array(gaps), shortened=False)
             yield entry.ranking
+
+
+def until(true, seconds: float = 20.0) -> None:
+    """Wait for something that another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -190,6 +199,113 @@ def test_errors_are_json_and_repeat_nothing_of_what_was_sent(client, judge):
     assert client.get("/v1/rank").status_code == 405
 
 
+def test_a_surrogate_in_any_text_is_refused(client):
+    lone = b'"\\ud800"'
+    bodies = {
+        "/v1/score/evaluation": b'{"model": ' + lone + b', "messages": []}',
+        "/classify": b'{"model": ' + lone + b', "input": []}',
+        "/score": b'{"model": ' + lone + b', "text_1": "q", "text_2": []}',
+        "/get_reward": b'{"query": [' + lone + b"]}",
+        "/compare": b'{"conversation_history": [{"role": "user", "content": "q"}], "responses": ['
+        + lone
+        + b"]}",
+    }
+    for path, body in bodies.items():
+        found = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert found.status_code == 422, (path, found.text)
+
+
+def test_an_error_speaks_of_the_kind_that_was_sent_and_of_nothing_else(client):
+    found = client.post("/v1/score_pair", json={"prompt": "q", "first": "a"})
+    assert found.json()["error"]["message"] == "body.pair.second: Field required"
+    found = client.post("/v1/score_pair", json={"prompt": [], "first": "a", "second": "b"})
+    assert found.json()["error"]["message"].startswith(
+        "body.pair.prompt.messages: List should have"
+    )
+    found = client.post("/classify", json={"input": [{"prompt": "q", "first": "a"}]})
+    assert found.json()["error"]["message"] == "body.input.list.0.second: Field required"
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    found = client.post("/v1/score_pair", content=b'{"prompt": "q"}', headers=form)
+    assert found.status_code == 422 and "content-type: application/json" in found.text
+
+
+def test_references_for_some_are_refused_and_never_ignored(client):
+    query, prompts = ["p aaa", "p a"], ["p ", "p "]
+    for extra in ({"labels": ["a", ""]}, {"labels": ["a", None]}, {"labels": ["a"]}):
+        asked = {"query": query, "prompts": prompts} | extra
+        found = client.post("/get_reward", json=asked)
+        assert found.status_code == 422
+        assert "labels: expected one for each of 2 responses, or none, found 1" in found.text
+    short = client.post("/get_reward", json={"query": query, "prompts": prompts[:1]})
+    assert short.status_code == 422 and "prompts: expected one for each" in short.text
+    none = client.post(
+        "/get_reward", json={"query": query, "prompts": prompts, "labels": ["", None]}
+    )
+    assert none.json()["rewards"] == pytest.approx([expit(1), expit(-1)])
+
+
+def test_scores_of_openrlhf_lie_between_0_and_1_whatever_the_rewards(judge):
+    asked = {"query": ["p aaa"], "prompts": ["p "], "labels": ["a"]}
+    with client_of(judge, form=RewardForm(as_="log_odds")) as client:
+        found = client.post("/get_reward", json=asked).json()
+    assert found["rewards"] == [1.0] and found["scores"] == pytest.approx([expit(1)])
+
+
+def test_the_form_of_vllm_scores(client):
+    asked = {"model": "m", "text_1": "q", "text_2": ["aaa", "a"]}
+    found = client.post("/score", json=asked).json()
+    assert [one["score"] for one in found["data"]] == pytest.approx([expit(1), expit(-1)])
+    assert found["model"] == "m" and found["object"] == "list"
+    assert found["data"][1]["index"] == 1 and found["data"][1]["object"] == "score"
+    paired = client.post("/score", json=asked | {"text_1": ["q", "r"]}).json()
+    assert [one["score"] for one in paired["data"]] == [0.5, 0.5]  # two prompts, no group
+    wrong = client.post("/score", json=asked | {"text_1": ["q", "r", "s"]})
+    assert wrong.status_code == 422 and "text_1: expected one for each of 2" in wrong.text
+
+
+def test_shared_references_give_a_single_response_a_reward(judge):
+    form = RewardForm("reference", references=("a", "aaaaa"))
+    with client_of(judge, form=form) as client:
+        found = client.post("/get_reward", json={"query": ["p aaaaa"], "prompts": ["p "]}).json()
+        assert found["rewards"] == pytest.approx([(expit(2) + 0.5) / 2])
+        assert "gram_uncompared_total 0.0" in client.get("/metrics").text
+
+
+def test_a_response_that_met_no_other_is_counted_and_said_once(client, caplog):
+    alone = {"query": ["p a"], "prompts": ["p "]}
+    for _ in range(3):
+        assert client.post("/get_reward", json=alone).json()["rewards"] == [0.5]
+    client.post("/get_reward", json={"query": ["p a", "p aa"], "prompts": ["p ", "p "]})
+    client.post("/compare", json=HISTORY | {"responses": ["a"]})
+    assert "gram_uncompared_total 4.0" in client.get("/metrics").text
+    assert caplog.text.count("its reward is 0.5 whatever it says") == 1
+
+
+def test_a_failure_is_logged_by_its_type_and_place_without_any_text(client, caplog):
+    broken = {"prompt": "q", "first": "broken", "second": "b"}
+    found = client.post("/v1/score_pair", json=broken)
+    assert found.status_code == 500
+    line = json.loads(next(r.getMessage() for r in caplog.records if "RuntimeError" in r.message))
+    assert line["request"] == found.headers["x-request-id"] and line["path"] == "/v1/score_pair"
+    assert any("score_many" in place for place in line["at"])
+    assert "secret text" not in caplog.text and "Traceback" not in caplog.text
+
+
+def test_the_document_says_where_a_token_is_asked_for_and_what_operators_get(judge):
+    with client_of(judge, token="s3cret") as client:
+        known = {"authorization": "bearer s3cret"}
+        document = client.get("/openapi.json", headers=known).json()
+    assert document["paths"]["/v1/rank"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    ready = document["paths"]["/readyz"]["get"]
+    assert "security" not in ready and "422" not in ready["responses"]
+    schema = ready["responses"]["503"]["content"]["application/json"]["schema"]
+    assert schema["$ref"].endswith("/Readiness")
+    assert "Retry-After" in document["paths"]["/v1/rank"]["post"]["responses"]["429"]["headers"]
+    with client_of(judge) as client:
+        assert "security" not in client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
+
+
 def test_a_token_is_asked_for_and_compared_whole(judge):
     pair = {"prompt": "q", "first": "a", "second": "b"}
     with client_of(judge, token="s3cret") as client:
@@ -312,6 +428,57 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
     batcher.close()
 
 
+def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
+    batcher = Batcher(judge, most=4)
+    judge.go.clear()
+    end = time.monotonic() + 30
+    first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
+    first.start()
+    until(lambda: batcher.waiting == 2 and not batcher._jobs)  # it is being scored
+    started = time.monotonic()
+    with pytest.raises(LateError):
+        batcher.pairs([("q", "a", "b")], started + 0.1)
+    assert (
+        time.monotonic() - started < 1 and batcher.waiting == 2
+    )  # the first is being scored still
+    judge.go.set()
+    first.join()
+    batcher.close()
+    assert judge.sizes == [1]
+
+
+def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
+    batcher = Batcher(judge)
+    batcher.waiting, batcher.speed = 25, 10.0
+    assert batcher.retry_after() == 2
+    batcher.speed = 1e-3
+    assert batcher.retry_after() == 60
+    batcher.close()
+
+
+def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
+    batcher, found = Batcher(judge, together=2), []
+    judge.go.clear()
+
+    def ask() -> None:
+        try:
+            found.append(len(batcher.pairs([("q", "a", "b")], time.monotonic() + 30)))
+        except ClosedError:
+            found.append("closed")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        until(lambda: batcher.waiting and len(batcher._jobs) == batcher.waiting / 2 - 1)
+    stopping = threading.Thread(target=batcher.stop)
+    stopping.start()
+    until(lambda: not batcher._jobs)
+    judge.go.set()
+    for thread in [*threads, stopping]:
+        thread.join(10)
+    assert sorted(map(str, found)) == ["1", "closed", "closed"] and batcher.waiting == 0
+
+
 def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():
     judge = Judge(seconds=0.02)
     pair = {"prompt": "q", "first": "aa", "second": "b"}
@@ -412,5 +579,61 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest():
             httpx.get(f"{url}/healthz")
         lines = [json.loads(x) for x in process.stderr.read().splitlines() if x.startswith("{")]
         assert len(lines) == 12 and all(x["line"]["status"] == 200 for x in lines)
+    finally:
+        process.kill()
+
+
+def test_a_judge_that_cannot_be_made_ready_ends_the_server_with_an_error():
+    code = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_serve import Judge
+from gram_jax.serve.app import make_app
+from gram_jax.serve.run import StartError, serve
+class Broken(Judge):
+    def warm_up(self, **_):
+        raise MemoryError
+try:
+    serve(make_app(Broken(), "broken"), host="127.0.0.1", port={port}, grace=1)
+except StartError:
+    sys.exit(7)
+"""
+    code = code.format(tests=os.path.dirname(__file__), port=free_port())
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 7
+    lines = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert any("MemoryError" in line["line"]["message"] for line in lines)
+
+
+def test_an_end_longer_than_its_grace_is_cut_short():
+    """Ten calls of a second wait when the signal comes: the one that runs is finished, and then the process ends."""
+    port = free_port()
+    code = SERVER.format(tests=os.path.dirname(__file__), port=port)
+    code = code.replace("seconds=2.0", "seconds=1.0").replace('"slow"', '"slow", together=2')
+    code = code.replace("grace=20", "grace=1")
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    url, body = f"http://127.0.0.1:{port}", {"prompt": "q", "first": "aa", "second": "b"}
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{url}/readyz").raise_for_status()
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+
+        def ask() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.post(f"{url}/v1/score_pair", json=body, timeout=30)
+
+        threads = [threading.Thread(target=ask) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+        assert time.monotonic() - started < 5
+        for thread in threads:
+            thread.join()
     finally:
         process.kill()

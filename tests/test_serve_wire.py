@@ -34,10 +34,10 @@ FUZZ = settings(
 
 
 @contextmanager
-def serving(limits: Limits):
+def serving(limits: Limits, judge: Judge | None = None, **settings):
     """Host and port of a server in a thread of this process."""
     port = free_port()
-    app = make_app(Judge(), "test", limits=limits, cohort_wait=0.05)
+    app = make_app(judge or Judge(), "test", limits=limits, cohort_wait=0.05, **settings)
     config = uvicorn.Config(
         app, "127.0.0.1", port, log_level="error", access_log=False, timeout_keep_alive=60
     )
@@ -83,7 +83,14 @@ def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
         ask()
     judged = {path for path, status in seen if status == 200}
     assert {status for _, status in seen} <= {200, 422}
-    assert {"/v1/score_pair", "/v1/rank", "/get_reward", "/compare", "/classify"} <= judged
+    assert {
+        "/v1/score_pair",
+        "/v1/rank",
+        "/get_reward",
+        "/compare",
+        "/classify",
+        "/score",
+    } <= judged
 
 
 def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):
@@ -110,6 +117,29 @@ def test_a_body_that_says_it_is_huge_is_refused_before_it_is_sent(address):
         sock.settimeout(5)
         sock.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_no_endpoint_reads_is_not_waited_for(address):
+    """Health and the page ask for no token: their callers must not fill the memory with bodies."""
+    for path in ("/healthz", "/", "/metrics"):
+        with socket.create_connection(address) as sock:
+            sock.settimeout(5)
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 19000\r\n\r\n"
+            started = time.monotonic()
+            sock.sendall(head.encode() + b"x" * 1000)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 405")
+            assert time.monotonic() - started < 0.9  # and not when the body is given up
+
+
+def test_a_client_that_leaves_within_its_body_is_logged_as_such(address):
+    url = "http://{}:{}".format(*address)
+    head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
+    with socket.create_connection(address) as sock:
+        sock.sendall(head + b'{"prompt"')
+    wanted, until = 'gram_requests_total{path="/v1/rank",status="499"} 1.0', time.monotonic() + 5
+    while wanted not in (text := httpx.get(f"{url}/metrics").text) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert wanted in text
 
 
 def test_broken_http_and_clients_that_leave_do_not_hurt_the_others(address):

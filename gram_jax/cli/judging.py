@@ -18,6 +18,7 @@ from gram_jax.cli.options import (
     TokensPerCall,
     Weights,
     load_scorer,
+    seconds,
 )
 from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
@@ -159,16 +160,24 @@ def serve(
     against: Annotated[
         Literal["group", "circle"], typer.Option(help="of rewards without a reference")
     ] = "group",
+    references: Annotated[
+        Path | None,
+        typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
+    ] = None,
     as_: Annotated[
         Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
     ] = "probability",
     queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
     together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
     requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
-    deadline: Annotated[float, typer.Option(min=0.1, help="seconds for a request, at most")] = 60,
-    body_mb: Annotated[float, typer.Option(min=0.01, help="largest body, MiB")] = 8,
+    deadline: Annotated[
+        float,
+        typer.Option(min=0.1, callback=seconds(0.1), help="seconds for a request, at most"),
+    ] = 60,
+    body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="largest body, MiB")] = 8,
     cohort_wait: Annotated[
-        float, typer.Option(min=0, help="seconds that /compare waits for a group")
+        float,
+        typer.Option(min=0, callback=seconds(0), help="seconds that /compare waits for a group"),
     ] = 2,
     grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
     compute: Compute = "auto",
@@ -180,7 +189,7 @@ def serve(
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
     try:
         from gram_jax.serve.app import make_app
-        from gram_jax.serve.run import read_token
+        from gram_jax.serve.run import read_references, read_token
         from gram_jax.serve.run import serve as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gram_jax"):
@@ -189,11 +198,11 @@ def serve(
     from gram_jax.rl.rewards import RewardForm
     from gram_jax.serve.guard import Limits
 
-    token = read_token(token_file)
+    token, texts = read_token(token_file), read_references(references)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm(against, as_),
+        form=RewardForm("reference" if texts else against, as_, texts),
         limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
         token=token,
         queue=queue,

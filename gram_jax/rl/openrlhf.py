@@ -1,4 +1,4 @@
-"""A reward file for OpenRLHF: --remote_rm_url .../gram_jax/rl/openrlhf.py.
+"""A reward file for OpenRLHF: --reward.remote_url .../gram_jax/rl/openrlhf.py.
 
 The judge and the form of the reward come from the environment (rl/environment.py).
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gram_jax.rl.environment import rewards_from_environment
+from gram_jax.rl.rewards import as_scores
 
 
 def reward_func(
@@ -26,4 +27,5 @@ def reward_func(
     responses = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
     found = rewards.of(prompts, responses, labels if rewards.form.against == "reference" else None)
     values = torch.tensor(found, dtype=torch.float32)
-    return {"rewards": values, "scores": values, "extra_logs": {"gram_judge": values}}
+    scores = torch.tensor(as_scores(rewards.form, found), dtype=torch.float32)
+    return {"rewards": values, "scores": scores, "extra_logs": {"gram_judge": values}}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from scipy.special import expit
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
@@ -181,7 +182,8 @@ class Rewards:
             )
         if not short:
             return texts
-        self._earlier[prompt] = (before + texts)[-size:]
+        if self.form.group is None or len(before) + len(texts) < size:  # more are to come
+            self._earlier[prompt] = (before + texts)[-size:]
         while len(self._earlier) > REMEMBERED:
             self._earlier.popitem(last=False)
         return texts + before
@@ -232,6 +234,16 @@ class Rewards:
         scores = list(scores) or [EVEN]
         plain = self.form.as_ == "probability"
         return float(np.mean([score.first if plain else score.margin for score in scores]))
+
+
+def as_scores(form: RewardForm, rewards: Sequence[float]) -> list[float]:
+    """Rewards between 0 and 1, as OpenRLHF filters by them: log-odds as the probability that they stand for.
+
+    >>> as_scores(RewardForm(as_="log_odds"), [0.0])
+    [0.5]
+    """
+    values = np.asarray(rewards, float)
+    return np.clip(values if form.as_ == "probability" else expit(values), 0, 1).tolist()
 
 
 def _normalised(prompts: Sequence[Prompt], values: np.ndarray) -> np.ndarray:

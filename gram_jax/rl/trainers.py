@@ -120,7 +120,9 @@ def _column(form: RewardForm, columns: dict[str, Any], name: str) -> Sequence[An
 
 
 def _plain(value: Any) -> Any:
-    """Text of numpy and bytes, as some loaders pass it."""
+    """Text of arrays and bytes, as some loaders pass it; several references stay several."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return [_plain(one) for one in value] if isinstance(value, list) else value

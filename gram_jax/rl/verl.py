@@ -1,4 +1,4 @@
-"""A reward for verl: custom_reward_function.path=pkg://gram_jax.rl.verl, name=compute_score.
+"""A reward for verl: reward.custom_reward_function.path=pkg://gram_jax.rl.verl.
 
 The judge and the form of the reward come from the environment (rl/environment.py).
 """

@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio.to_thread
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 import gram_jax
@@ -18,13 +19,15 @@ from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
 from gram_jax.serve.forms import Failure
-from gram_jax.serve.guard import Guard, Limits
+from gram_jax.serve.guard import FAILED, LIGHT, Guard, Limits
 from gram_jax.serve.protocols import add_rewards, add_verdicts
 from gram_jax.serve.service import Service
 
 STOPPING = "the server is about to stop"
+_AGAIN = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Failure} for status in (400, 401, 408, 413, 422, 429, 500, 503, 504)
+    status: {"model": Failure} | ({"headers": _AGAIN} if status in (429, 503) else {})
+    for status in (400, 401, 408, 413, 422, 429, 500, 503, 504)
 }
 
 
@@ -62,8 +65,9 @@ def make_app(
             await anyio.to_thread.run_sync(lambda: scorer.warm_up(rankings=True))
         service.ready = True
         yield
-        service.draining = True
-        await anyio.to_thread.run_sync(service.batcher.close)
+        # By now all that was accepted has been answered, or the time for it is over.
+        service.drain()
+        await anyio.to_thread.run_sync(service.batcher.stop)
 
     app = FastAPI(
         title="gram_jax",
@@ -72,16 +76,22 @@ def make_app(
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses=ERRORS,
     )
     app.state.service = service
     _add_handlers(app)
     add_operation(app, service)
-    add_judging(app, service)
-    add_rewards(app, service)
-    add_verdicts(app, service)
-    known = frozenset(getattr(route, "path", "") for route in app.routes)
+    judging = APIRouter(responses=ERRORS, dependencies=[] if token is None else [_bearer()])
+    add_judging(judging, service)
+    add_rewards(judging, service)
+    add_verdicts(judging, service)
+    app.include_router(judging)
+    known = frozenset((*LIGHT, *(getattr(route, "path", "") for route in judging.routes)))
     return Guard(app, service.limits, token, service.metrics, known, service.batcher.full)
+
+
+def _bearer() -> Any:
+    """Says in the OpenAPI document that a token is asked for; the guard has compared it by then."""
+    return Security(HTTPBearer(auto_error=False))
 
 
 def _add_handlers(app: FastAPI) -> None:
@@ -94,6 +104,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):
+            return answer(422, "invalid", "expected JSON, and content-type: application/json")
         problems = [
             _place(one["type"], one["loc"]) + one["msg"]
             for one in error.errors()[:8]
@@ -113,11 +125,11 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return answer(500, "internal", "the server failed; its log says why")
+        return answer(500, "internal", FAILED)
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:
-        wait = {"retry-after": f"{error.retry_after:.0f}"}
+        wait = {"retry-after": str(error.retry_after)}
         return answer(429, "busy", "the queue is full", wait)
 
     @app.exception_handler(ClosedError)

@@ -4,6 +4,7 @@ While a call runs, what arrives waits and becomes the next call; so batches grow
 another one longer than a call takes.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -24,9 +25,9 @@ SMOOTH = 0.9  # of the measured speed, from batch to batch
 class BusyError(Exception):
     """The queue is full; retry_after: seconds until it is likely to have room."""
 
-    def __init__(self, retry_after: float):
+    def __init__(self, retry_after: int):
         self.retry_after = retry_after
-        super().__init__(f"the queue is full: try again in {retry_after:.0f} s")
+        super().__init__(f"the queue is full: try again in {retry_after} s")
 
 
 class ClosedError(Exception):
@@ -37,7 +38,7 @@ class LateError(Exception):
     """The request's deadline passed before it was scored."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     kind: Literal["pairs", "rank"]
     items: list[Any]
@@ -85,13 +86,22 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join(timeout)
 
-    def full(self) -> float | None:
+    def stop(self) -> None:
+        """As close, but what still waits is refused: only the call that runs is finished."""
+        with self._changed:
+            self._closed = True
+            left = list(self._jobs)
+            self._jobs.clear()
+        self._finish(left, ClosedError())
+        self.close()
+
+    def full(self) -> int | None:
         """`retry_after` where not even a pair has room, else None."""
         return self.retry_after() if self.waiting and self.waiting + 2 > self.most else None
 
-    def retry_after(self) -> float:
-        """Seconds after which half of what is waiting is likely to be done; at least 1."""
-        return max(1.0, self.waiting / 2 / self.speed) if self.speed else 1.0
+    def retry_after(self) -> int:
+        """Whole seconds after which half of what is waiting is likely to be done: 1 to 60."""
+        return min(60, max(1, math.ceil(self.waiting / 2 / self.speed))) if self.speed else 1
 
     def _ask(self, job: _Job) -> list[Any]:
         if not job.items:
@@ -105,7 +115,21 @@ class Batcher:
             self.waiting += job.cost
             self._jobs.append(job)
             self._changed.notify_all()
-        return job.answer.result()
+        try:
+            return job.answer.result(max(0.0, job.deadline - time.monotonic()))
+        except TimeoutError:
+            if self._forgotten(job):
+                raise LateError from None
+            return job.answer.result()  # it is being scored already
+
+    def _forgotten(self, job: _Job) -> bool:
+        """Take a job out of the queue, whose room others can use; False where it is not there any more."""
+        with self._changed:
+            if job not in self._jobs:
+                return False
+            self._jobs.remove(job)
+            self.waiting -= job.cost
+            return True
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:

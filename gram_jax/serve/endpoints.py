@@ -3,7 +3,7 @@
 from functools import cache
 from importlib.resources import files
 
-from fastapi import Depends, FastAPI, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import generate_latest
 
@@ -11,9 +11,11 @@ from gram_jax.scoring.contests import Contest
 from gram_jax.serve.batcher import Client
 from gram_jax.serve.forms import (
     MOST_CHARACTERS,
-    Pair,
+    Health,
+    OneOrMore,
     Pairs,
     Ranked,
+    Readiness,
     ToRank,
     Verdict,
     Verdicts,
@@ -28,23 +30,23 @@ def add_operation(app: FastAPI, service: Service) -> None:
     def page() -> str:
         return _page()
 
-    @app.get("/healthz")
-    def healthz(response: Response) -> dict[str, str]:
+    @app.get("/healthz", responses={500: {"model": Health}})
+    def healthz(response: Response) -> Health:
         """Whether the process works."""
         alive = service.batcher.alive or service.draining
         response.status_code = 200 if alive else 500
-        return {"status": "ok" if alive else "dead"}
+        return Health(status="ok" if alive else "dead")
 
-    @app.get("/readyz")
-    def readyz(response: Response) -> dict[str, str]:
+    @app.get("/readyz", responses={503: {"model": Readiness}})
+    def readyz(response: Response) -> Readiness:
         """Whether requests should be sent here."""
         ready = service.ready and not service.draining
         response.status_code = 200 if ready else 503
-        return {
-            "status": "ready" if ready else "stopping" if service.draining else "starting",
-            "model": service.name,
-            "judge": service.scorer.spec.hash,
-        }
+        return Readiness(
+            status="ready" if ready else "stopping" if service.draining else "starting",
+            model=service.name,
+            judge=service.scorer.spec.hash,
+        )
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
@@ -56,12 +58,12 @@ def add_operation(app: FastAPI, service: Service) -> None:
         return Response(generate_latest(shown.registry), media_type="text/plain; version=0.0.4")
 
 
-def add_judging(app: FastAPI, service: Service) -> None:
+def add_judging(app: APIRouter, service: Service) -> None:
     """/v1/score_pair and /v1/rank."""
     asking = Depends(client_of(service))
 
     @app.post("/v1/score_pair")
-    def score_pair(asked: Pair | Pairs, client: Client = asking) -> Verdict | Verdicts:
+    def score_pair(asked: OneOrMore, client: Client = asking) -> Verdict | Verdicts:
         """Which of two responses is better, both orders read: one pair, or several under `pairs`."""
         pairs = asked.pairs if isinstance(asked, Pairs) else [asked]
         verdicts = [Verdict(**score._asdict()) for score in scores_of(pairs, client)]

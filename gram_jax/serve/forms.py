@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 MOST_CHARACTERS = 400_000  # of one text
@@ -28,7 +28,14 @@ def _with_a_question(turns: list[Turn]) -> list[Turn]:
 Turns = Annotated[
     list[Turn], Field(min_length=1, max_length=MOST_ITEMS), AfterValidator(_with_a_question)
 ]
-Asked = Text | Turns
+Asked = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Turns, Tag("messages")],
+    Discriminator(lambda given: "messages" if isinstance(given, list) else "text"),
+]
+TextOrList = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list"), Field(max_length=MOST_ITEMS)],
+    Discriminator(lambda given: "list" if isinstance(given, list) else "text"),
+]
 Responses = Annotated[list[Text], Field(min_length=1, max_length=MOST_RESPONSES)]
 
 
@@ -48,6 +55,19 @@ class Pairs(_Ours):
     """Several pairs."""
 
     pairs: Annotated[list[Pair], Field(max_length=MOST_ITEMS)]
+
+
+# One kind is chosen by its shape, so that an error speaks of that kind alone.
+OneOrMore = Annotated[
+    Annotated[Pair, Tag("pair")] | Annotated[Pairs, Tag("pairs")],
+    Discriminator(
+        lambda given: "pairs" if isinstance(given, dict) and "pairs" in given else "pair"
+    ),
+]
+PairOrList = Annotated[
+    Annotated[Pair, Tag("pair")] | Annotated[list[Pair], Tag("list"), Field(max_length=MOST_ITEMS)],
+    Discriminator(lambda given: "list" if isinstance(given, list) else "pair"),
+]
 
 
 class Verdict(BaseModel):
@@ -105,7 +125,7 @@ class GotReward(BaseModel):
 class ScoreEvaluation(BaseModel):
     """LLaMA-Factory's: rendered conversations, each with its response at the end."""
 
-    model: str = ""
+    model: Text = ""
     messages: Annotated[list[Text], Field(max_length=MOST_ITEMS)]
     max_length: int | None = None
 
@@ -120,7 +140,7 @@ class ScoredEvaluation(BaseModel):
 
 
 class Compare(BaseModel):
-    """A group judge's: one prompt's responses; or one, with the size of its group, that waits for the others."""
+    """A group judge's: a prompt's responses; or a part of them, with the size of the group, that waits for the rest."""
 
     conversation_history: Turns
     responses: Responses
@@ -137,8 +157,8 @@ class Compared(BaseModel):
 class Classify(BaseModel):
     """vLLM's, with pairs as its inputs: the classes are the judge's two verdicts."""
 
-    model: str = ""
-    input: Annotated[list[Pair], Field(max_length=MOST_ITEMS)] | Pair
+    model: Text = ""
+    input: PairOrList
 
 
 class Classified(BaseModel):
@@ -149,6 +169,38 @@ class Classified(BaseModel):
     created: int
     model: str
     data: list[dict[str, Any]]
+
+
+class Score(BaseModel):
+    """vLLM's: text_1 are prompts, one or one for each response of text_2; the score is the server's reward."""
+
+    model: Text = ""
+    text_1: TextOrList
+    text_2: TextOrList
+
+
+class Scored(BaseModel):
+    """score: of each response, in their order."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[dict[str, Any]]
+
+
+class Health(BaseModel):
+    """ok, or dead where the thread that scores has ended."""
+
+    status: str
+
+
+class Readiness(BaseModel):
+    """ready, starting or stopping; of which model, and the hash of how it is asked."""
+
+    status: str
+    model: str
+    judge: str
 
 
 class Problem(BaseModel):

@@ -7,9 +7,11 @@ import hmac
 import json
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,8 +22,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 LOG = logging.getLogger("gram_jax.serve")
+FAILED = "the server failed; its log says where"
 OPEN = ("/", "/healthz", "/readyz")  # without a token: they say nothing of anybody's data
-LIGHT = (*OPEN, "/metrics", "/openapi.json")  # answered however much is waiting
+LIGHT = (
+    *OPEN,
+    "/metrics",
+    "/openapi.json",
+)  # answered however much is waiting; their bodies stay unread
+LEFT = 499  # in the log and the metrics: the client went before its request was whole
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,9 @@ class Metrics:
         self.scored = Gauge("gram_sequences_scored", "since the start", registry=here)
         self.batches = Gauge("gram_batches", "calls of the judge since the start", registry=here)
         self.speed = Gauge("gram_sequences_per_second", "lately", registry=here)
+        self.uncompared = Counter(
+            "gram_uncompared", "rewards of responses that met no other one", registry=here
+        )
 
 
 class Guard:
@@ -66,7 +77,7 @@ class Guard:
         token: str | None,
         metrics: Metrics,
         known: frozenset[str],
-        full: Callable[[], float | None],
+        full: Callable[[], int | None],
     ):
         self.app, self.limits, self.metrics, self.known = app, limits, metrics, known
         self.full = full
@@ -79,8 +90,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started, name = time.monotonic(), uuid.uuid4().hex[:12]
-        scope.setdefault("state", {})["request"] = name
-        status = 500
+        status = 0
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -91,12 +101,17 @@ class Guard:
 
         path = scope["path"]
         self.inside += 1
+        label = path if path in self.known else "other"
         try:
             await self._let_in(scope, receive, answer, path)
+        except Exception as error:
+            LOG.error(json.dumps({"request": name, "path": label, **fault(error)}))
+            if not status:
+                await refuse(answer, 500, "internal", FAILED)
         finally:
             self.inside -= 1
             seconds = time.monotonic() - started
-            label = path if path in self.known else "other"
+            status = status or LEFT
             self.metrics.requests.labels(label, str(status)).inc()
             self.metrics.seconds.labels(label).observe(seconds)
             if path not in LIGHT:
@@ -109,16 +124,20 @@ class Guard:
                 LOG.info(json.dumps(line))
 
     async def _let_in(self, scope: Message, receive: Receive, send: Send, path: str) -> None:
+        """Refuse it, or hand it on with its whole body; without a word where the client has left."""
         if self._token is not None and path not in OPEN and not _is_known(scope, self._token):
             head = [(b"www-authenticate", b"Bearer")]
             await refuse(send, 401, "unauthorized", "expected the server's bearer token", head)
             return
-        if path not in LIGHT and self.inside > self.limits.requests:
+        if path in LIGHT:
+            await self.app(scope, receive, send)
+            return
+        if self.inside > self.limits.requests:
             text = f"{self.limits.requests} requests are being answered already"
             await refuse(send, 503, "busy", text, [(b"retry-after", b"1")])
             return
-        if path not in LIGHT and (wait := self.full()) is not None:
-            head = [(b"retry-after", f"{wait:.0f}".encode())]
+        if (wait := self.full()) is not None:
+            head = [(b"retry-after", str(wait).encode())]
             await refuse(send, 429, "busy", "the queue is full", head)
             return
         try:
@@ -126,11 +145,13 @@ class Guard:
                 body = await self._body(scope, receive)
         except TimeoutError:
             text = f"the body did not come within {self.limits.body_seconds:g} s"
-            await refuse(send, 408, "slow_body", text)
+            await refuse(send, 408, "slow_body", text, [(b"connection", b"close")])
             return
-        if body is None:
+        except _TooLargeError:
             text = f"the body is larger than {self.limits.body} bytes"
             await refuse(send, 413, "too_large", text, [(b"connection", b"close")])
+            return
+        if body is None:
             return
         sent = False
 
@@ -144,21 +165,32 @@ class Guard:
         await self.app(scope, replay, send)
 
     async def _body(self, scope: Message, receive: Receive) -> bytes | None:
-        """All of it; None where it is too large, found out before it is read where its length is told."""
+        """All of it; None where the client leaves before. That it is too large is seen before it is read, if told."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
         if told.isdigit() and int(told) > self.limits.body:
-            return None
+            raise _TooLargeError
         parts, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return b"".join(parts)
+                return None
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.limits.body:
-                return None
+                raise _TooLargeError
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+class _TooLargeError(Exception):
+    """A body above the limit."""
+
+
+def fault(error: BaseException) -> dict[str, Any]:
+    """A failure for the log: its type and where, without its message, which may quote a text."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    at = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "at": at}
 
 
 def _is_known(scope: Message, token: bytes) -> bool:

@@ -1,17 +1,19 @@
 """Endpoints in the protocols of others: OpenRLHF, LLaMA-Factory, vLLM, and group judges."""
 
+import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends
 from starlette.exceptions import HTTPException
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import GramError
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rewards import RewardForm, Rewards, as_scores
 from gram_jax.rl.texts import completion_of, conversation_of, prompt_of
 from gram_jax.serve.batcher import Client
 from gram_jax.serve.forms import (
@@ -21,15 +23,22 @@ from gram_jax.serve.forms import (
     Compared,
     GetReward,
     GotReward,
+    Score,
+    Scored,
     ScoredEvaluation,
     ScoreEvaluation,
 )
+from gram_jax.serve.guard import LOG
 from gram_jax.serve.service import Service, client_of, scores_of
 
+UNCOMPARED = (
+    "a response came without another to its prompt and without a reference: its reward is 0.5 whatever it says. Send "
+    "groups together, references as labels, or start the server with --references (said once; gram_uncompared_total)"
+)
 CONVERSATION = "expected a conversation in the form of ChatML, Llama 3 or Gemma that ends with a response to a user"
 
 
-def add_rewards(app: FastAPI, service: Service) -> None:
+def add_rewards(app: APIRouter, service: Service) -> None:
     """/get_reward and /v1/score/evaluation."""
     asking = Depends(client_of(service))
 
@@ -37,9 +46,10 @@ def add_rewards(app: FastAPI, service: Service) -> None:
     def get_reward(asked: GetReward, client: Client = asking) -> GotReward:
         """OpenRLHF's remote reward. A label is a reference; without labels the form of the server holds."""
         queries, labels = asked.query, asked.labels or []
+        _check_length("prompts", asked.prompts, queries)
         prompts, responses = [], []
         for at, query in enumerate(queries):
-            prompt = asked.prompts[at] if at < len(asked.prompts) else ""
+            prompt = asked.prompts[at] if asked.prompts else ""
             if prompt and query.startswith(prompt):
                 prompts.append(prompt_of(prompt))
                 responses.append(completion_of(query[len(prompt) :]))
@@ -47,41 +57,41 @@ def add_rewards(app: FastAPI, service: Service) -> None:
                 prompt_, response = _conversation(query, f"query.{at}")
                 prompts.append(prompt_)
                 responses.append(response)
-        references = [label or "" for label in labels]
-        given = len(references) == len(queries) and all(references)
-        found = _rewards(service.form, client, prompts, responses, references if given else None)
-        return GotReward(rewards=found, scores=found, extra_logs={"gram_judge": found})
+        found = _rewards(service, client, prompts, responses, _references(labels, queries))
+        scores = as_scores(service.form, found)
+        return GotReward(rewards=found, scores=scores, extra_logs={"gram_judge": found})
 
     @app.post("/v1/score/evaluation")
     def score_evaluation(asked: ScoreEvaluation, client: Client = asking) -> ScoredEvaluation:
         """LLaMA-Factory's reward server: rendered conversations, each with its response at the end."""
         pairs = [_conversation(text, f"messages.{at}") for at, text in enumerate(asked.messages)]
         prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
-        found = _rewards(service.form, client, prompts, responses, None)
+        found = _rewards(service, client, prompts, responses, None)
         return ScoredEvaluation(
             id=f"scoreval-{uuid.uuid4().hex}", model=asked.model or service.name, scores=found
         )
 
 
-def add_verdicts(app: FastAPI, service: Service) -> None:
-    """/compare and /classify."""
+def add_verdicts(app: APIRouter, service: Service) -> None:
+    """/compare, /classify and /score."""
     asking = Depends(client_of(service))
 
     @app.post("/compare")
     def compare(asked: Compare, client: Client = asking) -> Compared:
-        """A group judge: all responses of a prompt, or one that waits for the others of its group."""
+        """A group judge: all responses of a prompt, or a part that waits for the rest of its group."""
         prompt = prompt_of([turn.model_dump() for turn in asked.conversation_history])
         size = asked.group_size or 1
-        if len(asked.responses) > 1 or size == 1:
-            rewards, results = _compared(client, prompt, asked.responses)
+        if len(asked.responses) >= size:
+            rewards, results = _compared(service, client, prompt, asked.responses)
             return Compared(rewards=rewards, comparison_results=results)
-        reward, among = service.cohorts.reward(
-            prompt,
-            asked.responses[0],
-            size,
-            lambda texts: _compared(client, prompt, texts)[0],
+
+        def rate(texts: list[str], deadline: float) -> list[float]:
+            return _compared(service, Client(service.batcher, deadline), prompt, texts)[0]
+
+        rewards, among = service.cohorts.rewards(
+            prompt, asked.responses, size, client.deadline, rate
         )
-        return Compared(rewards=[reward], comparison_results=[{"group": among}])
+        return Compared(rewards=rewards, comparison_results=[{"group": among}])
 
     @app.post("/classify")
     def classify(asked: Classify, client: Client = asking) -> Classified:
@@ -104,6 +114,38 @@ def add_verdicts(app: FastAPI, service: Service) -> None:
             data=data,
         )
 
+    @app.post("/score")
+    def score(asked: Score, client: Client = asking) -> Scored:
+        """vLLM's form: rewards of responses (text_2) to their prompts (text_1)."""
+        responses = asked.text_2 if isinstance(asked.text_2, list) else [asked.text_2]
+        prompts = asked.text_1 if isinstance(asked.text_1, list) else [asked.text_1]
+        if len(prompts) == 1:
+            prompts = prompts * len(responses)
+        _check_length("text_1", prompts, responses)
+        texts = [completion_of(response) for response in responses]
+        found = _rewards(service, client, [prompt_of(x) for x in prompts], texts, None)
+        return Scored(
+            id=f"score-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=asked.model or service.name,
+            data=[
+                {"index": at, "object": "score", "score": value} for at, value in enumerate(found)
+            ],
+        )
+
+
+def _check_length(name: str, given: Sequence[Any], responses: Sequence[Any]) -> None:
+    if given and len(given) != len(responses):
+        text = f"expected one for each of {len(responses)} responses, or none"
+        raise HTTPException(422, f"{name}: {text}, found {len(given)}")
+
+
+def _references(labels: Sequence[str | None], queries: Sequence[str]) -> list[str] | None:
+    """Labels as references; None where all are empty. Some without the others would have another scale."""
+    given = [label for label in labels if label]
+    _check_length("labels", given, queries)
+    return given or None
+
 
 def _conversation(text: str, where: str) -> tuple[Prompt, str]:
     """The prompt and the response of a rendered conversation; `where` it stood is all that an error repeats."""
@@ -114,22 +156,34 @@ def _conversation(text: str, where: str) -> tuple[Prompt, str]:
 
 
 def _rewards(
-    form: RewardForm,
+    service: Service,
     client: Client,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     references: Sequence[str] | None,
 ) -> list[float]:
+    form = service.form
     if references is not None:
         form = RewardForm("reference", form.as_, (), form.length_penalty)
-    rewards = Rewards(client, form, warn=False)
-    return rewards.of(prompts, responses, references)
+    if form.against != "reference":
+        _count_uncompared(service, prompts)
+    return Rewards(client, form, warn=False).of(prompts, responses, references)
+
+
+def _count_uncompared(service: Service, prompts: Sequence[Prompt]) -> None:
+    """Responses without another to their prompt have a reward that says nothing: counted, and said once."""
+    alone = sum(number == 1 for number in Counter(prompts).values())
+    if alone and not service.said:
+        service.said = True
+        LOG.warning(json.dumps({"warning": UNCOMPARED}))
+    service.metrics.uncompared.inc(alone)
 
 
 def _compared(
-    client: Client, prompt: Prompt, responses: Sequence[str]
+    service: Service, client: Client, prompt: Prompt, responses: Sequence[str]
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Win rates, and P(i better than j) of every pair."""
+    _count_uncompared(service, [prompt] * len(responses))
     pairs = list(combinations(range(len(responses)), 2))
     different = [(i, j) for i, j in pairs if responses[i] != responses[j]]
     scores = client.score_many([(prompt, responses[i], responses[j]) for i, j in different])

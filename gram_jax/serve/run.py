@@ -1,5 +1,6 @@
 """The process of a server: its log, its end."""
 
+import json
 import logging
 from pathlib import Path
 from types import FrameType
@@ -7,8 +8,26 @@ from typing import Any, cast
 
 import uvicorn
 
-from gram_jax.errors import DataError
-from gram_jax.serve.guard import LOG, Guard
+from gram_jax.errors import DataError, GramError
+from gram_jax.serve.guard import LOG, Guard, fault
+
+
+class StartError(GramError):
+    """The server could not start, for example because its judge does not fit the device."""
+
+
+class JsonLines(logging.Formatter):
+    """A line of JSON for each record: ours as they are, the HTTP library's as a message, faults without their text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        if record.name == LOG.name:
+            line = json.loads(record.getMessage())
+        else:
+            line = {"level": record.levelname, "message": record.getMessage()}
+        if record.exc_info and record.exc_info[1] is not None:
+            line |= fault(record.exc_info[1])
+        return json.dumps({"time": self.formatTime(record), "line": line})
 
 
 class _Server(uvicorn.Server):
@@ -19,36 +38,44 @@ class _Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.draining = True
+        self._service.drain()
         super().handle_exit(sig, frame)
 
 
 def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
     """Answer until SIGTERM or Ctrl-C; what has been accepted by then is answered, within `grace` seconds.
 
-    Raises DataError where the address cannot be used.
+    Raises DataError where the address cannot be used, StartError where the judge could not be made ready.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('{"time": "%(asctime)s", "line": %(message)s}'))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    handler.setFormatter(JsonLines())
+    for log, level in ((LOG, logging.INFO), (logging.getLogger("uvicorn"), logging.WARNING)):
+        log.addHandler(handler)
+        log.setLevel(level)
+        log.propagate = False
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=cast(int, grace),  # given to asyncio, which takes fractions
         timeout_keep_alive=30,
         server_header=False,
     )
+    service, reason = app.app.state.service, None
+    server = _Server(config, service)
     try:
-        _Server(config, app.app.state.service).run()
+        server.run()
     except (OSError, SystemExit) as error:
-        raise DataError(
-            f"the server cannot listen at {host}:{port}: give another --host or --port"
-        ) from error
+        reason = error
+    if server.started and reason is None:
+        return
+    if not service.ready:
+        raise StartError("the judge could not be made ready: the log says why") from reason
+    raise DataError(
+        f"the server cannot listen at {host}:{port}: give another --host or --port"
+    ) from reason
 
 
 def read_token(path: Path | None) -> str | None:
@@ -62,3 +89,16 @@ def read_token(path: Path | None) -> str | None:
     if not token or any(sign.isspace() for sign in token):
         raise DataError(f"{path}: expected one line with the token")
     return token
+
+
+def read_references(path: Path | None) -> tuple[str, ...]:
+    """Texts of a JSON list in a file. Raises DataError for anything else."""
+    if path is None:
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as references: {error}") from error
+    if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
+        raise DataError(f"{path}: expected a JSON list of texts, with one at least")
+    return tuple(found)

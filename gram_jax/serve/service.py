@@ -30,6 +30,12 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     ready: bool = False
     draining: bool = False
+    said: bool = False  # that a response met no other one
+
+    def drain(self) -> None:
+        """The end has begun: nobody should come, and nobody waits for others that could."""
+        self.draining = True
+        self.cohorts.close()
 
 
 def client_of(service: Service) -> Callable[[int], Awaitable[Client]]:

@@ -1,0 +1,105 @@
+"""Groups that come in parts to /compare: who is compared with whom, deadlines, and an end that nobody waits for."""
+
+import threading
+import time
+
+import pytest
+
+from gram_jax.serve.batcher import LateError
+from gram_jax.serve.cohort import Cohorts
+
+
+def ranks(texts: list[str], deadline: float) -> list[float]:
+    """A reward that shows the group: length, and how many were compared behind the point."""
+    return [len(text) + len(texts) / 10 for text in texts]
+
+
+def together(cohorts: Cohorts, calls: list[tuple]) -> list:
+    """What each call returns or raises; a call is (key, responses, size[, seconds until its deadline])."""
+    found: list = [None] * len(calls)
+
+    def ask(at: int, key, responses, size, seconds=30.0) -> None:
+        try:
+            found[at] = cohorts.rewards(key, responses, size, time.monotonic() + seconds, ranks)
+        except Exception as error:
+            found[at] = error
+
+    threads = [
+        threading.Thread(target=ask, args=(at, *call), daemon=True) for at, call in enumerate(calls)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return found
+
+
+def test_parts_of_several_responses_make_one_group():
+    found = together(Cohorts(5), [("q", ["a", "aa"], 4), ("q", ["aaa", "aaaa"], 4)])
+    assert found == [([1.4, 2.4], 4), ([3.4, 4.4], 4)]
+
+
+def test_groups_of_other_prompts_or_sizes_stay_apart():
+    calls = [("q", ["a"], 2), ("r", ["a"], 2), ("q", ["a"], 3), ("q", ["aa"], 2), ("r", ["aa"], 2)]
+    found = together(Cohorts(1.5), calls)
+    assert found == [([1.2], 2), ([1.2], 2), ([1.1], 1), ([2.2], 2), ([2.2], 2)]
+
+
+def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_others():
+    cohorts, started = Cohorts(1.0), time.monotonic()
+    (alone,) = together(cohorts, [("q", ["a"], 2, 0.1)])
+    assert isinstance(alone, LateError) and time.monotonic() - started < 0.9
+    assert not cohorts._open  # nothing is kept of a group whose callers have left
+    hasty, patient = together(cohorts, [("q", ["a"], 3, 0.1), ("q", ["aa"], 3)])
+    assert isinstance(hasty, LateError) and patient == ([2.2], 2)
+    assert not cohorts._open
+
+
+def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
+    cohorts, seen = Cohorts(5), []
+    now = time.monotonic()
+
+    def rate(texts, deadline):
+        seen.append(deadline - now)
+        return [0.5] * len(texts)
+
+    threads = [
+        threading.Thread(target=cohorts.rewards, args=("q", ["a"], 2, now + seconds, rate))
+        for seconds in (20, 3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [pytest.approx(20)]
+
+
+def test_what_goes_wrong_is_told_to_every_member():
+    cohorts, found = Cohorts(5), []
+
+    def broken(texts, deadline):
+        raise RuntimeError
+
+    def ask():
+        try:
+            cohorts.rewards("q", ["a"], 2, time.monotonic() + 30, broken)
+        except RuntimeError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 2 and not cohorts._open
+
+
+def test_at_the_end_nobody_waits_for_others():
+    cohorts, found = Cohorts(30), []
+    thread = threading.Thread(target=lambda: found.extend(together(cohorts, [("q", ["a"], 2)])))
+    thread.start()
+    time.sleep(0.2)
+    started = time.monotonic()
+    cohorts.close()
+    thread.join(10)
+    assert found == [([1.1], 1)] and time.monotonic() - started < 5
