@@ -113,14 +113,13 @@ def grid(size: Size, seeds: Sequence[int]) -> list[Cell]:
 
 def _in_order(size: Size, seeds: Sequence[int]) -> Iterator[Cell]:
     yield RAW
-    first = seeds[:3]
-    for seed in first:
+    for seed in seeds[:3]:  # a row of every claim before a second seed of any
         yield from main_four(size, seed)
-    for seed in first:
         yield from by_smoothing(size, seed, (0.0, 0.3))
-    for seed in first:
+        yield from adapted(size, seed, size.domain_labels[-1])
+        yield generative(size, seed, SHARES[1])
+    for seed in seeds[:3]:
         yield from by_share(size, seed)
-    for seed in first:
         yield from by_domain(size, seed)
     for of_kind in by_rate(size, seeds[0]):
         yield from of_kind

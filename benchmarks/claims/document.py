@@ -268,6 +268,8 @@ class _Report:
                 values[str(count)] = [pair[at] for pair in pairs]
         lines = self._curve("Adaptation", "adaptation", series, {size.domain: [size.domain]})
         note = f"With labels the pairs of {size.domain} that they leave over are tested, without all of them."
+        if size.domain_train is None:
+            note = f"The labels are of other prompts of {size.domain} than those that are tested."
         return [*lines[:2], note, "", *lines[2:]]
 
     def _rates(self) -> list[str]:

@@ -32,7 +32,7 @@ class Pools:
     """What the data folder gives at one size.
 
     unlabeled, labels: what is drawn from. tests: the pairs of every set that is asked of all judges, long of those of
-    the main four only; both by the name of the file. domain: the fitting pairs of the new domain.
+    the main four only; both by the name of the file. domain: what the labels of the new domain are drawn from.
     """
 
     size: Size
@@ -41,6 +41,7 @@ class Pools:
     labels: list[Preference]
     tests: dict[str, list[Preference]]
     long: dict[str, list[Preference]]
+    domain: list[Preference]
 
     @property
     def outside(self) -> list[str]:
@@ -63,14 +64,14 @@ class Pools:
     def draw(self, source: str, count: int, seed: int) -> list[Pair]:
         """The first `count` pairs of "unlabeled", "labels" or "domain" in the order of a seed."""
         pool = self.pool(source)
-        if source == "domain":
+        if source == "domain" and self.size.domain_train is not None:
             pool = [pool[i] for i in np.flatnonzero(~self.domain_test(seed))]
         return _shuffled(pool, seed, lambda pair: pair.id)[:count]
 
     def pool(self, source: str) -> Sequence[Pair]:
         """What `draw` draws from, for every seed."""
         if source == "domain":
-            return self.tests[self.size.domain]
+            return self.domain
         return self.unlabeled if source == "unlabeled" else self.labels
 
     def count(self, source: str, wanted: int) -> int:
@@ -78,8 +79,10 @@ class Pools:
         return min(wanted, len(self.pool(source)))
 
     def domain_test(self, seed: int) -> np.ndarray:
-        """bool [n]: the pairs of the new domain that are for testing: all of a prompt or none."""
+        """bool [n]: the tested pairs of the new domain that are left for testing: all of a prompt or none."""
         pairs = self.tests[self.size.domain]
+        if self.size.domain_train is None:
+            return np.ones(len(pairs), bool)
         order = _shuffled({_text(pair) for pair in pairs}, seed, str)
         drawn = set(order[: round(self.size.domain_train * len(order))])
         return np.array([_text(pair) not in drawn for pair in pairs])
@@ -113,6 +116,11 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
             tests[name] = chosen
         else:
             long[name] = _shortest(pairs, size.long_tokens)
+    domain = tests[size.domain]
+    if size.domain_train is None:
+        tested = {_text(pair) for pair in domain}
+        fitting_domain = [p for p, length in outside[size.domain] if length <= size.fit]
+        domain = [pair for pair in fitting_domain if _text(pair) not in tested]
     known = held | {_text(pair) for pair, _ in valid}
     unlabeled = [p for p, length in measure(data, UNLABELED, "pair") if length <= size.fit]
     return Pools(
@@ -122,6 +130,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
         [pair for pair in fitting if _text(pair) not in known],
         tests,
         long,
+        domain,
     )
 
 

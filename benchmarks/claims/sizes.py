@@ -20,6 +20,7 @@ class Size:
     unlabeled: pairs that are 100 % for stage 1. labels: pairs for stage 2; base: those of every other table.
     domain: the set under eval/ that stands for a new domain; domain_labels: pairs of it to train on; domain_train: part
       of its prompts that those are drawn from, anew for every seed; the others are for testing.
+    orders: how stage 2 shows a pair: "hash", in one order; "both", in both of them side by side.
     rows, length; rank_rows, rank_length: of a step, for stages 1 and 2 and for the baseline, whose pair is two texts.
     rates: peak learning rate of each stage. save_every: steps between checkpoints.
     """
@@ -39,8 +40,9 @@ class Size:
     base: int
     domain: str
     domain_labels: tuple[int, ...]
-    domain_train: float
+    domain_train: float | None
     epochs: int
+    orders: str
     rows: int
     length: int
     rank_rows: int
@@ -71,6 +73,7 @@ SIZES = {
         domain_labels=(100, 300, 1000),
         domain_train=0.55,
         epochs=2,
+        orders="hash",
         rows=8,
         length=2048,
         rank_rows=4,
@@ -83,8 +86,8 @@ SIZES = {
     # Without an accelerator: a cell takes 23 minutes of one core. Clear preferences between answers that are long
     # enough to show a style: of others, 300 labels taught the generative judge nothing, a bag of words little more.
     "small": Size(
-        fit=400,
-        test_fit=400,
+        fit=320,
+        test_fit=320,
         clear=0.9,
         least_fit=200,
         max_length=1024,
@@ -94,17 +97,18 @@ SIZES = {
         least=20,
         long_tokens=10_000,
         unlabeled=160,
-        labels=(80, 240),
-        base=240,
+        labels=(40, 120),
+        base=120,
         domain="hh_harmless_first200",
-        domain_labels=(32, 64),
-        domain_train=0.45,
+        domain_labels=(20, 60),
+        domain_train=None,
         epochs=1,
+        orders="both",
         rows=1,
-        length=512,
+        length=1024,
         rank_rows=1,
         rank_length=512,
-        rates={"write": 5e-5, "judge": 1e-4, "rank": 1e-4},
+        rates={"write": 5e-5, "judge": 7e-5, "rank": 7e-5},
         compute="bfloat16",
         save_every=100,
         seeds=(0, 1, 2, 3, 4),
@@ -128,6 +132,7 @@ SIZES = {
         domain_labels=(6,),
         domain_train=0.5,
         epochs=1,
+        orders="both",
         rows=1,
         length=192,
         rank_rows=1,

@@ -203,7 +203,7 @@ class Workshop:
         }
         loss: dict[str, Any] = {}
         if not rank:
-            data["orders"] = "hash"
+            data["orders"] = size.orders if run.stage == "judge" else "hash"
         if run.stage == "write":
             loss["chunk"] = 512
         if run.stage == "judge":
