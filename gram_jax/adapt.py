@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from scipy.special import expit
 
+from gram_jax.checkpoint.audit import CHECKPOINTS
 from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.checkpoint.orbax import complete_steps
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
 from gram_jax.data.draw import drawn
@@ -54,13 +56,15 @@ FILE = "adaptation.json"
 class Settings:
     """How a judge is adapted.
 
-    held_out: share of the prompts of each of the two parts that are not trained on. rate: peak learning rate, None for
-    the method's own. rows, length: of a step; rows are made a multiple of the devices, None: so many that an epoch has
-    about 40 steps, and 8 at most.
+    patience: the training ends after so many epochs in a row without a new least loss where the epoch is chosen; 0:
+    all epochs are trained. held_out: share of the prompts of each of the two parts that are not trained on. rate: peak
+    learning rate, None for the method's own. rows, length: of a step; rows are made a multiple of the devices, None: so
+    many that an epoch has about 40 steps, and 8 at most.
     """
 
     method: Method = "lora"
     epochs: int = 3
+    patience: int = 1
     rate: float | None = None
     smoothing: float = 0.1
     rank: int = 16
@@ -75,8 +79,10 @@ class Settings:
             raise DataError(
                 f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
             )
-        if not 0 <= self.smoothing < 1 or self.epochs < 1:
-            raise DataError("expected smoothing from 0 to below 1, and at least one epoch")
+        if not 0 <= self.smoothing < 1 or self.epochs < 1 or self.patience < 0:
+            raise DataError(
+                "expected smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def adapt(
     parts = split(work.records, settings.held_out, settings.seed)
     judge = Scorer.load(model, compute=compute, spec=spec)
     files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
-    recipe = _recipe(model, judge, files["train"], out, settings)
+    recipe, ends = _recipe(model, judge, files["train"], out, settings)
     tested = Workload(str(files["test"]), "pairs", parts["test"], work.read)
 
     def measured(scorer: Scorer, name: str) -> Verdicts:
@@ -153,14 +159,18 @@ def adapt(
     before = measured(judge, "before")
     as_it_came = negative_log_likelihood(on_choose(judge))
     del judge  # its weights make room for training
-    done = train(recipe, console=console)
 
     def at(step: int) -> Scorer:
         return Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
 
-    every = recipe.checkpoint.every
-    steps = sorted({*range(every, done.steps, every), done.steps})
-    choice = _choose({step: on_choose(at(step)) for step in steps}, as_it_came)
+    margins: dict[int, np.ndarray] = {}
+    for end in ends:
+        if end not in complete_steps(Path(recipe.run.folder) / CHECKPOINTS):
+            train(recipe, console=console, until=end)
+        margins[end] = on_choose(at(end))
+        if _waited_enough(margins, settings.patience):
+            break
+    choice = _choose(margins, as_it_came)
     after = measured(at(choice.step), "after")
     result = {
         "format": 1,
@@ -189,6 +199,12 @@ def adapt(
     return result
 
 
+def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:
+    """Whether the last `patience` epochs, from {step: margins of the chosen responses}, brought no new least loss."""
+    losses = [negative_log_likelihood(found) for found in margins.values()]
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
 def _choose(margins: Mapping[int, np.ndarray], as_it_came: float) -> Choice:
     """The step with the least loss, from {step: margins of the chosen responses}."""
     losses = {step: negative_log_likelihood(found) for step, found in margins.items()}
@@ -207,8 +223,10 @@ def _export(run: str, step: int, folder: Path) -> Path:
     )
 
 
-def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings) -> Recipe:
-    """The recipe of the training, with a checkpoint after every epoch."""
+def _recipe(
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings
+) -> tuple[Recipe, list[int]]:
+    """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
     spec, devices = judge.spec, jax.device_count()
     length = max(settings.length, spec.max_length)
     template = out / "data" / "template.txt"
@@ -260,8 +278,9 @@ def _recipe(model: str, judge: Scorer, train_file: Path, out: Path, settings: Se
     rows = -(-rows // devices) * devices
     values["batch"] |= {"rows": rows, "microbatches": rows // devices}  # a row at a time on each
     batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
-    keep = {"every": batches.steps(1), "keep": settings.epochs + 1}
-    return make_recipe(values | {"checkpoint": keep})
+    ends = [batches.steps(epoch) for epoch in range(1, settings.epochs + 1)]
+    keep = {"every": ends[0], "keep": 1000}  # of every epoch, and what interruptions leave between
+    return make_recipe(values | {"checkpoint": keep}), ends
 
 
 def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:

@@ -3,10 +3,20 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
-from gram_jax.adapt import NotBetterError, Settings, adapt, doubts, result_rows, split
+import gram_jax.adapt
+from gram_jax.adapt import (
+    NotBetterError,
+    Settings,
+    _waited_enough,
+    adapt,
+    doubts,
+    result_rows,
+    split,
+)
 from gram_jax.checkpoint.models import load_spec
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
@@ -99,3 +109,41 @@ def test_a_judge_that_is_worse_where_it_is_measured_goes_out_with_a_word(
     test |= {part: {"nll": loss} for part, loss in zip(("before", "after"), losses, strict=True)}
     found = doubts({"model": "m", "pairs": {"test": 20}, "better_where_chosen": True, "test": test})
     assert len(found) == len(said) and all(part in x for part, x in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "losses, patience, enough",
+    [
+        ([0.6], 1, False),
+        ([0.6, 0.5], 1, False),
+        ([0.6, 0.7], 1, True),
+        ([0.6, 0.6], 1, True),
+        ([0.6, 0.7], 2, False),
+        ([0.6, 0.7, 0.65], 2, True),
+        ([0.6, 0.7, 0.5], 2, False),
+        ([0.6, 0.7, 0.8], 0, False),
+    ],
+)
+def test_patience_ends_once_so_many_epochs_brought_no_new_least_loss(losses, patience, enough):
+    margins = {step: -np.log(np.expm1(np.array([loss]))) for step, loss in enumerate(losses)}
+    assert _waited_enough(margins, patience) is enough
+
+
+def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monkeypatch):
+    source = str(write_pairs(tmp_path / "p.jsonl", 150))
+    trained = []
+    real = gram_jax.adapt.train
+    monkeypatch.setattr(
+        gram_jax.adapt,
+        "train",
+        lambda *a, until, **k: trained.append(until) or real(*a, until=until, **k),
+    )
+    monkeypatch.setattr(
+        gram_jax.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
+    )
+    settings = Settings(method="full", **SMALL | {"epochs": 4})
+    result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
+    assert [0, *trained] == [int(step) for step in result["choosing"]["loss"]] and len(trained) == 2
+    trained.clear()
+    again = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
+    assert not trained and again["test"] == result["test"]

@@ -85,6 +85,22 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
+def test_a_run_in_parts_is_the_run_in_one(tmp_path, final_states):
+    source = [str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))]
+    changes = {"data__valid": source, "evaluate__every": 2}
+    write_pairs(tmp_path / "train.jsonl", 8)
+    train(tiny_recipe("judge", tmp_path / "whole", **changes))
+    parts = tiny_recipe("judge", tmp_path / "parts", **changes)
+    for until, done in [(3, 3), (2, 3), (5, 5), (100, FINAL)]:
+        assert train(parts, until=until).steps == done
+        finished = json.loads((tmp_path / "parts" / "run.json").read_text()).get("finished", False)
+        assert finished is (done == FINAL)
+
+    first, second = final_states
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert figures(tmp_path / "parts")[-1] == figures(tmp_path / "whole")[-1]
+
+
 def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it(
     tmp_path, monkeypatch, final_states
 ):

@@ -89,7 +89,8 @@ def compiled_programs(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
-def train(recipe: Recipe) -> RunResult:
+def train(recipe: Recipe, until: int | None = None) -> RunResult:
     """`train` on one device, without output."""
     placement = make_placement({}, devices=jax.devices()[:1])
-    return train_on_a_mesh(recipe, console=Console(quiet=True), placement=placement)
+    console = Console(quiet=True)
+    return train_on_a_mesh(recipe, console=console, placement=placement, until=until)

@@ -146,7 +146,10 @@ def adapt(
     source: Annotated[str, typer.Argument(help="labeled pairs of the task, of any schema")],
     out: Annotated[Path, typer.Option(help="a folder for the run, the figures and the judge")],
     method: Annotated[Literal["lora", "full"], typer.Option(help="which weights move")] = "lora",
-    epochs: Annotated[int, typer.Option(min=1, help="the best of them is kept")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="at most; the best is kept")] = 3,
+    patience: Annotated[
+        int, typer.Option(min=0, help="end after so many epochs that were no better; 0: never")
+    ] = 1,
     rate: Annotated[
         float | None, typer.Option(min=0, help="peak learning rate; default 5e-4 LoRA, 3e-5 full")
     ] = None,
@@ -180,7 +183,7 @@ def adapt(
         model,
         source,
         out,
-        Settings(method, epochs, rate, smoothing, rank, held_out, rows, length, seed),
+        Settings(method, epochs, patience, rate, smoothing, rank, held_out, rows, length, seed),
         compute=compute,
         schema=schema,
         on_bad=on_bad,

@@ -19,7 +19,7 @@ from gram_jax.tree import Tree
 
 @dataclass
 class Course:
-    """Where a run is: its state after step `done` of `steps`, and all that belongs to going on from there.
+    """Where a run is: its state after step `done` of `steps`, and all that belongs to going on up to step `last`.
 
     Whatever several processes compute or write together they have to begin together. So everything that decides what
     comes next is the same on all of them: the step, the vote, the figures of the device, and nothing else.
@@ -30,6 +30,7 @@ class Course:
     recipe: Recipe
     folder: RunFolder
     steps: int
+    last: int
     checkpoints: Checkpoints
     journal: Journal
     vote: Vote
@@ -39,11 +40,11 @@ class Course:
     done: int
 
     def run(self, step: Any, frozen: Tree, batches: Iterable[tuple[int, Any]]) -> None:
-        """All steps that are not done yet, the last of them saved and evaluated.
+        """All steps up to `last` that are not done yet, that one saved and evaluated.
 
         step: the compiled training step. batches: (step, batch on the devices) from `done` on.
         """
-        if _due(self.done, self.recipe.evaluate.every) and self.done < self.steps:
+        if _due(self.done, self.recipe.evaluate.every) and self.done < self.last:
             self._look_at_held_out()
         try:
             self._take(step, frozen, batches)
@@ -51,7 +52,7 @@ class Course:
             raise NonFiniteError(f"{error}. {self._keep()}") from None
         self.watchdog.beat(f"saving step {self.done}")
         self.checkpoints.wait()
-        self.journal.progress.console.say(f"saved step {self.steps} in {self.folder.checkpoints}")
+        self.journal.progress.console.say(f"saved step {self.done} in {self.folder.checkpoints}")
         self._look_at_held_out()
 
     def _take(self, step: Any, frozen: Tree, batches: Iterable[tuple[int, Any]]) -> None:
@@ -66,8 +67,8 @@ class Course:
                 self.journal.book(*unread)
             asked, voices = self.vote.read(voices), self.vote.cast()
             self.done, unread = index + 1, (index + 1, metrics)
-            evaluating = _due(self.done, self.recipe.evaluate.every) and self.done < self.steps
-            saving = _due(self.done, self.recipe.checkpoint.every) or self.done == self.steps
+            evaluating = _due(self.done, self.recipe.evaluate.every) and self.done < self.last
+            saving = _due(self.done, self.recipe.checkpoint.every) or self.done == self.last
             if evaluating or saving or asked:
                 # A line before every save: what is saved has its figures in the file.
                 self.journal.book(*unread, line=True)

@@ -72,11 +72,13 @@ def train(
     console: Console | None = None,
     placement: Placement | None = None,
     member: Member | None = None,
+    until: int | None = None,
 ) -> RunResult:
     """Carry out a recipe, or go on with the run in its folder where it stopped.
 
     placement: by default the recipe's mesh over all devices. member: this process's place in a job of several, which
     all call this with the same recipe; process 0 alone prints and writes (but every process its part of a checkpoint).
+    until: the last step of this call, which is saved; a later call goes on behind it as if there had been one alone.
     Raises RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be
     used, DoesNotFitError for too little memory, NonFiniteError for a loss that is not a number
     (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
@@ -94,11 +96,13 @@ def train(
                 keep_compiled_programs()
                 watchdog.beat("reading the data")
                 job = prepare(recipe, folder, placement or placement_of(recipe), console)
-                carry_out(job, console, stop, watchdog)
-                watchdog.beat("drawing the curves")
-                if main:
-                    _conclude(job, console)
-                folder.note(finished=True)
+                last = job.steps if until is None else min(until, job.steps)
+                carry_out(job, console, stop, watchdog, last)
+                if last == job.steps:
+                    watchdog.beat("drawing the curves")
+                    if main:
+                        _conclude(job, console)
+                    folder.note(finished=True)
             return _result(folder)
 
 
@@ -116,8 +120,8 @@ def is_complete(folder: RunFolder, console: Console, watchdog: Watchdog) -> bool
     return True
 
 
-def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog) -> None:
-    """All steps of a job that are not done yet, with their checkpoints, figures and evaluations."""
+def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog, last: int) -> None:
+    """All steps of a job up to `last` that are not done yet, with their checkpoints, figures and evaluations."""
     recipe = job.recipe
     watchdog.beat("compiling")
     step, memory = compiled_step(job, console)
@@ -139,7 +143,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog)
         with (
             closing(_metrics_writer(job, start)) as writer,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
-            closing(prefetch(job.plan, job.placement, start, job.steps)) as batches,
+            closing(prefetch(job.plan, job.placement, start, last)) as batches,
         ):
             journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
             journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
@@ -147,6 +151,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog)
                 recipe=recipe,
                 folder=job.folder,
                 steps=job.steps,
+                last=max(last, start),
                 checkpoints=checkpoints,
                 journal=journal,
                 vote=Vote(stop, job.placement),
