@@ -24,6 +24,14 @@ def test_group_advantages_have_mean_zero_and_deviation_one():
     assert plain.tolist() == [[-1, 1]]
 
 
+@pytest.mark.parametrize("n", [3, 7, 8, 16])
+@pytest.mark.parametrize("reward", [0.1, 0.3, 7.7, 1234.56])
+def test_equal_rewards_teach_nothing_whatever_their_mean_rounds_to(n, reward):
+    equal = jnp.full((2, n), reward, jnp.float32)
+    assert not group_advantages(equal).any()
+    assert not leave_one_out_advantages(equal).any()
+
+
 def test_leave_one_out_is_the_reward_less_the_others_mean():
     rewards = np.random.default_rng(0).normal(size=(3, 5))
     others = (rewards.sum(1, keepdims=True) - rewards) / 4

@@ -72,7 +72,7 @@ def rate(judge: Scorer, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]
     found = Rewards(judge, RewardForm("reference")).of(
         [prompt for prompt in prompts for _ in range(n)],
         [text for row in rows for text in row["responses"]],
-        [row["greedy"] for row in rows for _ in range(n)],
+        [[row["greedy"]] for row in rows for _ in range(n)],  # a list: empty text is one too
     )
     return np.array(found).reshape(len(rows), n)
 
