@@ -132,7 +132,9 @@ def test_float32_is_sampled_from_in_float32(small, compute, expected):
     keys = jax.random.split(jax.random.key(0), 1)
     options = {"new": 2, "stops": (), "greedy": True, "truncated": False, "execution": spread}
     found = jax.make_jaxpr(
-        lambda tokens: sampler._generate(params, cfg, tokens, np.zeros(1, int), keys, 1.0, 1.0, **options)
+        lambda tokens: sampler._generate(
+            params, cfg, tokens, np.zeros(1, int), keys, 1.0, 1.0, **options
+        )
     )(ids)
     products = str(found).split("dot_general[")[1:]
     kinds = [re.findall(r"precision=\S*?(HIGHEST|DEFAULT)", product) for product in products]

@@ -6,7 +6,7 @@ the model that the run began with.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,12 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
 from gram_jax.rl.policy import Policy
-from gram_jax.rl.prompts import read_prompts
+from gram_jax.rl.prompts import Prompts, read_prompts
 from gram_jax.rl.recipe import FREE, RlRecipe, read_rl_recipe, rl_recipe_to_toml
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
@@ -44,10 +45,6 @@ from gram_jax.tree import Tree
 
 CHUNK = 2048  # rows of logits at once
 WIDTH = 64  # rows are a multiple of so many columns long
-EVEN = 1e-6
-
-# (prompts, sampled responses, greedy responses or None) -> a reward for each
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None], list[float]]
 
 
 class _Saved(NamedTuple):
@@ -79,7 +76,8 @@ def run_rl(
 ) -> RlResult:
     """Carry out a recipe, or go on with the run in its folder.
 
-    reward: in place of the recipe's judge. Raises RecipeError and DataError for what cannot be used, StoppedError after
+    reward: in place of the recipe's judge; for win rates it is asked for the policy's and for the start's greedy
+    responses, the latter in its third argument both times. Raises RecipeError and DataError for what cannot be used, StoppedError after
     Ctrl-C or SIGTERM (the state is kept).
     """
     return _Learner(recipe, console or Console(), placement, reward).run()
@@ -132,12 +130,17 @@ class _Learner:
         )
         self.prompts = read(recipe.data.train)
         self.valid = read(recipe.data.valid) if recipe.data.valid else self.prompts
-        self.judge = None
+        _check_room(self.prompts, self.cfg.context_length - sampling.new, sampling.new)
+        _check_room(self.valid, self.cfg.context_length - sampling.new, sampling.new)
+        self.judged = reward is None
         if reward is None:
-            self.judge = Scorer.load(
+            judge = Scorer.load(
                 recipe.reward.judge, compute=recipe.execution.compute, placement=judges
             )
-            reward = self._judged(self.judge)
+            reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
+            self.contest = judged_reward(judge, RewardForm("reference"))
+        else:
+            self.contest = reward
         self.reward = reward
         specs = dict(param_specs(self.cfg))
         if algorithm.kind == "ppo":
@@ -232,11 +235,7 @@ class _Learner:
         if recipe.reward.against == "greedy":
             plain = policy.write(once, new=sampling.new, temperature=0).texts
             greedy = [text for text in plain for _ in range(sampling.group)]
-        rewards = np.array(self.reward(asked, written.texts, greedy), np.float32)
-        if rewards.shape != (recipe.rows,) or not np.isfinite(rewards).all():
-            raise DataError(
-                f"the reward function gave {rewards.shape} for {recipe.rows} responses, or values that are not finite"
-            )
+        rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
             recipe.algorithm,
             [self.prompts.tokens[at] for at in chosen],
@@ -272,35 +271,16 @@ class _Learner:
         return self.place.constrain(jnp.asarray(x)[at], "batch", *(None for _ in x.shape[1:]))
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
-        """P(better than what the start writes), greedy against greedy, on held-out prompts."""
+        """Against what the start writes, greedy against greedy, on held-out prompts."""
         prompts, new = self.valid.prompts[: self.recipe.evaluate.limit], self.recipe.sampling.new
-        if self.judge is None:
-            return {}
         ours = (
             self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
         )
         theirs = self.policy.write(prompts, new=new, temperature=0).texts
-        found = np.array(Rewards(self.judge, RewardForm("reference")).of(prompts, ours, theirs))
-        return {
-            "win_rate": float(
-                (found > 0.5 + EVEN).mean() + 0.5 * (abs(found - 0.5) <= EVEN).mean()
-            ),
-            "p_better_than_start": float(found.mean()),
-        }
-
-    def _judged(self, judge: Scorer) -> RewardFunction:
-        asked = self.recipe.reward
-        against = "reference" if asked.against == "greedy" else asked.against
-        form = RewardForm(against, asked.as_, (), asked.length_penalty)
-
-        def reward(
-            prompts: Sequence[Prompt], texts: Sequence[str], greedy: Sequence[str] | None
-        ) -> list[float]:
-            # Empty text is no reference of its own accord: it is one here.
-            references = None if greedy is None else [[text] for text in greedy]
-            return Rewards(judge, form, warn=False).of(prompts, texts, references)
-
-        return reward
+        won, gain = against_the_start(self.contest, prompts, ours, theirs)
+        if self.judged:  # where a response equal to the start's has 0.5
+            return {"win_rate": won, "p_better_than_start": 0.5 + gain}
+        return {"win_rate": won, "gain_over_start": gain}
 
     def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
         if newest is not None:
@@ -333,6 +313,33 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
     if not apart:
         return policy, policy
     return policy, make_placement({"data": -1}, devices=devices[-apart:])
+
+
+def _form(recipe: RlRecipe) -> RewardForm:
+    asked = recipe.reward
+    against = "reference" if asked.against == "greedy" else asked.against
+    return RewardForm(against, asked.as_, asked.references, asked.length_penalty)
+
+
+def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
+    """The data's preferred responses, where responses are compared with these. Raises DataError where there is none."""
+    if recipe.reward.against != "reference" or recipe.reward.references:
+        return None
+    if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
+        raise DataError(
+            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}, '
+            f"and {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+        )
+    return prompts.preferred
+
+
+def _check_room(prompts: Prompts, room: int, new: int) -> None:
+    """Raises RecipeError for a prompt that leaves the model no room to answer: now, and not when it is drawn."""
+    if (longest := max(map(len, prompts.tokens))) > room:
+        raise RecipeError(
+            f"a prompt has {longest} tokens and there is room for {max(0, room)} beside {new} new ones in the model's "
+            "context: lower [sampling] prompt_length, which leaves out longer ones, or [sampling] new"
+        )
 
 
 def _open(folder: Path, recipe: RlRecipe) -> None:
