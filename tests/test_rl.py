@@ -1,5 +1,6 @@
 """Reinforcement learning on a tiny policy: a checkable reward rises, runs go on exactly, recipes are strict."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.record_types import as_prompt
-from gram_jax.errors import DataError, RecipeError
+from gram_jax.errors import CheckpointError, DataError, RecipeError
+from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import views
@@ -109,6 +111,30 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
         strict=True,
     ):
         assert np.array_equal(one, two)
+
+
+def test_a_steered_divergence_goes_on_exactly(tmp_path):
+    settings = {"algorithm__kl": 0.1, "algorithm__kl_target": 0.02, "checkpoint__every": 1}
+    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=4, **settings)
+    rows = metrics(tmp_path / "whole")
+    assert rows[0]["kl_weight"] == 0.1
+    for row, following in itertools.pairwise(rows):
+        assert following["kl_weight"] == steered_weight(row["kl_weight"], row["kl"], 0.02)
+    assert rows[1]["kl_weight"] == 0.1 * 0.98 and rows[3]["kl_weight"] > rows[2]["kl_weight"]
+
+    def torn(prompts, texts, greedy):
+        path = tmp_path / "torn" / "metrics.jsonl"
+        if path.exists() and len(metrics(tmp_path / "torn")) == 2:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "torn", "rloo", torn, run__steps=4, **settings)
+    (tmp_path / "torn" / "metrics.jsonl").rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="no kl_weight and kl of step 2"):
+        run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings)
+    (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
+    assert run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings).metrics == whole.metrics
 
 
 def test_on_eight_devices_a_step_is_the_same(tmp_path):
@@ -259,6 +285,7 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     for change, message in (
         ({"algorithm__clips": 0.2}, "did you mean clip"),
         ({"algorithm__kind": "dpo"}, "kind"),
+        ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl above 0"),
         ({"sampling__group": 1}, "compares within groups of at least 2"),
         ({"reward__references": ["a"]}, r'references are for against = "reference"'),
         ({"algorithm__minibatches": 5}, "do not divide the 16 responses"),

@@ -7,7 +7,7 @@ the model that the run began with.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,10 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
 from gram_jax.data.record_types import Prompt
-from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
 from gram_jax.rl.policy import Policy
@@ -77,7 +78,9 @@ def run_rl(
     """Carry out a recipe, or go on with the run in its folder.
 
     reward: in place of the recipe's judge; for win rates it is asked for the policy's and for the start's greedy
-    responses, the latter in its third argument both times. Raises RecipeError and DataError for what cannot be used, StoppedError after
+    responses, the latter in its third argument both times.
+
+    Raises RecipeError and DataError for what cannot be used, StoppedError after
     Ctrl-C or SIGTERM (the state is kept).
     """
     return _Learner(recipe, console or Console(), placement, reward).run()
@@ -190,7 +193,7 @@ class _Learner:
                     recipe.run.steps, done=done, label="rl", unit="tokens"
                 ) as progress:
                     while done < recipe.run.steps:
-                        state, values = self._step(state, done)
+                        state, values = self._step(state, done, self._kl_weight(writer, done))
                         done += 1
                         writer.write(done, values)
                         shown = {name: values[name] for name in ("reward", "kl")}
@@ -218,7 +221,22 @@ class _Learner:
         newest_of = {k: v for row in writer.rows for k, v in row.items() if k != "step"}
         return RlResult(self.folder, done, newest_of)
 
-    def _step(self, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+    def _kl_weight(self, writer: MetricsWriter, done: int) -> float:
+        """Of the divergence in the next step: it follows from the figures of the last one, so it goes on exactly."""
+        algorithm = self.recipe.algorithm
+        if algorithm.kl_target is None or not done:
+            return algorithm.kl
+        weight, apart = writer.last("kl_weight"), writer.last("kl")
+        if weight is None or apart is None:
+            raise CheckpointError(
+                f"{writer.path} has no kl_weight and kl of step {done}, from which kl_target goes on: expected the "
+                "figures that the run wrote; bring the file back, or begin again in another run.folder"
+            )
+        return steered_weight(weight, apart, algorithm.kl_target)
+
+    def _step(
+        self, state: TrainState, number: int, kl_weight: float
+    ) -> tuple[TrainState, dict[str, float]]:
         recipe, sampling = self.recipe, self.recipe.sampling
         chosen = self.prompts.draw(sampling.prompts, number, recipe.run.seed)
         once = [self.prompts.prompts[at] for at in chosen]
@@ -237,7 +255,7 @@ class _Learner:
             greedy = [text for text in plain for _ in range(sampling.group)]
         rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
-            recipe.algorithm,
+            replace(recipe.algorithm, kl=kl_weight),
             [self.prompts.tokens[at] for at in chosen],
             written.samples,
             rewards,
@@ -256,7 +274,7 @@ class _Learner:
             raise NonFiniteError(
                 f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
             )
-        return state, means | figures
+        return state, means | figures | {"kl_weight": kl_weight}
 
     def _parts(self, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
         """The minibatches of all epochs, drawn by (seed, step)."""
@@ -327,8 +345,8 @@ def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
         return None
     if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
         raise DataError(
-            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}, '
-            f"and {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}: '
+            f"{lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
         )
     return prompts.preferred
 

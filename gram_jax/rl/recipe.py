@@ -119,6 +119,8 @@ class Algorithm:
     """how far the ratio to the policy that wrote may move from 1"""
     kl: NotNegative = 0.05
     """weight of the divergence from the start: of rewards in ppo and rloo, of the loss in grpo"""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """divergence of a response that the weight is steered to, by at most 2 % a step; none: the weight stays"""
     discount: Share = 1.0
     """gamma of GAE"""
     trace: Share = 0.95
@@ -208,6 +210,11 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
         yield f'[sampling] group = {sampling.group}: as_ = "normalised" leaves 0 of a group below 2'
     if reward.references and reward.against != "reference":
         yield f'[reward] references are for against = "reference", found "{reward.against}"'
+    if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl):
+        yield (
+            f"[algorithm] kl_target = {algorithm.kl_target}: expected ppo or rloo, and a kl above 0 at first; found "
+            f"{algorithm.kind} and kl = {algorithm.kl}"
+        )
     if problem := check_saves(recipe.checkpoint):
         yield problem
     unit = algorithm.minibatches * algorithm.microbatches
