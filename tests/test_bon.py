@@ -12,7 +12,7 @@ from gram_jax.checkpoint.models import load_tokenizer
 from gram_jax.cli import app
 from gram_jax.data.record_types import Message, as_prompt
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.rl.bon import _at_its_step, best_of, divergence, rate
+from gram_jax.rl.bon import best_of, divergence, rate
 from gram_jax.rl.policy import Policy
 from gram_jax.scoring.scorer import Scorer
 
@@ -52,17 +52,6 @@ def test_a_greedy_response_without_text_is_compared_with_as_it_is():
     rows = [{"greedy": "", "responses": ["", "some text"]}]
     rated = rate(judge, [as_prompt("Say nothing.")], rows)
     assert rated.shape == (1, 2) and rated[0, 0] == 0.5 and 0 < rated[0, 1] < 1
-
-
-def test_samples_of_a_run_that_has_gone_on_are_not_taken(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints" / "9").mkdir(parents=True)
-    (run / "recipe.toml").touch()
-    assert _at_its_step(str(run)) == f"{run}@9"
-    (run / "checkpoints" / "10").mkdir()
-    assert _at_its_step(str(run)) == f"{run}@10"
-    assert _at_its_step(f"{run}@9") == f"{run}@9"
-    assert _at_its_step("tiny-random") == "tiny-random"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -13,7 +16,7 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.record_types import as_prompt
-from gram_jax.errors import CheckpointError, DataError, RecipeError
+from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
@@ -92,14 +95,19 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     settings = {"run__steps": 4, "algorithm__minibatches": 2}
     settings |= {"checkpoint__every": 1, "checkpoint__keep": 1, "checkpoint__keep_every": 2}
 
-    def first(prompts, texts, greedy):
+    def torn(prompts, texts, greedy):
         path = tmp_path / "torn" / "metrics.jsonl"
-        if path.exists() and len(metrics(tmp_path / "torn")) == 2:
-            raise KeyboardInterrupt
+        done = len(metrics(tmp_path / "torn")) if path.exists() else 0
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # this step is finished and saved
+        if done == 3:
+            raise KeyboardInterrupt  # within a step
         return vowels(prompts, texts, greedy)
 
+    with pytest.raises(StoppedError, match="stopped by SIGTERM: step 2 of 4 is saved"):
+        run(tmp_path / "torn", "ppo", torn, **settings)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "torn", "ppo", first, **settings)
+        run(tmp_path / "torn", "ppo", torn, **settings)
     done = run(tmp_path / "torn", "ppo", vowels, **settings)
     assert done.steps == whole.steps == 4
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
@@ -135,6 +143,26 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
         run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings)
     (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
     assert run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings).metrics == whole.metrics
+
+
+def test_the_reference_stays_what_the_run_began_with(tmp_path):
+    """Another run is the start, and goes on in between."""
+    base = {"checkpoint__every": 1, "checkpoint__keep": 3}
+    run(tmp_path / "base", "grpo", vowels, run__steps=1, **base)
+    start = {"policy__start": str(tmp_path / "base"), "checkpoint__every": 1}
+
+    def stopping(prompts, texts, greedy):
+        path = tmp_path / "next" / "metrics.jsonl"
+        if path.exists() and len(metrics(tmp_path / "next")) == 1:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=2, **start)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "next", "rloo", stopping, run__steps=2, **start)
+    later = tmp_path / "base" / "checkpoints" / "2"
+    shutil.copytree(whole.folder / "checkpoints" / "2", later)
+    assert run(tmp_path / "next", "rloo", vowels, run__steps=2, **start).metrics == whole.metrics
 
 
 def test_on_eight_devices_a_step_is_the_same(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.checkpoint.models import resolve_model
+from gram_jax.checkpoint.models import at_its_step
 from gram_jax.console import Console
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
@@ -120,7 +120,7 @@ def run_bon(
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": _at_its_step(policy),
+        "policy": at_its_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
         "new": new,
@@ -178,15 +178,6 @@ def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         (str(row["k"]), f"{row['kl']:.2f}", cell(row.get("proxy")), cell(row.get("oracle")))
         for row in table
     ]
-
-
-def _at_its_step(policy: str) -> str:
-    """The name with the step that it stands for now: samples of a run that has gone on are not this policy's."""
-    source = resolve_model(policy)
-    if source.kind != "run" or source.step is not None:
-        return policy
-    steps = [int(x.name) for x in source.place.glob("checkpoints/*") if x.name.isdigit()]
-    return f"{policy}@{max(steps)}" if steps else policy
 
 
 def _mean(credit: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from gram_jax import tree
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import load_model
+from gram_jax.checkpoint.models import at_its_step, load_model
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
@@ -104,10 +104,10 @@ class _Learner:
                 f"{recipe.rows} responses a step are not a multiple of {unit} parts x {self.place.batch_shards} batch "
                 "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
             )
-        start = recipe.policy.start
+        self.start = _pinned_start(self.folder, recipe.policy.start)
         with console.timed("load the policy"):
             loaded = Policy.load(
-                start,
+                self.start,
                 compute=recipe.execution.compute,
                 placement=self.place,
                 system=recipe.policy.system,
@@ -304,7 +304,7 @@ class _Learner:
         if newest is not None:
             return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
         dtype = self.recipe.policy.dtype
-        params = dict(load_model(self.recipe.policy.start, self.place, dtype)[1])
+        params = dict(load_model(self.start, self.place, dtype)[1])
         if VALUE in self.abstract.params:
             shape = self.abstract.params[VALUE]
             params[VALUE] = jax.device_put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
@@ -381,6 +381,14 @@ def _open(folder: Path, recipe: RlRecipe) -> None:
             f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.folder"
         )
     path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+
+
+def _pinned_start(folder: Path, start: str) -> str:
+    """The start as it was when the run began: another run's newest checkpoint may be a later one by now."""
+    path = folder / "start.json"
+    if not path.exists():
+        path.write_text(json.dumps({"start": at_its_step(start)}) + "\n", encoding="utf-8")
+    return str(json.loads(path.read_text(encoding="utf-8"))["start"])
 
 
 def _leaves_of(recipe: RlRecipe) -> dict[str, Any]:
