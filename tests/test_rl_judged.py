@@ -38,7 +38,9 @@ def judge(tmp_path_factory):
     data = folder / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = train(
-        tiny_recipe("judge", folder / "run", run__steps=120, data__train=[str(data)], batch__rows=16)
+        tiny_recipe(
+            "judge", folder / "run", run__steps=120, data__train=[str(data)], batch__rows=16
+        )
     )
     jax.clear_caches()
     return done.folder
