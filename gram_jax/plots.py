@@ -129,32 +129,36 @@ def plot_best_of(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str
     """Draw mean reward against n and against KL into a PNG: the judge that picks, and the oracle where there is one.
 
     rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. Lines that part show that picking
-    harder no longer means picking better.
+    harder no longer means picking better; a star marks where the oracle is highest.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.0))
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for at, (key, label) in enumerate((("k", "responses (n)"), ("kl", "KL from the policy, nats"))):
+    lines = (("proxy", "the judge that picks"), ("oracle", "the oracle, of the same picks"))
+    scales = (("k", "responses to pick from (n)"), ("kl", "KL(best of n, policy) in nats"))
+    for at, (key, label) in enumerate(scales):
         axes = figure.add_subplot(1, 2, at + 1)
-        for color, name in enumerate(("proxy", "oracle")):
+        for color, (name, said) in enumerate(lines):
             there = [row for row in rows if row.get(name)]
             if not there:
                 continue
             x, y = [row[key] for row in there], [row[name]["mean"] for row in there]
             low, high = zip(*(row[name]["interval"] for row in there), strict=True)
-            axes.plot(x, y, "o-", color=f"C{color}", label=f"{name} judge", markersize=4)
+            axes.plot(x, y, "os"[color] + "-", color=f"C{color}", label=said, markersize=4)
             axes.fill_between(x, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+            if name == "oracle":
+                best = y.index(max(y))
+                axes.plot(x[best], y[best], "*", color=f"C{color}", markersize=13)
         axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
         axes.set(xlabel=label, ylabel="P(better than the greedy response)" if not at else "")
         if key == "k":
             axes.set_xscale("log", base=2)
             axes.set_xticks([row["k"] for row in rows], [str(row["k"]) for row in rows])
         axes.grid(alpha=0.2)
-    figure.axes[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.tight_layout()
+    figure.axes[0].legend(frameon=False, loc="best", title="bands: 95 % over prompts")
+    figure.suptitle(title if len(title) <= 90 else f"{title[:40]} ... {title[-45:]}")
     figure.savefig(path, dpi=120)
     return Path(path)
 

@@ -11,6 +11,7 @@ from gram_jax.rl.advantages import (
     group_advantages,
     leave_one_out_advantages,
     policy_loss,
+    steered_weight,
     value_loss,
     whiten,
 )
@@ -22,6 +23,14 @@ def test_group_advantages_have_mean_zero_and_deviation_one():
     assert found[1].tolist() == [0, 0, 0, 0]  # nothing to learn from equals
     plain = group_advantages(jnp.array([[1.0, 3.0]]), scale=False)
     assert plain.tolist() == [[-1, 1]]
+
+
+@pytest.mark.parametrize("n", [3, 7, 8, 16])
+@pytest.mark.parametrize("reward", [0.1, 0.3, 7.7, 1234.56])
+def test_equal_rewards_teach_nothing_whatever_their_mean_rounds_to(n, reward):
+    equal = jnp.full((2, n), reward, jnp.float32)
+    assert not group_advantages(equal).any()
+    assert not leave_one_out_advantages(equal).any()
 
 
 def test_leave_one_out_is_the_reward_less_the_others_mean():
@@ -84,6 +93,11 @@ def test_divergences_agree_in_expectation_and_are_never_negative_where_they_shou
     assert means["k1"] == pytest.approx(true, rel=1e-5) == means["k3"]
     assert (divergence_per_token(jnp.log(p), jnp.log(r), "k3") >= 0).all()
     assert means["k2"] == pytest.approx(float((p * jnp.log(p / r) ** 2).sum() / 2), rel=1e-5)
+
+
+def test_the_weight_of_the_divergence_is_steered_by_at_most_a_fiftieth():
+    for apart, factor in ((0.0, 0.98), (4.5, 0.99), (5.0, 1.0), (5.5, 1.01), (5e6, 1.02)):
+        assert steered_weight(0.3, apart, 5.0) == pytest.approx(0.3 * factor)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from gram_jax.checkpoint.models import load_tokenizer
 from gram_jax.cli import app
 from gram_jax.data.record_types import Message, as_prompt
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.rl.bon import best_of, divergence
+from gram_jax.rl.bon import best_of, divergence, rate
 from gram_jax.rl.policy import Policy
+from gram_jax.scoring.scorer import Scorer
 
 
 def test_the_expected_pick_is_the_mean_over_all_subsets():
@@ -44,6 +45,13 @@ def test_a_judge_whose_mistakes_grow_is_seen_by_the_oracle():
     assert proxies == sorted(proxies) and proxies[-1] == 1
     assert oracles[-1] == 0 and max(oracles) > oracles[0]
     assert "oracle" not in best_of(proxy, None)[0]
+
+
+def test_a_greedy_response_without_text_is_compared_with_as_it_is():
+    judge = Scorer.load("tiny-random", compute="float32")
+    rows = [{"greedy": "", "responses": ["", "some text"]}]
+    rated = rate(judge, [as_prompt("Say nothing.")], rows)
+    assert rated.shape == (1, 2) and rated[0, 0] == 0.5 and 0 < rated[0, 1] < 1
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.integrity import write_manifest
 from gram_jax.checkpoint.models import (
+    at_its_step,
     load_model,
     load_spec,
     load_tokenizer,
@@ -246,3 +247,14 @@ def test_an_earlier_checkpoint_of_a_run_has_a_name(tmp_path, one_device, judge):
         load_model(f"{tmp_path / 'run'}@15", one_device, None)
     with pytest.raises(CheckpointError, match="no model"):
         resolve_model(f"{tmp_path / 'other'}@10")
+
+
+def test_a_run_is_named_with_the_step_that_it_stands_for(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "9").mkdir(parents=True)
+    (run / "recipe.toml").touch()
+    assert at_its_step(str(run)) == f"{run}@9"
+    (run / "checkpoints" / "10").mkdir()
+    assert at_its_step(str(run)) == f"{run}@10"
+    assert at_its_step(f"{run}@9") == f"{run}@9"
+    assert at_its_step("tiny-random") == "tiny-random"

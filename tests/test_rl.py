@@ -1,6 +1,10 @@
 """Reinforcement learning on a tiny policy: a checkable reward rises, runs go on exactly, recipes are strict."""
 
+import itertools
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -12,11 +16,15 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.record_types import as_prompt
-from gram_jax.errors import DataError, RecipeError
+from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
+from gram_jax.rl.advantages import steered_weight
+from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import views
-from gram_jax.rl.policy import Policy
+from gram_jax.rl.policy import Policy, Written
 from gram_jax.rl.recipe import make_rl_recipe, read_rl_recipe, rl_recipe_to_toml
+from gram_jax.rl.rewards import EVEN, RewardForm
+from gram_jax.rl.sampler import Samples
 from gram_jax.sharding import make_placement
 
 MUTE = Console(mute=True)
@@ -29,7 +37,7 @@ def one_device():
 def values(folder: Path, kind: str = "grpo", **changes) -> dict:
     prompts = folder.parent / "prompts.jsonl"
     if not prompts.exists():
-        rows = [{"prompt": f"Say {at}.", "response_a": "a", "response_b": "b"} for at in range(8)]
+        rows = [{"prompt": f"Say {at}.", "chosen": "a", "rejected": "b"} for at in range(8)]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {
         "run": {"folder": str(folder), "seed": 0, "steps": 3},
@@ -87,14 +95,19 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     settings = {"run__steps": 4, "algorithm__minibatches": 2}
     settings |= {"checkpoint__every": 1, "checkpoint__keep": 1, "checkpoint__keep_every": 2}
 
-    def first(prompts, texts, greedy):
+    def torn(prompts, texts, greedy):
         path = tmp_path / "torn" / "metrics.jsonl"
-        if path.exists() and len(metrics(tmp_path / "torn")) == 2:
-            raise KeyboardInterrupt
+        done = len(metrics(tmp_path / "torn")) if path.exists() else 0
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # this step is finished and saved
+        if done == 3:
+            raise KeyboardInterrupt  # within a step
         return vowels(prompts, texts, greedy)
 
+    with pytest.raises(StoppedError, match="stopped by SIGTERM: step 2 of 4 is saved"):
+        run(tmp_path / "torn", "ppo", torn, **settings)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "torn", "ppo", first, **settings)
+        run(tmp_path / "torn", "ppo", torn, **settings)
     done = run(tmp_path / "torn", "ppo", vowels, **settings)
     assert done.steps == whole.steps == 4
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
@@ -106,6 +119,50 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
         strict=True,
     ):
         assert np.array_equal(one, two)
+
+
+def test_a_steered_divergence_goes_on_exactly(tmp_path):
+    settings = {"algorithm__kl": 0.1, "algorithm__kl_target": 0.02, "checkpoint__every": 1}
+    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=4, **settings)
+    rows = metrics(tmp_path / "whole")
+    assert rows[0]["kl_weight"] == 0.1
+    for row, following in itertools.pairwise(rows):
+        assert following["kl_weight"] == steered_weight(row["kl_weight"], row["kl"], 0.02)
+    assert rows[1]["kl_weight"] == 0.1 * 0.98 and rows[3]["kl_weight"] > rows[2]["kl_weight"]
+
+    def torn(prompts, texts, greedy):
+        path = tmp_path / "torn" / "metrics.jsonl"
+        if path.exists() and len(metrics(tmp_path / "torn")) == 2:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "torn", "rloo", torn, run__steps=4, **settings)
+    (tmp_path / "torn" / "metrics.jsonl").rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="no kl_weight and kl of step 2"):
+        run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings)
+    (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
+    assert run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings).metrics == whole.metrics
+
+
+def test_the_reference_stays_what_the_run_began_with(tmp_path):
+    """Another run is the start, and goes on in between."""
+    base = {"checkpoint__every": 1, "checkpoint__keep": 3}
+    run(tmp_path / "base", "grpo", vowels, run__steps=1, **base)
+    start = {"policy__start": str(tmp_path / "base"), "checkpoint__every": 1}
+
+    def stopping(prompts, texts, greedy):
+        path = tmp_path / "next" / "metrics.jsonl"
+        if path.exists() and len(metrics(tmp_path / "next")) == 1:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=2, **start)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "next", "rloo", stopping, run__steps=2, **start)
+    later = tmp_path / "base" / "checkpoints" / "2"
+    shutil.copytree(whole.folder / "checkpoints" / "2", later)
+    assert run(tmp_path / "next", "rloo", vowels, run__steps=2, **start).metrics == whole.metrics
 
 
 def test_on_eight_devices_a_step_is_the_same(tmp_path):
@@ -172,6 +229,81 @@ def test_the_recipe_that_comes_with_the_project_is_read():
     assert recipe.algorithm.kind == "grpo" and recipe.rows == 32
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0.0], r"shape \(1,\) for 16 responses: expected a list with one number for each"),
+        ([[0.0]] * 16, r"shape \(16, 1\) for 16 responses"),
+        (
+            [0.0] * 5 + [float("nan"), 1.0, None] + [0.0] * 8,
+            r"gave nan for response 5 of 16 \(and 1 more",
+        ),
+        (["good"] * 16, "something else than numbers"),
+    ],
+)
+def test_what_a_reward_function_must_not_give(answer, message):
+    with pytest.raises(DataError, match=message):
+        checked(answer, 16)
+
+
+def test_a_reward_function_has_a_win_rate_against_the_start_too(tmp_path):
+    done = run(tmp_path / "run", "grpo", vowels, run__steps=12)
+    assert done.metrics["win_rate"] > 0.6 and done.metrics["gain_over_start"] > 0.3
+    prompts = [as_prompt(x) for x in "abcd"]
+    won = against_the_start(vowels, prompts, ["aa", "b", "xy", "c"], ["b", "b", "ay", "a"])
+    assert won == (pytest.approx((1 + 0.5 + 0 + 0) / 4), pytest.approx((5 + 0 - 2.5 - 5) / 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*no judge.json")
+def test_responses_that_are_all_empty_are_learned_from_and_counted(tmp_path, monkeypatch):
+    """All end at once: the judge finds them even with the greedy ones, and nothing moves."""
+    write = Policy.write
+
+    def ended(self, prompts, **options):
+        found = write(self, prompts, **options).samples
+        tokens = np.zeros_like(found.tokens)
+        tokens[:, 0] = self.stops[0]
+        ones = np.ones_like(found.lengths)
+        logprobs = np.zeros_like(found.logprobs)
+        samples = Samples(tokens, logprobs, ones, np.ones_like(found.stopped))
+        return Written(self.decode(samples), samples)
+
+    monkeypatch.setattr(Policy, "write", ended)
+    done = run(tmp_path / "run", "grpo", run__steps=1)
+    assert done.metrics["reward"] == done.metrics["win_rate"] == 0.5
+    assert done.metrics["p_better_than_start"] == 0.5
+    assert done.metrics["length"] == done.metrics["stopped"] == 1 and done.metrics["grad_norm"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*no judge.json")
+def test_rewards_against_the_preferred_response_or_given_texts(tmp_path):
+    asked = []
+
+    class Judge:
+        def score_many(self, comparisons):
+            asked.extend(comparisons)
+            return [EVEN] * len(comparisons)
+
+    prompts = [as_prompt("Say 0."), as_prompt("Say 1.")]
+    best = {prompts[0]: "zero", prompts[1]: ""}
+    reward = judged_reward(Judge(), RewardForm("reference"), best)
+    assert reward(prompts, ["x", ""], None) == [0.5, 0.5]
+    assert asked == [(prompts[0], "x", "zero")]  # equal texts are not asked about
+    for name, changes in (
+        ("preferred", {"reward__against": "reference"}),
+        ("given", {"reward__against": "reference", "reward__references": ["Yes.", "No."]}),
+        ("normal", {"reward__against": "group", "reward__as_": "normalised"}),
+    ):
+        done = run(tmp_path / name, "ppo", run__steps=1, **changes)
+        assert np.isfinite(done.metrics["loss"]), name
+    assert done.metrics["reward"] == pytest.approx(0, abs=1e-6)  # of every group, so of all
+    free = tmp_path / "free.jsonl"
+    free.write_text(json.dumps({"prompt": "Hi", "responses": ["a", "b"]}) + "\n")
+    lacking = {"reward__against": "reference", "data__train": str(free)}
+    with pytest.raises(DataError, match="1 of its 1 prompts have none: give references"):
+        run(tmp_path / "lacking", "ppo", run__steps=1, **lacking)
+
+
 def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     recipe = make_rl_recipe(values(tmp_path / "run"))
     path = tmp_path / "r.toml"
@@ -181,7 +313,9 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     for change, message in (
         ({"algorithm__clips": 0.2}, "did you mean clip"),
         ({"algorithm__kind": "dpo"}, "kind"),
+        ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl above 0"),
         ({"sampling__group": 1}, "compares within groups of at least 2"),
+        ({"reward__references": ["a"]}, r'references are for against = "reference"'),
         ({"algorithm__minibatches": 5}, "do not divide the 16 responses"),
         ({"sampling__temperature": 0.0}, "temperature"),
         ({"checkpoint__every": 2, "checkpoint__keep_every": 3}, "a multiple of every"),
@@ -196,5 +330,7 @@ def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
         run(tmp_path / "run", "grpo", vowels, run__steps=1, algorithm__kl=0.5)
     with pytest.raises(DataError, match="the reward function gave"):
         run(tmp_path / "other", "grpo", lambda *_: [0.0], run__steps=1)
+    with pytest.raises(RecipeError, match="there is room for 0 beside 9000 new ones"):
+        run(tmp_path / "fourth", "grpo", vowels, sampling__new=9000)
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):
         run(tmp_path / "third", "grpo", vowels, sampling__prompt_length=3)

@@ -1,6 +1,7 @@
 """The sampler: transformers' greedy tokens, rows that do not see each other, probabilities that are drawn from."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from scipy.stats import chisquare
 
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError
+from gram_jax.model.attention import attention
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.execution import Execution
+from gram_jax.rl import sampler
 from gram_jax.rl.sampler import _choose, sample
 
 
@@ -101,6 +104,41 @@ def test_on_a_mesh_the_same_tokens(small, cube):
     options = {"new": 8, "stops": (), "temperature": 0}
     one = sample(small[1], cfg, prompts, execution, **options)
     assert sample(params, cfg, prompts, spread, **options).tokens.tolist() == one.tokens.tolist()
+
+
+def test_padding_before_a_prompt_is_told_apart_whatever_the_execution_promises(small, monkeypatch):
+    cfg, params, execution = small
+    asked = []
+
+    def watched(q, k, v, segments, execution):
+        asked.append(execution)
+        return attention(q, k, v, segments, execution)
+
+    monkeypatch.setattr(sampler, "attention", watched)
+    prompts = prompts_of((4, 19), cfg.vocab_size)
+    for name in ("blocked", "cudnn"):  # the latter knows no segments, and needs a GPU
+        promised = dataclasses.replace(execution, attention=name, packed=False)
+        found = sample(params, cfg, prompts, promised, new=3, stops=(), temperature=0)
+        plain = sample(params, cfg, prompts, execution, new=3, stops=(), temperature=0)
+        assert found.tokens.tolist() == plain.tokens.tolist()
+    assert asked and all(execution.packed for execution in asked)
+
+
+@pytest.mark.parametrize(("compute", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_float32_is_sampled_from_in_float32(small, compute, expected):
+    cfg, params, execution = small
+    spread = dataclasses.replace(execution, compute=compute)
+    ids = np.ones((1, 64), np.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    options = {"new": 2, "stops": (), "greedy": True, "truncated": False, "execution": spread}
+    found = jax.make_jaxpr(
+        lambda tokens: sampler._generate(
+            params, cfg, tokens, np.zeros(1, int), keys, 1.0, 1.0, **options
+        )
+    )(ids)
+    products = str(found).split("dot_general[")[1:]
+    kinds = [re.findall(r"precision=\S*?(HIGHEST|DEFAULT)", product) for product in products]
+    assert len(kinds) > 10 and all(kind == [expected] for kind in kinds)
 
 
 def test_a_stop_token_ends_a_row_and_nothing_follows(small):

@@ -109,6 +109,15 @@ def resolve_model(name: str | Path) -> ModelSource:
     )
 
 
+def at_its_step(name: str) -> str:
+    """The name of a run with the step that it stands for now, any other name as it is: a run may go on."""
+    source = resolve_model(name)
+    if source.kind != "run" or source.step is not None:
+        return name
+    steps = [int(x.name) for x in source.place.glob("checkpoints/*") if x.name.isdigit()]
+    return f"{name}@{max(steps)}" if steps else name
+
+
 def _is_run(path: Path) -> bool:
     return (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file()
 

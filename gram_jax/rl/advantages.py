@@ -12,10 +12,12 @@ import jax.numpy as jnp
 def group_advantages(rewards: jax.Array, *, scale: bool = True) -> jax.Array:
     """GRPO (arXiv 2402.03300): rewards f32 [G, n] less their group's mean, by its deviation where `scale`.
 
+    Exactly 0 where all of a group are equal: the rounding of their mean would be scaled up to a large advantage.
+
     >>> group_advantages(jnp.array([[1.0, 3.0]])).round(3).tolist()
     [[-1.0, 1.0]]
     """
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    centred = _centred(rewards)
     return centred / (rewards.std(axis=1, keepdims=True) + 1e-6) if scale else centred
 
 
@@ -26,7 +28,13 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
     [[-3.0, -1.5, 4.5]]
     """
     n = rewards.shape[1]
-    return (rewards - rewards.mean(axis=1, keepdims=True)) * n / (n - 1)
+    return _centred(rewards) * n / (n - 1)
+
+
+def _centred(rewards: jax.Array) -> jax.Array:
+    """Each less its group's mean, exactly 0 where a group's rewards are all equal."""
+    equal = (rewards == rewards[:, :1]).all(axis=1, keepdims=True)
+    return jnp.where(equal, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
 
 
 def generalized_advantages(
@@ -69,6 +77,18 @@ def divergence_per_token(logprobs: jax.Array, reference: jax.Array, kind: str) -
     if kind == "k1":
         return gap
     return 0.5 * gap**2 if kind == "k2" else jnp.exp(-gap) - 1 + gap
+
+
+def steered_weight(weight: float, apart: float, target: float) -> float:
+    """The divergence's weight for the next step (arXiv 1909.08593, section 2.2): at most 2 % more or less.
+
+    apart: the mean divergence of a response in this step.
+
+    >>> steered_weight(0.1, apart=12.0, target=6.0), round(steered_weight(0.1, apart=5.4, target=6.0), 6)
+    (0.10200000000000001, 0.099)
+    """
+    error = min(max(apart / target - 1, -0.2), 0.2)
+    return weight * (1 + 0.1 * error)
 
 
 class Clipped(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gram_jax.checkpoint.models import at_its_step
 from gram_jax.console import Console
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
@@ -72,7 +73,7 @@ def rate(judge: Scorer, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]
     found = Rewards(judge, RewardForm("reference")).of(
         [prompt for prompt in prompts for _ in range(n)],
         [text for row in rows for text in row["responses"]],
-        [row["greedy"] for row in rows for _ in range(n)],
+        [[row["greedy"]] for row in rows for _ in range(n)],  # a list: empty text is one too
     )
     return np.array(found).reshape(len(rows), n)
 
@@ -119,7 +120,7 @@ def run_bon(
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": policy,
+        "policy": at_its_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
         "new": new,

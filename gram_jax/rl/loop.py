@@ -6,8 +6,8 @@ the model that the run began with.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +18,20 @@ import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import load_model
+from gram_jax.checkpoint.models import at_its_step, load_model
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
 from gram_jax.data.record_types import Prompt
-from gram_jax.errors import DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.recipes.reading import changed_values
+from gram_jax.rl.advantages import steered_weight
+from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
 from gram_jax.rl.policy import Policy
-from gram_jax.rl.prompts import read_prompts
+from gram_jax.rl.prompts import Prompts, read_prompts
 from gram_jax.rl.recipe import (
     FREE,
     RlRecipe,
@@ -37,7 +39,7 @@ from gram_jax.rl.recipe import (
     rl_recipe_to_toml,
     rl_recipe_values,
 )
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
@@ -50,10 +52,6 @@ from gram_jax.tree import Tree
 
 CHUNK = 2048  # rows of logits at once
 WIDTH = 64  # rows are a multiple of so many columns long
-EVEN = 1e-6
-
-# (prompts, sampled responses, greedy responses or None) -> a reward for each
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None], list[float]]
 
 
 class _Saved(NamedTuple):
@@ -85,7 +83,10 @@ def run_rl(
 ) -> RlResult:
     """Carry out a recipe, or go on with the run in its folder.
 
-    reward: in place of the recipe's judge. Raises RecipeError and DataError for what cannot be used, StoppedError after
+    reward: in place of the recipe's judge; for win rates it is asked for the policy's and for the start's greedy
+    responses, the latter in its third argument both times.
+
+    Raises RecipeError and DataError for what cannot be used, StoppedError after
     Ctrl-C or SIGTERM (the state is kept).
     """
     return _Learner(recipe, console or Console(), placement, reward).run()
@@ -109,10 +110,10 @@ class _Learner:
                 f"{recipe.rows} responses a step are not a multiple of {unit} parts x {self.place.batch_shards} batch "
                 "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
             )
-        start = recipe.policy.start
+        self.start = _pinned_start(self.folder, recipe.policy.start)
         with console.timed("load the policy"):
             loaded = Policy.load(
-                start,
+                self.start,
                 compute=recipe.execution.compute,
                 placement=self.place,
                 system=recipe.policy.system,
@@ -138,12 +139,17 @@ class _Learner:
         )
         self.prompts = read(recipe.data.train)
         self.valid = read(recipe.data.valid) if recipe.data.valid else self.prompts
-        self.judge = None
+        _check_room(self.prompts, self.cfg.context_length - sampling.new, sampling.new)
+        _check_room(self.valid, self.cfg.context_length - sampling.new, sampling.new)
+        self.judged = reward is None
         if reward is None:
-            self.judge = Scorer.load(
+            judge = Scorer.load(
                 recipe.reward.judge, compute=recipe.execution.compute, placement=judges
             )
-            reward = self._judged(self.judge)
+            reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
+            self.contest = judged_reward(judge, RewardForm("reference"))
+        else:
+            self.contest = reward
         self.reward = reward
         specs = dict(param_specs(self.cfg))
         if algorithm.kind == "ppo":
@@ -193,7 +199,7 @@ class _Learner:
                     recipe.run.steps, done=done, label="rl", unit="tokens"
                 ) as progress:
                     while done < recipe.run.steps:
-                        state, values = self._step(state, done)
+                        state, values = self._step(state, done, self._kl_weight(writer, done))
                         done += 1
                         writer.write(done, values)
                         shown = {name: values[name] for name in ("reward", "kl")}
@@ -221,7 +227,22 @@ class _Learner:
         newest_of = {k: v for row in writer.rows for k, v in row.items() if k != "step"}
         return RlResult(self.folder, done, newest_of)
 
-    def _step(self, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+    def _kl_weight(self, writer: MetricsWriter, done: int) -> float:
+        """Of the divergence in the next step: it follows from the figures of the last one, so it goes on exactly."""
+        algorithm = self.recipe.algorithm
+        if algorithm.kl_target is None or not done:
+            return algorithm.kl
+        weight, apart = writer.last("kl_weight"), writer.last("kl")
+        if weight is None or apart is None:
+            raise CheckpointError(
+                f"{writer.path} has no kl_weight and kl of step {done}, from which kl_target goes on: expected the "
+                "figures that the run wrote; bring the file back, or begin again in another run.folder"
+            )
+        return steered_weight(weight, apart, algorithm.kl_target)
+
+    def _step(
+        self, state: TrainState, number: int, kl_weight: float
+    ) -> tuple[TrainState, dict[str, float]]:
         recipe, sampling = self.recipe, self.recipe.sampling
         chosen = self.prompts.draw(sampling.prompts, number, recipe.run.seed)
         once = [self.prompts.prompts[at] for at in chosen]
@@ -238,13 +259,9 @@ class _Learner:
         if recipe.reward.against == "greedy":
             plain = policy.write(once, new=sampling.new, temperature=0).texts
             greedy = [text for text in plain for _ in range(sampling.group)]
-        rewards = np.array(self.reward(asked, written.texts, greedy), np.float32)
-        if rewards.shape != (recipe.rows,) or not np.isfinite(rewards).all():
-            raise DataError(
-                f"the reward function gave {rewards.shape} for {recipe.rows} responses, or values that are not finite"
-            )
+        rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
-            recipe.algorithm,
+            replace(recipe.algorithm, kl=kl_weight),
             [self.prompts.tokens[at] for at in chosen],
             written.samples,
             rewards,
@@ -263,7 +280,7 @@ class _Learner:
             raise NonFiniteError(
                 f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
             )
-        return state, means | figures
+        return state, means | figures | {"kl_weight": kl_weight}
 
     def _parts(self, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
         """The minibatches of all epochs, drawn by (seed, step)."""
@@ -278,41 +295,22 @@ class _Learner:
         return self.place.constrain(jnp.asarray(x)[at], "batch", *(None for _ in x.shape[1:]))
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
-        """P(better than what the start writes), greedy against greedy, on held-out prompts."""
+        """Against what the start writes, greedy against greedy, on held-out prompts."""
         prompts, new = self.valid.prompts[: self.recipe.evaluate.limit], self.recipe.sampling.new
-        if self.judge is None:
-            return {}
         ours = (
             self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
         )
         theirs = self.policy.write(prompts, new=new, temperature=0).texts
-        found = np.array(Rewards(self.judge, RewardForm("reference")).of(prompts, ours, theirs))
-        return {
-            "win_rate": float(
-                (found > 0.5 + EVEN).mean() + 0.5 * (abs(found - 0.5) <= EVEN).mean()
-            ),
-            "p_better_than_start": float(found.mean()),
-        }
-
-    def _judged(self, judge: Scorer) -> RewardFunction:
-        asked = self.recipe.reward
-        against = "reference" if asked.against == "greedy" else asked.against
-        form = RewardForm(against, asked.as_, (), asked.length_penalty)
-
-        def reward(
-            prompts: Sequence[Prompt], texts: Sequence[str], greedy: Sequence[str] | None
-        ) -> list[float]:
-            # Empty text is no reference of its own accord: it is one here.
-            references = None if greedy is None else [[text] for text in greedy]
-            return Rewards(judge, form, warn=False).of(prompts, texts, references)
-
-        return reward
+        won, gain = against_the_start(self.contest, prompts, ours, theirs)
+        if self.judged:  # where a response equal to the start's has 0.5
+            return {"win_rate": won, "p_better_than_start": 0.5 + gain}
+        return {"win_rate": won, "gain_over_start": gain}
 
     def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
         if newest is not None:
             return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
         dtype = self.recipe.policy.dtype
-        params = dict(load_model(self.recipe.policy.start, self.place, dtype)[1])
+        params = dict(load_model(self.start, self.place, dtype)[1])
         if VALUE in self.abstract.params:
             shape = self.abstract.params[VALUE]
             params[VALUE] = jax.device_put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
@@ -341,6 +339,33 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
     return policy, make_placement({"data": -1}, devices=devices[-apart:])
 
 
+def _form(recipe: RlRecipe) -> RewardForm:
+    asked = recipe.reward
+    against = "reference" if asked.against == "greedy" else asked.against
+    return RewardForm(against, asked.as_, asked.references, asked.length_penalty)
+
+
+def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
+    """The data's preferred responses, where responses are compared with these. Raises DataError where there is none."""
+    if recipe.reward.against != "reference" or recipe.reward.references:
+        return None
+    if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
+        raise DataError(
+            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}: '
+            f"{lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+        )
+    return prompts.preferred
+
+
+def _check_room(prompts: Prompts, room: int, new: int) -> None:
+    """Raises RecipeError for a prompt that leaves the model no room to answer: now, and not when it is drawn."""
+    if (longest := max(map(len, prompts.tokens))) > room:
+        raise RecipeError(
+            f"a prompt has {longest} tokens and there is room for {max(0, room)} beside {new} new ones in the model's "
+            "context: lower [sampling] prompt_length, which leaves out longer ones, or [sampling] new"
+        )
+
+
 def _open(folder: Path, recipe: RlRecipe) -> None:
     """Make the run's folder, or check that what is there is this run."""
     path = folder / "recipe.toml"
@@ -357,6 +382,14 @@ def _open(folder: Path, recipe: RlRecipe) -> None:
             f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.folder"
         )
     path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+
+
+def _pinned_start(folder: Path, start: str) -> str:
+    """The start as it was when the run began: another run's newest checkpoint may be a later one by now."""
+    path = folder / "start.json"
+    if not path.exists():
+        path.write_text(json.dumps({"start": at_its_step(start)}) + "\n", encoding="utf-8")
+    return str(json.loads(path.read_text(encoding="utf-8"))["start"])
 
 
 def _weights(params: Tree) -> Tree:

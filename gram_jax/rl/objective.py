@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import Sequences
+from gram_jax.model.attention.scores import dot
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.execution import Execution
@@ -69,11 +70,7 @@ def views(
     @jax.checkpoint
     def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         h, target = piece
-        precision = "highest" if h.dtype == jnp.float32 else "default"
-        logits = jnp.einsum(
-            "btd,vd->btv", h, table, precision=precision, preferred_element_type=jnp.float32
-        )
-        logits = jax.nn.log_softmax(logits / temperature, axis=-1)
+        logits = jax.nn.log_softmax(dot("btd,vd->btv", h, table) / temperature, axis=-1)
         aimed = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return aimed, -(jnp.exp(logits) * logits).sum(-1)
 

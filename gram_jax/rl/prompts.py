@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
+from gram_jax.data.record_types import Preference, Prompt
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
 from gram_jax.rl.policy import Policy
@@ -13,10 +13,11 @@ from gram_jax.rl.policy import Policy
 
 @dataclass(frozen=True)
 class Prompts:
-    """Different prompts, with their tokens as the policy reads them."""
+    """Different prompts, with their tokens as the policy reads them, and the responses that people preferred."""
 
     prompts: list[Prompt]
     tokens: list[np.ndarray]
+    preferred: dict[Prompt, str]
 
     def draw(self, count: int, number: int, seed: int) -> list[int]:
         """Which prompts step `number` takes: every prompt once before any comes again."""
@@ -50,4 +51,9 @@ def read_prompts(
         raise DataError(f"{source}: none of {len(prompts)} prompts has at most {longest} tokens")
     if len(kept) < len(prompts):
         console.say(f"{source}: {len(kept):,} of {len(prompts):,} prompts are taken")
-    return Prompts([prompts[at] for at in kept], [tokens[at] for at in kept])
+    preferred = {
+        record.prompt: record.chosen
+        for record in reversed(records)  # the first one of a prompt stays
+        if isinstance(record, Preference) and not record.tie
+    }
+    return Prompts([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)

@@ -50,10 +50,13 @@ class Reward:
 
     judge: Annotated[str, Field(min_length=1)]
     """the model whose verdicts are the reward"""
-    against: Literal["greedy", "group", "circle"] = "greedy"
-    """what a response is compared with: the policy's own "greedy" response (the paper's), or others to the prompt"""
-    as_: Literal["probability", "log_odds"] = "probability"
-    """of being better"""
+    against: Literal["greedy", "group", "circle", "reference"] = "greedy"
+    """what a response is compared with: the policy's own "greedy" response (the paper's), others to the prompt, or
+    "reference" texts"""
+    references: tuple[str, ...] = ()
+    """texts that all responses are compared with; none: the response that the data prefers for the prompt"""
+    as_: Literal["probability", "log_odds", "normalised"] = "probability"
+    """of being better; "normalised" log-odds have mean 0 and deviation 1 among a prompt's responses"""
     length_penalty: NotNegative = 0.0
     """taken off for every 1,000 characters"""
     devices: Count = 0
@@ -106,6 +109,8 @@ class Algorithm:
     """how far the ratio to the policy that wrote may move from 1"""
     kl: NotNegative = 0.05
     """weight of the divergence from the start: of rewards in ppo and rloo, of the loss in grpo"""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """divergence of a response that the weight is steered to, by at most 2 % a step; none: the weight stays"""
     discount: Share = 1.0
     """gamma of GAE"""
     trace: Share = 0.95
@@ -194,8 +199,17 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
     sampling, algorithm, reward = recipe.sampling, recipe.algorithm, recipe.reward
     if algorithm.kind != "ppo" and sampling.group < 2:
         yield f"[sampling] group = {sampling.group}: {algorithm.kind} compares within groups of at least 2"
-    if reward.against != "greedy" and sampling.group < 2:
+    if reward.against in ("group", "circle") and sampling.group < 2:
         yield f'[sampling] group = {sampling.group}: against = "{reward.against}" needs at least 2'
+    if reward.as_ == "normalised" and sampling.group < 2:
+        yield f'[sampling] group = {sampling.group}: as_ = "normalised" leaves 0 of a group below 2'
+    if reward.references and reward.against != "reference":
+        yield f'[reward] references are for against = "reference", found "{reward.against}"'
+    if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl):
+        yield (
+            f"[algorithm] kl_target = {algorithm.kl_target}: expected ppo or rloo, and a kl above 0 at first; found "
+            f"{algorithm.kind} and kl = {algorithm.kl}"
+        )
     if problem := check_saves(recipe.checkpoint):
         yield problem
     unit = algorithm.minibatches * algorithm.microbatches

@@ -5,6 +5,7 @@ follows from its own key: what is sampled for it does not depend on what is samp
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from gram_jax.batch import Array, Sequences
 from gram_jax.errors import DataError
 from gram_jax.model.attention import attention
+from gram_jax.model.attention.scores import dot
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import (
     at_use,
@@ -63,10 +65,13 @@ def sample(
 
     prompts: token ids. temperature 0 takes the likeliest token; top_p keeps the likeliest ones that together have that
     probability. seed: of the noise; row r of the prompts has its own, whatever the batches. rows: worked on at a time,
-    made a multiple of the mesh's batch shards. Raises DataError for an empty prompt, and for one that leaves no room in
-    the model's context.
+    made a multiple of the mesh's batch shards. The pass over the prompts takes the best attention that tells their
+    padding apart, whatever the execution names. Raises DataError for an empty prompt, and for one that leaves no room
+    in the model's context.
     """
     _check(cfg, prompts, new, temperature, top_p)
+    # Padding stands before the prompts: rows do not begin with their only document, as packed = False would promise.
+    execution = replace(execution, attention="auto", packed=True)
     shards = execution.placement.batch_shards
     rows = -(-min(rows, max(1, len(prompts))) // shards) * shards
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
@@ -278,10 +283,10 @@ def _look_back(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array
     """Attention of one query a row. q: [B, 1, N, H]; keys, values: [B, T, K, H]; seen: bool [B, T]."""
     rows, _, count, size = q.shape
     grouped = q.reshape(rows, keys.shape[2], count // keys.shape[2], size)
-    scores = jnp.einsum("bkgh,btkh->bkgt", grouped, keys, preferred_element_type=jnp.float32)
+    scores = dot("bkgh,btkh->bkgt", grouped, keys)
     scores = jnp.where(seen[:, None, None], scores * size**-0.5, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkgt,btkh->bkgh", weights, values, preferred_element_type=jnp.float32)
+    mixed = dot("bkgt,btkh->bkgh", weights, values)
     return mixed.astype(q.dtype).reshape(q.shape)
 
 
@@ -289,7 +294,7 @@ def _logits(params: Tree, cfg: ModelConfig, x: jax.Array, execution: Execution) 
     """Of the residual stream's last column [B, D]: f32 [B, V]."""
     hidden = rms_norm(x, params["final_norm"], cfg.norm_eps)
     table = unembedding(params, cfg).astype(execution.compute)
-    return jnp.einsum("bd,vd->bv", hidden, table, preferred_element_type=jnp.float32)
+    return dot("bd,vd->bv", hidden, table)
 
 
 def _choose(
