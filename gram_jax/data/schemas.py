@@ -167,7 +167,8 @@ def detect_schema(name: str, where: str, sample: Sequence[Fields]) -> Schema:
     if named:
         return max(reversed(named), key=lambda schema: len(schema.fields))
     found = list(dict.fromkeys(field for row in sample for field in row))
-    forms = sorted(_ALL, key=lambda schema: schema.name not in _PLAIN)
+    plain = [SCHEMAS[name] for name in _PLAIN]
+    forms = [*plain, *(schema for schema in _ALL if schema not in plain)]
     near = max(forms, key=lambda s: len(set(s.fields) & set(found)) / len(s.fields))
     missing = [field for field in near.fields if field not in found]
     advice = "rename the fields to those of a schema"
