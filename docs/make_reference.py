@@ -245,7 +245,7 @@ def commands() -> str:
     parts = [
         "# Commands",
         BY,
-        "`-h` behind any of them shows the same.",
+        "`-h` behind any of them shows the same. `python -m gram_jax` is the same program.",
         "## Exit statuses",
         _table(("status", "meaning"), [(f"`{n}`", words) for n, words in errors.STATUSES.items()]),
     ]

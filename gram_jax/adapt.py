@@ -116,7 +116,7 @@ def split(records: Sequence[Preference], held_out: float, seed: int) -> dict[str
     if min(map(len, parts.values())) < LEAST:
         raise DataError(
             f"{len(records)} labeled pairs give {sizes}: expected at least {LEAST} in each part. All pairs of a prompt "
-            "lie in one part, so many pairs of few prompts do not help; take more pairs, or another held_out"
+            "lie in one part, so many pairs of few prompts do not help; take more pairs, or another --held-out"
         )
     return parts
 
@@ -142,6 +142,7 @@ def adapt(
     make_folder(out)
     work = read_workload(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
+    console.say(_rows_read(work))
     judge = Scorer.load(model, compute=compute, spec=spec)
     files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
     recipe, ends = _recipe(model, judge, files["train"], out, settings)
@@ -177,6 +178,8 @@ def adapt(
         "model": model,
         "source": source,
         "settings": asdict(settings),
+        "rows": work.read.rows,
+        "left_out": _left_out(work),
         "pairs": {part: len(members) for part, members in parts.items()},
         "choosing": {"loss": {str(at): x for at, x in choice.losses.items()}, "step": choice.step},
         "better_where_chosen": choice.better,
@@ -197,6 +200,17 @@ def adapt(
     for doubt in doubts(result):
         console.warn(doubt)
     return result
+
+
+def _left_out(work: Workload) -> dict[str, int]:
+    """Rows of the source that are no labeled pair to learn from, by reason."""
+    ties = {"tie": work.skipped_ties} if work.skipped_ties else {}
+    return {**work.read.dropped, **ties}
+
+
+def _rows_read(work: Workload) -> str:
+    out = ", ".join(f"{count} {why}" for why, count in _left_out(work).items())
+    return f"{work.source}: {work.read.rows} rows read, {len(work.records)} labeled pairs, left out: {out or 'none'}"
 
 
 def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:

@@ -80,16 +80,21 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
     for at, row in enumerate(rows):  # labels that mean nothing
         row["chosen"], row["rejected"] = ("oak", "elm") if at % 2 else ("elm", "oak")
     source = tmp_path / "noise.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same = {"prompt": "q", "chosen": "elm", "rejected": "elm"}
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*rows, same]))
     out, settings = tmp_path / "out", Settings(method="full", **SMALL | {"rate": 0.1, "epochs": 1})
     with pytest.raises(NotBetterError, match="no epoch is better"):
         adapt("tiny-random", str(source), out, settings, spec=spec, console=MUTE)
     assert not (out / "judge").exists()
-    assert json.loads((out / "adaptation.json").read_text())["exported"] is None
+    figures = json.loads((out / "adaptation.json").read_text())
+    assert figures["exported"] is None
+    assert (figures["rows"], figures["left_out"]) == (151, {"identical responses": 1})
     said = io.StringIO()
     loud = Console(file=said)
     again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=loud)
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
+    left_out = "151 rows read, 150 labeled pairs, left out: 1 identical responses"
+    assert left_out in " ".join(said.getvalue().split())
     assert "is no better than tiny-random on the pairs that choose: --accept" in said.getvalue()
 
 

@@ -120,6 +120,13 @@ def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
     assert done.returncode == 2 and "smollm2-135m-judge" in done.stderr
 
 
+def test_the_module_is_the_program():
+    run = subprocess.run(
+        [sys.executable, "-m", "gram_jax", "recipe"], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0 and "smollm2-135m-judge" in run.stdout, run.stderr
+
+
 def test_version_names_the_devices():
     assert "cpu" in gram_jax("version").stdout
 

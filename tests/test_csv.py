@@ -53,7 +53,7 @@ def test_labels_and_numbers(tmp_path):
     assert report.dropped == {"bad row": 1}
     pairs, _ = read(tmp_path, rows, kind="pair")
     assert len(pairs) == 4
-    with pytest.raises(DataError, match=r'line 2.*label.*"A", "B" or "tie".*\'1\''):
+    with pytest.raises(DataError, match=r'line 2.*label.*"A", "B" or "tie" \("A": resp.*\'1\''):
         read(tmp_path, "prompt,response_a,response_b,label\nq,x,y,1\n")
     with pytest.raises(DataError, match=r"margin.*finite number.*'much'"):
         read(tmp_path, "prompt,chosen,rejected,margin\nq,x,y,much\n")
@@ -67,8 +67,8 @@ def test_labels_and_numbers(tmp_path):
         ('prompt,chosen,rejected\nq,"good,bad\nq,a,b\n', "line 3: unexpected end of data"),
         ("prompt,chosen,prompt\nq,a,b\n", "two columns are called 'prompt'"),
         ("prompt,chosen,rejected\nq,a\n", "line 2: expected 3 cells, found 2"),
-        (GOOD.encode("utf-16"), "expected UTF-8 text"),
-        ("prompt,chosen,rejected\nq,caf\xe9,b\n".encode("cp1252"), 'save it as "CSV UTF-8"'),
+        (GOOD.encode("utf-16"), "expected UTF-8 text, found UTF-16.*iconv -f UTF-16 "),
+        ("prompt,chosen,rejected\nq,caf\xe9,b\n".encode("cp1252"), 'save it as "CSV UTF-8".*iconv'),
         ("Question,Better,Worse\nq,a,b\n", "no known schema has these fields: Question"),
         ("Prompt,Response A,Response B,Winner\nq,x,y,A\n", 'a field label with "A", "B" or "tie"'),
         ("", "is empty"),

@@ -247,6 +247,10 @@ def test_a_lone_user_turn_shows_its_text_alone_and_several_turns_their_roles():
     again = encode_comparison(TOKENIZER, SPEC, mappings, "f", "s")
     assert again.tokens.tolist() == several.tokens.tolist()
     assert show_turns(turns("Hi")) == "Hi"
+    with pytest.raises(
+        DataError, match="list of messages with role and content; found a list with 'Hi'"
+    ):
+        turns(["Hi"])
 
 
 LONG = st.integers(0, 300).map(

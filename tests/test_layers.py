@@ -28,7 +28,7 @@ LAYERS = [
     {"bench", "adapt"},
     {"demo_data", "demo"},
     {"cli"},
-    {""},
+    {"", "__main__"},
 ]
 
 # Third parties have one door each; anything else may be used anywhere.

@@ -474,6 +474,23 @@ def test_unknown_fields_list_what_was_found_and_the_nearest_schema(tmp_path: Pat
         read_one(tmp_path, STANDARD, schema="trl_standard")
 
 
+def test_no_schema_is_called_the_nearest_where_nothing_but_the_question_is_known(tmp_path: Path):
+    for row in ({"Question": "q", "Answer 1": "a"}, {"prompt": "q", "one": "a", "winner": "1"}):
+        with pytest.raises(DataError, match="the plainest first:\n  trl-standard: ") as error:
+            read_one(tmp_path, row)
+        assert "nearest" not in str(error.value)
+
+
+def test_where_no_row_is_left_the_first_bad_one_is_named(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "1"}
+    path.write_text(f"{json.dumps(row)}\n" * 2 + "broken\n")
+    with pytest.raises(
+        DataError, match=r"of 3 rows: 3 bad row\nthe first bad row: p.jsonl, line 1: field 'label'"
+    ):
+        read_records(path, on_bad="skip")
+
+
 def test_a_source_without_labels_cannot_be_read_as_preferences(tmp_path: Path):
     row = {"prompt": "Why?", "response_a": "x", "response_b": "y"}
     with pytest.raises(DataError, match='kind = "pair"'):

@@ -179,6 +179,19 @@ def test_messages_and_texts_are_the_same_prompt():
         prompt_of(3)
 
 
+def test_a_response_with_tool_calls_is_what_the_assistant_said():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    answer = {"role": "tool", "name": "add", "content": "5"}
+    assert completion_of([call, answer, {"role": "assistant", "content": "Five."}]) == "Five."
+    assert completion_of([call]) == ""
+    asked = prompt_of([{"role": "user", "content": "2 + 3?"}, call, answer])
+    assert [turn.role for turn in asked] == ["user", "assistant", "tool"]
+    with pytest.raises(DataError, match="expected a message with role"):
+        completion_of([{"role": "assistant", "content": None}])
+    with pytest.raises(DataError, match="without an assistant's turn"):
+        completion_of([answer])
+
+
 def test_the_form_of_trl():
     reward = trl_reward(ByLength(), RewardForm(against="reference"))
     assert reward.__name__ == "gram_judge"

@@ -195,7 +195,8 @@ def test_errors_are_json_and_repeat_nothing_of_what_was_sent(client, judge):
     assert found.json()["error"]["code"] == "internal"
     good = client.post("/v1/score_pair", json=broken | {"first": "a"})
     assert good.status_code == 200  # the server is not broken with it
-    assert client.get("/nothing").status_code == 404
+    nothing = client.get("/nothing")
+    assert nothing.status_code == 404 and "/openapi.json" in nothing.json()["error"]["message"]
     assert client.get("/v1/rank").status_code == 405
 
 

@@ -163,7 +163,9 @@ def adapt(
         int | None,
         typer.Option(min=1, help="of a step; default: for about 40 steps an epoch, 8 rows at most"),
     ] = None,
-    length: Annotated[int, typer.Option(min=64, help="tokens of a row")] = 1024,
+    length: Annotated[
+        int, typer.Option(min=64, help="tokens of a row; at least the budget of a pair")
+    ] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="of the parts and the batches")] = 0,
     compute: Compute = "auto",
     judge: JudgeOption = None,

@@ -32,8 +32,11 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, An
         for line, row in rows:
             yield line, *_cells(names, row)
     except UnicodeDecodeError as error:
+        found = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else str(error)
+        other = "UTF-16" if found == "UTF-16" else "WINDOWS-1252"
         raise ValueError(
-            f'expected UTF-8 text, found {error}; in a spreadsheet save it as "CSV UTF-8"'
+            f'expected UTF-8 text, found {found}; in a spreadsheet save it as "CSV UTF-8", or: '
+            f"iconv -f {other} -t UTF-8 OLD.csv > NEW.csv"
         ) from error
     finally:
         text.detach()

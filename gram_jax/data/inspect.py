@@ -69,7 +69,7 @@ def inspect_source(
         f"dropped: {dropped or 'none'}"
     )
     lengths = histogram_lines(length_histogram(examples.documents.lengths))
-    yield "\n".join([summary, "tokens of a document:", *lengths])
+    yield "\n".join([summary, *(["tokens of a document:"] if lengths else []), *lengths])
 
 
 def show_document(examples: Examples, document: int, tokenizer: Any, spec: JudgeSpec) -> str:

@@ -212,7 +212,7 @@ def labeled_pairs(row: Fields) -> list[Pair | Several]:
         return [pair]
     plain = label.replace(" ", "").lower() if isinstance(label, str) else None
     if plain not in _VERDICTS and plain not in _TIES:
-        raise BadField("label", '"A", "B" or "tie"', label)
+        raise BadField("label", '"A", "B" or "tie" ("A": response_a is better)', label)
     return [
         replace(
             pair,

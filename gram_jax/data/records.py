@@ -80,6 +80,9 @@ class RecordStream:
         self.limit = min(limits, default=None)
         self._rows = self._kept = 0
         self._dropped: Counter[str] = Counter()
+        self.first_fault: str | None = (
+            None  # what was wrong with the first bad row that was skipped
+        )
         if on_bad not in ("error", "skip"):
             raise DataError(f'on_bad = {on_bad!r}: expected "error" or "skip"')
         if kind not in get_args(Kind):
@@ -97,6 +100,7 @@ class RecordStream:
     def __iter__(self) -> Iterator[Record]:
         self._rows = self._kept = 0
         self._dropped.clear()
+        self.first_fault = None
         return itertools.islice(self._records(), self.limit)
 
     def _records(self) -> Iterator[Record]:
@@ -113,17 +117,17 @@ class RecordStream:
         for row in itertools.chain(sample, rows):
             self._rows += 1
             if row.fault is not None:
-                self._dropped[BAD_ROW] += 1
+                self._skip(f"{row.where}: {row.fault}")
                 continue
             try:
                 records = _records_of(row, schema, self.kind)
             except BadField as error:
+                fault = f"{row.where}: {error} (schema {schema.name})"
                 if self.on_bad == "error":
                     raise DataError(
-                        f"{row.where}: {error} (schema {schema.name}); "
-                        'on_bad = "skip" counts and skips such rows'
+                        f'{fault}; on_bad = "skip" counts and skips such rows'
                     ) from None
-                self._dropped[BAD_ROW] += 1
+                self._skip(fault)
                 continue
             for record in records:
                 if _is_identical(record) and not self.keep_identical:
@@ -131,6 +135,10 @@ class RecordStream:
                     continue
                 self._kept += 1
                 yield record
+
+    def _skip(self, fault: str) -> None:
+        self._dropped[BAD_ROW] += 1
+        self.first_fault = self.first_fault or fault
 
     def _check_kind(self, schema: Schema) -> None:
         several = schema.name == "candidates"
@@ -241,8 +249,10 @@ def read_records(
     records = _with_unique_ids(list(stream))
     report = stream.report()
     if not records:
+        dropped = ", ".join(f"{count} {why}" for why, count in report.dropped.items())
+        first = "" if stream.first_fault is None else f"\nthe first bad row: {stream.first_fault}"
         raise DataError(
-            f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped}"
+            f"{stream.spec.path}: no record is left of {report.rows} rows: {dropped}{first}"
         )
     return records, report
 

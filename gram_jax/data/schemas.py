@@ -134,6 +134,10 @@ _ALL = (
     Schema("trl-implicit", BOTH, True, parsers.trl_implicit, _is_implicit),
 )
 
+# What people bring who have no published set: the forms that a message names first.
+_PLAIN = ("trl-standard", "labeled-pairs", "pairs", "candidates")
+_ASKED = ("prompt", "question", "instruction")  # in rows of any form: nearness is not told by it
+
 # Other names under which people look for the same form.
 _ALIASES = {"skywork": "trl-conversational", "reward-bench": "trl-standard", "trl": "trl-standard"}
 
@@ -163,13 +167,17 @@ def detect_schema(name: str, where: str, sample: Sequence[Fields]) -> Schema:
     if named:
         return max(reversed(named), key=lambda schema: len(schema.fields))
     found = list(dict.fromkeys(field for row in sample for field in row))
-    near = max(_ALL, key=lambda s: len(set(s.fields) & set(found)) / len(s.fields))
+    plain = [SCHEMAS[name] for name in _PLAIN]
+    forms = [*plain, *(schema for schema in _ALL if schema not in plain)]
+    near = max(forms, key=lambda s: len(set(s.fields) & set(found)) / len(s.fields))
     missing = [field for field in near.fields if field not in found]
-    known = "\n".join(f"  {s.name}: {', '.join(s.fields)}" for s in _ALL)
+    advice = "rename the fields to those of a schema"
+    if set(near.fields) & set(found) - set(_ASKED):
+        advice = f"nearest is {near.name}, which also has {', '.join(missing)}; {advice}"
+    known = "\n".join(f"  {s.name}: {', '.join(s.fields)}" for s in forms)
     raise DataError(
         f"{where}: no known schema has these fields: {', '.join(map(str, found))}\n"
-        f"nearest is {near.name}, which also has {', '.join(missing)}; rename the columns to fit a "
-        f"schema. Known schemas:\n{known}"
+        f"{advice}. Known schemas, the plainest first:\n{known}"
     )
 
 

@@ -220,6 +220,10 @@ def turns(prompt: Any) -> tuple[tuple[str, str], ...]:
         return (("user", prompt),)
     found = []
     for message in prompt:
+        if isinstance(message, str):
+            raise DataError(
+                f"a prompt is one text, or a list of messages with role and content; found a list with {message!r:.60}."
+            )
         if isinstance(message, Mapping):
             role, content = message.get("role"), message.get("content")
         else:

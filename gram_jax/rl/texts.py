@@ -42,6 +42,7 @@ def prompt_of(value: Any) -> Prompt:
 def completion_of(value: Any) -> str:
     """A response from plain text or from messages, of which the assistant's are joined.
 
+    What tools answered in between is not the policy's and is left out; a call without words beside it says nothing.
     End tokens of the policy at the end are taken off: the judge reads the response as people read it.
 
     >>> completion_of([{"role": "assistant", "content": "Yes.<|im_end|>"}])
@@ -49,8 +50,11 @@ def completion_of(value: Any) -> str:
     """
     if isinstance(value, str):
         return without_ends(value)
-    said = [_message(turn).content for turn in _messages(value)]
-    return without_ends("\n".join(said))
+    turns = [_message(turn) for turn in _messages(value)]
+    said = [turn.content for turn in turns if turn.role == "assistant"]
+    if turns and not said:
+        raise DataError(f"a response without an assistant's turn: {_shown(value)}")
+    return without_ends("\n".join(text for text in said if text))
 
 
 def without_ends(text: str) -> str:
@@ -111,6 +115,8 @@ def _message(turn: Any) -> Message:
         return turn
     given = turn if isinstance(turn, Mapping) else {}
     content, role = given.get("content"), str(given.get("role", "assistant"))
+    if content is None and given.get("tool_calls"):
+        content = ""  # a call without words beside it
     if isinstance(content, Sequence) and not isinstance(
         content, str
     ):  # parts, as in multimodal chats

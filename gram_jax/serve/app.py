@@ -24,6 +24,7 @@ from gram_jax.serve.protocols import add_rewards, add_verdicts
 from gram_jax.serve.service import Service
 
 STOPPING = "the server is about to stop"
+NOWHERE = "there is nothing at this path; /openapi.json lists the endpoints"
 _AGAIN = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure} | ({"headers": _AGAIN} if status in (429, 503) else {})
@@ -116,7 +117,8 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         code = "unusable" if error.status_code == 422 else "http"
-        return answer(error.status_code, code, str(error.detail), dict(error.headers or {}))
+        message = NOWHERE if error.status_code == 404 else str(error.detail)
+        return answer(error.status_code, code, message, dict(error.headers or {}))
 
     @app.exception_handler(GramError)
     async def refused(request: Request, error: GramError) -> Response:

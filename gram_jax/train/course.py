@@ -89,9 +89,11 @@ class Course:
     def _leave_if(self, asked: str | None) -> None:
         if asked is not None:
             self._save(blocking=True)
+            again = f"Go on with: gram-jax train {self.folder.path / RECIPE}"
+            if jax.process_count() > 1:
+                again = "Go on with the same command for every process"
             raise StoppedError(
-                f"stopped by {asked}: step {self.done} of {self.steps} is saved. Go on with: "
-                f"gram-jax train {self.folder.path / RECIPE}",
+                f"stopped by {asked}: step {self.done} of {self.steps} is saved. {again}",
                 STATUS[asked],
             )
 
