@@ -6,6 +6,8 @@ PY      = $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
 # libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` does without.
 TPU    ?= yes
+# `make test SLOW=1` leaves nothing out; without, what is marked slow: variants of what is tested anyway.
+SLOW   ?=
 # Tests run in so many processes; most of a test is one compilation, which keeps one core busy.
 WORKERS ?= 2
 
@@ -40,7 +42,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(PY) -m ruff check gram_jax tests benchmarks launch docs
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(TESTS)
 	test -n "$(TESTS)" || $(MAKE) types
 
 lint: $(VENV)/.ready-dev

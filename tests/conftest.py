@@ -67,6 +67,12 @@ def cube() -> Placement:
 
 
 @pytest.fixture(scope="session")
+def program_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the modules that ask for it (`compiled_programs` in tiny_runs.py) keep programs, for each other too."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real preference data beside the checkout; tests that read it skip where it is absent."""
     default = Path(__file__).parents[2] / "shared" / "data"

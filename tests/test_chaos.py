@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_runs_that_are_killed_at_random_end_as_if_nothing_had_happened():
-    command = [sys.executable, ROOT / "benchmarks" / "chaos.py", "--kills", "4", "--per-run", "2"]
+    command = [sys.executable, ROOT / "benchmarks" / "chaos.py", "--kills", "2", "--per-run", "2"]
     done = subprocess.run(
-        [*command, "--stages", "judge", "write"],
+        [*command, "--stages", "judge"],
         capture_output=True,
         text=True,
         timeout=600,
@@ -19,5 +19,5 @@ def test_runs_that_are_killed_at_random_end_as_if_nothing_had_happened():
         | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills in" in done.stdout
+    assert "2 kills in" in done.stdout
     assert "DIFFERS" not in done.stdout

@@ -76,13 +76,13 @@ def tiny_recipe(stage: str, folder: Path, **changes: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Programs that several tests of a module compile are compiled once."""
+def compiled_programs(program_folder):
+    """Programs that several tests compile are compiled once."""
     before = (
         jax.config.jax_compilation_cache_dir,
         jax.config.jax_persistent_cache_min_compile_time_secs,
     )
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_compilation_cache_dir", str(program_folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield
     jax.config.update("jax_compilation_cache_dir", before[0])
