@@ -30,7 +30,7 @@ from gram_jax.evals.calibration import (
 )
 from gram_jax.evals.evaluation import Workload, read_workload
 from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
-from gram_jax.evals.intervals import Tally, share
+from gram_jax.evals.intervals import Interval, Tally, share, wilson_interval
 from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.judge import JudgeSpec
@@ -300,9 +300,7 @@ def _recipe(
 def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
     """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
     gain = Tally.of((1.0 + after.correct - before.correct) / 2, after.cluster, after.subset)
-    bounds = gain.interval(share)
-    assert bounds is not None  # credits of 0, 0.5 and 1 are a share
-    low, high = bounds
+    low, high = _gain_interval(gain)
     found = {
         name: {
             "accuracy": float(verdicts.correct.mean()),
@@ -320,8 +318,19 @@ def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str
     found["after"]["nll_with_temperature"] = negative_log_likelihood(after.margin, temperature)
     return found | {
         "gain": 2 * gain.value(share) - 1,
-        "gain_interval": (2 * low - 1, 2 * high - 1),
+        "gain_interval": (low, high),
     }
+
+
+def _gain_interval(gain: Tally) -> Interval:
+    """95 %, of a tally with 0, 0.5 and 1 for a pair that got worse, stayed and got better."""
+    if (gain.credit == gain.count / 2).all():
+        # Nothing to draw samples from: so many prompts may change unseen, one way or the other.
+        unseen = wilson_interval(0, gain.prompts())[1]
+        return -unseen, unseen
+    bounds = gain.interval(share)
+    assert bounds is not None  # such credits are a share
+    return 2 * bounds[0] - 1, 2 * bounds[1] - 1
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
