@@ -235,3 +235,20 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     (_, compiled), (found, again) = counts
     assert found > 0
     assert again < compiled / 5
+
+
+def test_a_warm_up_compiles_for_pairs_and_what_rankings_need_only_when_asked(judge, monkeypatch):
+    shapes = []
+    core = judge.core
+    monkeypatch.setattr(core, "_run_forest", lambda forest, shape: shapes.append(shape) or 0)
+    monkeypatch.setattr(core, "_run_rows", lambda batch: 0)
+    core.warm_up()
+    judge.warm_up()
+    assert core.tree_shape not in shapes
+    judge.warm_up(rankings=True)
+    assert shapes[-1] == core.tree_shape
+
+
+def test_the_work_since_a_moment_is_the_difference():
+    before, now = core_module.Work(1, 2, 3, 4, 5, 6), core_module.Work(10, 20, 30, 40, 50, 60)
+    assert now - before == core_module.Work(9, 18, 27, 36, 45, 54)
