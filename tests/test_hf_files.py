@@ -144,6 +144,17 @@ def test_sharded_files_and_their_index_hold_the_same_model(tmp_path, one_device)
         load_hf(tmp_path / "many", one_device, None)
 
 
+def test_two_files_have_an_index_and_one_has_none(tmp_path, one_device):
+    cfg = tiny_config("llama", True)
+    params = random_params(cfg, one_device)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    for count, room in [(1, weights), (2, 2 * weights // 3)]:
+        folder = export_hf(tmp_path / str(count), cfg, params, **PLAIN, shard_bytes=room)
+        assert len(list(folder.glob("*.safetensors"))) == count
+        assert (folder / "model.safetensors.index.json").exists() is (count == 2)
+        assert_same_bits(load_hf(folder, one_device, None)[1], params)
+
+
 def test_an_index_that_contradicts_its_files_is_refused(tmp_path, one_device):
     cfg = tiny_config("llama", True)
     folder = tmp_path / "model"
@@ -242,6 +253,16 @@ def test_texts_of_others_need_no_manifest_and_ours_do(tmp_path):
     hf_files.check_texts(tmp_path)
     with pytest.raises(CheckpointError, match="manifest"):
         hf_files.check_texts(tmp_path, ours=True)
+
+
+def test_who_has_lost_a_file_is_told_how_to_get_it_again(tmp_path):
+    export, run = tmp_path / "export" / "model", tmp_path / "run" / "model"
+    for folder, advice in [(export, "export the model again"), (run, "start the run's command")]:
+        folder.mkdir(parents=True)
+        if folder is run:
+            (tmp_path / "run" / "recipe.toml").write_text("")
+        with pytest.raises(CheckpointError, match=advice):
+            hf_files.check_texts(folder, ours=True)
 
 
 @pytest.mark.parametrize(
