@@ -22,7 +22,7 @@ from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
 from gram_jax.data.draw import drawn
 from gram_jax.data.record_types import Preference, Prompt
-from gram_jax.errors import DataError, GramError
+from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -167,7 +167,7 @@ def adapt(
     margins: dict[int, np.ndarray] = {}
     for end in ends:
         if end not in complete_steps(Path(recipe.run.folder) / CHECKPOINTS):
-            train(recipe, console=console, until=end)
+            _train(recipe, end, console)
         margins[end] = on_choose(at(end))
         if _waited_enough(margins, settings.patience):
             break
@@ -211,6 +211,16 @@ def _left_out(work: Workload) -> dict[str, int]:
 def _rows_read(work: Workload) -> str:
     out = ", ".join(f"{count} {why}" for why, count in _left_out(work).items())
     return f"{work.source}: {work.read.rows} rows read, {len(work.records)} labeled pairs, left out: {out or 'none'}"
+
+
+def _train(recipe: Recipe, until: int, console: Console) -> None:
+    try:
+        train(recipe, console=console, until=until)
+    except StoppedError as stopped:  # its own advice would train all epochs and choose none
+        raise StoppedError(
+            "stopped in training, what was done is saved: the same command goes on from there",
+            stopped.status,
+        ) from stopped
 
 
 def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:

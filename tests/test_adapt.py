@@ -21,7 +21,7 @@ from gram_jax.adapt import (
 from gram_jax.checkpoint.models import load_spec
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
-from gram_jax.errors import DataError
+from gram_jax.errors import DataError, StoppedError
 from gram_jax.evals.intervals import Tally
 from gram_jax.scoring.scorer import Scorer
 
@@ -167,3 +167,14 @@ def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monke
     trained.clear()
     again = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
     assert not trained and again["test"] == result["test"]
+
+
+def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monkeypatch):
+    def stopped(*_, **__):
+        raise StoppedError("Go on with: gram-jax train run/recipe.toml", 75)
+
+    monkeypatch.setattr(gram_jax.adapt, "train", stopped)
+    source = str(write_pairs(tmp_path / "p.jsonl", 150))
+    with pytest.raises(StoppedError, match="the same command goes on") as found:
+        adapt("tiny-random", source, tmp_path / "out", Settings(**SMALL), spec=spec, console=MUTE)
+    assert found.value.status == 75 and "gram-jax train" not in str(found.value)
