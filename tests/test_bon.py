@@ -3,16 +3,20 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.models import load_tokenizer
+from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.integrity import write_manifest
+from gram_jax.checkpoint.models import GENERATION, load_tokenizer, stop_tokens
 from gram_jax.cli import app
 from gram_jax.data.record_types import Message, as_prompt
+from gram_jax.errors import CheckpointError
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.rl.bon import best_of, divergence, rate
+from gram_jax.rl.bon import best_of, bon_rows, divergence, rate
 from gram_jax.rl.policy import Policy
 from gram_jax.scoring.scorer import Scorer
 
@@ -47,6 +51,22 @@ def test_a_judge_whose_mistakes_grow_is_seen_by_the_oracle():
     assert "oracle" not in best_of(proxy, None)[0]
 
 
+def test_the_change_since_one_is_of_the_same_prompts():
+    draw = np.random.default_rng(1)
+    level, gains = draw.uniform(0, 0.5, (40, 1)), np.array([0.0, 0.1, 0.2, 0.3])
+    gains = gains * draw.uniform(0.98, 1.02, (40, 1))  # prompts differ, their gains hardly
+    table = best_of(level + gains, level + gains[:, ::-1])
+    assert "change" not in table[0]["proxy"]
+    for name, sign in (("proxy", 1), ("oracle", -1)):
+        change = table[-1][name]["change"]
+        assert change["mean"] == pytest.approx(0.15 * sign, abs=2e-3)  # best against mean of all
+        assert change["interval"] == pytest.approx((0.15 * sign, 0.15 * sign), abs=2e-3)
+        low, high = table[-1][name]["interval"]
+        assert high - low > 0.05
+    shown = bon_rows(table)
+    assert shown[0][-1] == "-" and re.fullmatch(r"-0\.1\d+ \(-0\.1\d+ to -0\.1\d+\)", shown[-1][-1])
+
+
 def test_a_greedy_response_without_text_is_compared_with_as_it_is():
     judge = Scorer.load("tiny-random", compute="float32")
     rows = [{"greedy": "", "responses": ["", "some text"]}]
@@ -70,6 +90,28 @@ def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy
     assert count[0] == count[1]  # the forged end is text
     several = policy.encode((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
     assert len(several) > len(policy.encode(as_prompt("c")))
+
+
+def test_what_ends_a_response_is_also_what_the_models_settings_say(policy, tmp_path):
+    folder = export_hf(
+        tmp_path / "hf",
+        policy.cfg,
+        policy.params,
+        dtype=None,
+        tokenizer=policy.tokenizer,
+        spec=None,
+    )
+    path = folder / GENERATION
+    assert Policy.load(folder, compute="float32").stops == policy.stops
+    for said, more in (([7, 9], (7, 9)), (7, (7,)), (None, ())):
+        path.write_text(json.dumps({"eos_token_id": said}))
+        write_manifest(folder)
+        assert Policy.load(folder, compute="float32").stops == (*policy.stops, *more)
+    path.unlink()
+    assert stop_tokens(folder) == stop_tokens("tiny-random") == ()
+    path.write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(CheckpointError, match="expected a token's id or several"):
+        stop_tokens(folder)
 
 
 def test_what_is_written_is_text_without_control_tokens(policy):

@@ -95,6 +95,32 @@ def test_references_given_or_shared():
         rewards(RewardForm(against="reference")).of(["q"], ["a"], [""])
 
 
+def test_references_are_written_where_none_are_given():
+    asked = []
+
+    def write(prompts):
+        asked.append([prompt[-1].content for prompt in prompts])
+        return ["a" * len(prompt[-1].content) for prompt in prompts]
+
+    form = RewardForm(against="reference")
+    written = Rewards(ByLength(), form, write=write)
+    found = written.of(["qq", "r", "qq"], ["aaa", "aaa", "a"])
+    assert found == pytest.approx([expit(0.5), expit(1), expit(-0.5)])
+    assert asked == [["qq", "r"]]  # each prompt once
+    mixed = written.of(["qq", "r"], ["aaa", "aaa"], [["a"], ""])
+    assert mixed == pytest.approx([expit(1), expit(1)]) and asked[1:] == [["r"]]
+    with pytest.raises(DataError, match="1 prompts and 0 written references"):
+        Rewards(ByLength(), form, write=lambda prompts: []).of(["q"], ["a"])
+    for other in (RewardForm(), RewardForm("reference", references=("a",))):
+        with pytest.raises(DataError, match="leave out one of the two"):
+            Rewards(ByLength(), other, write=write)
+
+
+def test_empty_text_that_is_written_is_a_reference():
+    written = Rewards(ByLength(), RewardForm("reference"), write=lambda prompts: [""])
+    assert written.of(["q"], ["aa"]) == pytest.approx([expit(1)])
+
+
 def test_a_response_equal_to_its_reference_has_exactly_one_half():
     for as_, value in (("probability", 0.5), ("log_odds", 0.0)):
         judge = ByLength(lean=3.0)
@@ -205,6 +231,8 @@ def test_the_form_of_trl():
     assert found == pytest.approx([expit(1), 0.5]) and all(type(x) is float for x in found)
     with pytest.raises(DataError, match="no column 'reference': found answer"):
         reward(prompts=["q"], completions=["a"], answer=["b"])
+    own = trl_reward(ByLength(), RewardForm("reference"), write=lambda prompts: ["a"])
+    assert own(prompts=["q"], completions=["aaa"], answer=["b"]) == pytest.approx([expit(1)])
     later = async_trl_reward(ByLength())
     assert asyncio.iscoroutinefunction(later)
     assert asyncio.run(later(["q"] * 2, ["aaa", "a"])) == pytest.approx([expit(1), expit(-1)])
@@ -276,6 +304,25 @@ def test_an_environment_without_a_judge_is_a_named_error(monkeypatch):
     environment._load.cache_clear()
     monkeypatch.delenv("GRAM_JAX_JUDGE", raising=False)
     with pytest.raises(DataError, match="GRAM_JAX_JUDGE is not set"):
+        environment.rewards_from_environment()
+
+
+def test_an_environment_with_a_policy_compares_with_its_greedy_response(monkeypatch):
+    environment._load.cache_clear()
+    for name, value in {"JUDGE": "tiny-random", "POLICY": "tiny-random", "NEW": "4"}.items():
+        monkeypatch.setenv(f"GRAM_JAX_{name}", value)
+    with pytest.warns(UserWarning, match=r"no judge.json"):
+        rewards = environment.rewards_from_environment()
+    environment._load.cache_clear()
+    greedy = rewards.write([prompt_of("q")])[0]
+    assert rewards.of(["q"], [greedy]) == [0.5]
+    monkeypatch.setattr(environment, "_load", lambda: rewards)
+    assert compute_score("chat", greedy, "", {"prompt": "q"}) == {"score": 0.5}
+    assert compute_score("chat", greedy, "other", {"prompt": "q"}) != {"score": 0.5}
+    monkeypatch.undo()
+    monkeypatch.setenv("GRAM_JAX_JUDGE", "tiny-random")
+    monkeypatch.setenv("GRAM_JAX_NEW", "few")
+    with pytest.raises(DataError, match="GRAM_JAX_NEW a whole one"):
         environment.rewards_from_environment()
 
 

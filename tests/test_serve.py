@@ -20,6 +20,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 httpx = pytest.importorskip("httpx")
 from starlette.testclient import TestClient  # noqa: E402
 
+from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.rl.rewards import RewardForm  # noqa: E402
 from gram_jax.scoring.contests import Entry  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
@@ -132,6 +133,29 @@ def test_llama_factory(client):
     assert wrong.status_code == 422 and "no conversation" not in wrong.text
 
 
+def test_a_policy_writes_what_responses_without_a_label_meet(judge):
+    asked = []
+
+    def write(prompts):
+        asked.append([prompt[-1].content for prompt in prompts])
+        return ["a"] * len(prompts)
+
+    with client_of(judge, form=RewardForm("reference"), write=write) as client:
+        talk = [CHAT + "aaa<|im_end|>", CHAT + "a"]
+        body = {"model": "m", "messages": talk, "max_length": 100}
+        found = client.post("/v1/score/evaluation", json=body).json()
+        assert found["scores"] == pytest.approx([expit(1), 0.5])
+        bare = client.post("/get_reward", json={"query": talk[:1], "prompts": [CHAT]}).json()
+        assert bare["rewards"] == pytest.approx([expit(1)])
+        labeled = {"query": talk[:1], "prompts": [CHAT], "labels": ["aa"]}
+        assert client.post("/get_reward", json=labeled).json()["rewards"] == [
+            pytest.approx(expit(0.5))
+        ]
+    assert asked == [["Hello."], ["q"], ["q"]]  # the first when the server became ready
+    with pytest.raises(DataError, match="leave out one of the two"):
+        client_of(judge, form=RewardForm("reference", references=("a",)), write=write)
+
+
 HISTORY = {"conversation_history": [{"role": "user", "content": "q"}]}
 
 
@@ -165,7 +189,7 @@ def test_classify(client):
 
 def test_what_an_operator_asks(client):
     client.post("/v1/score_pair", json={"prompt": "q", "first": "a", "second": "b"})
-    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/healthz").json() == client.get("/health").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"
     text = client.get("/metrics").text
     assert 'gram_requests_total{path="/v1/score_pair",status="200"} 1.0' in text
@@ -258,6 +282,10 @@ def test_the_form_of_vllm_scores(client):
     assert [one["score"] for one in found["data"]] == pytest.approx([expit(1), expit(-1)])
     assert found["model"] == "m" and found["object"] == "list"
     assert found["data"][1]["index"] == 1 and found["data"][1]["object"] == "score"
+    again = client.post("/v1/score", json=asked).json()
+    assert again["data"] == found["data"]
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list" and listed["data"][0]["id"] == "test-judge"
     paired = client.post("/score", json=asked | {"text_1": ["q", "r"]}).json()
     assert [one["score"] for one in paired["data"]] == [0.5, 0.5]  # two prompts, no group
     wrong = client.post("/score", json=asked | {"text_1": ["q", "r", "s"]})

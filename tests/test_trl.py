@@ -5,6 +5,8 @@ import pytest
 
 from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.models import load_model, load_tokenizer
+from gram_jax.rl.greedy import GreedyResponses
+from gram_jax.rl.policy import Policy
 from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.trainers import async_trl_reward, trl_reward
 from gram_jax.scoring.scorer import Scorer
@@ -31,7 +33,7 @@ def policy(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
-@pytest.mark.parametrize("form", ["group", "reference"])
+@pytest.mark.parametrize("form", ["group", "reference", "greedy"])
 def test_a_tiny_policy_is_trained_on_the_judges_rewards(judge, policy, tmp_path, trainer, form):
     from datasets import Dataset
 
@@ -42,17 +44,21 @@ def test_a_tiny_policy_is_trained_on_the_judges_rewards(judge, policy, tmp_path,
     questions = ["Name a tree.", "Name a river.", "Count to three.", "Say hello."]
     rows = {
         "prompt": [[{"role": "user", "content": text}] for text in questions],
-        "reference": ["oak", "Rhine", "1 2 3", "hello"],
     }
     seen: list[list[float]] = []
-    plain = trl_reward(judge, RewardForm(against=form))
+    asked, given = RewardForm("group" if form == "group" else "reference"), {}
+    if form == "reference":
+        rows["reference"] = ["oak", "Rhine", "1 2 3", "hello"]
+    if form == "greedy":
+        given["write"] = GreedyResponses(Policy.load(policy), new=8)
+    plain = trl_reward(judge, asked, **given)
 
     def watched(**passed):
         seen.append(plain(**passed))
         return seen[-1]
 
     watched.__name__ = plain.__name__
-    rewards = [watched, async_trl_reward(judge, RewardForm(against=form))]
+    rewards = [watched, async_trl_reward(judge, asked, **given)]
     settings = config(
         output_dir=str(tmp_path),
         max_steps=2,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
 BASE_FILE = "base.json"
+GENERATION = "generation_config.json"
 SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
 # What is fetched from the hub; no .bin, because pickles are not read.
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -181,6 +182,22 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
         tokenizer = folder_tokenizer(folder)
     check_vocabulary(tokenizer, model_config(name))
     return tokenizer
+
+
+def stop_tokens(name: str | Path) -> tuple[int, ...]:
+    """Ids that end a text by the model's generation_config.json, () where there is none.
+
+    Raises CheckpointError where it is damaged.
+    """
+    source = resolve_model(name)
+    if source.kind in ("random", "gguf"):
+        return ()
+    path = _folder(source) / GENERATION
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
+    found = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(token) is int and token >= 0 for token in found):
+        raise CheckpointError(f"{path}: eos_token_id = {ends!r}, expected a token's id or several")
+    return tuple(found)
 
 
 def load_spec(name: str | Path) -> JudgeSpec | None:

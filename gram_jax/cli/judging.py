@@ -125,7 +125,7 @@ def bon(
     """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.folder import make_folder
-    from gram_jax.rl.bon import PICTURE, bon_rows, run_bon
+    from gram_jax.rl.bon import PICTURE, ROWS, bon_rows, run_bon
 
     console = Console()
     make_folder(out)
@@ -146,7 +146,7 @@ def bon(
         console=console,
     )
     title = f"best of n from {policy}: P(better than its greedy response)"
-    console.table(title, ("n", "KL", f"{judge}", "oracle"), bon_rows(report["best_of"]))
+    console.table(title, ROWS, bon_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
@@ -164,6 +164,11 @@ def serve(
         Path | None,
         typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help=f"or whose greedy response they meet: {MODEL_HELP}"),
+    ] = None,
+    new: Annotated[int, typer.Option(min=1, help="tokens of that response, at most")] = 256,
     as_: Annotated[
         Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
     ] = "probability",
@@ -195,6 +200,8 @@ def serve(
         if (error.name or "").startswith("gram_jax"):
             raise
         raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
+    from gram_jax.rl.greedy import GreedyResponses
+    from gram_jax.rl.policy import Policy
     from gram_jax.rl.rewards import RewardForm
     from gram_jax.serve.guard import Limits
 
@@ -202,7 +209,8 @@ def serve(
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm("reference" if texts else against, as_, texts),
+        form=RewardForm("reference" if texts or policy else against, as_, texts),
+        write=GreedyResponses(Policy.load(policy, compute=compute), new=new) if policy else None,
         limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
         token=token,
         queue=queue,

@@ -81,21 +81,34 @@ def rate(judge: Scorer, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]
 def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]]:
     """Mean reward of the proxy's pick among k of n samples, for k = 1, 2, 4, ..., n: exact over all subsets.
 
-    proxy, oracle: f [prompts, n]. Intervals are 95 %, over prompts.
+    proxy, oracle: f [prompts, n]. Of both the mean and its change since k = 1. Intervals are 95 %, over prompts; that
+    of a change is of the same prompts' differences, and much narrower.
     """
-    prompts, n = proxy.shape
+    n = proxy.shape[1]
     rows = []
+    first: dict[str, np.ndarray] = {}
     for k in sorted({1 << power for power in range(n.bit_length()) if 1 << power <= n} | {n}):
         row: dict[str, Any] = {"k": k, "kl": divergence(k)}
         for name, values in (("proxy", proxy), ("oracle", oracle)):
             if values is None:
                 continue
-            means = np.array([expected_of_k(values[at], proxy[at], k) for at in range(prompts)])
-            tally = Tally.of(means, np.arange(prompts), [""] * prompts)
-            mean = tally.value(_mean)
-            row[name] = {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
+            means = np.array(
+                [expected_of_k(graded, by, k) for graded, by in zip(values, proxy, strict=True)]
+            )
+            row[name] = _over_prompts(means)
+            if k > 1:
+                row[name]["change"] = _over_prompts(means - first[name])
+            else:
+                first[name] = means
         rows.append(row)
     return rows
+
+
+def _over_prompts(values: np.ndarray) -> dict[str, Any]:
+    prompts = len(values)
+    tally = Tally.of(values, np.arange(prompts), [""] * prompts)
+    mean = tally.value(_mean)
+    return {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
 
 
 def run_bon(
@@ -165,17 +178,26 @@ def run_bon(
     return report
 
 
-def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """(k, KL, proxy, oracle) for a terminal."""
+ROWS = ("n", "KL", "the judge's own score", "oracle", "oracle's change since n = 1")
 
-    def cell(found: dict[str, Any] | None) -> str:
+
+def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What ROWS names, for a terminal."""
+
+    def cell(found: dict[str, Any] | None, sign: str = "") -> str:
         if found is None:
             return "-"
         low, high = found["interval"]
-        return f"{found['mean']:.3f} ({low:.3f} to {high:.3f})"
+        return f"{found['mean']:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
     return [
-        (str(row["k"]), f"{row['kl']:.2f}", cell(row.get("proxy")), cell(row.get("oracle")))
+        (
+            str(row["k"]),
+            f"{row['kl']:.2f}",
+            cell(row.get("proxy")),
+            cell(row.get("oracle")),
+            cell(row.get("oracle", {}).get("change"), "+"),
+        )
         for row in table
     ]
 

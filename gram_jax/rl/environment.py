@@ -2,7 +2,8 @@
 
 GRAM_JAX_JUDGE: the model, as everywhere. GRAM_JAX_AGAINST (reference), GRAM_JAX_AS (probability),
 GRAM_JAX_LENGTH_PENALTY (0): the form of the reward. GRAM_JAX_REFERENCES: a JSON list of texts that all responses are
-compared with.
+compared with. GRAM_JAX_POLICY, GRAM_JAX_NEW (256): a model whose greedy response, of so many tokens at most, is the
+reference where there is no other.
 """
 
 import json
@@ -12,6 +13,8 @@ from threading import Lock
 from typing import cast
 
 from gram_jax.errors import DataError
+from gram_jax.rl.greedy import GreedyResponses
+from gram_jax.rl.policy import Policy
 from gram_jax.rl.rewards import Against, As, RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
 
@@ -34,9 +37,11 @@ def _load() -> Rewards:
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
+        new = int(os.environ.get("GRAM_JAX_NEW", "256"))
     except ValueError as error:
         raise DataError(
-            f"GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number: {error}"
+            "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_NEW a whole "
+            f"one: {error}"
         ) from error
     form = RewardForm(  # which refuses other words than its own
         against=cast(Against, os.environ.get("GRAM_JAX_AGAINST", "reference")),
@@ -44,4 +49,6 @@ def _load() -> Rewards:
         references=tuple(references),
         length_penalty=penalty,
     )
-    return Rewards(Scorer.load(model), form)
+    policy = os.environ.get("GRAM_JAX_POLICY")
+    write = GreedyResponses(Policy.load(policy), new=new) if policy else None
+    return Rewards(Scorer.load(model), form, write=write)

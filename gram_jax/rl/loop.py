@@ -18,7 +18,7 @@ import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import at_its_step, load_model
+from gram_jax.checkpoint.models import GENERATION, at_its_step, load_model
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
@@ -126,7 +126,7 @@ class _Learner:
             self.place,
             packed=False,
         )
-        self.policy = Policy(loaded.params, loaded.cfg, loaded.tokenizer, loaded.frame, execution)
+        self.policy = replace(loaded, execution=execution)
         sampling, algorithm = recipe.sampling, recipe.algorithm
         self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
         read = partial(
@@ -322,6 +322,8 @@ class _Learner:
         text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.dtype), indent=2) + "\n"
         (model / "config.json").write_text(text, encoding="utf-8")
         self.policy.tokenizer.save_pretrained(model)
+        ends = json.dumps({"eos_token_id": list(self.policy.stops)}) + "\n"
+        (model / GENERATION).write_text(ends, encoding="utf-8")
         write_manifest(model)
 
 

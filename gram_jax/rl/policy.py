@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.checkpoint.models import load_model, load_tokenizer, model_config
+from gram_jax.checkpoint.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.data.chat import ChatFrame, chat_frame
 from gram_jax.data.record_types import Prompt
 from gram_jax.data.templates import show_turns, turns
@@ -31,12 +31,16 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights, and all that is needed to write with them. stops: tokens that end a response."""
+    """Weights, and all that is needed to write with them.
+
+    stops: ids that end a response, the tokenizer's end of text and what ends an assistant's turn among them.
+    """
 
     params: Tree
     cfg: ModelConfig
     tokenizer: Any
     frame: ChatFrame
+    stops: tuple[int, ...]
     execution: Execution
 
     @classmethod
@@ -55,16 +59,12 @@ class Policy:
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
         _, params = load_model(name, placement, number_format)
-        return cls(
-            params, cfg, tokenizer, frame, Execution(number_format, "auto", "none", placement)
-        )
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """The token behind an assistant's turn, and the tokenizer's own end of text."""
-        ends = text_encoder(self.tokenizer).frame(self.frame.end)[:1].tolist()
-        own = self.tokenizer.eos_token_id
-        return tuple(dict.fromkeys([*ends, *([] if own is None else [own])]))
+        ends = text_encoder(tokenizer).frame(frame.end)[:1].tolist()
+        text_end: Any = tokenizer.eos_token_id
+        own = () if text_end is None else (text_end,)
+        stops = tuple(dict.fromkeys((*ends, *own, *stop_tokens(name))))
+        execution = Execution(number_format, "auto", "none", placement)
+        return cls(params, cfg, tokenizer, frame, stops, execution)
 
     def with_params(self, params: Tree) -> "Policy":
         """The same with other weights."""
@@ -79,6 +79,17 @@ class Policy:
             encoder.frame(self.frame.after),
         )
         return np.concatenate(parts)
+
+    def encode_all(self, prompts: Sequence[Prompt], new: int) -> list[np.ndarray]:
+        """Of every prompt `encode`. Raises DataError for one that leaves no room for `new` tokens in the context."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        room = self.cfg.context_length - new
+        if encoded and (longest := max(map(len, encoded))) > room:
+            raise DataError(
+                f"a prompt has {longest} tokens and there is room for {room} beside {new} new ones: leave out long "
+                "prompts, or ask for less"
+            )
+        return encoded
 
     def decode(self, samples: Samples) -> list[str]:
         """Without the stop token, and without any other control token."""
@@ -101,13 +112,7 @@ class Policy:
         rows: int = 32,
     ) -> Written:
         """A response to every prompt, of at most `new` tokens; options as of `sample`."""
-        encoded = [self.encode(prompt) for prompt in prompts]
-        room = self.cfg.context_length - new
-        if encoded and (longest := max(map(len, encoded))) > room:
-            raise DataError(
-                f"a prompt has {longest} tokens and there is room for {room} beside {new} new ones: leave out long "
-                "prompts, or ask for less"
-            )
+        encoded = self.encode_all(prompts, new)
         found = sample(
             self.params,
             self.cfg,

@@ -7,7 +7,7 @@ the reference), or the win rate among the responses to the same prompt. All comp
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,6 +25,9 @@ Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
 REMEMBERED = 1024  # prompts whose earlier responses are kept for those that arrive later
 EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)
+
+# Writes a reference for each prompt: rl/greedy.py has one, and any other function will do.
+WriteReferences = Callable[[Sequence[Prompt]], Sequence[str]]
 
 
 class Judge(Protocol):
@@ -81,8 +84,21 @@ class Rewards:
     [0.5]
     """
 
-    def __init__(self, scorer: Judge, form: RewardForm | None = None, *, warn: bool = True):
-        self.scorer, self.form = scorer, form or RewardForm()
+    def __init__(
+        self,
+        scorer: Judge,
+        form: RewardForm | None = None,
+        *,
+        write: WriteReferences | None = None,
+        warn: bool = True,
+    ):
+        """write: references of the prompts that come without one, for a form against references without its own."""
+        self.scorer, self.form, self.write = scorer, form or RewardForm(), write
+        if write and (self.form.against != "reference" or self.form.references):
+            raise DataError(
+                'written references are for RewardForm("reference") without references of its own, found '
+                f"{self.form}: leave out one of the two"
+            )
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
         self._said = not warn
@@ -96,8 +112,9 @@ class Rewards:
         """A reward for every completion, in their order.
 
         Prompts and completions are texts or messages. references: a text for each, or several; an empty one leaves the
-        form's own. Responses with the same prompt are a group, wherever they stand. A response equal to what it is
-        compared with has exactly 0.5 (log-odds 0). Raises DataError where lengths differ or a reference is missing.
+        form's own, or one that is written. Responses with the same prompt are a group, wherever they stand. A response
+        equal to what it is compared with has exactly 0.5 (log-odds 0). Raises DataError where lengths differ or a
+        reference is missing.
         """
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} completions")
@@ -107,7 +124,7 @@ class Rewards:
         texts = [completion_of(completion) for completion in completions]
         with self._turn:
             if self.form.against == "reference":
-                found = self._against_references(asked, texts, self._references(texts, references))
+                found = self._against_references(asked, texts, self._references(asked, references))
             else:
                 found = self._in_groups(asked, texts)
         if self.form.as_ == "normalised":
@@ -116,28 +133,26 @@ class Rewards:
         return (found - self.form.length_penalty * lengths / 1000).tolist()
 
     def _references(
-        self, texts: Sequence[str], given: Sequence[Any] | None
+        self, prompts: Sequence[Prompt], given: Sequence[Any] | None
     ) -> list[tuple[str, ...]]:
-        if given is not None and len(given) != len(texts):
-            raise DataError(f"{len(texts)} completions and {len(given)} references")
-        found = []
-        for reference in given if given is not None else [None] * len(texts):
-            several = (
-                reference
-                if isinstance(reference, list | tuple)
-                and all(isinstance(x, str) for x in reference)
-                else []
-                if reference is None or reference == ""
-                else [reference]
+        if given is not None and len(given) != len(prompts):
+            raise DataError(f"{len(prompts)} completions and {len(given)} references")
+        found = [_texts(one) or self.form.references for one in given or [None] * len(prompts)]
+        lacking = list(
+            dict.fromkeys(prompt for prompt, own in zip(prompts, found, strict=True) if not own)
+        )
+        if lacking and self.write is None:
+            raise DataError(
+                "a completion has nothing to be compared with: give a reference for each, the form references of its "
+                'own or a policy that writes them, or compare within groups (against="group")'
             )
-            own = tuple(completion_of(one) for one in several) or self.form.references
-            if not own:
-                raise DataError(
-                    "a completion has nothing to be compared with: give a reference for each, or the form references "
-                    'of its own, or compare within groups (against="group")'
-                )
-            found.append(own)
-        return found
+        if not lacking or self.write is None:
+            return found
+        written = [completion_of(text) for text in self.write(lacking)]
+        if len(written) != len(lacking):
+            raise DataError(f"{len(lacking)} prompts and {len(written)} written references")
+        by_prompt = dict(zip(lacking, written, strict=True))
+        return [own or (by_prompt[prompt],) for prompt, own in zip(prompts, found, strict=True)]
 
     def _against_references(
         self, prompts: Sequence[Prompt], texts: Sequence[str], references: Sequence[tuple[str, ...]]
@@ -244,6 +259,14 @@ def as_scores(form: RewardForm, rewards: Sequence[float]) -> list[float]:
     """
     values = np.asarray(rewards, float)
     return np.clip(values if form.as_ == "probability" else expit(values), 0, 1).tolist()
+
+
+def _texts(reference: Any) -> tuple[str, ...]:
+    """Of one reference or several; empty text alone is none, in a list it is one."""
+    if reference is None or reference == "":
+        return ()
+    several = isinstance(reference, list | tuple) and all(isinstance(x, str) for x in reference)
+    return tuple(map(completion_of, reference if several else [reference]))
 
 
 def _normalised(prompts: Sequence[Prompt], values: np.ndarray) -> np.ndarray:

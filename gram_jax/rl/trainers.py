@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.rl.rewards import RewardForm, Rewards, WriteReferences
 from gram_jax.rl.texts import completion_of, prompt_of
 from gram_jax.scoring.scorer import Scorer
 
@@ -13,27 +13,36 @@ NAME = "gram_judge"  # under which trainers log it
 
 
 def trl_reward(
-    judge: Scorer, form: RewardForm | None = None, *, column: str = "reference"
+    judge: Scorer,
+    form: RewardForm | None = None,
+    *,
+    column: str = "reference",
+    write: WriteReferences | None = None,
 ) -> Callable[..., list[float]]:
     """A reward function for TRL's GRPOTrainer and RLOOTrainer.
 
     Called as fn(prompts, completions, **columns), texts or messages, the members of a group one after the other; what
-    else TRL passes is ignored. column: of the dataset, with the reference of each prompt, for such a form.
+    else TRL passes is ignored. column: of the dataset, with the reference of each prompt, for such a form. write: the
+    references of prompts that have none there, as a policy's GreedyResponses.
     """
-    rewards = Rewards(judge, form)
+    rewards = Rewards(judge, form, write=write)
 
     def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        return rewards.of(prompts, completions, _column(rewards.form, columns, column))
+        return rewards.of(prompts, completions, _column(rewards, columns, column))
 
     reward.__name__ = NAME
     return reward
 
 
 def async_trl_reward(
-    judge: Scorer, form: RewardForm | None = None, *, column: str = "reference"
+    judge: Scorer,
+    form: RewardForm | None = None,
+    *,
+    column: str = "reference",
+    write: WriteReferences | None = None,
 ) -> Callable[..., Awaitable[list[float]]]:
     """`trl_reward` as a coroutine function, which TRL runs beside other asynchronous rewards."""
-    plain = trl_reward(judge, form, column=column)
+    plain = trl_reward(judge, form, column=column, write=write)
 
     async def reward(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -50,18 +59,19 @@ def tunix_reward(
     *,
     column: str = "reference",
     question: str = "question",
+    write: WriteReferences | None = None,
 ) -> Callable[..., list[float]]:
     """A reward function for Tunix's GRPOLearner: fn(prompts=..., completions=..., **columns).
 
     Tunix passes prompts that are rendered already. question: the column with the bare question; without it the rendered
-    prompt is taken apart where its chat format is known (rl/texts.py).
+    prompt is taken apart where its chat format is known (rl/texts.py). column, write: as for `trl_reward`.
     """
-    rewards = Rewards(judge, form)
+    rewards = Rewards(judge, form, write=write)
 
     def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         asked = [_plain(x) for x in columns.get(question, prompts)]
         return rewards.of(
-            asked, [_plain(x) for x in completions], _column(rewards.form, columns, column)
+            asked, [_plain(x) for x in completions], _column(rewards, columns, column)
         )
 
     reward.__name__ = NAME
@@ -107,13 +117,15 @@ class GroupJudge:
         return [score.first for score in self.judge.score_many(triples)]
 
 
-def _column(form: RewardForm, columns: dict[str, Any], name: str) -> Sequence[Any] | None:
+def _column(rewards: Rewards, columns: dict[str, Any], name: str) -> Sequence[Any] | None:
+    form = rewards.form
     if form.against != "reference":
         return None
-    if name not in columns and not form.references:
+    if name not in columns and not form.references and rewards.write is None:
         raise DataError(
             f"the reward compares with a reference, and the data has no column {name!r}: found "
-            f"{', '.join(columns) or 'none'}. Name it with column=, or give the form references"
+            f"{', '.join(columns) or 'none'}. Name it with column=, give the form references, or write= a policy that "
+            "writes them"
         )
     values = columns.get(name)
     return None if values is None else [_plain(value) for value in values]

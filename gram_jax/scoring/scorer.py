@@ -63,6 +63,8 @@ class Scorer:
     """A judge that reads text.
 
     >>> judge = Scorer.load("tiny-random")     # random weights: what it says means nothing
+    >>> judge   # doctest: +ELLIPSIS
+    Scorer(llama, 2 layers of 64, judge ..., at most ... tokens, ...)
     >>> score = judge.score("Name a prime.", "Seven.", "Nine.")
     >>> round(score.first + score.second, 6)
     1.0
@@ -104,6 +106,14 @@ class Scorer:
         )
         platform = execution.placement.mesh.devices.flat[0].platform
         self.window = WINDOW.get(platform, WINDOW["gpu"])
+
+    def __repr__(self) -> str:
+        """Family and sizes of its model, by which specification it is asked, and its number format."""
+        cfg, spec = self.cfg, self.spec
+        return (
+            f"Scorer({cfg.family}, {cfg.layers} layers of {cfg.embed_size}, judge {spec.hash[:12]}, at most "
+            f"{spec.max_length} tokens, {self.execution.compute})"
+        )
 
     @property
     def params(self) -> Tree:

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 
 import gram_jax
 from gram_jax.errors import GramError
-from gram_jax.rl.rewards import RewardForm
+from gram_jax.rl.rewards import RewardForm, Rewards, WriteReferences
+from gram_jax.rl.texts import prompt_of
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError
 from gram_jax.serve.cohort import Cohorts
@@ -37,6 +38,7 @@ def make_app(
     name: str,
     *,
     form: RewardForm | None = None,
+    write: WriteReferences | None = None,
     limits: Limits | None = None,
     token: str | None = None,
     queue: int = 8192,
@@ -46,16 +48,19 @@ def make_app(
 ) -> Guard:
     """The ASGI application; its Service is `app.state.service` of what it wraps.
 
-    form: of rewards, where the protocol leaves it open. queue, together: sequences that may wait, and that are scored
-    in one call. cohort_wait: seconds that a response sent alone waits for the others of its group.
+    form: of rewards, where the protocol leaves it open. write: references, for a form that has none of its own. queue,
+    together: sequences that may wait, and that are scored in one call. cohort_wait: seconds that a response sent alone
+    waits for the others of its group.
     """
+    form = Rewards(scorer, form, write=write).form  # which refuses what does not go together
     service = Service(
         scorer,
         name,
-        form or RewardForm(),
+        form,
         Batcher(scorer, most=queue, together=together),
         Cohorts(cohort_wait),
         limits or Limits(),
+        write=write,
     )
 
     @asynccontextmanager
@@ -64,6 +69,8 @@ def make_app(
         anyio.to_thread.current_default_thread_limiter().total_tokens = service.limits.requests + 8
         if warm_up:
             await anyio.to_thread.run_sync(lambda: scorer.warm_up(rankings=True))
+            if write is not None:
+                await anyio.to_thread.run_sync(write, [prompt_of("Hello.")])
         service.ready = True
         yield
         # By now all that was accepted has been answered, or the time for it is over.

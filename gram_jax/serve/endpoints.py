@@ -30,9 +30,10 @@ def add_operation(app: FastAPI, service: Service) -> None:
     def page() -> str:
         return _page()
 
+    @app.get("/health", responses={500: {"model": Health}})
     @app.get("/healthz", responses={500: {"model": Health}})
     def healthz(response: Response) -> Health:
-        """Whether the process works."""
+        """Whether the process works; /health is vLLM's name for it."""
         alive = service.batcher.alive or service.draining
         response.status_code = 200 if alive else 500
         return Health(status="ok" if alive else "dead")

@@ -189,6 +189,22 @@ class Scored(BaseModel):
     data: list[dict[str, Any]]
 
 
+class Model(BaseModel):
+    """vLLM's, of a judge. created: when the server started, seconds since 1970."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "gram_jax"
+
+
+class Models(BaseModel):
+    """vLLM's list, of one."""
+
+    object: str = "list"
+    data: list[Model]
+
+
 class Health(BaseModel):
     """ok, or dead where the thread that scores has ended."""
 

@@ -23,7 +23,12 @@ Send = Callable[[Message], Awaitable[None]]
 
 LOG = logging.getLogger("gram_jax.serve")
 FAILED = "the server failed; its log says where"
-OPEN = ("/", "/healthz", "/readyz")  # without a token: they say nothing of anybody's data
+OPEN = (
+    "/",
+    "/health",
+    "/healthz",
+    "/readyz",
+)  # without a token: they say nothing of anybody's data
 LIGHT = (
     *OPEN,
     "/metrics",

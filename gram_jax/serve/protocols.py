@@ -23,6 +23,8 @@ from gram_jax.serve.forms import (
     Compared,
     GetReward,
     GotReward,
+    Model,
+    Models,
     Score,
     Scored,
     ScoredEvaluation,
@@ -33,7 +35,8 @@ from gram_jax.serve.service import Service, client_of, scores_of
 
 UNCOMPARED = (
     "a response came without another to its prompt and without a reference: its reward is 0.5 whatever it says. Send "
-    "groups together, references as labels, or start the server with --references (said once; gram_uncompared_total)"
+    "groups together, references as labels, or start the server with --references or --policy (said once; "
+    "gram_uncompared_total)"
 )
 CONVERSATION = "expected a conversation in the form of ChatML, Llama 3 or Gemma that ends with a response to a user"
 
@@ -73,7 +76,7 @@ def add_rewards(app: APIRouter, service: Service) -> None:
 
 
 def add_verdicts(app: APIRouter, service: Service) -> None:
-    """/compare, /classify and /score."""
+    """/compare, /classify, /score and /v1/score, and the name that clients of these ask for."""
     asking = Depends(client_of(service))
 
     @app.post("/compare")
@@ -114,7 +117,13 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
             data=data,
         )
 
+    @app.get("/v1/models")
+    def models() -> Models:
+        """vLLM's form: the one model that is here."""
+        return Models(data=[Model(id=service.name, created=service.created)])
+
     @app.post("/score")
+    @app.post("/v1/score")
     def score(asked: Score, client: Client = asking) -> Scored:
         """vLLM's form: rewards of responses (text_2) to their prompts (text_1)."""
         responses = asked.text_2 if isinstance(asked.text_2, list) else [asked.text_2]
@@ -167,7 +176,8 @@ def _rewards(
         form = RewardForm("reference", form.as_, (), form.length_penalty)
     if form.against != "reference":
         _count_uncompared(service, prompts)
-    return Rewards(client, form, warn=False).of(prompts, responses, references)
+    write = service.write if references is None else None
+    return Rewards(client, form, write=write, warn=False).of(prompts, responses, references)
 
 
 def _count_uncompared(service: Service, prompts: Sequence[Prompt]) -> None:

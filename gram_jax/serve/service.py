@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Header
 
 from gram_jax.data.record_types import Prompt
-from gram_jax.rl.rewards import RewardForm
+from gram_jax.rl.rewards import RewardForm, WriteReferences
 from gram_jax.rl.texts import prompt_of
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.batcher import Batcher, Client
@@ -19,7 +19,11 @@ from gram_jax.serve.guard import Limits, Metrics
 
 @dataclass
 class Service:
-    """What the endpoints share. ready: programs are compiled; draining: the end has begun, nobody should come."""
+    """What the endpoints share.
+
+    write: references of what comes without one, for such a form. ready: programs are compiled; draining: the end has
+    begun, nobody should come.
+    """
 
     scorer: Scorer
     name: str
@@ -28,8 +32,10 @@ class Service:
     cohorts: Cohorts
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
+    write: WriteReferences | None = None
     ready: bool = False
     draining: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
     said: bool = False  # that a response met no other one
 
     def drain(self) -> None:
