@@ -50,12 +50,12 @@ TESTS = {
     "scoring.contests": ["ranking", "score_files"],
     "scoring.ranking": ["ranking"],
     "scoring.scorer": ["scorer", "score_files", "ranking"],
-    "checkpoint.hf_files": ["hf_files", "models", "integrity"],
-    "checkpoint.hf_export": ["hf_files", "models", "integrity"],
+    "checkpoint.hf_files": ["hf_files", "models", "damaged_exports"],
+    "checkpoint.hf_export": ["hf_files", "models", "damaged_exports"],
     "checkpoint.hf_names": ["hf_names", "hf_files"],
     "checkpoint.hf_config": ["hf_config", "models"],
-    "checkpoint.orbax": ["orbax", "integrity"],
-    "checkpoint.integrity": ["integrity", "hf_files"],
+    "checkpoint.orbax": ["orbax", "damaged_steps"],
+    "checkpoint.integrity": ["manifests", "hf_files"],
 }
 
 # Mutants that compute the same, judged by reading: module -> (its line, its change) -> why.

@@ -34,6 +34,7 @@ from gram_jax.evals.intervals import Interval, Tally, share, wilson_interval
 from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.judge import JudgeSpec
+from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import CONTRACTED
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
@@ -43,8 +44,7 @@ from gram_jax.train.job import training_examples
 from gram_jax.train.loop import train
 
 Method = Literal["lora", "full"]
-# Peak rates: full fine-tuning as in stage 2; LoRA's usual tenfold and more.
-RATES: dict[Method, float] = {"full": 3e-5, "lora": 5e-4}
+FULL_RATE = 3e-5  # as in stage 2
 STEPS = 40  # of an epoch, about: few labels want many small steps
 MOST_ROWS = 8  # of a step, where the settings do not say
 LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
@@ -58,8 +58,8 @@ class Settings:
 
     patience: the training ends after so many epochs in a row without a new least loss where the epoch is chosen; 0:
     all epochs are trained. held_out: share of the prompts of each of the two parts that are not trained on. rate: peak
-    learning rate, None for the method's own. rows, length: of a step; rows are made a multiple of the devices, None: so
-    many that an epoch has about 40 steps, and 8 at most.
+    learning rate, None: `default_rate`. rows, length: of a step; rows are made a multiple of the devices, None: so many
+    that an epoch has about 40 steps, and 8 at most.
     """
 
     method: Method = "lora"
@@ -100,6 +100,22 @@ class Choice:
 
 class NotBetterError(GramError):
     """No epoch was better than the judge as it came; the report is written, nothing is exported."""
+
+
+def default_rate(method: Method, cfg: ModelConfig) -> float:
+    """Peak learning rate. LoRA's falls with the width D of the model: 5e-4 (2000 / D) ** p, alpha twice the rank.
+
+    p is 0.781 for Llama's family and 0.0775 for Qwen's, as fitted over many models by J. Schulman and Thinking Machines
+    Lab (LoRA Without Regret, 2025, and the documentation of Tinker). docs/adapt.md tries it at width 576.
+
+    >>> from gram_jax.checkpoint.models import model_config
+    >>> default_rate("full", model_config("tiny-random"))
+    3e-05
+    """
+    if method == "full":
+        return FULL_RATE
+    power = 0.781 if cfg.family == "llama" else 0.0775
+    return 5e-4 * (2000 / cfg.embed_size) ** power
 
 
 def split(records: Sequence[Preference], held_out: float, seed: int) -> dict[str, list[Preference]]:
@@ -281,7 +297,9 @@ def _recipe(
             "microbatches": 1,
         },
         "optimizer": {
-            "learning_rate": RATES[settings.method] if settings.rate is None else settings.rate,
+            "learning_rate": settings.rate
+            if settings.rate is not None
+            else default_rate(settings.method, judge.cfg),
             "warmup": 0.1,
             "schedule": "cosine",
             "b1": 0.9,

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from gram_jax.adapt import (
     _gain_interval,
     _waited_enough,
     adapt,
+    default_rate,
     doubts,
     result_rows,
     split,
 )
-from gram_jax.checkpoint.models import load_spec
+from gram_jax.checkpoint.models import load_spec, model_config
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import DataError, StoppedError
@@ -178,3 +180,17 @@ def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monke
     with pytest.raises(StoppedError, match="the same command goes on") as found:
         adapt("tiny-random", source, tmp_path / "out", Settings(**SMALL), spec=spec, console=MUTE)
     assert found.value.status == 75 and "gram-jax train" not in str(found.value)
+
+
+def test_loras_rate_falls_with_the_width_and_the_full_one_does_not():
+    cfg = model_config("tiny-random")
+    wide = {
+        width: [default_rate(m, replace(cfg, embed_size=width)) for m in ("lora", "full")]
+        for width in (576, 2000, 4096)
+    }
+    assert wide[2000] == [5e-4, 3e-5]
+    assert wide[576][0] == pytest.approx(1.3226e-3, rel=1e-3)
+    assert wide[4096][0] == pytest.approx(2.857e-4, rel=1e-3)
+    qwen = default_rate("lora", replace(cfg, family="qwen3", embed_size=1024))
+    assert qwen == pytest.approx(5.266e-4, rel=1e-3)
+    assert {full for _, full in wide.values()} == {3e-5}

@@ -151,7 +151,8 @@ def adapt(
         int, typer.Option(min=0, help="end after so many epochs that were no better; 0: never")
     ] = 1,
     rate: Annotated[
-        float | None, typer.Option(min=0, help="peak learning rate; default 5e-4 LoRA, 3e-5 full")
+        float | None,
+        typer.Option(min=0, help="peak learning rate; default 3e-5 full, LoRA by the width"),
     ] = None,
     smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="of labels")] = 0.1,
     rank: Annotated[int, typer.Option(min=1, help="of LoRA")] = 16,

@@ -104,21 +104,33 @@ class _Learner:
         self.folder = Path(recipe.run.folder).expanduser()
         _open(self.folder, recipe)
         self.place, judges = (placement, placement) if placement else _placements(recipe)
-        unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
-        if recipe.rows % (unit * self.place.batch_shards):
-            raise RecipeError(
-                f"{recipe.rows} responses a step are not a multiple of {unit} parts x {self.place.batch_shards} batch "
-                "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
-            )
+        _check_parts(recipe, self.place)
         self.start = _pinned_start(self.folder, recipe.policy.start)
-        with console.timed("load the policy"):
+        self.policy = self._load_policy()
+        self.reference, self.cfg = self.policy.params, self.policy.cfg
+        sampling = recipe.sampling
+        self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
+        self.prompts = self._read(recipe.data.train)
+        self.valid = self._read(recipe.data.valid) if recipe.data.valid else self.prompts
+        self.judged = reward is None
+        if reward is None:
+            compute = recipe.execution.compute
+            judge = Scorer.load(recipe.reward.judge, compute=compute, placement=judges)
+            self.reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
+            self.contest = judged_reward(judge, RewardForm("reference"))
+        else:
+            self.reward = self.contest = reward
+        self._make_programs()
+
+    def _load_policy(self) -> Policy:
+        recipe = self.recipe
+        with self.console.timed("load the policy"):
             loaded = Policy.load(
                 self.start,
                 compute=recipe.execution.compute,
                 placement=self.place,
                 system=recipe.policy.system,
             )
-        self.reference, self.cfg = loaded.params, loaded.cfg
         execution = Execution(
             recipe.execution.compute,
             recipe.execution.attention,
@@ -126,38 +138,32 @@ class _Learner:
             self.place,
             packed=False,
         )
-        self.policy = replace(loaded, execution=execution)
-        sampling, algorithm = recipe.sampling, recipe.algorithm
-        self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
-        read = partial(
-            read_prompts,
-            policy=self.policy,
-            schema=recipe.data.schema,
-            longest=sampling.prompt_length,
-            limit=recipe.data.limit,
-            console=console,
+        return replace(loaded, execution=execution)
+
+    def _read(self, source: str) -> Prompts:
+        found = read_prompts(
+            source,
+            self.policy,
+            schema=self.recipe.data.schema,
+            longest=self.recipe.sampling.prompt_length,
+            limit=self.recipe.data.limit,
+            console=self.console,
         )
-        self.prompts = read(recipe.data.train)
-        self.valid = read(recipe.data.valid) if recipe.data.valid else self.prompts
-        _check_room(self.prompts, self.cfg.context_length - sampling.new, sampling.new)
-        _check_room(self.valid, self.cfg.context_length - sampling.new, sampling.new)
-        self.judged = reward is None
-        if reward is None:
-            judge = Scorer.load(
-                recipe.reward.judge, compute=recipe.execution.compute, placement=judges
-            )
-            reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
-            self.contest = judged_reward(judge, RewardForm("reference"))
-        else:
-            self.contest = reward
-        self.reward = reward
+        new = self.recipe.sampling.new
+        _check_room(found, self.cfg.context_length - new, new)
+        return found
+
+    def _make_programs(self) -> None:
+        """Of the update, and of the views (log-probabilities, values) that a rollout needs."""
+        recipe, algorithm = self.recipe, self.recipe.algorithm
         specs = dict(param_specs(self.cfg))
         if algorithm.kind == "ppo":
             specs[VALUE] = ParamSpec((self.cfg.embed_size,), ("act_embed",), "zeros")
         steps = recipe.run.steps * recipe.updates
         self.optimizer = make_optimizer(recipe.optimizer, steps, specs)
         self.abstract = abstract_state(specs, self.optimizer, self.place, recipe.policy.dtype)
-        options = {"temperature": sampling.temperature, "chunk": CHUNK}
+        options = {"temperature": recipe.sampling.temperature, "chunk": CHUNK}
+        execution = self.policy.execution
         self.views = make_views(self.cfg, execution, **options)
         objective = rollout_objective(
             self.cfg,
@@ -325,6 +331,15 @@ class _Learner:
         ends = json.dumps({"eos_token_id": list(self.policy.stops)}) + "\n"
         (model / GENERATION).write_text(ends, encoding="utf-8")
         write_manifest(model)
+
+
+def _check_parts(recipe: RlRecipe, place: Placement) -> None:
+    unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
+    if recipe.rows % (unit * place.batch_shards):
+        raise RecipeError(
+            f"{recipe.rows} responses a step are not a multiple of {unit} parts x {place.batch_shards} batch "
+            "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
+        )
 
 
 def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:

@@ -1,0 +1,139 @@
+"""A damaged export is refused by the names of its files; `gram-jax verify`."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from damage import exchange, exported, flip, three_steps, truncate
+from test_orbax import assert_same
+
+from gram_jax.checkpoint.audit import accept_changes, audit
+from gram_jax.checkpoint.hf_files import load_hf
+from gram_jax.checkpoint.integrity import (
+    MANIFEST,
+    list_files,
+)
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.console import Console
+from gram_jax.errors import CheckpointError
+
+
+@pytest.fixture
+def export(tmp_path, one_device) -> Path:
+    return exported(tmp_path / "x", one_device)
+
+
+def load_all(folder: Path, placement) -> None:
+    """As a scorer does."""
+    load_spec(folder)
+    load_tokenizer(folder)
+    load_model(folder, placement, None)
+
+
+def test_every_file_of_an_export_is_refused_by_name(export, one_device):
+    load_all(export, one_device)
+    names = [*list_files(export), MANIFEST]
+    assert {"config.json", "judge.json", "tokenizer.json", MANIFEST} < set(names) and len(names) > 8
+    for name in names:
+        for damage in (flip, truncate, Path.unlink):
+            path = export / name
+            raw = path.read_bytes()
+            damage(path)
+            with pytest.raises(CheckpointError, match=re.escape(name)):
+                load_all(export, one_device)
+            path.write_bytes(raw)
+    load_all(export, one_device)
+
+
+def test_weights_that_changed_places_are_refused(export, one_device):
+    one, other, *_ = sorted(export.glob("*.safetensors"))
+    exchange(one, other)
+    with pytest.raises(CheckpointError, match=rf"{one.name}: swapped: it holds .* {other.name}"):
+        load_hf(export, one_device, None)
+
+
+def test_weights_beside_the_exported_ones_are_refused_and_a_readme_is_welcome(export, one_device):
+    (export / "README.md").write_text("mine")
+    (export / ".cache").mkdir()
+    (export / ".cache" / "x.safetensors").write_text("of the hub's client")
+    load_all(export, one_device)
+    audit(export, Console(quiet=True))
+    shutil.copy(next(export.glob("*.safetensors")), export / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not in the manifest"):
+        load_hf(export, one_device, None)
+
+
+def test_the_message_says_how_to_accept_an_intended_change(export, one_device):
+    settings = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(settings | {"note": "edited"}))
+    with pytest.raises(CheckpointError, match=rf"gram-jax verify {export} --accept"):
+        load_all(export, one_device)
+    accept_changes(export, Console(quiet=True))
+    load_all(export, one_device)
+
+
+def test_a_judge_that_our_own_command_replaces_is_taken_in(export, one_device):
+    from typer.testing import CliRunner
+
+    from gram_jax.cli import app
+
+    before = load_spec(export)
+    arguments = ["judge", str(export), "-m", str(export), "--max-length", "150", "--overwrite"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    load_all(export, one_device)
+    assert before.max_length == 200 and load_spec(export).max_length == 150
+
+
+def test_folders_of_others_load_as_before(export, one_device, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    _, params = load_hf(export, one_device, None)
+    for path in export.glob("*.safetensors"):
+        save_file(load_file(path), path, metadata={"format": "pt"})  # as another program does
+    (export / MANIFEST).unlink()
+    (export / "manifest.json").write_text("[]")  # theirs, whatever it is
+    _, found = load_hf(export, one_device, None)
+    assert_same(found, params)
+
+
+def test_verify_tells_good_from_damaged_by_its_status_and_names_the_files(
+    export, one_device, tmp_path, capsys, monkeypatch
+):
+    from gram_jax import cli
+
+    def status(*arguments) -> int:
+        monkeypatch.setattr("sys.argv", ["gram-jax", "verify", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0
+
+    run = tmp_path / "run"
+    run.mkdir()
+    three_steps(run / "checkpoints", one_device)
+    assert status(export) == 0 and status(run) == 0
+    shown = capsys.readouterr().out
+    assert all(f"step {step}: good" in shown for step in (2, 4, 6))
+    flip(run / "checkpoints" / "4" / "params" / "_METADATA")
+    (run / "checkpoints" / "6" / "rest" / "_sharding").unlink()
+    flip(export / "judge.json")
+    assert status(run) == 2
+    shown = capsys.readouterr()
+    assert "step 2: good" in shown.out and "step 4: 1 damaged" in shown.out
+    assert "checkpoints/4/params/_METADATA: damaged" in shown.err
+    assert status(run / "checkpoints" / "2") == 0 and status(run / "checkpoints") == 2
+    capsys.readouterr()
+    flip(run / "checkpoints" / "2" / MANIFEST)
+    assert status(run / "checkpoints" / "2") == 2
+    (alone,) = [x for x in capsys.readouterr().err.splitlines() if MANIFEST in x]
+    assert alone.strip().startswith(f"{MANIFEST}: damaged")
+    flip(run / "checkpoints" / "2" / MANIFEST)
+    assert "checkpoints/6/rest/_sharding: missing" in shown.err
+    assert status(export) == 2
+    assert "judge.json: damaged" in capsys.readouterr().err
+    assert status(run, "--accept") == 2  # nobody changes a checkpoint on purpose
+    assert status(run / "checkpoints", "--accept") == 2
+    assert status(export, "--accept") == 0 and status(export) == 0
+    assert status(tmp_path) == 2
+    assert "nothing to verify" in capsys.readouterr().err

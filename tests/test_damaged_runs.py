@@ -1,0 +1,140 @@
+"""A run that lost something says what, and training again makes it whole."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from damage import flip, truncate
+from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
+
+import gram_jax.train.loop as loop
+from gram_jax.checkpoint.audit import audit
+from gram_jax.checkpoint.hf_files import hf_config
+from gram_jax.checkpoint.integrity import (
+    MANIFEST,
+)
+from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.console import Console
+from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.plots import read_metrics
+from gram_jax.sharding import make_placement
+
+
+class Loud(Console):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def train(recipe) -> Loud:
+    console = Loud()
+    loop.train(recipe, console=console, placement=make_placement({}, devices=jax.devices()[:1]))
+    return console
+
+
+def last_state(run: Path) -> list[bytes]:
+    """The arrays of step 6 as Orbax has them, by path."""
+    with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
+        shapes = checkpoints.params_shapes(6)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes
+        )
+        found = checkpoints.restore_params(6, abstract)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+
+
+def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same(tmp_path):
+    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2, checkpoint__keep=3)
+    run = tmp_path / "run"
+    assert not train(recipe).warnings
+    expected, figures = last_state(run), read_metrics(run / "metrics.jsonl")
+    for damaged in ([6], [6, 4]):
+        for step in damaged:
+            shards = (run / "checkpoints" / str(step) / "params").rglob("d/*")
+            truncate(max(shards, key=lambda path: path.stat().st_size))
+        with pytest.raises(CheckpointError, match=r"/6 is damaged.*\n.*truncated: .*\n.*copy"):
+            load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
+        # The run was complete; it computes again what is damaged.
+        warnings = train(recipe).warnings
+        assert "was complete, and is not any more" in warnings.pop(0)
+        assert len(warnings) == len(damaged)
+        assert all("truncated" in text and "moved to" in text for text in warnings)
+        assert last_state(run) == expected
+        for before, after in zip(figures, read_metrics(run / "metrics.jsonl"), strict=True):
+            assert {**before, "tokens_per_second": 0} == {**after, "tokens_per_second": 0}
+    names = sorted(p.name for p in (run / "checkpoints" / "damaged").iterdir())
+    assert names == ["4-1", "6-1", "6-2"]
+    assert not train(recipe).warnings  # complete again
+
+    # What belongs to the model besides its weights is covered, too.
+    flip(run / "model" / "config.json")
+    for read in (hf_config, load_tokenizer):
+        with pytest.raises(CheckpointError, match=r"config\.json: damaged"):
+            read(run / "model" if read is hf_config else run)
+    flip(run / "model" / "config.json")
+    flip(run / "model" / "judge.json")
+    with pytest.raises(CheckpointError, match=r"judge\.json: damaged"):
+        load_spec(run)
+    flip(run / "model" / "judge.json")
+    (run / "model" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST}: missing"):
+        load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
+
+
+def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
+    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2, checkpoint__keep=3)
+    run = tmp_path / "run"
+    checkpoints, one = run / "checkpoints", make_placement({}, devices=jax.devices()[:1])
+    train(recipe)
+    expected = last_state(run)
+
+    def lost(what: str, names: str) -> None:
+        """Verify and train name what is missing; after it the run is whole, and the same."""
+        with pytest.raises(CheckpointError, match=names) as error:
+            audit(run, Console(quiet=True))
+        assert "`gram-jax train` command again" in str(error.value), what
+        assert re.search(names, train(recipe).warnings[0]), what
+        audit(run, Console(quiet=True))
+        assert last_state(run) == expected, what
+
+    shutil.rmtree(checkpoints / "6")
+    with pytest.raises(CheckpointError, match=r"finished with step 6, .* is step 4"):
+        load_model(run, one, None)
+    with pytest.warns(UserWarning, match="is not finished: this is step 4 of 6"):
+        info = (run / "run.json").read_text()
+        (run / "run.json").write_text(info.replace('"finished": true', '"finished": false'))
+        load_model(run, one, None)
+    (run / "run.json").write_text(info)
+    lost("the last step", "checkpoints/6: missing")
+    shutil.rmtree(checkpoints)
+    lost("all steps", "checkpoints/6: missing|checkpoints/: missing")
+    truncate(checkpoints / "6" / "rest" / "_METADATA")
+    lost("the optimizer's state", r"checkpoints/6/rest/_METADATA: truncated")
+    flip(run / "model" / "judge.json")
+    lost("the judge", r"model/judge\.json: damaged")
+    (run / "model" / MANIFEST).unlink()
+    lost("the manifest of the model", rf"model/{MANIFEST}: missing")
+    assert not train(recipe).warnings  # complete again
+
+    for name, text, said in (
+        ("run.json", "[]", "run.json is damaged"),
+        ("run.json", "{", "run.json cannot be read"),
+        ("recipe.toml", "stage =", "recipe.toml is not a TOML file"),
+    ):
+        before = (run / name).read_text()
+        (run / name).write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            audit(run, Console(quiet=True))
+        with pytest.raises((CheckpointError, RecipeError), match=said):
+            train(recipe)
+        (run / name).write_text(before)
