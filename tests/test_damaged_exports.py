@@ -54,6 +54,16 @@ def test_weights_that_changed_places_are_refused(export, one_device):
         load_hf(export, one_device, None)
 
 
+def test_a_process_with_a_mesh_of_its_own_looks_at_every_file(export, one_device, monkeypatch):
+    first, *_ = sorted(export.glob("*.safetensors"))
+    flip(first)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    for index in (0, 1):  # of a job whose other process loads nothing
+        monkeypatch.setattr("jax.process_index", lambda index=index: index)
+        with pytest.raises(CheckpointError, match=f"{first.name}: damaged"):
+            load_hf(export, one_device, None)
+
+
 def test_weights_beside_the_exported_ones_are_refused_and_a_readme_is_welcome(export, one_device):
     (export / "README.md").write_text("mine")
     (export / ".cache").mkdir()
@@ -72,6 +82,16 @@ def test_the_message_says_how_to_accept_an_intended_change(export, one_device):
         load_all(export, one_device)
     accept_changes(export, Console(quiet=True))
     load_all(export, one_device)
+
+
+def test_an_export_is_no_part_of_a_run_by_its_name_alone(tmp_path, one_device):
+    folder = exported(tmp_path / "model", one_device)
+    flip(folder / "config.json")
+    with pytest.raises(CheckpointError, match=rf"gram-jax verify {folder} --accept"):
+        load_all(folder, one_device)
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(CheckpointError, match="start the run.s command again"):
+        load_all(folder, one_device)
 
 
 def test_a_judge_that_our_own_command_replaces_is_taken_in(export, one_device):
