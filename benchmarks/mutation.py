@@ -55,7 +55,7 @@ TESTS = {
     "checkpoint.hf_names": ["hf_names", "hf_files"],
     "checkpoint.hf_config": ["hf_config", "models"],
     "checkpoint.orbax": ["orbax", "damaged_steps"],
-    "checkpoint.integrity": ["manifests", "hf_files"],
+    "checkpoint.integrity": ["manifests", "hf_files", "damaged_exports", "damaged_steps"],
 }
 
 # Mutants that compute the same, judged by reading: module -> (its line, its change) -> why.

@@ -103,10 +103,11 @@ class NotBetterError(GramError):
 
 
 def default_rate(method: Method, cfg: ModelConfig) -> float:
-    """Peak learning rate. LoRA's falls with the width D of the model: 5e-4 (2000 / D) ** p, alpha twice the rank.
+    """Peak learning rate. LoRA's falls with the width D of the model: 5e-4 (2000 / D) ** p.
 
-    p is 0.781 for Llama's family and 0.0775 for Qwen's, as fitted over many models by J. Schulman and Thinking Machines
-    Lab (LoRA Without Regret, 2025, and the documentation of Tinker). docs/adapt.md tries it at width 576.
+    p is 0.781 for Llama's family and 0.0775 for Qwen's, as fitted over many models at alpha 32 by J. Schulman and
+    Thinking Machines Lab (LoRA Without Regret, 2025, and the documentation of Tinker). Here alpha is twice the rank, 32
+    at the default one; other models of Llama's class go by its fit. docs/adapt.md tries width 576.
 
     >>> from gram_jax.checkpoint.models import model_config
     >>> default_rate("full", model_config("tiny-random"))

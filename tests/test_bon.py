@@ -1,17 +1,20 @@
 """Best of n: exact expectations over subsets, the divergence, and the command on a tiny policy."""
 
+import copy
 import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from gram_jax.checkpoint.hf_export import export_hf
+from gram_jax.checkpoint.hf_files import GENERATION
 from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import GENERATION, load_tokenizer, stop_tokens
+from gram_jax.checkpoint.models import load_tokenizer, stop_tokens
 from gram_jax.cli import app
 from gram_jax.data.record_types import Message, as_prompt
 from gram_jax.errors import CheckpointError
@@ -112,6 +115,39 @@ def test_what_ends_a_response_is_also_what_the_models_settings_say(policy, tmp_p
     path.write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(CheckpointError, match="expected a token's id or several"):
         stop_tokens(folder)
+
+
+def test_a_conversation_is_read_turn_by_turn_as_its_template_has_it(policy):
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
+    for turns in (said, said[1:], said[:2]):
+        rows = [{"role": role, "content": text} for role, text in turns]
+        rendered = policy.tokenizer.apply_chat_template(
+            rows, tokenize=False, add_generation_prompt=True
+        )
+        ids = policy.encode(tuple(Message(role, text) for role, text in turns))
+        assert policy.tokenizer.decode(ids) == rendered
+    end = policy.frame.end
+    forged = policy.encode((Message("system", f"a {end} b"), Message("user", "c")))
+    plain = policy.encode((Message("system", "a b"), Message("user", "c")))
+    stops = [sum(int(x) in policy.stops for x in row) for row in (forged, plain)]
+    assert stops[0] == stops[1]  # the forged end is text
+
+
+def test_roles_that_the_template_does_not_take_are_one_users_text(policy):
+    tools = (Message("user", "2 + 3?"), Message("tool", "5"), Message("user", "So?"))
+    strict = "{% if messages[1] is defined %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.chat_template = strict + tokenizer.chat_template
+    found = tokenizer.decode(replace(policy, tokenizer=tokenizer).encode(tools))
+    assert "[tool turn]\n5" in found and found.startswith(policy.frame.before)
+
+
+def test_a_policys_own_system_turn_gives_way_to_the_prompts():
+    spoken = Policy.load("tiny-random", compute="float32", system="Sing.")
+    shown = spoken.tokenizer.decode(spoken.encode((Message("user", "a"), Message("user", "b"))))
+    assert shown.count("Sing.") == 1
+    own = (Message("system", "Hum."), Message("user", "a"))
+    assert "Sing." not in spoken.tokenizer.decode(spoken.encode(own))
 
 
 def test_what_is_written_is_text_without_control_tokens(policy):

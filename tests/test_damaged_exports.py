@@ -90,7 +90,7 @@ def test_an_export_is_no_part_of_a_run_by_its_name_alone(tmp_path, one_device):
     with pytest.raises(CheckpointError, match=rf"gram-jax verify {folder} --accept"):
         load_all(folder, one_device)
     (tmp_path / "recipe.toml").write_text("")
-    with pytest.raises(CheckpointError, match="start the run.s command again"):
+    with pytest.raises(CheckpointError, match="command again, which writes them anew"):
         load_all(folder, one_device)
 
 

@@ -5,16 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from test_rewards import ByLength
 
 from gram_jax.errors import DataError
-from gram_jax.rl import greedy
 from gram_jax.rl.greedy import GreedyResponses
 from gram_jax.rl.policy import Policy
+from gram_jax.rl.rewards import RewardForm, Rewards
 from gram_jax.rl.texts import prompt_of
 
 
 class Writer:
     """A policy that answers with the question in capitals; it remembers its batches and waits at `gate`."""
+
+    cfg = SimpleNamespace(context_length=100)
 
     def __init__(self):
         self.batches: list[tuple[int, int, int]] = []
@@ -66,10 +69,66 @@ def test_callers_that_wait_are_written_for_together():
     assert writer.batches == [(1, 1, 1), (4, 4, 4)]
 
 
-def test_what_has_not_been_asked_for_lately_is_forgotten(monkeypatch):
-    monkeypatch.setattr(greedy, "REMEMBERED", 2)
+def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody():
     writer = Writer()
     write = GreedyResponses(writer, new=8)
+    assert write(asked("known")) == ["KNOWN"]
+    writer.asked.clear()
+    writer.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(write, asked("a"))
+        assert writer.asked.wait(20)
+        assert write(asked("known", "known")) == ["KNOWN"] * 2
+        with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
+            write(asked("b"), 0.05)
+        writer.gate.set()
+        assert first.result(20) == ["A"]
+    assert write(asked("c")) == ["C"] and write(asked("b")) == ["B"]
+    assert writer.batches[2:] == [(2, 2, 2)]  # b was still wanted, and came along
+
+
+def test_a_batch_that_fails_is_tried_again_without_the_others():
+    writer = Writer()
+    write = GreedyResponses(writer, new=8)
+    real = writer.write
+
+    def weak(prompts, **options):
+        if any(prompt[-1].content == "bad" for prompt in prompts):
+            raise MemoryError
+        return real(prompts, **options)
+
+    writer.write = weak
+    writer.gate.clear()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(write, asked("a"))
+        assert writer.asked.wait(20)
+        others = {text: pool.submit(write, asked(text)) for text in ("b", "bad")}
+        while len(write._wanted) < 2:
+            assert not first.done()
+        writer.gate.set()
+        assert first.result(20) == ["A"] and others["b"].result(20) == ["B"]
+        with pytest.raises(MemoryError):
+            others["bad"].result(20)
+
+
+def test_threads_of_one_reward_are_written_for_together():
+    writer, judge = Writer(), ByLength()
+    rewards = Rewards(judge, RewardForm("reference"), write=GreedyResponses(writer, new=8))
+    writer.gate.clear()
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(rewards.of, ["a"], ["A"])
+        assert writer.asked.wait(20)
+        others = [pool.submit(rewards.of, [f"b{at}"], [f"B{at}"]) for at in range(4)]
+        while len(rewards.write._wanted) < 4:
+            assert not first.done()
+        writer.gate.set()
+        assert [x.result(20) for x in (first, *others)] == [[0.5]] * 5
+    assert writer.batches == [(1, 1, 1), (4, 4, 4)]
+
+
+def test_what_has_not_been_asked_for_lately_is_forgotten():
+    writer = Writer()
+    write = GreedyResponses(writer, new=8, remembered=2)
     for text in ("a", "b", "a", "c", "a", "b"):
         assert write(asked(text)) == [text.upper()]
     assert len(writer.batches) == 4  # a, b, c, and b again
@@ -93,5 +152,6 @@ def test_a_real_policy_writes_what_it_writes_alone():
     assert GreedyResponses(policy, new=6)(prompts) == alone
     with pytest.raises(DataError, match="leave out long prompts"):
         GreedyResponses(policy, new=6)(asked("word " * 20_000))
-    with pytest.raises(DataError, match="at least one token"):
-        GreedyResponses(policy, new=0)
+    for new in (0, policy.cfg.context_length):
+        with pytest.raises(DataError, match="at least one token, and fewer than the"):
+            GreedyResponses(policy, new=new)

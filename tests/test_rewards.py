@@ -107,7 +107,7 @@ def test_references_are_written_where_none_are_given():
     found = written.of(["qq", "r", "qq"], ["aaa", "aaa", "a"])
     assert found == pytest.approx([expit(0.5), expit(1), expit(-0.5)])
     assert asked == [["qq", "r"]]  # each prompt once
-    mixed = written.of(["qq", "r"], ["aaa", "aaa"], [["a"], ""])
+    mixed = written.of(["qq", "r"], ["aaa", "aaa"], np.array(["a", ""], object))
     assert mixed == pytest.approx([expit(1), expit(1)]) and asked[1:] == [["r"]]
     with pytest.raises(DataError, match="1 prompts and 0 written references"):
         Rewards(ByLength(), form, write=lambda prompts: []).of(["q"], ["a"])
@@ -233,6 +233,11 @@ def test_the_form_of_trl():
         reward(prompts=["q"], completions=["a"], answer=["b"])
     own = trl_reward(ByLength(), RewardForm("reference"), write=lambda prompts: ["a"])
     assert own(prompts=["q"], completions=["aaa"], answer=["b"]) == pytest.approx([expit(1)])
+    form, write = RewardForm("reference"), lambda prompts: ["a"]
+    for make in (async_trl_reward, tunix_reward):
+        found = make(ByLength(), form, write=write)(prompts=["q"], completions=["aaa"])
+        found = asyncio.run(found) if make is async_trl_reward else found
+        assert found == pytest.approx([expit(1)])
     later = async_trl_reward(ByLength())
     assert asyncio.iscoroutinefunction(later)
     assert asyncio.run(later(["q"] * 2, ["aaa", "a"])) == pytest.approx([expit(1), expit(-1)])
@@ -321,6 +326,10 @@ def test_an_environment_with_a_policy_compares_with_its_greedy_response(monkeypa
     assert compute_score("chat", greedy, "other", {"prompt": "q"}) != {"score": 0.5}
     monkeypatch.undo()
     monkeypatch.setenv("GRAM_JAX_JUDGE", "tiny-random")
+    monkeypatch.setenv("GRAM_JAX_POLICY", "tiny-random")
+    monkeypatch.setenv("GRAM_JAX_AGAINST", "group")
+    with pytest.raises(DataError, match="found a form with against = 'group'"):
+        environment.rewards_from_environment()
     monkeypatch.setenv("GRAM_JAX_NEW", "few")
     with pytest.raises(DataError, match="GRAM_JAX_NEW a whole one"):
         environment.rewards_from_environment()

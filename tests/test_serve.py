@@ -136,8 +136,12 @@ def test_llama_factory(client):
 def test_a_policy_writes_what_responses_without_a_label_meet(judge):
     asked = []
 
-    def write(prompts):
-        asked.append([prompt[-1].content for prompt in prompts])
+    def write(prompts, wait):
+        asked.append([prompt[-1].content.strip() for prompt in prompts])
+        if asked[-1] == ["late"]:
+            raise TimeoutError
+        if asked[-1] == ["long"]:
+            raise DataError("a prompt has 9 tokens")
         return ["a"] * len(prompts)
 
     with client_of(judge, form=RewardForm("reference"), write=write) as client:
@@ -151,7 +155,16 @@ def test_a_policy_writes_what_responses_without_a_label_meet(judge):
         assert client.post("/get_reward", json=labeled).json()["rewards"] == [
             pytest.approx(expit(0.5))
         ]
-    assert asked == [["Hello."], ["q"], ["q"]]  # the first when the server became ready
+        some = {"query": talk, "prompts": [CHAT] * 2, "labels": ["aa", ""]}
+        found = client.post("/get_reward", json=some).json()["rewards"]
+        assert found == pytest.approx([expit(0.5), 0.5])
+        for text, status in (("late", 504), ("long", 422)):
+            body = {"query": [f"{text} a"], "prompts": [f"{text} "]}
+            failed = client.post("/get_reward", json=body)
+            assert failed.status_code == status and "9 tokens" not in failed.text
+        assert "no room for its response" in failed.json()["error"]["message"]
+    # The first when the server became ready.
+    assert asked == [["Hello."], ["q"], ["q"], ["q"], ["late"], ["long"]]
     with pytest.raises(DataError, match="leave out one of the two"):
         client_of(judge, form=RewardForm("reference", references=("a",)), write=write)
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from gram_jax import tree
 from gram_jax.checkpoint.hf_config import check_vocabulary, config_to_hf
-from gram_jax.checkpoint.hf_files import CONFIG, INDEX, MARK, WEIGHTS, read_json
+from gram_jax.checkpoint.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS, read_json
 from gram_jax.checkpoint.hf_names import slots
 from gram_jax.checkpoint.integrity import MANIFEST, write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
@@ -35,16 +35,17 @@ def export_hf(
     dtype: str | None,
     tokenizer: Any | None,
     spec: JudgeSpec | None,
+    stops: Sequence[int] = (),
     shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
     """Write a folder that `transformers` opens, with everything that this judge needs; returns its
     path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. Files above
-    `shard_bytes` are split, with an index. The folder appears whole or not at all: it is written
-    beside its place and renamed. Raises CheckpointError for a folder in use or a full disk,
-    LayoutError for parameters that are not those of `cfg`.
+    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text besides the
+    tokenizer's own. Files above `shard_bytes` are split, with an index. The folder appears whole or not at all: it is
+    written beside its place and renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError for
+    parameters that are not those of `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -78,7 +79,7 @@ def export_hf(
         return folder
     with _writing(partial, needed):
         _write_weights(partial, cfg, params, dtype, shards)
-        _write_texts(partial, cfg, params, dtype, tokenizer)
+        _write_texts(partial, cfg, params, dtype, tokenizer, stops)
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
         if spec is not None:
@@ -161,6 +162,7 @@ def _write_texts(
     params: Tree,
     dtype: str | None,
     tokenizer: Any | None,
+    stops: Sequence[int],
 ) -> None:
     # Stated even where there is none: transformers would otherwise assume the first Llama's ids.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -168,7 +170,10 @@ def _write_texts(
     stored = dtype or str(tree.flatten(params)["embed"].dtype)
     _write_json(folder / CONFIG, config_to_hf(cfg, stored) | ids)
     known = {name: token for name, token in ids.items() if token is not None}
-    _write_json(folder / "generation_config.json", {"do_sample": False, **known})
+    own = [ids["eos_token_id"]] if "eos_token_id" in known else []
+    if len(ends := list(dict.fromkeys((*own, *stops)))) > 1:
+        known["eos_token_id"] = ends
+    _write_json(folder / GENERATION, {"do_sample": False, **known})
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:

@@ -27,7 +27,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # In the header of our safetensors files: a folder that holds such a file must hold a manifest.

@@ -18,6 +18,7 @@ from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf
 from gram_jax.checkpoint.hf_config import check_vocabulary
 from gram_jax.checkpoint.hf_files import (
     CONFIG,
+    GENERATION,
     check_files,
     check_texts,
     hf_config,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
 BASE_FILE = "base.json"
-GENERATION = "generation_config.json"
 SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
 # What is fetched from the hub; no .bin, because pickles are not read.
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -196,7 +196,10 @@ def stop_tokens(name: str | Path) -> tuple[int, ...]:
     ends = read_json(path).get("eos_token_id") if path.is_file() else None
     found = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(token) is int and token >= 0 for token in found):
-        raise CheckpointError(f"{path}: eos_token_id = {ends!r}, expected a token's id or several")
+        raise CheckpointError(
+            f"{path}: eos_token_id = {ends!r}, expected a token's id or several: correct the file (and, where it is "
+            f"an export of ours: gram-jax verify {path.parent} --accept)"
+        )
     return tuple(found)
 
 

@@ -125,7 +125,7 @@ def bon(
     """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.folder import make_folder
-    from gram_jax.rl.bon import PICTURE, ROWS, bon_rows, run_bon
+    from gram_jax.rl.bon import COLUMNS, PICTURE, bon_rows, run_bon
 
     console = Console()
     make_folder(out)
@@ -146,7 +146,7 @@ def bon(
         console=console,
     )
     title = f"best of n from {policy}: P(better than its greedy response)"
-    console.table(title, ROWS, bon_rows(report["best_of"]))
+    console.table(title, COLUMNS, bon_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
@@ -166,9 +166,11 @@ def serve(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help=f"or whose greedy response they meet: {MODEL_HELP}"),
+        typer.Option(help=f"whose greedy response responses meet in place: {MODEL_HELP}"),
     ] = None,
-    new: Annotated[int, typer.Option(min=1, help="tokens of that response, at most")] = 256,
+    new: Annotated[
+        int | None, typer.Option(min=1, help="tokens of that response, at most; default 256")
+    ] = None,
     as_: Annotated[
         Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
     ] = "probability",
@@ -206,11 +208,18 @@ def serve(
     from gram_jax.serve.guard import Limits
 
     token, texts = read_token(token_file), read_references(references)
+    if (texts and policy) or (new and not policy):
+        raise DataError(
+            "--policy and --references exclude each other, and --new is for --policy: leave out one"
+        )
+    write = None
+    if policy:
+        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or 256)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
         form=RewardForm("reference" if texts or policy else against, as_, texts),
-        write=GreedyResponses(Policy.load(policy, compute=compute), new=new) if policy else None,
+        write=write,
         limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
         token=token,
         queue=queue,

@@ -21,7 +21,7 @@ def convert(
     import jax
 
     from gram_jax.checkpoint.hf_export import export_hf
-    from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+    from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer, stop_tokens
     from gram_jax.sharding import make_placement
 
     # Weights are only rearranged, and a model that no accelerator holds alone may fit the machine's memory.
@@ -30,7 +30,16 @@ def convert(
     cfg, params = load_model(
         model, make_placement({}, devices=jax.devices()[:1]), None if dtype == "stored" else dtype
     )
-    export_hf(out, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=overwrite)
+    export_hf(
+        out,
+        cfg,
+        params,
+        dtype=None,
+        tokenizer=tokenizer,
+        spec=spec,
+        stops=stop_tokens(model),
+        overwrite=overwrite,
+    )
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
 
 

@@ -4,6 +4,7 @@ kept as text.
 
 import datetime
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ _ASKS_DATE = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 # Letters only: templates trim blanks and some look for markup.
 _USER, _ANSWER, _AGAIN = "SENTINELUSERTEXT", "SENTINELANSWERTEXT", "SENTINELUSERAGAIN"
+_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,34 @@ def chat_frame(
             "there is no eos_token. Set eos_token, so that an answer has an end."
         )
     return ChatFrame(before, after, end)
+
+
+def dialogue_frames(
+    tokenizer: Any,
+    roles: Sequence[str],
+    *,
+    system: str | None,
+    thinking: bool,
+    date: datetime.date = PINNED_DATE,
+) -> tuple[str, ...]:
+    """The literal strings around the texts of a conversation: one more than there are turns.
+
+    The last one ends where the assistant's next word belongs. system: as of `chat_frame`, for conversations that do not
+    begin with a system turn of their own. Raises JudgeError where the template does not take these roles, or does not
+    show every text once and in order.
+    """
+    own = bool(roles) and roles[0] == "system"
+    opening = [{"role": "system", "content": system}] if system and not own else []
+    marks = [f"SENTINELTURN{at:05d}".translate(_LETTERS) for at in range(len(roles))]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    rest = _render(tokenizer, [*opening, *turns], True, thinking, date)
+    frames = []
+    for mark in marks:
+        frame, rest = _around(rest, mark, tokenizer)
+        frames.append(frame)
+    if system == "" and roles[0] == "user":
+        frames[0] = chat_frame(tokenizer, system="", thinking=thinking, date=date).before
+    return (*frames, rest)
 
 
 def frame_shows_date(tokenizer: Any, *, thinking: bool) -> bool:

@@ -178,11 +178,11 @@ def run_bon(
     return report
 
 
-ROWS = ("n", "KL", "the judge's own score", "oracle", "oracle's change since n = 1")
+COLUMNS = ("n", "KL", "the judge's own score", "oracle", "oracle's change since n = 1")
 
 
 def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """What ROWS names, for a terminal."""
+    """What COLUMNS names, for a terminal."""
 
     def cell(found: dict[str, Any] | None, sign: str = "") -> str:
         if found is None:

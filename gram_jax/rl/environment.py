@@ -15,7 +15,7 @@ from typing import cast
 from gram_jax.errors import DataError
 from gram_jax.rl.greedy import GreedyResponses
 from gram_jax.rl.policy import Policy
-from gram_jax.rl.rewards import Against, As, RewardForm, Rewards
+from gram_jax.rl.rewards import Against, As, RewardForm, Rewards, check_written
 from gram_jax.scoring.scorer import Scorer
 
 _LOADING = Lock()
@@ -50,5 +50,7 @@ def _load() -> Rewards:
         length_penalty=penalty,
     )
     policy = os.environ.get("GRAM_JAX_POLICY")
+    if policy:
+        check_written(form)  # before anything is loaded
     write = GreedyResponses(Policy.load(policy), new=new) if policy else None
     return Rewards(Scorer.load(model), form, write=write)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
+from gram_jax.checkpoint.hf_files import GENERATION
 from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import GENERATION, at_its_step, load_model
+from gram_jax.checkpoint.models import at_its_step, load_model
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value

@@ -18,8 +18,8 @@ def reward_func(
 ) -> dict[str, Any]:
     """Rewards of queries (prompt and response) as {"rewards", "scores", "extra_logs"}, f32 [n] tensors.
 
-    labels: the references, where the form compares with such. A response is the query without its prompt and without
-    the policy's end tokens.
+    labels: the references, where the form compares with such; an empty one leaves it to the form or to a policy. A
+    response is the query without its prompt and without the policy's end tokens.
     """
     import torch  # pyright: ignore[reportMissingImports]  (the trainer brings it)
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gram_jax.checkpoint.models import load_model, load_tokenizer, model_config, stop_tokens
-from gram_jax.data.chat import ChatFrame, chat_frame
+from gram_jax.data.chat import ChatFrame, chat_frame, dialogue_frames
 from gram_jax.data.record_types import Prompt
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.data.tokens import text_encoder
-from gram_jax.errors import DataError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.programs import keep_compiled_programs
@@ -33,13 +34,15 @@ class Written(NamedTuple):
 class Policy:
     """Weights, and all that is needed to write with them.
 
-    stops: ids that end a response, the tokenizer's end of text and what ends an assistant's turn among them.
+    system: as in a judge's specification; prompts may have a system turn of their own. stops: ids that end a response,
+    the tokenizer's end of text and what ends an assistant's turn among them.
     """
 
     params: Tree
     cfg: ModelConfig
     tokenizer: Any
     frame: ChatFrame
+    system: str | None
     stops: tuple[int, ...]
     execution: Execution
 
@@ -64,21 +67,44 @@ class Policy:
         own = () if text_end is None else (text_end,)
         stops = tuple(dict.fromkeys((*ends, *own, *stop_tokens(name))))
         execution = Execution(number_format, "auto", "none", placement)
-        return cls(params, cfg, tokenizer, frame, stops, execution)
+        return cls(params, cfg, tokenizer, frame, system, stops, execution)
 
     def with_params(self, params: Tree) -> "Policy":
         """The same with other weights."""
         return replace(self, params=params)
 
     def encode(self, prompt: Prompt) -> np.ndarray:
-        """i32 [n]: a prompt as the model reads it. Control tokens in what people said stay text."""
+        """i32 [n]: a prompt as the model reads it, turn by turn. Control tokens in what people said stay text.
+
+        A conversation whose roles the chat template does not take (two users in a row, tools) is one user's text, each
+        turn under a header, as the judge reads it.
+        """
         encoder = text_encoder(self.tokenizer)
-        parts = (
-            encoder.frame(self.frame.before),
-            encoder.text(show_turns(turns(prompt))),
-            encoder.frame(self.frame.after),
-        )
+        frames = self._frames(tuple(turn.role for turn in prompt))
+        texts = [turn.content for turn in prompt]
+        if frames is None:
+            frames, texts = (self.frame.before, self.frame.after), [show_turns(turns(prompt))]
+        parts = [encoder.frame(frames[0])]
+        for text, frame in zip(texts, frames[1:], strict=True):
+            parts += [encoder.text(text), encoder.frame(frame)]
         return np.concatenate(parts)
+
+    def _frames(self, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The literal strings around the turns; None where the template does not take the roles."""
+        if roles == ("user",):
+            return self.frame.before, self.frame.after
+        if roles not in self._known:
+            try:
+                self._known[roles] = dialogue_frames(
+                    self.tokenizer, roles, system=self.system, thinking=False
+                )
+            except JudgeError:
+                self._known[roles] = None
+        return self._known[roles]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, ...], tuple[str, ...] | None]:
+        return {}
 
     def encode_all(self, prompts: Sequence[Prompt], new: int) -> list[np.ndarray]:
         """Of every prompt `encode`. Raises DataError for one that leaves no room for `new` tokens in the context."""
@@ -86,8 +112,8 @@ class Policy:
         room = self.cfg.context_length - new
         if encoded and (longest := max(map(len, encoded))) > room:
             raise DataError(
-                f"a prompt has {longest} tokens and there is room for {room} beside {new} new ones: leave out long "
-                "prompts, or ask for less"
+                f"a prompt has {longest} tokens and there is room for {max(0, room)} beside {new} new ones: leave out "
+                "long prompts, or ask for less"
             )
         return encoded
 

@@ -92,13 +92,13 @@ class Rewards:
         write: WriteReferences | None = None,
         warn: bool = True,
     ):
-        """write: references of the prompts that come without one, for a form against references without its own."""
+        """write: references of the prompts that come without one, for a form against references without its own.
+
+        It may be called from several threads at once.
+        """
         self.scorer, self.form, self.write = scorer, form or RewardForm(), write
-        if write and (self.form.against != "reference" or self.form.references):
-            raise DataError(
-                'written references are for RewardForm("reference") without references of its own, found '
-                f"{self.form}: leave out one of the two"
-            )
+        if write is not None:
+            check_written(self.form)
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
         self._said = not warn
@@ -122,10 +122,13 @@ class Rewards:
             return []
         asked = [prompt_of(prompt) for prompt in prompts]
         texts = [completion_of(completion) for completion in completions]
-        with self._turn:
-            if self.form.against == "reference":
-                found = self._against_references(asked, texts, self._references(asked, references))
-            else:
+        if self.form.against == "reference":
+            # Before the turn, so that those who wait for a policy's writing can be written for together.
+            compared = self._references(asked, references)
+            with self._turn:
+                found = self._against_references(asked, texts, compared)
+        else:
+            with self._turn:
                 found = self._in_groups(asked, texts)
         if self.form.as_ == "normalised":
             found = _normalised(asked, found)
@@ -137,7 +140,10 @@ class Rewards:
     ) -> list[tuple[str, ...]]:
         if given is not None and len(given) != len(prompts):
             raise DataError(f"{len(prompts)} completions and {len(given)} references")
-        found = [_texts(one) or self.form.references for one in given or [None] * len(prompts)]
+        found = [
+            _texts(one) or self.form.references
+            for one in ([None] * len(prompts) if given is None else given)
+        ]
         lacking = list(
             dict.fromkeys(prompt for prompt, own in zip(prompts, found, strict=True) if not own)
         )
@@ -249,6 +255,16 @@ class Rewards:
         scores = list(scores) or [EVEN]
         plain = self.form.as_ == "probability"
         return float(np.mean([score.first if plain else score.margin for score in scores]))
+
+
+def check_written(form: RewardForm) -> None:
+    """Raises DataError for a form that written references do not go together with."""
+    if form.against != "reference" or form.references:
+        what = "references of its own" if form.references else f"against = {form.against!r}"
+        raise DataError(
+            'written references are for RewardForm("reference") without references of its own, found a form with '
+            f"{what}: leave out one of the two"
+        )
 
 
 def as_scores(form: RewardForm, rewards: Sequence[float]) -> list[float]:

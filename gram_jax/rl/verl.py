@@ -22,8 +22,9 @@ def compute_score(
     """The reward of one response against its reference: {"score": ...}.
 
     extra_info: has the prompt under "prompt", "question" or "raw_prompt", as text or messages. ground_truth: the
-    reference response, or several; empty for the form's own. verl passes one sample at a time, so groups cannot be
-    compared here: take the server's /compare for that. Raises DataError where the prompt is missing.
+    reference response, or several; empty for the form's own or one that a policy writes. verl passes one sample at a
+    time, so groups cannot be compared here: take the server's /compare for that. Raises DataError where the prompt is
+    missing.
     """
     info = extra_info or {}
     prompt = next((info[name] for name in QUESTIONS if info.get(name) is not None), None)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import gram_jax
 from gram_jax.errors import GramError
-from gram_jax.rl.rewards import RewardForm, Rewards, WriteReferences
+from gram_jax.rl.rewards import RewardForm, check_written
 from gram_jax.rl.texts import prompt_of
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError
@@ -22,7 +22,7 @@ from gram_jax.serve.endpoints import add_judging, add_operation
 from gram_jax.serve.forms import Failure
 from gram_jax.serve.guard import FAILED, LIGHT, Guard, Limits
 from gram_jax.serve.protocols import add_rewards, add_verdicts
-from gram_jax.serve.service import Service
+from gram_jax.serve.service import Service, Writer
 
 STOPPING = "the server is about to stop"
 NOWHERE = "there is nothing at this path; /openapi.json lists the endpoints"
@@ -38,7 +38,7 @@ def make_app(
     name: str,
     *,
     form: RewardForm | None = None,
-    write: WriteReferences | None = None,
+    write: Writer | None = None,
     limits: Limits | None = None,
     token: str | None = None,
     queue: int = 8192,
@@ -52,7 +52,9 @@ def make_app(
     together: sequences that may wait, and that are scored in one call. cohort_wait: seconds that a response sent alone
     waits for the others of its group.
     """
-    form = Rewards(scorer, form, write=write).form  # which refuses what does not go together
+    form = form or RewardForm()
+    if write is not None:
+        check_written(form)
     service = Service(
         scorer,
         name,
@@ -70,7 +72,7 @@ def make_app(
         if warm_up:
             await anyio.to_thread.run_sync(lambda: scorer.warm_up(rankings=True))
             if write is not None:
-                await anyio.to_thread.run_sync(write, [prompt_of("Hello.")])
+                await anyio.to_thread.run_sync(write, [prompt_of("Hello.")], -1)
         service.ready = True
         yield
         # By now all that was accepted has been answered, or the time for it is over.

@@ -23,17 +23,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 LOG = logging.getLogger("gram_jax.serve")
 FAILED = "the server failed; its log says where"
-OPEN = (
-    "/",
-    "/health",
-    "/healthz",
-    "/readyz",
-)  # without a token: they say nothing of anybody's data
-LIGHT = (
-    *OPEN,
-    "/metrics",
-    "/openapi.json",
-)  # answered however much is waiting; their bodies stay unread
+# Without a token: they say nothing of anybody's data.
+OPEN = ("/", "/health", "/healthz", "/readyz")
+# Answered however much is waiting; their bodies stay unread.
+LIGHT = (*OPEN, "/metrics", "/openapi.json", "/v1/models")
 LEFT = 499  # in the log and the metrics: the client went before its request was whole
 
 

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Depends
 from starlette.exceptions import HTTPException
 
 from gram_jax.data.record_types import Prompt
-from gram_jax.errors import GramError
-from gram_jax.rl.rewards import RewardForm, Rewards, as_scores
+from gram_jax.errors import DataError, GramError
+from gram_jax.rl.rewards import RewardForm, Rewards, WriteReferences, as_scores
 from gram_jax.rl.texts import completion_of, conversation_of, prompt_of
-from gram_jax.serve.batcher import Client
+from gram_jax.serve.batcher import Client, LateError
 from gram_jax.serve.forms import (
     Classified,
     Classify,
@@ -31,12 +31,16 @@ from gram_jax.serve.forms import (
     ScoreEvaluation,
 )
 from gram_jax.serve.guard import LOG
-from gram_jax.serve.service import Service, client_of, scores_of
+from gram_jax.serve.service import Service, Writer, client_of, scores_of
 
 UNCOMPARED = (
     "a response came without another to its prompt and without a reference: its reward is 0.5 whatever it says. Send "
     "groups together, references as labels, or start the server with --references or --policy (said once; "
     "gram_uncompared_total)"
+)
+NO_ROOM = (
+    "a prompt leaves the server's policy no room for its response: expected a shorter one, or a server with a smaller "
+    "--new"
 )
 CONVERSATION = "expected a conversation in the form of ChatML, Llama 3 or Gemma that ends with a response to a user"
 
@@ -60,7 +64,8 @@ def add_rewards(app: APIRouter, service: Service) -> None:
                 prompt_, response = _conversation(query, f"query.{at}")
                 prompts.append(prompt_)
                 responses.append(response)
-        found = _rewards(service, client, prompts, responses, _references(labels, queries))
+        _check_length("labels", labels, queries)
+        found = _rewards(service, client, prompts, responses, labels)
         scores = as_scores(service.form, found)
         return GotReward(rewards=found, scores=scores, extra_logs={"gram_judge": found})
 
@@ -69,7 +74,7 @@ def add_rewards(app: APIRouter, service: Service) -> None:
         """LLaMA-Factory's reward server: rendered conversations, each with its response at the end."""
         pairs = [_conversation(text, f"messages.{at}") for at, text in enumerate(asked.messages)]
         prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
-        found = _rewards(service, client, prompts, responses, None)
+        found = _rewards(service, client, prompts, responses)
         return ScoredEvaluation(
             id=f"scoreval-{uuid.uuid4().hex}", model=asked.model or service.name, scores=found
         )
@@ -132,7 +137,7 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
             prompts = prompts * len(responses)
         _check_length("text_1", prompts, responses)
         texts = [completion_of(response) for response in responses]
-        found = _rewards(service, client, [prompt_of(x) for x in prompts], texts, None)
+        found = _rewards(service, client, [prompt_of(x) for x in prompts], texts)
         return Scored(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -149,13 +154,6 @@ def _check_length(name: str, given: Sequence[Any], responses: Sequence[Any]) -> 
         raise HTTPException(422, f"{name}: {text}, found {len(given)}")
 
 
-def _references(labels: Sequence[str | None], queries: Sequence[str]) -> list[str] | None:
-    """Labels as references; None where all are empty. Some without the others would have another scale."""
-    given = [label for label in labels if label]
-    _check_length("labels", given, queries)
-    return given or None
-
-
 def _conversation(text: str, where: str) -> tuple[Prompt, str]:
     """The prompt and the response of a rendered conversation; `where` it stood is all that an error repeats."""
     try:
@@ -169,15 +167,33 @@ def _rewards(
     client: Client,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
-    references: Sequence[str] | None,
+    labels: Sequence[str | None] = (),
 ) -> list[float]:
-    form = service.form
-    if references is not None:
+    """labels: references. Where the server has none of its own, all responses have one or none has."""
+    form, write = service.form, None
+    if form.against == "reference":
+        write = service.write and _writing(service.write, client)
+    elif given := [label for label in labels if label]:
+        # Some without the others would have another scale.
+        _check_length("labels", given, responses)
         form = RewardForm("reference", form.as_, (), form.length_penalty)
-    if form.against != "reference":
+    else:
         _count_uncompared(service, prompts)
-    write = service.write if references is None else None
-    return Rewards(client, form, write=write, warn=False).of(prompts, responses, references)
+    return Rewards(client, form, write=write, warn=False).of(prompts, responses, labels or None)
+
+
+def _writing(write: Writer, client: Client) -> WriteReferences:
+    """`write` for one request: until its deadline, and with an error that its sender can act on."""
+
+    def within_deadline(prompts: Sequence[Prompt]) -> Sequence[str]:
+        try:
+            return write(prompts, max(0.0, client.deadline - time.monotonic()))
+        except TimeoutError:
+            raise LateError from None
+        except DataError as error:
+            raise HTTPException(422, NO_ROOM) from error
+
+    return within_deadline
 
 
 def _count_uncompared(service: Service, prompts: Sequence[Prompt]) -> None:

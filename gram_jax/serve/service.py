@@ -8,13 +8,16 @@ from typing import Annotated
 from fastapi import Header
 
 from gram_jax.data.record_types import Prompt
-from gram_jax.rl.rewards import RewardForm, WriteReferences
+from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.texts import prompt_of
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.batcher import Batcher, Client
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
 from gram_jax.serve.guard import Limits, Metrics
+
+# References of prompts, written within so many seconds, or TimeoutError: rl/greedy.py has one.
+Writer = Callable[[Sequence[Prompt], float], Sequence[str]]
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Service:
     cohorts: Cohorts
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
-    write: WriteReferences | None = None
+    write: Writer | None = None
     ready: bool = False
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_files import check_files
+from gram_jax.checkpoint.hf_files import GENERATION, check_files
 from gram_jax.checkpoint.integrity import find_damage, write_manifest
-from gram_jax.checkpoint.models import SMOLLM2, resolve_model
+from gram_jax.checkpoint.models import SMOLLM2, resolve_model, stop_tokens
 from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.runs import INFO, RECIPE, read_info
 from gram_jax.cluster.agreement import from_main
@@ -92,6 +92,9 @@ class RunFolder:
         _write(self.model / "config.json", json.dumps(hf, indent=2) + "\n")
         tokenizer.save_pretrained(self.model)
         spec.save(self.model)
+        if stops := stop_tokens(recipe.model.start):
+            ends = json.dumps({"eos_token_id": list(stops)}) + "\n"
+            _write(self.model / GENERATION, ends)
         if recipe.lora is not None:
             lora = recipe.lora
             base = {
