@@ -23,6 +23,7 @@ from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.hf_files import load_hf
 from gram_jax.checkpoint.hf_names import slots
 from gram_jax.checkpoint.integrity import write_manifest
+from gram_jax.checkpoint.models import stop_tokens
 from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.judge import JudgeSpec, make_spec
@@ -341,6 +342,15 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
     generation = json.loads((folder / "generation_config.json").read_text())
     assert settings["eos_token_id"] == generation["eos_token_id"] == tokenizer.eos_token_id
     assert settings["bos_token_id"] is None and "bos_token_id" not in generation
+    given = {"dtype": None, "tokenizer": tokenizer, "spec": None}
+    more = export_hf(tmp_path / "more", cfg, random_params(cfg, one_device), stops=[7], **given)
+    assert stop_tokens(more) == (tokenizer.eos_token_id, 7)
+    same = export_hf(
+        tmp_path / "same", *load_hf(more, one_device, None), stops=stop_tokens(more), **given
+    )
+    assert stop_tokens(same) == stop_tokens(more) and stop_tokens(folder) == (
+        tokenizer.eos_token_id,
+    )
     saved = json.loads((folder / "tokenizer_config.json").read_text())
     assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # a name that transformers 4 knows
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint.models import load_model
+from gram_jax.checkpoint.models import load_model, stop_tokens
 from gram_jax.console import Console
 from gram_jax.data.record_types import as_prompt
 from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
@@ -193,7 +193,9 @@ def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_
         done = run(tmp_path / "run", "grpo", run__steps=2, evaluate__every=1, evaluate__limit=4)
     assert 0 <= done.metrics["reward"] <= 1
     assert 0 <= done.metrics["win_rate"] <= 1
-    assert Policy.load(done.folder).write([as_prompt("Hi")], new=3, temperature=0).texts
+    trained = Policy.load(done.folder)
+    assert trained.write([as_prompt("Hi")], new=3, temperature=0).texts
+    assert stop_tokens(done.folder) == trained.stops == Policy.load("tiny-random").stops
 
 
 def test_log_probabilities_of_learning_are_those_of_sampling():
