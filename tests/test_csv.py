@@ -64,7 +64,7 @@ def test_labels_and_numbers(tmp_path):
     [
         ("prompt,chosen,rejected\nWhy?,good, very,bad\n", "line 2: expected 3 cells, found 4"),
         ('prompt,chosen,rejected\nq,"good" very,bad\n', "line 2.*quote"),
-        ('prompt,chosen,rejected\nq,"good,bad\nq,a,b\n', "line 3: unexpected end of data"),
+        ('prompt,chosen,rejected\nq,"good,bad\nq,a,b\n', "line 2, a row that goes on to line 3: unexp"),
         ("prompt,chosen,prompt\nq,a,b\n", "two columns are called 'prompt'"),
         ("prompt,chosen,rejected\nq,a\n", "line 2: expected 3 cells, found 2"),
         (GOOD.encode("utf-16"), "expected UTF-8 text, found UTF-16.*iconv -f UTF-16 "),
@@ -104,4 +104,4 @@ def test_what_the_standard_library_writes_comes_back(rows, delimiter):
 def test_the_lines_are_those_of_an_editor(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text('prompt,chosen\n"a\nb",c\nd,e\n')
-    assert [row.where for row in read_rows(path)] == ["x.csv, line 3", "x.csv, line 4"]
+    assert [row.where for row in read_rows(path)] == ["x.csv, line 2", "x.csv, line 4"]

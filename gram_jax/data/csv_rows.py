@@ -17,7 +17,7 @@ LONGEST = 2**31 - 1  # characters of a cell
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """(line at which it ends, cells by column, why it could not be read) of every row that is not blank.
+    """(line at which it begins, cells by column, why it could not be read) of every row that is not blank.
 
     The first row names the columns. All cells are text, without what belongs to nobody: blank rows, columns without a
     name. Raises ValueError for a file that is no such table, with what was expected and found.
@@ -43,15 +43,18 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, An
 
 
 def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line at which it ends, cells) of every row that is not blank."""
+    """(line at which it begins, cells) of every row that is not blank."""
     reader = csv.reader(text, delimiter=delimiter, strict=True)
+    begin = 1
     try:
         for row in reader:
             if any(map(str.strip, row)):
-                yield reader.line_num, row
+                yield begin, row
+            begin = reader.line_num + 1
     except csv.Error as error:
+        ends = f", a row that goes on to line {reader.line_num}" if reader.line_num > begin else ""
         raise ValueError(
-            f"line {reader.line_num}: {error}; expected a text with commas, quotes or line breaks to stand in "
+            f"line {begin}{ends}: {error}; expected a text with commas, quotes or line breaks to stand in "
             'quotes, and a quote inside it as ""'
         ) from error
 
