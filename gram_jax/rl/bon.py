@@ -178,7 +178,7 @@ def run_bon(
     return report
 
 
-COLUMNS = ("n", "KL", "the judge's own score", "oracle", "oracle's change since n = 1")
+COLUMNS = ("n", "KL", "judge that picks", "oracle", "oracle less n = 1")
 
 
 def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
