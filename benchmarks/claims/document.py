@@ -63,7 +63,7 @@ class _Report:
             "",
             f"    {command} --size {self.name} --markdown docs/claims.md",
             "",
-            f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run, with seeds {seeds}.',
+            f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run; seeds: {seeds}.',
             "The command makes this page of what is there; several short runs add up, the most informative cells",
             "first. What has not been run says so.",
             "",
