@@ -55,13 +55,15 @@ def test_weights_that_changed_places_are_refused(export, one_device):
 
 
 def test_a_process_with_a_mesh_of_its_own_looks_at_every_file(export, one_device, monkeypatch):
-    first, *_ = sorted(export.glob("*.safetensors"))
-    flip(first)
+    names = sorted(export.glob("*.safetensors"))[:2]
     monkeypatch.setattr("jax.process_count", lambda: 2)
     for index in (0, 1):  # of a job whose other process loads nothing
         monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        with pytest.raises(CheckpointError, match=f"{first.name}: damaged"):
-            load_hf(export, one_device, None)
+        for path in names:
+            flip(path)
+            with pytest.raises(CheckpointError, match=f"{path.name}: damaged"):
+                load_hf(export, one_device, None)
+            flip(path)
 
 
 def test_weights_beside_the_exported_ones_are_refused_and_a_readme_is_welcome(export, one_device):

@@ -392,7 +392,9 @@ def test_a_folder_in_use_is_left_alone_unless_told_otherwise(tmp_path, one_devic
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all I have"
     export_hf(tmp_path / "mine", cfg, params, **PLAIN, overwrite=True)
     assert_same_bits(load_hf(tmp_path / "mine", one_device, None)[1], params)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    export_hf(tmp_path / "empty", cfg, params, **PLAIN)  # an empty folder is nobody's
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
 
 
 Usage = namedtuple("Usage", "total used free")
