@@ -107,7 +107,7 @@ def make_stand_ins(place: Path, tools: Path) -> None:
         (place / name).mkdir(parents=True)
     for name in ("pairs", "new_pairs", "my_held_out_pairs", "HELDOUT"):
         write_pairs(place / f"{name}.jsonl", 8)
-    rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 90).open()]
+    rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 150).open()]
     shutil.copy(place / "my_pairs.jsonl", place / "clear.jsonl")
     for name in ("pairs", "my_pairs", "PREFERENCES", "data/preference_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:16]), place / f"{name}.parquet")

@@ -202,7 +202,7 @@ def serve(
         if (error.name or "").startswith("gram_jax"):
             raise
         raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
-    from gram_jax.rl.greedy import GreedyResponses
+    from gram_jax.rl.greedy import NEW, GreedyResponses
     from gram_jax.rl.policy import Policy
     from gram_jax.rl.rewards import RewardForm
     from gram_jax.serve.guard import Limits
@@ -214,7 +214,7 @@ def serve(
         )
     write = None
     if policy:
-        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or 256)
+        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or NEW)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,

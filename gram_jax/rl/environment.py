@@ -13,7 +13,7 @@ from threading import Lock
 from typing import cast
 
 from gram_jax.errors import DataError
-from gram_jax.rl.greedy import GreedyResponses
+from gram_jax.rl.greedy import NEW, GreedyResponses
 from gram_jax.rl.policy import Policy
 from gram_jax.rl.rewards import Against, As, RewardForm, Rewards, check_written
 from gram_jax.scoring.scorer import Scorer
@@ -37,7 +37,7 @@ def _load() -> Rewards:
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
-        new = int(os.environ.get("GRAM_JAX_NEW", "256"))
+        new = int(os.environ.get("GRAM_JAX_NEW", NEW))
     except ValueError as error:
         raise DataError(
             "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_NEW a whole "

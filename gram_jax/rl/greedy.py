@@ -8,6 +8,7 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.rl.policy import Policy
 
+NEW = 256  # tokens of a response, where nothing else is said: TRL's default length of a completion
 REMEMBERED = 16384  # prompts, by default
 ROWS = 32  # written at a time
 
@@ -27,7 +28,7 @@ class GreedyResponses:
     True
     """
 
-    def __init__(self, policy: Policy, *, new: int = 256, remembered: int = REMEMBERED):
+    def __init__(self, policy: Policy, *, new: int = NEW, remembered: int = REMEMBERED):
         """new: tokens of a response, at most; remembered: prompts whose response is kept for the next time.
 
         Raises DataError for a `new` that the model's context has no room for.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,31 +80,15 @@ class Policy:
         turn under a header, as the judge reads it.
         """
         encoder = text_encoder(self.tokenizer)
-        frames = self._frames(tuple(turn.role for turn in prompt))
-        texts = [turn.content for turn in prompt]
+        texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
+        alone = self.frame.before, self.frame.after
+        frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
-            frames, texts = (self.frame.before, self.frame.after), [show_turns(turns(prompt))]
+            frames, texts = alone, [show_turns(turns(prompt))]
         parts = [encoder.frame(frames[0])]
         for text, frame in zip(texts, frames[1:], strict=True):
             parts += [encoder.text(text), encoder.frame(frame)]
         return np.concatenate(parts)
-
-    def _frames(self, roles: tuple[str, ...]) -> tuple[str, ...] | None:
-        """The literal strings around the turns; None where the template does not take the roles."""
-        if roles == ("user",):
-            return self.frame.before, self.frame.after
-        if roles not in self._known:
-            try:
-                self._known[roles] = dialogue_frames(
-                    self.tokenizer, roles, system=self.system, thinking=False
-                )
-            except JudgeError:
-                self._known[roles] = None
-        return self._known[roles]
-
-    @cached_property
-    def _known(self) -> dict[tuple[str, ...], tuple[str, ...] | None]:
-        return {}
 
     def encode_all(self, prompts: Sequence[Prompt], new: int) -> list[np.ndarray]:
         """Of every prompt `encode`. Raises DataError for one that leaves no room for `new` tokens in the context."""
@@ -152,3 +136,12 @@ class Policy:
             rows=rows,
         )
         return Written(self.decode(found), found)
+
+
+@lru_cache(maxsize=256)
+def _frames(tokenizer: Any, roles: tuple[str, ...], system: str | None) -> tuple[str, ...] | None:
+    """The literal strings around the turns; None where the chat template does not take the roles."""
+    try:
+        return dialogue_frames(tokenizer, roles, system=system, thinking=False)
+    except JudgeError:
+        return None
