@@ -64,7 +64,10 @@ def test_labels_and_numbers(tmp_path):
     [
         ("prompt,chosen,rejected\nWhy?,good, very,bad\n", "line 2: expected 3 cells, found 4"),
         ('prompt,chosen,rejected\nq,"good" very,bad\n', "line 2.*quote"),
-        ('prompt,chosen,rejected\nq,"good,bad\nq,a,b\n', "line 2, a row that goes on to line 3: unexp"),
+        (
+            'prompt,chosen,rejected\nq,"good,bad\nq,a,b\n',
+            "line 2, a row that goes on to line 3: unexp",
+        ),
         ("prompt,chosen,prompt\nq,a,b\n", "two columns are called 'prompt'"),
         ("prompt,chosen,rejected\nq,a\n", "line 2: expected 3 cells, found 2"),
         (GOOD.encode("utf-16"), "expected UTF-8 text, found UTF-16.*iconv -f UTF-16 "),

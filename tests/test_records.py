@@ -273,6 +273,15 @@ def test_reward_bench_2_rows_give_every_chosen_against_every_rejected(tmp_path, 
     assert records[-1].id == f"t[{good - 1},{bad - 1}]"
 
 
+@pytest.mark.parametrize("empty", ["chosen", "rejected"])
+def test_a_reward_bench_2_row_without_a_response_is_named(tmp_path, empty):
+    row = {"id": "t", "prompt": "Why?", "chosen": ["g"], "rejected": ["b"], "subset": "Ties"}
+    path = jsonl(tmp_path / "rb2.jsonl", [row | {empty: []}])
+    for wanted in ("preference", "candidates"):
+        with pytest.raises(DataError, match=rf"line 1: field '{empty}'.*schema reward-bench-2"):
+            read_records(path, wanted)
+
+
 OWN = "Which is better?\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
 
 

@@ -1,7 +1,10 @@
 """Rewards of a judge: hand-made verdicts, the call forms of the trainers, groups that arrive in parts."""
 
 import asyncio
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -310,6 +313,34 @@ def test_an_environment_without_a_judge_is_a_named_error(monkeypatch):
     monkeypatch.delenv("GRAM_JAX_JUDGE", raising=False)
     with pytest.raises(DataError, match="GRAM_JAX_JUDGE is not set"):
         environment.rewards_from_environment()
+
+
+def test_samples_of_many_threads_are_scored_together(monkeypatch):
+    """As verl and OpenRLHF ask: one at a time, from threads. The first call holds the others up."""
+    environment._load.cache_clear()
+    judge, go = ByLength(), threading.Event()
+    plain = judge.score_many
+
+    def slow(triples):
+        assert go.wait(20)
+        return plain(triples)
+
+    judge.score_many = slow
+    monkeypatch.setattr(environment.Scorer, "load", lambda name: judge)
+    monkeypatch.setenv("GRAM_JAX_JUDGE", "one")
+    rewards = environment.rewards_from_environment()
+    with ThreadPoolExecutor(16) as threads:
+        texts = ["a" * (1 + at) for at in range(16)]
+        found = [threads.submit(compute_score, "chat", t, "aaa", {"prompt": "q"}) for t in texts]
+        until = time.monotonic() + 20
+        while rewards.scorer.batcher.waiting < 2 * 15:  # all but the one that equals its reference
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        go.set()
+        scores = [one.result()["score"] for one in found]
+    environment._load.cache_clear()
+    assert scores == pytest.approx([expit((len(text) - 3) / 2) for text in texts])
+    assert judge.calls <= 2 and judge.asked == 2 * 15
 
 
 def test_an_environment_with_a_policy_compares_with_its_greedy_response(monkeypatch):

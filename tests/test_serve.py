@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,13 +21,15 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 httpx = pytest.importorskip("httpx")
 from starlette.testclient import TestClient  # noqa: E402
 
+from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.rl.rewards import RewardForm  # noqa: E402
+from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
 from gram_jax.scoring.contests import Entry  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
-from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
+from gram_jax.serve.run import check_address  # noqa: E402
 from gram_jax.sharding import make_placement  # noqa: E402
 
 
@@ -39,13 +42,15 @@ class Judge:
     spec = Spec()
 
     def __init__(self, seconds: float = 0.0):
-        self.seconds, self.sizes, self.go = seconds, [], threading.Event()
+        self.seconds, self.sizes = seconds, []
+        self.asked, self.go = threading.Event(), threading.Event()
         self.go.set()
 
     def warm_up(self, *, rankings: bool = False) -> None:
         pass
 
     def score_many(self, triples):
+        self.asked.set()
         self.go.wait(10)
         time.sleep(self.seconds)
         self.sizes.append(len(triples))
@@ -383,18 +388,11 @@ def test_a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_scored_for_i
         judge.go.clear()
         first = threading.Thread(target=lambda: client.post("/v1/score_pair", json=pair))
         first.start()
-        time.sleep(0.1)
-        late: list = []
-        headers = {"x-deadline-ms": "50"}
-        second = threading.Thread(
-            target=lambda: late.append(client.post("/v1/score_pair", json=pair, headers=headers))
-        )
-        second.start()
-        time.sleep(0.2)
+        assert judge.asked.wait(10)
+        late = client.post("/v1/score_pair", json=pair, headers={"x-deadline-ms": "50"})
         judge.go.set()
         first.join()
-        second.join()
-        assert late[0].status_code == 504 and late[0].json()["error"]["code"] == "late"
+        assert late.status_code == 504 and late.json()["error"]["code"] == "late"
         assert judge.sizes == [1]
         wrong = client.post("/v1/score_pair", json=pair, headers={"x-deadline-ms": "soon"})
         assert wrong.status_code == 422
@@ -645,6 +643,28 @@ except StartError:
     assert ended.returncode == 7
     lines = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
     assert any("MemoryError" in line["line"]["message"] for line in lines)
+
+
+def test_an_address_in_use_is_an_error_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(DataError, match=f"cannot listen at {host}:{port}"):
+                serve("no-such-judge", host=host, port=port)
+    check_address("localhost", port)
+    for host in ("203.0.113.1", "no-such-host.invalid"):  # of no interface, and of no machine
+        with pytest.raises(DataError, match="give another --host or --port"):
+            check_address(host, port)
+
+
+def test_options_that_say_what_a_response_meets_exclude_each_other():
+    for options in (
+        {"against": "group", "policy": "p"},
+        {"new": 8},
+        {"against": "circle", "new": 8},
+    ):
+        with pytest.raises(DataError, match="leave out one"):
+            serve("no-such-judge", **options)
 
 
 def test_an_end_longer_than_its_grace_is_cut_short():

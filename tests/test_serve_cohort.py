@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gram_jax.serve.batcher import LateError
+from gram_jax.scoring.batcher import LateError
 from gram_jax.serve.cohort import Cohorts
 
 

@@ -158,8 +158,9 @@ def serve(
         Path | None, typer.Option(help="a file with the bearer token that requests must carry")
     ] = None,
     against: Annotated[
-        Literal["group", "circle"], typer.Option(help="of rewards without a reference")
-    ] = "group",
+        Literal["group", "circle"] | None,
+        typer.Option(help="of rewards without a reference; default group"),
+    ] = None,
     references: Annotated[
         Path | None,
         typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
@@ -196,7 +197,7 @@ def serve(
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
     try:
         from gram_jax.serve.app import make_app
-        from gram_jax.serve.run import read_references, read_token
+        from gram_jax.serve.run import check_address, read_references, read_token
         from gram_jax.serve.run import serve as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gram_jax"):
@@ -208,17 +209,19 @@ def serve(
     from gram_jax.serve.guard import Limits
 
     token, texts = read_token(token_file), read_references(references)
-    if (texts and policy) or (new and not policy):
+    if sum(map(bool, (texts, policy, against))) > 1 or (new and not policy):
         raise DataError(
-            "--policy and --references exclude each other, and --new is for --policy: leave out one"
+            "--against, --references and --policy say what a response meets and exclude each other, and --new is for "
+            "--policy: leave out one"
         )
+    check_address(host, port)
     write = None
     if policy:
         write = GreedyResponses(Policy.load(policy, compute=compute), new=new or NEW)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm("reference" if texts or policy else against, as_, texts),
+        form=RewardForm("reference" if texts or policy else against or "group", as_, texts),
         write=write,
         limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
         token=token,

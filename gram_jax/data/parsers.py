@@ -272,16 +272,22 @@ def rm_bench(row: Fields) -> list[Pair | Several]:
 
 def reward_bench_2(row: Fields) -> list[Pair | Several]:
     """One or more right responses and several wrong ones: every right one against every wrong one."""
-    return _every_pair(row, source_of(row), *(range(len(texts_of(row, field))) for field in BOTH))
+    return _every_pair(row, source_of(row), *(range(len(texts)) for texts in _right_and_wrong(row)))
 
 
 def graded_reward_bench_2(row: Fields) -> Several:
     """All responses of a row, graded 1 and 0."""
-    right, wrong = (texts_of(row, field) for field in BOTH)
-    if not right or not wrong:
-        raise BadField("rejected" if right else "chosen", "at least one response", [])
+    right, wrong = _right_and_wrong(row)
     grades = (1.0,) * len(right) + (0.0,) * len(wrong)
     return Several(question_of(row, "prompt"), right + wrong, id_of(row), grades, source_of(row))
+
+
+def _right_and_wrong(row: Fields) -> list[tuple[str, ...]]:
+    both = [texts_of(row, field) for field in BOTH]
+    for field, texts in zip(BOTH, both, strict=True):
+        if not texts:
+            raise BadField(field, "at least one response", [])
+    return both
 
 
 def _every_pair(

@@ -72,6 +72,17 @@ def _is_rm_bench(row: Fields) -> bool:
     return "domain" in row or (styles and "subset" not in row)
 
 
+def _is_reward_bench_2(row: Fields) -> bool:
+    """One of the two may be empty, which the parser names."""
+    both = [row[field] for field in BOTH]
+    texts = [text for side in both if isinstance(side, list | tuple) for text in side]
+    return (
+        all(isinstance(side, list | tuple) for side in both)
+        and bool(texts)
+        and isinstance(texts[0], str)
+    )
+
+
 def _is_implicit(row: Fields) -> bool:
     return row.get("prompt") is None and _are_texts(*BOTH)(row) and not _is_transcript(row)
 
@@ -88,7 +99,7 @@ _ALL = (
         ("prompt", *BOTH),
         True,
         parsers.reward_bench_2,
-        _are_lists_of(str, *BOTH),
+        _is_reward_bench_2,
         parsers.graded_reward_bench_2,
     ),
     Schema(

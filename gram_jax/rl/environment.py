@@ -8,6 +8,7 @@ reference where there is no other.
 
 import json
 import os
+import sys
 from functools import cache
 from threading import Lock
 from typing import cast
@@ -16,6 +17,7 @@ from gram_jax.errors import DataError
 from gram_jax.rl.greedy import NEW, GreedyResponses
 from gram_jax.rl.policy import Policy
 from gram_jax.rl.rewards import Against, As, RewardForm, Rewards, check_written
+from gram_jax.scoring.batcher import Batcher, Client
 from gram_jax.scoring.scorer import Scorer
 
 _LOADING = Lock()
@@ -53,4 +55,6 @@ def _load() -> Rewards:
     if policy:
         check_written(form)  # before anything is loaded
     write = GreedyResponses(Policy.load(policy), new=new) if policy else None
-    return Rewards(Scorer.load(model), form, write=write)
+    # Both trainers ask for a sample at a time from many threads, and a padded call costs the same for one as for many.
+    judge = Client(Batcher(Scorer.load(model), most=sys.maxsize))
+    return Rewards(judge, form, write=write)

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,6 +18,7 @@ from scipy.special import expit
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.rl.texts import completion_of, prompt_of
+from gram_jax.scoring.batcher import Client
 from gram_jax.scoring.contests import Contest
 from gram_jax.scoring.ranking import Ranking
 from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
@@ -76,7 +78,9 @@ class RewardForm:
 
 
 class Rewards:
-    """A judge's rewards in one form. May be called from several threads: calls take turns.
+    """A judge's rewards in one form. May be called from several threads.
+
+    Calls take turns; those against references are scored together where the judge is a batcher's client.
 
     >>> from gram_jax import Scorer
     >>> judge = Scorer.load("tiny-random")
@@ -101,6 +105,7 @@ class Rewards:
             check_written(self.form)
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
+        self._reading = nullcontext() if isinstance(scorer, Client) else self._turn
         self._said = not warn
 
     def of(
@@ -125,7 +130,7 @@ class Rewards:
         if self.form.against == "reference":
             # Before the turn, so that those who wait for a policy's writing can be written for together.
             compared = self._references(asked, references)
-            with self._turn:
+            with self._reading:
                 found = self._against_references(asked, texts, compared)
         else:
             with self._turn:

@@ -1,6 +1,7 @@
-"""A reward for verl: reward.custom_reward_function.path=pkg://gram_jax.rl.verl.
+"""A reward for verl: reward.custom_reward_function.path=pkg://gram_jax.rl.verl, and reward.num_workers=1.
 
-The judge and the form of the reward come from the environment (rl/environment.py).
+Each of verl's reward workers loads a judge; what the threads of one ask at the same time is scored together. The judge
+and the form of the reward come from the environment (rl/environment.py).
 """
 
 from collections.abc import Mapping

@@ -15,8 +15,8 @@ import gram_jax
 from gram_jax.errors import GramError
 from gram_jax.rl.rewards import RewardForm, check_written
 from gram_jax.rl.texts import prompt_of
+from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.batcher import Batcher, BusyError, ClosedError, LateError
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
 from gram_jax.serve.forms import Failure

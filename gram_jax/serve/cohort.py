@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from gram_jax.serve.batcher import LateError
+from gram_jax.scoring.batcher import LateError
 
 Rate = Callable[[list[str], float], list[float]]
 

@@ -1,7 +1,9 @@
 """The process of a server: its log, its end."""
 
+import errno
 import json
 import logging
+import socket
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -73,9 +75,31 @@ def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
         return
     if not service.ready:
         raise StartError("the judge could not be made ready: the log says why") from reason
-    raise DataError(
-        f"the server cannot listen at {host}:{port}: give another --host or --port"
-    ) from reason
+    raise _unusable(host, port) from reason
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises DataError where a server could not listen, before minutes go into loading and compiling its judge."""
+    refused: list[OSError] = []
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise _unusable(host, port) from error
+    for family, kind, protocol, _, address in places:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            refused.append(error)
+    # A name may stand for a family of addresses that this machine does not have.
+    absent = [error for error in refused if error.errno == errno.EADDRNOTAVAIL]
+    if len(refused) > len(absent) or len(absent) == len(places):
+        raise _unusable(host, port) from refused[-1]
+
+
+def _unusable(host: str, port: int) -> DataError:
+    return DataError(f"the server cannot listen at {host}:{port}: give another --host or --port")
 
 
 def read_token(path: Path | None) -> str | None:

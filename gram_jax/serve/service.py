@@ -10,8 +10,8 @@ from fastapi import Header
 from gram_jax.data.record_types import Prompt
 from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.texts import prompt_of
+from gram_jax.scoring.batcher import Batcher, Client
 from gram_jax.scoring.scorer import PairScore, Scorer
-from gram_jax.serve.batcher import Batcher, Client
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
 from gram_jax.serve.guard import Limits, Metrics

@@ -1,4 +1,4 @@
-"""Requests of many clients scored together: one thread works for the device, a bounded queue before it.
+"""What many threads ask, scored together: one thread works for the device, a bounded queue before it.
 
 While a call runs, what arrives waits and becomes the next call; so batches grow with the load, and no request waits for
 another one longer than a call takes.
@@ -68,7 +68,7 @@ class Batcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic. Raises BusyError, ClosedError, LateError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises BusyError, ClosedError, LateError."""
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
@@ -115,8 +115,9 @@ class Batcher:
             self.waiting += job.cost
             self._jobs.append(job)
             self._changed.notify_all()
+        left = job.deadline - time.monotonic()
         try:
-            return job.answer.result(max(0.0, job.deadline - time.monotonic()))
+            return job.answer.result(None if math.isinf(left) else max(0.0, left))
         except TimeoutError:
             if self._forgotten(job):
                 raise LateError from None
@@ -198,9 +199,9 @@ def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
 
 
 class Client:
-    """A request's view of the batcher, with the methods of a Scorer that rewards are made from."""
+    """A view of the batcher until a deadline, with the methods of a Scorer that rewards are made from."""
 
-    def __init__(self, batcher: Batcher, deadline: float):
+    def __init__(self, batcher: Batcher, deadline: float = math.inf):
         self.batcher, self.deadline = batcher, deadline
 
     def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
