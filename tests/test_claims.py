@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,3 +171,16 @@ def test_balanced_weights_count_both_lengths_alike(claims):
     weights = figures.length_balanced(longer)
     assert weights[longer == 1].sum() == weights[longer == -1].sum() == pytest.approx(1)
     assert weights[longer == 0].sum() == 0
+
+
+def test_how_often_the_longer_response_is_preferred(claims):
+    figures, cells = claims["figures"], claims["cells"]
+    pools = SimpleNamespace(longer={"x": np.array([1, -1, -1, 0])}, prompts={"x": np.arange(4)})
+    results = {cells.RAW: {"sets": {"x": {"p": [0.9, 0.9, 0.2, 0.9]}}}}
+    longer = figures.of_the_longer(results, pools)
+    assert longer[cells.RAW]["sets"]["x"]["p"][:3] == pytest.approx([0.9, 0.1, 0.8])
+    terms = [(1.0, [cells.RAW])]
+    found = figures.contrast(longer, pools, terms, ["x"], figures.accuracy)
+    assert found.value == pytest.approx(2 / 3)  # the pair of equal lengths counts nothing
+    shown = figures.contrast(results, pools, terms, ["x"], figures.accuracy)
+    assert shown.value == pytest.approx(3 / 4)

@@ -27,6 +27,7 @@ from figures import (
     calibration_error,
     contrast,
     length_balanced,
+    of_the_longer,
     rules,
     verdict,
 )
@@ -70,6 +71,7 @@ class _Report:
             *self._setting(),
             *self._claims(),
             *self._four(),
+            *self._length(),
             *self._calibration(),
             *self._smoothing(),
             *self._unlabeled(),
@@ -187,15 +189,18 @@ class _Report:
             yield claim, compared, foundation, plain, [size.domain]
             claim = ""
 
-    def _four(self) -> list[str]:
+    def _kinds(self) -> dict[str, list[Cell]]:
+        """The main four and what they were made of, each with every seed."""
         size = self.size
-        kinds = {
+        return {
             "the model as it comes": [RAW] * len(size.seeds),
             "generative, no stage 1": [generative(size, s, 0.0) for s in size.seeds],
             "discriminative, no stage 1": [discriminative(size, s) for s in size.seeds],
             "generative, stage 1": [generative(size, s) for s in size.seeds],
             "discriminative, stage 1": [discriminative(size, s, 1.0) for s in size.seeds],
         }
+
+    def _four(self) -> list[str]:
         sets = [*self.pools.tests, *self.pools.long]
         tables = []
         balanced = (
@@ -208,10 +213,44 @@ class _Report:
         ):
             rows = [
                 (kind, *(self._figure(cells, [name], measure, weigh) for name in sets))
-                for kind, cells in kinds.items()
+                for kind, cells in self._kinds().items()
             ]
+            if title == "Accuracy":
+                rows.append(("always the longer response", *self._longest(sets)))
             tables += [f"{title}:", "", *_table(("judge", *sets), rows), ""]
         return ["## The main four", "", *tables]
+
+    def _longest(self, sets: Sequence[str]) -> list[str]:
+        """Accuracy of a judge that only counts characters."""
+        p = {name: {"p": (self.pools.longer[name] > 0).astype(float)} for name in sets}
+        found = {RAW: {"sets": p}}
+        return [self._figure([RAW], [name], accuracy, results=found) for name in sets]
+
+    def _length(self) -> list[str]:
+        """How much of a verdict is length, and whether stage 1 changes that."""
+        longer, kinds = of_the_longer(self.found, self.pools), self._kinds()
+        parts = {"in distribution": self.inside, "out of distribution": self.outside}
+        rows = [
+            (
+                kind,
+                *(self._figure(cells, sets, accuracy, results=longer) for sets in parts.values()),
+            )
+            for kind, cells in kinds.items()
+        ]
+        for kind in ("generative", "discriminative"):
+            terms = [(1.0, kinds[f"{kind}, stage 1"]), (-1.0, kinds[f"{kind}, no stage 1"])]
+            found = [contrast(longer, self.pools, terms, sets, accuracy) for sets in parts.values()]
+            shown = [one.text(sign=True) if one else "-" for one in found]
+            rows.append((f"{kind}: stage 1 less no stage 1", *shown))
+        return [
+            "## Length",
+            "",
+            "How often the longer response is preferred. Not one of the claims: looked at because length is what a",
+            "judge learns first.",
+            "",
+            *_table(("judge", *parts), rows),
+            "",
+        ]
 
     def _calibration(self) -> list[str]:
         size, names = self.size, list(self.pools.tests)
@@ -285,15 +324,19 @@ class _Report:
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
 
     def _figure(
-        self, cells: Sequence[Cell], sets: Sequence[str], measure: Measure, weigh: Measure = alike
+        self,
+        cells: Sequence[Cell],
+        sets: Sequence[str],
+        measure: Measure,
+        weigh: Measure = alike,
+        results: Results | None = None,
     ) -> str:
+        results = self.found if results is None else results
         if any(
-            cell in self.found and name not in self.found[cell]["sets"]
-            for cell in cells
-            for name in sets
+            cell in results and name not in results[cell]["sets"] for cell in cells for name in sets
         ):
             return "-"
-        found = contrast(self.found, self.pools, [(1.0, cells)], sets, measure, weigh)
+        found = contrast(results, self.pools, [(1.0, cells)], sets, measure, weigh)
         return found.text() if found else "-"
 
     def _curve(

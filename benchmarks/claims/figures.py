@@ -107,6 +107,28 @@ def answers(result: dict[str, Any], pools: Pools, name: str, domain_seed: int | 
     return found
 
 
+def of_the_longer(results: Results, pools: Pools) -> Results:
+    """The same with P(longer response) in place of P(chosen): its `accuracy` is how often a judge takes the longer one.
+
+    NaN, which counts nothing, where both are equally long.
+    """
+    found: Results = {}
+    for cell, result in results.items():
+        whole = {
+            name: np.array(one["p"])
+            for name, one in result["sets"].items()
+            if len(one["p"]) == len(pools.prompts[name])
+        }
+        found[cell] = {
+            "sets": {name: {"p": _of_longer(p, pools.longer[name])} for name, p in whole.items()}
+        }
+    return found
+
+
+def _of_longer(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
+    return np.select([longer > 0, longer < 0], [p, 1 - p], np.nan)
+
+
 def calibration_error(
     results: Results, pools: Pools, cells: Sequence[Cell], name: str
 ) -> Estimate | None:
