@@ -34,7 +34,7 @@ from figures import (
 from pools import VALID, Pools
 
 SHARE_FORMAT = "{:.0%}"
-LEARNED = Path(__file__).with_name("learned.md")
+LEARNED = "learned-{size}.md"  # beside this file
 
 
 def write_document(path: Path, size: str, model: str, pools: Pools, found: Results) -> None:
@@ -78,7 +78,7 @@ class _Report:
             *self._labels(),
             *self._adaptation(),
             *self._rates(),
-            *_learned(),
+            *self._learned(),
         ]
 
     def _setting(self) -> list[str]:
@@ -323,6 +323,13 @@ class _Report:
         note = "A difference between two kinds that another learning rate would turn round is none."
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
 
+    def _learned(self) -> list[str]:
+        """What a person made of it."""
+        path = Path(__file__).with_name(LEARNED.format(size=self.name))
+        if not path.exists():
+            return []
+        return ["## What was learned", "", *path.read_text(encoding="utf-8").splitlines()]
+
     def _figure(
         self,
         cells: Sequence[Cell],
@@ -387,13 +394,6 @@ class _Report:
         ]
 
 
-def _learned() -> list[str]:
-    """What a person made of it, from the file beside this one."""
-    if not LEARNED.exists():
-        return []
-    return ["## What was learned", "", *LEARNED.read_text(encoding="utf-8").splitlines()]
-
-
 def _plot(
     path: Path,
     name: str,
@@ -404,6 +404,7 @@ def _plot(
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "claims"  # else every drawing of the same differs
     import matplotlib.pyplot as plt
 
     figure, fields = plt.subplots(1, 2, figsize=(9.2, 3.6))
