@@ -161,6 +161,15 @@ def test_rm_bench_is_nine_pairs_of_a_row_in_a_matrix(tmp_path):
     assert limited["pairs"]["n"] == 18  # whole rows
 
 
+def test_rm_bench_ids_may_have_brackets_of_their_own(tmp_path):
+    path = Path(rm_bench(tmp_path / "rm.jsonl"))
+    plain = evaluate(GOOD, str(path))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    named = [row | {"id": f"x[{row['id']},1] [plain,plain]"} for row in rows]
+    found = evaluate(GOOD, write(tmp_path / "named.jsonl", named))
+    assert found["official"] == plain["official"]
+
+
 def test_reward_bench_is_recognised_by_its_subsets(tmp_path):
     row = {"prompt": "q", "chosen": "good", "rejected": "bad", "id": 1}
     rows = [row | {"subset": "llmbar-natural", "prompt": f"q{at}"} for at in range(3)]
@@ -339,6 +348,17 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
         json.loads((again / "evaluation.json").read_text())["sources"]["rb"]
         == (content["sources"]["rb"])
     )
+
+
+def test_an_id_may_have_a_line_separator_of_unicode(tiny, tmp_path):
+    rows = [
+        {"prompt": f"q{at}", "chosen": "x", "rejected": "y", "id": f"{at}\u2028\u0085"}
+        for at in (1, 2)
+    ]
+    source = write(tmp_path / "p.jsonl", rows)
+    for _ in range(2):  # scored, and then read
+        found, _ = folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+        assert found["pairs"]["n"] == 2
 
 
 def test_scores_of_other_texts_or_labels_under_the_same_ids_are_not_taken(tiny, tmp_path):

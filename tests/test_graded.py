@@ -67,11 +67,11 @@ def test_pairs_of_graded_responses_are_seen_from_the_better_one():
 def test_reward_bench_2_shares_credit_over_ties_and_averages_subsets():
     contests = [
         graded("a", [2, 1, 0, 0], [1, 0, 0, 0], "Math"),
-        graded("b", [0, 1, 0, 0], [1, 0, 0, 0], "Math"),
+        graded("b", [1, 0, 0, 0], [1, 0, 0, 0], "Math"),
         graded("c", [1, 1, 0, 0], [1, 0, 0, 0], "Safety"),
     ]
     named = official(reward_bench_2(contests))
-    assert named == {"RewardBench 2": 0.5, "Math": 0.5, "Safety": 0.5}
+    assert named == {"RewardBench 2": 0.75, "Math": 1.0, "Safety": 0.5}
 
 
 def test_the_score_of_ties_by_hand():

@@ -152,3 +152,10 @@ def test_who_defines_which_average_of_judgebench():
     by = {figure.name: figure.by for figure in figures}
     assert by["JudgeBench micro"] == "benchmark"  # "Overall" of its authors is over all 350 pairs
     assert by["JudgeBench macro"] == "GRAM paper"
+
+
+def test_no_sample_lacks_a_subset_whose_prompts_occur_in_others_first():
+    cluster = [*range(200), 0, 1]
+    both = Tally.of(np.ones(202), np.array(cluster), ["a"] * 200 + ["b"] * 2)
+    _, count = both._resampled
+    assert (count > 0).all()

@@ -65,8 +65,8 @@ class Tally:
 
     credit, count: f64 [prompts, subsets], the sum of credits (0 to 1 each, for shares) and how many there were.
 
-    Intervals are the percentiles of 2,000 bootstrap samples of prompts, drawn within the subset of a prompt's first
-    item, so that no sample lacks a subset. Where the samples do not vary (all right, or a single prompt), they say
+    Intervals are the percentiles of 2,000 bootstrap samples of prompts, drawn among those that occur in the same
+    subsets, so that no sample lacks a subset. Where the samples do not vary (all right, or a single prompt), they say
     nothing: Wilson's interval of as many prompts stands in for a share, and other figures have none.
     """
 
@@ -87,9 +87,9 @@ class Tally:
             np.bincount(cell, weights, minlength=shape[0] * shape[1]).reshape(shape)
             for weights in (np.asarray(credit, float), np.ones(len(cell)))
         )
-        first = np.zeros(shape[0], int)
-        first[cluster[::-1]] = at[::-1]  # the last one written is a prompt's first item
-        return cls(tuple(map(str, names)), earned, seen, first)
+        # Prompts of the same subsets are drawn among themselves, so that every draw has all subsets.
+        _, stratum = np.unique(seen > 0, axis=0, return_inverse=True)
+        return cls(tuple(map(str, names)), earned, seen, stratum.reshape(-1))
 
     def value(self, metric: Metric) -> float:
         """The figure of all prompts."""

@@ -134,8 +134,8 @@ def _answers(
         overwrite=to.overwrite,
         console=to.console,
     )
-    lines = to.file.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    with to.file.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+        return [json.loads(line) for line in lines]
 
 
 def _beginning(number: int, record: Preference | Candidates) -> dict[str, Any]:

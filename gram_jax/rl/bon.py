@@ -213,7 +213,8 @@ def _kept(
     if not path.exists():
         return None
     try:
-        first, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+            first, *rows = map(json.loads, lines)
         asked = [[{"role": m.role, "content": m.content} for m in prompt] for prompt in prompts]
         same = first["settings"] == settings and [row["prompt"] for row in rows] == asked
     except (ValueError, KeyError, TypeError) as error:
