@@ -277,8 +277,17 @@ def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
     (tmp_path / "torn" / "evaluation.json").write_text('{"format": 1, "sour')
     with pytest.raises(ReportError, match="cannot be read as JSON"):
         read_evidence([tmp_path / "torn"])
-    with pytest.raises(ReportError, match=r"evaluation.json is of a .*attack.json of b"):
-        evidence(tmp_path / "two", evaluation=evaluation("a"), attack=attacks("b"))
+    other = {"judge": "f" * 64}
+    with pytest.raises(ReportError, match="asked in different ways"):
+        evidence(tmp_path / "asked", evaluation=evaluation("a"), attack=attacks("a", **other))
+    other = {"fingerprint": "fedcba9876543210"}
+    with pytest.raises(ReportError, match=r"different weights: a .fingerprint 0123.* and a .fedc"):
+        evidence(tmp_path / "weights", evaluation=evaluation("a"), attack=attacks("a", **other))
+    other |= {"settings": {"compute": "bfloat16", "weights": "bfloat16"}}
+    with pytest.raises(ReportError, match="different models: a and b"):
+        evidence(tmp_path / "names", evaluation=evaluation("a"), attack=attacks("b", **other))
+    evidence(tmp_path / "held", evaluation=evaluation("a"), attack=attacks("a", **other))
+    evidence(tmp_path / "path", evaluation=evaluation("a"), attack=attacks("./a"))
 
 
 def test_files_of_others_are_not_replaced(tmp_path):

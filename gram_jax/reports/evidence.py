@@ -18,6 +18,7 @@ from gram_jax.errors import ReportError
 
 EVALUATION, ATTACK = "evaluation.json", "attack.json"
 FORMAT = 1
+HELD = ("weights", "compute")  # settings that decide a fingerprint beside the weights themselves
 SHOWN_PROBLEMS = 8
 
 Count = Annotated[int, Field(ge=0)]
@@ -337,12 +338,30 @@ def _read_folder(folder: Path) -> Evidence:
             + ("" if folder.is_dir() else " (there is no such folder)")
             + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
         )
-    if evaluation and attack and len({(one.model, one.judge) for one in found}) > 1:
+    if evaluation and attack and (difference := _difference(evaluation, attack)):
         raise ReportError(
-            f"{folder}: {EVALUATION} is of {evaluation.model} (judge {evaluation.judge[:12]}), {ATTACK} of "
-            f"{attack.model} (judge {attack.judge[:12]}). Keep each model's results in a folder of its own"
+            f"{folder}: {EVALUATION} and {ATTACK} are of {difference}. Keep each model's results in a folder of its own"
         )
     return Evidence(folder, found[0].model, evaluation, attack)
+
+
+def _difference(one: Evaluation, other: Attacks) -> str | None:
+    """In what two files are not of the same judge; None where they are, or where nothing speaks against it."""
+    if one.judge != other.judge:
+        return (
+            f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} (judge "
+            f"{other.judge[:12]})"
+        )
+    # Weights that are held in another number format have another fingerprint.
+    alike = all(one.settings.get(key) == other.settings.get(key) for key in HELD)
+    if alike and one.fingerprint != other.fingerprint:
+        return (
+            f"different weights: {one.model} (fingerprint {one.fingerprint[:12]}) and {other.model} "
+            f"({other.fingerprint[:12]})"
+        )
+    if not alike and one.model != other.model:
+        return f"different models: {one.model} and {other.model}"
+    return None
 
 
 def _labels(read: Sequence[Evidence]) -> list[str]:
