@@ -435,8 +435,9 @@ def _plot(
         axes.set_xlabel(name)
         axes.set_ylabel("accuracy" if measure == "accuracy" else "Brier score")
         axes.spines[["top", "right"]].set_visible(False)
-    fields[0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    named = fields[0].get_legend_handles_labels()
+    figure.legend(*named, loc="upper center", ncols=3, frameon=False, fontsize=7)
+    figure.tight_layout(rect=(0, 0, 1, 0.91))  # the names stand above, where no curve is
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
