@@ -175,15 +175,15 @@ def _check_groups(
 
 def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> list[Preference]:
     """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out."""
-    style = "|".join(STYLES)  # an id may have brackets of its own before these
-    searched = (
-        re.search(rf"\[({style}),({style})\](?!.*\[({style}),({style})\])", record.id)
-        for record in records
-    )
+    style = "|".join(STYLES)
+    last = re.compile(
+        rf"(.*)\[({style}),({style})\]", re.DOTALL
+    )  # an id may have brackets of its own
+    searched = (last.match(record.id) for record in records)
     cells = [found for found in searched if found is not None]
     if len(cells) < len(records):
         raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
-    rows = [(r.id[: c.start()], r.prompt) for r, c in zip(records, cells, strict=True)]
+    rows = [(found[1], record.prompt) for record, found in zip(records, cells, strict=True)]
     sizes = Counter(rows)
     if limited and sizes[rows[-1]] < CELLS:
         del sizes[rows[-1]]
@@ -193,7 +193,7 @@ def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> lis
             f"({len(broken)} such rows): expected three responses in chosen and three others in rejected"
         )
     named = [
-        replace(record, source=cell(record.source, *found.groups()[:2]))
+        replace(record, source=cell(record.source, found[2], found[3]))
         for record, found, row in zip(records, cells, rows, strict=True)
         if row in sizes
     ]
