@@ -1,6 +1,7 @@
 """`gram-jax evaluate` from files of every benchmark to evaluation.json: known answers, resuming, bad files."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -170,6 +171,20 @@ def test_rm_bench_ids_may_have_brackets_of_their_own(tmp_path):
     assert found["official"] == plain["official"]
 
 
+def test_an_rm_bench_row_with_a_text_on_both_sides_can_be_skipped(tmp_path):
+    path = Path(rm_bench(tmp_path / "rm.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["rejected"][0] = rows[1]["chosen"][0]
+    source = write(tmp_path / "both.jsonl", rows)
+    found = evaluate(GOOD, source, on_bad="skip")
+    assert found["dropped"] == {"a text both chosen and rejected": 1} and found["rows"] == 3
+    assert found["pairs"]["n"] == 18 and figure(found, "RM-Bench") == 1
+    with pytest.raises(DataError, match='on_bad = "skip" counts and skips such rows'):
+        read_workload(source)
+    with pytest.raises(DataError, match="no whole row of nine pairs"):
+        read_workload(write(tmp_path / "one.jsonl", rows[1:2]), on_bad="skip")
+
+
 def test_reward_bench_is_recognised_by_its_subsets(tmp_path):
     row = {"prompt": "q", "chosen": "good", "rejected": "bad", "id": 1}
     rows = [row | {"subset": "llmbar-natural", "prompt": f"q{at}"} for at in range(3)]
@@ -178,6 +193,24 @@ def test_reward_bench_is_recognised_by_its_subsets(tmp_path):
     rows[0]["subset"] = "my own"
     plain = evaluate(GOOD, write(tmp_path / "own.jsonl", rows))
     assert plain["benchmark"] == "pairs"
+
+
+def test_a_subset_that_reward_bench_does_not_know_is_named(tmp_path):
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    names = ("llmbar-natural", "do-not-answer", "donotanswer", "my own")
+    rows = [row | {"subset": name, "prompt": f"q to {name}"} for name in names]
+    source = write(tmp_path / "rb.jsonl", rows)
+    said = (
+        r"the subset 'do-not-answer' and 1 more, which RewardBench does not know \(2 of 4 pairs\)"
+    )
+    assert re.search(f"read as plain pairs, since it has {said}", read_workload(source).remark)
+    with pytest.raises(DataError, match=f"is no rewardbench: it has {said}"):
+        read_workload(source, "rewardbench")
+    assert read_workload(source, "pairs").remark is None
+    for few in (rows[::2], rows[1::2]):  # all of them RewardBench's, and none
+        assert read_workload(write(tmp_path / "few.jsonl", few)).remark is None
+    none = write(tmp_path / "none.jsonl", [row, rows[0]])
+    assert "no subset, which RewardBench does not know (1 of 2 pairs)" in read_workload(none).remark
 
 
 def test_graded_preferences_are_agreed_with(tmp_path):
@@ -263,7 +296,10 @@ def test_rows_of_ties_without_their_ids_are_named_before_anything_is_scored(
         ({"domain": "poetry"}, "RM-Bench has no domain 'poetry'"),
         ({"domain": None}, "RM-Bench has no domain 'humaneval'"),
         ({"chosen": ["good a", "good b"]}, "field 'chosen': expected three responses"),
-        ({"rejected": ["good short", "bad", "bad c"]}, "has 8 of the 9 pairs"),
+        (
+            {"rejected": ["good short", "bad", "bad c"]},
+            "the same text in chosen and in rejected, which leaves 8 of the 9 pairs",
+        ),
         ({"id": None}, "needs the column id"),
         ({"prompt": None}, "field 'prompt'"),
     ],
@@ -326,12 +362,13 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
         assert in_file == in_memory  # the file holds the very floats
     content = json.loads((out / "evaluation.json").read_text())
     assert list(content["sources"]) == ["rb", "n"] and content["format"] == 1
-    summary = json.loads((out / "rewardbench" / "tiny.json").read_text())
+    place = out / "rewardbench" / "rb"
+    summary = json.loads((place / "tiny.json").read_text())
     assert list(summary) == [
         *("accuracy", "num_prompts", "model", "ref_model", "tokenizer", "chat_template"),
         "extra_results",
     ]  # as rewardbench 0.1.4 writes them
-    lines = (out / "rewardbench" / "tiny_outputs.jsonl").read_text().splitlines()
+    lines = (place / "tiny_outputs.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert np.mean([row["results"] for row in rows]) == summary["accuracy"]
     row = rows[0]
@@ -348,6 +385,39 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
         json.loads((again / "evaluation.json").read_text())["sources"]["rb"]
         == (content["sources"]["rb"])
     )
+
+
+def test_each_reward_bench_source_has_result_files_of_its_own(tiny, tmp_path):
+    out = tmp_path / "out"
+    for name, subset in (("one", "donotanswer"), ("two", "hep-go"), ("sub/one", "hep-go")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = [{"prompt": "q", "chosen": "x", "rejected": "y", "subset": subset}]
+        source = write(tmp_path / f"{name}.jsonl", rows)
+        folder_of(tiny, out).evaluate(read_workload(source))
+    found = {
+        path.parent.name: list(json.loads(path.read_text())["extra_results"])
+        for path in (out / "rewardbench").glob("*/tiny.json")
+    }
+    assert found == {"one": ["donotanswer"], "two": ["hep-go"], "one-2": ["hep-go"]}
+
+
+def test_contents_are_those_of_texts_and_labels_whatever_the_file(tmp_path):
+    straight = read_workload(judgebench(tmp_path / "a.jsonl"))
+    lines = Path(straight.source).read_text().splitlines(keepends=True)
+    (tmp_path / "b.jsonl").write_text("".join(reversed(lines)))
+    same, other = (
+        read_workload(str(tmp_path / "b.jsonl")),
+        judgebench(tmp_path / "c.jsonl", lambda at: "B>A"),
+    )
+    hashes = [
+        evaluate_workload(GOOD, "m", work, MEMORY)[0]["contents"]
+        for work in (straight, same, read_workload(other))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+    row = {"prompt": "q", "responses": ["good", "bad"]}
+    graded = [write(tmp_path / f"{x}.jsonl", [row | {"scores": [x, 0]}]) for x in (1, 2)]
+    one, two = (evaluate(GOOD, source)["contents"] for source in graded)
+    assert one != two
 
 
 def test_an_id_may_have_a_line_separator_of_unicode(tiny, tmp_path):

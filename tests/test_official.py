@@ -5,6 +5,7 @@ import pytest
 
 from gram_jax.evals.intervals import Tally, share, wilson_interval
 from gram_jax.evals.official import (
+    REWARD_BENCH,
     STYLES,
     cell,
     judgebench_figures,
@@ -79,9 +80,24 @@ def test_the_reward_bench_score_is_the_mean_of_four_sections():
         }
     )
     found = values(reward_bench_figures(tally.subsets), tally)
-    weighted, even = (984 * 0.5 + 100 * 0.1) / 1084, (200 + 10) / 500
+    # Every subset by its pairs in the whole set, however many of them are there.
+    weighted, even = (984 * 0.5 + 164 * 0.1) / (984 + 164), (200 + 10) / 500
     assert found["RewardBench score"] == pytest.approx((1.0 + 0.8 + 0.6 + weighted) / 4)
     assert found["RewardBench score, unweighted"] == pytest.approx((1.0 + 0.8 + 0.6 + even) / 4)
+
+
+def test_a_part_of_reward_bench_is_weighed_as_the_whole_and_says_what_is_there():
+    tally = tally_of({"mt-bench-hard": (10, 1.0), "llmbar-natural": (40, 0.5), "hep-go": (4, 0.5)})
+    figures = {figure.name: figure for figure in reward_bench_figures(tally.subsets)}
+    assert tally.value(figures["Chat Hard"].metric) == pytest.approx((37 + 50) / 137)
+    said = figures["Chat Hard"].definition, figures["Reasoning"].definition
+    by_whole = "by the pairs they have in the whole set"
+    assert said == (f"2 of 6 subsets {by_whole}", f"1 of 7 subsets {by_whole}")
+
+
+def test_the_whole_of_reward_bench_has_its_published_numbers_of_pairs():
+    sizes = {section: sum(subsets.values()) for section, subsets in REWARD_BENCH.items()}
+    assert sizes == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 1431 - 447 + 984}
 
 
 def rm_bench(right) -> Tally:

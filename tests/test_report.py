@@ -139,7 +139,26 @@ def test_attacks_on_different_pairs_are_not_silently_compared(tmp_path):
     two = write(tmp_path / "two", attack=attacks("b", pairs=100))
     text = render_markdown(make_document(read_evidence([one, two])))
     assert "Attacks: not the same pairs" in text
+    for contents, differ in ((("1", "2"), True), (("1", "1"), False), (("1", None), False)):
+        for folder, value in zip((one, two), contents, strict=True):
+            write(folder, attack=attacks(str(folder), contents=value))
+        text = render_markdown(make_document(read_evidence([one, two])))
+        assert ("Attacks: not the same pairs" in text) == differ
+    # One file under two paths is the same, where the contents say so.
+    write(two, attack=attacks("b", source="elsewhere/held_out.jsonl", contents="1"))
+    write(one, attack=attacks("a", contents="1"))
+    assert "not the same pairs" not in render_markdown(make_document(read_evidence([one, two])))
+    write(two, attack=attacks("b", source="elsewhere/held_out.jsonl"))
+    assert "not the same pairs" in render_markdown(make_document(read_evidence([one, two])))
     assert "right pairs that some hostile attack turns" in text
+
+
+def test_files_of_one_name_with_other_contents_are_not_silently_compared(tmp_path):
+    one = write(tmp_path / "one", evaluation("a", {"held_out": source(contents="1")}))
+    for contents, differ in (("1", False), ("2", True), (None, False)):  # None: not known
+        two = write(tmp_path / "two", evaluation("b", {"held_out": source(contents=contents)}))
+        text = render_markdown(make_document(read_evidence([one, two])))
+        assert ("not the same pairs; their texts or labels differ" in text) == differ
 
 
 def test_a_folded_text_shows_its_beginning_and_its_end(tmp_path):

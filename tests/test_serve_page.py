@@ -1,28 +1,18 @@
 """The server's page in a real browser. Skipped where chromium and its driver are not installed."""
 
-import shutil
-import subprocess
 import time
 
 import pytest
-from jobs import free_port
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
-httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-from test_serve import Judge  # noqa: E402
-from test_serve_wire import serving  # noqa: E402
+from browser import Page, needs_browser, started_driver
+from test_serve import Judge
+from test_serve_wire import serving
 
-from gram_jax.serve.guard import Limits  # noqa: E402
+from gram_jax.serve.guard import Limits
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with its driver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key that WebDriver gives an element under
+pytestmark = needs_browser
 
 
 class Leaning(Judge):
@@ -39,24 +29,8 @@ class Leaning(Judge):
         return [pair_score(gap + self.lean, -gap + self.lean, False) for gap in gaps]
 
 
-class Page:
-    """A browser on a page, by the WebDriver protocol."""
-
-    def __init__(self, driver: str, profile: str, url: str):
-        self.client = httpx.Client(base_url=driver, timeout=60)
-        options = {"binary": BROWSER, "args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
-        asked = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-        self.session = f"/session/{self.post('/session', asked)['sessionId']}"
-        self.post(f"{self.session}/url", {"url": url})
-
-    def post(self, path: str, body: dict):
-        found = self.client.post(path, json=body).json()["value"]
-        assert not (isinstance(found, dict) and "error" in found), found
-        return found
-
-    def element(self, name: str) -> str:
-        found = self.post(f"{self.session}/element", {"using": "css selector", "value": f"#{name}"})
-        return f"{self.session}/element/{found[ELEMENT]}"
+class Form(Page):
+    """The form of the server's page."""
 
     def judge(self, **texts: str) -> str:
         """Fill in, press the button, and read what appears."""
@@ -72,35 +46,17 @@ class Page:
             time.sleep(0.05)
         raise AssertionError("nothing appeared")
 
-    def close(self) -> None:
-        self.client.delete(self.session)
-        self.client.close()
-
 
 @pytest.fixture
 def driver():
-    port = free_port()
-    process = subprocess.Popen(
-        [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                httpx.get(f"{url}/status").raise_for_status()
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
+    with started_driver() as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def seen(driver: str, profile, judge: Judge, *askings: dict, **settings) -> list[str]:
     """What a person sees after each asking."""
     with serving(Limits(), judge, **settings) as address:
-        page = Page(driver, str(profile), "http://{}:{}/".format(*address))
+        page = Form(driver, str(profile), "http://{}:{}/".format(*address))
         try:
             return [page.judge(**asking) for asking in askings]
         finally:

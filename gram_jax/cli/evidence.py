@@ -65,6 +65,8 @@ def evaluate(
         make_folder(out)
     options = {"schema": schema, "on_bad": on_bad, "limit": limit}
     workloads = [read_workload(source, benchmark, **options) for source in chosen]
+    for remark in filter(None, (work.remark for work in workloads)):
+        console.warn(remark)
     if is_baseline(model):
         scorer = Rater.load(model, compute=compute)
     else:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -339,6 +339,21 @@ def contents_id(record: Record) -> str:
         better = ("tie",) if record.tie else ()
         return content_id(record.prompt, record.chosen, record.rejected, *better)
     return content_id(record.prompt, *_texts_of(record))
+
+
+def contents_of(records: Sequence[Record]) -> str:
+    """The same for sources that ask the same of a judge, whatever their names, ids and the order of their rows.
+
+    >>> from gram_jax.data.record_types import as_prompt
+    >>> one, other = (Preference(x, as_prompt(x), "yes", "no") for x in "ab")
+    >>> contents_of([one, other]) == contents_of([other, one]) != contents_of([one])
+    True
+    """
+    asked = (
+        f"{contents_id(record)} {record.grades if isinstance(record, Candidates) else ''}"
+        for record in records
+    )
+    return hashlib.blake2b("\n".join(sorted(asked)).encode(), digest_size=8).hexdigest()
 
 
 def _is_identical(record: Record) -> bool:

@@ -16,7 +16,7 @@ from gram_jax.console import Console, Progress
 from gram_jax.data.attack_suite import Attack
 from gram_jax.data.attacks import attacked_text
 from gram_jax.data.draw import drawn
-from gram_jax.data.records import Preference, UnlabeledPair
+from gram_jax.data.records import Preference, UnlabeledPair, contents_of
 from gram_jax.data.templates import show_turns, turns
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
@@ -131,6 +131,7 @@ def run_attacks(
         "fingerprint": note["fingerprint"],
         "settings": settings | {"seed": seed},
         "source": str(source),
+        "contents": contents_of(pairs),
         "pairs": len(pairs),
         **report_attacks(pairs, attacks, trials, read_scores(out)),
     }

@@ -14,9 +14,11 @@ import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
 from gram_jax.data.records import (
+    IDENTICAL,
     Kind,
     Preference,
     ReadReport,
+    contents_of,
     read_records,
     source_schema,
 )
@@ -75,6 +77,7 @@ SCHEMAS: dict[str, Benchmark] = {
 WORST = 20
 GAP_EDGES = np.linspace(-1, 1, 21)
 CELLS = len(STYLES) ** 2
+ON_BOTH_SIDES = "a text both chosen and rejected"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Workload:
     records: list[Any]  # Preference, or Candidates where it ranks
     read: ReadReport
     skipped_ties: int = 0
+    remark: str | None = None  # what was decided about the rows and could surprise
 
     @property
     def ranks(self) -> bool:
@@ -112,17 +116,26 @@ def read_workload(
     ties = 0
     if kind == "preference":
         records, ties = labeled(records)
-    name = SCHEMAS.get(found.name) or _by_subsets(records)
+    known = SCHEMAS.get(found.name)
+    unknown = Counter() if known else _unknown_subsets(records)
+    name = known or ("pairs" if unknown else "rewardbench")
     if benchmark not in ("auto", "pairs", name):
+        why = f"it has {_say(unknown, records)}. " if benchmark == "rewardbench" and unknown else ""
         raise DataError(
-            f"{source} is no {benchmark}: its rows have the schema {found.name} and are read as {name}. "
+            f"{source} is no {benchmark}: {why or f'its rows have the schema {found.name} and are read as {name}. '}"
             f"{_expected(benchmark)}"
+        )
+    remark = None
+    if benchmark == "auto" and 0 < unknown.total() < len(records):
+        remark = (
+            f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
+            "--benchmark rewardbench insists on it, --benchmark pairs on pairs"
         )
     name = name if benchmark == "auto" else benchmark
     if name == "rmbench":
-        records = _whole_rows(source, records, limited=limit is not None)
+        records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
     _check(source, name, records)
-    return Workload(source, name, records, read, ties)
+    return Workload(source, name, records, read, ties, remark)
 
 
 def _kind(benchmark: str, found: Benchmark) -> Kind:
@@ -134,9 +147,18 @@ def _kind(benchmark: str, found: Benchmark) -> Kind:
     return "graded" if several else "preference"
 
 
-def _by_subsets(records: Sequence[Preference]) -> Benchmark:
+def _unknown_subsets(records: Sequence[Preference]) -> Counter[str]:
+    """How many records are of a subset that RewardBench does not have, by its name."""
     known = {name for subsets in REWARD_BENCH.values() for name in subsets}
-    return "rewardbench" if {record.source for record in records} <= known else "pairs"
+    return Counter(record.source for record in records if record.source not in known)
+
+
+def _say(unknown: Counter[str], records: Sequence[Preference]) -> str:
+    name, _ = unknown.most_common(1)[0]
+    named = f"the subset {name!r}" if name else "no subset"
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    share = f"{unknown.total():,} of {len(records):,} pairs"
+    return f"{named}{more}, which RewardBench does not know ({share})"
 
 
 def _expected(benchmark: str) -> str:
@@ -173,8 +195,18 @@ def _check_groups(
         )
 
 
-def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> list[Preference]:
-    """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out."""
+def _whole_rows(
+    source: str,
+    records: list[Preference],
+    read: ReadReport,
+    on_bad: Literal["error", "skip"],
+    *,
+    limited: bool,
+) -> tuple[list[Preference], ReadReport]:
+    """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
+
+    A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.
+    """
     style = "|".join(STYLES)
     last = re.compile(
         rf"(.*)\[({style}),({style})\]", re.DOTALL
@@ -187,19 +219,28 @@ def _whole_rows(source: str, records: list[Preference], *, limited: bool) -> lis
     sizes = Counter(rows)
     if limited and sizes[rows[-1]] < CELLS:
         del sizes[rows[-1]]
-    if broken := [row for row, size in sizes.items() if size % CELLS]:
+    broken = [row for row, size in sizes.items() if size % CELLS]
+    if broken and on_bad == "error":
         raise DataError(
-            f"{source}: row {broken[0][0]!r} has {sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix "
-            f"({len(broken)} such rows): expected three responses in chosen and three others in rejected"
+            f"{source}: row {broken[0][0]!r} has the same text in chosen and in rejected, which leaves "
+            f"{sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix ({len(broken)} such rows): expected three "
+            'responses in chosen and three others in rejected; on_bad = "skip" counts and skips such rows'
         )
+    for row in broken:
+        del sizes[row]
     named = [
         replace(record, source=cell(record.source, found[2], found[3]))
         for record, found, row in zip(records, cells, rows, strict=True)
         if row in sizes
     ]
     if not named:
-        raise DataError(f"{source}: no whole row of nine pairs within the limit")
-    return named
+        raise DataError(
+            f"{source}: no whole row of nine pairs{' within the limit' if limited else ''}"
+        )
+    dropped = {why: count for why, count in read.dropped.items() if why != IDENTICAL}
+    if broken:
+        dropped[ON_BOTH_SIDES] = len(broken)
+    return named, ReadReport(read.rows, len(named), dropped)
 
 
 def evaluate_workload(
@@ -264,6 +305,7 @@ def _measured(work: Workload, verdicts: Verdicts) -> dict[str, Any]:
     counts, edges = np.histogram(verdicts.order_gap, GAP_EDGES)
     return {
         "source": work.source,
+        "contents": contents_of(work.records),
         "benchmark": work.benchmark,
         "rows": work.read.rows,
         "dropped": dict(work.read.dropped),

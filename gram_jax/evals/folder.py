@@ -67,7 +67,7 @@ class EvaluationFolder:
             write_json(self.folder / FILE, self.content)
             if work.benchmark == "rewardbench":
                 template = self.scorer.spec.hash
-                place = self.folder / "rewardbench"
+                place = self.folder / "rewardbench" / name
                 write_reward_bench(place, self.model, template, work.records, verdicts, found)
         return found, verdicts
 
@@ -161,7 +161,7 @@ def write_reward_bench(
     results: 1 right, 0 wrong or a tie, so that their mean is the accuracy. scores_chosen, scores_rejected:
     probabilities that sum to 1.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     name = stem_of(model)
     summary = {
         "accuracy": found["pairs"]["accuracy"],

@@ -18,6 +18,7 @@ SIZE = (4.2, 3.1)
 LINES = ("-", "--", ":", "-.")
 # Largest and smallest mark: its area says how many pairs a point stands for.
 MARK_AREAS = (14.0, 90.0)
+GAP_TICKS = (-1, -0.5, 0, 0.5, 1)  # matplotlib's own, nine of them, touch each other
 
 
 def reliability(measured: Mapping[str, Sequence[ConfidenceBin]]) -> Figure:
@@ -94,6 +95,7 @@ def order_gaps(measured: Mapping[str, Histogram]) -> Figure:
                 axes.stairs(shares, found.edges, fill=True, color=color, alpha=0.35)
             style = LINES[at % len(LINES)]
             axes.stairs(shares, found.edges, color=color, linewidth=1.5, linestyle=style)
+        axes.set_xticks(GAP_TICKS)
         axes.set(xlabel="P(shown first) less P(shown second)", ylabel="share of the pairs")
         axes.set_ylim(bottom=0)
 

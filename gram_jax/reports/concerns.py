@@ -128,8 +128,15 @@ def of_comparison(found: Sequence[Evidence]) -> Iterator[str]:
         sources = [s for one in found if one.evaluation and (s := one.evaluation.sources.get(name))]
         if len({(s.rows, s.pairs and s.pairs.n) for s in sources}) > 1:
             yield f"{name}: not the same pairs; the numbers of rows or pairs differ."
+        elif len({s.contents for s in sources if s.contents}) > 1:
+            yield f"{name}: not the same pairs; their texts or labels differ."
         if len(sources) < len(found):
             yield f"{name}: only {len(sources)} of {len(found)} models were evaluated on it."
     attacks = [one.attack for one in found if one.attack is not None]
-    if len({(one.source, one.pairs, str(one.settings.get("seed"))) for one in attacks}) > 1:
+    by_contents = all(one.contents for one in attacks)
+    asked = (
+        (one.contents if by_contents else one.source, one.pairs, str(one.settings.get("seed")))
+        for one in attacks
+    )
+    if len(set(asked)) > 1:
         yield "Attacks: not the same pairs; source, number or seed differ."

@@ -189,9 +189,10 @@ class Mistake(_Strict):
 
 
 class Source(_Strict):
-    """Everything measured on one source."""
+    """Everything measured on one source; contents: a hash of what it asks, None where an older version wrote it."""
 
     source: str
+    contents: str | None = None
     benchmark: str
     rows: Count
     dropped: dict[str, Count]
@@ -278,7 +279,7 @@ class Turned(_Strict):
 
 
 class Attacks(_Strict):
-    """attack.json; fingerprint as in evaluation.json."""
+    """attack.json; fingerprint as in evaluation.json, contents as in its sources."""
 
     format: int
     gram_jax: str
@@ -287,6 +288,7 @@ class Attacks(_Strict):
     fingerprint: str
     settings: dict[str, Any]
     source: str
+    contents: str | None = None
     pairs: Count
     clean: Clean
     any_hostile: Turned | None

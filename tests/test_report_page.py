@@ -1,0 +1,61 @@
+"""Report pages in a real browser. Skipped where chromium and its driver are not installed."""
+
+from pathlib import Path
+
+import pytest
+from browser import Page, needs_browser, started_driver
+from report_cases import HOSTILE, attacks, evaluation, mistake, source, write
+
+from gram_jax.reports.files import write_reports
+
+pytestmark = needs_browser
+
+# Of every drawing: its size, texts that go beyond it, and pairs of texts that touch each other.
+DRAWINGS = """
+const box = one => one.getBoundingClientRect();
+return [...document.querySelectorAll("svg.plot")].map(plot => {
+  const all = box(plot), texts = [...plot.querySelectorAll("text")];
+  const beyond = texts.filter(one => box(one).left < all.left - 1 || box(one).right > all.right + 1 ||
+    box(one).top < all.top - 1 || box(one).bottom > all.bottom + 1);
+  const touching = [];
+  texts.forEach((one, at) => texts.slice(at + 1).forEach(other => {
+    const a = box(one), b = box(other);
+    if (a.left < b.right + 1 && b.left < a.right + 1 && a.top < b.bottom && b.top < a.bottom)
+      touching.push(one.textContent + " | " + other.textContent);
+  }));
+  return {width: all.width, height: all.height, texts: texts.length,
+          beyond: beyond.map(one => one.textContent), touching};
+});
+"""
+
+
+@pytest.fixture
+def driver():
+    with started_driver() as url:
+        yield url
+
+
+def look(driver: str, folder: Path, page: Path, width: int) -> tuple[list[dict], int, str]:
+    """The drawings of a page in a window of this width, how wide the page becomes in it, and what can be read."""
+    browser = Page(driver, str(folder / "profile"), page.resolve().as_uri())
+    try:
+        browser.width(width)
+        wide = browser.run("return document.documentElement.scrollWidth")
+        return browser.run(DRAWINGS), wide, browser.run("return document.body.innerText")
+    finally:
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_drawings_can_be_read_and_nothing_goes_beyond_the_window(driver, tmp_path, width):
+    hostile = {"held_out": source(worst=[mistake(0, prompt=HOSTILE, chosen=HOSTILE)])}
+    one = write(tmp_path / "a", evaluation("a", hostile), attacks("a"))
+    two = write(tmp_path / "b", evaluation("b", {"held_out": source(0.6)}))
+    for folders, drawings in (([one], 3), ([one, two], 3)):
+        (page,) = write_reports(folders, out=tmp_path / "page.html", markdown=None, overwrite=False)
+        found, wide, words = look(driver, tmp_path, page, width)
+        assert len(found) >= drawings and wide <= width
+        assert "Reliability" in words and "Order gap" in words
+        for plot in found:
+            assert plot["width"] > 250 and plot["height"] > 150 and plot["texts"] > 5
+            assert plot["beyond"] == [] and plot["touching"] == []
