@@ -1,7 +1,5 @@
 """Calibration and length, on made-up verdicts with known answers."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -51,11 +49,24 @@ def test_a_fitted_temperature_is_tested_on_the_other_half():
 
 def test_both_pairs_of_a_prompt_are_in_the_same_half_and_few_pairs_have_no_temperature():
     margin = sharpened(1.0, 200)
-    sizes = (90, 60, 30, 20)
-    found = held_out_temperature(margin, np.repeat(np.arange(4), sizes))
-    whole = {sum(two) for two in itertools.combinations(sizes, 2)}
-    assert found["fitted_on"] in whole and found["fitted_on"] + found["tested_on"] == 200
+    cluster = np.repeat(np.arange(40), 5)
+    found = held_out_temperature(margin, cluster)
+    assert found["fitted_on"] == found["tested_on"] == 100
+    # A pair more of a prompt of the fitting half is one more for fitting.
+    fitting = np.flatnonzero(np.random.default_rng(0).permutation(40) % 2 == 0)
+    more = held_out_temperature(np.append(margin, 1.0), np.append(cluster, fitting[0]))
+    assert (more["fitted_on"], more["tested_on"]) == (101, 100)
     assert held_out_temperature(margin[:30], np.arange(30)) is None
+    many = np.repeat(np.arange(4), 50)  # 200 pairs of four prompts
+    assert held_out_temperature(margin, many) is None
+
+
+def test_a_half_that_is_all_right_gives_no_temperature():
+    margin = np.where(np.arange(200) < 190, 2.0, -1.0)
+    cluster = np.arange(200)
+    fitting = np.random.default_rng(0).permutation(200) % 2 == 0
+    assert held_out_temperature(np.where(fitting, 2.0, margin), cluster) is None
+    assert held_out_temperature(margin, cluster) is not None
 
 
 def test_ece_of_margins_at_temperature_one_is_that_of_the_probabilities():

@@ -454,6 +454,12 @@ def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
     (tmp_path / "sub").mkdir()
     folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "sub" / "j.jsonl")))
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
+    for same in (
+        tmp_path / "sub" / ".." / "j.jsonl",
+        tmp_path / "j.jsonl",
+    ):  # read, not scored again
+        folder_of(tiny, out).evaluate(read_workload(str(same)))
+    assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"judge": "other"}))
     with pytest.raises(DataError, match="holds the evaluation of another judge"):

@@ -80,6 +80,10 @@ def test_the_score_of_ties_by_hand():
     named = official(reward_bench_2([reference, tied]))
     assert named["Ties"] == pytest.approx(1 + 0.01 * np.tanh(2 / 0.5 - 1))
     wide = graded("tied:7", [5, 2, 1, 0], [1, 1, 0, 0], "Ties")  # apart 1, right ones 3
+    equal = graded(
+        "tied:7", [5, 5, 1, 0], [1, 1, 0, 0], "Ties"
+    )  # right ones 0: the ratio has no end
+    assert official(reward_bench_2([reference, equal]))["Ties"] == pytest.approx(1.01)
     ratio = np.tanh(1 / 3 - 1)
     assert official(reward_bench_2([reference, wide]))["Ties"] == pytest.approx(0.6 + 0.01 * ratio)
 

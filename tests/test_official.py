@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gram_jax.evals.intervals import Tally, share, wilson_interval
+from gram_jax.evals.intervals import Tally, share, subsets_of, wilson_interval
 from gram_jax.evals.official import (
     REWARD_BENCH,
     STYLES,
@@ -49,7 +49,7 @@ def test_judgebench_macro_is_the_mean_of_groups_and_micro_that_of_pairs():
 
 def test_exchanged_labels_give_one_minus_every_average():
     tally = tally_of(JUDGEBENCH)
-    exchanged = Tally(tally.subsets, tally.count - tally.credit, tally.count, tally.stratum)
+    exchanged = Tally(tally.subsets, tally.count - tally.credit, tally.count)
     figures = judgebench_figures(tally.subsets)
     for name, value in values(figures, tally).items():
         assert values(figures, exchanged)[name] == pytest.approx(1 - value)
@@ -141,6 +141,24 @@ def test_bootstrap_intervals_of_independent_pairs_agree_with_wilson():
     assert tally.interval(share) == pytest.approx(wilson_interval(280, 400), abs=0.005)
 
 
+@pytest.mark.parametrize("sizes", [[1] * 100 + [2], [1] * 50 + [10], [2] * 60, [100, 3, 3, 3]])
+def test_small_subsets_make_no_interval_of_all_pairs_narrow(sizes):
+    rng = np.random.default_rng(0)
+    names = np.repeat([f"s{at}" for at in range(len(sizes))], sizes)
+    covered = 0
+    for _ in range(100):
+        right = rng.random(len(names)) < 0.6
+        low, high = Tally.of(right, np.arange(len(names)), names).interval(share)
+        covered += low <= 0.6 <= high
+    assert covered >= 90
+
+
+def test_a_source_for_every_row_is_none_and_takes_no_time():
+    names = subsets_of([str(at) for at in range(20000)])
+    tally = Tally.of(np.ones(20000), np.arange(20000), names)
+    assert tally.subsets == ("(many sources)",) and tally.credit.shape == (20000, 1)
+
+
 def test_bootstrap_intervals_are_those_of_prompts_and_not_of_pairs():
     right = np.arange(100) % 2 == 0
     one = Tally.of(right, np.arange(100), ["a"] * 100)
@@ -175,3 +193,5 @@ def test_no_sample_lacks_a_subset_whose_prompts_occur_in_others_first():
     both = Tally.of(np.ones(202), np.array(cluster), ["a"] * 200 + ["b"] * 2)
     _, count = both._resampled
     assert (count > 0).all()
+    low, high = both.interval(share, ("b",))
+    assert low < 0.5 and high == 1  # two prompts say little

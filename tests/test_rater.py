@@ -90,3 +90,14 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["sources"]
     assert found["valid"]["pairs"]["accuracy"] == report.accuracy
     assert found["n"]["benchmark"] == "best_of_n" and found["n"]["pairs"]["consistency"] == 1
+    assert found["n"]["pairs"]["shortened"] == 0
+    row["responses"][0] = "oak " * 600
+    lists.write_text("".join(json.dumps(row | {"prompt": str(at)}) + "\n" for at in range(3)))
+    out = str(tmp_path / "long")
+    ran = CliRunner().invoke(app, ["evaluate", str(done.folder), str(lists), "--out", out])
+    found = json.loads((tmp_path / "long" / "evaluation.json").read_text())["sources"]["n"]
+    assert found["pairs"]["shortened"] == 1
+    ran = CliRunner().invoke(app, [*words, "--weights", "int8", "--max-length", "128"])
+    assert ran.exit_code != 0 and "leave out --weights, --max-length" in str(
+        ran.exception or ran.output
+    )

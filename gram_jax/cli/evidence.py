@@ -68,6 +68,17 @@ def evaluate(
     for remark in filter(None, (work.remark for work in workloads)):
         console.warn(remark)
     if is_baseline(model):
+        asked = {
+            "--weights": weights != "auto",
+            "--judge": judge,
+            "--max-length": max_length,
+            "--tokens-per-call": tokens_per_call,
+        }
+        if given := [option for option, value in asked.items() if value]:
+            raise DataError(
+                f"{model} is a run of the discriminative baseline, which is rated as it was trained: leave out "
+                f"{', '.join(given)}"
+            )
         scorer = Rater.load(model, compute=compute)
     else:
         scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)

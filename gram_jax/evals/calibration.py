@@ -9,7 +9,7 @@ from scipy.special import expit
 
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
-LEAST_PAIRS = 20  # below so many a fitted temperature says nothing
+LEAST_PROMPTS = 20  # below so many a fitted temperature says nothing
 
 
 def expected_calibration_error(p_chosen: np.ndarray) -> float:
@@ -89,14 +89,14 @@ def fit_temperature(margin: np.ndarray) -> float:
 
 
 def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> dict[str, Any] | None:
-    """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 pairs in either half.
+    """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 prompts in either half.
 
     margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. Which prompts are for fitting
-    is drawn with a fixed seed.
+    is drawn with a fixed seed. None as well where the fitting half is all right: nothing there speaks against any certainty.
     """
     half = np.random.default_rng(0).permutation(int(cluster.max()) + 1) % 2 == 0
     fitting, testing = margin[half[cluster]], margin[~half[cluster]]
-    if min(len(fitting), len(testing)) < LEAST_PAIRS:
+    if min(half.sum(), (~half).sum()) < LEAST_PROMPTS or (fitting > 0).all():
         return None
     value = fit_temperature(fitting)
     return asdict(

@@ -65,7 +65,7 @@ HUB = {
     "rewardbench": "allenai/reward-bench:filtered",
     "rewardbench2": "allenai/reward-bench-2:test",
     "rmbench": "THU-KEG/RM-Bench",
-    "judgebench": "ScalerLab/JudgeBench:claude",
+    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs that its published figures are of
 }
 # Which schema makes which benchmark; RewardBench has that of any labeled pairs and is known by its subsets.
 SCHEMAS: dict[str, Benchmark] = {
@@ -254,14 +254,13 @@ def evaluate_workload(
     verdicts = verdicts_on(work.records, scores)
     tally = Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset)
     official = _official(work.benchmark, verdicts, tally)
-    rm_bench = work.benchmark == "rmbench"
     margins = [record.margin for record in work.records]
     shown = np.array([name.partition("|")[0] for name in verdicts.subset])  # RM-Bench's domains
     verdicts = verdicts._replace(subset=shown)
     found = _measured(work, verdicts) | {
         "official": official,
         "subsets": _subsets(Tally.of(verdicts.correct, verdicts.cluster, shown)),
-        "tables": rm_bench_tables(tally) if rm_bench else [],
+        "tables": rm_bench_tables(tally) if work.benchmark == "rmbench" else [],
         "grades": _grades(verdicts.margin, margins),
         "worst": _worst([(r.id, r.prompt, r.chosen, r.rejected) for r in work.records], verdicts),
     }

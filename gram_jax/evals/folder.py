@@ -1,7 +1,9 @@
 """The folder of an evaluation: evaluation.json with all figures, the scores behind them, RewardBench's own files."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ class EvaluationFolder:
 
     def evaluate(self, work: Workload) -> tuple[dict[str, Any], Verdicts]:
         """Score a source, add what is found to the folder, and return it with the verdicts it rests on."""
-        name = self._name(work.source)
+        name, source = self._place(work.source)
+        work = replace(work, source=source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         to = Target(file, self.overwrite, self.console)
         found, verdicts = evaluate_workload(self.scorer, self.model, work, to)
@@ -71,15 +74,18 @@ class EvaluationFolder:
                 write_reward_bench(place, self.model, template, work.records, verdicts, found)
         return found, verdicts
 
-    def _name(self, source: str) -> str:
-        """The source's stem; with a number where another source has it."""
+    def _place(self, source: str) -> tuple[str, str]:
+        """Its name here and how it was spelled first: the source's stem, with a number where another source has it."""
         taken = {name: found["source"] for name, found in self.content["sources"].items()}
+        for name, spelled in taken.items():
+            if os.path.realpath(spelled) == os.path.realpath(source):
+                return name, spelled
         stem, number = stem_of(source), 1
         name = stem
-        while taken.get(name, source) != source:
+        while name in taken:
             number += 1
             name = f"{stem}-{number}"
-        return name
+        return name, source
 
     def _take_over(self, path: Path) -> None:
         if not path.exists():
@@ -140,9 +146,15 @@ def make_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """The whole file or none of it. Raises DataError where it cannot be written."""
+    _write_whole(path, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
+
+
+def _write_whole(path: Path, parts: Iterable[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -161,7 +173,6 @@ def write_reward_bench(
     results: 1 right, 0 wrong or a tie, so that their mean is the accuracy. scores_chosen, scores_rejected:
     probabilities that sum to 1.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     name = stem_of(model)
     summary = {
         "accuracy": found["pairs"]["accuracy"],
@@ -173,9 +184,9 @@ def write_reward_bench(
         "extra_results": {row["name"]: row["accuracy"] for row in found["subsets"]},
     }
     write_json(folder / f"{name}.json", summary)
-    with open(folder / f"{name}_outputs.jsonl", "w", encoding="utf-8", newline="\n") as file:
-        for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True):
-            row = {
+    lines = (
+        json.dumps(
+            {
                 "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
                 "results": int(p > rest),
                 "scores_chosen": float(p),
@@ -184,5 +195,10 @@ def write_reward_bench(
                 "text_rejected": record.rejected,
                 "subset": record.source,
                 "id": record.id,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True)
+    )
+    _write_whole(folder / f"{name}_outputs.jsonl", lines)

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 
 from gram_jax.data.records import Candidates
 from gram_jax.errors import DataError
-from gram_jax.evals.intervals import Tally, number, share
+from gram_jax.evals.intervals import Tally, number, share, subsets_of
 from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
 from gram_jax.evals.pairwise import Verdicts, verdicts_of
 from gram_jax.scoring.scorer import PairScore, pair_score
@@ -137,7 +137,6 @@ def best_of_n(contests: Sequence[Graded]) -> dict[str, Any]:
         tuple(columns),
         np.concatenate([sums[name].credit for name in columns], 1),
         np.concatenate([sums[name].count for name in columns], 1),
-        sums["pick"].stratum,
     )
     pick, random, best = (pooled(whole.subsets, (name,)) for name in columns)
     figures = [
@@ -236,7 +235,8 @@ def reward_bench_2(contests: Sequence[Graded]) -> dict[str, Any]:
 
 _TIES_DEFINITION = (
     "0.3 accuracy (all right above all wrong) with one right response, 0.3 with several, 0.2 and 0.2 for right ones "
-    "closer to each other than to the wrong ones (there, and in both rows), 0.01 tanh of that ratio - 1"
+    "closer to each other than to the wrong ones (there, and in both rows), 0.01 tanh of that ratio - 1; over the "
+    "prompts that have both rows"
 )
 
 
@@ -253,7 +253,7 @@ def _ties(contests: Sequence[Graded]) -> tuple[list[tuple[str, float]], int]:
             continue
         reference = rows["ref", name][0]
         closest = min(apart, reference)
-        ratio = np.tanh(closest / spread - 1) if spread > 0 else 0.0
+        ratio = np.tanh(closest / spread - 1) if spread > 0 else np.sign(closest)  # its limit
         score = 0.3 * (apart > 0) + 0.3 * (reference > 0)
         score += 0.2 * (apart > spread) + 0.2 * (closest > spread) + 0.01 * ratio
         scores.append((f"{TIES} {name}", float(score)))
@@ -273,4 +273,4 @@ def agreement(contests: Sequence[Graded]) -> dict[str, Any] | None:
 
 
 def _subsets(contests: Sequence[Graded]) -> list[str]:
-    return [contest.record.source or "(no source)" for contest in contests]
+    return subsets_of([contest.record.source for contest in contests]).tolist()

@@ -8,7 +8,10 @@ import numpy as np
 
 Z95 = 1.959964
 RESAMPLES = 2000
-CHUNK = 100  # resamples drawn at a time: [CHUNK, prompts] counts in memory
+CHUNK = 100  # resamples drawn at a time: [CHUNK, prompts] weights in memory
+FEW = 5  # prompts of a subset, below which its bootstrap samples vary too little
+MOST_SUBSETS = 256
+ROUNDING = 1e-9  # of means by weights that are no whole numbers
 
 # (credits [..., S], counts [..., S]) of the S subsets -> [...]
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -65,15 +68,16 @@ class Tally:
 
     credit, count: f64 [prompts, subsets], the sum of credits (0 to 1 each, for shares) and how many there were.
 
-    Intervals are the percentiles of 2,000 bootstrap samples of prompts, drawn among those that occur in the same
-    subsets, so that no sample lacks a subset. Where the samples do not vary (all right, or a single prompt), they say
-    nothing: Wilson's interval of as many prompts stands in for a share, and other figures have none.
+    Intervals are the percentiles of 2,000 samples of the Bayesian bootstrap (Rubin 1981): every prompt, with all that
+    it has in any subset, gets a random weight. A weight is never 0, so that no sample lacks a subset, however few
+    prompts that has. Fewer than five prompts vary too little in such samples, and where all are right or there is one
+    prompt, nothing varies: Wilson's interval of as many prompts is then taken for a share if it is the wider one, and
+    other figures have none where nothing varies.
     """
 
     subsets: tuple[str, ...]
     credit: np.ndarray
     count: np.ndarray
-    stratum: np.ndarray
 
     @classmethod
     def of(
@@ -87,28 +91,43 @@ class Tally:
             np.bincount(cell, weights, minlength=shape[0] * shape[1]).reshape(shape)
             for weights in (np.asarray(credit, float), np.ones(len(cell)))
         )
-        # Prompts of the same subsets are drawn among themselves, so that every draw has all subsets.
-        _, stratum = np.unique(seen > 0, axis=0, return_inverse=True)
-        return cls(tuple(map(str, names)), earned, seen, stratum.reshape(-1))
+        return cls(tuple(map(str, names)), earned, seen)
 
     def value(self, metric: Metric) -> float:
         """The figure of all prompts."""
-        return float(metric(self.credit.sum(0), self.count.sum(0)))
+        return float(metric(*self.sums))
 
     def interval(self, metric: Metric, within: Sequence[str] | None = None) -> Interval | None:
         """Its 95 % interval, None where nothing is known of it; within: the subsets it is made of, if not all."""
-        low, high = np.quantile(metric(*self._resampled), (0.025, 0.975))
-        if high > low:
-            return float(low), float(high)
+        low, high = map(float, np.quantile(metric(*self._resampled), (0.025, 0.975)))
+        varies = high - low > ROUNDING * max(1.0, abs(high))
+        if varies and self._prompts_of_subsets[self._used(within)].min() >= FEW:
+            return low, high
+        if not self._are_shares(within):
+            return (low, high) if varies else None
         value, n = self.value(metric), self.prompts(within)
-        return wilson_interval(value * n, n) if self._are_shares(within) else None
+        wilson = wilson_interval(value * n, n)
+        return (min(low, wilson[0]), max(high, wilson[1])) if varies else wilson
 
     def prompts(self, within: Sequence[str] | None = None) -> int:
         """How many there are, in all subsets or in these."""
-        return int((self.count[:, self._used(within)].sum(1) > 0).sum())
+        return int(self.count[:, self._used(within)].any(1).sum())
+
+    @cached_property
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Credits and counts of each subset, [subsets] each."""
+        return self.credit.sum(0), self.count.sum(0)
+
+    @cached_property
+    def _prompts_of_subsets(self) -> np.ndarray:
+        return (self.count > 0).sum(0)
+
+    @cached_property
+    def _at(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.subsets)}
 
     def _used(self, within: Sequence[str] | None) -> list[int]:
-        return [at for at, name in enumerate(self.subsets) if within is None or name in within]
+        return list(self._at.values()) if within is None else [self._at[name] for name in within]
 
     def _are_shares(self, within: Sequence[str] | None) -> bool:
         """Whether what was earned lies between nothing and one for each item."""
@@ -119,16 +138,23 @@ class Tally:
     def _resampled(self) -> tuple[np.ndarray, np.ndarray]:
         """Sums of credits and counts in every bootstrap sample, [RESAMPLES, subsets] each."""
         rng = np.random.default_rng(0)
-        members = [np.flatnonzero(self.stratum == at) for at in np.unique(self.stratum)]
-        sums: list[tuple[np.ndarray, np.ndarray]] = []
-        for _ in range(RESAMPLES // CHUNK):
-            times = np.zeros((CHUNK, len(self.stratum)))
-            for here in members:
-                even = np.full(len(here), 1 / len(here))
-                times[:, here] = rng.multinomial(len(here), even, size=CHUNK)
-            sums.append((times @ self.credit, times @ self.count))
+        chunks = (
+            rng.standard_exponential((CHUNK, len(self.count))) for _ in range(RESAMPLES // CHUNK)
+        )
+        sums = [(weights @ self.credit, weights @ self.count) for weights in chunks]
         credit, count = (np.concatenate(parts) for parts in zip(*sums, strict=True))
         return credit, count
+
+
+def subsets_of(names: Sequence[str]) -> np.ndarray:
+    """The subset of each item by the name its source gave; more than 256 different names are no subsets but ids.
+
+    >>> subsets_of(["chat", ""]).tolist(), set(subsets_of([str(at) for at in range(300)]).tolist())
+    (['chat', '(no source)'], {'(many sources)'})
+    """
+    if len(set(names)) > MOST_SUBSETS:
+        return np.full(len(names), "(many sources)")
+    return np.array([name or "(no source)" for name in names])
 
 
 def share(credit: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gram_jax.data.parsers import STYLES
 from gram_jax.evals.intervals import Metric, Tally
 
 BENCHMARK, RELEASE, PAPER, OWN = "benchmark", "GRAM release", "GRAM paper", "gram_jax"
@@ -52,7 +53,6 @@ REWARD_BENCH = {
     },
 }
 # RM-Bench (arXiv 2410.16184): the styles of both responses make a 3 x 3 matrix, rows chosen, columns rejected.
-STYLES = ("concise", "plain", "markdown")
 RM_BENCH = {"chat": "chat", "math": "math", "code": "code", "safety": "safety"}
 LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
     "hard": ("the rejected response has the more elaborate style", lambda i, j: i < j),

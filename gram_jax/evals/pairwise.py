@@ -9,7 +9,7 @@ import numpy as np
 from gram_jax.data.records import Preference
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
-from gram_jax.evals.intervals import clustered_interval, number
+from gram_jax.evals.intervals import clustered_interval, number, subsets_of
 from gram_jax.evals.lengths import length_slope
 from gram_jax.scoring.rater import Rater
 from gram_jax.scoring.scorer import PairScore, Scorer
@@ -57,36 +57,6 @@ class PairwiseReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-    def rows(self) -> list[tuple[str, str]]:
-        """(what, figure) as a person reads them."""
-        low, high = self.interval
-        rows = [
-            ("pairs (prompts)", f"{self.n:,} ({self.prompts:,})"),
-            ("accuracy", f"{self.accuracy:.3f}  (95 %: {low:.3f} to {high:.3f})"),
-            (
-                "accuracy, chosen shown first / second",
-                f"{self.accuracy_chosen_first:.3f} / {self.accuracy_chosen_second:.3f}",
-            ),
-            (
-                "accuracy, chosen is longer / shorter",
-                f"{_figure(self.accuracy_longer)} / {_figure(self.accuracy_shorter)}",
-            ),
-            ("length slope, log-odds for twice the length", f"{self.length_slope:+.3f}"),
-            ("consistency over both orders", f"{self.consistency:.3f}"),
-            ("position bias, P(first shown) - 0.5", f"{self.position_bias:+.3f}"),
-            ("ties", f"{self.ties:.3f}"),
-            ("ECE / Brier", f"{self.ece:.3f} / {self.brier:.3f}"),
-            ("mean margin (log-odds)", f"{self.margin:.3f}"),
-            ("shortened", f"{self.shortened:.3f}"),
-        ]
-        if self.skipped_ties:
-            rows.append(("ties in the source, left out", f"{self.skipped_ties:,}"))
-        if len(self.by_source) > 1:
-            rows += [
-                (f"  {name} ({n:,})", f"{acc:.3f}") for name, (n, acc) in self.by_source.items()
-            ]
-        return rows
 
 
 class Verdicts(NamedTuple):
@@ -138,8 +108,6 @@ def evaluate_pairs(
     >>> report = evaluate_pairs(Scorer.load("tiny-random"), pairs)
     >>> report.n, 0 <= report.accuracy <= 1
     (4, True)
-    >>> dict(report.rows())["pairs (prompts)"]
-    '4 (4)'
     """
     kept, ties = labeled(records)
     comparisons = ((r.prompt, r.first, r.second) for r in kept)
@@ -185,7 +153,7 @@ def verdicts_of(
         shortened,
         np.array(lengths, float),
         number(prompts),
-        np.array([name or "(no source)" for name in subsets]),
+        subsets_of(subsets),
     )
 
 
@@ -193,7 +161,7 @@ def report_pairs(verdicts: Verdicts, *, skipped_ties: int) -> PairwiseReport:
     """The figures of these verdicts."""
     correct, (when_first, when_second) = verdicts.correct, verdicts.sides
     longer = verdicts.lengths[:, 0] - verdicts.lengths[:, 1]
-    names = verdicts.subset
+    names, at, sizes = np.unique(verdicts.subset, return_inverse=True, return_counts=True)
     return PairwiseReport(
         n=len(correct),
         prompts=int(verdicts.cluster.max()) + 1,
@@ -213,8 +181,8 @@ def report_pairs(verdicts: Verdicts, *, skipped_ties: int) -> PairwiseReport:
         shortened=float(verdicts.shortened.mean()),
         skipped_ties=skipped_ties,
         by_source={
-            str(name): (int((names == name).sum()), float(correct[names == name].mean()))
-            for name in np.unique(names)
+            str(name): (int(n), float(right / n))
+            for name, n, right in zip(names, sizes, np.bincount(at, correct), strict=True)
         },
     )
 
@@ -230,7 +198,3 @@ def side(p: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -56,7 +56,9 @@ def rank_graded(
     """All responses of every row compared with each other, in both orders; a Rater rates each of them once."""
 
     def rate(rater: Rater, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        rewards = rater.rate((r.prompt, text) for _, r in window for text in r.responses)
+        rewards, shortened = rater.rate_and_mark(
+            (r.prompt, text) for _, r in window for text in r.responses
+        )
         ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
         progress.update(len(window), units=len(window))
         return [
@@ -64,9 +66,11 @@ def rank_graded(
             | {
                 "strengths": (own - own.mean()).tolist(),
                 "gaps": (own[:, None] - own[None, :]).tolist(),
-                "shortened": False,
+                "shortened": bool(cut.any()),
             }
-            for (number, record), own in zip(window, np.split(rewards, ends), strict=True)
+            for (number, record), own, cut in zip(
+                window, np.split(rewards, ends), np.split(shortened, ends), strict=True
+            )
         ]
 
     def answer(judge: Scorer, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:

@@ -75,7 +75,12 @@ class Rater:
 
     def rate(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
-        return self._rate(self._encode(items))
+        return self.rate_and_mark(items)[0]
+
+    def rate_and_mark(self, items: Iterable[tuple[Prompt, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """`rate`, and which responses did not fit the token budget and were shortened, bool [n]."""
+        texts = self._encode(items)
+        return self._rate(texts), np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
