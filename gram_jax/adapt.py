@@ -28,11 +28,11 @@ from gram_jax.evals.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from gram_jax.evals.evaluation import Workload, read_workload
 from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
 from gram_jax.evals.intervals import Interval, Tally, share, wilson_interval
 from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
+from gram_jax.evals.workload import Workload, read_workload
 from gram_jax.judge import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import CONTRACTED

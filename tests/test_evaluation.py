@@ -11,10 +11,11 @@ import report_cases
 
 from gram_jax.console import Console
 from gram_jax.errors import DataError
-from gram_jax.evals.evaluation import evaluate_workload, read_workload, stem_of
+from gram_jax.evals.evaluation import evaluate_workload
 from gram_jax.evals.folder import EvaluationFolder, write_reward_bench
 from gram_jax.evals.scores import Target
 from gram_jax.evals.tables import evaluation_tables
+from gram_jax.evals.workload import HUB, read_workload, stem_of
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
@@ -481,3 +482,9 @@ def test_tables_for_a_terminal_say_what_was_found(tmp_path):
 def test_names_of_files_and_hub_datasets():
     assert stem_of("a/b.pairs.parquet") == "b.pairs"
     assert stem_of("THU-KEG/RM-Bench") == "THU-KEG-RM-Bench"
+
+
+def test_benchmarks_of_the_hub_are_the_splits_that_published_figures_are_of():
+    """350 pairs of JudgeBench are by GPT-4o; the split claude has 270 others."""
+    assert HUB["judgebench"].endswith(":gpt")
+    assert HUB["rewardbench"].endswith(":filtered")  # 2,985 pairs

@@ -1,5 +1,6 @@
 """Commands that measure a judge and write it down. Imports wait for the command that needs them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,9 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option(help="begin the folder anew")] = False,
 ) -> None:
     """Accuracy on benchmarks as they define it, and bias, calibration and agreement beside it, with intervals."""
-    from gram_jax.evals.evaluation import HUB, read_workload
     from gram_jax.evals.folder import EvaluationFolder, make_folder
     from gram_jax.evals.tables import evaluation_tables
+    from gram_jax.evals.workload import HUB, read_workload
     from gram_jax.scoring.rater import Rater, is_baseline
 
     console = Console()
@@ -74,11 +75,7 @@ def evaluate(
             "--max-length": max_length,
             "--tokens-per-call": tokens_per_call,
         }
-        if given := [option for option, value in asked.items() if value]:
-            raise DataError(
-                f"{model} is a run of the discriminative baseline, which is rated as it was trained: leave out "
-                f"{', '.join(given)}"
-            )
+        _refuse_for_baseline(model, [option for option, value in asked.items() if value])
         scorer = Rater.load(model, compute=compute)
     else:
         scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
@@ -89,6 +86,15 @@ def evaluate(
             console.table(title, columns, rows)
     if out is not None:
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
+
+
+def _refuse_for_baseline(model: str, options: Sequence[str]) -> None:
+    """Raises DataError where options are given that mean nothing there."""
+    if options:
+        raise DataError(
+            f"{model} is a run of the discriminative baseline, which is rated as it was trained: leave out "
+            f"{', '.join(options)}"
+        )
 
 
 def attack(

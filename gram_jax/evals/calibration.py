@@ -92,7 +92,7 @@ def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> dict[str, A
     """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 prompts in either half.
 
     margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. Which prompts are for fitting
-    is drawn with a fixed seed. None as well where the fitting half is all right: nothing there speaks against any certainty.
+    is drawn with a fixed seed. None as well where the fitting half is all right: it speaks against no certainty.
     """
     half = np.random.default_rng(0).permutation(int(cluster.max()) + 1) % 2 == 0
     fitting, testing = margin[half[cluster]], margin[~half[cluster]]

@@ -3,25 +3,13 @@
 What each entry of `sources` holds is listed in docs/evaluation.md.
 """
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.records import (
-    IDENTICAL,
-    Kind,
-    Preference,
-    ReadReport,
-    contents_of,
-    read_records,
-    source_schema,
-)
+from gram_jax.data.records import contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import (
     held_out_temperature,
@@ -32,8 +20,6 @@ from gram_jax.evals.graded import (
     Graded,
     agreement,
     best_of_n,
-    check_graded,
-    check_ties,
     graded_pairs,
     graded_verdicts,
     reward_bench_2,
@@ -41,11 +27,6 @@ from gram_jax.evals.graded import (
 from gram_jax.evals.intervals import Tally
 from gram_jax.evals.lengths import controlled_accuracy, length_bins
 from gram_jax.evals.official import (
-    JUDGEBENCH,
-    REWARD_BENCH,
-    RM_BENCH,
-    STYLES,
-    cell,
     judgebench_figures,
     judgebench_votes,
     plain_figures,
@@ -54,193 +35,14 @@ from gram_jax.evals.official import (
     rm_bench_figures,
     rm_bench_tables,
 )
-from gram_jax.evals.pairwise import Verdicts, labeled, report_pairs, verdicts_on
+from gram_jax.evals.pairwise import Verdicts, report_pairs, verdicts_on
 from gram_jax.evals.scores import Target, rank_graded, score_pairs
+from gram_jax.evals.workload import Benchmark, Workload
 from gram_jax.scoring.rater import Rater
 from gram_jax.scoring.scorer import Scorer
 
-Benchmark = Literal["pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"]
-# The datasets of the hub, for `--benchmark NAME` without a source.
-HUB = {
-    "rewardbench": "allenai/reward-bench:filtered",
-    "rewardbench2": "allenai/reward-bench-2:test",
-    "rmbench": "THU-KEG/RM-Bench",
-    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs that its published figures are of
-}
-# Which schema makes which benchmark; RewardBench has that of any labeled pairs and is known by its subsets.
-SCHEMAS: dict[str, Benchmark] = {
-    "judgebench": "judgebench",
-    "rm-bench": "rmbench",
-    "reward-bench-2": "rewardbench2",
-    "candidates": "best_of_n",
-}
 WORST = 20
 GAP_EDGES = np.linspace(-1, 1, 21)
-CELLS = len(STYLES) ** 2
-ON_BOTH_SIDES = "a text both chosen and rejected"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A source that has been read and recognised, ready to be scored."""
-
-    source: str
-    benchmark: Benchmark
-    records: list[Any]  # Preference, or Candidates where it ranks
-    read: ReadReport
-    skipped_ties: int = 0
-    remark: str | None = None  # what was decided about the rows and could surprise
-
-    @property
-    def ranks(self) -> bool:
-        """Whether several responses are compared at a time."""
-        return self.benchmark in ("rewardbench2", "best_of_n")
-
-
-def read_workload(
-    source: str,
-    benchmark: str = "auto",
-    *,
-    schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
-    limit: int | None = None,
-) -> Workload:
-    """Read a source and tell which benchmark it is, by its fields and subsets; `benchmark` insists on one.
-
-    limit: so many pairs, or rows of several responses. Raises DataError for rows that cannot be read, for unlabeled
-    ones, and where the source is not the benchmark that was asked for.
-    """
-    found = source_schema(source, schema=schema)
-    kind = _kind(benchmark, SCHEMAS.get(found.name, "pairs"))
-    records, read = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
-    ties = 0
-    if kind == "preference":
-        records, ties = labeled(records)
-    known = SCHEMAS.get(found.name)
-    unknown = Counter() if known else _unknown_subsets(records)
-    name = known or ("pairs" if unknown else "rewardbench")
-    if benchmark not in ("auto", "pairs", name):
-        why = f"it has {_say(unknown, records)}. " if benchmark == "rewardbench" and unknown else ""
-        raise DataError(
-            f"{source} is no {benchmark}: {why or f'its rows have the schema {found.name} and are read as {name}. '}"
-            f"{_expected(benchmark)}"
-        )
-    remark = None
-    if benchmark == "auto" and 0 < unknown.total() < len(records):
-        remark = (
-            f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
-            "--benchmark rewardbench insists on it, --benchmark pairs on pairs"
-        )
-    name = name if benchmark == "auto" else benchmark
-    if name == "rmbench":
-        records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
-    _check(source, name, records)
-    return Workload(source, name, records, read, ties, remark)
-
-
-def _kind(benchmark: str, found: Benchmark) -> Kind:
-    if benchmark not in ("auto", *get_args(Benchmark)):
-        known = ", ".join(("auto", *get_args(Benchmark)))
-        raise DataError(f"unknown benchmark {benchmark!r}: expected one of {known}")
-    wanted = found if benchmark == "auto" else benchmark
-    several = wanted in ("rewardbench2", "best_of_n") and found in ("rewardbench2", "best_of_n")
-    return "graded" if several else "preference"
-
-
-def _unknown_subsets(records: Sequence[Preference]) -> Counter[str]:
-    """How many records are of a subset that RewardBench does not have, by its name."""
-    known = {name for subsets in REWARD_BENCH.values() for name in subsets}
-    return Counter(record.source for record in records if record.source not in known)
-
-
-def _say(unknown: Counter[str], records: Sequence[Preference]) -> str:
-    name, _ = unknown.most_common(1)[0]
-    named = f"the subset {name!r}" if name else "no subset"
-    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    share = f"{unknown.total():,} of {len(records):,} pairs"
-    return f"{named}{more}, which RewardBench does not know ({share})"
-
-
-def _expected(benchmark: str) -> str:
-    if benchmark == "rewardbench":
-        return "RewardBench's have prompt, chosen, rejected and one of its subsets in the column subset"
-    name = next(schema for schema, known in SCHEMAS.items() if known == benchmark)
-    return f"Expected the schema {name}; --benchmark pairs takes any labeled pairs"
-
-
-def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
-    """Raises DataError for rows from which the benchmark's figures could not be computed, before any is scored."""
-    if name == "judgebench":
-        _check_groups(source, "JudgeBench", "source", JUDGEBENCH.values(), records)
-    if name == "rmbench":
-        _check_groups(source, "RM-Bench", "domain", RM_BENCH.values(), records)
-    try:
-        if name in ("rewardbench2", "best_of_n"):
-            check_graded(records)
-        if name == "rewardbench2":
-            check_ties(records)
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from None
-
-
-def _check_groups(
-    source: str, name: str, field: str, starts: Iterable[str], records: Sequence[Preference]
-) -> None:
-    starts = tuple(starts)
-    found = {record.source.partition("|")[0] for record in records}
-    if unknown := sorted(one for one in found if not one.startswith(starts)):
-        raise DataError(
-            f"{source}: {name} has no {field} {', '.join(map(repr, unknown))}: expected names that begin with "
-            f"{', '.join(starts)}; --benchmark pairs takes any"
-        )
-
-
-def _whole_rows(
-    source: str,
-    records: list[Preference],
-    read: ReadReport,
-    on_bad: Literal["error", "skip"],
-    *,
-    limited: bool,
-) -> tuple[list[Preference], ReadReport]:
-    """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
-
-    A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.
-    """
-    style = "|".join(STYLES)
-    last = re.compile(
-        rf"(.*)\[({style}),({style})\]", re.DOTALL
-    )  # an id may have brackets of its own
-    searched = (last.match(record.id) for record in records)
-    cells = [found for found in searched if found is not None]
-    if len(cells) < len(records):
-        raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
-    rows = [(found[1], record.prompt) for record, found in zip(records, cells, strict=True)]
-    sizes = Counter(rows)
-    if limited and sizes[rows[-1]] < CELLS:
-        del sizes[rows[-1]]
-    broken = [row for row, size in sizes.items() if size % CELLS]
-    if broken and on_bad == "error":
-        raise DataError(
-            f"{source}: row {broken[0][0]!r} has the same text in chosen and in rejected, which leaves "
-            f"{sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix ({len(broken)} such rows): expected three "
-            'responses in chosen and three others in rejected; on_bad = "skip" counts and skips such rows'
-        )
-    for row in broken:
-        del sizes[row]
-    named = [
-        replace(record, source=cell(record.source, found[2], found[3]))
-        for record, found, row in zip(records, cells, rows, strict=True)
-        if row in sizes
-    ]
-    if not named:
-        raise DataError(
-            f"{source}: no whole row of nine pairs{' within the limit' if limited else ''}"
-        )
-    dropped = {why: count for why, count in read.dropped.items() if why != IDENTICAL}
-    if broken:
-        dropped[ON_BOTH_SIDES] = len(broken)
-    return named, ReadReport(read.rows, len(named), dropped)
 
 
 def evaluate_workload(
@@ -381,15 +183,3 @@ def _as_text(prompt: Any) -> str:
     if len(prompt) == 1:
         return prompt[0].content
     return "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
-
-
-def stem_of(source: str) -> str:
-    """A name for files: that of the source without its endings.
-
-    >>> stem_of("data/pairs.v2.jsonl.gz"), stem_of("allenai/reward-bench:filtered")
-    ('pairs.v2', 'allenai-reward-bench-filtered')
-    """
-    path = Path(source)
-    name = path.name if path.exists() or path.suffix else source.strip("/")
-    name = re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", name)
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"

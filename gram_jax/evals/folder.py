@@ -14,9 +14,10 @@ from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.records import Preference
 from gram_jax.errors import DataError
-from gram_jax.evals.evaluation import Workload, evaluate_workload, stem_of
+from gram_jax.evals.evaluation import evaluate_workload
 from gram_jax.evals.pairwise import Verdicts
 from gram_jax.evals.scores import Target
+from gram_jax.evals.workload import Workload, stem_of
 from gram_jax.model.int8 import to_int8
 from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.rater import Rater
