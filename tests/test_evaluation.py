@@ -159,7 +159,7 @@ def test_rm_bench_is_nine_pairs_of_a_row_in_a_matrix(tmp_path):
     assert found["pairs"]["prompts"] == 3
     assert figure(found, "RM-Bench") == 1
     assert [row["name"] for row in found["subsets"]] == ["code"]
-    limited = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"), limit=20)
+    limited = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"), limit=2)
     assert limited["pairs"]["n"] == 18  # whole rows
 
 
@@ -180,7 +180,9 @@ def test_an_rm_bench_row_with_a_text_on_both_sides_can_be_skipped(tmp_path):
     found = evaluate(GOOD, source, on_bad="skip")
     assert found["dropped"] == {"a text both chosen and rejected": 1} and found["rows"] == 3
     assert found["pairs"]["n"] == 18 and figure(found, "RM-Bench") == 1
-    with pytest.raises(DataError, match='on_bad = "skip" counts and skips such rows'):
+    with pytest.raises(
+        DataError, match=r'on_bad = "skip" .--on-bad skip. counts and skips such rows'
+    ):
         read_workload(source)
     with pytest.raises(DataError, match="no whole row of nine pairs"):
         read_workload(write(tmp_path / "one.jsonl", rows[1:2]), on_bad="skip")
@@ -204,14 +206,17 @@ def test_a_subset_that_reward_bench_does_not_know_is_named(tmp_path):
     said = (
         r"the subset 'do-not-answer' and 1 more, which RewardBench does not know \(2 of 4 pairs\)"
     )
-    assert re.search(f"read as plain pairs, since it has {said}", read_workload(source).remark)
+    assert re.search(f"read as plain pairs, since it has {said}", read_workload(source).remarks[0])
     with pytest.raises(DataError, match=f"is no rewardbench: it has {said}"):
         read_workload(source, "rewardbench")
-    assert read_workload(source, "pairs").remark is None
+    assert read_workload(source, "pairs").remarks == ()
     for few in (rows[::2], rows[1::2]):  # all of them RewardBench's, and none
-        assert read_workload(write(tmp_path / "few.jsonl", few)).remark is None
+        assert read_workload(write(tmp_path / "few.jsonl", few)).remarks == ()
     none = write(tmp_path / "none.jsonl", [row, rows[0]])
-    assert "no subset, which RewardBench does not know (1 of 2 pairs)" in read_workload(none).remark
+    assert "no subset in some rows (1 of 2 pairs)" in read_workload(none).remarks[0]
+    (remark,) = read_workload(source, "pairs", limit=2).remarks
+    assert remark.endswith("its first 2 rows, not of a sample of all")
+    assert read_workload(source, "pairs", limit=5).remarks == ()
 
 
 def test_graded_preferences_are_agreed_with(tmp_path):
@@ -289,6 +294,22 @@ def test_rows_of_ties_without_their_ids_are_named_before_anything_is_scored(
     )
     with pytest.raises(DataError, match=message):
         read_workload(source)
+
+
+def test_a_subset_that_reward_bench_2_does_not_have_is_named(tmp_path):
+    row = {
+        "id": "1",
+        "prompt": "q",
+        "chosen": ["good"],
+        "rejected": ["b", "c", "d"],
+        "subset": "Facts",
+    }
+    source = write(tmp_path / "rb2.jsonl", [row])
+    with pytest.raises(
+        DataError, match=r"RewardBench 2 has no subset 'Facts': expected .*Factuality"
+    ):
+        read_workload(source)
+    assert read_workload(source, "pairs").benchmark == "pairs"
 
 
 @pytest.mark.parametrize(
@@ -465,10 +486,57 @@ def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
     file.write_text(json.dumps(content | {"judge": "other"}))
     with pytest.raises(DataError, match="holds the evaluation of another judge"):
         folder_of(tiny, out)
-    folder_of(tiny, out, overwrite=True)
+    assert folder_of(tiny, out, overwrite=True).content["sources"] == {}
     file.write_text("{")
     with pytest.raises(DataError, match="is damaged"):
         folder_of(tiny, out)
+
+
+def test_overwriting_a_source_keeps_the_others(tiny, tmp_path):
+    out = tmp_path / "out"
+    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
+    folder_of(tiny, out).evaluate(read_workload(rm_bench(tmp_path / "rm.jsonl", 1)))
+    judgebench(tmp_path / "j.jsonl", lambda at: "B>A")
+    again = folder_of(tiny, out, overwrite=True)
+    again.evaluate(read_workload(str(tmp_path / "j.jsonl")))
+    sources = json.loads((out / "evaluation.json").read_text())["sources"]
+    assert list(sources) == ["j", "rm"]
+    alone = evaluate_workload(tiny, "tiny", read_workload(str(tmp_path / "j.jsonl")), MEMORY)[0]
+    assert sources["j"] == alone
+
+
+def test_the_same_pairs_in_another_file_are_not_scored_again(tiny, tmp_path):
+    source = Path(judgebench(tmp_path / "j.jsonl"))
+    folder_of(tiny, tmp_path / "out").evaluate(read_workload(str(source)))
+    moved = tmp_path / "moved.jsonl"
+    source.rename(moved)
+    found = folder_of(tiny, tmp_path / "out")
+    found.evaluate(read_workload(str(moved)))
+    assert list(found.content["sources"]) == ["j"]
+
+
+def test_a_folder_with_attacks_on_another_model_is_refused(tiny, tmp_path):
+    out = tmp_path / "out"
+    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
+    about = json.loads((out / "evaluation.json").read_text()) | {"model": "another"}
+    (out / "attack.json").write_text(json.dumps(about))
+    folder_of(tiny, out)  # another name of the same weights
+    (out / "attack.json").write_text(json.dumps(about | {"fingerprint": "0" * 16}))
+    with pytest.raises(
+        DataError, match=r"attack.json and the results .* different weights: another"
+    ):
+        folder_of(tiny, out)
+    (out / "attack.json").write_text("{")  # the report says what is wrong with it
+    folder_of(tiny, out)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path, monkeypatch):
+    def fail(self, **kind):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(DataError, match="out cannot be made: Read-only file system"):
+        folder_of(tiny, tmp_path / "out")
 
 
 def test_tables_for_a_terminal_say_what_was_found(tmp_path):

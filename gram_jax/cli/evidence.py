@@ -45,9 +45,9 @@ def evaluate(
     schema: Schema = "auto",
     on_bad: OnBad = "error",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="at most so many pairs (or prompts) of each source")
+        int | None, typer.Option(min=1, help="at most the first so many rows of each source")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="begin the folder anew")] = False,
+    overwrite: Annotated[bool, typer.Option(help="score these sources anew")] = False,
 ) -> None:
     """Accuracy on benchmarks as they define it, and bias, calibration and agreement beside it, with intervals."""
     from gram_jax.evals.folder import EvaluationFolder, make_folder
@@ -66,7 +66,7 @@ def evaluate(
         make_folder(out)
     options = {"schema": schema, "on_bad": on_bad, "limit": limit}
     workloads = [read_workload(source, benchmark, **options) for source in chosen]
-    for remark in filter(None, (work.remark for work in workloads)):
+    for remark in (remark for work in workloads for remark in work.remarks):
         console.warn(remark)
     if is_baseline(model):
         asked = {

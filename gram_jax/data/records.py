@@ -125,7 +125,7 @@ class RecordStream:
                 fault = f"{row.where}: {error} (schema {schema.name})"
                 if self.on_bad == "error":
                     raise DataError(
-                        f'{fault}; on_bad = "skip" counts and skips such rows'
+                        f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
                     ) from None
                 self._skip(fault)
                 continue

@@ -22,6 +22,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
 from gram_jax.evals.pairwise import side
+from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import Scorer
@@ -83,12 +84,16 @@ def run_attacks(
     """
     make_folder(folder)
     judge, out, settings = scorer.spec, folder / SCORES, settings_of(scorer)
-    note = {
-        "format": FORMAT,
-        "source": str(source),
+    about = {
         "model": model,
         "judge": judge.hash,
         "fingerprint": weights_fingerprint(scorer.params),
+    }
+    refuse_other_judge(folder / "evaluation.json", about | {"settings": settings})
+    note = {
+        "format": FORMAT,
+        "source": str(source),
+        **about,
         **settings,
         "seed": seed,
         "attacks": [attack.name for attack in attacks],
@@ -126,9 +131,7 @@ def run_attacks(
     report = {
         "format": FORMAT,
         "gram_jax": gram_jax.__version__,
-        "model": model,
-        "judge": judge.hash,
-        "fingerprint": note["fingerprint"],
+        **about,
         "settings": settings | {"seed": seed},
         "source": str(source),
         "contents": contents_of(pairs),
@@ -246,7 +249,7 @@ def attack_tables(
         if entry["kind"] == "harmless"
     ]
     if harmless:
-        columns = ("change", "n", "success", "95 %", "order flips")
+        columns = ("change", "n", "changed", "95 %", "order flips")
         yield "harmless: the verdict changes", columns, harmless
 
 

@@ -12,10 +12,11 @@ import jax
 import gram_jax
 from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
-from gram_jax.data.records import Preference
+from gram_jax.data.records import Preference, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluation import evaluate_workload
 from gram_jax.evals.pairwise import Verdicts
+from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.evals.scores import Target
 from gram_jax.evals.workload import Workload, stem_of
 from gram_jax.model.int8 import to_int8
@@ -31,7 +32,8 @@ FILE = "evaluation.json"
 class EvaluationFolder:
     """Results of one judge on any number of sources; later ones join those that are there.
 
-    Raises DataError where the folder cannot be made, or holds the results of another judge.
+    overwrite: score the sources anew; the results of others stay if they are of the same judge. Raises DataError where
+    the folder cannot be made, or holds the results of another judge.
     """
 
     def __init__(
@@ -56,12 +58,12 @@ class EvaluationFolder:
         }
         if folder is not None:
             make_folder(folder)
-            if not overwrite:
-                self._take_over(folder / FILE)
+            refuse_other_judge(folder / "attack.json", self.content)
+            self._take_over(folder / FILE)
 
     def evaluate(self, work: Workload) -> tuple[dict[str, Any], Verdicts]:
         """Score a source, add what is found to the folder, and return it with the verdicts it rests on."""
-        name, source = self._place(work.source)
+        name, source = self._place(work)
         work = replace(work, source=source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         to = Target(file, self.overwrite, self.console)
@@ -75,20 +77,29 @@ class EvaluationFolder:
                 write_reward_bench(place, self.model, template, work.records, verdicts, found)
         return found, verdicts
 
-    def _place(self, source: str) -> tuple[str, str]:
-        """Its name here and how it was spelled first: the source's stem, with a number where another source has it."""
-        taken = {name: found["source"] for name, found in self.content["sources"].items()}
-        for name, spelled in taken.items():
-            if os.path.realpath(spelled) == os.path.realpath(source):
-                return name, spelled
-        stem, number = stem_of(source), 1
+    def _place(self, work: Workload) -> tuple[str, str]:
+        """Its name here and how it was spelled first, for the same file or the same contents.
+
+        A new one has its stem for a name, with a number where another source has it.
+        """
+        there, contents = self.content["sources"], contents_of(work.records)
+        for name, found in there.items():
+            same_file = os.path.realpath(found["source"]) == os.path.realpath(work.source)
+            same_contents = (found.get("contents"), found["benchmark"]) == (
+                contents,
+                work.benchmark,
+            )
+            if same_file or same_contents:
+                return name, found["source"]
+        stem, number = stem_of(work.source), 1
         name = stem
-        while name in taken:
+        while name in there:
             number += 1
             name = f"{stem}-{number}"
-        return name, source
+        return name, work.source
 
     def _take_over(self, path: Path) -> None:
+        """Go on with the sources that are there; with `overwrite` a file that is of no use is begun anew."""
         if not path.exists():
             return
         try:
@@ -97,16 +108,18 @@ class EvaluationFolder:
             same = [there[key] == self.content[key] for key in deciding]
             sources = dict(there["sources"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}): give another folder, or --overwrite"
-            ) from error
-        if not all(same):
-            raise DataError(
-                f"{self.folder} holds the evaluation of another judge, or with other settings: {there.get('model')}, "
-                f"{there.get('settings')}; asked for is {self.model}, {self.content['settings']}. Give another "
-                "folder, or --overwrite"
+            problem = f"{path} is damaged ({error})"
+        else:
+            if all(same):
+                self.content["sources"] = sources
+                return
+            problem = (
+                f"{path.parent} holds the evaluation of another judge, or with other settings: {there.get('model')}, "
+                f"{there.get('settings')}; asked for is {self.model}, {self.content['settings']}"
             )
-        self.content["sources"] = sources
+        if not self.overwrite:
+            raise DataError(f"{problem}. Give another folder, or --overwrite")
+        self.console.warn(f"{problem}. It is begun anew")
 
 
 def settings_of(scorer: Scorer | Rater) -> dict[str, Any]:
@@ -142,7 +155,10 @@ def make_folder(folder: Path) -> None:
         raise DataError(f"{folder} is a file: --out takes a folder for the results")
     if not folder.parent.is_dir():
         raise DataError(f"{folder} cannot be made: there is no folder {folder.parent}")
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

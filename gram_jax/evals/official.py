@@ -52,6 +52,8 @@ REWARD_BENCH = {
         **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
     },
 }
+# RewardBench 2 (arXiv 2506.01937).
+REWARD_BENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 # RM-Bench (arXiv 2410.16184): the styles of both responses make a 3 x 3 matrix, rows chosen, columns rejected.
 RM_BENCH = {"chat": "chat", "math": "math", "code": "code", "safety": "safety"}
 LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {

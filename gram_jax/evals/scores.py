@@ -128,7 +128,7 @@ def _answers(
         "judge": scorer.spec.hash,
         "compute": scorer.execution.compute,
     }
-    write_results(
+    done = write_results(
         to.file,
         note,
         iter(list(enumerate(records, 1))),
@@ -138,6 +138,10 @@ def _answers(
         overwrite=to.overwrite,
         console=to.console,
     )
+    if done.before:
+        to.console.say(
+            f"{label}: {done.before:,} of {len(records):,} were there, {done.written:,} scored now"
+        )
     with to.file.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
         return [json.loads(line) for line in lines]
 

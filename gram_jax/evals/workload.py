@@ -17,7 +17,7 @@ from gram_jax.data.records import (
 )
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import check_graded, check_ties
-from gram_jax.evals.official import JUDGEBENCH, REWARD_BENCH, RM_BENCH, STYLES, cell
+from gram_jax.evals.official import JUDGEBENCH, REWARD_BENCH, REWARD_BENCH_2, RM_BENCH, STYLES, cell
 from gram_jax.evals.pairwise import labeled
 
 Benchmark = Literal["pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"]
@@ -48,7 +48,7 @@ class Workload:
     records: list[Any]  # Preference, or Candidates where it ranks
     read: ReadReport
     skipped_ties: int = 0
-    remark: str | None = None  # what was decided about the rows and could surprise
+    remarks: tuple[str, ...] = ()  # what was decided about the rows and could surprise
 
     @property
     def ranks(self) -> bool:
@@ -66,16 +66,21 @@ def read_workload(
 ) -> Workload:
     """Read a source and tell which benchmark it is, by its fields and subsets; `benchmark` insists on one.
 
-    limit: so many pairs, or rows of several responses. Raises DataError for rows that cannot be read, for unlabeled
-    ones, and where the source is not the benchmark that was asked for.
+    limit: so many pairs, or rows of RM-Bench and of several responses. Raises DataError for rows that cannot be read,
+    for unlabeled ones, and where the source is not the benchmark that was asked for.
     """
     found = source_schema(source, schema=schema)
-    kind = _kind(benchmark, SCHEMAS.get(found.name, "pairs"))
-    records, read = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
-    ties = 0
-    if kind == "preference":
-        records, ties = labeled(records)
     known = SCHEMAS.get(found.name)
+    kind = _kind(benchmark, known or "pairs")
+    nine = CELLS if known == "rmbench" and benchmark in ("auto", known) else 1
+    most = None if limit is None else limit * nine
+    records, read = read_records(source, kind, schema=schema, on_bad=on_bad, limit=most)
+    ties, remarks = 0, []
+    if kind == "preference":
+        try:
+            records, ties = labeled(records)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
     unknown = Counter() if known else _unknown_subsets(records)
     name = known or ("pairs" if unknown else "rewardbench")
     if benchmark not in ("auto", "pairs", name):
@@ -84,17 +89,20 @@ def read_workload(
             f"{source} is no {benchmark}: {why or f'its rows have the schema {found.name} and are read as {name}. '}"
             f"{_expected(benchmark)}"
         )
-    remark = None
     if benchmark == "auto" and 0 < unknown.total() < len(records):
-        remark = (
+        remarks.append(
             f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
             "--benchmark rewardbench insists on it, --benchmark pairs on pairs"
         )
     name = name if benchmark == "auto" else benchmark
+    if most is not None and len(records) + ties >= most:
+        remarks.append(
+            f"{source}: the figures are of its first {limit:,} rows, not of a sample of all"
+        )
     if name == "rmbench":
         records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
     _check(source, name, records)
-    return Workload(source, name, records, read, ties, remark)
+    return Workload(source, name, records, read, ties, tuple(remarks))
 
 
 def _kind(benchmark: str, found: Benchmark) -> Kind:
@@ -114,10 +122,11 @@ def _unknown_subsets(records: Sequence[Preference]) -> Counter[str]:
 
 def _say(unknown: Counter[str], records: Sequence[Preference]) -> str:
     name, _ = unknown.most_common(1)[0]
-    named = f"the subset {name!r}" if name else "no subset"
-    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     share = f"{unknown.total():,} of {len(records):,} pairs"
-    return f"{named}{more}, which RewardBench does not know ({share})"
+    if not name:
+        return f"no subset in some rows ({share})"
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    return f"the subset {name!r}{more}, which RewardBench does not know ({share})"
 
 
 def _expected(benchmark: str) -> str:
@@ -133,6 +142,8 @@ def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
         _check_groups(source, "JudgeBench", "source", JUDGEBENCH.values(), records)
     if name == "rmbench":
         _check_groups(source, "RM-Bench", "domain", RM_BENCH.values(), records)
+    if name == "rewardbench2":
+        _check_groups(source, "RewardBench 2", "subset", REWARD_BENCH_2, records)
     try:
         if name in ("rewardbench2", "best_of_n"):
             check_graded(records)
@@ -143,7 +154,7 @@ def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
 
 
 def _check_groups(
-    source: str, name: str, field: str, starts: Iterable[str], records: Sequence[Preference]
+    source: str, name: str, field: str, starts: Iterable[str], records: Sequence[Any]
 ) -> None:
     starts = tuple(starts)
     found = {record.source.partition("|")[0] for record in records}
@@ -183,7 +194,7 @@ def _whole_rows(
         raise DataError(
             f"{source}: row {broken[0][0]!r} has the same text in chosen and in rejected, which leaves "
             f"{sizes[broken[0]]} of the 9 pairs of RM-Bench's matrix ({len(broken)} such rows): expected three "
-            'responses in chosen and three others in rejected; on_bad = "skip" counts and skips such rows'
+            'responses in chosen and others in rejected; on_bad = "skip" (--on-bad skip) counts and skips such rows'
         )
     for row in broken:
         del sizes[row]
@@ -210,5 +221,5 @@ def stem_of(source: str) -> str:
     """
     path = Path(source)
     name = path.name if path.exists() or path.suffix else source.strip("/")
-    name = re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", name)
+    name = re.sub(r"\.(jsonl?|parquet|csv)(\.gz)?$", "", name)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"

@@ -144,9 +144,10 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
         ) from None
     if record is None or there != record.id:
         expected = "ends before it" if record is None else f"has {record.id!r} there"
+        changed = "it has changed" + (", or is cut off by a limit" if record is None else "")
         raise DataError(
-            f"{out}, line {number} is the row of {there!r}, the input {expected}: the input has changed. Give "
-            "another output file, or --overwrite"
+            f"{out}, line {number} is the row of {there!r}, the input {expected}: {changed}. Give another output, or "
+            "--overwrite"
         )
     if texts != contents_id(record):
         raise DataError(
