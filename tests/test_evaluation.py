@@ -413,7 +413,7 @@ def test_each_reward_bench_source_has_result_files_of_its_own(tiny, tmp_path):
     out = tmp_path / "out"
     for name, subset in (("one", "donotanswer"), ("two", "hep-go"), ("sub/one", "hep-go")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        rows = [{"prompt": "q", "chosen": "x", "rejected": "y", "subset": subset}]
+        rows = [{"prompt": name, "chosen": "x", "rejected": "y", "subset": subset}]
         source = write(tmp_path / f"{name}.jsonl", rows)
         folder_of(tiny, out).evaluate(read_workload(source))
     found = {
@@ -474,7 +474,9 @@ def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
     file = out / "evaluation.json"
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm"]
     (tmp_path / "sub").mkdir()
-    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "sub" / "j.jsonl")))
+    folder_of(tiny, out).evaluate(
+        read_workload(judgebench(tmp_path / "sub" / "j.jsonl", lambda at: "B>A"))
+    )
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
     for same in (
         tmp_path / "sub" / ".." / "j.jsonl",
@@ -502,7 +504,7 @@ def test_overwriting_a_source_keeps_the_others(tiny, tmp_path):
     sources = json.loads((out / "evaluation.json").read_text())["sources"]
     assert list(sources) == ["j", "rm"]
     alone = evaluate_workload(tiny, "tiny", read_workload(str(tmp_path / "j.jsonl")), MEMORY)[0]
-    assert sources["j"] == alone
+    assert sources["j"] == json.loads(json.dumps(alone))
 
 
 def test_the_same_pairs_in_another_file_are_not_scored_again(tiny, tmp_path):
