@@ -24,7 +24,9 @@ from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.evals.folder import EvaluationFolder, fingerprint_as
 from gram_jax.judge import make_spec
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
+from gram_jax.reports import card as cards
 from gram_jax.reports.card import CardWishes, is_ours, write_card
+from gram_jax.reports.provenance import hub_dataset, shown_source
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -58,9 +60,11 @@ def judge(exported) -> str:
 
 
 def results(folder: Path, judge: str, **sources) -> Path:
+    """Of a model that was given by its path, as most are."""
     same = {"judge": judge, "fingerprint": tiny_fingerprint()}
     sources = sources or {"held_out": source()}
-    return write(folder, evaluation("m", sources, **same), attacks("m", **same))
+    model = "/home/me/secret/judge-hf"
+    return write(folder, evaluation(model, sources, **same), attacks(model, **same))
 
 
 @lru_cache(maxsize=1)
@@ -108,12 +112,100 @@ def test_a_card_without_anything_says_what_the_score_means_and_what_is_not_known
     assert find_damage(model) == []  # the manifest knows the card
 
 
-def test_a_temperature_that_leaves_nothing_is_no_advice(model, judge, tmp_path):
-    lost = source(0.5)
-    lost["calibration"]["temperature"]["value"] = 99.99
-    text = text_of(model, evaluations=(results(tmp_path / "e", judge, lost=lost),))
-    assert "none helps" in text and "divide the log-odds" not in text
-    assert "as often as it is right" in text
+@pytest.mark.parametrize(
+    ("fitted", "said"),
+    [
+        ({}, "divide the log-odds by 1.70"),
+        ({"ece_after": 0.12}, "divide the log-odds by 1.70"),  # no worse
+        ({"value": 99.99}, "wrong here as often as it is right"),
+        ({"value": 0.01}, "beyond those that are tried"),
+        ({"nll_after": 0.58}, "no temperature helped on the pairs that it was not fitted on"),
+        ({"nll_after": 0.60}, "no temperature helped on the pairs that it was not fitted on"),
+        ({"ece_after": 0.13}, "no temperature helped on the pairs that it was not fitted on"),
+        (None, "no temperature could be fitted"),
+    ],
+)
+def test_only_a_temperature_that_helped_is_advice(model, judge, tmp_path, fitted, said):
+    told = source()
+    if fitted is None:
+        told["calibration"]["temperature"] = None
+    else:
+        told["calibration"]["temperature"] |= fitted
+    text = text_of(model, evaluations=(results(tmp_path / "e", judge, told=told),))
+    (advice,) = (line for line in text.splitlines() if line.startswith("- Calibration on told: "))
+    assert said in advice and ("divide the log-odds" in text) == ("divide" in said)
+    # The warning above the figures says the same.
+    assert text.count(said) == 2 or fitted is None or "divide" in said
+    assert "has not been measured" not in text
+
+
+def test_sources_of_one_name_in_two_folders_keep_their_own_temperatures(model, judge, tmp_path):
+    good, bad = source(), source()
+    bad["calibration"]["temperature"] |= {"value": 0.5, "nll_after": 0.7}
+    folders = [
+        results(tmp_path / name, judge, pairs=one) for name, one in (("one", good), ("two", bad))
+    ]
+    text = text_of(model, evaluations=tuple(folders))
+    assert "- Calibration on pairs (one): divide the log-odds by 1.70" in text
+    assert "- Calibration on pairs (two): no temperature helped" in text
+    (index,) = read_front_matter(model / "README.md")["model-index"]
+    names = [m["name"] for told in index["results"] for m in told["metrics"]]
+    assert {name for name in names if name.startswith("accuracy, both orders averaged")} == {
+        "accuracy, both orders averaged (one)",
+        "accuracy, both orders averaged (two)",
+    }
+    assert len(names) == len(set(names))
+
+
+def test_the_weights_are_read_once_for_each_way_of_holding_them(
+    model, judge, tmp_path, monkeypatch
+):
+    asked = []
+
+    def fingerprint(folder, settings):
+        asked.append(settings["weights"])
+        return f"of {settings['weights']}"
+
+    monkeypatch.setattr(cards, "fingerprint_as", fingerprint)
+    folders = []
+    for at, held in enumerate(("float32", "bfloat16", "float32")):
+        same = {"judge": judge, "fingerprint": f"of {held}"}
+        same["settings"] = {"weights": held, "compute": "float32"}
+        folder = tmp_path / f"e{at}"
+        folders.append(write(folder, evaluation("m", **same), attacks("m", **same)))
+    text_of(model, evaluations=tuple(folders))
+    assert asked == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/pairs", "Data/pairs", "me/pairs.parquet", "me/pairs.arrow", "me/sets/pairs", "./pairs", "/home/me",
+        "me//pairs", "me/pairs/", "me/pa irs", "d\u00e9/pairs", "me/pairs-", "me/a..b", "tfds:me/pairs",
+        "me/pairs: with words", "me/\x00", "x" * 97 + "/y", "pairs",
+    ],
+)  # fmt: skip
+def test_what_may_be_a_path_is_no_data_set_of_the_hub(name, tmp_path):
+    assert hub_dataset(name, tmp_path) is None
+    assert hub_dataset("me/pairs", tmp_path) == "me/pairs"
+    assert hub_dataset("me/pairs:train[:10%]", tmp_path) == "me/pairs"
+
+
+def test_a_folder_beside_the_results_is_no_data_set_of_the_hub(model, judge, tmp_path, monkeypatch):
+    project, away = tmp_path / "project", tmp_path / "away"
+    (project / "mine" / "pairs").mkdir(parents=True)
+    away.mkdir()
+    monkeypatch.chdir(away)
+    there = results(project / "e", judge, pairs=source(source="mine/pairs"))
+    run = run_folder(project / "run", "judge", "mine/base", ["mine/pairs", "me/pairs"], judge=judge)
+    (project / "mine" / "base").mkdir()
+    text = text_of(model, evaluations=(there,), run=run, license="mit")
+    head = read_front_matter(model / "README.md")
+    assert head["model-index"][0]["results"][0]["dataset"]["type"] == "pairs"
+    assert head["datasets"] == ["me/pairs"] and "base_model" not in head
+    assert "| data | pairs, me/pairs |" in text and "| began with | base |" in text
+    assert "mine/" not in text
+    assert shown_source("mine/pairs", project) == "mine/pairs"  # nothing in tmp_path has the name
 
 
 def test_results_and_their_concerns_stand_in_the_card_and_in_the_hubs_index(model, judge, tmp_path):
@@ -194,6 +286,7 @@ def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, ju
     text = text_of(model, evaluations=(results(tmp_path / "e", judge, best=best),))
     (told,) = read_front_matter(model / "README.md")["model-index"][0]["results"]
     assert [one["value"] for one in told["metrics"]] == [0.74, 0.5]
+    assert told["metrics"][0]["name"] == "accuracy over pairs of responses, both orders averaged"
     assert "7.250" in text  # in the table
 
 
@@ -347,4 +440,17 @@ def test_the_command_takes_several_evaluations(model, judge, tmp_path):
     done = CliRunner().invoke(app, ["card", str(model), *options, "--license", "mit"])
     assert done.exit_code == 0, done.exception
     text = (model / "README.md").read_text()
-    assert "m (one)" in text and "m (two)" in text
+    assert "\n### one\n" in text and "\n### two\n" in text
+    assert "/home" not in text and "secret" not in text and str(tmp_path) not in text
+
+
+def test_folders_of_one_name_are_told_apart_without_their_paths(model, judge, tmp_path):
+    hidden = f"e\u202e{HOSTILE[:10].replace('/', '')}"
+    for names in (("a/e", "b/e"), (f"a/{hidden}", f"b/{hidden}")):
+        folders = []
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            folders.append(results(tmp_path / name, judge))
+        text = text_of(model, evaluations=tuple(folders))
+        assert len(re.findall(r"^### e.*, [12]$", text, flags=re.MULTILINE)) == 2
+        assert "secret" not in text and str(tmp_path) not in text and "\u202e" not in text

@@ -180,6 +180,27 @@ def test_texts_of_others_stay_texts(hostile):
     assert "[… 80,000 characters more]" in page.words and len(text) < 500_000
 
 
+def test_texts_of_others_stay_texts_in_a_comparison(hostile, tmp_path):
+    """Wherever a result has a text of its own: names of settings, hashes and versions too."""
+    differing = {HOSTILE: HOSTILE, "labels": HOSTILE, "compute": "float32"}
+    told = {"settings": differing, "judge": "\u202e" + HOSTILE, "gram_jax": HOSTILE}
+    sources = {HOSTILE: source(n=90, official=source()["official"] * 2)}
+    sources[HOSTILE]["official"][0] |= {"name": HOSTILE, "by": HOSTILE, "definition": HOSTILE}
+    sources[HOSTILE]["tables"][0] |= {"title": HOSTILE, "columns": [HOSTILE], "rows": [[HOSTILE]]}
+    attacked = attacks(HOSTILE, source=HOSTILE, without_pairs=[HOSTILE], **told)
+    (other,) = evidence(tmp_path, evaluation=evaluation(HOSTILE, sources, **told), attack=attacked)
+    for found in ([other], [*hostile, other], [other, other]):
+        document = make_document(found)
+        page, text = Page(html := render_html(document)), render_markdown(document)
+        assert {"script", "img"}.isdisjoint(page.tags)
+        for written in (html, text):
+            assert (
+                re.findall("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u200b\U000e0041]", written) == []
+            )
+        assert "\u27e8U+202E\u27e9" in page.words
+    assert "different settings of" in render_markdown(make_document([*hostile, other]))
+
+
 def test_markdown_keeps_texts_of_others_in_their_places(hostile):
     text = render_markdown(make_document(hostile))
     lines = text.splitlines()
@@ -203,6 +224,52 @@ def test_a_comparison_puts_models_side_by_side_and_marks_the_best(tmp_path):
     assert "<strong>0.10 (0.06 to 0.14)</strong>" in text  # of attacks the least is the best
     assert "b: only 1 of 2 models were evaluated on it." in page.words
     assert len(page.ids) == len(set(page.ids))
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "unit"),
+    [
+        (("pairs", "rmbench"), "pairs"),
+        (("best_of_n", "best_of_n"), "prompts"),
+        (("rewardbench2", "rewardbench2"), "prompts"),
+        (("pairs", "best_of_n"), "items"),
+    ],
+)
+def test_what_is_counted_has_its_name(tmp_path, benchmarks, unit):
+    """Where several responses to a prompt are graded, grades and subsets count prompts (evals/graded.py)."""
+    grades = {"pairs": 5, "kendall": 0.31, "pearson": 0.4}
+    folders = [
+        write(tmp_path / str(at), evaluation(str(at), {"s": source(benchmark=kind, grades=grades)}))
+        for at, kind in enumerate(benchmarks)
+    ]
+    found = read_evidence(folders)
+    compared = make_document(found)
+    alone = make_document(found[:1])
+    assert f"| subset | {unit} | 0 | 1 |" in render_markdown(compared)
+    first = "pairs" if benchmarks[0] in ("pairs", "rmbench") else "prompts"
+    agreed = {
+        "pairs": "Pearson's r of margins and grades of preference, 5 pairs",
+        "prompts": "Pearson's r of strengths and grades of a prompt's responses, mean of 5 prompts",
+    }
+    words = Page(render_html(alone)).words
+    assert f"| subset | {first} | accuracy (95 %) |" in render_markdown(alone)
+    assert f"subset{first}accuracy (95 %)" in words
+    assert [name for name, said in agreed.items() if said in words] == [first]
+    assert ("A pair is two responses to one prompt" in words) == (first == "prompts")
+
+
+def test_a_page_says_where_a_temperature_is_of_no_use(tmp_path):
+    fits = {"": {}, "helped on the pairs": {"nll_after": 0.7}, "as often as": {"value": 80.0}}
+    for at, (why, fit) in enumerate(fits.items()):
+        entry = source()
+        entry["calibration"]["temperature"] |= fit
+        (found,) = evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry}))
+        words = Page(render_html(make_document([found]))).words
+        assert ("of no use" in words) == ("Do not use it: " in words) == bool(why)
+        told = concerns(found)
+        assert told is not None
+        (sentence,) = (s for _, group in told.groups for s in group if "(ECE)" in s)
+        assert why in sentence and ("divided by a temperature" in sentence) != bool(why)
 
 
 def test_models_asked_in_different_ways_are_not_silently_compared(tmp_path):

@@ -50,8 +50,14 @@ def look(driver: str, folder: Path, page: Path, width: int) -> tuple[list[dict],
 def test_drawings_can_be_read_and_nothing_goes_beyond_the_window(driver, tmp_path, width):
     hostile = {"held_out": source(worst=[mistake(0, prompt=HOSTILE, chosen=HOSTILE)])}
     one = write(tmp_path / "a", evaluation("a", hostile), attacks("a"))
-    two = write(tmp_path / "b", evaluation("b", {"held_out": source(0.6)}))
-    for folders, drawings in (([one], 3), ([one, two], 3)):
+    others = [
+        write(
+            tmp_path / str(at),
+            evaluation(f"runs/{'long-name-' * 9}{at}", {"held_out": source(0.6)}),
+        )
+        for at in range(3)
+    ]
+    for folders, drawings in (([one], 3), ([one, *others], 3)):
         (page,) = write_reports(folders, out=tmp_path / "page.html", markdown=None, overwrite=False)
         found, wide, words = look(driver, tmp_path, page, width)
         assert len(found) >= drawings and wide <= width

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from gram_jax.reports.compared import BEST, best
 from gram_jax.reports.document import Block, Cell, Example, Examples, Paragraph, Section, Table
 from gram_jax.reports.evidence import Attack, Attacks, OneOrder
-from gram_jax.reports.tables import BEST, best, share
+from gram_jax.reports.tables import share
 from gram_jax.reports.words import decimals, many, number, visible, with_interval
 
 HOSTILE, HARMLESS = "hostile", "harmless"

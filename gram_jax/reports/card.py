@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
 from gram_jax.judge import JudgeSpec
 from gram_jax.reports import attacked, tables
-from gram_jax.reports.concerns import NO_USE, concerns
+from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table
-from gram_jax.reports.evidence import Evidence, read_evidence
+from gram_jax.reports.evidence import HELD, Evidence, Temperature, last_part, read_evidence
 from gram_jax.reports.files import write_text
-from gram_jax.reports.provenance import Origin, Stage, find_origin, hub_dataset, shown_source
+from gram_jax.reports.provenance import (
+    Origin,
+    Stage,
+    find_origin,
+    hub_dataset,
+    shown_source,
+    shown_start,
+)
 from gram_jax.reports.render import render_card
 from gram_jax.reports.words import number, visible
 
@@ -55,8 +62,8 @@ def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
     folder = folder.expanduser()
     spec = _spec(folder)
     found = read_evidence(wishes.evaluations)
-    for one in found:
-        _check_same(folder, spec, one)
+    _check_judge(folder, spec, found)
+    _check_weights(folder, found)
     origin = find_origin(wishes.run, wishes.base, wishes.license, spec.hash)
     card = folder / CARD
     if card.exists() and not wishes.overwrite and not is_ours(card.read_text(encoding="utf-8")):
@@ -85,18 +92,29 @@ def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
     return card
 
 
-def _check_same(folder: Path, spec: JudgeSpec, found: Evidence) -> None:
-    """Raises ReportError for results of a judge that is asked in another way, or of other weights."""
-    if found.about.judge != spec.hash:
-        raise ReportError(
-            f"{found.folder} holds results of a judge that is asked in another way (judge {found.about.judge[:12]}, "
-            f"that of {folder} is {spec.hash[:12]}): evaluate this model"
-        )
-    for one in filter(None, (found.evaluation, found.attack)):
-        if fingerprint_as(folder, one.settings) != one.fingerprint:
+def _check_judge(folder: Path, spec: JudgeSpec, found: Sequence[Evidence]) -> None:
+    """Raises ReportError for results of a judge that is asked in another way."""
+    for one in found:
+        if one.about.judge != spec.hash:
             raise ReportError(
-                f"{found.folder} holds results of {one.model}, whose weights are not those of {folder}, by another "
-                f"training or by rounding: evaluate {folder} itself"
+                f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
+                f"that of {folder} is {spec.hash[:12]}): evaluate this model"
+            )
+
+
+def _check_weights(folder: Path, found: Sequence[Evidence]) -> None:
+    """Raises ReportError for results of other weights; the model is loaded once for each way of holding them."""
+    ours: dict[str, str] = {}
+    for place, one in ((x.folder, file) for x in found for file in (x.evaluation, x.attack)):
+        if one is None:
+            continue
+        held = str([one.settings.get(key) for key in HELD])
+        if held not in ours:
+            ours[held] = fingerprint_as(folder, one.settings)
+        if ours[held] != one.fingerprint:
+            raise ReportError(
+                f"{place} holds results of {one.model}, whose weights are not those of {folder}, by another training "
+                f"or by rounding: evaluate {folder} itself"
             )
 
 
@@ -153,7 +171,7 @@ def make_card(
         smoothing=last.loss.smoothing if last is not None else None,
         evaluated=list(_evaluated(found)),
         training=list(_training(origin.stages)),
-        temperatures=_temperatures(found),
+        calibration=list(_calibration(found)),
     )
     text = f"{head}\n{body}".rstrip("\n")
     note = 'written by "gram-jax card", which replaces it as long as nobody changes it'
@@ -161,46 +179,73 @@ def make_card(
 
 
 def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
-    for one in found:
+    for folder, one in _named(found):
+        where = f" ({folder})" if folder else ""
         for name, source in one.evaluation.sources.items() if one.evaluation else ():
-            place = (hub_dataset(source.source) or name, visible(name))
+            place = (hub_dataset(source.source, one.folder) or visible(name), visible(name))
             if source.pairs is not None:
-                yield HubResult(*place, "accuracy, both orders averaged", source.pairs.accuracy)
+                of = "accuracy over pairs of responses" if source.ranks else "accuracy"
+                told = f"{of}, both orders averaged{where}"
+                yield HubResult(*place, told, source.pairs.accuracy)
             # The first figure of a best-of-n set is a share; grades have units of their own.
             for average in source.official[: 1 if source.benchmark == "best_of_n" else None]:
-                yield HubResult(*place, visible(average.name), average.value)
+                yield HubResult(*place, visible(average.name) + where, average.value)
+
+
+def _named(found: Sequence[Evidence]) -> list[tuple[str, Evidence]]:
+    """Results under the last part of their folder's path, "" where there is one folder only.
+
+    Where it lies on somebody's disk is nobody's business, and neither is the path of the model.
+    """
+    if len(found) < 2:
+        return [("", one) for one in found]
+    names = [visible(last_part(one.folder)) for one in found]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {at}" for at, name in enumerate(names, 1)]
+    return list(zip(names, found, strict=True))
 
 
 def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
     """Figures and concerns of every folder of results."""
-    for one in found:
-        blocks: list[Block] = []
-        if one.evaluation is not None:
-            blocks.append(tables.overview(one.evaluation))
-        if (known := concerns(one)) is not None:
-            blocks.append(known)
-        for name, source in one.evaluation.sources.items() if one.evaluation else ():
-            if (averages := tables.official(source.official)) is not None:
-                blocks.append(Section(visible(name), (averages,)))
-        if one.attack is not None:
-            shown = (attacked.left_alone(one.attack), *attacked.tables(one.attack))
-            blocks.append(Section("Attacks", shown))
-        if len(found) > 1:
-            yield Section(one.label, tuple(blocks))
+    for folder, one in _named(found):
+        if folder:
+            yield Section(folder, tuple(_figures(one)))
         else:
-            yield from blocks
+            yield from _figures(one)
 
 
-def _temperatures(found: Sequence[Evidence]) -> Mapping[str, str | None]:
-    """Source -> the temperature that makes its probabilities mean what they say, None where nothing does."""
-    return {
-        visible(name): number(value, 2) if value <= NO_USE else None
-        for one in found
-        if one.evaluation is not None
-        for name, source in one.evaluation.sources.items()
-        if source.calibration is not None and source.calibration.temperature is not None
-        for value in [source.calibration.temperature.value]
-    }
+def _figures(one: Evidence) -> Iterable[Block]:
+    if one.evaluation is not None:
+        yield tables.overview(one.evaluation)
+    if (known := concerns(one)) is not None:
+        yield known
+    for name, source in one.evaluation.sources.items() if one.evaluation else ():
+        if (averages := tables.official(source.official)) is not None:
+            yield Section(visible(name), (averages,))
+    if one.attack is not None:
+        shown = (attacked.left_alone(one.attack), *attacked.tables(one.attack))
+        yield Section("Attacks", shown)
+
+
+def _calibration(found: Sequence[Evidence]) -> Iterable[tuple[str, str]]:
+    """(source, what makes its probabilities mean what they say) of every source where that was measured."""
+    for folder, one in _named(found):
+        for name, source in one.evaluation.sources.items() if one.evaluation else ():
+            if source.calibration is not None:
+                about = f"{visible(name)} ({folder})" if folder else visible(name)
+                yield about, _advice(source.calibration.temperature)
+
+
+def _advice(fitted: Temperature | None) -> str:
+    if fitted is None:
+        return "no temperature could be fitted"
+    if useless := no_use_of(fitted):
+        return useless
+    value = number(fitted.value, 2)
+    return (
+        f"divide the log-odds by {value}, P = 1 / (1 + exp(-margin / {value})). On pairs that it was not fitted on "
+        f"the ECE is {number(fitted.ece_after)} then, {number(fitted.ece_before)} without"
+    )
 
 
 def _training(stages: Sequence[Stage]) -> Iterable[Block]:
@@ -218,8 +263,10 @@ def _describe(stage: Stage) -> dict[str, str]:
     recipe, optimizer = stage.recipe, stage.recipe.optimizer
     length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
     told = {
-        "began with": _shown_start(stage.start),
-        "data": ", ".join(visible(shown_source(source.path)) for source in recipe.data.train),
+        "began with": visible(shown_start(stage)),
+        "data": ", ".join(
+            visible(shown_source(source.path, stage.folder)) for source in recipe.data.train
+        ),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
         "batch": f"{recipe.batch.rows} rows of {recipe.batch.length} tokens",
         "learning rate": f"{optimizer.learning_rate:g}, {optimizer.schedule}",
@@ -252,7 +299,3 @@ def _describe_data(data: Any) -> dict[str, str]:
     if data["first_share"] is not None:
         told["first is the better one"] = number(data["first_share"], 2)
     return told
-
-
-def _shown_start(start: str) -> str:
-    return visible(start if not Path(start).expanduser().exists() else Path(start).name)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from gram_jax.reports.document import Concerns
-from gram_jax.reports.evidence import Attacks, Evidence, Source
+from gram_jax.reports.evidence import Attacks, Evidence, Source, Temperature
 from gram_jax.reports.words import many, number, percent, visible
 
 # With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.
@@ -12,7 +12,7 @@ FEW_PROMPTS = 200
 MUCH_SHORTENED = 0.05
 MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
-NO_USE = 50.0  # a fitted temperature that leaves nothing of the log-odds
+NO_USE = 50.0  # a fitted temperature that leaves nothing of the log-odds; its inverse makes all of them certain
 UNCALIBRATED = 0.1  # ECE
 CHANGES_ITS_MIND = 0.3  # share of the pairs
 FAVOURS_A_PLACE = 0.05  # mean P(first shown) - 0.5
@@ -79,12 +79,23 @@ def _uncalibrated(source: Source, ece: float) -> str:
     fitted = source.calibration and source.calibration.temperature
     if not fitted:
         return sentence + ": read them as an order, not as probabilities."
-    if fitted.value > NO_USE:
-        return sentence + ", and no temperature helps: it is wrong here as often as it is right."
+    if useless := no_use_of(fitted):
+        return f"{sentence}, and {useless}: read them as an order, not as probabilities."
     return (
         f"{sentence}; by {number(fitted.ece_after, 2)} once the log-odds are divided by a temperature of "
         f"{number(fitted.value, 2)}, on pairs that it was not fitted on."
     )
+
+
+def no_use_of(fitted: Temperature) -> str | None:
+    """Why a temperature is no advice; None where it helped on pairs that it was not fitted on."""
+    if fitted.value > NO_USE:
+        return "no temperature helps, since the judge is wrong here as often as it is right"
+    if fitted.value < 1 / NO_USE:
+        return "the best temperature lies beyond those that are tried"
+    if fitted.nll_after >= fitted.nll_before or fitted.ece_after > fitted.ece_before:
+        return "no temperature helped on the pairs that it was not fitted on"
+    return None
 
 
 def of_attacks(found: Attacks) -> Iterator[str]:
@@ -120,18 +131,20 @@ def of_comparison(found: Sequence[Evidence]) -> Iterator[str]:
     for key in sorted({key for about in abouts for key in about.settings}):
         values = {str(about.settings.get(key)) for about in abouts}
         if len(values) > 1 and key != "template":
-            yield f"They were run with different settings of {key}: {', '.join(sorted(values))}."
+            shown = ", ".join(map(visible, sorted(values)))
+            yield f"They were run with different settings of {visible(key)}: {shown}."
     if len({about.gram_jax for about in abouts}) > 1:
         yield "They were evaluated with different versions of gram_jax."
     names = [name for one in found if one.evaluation for name in one.evaluation.sources]
     for name in dict.fromkeys(names):
         sources = [s for one in found if one.evaluation and (s := one.evaluation.sources.get(name))]
+        about = visible(name)
         if len({(s.rows, s.pairs and s.pairs.n) for s in sources}) > 1:
-            yield f"{name}: not the same pairs; the numbers of rows or pairs differ."
+            yield f"{about}: not the same pairs; the numbers of rows or pairs differ."
         elif len({s.contents for s in sources if s.contents}) > 1:
-            yield f"{name}: not the same pairs; their texts or labels differ."
+            yield f"{about}: not the same pairs; their texts or labels differ."
         if len(sources) < len(found):
-            yield f"{name}: only {len(sources)} of {len(found)} models were evaluated on it."
+            yield f"{about}: only {len(sources)} of {len(found)} models were evaluated on it."
     attacks = [one.attack for one in found if one.attack is not None]
     by_contents = all(one.contents for one in attacks)
     asked = (

@@ -18,6 +18,8 @@ from gram_jax.errors import ReportError
 
 EVALUATION, ATTACK = "evaluation.json", "attack.json"
 FORMAT = 1
+# Benchmarks whose items are several graded responses to a prompt, of which one is to be picked.
+RANKED = ("rewardbench2", "best_of_n")
 HELD = ("weights", "compute")  # settings that decide a fingerprint beside the weights themselves
 SHOWN_PROBLEMS = 8
 
@@ -65,7 +67,7 @@ class Official(_Strict):
 
 
 class Subset(_Strict):
-    """A named part of a source."""
+    """A named part of a source; n: its pairs, or its prompts where each has several graded responses."""
 
     name: str
     n: Count
@@ -169,7 +171,10 @@ class Position(_Strict):
 
 
 class Grades(_Strict):
-    """Agreement with graded preferences."""
+    """Agreement with graded preferences.
+
+    pairs: how many of them; where a prompt has several graded responses (`Source.ranks`) they are prompts.
+    """
 
     pairs: Count
     kendall: float | None
@@ -205,6 +210,11 @@ class Source(_Strict):
     position: Position | None
     grades: Grades | None
     worst: list[Mistake]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether an item is a prompt with several graded responses; `pairs` are then all of these of unlike grades."""
+        return self.benchmark in RANKED
 
 
 class Evaluation(_Strict):
@@ -370,13 +380,14 @@ def _labels(read: Sequence[Evidence]) -> list[str]:
     """The models' names; where these are not all different, with the folders; where those are not either, numbered."""
     names = [found.label for found in read]
     if len(set(names)) < len(names):
-        names = [f"{found.label} ({_base(found.folder)})" for found in read]
+        names = [f"{found.label} ({last_part(found.folder)})" for found in read]
     if len(set(names)) < len(names):
         names = [f"{name}, {at}" for at, name in enumerate(names, 1)]
     return names
 
 
-def _base(folder: Path) -> str:
+def last_part(folder: Path) -> str:
+    """The name of a folder, of "." and "x/.." too."""
     return os.path.basename(os.path.abspath(folder))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from gram_jax.reports import attacked, tables
+from gram_jax.reports import attacked, compared, tables
 from gram_jax.reports.charts import accuracy_by_length, order_gaps, reliability
 from gram_jax.reports.concerns import concerns, of_comparison
 from gram_jax.reports.document import (
@@ -40,9 +40,9 @@ def make_document(found: Sequence[Evidence]) -> Document:
 def _report(found: Evidence) -> Document:
     about = found.about
     facts = (
-        ("judge", about.judge[:SHOWN_HASH]),
-        *((name, _plain(value)) for name, value in about.settings.items() if name != "template"),
-        ("evaluated with", f"gram_jax {about.gram_jax}"),
+        ("judge", _hash(found)),
+        *_settings({name: value for name, value in about.settings.items() if name != "template"}),
+        ("evaluated with", f"gram_jax {visible(about.gram_jax)}"),
     )
     return Document(visible(about.model), facts, (*_of_model(found), *_ending([found])))
 
@@ -63,12 +63,15 @@ def _of_model(found: Evidence) -> Iterable[Block]:
 def _of_source(source: Source) -> Iterable[Block]:
     dropped = [f"{n:,} left out: {visible(why)}" for why, n in source.dropped.items() if n]
     read = "; ".join([f"{many(source.rows, 'row')} of {visible(source.source)}", *dropped])
-    kind = "" if source.benchmark == "pairs" else f" As {visible(source.benchmark)} defines it."
+    own = source.benchmark in ("pairs", "best_of_n")
+    kind = "" if own else f" As {visible(source.benchmark)} defines it."
+    if source.ranks:
+        kind += " A pair is two responses to one prompt of which one has the higher grade."
     yield Paragraph(f"{read}.{kind}")
     yield from _there(tables.official(source.official), tables.key_figures(source))
     if figures := tuple(_figures({"": source})):
         yield Gallery(figures)
-    yield from _there(tables.subsets(source.subsets))
+    yield from _there(tables.subsets(source))
     yield from tables.extra_tables(source)
     if source.calibration is not None and source.calibration.temperature is not None:
         yield tables.temperature(source.calibration.temperature)
@@ -90,7 +93,7 @@ def _comparison(found: Sequence[Evidence]) -> Document:
         blocks.append(Concerns((("", sentences),)))
     with_sources = {one.label: one.evaluation for one in found if one.evaluation is not None}
     if len(with_sources) > 1:
-        blocks.insert(0, tables.accuracies(with_sources))
+        blocks.insert(0, compared.accuracies(with_sources))
     names = dict.fromkeys(name for one in with_sources.values() for name in one.sources)
     for name in names:
         sources = {
@@ -103,15 +106,15 @@ def _comparison(found: Sequence[Evidence]) -> Document:
         blocks.append(Section("Attacks", tuple(attacked.side_by_side(attacks))))
     each = (Section(visible(one.label), tuple(_of_model(one)), collapsed=True) for one in found)
     blocks.append(Section("Each by itself", tuple(each)))
-    facts = tuple((visible(one.label), f"judge {one.about.judge[:SHOWN_HASH]}") for one in found)
+    facts = tuple((visible(one.label), f"judge {_hash(one)}") for one in found)
     return Document(f"{len(found)} models compared", facts, (*blocks, *_ending(found)))
 
 
 def _of_sources(sources: Mapping[str, Source]) -> Iterable[Block]:
-    yield from _there(tables.officials_on(sources), tables.models_on(sources))
+    yield from _there(compared.officials_on(sources), compared.models_on(sources))
     if figures := tuple(_figures(sources)):
         yield Gallery(figures)
-    yield from _there(tables.subsets_on(sources))
+    yield from _there(compared.subsets_on(sources))
 
 
 _Part = TypeVar("_Part")
@@ -148,11 +151,9 @@ def _ending(found: Sequence[Evidence]) -> Iterable[Block]:
     for one in found:
         start = f"{visible(one.label)}: " if len(found) > 1 else ""
         about = one.about
-        rows += [(f"{start}model", visible(about.model)), (f"{start}judge", about.judge)]
-        rows += [
-            (start + visible(str(key)), _plain(value)) for key, value in about.settings.items()
-        ]
-        rows.append((f"{start}gram_jax", about.gram_jax))
+        rows += [(f"{start}model", visible(about.model)), (f"{start}judge", visible(about.judge))]
+        rows += [(start + name, value) for name, value in _settings(about.settings)]
+        rows.append((f"{start}gram_jax", visible(about.gram_jax)))
     yield Section(
         "Settings",
         (Table("As evaluated", ("setting", "value"), tuple(rows), prose=frozenset({1})),),
@@ -160,5 +161,11 @@ def _ending(found: Sequence[Evidence]) -> Iterable[Block]:
     )
 
 
-def _plain(value: object) -> str:
-    return "as the model has it" if value is None else visible(str(value))
+def _hash(found: Evidence) -> str:
+    """Enough of a judge's hash to tell it from others."""
+    return visible(found.about.judge[:SHOWN_HASH])
+
+
+def _settings(settings: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    for name, value in settings.items():
+        yield visible(name), "as the model has it" if value is None else visible(str(value))

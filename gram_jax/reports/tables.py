@@ -1,20 +1,20 @@
-"""The tables of a report: of one source, of several models on one, and of attacks."""
+"""The tables of one model's evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from gram_jax.reports.concerns import no_use_of
 from gram_jax.reports.document import Bar, Cell, Example, Table
 from gram_jax.reports.evidence import (
     Evaluation,
     Interval,
     Mistake,
     Official,
+    Pairs,
     Source,
-    Subset,
     Temperature,
 )
 from gram_jax.reports.words import many, number, visible, with_interval
 
-BEST = "Bold: the best, and all whose interval overlaps with its interval."
 WHOSE = {
     "benchmark": "the benchmark",
     "GRAM release": "the GRAM release",
@@ -68,93 +68,82 @@ def overview(evaluation: Evaluation) -> Table:
     )
 
 
+Figures = Iterator[tuple[str, str, str]]  # what it is, the value, what it says
+
+
 def key_figures(source: Source) -> Table | None:
     """Every figure of the pairs, with what it says."""
-    pairs, length, calibration = source.pairs, source.length, source.calibration
+    pairs = source.pairs
     if pairs is None:
         return None
-    rows = [
-        (
-            "accuracy (95 %)",
-            with_interval(pairs.accuracy, pairs.interval),
-            "pairs whose chosen response gets more than half, both orders averaged",
-        ),
-        (
-            "pairs, prompts",
-            f"{pairs.n:,}, {pairs.prompts:,}",
-            "the interval allows for pairs of one prompt",
-        ),
-        (
-            "same verdict both ways",
-            number(pairs.consistency, 2),
-            "pairs for which both orders of showing name the same response",
-        ),
-        (
-            "preference for the first shown",
-            number(pairs.position_bias, sign=True),
-            "mean P(first shown) less 0.5; 0 is none",
-        ),
-        (
-            "accuracy, chosen shown first / second",
-            f"{number(pairs.accuracy_chosen_first, 2)} / {number(pairs.accuracy_chosen_second, 2)}",
-            "from one order of showing alone",
-        ),
-        (
-            "accuracy, chosen longer / shorter",
-            f"{number(pairs.accuracy_longer, 2)} / {number(pairs.accuracy_shorter, 2)}",
-            "far apart: the judge goes by length",
-        ),
-        (
-            "length slope",
-            number(pairs.length_slope, 2, sign=True),
-            "log-odds that a response gains when it is twice as long",
-        ),
-    ]
-    if length is not None and length.controlled_accuracy is not None:
-        rows.append(
-            (
-                "length-controlled accuracy",
-                number(length.controlled_accuracy, 2),
-                "the accuracy where length is no help",
-            )
-        )
-    rows += [
-        ("ties", number(pairs.ties), "exactly half; counted as wrong"),
-        ("mean margin", number(pairs.margin, 2, sign=True), "log-odds of the chosen response"),
-        (
-            "ECE",
-            number(pairs.ece),
-            "mean distance between confidence and accuracy; 0 is calibrated",
-        ),
-        (
-            "Brier score",
-            number(pairs.brier),
-            "mean squared error of the probability; guessing has 0.25",
-        ),
-    ]
-    if calibration is not None:
-        rows.append(("log loss", number(calibration.nll), "of the probability; guessing has 0.693"))
+    rows = (
+        *_of_accuracy(pairs),
+        *_of_order(pairs),
+        *_of_length(pairs, source),
+        *_of_probability(pairs, source),
+        *_of_texts(pairs),
+    )
+    return Table("Key figures", ("figure", "value", "what it says"), rows, prose=frozenset({2}))
+
+
+def _of_accuracy(pairs: Pairs) -> Figures:
+    value = with_interval(pairs.accuracy, pairs.interval)
+    says = "pairs whose chosen response gets more than half, both orders averaged"
+    yield "accuracy (95 %)", value, says
+    value = f"{pairs.n:,}, {pairs.prompts:,}"
+    yield "pairs, prompts", value, "the interval allows for pairs of one prompt"
+
+
+def _of_order(pairs: Pairs) -> Figures:
+    says = "pairs for which both orders of showing name the same response"
+    yield "same verdict both ways", number(pairs.consistency, 2), says
+    value = number(pairs.position_bias, sign=True)
+    yield "preference for the first shown", value, "mean P(first shown) less 0.5; 0 is none"
+    value = _both(pairs.accuracy_chosen_first, pairs.accuracy_chosen_second)
+    yield "accuracy, chosen shown first / second", value, "from one order of showing alone"
+
+
+def _of_length(pairs: Pairs, source: Source) -> Figures:
+    value = _both(pairs.accuracy_longer, pairs.accuracy_shorter)
+    yield "accuracy, chosen longer / shorter", value, "far apart: the judge goes by length"
+    says = "log-odds that a response gains when it is twice as long"
+    yield "length slope", number(pairs.length_slope, 2, sign=True), says
+    if source.length is not None and source.length.controlled_accuracy is not None:
+        value = number(source.length.controlled_accuracy, 2)
+        yield "length-controlled accuracy", value, "the accuracy where length is no help"
+
+
+def _of_probability(pairs: Pairs, source: Source) -> Figures:
+    yield "ties", number(pairs.ties), "exactly half; counted as wrong"
+    value = number(pairs.margin, 2, sign=True)
+    yield "mean margin", value, "log-odds of the chosen response"
+    says = "mean distance between confidence and accuracy; 0 is calibrated"
+    yield "ECE", number(pairs.ece), says
+    says = "mean squared error of the probability; guessing has 0.25"
+    yield "Brier score", number(pairs.brier), says
+    if source.calibration is not None:
+        value = number(source.calibration.nll)
+        yield "log loss", value, "of the probability; guessing has 0.693"
     if (grades := source.grades) is not None:
-        both = f"{number(grades.kendall, 2)} / {number(grades.pearson, 2)}"
-        rows.append(
-            (
-                "agreement with grades",
-                both,
-                f"Kendall's tau / Pearson's r of the margins, {many(grades.pairs, 'pair')}",
-            )
+        # Of several responses to a prompt the order is compared, of two how far they are apart (evals/graded.py).
+        of = (
+            f"strengths and grades of a prompt's responses, mean of {many(grades.pairs, 'prompt')}"
+            if source.ranks
+            else f"margins and grades of preference, {many(grades.pairs, 'pair')}"
         )
-    rows.append(
-        (
-            "shortened",
-            number(pairs.shortened),
-            "pairs that did not fit the token budget and were cut",
-        )
-    )
+        value = _both(grades.kendall, grades.pearson)
+        yield "agreement with grades", value, f"Kendall's tau / Pearson's r of {of}"
+
+
+def _of_texts(pairs: Pairs) -> Figures:
+    says = "pairs that did not fit the token budget and were cut"
+    yield "shortened", number(pairs.shortened), says
     if pairs.skipped_ties:
-        rows.append(("ties in the source", f"{pairs.skipped_ties:,}", "left out"))
-    return Table(
-        "Key figures", ("figure", "value", "what it says"), tuple(rows), prose=frozenset({2})
-    )
+        yield "ties in the source", f"{pairs.skipped_ties:,}", "left out"
+
+
+def _both(one: float | None, other: float | None) -> str:
+    return f"{number(one, 2)} / {number(other, 2)}"
 
 
 def official(averages: Sequence[Official]) -> Table | None:
@@ -174,14 +163,24 @@ def official(averages: Sequence[Official]) -> Table | None:
     return Table("Averages", columns, rows, prose=frozenset({2, 3}))
 
 
-def subsets(parts: Sequence[Subset]) -> Table | None:
+def subsets(source: Source) -> Table | None:
     """The accuracy of every part."""
-    if len(parts) < 2:
+    if len(source.subsets) < 2:
         return None
     rows = tuple(
-        (visible(part.name), f"{part.n:,}", share(part.accuracy, part.interval)) for part in parts
+        (visible(part.name), f"{part.n:,}", share(part.accuracy, part.interval))
+        for part in source.subsets
     )
-    return Table("Subsets", ("subset", "pairs", "accuracy (95 %)"), rows)
+    return Table("Subsets", ("subset", counted(source), "accuracy (95 %)"), rows)
+
+
+def counted(*sources: Source) -> str:
+    """What a number of `Subset.n` is a number of.
+
+    Several graded responses to a prompt make one item, which is right where a best one is picked.
+    """
+    kinds = {source.ranks for source in sources}
+    return "items" if len(kinds) > 1 else "prompts" if kinds == {True} else "pairs"
 
 
 def extra_tables(source: Source) -> list[Table]:
@@ -204,15 +203,17 @@ def _extra(value: str | int | float | None) -> str:
 
 def temperature(found: Temperature) -> Table:
     """What one number makes of the calibration."""
+    useless = no_use_of(found)
     return Table(
-        f"Temperature {number(found.value, 2)}",
+        f"Temperature {number(found.value, 2)}" + (", of no use" if useless else ""),
         ("", "as it is", "with the temperature"),
         (
             ("ECE", number(found.ece_before), number(found.ece_after)),
             ("log loss", number(found.nll_before), number(found.nll_after)),
         ),
         note=f"The log-odds are divided by it. Fitted on {many(found.fitted_on, 'pair')}; both columns are of "
-        f"{many(found.tested_on, 'other pair')}.",
+        f"{many(found.tested_on, 'other pair')}."
+        + (f" Do not use it: {useless}." if useless else ""),
     )
 
 
@@ -236,131 +237,3 @@ def mistakes(worst: Sequence[Mistake], most: int | None = None) -> tuple[Example
         )
         for one in worst[:most]
     )
-
-
-def best(values: Mapping[str, tuple[float, Interval | None]], *, least: bool = False) -> set[str]:
-    """The labels of the best value and of those whose interval overlaps with its.
-
-    >>> found = {"a": (0.8, (0.7, 0.9)), "b": (0.72, (0.6, 0.8)), "c": (0.5, (0.4, 0.55))}
-    >>> sorted(best(found)), sorted(best(found, least=True)), best({"a": (0.8, None)})
-    (['a', 'b'], ['c'], set())
-    """
-    if len(values) < 2:
-        return set()
-    sign = -1 if least else 1
-    top = max(values, key=lambda label: sign * values[label][0])
-    value, interval = values[top]
-    low, high = interval or (value, value)
-
-    def reaches(label: str) -> bool:
-        other, bounds = values[label]
-        below, above = bounds or (other, other)
-        return below <= high if least else above >= low
-
-    return {label for label in values if label == top or reaches(label)}
-
-
-def accuracies(evaluations: Mapping[str, Evaluation]) -> Table:
-    """A row for each model, a column for each source."""
-    names = dict.fromkeys(name for one in evaluations.values() for name in one.sources)
-    found = {
-        name: {
-            label: (source.pairs.accuracy, source.pairs.interval)
-            for label, one in evaluations.items()
-            if (source := one.sources.get(name)) is not None and source.pairs is not None
-        }
-        for name in names
-    }
-    found = {name: values for name, values in found.items() if values}
-    tops = {name: best(values) for name, values in found.items()}
-    rows = tuple(
-        (
-            visible(label),
-            *(
-                Cell(with_interval(*found[name][label]), strong=label in tops[name])
-                if label in found[name]
-                else Cell("–")
-                for name in found
-            ),
-        )
-        for label in evaluations
-    )
-    return Table("Accuracy on pairs (95 %)", ("model", *map(visible, found)), rows, BEST)
-
-
-def models_on(sources: Mapping[str, Source]) -> Table | None:
-    """A row for each model, {label: the same source}."""
-    found = {label: source.pairs for label, source in sources.items() if source.pairs is not None}
-    if not found:
-        return None
-    top = best({label: (pairs.accuracy, pairs.interval) for label, pairs in found.items()})
-    rows = tuple(
-        (
-            visible(label),
-            share(pairs.accuracy, pairs.interval, strong=label in top),
-            f"{pairs.n:,}",
-            number(pairs.consistency, 2),
-            number(pairs.position_bias, sign=True),
-            number(pairs.length_slope, 2, sign=True),
-            number(pairs.ece),
-            number(pairs.brier),
-            number(pairs.shortened),
-        )
-        for label, pairs in found.items()
-    )
-    columns = (
-        "model",
-        "accuracy (95 %)",
-        "pairs",
-        "same verdict both ways",
-        "preference for the first shown",
-        "length slope",
-        "ECE",
-        "Brier",
-        "shortened",
-    )
-    return Table("Pairs", columns, rows, note=BEST)
-
-
-def officials_on(sources: Mapping[str, Source]) -> Table | None:
-    """A row for each average, a column for each model."""
-    found: dict[str, dict[str, Official]] = {}
-    for label, source in sources.items():
-        for one in source.official:
-            found.setdefault(one.name, {})[label] = one
-    if not found:
-        return None
-    rows = []
-    for name, per_model in found.items():
-        top = best({label: (one.value, one.interval) for label, one in per_model.items()})
-        one = next(iter(per_model.values()))
-        whose = f"{visible(one.definition)} ({visible(WHOSE.get(one.by, one.by))})"
-        cells = (_of_model(per_model.get(label), label in top) for label in sources)
-        rows.append((visible(name), *cells, whose))
-    columns = ("average", *map(visible, sources), "definition")
-    return Table("Averages", columns, tuple(rows), BEST, frozenset({len(columns) - 1}))
-
-
-def _of_model(one: Official | None, strong: bool) -> Cell:
-    return Cell("–") if one is None else Cell(with_interval(one.value, one.interval), strong=strong)
-
-
-def subsets_on(sources: Mapping[str, Source]) -> Table | None:
-    """A row for each subset, a column for each model."""
-    found: dict[str, dict[str, Subset]] = {}
-    for label, source in sources.items():
-        for part in source.subsets:
-            found.setdefault(part.name, {})[label] = part
-    if len(found) < 2:
-        return None
-    rows = []
-    for name, per_model in found.items():
-        top = best({label: (part.accuracy, part.interval) for label, part in per_model.items()})
-        cells = (
-            Cell(with_interval(part.accuracy, part.interval), strong=label in top)
-            if (part := per_model.get(label))
-            else Cell("–")
-            for label in sources
-        )
-        rows.append((visible(name), f"{next(iter(per_model.values())).n:,}", *cells))
-    return Table("Subsets", ("subset", "pairs", *map(visible, sources)), tuple(rows), BEST)

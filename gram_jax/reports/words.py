@@ -8,6 +8,8 @@ MINUS = "\u2212"
 LONGEST = 20_000
 # Joiners belong to the spelling of Persian and of some emoji; these two and what breaks lines stay as they are.
 _KEPT = {"\n", "\t", "\u200c", "\u200d"}
+# Letters and marks without a shape of their own, and the selectors by which whole texts have been hidden behind one.
+_BLANK = {*"\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", *map(chr, range(0xE0100, 0xE01F0))}
 
 
 def decimals(interval: tuple[float, float] | None) -> int:
@@ -67,8 +69,8 @@ def many(n: int, noun: str) -> str:
 def visible(text: str) -> str:
     """The text with every character spelled out that would hide, turn or break what stands around it.
 
-    >>> print(visible("a\\u202eb\\x00c\\r\\nd"))
-    a⟨U+202E⟩b⟨U+0000⟩c
+    >>> print(visible("a\\u202eb\\x00c\\u3164\\r\\nd"))
+    a⟨U+202E⟩b⟨U+0000⟩c⟨U+3164⟩
     d
     """
     text = text.replace("\r\n", "\n")
@@ -79,7 +81,8 @@ def visible(text: str) -> str:
 
 def _hides(character: str) -> bool:
     kind = unicodedata.category(character)
-    return kind in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") and character not in _KEPT
+    hidden = kind in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") or character in _BLANK
+    return hidden and character not in _KEPT
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
