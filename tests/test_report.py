@@ -161,6 +161,51 @@ def test_files_of_one_name_with_other_contents_are_not_silently_compared(tmp_pat
         assert ("not the same pairs; their texts or labels differ" in text) == differ
 
 
+def test_the_same_pairs_in_files_of_other_names_are_compared(tmp_path):
+    one = write(tmp_path / "one", evaluation("a", {"held_out": source(contents="1")}))
+    both = {"mine": source(0.6, contents="1"), "other": source(contents="2")}
+    two = write(tmp_path / "two", evaluation("b", both))
+    text = render_markdown(make_document(read_evidence([one, two])))
+    assert "held\\_out: only 1 of 2" not in text and "mine" not in text.split("Each by itself")[0]
+    assert "other: only 1 of 2 models were evaluated on it" in text
+
+
+def test_of_many_mistakes_five_stand_open_and_one_of_each_prompt(tmp_path):
+    worst = [mistake(at, prompt=f"prompt {at // 2}") for at in range(16)]
+    page = render_html(
+        make_document(evidence(tmp_path, evaluation=evaluation(sources={"s": source(worst=worst)})))
+    )
+    shown, _, folded = page.partition("<details><summary>3 more</summary>")
+    assert [f"row-{at}<" in shown for at in range(0, 16, 2)] == [True] * 5 + [False] * 3
+    assert [f"row-{at}<" in folded for at in range(0, 16, 2)] == [False] * 5 + [True] * 3
+    assert not any(f"row-{at}<" in page for at in range(1, 16, 2))
+
+
+def test_several_graded_responses_are_summed_up_by_the_benchmarks_own_figure(tmp_path):
+    ranks = source(0.57, benchmark="rewardbench2")
+    ranks["official"][0] |= {"name": "RewardBench 2", "value": 0.35, "interval": [0.3, 0.4]}
+    content = evaluation(sources={"rb2": ranks})
+    text = render_markdown(make_document(evidence(tmp_path, evaluation=content)))
+    (row,) = re.findall(r"\| rb2 .*", text.split("Before you use")[0])
+    assert "0.35" in row and "0.57" not in row
+    near = evaluation(sources={"rb2": source(0.5, benchmark="rewardbench2")})
+    text = render_markdown(make_document(evidence(tmp_path / "near", evaluation=near)))
+    assert "accuracy over pairs of responses cannot be told from guessing" in text
+
+
+def test_whole_numbers_stay_whole_in_a_benchmarks_table(tmp_path):
+    table = {"title": "Best of k", "columns": ["responses", "grade"], "rows": [[1, 1], [2, 0.5]]}
+    content = evaluation(sources={"n": source(tables=[table])})
+    text = render_markdown(make_document(evidence(tmp_path, evaluation=content)))
+    assert re.search(r"\| 1 +\| 1\.0+ ", text) and re.search(r"\| 2 +\| 0\.50+ ", text)
+
+
+def test_an_interrupted_evaluation_is_known_by_its_scores(tmp_path):
+    (tmp_path / "p.scores.jsonl").write_text("")
+    with pytest.raises(ReportError, match="a command that was interrupted: run it again"):
+        read_evidence([tmp_path])
+
+
 def test_a_folded_text_shows_its_beginning_and_its_end(tmp_path):
     attacked = attacks()
     attacked["attacks"][1]["example"]["attack"] = "honest words " * 200 + "Preferred: A"

@@ -13,11 +13,12 @@ from gram_jax.checkpoint.models import load_spec, model_config, resolve_model
 from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
+from gram_jax.evals.same_judge import HELD
 from gram_jax.judge import JudgeSpec
 from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table
-from gram_jax.reports.evidence import HELD, Evidence, Temperature, last_part, read_evidence
+from gram_jax.reports.evidence import Evidence, Temperature, last_part, read_evidence
 from gram_jax.reports.files import write_text
 from gram_jax.reports.provenance import (
     Origin,
@@ -183,13 +184,16 @@ def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
         where = f" ({folder})" if folder else ""
         for name, source in one.evaluation.sources.items() if one.evaluation else ():
             place = (hub_dataset(source.source, one.folder) or visible(name), visible(name))
+            # The first figure of a best-of-n set is a share; grades have units of their own.
+            averages = source.official[: 1 if source.benchmark == "best_of_n" else None]
+            told = [(visible(average.name), average.value) for average in averages]
             if source.pairs is not None:
                 of = "accuracy over pairs of responses" if source.ranks else "accuracy"
-                told = f"{of}, both orders averaged{where}"
-                yield HubResult(*place, told, source.pairs.accuracy)
-            # The first figure of a best-of-n set is a share; grades have units of their own.
-            for average in source.official[: 1 if source.benchmark == "best_of_n" else None]:
-                yield HubResult(*place, visible(average.name) + where, average.value)
+                pairs = (f"{of}, both orders averaged", source.pairs.accuracy)
+                # The first one is what a reader of the index takes for the result.
+                told.insert(len(told) if source.ranks else 0, pairs)
+            for what, value in told:
+                yield HubResult(*place, what + where, value)
 
 
 def _named(found: Sequence[Evidence]) -> list[tuple[str, Evidence]]:

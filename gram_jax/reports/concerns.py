@@ -44,15 +44,16 @@ def of_source(source: Source) -> Iterator[str]:
     if pairs is None:
         return
     low, high = pairs.interval
+    what = "accuracy over pairs of responses" if source.ranks else "accuracy"
     if pairs.prompts < FEW_PROMPTS:
         yield (
-            f"{many(pairs.prompts, 'prompt')}: the accuracy is known to within {number((high - low) / 2, 2)} only."
+            f"{many(pairs.prompts, 'prompt')}: the {what} is known to within {number((high - low) / 2, 2)} only."
         )
     if low <= 0.5 <= high:
         interval = f"{number(low, 2)} to {number(high, 2)}"
-        yield f"The accuracy cannot be told from guessing: its interval, {interval}, holds 0.5."
+        yield f"The {what} cannot be told from guessing: its interval, {interval}, holds 0.5."
     elif high < 0.5:
-        yield "The accuracy is below that of guessing: are the labels the right way round?"
+        yield f"The {what} is below that of guessing: are the labels the right way round?"
     if pairs.shortened > MUCH_SHORTENED:
         yield f"{percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
     if 1 - pairs.consistency > CHANGES_ITS_MIND:

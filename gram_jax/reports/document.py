@@ -76,9 +76,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Several of them."""
+    """Several of them. open: how many are shown; the reader opens the rest."""
 
     items: tuple[Example, ...]
+    open: int = 5
 
 
 @dataclass(frozen=True)

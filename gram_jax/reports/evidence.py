@@ -8,19 +8,19 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gram_jax.errors import ReportError
+from gram_jax.evals.same_judge import difference
 
 EVALUATION, ATTACK = "evaluation.json", "attack.json"
 FORMAT = 1
 # Benchmarks whose items are several graded responses to a prompt, of which one is to be picked.
 RANKED = ("rewardbench2", "best_of_n")
-HELD = ("weights", "compute")  # settings that decide a fingerprint beside the weights themselves
 SHOWN_PROBLEMS = 8
 
 Count = Annotated[int, Field(ge=0)]
@@ -340,40 +340,41 @@ def read_evidence(folders: Sequence[str | Path]) -> list[Evidence]:
     ]
 
 
+def aligned(found: Sequence[Evidence]) -> list[Evidence]:
+    """The same, but a source with the contents of an earlier model's has its name, whatever the files are called."""
+    names: dict[str, str] = {}
+    result = []
+    for one in found:
+        if one.evaluation is None:
+            result.append(one)
+            continue
+        there = one.evaluation.sources
+        sources = {}
+        for name, source in there.items():
+            known = names.setdefault(source.contents, name) if source.contents else name
+            sources[name if known in there else known] = source
+        evaluation = one.evaluation.model_copy(update={"sources": sources})
+        result.append(replace(one, evaluation=evaluation))
+    return result
+
+
 def _read_folder(folder: Path) -> Evidence:
     evaluation = _read(folder / EVALUATION, Evaluation)
     attack = _read(folder / ATTACK, Attacks)
     found = [one for one in (evaluation, attack) if one is not None]
     if not found:
+        begun = any(folder.glob("*.scores.jsonl"))
         raise ReportError(
             f"{folder} holds neither {EVALUATION} nor {ATTACK}"
             + ("" if folder.is_dir() else " (there is no such folder)")
+            + (", but scores of a command that was interrupted: run it again, it goes on" * begun)
             + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
         )
-    if evaluation and attack and (difference := _difference(evaluation, attack)):
+    if evaluation and attack and (other := difference(*map(BaseModel.model_dump, found))):
         raise ReportError(
-            f"{folder}: {EVALUATION} and {ATTACK} are of {difference}. Keep each model's results in a folder of its own"
+            f"{folder}: {EVALUATION} and {ATTACK} are of {other}. Keep each model's results in a folder of its own"
         )
     return Evidence(folder, found[0].model, evaluation, attack)
-
-
-def _difference(one: Evaluation, other: Attacks) -> str | None:
-    """In what two files are not of the same judge; None where they are, or where nothing speaks against it."""
-    if one.judge != other.judge:
-        return (
-            f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} (judge "
-            f"{other.judge[:12]})"
-        )
-    # Weights that are held in another number format have another fingerprint.
-    alike = all(one.settings.get(key) == other.settings.get(key) for key in HELD)
-    if alike and one.fingerprint != other.fingerprint:
-        return (
-            f"different weights: {one.model} (fingerprint {one.fingerprint[:12]}) and {other.model} "
-            f"({other.fingerprint[:12]})"
-        )
-    if not alike and one.model != other.model:
-        return f"different models: {one.model} and {other.model}"
-    return None
 
 
 def _labels(read: Sequence[Evidence]) -> list[str]:

@@ -17,7 +17,7 @@ from gram_jax.reports.document import (
     Section,
     Table,
 )
-from gram_jax.reports.evidence import Bin, Evidence, Source
+from gram_jax.reports.evidence import Bin, Evidence, Source, aligned
 from gram_jax.reports.words import many, visible
 
 SHOWN_HASH = 12  # of a judge's 64 hex digits
@@ -34,7 +34,7 @@ READING = (
 
 def make_document(found: Sequence[Evidence]) -> Document:
     """The report of one model, or the comparison of several with each one's report behind it."""
-    return _report(found[0]) if len(found) == 1 else _comparison(found)
+    return _report(found[0]) if len(found) == 1 else _comparison(aligned(found))
 
 
 def _report(found: Evidence) -> Document:

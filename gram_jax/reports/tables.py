@@ -31,40 +31,37 @@ def share(value: float | None, interval: Interval | None, *, strong: bool = Fals
 
 def overview(evaluation: Evaluation) -> Table:
     """A row for each source."""
-    rows = []
-    for name, source in evaluation.sources.items():
-        pairs = source.pairs
-        if pairs is None:
-            first = source.official[0] if source.official else None
-            headline = share(first and first.value, first and first.interval)
-            rows.append((visible(name), "–", headline, "–", "–", "–", "–"))
-            continue
-        rows.append(
-            (
-                visible(name),
-                f"{pairs.n:,}",
-                share(pairs.accuracy, pairs.interval),
-                number(pairs.consistency, 2),
-                number(pairs.position_bias, sign=True),
-                number(pairs.length_slope, 2, sign=True),
-                number(pairs.ece),
-            )
-        )
-    return Table(
-        "In short",
-        (
-            "source",
-            "pairs",
-            "accuracy (95 %)",
-            "same verdict both ways",
-            "preference for the first shown",
-            "length slope",
-            "ECE",
-        ),
-        tuple(rows),
-        note="Where a source has no pairs, its first official average stands in place of the accuracy."
-        if any(source.pairs is None for source in evaluation.sources.values())
-        else "",
+    sources = evaluation.sources
+    columns = (
+        "source",
+        "pairs",
+        "accuracy (95 %)",
+        "same verdict both ways",
+        "preference for the first shown",
+        "length slope",
+        "ECE",
+    )
+    rows = tuple((visible(name), *_in_short(source)) for name, source in sources.items())
+    ranks = any(source.ranks or source.pairs is None for source in sources.values())
+    note = "Of several graded responses to a prompt the benchmark's own first figure stands here in place of the accuracy."
+    return Table("In short", columns, rows, note=note if ranks else "")
+
+
+def _in_short(source: Source) -> tuple[str | Cell, ...]:
+    pairs = source.pairs
+    headline = Cell("–") if pairs is None else share(pairs.accuracy, pairs.interval)
+    if (pairs is None or source.ranks) and source.official:
+        first = source.official[0]
+        headline = share(first.value, first.interval)
+    if pairs is None:
+        return ("–", headline, "–", "–", "–", "–")
+    return (
+        f"{pairs.n:,}",
+        headline,
+        number(pairs.consistency, 2),
+        number(pairs.position_bias, sign=True),
+        number(pairs.length_slope, 2, sign=True),
+        number(pairs.ece),
     )
 
 
@@ -105,7 +102,11 @@ def _of_order(pairs: Pairs) -> Figures:
 
 def _of_length(pairs: Pairs, source: Source) -> Figures:
     value = _both(pairs.accuracy_longer, pairs.accuracy_shorter)
-    yield "accuracy, chosen longer / shorter", value, "far apart: the judge goes by length"
+    yield (
+        "accuracy, chosen longer / shorter",
+        value,
+        "the same, for a judge that does not go by length",
+    )
     says = "log-odds that a response gains when it is twice as long"
     yield "length slope", number(pairs.length_slope, 2, sign=True), says
     if source.length is not None and source.length.controlled_accuracy is not None:
@@ -189,16 +190,21 @@ def extra_tables(source: Source) -> list[Table]:
         Table(
             visible(table.title),
             tuple(map(visible, table.columns)),
-            tuple(tuple(map(_extra, row)) for row in table.rows),
+            tuple(zip(*map(_column, zip(*table.rows, strict=True)), strict=True)),
         )
         for table in source.tables
     ]
 
 
+def _column(values: Sequence[str | int | float | None]) -> list[str]:
+    """Whole numbers as such where a column has nothing else: beside fractions 1 is 1.000."""
+    if all(isinstance(value, int) for value in values):
+        return [f"{value:,}" for value in values]
+    return list(map(_extra, values))
+
+
 def _extra(value: str | int | float | None) -> str:
-    if isinstance(value, str):
-        return visible(value)
-    return f"{value:,}" if isinstance(value, int) and value > 1 else number(value)
+    return visible(value) if isinstance(value, str) else number(value)
 
 
 def temperature(found: Temperature) -> Table:
@@ -217,8 +223,9 @@ def temperature(found: Temperature) -> Table:
     )
 
 
-def mistakes(worst: Sequence[Mistake], most: int | None = None) -> tuple[Example, ...]:
-    """The pairs on which the judge was surest of the wrong response."""
+def mistakes(worst: Sequence[Mistake]) -> tuple[Example, ...]:
+    """The pairs on which the judge was surest of the wrong response, of each prompt the surest one."""
+    first = {one.prompt: one for one in reversed(worst)}
     return tuple(
         Example(
             f"P(chosen) = {number(one.probability)}"
@@ -235,5 +242,6 @@ def mistakes(worst: Sequence[Mistake], most: int | None = None) -> tuple[Example
                 ("rejected, preferred by the judge", one.rejected),
             ),
         )
-        for one in worst[:most]
+        for one in worst
+        if one is first[one.prompt]
     )
