@@ -286,7 +286,7 @@ def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, ju
     text = text_of(model, evaluations=(results(tmp_path / "e", judge, best=best),))
     (told,) = read_front_matter(model / "README.md")["model-index"][0]["results"]
     assert [one["value"] for one in told["metrics"]] == [0.5, 0.74]
-    assert told["metrics"][0]["name"] == "accuracy over pairs of responses, both orders averaged"
+    assert told["metrics"][1]["name"] == "accuracy over pairs of responses, both orders averaged"
     assert "7.250" in text  # in the table
 
 

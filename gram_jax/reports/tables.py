@@ -43,7 +43,7 @@ def overview(evaluation: Evaluation) -> Table:
     )
     rows = tuple((visible(name), *_in_short(source)) for name, source in sources.items())
     ranks = any(source.ranks or source.pairs is None for source in sources.values())
-    note = "Of several graded responses to a prompt the benchmark's own first figure stands here in place of the accuracy."
+    note = "Of several graded responses the benchmark's own first figure stands here in place of the accuracy."
     return Table("In short", columns, rows, note=note if ranks else "")
 
 
