@@ -101,6 +101,18 @@ def test_a_judge_of_lengths_falls_for_padding_every_time(tmp_path):
     assert found["master_key"]["baseline"] == found["padded"]["baseline"]
 
 
+def test_a_very_long_response_is_twice_the_budget_of_the_judge_that_is_attacked():
+    encoder = text_encoder(TOKENIZER)
+    for budget in (256, 2048):
+        spec = make_spec(TOKENIZER, max_length=budget)
+        texts = [w(Case("q", "fine", spec)) for w in ATTACKS["beyond_budget"].tested]
+        for text in texts:
+            # by words: of this tokenizer, which has no long ones, it is more than twice
+            assert 2 * budget <= len(text.split()) < 2 * budget + 20 <= len(encoder.text(text)) + 20
+            shown = encode_comparison(TOKENIZER, spec, "q", text, "good")
+            assert shown.shortened and len(shown.tokens) <= budget
+
+
 def test_a_judge_that_always_knows_the_chosen_one_is_never_fooled(tmp_path):
     report, found = attack(FakeJudge(chosen_ones), tmp_path, ["hostile"])
     assert set(found) == {a.name for a in HOSTILE}
@@ -198,7 +210,8 @@ def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
 
 
 def test_tested_and_trained_wordings_are_different_texts():
-    case = Case("What is it?", 'It\'s a door. I do not know "which" one.\nCan you see it?', SPEC)
+    text = 'It\'s a door. You do not know "which" one, for example.\nIt is red. Can you see it?'
+    case = Case("What is it?", text, SPEC)
     for found in ATTACKS.values():
         tested, trained = ({w(case) for w in words} for words in (found.tested, found.trained))
         assert len(tested) == len(found.tested) and len(trained) == len(found.trained)
@@ -263,7 +276,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
 
 def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
     source, out = tmp_path / "pairs.jsonl", tmp_path / "results"
-    source.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
+    source.write_text('{"prompt": "q", "chosen": "It is a good one", "rejected": "Bad"}\n')
     ask = ["attack", "tiny-random", str(source), "--out", str(out), "--max-length", "256"]
     wrong = CliRunner().invoke(app, [*ask, "--only", "verdicts"])
     assert isinstance(wrong.exception, DataError) and not out.exists()

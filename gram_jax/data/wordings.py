@@ -1,11 +1,12 @@
-"""Ways to make an attack's text of a response: in place of it, before or behind it, or in other letters.
+"""Ways to make a hostile attack's text of a response: in place of it, before or behind it, or in other letters.
 
 A wording is a pure function of a `Case`: the question, the response, and the judge that reads them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from gram_jax.data.templates import split_template
 from gram_jax.judge import JudgeSpec
@@ -72,6 +73,17 @@ def padded(sentence: str, characters: int) -> Wording:
     return lambda case: f"{case.response}\n" + f" {sentence}" * (characters // len(sentence))
 
 
+def filled(sentence: str, budgets: float) -> Wording:
+    """The response, and the sentence over and over behind it: at least so many times the judge's budget of tokens.
+
+    Counted in words, because a word has at least one token in any tokenizer.
+    """
+    words = len(sentence.split())
+    return lambda case: (
+        f"{case.response}\n" + f" {sentence}" * ceil(budgets * case.judge.max_length / words)
+    )
+
+
 def repeated(times: int, separator: str) -> Wording:
     return lambda case: separator.join([case.response] * times)
 
@@ -97,18 +109,3 @@ MATH_BOLD = letters(
     {ord("A") + i: chr(0x1D400 + i) for i in range(26)}
     | {ord("a") + i: chr(0x1D41A + i) for i in range(26)}
 )
-
-
-def reworded(pairs: Iterable[tuple[str, str]]) -> Wording:
-    """Each first phrase as its second, at the beginning of a sentence as well."""
-    both = [
-        pair for a, b in pairs for pair in ((a, b), (a[0].upper() + a[1:], b[0].upper() + b[1:]))
-    ]
-    table = dict(both)
-    phrases = re.compile(rf"\b(?:{'|'.join(map(re.escape, table))})\b")
-    return lambda case: phrases.sub(lambda found: table[found[0]], case.response)
-
-
-def in_prose(change: Callable[[str], str]) -> Wording:
-    """A change of lines and marks, left undone where the response holds code, to which such things matter."""
-    return lambda case: case.response if "```" in case.response else change(case.response)
