@@ -1,40 +1,22 @@
-"""Figures of cells with their intervals, and what they say about a claim.
+"""Figures of cells with their intervals (intervals.py), and what they say about a claim.
 
-Every interval is a bootstrap that draws prompts and seeds anew, both at once (Owen 2007, "The pigeonhole bootstrap"):
-pairs of one prompt stay together, and two judges are compared on the same prompts and with the same seed. With a single
-seed only prompts are drawn, and the interval says nothing of other seeds.
+Two judges are compared on the same prompts and with the same seeds, pair by pair.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cells import Cell
+from cells import RAW, Cell
+from intervals import Estimate, estimate, jackknifed, mean_over_pairs
 from pools import Pools
 
-from gram_jax.evals.calibration import BINS as ECE_BINS
+from gram_jax.evals.calibration import expected_calibration_error
 
-DRAWS = 2000
 SAME = 0.02  # a difference of accuracy that is no more than this decides nothing
 
 Results = dict[Cell, dict[str, Any]]
 Measure = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval; by_seed: what each seed alone gives."""
-
-    value: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...]
-
-    def text(self, sign: bool = False) -> str:
-        """As a table has it."""
-        form = "{:+.3f} ({:+.3f} to {:+.3f})" if sign else "{:.3f} ({:.3f} to {:.3f})"
-        return form.format(self.value, self.low, self.high)
 
 
 def accuracy(p: np.ndarray) -> np.ndarray:
@@ -73,27 +55,50 @@ def contrast(
 ) -> Estimate | None:
     """Sum of weight x measure, averaged over the pairs of each set, then over sets, then over seeds.
 
-    weigh: what a pair weighs in its set, from whether its chosen response is the longer one (Pools.longer).
+    measure: within 0 to 1. weigh: what a pair weighs in its set, from whether its chosen response is the longer one
+    (Pools.longer).
     terms: (weight, the same cell with every seed). Seeds for which a cell is missing are left out; None where none is
     left. A single term of weight 1 is a figure, 1 and -1 a difference.
     """
     rows = [at for at in range(len(terms[0][1])) if all(cells[at] in results for _, cells in terms)]
     if not rows or not sets:
         return None
-    parts = []
+    seeds = [seed_of([cells[at] for _, cells in terms]) for at in rows]
+    if None in seeds:  # the same for every seed
+        rows, seeds = rows[:1], []
+    found = []
     for name in sets:
-        values = []
-        for at in rows:
-            total = 0.0
-            for weight, cells in terms:
-                # Of the new domain only the part that the seed leaves for testing.
-                seed = max(cells[at].seed for _, cells in terms)
-                domain = any(cells[at].domain is not None for _, cells in terms)
-                p = answers(results[cells[at]], pools, name, seed if domain else None)
-                total = total + weight * np.where(np.isnan(p), np.nan, measure(p))
-            values.append(total)
-        parts.append((np.array(values), weigh(pools.longer[name]), pools.prompts[name]))
-    return _pigeonhole(parts)
+        values = [_combined(results, pools, terms, at, name, measure) for at in rows]
+        found.append(
+            mean_over_pairs(np.array(values), weigh(pools.longer[name]), pools.prompts[name])
+        )
+    weights = [weight for weight, _ in terms]
+    bounds = sum(min(0.0, w) for w in weights), sum(max(0.0, w) for w in weights)
+    return estimate(found, [seed for seed in seeds if seed is not None], bounds)
+
+
+def seed_of(cells: Sequence[Cell]) -> int | None:
+    """What they were trained with; None where none of them was."""
+    return next((cell.seed for cell in cells if cell != RAW), None)
+
+
+def _combined(
+    results: Results,
+    pools: Pools,
+    terms: Sequence[tuple[float, Sequence[Cell]]],
+    at: int,
+    name: str,
+    measure: Measure,
+) -> np.ndarray:
+    """The terms' sum for every pair of a set, with the seed that has this place."""
+    cells = [cells[at] for _, cells in terms]
+    # Of the new domain only the part that the seed leaves for testing.
+    domain = any(cell.domain is not None for cell in cells)
+    total = np.zeros(len(pools.prompts[name]))
+    for (weight, _), cell in zip(terms, cells, strict=True):
+        p = answers(results[cell], pools, name, seed_of(cells) if domain else None)
+        total += weight * np.where(np.isnan(p), np.nan, measure(p))
+    return total
 
 
 def answers(result: dict[str, Any], pools: Pools, name: str, domain_seed: int | None) -> np.ndarray:
@@ -132,65 +137,16 @@ def _of_longer(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
 def calibration_error(
     results: Results, pools: Pools, cells: Sequence[Cell], name: str
 ) -> Estimate | None:
-    """Expected calibration error over 15 bins (as `gram-jax evaluate` has it), the mean over seeds.
+    """Expected calibration error as `gram-jax evaluate` has it, the mean over seeds.
 
-    Few pairs make it large by themselves, and a drawn sample even more: its interval is moved up.
+    Few pairs make it large by themselves: its interval says how it varies, not how far it is from an endless set's.
     """
     there = [cell for cell in cells if cell in results]
     if not there:
         return None
     p = np.array([answers(results[cell], pools, name, None) for cell in there])
-    cluster = pools.prompts[name]
-    confidence = np.maximum(p, 1 - p)
-    gap = np.where(p == 0.5, 0.5, p > 0.5) - confidence
-    bins = np.minimum(((confidence - 0.5) * 2 * ECE_BINS).astype(int), ECE_BINS - 1)
-    sums = np.zeros((len(there), cluster.max() + 1, ECE_BINS))  # [S, C, bins]
-    for s in range(len(there)):
-        np.add.at(sums[s], (cluster, bins[s]), gap[s])
-    counts = np.bincount(cluster)
-
-    def error(seeds: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        off = np.abs(np.einsum("bc,sck->bsk", prompts, sums)).sum(-1) / (prompts @ counts)[:, None]
-        return (off * seeds).sum(1) / seeds.sum(1)
-
-    seeds, (prompts,) = _draws(len(there), [len(counts)])
-    drawn = error(seeds, prompts)
-    whole = error(np.ones((1, len(there))), np.ones((1, len(counts))))
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(float(whole[0]), float(low), float(high), ())
-
-
-def _pigeonhole(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Estimate:
-    """parts: of each set the values [S, n], NaN where there is none, and of each pair its weight and prompt [n]."""
-    seeds, prompts = _draws(len(parts[0][0]), [cluster.max() + 1 for _, _, cluster in parts])
-    drawn, by_seed = [], []
-    for (values, weights, cluster), times in zip(parts, prompts, strict=True):
-        known = ~np.isnan(values) * weights
-        sums, counts = (_by_prompt(x, cluster) for x in (known * np.nan_to_num(values), known))
-        by_seed.append(sums.sum(1) / counts.sum(1))
-        # A draw of few prompts may hold none of a seed's: it then counts nothing.
-        with np.errstate(invalid="ignore"):
-            means = (times @ sums.T) / (times @ counts.T)  # [draws, S]
-            counted = np.sum(seeds * ~np.isnan(means), axis=1)
-            drawn.append(np.nansum(means * seeds, axis=1) / counted)
-    each = np.mean(by_seed, axis=0)
-    low, high = np.nanpercentile(np.mean(drawn, axis=0), (2.5, 97.5))
-    return Estimate(float(each.mean()), float(low), float(high), tuple(each.tolist()))
-
-
-def _by_prompt(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """[S, n] summed to [S, C]."""
-    return np.array([np.bincount(cluster, row, minlength=cluster.max() + 1) for row in values])
-
-
-def _draws(seeds: int, prompts: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """How often each seed and each set's prompts are drawn: [draws, S], and [draws, C] of each set; always the same."""
-    random = np.random.default_rng(0)
-
-    def times(count: int) -> np.ndarray:
-        return random.multinomial(count, np.full(count, 1 / count), DRAWS).astype(float)
-
-    return times(seeds), [times(count) for count in prompts]
+    found = jackknifed(p, pools.prompts[name], expected_calibration_error)
+    return estimate([found], [cell.seed for cell in there], (0.0, 1.0))
 
 
 RULES = """\
@@ -240,6 +196,7 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
         words = "**does not hold**"
     elif gain == 1 and coin:
         words = "**holds partly**: more accurate, but not to be told from a coin"
+        words += ", and worse calibrated" if trust == -1 else ""
     elif (gain, trust) == (0, 1) and coin:
         words = "**not enough evidence**: less sure than the other, but not to be told from a coin"
     return words + (" (one seed only)" if len(right.by_seed) == 1 else "")

@@ -4,9 +4,10 @@
 
 DATA is a folder with preference_train, preference_valid, unlabeled_train and eval/. The cells of the grid (cells.py)
 are worked through, the most informative first; each is a file of OUT/cells when it is done, written whole. A run that
-was interrupted goes on where it stopped, in the middle of a training too, and several short runs add up. A file is
-named by a hash of what decides the cell: data, drawn pairs, recipes, tested pairs; a cell of which any has changed is
-computed again. Of a change in gram_jax itself nothing is known: begin a new folder.
+was interrupted goes on where it stopped, in the middle of a training too, and several short runs add up. Where a
+cell fails the others go on; it is named at the end, and the status is 1. A file is named by a hash of what decides the
+cell: data, drawn pairs, recipes, tested pairs; a cell of which any has changed is computed again. Of a change in
+gram_jax itself nothing is known: begin a new folder.
 
 --time: no cell is begun after so many minutes; 0 computes nothing. --seeds N --first S: the N seeds from S on, all
 without it; several processes with other seeds may work in one folder side by side. --markdown docs/claims.md writes the
@@ -61,24 +62,36 @@ def main() -> None:
         workshop = Workshop(chosen.out, pools, chosen.model, Console(file=log))
         # In the order of the whole grid, so that processes with other seeds agree on what it is.
         cells = [c for c in grid(size, size.seeds) if c == RAW or c.seed in seeds]
-        missing = [cell for cell in cells if not workshop.done(cell).exists()]
-        for at, cell in enumerate(missing[: chosen.cells]):
-            if time.monotonic() > end:
-                break
-            try:
-                result = workshop.compute(cell)
-            except StoppedError as stopped:
-                print(f"{cell.name}: stopped; the same command goes on from there", flush=True)
-                sys.exit(stopped.status)
-            except GramError as error:
-                print(f"{cell.name}: {error}", flush=True)
-                continue
-            keep(workshop, cell, result)
-            print(f"{cell.name}: {in_short(result)}", flush=True)
-            workshop.clear(cell, missing[at + 1 :])
+        failed = work_through(workshop, cells, chosen.cells, end)
     if chosen.markdown:
         found = read_results(workshop, grid(size, size.seeds))
         write_document(chosen.markdown, chosen.size, chosen.model, pools, found)
+    if failed:
+        sys.exit("\n  ".join(["not computed, for the errors above:", *failed]))
+
+
+def work_through(workshop: Workshop, cells: list[Cell], most: int | None, end: float) -> list[str]:
+    """Compute what is missing of the cells, `most` of them and none begun after `end`.
+
+    Returns the names of those that failed; the others go on.
+    """
+    missing, failed = [cell for cell in cells if not workshop.done(cell).exists()], []
+    for at, cell in enumerate(missing[:most]):
+        if time.monotonic() > end:
+            break
+        try:
+            result = workshop.compute(cell)
+        except StoppedError as stopped:
+            print(f"{cell.name}: stopped; the same command goes on from there", flush=True)
+            sys.exit(stopped.status)
+        except GramError as error:
+            print(f"{cell.name}: {error}", flush=True)
+            failed.append(cell.name)
+            continue
+        keep(workshop, cell, result)
+        print(f"{cell.name}: {in_short(result)}", flush=True)
+        workshop.clear(cell, missing[at + 1 :])
+    return failed
 
 
 def read_results(workshop: Workshop, cells: list[Cell]) -> dict[Cell, dict[str, Any]]:
@@ -108,7 +121,9 @@ def in_short(result: dict[str, Any]) -> str:
     training = result["training"]
     if training:
         shares.append(
-            "loss {first_loss:.3f} -> {last_loss:.3f}, {seconds:.0f} s".format(**training)
+            "loss {first_loss:.3f} -> {last_loss:.3f}, steps of {step_seconds:.0f} s".format(
+                **training
+            )
         )
     return ", ".join([*shares, f"tested in {result['test_seconds']:.0f} s"])
 

@@ -33,6 +33,16 @@ from gram_jax.train.loop import train
 
 # What no result depends on: where things lie, what is kept and said.
 NOT_IN_KEY = ("checkpoint", "log")
+# Of every stage, beside the rate.
+OPTIMIZER = {
+    "warmup": 0.1,
+    "schedule": "cosine",
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "clip": 1.0,
+}
 EDGE = 0.1  # share of the steps that the first and the last loss are means of
 
 
@@ -176,10 +186,10 @@ class Workshop:
         folder, pairs = self._folder(run), self.folder / "draws" / f"{self.run_key(run)}.jsonl"
         drawn = self.pools.draw(run.source, run.count, run.seed)
         write_pairs(pairs, drawn)
-        begun = time.monotonic()
         recipe = make_recipe(self._values(run, start, str(folder), str(pairs)))
         done = train(recipe, console=self.console)
-        losses = [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        rows = read_metrics(folder / "metrics.jsonl")
+        losses = [row["loss"] for row in rows if "loss" in row]
         edge = max(1, round(EDGE * len(losses)))
         training = {
             "stage": run.stage,
@@ -187,7 +197,7 @@ class Workshop:
             "steps": done.steps,
             "first_loss": round(float(np.mean(losses[:edge])), 4),
             "last_loss": round(float(np.mean(losses[-edge:])), 4),
-            "seconds": round(time.monotonic() - begun, 1),
+            "step_seconds": round(step_seconds(rows), 1),
         }
         self.console.say(f"trained: {json.dumps(training)}")
         return str(folder), training
@@ -195,19 +205,11 @@ class Workshop:
     def _values(self, run: Run, start: str, folder: str, pairs: str) -> dict[str, Any]:
         """The recipe of a run."""
         size, rank = self.size, run.stage == "rank"
-        data: dict[str, Any] = {
-            "train": [pairs],
-            "schema": "pairs" if run.stage == "write" else "trl-standard",
-            "overlong": "error",
-            "on_bad": "error",
+        loss: dict[str, dict[str, Any]] = {
+            "write": {"chunk": 512},
+            "judge": {"smoothing": run.smoothing},
+            "rank": {},
         }
-        loss: dict[str, Any] = {}
-        if not rank:
-            data["orders"] = size.orders if run.stage == "judge" else "hash"
-        if run.stage == "write":
-            loss["chunk"] = 512
-        if run.stage == "judge":
-            loss["smoothing"] = run.smoothing
         return {
             "stage": run.stage,
             "run": {"folder": folder, "seed": run.seed, "epochs": self._epochs(run)},
@@ -219,28 +221,31 @@ class Workshop:
                 "thinking": False,
                 "system": "",
             },
-            "data": data,
+            "data": self._data(run, pairs),
             "batch": {
                 "rows": size.rank_rows if rank else size.rows,
                 "length": size.rank_length if rank else size.length,
                 "pack": True,
                 "microbatches": 1,
             },
-            "optimizer": {
-                "learning_rate": size.rates[run.stage] * run.rate,
-                "warmup": 0.1,
-                "schedule": "cosine",
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,
-                "clip": 1.0,
-            },
-            "loss": loss,
+            "optimizer": {"learning_rate": size.rates[run.stage] * run.rate, **OPTIMIZER},
+            "loss": loss[run.stage],
             "execution": {"compute": size.compute, "attention": "auto", "remat": "none"},
             "checkpoint": {"every": size.save_every, "keep": 1},
             "log": {"tensorboard": False},
         }
+
+    def _data(self, run: Run, pairs: str) -> dict[str, Any]:
+        """The part of a recipe with this name."""
+        data: dict[str, Any] = {
+            "train": [pairs],
+            "schema": "pairs" if run.stage == "write" else "trl-standard",
+            "overlong": "error",
+            "on_bad": "error",
+        }
+        if run.stage == "rank":
+            return data
+        return data | {"orders": self.size.orders if run.stage == "judge" else "hash"}
 
     def _epochs(self, run: Run) -> int:
         return 1 if run.stage == "write" else self.size.epochs
@@ -294,6 +299,19 @@ class Workshop:
     def _remove_run(self, run: Run) -> None:
         shutil.rmtree(self._folder(run), ignore_errors=True)
         (self.folder / "draws" / f"{self.run_key(run)}.jsonl").unlink(missing_ok=True)
+
+
+def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
+    """What the steps of a run took, each in the process that did it; compiling, loading and saving are not in it.
+
+    rows: of metrics.jsonl, where tokens are counted from the beginning and speeds since the row before.
+    """
+    seconds, before = 0.0, 0
+    for row in rows:
+        if row.get("tokens_per_second"):
+            seconds += (row["num_tokens"] - before) / row["tokens_per_second"]
+            before = row["num_tokens"]
+    return seconds
 
 
 def _hash(value: Any) -> str:
