@@ -178,7 +178,7 @@ def _without_long(examples: E, length: int, together: bool) -> E:
     if not keep.any():
         raise DataError(
             f"no example is left for training: {counts or 'there were none'}; a row has {length} "
-            f"positions and the shortest example needs {needed.min(initial=0)}"
+            f"positions and the shortest example needs {needed.min() if len(needed) else 0}"
         )
     rows = dataclasses.replace(examples.rows, kept=examples.rows.kept - dropped, dropped=counts)
     if not dropped:
