@@ -261,6 +261,9 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
     for stage in ("write", "rank"):
         with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
+    long = {"data__attack_share": 0.1, "data__overlong": "error"}
+    with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
+        make_recipe(tiny_values("judge", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("judge", tmp_path / "run", data__overlong="shorten", **changes)
