@@ -243,7 +243,7 @@ def test_examples_longer_than_a_row_are_dropped_and_counted():
         assert plan.examples.ids == ("r0", "r1", "r3")
         assert plan.examples.rows.kept == 3
         epoch_of(plan)
-    with pytest.raises(DataError, match="no example is left .* the shortest example needs 70"):
+    with pytest.raises(DataError, match=r"no example is left .* the shortest example needs 70"):
         plan_for("token", [100, 70], (2, 64, True))
 
 

@@ -29,8 +29,8 @@ def cross_checks(recipe: Recipe) -> Iterator[str]:
         yield '[judge] labels is missing: such as ["A", "B"] (only "from-dataset" finds them itself)'
     if recipe.data.attack_share and recipe.data.overlong == "error":
         yield (
-            '[data] attack_share makes pairs beyond the token budget, which overlong = "error" refuses: choose "shorten" '
-            'or "drop"'
+            '[data] attack_share makes pairs beyond the token budget, which overlong = "error" refuses: choose '
+            '"shorten" or "drop"'
         )
     if recipe.evaluate.every and not recipe.data.valid:
         yield f"[evaluate] every = {recipe.evaluate.every}: there is no data.valid to evaluate on"
