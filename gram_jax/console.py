@@ -90,6 +90,7 @@ class Progress:
         self.values: Mapping[str, float] = {}
         self.units_per_second = 0.0
         self._seconds_per_step: float | None = None
+        self._updates = 0
         self._last = self._shown = time.perf_counter()
         self._started = False
         self._bar: RichProgress | None = None
@@ -127,7 +128,8 @@ class Progress:
         self._last = now
         self.done += count
         per_step = elapsed / max(count, 1)
-        if self._seconds_per_step is None:
+        self._updates += 1
+        if self._seconds_per_step is None or self._updates == 2:  # the first one compiled as well
             self._seconds_per_step, self.units_per_second = per_step, units / elapsed
         else:
             self._seconds_per_step += SMOOTHING * (per_step - self._seconds_per_step)

@@ -56,3 +56,16 @@ def test_quiet_keeps_warnings_only():
         progress.update(2)
     console.warn("look")
     assert file.getvalue() == "warning: look\n"
+
+
+def test_time_left_forgets_the_first_step_which_compiled(monkeypatch):
+    clock = iter([0.0, 0.0, 60.0, 61.0, 62.0])
+    monkeypatch.setattr("gram_jax.console.time.perf_counter", lambda: next(clock))
+    console, _ = plain()
+    with console.progress(100, label="judge") as progress:
+        progress.update()
+        assert progress.seconds_left == 99 * 60
+        progress.update()
+        assert progress.seconds_left == 98
+        progress.update()
+        assert progress.seconds_left == 97
