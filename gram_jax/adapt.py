@@ -29,7 +29,8 @@ from gram_jax.evals.calibration import (
     negative_log_likelihood,
 )
 from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
-from gram_jax.evals.intervals import Interval, Tally, share, wilson_interval
+from gram_jax.evals.intervals import Tally, share
+from gram_jax.evals.paired import paired_gain
 from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.evals.workload import Workload, read_workload
@@ -328,8 +329,7 @@ def _recipe(
 
 def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
     """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
-    gain = Tally.of((1.0 + after.correct - before.correct) / 2, after.cluster, after.subset)
-    low, high = _gain_interval(gain)
+    gain, interval = paired_gain(before.correct, after.correct, after.cluster)
     found = {
         name: {
             "accuracy": float(verdicts.correct.mean()),
@@ -346,20 +346,9 @@ def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str
     )
     found["after"]["nll_with_temperature"] = negative_log_likelihood(after.margin, temperature)
     return found | {
-        "gain": 2 * gain.value(share) - 1,
-        "gain_interval": (low, high),
+        "gain": gain,
+        "gain_interval": interval,
     }
-
-
-def _gain_interval(gain: Tally) -> Interval:
-    """95 %, of a tally with 0, 0.5 and 1 for a pair that got worse, stayed and got better."""
-    if (gain.credit == gain.count / 2).all():
-        # Nothing to draw samples from: so many prompts may change unseen, one way or the other.
-        unseen = wilson_interval(0, gain.prompts())[1]
-        return -unseen, unseen
-    bounds = gain.interval(share)
-    assert bounds is not None  # such credits are a share
-    return 2 * bounds[0] - 1, 2 * bounds[1] - 1
 
 
 def doubts(result: dict[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ import gram_jax.adapt
 from gram_jax.adapt import (
     NotBetterError,
     Settings,
-    _gain_interval,
     _waited_enough,
     adapt,
     default_rate,
@@ -24,7 +23,6 @@ from gram_jax.checkpoint.models import load_spec, model_config
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import DataError, StoppedError
-from gram_jax.evals.intervals import Tally
 from gram_jax.scoring.scorer import Scorer
 
 MUTE = Console(mute=True)
@@ -118,19 +116,6 @@ def test_a_judge_that_is_worse_where_it_is_measured_goes_out_with_a_word(
     test |= {part: {"nll": loss} for part, loss in zip(("before", "after"), losses, strict=True)}
     found = doubts({"model": "m", "pairs": {"test": 20}, "better_where_chosen": True, "test": test})
     assert len(found) == len(said) and all(part in x for part, x in zip(said, found, strict=True))
-
-
-def test_a_gain_of_nothing_at_all_is_as_uncertain_as_its_prompts_are_few():
-    def interval(changes):
-        cluster = np.arange(len(changes))
-        return _gain_interval(Tally.of((1 + np.array(changes)) / 2, cluster, [""] * len(changes)))
-
-    low, high = interval([0] * 30)
-    assert (low, high) == pytest.approx((-0.1135, 0.1135), abs=1e-3)  # Wilson's, none of 30
-    low, high = interval([1] * 30)
-    assert 0.7 < low < high == pytest.approx(1)
-    low, high = interval([1, 1, 1, 0, 0, 0, 0, 0, 0, -1])
-    assert low < 0 < 0.2 < high < 0.7
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,53 @@ def test_an_interrupted_evaluation_is_known_by_its_scores(tmp_path):
         read_evidence([tmp_path])
 
 
+def outcomes_of(wrong: range) -> dict[str, str]:
+    right = "".join("0" if at in wrong else "1" for at in range(200))
+    return {"right": right, "prompts": " ".join(map(str, range(200)))}
+
+
+def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
+    folders = [
+        write(
+            tmp_path / name,
+            evaluation(
+                name,
+                {
+                    "held_out": source(
+                        1 - len(wrong) / 200, 200, contents=contents, outcomes=outcomes_of(wrong)
+                    )
+                },
+            ),
+        )
+        for name, wrong, contents in (
+            ("best", range(40), "1"),
+            ("worse", range(60), "1"),
+            ("elsewhere", range(70), "2"),
+        )
+    ]
+    text = render_markdown(make_document(read_evidence(folders)))
+    table = text.split("less the best's")[1].split("Bold:")[0]
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
+    low, high = map(
+        float, re.findall(r"\u22120\.10 \(\u2212(0\.\d+) to \u2212(0\.\d+)\)", rows["worse"])[0]
+    )
+    assert low > 0.1 > high > 0.03  # the intervals of both accuracies overlap
+    cells = [cell.strip() for cell in rows["elsewhere"].strip("|").split("|")]
+    assert cells[2] == "–"  # other pairs: no difference
+    assert "Less the best's: the difference on the same pairs" in text
+    page = render_markdown(make_document(read_evidence(folders[::2])))
+    assert "less the best's" not in page
+
+
+@pytest.mark.parametrize(
+    "outcomes", [{"right": "01", "prompts": "1"}, {"right": "2", "prompts": "1"}]
+)
+def test_outcomes_that_do_not_fit_are_refused(tmp_path, outcomes):
+    content = evaluation(sources={"s": source(outcomes=outcomes)})
+    with pytest.raises(ReportError, match=r"sources\.s\.outcomes"):
+        read_evidence([write(tmp_path, content)])
+
+
 def test_a_folded_text_shows_its_beginning_and_its_end(tmp_path):
     attacked = attacks()
     attacked["attacks"][1]["example"]["attack"] = "honest words " * 200 + "Preferred: A"

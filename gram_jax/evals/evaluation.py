@@ -35,6 +35,7 @@ from gram_jax.evals.official import (
     rm_bench_figures,
     rm_bench_tables,
 )
+from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import Verdicts, report_pairs, verdicts_on
 from gram_jax.evals.scores import Target, rank_graded, score_pairs
 from gram_jax.evals.workload import Benchmark, Workload
@@ -60,6 +61,7 @@ def evaluate_workload(
     shown = np.array([name.partition("|")[0] for name in verdicts.subset])  # RM-Bench's domains
     verdicts = verdicts._replace(subset=shown)
     found = _measured(work, verdicts) | {
+        "outcomes": outcomes(work.records, verdicts.correct, verdicts.cluster),
         "official": official,
         "subsets": _subsets(Tally.of(verdicts.correct, verdicts.cluster, shown)),
         "tables": rm_bench_tables(tally) if work.benchmark == "rmbench" else [],
@@ -92,6 +94,7 @@ def _of_contests(work: Workload, contests: list[Graded]) -> tuple[dict[str, Any]
     verdicts = graded_verdicts(pairs)
     texts = [(r.id, r.prompt, r.responses[i], r.responses[j]) for r, i, j, _ in pairs]
     return _measured(work, verdicts) | {
+        "outcomes": None,
         "official": found["official"],
         "subsets": _subsets(found["tally"]),
         "tables": found["tables"],

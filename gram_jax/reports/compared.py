@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 
+from gram_jax.evals.paired import gain_between
 from gram_jax.reports.document import Cell, Table
 from gram_jax.reports.evidence import Evaluation, Interval, Official, Source, Subset
 from gram_jax.reports.tables import WHOSE, counted, share
 from gram_jax.reports.words import number, visible, with_interval
 
 BEST = "Bold: the best, and all whose interval overlaps with its interval."
+PAIRED = (
+    "Less the best's: the difference on the same pairs, with an interval of its own. One that leaves out 0 tells two "
+    "models apart whose own intervals overlap."
+)
 
 
 def best(values: Mapping[str, tuple[float, Interval | None]], *, least: bool = False) -> set[str]:
@@ -66,10 +71,12 @@ def models_on(sources: Mapping[str, Source]) -> Table | None:
     if not found:
         return None
     top = best({label: (pairs.accuracy, pairs.interval) for label, pairs in found.items()})
+    gaps = _less_the_best(sources)
     rows = tuple(
         (
             visible(label),
             share(pairs.accuracy, pairs.interval, strong=label in top),
+            *([gaps.get(label, "–")] if gaps else []),
             f"{pairs.n:,}",
             number(pairs.consistency, 2),
             number(pairs.position_bias, sign=True),
@@ -83,6 +90,7 @@ def models_on(sources: Mapping[str, Source]) -> Table | None:
     columns = (
         "model",
         "accuracy (95 %)",
+        *(["less the best's (95 %)"] if gaps else []),
         "pairs",
         "same verdict both ways",
         "preference for the first shown",
@@ -91,7 +99,26 @@ def models_on(sources: Mapping[str, Source]) -> Table | None:
         "Brier",
         "shortened",
     )
-    return Table("Pairs", columns, rows, note=BEST)
+    return Table("Pairs", columns, rows, note=f"{BEST} {PAIRED}" if gaps else BEST)
+
+
+def _less_the_best(sources: Mapping[str, Source]) -> dict[str, str]:
+    """Accuracy less that of the most accurate one, of models that were asked the same pairs."""
+    known = {
+        label: (one.contents, one.outcomes)
+        for label, one in sources.items()
+        if one.contents and one.outcomes
+    }
+    if len(known) < 2:
+        return {}
+    shares = {label: x.right.count("1") / len(x.right) for label, (_, x) in known.items()}
+    top = max(shares, key=lambda label: shares[label])
+    contents, best_outcomes = known[top]
+    return {
+        label: with_interval(*gain_between(best_outcomes.model_dump(), x.model_dump()), sign=True)
+        for label, (same, x) in known.items()
+        if label != top and same == contents
+    }
 
 
 def officials_on(sources: Mapping[str, Source]) -> Table | None:

@@ -193,6 +193,19 @@ class Mistake(_Strict):
     subset: str | None
 
 
+class Outcomes(_Strict):
+    """Who is right where, in an order that the contents decide (evals/paired.py): 1 and 0, and the prompts' numbers."""
+
+    right: Annotated[str, Field(pattern="^[01]+$")]
+    prompts: Annotated[str, Field(pattern=r"^\d+( \d+)*$")]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if len(self.right) != self.prompts.count(" ") + 1:
+            raise ValueError("expected the number of a prompt for each pair")
+        return self
+
+
 class Source(_Strict):
     """Everything measured on one source; contents: a hash of what it asks, None where an older version wrote it."""
 
@@ -202,6 +215,7 @@ class Source(_Strict):
     rows: Count
     dropped: dict[str, Count]
     pairs: Pairs | None
+    outcomes: Outcomes | None = None
     official: list[Official]
     subsets: list[Subset]
     tables: list[ExtraTable]

@@ -28,7 +28,8 @@ READING = (
     "which people or a checker preferred, gets strictly more than half.",
     "Values in brackets are 95 % intervals: another draw of as many prompts would give a value in such a range. It "
     "says nothing about prompts of another kind, and two models whose intervals overlap may still differ on the same "
-    "pairs. The small lines beside them run from 0 to 1, with a mark at 0.5.",
+    "pairs: a comparison of accuracies over pairs has that difference too. The small lines beside them go from 0 to 1, "
+    "with a mark at 0.5.",
 )
 
 

@@ -35,7 +35,9 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return (MINUS if value < 0 else "+" if sign else "") + text
 
 
-def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+def with_interval(
+    value: float | None, interval: tuple[float, float] | None, *, sign: bool = False
+) -> str:
     """A share with its interval, both with as many decimals as the interval lets them have.
 
     >>> with_interval(0.7619, (0.6923, 0.8201)), with_interval(0.7619, None)
@@ -43,9 +45,9 @@ def with_interval(value: float | None, interval: tuple[float, float] | None) -> 
     """
     digits = decimals(interval)
     if value is None or interval is None:
-        return number(value, digits)
-    low, high = (number(bound, digits) for bound in interval)
-    return f"{number(value, digits)} ({low} to {high})"
+        return number(value, digits, sign=sign)
+    low, high = (number(bound, digits, sign=sign) for bound in interval)
+    return f"{number(value, digits, sign=sign)} ({low} to {high})"
 
 
 def percent(share: float) -> str:
