@@ -47,7 +47,7 @@ DOORS = {
         "rl.recipe",
         "recipes.strict",
         "recipes.tables",
-        "reports.evidence",
+        "reports.schema",
     },
     "tomli_w": {"recipes.reading", "rl.recipe"},
     "typer": {"cli", "cli.options", "cli.training", "cli.judging", "cli.evidence", "cli.models"},

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gram_jax.reports.compared import BEST, best
 from gram_jax.reports.document import Block, Cell, Example, Examples, Paragraph, Section, Table
-from gram_jax.reports.evidence import Attack, Attacks, OneOrder
+from gram_jax.reports.schema import Attack, Attacks, OneOrder
 from gram_jax.reports.tables import share
 from gram_jax.reports.words import decimals, many, number, visible, with_interval
 

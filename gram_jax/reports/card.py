@@ -18,7 +18,7 @@ from gram_jax.judge import JudgeSpec
 from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table
-from gram_jax.reports.evidence import Evidence, Temperature, last_part, read_evidence
+from gram_jax.reports.evidence import Evidence, last_part, read_evidence
 from gram_jax.reports.files import write_text
 from gram_jax.reports.provenance import (
     Origin,
@@ -29,6 +29,7 @@ from gram_jax.reports.provenance import (
     shown_start,
 )
 from gram_jax.reports.render import render_card
+from gram_jax.reports.schema import Temperature
 from gram_jax.reports.words import number, visible
 
 TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")

@@ -11,7 +11,7 @@ import numpy as np
 from gram_jax.evals.intervals import wilson_interval
 from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
 from gram_jax.reports.document import Figure, Table
-from gram_jax.reports.evidence import Bin, ConfidenceBin, Histogram, LengthBin
+from gram_jax.reports.schema import Bin, ConfidenceBin, Histogram, LengthBin
 from gram_jax.reports.words import number, with_interval
 
 SIZE = (4.2, 3.1)
@@ -147,7 +147,7 @@ def _middle(bin: Bin) -> float:
 
 
 def _low(bin: Bin) -> float:
-    assert bin.low is not None  # a bin with pairs has a bound (evidence.py)
+    assert bin.low is not None  # a bin with pairs has a bound (schema.py)
     return bin.low
 
 

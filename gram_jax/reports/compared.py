@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from gram_jax.evals.paired import gain_between
 from gram_jax.reports.document import Cell, Table
-from gram_jax.reports.evidence import Evaluation, Interval, Official, Source, Subset
+from gram_jax.reports.schema import Evaluation, Interval, Official, Source, Subset
 from gram_jax.reports.tables import WHOSE, counted, share
 from gram_jax.reports.words import number, visible, with_interval
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from gram_jax.reports.document import Concerns
-from gram_jax.reports.evidence import Attacks, Evidence, Source, Temperature
+from gram_jax.reports.evidence import Evidence
+from gram_jax.reports.schema import Attacks, Source, Temperature
 from gram_jax.reports.words import many, number, percent, visible
 
 # With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.

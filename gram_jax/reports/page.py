@@ -17,7 +17,8 @@ from gram_jax.reports.document import (
     Section,
     Table,
 )
-from gram_jax.reports.evidence import Bin, Evidence, Source, aligned
+from gram_jax.reports.evidence import Evidence, aligned
+from gram_jax.reports.schema import Bin, Source
 from gram_jax.reports.words import many, visible
 
 SHOWN_HASH = 12  # of a judge's 64 hex digits

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from gram_jax.reports.concerns import no_use_of
 from gram_jax.reports.document import Bar, Cell, Example, Table
-from gram_jax.reports.evidence import (
+from gram_jax.reports.schema import (
     Evaluation,
     Interval,
     Mistake,
