@@ -1,5 +1,6 @@
 """`gram-jax evaluate` from files of every benchmark to evaluation.json: known answers, resuming, bad files."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -512,9 +513,11 @@ def test_the_same_pairs_in_another_file_are_not_scored_again(tiny, tmp_path):
     folder_of(tiny, tmp_path / "out").evaluate(read_workload(str(source)))
     moved = tmp_path / "moved.jsonl"
     source.rename(moved)
-    found = folder_of(tiny, tmp_path / "out")
+    said = io.StringIO()
+    found = folder_of(tiny, tmp_path / "out", console=Console(file=said))
     found.evaluate(read_workload(str(moved)))
     assert list(found.content["sources"]) == ["j"]
+    assert "moved.jsonl has the rows of" in " ".join(said.getvalue().split())
 
 
 def test_a_folder_with_attacks_on_another_model_is_refused(tiny, tmp_path):

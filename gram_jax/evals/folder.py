@@ -64,6 +64,10 @@ class EvaluationFolder:
     def evaluate(self, work: Workload) -> tuple[dict[str, Any], Verdicts]:
         """Score a source, add what is found to the folder, and return it with the verdicts it rests on."""
         name, source = self._place(work)
+        if work.source != source:
+            self.console.warn(
+                f"{work.source} has the rows of {source}, under which its figures stand"
+            )
         work = replace(work, source=source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         to = Target(file, self.overwrite, self.console)
