@@ -202,7 +202,9 @@ def test_whole_numbers_stay_whole_in_a_benchmarks_table(tmp_path):
 
 def test_an_interrupted_evaluation_is_known_by_its_scores(tmp_path):
     (tmp_path / "p.scores.jsonl").write_text("")
-    with pytest.raises(ReportError, match="a command that was interrupted: run it again"):
+    with pytest.raises(
+        ReportError, match="a command that was interrupted, and no figures yet: run it again"
+    ):
         read_evidence([tmp_path])
 
 

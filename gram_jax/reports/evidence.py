@@ -66,11 +66,13 @@ def _read_folder(folder: Path) -> Evidence:
     attack = read_file(folder / ATTACK, Attacks)
     found = [one for one in (evaluation, attack) if one is not None]
     if not found:
-        begun = any(folder.glob("*.scores.jsonl"))
+        if any(folder.glob("*.scores.jsonl")):
+            raise ReportError(
+                f"{folder} holds scores of a command that was interrupted, and no figures yet: run it again, it goes on"
+            )
         raise ReportError(
             f"{folder} holds neither {EVALUATION} nor {ATTACK}"
             + ("" if folder.is_dir() else " (there is no such folder)")
-            + (", but scores of a command that was interrupted: run it again, it goes on" * begun)
             + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
         )
     if (

@@ -226,8 +226,8 @@ class Source(_Strict):
         return self.benchmark in RANKED
 
 
-class Evaluation(_Strict):
-    """evaluation.json. fingerprint: of the weights as `settings` say that they were held."""
+class _Results(_Strict):
+    """Whose results a file holds. fingerprint: of the weights as `settings` say that they were held."""
 
     format: int
     gram_jax: str
@@ -235,6 +235,11 @@ class Evaluation(_Strict):
     judge: str
     fingerprint: str
     settings: dict[str, Any]
+
+
+class Evaluation(_Results):
+    """evaluation.json."""
+
     sources: Annotated[dict[str, Source], Field(min_length=1)]
 
 
@@ -297,15 +302,9 @@ class Turned(_Strict):
     interval: Interval | None
 
 
-class Attacks(_Strict):
-    """attack.json; fingerprint as in evaluation.json, contents as in its sources."""
+class Attacks(_Results):
+    """attack.json; contents as in the sources of evaluation.json."""
 
-    format: int
-    gram_jax: str
-    model: str
-    judge: str
-    fingerprint: str
-    settings: dict[str, Any]
     source: str
     contents: str | None = None
     pairs: Count
