@@ -41,13 +41,13 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/gram-jax demo $(DEMO_FLAGS)
 
 test: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch docs
+	$(PY) -m ruff check gram_jax tests benchmarks launch docs tools
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(TESTS)
 	test -n "$(TESTS)" || $(MAKE) types
 
 lint: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch docs
-	$(PY) -m ruff format --check gram_jax tests benchmarks launch docs
+	$(PY) -m ruff check gram_jax tests benchmarks launch docs tools
+	$(PY) -m ruff format --check gram_jax tests benchmarks launch docs tools
 	$(MAKE) types
 
 # After the suite: what a new release of a library declares should not keep anybody from hearing that.

@@ -34,12 +34,12 @@ import tomli_w
 from jobs import start_job
 from tiny_runs import tiny_recipe, write_pairs
 
-import gram_jax.train.loop as loop
+import gram_jax.training.loop as loop
 from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.console import Console
 from gram_jax.errors import LOST
 from gram_jax.plots import read_metrics
-from gram_jax.programs import keep_compiled_programs
 from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
 

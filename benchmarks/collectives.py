@@ -24,14 +24,14 @@ from gram_jax.batch import Sequences, TokenBatch, VerdictBatch
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import param_specs
-from gram_jax.objectives import verdict_objective, writing_objective
 from gram_jax.plan.collectives import KINDS, Traffic, collectives, parse_hlo
 from gram_jax.plan.topology import LOCAL, devices_of, read_topology
 from gram_jax.recipes.tables import Optimizer
 from gram_jax.sharding import Placement, make_placement
-from gram_jax.train.optimizer import make_optimizer, make_schedule
-from gram_jax.train.state import abstract_state, shardings_of
-from gram_jax.train.step import make_train_step
+from gram_jax.training.objectives import verdict_objective, writing_objective
+from gram_jax.training.optimizer import make_optimizer, make_schedule
+from gram_jax.training.state import abstract_state, shardings_of
+from gram_jax.training.step import make_train_step
 
 MESHES: tuple[dict[str, int], ...] = (
     {"data": 8},

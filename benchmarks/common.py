@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.models import load_model, load_tokenizer
-from gram_jax.judge import make_spec
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.judge.spec import make_spec
 from gram_jax.sharding import make_placement
 
 

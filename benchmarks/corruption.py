@@ -40,19 +40,19 @@ from safetensors.numpy import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_runs import tiny_recipe
 
-from gram_jax.checkpoint.hf_config import config_from_hf
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.hf_files import CONFIG, INDEX, WEIGHTS, read_json
-from gram_jax.checkpoint.integrity import MANIFEST, find_damage, write_manifest
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
+from gram_jax.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints
 from gram_jax.console import Console
-from gram_jax.data.encode import folder_tokenizer
 from gram_jax.errors import CheckpointError
-from gram_jax.judge import JudgeSpec
+from gram_jax.interop.hf_config import config_from_hf
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.hf_files import CONFIG, INDEX, WEIGHTS, read_json
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.judge.encode import folder_tokenizer
+from gram_jax.judge.spec import JudgeSpec
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.sharding import Placement, make_placement
-from gram_jax.train.loop import train
+from gram_jax.training.loop import train
 
 KINDS = ("bit flip", "truncation", "swap", "deletion")
 STEPS, LAST = (2, 4, 6), 6

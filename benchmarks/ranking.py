@@ -1,6 +1,6 @@
 """How well each method of ranking chooses, for what it costs: python benchmarks/ranking.py [RUNS] [--plot FILE.png]
 
-The methods are those of gram_jax (scoring/ranking.py); the judge is simulated. Responses have qualities from N(0, 1).
+The methods are those of ranking/tournament.py; the judge is simulated. Responses have qualities from N(0, 1).
 The judge says of (i, j) the log-odds SCALE x (q_i - q_j) + an error of the pair + an error of the order + PREFERENCE
 for what is shown first. An error belongs to its pair: asked again the judge says the same, as a model does. The size
 of the errors follows from the share of pairs that both orders together shall get right.
@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, spearmanr
 
-from gram_jax.scoring.ranking import tournament
+from gram_jax.ranking.tournament import tournament
 
 SCALE, PREFERENCE = 1.5, 0.5
 OWN = 0.3  # share of the error's variance that is the order's and not the pair's

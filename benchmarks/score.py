@@ -19,9 +19,9 @@ import numpy as np
 from common import exported_judge
 from duel import duel, report
 
-from gram_jax.data.encode import encode_comparisons, folder_tokenizer
 from gram_jax.data.records import read_records
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.encode import encode_comparisons, folder_tokenizer
+from gram_jax.judge.spec import JudgeSpec
 
 SIDES = {
     "gram_jax": "shared",

@@ -22,8 +22,8 @@ import numpy as np
 from duel import serve
 from scipy.special import expit
 
-from gram_jax.data.encode import encode_comparisons, folder_tokenizer
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.encode import encode_comparisons, folder_tokenizer
+from gram_jax.judge.spec import JudgeSpec
 
 BATCH = 8
 # With last-position logits a batch needs no memory to speak of; 8 and 16 sequences were equally fast, 4 slower.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from duel import serve
 
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.spec import JudgeSpec
 
 LEARNING_RATE, SMOOTHING = 1e-5, 0.1
 
@@ -27,15 +27,15 @@ def jax_side(folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any
     import jax
 
     from gram_jax.batch import Sequences, VerdictBatch
-    from gram_jax.checkpoint.models import load_model
+    from gram_jax.interop.models import load_model
     from gram_jax.model.execution import Execution
     from gram_jax.model.specs import param_specs
-    from gram_jax.objectives import verdict_objective
     from gram_jax.recipes.tables import Optimizer
     from gram_jax.sharding import make_placement
-    from gram_jax.train.optimizer import make_optimizer, make_schedule
-    from gram_jax.train.state import abstract_state, init_state, shardings_of
-    from gram_jax.train.step import make_train_step
+    from gram_jax.training.objectives import verdict_objective
+    from gram_jax.training.optimizer import make_optimizer, make_schedule
+    from gram_jax.training.state import abstract_state, init_state, shardings_of
+    from gram_jax.training.step import make_train_step
 
     placement = make_placement({}, devices=jax.devices()[:1])
     cfg, params = load_model(folder, placement, "float32")

@@ -14,12 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the public names once more, for type checkers and editors
-    from gram_jax.checkpoint.hf_export import export_hf
-    from gram_jax.checkpoint.models import load_model
     from gram_jax.data.records import read_records
     from gram_jax.errors import GramError
     from gram_jax.evals.pairwise import evaluate_pairs
-    from gram_jax.judge import JudgeSpec, make_spec
+    from gram_jax.interop.hf_export import export_hf
+    from gram_jax.interop.models import load_model
+    from gram_jax.judge.spec import JudgeSpec, make_spec
     from gram_jax.model.config import ModelConfig
     from gram_jax.recipes.reading import read_recipe
     from gram_jax.scoring.pair import score_pair
@@ -29,11 +29,11 @@ _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
     "PairScore": "gram_jax.scoring.scorer",
     "score_pair": "gram_jax.scoring.pair",
-    "JudgeSpec": "gram_jax.judge",
-    "make_spec": "gram_jax.judge",
+    "JudgeSpec": "gram_jax.judge.spec",
+    "make_spec": "gram_jax.judge.spec",
     "ModelConfig": "gram_jax.model.config",
-    "load_model": "gram_jax.checkpoint.models",
-    "export_hf": "gram_jax.checkpoint.hf_export",
+    "load_model": "gram_jax.interop.models",
+    "export_hf": "gram_jax.interop.hf_export",
     "read_records": "gram_jax.data.records",
     "read_recipe": "gram_jax.recipes.reading",
     "evaluate_pairs": "gram_jax.evals.pairwise",
@@ -58,19 +58,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _installed()
+        return import_module("gram_jax.version").installed_version()
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gram_jax' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
-
-
-def _installed() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # nearly all the time of an import
-
-    try:
-        return version("gram-jax")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def __dir__() -> list[str]:

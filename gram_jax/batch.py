@@ -66,14 +66,14 @@ class PairBatch(NamedTuple):
 
 
 class Forest(NamedTuple):
-    """Scoring: sequences that share their beginnings, each shared token once (scoring/trees.py makes it).
+    """Scoring: sequences that share their beginnings, each shared token once (scoring/prefix_layout.py makes it).
 
     A column sees the columns before it whose `until` lies behind it: those on its own path. S strips
     of queries, T / S columns each, know the columns of the keys that they may see.
 
     tokens, positions, until: i32 [B, T]; used: i32 [B], columns that hold something.
     keys: i32 [B, S, R], the columns on the paths of a strip, -1 behind the last; reach: i32 [B, S], which
-    of the static sizes (model/forest.py) holds them, 0 for a strip of padding.
+    of the static sizes (scoring/prefix_tree.py) holds them, 0 for a strip of padding.
     verdict_at: i32 [B, M], columns of the verdicts, 0 for unused slots.
     """
 

@@ -6,10 +6,10 @@ from conftest import tiny_config
 from model_cases import random_params
 from test_orbax import State, new_state
 
-from gram_jax.checkpoint.hf_export import export_hf
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.judge import make_spec
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.spec import make_spec
 from gram_jax.sharding import Placement
 
 

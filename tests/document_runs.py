@@ -38,8 +38,8 @@ from tiny_runs import write_pairs
 from typer.testing import CliRunner
 
 from gram_jax import cli
-from gram_jax.checkpoint import models
 from gram_jax.errors import GramError
+from gram_jax.interop import models
 
 # How commands are run where that is not as they stand on the page: of a command in which all words of the left column
 # are, "a -> b" replaces a; everything else is added at the end, but no option that the command has by then.

@@ -5,8 +5,8 @@ import numpy as np
 from flax import nnx
 
 from gram_jax import tree
+from gram_jax.interop.nnx import to_params
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
-from gram_jax.model.nnx import to_params
 
 LORA = LoraConfig(4, 8.0, ("q", "v"))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
-import gram_jax.adapt
-from gram_jax.adapt import (
+import gram_jax.adaptation.adapt
+from gram_jax.adaptation.adapt import (
     NotBetterError,
     Settings,
     _waited_enough,
@@ -19,10 +19,10 @@ from gram_jax.adapt import (
     result_rows,
     split,
 )
-from gram_jax.checkpoint.models import load_spec, model_config
 from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import DataError, StoppedError
+from gram_jax.interop.models import load_spec, model_config
 from gram_jax.scoring.scorer import Scorer
 
 MUTE = Console(mute=True)
@@ -32,8 +32,8 @@ SMALL = {"epochs": 2, "rows": 4, "length": 192, "rate": 3e-3}
 @pytest.fixture
 def spec(tmp_path):
     """tiny-random's judge with a budget that its rows hold."""
-    from gram_jax.checkpoint.models import load_tokenizer
-    from gram_jax.judge import make_spec
+    from gram_jax.interop.models import load_tokenizer
+    from gram_jax.judge.spec import make_spec
 
     return make_spec(load_tokenizer("tiny-random"), max_length=192)
 
@@ -139,14 +139,14 @@ def test_patience_ends_once_so_many_epochs_brought_no_new_least_loss(losses, pat
 def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monkeypatch):
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
     trained = []
-    real = gram_jax.adapt.train
+    real = gram_jax.adaptation.adapt.train
     monkeypatch.setattr(
-        gram_jax.adapt,
+        gram_jax.adaptation.adapt,
         "train",
         lambda *a, until, **k: trained.append(until) or real(*a, until=until, **k),
     )
     monkeypatch.setattr(
-        gram_jax.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
+        gram_jax.adaptation.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
     )
     settings = Settings(method="full", **SMALL | {"epochs": 4})
     result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
@@ -160,7 +160,7 @@ def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monke
     def stopped(*_, **__):
         raise StoppedError("Go on with: gram-jax train run/recipe.toml", 75)
 
-    monkeypatch.setattr(gram_jax.adapt, "train", stopped)
+    monkeypatch.setattr(gram_jax.adaptation.adapt, "train", stopped)
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
     with pytest.raises(StoppedError, match="the same command goes on") as found:
         adapt("tiny-random", source, tmp_path / "out", Settings(**SMALL), spec=spec, console=MUTE)

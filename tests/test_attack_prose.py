@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.data.attack_phrases import CONTRACTED, PARAPHRASED, WRITTEN_OUT
-from gram_jax.data.attack_prose import is_prose, reworded
-from gram_jax.data.attack_suite import HARMLESS
-from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.data.wordings import Case
-from gram_jax.judge import make_spec
+from gram_jax.attacks.phrases import CONTRACTED, PARAPHRASED, WRITTEN_OUT
+from gram_jax.attacks.prose import is_prose, reworded
+from gram_jax.attacks.suite import HARMLESS
+from gram_jax.attacks.template import Case
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.spec import make_spec
 
 SPEC = make_spec(tiny_tokenizer(), max_length=256)
 CHANGES = {attack.name: attack.tested for attack in HARMLESS}

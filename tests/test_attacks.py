@@ -9,27 +9,27 @@ import pytest
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
-from gram_jax.cli import app
-from gram_jax.console import Console
-from gram_jax.data.attack_suite import ATTACKS, HARMLESS, HOSTILE
-from gram_jax.data.attacks import (
+from gram_jax.attacks.augment import (
     choose_attacks,
     with_attacks,
 )
-from gram_jax.data.encode import encode_comparison
+from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
+from gram_jax.attacks.suite import ATTACKS, HARMLESS, HOSTILE
+from gram_jax.attacks.template import Case
+from gram_jax.cli import app
+from gram_jax.console import Console
 from gram_jax.data.record_types import Preference, as_prompt
-from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.data.tokens import text_encoder
-from gram_jax.data.wordings import Case
 from gram_jax.errors import DataError, RecipeError
-from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
-from gram_jax.judge import make_spec
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.encode import encode_comparison
+from gram_jax.judge.spec import make_spec
+from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
-from gram_jax.train.job import training_examples
+from gram_jax.training.job import training_examples
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)

@@ -22,9 +22,9 @@ from gram_jax.data.make_examples import ranking_examples, verdict_examples, writ
 from gram_jax.data.packing import epoch_order, pack_epoch
 from gram_jax.data.record_types import Preference, ReadReport, UnlabeledPair, as_prompt
 from gram_jax.data.report import length_histogram
-from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import DataError, RecipeError
-from gram_jax.judge import make_spec
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.spec import make_spec
 
 KINDS = ("verdict", "verdict both", "token", "token both", "ranking")
 

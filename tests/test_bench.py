@@ -8,10 +8,10 @@ import pytest
 from conftest import tiny_config
 from typer.testing import CliRunner
 
-from gram_jax.bench import MIX, Bench, random_pairs, random_rivals, run_bench
 from gram_jax.cli import app
 from gram_jax.console import Console
 from gram_jax.errors import GramError, JudgeError
+from gram_jax.plan.bench import MIX, Bench, random_pairs, random_rivals, run_bench
 from gram_jax.plan.flops import judging_flops, layer_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no judge.json")

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.hf_files import GENERATION
-from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import load_tokenizer, stop_tokens
+from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.cli import app
 from gram_jax.data.record_types import Message, as_prompt
 from gram_jax.errors import CheckpointError
+from gram_jax.evals.best_of_n import best_of, bon_rows, divergence, rate
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.rl.bon import best_of, bon_rows, divergence, rate
-from gram_jax.rl.policy import Policy
+from gram_jax.generation.generator import Policy
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.hf_files import GENERATION
+from gram_jax.interop.models import load_tokenizer, stop_tokens
 from gram_jax.scoring.scorer import Scorer
 
 

@@ -14,15 +14,15 @@ import pytest
 from report_cases import HOSTILE, attacks, evaluation, source, write
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.hub import read_front_matter
-from gram_jax.checkpoint.integrity import find_damage
-from gram_jax.checkpoint.models import load_model, load_tokenizer
+from gram_jax.checkpoint.manifest import find_damage
 from gram_jax.cli import app
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.evals.folder import EvaluationFolder, fingerprint_as
-from gram_jax.judge import make_spec
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.hub import read_front_matter
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.judge.spec import make_spec
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.reports import card as cards
 from gram_jax.reports.card import CardWishes, is_ours, write_card

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.spec import JudgeSpec
 
 RUN = [sys.executable, "-c", "from gram_jax.cli import main; main()"]
 

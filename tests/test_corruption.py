@@ -39,8 +39,8 @@ def test_random_damage_is_refused_by_name_and_the_run_goes_on(corruption, subjec
 
 
 def test_the_trials_notice_where_nothing_is_verified(corruption, subjects, tmp_path, monkeypatch):
-    import gram_jax.checkpoint.hf_files as hf_files
     import gram_jax.checkpoint.orbax as orbax
+    import gram_jax.interop.hf_files as hf_files
 
     for module in (hf_files, orbax):
         monkeypatch.setattr(module, "find_damage", lambda *_, **__: [])

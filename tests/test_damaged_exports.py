@@ -9,15 +9,15 @@ import pytest
 from damage import exchange, exported, flip, three_steps, truncate
 from test_orbax import assert_same
 
-from gram_jax.checkpoint.audit import accept_changes, audit
-from gram_jax.checkpoint.hf_files import load_hf
-from gram_jax.checkpoint.integrity import (
+from gram_jax.checkpoint.manifest import (
     MANIFEST,
     list_files,
 )
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError
+from gram_jax.interop.hf_files import load_hf
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.run.verify import accept_changes, audit
 
 
 @pytest.fixture

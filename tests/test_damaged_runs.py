@@ -10,17 +10,17 @@ import pytest
 from damage import flip, truncate
 from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
-import gram_jax.train.loop as loop
-from gram_jax.checkpoint.audit import audit
-from gram_jax.checkpoint.hf_files import hf_config
-from gram_jax.checkpoint.integrity import (
+import gram_jax.training.loop as loop
+from gram_jax.checkpoint.manifest import (
     MANIFEST,
 )
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.interop.hf_files import hf_config
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.plots import read_metrics
+from gram_jax.run.verify import audit
 from gram_jax.sharding import make_placement
 
 

@@ -9,7 +9,7 @@ from damage import contents, exchange, flip, three_steps, truncate
 from test_orbax import assert_same, new_state, shape_of
 
 from gram_jax.checkpoint import orbax
-from gram_jax.checkpoint.integrity import (
+from gram_jax.checkpoint.manifest import (
     MANIFEST,
     list_files,
     write_manifest,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gram_jax.console import Console
-from gram_jax.demo import ASSETS, HELDOUT, DemoResult, _compare, run_demo
+from gram_jax.demo.demo import ASSETS, HELDOUT, DemoResult, _compare, run_demo
 from gram_jax.errors import CheckpointError, StoppedError
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.spec import JudgeSpec
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.scoring.scorer import Scorer
 
@@ -75,7 +75,7 @@ def test_a_stopped_demo_says_how_the_demo_goes_on(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise StoppedError("stopped by Ctrl-C. Go on with: gram-jax train recipe.toml")
 
-    monkeypatch.setattr("gram_jax.demo.train", stopped)
+    monkeypatch.setattr("gram_jax.demo.demo.train", stopped)
     with pytest.raises(StoppedError, match=r"gram-jax demo --fast --folder \S+/demo$"):
         run_demo(tmp_path / "demo", fast=True, console=Console(quiet=True))
 

@@ -5,8 +5,7 @@ import json
 import re
 
 import pytest
-
-from gram_jax.demo_data import ASSETS, KINDS, is_right, make_demo_data, split_texts, write_demo_data
+from demo_data import ASSETS, KINDS, is_right, make_demo_data, split_texts, write_demo_data
 
 
 def shipped(stem: str) -> list[dict[str, str]]:
@@ -21,7 +20,7 @@ def preferences() -> list[dict[str, str]]:
 
 def test_the_generator_makes_the_shipped_files():
     for stem, rows in make_demo_data().items():
-        assert rows == shipped(stem), f"{stem}: run python -m gram_jax.demo_data"
+        assert rows == shipped(stem), f"{stem}: run python tools/demo_data.py"
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):

@@ -12,7 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from gram_jax.data.encode import (
+from gram_jax.data.record_types import Message
+from gram_jax.errors import CheckpointError, DataError, JudgeError
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.encode import (
     encode_comparison,
     encode_comparisons,
     encode_response,
@@ -22,13 +25,10 @@ from gram_jax.data.encode import (
     folder_tokenizer,
     wrap_tokenizer,
 )
-from gram_jax.data.record_types import Message
-from gram_jax.data.shorten import common_limit
-from gram_jax.data.templates import Guard, layout_guard, show_turns, text_pieces, turns
-from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.data.tokens import text_encoder
-from gram_jax.errors import CheckpointError, DataError, JudgeError
-from gram_jax.judge import make_spec
+from gram_jax.judge.spec import make_spec
+from gram_jax.judge.template import Guard, layout_guard, show_turns, text_pieces, turns
+from gram_jax.judge.tokens import text_encoder
+from gram_jax.judge.truncate import common_limit
 
 # The same examples every time, no stop-watch (cores are shared), no files left behind.
 STEADY = settings(deadline=None, derandomize=True, database=None)

@@ -17,10 +17,10 @@ from gram_jax.evals.folder import EvaluationFolder, write_reward_bench
 from gram_jax.evals.scores import Target
 from gram_jax.evals.tables import evaluation_tables
 from gram_jax.evals.workload import HUB, read_workload, stem_of
+from gram_jax.ranking.jobs import Entry
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
-from gram_jax.scoring.contests import Entry
 from gram_jax.scoring.scorer import Scorer, pair_score
 from gram_jax.sharding import make_placement
 

@@ -12,13 +12,13 @@ from model_cases import LABELS, random_params
 from scipy.special import expit
 
 from gram_jax.batch import Sequences
-from gram_jax.data.encode import Encoded
+from gram_jax.judge.encode import Encoded
 from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
-from gram_jax.scoring import core as core_module
-from gram_jax.scoring import trees
-from gram_jax.scoring.core import Core
-from gram_jax.scoring.trees import Group, forest_shape, lay_out
+from gram_jax.scoring import engine as core_module
+from gram_jax.scoring import prefix_layout as trees
+from gram_jax.scoring.engine import Core
+from gram_jax.scoring.prefix_layout import Group, forest_shape, lay_out
 from gram_jax.sharding import make_placement
 
 LONGEST = 256

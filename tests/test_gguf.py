@@ -15,10 +15,10 @@ from families import family_tokenizer
 from gguf import GGMLQuantizationType as Quant
 
 from gram_jax import tree
-from gram_jax.checkpoint.gguf import gguf_config, gguf_tokenizer, load_gguf, recover_rope_scaling
-from gram_jax.checkpoint.hf_names import slots
-from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.interop.gguf import gguf_config, gguf_tokenizer, load_gguf, recover_rope_scaling
+from gram_jax.interop.hf_names import slots
+from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.model.config import RopeScaling
 from gram_jax.model.rope import rotary_frequencies
 

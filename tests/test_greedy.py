@@ -8,10 +8,10 @@ import pytest
 from test_rewards import ByLength
 
 from gram_jax.errors import DataError
-from gram_jax.rl.greedy import GreedyResponses
-from gram_jax.rl.policy import Policy
-from gram_jax.rl.rewards import RewardForm, Rewards
-from gram_jax.rl.texts import prompt_of
+from gram_jax.generation.generator import Policy
+from gram_jax.generation.greedy import GreedyResponses
+from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.rewards.messages import prompt_of
 
 
 class Writer:

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import pytest
 from conftest import FAMILIES, tiny_config
 
-from gram_jax.checkpoint.hf_config import config_from_hf, config_to_hf
 from gram_jax.errors import LayoutError
+from gram_jax.interop.hf_config import config_from_hf, config_to_hf
 
 
 @pytest.mark.parametrize("tied", [True, False])

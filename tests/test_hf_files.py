@@ -17,16 +17,16 @@ from safetensors.numpy import load_file, save_file
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint import hf_export, hf_files
-from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.hf_files import load_hf
-from gram_jax.checkpoint.hf_names import slots
-from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import stop_tokens
-from gram_jax.data.tiny import tiny_tokenizer
+from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.judge import JudgeSpec, make_spec
+from gram_jax.interop import hf_export, hf_files
+from gram_jax.interop.hf_config import config_to_hf
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.hf_files import load_hf
+from gram_jax.interop.hf_names import slots
+from gram_jax.interop.models import stop_tokens
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import RopeScaling
 from gram_jax.model.decoder import hidden_states, unembedding
 
@@ -321,7 +321,7 @@ def test_missing_files_are_named(tmp_path, one_device):
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
-    from gram_jax.data.encode import folder_tokenizer
+    from gram_jax.judge.encode import folder_tokenizer
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)

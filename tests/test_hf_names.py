@@ -5,7 +5,7 @@ import pytest
 from conftest import FAMILIES, tiny_config
 
 from gram_jax import tree
-from gram_jax.checkpoint.hf_names import RULES, slots
+from gram_jax.interop.hf_names import RULES, slots
 from gram_jax.model.specs import param_specs
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from gram_jax.data.encode import encode_comparison
 from gram_jax.data.inspect import CLOSE, OPEN, inspect_source
-from gram_jax.data.tiny import tiny_tokenizer
 from gram_jax.errors import DataError, JudgeError
-from gram_jax.judge import make_spec
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.encode import encode_comparison
+from gram_jax.judge.spec import make_spec
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=600)

@@ -10,8 +10,8 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
-from gram_jax.model.int8 import to_int8
 from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.quantize import to_int8
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 

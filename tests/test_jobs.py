@@ -76,7 +76,7 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
     stop_after_five = (
         COMMAND[0],
         "-c",
-        "import signal, os; from gram_jax.train.journal import Journal; book = Journal.book\n"
+        "import signal, os; from gram_jax.training.journal import Journal; book = Journal.book\n"
         "def stop(self, step, metrics, **more):\n"
         "    book(self, step, metrics, **more)\n"
         "    if step == 4 and os.environ['GRAM_JAX_TEST_INDEX'] == '2':\n"
@@ -147,7 +147,7 @@ HANGING = (
     "    return batch(self, step, *rest)\n"
     "BatchPlan.batch = hang_in_the_loader\n"
     # A step takes milliseconds, but what comes before it many seconds on a busy machine.
-    "from gram_jax.train.preemption import StopRequest; begin = StopRequest.begin\n"
+    "from gram_jax.distributed.preemption import StopRequest; begin = StopRequest.begin\n"
     "def be_impatient(self):\n"
     "    begin(self)\n"
     "    object.__setattr__(self._member, 'stuck_after', 8.0)\n"
@@ -171,7 +171,7 @@ def early(body: str) -> tuple[str, ...]:
     return (
         COMMAND[0],
         "-c",
-        "import sys, time, gram_jax.train.job as job; from gram_jax.errors import DataError\n"
+        "import sys, time, gram_jax.training.job as job; from gram_jax.errors import DataError\n"
         f"def read_nothing(*_, **__):\n    {body}\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = read_nothing\n"
@@ -239,7 +239,7 @@ def test_processes_with_different_data_are_refused(tmp_path, cache):
     other = (
         COMMAND[0],
         "-c",
-        "import sys, gram_jax.train.job as job; read = job.read_pairs\n"
+        "import sys, gram_jax.training.job as job; read = job.read_pairs\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
         "from gram_jax.cli import main; main()",

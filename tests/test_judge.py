@@ -7,11 +7,11 @@ import json
 import pytest
 from families import family_tokenizer
 
-from gram_jax.data.encode import encode_comparison, encode_comparisons, wrap_tokenizer
-from gram_jax.data.recover import recover_template, take_apart
-from gram_jax.data.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from gram_jax.errors import GramError, JudgeError
-from gram_jax.judge import FILE_NAME, JudgeSpec, check_tokenizer, find_label_ids, make_spec
+from gram_jax.interop.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from gram_jax.judge.encode import encode_comparison, encode_comparisons, wrap_tokenizer
+from gram_jax.judge.recover import recover_template, take_apart
+from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, find_label_ids, make_spec
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER)

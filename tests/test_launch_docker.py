@@ -92,7 +92,7 @@ def test_data_runs_and_history_stay_at_home():
         "tests",
     ):
         assert not sent_to_the_daemon(path), path
-    assert sent_to_the_daemon("gram_jax/data/assets/demo_texts.toml")
+    assert sent_to_the_daemon("gram_jax/demo/assets/demo_texts.toml")
 
 
 def test_the_build_commands_are_those_of_the_readme():

@@ -17,14 +17,15 @@ import pytest
 
 from gram_jax import cli
 from gram_jax.checkpoint.orbax import SAVE_SECONDS
-from gram_jax.cluster import member
-from gram_jax.cluster.member import Member, joined
 from gram_jax.console import Console
+from gram_jax.distributed import process as member
+from gram_jax.distributed import watchdog
+from gram_jax.distributed.preemption import StopRequest, Vote
+from gram_jax.distributed.process import Member, joined
+from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
-from gram_jax.train import owner, watchdog
-from gram_jax.train.owner import OWNER, owned
-from gram_jax.train.preemption import StopRequest, Vote
-from gram_jax.train.watchdog import Watchdog
+from gram_jax.run import lock as owner
+from gram_jax.run.lock import OWNER, owned
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 import pytest
 from jobs import free_port
 
-from gram_jax.cluster import lifeline
-from gram_jax.cluster.lifeline import Lifeline
-from gram_jax.cluster.place import (
+from gram_jax.distributed import heartbeat as lifeline
+from gram_jax.distributed.cluster import (
     Place,
     find_place,
     read_devices,
     slurm_hosts,
     tpu_vm_variables,
 )
+from gram_jax.distributed.heartbeat import Lifeline
 from gram_jax.errors import LOST, ClusterError
 
 VERSIONS = {"gram_jax": "1"}

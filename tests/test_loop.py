@@ -16,10 +16,9 @@ from conftest import tiny_config
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
-import gram_jax.train.job as job
-import gram_jax.train.loop as loop
+import gram_jax.training.job as job
+import gram_jax.training.loop as loop
 from gram_jax import tree
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
@@ -28,12 +27,13 @@ from gram_jax.errors import (
     NonFiniteError,
     RecipeError,
 )
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
 from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
+from gram_jax.run.metrics import MetricsWriter, truncate
 from gram_jax.sharding import check_divides, make_placement
-from gram_jax.train.compiling import compile_step, explain_out_of_memory
-from gram_jax.train.metrics import MetricsWriter, truncate
+from gram_jax.training.compiling import compile_step, explain_out_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +430,7 @@ def fake_program(temporaries):
 
 
 def test_a_step_that_does_not_fit_names_what_would(one_device, monkeypatch):
-    monkeypatch.setattr("gram_jax.train.compiling.free_bytes", lambda placement: 1000)
+    monkeypatch.setattr("gram_jax.training.compiling.free_bytes", lambda placement: 1000)
 
     def lowered(change):
         return fake_program(4096 // change.get("batch.microbatches", 1))
@@ -445,7 +445,7 @@ def test_a_step_that_does_not_fit_names_what_would(one_device, monkeypatch):
 
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("gram_jax.train.compiling.free_bytes", lambda placement: 100_000)
+    monkeypatch.setattr("gram_jax.training.compiling.free_bytes", lambda placement: 100_000)
     monkeypatch.setattr(loop, "first_state", None)
     with pytest.raises(DoesNotFitError, match=r"97\.7 KiB are free. Its weights(.|\n)*\[lora\]"):
         train(tiny_recipe("judge", tmp_path / "run"))

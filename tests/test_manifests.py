@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from damage import exchange, flip, truncate
 
-from gram_jax.checkpoint import integrity
-from gram_jax.checkpoint.integrity import (
+from gram_jax.checkpoint import manifest as integrity
+from gram_jax.checkpoint.manifest import (
     MANIFEST,
     find_damage,
     read_manifest,

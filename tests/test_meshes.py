@@ -15,22 +15,22 @@ from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 from gram_jax import tree
 from gram_jax.batch import PairBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.hf_files import load_hf
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.feed import process_shard, to_device
 from gram_jax.errors import RecipeError
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.hf_files import load_hf
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
-from gram_jax.objectives import verdict_objective, writing_objective
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Optimizer
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
-from gram_jax.train.optimizer import make_optimizer, make_schedule
-from gram_jax.train.state import abstract_state, init_state, shardings_of
-from gram_jax.train.step import make_train_step
+from gram_jax.training.objectives import verdict_objective, writing_objective
+from gram_jax.training.optimizer import make_optimizer, make_schedule
+from gram_jax.training.state import abstract_state, init_state, shardings_of
+from gram_jax.training.step import make_train_step
 
 # Eight heads of each kind, so that every mesh of eight devices can cut them.
 CFG = ModelConfig(

@@ -11,13 +11,13 @@ from conftest import tiny_config
 from model_cases import random_params, random_rows
 
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint.hf_config import config_to_hf
 from gram_jax.errors import LayoutError, RecipeError
+from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.model.decoder import hidden_states, rms_norm, unembedding
 from gram_jax.model.execution import Execution
-from gram_jax.model.int8 import to_int8
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
+from gram_jax.model.quantize import to_int8
 from gram_jax.model.rope import rotate, rotation
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import merge

@@ -8,8 +8,8 @@ from model_cases import LABELS, random_params
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_names import slots
+from gram_jax.interop.hf_config import config_to_hf
+from gram_jax.interop.hf_names import slots
 from gram_jax.model.decoder import hidden_states, label_logits, unembedding
 from gram_jax.model.rope import rotary_frequencies
 

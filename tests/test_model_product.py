@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gram_jax.model.product import product
+from gram_jax.model.matmul import product
 
 
 def operands(dtype):

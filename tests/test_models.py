@@ -14,11 +14,13 @@ from model_cases import random_params
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint import models
-from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import (
+from gram_jax.checkpoint.manifest import write_manifest
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.interop import models
+from gram_jax.interop.hf_config import config_to_hf
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.models import (
     at_its_step,
     load_model,
     load_spec,
@@ -26,10 +28,8 @@ from gram_jax.checkpoint.models import (
     model_config,
     resolve_model,
 )
-from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.data.tiny import tiny_tokenizer
-from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.judge import make_spec
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.spec import make_spec
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 

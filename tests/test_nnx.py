@@ -18,12 +18,12 @@ from nnx_cases import changed, paths_of, with_lora
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError, LayoutError, RecipeError
+from gram_jax.interop.nnx import Frozen, nnx_model, to_params
 from gram_jax.model.attention.scores import dot
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.execution import Execution
-from gram_jax.model.int8 import to_int8
 from gram_jax.model.lora import CONTRACTED
-from gram_jax.model.nnx import Frozen, nnx_model, to_params
+from gram_jax.model.quantize import to_int8
 
 T = 16
 
@@ -281,7 +281,7 @@ def test_weights_that_a_tool_adds_stop_the_call_and_the_way_back(execution, one_
 
 def test_training_and_scoring_do_not_load_flax():
     code = (
-        "import sys, gram_jax.cli, gram_jax.train.loop, gram_jax.rl.loop, gram_jax.scoring.scorer;"
+        "import sys, gram_jax.cli, gram_jax.training.loop, gram_jax.rl.loop, gram_jax.scoring.scorer;"
         "sys.exit('flax' in sys.modules)"
     )
     root = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ from flax import nnx
 from model_cases import random_params
 from nnx_cases import changed, paths_of, with_lora
 
-from gram_jax.checkpoint.models import load_tokenizer, model_config
 from gram_jax.errors import LayoutError
-from gram_jax.model.nnx import nnx_model, to_params
-from gram_jax.rl.sampler import sample
+from gram_jax.interop.models import load_tokenizer, model_config
+from gram_jax.interop.nnx import nnx_model, to_params
+from gram_jax.model.generate import sample
 
 pytest.importorskip("tunix")
 

@@ -13,8 +13,8 @@ from model_cases import LABELS, random_params, random_rows
 
 from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states, label_logits, unembedding
-from gram_jax.objectives import ranking_objective, verdict_objective, writing_objective
 from gram_jax.sharding import make_placement
+from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
 
 CFG = tiny_config("qwen2", True)
 ROWS = [[9, 20, 12], [40], [15, 15], [33]]

@@ -13,8 +13,8 @@ from gram_jax import tree
 from gram_jax.errors import RecipeError
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import Optimizer
-from gram_jax.train.optimizer import make_optimizer, make_schedule, warmup_steps
-from gram_jax.train.state import abstract_state, init_state, shardings_of
+from gram_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps
+from gram_jax.training.state import abstract_state, init_state, shardings_of
 
 BASE = Optimizer(
     learning_rate=1.0,
@@ -182,7 +182,7 @@ def test_a_second_moment_in_fewer_bytes_follows_changes_smaller_than_its_steps()
 
 
 def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_values():
-    from gram_jax.train.compact_adam import _Codes, _dice
+    from gram_jax.training.compact_adam import _Codes, _dice
 
     values = jnp.tile(jnp.logspace(-6, 0, 128), (4096, 1))
     dice = _dice(values.shape, jnp.int32(3), 0)
@@ -244,7 +244,7 @@ def test_moments_take_the_bytes_that_they_are_said_to(first, second, share):
 def test_a_weight_that_is_updated_part_by_part_gets_the_update_of_the_whole(
     first, second, monkeypatch
 ):
-    from gram_jax.train import compact_adam
+    from gram_jax.training import compact_adam
 
     specs = matrix_spec() | {"embed": ParamSpec((96, 256), ("vocab", "embed_table"), "normal")}
     optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)

@@ -29,7 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Imported beside the package that brings them and never lets them fall behind.
 BROUGHT_BY = {"markupsafe": "jinja2", "pydantic-core": "pydantic", "starlette": "fastapi"}
-# Trainers' own environments have it: rl/openrlhf.py is read by one of them.
+# Trainers' own environments have it: rewards/openrlhf.py is read by one of them.
 NOT_OURS = {"torch"}
 
 

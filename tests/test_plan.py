@@ -19,12 +19,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  # noqa: F401
 
-import gram_jax.train.loop as loop
-from gram_jax.checkpoint.models import model_config
-from gram_jax.cluster.member import Member
+import gram_jax.training.loop as loop
 from gram_jax.console import Console
+from gram_jax.distributed.process import Member
 from gram_jax.errors import RecipeError
-from gram_jax.model.published import PUBLISHED, published_config
+from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan import planning
 from gram_jax.plan.chips import CHIPS, link_bandwidth
@@ -32,15 +31,16 @@ from gram_jax.plan.collectives import collectives, type_bytes
 from gram_jax.plan.command import run_plan
 from gram_jax.plan.flops import layer_weights, scoring_flops, training_flops
 from gram_jax.plan.gpu import compiler_installed
+from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.planning import Fit, Target, make_target, plan_scoring, plan_training
 from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
 from gram_jax.plan.topology import read_topology
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.recipes.tables import Lora
+from gram_jax.run.directory import open_run
 from gram_jax.sharding import make_placement
-from gram_jax.train.folder import open_run
-from gram_jax.train.job import prepare
+from gram_jax.training.job import prepare
 
 LOCAL = read_topology("local")
 

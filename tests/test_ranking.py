@@ -10,8 +10,8 @@ from scipy.special import expit
 
 from gram_jax import cli
 from gram_jax.errors import JudgeError
-from gram_jax.scoring.contests import Contest
-from gram_jax.scoring.ranking import (
+from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.tournament import (
     Ranking,
     RankingMethod,
     bradley_terry,

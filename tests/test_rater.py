@@ -8,14 +8,14 @@ import pytest
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 from typer.testing import CliRunner
 
-from gram_jax.checkpoint.models import load_model, load_tokenizer
 from gram_jax.cli import app
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
-from gram_jax.judge import make_spec
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scalar import Rater
 from gram_jax.sharding import make_placement
 
 PAIRS = [

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
-import gram_jax.train.loop as loop
+import gram_jax.training.loop as loop
 from gram_jax.console import Console
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.plots import read_metrics
 from gram_jax.sharding import make_placement
-from gram_jax.train.journal import Journal
+from gram_jax.training.journal import Journal
 
 FINAL = 6
 

@@ -12,12 +12,12 @@ import pytest
 from scipy.special import expit
 
 from gram_jax.errors import DataError
-from gram_jax.rl import environment
-from gram_jax.rl.rewards import RewardForm, Rewards
-from gram_jax.rl.texts import completion_of, prompt_of
-from gram_jax.rl.trainers import GroupJudge, async_trl_reward, trl_reward, tunix_reward
-from gram_jax.rl.verl import compute_score
-from gram_jax.scoring.contests import Entry
+from gram_jax.ranking.jobs import Entry
+from gram_jax.rewards import environment
+from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.rewards.trainers import GroupJudge, async_trl_reward, trl_reward, tunix_reward
+from gram_jax.rewards.verl import compute_score
 from gram_jax.scoring.scorer import Scorer, pair_score
 from gram_jax.sharding import make_placement
 
@@ -39,7 +39,7 @@ class ByLength:
     def rank_many(self, items, contest=None):
         self.calls += 1
         for prompt, responses in items:
-            from gram_jax.scoring.contests import Contest
+            from gram_jax.ranking.jobs import Contest
 
             entry = Entry(prompt, responses, contest or Contest("round_robin"))
             while entry.ranking is None:
@@ -296,7 +296,7 @@ def test_the_form_of_verl(from_environment, monkeypatch):
 
 def test_the_form_of_openrlhf(from_environment):
     torch = pytest.importorskip("torch")
-    from gram_jax.rl.openrlhf import reward_func
+    from gram_jax.rewards.openrlhf import reward_func
 
     from_environment(RewardForm(against="reference"))
     found = reward_func([CHATML + "aaa<|im_end|>"], [CHATML], ["a"])

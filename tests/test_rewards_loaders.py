@@ -8,9 +8,9 @@ import pytest
 from scipy.special import expit
 from test_rewards import ByLength
 
-from gram_jax.checkpoint.models import load_tokenizer
-from gram_jax.rl import environment, openrlhf
-from gram_jax.rl.rewards import RewardForm, Rewards
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.rewards import environment, openrlhf
+from gram_jax.rewards.forms import RewardForm, Rewards
 
 QUESTION = [{"role": "user", "content": "Name a prime."}]
 

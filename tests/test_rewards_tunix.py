@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from gram_jax.checkpoint.models import load_tokenizer
 from gram_jax.data.record_types import Message
-from gram_jax.rl.rewards import RewardForm
-from gram_jax.rl.texts import prompt_of
-from gram_jax.rl.trainers import tunix_reward
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.rewards.forms import RewardForm
+from gram_jax.rewards.messages import prompt_of
+from gram_jax.rewards.trainers import tunix_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from gram_jax.batch import Sequences
-from gram_jax.checkpoint.models import load_model, stop_tokens
 from gram_jax.console import Console
 from gram_jax.data.record_types import as_prompt
 from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
+from gram_jax.generation.generator import Policy, Written
+from gram_jax.interop.models import load_model, stop_tokens
+from gram_jax.model.generate import Samples
+from gram_jax.rewards.forms import EVEN, RewardForm
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import views
-from gram_jax.rl.policy import Policy, Written
 from gram_jax.rl.recipe import make_rl_recipe, read_rl_recipe, rl_recipe_to_toml
-from gram_jax.rl.rewards import EVEN, RewardForm
-from gram_jax.rl.sampler import Samples
 from gram_jax.sharding import make_placement
 
 MUTE = Console(mute=True)

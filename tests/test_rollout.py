@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from gram_jax.batch import Sequences
+from gram_jax.model.generate import Samples
 from gram_jax.rl import objective
 from gram_jax.rl.objective import VALUE, RolloutBatch, Views, rollout_objective
 from gram_jax.rl.recipe import Algorithm
 from gram_jax.rl.rollout import make_rollout
-from gram_jax.rl.sampler import Samples
 from gram_jax.sharding import make_placement
 
 WIDTH = 8

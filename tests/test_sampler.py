@@ -13,11 +13,11 @@ from scipy.stats import chisquare
 
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError
+from gram_jax.model import generate as sampler
 from gram_jax.model.attention import attention
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.execution import Execution
-from gram_jax.rl import sampler
-from gram_jax.rl.sampler import _choose, sample
+from gram_jax.model.generate import _choose, sample
 
 
 def prompts_of(sizes, vocab: int, seed: int = 0) -> list[list[int]]:

@@ -11,8 +11,8 @@ from gram_jax.console import Console
 from gram_jax.data.records import Candidates, as_prompt
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
+from gram_jax.ranking.jobs import Contest
 from gram_jax.scoring import files, results
-from gram_jax.scoring.contests import Contest
 from gram_jax.scoring.files import rank_file, score_file
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from gram_jax.batch import PairBatch, Sequences
-from gram_jax.checkpoint.models import load_model, load_tokenizer
-from gram_jax.data.encode import encode_comparison
 from gram_jax.errors import DoesNotFitError, JudgeError
-from gram_jax.judge import make_spec
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.judge.encode import encode_comparison
+from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring import core as core_module
-from gram_jax.scoring.padding import padded_lengths
+from gram_jax.scoring import engine as core_module
+from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.scorer import Scorer
 

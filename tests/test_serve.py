@@ -23,9 +23,9 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
-from gram_jax.rl.rewards import RewardForm  # noqa: E402
+from gram_jax.ranking.jobs import Entry  # noqa: E402
+from gram_jax.rewards.forms import RewardForm  # noqa: E402
 from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
-from gram_jax.scoring.contests import Entry  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402

@@ -11,8 +11,8 @@ pytest.importorskip("uvicorn")
 from test_serve import CHAT, Judge
 from test_serve_wire import serving
 
-from gram_jax.checkpoint.models import load_tokenizer
-from gram_jax.rl.rewards import RewardForm
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.rewards.forms import RewardForm
 from gram_jax.serve.guard import Limits
 
 

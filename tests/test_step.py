@@ -15,11 +15,11 @@ from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
-from gram_jax.objectives import ranking_objective, verdict_objective, writing_objective
 from gram_jax.recipes.tables import Optimizer
-from gram_jax.train.optimizer import make_optimizer, make_schedule
-from gram_jax.train.state import abstract_state, init_state, shardings_of
-from gram_jax.train.step import make_eval_step, make_train_step
+from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.training.optimizer import make_optimizer, make_schedule
+from gram_jax.training.state import abstract_state, init_state, shardings_of
+from gram_jax.training.step import make_eval_step, make_train_step
 
 CFG = tiny_config("llama", tied=True)
 ROWS, LENGTH = 8, 16

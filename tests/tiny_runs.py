@@ -12,8 +12,8 @@ from gram_jax.console import Console
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.sharding import make_placement
-from gram_jax.train.loop import RunResult
-from gram_jax.train.loop import train as train_on_a_mesh
+from gram_jax.training.loop import RunResult
+from gram_jax.training.loop import train as train_on_a_mesh
 
 WORDS = ["ash", "elm", "fir", "oak", "yew", "bay", "fig"]
 

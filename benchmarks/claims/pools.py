@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from sizes import Size
 
-from gram_jax.checkpoint.models import load_tokenizer
-from gram_jax.data.encode import encode_comparisons, encode_writings
 from gram_jax.data.records import Preference, UnlabeledPair, read_records
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import DataError
-from gram_jax.judge import JudgeSpec, make_spec
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_comparisons, encode_writings
+from gram_jax.judge.spec import JudgeSpec, make_spec
 
 TRAIN, VALID, UNLABELED = "preference_train", "preference_valid", "unlabeled_train"
 Pair = Preference | UnlabeledPair

@@ -20,16 +20,16 @@ from cells import Cell
 from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
-from gram_jax.checkpoint.hf_export import export_hf
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer
 from gram_jax.console import Console
 from gram_jax.data.records import Preference
+from gram_jax.interop.hf_export import export_hf
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scalar import Rater
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-from gram_jax.train.loop import train
+from gram_jax.training.loop import train
 
 # What no result depends on: where things lie, what is kept and said.
 NOT_IN_KEY = ("checkpoint", "log")

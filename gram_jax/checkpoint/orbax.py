@@ -14,8 +14,8 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp
 
-from gram_jax.checkpoint.integrity import find_damage, refusal, write_manifest
-from gram_jax.cluster.agreement import from_main, lines_of_all, wait_for_all
+from gram_jax.checkpoint.manifest import find_damage, refusal, write_manifest
+from gram_jax.distributed.collectives import from_main, lines_of_all, wait_for_all
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.tree import Tree
 

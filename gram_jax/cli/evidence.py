@@ -53,7 +53,7 @@ def evaluate(
     from gram_jax.evals.folder import EvaluationFolder, make_folder
     from gram_jax.evals.tables import evaluation_tables
     from gram_jax.evals.workload import HUB, read_workload
-    from gram_jax.scoring.rater import Rater, is_baseline
+    from gram_jax.scoring.scalar import Rater, is_baseline
 
     console = Console()
     if not sources and benchmark not in HUB:
@@ -117,9 +117,9 @@ def attack(
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
-    from gram_jax.data.attacks import choose_attacks
+    from gram_jax.attacks.augment import choose_attacks
+    from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
     from gram_jax.data.records import read_records
-    from gram_jax.evals.attacks import attack_tables, choose_pairs, run_attacks
     from gram_jax.evals.folder import make_folder
 
     console = Console()

@@ -82,7 +82,7 @@ def rank(
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Rank the responses of every row, best first; an interrupted run goes on."""
-    from gram_jax.scoring.contests import Contest
+    from gram_jax.ranking.jobs import Contest
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
@@ -124,8 +124,8 @@ def bon(
 ) -> None:
     """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
     from gram_jax.data.records import read_records, source_kind
+    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
     from gram_jax.evals.folder import make_folder
-    from gram_jax.rl.bon import COLUMNS, PICTURE, bon_rows, run_bon
 
     console = Console()
     make_folder(out)
@@ -203,9 +203,9 @@ def serve(
         if (error.name or "").startswith("gram_jax"):
             raise
         raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
-    from gram_jax.rl.greedy import NEW, GreedyResponses
-    from gram_jax.rl.policy import Policy
-    from gram_jax.rl.rewards import RewardForm
+    from gram_jax.generation.generator import Policy
+    from gram_jax.generation.greedy import NEW, GreedyResponses
+    from gram_jax.rewards.forms import RewardForm
     from gram_jax.serve.guard import Limits
 
     token, texts = read_token(token_file), read_references(references)
@@ -260,7 +260,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
-    from gram_jax.bench import MIX, Bench, run_bench
+    from gram_jax.plan.bench import MIX, Bench, run_bench
 
     wanted = Bench(
         model=model,
@@ -304,11 +304,11 @@ def judge(
     overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
 ) -> None:
     """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
-    from gram_jax.checkpoint.integrity import renew_entry
-    from gram_jax.checkpoint.models import load_spec, load_tokenizer, model_config
+    from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import first_rows
-    from gram_jax.judge import default_length, judge_file, make_spec, with_length
-    from gram_jax.train.stages import TEMPLATE_ROWS
+    from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+    from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
+    from gram_jax.training.stages import TEMPLATE_ROWS
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")

@@ -20,8 +20,8 @@ def convert(
     """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
     import jax
 
-    from gram_jax.checkpoint.hf_export import export_hf
-    from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer, stop_tokens
+    from gram_jax.interop.hf_export import export_hf
+    from gram_jax.interop.models import load_model, load_spec, load_tokenizer, stop_tokens
     from gram_jax.sharding import make_placement
 
     # Weights are only rearranged, and a model that no accelerator holds alone may fit the machine's memory.
@@ -50,7 +50,7 @@ def verify(
     ] = False,
 ) -> None:
     """Hash every file of a run's checkpoints or of an export; damage ends with status 2 and names."""
-    from gram_jax.checkpoint.audit import accept_changes, audit
+    from gram_jax.run.verify import accept_changes, audit
 
     if accept:
         accept_changes(folder, Console())
@@ -71,9 +71,9 @@ def inspect(
     max_length: MaxLength = None,
 ) -> None:
     """Show rendered examples as the model reads them; ⟦ ⟧ mark what the loss counts."""
-    from gram_jax.checkpoint.models import load_spec, load_tokenizer
     from gram_jax.data.inspect import inspect_source
-    from gram_jax.judge import JudgeSpec, make_spec
+    from gram_jax.interop.models import load_spec, load_tokenizer
+    from gram_jax.judge.spec import JudgeSpec, make_spec
 
     tokenizer = load_tokenizer(model)
     spec = load_spec(model) if judge is None else JudgeSpec.load(judge)
@@ -98,7 +98,7 @@ def demo(
     ] = None,
 ) -> None:
     """From SmolLM2-135M-Instruct to a working judge in ten minutes on two cores."""
-    from gram_jax.demo import run_demo
+    from gram_jax.demo.demo import run_demo
 
     run_demo(folder or Path("runs/demo-fast" if fast else "runs/demo"), fast=fast)
 
@@ -107,9 +107,9 @@ def version() -> None:
     """Versions of gram_jax, JAX and the devices it sees."""
     import jax
 
-    import gram_jax
+    from gram_jax.version import installed_version
 
     names = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     print(
-        f"gram-jax {gram_jax.__version__}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
+        f"gram-jax {installed_version()}, jax {jax.__version__}, {jax.device_count()} device(s): {names}"
     )

@@ -20,7 +20,7 @@ Weights = Annotated[
     Literal["auto", "float32", "bfloat16", "int8"],
     typer.Option(help="how they are held; auto: as they are computed with"),
 ]
-# As scoring/ranking.py has them, which is not imported before it is needed.
+# As ranking/tournament.py has them, which is not imported before it is needed.
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
 OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
@@ -60,7 +60,7 @@ def load_scorer(
     tokens_per_call: int | None,
 ) -> "Scorer":
     """The judge that the shared options name."""
-    from gram_jax.judge import JudgeSpec
+    from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.scorer import Scorer
 
     return Scorer.load(

@@ -98,10 +98,10 @@ def train(
     0 done, 2 an error for a person, 75 stopped by SIGTERM and saved (where there was something to save), 76 a process
     was lost or stuck (75 and 76: start again), 130 Ctrl-C.
     """
-    from gram_jax.cluster.member import joined
-    from gram_jax.cluster.place import find_place, has_tpu, read_devices, tpu_vm_variables
+    from gram_jax.distributed.cluster import find_place, has_tpu, read_devices, tpu_vm_variables
+    from gram_jax.distributed.process import joined
     from gram_jax.recipes.reading import read_recipe
-    from gram_jax.train.loop import train as run
+    from gram_jax.training.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
     place, gpus = None, read_devices(devices)
@@ -177,9 +177,9 @@ def adapt(
     ] = False,
 ) -> None:
     """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
-    from gram_jax.adapt import FILE, Settings, result_rows
-    from gram_jax.adapt import adapt as run
-    from gram_jax.judge import JudgeSpec
+    from gram_jax.adaptation.adapt import FILE, Settings, result_rows
+    from gram_jax.adaptation.adapt import adapt as run
+    from gram_jax.judge.spec import JudgeSpec
 
     console = Console()
     result = run(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gram_jax.data.draw import drawn
 from gram_jax.data.record_types import ReadReport
+from gram_jax.hashing import drawn
 
 
 @dataclass(frozen=True)

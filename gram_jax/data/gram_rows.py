@@ -11,7 +11,7 @@ from gram_jax.data.fields import (
     text_of,
 )
 from gram_jax.data.record_types import Message, Pair, Several
-from gram_jax.data.recover import render, row_prompt, take_apart
+from gram_jax.judge.recover import render, row_prompt, take_apart
 
 # The frame of published GRAM rows: stage 1 has the question in `instruction` and both responses in
 # `output`, stage 2 has all three in `instruction` and the verdict in `output`.

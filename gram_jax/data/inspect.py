@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.encode import Overlong
 from gram_jax.data.examples import Examples, RankingExamples, VerdictExamples
 from gram_jax.data.make_examples import (
     Orders,
@@ -18,7 +17,8 @@ from gram_jax.data.make_examples import (
 from gram_jax.data.records import SourceSpec, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.errors import DataError
-from gram_jax.judge import JudgeSpec, check_tokenizer
+from gram_jax.judge.encode import Overlong
+from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 
 Stage = Literal["write", "judge", "rank"]
 

@@ -11,13 +11,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from gram_jax.data.encode import (
-    Encoded,
-    Overlong,
-    encode_comparisons,
-    encode_responses,
-    encode_writings,
-)
 from gram_jax.data.examples import (
     RankingExamples,
     TokenExamples,
@@ -27,7 +20,14 @@ from gram_jax.data.examples import (
 )
 from gram_jax.data.record_types import Preference, ReadReport, UnlabeledPair, add_counts
 from gram_jax.errors import DataError
-from gram_jax.judge import JudgeSpec
+from gram_jax.judge.encode import (
+    Encoded,
+    Overlong,
+    encode_comparisons,
+    encode_responses,
+    encode_writings,
+)
+from gram_jax.judge.spec import JudgeSpec
 
 # "hash": one order, the side by a hash of (seed, id); "both": as given and swapped, side by side in
 # a batch; "fixed": as given, for data that was shuffled before. Published sets that show chosen

@@ -9,8 +9,8 @@ from gram_jax.data.fields import Fields
 from gram_jax.data.gram_rows import QUESTION, RESPONSES, gram, is_published, rendered
 from gram_jax.data.parsers import BOTH, STYLES
 from gram_jax.data.record_types import Pair, Several
-from gram_jax.data.recover import recover_template
 from gram_jax.errors import DataError, JudgeError
+from gram_jax.judge.recover import recover_template
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import Verdicts, report_pairs, verdicts_on
 from gram_jax.evals.scores import Target, rank_graded, score_pairs
 from gram_jax.evals.workload import Benchmark, Workload
-from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scalar import Rater
 from gram_jax.scoring.scorer import Scorer
 
 WORST = 20

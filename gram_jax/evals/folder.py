@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 
-import gram_jax
-from gram_jax.checkpoint.models import load_model
 from gram_jax.console import Console
 from gram_jax.data.records import Preference, contents_of
 from gram_jax.errors import DataError
@@ -19,11 +17,13 @@ from gram_jax.evals.pairwise import Verdicts
 from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.evals.scores import Target
 from gram_jax.evals.workload import Workload, stem_of
-from gram_jax.model.int8 import to_int8
+from gram_jax.interop.models import load_model
+from gram_jax.model.quantize import to_int8
 from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.rater import Rater
+from gram_jax.scoring.scalar import Rater
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
+from gram_jax.version import installed_version
 
 FORMAT = 1
 FILE = "evaluation.json"
@@ -49,7 +49,7 @@ class EvaluationFolder:
         self.scorer, self.model, self.overwrite = scorer, model, overwrite
         self.content: dict[str, Any] = {
             "format": FORMAT,
-            "gram_jax": gram_jax.__version__,
+            "gram_jax": installed_version(),
             "model": model,
             "judge": scorer.spec.hash,
             "fingerprint": weights_fingerprint(scorer.params),

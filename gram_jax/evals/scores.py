@@ -11,10 +11,10 @@ import numpy as np
 from gram_jax.console import Console, Progress
 from gram_jax.data.records import Candidates, Preference
 from gram_jax.evals.graded import Graded
-from gram_jax.scoring.contests import Contest
+from gram_jax.ranking.jobs import Contest
 from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.rater import Rater
 from gram_jax.scoring.results import Numbered, Task, write_results
+from gram_jax.scoring.scalar import Rater
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 FORMAT = 1

@@ -19,7 +19,7 @@ class ModelConfig:
     """A pre-norm decoder with rotary positions, grouped-query attention and a SwiGLU MLP.
 
     >>> from dataclasses import replace
-    >>> from gram_jax.model.published import published_config
+    >>> from gram_jax.plan.models import published_config
     >>> qwen: ModelConfig = published_config("qwen3-1.7b")
     >>> qwen.layers, qwen.embed_size, qwen.query_heads // qwen.kv_heads
     (28, 2048, 2)

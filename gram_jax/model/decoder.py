@@ -16,7 +16,7 @@ from gram_jax.model.attention import KEPT, attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import CONTRACTED
-from gram_jax.model.product import product
+from gram_jax.model.matmul import product
 from gram_jax.model.rope import Rotation, rotate, rotation
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import Tree
@@ -81,6 +81,12 @@ def read_labels(
     """Logits of the two labels for final hidden states [B, M, D], f32 [B, M, Y]."""
     rows = unembedding(params, cfg)[jnp.array(label_ids)].astype(jnp.float32)
     return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
+
+
+def scalar_reward(params: Tree, hidden: jax.Array) -> jax.Array:
+    """The discriminative head: hidden [..., D] times params["score"] [D], f32 [...]."""
+    score = params["score"].astype(jnp.float32)
+    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), score, precision="highest")
 
 
 def hidden_at(hidden: jax.Array, columns: jax.Array) -> jax.Array:
@@ -165,7 +171,7 @@ def at_use(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
         if path.endswith("_norm") or path == "lora_scale" or path.startswith("scales/"):
             return weight
         if path in scales:
-            weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/int8.py)
+            weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/quantize.py)
         weight = weight.astype(execution.compute)
         if path in specs:
             axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])

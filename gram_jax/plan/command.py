@@ -4,13 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from gram_jax.checkpoint.hf_config import config_from_hf
-from gram_jax.checkpoint.hf_files import CONFIG, read_json
-from gram_jax.checkpoint.models import model_config as config_of_model
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.interop.hf_config import config_from_hf
+from gram_jax.interop.hf_files import CONFIG, read_json
+from gram_jax.interop.models import model_config as config_of_model
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.published import PUBLISHED, published_config
+from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.planning import make_target, plan_scoring, plan_training
 from gram_jax.plan.report import does_not_fit, plan_values, say_plan
 from gram_jax.plan.search import largest_batch, what_would_fit

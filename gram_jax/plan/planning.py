@@ -22,15 +22,15 @@ from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_fl
 from gram_jax.plan.topology import Topology, devices_of, local_chip
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
-from gram_jax.scoring.core import PADDED
-from gram_jax.scoring.padding import padded_lengths
+from gram_jax.scoring.engine import PADDED
+from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import Placement, check_divides, nearest_multiple
-from gram_jax.train.compiling import free_bytes, is_out_of_memory, memory_of
-from gram_jax.train.optimizer import make_optimizer
-from gram_jax.train.program import lower_step, make_execution, placement_of
-from gram_jax.train.stages import abstract_batch, abstract_frozen, trained_specs
-from gram_jax.train.state import abstract_state
+from gram_jax.training.compiling import free_bytes, is_out_of_memory, memory_of
+from gram_jax.training.optimizer import make_optimizer
+from gram_jax.training.program import lower_step, make_execution, placement_of
+from gram_jax.training.stages import abstract_batch, abstract_frozen, trained_specs
+from gram_jax.training.state import abstract_state
 
 # Verdict labels and the length of a run are constants of the program: they change neither its size
 # nor its speed, so a plan needs no tokenizer and no data.

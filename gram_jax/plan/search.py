@@ -7,7 +7,7 @@ from typing import Any
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.planning import Plan, Target, plan_training
 from gram_jax.recipes.tables import Recipe
-from gram_jax.train.program import leaner
+from gram_jax.training.program import leaner
 
 REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed
 # Rows of one micro-batch on one device that are tried, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gram_jax.checkpoint.hub import CARD, HubResult, front_matter, push_folder
-from gram_jax.checkpoint.integrity import has_manifest, renew_entry, verify
-from gram_jax.checkpoint.models import load_spec, model_config, resolve_model
+from gram_jax.checkpoint.manifest import has_manifest, renew_entry, verify
 from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
 from gram_jax.evals.same_judge import HELD
-from gram_jax.judge import JudgeSpec
+from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
+from gram_jax.interop.models import load_spec, model_config, resolve_model
+from gram_jax.judge.spec import JudgeSpec
 from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table

@@ -6,7 +6,7 @@ import numpy as np
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
-from gram_jax.rl.rewards import Judge, RewardForm, Rewards
+from gram_jax.rewards.forms import Judge, RewardForm, Rewards
 
 EVEN = 1e-6
 

@@ -16,22 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.checkpoint.hf_config import config_to_hf
-from gram_jax.checkpoint.hf_files import GENERATION
-from gram_jax.checkpoint.integrity import write_manifest
-from gram_jax.checkpoint.models import at_its_step, load_model
+from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.cluster.member import Member
 from gram_jax.console import Console, format_value
 from gram_jax.data.record_types import Prompt
+from gram_jax.distributed.preemption import STATUS, StopRequest
+from gram_jax.distributed.process import Member
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.generation.generator import Policy
+from gram_jax.interop.hf_config import config_to_hf
+from gram_jax.interop.hf_files import GENERATION
+from gram_jax.interop.models import at_its_step, load_model
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.recipes.reading import changed_values
+from gram_jax.rewards.forms import RewardForm
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
-from gram_jax.rl.policy import Policy
 from gram_jax.rl.prompts import Prompts, read_prompts
 from gram_jax.rl.recipe import (
     FREE,
@@ -40,15 +42,13 @@ from gram_jax.rl.recipe import (
     rl_recipe_to_toml,
     rl_recipe_values,
 )
-from gram_jax.rl.rewards import RewardForm
 from gram_jax.rl.rollout import make_rollout
+from gram_jax.run.metrics import MetricsWriter, truncate
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
-from gram_jax.train.metrics import MetricsWriter, truncate
-from gram_jax.train.optimizer import make_optimizer, make_schedule
-from gram_jax.train.preemption import STATUS, StopRequest
-from gram_jax.train.state import TrainState, abstract_state, init_state, shardings_of
-from gram_jax.train.step import make_train_step
+from gram_jax.training.optimizer import make_optimizer, make_schedule
+from gram_jax.training.state import TrainState, abstract_state, init_state, shardings_of
+from gram_jax.training.step import make_train_step
 from gram_jax.tree import Tree
 
 CHUNK = 2048  # rows of logits at once

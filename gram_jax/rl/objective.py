@@ -12,8 +12,8 @@ from gram_jax.model.attention.scores import dot
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states, unembedding
 from gram_jax.model.execution import Execution
-from gram_jax.objectives import Metrics
 from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
+from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree
 
 VALUE = "value"  # the head of PPO's critic: f32 [D], on the policy's own hidden states

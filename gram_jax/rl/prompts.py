@@ -8,7 +8,7 @@ from gram_jax.console import Console
 from gram_jax.data.record_types import Preference, Prompt
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
-from gram_jax.rl.policy import Policy
+from gram_jax.generation.generator import Policy
 
 
 @dataclass(frozen=True)

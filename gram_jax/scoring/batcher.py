@@ -13,9 +13,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gram_jax.data.encode import Prompt
-from gram_jax.scoring.contests import Contest
-from gram_jax.scoring.ranking import Ranking
+from gram_jax.judge.encode import Prompt
+from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
 
 PATIENCE = 0.002  # seconds that the first of a batch waits for others

@@ -20,8 +20,8 @@ from gram_jax.data.records import (
 )
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
-from gram_jax.scoring.contests import Contest
-from gram_jax.scoring.ranking import Ranking
+from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.tree import Tree

@@ -2,7 +2,7 @@
 
 Two responses are put in one fixed order before they are encoded, so that score(a, b) and score(b, a)
 are the same computation and agree bit for bit. What a pair is scored beside changes none of its bits
-(scoring/core.py says why).
+(scoring/engine.py says why).
 """
 
 import warnings
@@ -14,17 +14,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gram_jax.checkpoint.models import load_model, load_spec, load_tokenizer, model_config
-from gram_jax.data.encode import Encoded, Prompt, encode_comparisons
+from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
-from gram_jax.judge import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
+from gram_jax.judge.encode import Encoded, Prompt, encode_comparisons
+from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
-from gram_jax.model.int8 import to_int8
-from gram_jax.programs import keep_compiled_programs
-from gram_jax.scoring.contests import Contest, Entry
-from gram_jax.scoring.core import Core, Method, default_tokens, method_for
-from gram_jax.scoring.ranking import Orders, Ranking, RankingMethod
+from gram_jax.model.quantize import to_int8
+from gram_jax.ranking.jobs import Contest, Entry
+from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
+from gram_jax.scoring.engine import Core, Method, default_tokens, method_for
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -146,12 +146,12 @@ class Scorer:
         """The judge of a run, an exported folder, a hub name, a GGUF file, or one of our own names.
 
         compute "auto": bfloat16 on accelerators, float32 on a CPU. weights "auto": stored as they are computed with;
-        "bfloat16" and "int8" (model/int8.py) take half and a quarter of float32's memory. Without a placement every
+        "bfloat16" and "int8" (model/quantize.py) take half and a quarter of float32's memory. Without a placement every
         device holds all weights and scores its own pairs. A model that carries no judge.json is asked with the default
         template, for which max_length can be given. tokens_per_call: how much one call and device takes; less needs
-        less memory. method: "shared" or "rows" (scoring/core.py), by default what suits the devices. spec: how to ask,
-        in place of what was saved with the model; `make_spec` builds it. Compiled programs are kept in the user's cache
-        folder, or where JAX was told to keep them (programs.py).
+        less memory. method: "shared" or "rows" (scoring/engine.py), by default what suits the devices. spec: the judge
+        specification to use instead of the saved one; `make_spec` builds it. Compiled programs are kept in the user's
+        cache folder, or in JAX's own (compile_cache.py).
         """
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
@@ -237,7 +237,7 @@ class Scorer:
         orders: Orders = "both",
         references: int | Sequence[str] = (),
     ) -> Ranking:
-        """Responses to one prompt from best to worst: `tournament` says by which methods (scoring/ranking.py).
+        """Responses to one prompt from best to worst: `tournament` says by which methods (ranking/tournament.py).
 
         references, for the method "reference": texts to compare with, or how many of the responses shall serve as such.
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for

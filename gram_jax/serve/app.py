@@ -11,10 +11,9 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-import gram_jax
 from gram_jax.errors import GramError
-from gram_jax.rl.rewards import RewardForm, check_written
-from gram_jax.rl.texts import prompt_of
+from gram_jax.rewards.forms import RewardForm, check_written
+from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
@@ -23,6 +22,7 @@ from gram_jax.serve.forms import Failure
 from gram_jax.serve.guard import FAILED, LIGHT, Guard, Limits
 from gram_jax.serve.protocols import add_rewards, add_verdicts
 from gram_jax.serve.service import Service, Writer
+from gram_jax.version import installed_version
 
 STOPPING = "the server is about to stop"
 NOWHERE = "there is nothing at this path; /openapi.json lists the endpoints"
@@ -81,7 +81,7 @@ def make_app(
 
     app = FastAPI(
         title="gram_jax",
-        version=gram_jax.__version__,
+        version=installed_version(),
         description="A generative reward model: which of two responses is better, and what follows from it.",
         lifespan=life,
         docs_url=None,

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import generate_latest
 
+from gram_jax.ranking.jobs import Contest
 from gram_jax.scoring.batcher import Client
-from gram_jax.scoring.contests import Contest
 from gram_jax.serve.forms import (
     MOST_CHARACTERS,
     Health,

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
-from gram_jax.rl.rewards import RewardForm, Rewards, WriteReferences, as_scores
-from gram_jax.rl.texts import completion_of, conversation_of, prompt_of
+from gram_jax.rewards.forms import RewardForm, Rewards, WriteReferences, as_scores
+from gram_jax.rewards.messages import completion_of, conversation_of, prompt_of
 from gram_jax.scoring.batcher import Client, LateError
 from gram_jax.serve.forms import (
     Classified,

@@ -8,15 +8,15 @@ from typing import Annotated
 from fastapi import Header
 
 from gram_jax.data.record_types import Prompt
-from gram_jax.rl.rewards import RewardForm
-from gram_jax.rl.texts import prompt_of
+from gram_jax.rewards.forms import RewardForm
+from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.batcher import Batcher, Client
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
 from gram_jax.serve.guard import Limits, Metrics
 
-# References of prompts, written within so many seconds, or TimeoutError: rl/greedy.py has one.
+# References of prompts, written within so many seconds, or TimeoutError: generation/greedy.py has one.
 Writer = Callable[[Sequence[Prompt], float], Sequence[str]]
 
 

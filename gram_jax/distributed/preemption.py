@@ -1,0 +1,131 @@
+"""Being asked to stop: Ctrl-C and SIGTERM end the run after the step that is being computed, on all processes alike."""
+
+import signal
+import socket
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gram_jax.distributed.process import Member
+from gram_jax.errors import RESTART
+from gram_jax.sharding import MESH_AXES, Placement
+
+# What is put to the vote; the larger wins.
+NAMES = {0: None, 1: "Ctrl-C", 2: "SIGTERM"}
+STATUS = {"Ctrl-C": 130, "SIGTERM": RESTART}
+
+
+class StopRequest:
+    """While entered, Ctrl-C and SIGTERM do not end the process wherever it is.
+
+    Before `begin`, while there is nothing to save, SIGTERM ends the job with status RESTART, and Ctrl-C is
+    KeyboardInterrupt. After it the first of either only sets `name`; a second Ctrl-C acts at once, and member.grace
+    seconds after SIGTERM the job ends, saved or not, as whoever sent it would do a moment later without leaving time
+    for a message.
+
+    A thread looks after SIGTERM, because Python runs no handler while its main thread compiles or waits for a device.
+    Outside of the main thread, where Python allows no handlers, nothing is ever set.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.name: str | None = None
+        self._member = member
+        self._begun = False
+        self._over = threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def begin(self) -> None:
+        """From now on there is a state that can be saved."""
+        self._begun = True
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for kind in (signal.SIGINT, signal.SIGTERM):
+                self._before[kind] = signal.signal(kind, self._note)
+            self._heard, self._told = socket.socketpair()  # a byte for each signal, at once
+            self._told.setblocking(False)
+            self._told_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, name="gram-jax-sigterm", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._told_before)
+        for number, handler in self._before.items():
+            # None: a handler that was not set from Python, which it cannot set again
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._told.close()  # and with it the thread ends
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and (self.name is not None or not self._begun):
+            raise KeyboardInterrupt
+        self.name = NAMES[1] if number == signal.SIGINT else NAMES[2]
+
+    def _listen(self) -> None:
+        heard_before = False
+        with self._heard:
+            while byte := self._heard.recv(1):  # none when the other end is closed
+                if byte == bytes([signal.SIGTERM]) and not heard_before:
+                    heard_before = True  # schedulers may repeat it
+                    self._act_on_sigterm()
+
+    def _act_on_sigterm(self) -> None:
+        grace, again = self._member.grace, "Start the same command again"
+        if not self._begun:
+            self._member.end(
+                f"stopped by SIGTERM before the first step: there is nothing to save yet. {again}",
+                RESTART,
+            )
+        elif grace is not None and not self._over.wait(grace):
+            self._member.end(
+                f"not ready within the {grace:g} s of grace after SIGTERM: the step in progress is given up. {again}: "
+                "it goes on from the last checkpoint",
+                RESTART,
+            )
+
+
+class Vote:
+    """Whether any process was asked to stop: all of them learn it at the same point of the program.
+
+    One tiny collective per step, sent to the devices behind the step and read with the step's metrics, so that nobody
+    waits for it.
+    """
+
+    def __init__(self, stop: StopRequest, placement: Placement):
+        self.stop = stop
+        self._alone = jax.process_count() == 1
+        self._spread = jax.sharding.NamedSharding(
+            placement.mesh, jax.sharding.PartitionSpec(MESH_AXES)
+        )
+        self._size = placement.mesh.size
+        self._highest = jax.jit(jnp.max, out_shardings=placement.sharding())
+
+    def cast(self) -> Any:
+        """This process's voice; for `read`."""
+        if self._alone:
+            return None
+        mine = next(number for number, name in NAMES.items() if name == self.stop.name)
+
+        def part(at: Any) -> np.ndarray:
+            return np.full(len(range(*at[0].indices(self._size))), mine, np.int32)
+
+        return self._highest(jax.make_array_from_callback((self._size,), self._spread, part))
+
+    def read(self, cast: Any) -> str | None:
+        """ "SIGTERM", "Ctrl-C" or None, the same on every process."""
+        return self.stop.name if self._alone else NAMES[int(cast)]
+
+    def now(self) -> str | None:
+        """Cast and read, which waits for the others."""
+        return self.read(self.cast())

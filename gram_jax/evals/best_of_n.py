@@ -1,0 +1,228 @@
+"""`gram-jax bon`: the best of n responses by the judge, and what another judge says of it as n grows.
+
+A response's reward is P(better than the policy's own greedy response), as in the paper's RLHF. The judge that picks is
+the proxy; a second one, the oracle, shows when picking harder no longer means picking better. KL(best of k from the
+policy) is log k - (k - 1) / k (Stiennon et al. 2020, appendix G.3; an upper bound, Beirami et al. 2024).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram_jax.console import Console
+from gram_jax.data.record_types import Prompt
+from gram_jax.errors import DataError
+from gram_jax.evals.folder import write_json
+from gram_jax.evals.graded import expected_of_k
+from gram_jax.evals.intervals import Tally
+from gram_jax.generation.generator import Policy
+from gram_jax.interop.models import at_its_step
+from gram_jax.model.execution import AskedCompute
+from gram_jax.plots import plot_best_of
+from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.scoring.scorer import Scorer
+
+SAMPLES, REPORT, PICTURE = "samples.jsonl", "bon.json", "bon.png"
+
+
+def divergence(k: int) -> float:
+    """KL of the best of k from the policy, in nats.
+
+    >>> round(divergence(4), 3)
+    0.636
+    """
+    return math.log(k) - (k - 1) / k
+
+
+def write_samples(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    new: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """For each prompt its text, the greedy response and n sampled ones."""
+    with console.timed("write the greedy responses"):
+        greedy = policy.write(prompts, new=new, temperature=0).texts
+    with console.timed(f"write {n} responses to each of {len(prompts)} prompts"):
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        drawn = policy.write(
+            repeated, new=new, temperature=temperature, top_p=top_p, seed=seed
+        ).texts
+    return [
+        {
+            "prompt": [{"role": m.role, "content": m.content} for m in prompt],
+            "greedy": greedy[at],
+            "responses": drawn[n * at : n * (at + 1)],
+        }
+        for at, prompt in enumerate(prompts)
+    ]
+
+
+def rate(judge: Scorer, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """P(better than the greedy response) of every sample, f64 [prompts, n]."""
+    n = len(rows[0]["responses"])
+    found = Rewards(judge, RewardForm("reference")).of(
+        [prompt for prompt in prompts for _ in range(n)],
+        [text for row in rows for text in row["responses"]],
+        [[row["greedy"]] for row in rows for _ in range(n)],  # a list: empty text is one too
+    )
+    return np.array(found).reshape(len(rows), n)
+
+
+def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]]:
+    """Mean reward of the proxy's pick among k of n samples, for k = 1, 2, 4, ..., n: exact over all subsets.
+
+    proxy, oracle: f [prompts, n]. Of both the mean and its change since k = 1. Intervals are 95 %, over prompts; that
+    of a change is of the same prompts' differences, and much narrower.
+    """
+    n = proxy.shape[1]
+    rows = []
+    first: dict[str, np.ndarray] = {}
+    for k in sorted({1 << power for power in range(n.bit_length()) if 1 << power <= n} | {n}):
+        row: dict[str, Any] = {"k": k, "kl": divergence(k)}
+        for name, values in (("proxy", proxy), ("oracle", oracle)):
+            if values is None:
+                continue
+            means = np.array(
+                [expected_of_k(graded, by, k) for graded, by in zip(values, proxy, strict=True)]
+            )
+            row[name] = _over_prompts(means)
+            if k > 1:
+                row[name]["change"] = _over_prompts(means - first[name])
+            else:
+                first[name] = means
+        rows.append(row)
+    return rows
+
+
+def _over_prompts(values: np.ndarray) -> dict[str, Any]:
+    prompts = len(values)
+    tally = Tally.of(values, np.arange(prompts), [""] * prompts)
+    mean = tally.value(_mean)
+    return {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
+
+
+def run_bon(
+    policy: str,
+    judge: str,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    oracle: str | None,
+    n: int,
+    new: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    compute: AskedCompute = "auto",
+    console: Console,
+) -> dict[str, Any]:
+    """Sample, rate, report and draw into a folder. Samples that are there already are taken, not drawn again.
+
+    Raises DataError for fewer than two responses or prompts, and for a folder with samples of other settings.
+    """
+    if n < 2 or len(prompts) < 2:
+        raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
+    settings = {
+        "policy": at_its_step(policy),  # samples of a run that has gone on are another policy's
+        "prompts": len(prompts),
+        "n": n,
+        "new": new,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    rows = _kept(out / SAMPLES, settings, prompts)
+    if rows is None:
+        writer = Policy.load(policy, compute=compute)
+        rows = write_samples(
+            writer,
+            prompts,
+            n=n,
+            new=new,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            console=console,
+        )
+        del writer
+        lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
+        partial = (out / SAMPLES).with_suffix(".partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(out / SAMPLES)
+    rated: dict[str, np.ndarray] = {}
+    for role, name in (("proxy", judge), ("oracle", oracle)):
+        if name is not None:
+            with console.timed(f"rate with the {role}"):
+                rated[role] = rate(Scorer.load(name, compute=compute), prompts, rows)
+    table = best_of(rated["proxy"], rated.get("oracle"))
+    report = {
+        "format": 1,
+        "settings": settings,
+        "judge": judge,
+        "oracle": oracle,
+        "best_of": table,
+        "rewards": {role: values.tolist() for role, values in rated.items()},
+    }
+    write_json(out / REPORT, report)
+    plot_best_of(table, out / PICTURE, title=f"best of n from {policy}")
+    return report
+
+
+COLUMNS = ("n", "KL", "judge that picks", "oracle", "oracle less n = 1")
+
+
+def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What COLUMNS names, for a terminal."""
+
+    def cell(found: dict[str, Any] | None, sign: str = "") -> str:
+        if found is None:
+            return "-"
+        low, high = found["interval"]
+        return f"{found['mean']:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+    return [
+        (
+            str(row["k"]),
+            f"{row['kl']:.2f}",
+            cell(row.get("proxy")),
+            cell(row.get("oracle")),
+            cell(row.get("oracle", {}).get("change"), "+"),
+        )
+        for row in table
+    ]
+
+
+def _mean(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return credit.sum(-1) / count.sum(-1)
+
+
+def _kept(
+    path: Path, settings: dict[str, Any], prompts: Sequence[Prompt]
+) -> list[dict[str, Any]] | None:
+    """Samples of an earlier run with these settings and prompts; None where there are none."""
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+            first, *rows = map(json.loads, lines)
+        asked = [[{"role": m.role, "content": m.content} for m in prompt] for prompt in prompts]
+        same = first["settings"] == settings and [row["prompt"] for row in rows] == asked
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}): remove it, or give another folder"
+        ) from error
+    if not same:
+        raise DataError(
+            f"{path} holds samples of other prompts or settings ({first['settings']}): give another folder"
+        )
+    return rows

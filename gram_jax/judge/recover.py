@@ -1,0 +1,173 @@
+"""Recovering a judge template from rendered rows, as published GRAM data carries them.
+
+A row is {"instruction", "input", "output"}: a whole judge prompt and its verdict. What all rows
+share is the template; what differs are the prompt and the two responses.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gram_jax.errors import JudgeError
+from gram_jax.judge.template import (
+    FIELDS,
+    layout_guard,
+    split_template,
+    text_pieces,
+)
+
+_ADVICE = (
+    "Pass more rows with different prompts and responses, or write the template to a text file."
+)
+
+
+def row_prompt(row: Mapping[str, Any]) -> str:
+    """The user's message of a row: instruction and input, joined by a line break where both have text."""
+    return "\n".join(part for part in (row.get("instruction"), row.get("input")) if part)
+
+
+def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str, str]]:
+    """The template and the labels of at least two rendered rows.
+
+    Delimiters are whole lines: what precedes the first line that differs, what follows the last,
+      and in between the lines that stand exactly once, and in the same order, in every row. They
+      must form two blocks. Every row is then taken apart and rendered again, and has to come out as
+      it was. Raises JudgeError that says what was found where the rows leave the template open.
+    """
+    if len(rows) < 2:
+        raise JudgeError(f"recovering a template takes at least two rows; found {len(rows)}.")
+    labels = _labels(rows)
+    texts = [row_prompt(row) for row in rows]
+    head, tail = _shared_ends(texts)
+    middles = [text[len(head) : len(text) - len(tail)] for text in texts]
+    blocks = _separators(middles)
+    if len(blocks) != 2:
+        listed = "; ".join(repr(block) for block in blocks) or "none"
+        raise JudgeError(
+            f"two delimiters separate prompt, first and second response; the {len(rows)} rows share {len(blocks)}: "
+            f"{listed}. {_ADVICE}"
+        )
+    template = f"{head}{{prompt}}{blocks[0]}{{first}}{blocks[1]}{{second}}{tail}"
+    split_template(template)
+    fields = [take_apart(template, text) for text in texts]
+    for at, (text, found) in enumerate(zip(texts, fields, strict=True)):
+        if found is None or render(template, *found) != text:
+            raise JudgeError(
+                f"row {at} does not fit the template that all rows share ({template!r:.300}): one of its fields holds "
+                f"a delimiter line. Leave the row out. {_ADVICE}"
+            )
+    for name, values in zip(FIELDS, zip(*fields, strict=True), strict=True):
+        if len(set(values)) == 1:
+            raise JudgeError(
+                f"all {len(rows)} rows have the same {name} ({values[0]!r:.80}), so what belongs to the template and "
+                f"what to the {name} is open. {_ADVICE}"
+            )
+    return template, labels
+
+
+def take_apart(template: str, text: str) -> tuple[str, str, str] | None:
+    """(prompt, first, second) of a rendered text, split at the first occurrence of each delimiter;
+    None if none fits.
+    """
+    head, between, middle, tail = split_template(template)
+    if len(text) < len(head) + len(tail) or not (text.startswith(head) and text.endswith(tail)):
+        return None
+    prompt, found, rest = text[len(head) : len(text) - len(tail)].partition(between)
+    first, found_too, second = rest.partition(middle)
+    return (prompt, first, second) if found and found_too else None
+
+
+def render(template: str, prompt: str, first: str, second: str) -> str:
+    """The user's message with the fields filled in, suspicious lines escaped."""
+    guard = layout_guard(text_pieces(template))
+    head, between, middle, tail = split_template(template)
+    prompt, first, second = (guard.neutralise(field)[0] for field in (prompt, first, second))
+    return f"{head}{prompt}{between}{first}{middle}{second}{tail}"
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    for at, row in enumerate(rows):
+        for name in ("instruction", "output"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise JudgeError(
+                    f"row {at}: expected text in {name!r}; found {row.get(name)!r:.80}. Rendered rows have the fields "
+                    "instruction, input and output."
+                )
+    outputs = sorted({row["output"] for row in rows})
+    if len(outputs) != 2:
+        shown = ", ".join(repr(o[:20]) for o in outputs[:4])
+        raise JudgeError(
+            f"the outputs of the rows are the judge's two labels; found {len(outputs)}: {shown}. {_ADVICE}"
+        )
+    return outputs[0], outputs[1]
+
+
+def _shared_ends(texts: Sequence[str]) -> tuple[str, str]:
+    """The common beginning up to a line break, and the common end from a line break on."""
+    head = _shared_start(texts)
+    head = head[: head.rfind("\n") + 1]
+    rest = [text[len(head) :] for text in texts]
+    tail = _shared_start([text[::-1] for text in rest])[::-1]
+    cut = tail.find("\n")
+    if not head or cut < 0:
+        where = "begin" if not head else "end"
+        raise JudgeError(f"the rows do not {where} with a common line. {_ADVICE}")
+    return head, tail[cut:]
+
+
+def _shared_start(texts: Sequence[str]) -> str:
+    # the smallest and the largest text in dictionary order differ first
+    low, high = min(texts), max(texts)
+    same = (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return low[: next(same, min(len(low), len(high)))]
+
+
+def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines with words that stand exactly once in every row, in the order of the first row."""
+    counts = [Counter(found) for found in lines]
+    shared = []
+    for line in dict.fromkeys(lines[0]):
+        times = [count[line] for count in counts]
+        if not line.strip() or not all(times):
+            continue
+        if max(times) == 1:
+            shared.append(line)
+        elif times.count(1) * 2 > len(times):
+            # A delimiter that somebody's text repeats; dropping it would give a wrong template that still fits.
+            at = next(at for at, n in enumerate(times) if n > 1)
+            raise JudgeError(
+                f"row {at} does not fit: the line {line!r} stands in every row, here {times[at]} times. Leave the row "
+                "out."
+            )
+    return shared
+
+
+def _separators(middles: Sequence[str]) -> list[str]:
+    """The delimiter blocks inside texts: runs of shared lines, with the line breaks around them."""
+    lines = [middle.split("\n") for middle in middles]
+    shared = _shared_lines(lines)
+    where = [[found.index(line) for line in shared] for found in lines]  # [row][shared line]
+    if any(row != sorted(row) for row in where):
+        raise JudgeError(f"the lines {shared} stand in different orders in the rows. {_ADVICE}")
+
+    def same(offsets: Sequence[int]) -> bool:
+        """Whether every row has a blank line at its offset, and the same one."""
+        inside = all(0 < at < len(found) - 1 for at, found in zip(offsets, lines, strict=True))
+        if not inside:
+            return False
+        values = {found[at] for at, found in zip(offsets, lines, strict=True)}
+        return len(values) == 1 and not next(iter(values)).strip()
+
+    spans: list[list[tuple[int, int]]] = []  # [block][row] -> first and last line
+    for at in range(len(shared)):
+        span = [(row[at], row[at]) for row in where]
+        while same([start - 1 for start, _ in span]):
+            span = [(start - 1, stop) for start, stop in span]
+        while same([stop + 1 for _, stop in span]):
+            span = [(start, stop + 1) for start, stop in span]
+        previous = spans[-1] if spans else None
+        if previous and all(a[1] + 1 >= b[0] for a, b in zip(previous, span, strict=True)):
+            spans[-1] = [(a[0], b[1]) for a, b in zip(previous, span, strict=True)]
+        else:
+            spans.append(span)
+    return ["\n" + "\n".join(lines[0][s[0][0] : s[0][1] + 1]) + "\n" for s in spans]

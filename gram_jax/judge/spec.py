@@ -1,0 +1,324 @@
+"""The judge specification: all that a score depends on besides the weights, as one frozen value.
+
+It is saved with every checkpoint and export as judge.json and compared by hash: two judges with the
+same hash read the same pair as the same tokens and answer with the same two labels.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gram_jax.errors import JudgeError
+from gram_jax.judge.chat import PINNED_DATE, chat_frame, frame_shows_date
+from gram_jax.judge.recover import recover_template
+from gram_jax.judge.segments import PieceTable
+from gram_jax.judge.template import (
+    Layout,
+    comparison_layout,
+    default_template,
+    layout_guard,
+    response_layout,
+    split_template,
+    writing_layout,
+)
+from gram_jax.judge.tokens import fingerprint, text_encoder, tokenizer_name
+
+FILE_NAME = "judge.json"
+FORMAT = 1
+# The length of the public GRAM recipes, used where the tokenizer knows no shorter context.
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """How a judge is asked and how it answers.
+
+    template:   text with {prompt}, {first}, {second}: the user's message.
+    labels:     the answers for "first is better" and "second is better", each one token.
+    label_ids:  their token ids.
+    before, after, end: the chat frame as literal text (judge/chat.py); the verdict follows `after`
+      directly.
+    max_length: the most tokens that a comparison may have, the verdict not counted.
+    thinking, system, date: the switches with which the frame was rendered, kept for the record.
+    tokenizer:  fingerprint of the tokenizer that the ids belong to.
+
+    >>> from gram_jax.interop.models import load_tokenizer
+    >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
+    >>> spec.labels, spec.label_ids
+    (('A', 'B'), (35, 36))
+    >>> JudgeSpec.from_json(spec.to_json()) == spec
+    True
+    """
+
+    template: str
+    labels: tuple[str, str]
+    label_ids: tuple[int, int]
+    before: str
+    after: str
+    end: str
+    max_length: int
+    thinking: bool
+    system: str | None
+    date: str
+    tokenizer: str
+
+    @cached_property
+    def comparison(self) -> Layout:
+        """The pieces of a comparison, for stage 2 and scoring."""
+        return comparison_layout(self.template, self.before, self.after)
+
+    @cached_property
+    def writing(self) -> Layout:
+        """The pieces of a stage-1 example."""
+        return writing_layout(self.before, self.after, self.end)
+
+    @cached_property
+    def response(self) -> Layout:
+        """The pieces of one response for the discriminative baseline."""
+        return response_layout(self.before, self.after, self.end)
+
+    @property
+    def tail(self) -> str:
+        """The literal text between the second response and the verdict."""
+        return split_template(self.template)[3] + self.after
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON: the identity of the judge, weights apart."""
+        return hashlib.sha256(self.to_json(indent=None).encode()).hexdigest()
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The specification as JSON text, keys sorted."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, indent=indent)
+
+    @staticmethod
+    def from_json(text: str) -> "JudgeSpec":
+        """The specification back from `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise JudgeError(f"{FILE_NAME} is not JSON: {error}") from error
+        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+            raise JudgeError(
+                f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another version or damaged."
+            )
+        known = {field.name for field in fields(JudgeSpec)}
+        if set(found) != known:
+            raise JudgeError(
+                f"{FILE_NAME}: missing entries {sorted(known - set(found))}, unknown entries "
+                f"{sorted(set(found) - known)}. The file is damaged or of another version."
+            )
+        for name, kind in (("labels", str), ("label_ids", int)):
+            pair = found[name]
+            if not (isinstance(pair, list) and [type(v) for v in pair] == [kind, kind]):
+                raise JudgeError(
+                    f"{FILE_NAME}: {name} should be two {kind.__name__} values; found {pair!r}."
+                )
+            found[name] = tuple(pair)
+        for name in ("template", "before", "after", "end", "date", "tokenizer"):
+            if not isinstance(found[name], str):
+                raise JudgeError(f"{FILE_NAME}: {name} should be text; found {found[name]!r}.")
+        if type(found["max_length"]) is not int or type(found["thinking"]) is not bool:
+            raise JudgeError(
+                f"{FILE_NAME}: max_length should be an integer and thinking a boolean."
+            )
+        spec = JudgeSpec(**found)
+        layout_guard(spec.comparison)
+        return spec
+
+    def save(self, place: str | Path) -> Path:
+        """Writes judge.json into an existing folder, or a file of another name, and returns its path."""
+        path = judge_file(place)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
+            return partial.replace(path)
+        except OSError as error:
+            raise JudgeError(f"{path} cannot be written: {error.strerror or error}") from error
+
+    @staticmethod
+    def load(place: str | Path) -> "JudgeSpec":
+        """Reads a file, or judge.json of a folder. Raises JudgeError where there is none or it is damaged."""
+        path = judge_file(place)
+        if not path.is_file():
+            raise JudgeError(
+                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax judge` "
+                "writes a specification for a model that has none."
+            )
+        try:
+            return JudgeSpec.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JudgeError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise JudgeError(f"{path}: expected UTF-8 text; found {error}") from error
+        except JudgeError as error:
+            raise JudgeError(f"{path}: {error}") from error
+
+
+def judge_file(place: str | Path) -> Path:
+    """The file that a place means: one that ends in .json, else judge.json in a folder."""
+    path = Path(place).expanduser()
+    return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
+
+
+def make_spec(
+    tokenizer: Any,
+    *,
+    template: str | Path = "default",
+    labels: tuple[str, str] | None = None,
+    max_length: int | None = None,
+    thinking: bool = False,
+    system: str | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> JudgeSpec:
+    """The specification of a judge on this tokenizer.
+
+    template: "default"; a path to a text file with {prompt}, {first}, {second}; or "from-dataset",
+      which recovers template and labels from `rows` (GRAM rows with instruction, input, output: a
+      rendered judge prompt and its verdict).
+    labels: the two answers, by default "A" and "B" (from-dataset: those of the rows).
+    max_length: token budget, by default 2048 or the tokenizer's context where that is shorter.
+    system: None leaves the system turn to the chat template, "" drops it, text replaces it. With
+      "from-dataset" a system turn that carries a date is dropped, because the reference training on
+      Llama had none.
+
+    Raises JudgeError where a label is not one token right after the tail, or the template cannot
+    keep its fields apart.
+
+    >>> from gram_jax.interop.models import load_tokenizer
+    >>> tokenizer = load_tokenizer("tiny-random")
+    >>> make_spec(tokenizer, labels=("1", "2"), max_length=256).labels
+    ('1', '2')
+    >>> make_spec(tokenizer, labels=("first", "second"))
+    Traceback (most recent call last):
+    gram_jax.errors.JudgeError: ...
+    """
+    if template == "from-dataset":
+        if not rows:
+            raise JudgeError(
+                'template = "from-dataset" needs rendered rows (instruction, input, output); none '
+                "given."
+            )
+        text, found_labels = recover_template(rows)
+        labels = _checked_labels(labels or found_labels)
+        if system is None and frame_shows_date(tokenizer, thinking=thinking):
+            system = ""
+    else:
+        labels = _checked_labels(labels or ("A", "B"))
+        text = default_template(labels) if template == "default" else read_template(template)
+    frame = chat_frame(tokenizer, system=system, thinking=thinking)
+    spec = JudgeSpec(
+        template=text,
+        labels=labels,
+        label_ids=find_label_ids(tokenizer, frame.after, labels),
+        before=frame.before,
+        after=frame.after,
+        end=frame.end,
+        max_length=default_length(tokenizer) if max_length is None else max_length,
+        thinking=thinking,
+        system=system,
+        date=PINNED_DATE.isoformat(),
+        tokenizer=fingerprint(tokenizer),
+    )
+    for layout in (spec.comparison, spec.writing, spec.response):
+        layout_guard(layout)
+    return with_length(spec, tokenizer, spec.max_length)
+
+
+def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
+    """The same judge with another token budget of a pair; raises where its template leaves no room in it."""
+    check_tokenizer(spec, tokenizer)
+    PieceTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
+    return replace(spec, max_length=max_length)
+
+
+def default_length(tokenizer: Any) -> int:
+    """The token budget where none is given."""
+    context = getattr(tokenizer, "model_max_length", None)
+    if not isinstance(context, int) or context <= 0:
+        return DEFAULT_LENGTH
+    return min(DEFAULT_LENGTH, context)
+
+
+def read_template(path: str | Path) -> str:
+    """The template text of a file, without the line break that editors put at its end."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JudgeError(
+            f"template {str(path)!r} cannot be read as a UTF-8 text file ({error}). "
+            'Expected "default", "from-dataset" or the path of a file with {prompt}, {first}, '
+            "{second}."
+        ) from error
+    text = text.removesuffix("\n")
+    split_template(text)
+    return text
+
+
+def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple[int, int]:
+    """The token ids of two labels right after the tail. Raises JudgeError unless each is one token and they differ."""
+    ids = []
+    for label in _checked_labels(labels):
+        found = _label_tokens(tokenizer, after, label)
+        if found is None or len(found) != 1:
+            raise JudgeError(
+                f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} after the tail "
+                f"{after[-40:]!r}: found {_spell(tokenizer, found)}. {_suggest(tokenizer, after)}"
+            )
+        if found[0] in text_encoder(tokenizer).control_ids:
+            raise JudgeError(
+                f"label {label!r} is a control token of the tokenizer {tokenizer_name(tokenizer)}. "
+                f"{_suggest(tokenizer, after)}"
+            )
+        ids += found
+    if ids[0] == ids[1]:
+        raise JudgeError(
+            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[:1])} of the "
+            f"tokenizer {tokenizer_name(tokenizer)}. {_suggest(tokenizer, after)}"
+        )
+    return ids[0], ids[1]
+
+
+def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
+    """Raises JudgeError unless this is the tokenizer that the specification was made with."""
+    found = fingerprint(tokenizer)
+    if found != spec.tokenizer:
+        raise JudgeError(
+            f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
+            f"{found}. Load the tokenizer that was saved beside {FILE_NAME}."
+        )
+
+
+def _checked_labels(labels: Sequence[str]) -> tuple[str, str]:
+    labels = tuple(labels)
+    if len(labels) != 2 or not all(isinstance(label, str) and label for label in labels):
+        raise JudgeError(f"a judge has two labels, each a text of one token; found {labels!r}.")
+    return labels
+
+
+def _label_tokens(tokenizer: Any, after: str, label: str) -> list[int] | None:
+    """The tokens that `label` adds to the tail; None if it changes the tail's own tokens."""
+    encoder = text_encoder(tokenizer)
+    tail, whole = encoder.frame(after).tolist(), encoder.frame(after + label).tolist()
+    return whole[len(tail) :] if whole[: len(tail)] == tail else None
+
+
+def _spell(tokenizer: Any, ids: list[int] | None) -> str:
+    if ids is None:
+        return "that it melts into the last token of the tail"
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    return f"{len(ids)} token(s): " + ", ".join(
+        f"{t!r} ({i})" for t, i in zip(tokens, ids, strict=True)
+    )
+
+
+def _suggest(tokenizer: Any, after: str) -> str:
+    for labels in (("A", "B"), (" A", " B"), ("1", "2"), ("first", "second")):
+        ids = [_label_tokens(tokenizer, after, label) for label in labels]
+        if all(i is not None and len(i) == 1 for i in ids) and ids[0] != ids[1]:
+            return f"Labels that work here: {labels[0]!r} and {labels[1]!r}."
+    return "Choose two words that are one token each."

@@ -1,0 +1,57 @@
+"""Cutting over-long examples: inside the responses, then inside the prompt, never at the tail,
+alike for both orders.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from gram_jax.judge.segments import PieceTable
+from gram_jax.judge.template import CUT
+
+
+def shorten(table: PieceTable, texts: Mapping[str, str], space: int) -> dict[str, str]:
+    """The fields cut to `space` tokens: the responses to a common length, then the prompt.
+
+    The longer response gives first. The responses together keep at least half of the space, so that
+    a long prompt cannot wipe them out. The cut depends on the texts only, not on which response is
+    shown first.
+    """
+    lengths = {name: table.length(name, text) for name, text in texts.items()}
+    responses = [name for name in texts if name != "prompt"]
+    floor = space // (2 * len(responses))
+    room = max(space - lengths["prompt"], sum(min(lengths[name], floor) for name in responses))
+    limit = common_limit([lengths[name] for name in responses], room)
+    short = {name: cut_middle(table, name, texts[name], limit) for name in responses}
+    left = space - sum(table.length(name, text) for name, text in short.items())
+    return {"prompt": cut_middle(table, "prompt", texts["prompt"], left), **short}
+
+
+def common_limit(lengths: Sequence[int], room: int) -> int:
+    """The largest length to which all can be cut for their sum to stay within `room`."""
+    left = room
+    for at, length in enumerate(sorted(lengths)):
+        limit = left // (len(lengths) - at)
+        if length > limit:
+            return limit
+        left -= length
+    return max(lengths)
+
+
+def cut_middle(table: PieceTable, field: str, text: str, limit: int) -> str:
+    """The beginning and the end of a text, with a mark between them, in at most `limit` tokens.
+
+    Both ends stay because answers often come last. The text is cut where its tokens end and
+    tokenized anew.
+    """
+    if table.length(field, text) <= limit:
+        return text
+    ends = table.encoder.text_ends(text)
+    keep = min(limit, len(ends) - 1)
+    while keep > 0:
+        back = keep // 2
+        left, right = text[: ends[keep - back - 1]], text[ends[len(ends) - back - 1] :]
+        short = left + (CUT + right if right else CUT.rstrip())
+        excess = table.length(field, short) - limit
+        if excess <= 0:
+            return short
+        keep -= excess
+    return CUT.strip()

@@ -1,0 +1,142 @@
+"""One job at a time in a run's folder: two would remove each other's unfinished checkpoints.
+
+Process 0 holds `owner.json` as long as it trains and writes it anew every few seconds. SIGKILL leaves the file behind;
+on the same machine the process number then tells that nobody holds it, from elsewhere that the file does not change.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gram_jax.console import Console
+from gram_jax.distributed.process import Member
+from gram_jax.errors import RecipeError
+
+OWNER = "owner.json"
+BEAT_SECONDS = 5.0
+# Without a beat the owner is gone. Clocks of machines differ, so the time is waited and not computed.
+STALE_SECONDS = 60.0
+
+
+@contextmanager
+def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
+    """Hold the folder of a run for the block.
+
+    Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError where one is alive.
+    """
+    path, mine = run / OWNER, _this_process()
+    _take(path, mine, console)
+    over = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not over.wait(BEAT_SECONDS):
+            count += 1
+            with suppress(OSError):  # a disk that is full or away for a while
+                other = _read(path)
+                if other and _who(other) != _who(mine):
+                    member.end(f"{_name(other)} has taken over {run}: this job ends", 2)
+                _write(path, mine | {"beat": count})
+
+    thread = threading.Thread(target=beat, name="gram-jax-owner", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(BEAT_SECONDS)  # no longer: the disk may hang
+        with suppress(OSError):
+            if _who(_read(path) or {}) == _who(mine):
+                path.unlink()
+
+
+def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
+    try:
+        with path.open("x") as file:  # of two that start together one succeeds
+            json.dump(mine, file)
+        return
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {error.strerror or error}") from error
+    found = _read(path) or {}
+    known = found.get("machine") is not None and found["machine"] == mine["machine"]
+    if known and _started(found.get("pid")) == found.get("started"):
+        raise _refusal(path, found)
+    if not known:
+        console.warn(
+            f"{_name(found)} trained in {path.parent}: waiting up to {STALE_SECONDS:g} s for a sign of life"
+        )
+        deadline = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < deadline and path.exists():
+            if (now := _read(path) or {}) != found:
+                raise _refusal(path, now)
+            time.sleep(min(1.0, STALE_SECONDS / 4))
+    _write(path, mine)
+
+
+def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
+    return RecipeError(
+        f"{_name(owner)} trains in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
+        "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
+        "(--set run.folder=...)"
+    )
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "machine": _machine(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _machine() -> str | None:
+    """This boot of this machine, and the container: where process numbers mean the same. None: not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: Any) -> str | None:
+    """When a process began, in ticks since boot; None where there is none of this number."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else fields[18]  # a zombie has ended
+
+
+def _who(owner: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(owner.get(key) for key in ("host", "pid", "started", "machine"))
+
+
+def _name(owner: Mapping[str, Any]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', 'another machine')}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file; one that was cut short is nobody's."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, owner: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.{owner['pid']}.partial")
+    partial.write_text(json.dumps(owner))
+    partial.replace(path)

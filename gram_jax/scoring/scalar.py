@@ -1,0 +1,152 @@
+"""The discriminative baseline at work: one response at a time gets a reward, and two rewards make a pair's score."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gram_jax.batch import Sequences
+from gram_jax.checkpoint.run_info import read_info
+from gram_jax.compile_cache import keep_compiled_programs
+from gram_jax.errors import JudgeError
+from gram_jax.interop.models import (
+    SCORE,
+    load_model,
+    load_spec,
+    load_tokenizer,
+    resolve_model,
+)
+from gram_jax.judge.encode import Encoded, Prompt, encode_responses
+from gram_jax.judge.spec import JudgeSpec, check_tokenizer
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
+from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.scoring.engine import PADDED
+from gram_jax.scoring.padded import padded_lengths
+from gram_jax.scoring.scorer import Comparison, PairScore, compute_type, pair_score
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.tree import Tree
+
+WINDOW = 1024  # comparisons that are encoded together
+
+
+class Rater:
+    """A model of stage rank that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
+
+    def __init__(
+        self,
+        params: Tree,
+        cfg: ModelConfig,
+        tokenizer: Any,
+        spec: JudgeSpec,
+        execution: Execution,
+    ):
+        check_tokenizer(spec, tokenizer)
+        if SCORE not in params:
+            raise JudgeError(
+                "these weights have no scalar head: they belong to a generative judge, which a Scorer reads. Choose "
+                "the model of a run of stage rank"
+            )
+        self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
+        self.spec, self.execution = spec, execution
+        self.lengths = padded_lengths(spec.max_length)
+        platform = execution.placement.mesh.devices.flat[0].platform
+        self.tokens_per_call = PADDED.get(platform, PADDED["gpu"])
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
+    ) -> "Rater":
+        """The model of a run of stage rank; compute as for a Scorer. Raises JudgeError where it is of another stage."""
+        keep_compiled_programs()
+        placement = placement or make_placement({"data": -1})
+        number_format = compute_type(compute, placement)
+        spec = load_spec(name)
+        if spec is None:
+            raise JudgeError(f"{name} carries no judge.json: expected a run of stage rank")
+        cfg, params = load_model(name, placement, number_format)
+        execution = Execution(number_format, "auto", "none", placement, packed=False)
+        return cls(params, cfg, load_tokenizer(name), spec, execution)
+
+    def rate(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
+        """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
+        return self.rate_and_mark(items)[0]
+
+    def rate_and_mark(self, items: Iterable[tuple[Prompt, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """`rate`, and which responses did not fit the token budget and were shortened, bool [n]."""
+        texts = self._encode(items)
+        return self._rate(texts), np.array([text.shortened for text in texts], bool)
+
+    def stream(
+        self,
+        comparisons: Iterable[Comparison],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[PairScore]:
+        """PairScore of every (prompt, first, second), by the Bradley-Terry model; order_gap is 0.
+
+        progress is called with the number of pairs just scored.
+        """
+        remaining = iter(comparisons)
+        while window := list(islice(remaining, WINDOW)):
+            texts = self._encode((p, text) for p, *pair in window for text in pair)
+            rewards = self._rate(texts)
+            if progress is not None:
+                progress(len(window))
+            for at in range(len(window)):
+                first, second = rewards[2 * at : 2 * at + 2].tolist()
+                cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
+                yield pair_score(first - second, second - first, cut)
+
+    def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
+        return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")
+
+    def _rate(self, texts: list[Encoded]) -> np.ndarray:
+        """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
+        found = np.zeros(len(texts), np.float32)
+        sizes = np.array([len(text.tokens) for text in texts])
+        shards = self.execution.placement.batch_shards
+        for low, length in zip((0, *self.lengths), self.lengths, strict=False):
+            members = np.flatnonzero((sizes > low) & (sizes <= length))
+            rows = max(1, self.tokens_per_call // length) * shards
+            for start in range(0, len(members), rows):
+                here = members[start : start + rows]
+                filled = np.pad(here, (0, rows - len(here)), mode="edge")
+                seqs, at = _rows([texts[i].tokens for i in filled], length)
+                rewards = _rewards(self.params, self.cfg, seqs, at, self.execution)
+                found[here] = np.asarray(jax.device_get(rewards))[: len(here)]
+        return found
+
+
+def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
+    tokens = np.zeros((len(texts), length), np.int32)
+    segments = np.zeros((len(texts), length), np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+        segments[row, : len(text)] = 1
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    last = np.array([[len(text) - 1] for text in texts], np.int32)
+    return Sequences(tokens, positions, segments), last
+
+
+def is_baseline(name: str | Path) -> bool:
+    """Whether a model's name is that of a run of stage rank, which a Rater reads."""
+    source = resolve_model(name)
+    if source.kind != "run" or source.path is None:
+        return False
+    return read_info(source.path).get("stage") == "rank"
+
+
+@partial(jax.jit, static_argnames=("cfg", "execution"))
+def _rewards(
+    params: Tree, cfg: ModelConfig, seqs: Sequences, at: jax.Array, execution: Execution
+) -> jax.Array:
+    """seqs: i32 [B, T]; at: i32 [B, 1], the last real columns. Returns f32 [B]."""
+    constrain = execution.placement.constrain
+    seqs = Sequences(*(constrain(x, "batch", "time") for x in seqs))
+    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), at)
+    return constrain(scalar_reward(params, hidden)[:, 0])

@@ -1,0 +1,103 @@
+"""What training minimises: stages 1 and 2 and the discriminative baseline.
+
+An objective is a function (params, batch) -> (loss, metrics).
+
+The loss is a sum and every metric a pair (sum, count), so that micro-batches and devices add up and
+one division at the end gives the mean over the whole batch. metrics["loss"] is (the loss, the sum
+of weights).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import (
+    hidden_at,
+    hidden_states,
+    label_logits,
+    scalar_reward,
+    unembedding,
+)
+from gram_jax.model.execution import Execution
+from gram_jax.tree import Tree
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Objective = Callable[[Tree, Any], tuple[jax.Array, Metrics]]
+
+
+def writing_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
+    """Stage 1: the model should write both responses, given the question alone.
+
+    chunk: rows of logits that may exist at once.
+    """
+
+    def objective(params: Tree, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+        hidden = hidden_states(params, cfg, batch.seqs, execution)
+        head = unembedding(params, cfg)
+        loss, count = next_token_nll(hidden, head, batch.targets, batch.weights, chunk=chunk)
+        return loss, {"loss": (loss, count)}
+
+    return objective
+
+
+def verdict_objective(
+    cfg: ModelConfig, execution: Execution, *, label_ids: tuple[int, int], smoothing: float
+) -> Objective:
+    """Stage 2: the judge should put its weight on the preferred response's verdict.
+
+    Metrics: accuracy (strictly more weight on the right label), margin (its logit minus the
+    other's), p_first (the probability given to the response shown first, 0.5 on average for a judge
+    without a position preference).
+    """
+
+    def objective(params: Tree, batch: VerdictBatch) -> tuple[jax.Array, Metrics]:
+        logits = label_logits(params, cfg, batch.seqs, batch.verdict_at, label_ids, execution)
+        gap = logits[..., 0] - logits[..., 1]
+        margin = jnp.where(batch.label == 0, gap, -gap)
+        metrics = _weighted(
+            batch.weights,
+            loss=smoothed_verdict_nll(logits, batch.label, smoothing),
+            accuracy=margin > 0,
+            margin=margin,
+            p_first=jax.nn.sigmoid(gap),
+        )
+        return metrics["loss"][0], metrics
+
+    return objective
+
+
+def ranking_objective(cfg: ModelConfig, execution: Execution) -> Objective:
+    """Discriminative baseline: a scalar head, Bradley-Terry over the two responses' rewards.
+
+    The reward is the last column's hidden state times params["score"] (f32 [D]), in f32.
+    """
+
+    def objective(params: Tree, batch: RankingBatch) -> tuple[jax.Array, Metrics]:
+        hidden = hidden_states(params, cfg, batch.seqs, execution)
+        chosen = scalar_reward(params, hidden_at(hidden, batch.chosen_at))
+        rejected = scalar_reward(params, hidden_at(hidden, batch.rejected_at))
+        metrics = _weighted(
+            batch.weights,
+            loss=ranking_nll(chosen, rejected),
+            accuracy=chosen > rejected,
+            margin=chosen - rejected,
+            mean_reward=(chosen + rejected) / 2,
+        )
+        return metrics["loss"][0], metrics
+
+    return objective
+
+
+def _weighted(weights: jax.Array, **values: jax.Array) -> Metrics:
+    """(weighted sum, sum of weights) of every value; what a slot of weight 0 holds is ignored."""
+    weights = weights.astype(jnp.float32)
+    count = weights.sum()
+    return {
+        name: (jnp.sum(jnp.where(weights != 0, weights * value, 0.0)), count)
+        for name, value in values.items()
+    }

@@ -1,0 +1,79 @@
+"""AdamW with warm-up, schedule, decay mask and global-norm clipping, as a recipe states them."""
+
+import math
+
+import jax.numpy as jnp
+import optax
+
+from gram_jax import tree
+from gram_jax.errors import RecipeError
+from gram_jax.recipes.tables import Optimizer
+from gram_jax.training.compact_adam import scale_by_compact_adam
+from gram_jax.tree import Tree
+
+
+def warmup_steps(optimizer: Optimizer, steps: int) -> int:
+    """Warm-up steps of a run of `steps`: a share is rounded up, as the reference code does."""
+    if optimizer.warmup >= 1:
+        return int(optimizer.warmup)
+    return math.ceil(optimizer.warmup * steps)
+
+
+def make_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
+    """Learning rate of step s = 0, 1, ...: linear warm-up over w steps, then to 0 at `steps`.
+
+    In the warm-up it is peak (s + 1) / (w + 1), so that the first step is not lost and step w is
+    the first with the peak. Afterwards, with x = (s - w) / (steps - w): peak (1 + cos(pi x)) / 2
+    ("cosine"), peak (1 - x) ("linear") or the peak itself ("constant").
+    """
+    peak, warmup = optimizer.learning_rate, warmup_steps(optimizer, steps)
+    rest = steps - warmup
+    if rest < 1:
+        raise RecipeError(
+            f"optimizer.warmup = {optimizer.warmup:g} takes {warmup} steps of a run of {steps}: "
+            "nothing is left to train at the peak"
+        )
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[optimizer.schedule]()
+    if not warmup:
+        return after
+    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(optimizer: Optimizer, steps: int, specs: Tree) -> optax.GradientTransformation:
+    """Clipping to the global norm (where the recipe asks for it), then AdamW on the schedule.
+
+    specs: ParamSpec of every trainable weight; those whose spec decays are the matrices.
+    """
+    schedule = make_schedule(optimizer, steps)
+    decays = tree.map_with_path(lambda _, spec: spec.decays, specs)
+    if optimizer.moments != "int8" and optimizer.second_moment == "float32":
+        adamw = optax.adamw(
+            schedule,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            mask=decays,
+            mu_dtype=jnp.dtype(optimizer.moments),
+        )
+    else:
+        adamw = optax.chain(
+            scale_by_compact_adam(
+                specs,
+                b1=optimizer.b1,
+                b2=optimizer.b2,
+                eps=optimizer.eps,
+                first=optimizer.moments,
+                second=optimizer.second_moment,
+            ),
+            optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule),
+        )
+    return (
+        optax.chain(optax.clip_by_global_norm(optimizer.clip), adamw) if optimizer.clip else adamw
+    )

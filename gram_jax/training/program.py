@@ -1,0 +1,75 @@
+"""The program of a training step, from shapes alone: one lowering for the run and for the plan."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optax
+
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution, Remat
+from gram_jax.recipes.tables import Recipe
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.training.optimizer import make_schedule
+from gram_jax.training.stages import abstract_frozen, make_objective
+from gram_jax.training.state import TrainState, shardings_of
+from gram_jax.training.step import make_train_step
+
+
+def lower_step(
+    recipe: Recipe,
+    cfg: ModelConfig,
+    label_ids: tuple[int, int],
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    placement: Placement,
+    state: TrainState,
+    batch: Any,
+    change: Mapping[str, Any],
+) -> Any:
+    """The lowered step of a recipe: `.compile()` makes it run.
+
+    label_ids: the judge's two verdicts. steps: of the whole run, for the schedule. state, batch:
+    abstract, with shardings (training/state.py, training/stages.py). change: recipe keys to change,
+    {} for the recipe as it is: "execution.remat" and "batch.microbatches".
+    """
+    remat = change.get("execution.remat", recipe.execution.remat)
+    execution = make_execution(recipe, placement, remat)
+    step = make_train_step(
+        make_objective(recipe, cfg, execution, label_ids),
+        optimizer,
+        make_schedule(recipe.optimizer, steps),
+        shardings_of(state),
+        placement,
+        microbatches=change.get("batch.microbatches", recipe.batch.microbatches),
+        max_skipped=recipe.run.max_skipped,
+    )
+    return step.lower(state, abstract_frozen(recipe, cfg, placement), batch)
+
+
+def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placement:
+    """The recipe's mesh over these devices, by default all."""
+    mesh = recipe.mesh
+    return make_placement(mesh.sizes, between=mesh.between_sizes, devices=devices)
+
+
+def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execution:
+    """How the recipe runs the model."""
+    wanted = recipe.execution
+    return Execution(wanted.compute, wanted.attention, remat, placement, packed=recipe.packed)
+
+
+def leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
+    """Changes to a recipe that need less memory and give the same results, cheapest first."""
+    batch, shards = recipe.batch, placement.batch_shards
+    counts = [
+        batch.microbatches * n
+        for n in (2, 4, 8, 16)
+        if batch.rows % (batch.microbatches * n * shards) == 0
+    ]
+    changes: list[dict[str, Any]] = [{"batch.microbatches": n} for n in counts[:2]]
+    if recipe.execution.remat != "full":
+        changes += [
+            {"execution.remat": "full", **({"batch.microbatches": n} if n else {})}
+            for n in (0, *counts)
+        ]
+    return changes or [{"batch.microbatches": n} for n in counts]

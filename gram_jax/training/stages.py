@@ -1,0 +1,168 @@
+"""What differs between the three stages: which examples, which weights, which objective."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax import tree
+from gram_jax.data.examples import Examples
+from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
+from gram_jax.data.record_types import ReadReport
+from gram_jax.data.records import read_sources
+from gram_jax.data.sources import read_rows
+from gram_jax.interop.models import SCORE, load_model
+from gram_jax.judge.spec import JudgeSpec, make_spec
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Execution
+from gram_jax.model.lora import init_lora, lora_scales, lora_specs
+from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.recipes.tables import Recipe, Source
+from gram_jax.sharding import Placement
+from gram_jax.training.objectives import (
+    Objective,
+    ranking_objective,
+    verdict_objective,
+    writing_objective,
+)
+from gram_jax.tree import Tree
+
+TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
+
+
+def make_objective(
+    recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: tuple[int, int]
+) -> Objective:
+    """What the recipe's stage minimises. label_ids: of the judge's two verdicts."""
+    loss = recipe.loss
+    if recipe.stage == "write":
+        assert loss.chunk is not None  # what a stage needs is there when a recipe has been read
+        return writing_objective(cfg, execution, chunk=loss.chunk)
+    if recipe.stage == "judge":
+        assert loss.smoothing is not None
+        return verdict_objective(cfg, execution, label_ids=label_ids, smoothing=loss.smoothing)
+    return ranking_objective(cfg, execution)
+
+
+def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
+    """The judge that the recipe describes, on this tokenizer."""
+    wanted, rows = recipe.judge, None
+    if wanted.template == "from-dataset":
+        found = itertools.islice(read_rows(recipe.data.train[0].spec), TEMPLATE_ROWS)
+        rows = [row.fields for row in found]
+    return make_spec(
+        tokenizer,
+        template=wanted.template,
+        labels=wanted.labels,
+        max_length=wanted.max_length,
+        thinking=wanted.thinking,
+        system=wanted.system,
+        rows=rows,
+    )
+
+
+def read_pairs(
+    recipe: Recipe, sources: Sequence[Source], limit: int | None
+) -> tuple[list[Any], ReadReport]:
+    """Records of the stage's kind from these sources, and what became of the rows."""
+    return read_sources(
+        [source.spec for source in sources],
+        "pair" if recipe.stage == "write" else "preference",
+        schema=recipe.data.schema,
+        on_bad=recipe.data.on_bad,
+        limit=limit,
+    )
+
+
+def make_examples(
+    recipe: Recipe,
+    records: Sequence[Any],
+    report: Any,
+    tokenizer: Any,
+    spec: JudgeSpec,
+) -> Examples:
+    """The stage's encoded examples of these records."""
+    shared = {"overlong": recipe.data.overlong, "rows": report}
+    if recipe.stage == "rank":
+        return ranking_examples(records, tokenizer, spec, **shared)
+    make = writing_examples if recipe.stage == "write" else verdict_examples
+    orders = recipe.data.orders
+    assert orders is not None
+    return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
+
+
+def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
+    """ParamSpec of every trained weight: all of them, or those of LoRA, and a scalar head."""
+    specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
+    return {**specs, **_scalar_head(recipe, cfg)}
+
+
+def start_weights(
+    recipe: Recipe, specs: Tree, placement: Placement
+) -> tuple[ModelConfig, Tree, Tree]:
+    """(config, weights to train, weights to leave alone) at the start of a run.
+
+    specs: as trained_specs gives them. Master weights have the recipe's dtype; frozen ones, of
+    which no sum of small steps is taken, the dtype of the computation.
+    """
+    if recipe.lora is None:
+        cfg, loaded = load_model(recipe.model.start, placement, recipe.model.dtype)
+        frozen: Tree = {}
+    else:
+        cfg, frozen, loaded = frozen_weights(recipe, placement)
+    found, fresh = tree.flatten(loaded), {}
+    # What the start does not have (LoRA, a scalar head) begins at random.
+    missing = tree.split(specs, lambda path: path not in found)[0]
+    key = jax.random.key(recipe.run.seed)
+    if "layers" in missing:
+        lora, missing = tree.split(missing, lambda path: path.startswith("layers/lora/"))
+        fresh = tree.flatten(init_lora(lora, key, placement, recipe.model.dtype))
+    if missing:
+        head_key = jax.random.fold_in(key, 1)
+        fresh |= tree.flatten(init_params(missing, head_key, placement, recipe.model.dtype))
+    trained = tree.map_with_path(
+        lambda path, _: fresh[path] if path in fresh else found[path], specs
+    )
+    return cfg, jax.tree.map(lambda x: x.astype(recipe.model.dtype), trained), frozen
+
+
+def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree, Tree]:
+    """(config, base under LoRA with LoRA's scale, the base's scalar head where it has one).
+
+    The base has the dtype of the computation. Its head, of a rank run, is trained and never frozen.
+    """
+    assert recipe.lora is not None
+    cfg, base = load_model(recipe.model.start, placement, recipe.execution.compute)
+    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
+    scale = lora_scales(cfg, recipe.lora.config, placement)
+    return cfg, tree.merge(base, {"layers": {"lora_scale": scale}}), head
+
+
+def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> Tree:
+    """Shapes and shardings of the weights that frozen_weights will give, {} without LoRA."""
+    if recipe.lora is None:
+        return {}
+    base = tree.map_with_path(
+        lambda _, spec: jax.ShapeDtypeStruct(
+            spec.shape, recipe.execution.compute, sharding=placement.sharding(*spec.axes)
+        ),
+        param_specs(cfg),
+    )
+    scale = jax.ShapeDtypeStruct((cfg.layers,), "float32", sharding=placement.sharding())
+    return tree.merge(base, {"layers": {"lora_scale": scale}})
+
+
+def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
+    if recipe.stage != "rank":
+        return {}
+    return {SCORE: ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
+
+
+def abstract_batch(batch: Any, placement: Placement) -> Any:
+    """Shapes and shardings of a batch as it will lie on the devices."""
+    sharding = placement.sharding("batch")
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=sharding), batch
+    )
