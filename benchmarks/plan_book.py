@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gram_jax.console import format_bytes, format_count
+from gram_jax.formatting import format_bytes, format_count
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan.models import PUBLISHED
 from gram_jax.plan.topology import Topology, read_topology

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gram_jax.console import format_bytes
 from gram_jax.data.records import read_records
+from gram_jax.formatting import format_bytes
 from gram_jax.scoring.scorer import Scorer
 
 FORMATS = ("float32", "bfloat16", "int8")

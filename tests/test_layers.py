@@ -15,6 +15,8 @@ LAYERS = [
     "batch",
     "hashing",
     "compile_cache",
+    "formatting",
+    "progress",
     "console",
     "plots",
     "sharding",

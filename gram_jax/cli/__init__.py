@@ -6,7 +6,7 @@ import warnings
 import typer
 
 from gram_jax.cli import evidence, judging, models, training
-from gram_jax.console import Console
+from gram_jax.console import Console, log_to
 from gram_jax.errors import GramError, StoppedError
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ def main() -> None:
     finished kept; 75 and 76 ask to be started again (errors.py). Everything else is a bug with its traceback.
     """
     warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
+    log_to(Console())
     try:
         app()
     except StoppedError as stopped:

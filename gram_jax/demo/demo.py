@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.console import Console, Progress, format_seconds
+from gram_jax.console import Console, Progress
 from gram_jax.data.records import Kind, Preference, read_records
 from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
+from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer, resolve_model
 from gram_jax.judge.encode import encode_comparisons

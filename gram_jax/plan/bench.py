@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console, format_bytes, format_count, format_seconds
+from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
+from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import Encoded, encode_comparisons
 from gram_jax.judge.spec import DEFAULT_LENGTH
 from gram_jax.model.execution import AskedCompute, Execution

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from gram_jax.console import Console, format_bytes, format_count, format_seconds
+from gram_jax.console import Console
+from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.plan.planning import Fit, Plan
 
 BOUNDS = {

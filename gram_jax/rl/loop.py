@@ -18,11 +18,12 @@ import numpy as np
 
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.console import Console, format_value
+from gram_jax.console import Console
 from gram_jax.data.record_types import Prompt
 from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import Member
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.formatting import format_value
 from gram_jax.generation.generator import Policy
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION

@@ -13,8 +13,9 @@ from gram_jax.checkpoint.manifest import (
 )
 from gram_jax.checkpoint.orbax import complete_steps, step_name
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
-from gram_jax.console import Console, format_bytes, format_seconds
+from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.formatting import format_bytes, format_seconds
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.recipes.reading import read_recipe
 

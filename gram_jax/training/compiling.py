@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from gram_jax.console import format_bytes
 from gram_jax.errors import DoesNotFitError
+from gram_jax.formatting import format_bytes
 from gram_jax.sharding import Placement
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from gram_jax.console import Progress, format_value
+from gram_jax.console import Progress
 from gram_jax.errors import NonFiniteError
+from gram_jax.formatting import format_value
 from gram_jax.run.metrics import HELD_OUT, MetricsWriter
 
 # What the progress bar shows.
