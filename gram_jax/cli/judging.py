@@ -203,8 +203,8 @@ def serve(
         if (error.name or "").startswith("gram_jax"):
             raise
         raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
-    from gram_jax.generation.generator import Policy
-    from gram_jax.generation.greedy import NEW, GreedyResponses
+    from gram_jax.generation.generator import TextGenerator
+    from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
     from gram_jax.rewards.forms import RewardForm
     from gram_jax.serve.guard import Limits
 
@@ -217,7 +217,8 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or NEW)
+        generator = TextGenerator.load(policy, compute=compute)
+        write = GreedyResponses(generator, max_new_tokens=new or MAX_NEW_TOKENS)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,

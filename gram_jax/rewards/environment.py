@@ -14,8 +14,8 @@ from threading import Lock
 from typing import cast
 
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
-from gram_jax.generation.greedy import NEW, GreedyResponses
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
 from gram_jax.rewards.forms import Against, As, RewardForm, Rewards, check_written
 from gram_jax.scoring.batcher import Batcher, Client
 from gram_jax.scoring.scorer import Scorer
@@ -39,7 +39,7 @@ def _load() -> Rewards:
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
-        new = int(os.environ.get("GRAM_JAX_NEW", NEW))
+        new = int(os.environ.get("GRAM_JAX_NEW", MAX_NEW_TOKENS))
     except ValueError as error:
         raise DataError(
             "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_NEW a whole "
@@ -54,7 +54,9 @@ def _load() -> Rewards:
     policy = os.environ.get("GRAM_JAX_POLICY")
     if policy:
         check_written(form)  # before anything is loaded
-    write = GreedyResponses(Policy.load(policy), new=new) if policy else None
+    write = None
+    if policy:
+        write = GreedyResponses(TextGenerator.load(policy), max_new_tokens=new)
     # Both trainers ask for a sample at a time from many threads, and a padded call costs the same for one as for many.
     judge = Client(Batcher(Scorer.load(model), most=sys.maxsize))
     return Rewards(judge, form, write=write)

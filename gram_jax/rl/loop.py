@@ -24,11 +24,12 @@ from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import Member
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.formatting import format_value
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import at_its_step, load_model
 from gram_jax.model.execution import Execution
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.recipes.reading import changed_values
 from gram_jax.rewards.forms import RewardForm
@@ -124,10 +125,10 @@ class _Learner:
             self.reward = self.contest = reward
         self._make_programs()
 
-    def _load_policy(self) -> Policy:
+    def _load_policy(self) -> TextGenerator:
         recipe = self.recipe
         with self.console.timed("load the policy"):
-            loaded = Policy.load(
+            loaded = TextGenerator.load(
                 self.start,
                 compute=recipe.execution.compute,
                 placement=self.place,
@@ -255,22 +256,21 @@ class _Learner:
         chosen = self.prompts.draw(sampling.prompts, number, recipe.run.seed)
         once = [self.prompts.prompts[at] for at in chosen]
         asked = [prompt for prompt in once for _ in range(sampling.group)]
+        tokens = [self.prompts.tokens[at] for at in chosen]
         policy = self.policy.with_params(_weights(state.params))
-        written = policy.write(
-            asked,
-            new=sampling.new,
-            temperature=sampling.temperature,
-            seed=_seed(recipe.run.seed, number),
-            rows=recipe.rows,
+        written = policy.generate_from_tokens(
+            [ids for ids in tokens for _ in range(sampling.group)],
+            SamplingConfig(sampling.new, sampling.temperature, seed=_seed(recipe.run.seed, number)),
+            batch_size=recipe.rows,
         )
         greedy = None
         if recipe.reward.against == "greedy":
-            plain = policy.write(once, new=sampling.new, temperature=0).texts
+            plain = policy.generate_from_tokens(tokens, SamplingConfig(sampling.new, 0)).texts
             greedy = [text for text in plain for _ in range(sampling.group)]
         rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
             replace(recipe.algorithm, kl=kl_weight),
-            [self.prompts.tokens[at] for at in chosen],
+            tokens,
             written.samples,
             rewards,
             width=self.width,
@@ -304,11 +304,11 @@ class _Learner:
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
         """Against what the start writes, greedy against greedy, on held-out prompts."""
-        prompts, new = self.valid.prompts[: self.recipe.evaluate.limit], self.recipe.sampling.new
-        ours = (
-            self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
-        )
-        theirs = self.policy.write(prompts, new=new, temperature=0).texts
+        limit, greedy = self.recipe.evaluate.limit, SamplingConfig(self.recipe.sampling.new, 0)
+        prompts, tokens = self.valid.prompts[:limit], self.valid.tokens[:limit]
+        policy = self.policy.with_params(_weights(params))
+        ours = policy.generate_from_tokens(tokens, greedy).texts
+        theirs = self.policy.generate_from_tokens(tokens, greedy).texts
         won, gain = against_the_start(self.contest, prompts, ours, theirs)
         if self.judged:  # where a response equal to the start's has 0.5
             return {"win_rate": won, "p_better_than_start": 0.5 + gain}
@@ -330,7 +330,7 @@ class _Learner:
         text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.dtype), indent=2) + "\n"
         (model / "config.json").write_text(text, encoding="utf-8")
         self.policy.tokenizer.save_pretrained(model)
-        ends = json.dumps({"eos_token_id": list(self.policy.stops)}) + "\n"
+        ends = json.dumps({"eos_token_id": list(self.policy.stop_token_ids)}) + "\n"
         (model / GENERATION).write_text(ends, encoding="utf-8")
         write_manifest(model)
 
@@ -352,7 +352,7 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
             f"[reward] devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
         )
     sizes, between = recipe.mesh.sizes, recipe.mesh.between_sizes
-    policy = make_placement(sizes, between=between, devices=devices[: len(devices) - apart])
+    policy = make_placement(sizes, dcn=between, devices=devices[: len(devices) - apart])
     if not apart:
         return policy, policy
     return policy, make_placement({"data": -1}, devices=devices[-apart:])

@@ -8,7 +8,7 @@ from gram_jax.console import Console
 from gram_jax.data.record_types import Preference, Prompt
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prompts:
 
 def read_prompts(
     source: str,
-    policy: Policy,
+    generator: TextGenerator,
     *,
     schema: str,
     longest: int,
@@ -45,7 +45,7 @@ def read_prompts(
     """
     records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
-    tokens = [policy.encode(prompt) for prompt in prompts]
+    tokens = [generator.encode(prompt) for prompt in prompts]
     kept = [at for at, ids in enumerate(tokens) if len(ids) <= longest][:limit]
     if not kept:
         raise DataError(f"{source}: none of {len(prompts)} prompts has at most {longest} tokens")

@@ -22,6 +22,7 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.ranking.jobs import Contest, Entry
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Core, Method, default_tokens, method_for
@@ -86,7 +87,7 @@ class Scorer:
         method: Method | None = None,
     ):
         check_tokenizer(spec, tokenizer)
-        if "score" in params:
+        if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
                 "time and give no verdicts. Choose the model of a run of stage judge"
