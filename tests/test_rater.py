@@ -50,7 +50,7 @@ def test_a_pair_is_scored_by_the_difference_of_its_rewards(rater):
         assert score.margin == first - second
         assert score.first == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-6)
         assert score.first + score.second == 1
-        assert score.order_gap == 0
+        assert score.position_bias == 0
 
 
 def test_exchanged_responses_exchange_the_scores(rater):

@@ -270,7 +270,7 @@ def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path
     )
     for a, b in zip(one, other, strict=True):
         assert (a["score_chosen"], a["margin"]) == (b["score_rejected"], -b["margin"])
-        assert a["order_gap"] == b["order_gap"]
+        assert a["position_bias"] == b["position_bias"]
 
 
 def test_a_response_that_the_source_shows_second_keeps_its_own_score(judge, tmp_path):

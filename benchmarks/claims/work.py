@@ -277,7 +277,7 @@ class Workshop:
             scores = list(reader.stream((p.prompt, p.chosen, p.rejected) for p in pairs))
             answers[name] = {
                 "p": [round(score.first, 8) for score in scores],
-                "gap": [round(score.order_gap, 5) for score in scores],
+                "gap": [round(score.position_bias, 5) for score in scores],
             }
             write_whole(partial, json.dumps(answers))
         return answers

@@ -106,7 +106,7 @@ def _of_contests(work: Workload, contests: list[Graded]) -> tuple[dict[str, Any]
 def _measured(work: Workload, verdicts: Verdicts) -> dict[str, Any]:
     """What every evaluation has, whatever the benchmark."""
     report = report_pairs(verdicts, skipped_ties=work.skipped_ties)
-    counts, edges = np.histogram(verdicts.order_gap, GAP_EDGES)
+    counts, edges = np.histogram(verdicts.position_bias, GAP_EDGES)
     return {
         "source": work.source,
         "contents": contents_of(work.records),
@@ -174,7 +174,7 @@ def _worst(texts: Sequence[tuple[str, Any, str, str]], verdicts: Verdicts) -> li
             "chosen": chosen,
             "rejected": rejected,
             "probability": float(verdicts.p[at]),
-            "order_gap": float(verdicts.order_gap[at]),
+            "position_bias": float(verdicts.position_bias[at]),
             "subset": str(verdicts.subset[at]),
         }
         for at in order.tolist()

@@ -223,7 +223,7 @@ def _score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict
         row = {"score_chosen": score.first, "score_rejected": score.second}
     return row | {
         "margin": score.margin,
-        "order_gap": score.order_gap,
+        "position_bias": score.position_bias,
         "shortened": score.shortened,
     }
 

@@ -87,7 +87,7 @@ class Rater:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScore]:
-        """PairScore of every (prompt, first, second), by the Bradley-Terry model; order_gap is 0.
+        """PairScore of every (prompt, first, second), by the Bradley-Terry model; position_bias is 0.
 
         progress is called with the number of pairs just scored.
         """

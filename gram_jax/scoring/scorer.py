@@ -40,18 +40,18 @@ class PairScore(NamedTuple):
 
     first, second: probability that this response is the better one; they sum to 1.
     margin: log-odds of the first, the mean over both orders of the difference of the label logits.
-    order_gap: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
+    position_bias: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
     shortened: the texts did not fit the token budget and were cut inside the responses.
 
-    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, order_gap=0.05, shortened=False)
+    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)
     >>> score.swapped()
-    PairScore(first=0.25, second=0.75, margin=-1.1, order_gap=0.05, shortened=False)
+    PairScore(first=0.25, second=0.75, margin=-1.1, position_bias=0.05, shortened=False)
     """
 
     first: float
     second: float
     margin: float
-    order_gap: float
+    position_bias: float
     shortened: bool
 
     def swapped(self) -> "PairScore":
@@ -367,6 +367,6 @@ def pair_score(gap: float | np.floating, other: float | np.floating, shortened: 
         first=first,
         second=second,
         margin=(here - there) / 2,
-        order_gap=float(leaning[0] + leaning[1]) / 2,
+        position_bias=float(leaning[0] + leaning[1]) / 2,
         shortened=shortened,
     )
