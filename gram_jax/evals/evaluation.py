@@ -39,7 +39,7 @@ from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import Verdicts, report_pairs, verdicts_on
 from gram_jax.evals.scores import Target, rank_graded, score_pairs
 from gram_jax.evals.workload import Benchmark, Workload
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 
 WORST = 20
@@ -47,7 +47,7 @@ GAP_EDGES = np.linspace(-1, 1, 21)
 
 
 def evaluate_workload(
-    scorer: Scorer | Rater, model: str, work: Workload, to: Target
+    scorer: Scorer | ScalarRewardModel, model: str, work: Workload, to: Target
 ) -> tuple[dict[str, Any], Verdicts]:
     """Everything measured on one source, as evaluation.json holds it, and the verdicts themselves."""
     if work.ranks:

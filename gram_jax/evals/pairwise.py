@@ -11,7 +11,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, number, subsets_of
 from gram_jax.evals.lengths import length_slope
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 # A probability this close to one half names neither response: scores are float32.
@@ -94,7 +94,7 @@ class Verdicts(NamedTuple):
 
 
 def evaluate_pairs(
-    scorer: Scorer | Rater,
+    scorer: Scorer | ScalarRewardModel,
     records: Iterable[Preference],
     *,
     progress: Callable[[int], None] | None = None,
