@@ -24,7 +24,7 @@ from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
 from gram_jax.ranking.jobs import Contest, Entry
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
-from gram_jax.scoring.engine import Core, Method, default_tokens, method_for
+from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -95,7 +95,7 @@ class Scorer:
         self.tokenizer, self.spec = tokenizer, spec
         self.shortened = 0  # pairs and comparisons so far that did not fit
         method = method or method_for(execution)
-        self.core = Core(
+        self.core = ScoringEngine(
             params,
             cfg,
             spec.label_ids,
