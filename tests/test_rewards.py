@@ -39,9 +39,9 @@ class ByLength:
     def rank_many(self, items, contest=None):
         self.calls += 1
         for prompt, responses in items:
-            from gram_jax.ranking.jobs import Contest
+            from gram_jax.ranking.jobs import RankingConfig
 
-            entry = Entry(prompt, responses, contest or Contest("round_robin"))
+            entry = Entry(prompt, responses, contest or RankingConfig("round_robin"))
             while entry.ranking is None:
                 gaps = [self.gap(a, b) for _, a, b in entry.shown()]
                 entry.answer(np.array(gaps), shortened=False)

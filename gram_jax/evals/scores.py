@@ -11,7 +11,7 @@ import numpy as np
 from gram_jax.console import Console, Progress
 from gram_jax.data.records import Candidates, Preference
 from gram_jax.evals.graded import Graded
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scalar import ScalarRewardModel
@@ -86,7 +86,7 @@ def rank_graded(
     def answer(judge: Scorer, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
         rankings = judge.rank_many(
             ((record.prompt, record.responses) for _, record in window),
-            Contest("round_robin"),
+            RankingConfig("round_robin"),
             progress=lambda count: progress.update(count, units=count),
         )
         return [

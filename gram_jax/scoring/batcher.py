@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gram_jax.judge.encode import Prompt
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
 
@@ -42,7 +42,7 @@ class LateError(Exception):
 class _Job:
     kind: Literal["pairs", "rank"]
     items: list[Any]
-    contest: Contest | None
+    contest: RankingConfig | None
     cost: int  # sequences
     deadline: float
     answer: "Future[list[Any]]" = field(default_factory=Future)
@@ -72,7 +72,7 @@ class Batcher:
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest, deadline: float
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig, deadline: float
     ) -> list[Ranking]:
         """As Scorer.rank_many. Counted as if every response met every other one."""
         items = list(items)
@@ -209,7 +209,7 @@ class Client:
         return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
     ) -> list[Ranking]:
         """As Scorer.rank_many."""
-        return self.batcher.rank(items, contest or Contest(), self.deadline)
+        return self.batcher.rank(items, contest or RankingConfig(), self.deadline)

@@ -22,7 +22,7 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
-from gram_jax.ranking.jobs import Contest, Entry
+from gram_jax.ranking.jobs import Entry, RankingConfig
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
 from gram_jax.sharding import Placement, make_placement
@@ -243,7 +243,7 @@ class Scorer:
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
         options that do not go together, and where there is nothing to rank.
         """
-        contest = Contest(method, orders, _frozen(references))
+        contest = RankingConfig(method, orders, _frozen(references))
         return next(self.rank_many([(prompt, responses)], contest))
 
     def best(self, prompt: Prompt, responses: Sequence[str], **options: Any) -> int:
@@ -253,7 +253,7 @@ class Scorer:
     def rank_many(
         self,
         items: Iterable[tuple[Prompt, Sequence[str]]],
-        contest: Contest | None = None,
+        contest: RankingConfig | None = None,
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Ranking]:
@@ -261,7 +261,7 @@ class Scorer:
 
         progress is called with the number of rankings that became ready.
         """
-        contest, remaining = contest or Contest(), iter(items)
+        contest, remaining = contest or RankingConfig(), iter(items)
         while window := list(islice(remaining, self.window)):
             entries = [Entry(prompt, responses, contest) for prompt, responses in window]
             ready = 0

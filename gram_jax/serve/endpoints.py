@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import generate_latest
 
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.batcher import Client
 from gram_jax.serve.forms import (
     MOST_CHARACTERS,
@@ -73,7 +73,7 @@ def add_judging(app: APIRouter, service: Service) -> None:
     @app.post("/v1/rank")
     def rank(asked: ToRank, client: Client = asking) -> Ranked:
         """Responses to a prompt from best to worst."""
-        contest = Contest(asked.method, asked.orders)
+        contest = RankingConfig(asked.method, asked.orders)
         (found,) = client.rank_many([(asked_prompt(asked.prompt), asked.responses)], contest)
         return Ranked(
             ranking=found.order,
