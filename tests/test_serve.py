@@ -25,7 +25,7 @@ from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.ranking.jobs import Entry  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
+from gram_jax.scoring.batcher import BusyError, ClosedError, LateError, RequestBatcher  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
@@ -399,7 +399,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_scored_for_i
 
 
 def test_what_waits_together_is_scored_together(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     judge.go.clear()
     answers: list = []
     end = time.monotonic() + 30
@@ -424,7 +424,7 @@ def test_what_waits_together_is_scored_together(judge):
 
 
 def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
-    batcher, found = Batcher(judge), {}
+    batcher, found = RequestBatcher(judge), {}
     judge.go.clear()
 
     def ask(text: str) -> None:
@@ -446,7 +446,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
 
 
 def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
-    batcher = Batcher(judge, most=10)
+    batcher = RequestBatcher(judge, most=10)
     judge.go.clear()
     end = time.monotonic() + 30
     waiting = [
@@ -469,7 +469,7 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
-    batcher = Batcher(judge, most=4)
+    batcher = RequestBatcher(judge, most=4)
     judge.go.clear()
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
@@ -488,7 +488,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_
 
 
 def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     batcher.waiting, batcher.speed = 25, 10.0
     assert batcher.retry_after() == 2
     batcher.speed = 1e-3
@@ -497,7 +497,7 @@ def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
 
 
 def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
-    batcher, found = Batcher(judge, together=2), []
+    batcher, found = RequestBatcher(judge, together=2), []
     judge.go.clear()
 
     def ask() -> None:

@@ -48,7 +48,7 @@ class _Job:
     answer: "Future[list[Any]]" = field(default_factory=Future)
 
 
-class Batcher:
+class RequestBatcher:
     """Scores for many threads. most: sequences that may wait; together: so many are scored in one call."""
 
     def __init__(self, scorer: Scorer, *, most: int = 8192, together: int = 512):
@@ -201,7 +201,7 @@ def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
 class Client:
     """A view of the batcher until a deadline, with the methods of a Scorer that rewards are made from."""
 
-    def __init__(self, batcher: Batcher, deadline: float = math.inf):
+    def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
         self.batcher, self.deadline = batcher, deadline
 
     def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError
+from gram_jax.scoring.batcher import BusyError, ClosedError, LateError, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
@@ -59,7 +59,7 @@ def make_app(
         scorer,
         name,
         form,
-        Batcher(scorer, most=queue, together=together),
+        RequestBatcher(scorer, most=queue, together=together),
         Cohorts(cohort_wait),
         limits or Limits(),
         write=write,

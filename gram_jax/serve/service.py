@@ -10,7 +10,7 @@ from fastapi import Header
 from gram_jax.data.record_types import Prompt
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import Batcher, Client
+from gram_jax.scoring.batcher import Client, RequestBatcher
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
@@ -31,7 +31,7 @@ class Service:
     scorer: Scorer
     name: str
     form: RewardForm
-    batcher: Batcher
+    batcher: RequestBatcher
     cohorts: Cohorts
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
