@@ -25,7 +25,7 @@ from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.ranking.jobs import Entry  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import BusyError, ClosedError, LateError, RequestBatcher  # noqa: E402
+from gram_jax.scoring.batcher import ClosedError, LateError, QueueFullError, RequestBatcher  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
@@ -456,7 +456,7 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
         thread.start()
     time.sleep(0.2)
     started = time.monotonic()
-    with pytest.raises(BusyError) as refused:
+    with pytest.raises(QueueFullError) as refused:
         batcher.pairs([("q", "a", "b")] * 2, end)
     assert time.monotonic() - started < 0.1 and refused.value.retry_after >= 1
     judge.go.set()

@@ -22,7 +22,7 @@ PATIENCE = 0.002  # seconds that the first of a batch waits for others
 SMOOTH = 0.9  # of the measured speed, from batch to batch
 
 
-class BusyError(Exception):
+class QueueFullError(Exception):
     """The queue is full; retry_after: seconds until it is likely to have room."""
 
     def __init__(self, retry_after: int):
@@ -68,7 +68,7 @@ class RequestBatcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises BusyError, ClosedError, LateError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, ClosedError, LateError."""
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
@@ -111,7 +111,7 @@ class RequestBatcher:
                 raise ClosedError
             # A job that is larger than the queue itself is taken when nothing else waits.
             if self.waiting and self.waiting + job.cost > self.most:
-                raise BusyError(self.retry_after())
+                raise QueueFullError(self.retry_after())
             self.waiting += job.cost
             self._jobs.append(job)
             self._changed.notify_all()

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import BusyError, ClosedError, LateError, RequestBatcher
+from gram_jax.scoring.batcher import ClosedError, LateError, QueueFullError, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
@@ -138,8 +138,8 @@ def _add_handlers(app: FastAPI) -> None:
     async def broken(request: Request, error: Exception) -> Response:
         return answer(500, "internal", FAILED)
 
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
+    @app.exception_handler(QueueFullError)
+    async def busy(request: Request, error: QueueFullError) -> Response:
         wait = {"retry-after": str(error.retry_after)}
         return answer(429, "busy", "the queue is full", wait)
 
