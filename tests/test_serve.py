@@ -25,7 +25,7 @@ from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.ranking.jobs import Entry  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import ClosedError, LateError, QueueFullError, RequestBatcher  # noqa: E402
+from gram_jax.scoring.batcher import BatcherClosedError, LateError, QueueFullError, RequestBatcher  # noqa: E402
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
@@ -419,7 +419,7 @@ def test_what_waits_together_is_scored_together(judge):
     for at, (score,) in answers:
         assert score.margin == at / 2
     batcher.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(BatcherClosedError):
         batcher.pairs([("q", "a", "b")], end)
 
 
@@ -503,7 +503,7 @@ def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judg
     def ask() -> None:
         try:
             found.append(len(batcher.pairs([("q", "a", "b")], time.monotonic() + 30)))
-        except ClosedError:
+        except BatcherClosedError:
             found.append("closed")
 
     threads = [threading.Thread(target=ask) for _ in range(3)]

@@ -30,7 +30,7 @@ class QueueFullError(Exception):
         super().__init__(f"the queue is full: try again in {retry_after} s")
 
 
-class ClosedError(Exception):
+class BatcherClosedError(Exception):
     """The server is about to stop and takes nothing more."""
 
 
@@ -68,7 +68,7 @@ class RequestBatcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, ClosedError, LateError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError, LateError."""
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
@@ -92,7 +92,7 @@ class RequestBatcher:
             self._closed = True
             left = list(self._jobs)
             self._jobs.clear()
-        self._finish(left, ClosedError())
+        self._finish(left, BatcherClosedError())
         self.close()
 
     def full(self) -> int | None:
@@ -108,7 +108,7 @@ class RequestBatcher:
             return []
         with self._changed:
             if self._closed:
-                raise ClosedError
+                raise BatcherClosedError
             # A job that is larger than the queue itself is taken when nothing else waits.
             if self.waiting and self.waiting + job.cost > self.most:
                 raise QueueFullError(self.retry_after())

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import ClosedError, LateError, QueueFullError, RequestBatcher
+from gram_jax.scoring.batcher import BatcherClosedError, LateError, QueueFullError, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
@@ -143,8 +143,8 @@ def _add_handlers(app: FastAPI) -> None:
         wait = {"retry-after": str(error.retry_after)}
         return answer(429, "busy", "the queue is full", wait)
 
-    @app.exception_handler(ClosedError)
-    async def closed(request: Request, error: ClosedError) -> Response:
+    @app.exception_handler(BatcherClosedError)
+    async def closed(request: Request, error: BatcherClosedError) -> Response:
         return answer(503, "stopping", STOPPING, {"retry-after": "5"})
 
     @app.exception_handler(LateError)
