@@ -25,7 +25,12 @@ from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.ranking.jobs import Entry  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import BatcherClosedError, LateError, QueueFullError, RequestBatcher  # noqa: E402
+from gram_jax.scoring.batcher import (  # noqa: E402
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
@@ -463,7 +468,7 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
     for thread in waiting:
         thread.join()
     assert len(batcher.pairs([("q", "a", "b")] * 20, end)) == 20  # larger than the queue, alone
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], time.monotonic() - 1)
     batcher.close()
 
@@ -476,7 +481,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_
     first.start()
     until(lambda: batcher.waiting == 2 and not batcher._jobs)  # it is being scored
     started = time.monotonic()
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], started + 0.1)
     assert (
         time.monotonic() - started < 1 and batcher.waiting == 2

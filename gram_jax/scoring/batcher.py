@@ -34,7 +34,7 @@ class BatcherClosedError(Exception):
     """The server is about to stop and takes nothing more."""
 
 
-class LateError(Exception):
+class DeadlineExceededError(Exception):
     """The request's deadline passed before it was scored."""
 
 
@@ -68,7 +68,7 @@ class RequestBatcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError, LateError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError, DeadlineExceededError."""
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
@@ -120,7 +120,7 @@ class RequestBatcher:
             return job.answer.result(None if math.isinf(left) else max(0.0, left))
         except TimeoutError:
             if self._forgotten(job):
-                raise LateError from None
+                raise DeadlineExceededError from None
             return job.answer.result()  # it is being scored already
 
     def _forgotten(self, job: _Job) -> bool:
@@ -137,7 +137,7 @@ class RequestBatcher:
             started = time.monotonic()
             late = [job for job in batch if job.deadline < started]
             batch = [job for job in batch if job.deadline >= started]
-            self._finish(late, LateError())
+            self._finish(late, DeadlineExceededError())
             for jobs in _alike(batch):
                 self._score(jobs)
             if cost := sum(job.cost for job in batch):

@@ -14,7 +14,12 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import BatcherClosedError, LateError, QueueFullError, RequestBatcher
+from gram_jax.scoring.batcher import (
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
@@ -147,8 +152,8 @@ def _add_handlers(app: FastAPI) -> None:
     async def closed(request: Request, error: BatcherClosedError) -> Response:
         return answer(503, "stopping", STOPPING, {"retry-after": "5"})
 
-    @app.exception_handler(LateError)
-    async def late(request: Request, error: LateError) -> Response:
+    @app.exception_handler(DeadlineExceededError)
+    async def late(request: Request, error: DeadlineExceededError) -> Response:
         return answer(504, "late", "the deadline passed before the request was scored")
 
 

@@ -15,7 +15,7 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
 from gram_jax.rewards.forms import RewardForm, Rewards, WriteReferences, as_scores
 from gram_jax.rewards.messages import completion_of, conversation_of, prompt_of
-from gram_jax.scoring.batcher import Client, LateError
+from gram_jax.scoring.batcher import Client, DeadlineExceededError
 from gram_jax.serve.forms import (
     Classified,
     Classify,
@@ -189,7 +189,7 @@ def _writing(write: Writer, client: Client) -> WriteReferences:
         try:
             return write(prompts, max(0.0, client.deadline - time.monotonic()))
         except TimeoutError:
-            raise LateError from None
+            raise DeadlineExceededError from None
         except DataError as error:
             raise HTTPException(422, NO_ROOM) from error
 
