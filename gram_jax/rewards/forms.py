@@ -20,7 +20,7 @@ from gram_jax.errors import DataError
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import Client
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
 
 Against = Literal["group", "circle", "reference"]
@@ -105,7 +105,7 @@ class Rewards:
             check_written(self.form)
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
-        self._reading = nullcontext() if isinstance(scorer, Client) else self._turn
+        self._reading = nullcontext() if isinstance(scorer, BatchedScorer) else self._turn
         self._said = not warn
 
     def of(

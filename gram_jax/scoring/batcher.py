@@ -198,7 +198,7 @@ def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
     return list(groups.values())
 
 
-class Client:
+class BatchedScorer:
     """A view of the batcher until a deadline, with the methods of a Scorer that rewards are made from."""
 
     def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
