@@ -23,7 +23,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
-from gram_jax.ranking.jobs import Entry  # noqa: E402
+from gram_jax.ranking.jobs import RankingJob  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
 from gram_jax.scoring.batcher import (  # noqa: E402
     BatcherClosedError,
@@ -66,7 +66,7 @@ class Judge:
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:
-            entry = Entry(prompt, responses, contest)
+            entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
                 gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
                 entry.answer(np.array(gaps), shortened=False)

@@ -32,7 +32,7 @@ class RankingConfig:
         check_method(self.method, self.orders, references=many)
 
 
-class Entry:
+class RankingJob:
     """One prompt's tournament.
 
     Equal texts take part once, in an order that is drawn from the texts themselves: the result depends neither on the

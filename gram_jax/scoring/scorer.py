@@ -22,7 +22,7 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
-from gram_jax.ranking.jobs import Entry, RankingConfig
+from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
 from gram_jax.sharding import Placement, make_placement
@@ -263,7 +263,7 @@ class Scorer:
         """
         contest, remaining = contest or RankingConfig(), iter(items)
         while window := list(islice(remaining, self.window)):
-            entries = [Entry(prompt, responses, contest) for prompt, responses in window]
+            entries = [RankingJob(prompt, responses, contest) for prompt, responses in window]
             ready = 0
             while active := [entry for entry in entries if entry.ranking is None]:
                 progress(len(entries) - len(active) - ready)
@@ -272,7 +272,7 @@ class Scorer:
             progress(len(entries) - ready)
             yield from (entry.ranking for entry in entries if entry.ranking is not None)
 
-    def _play(self, entries: Sequence[Entry]) -> None:
+    def _play(self, entries: Sequence[RankingJob]) -> None:
         """One round of every tournament."""
         shown = [entry.shown() for entry in entries]
         flat = [comparison for of_entry in shown for comparison in of_entry]
