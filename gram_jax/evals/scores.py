@@ -61,7 +61,7 @@ def rank_graded(
     records: Sequence[Candidates],
     to: Target,
 ) -> list[Graded]:
-    """All responses of every row compared with each other, in both orders; a ScalarRewardModel rates each of them once."""
+    """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
 
     def rate(
         rater: ScalarRewardModel, window: list[Numbered], progress: Progress
