@@ -59,7 +59,7 @@ def rank_graded(
     records: Sequence[Candidates],
     to: Target,
 ) -> list[Graded]:
-    """All responses of every row compared with each other, in both orders; a ScalarRewardModel reads each once."""
+    """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
 
     def rate(
         rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
