@@ -31,7 +31,7 @@ from gram_jax.scoring.batcher import (  # noqa: E402
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
+from gram_jax.scoring.scorer import Scorer, combine_orders  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
 from gram_jax.serve.run import check_address  # noqa: E402
@@ -62,7 +62,7 @@ class Judge:
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
         gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap, -gap, False) for gap in gaps]
+        return [combine_orders(gap, -gap, False) for gap in gaps]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:

@@ -21,7 +21,7 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
 
 Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -227,7 +227,7 @@ class Rewards:
             g, cut = gaps[prompt].gaps, gaps[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else pair_score(g[i, j], g[j, i], cut)
+                    EVEN if texts[i] == texts[j] else combine_orders(g[i, j], g[j, i], cut)
                     for j in n
                     if j != i
                 ]
