@@ -42,8 +42,8 @@ class Judge:
         for prompt, responses in items:
             entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
-                gaps = [self.rule(first, second) for _, first, second in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [self.rule(first, second) for _, first, second in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 

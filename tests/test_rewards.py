@@ -43,8 +43,8 @@ class ByLength:
 
             entry = RankingJob(prompt, responses, contest or RankingConfig("round_robin"))
             while entry.ranking is None:
-                gaps = [self.gap(a, b) for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [self.gap(a, b) for _, a, b in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 

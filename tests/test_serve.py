@@ -61,15 +61,15 @@ class Judge:
         self.sizes.append(len(triples))
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [combine_orders(gap, -gap, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(gap, -gap, False) for gap in logit_diffs]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:
             entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
-                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 
