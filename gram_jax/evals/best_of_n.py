@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
 from gram_jax.generation.generator import Policy
 from gram_jax.interop.models import at_its_step
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from gram_jax.console import Console
-from gram_jax.data.records import Preference, contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluation import evaluate_workload
 from gram_jax.evals.pairwise import Verdicts
@@ -185,7 +185,7 @@ def write_reward_bench(
     folder: Path,
     model: str,
     template: str,
-    records: Sequence[Preference],
+    records: Sequence[Comparison],
     verdicts: Verdicts,
     found: dict[str, Any],
 ) -> None:

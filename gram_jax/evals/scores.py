@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.console import Console, Progress
-from gram_jax.data.records import Candidates, Preference
+from gram_jax.data.comparison import Candidates, Comparison, Record
 from gram_jax.evals.graded import Graded
 from gram_jax.ranking.jobs import Contest
 from gram_jax.scoring.files import weights_fingerprint
@@ -30,18 +30,17 @@ class Target(NamedTuple):
 
 
 def score_pairs(
-    scorer: Scorer | Rater, model: str, source: str, records: Sequence[Preference], to: Target
+    scorer: Scorer | Rater, model: str, source: str, records: Sequence[Comparison], to: Target
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""
 
     def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
         scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
+            ((record.prompt, record.chosen, record.rejected) for _, record in window),
             progress=lambda count: progress.update(count, units=count),
         )
         return [
-            _beginning(number, record)
-            | (score if record.chosen_first else score.swapped())._asdict()
+            _beginning(number, record) | score._asdict()
             for (number, record), score in zip(window, scores, strict=True)
         ]
 
@@ -146,5 +145,5 @@ def _answers(
         return [json.loads(line) for line in lines]
 
 
-def _beginning(number: int, record: Preference | Candidates) -> dict[str, Any]:
+def _beginning(number: int, record: Record) -> dict[str, Any]:
     return {"id": record.id, "row": number, "source": record.source}

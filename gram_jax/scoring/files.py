@@ -10,14 +10,8 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.console import Console, Progress
-from gram_jax.data.records import (
-    Kind,
-    Preference,
-    Record,
-    RecordStream,
-    UnlabeledPair,
-    source_kind,
-)
+from gram_jax.data.comparison import Comparison, Record
+from gram_jax.data.records import Kind, RecordStream, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
 from gram_jax.ranking.jobs import Contest
@@ -93,7 +87,7 @@ def score_file(
 
     def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
         scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
+            ((record.prompt, *record.best_first) for _, record in window),
             progress=lambda count: progress.update(count, units=count),
         )
         return [
@@ -213,14 +207,12 @@ def _beginning(number: int, record: Record) -> dict[str, Any]:
     return {"id": record.id, "row": number, "source": record.source}
 
 
-def _score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict[str, Any]:
-    if isinstance(record, UnlabeledPair):
-        row = {"score_first": score.first, "score_second": score.second}
-    elif record.tie:
-        row = {"score_first": score.first, "score_second": score.second, "tie": True}
-    else:
-        score = score if record.chosen_first else score.swapped()
-        row = {"score_chosen": score.first, "score_rejected": score.second}
+def _score_columns(record: Comparison, score: PairScore) -> dict[str, Any]:
+    """The columns of a score whose responses are in the order of `record.best_first`."""
+    names = ("chosen", "rejected") if record.has_preference else ("first", "second")
+    row: dict[str, Any] = {f"score_{names[0]}": score.first, f"score_{names[1]}": score.second}
+    if record.label == "tie":
+        row["tie"] = True
     return row | {
         "margin": score.margin,
         "order_gap": score.order_gap,

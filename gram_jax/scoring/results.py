@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gram_jax.console import Console, Progress
-from gram_jax.data.records import Record, contents_id
+from gram_jax.data.comparison import Record, contents_id
 from gram_jax.errors import DataError
 
 Numbered = tuple[int, Any]  # the number of a row, and its record
