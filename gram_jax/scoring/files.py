@@ -14,7 +14,7 @@ from gram_jax.data.comparison import Comparison, Record
 from gram_jax.data.records import Kind, RecordStream, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import PairScore, Scorer
@@ -115,7 +115,7 @@ def rank_file(
     model: str,
     source: str,
     out: str | Path,
-    contest: Contest,
+    contest: RankingConfig,
     *,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
@@ -215,7 +215,7 @@ def _score_columns(record: Comparison, score: PairScore) -> dict[str, Any]:
         row["tie"] = True
     return row | {
         "margin": score.margin,
-        "order_gap": score.order_gap,
+        "position_bias": score.position_bias,
         "shortened": score.shortened,
     }
 
