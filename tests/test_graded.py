@@ -61,7 +61,7 @@ def test_pairs_of_graded_responses_are_seen_from_the_better_one():
     assert [(i, j) for _, i, j, _ in pairs] == [(1, 0), (2, 0)]
     verdicts = graded_verdicts(pairs)
     assert verdicts.margin.tolist() == [2, 1]
-    assert verdicts.correct.all() and (verdicts.order_gap > 0).all()
+    assert verdicts.correct.all() and (verdicts.position_bias > 0).all()
 
 
 def test_reward_bench_2_shares_credit_over_ties_and_averages_subsets():

@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from gram_jax import cli
 from gram_jax.errors import JudgeError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import (
     Ranking,
     RankingMethod,
@@ -199,9 +199,9 @@ def test_options_that_do_not_go_together_are_refused():
         (None, ("a",), "references are for the method"),
     ]:
         with pytest.raises(JudgeError, match=message):
-            Contest(method, references=references)
+            RankingConfig(method, references=references)
     with pytest.raises(JudgeError, match="orders is"):
-        Contest(orders="ab")
+        RankingConfig(orders="ab")
     with pytest.raises(JudgeError, match="nothing to rank"):
         next(tournament(0))
 
@@ -226,7 +226,7 @@ RESPONSES = ["Seven.", "Nine, I think.", "", "Two\nand three", "Seven.", "eleven
 @pytest.mark.parametrize("orders", ["both", "one"])
 def test_a_ranking_depends_on_nothing_but_the_responses(judge: Scorer, method, orders):
     """Not on their order, not on how often one occurs, not on what else is ranked: to the last bit."""
-    contest = Contest(method, orders, 2 if method == "reference" else 0)
+    contest = RankingConfig(method, orders, 2 if method == "reference" else 0)
     (alone,) = judge.rank_many([("Name a prime.", RESPONSES)], contest)
     shuffled = np.random.default_rng(0).permutation(len(RESPONSES))
     others = [("q", ["a", "b"]), ("Name a prime.", [RESPONSES[i] for i in shuffled])]

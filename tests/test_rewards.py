@@ -12,7 +12,7 @@ import pytest
 from scipy.special import expit
 
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Entry
+from gram_jax.ranking.jobs import RankingJob
 from gram_jax.rewards import environment
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.messages import completion_of, prompt_of
@@ -39,9 +39,9 @@ class ByLength:
     def rank_many(self, items, contest=None):
         self.calls += 1
         for prompt, responses in items:
-            from gram_jax.ranking.jobs import Contest
+            from gram_jax.ranking.jobs import RankingConfig
 
-            entry = Entry(prompt, responses, contest or Contest("round_robin"))
+            entry = RankingJob(prompt, responses, contest or RankingConfig("round_robin"))
             while entry.ranking is None:
                 gaps = [self.gap(a, b) for _, a, b in entry.shown()]
                 entry.answer(np.array(gaps), shortened=False)

@@ -19,7 +19,7 @@ from gram_jax.ranking.tournament import (
 
 
 @dataclass(frozen=True)
-class Contest:
+class RankingConfig:
     """How responses are ranked; the options of `Scorer.rank`."""
 
     method: RankingMethod | None = None
@@ -32,14 +32,14 @@ class Contest:
         check_method(self.method, self.orders, references=many)
 
 
-class Entry:
+class RankingJob:
     """One prompt's tournament.
 
     Equal texts take part once, in an order that is drawn from the texts themselves: the result depends neither on the
     order in which responses are given nor on how often one of them occurs.
     """
 
-    def __init__(self, prompt: Prompt, responses: Sequence[str], contest: Contest):
+    def __init__(self, prompt: Prompt, responses: Sequence[str], contest: RankingConfig):
         self.prompt = prompt
         self.ranking: Ranking | None = None  # when it is over
         own, references = _drawn(responses), contest.references
