@@ -206,4 +206,3 @@ def log_to(console: Console) -> None:
         logger.removeHandler(handler)
     logger.addHandler(_LogHandler(console))
     logger.setLevel(logging.INFO)
-    logger.propagate = False
