@@ -4,7 +4,6 @@ Beside OUT stands OUT.meta.json, which says what it was made from. A run that wa
 complete line; a torn last line is cut off.
 """
 
-import errno
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from typing import IO, Any, NamedTuple
 from gram_jax.console import Console, Progress
 from gram_jax.data.records import Record, contents_id
 from gram_jax.errors import DataError
+from gram_jax.files import explain_full_disk
 
 Numbered = tuple[int, Any]  # the number of a row, and its record
 # An interruption costs at most about so much work. How many records are worked on together changes nothing in their
@@ -159,16 +159,14 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
 @contextmanager
 def _explain_interruption(out: Path, console: Console) -> Iterator[None]:
     """A full disk, or a file that cannot be written, is a DataError; Ctrl-C says that nothing is lost."""
+    advice = "The complete rows are kept: free some space and run the same command again"
     try:
-        yield
+        with explain_full_disk(out, advice, error=DataError):
+            yield
     except KeyboardInterrupt:
         console.warn(f"{out} keeps its complete rows; the same command goes on after them")
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"the disk of {out} is full. The complete rows are kept: make room and run the same command again"
-            ) from error
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
