@@ -3,7 +3,8 @@
 The command line prints the message of any `GramError` and exits with its status; every other exception is a bug.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 # Exit statuses that ask to be started again (2 does not: it needs a person).
 RESTART = 75  # stopped by SIGTERM, everything saved
@@ -109,3 +110,29 @@ def nearest_multiple(value: int, unit: int) -> str:
     """
     below = value // unit * unit
     return nearest(value, [n for n in (below, below + unit) if n])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA, or the machine, ran out of memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextmanager
+def explain_out_of_memory(needs: str, advice: str) -> Iterator[None]:
+    """Raises DoesNotFitError if the block runs out of memory.
+
+    needs: what did not fit, as far as it is known; advice: what to try.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = in_short(str(error))
+        raise DoesNotFitError(f"out of memory: {needs}.\n{found}\n{advice}") from error
+
+
+def in_short(text: str) -> str:
+    """The first lines of a compiler's message."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:3])[:600]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.generate import SamplingConfig
 
 MAX_NEW_TOKENS = 256  # the default of TRL's max_completion_length
