@@ -79,5 +79,9 @@ class StoppedError(GramError):
         self.status = status
 
 
+class MissingExtraError(GramError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
 class ReportError(GramError):
     """A report or a model card cannot be made of what was given, or would replace somebody's file."""

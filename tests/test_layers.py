@@ -17,6 +17,7 @@ LAYERS = [
     "compile_cache",
     "formatting",
     "progress",
+    "extras",
     "console",
     "plots",
     "sharding",

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGMLQuantizationType as Quant
-from gguf import GGUFReader, ReaderTensor
-from gguf.quants import dequantize
 from tokenizers import (
     AddedToken,
     Regex,
@@ -24,11 +21,17 @@ from tokenizers import (
 )
 
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import Stored, assemble
 from gram_jax.judge.encode import wrap_tokenizer
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
+
+with needs_extra("gguf"):
+    from gguf import GGMLQuantizationType as Quant
+    from gguf import GGUFReader, ReaderTensor
+    from gguf.quants import dequantize
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast

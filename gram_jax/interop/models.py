@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -16,7 +17,6 @@ import numpy as np
 from gram_jax import tree
 from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.gguf import gguf_config, gguf_tokenizer, load_gguf
 from gram_jax.interop.hf_config import check_vocabulary
 from gram_jax.interop.hf_files import (
     CONFIG,
@@ -135,6 +135,12 @@ def _smollm2() -> Path:
     )
 
 
+def _gguf() -> ModuleType:
+    from gram_jax.interop import gguf  # of an extra
+
+    return gguf
+
+
 def load_model(
     name: str | Path, placement: Placement, dtype: str | None
 ) -> tuple[ModelConfig, Tree]:
@@ -154,7 +160,7 @@ def load_model(
         cfg = _tiny_config()
         return cfg, _tiny_params(cfg, placement, dtype or "float32")
     if source.kind == "gguf":
-        return load_gguf(source.place, placement, dtype)
+        return _gguf().load_gguf(source.place, placement, dtype)
     if source.kind == "run":
         return load_run(source.place, placement, dtype, source.step)
     return load_hf(_folder(source, WEIGHTS), placement, dtype)
@@ -165,7 +171,9 @@ def model_config(name: str | Path) -> ModelConfig:
     source = resolve_model(name)
     if source.kind == "random":
         return _tiny_config()
-    return gguf_config(source.place) if source.kind == "gguf" else hf_config(_folder(source))
+    return (
+        _gguf().gguf_config(source.place) if source.kind == "gguf" else hf_config(_folder(source))
+    )
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
@@ -176,7 +184,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     if source.kind == "random":
         return tiny_tokenizer()
     if source.kind == "gguf":
-        tokenizer = gguf_tokenizer(source.place)
+        tokenizer = _gguf().gguf_tokenizer(source.place)
     else:
         check_texts(folder := _folder(source))
         tokenizer = folder_tokenizer(folder)
