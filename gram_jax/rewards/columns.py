@@ -17,7 +17,7 @@ def reference_column(rewards: Rewards, columns: dict[str, Any], name: str) -> Se
     if name not in columns and not form.references and rewards.write is None:
         raise DataError(
             f"the reward compares with a reference, and the data has no column {name!r}: found "
-            f"{', '.join(columns) or 'none'}. Set column=, give the form references, or a policy that writes them (write=)"
+            f"{', '.join(columns) or 'none'}. Set column=, write=, or references of the form"
         )
     values = columns.get(name)
     return None if values is None else [as_text(value) for value in values]

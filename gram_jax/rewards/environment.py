@@ -27,11 +27,12 @@ _LOADING = Lock()
 def rewards_from_environment() -> Rewards:
     """Loaded once per process, by the first thread that calls. Raises DataError for missing or wrong variables."""
     with _LOADING:
-        return _load()
+        return load_rewards()
 
 
 @cache
-def _load() -> Rewards:
+def load_rewards() -> Rewards:
+    """As rewards_from_environment, for one thread."""
     model = os.environ.get("GRAM_JAX_JUDGE")
     if not model:
         raise DataError(

@@ -65,7 +65,9 @@ class RewardForm:
         """Raises DataError for values that contradict each other."""
         for name, choices in (("compare_with", ComparedWith), ("scale", RewardScale)):
             if (found := getattr(self, name)) not in get_args(choices):
-                raise DataError(f"{name} = {found!r}: expected one of {', '.join(get_args(choices))}")
+                raise DataError(
+                    f"{name} = {found!r}: expected one of {', '.join(get_args(choices))}"
+                )
         if isinstance(self.references, str):
             raise DataError("references are a tuple of texts, found one text")
         if self.references and self.compare_with != "reference":

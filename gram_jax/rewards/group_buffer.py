@@ -88,9 +88,7 @@ class GroupBuffer:
             self._closed = True
             self._changed.notify_all()
 
-    def _wait_until_closed(
-        self, group: _Group, key: tuple[Hashable, int], deadline: float
-    ) -> bool:
+    def _wait_until_closed(self, group: _Group, key: tuple[Hashable, int], deadline: float) -> bool:
         """Whether it was this caller who closed the group."""
         end = time.monotonic() + self.wait
         group.waiting += 1

@@ -1,9 +1,9 @@
 """Reward functions for TRL's GRPOTrainer and RLOOTrainer, and the judge in the form of TRL's pairwise judges.
 
-    from gram_jax import Scorer
-    from gram_jax.rewards.trl import trl_reward
+from gram_jax import Scorer
+from gram_jax.rewards.trl import trl_reward
 
-    trainer = GRPOTrainer(..., reward_funcs=[trl_reward(Scorer.load("runs/judge"))])
+trainer = GRPOTrainer(..., reward_funcs=[trl_reward(Scorer.load("runs/judge"))])
 """
 
 import asyncio

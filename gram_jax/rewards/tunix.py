@@ -1,8 +1,8 @@
 """A reward function for Tunix's GRPOLearner.
 
-    from gram_jax.rewards.tunix import tunix_reward
+from gram_jax.rewards.tunix import tunix_reward
 
-    learner = GRPOLearner(rl_cluster=cluster, reward_fns=[tunix_reward(judge)], grpo_config=config)
+learner = GRPOLearner(rl_cluster=cluster, reward_fns=[tunix_reward(judge)], grpo_config=config)
 """
 
 from collections.abc import Callable, Sequence
