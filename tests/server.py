@@ -14,7 +14,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from gram_jax.ranking.jobs import Entry
-from gram_jax.scoring.scorer import pair_score
+from gram_jax.scoring.scorer import combine_orders
 from gram_jax.serve.app import make_app
 from gram_jax.serve.middleware import Limits
 
@@ -47,7 +47,7 @@ class FakeJudge:
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
         gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap, -gap, False) for gap in gaps]
+        return [combine_orders(gap, -gap, False) for gap in gaps]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:

@@ -7,7 +7,12 @@ import time
 import pytest
 from server import FakeJudge, until
 
-from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError
+from gram_jax.scoring.batcher import (
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def judge() -> FakeJudge:
 
 
 def test_what_waits_together_is_scored_together(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     judge.go.clear()
     answers: list = []
     end = time.monotonic() + 30
@@ -36,12 +41,12 @@ def test_what_waits_together_is_scored_together(judge):
     for at, (score,) in answers:
         assert score.margin == at / 2
     batcher.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(BatcherClosedError):
         batcher.pairs([("q", "a", "b")], end)
 
 
 def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
-    batcher, found = Batcher(judge), {}
+    batcher, found = RequestBatcher(judge), {}
     judge.go.clear()
 
     def ask(text: str) -> None:
@@ -63,7 +68,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
 
 
 def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
-    batcher = Batcher(judge, most=10)
+    batcher = RequestBatcher(judge, most=10)
     judge.go.clear()
     end = time.monotonic() + 30
     waiting = [
@@ -73,27 +78,27 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
         thread.start()
     time.sleep(0.2)
     started = time.monotonic()
-    with pytest.raises(BusyError) as refused:
+    with pytest.raises(QueueFullError) as refused:
         batcher.pairs([("q", "a", "b")] * 2, end)
     assert time.monotonic() - started < 0.1 and refused.value.retry_after >= 1
     judge.go.set()
     for thread in waiting:
         thread.join()
     assert len(batcher.pairs([("q", "a", "b")] * 20, end)) == 20  # larger than the queue, alone
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], time.monotonic() - 1)
     batcher.close()
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
-    batcher = Batcher(judge, most=4)
+    batcher = RequestBatcher(judge, most=4)
     judge.go.clear()
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
     first.start()
     assert judge.asked.wait(10)
     started = time.monotonic()
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], started + 0.1)
     assert (
         time.monotonic() - started < 1 and batcher.waiting == 2
@@ -105,7 +110,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_
 
 
 def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     batcher.waiting, batcher.speed = 25, 10.0
     assert batcher.retry_after() == 2
     batcher.speed = 1e-3
@@ -114,13 +119,13 @@ def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
 
 
 def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
-    batcher, found = Batcher(judge, together=2), []
+    batcher, found = RequestBatcher(judge, together=2), []
     judge.go.clear()
 
     def ask() -> None:
         try:
             found.append(len(batcher.pairs([("q", "a", "b")], time.monotonic() + 30)))
-        except ClosedError:
+        except BatcherClosedError:
             found.append("closed")
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -139,9 +144,9 @@ def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judg
 
 
 def test_deadlines_that_pass_while_a_batch_is_collected_leave_the_batcher_alive(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     for _ in range(200):
-        with contextlib.suppress(LateError):
+        with contextlib.suppress(DeadlineExceededError):
             batcher.pairs([("q", "a", "b")], time.monotonic() + 1e-4)
     assert len(batcher.pairs([("q", "a", "b")], time.monotonic() + 30)) == 1
     batcher.close()

@@ -18,7 +18,7 @@ from gram_jax.generation.generator import Policy
 from gram_jax.generation.greedy import NEW, GreedyResponses
 from gram_jax.rewards.forms import ComparedWith, RewardForm, Rewards, RewardScale
 from gram_jax.rewards.group_buffer import GroupBuffer
-from gram_jax.scoring.batcher import Batcher, Client
+from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 
 _LOADING = Lock()
@@ -58,5 +58,5 @@ def load_rewards() -> Rewards:
         form.check_writer()  # before anything is loaded
         write = GreedyResponses(Policy.load(policy), new=max_new_tokens)
     # Trainers send one sample at a time from many threads, and a padded call costs the same for one as for many.
-    judge = Client(Batcher(Scorer.load(model), most=sys.maxsize))
+    judge = BatchedScorer(RequestBatcher(Scorer.load(model), most=sys.maxsize))
     return Rewards(judge, form, write=write, buffer=GroupBuffer())

@@ -15,12 +15,12 @@ from scipy.special import expit
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import Client
-from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
+from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
@@ -38,7 +38,7 @@ class PairScorer(Protocol):
         ...
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
     ) -> Iterable[Ranking]:
         """As Scorer.rank_many."""
         ...
@@ -145,7 +145,7 @@ class Rewards:
         if self.form.compare_with == "reference":
             # Before the lock, so that references of several callers are written in one batch.
             compared = self._references(asked, references)
-            with nullcontext() if isinstance(self.scorer, Client) else self._turn:
+            with nullcontext() if isinstance(self.scorer, BatchedScorer) else self._turn:
                 found = self._with_references(asked, texts, compared)
         else:
             with self._turn:
@@ -207,7 +207,7 @@ class Rewards:
     def _of_all(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         """Scores of each response against every other one of its group."""
         several = {prompt: texts for prompt, texts in groups.items() if len(set(texts)) > 1}
-        rankings = self.scorer.rank_many(several.items(), Contest("round_robin"))
+        rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
         by_prompt = dict(zip(several, rankings, strict=True))
         found = {}
         for prompt, texts in groups.items():
@@ -215,10 +215,12 @@ class Rewards:
             if prompt not in by_prompt:
                 found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
                 continue
-            gaps, cut = by_prompt[prompt].gaps, by_prompt[prompt].shortened
+            logit_diffs, cut = by_prompt[prompt].logit_diffs, by_prompt[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else pair_score(gaps[i, j], gaps[j, i], cut)
+                    EVEN
+                    if texts[i] == texts[j]
+                    else combine_orders(logit_diffs[i, j], logit_diffs[j, i], cut)
                     for j in n
                     if j != i
                 ]

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gram_jax.errors import GramError
-from gram_jax.scoring.batcher import BusyError, ClosedError, LateError
+from gram_jax.scoring.batcher import BatcherClosedError, DeadlineExceededError, QueueFullError
 from gram_jax.serve.fields import ErrorResponse
 
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
@@ -77,16 +77,16 @@ def add_error_handlers(app: FastAPI) -> None:
             422, "unusable", f"{type(error).__name__}: the texts cannot be judged"
         )
 
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
+    @app.exception_handler(QueueFullError)
+    async def busy(request: Request, error: QueueFullError) -> Response:
         retry = {"retry-after": str(error.retry_after)}
         return error_response(429, "busy", "the queue is full", retry)
 
-    @app.exception_handler(ClosedError)
-    async def stopping(request: Request, error: ClosedError) -> Response:
+    @app.exception_handler(BatcherClosedError)
+    async def stopping(request: Request, error: BatcherClosedError) -> Response:
         return error_response(503, "stopping", "the server is stopping", {"retry-after": "5"})
 
-    @app.exception_handler(LateError)
+    @app.exception_handler(DeadlineExceededError)
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: Exception) -> Response:
         return error_response(504, "late", "the deadline passed before the request was scored")

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from gram_jax.data.record_types import Prompt
-from gram_jax.scoring.batcher import Client
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_RESPONSES, Messages, Responses
 from gram_jax.serve.service import Service, prompt_from
 
@@ -33,7 +33,7 @@ def add_group_judge(app: APIRouter, service: Service) -> None:
     until_deadline = service.until_deadline()
 
     @app.post("/compare")
-    def compare(request: CompareRequest, client: Client = until_deadline) -> CompareResponse:
+    def compare(request: CompareRequest, client: BatchedScorer = until_deadline) -> CompareResponse:
         """Win rates of all responses to a prompt, or of a part of them once its group is complete."""
         prompt, size = prompt_from(request.conversation_history), request.group_size or 1
         if len(request.responses) >= size:
@@ -43,7 +43,7 @@ def add_group_judge(app: APIRouter, service: Service) -> None:
 
         def rate(responses: list[str], deadline: float) -> list[float]:
             service.count_uncompared([prompt] * len(responses))
-            return _win_rates(Client(service.batcher, deadline), prompt, responses)[0]
+            return _win_rates(BatchedScorer(service.batcher, deadline), prompt, responses)[0]
 
         rewards, compared = service.groups.gather(
             prompt, request.responses, size, client.deadline, rate
@@ -52,7 +52,7 @@ def add_group_judge(app: APIRouter, service: Service) -> None:
 
 
 def _win_rates(
-    client: Client, prompt: Prompt, responses: Sequence[str]
+    client: BatchedScorer, prompt: Prompt, responses: Sequence[str]
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Win rates, and P(i better than j) of every pair."""
     pairs = list(combinations(range(len(responses)), 2))

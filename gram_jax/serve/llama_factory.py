@@ -5,7 +5,7 @@ import uuid
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gram_jax.scoring.batcher import Client
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import Text, Texts
 from gram_jax.serve.service import Service, conversation_from
 
@@ -33,7 +33,7 @@ def add_llama_factory(app: APIRouter, service: Service) -> None:
 
     @app.post("/v1/score/evaluation")
     def score_evaluation(
-        request: ScoreEvaluationRequest, client: Client = until_deadline
+        request: ScoreEvaluationRequest, client: BatchedScorer = until_deadline
     ) -> ScoreEvaluationResponse:
         """Rewards of rendered conversations."""
         pairs = [

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gram_jax.scoring.batcher import Batcher
+from gram_jax.scoring.batcher import RequestBatcher
 
 
 class ServerMetrics:
@@ -24,7 +24,7 @@ class ServerMetrics:
         self._batches = Gauge("gram_batches", "Calls of the judge since start", registry=registry)
         self._speed = Gauge("gram_sequences_per_second", "Moving average", registry=registry)
 
-    def render(self, batcher: Batcher) -> bytes:
+    def render(self, batcher: RequestBatcher) -> bytes:
         """In Prometheus' text format."""
         self._waiting.set(batcher.waiting)
         self._scored.set(batcher.scored)

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from gram_jax.ranking.jobs import Contest
-from gram_jax.scoring.batcher import Client
+from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import (
     MAX_ITEMS,
     PairRequest,
@@ -33,12 +33,12 @@ PairOrPairs = Annotated[
 
 
 class VerdictResponse(BaseModel):
-    """first, second: P(this response is better), sum 1; margin: log-odds; order_gap: what the first place is worth."""
+    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: what the first place is worth."""
 
     first: float
     second: float
     margin: float
-    order_gap: float
+    position_bias: float
     shortened: bool
 
 
@@ -74,7 +74,7 @@ def add_native(app: APIRouter, service: Service) -> None:
 
     @app.post("/v1/score_pair")
     def score_pair(
-        request: PairOrPairs, client: Client = until_deadline
+        request: PairOrPairs, client: BatchedScorer = until_deadline
     ) -> VerdictResponse | VerdictsResponse:
         """Score one pair, or several under `pairs`, in both orders."""
         several = isinstance(request, PairsRequest)
@@ -83,9 +83,9 @@ def add_native(app: APIRouter, service: Service) -> None:
         return VerdictsResponse(verdicts=verdicts) if several else verdicts[0]
 
     @app.post("/v1/rank")
-    def rank(request: RankRequest, client: Client = until_deadline) -> RankResponse:
+    def rank(request: RankRequest, client: BatchedScorer = until_deadline) -> RankResponse:
         """Rank the responses to a prompt from best to worst."""
-        contest = Contest(request.method, request.orders)
+        contest = RankingConfig(request.method, request.orders)
         items = [(prompt_from(request.prompt), request.responses)]
         (found,) = client.rank_many(items, contest)
         return RankResponse(

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import Client
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_ITEMS, Text, Texts
 from gram_jax.serve.service import Service, check_length, conversation_from
 
@@ -33,7 +33,9 @@ def add_openrlhf(app: APIRouter, service: Service) -> None:
     until_deadline = service.until_deadline()
 
     @app.post("/get_reward")
-    def get_reward(request: GetRewardRequest, client: Client = until_deadline) -> GetRewardResponse:
+    def get_reward(
+        request: GetRewardRequest, client: BatchedScorer = until_deadline
+    ) -> GetRewardResponse:
         """Rewards of queries. A label is a reference; without labels the server's form applies."""
         queries, labels = request.query, request.labels or []
         check_length("prompts", request.prompts, queries)

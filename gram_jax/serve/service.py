@@ -14,7 +14,7 @@ from gram_jax.errors import DataError, GramError
 from gram_jax.rewards.forms import ReferenceWriter, RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
-from gram_jax.scoring.batcher import Batcher, Client
+from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.errors import RequestError
 from gram_jax.serve.fields import MessageField, PairRequest
@@ -42,7 +42,7 @@ class Service:
     scorer: Scorer
     name: str
     form: RewardForm
-    batcher: Batcher
+    batcher: RequestBatcher
     groups: GroupBuffer
     limits: Limits
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
@@ -58,17 +58,19 @@ class Service:
         self.groups.close()
 
     def until_deadline(self) -> Any:
-        """A dependency: the batcher as a Client until the request's deadline, in milliseconds from now."""
+        """A dependency: the batcher as a BatchedScorer until the request's deadline, in milliseconds from now."""
         longest = round(1000 * self.limits.deadline)
 
-        async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> Client:
-            return Client(self.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000)
+        async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> BatchedScorer:
+            return BatchedScorer(
+                self.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000
+            )
 
         return Depends(client)
 
     def rewards(
         self,
-        client: Client,
+        client: BatchedScorer,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
         labels: Sequence[str | None] = (),
@@ -94,7 +96,7 @@ class Service:
         self.metrics.uncompared.inc(alone)
 
 
-def _with_deadline(write: TimedReferenceWriter, client: Client) -> ReferenceWriter:
+def _with_deadline(write: TimedReferenceWriter, client: BatchedScorer) -> ReferenceWriter:
     """`write` for one request, until its deadline."""
 
     def write_in_time(prompts: Sequence[Prompt]) -> Sequence[str]:
@@ -129,7 +131,7 @@ def conversation_from(text: str, where: str) -> tuple[Prompt, str]:
         ) from error
 
 
-def score_pairs(pairs: Sequence[PairRequest], client: Client) -> list[PairScore]:
+def score_pairs(pairs: Sequence[PairRequest], client: BatchedScorer) -> list[PairScore]:
     """The score of every pair."""
     return client.score_many(
         [(prompt_from(pair.prompt), pair.first, pair.second) for pair in pairs]

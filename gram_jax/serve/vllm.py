@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, Tag
 
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import Client
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, Text, TextOrList, by_list
 from gram_jax.serve.service import Service, check_length, score_pairs
 
@@ -73,7 +73,7 @@ def add_vllm(app: APIRouter, service: Service) -> None:
         )
 
     @app.post("/classify")
-    def classify(request: ClassifyRequest, client: Client = until_deadline) -> ListResponse:
+    def classify(request: ClassifyRequest, client: BatchedScorer = until_deadline) -> ListResponse:
         """The verdict on each pair as a class; probs are in the order of the judge's labels."""
         pairs = request.input if isinstance(request.input, list) else [request.input]
         labels = [label.strip() for label in service.scorer.spec.labels]
@@ -95,7 +95,7 @@ def add_vllm(app: APIRouter, service: Service) -> None:
 
     @app.post("/score")
     @app.post("/v1/score")
-    def score(request: ScoreRequest, client: Client = until_deadline) -> ListResponse:
+    def score(request: ScoreRequest, client: BatchedScorer = until_deadline) -> ListResponse:
         """Rewards of responses (text_2) to their prompts (text_1)."""
         responses = request.text_2 if isinstance(request.text_2, list) else [request.text_2]
         prompts = request.text_1 if isinstance(request.text_1, list) else [request.text_1]
