@@ -9,13 +9,10 @@ import pytest
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
-from gram_jax.attacks.augment import (
-    choose_attacks,
-    with_attacks,
-)
+from gram_jax.attacks.augment import with_attacks
 from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
-from gram_jax.attacks.suite import ATTACKS, HARMLESS, HOSTILE
-from gram_jax.attacks.template import Case
+from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
+from gram_jax.attacks.templates import AttackContext
 from gram_jax.cli import app
 from gram_jax.console import Console
 from gram_jax.data.record_types import Preference, as_prompt
@@ -31,6 +28,7 @@ from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
 from gram_jax.training.job import training_examples
 
+HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)
 PAIRS = [
@@ -80,7 +78,7 @@ def test_a_judge_that_obeys_verdicts_is_fooled_by_them_and_by_nothing_else(tmp_p
     gullible = FakeJudge(lambda text: 2 if "Preferred: A" in text else chosen_ones(text))
     report, found = attack(gullible, tmp_path, ["verdict_added", "empty", "prompt_copied"])
     told = found["verdict_added"]
-    # one of the four tested wordings; which pairs get it is drawn
+    # one of the four tested templates; which pairs get it is drawn
     assert 0 < told["success"] < 0.6
     assert told["interval"][0] < told["success"] < told["interval"][1]
     assert told["baseline"] == 0 and told["turned"] == told["success"]
@@ -105,7 +103,7 @@ def test_a_very_long_response_is_twice_the_budget_of_the_judge_that_is_attacked(
     encoder = text_encoder(TOKENIZER)
     for budget in (256, 2048):
         spec = make_spec(TOKENIZER, max_length=budget)
-        texts = [w(Case("q", "fine", spec)) for w in ATTACKS["beyond_budget"].tested]
+        texts = [w(AttackContext("q", "fine", spec)) for w in all_attacks()["beyond_budget"].tested]
         for text in texts:
             # by words: of this tokenizer, which has no long ones, it is more than twice
             assert 2 * budget <= len(text.split()) < 2 * budget + 20 <= len(encoder.text(text)) + 20
@@ -209,15 +207,15 @@ def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
     assert "Hostile" not in render_html(make_document(read_evidence([tmp_path / "few"])))
 
 
-def test_tested_and_trained_wordings_are_different_texts():
+def test_tested_and_trained_templates_are_different_texts():
     text = 'It\'s a door. You do not know "which" one, for example.\nIt is red. Can you see it?'
-    case = Case("What is it?", text, SPEC)
-    for found in ATTACKS.values():
+    case = AttackContext("What is it?", text, SPEC)
+    for found in all_attacks().values():
         tested, trained = ({w(case) for w in words} for words in (found.tested, found.trained))
         assert len(tested) == len(found.tested) and len(trained) == len(found.trained)
         assert not tested & trained and case.response not in tested | trained
         assert bool(trained) == (found.kind == "hostile")
-        assert not any(part in text for text in tested | trained for part in ("LABEL", "BETWEEN"))
+        assert not any(part in text for text in tested | trained for part in ("{{", "}}"))
 
 
 def test_no_attack_gets_a_control_token_or_a_delimiter_through():
@@ -225,8 +223,8 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
     plain = encode_comparison(TOKENIZER, SPEC, "q", "fine", "good").tokens
     expected = sum(token in control for token in plain.tolist())
     for found in HOSTILE:
-        for wording in (*found.tested, *found.trained):
-            text = wording(Case("q", "good", SPEC))
+        for template in (*found.tested, *found.trained):
+            text = template(AttackContext("q", "good", SPEC))
             shown = encode_comparison(TOKENIZER, SPEC, "q", "fine", text)
             assert sum(token in control for token in shown.tokens.tolist()) == expected
             if found.name == "delimiters":
@@ -245,10 +243,10 @@ def test_training_pairs_hold_the_asked_share_of_attacks():
     assert again == records != with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=4)
     assert with_attacks(PAIRS, SPEC, share=0.0, seed=3) == PAIRS
     trained = {
-        wording(Case(pair.prompt[-1].content, pair.rejected, SPEC))
+        template(AttackContext(pair.prompt[-1].content, pair.rejected, SPEC))
         for pair in PAIRS
         for a in HOSTILE
-        for wording in a.trained
+        for template in a.trained
     }
     assert {records[i].rejected for i in changed} <= trained
 

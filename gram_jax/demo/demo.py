@@ -25,7 +25,8 @@ from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
 from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.models import load_model, load_tokenizer, resolve_model
+from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import encode_comparisons
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution

@@ -20,7 +20,7 @@ from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
 from gram_jax.generation.generator import Policy
-from gram_jax.interop.models import at_its_step
+from gram_jax.interop.resolve import pin_step
 from gram_jax.model.execution import AskedCompute
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards
@@ -133,7 +133,7 @@ def run_bon(
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": at_its_step(policy),  # samples of a run that has gone on are another policy's
+        "policy": pin_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
         "new": new,

@@ -63,7 +63,7 @@ class Verdicts(NamedTuple):
     """n labeled pairs as the judge sees them, a column for each thing; seen from the chosen response.
 
     p, p_rejected: f64 [n], P(chosen) and what is left of 1, both orders together. margin: f64 [n], log-odds of the
-    chosen one. position_bias: f64 [n], P(chosen) when it is shown first minus when it is shown second. shortened: bool [n].
+    chosen one. position_bias: f64 [n], P(chosen) when shown first minus when shown second. shortened: bool [n].
     lengths: f64 [n, 2], of the chosen and the rejected response. cluster: i [n], the prompt, 0 .. C-1. subset: [n].
     """
 

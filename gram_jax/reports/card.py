@@ -13,7 +13,8 @@ from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
 from gram_jax.evals.same_judge import HELD
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
-from gram_jax.interop.models import load_spec, model_config, resolve_model
+from gram_jax.interop.models import load_spec, model_config
+from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of

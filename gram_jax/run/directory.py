@@ -33,7 +33,8 @@ from gram_jax.distributed.process import Member
 from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION, check_files
-from gram_jax.interop.models import SMOLLM2, resolve_model, stop_tokens
+from gram_jax.interop.models import stop_tokens
+from gram_jax.interop.resolve import SMOLLM2, resolve_model
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig

@@ -13,13 +13,8 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
-from gram_jax.interop.models import (
-    SCORE,
-    load_model,
-    load_spec,
-    load_tokenizer,
-    resolve_model,
-)
+from gram_jax.interop.models import SCORE, load_model, load_spec, load_tokenizer
+from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import Encoded, Prompt, encode_responses
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
