@@ -13,7 +13,7 @@ pytest.importorskip("httpx")
 import uvicorn
 from starlette.testclient import TestClient
 
-from gram_jax.ranking.jobs import Entry
+from gram_jax.ranking.jobs import RankingJob
 from gram_jax.scoring.scorer import combine_orders
 from gram_jax.serve.app import make_app
 from gram_jax.serve.middleware import Limits
@@ -46,16 +46,16 @@ class FakeJudge:
         self.sizes.append(len(triples))
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [combine_orders(gap, -gap, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(diff, -diff, False) for diff in logit_diffs]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:
-            entry = Entry(prompt, responses, contest)
-            while entry.ranking is None:
-                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
-            yield entry.ranking
+            job = RankingJob(prompt, responses, contest)
+            while job.ranking is None:
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in job.shown()]
+                job.answer(np.array(logit_diffs), shortened=False)
+            yield job.ranking
 
 
 def until(true, seconds: float = 20.0) -> None:

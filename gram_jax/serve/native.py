@@ -33,7 +33,7 @@ PairOrPairs = Annotated[
 
 
 class VerdictResponse(BaseModel):
-    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: what the first place is worth."""
+    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: of the two orders."""
 
     first: float
     second: float
