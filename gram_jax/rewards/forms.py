@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from scipy.special import expit
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import Prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
+from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
@@ -33,7 +33,7 @@ ReferenceWriter = Callable[[Sequence[Prompt]], Sequence[str]]
 class PairScorer(Protocol):
     """What rewards need of a judge: a Scorer, or a client of its batcher."""
 
-    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
         ...
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from gram_jax.data.record_types import Prompt
+from gram_jax.judge.messages import Prompt
 from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_RESPONSES, Messages, Responses
 from gram_jax.serve.service import Service, prompt_from

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
+from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import ReferenceWriter, RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
