@@ -79,12 +79,14 @@ def test_all_comparisons_of_a_call_are_scored_together():
     assert judge.calls == 1 and judge.asked == 2 * 4 * 3  # both orders of six pairs, twice
 
 
-def test_a_circle_asks_for_as_many_pairs_as_there_are_responses():
+def test_neighbors_ask_for_as_many_pairs_as_there_are_responses():
     judge = ByLength()
-    found = Rewards(judge, RewardForm(against="circle")).of(["q"] * 4, ["aaaa", "aaa", "aa", "a"])
+    found = Rewards(judge, RewardForm(against="neighbors")).of(
+        ["q"] * 4, ["aaaa", "aaa", "aa", "a"]
+    )
     assert judge.asked == 2 * 4
     assert found[0] == pytest.approx((expit(0.5) + expit(1.5)) / 2)
-    pair = Rewards(ByLength(), RewardForm(against="circle")).of(["q"] * 2, ["aaa", "a"])
+    pair = Rewards(ByLength(), RewardForm(against="neighbors")).of(["q"] * 2, ["aaa", "a"])
     assert pair == pytest.approx([expit(1), expit(-1)])
 
 
@@ -175,7 +177,7 @@ def test_empty_calls_and_wrong_lengths():
     assert rewards().of([], []) == []
     with pytest.raises(DataError, match="2 prompts and 1 completions"):
         rewards().of(["q", "q"], ["a"])
-    with pytest.raises(DataError, match="expected group, circle or reference"):
+    with pytest.raises(DataError, match="expected group, neighbors or reference"):
         RewardForm(against="groups")
 
 

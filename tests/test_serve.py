@@ -661,7 +661,7 @@ def test_options_that_say_what_a_response_meets_exclude_each_other():
     for options in (
         {"against": "group", "policy": "p"},
         {"new": 8},
-        {"against": "circle", "new": 8},
+        {"against": "neighbors", "new": 8},
     ):
         with pytest.raises(DataError, match="leave out one"):
             serve("no-such-judge", **options)

@@ -158,7 +158,7 @@ def serve(
         Path | None, typer.Option(help="a file with the bearer token that requests must carry")
     ] = None,
     against: Annotated[
-        Literal["group", "circle"] | None,
+        Literal["group", "neighbors"] | None,
         typer.Option(help="of rewards without a reference; default group"),
     ] = None,
     references: Annotated[

@@ -22,7 +22,7 @@ from gram_jax.judge.truncate import shorten
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-Overlong = Literal["shorten", "drop", "error"]
+Overlong = Literal["truncate", "drop", "error"]
 # A string is one user turn; otherwise messages with a role and a content (objects or mappings).
 Prompt = str | Sequence[Any]
 
@@ -104,11 +104,11 @@ def encode_comparison(
     first: str,
     second: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The judge's prompt for one pair in the order shown; the verdict is the token after the last.
 
-    overlong, for more than spec.max_length tokens: "shorten" cuts inside the responses, then the
+    overlong, for more than spec.max_length tokens: "truncate" cuts inside the responses, then the
     prompt, never the tail, and alike for both orders; "drop" returns None; "error" raises
     JudgeError.
     """
@@ -121,7 +121,7 @@ def encode_comparisons(
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -140,7 +140,7 @@ def encode_comparisons(
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_comparison` of many (prompt, first, second); a text that occurs several times is tokenized once."""
     rows = [{"prompt": p, "first": f, "second": s} for p, f, s in items]
@@ -178,7 +178,7 @@ def encode_response(
     prompt: Prompt,
     response: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The discriminative baseline: a chat with one response; its score is read at the last token, the turn's end."""
     return encode_responses(tokenizer, spec, [(prompt, response)], overlong=overlong)[0]
@@ -190,7 +190,7 @@ def encode_responses(
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -209,7 +209,7 @@ def encode_responses(
     spec: JudgeSpec,
     items: Iterable[tuple[Prompt, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_response` of many (prompt, response)."""
     rows = [{"prompt": p, "response": r} for p, r in items]
@@ -223,8 +223,8 @@ def _encode(
     rows: Sequence[Mapping[str, Any]],
     overlong: Overlong,
 ) -> list[Encoded | None]:
-    if overlong not in ("shorten", "drop", "error"):
-        raise JudgeError(f'overlong is "shorten", "drop" or "error"; found {overlong!r}.')
+    if overlong not in ("truncate", "drop", "error"):
+        raise JudgeError(f'overlong is "truncate", "drop" or "error"; found {overlong!r}.')
     encoder = text_encoder(tokenizer)
     table = PieceTable(encoder, layout)
     table.check_room(budget)
@@ -276,7 +276,7 @@ def _encode_row(
         if overlong == "error":
             raise JudgeError(
                 f"an example of {total} tokens does not fit the budget of {budget} (max_length). "
-                'Raise max_length, or choose overlong = "shorten" or "drop".'
+                'Raise max_length, or choose overlong = "truncate" or "drop".'
             )
         texts = shorten(table, texts, budget - table.plan.fixed)
         kept = table.total(texts)

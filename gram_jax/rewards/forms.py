@@ -23,7 +23,7 @@ from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import Client
 from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
 
-Against = Literal["group", "circle", "reference"]
+Against = Literal["group", "neighbors", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
 REMEMBERED = 1024  # prompts whose earlier responses are kept for those that arrive later
 EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)
@@ -50,7 +50,7 @@ class Judge(Protocol):
 class RewardForm:
     """What a reward is.
 
-    against: "group", all other responses of the prompt; "circle", its two neighbours in the group, n comparisons in
+    against: "group", all other responses of the prompt; "neighbors", its two neighbours in the group, n comparisons in
     place of n (n - 1) / 2; "reference", given texts. as_: "probability" of being better, a mean over what is compared
     with; "log_odds", the mean log-odds; "normalised", log-odds with mean 0 and deviation 1 in the group. references:
     texts that all responses are compared with, where a call gives none. length_penalty: taken off for every 1,000
@@ -65,8 +65,8 @@ class RewardForm:
 
     def __post_init__(self) -> None:
         """Raises DataError for values that do not go together."""
-        if self.against not in ("group", "circle", "reference"):
-            raise DataError(f"against = {self.against!r}: expected group, circle or reference")
+        if self.against not in ("group", "neighbors", "reference"):
+            raise DataError(f"against = {self.against!r}: expected group, neighbors or reference")
         if self.as_ not in ("probability", "log_odds", "normalised"):
             raise DataError(f"as_ = {self.as_!r}: expected probability, log_odds or normalised")
         if isinstance(self.references, str):
@@ -184,7 +184,9 @@ class Rewards:
             prompt: self._with_earlier(prompt, [texts[at] for at in places])
             for prompt, places in groups.items()
         }
-        compared = self._circle(members) if self.form.against == "circle" else self._all(members)
+        compared = (
+            self._neighbors(members) if self.form.against == "neighbors" else self._all(members)
+        )
         found = np.zeros(len(texts))
         for prompt, places in groups.items():
             for at, scores in zip(
@@ -235,7 +237,7 @@ class Rewards:
             ]
         return found
 
-    def _circle(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
+    def _neighbors(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         """Each with the next: a response meets two others, one in a group of two."""
         triples, places = [], []
         for prompt, texts in members.items():

@@ -88,20 +88,20 @@ class RunFolder:
         if not self.writes:
             return
         self.model.mkdir(exist_ok=True)
-        hf = config_to_hf(cfg, recipe.model.dtype)
+        hf = config_to_hf(cfg, recipe.model.param_dtype)
         _write(self.model / "config.json", json.dumps(hf, indent=2) + "\n")
         tokenizer.save_pretrained(self.model)
         spec.save(self.model)
-        if stops := stop_tokens(recipe.model.start):
+        if stops := stop_tokens(recipe.model.name_or_path):
             ends = json.dumps({"eos_token_id": list(stops)}) + "\n"
             _write(self.model / GENERATION, ends)
         if recipe.lora is not None:
             lora = recipe.lora
             base = {
-                "base": _from_anywhere(recipe.model.start),
+                "base": _from_anywhere(recipe.model.name_or_path),
                 "rank": lora.rank,
                 "alpha": lora.alpha,
-                "targets": list(lora.targets),
+                "targets": list(lora.target_modules),
             }
             _write(self.model / "base.json", json.dumps(base, indent=2) + "\n")
         write_manifest(self.model)
@@ -139,7 +139,7 @@ def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFo
     Raises RecipeError where it holds something else, another job trains in it, or a run whose recipe differs in keys
     that change results.
     """
-    path = Path(recipe.run.folder).expanduser()
+    path = Path(recipe.run.output_dir).expanduser()
     with ExitStack() as held:
         before = None
         if jax.process_index() == 0:
@@ -149,7 +149,7 @@ def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFo
         before = from_main(before)
         if not path.is_dir():
             raise RecipeError(
-                f"run.folder {recipe.run.folder!r} was made by process 0 and is not there for process "
+                f"run.output_dir {recipe.run.output_dir!r} was made by process 0 and is not there for process "
                 f"{jax.process_index()}: a job of several processes needs a folder that all of them see"
             )
         yield RunFolder(path, before)
@@ -162,7 +162,7 @@ def _make(path: Path) -> None:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
         raise RecipeError(
-            f"run.folder {str(path)!r} cannot be made: {error.strerror or error}"
+            f"run.output_dir {str(path)!r} cannot be made: {error.strerror or error}"
         ) from error
     if RECIPE in names:
         return
@@ -170,8 +170,8 @@ def _make(path: Path) -> None:
     own = re.compile(rf"{RECIPE}{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
-            f"run.folder {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the run a "
-            "folder of its own"
+            f"run.output_dir {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the "
+            "run a directory of its own"
         )
 
 
@@ -182,8 +182,8 @@ def _check_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
     if info and (changed := changed_on_resume(read_recipe(stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(
-            f"{recipe.run.folder} holds a run of another recipe. These keys change results:\n  "
-            f"{lines}\nGive this run a folder of its own (--set run.folder=...), or go on with the "
+            f"{recipe.run.output_dir} holds a run of another recipe. These keys change results:\n  "
+            f"{lines}\nGive this run a folder of its own (--set run.output_dir=...), or go on with the "
             f"old one: gram-jax train {stored}"
         )
     return info
