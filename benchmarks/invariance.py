@@ -42,7 +42,7 @@ def pool_of(count: int) -> list[tuple[str, str, str]]:
 
 def bits(scores: list[Any]) -> np.ndarray:
     """What scores say, so that == is equality of bits."""
-    table = [(s.first, s.second, s.margin, s.order_gap) for s in scores]
+    table = [(s.first, s.second, s.margin, s.position_bias) for s in scores]
     return np.array(table, np.float64).view(np.int64)
 
 

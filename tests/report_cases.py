@@ -143,7 +143,7 @@ def mistake(at: int, **more: Any) -> dict[str, Any]:
         "chosen": "2, 3 and 5.",
         "rejected": "Of course! Here are three primes below ten, smallest first:\n\n1. 1\n2. 2\n3. 3",
         "probability": 0.02 + 0.01 * at,
-        "order_gap": 0.1,
+        "position_bias": 0.1,
         "subset": "chat",
     } | more
 

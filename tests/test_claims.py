@@ -235,7 +235,7 @@ def test_a_cell_of_the_new_domain_is_asked_about_what_its_labels_leave(
         def stream(self, pairs):
             for asks in pairs:
                 asked.append(asks)
-                yield SimpleNamespace(first=0.75, order_gap=0.0)
+                yield SimpleNamespace(first=0.75, position_bias=0.0)
 
     monkeypatch.setattr(work.Workshop, "_trained", lambda *_: ("a model", {}))
     monkeypatch.setattr(work.Workshop, "_reader", lambda *_: Reader())

@@ -17,7 +17,7 @@ from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import engine as core_module
 from gram_jax.scoring import prefix_layout as trees
-from gram_jax.scoring.engine import Core
+from gram_jax.scoring.engine import ScoringEngine
 from gram_jax.scoring.prefix_layout import Group, forest_shape, lay_out
 from gram_jax.sharding import make_placement
 
@@ -29,13 +29,13 @@ def one_device():
     return make_placement({}, devices=jax.devices()[:1])
 
 
-def make_core(family: str = "llama", placement=None, **sizes) -> Core:
+def make_core(family: str = "llama", placement=None, **sizes) -> ScoringEngine:
     placement = placement or one_device()
     cfg = tiny_config(family, tied=family in ("llama", "qwen3"))
     params = random_params(cfg, placement)
     execution = Execution("float32", "blocked", "none", placement, packed=False)
     columns = sizes.pop("tokens_per_call", 1024)
-    return Core(params, cfg, LABELS, execution, LONGEST, "shared", columns, **sizes)
+    return ScoringEngine(params, cfg, LABELS, execution, LONGEST, "shared", columns, **sizes)
 
 
 def words(random: np.random.Generator, most: int, least: int = 0) -> np.ndarray:
@@ -53,7 +53,7 @@ def all_ordered(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[Enc
     return [shown(prompt, responses[i], responses[j]) for i, j in meetings]
 
 
-def plain(core: Core, texts: Sequence[Encoded]) -> np.ndarray:
+def plain(core: ScoringEngine, texts: Sequence[Encoded]) -> np.ndarray:
     """Logit gaps of every text alone in a row, on one device."""
     tokens = np.zeros((len(texts), LONGEST), np.int32)
     segments = np.zeros_like(tokens)
@@ -70,7 +70,7 @@ def plain(core: Core, texts: Sequence[Encoded]) -> np.ndarray:
     return np.asarray(found[:, 0, 0] - found[:, 0, 1])
 
 
-def check(core: Core, groups: Sequence[Sequence[Encoded]], *, pairs: bool) -> None:
+def check(core: ScoringEngine, groups: Sequence[Sequence[Encoded]], *, pairs: bool) -> None:
     expected = plain(core, [text for group in groups for text in group])
     found = core.gaps(groups, pairs=pairs)
     largest = np.abs(expected).max()
@@ -134,7 +134,9 @@ def test_several_devices_find_the_same(mesh):
     check(core, pairs, pairs=True)
 
 
-def in_company(core: Core, pool: Sequence[Sequence[Encoded]], scores: int, *, pairs: bool) -> int:
+def in_company(
+    core: ScoringEngine, pool: Sequence[Sequence[Encoded]], scores: int, *, pairs: bool
+) -> int:
     """How many of so many scores, in random order and random company, have other bits than alone."""
     random = np.random.default_rng(0)
     alone = [core.gaps([group], pairs=pairs) for group in pool]

@@ -19,10 +19,10 @@ from gram_jax.evals.graded import (
 def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
     """A judge whose log-odds are differences of strengths, plus `lean` for whatever is shown first."""
     strengths = np.array(strengths, np.float32)
-    gaps = strengths[:, None] - strengths[None, :] + np.float32(lean)
+    logit_diffs = strengths[:, None] - strengths[None, :] + np.float32(lean)
     texts = tuple(f"{name} {at}" for at in range(len(grades)))
     record = Candidates(name, as_prompt(name), texts, source, tuple(map(float, grades)))
-    return Graded(record, strengths, gaps, False)
+    return Graded(record, strengths, logit_diffs, False)
 
 
 def official(found) -> dict[str, float]:
@@ -61,7 +61,7 @@ def test_pairs_of_graded_responses_are_seen_from_the_better_one():
     assert [(i, j) for _, i, j, _ in pairs] == [(1, 0), (2, 0)]
     verdicts = graded_verdicts(pairs)
     assert verdicts.margin.tolist() == [2, 1]
-    assert verdicts.correct.all() and (verdicts.order_gap > 0).all()
+    assert verdicts.correct.all() and (verdicts.position_bias > 0).all()
 
 
 def test_reward_bench_2_shares_credit_over_ties_and_averages_subsets():

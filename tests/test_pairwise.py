@@ -79,7 +79,7 @@ def test_a_judge_of_positions_scores_one_half_and_is_always_wrong():
 
 
 def test_which_side_the_source_shows_first_does_not_matter():
-    mirrored = [PairScore(s.second, s.first, -s.margin, s.order_gap, s.shortened) for s in FOUR]
+    mirrored = [PairScore(s.second, s.first, -s.margin, s.position_bias, s.shortened) for s in FOUR]
     one, other = report(FOUR, RIGHT), report(mirrored, [not right for right in RIGHT])
     for name in (
         "accuracy",

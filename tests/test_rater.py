@@ -15,7 +15,7 @@ from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.sharding import make_placement
 
 PAIRS = [
@@ -25,9 +25,11 @@ PAIRS = [
 ]
 
 
-def rater_of(params, execution, cfg) -> Rater:
+def rater_of(params, execution, cfg) -> ScalarRewardModel:
     tokenizer = load_tokenizer("tiny-random")
-    return Rater(params, cfg, tokenizer, make_spec(tokenizer, max_length=256), execution)
+    return ScalarRewardModel(
+        params, cfg, tokenizer, make_spec(tokenizer, max_length=256), execution
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def rater(tiny) -> Rater:
+def rater(tiny) -> ScalarRewardModel:
     cfg, params, head, execution = tiny
     return rater_of({**params, "score": head}, execution, cfg)
 
@@ -50,7 +52,7 @@ def test_a_pair_is_scored_by_the_difference_of_its_rewards(rater):
         assert score.margin == first - second
         assert score.first == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-6)
         assert score.first + score.second == 1
-        assert score.order_gap == 0
+        assert score.position_bias == 0
 
 
 def test_exchanged_responses_exchange_the_scores(rater):
@@ -76,7 +78,7 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     )
     done = train(recipe)
     records = read_records(valid)[0]
-    report = evaluate_pairs(Rater.load(done.folder, compute="float32"), records)
+    report = evaluate_pairs(ScalarRewardModel.load(done.folder, compute="float32"), records)
     assert report.accuracy == pytest.approx(done.metrics["valid_accuracy"])
     assert report.margin == pytest.approx(done.metrics["valid_margin"], abs=1e-4)
     assert report.consistency == 1

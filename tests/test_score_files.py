@@ -11,7 +11,7 @@ from gram_jax.console import Console
 from gram_jax.data.records import Candidates, as_prompt
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring import files, results
 from gram_jax.scoring.files import rank_file, score_file
 from gram_jax.scoring.scorer import Scorer
@@ -180,9 +180,11 @@ def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
     assert json.loads((tmp_path / "1.jsonl").read_text()).keys() >= {"score_first", "score_second"}
 
 
-def rank(judge: Scorer, source: Path, out: Path, contest: Contest | None = None, **more):
+def rank(judge: Scorer, source: Path, out: Path, contest: RankingConfig | None = None, **more):
     quiet = Console(quiet=True)
-    return rank_file(judge, "m", str(source), out, contest or Contest(), console=quiet, **more)
+    return rank_file(
+        judge, "m", str(source), out, contest or RankingConfig(), console=quiet, **more
+    )
 
 
 @pytest.fixture
@@ -210,14 +212,14 @@ def test_candidates_are_ranked_as_the_scorer_ranks_them(judge, candidates, tmp_p
 
 def test_an_interrupted_ranking_goes_on_and_another_method_is_refused(judge, candidates, tmp_path):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    fit = Contest("bradley_terry")
+    fit = RankingConfig("bradley_terry")
     rank(judge, candidates, whole, fit)
     rank(judge, candidates, torn, fit)
     torn.write_bytes(torn.read_bytes()[:-40])
     assert rank(judge, candidates, torn, fit).written == 1
     assert torn.read_bytes() == whole.read_bytes()
     with pytest.raises(DataError, match=r"contest: .*bradley_terry.* there, .*knockout.* now"):
-        rank(judge, candidates, torn, Contest("knockout"))
+        rank(judge, candidates, torn, RankingConfig("knockout"))
 
 
 def test_scores_and_rankings_do_not_mix(judge, source, candidates, tmp_path):
@@ -270,7 +272,7 @@ def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path
     )
     for a, b in zip(one, other, strict=True):
         assert (a["score_chosen"], a["margin"]) == (b["score_rejected"], -b["margin"])
-        assert a["order_gap"] == b["order_gap"]
+        assert a["position_bias"] == b["position_bias"]
 
 
 def test_a_response_that_the_source_shows_second_keeps_its_own_score(judge, tmp_path):

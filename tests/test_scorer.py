@@ -55,7 +55,7 @@ def test_swapping_the_responses_swaps_the_scores_bit_for_bit(judge: Scorer):
     for one, other in zip(given, swapped, strict=True):
         assert (one.first, one.second) == (other.second, other.first)
         assert one.margin == -other.margin
-        assert one.order_gap == other.order_gap
+        assert one.position_bias == other.position_bias
         assert one == other.swapped()
 
 
@@ -116,7 +116,10 @@ def test_results_come_in_the_order_of_the_input_over_several_windows(judge: Scor
 
 def test_the_probabilities_agree_with_margin_and_gap(judge: Scorer):
     for score in judge.score_many(some_pairs(6, seed=3)):
-        p_given, p_swapped = score.first + score.order_gap / 2, score.first - score.order_gap / 2
+        p_given, p_swapped = (
+            score.first + score.position_bias / 2,
+            score.first - score.position_bias / 2,
+        )
         logit = np.log(p_given / (1 - p_given)), np.log(p_swapped / (1 - p_swapped))
         assert np.mean(logit) == pytest.approx(score.margin, abs=1e-4)
 

@@ -23,10 +23,15 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
-from gram_jax.ranking.jobs import Entry  # noqa: E402
+from gram_jax.ranking.jobs import RankingJob  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError  # noqa: E402
-from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
+from gram_jax.scoring.batcher import (  # noqa: E402
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
+from gram_jax.scoring.scorer import Scorer, combine_orders  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
 from gram_jax.serve.run import check_address  # noqa: E402
@@ -56,15 +61,15 @@ class Judge:
         self.sizes.append(len(triples))
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap, -gap, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(gap, -gap, False) for gap in logit_diffs]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:
-            entry = Entry(prompt, responses, contest)
+            entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
-                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 
@@ -399,7 +404,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_scored_for_i
 
 
 def test_what_waits_together_is_scored_together(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     judge.go.clear()
     answers: list = []
     end = time.monotonic() + 30
@@ -419,12 +424,12 @@ def test_what_waits_together_is_scored_together(judge):
     for at, (score,) in answers:
         assert score.margin == at / 2
     batcher.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(BatcherClosedError):
         batcher.pairs([("q", "a", "b")], end)
 
 
 def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
-    batcher, found = Batcher(judge), {}
+    batcher, found = RequestBatcher(judge), {}
     judge.go.clear()
 
     def ask(text: str) -> None:
@@ -446,7 +451,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
 
 
 def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
-    batcher = Batcher(judge, most=10)
+    batcher = RequestBatcher(judge, most=10)
     judge.go.clear()
     end = time.monotonic() + 30
     waiting = [
@@ -456,27 +461,27 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
         thread.start()
     time.sleep(0.2)
     started = time.monotonic()
-    with pytest.raises(BusyError) as refused:
+    with pytest.raises(QueueFullError) as refused:
         batcher.pairs([("q", "a", "b")] * 2, end)
     assert time.monotonic() - started < 0.1 and refused.value.retry_after >= 1
     judge.go.set()
     for thread in waiting:
         thread.join()
     assert len(batcher.pairs([("q", "a", "b")] * 20, end)) == 20  # larger than the queue, alone
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], time.monotonic() - 1)
     batcher.close()
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
-    batcher = Batcher(judge, most=4)
+    batcher = RequestBatcher(judge, most=4)
     judge.go.clear()
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
     first.start()
     until(lambda: batcher.waiting == 2 and not batcher._jobs)  # it is being scored
     started = time.monotonic()
-    with pytest.raises(LateError):
+    with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], started + 0.1)
     assert (
         time.monotonic() - started < 1 and batcher.waiting == 2
@@ -488,7 +493,7 @@ def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_
 
 
 def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
-    batcher = Batcher(judge)
+    batcher = RequestBatcher(judge)
     batcher.waiting, batcher.speed = 25, 10.0
     assert batcher.retry_after() == 2
     batcher.speed = 1e-3
@@ -497,13 +502,13 @@ def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
 
 
 def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
-    batcher, found = Batcher(judge, together=2), []
+    batcher, found = RequestBatcher(judge, together=2), []
     judge.go.clear()
 
     def ask() -> None:
         try:
             found.append(len(batcher.pairs([("q", "a", "b")], time.monotonic() + 30)))
-        except ClosedError:
+        except BatcherClosedError:
             found.append("closed")
 
     threads = [threading.Thread(target=ask) for _ in range(3)]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gram_jax.scoring.batcher import LateError
+from gram_jax.scoring.batcher import DeadlineExceededError
 from gram_jax.serve.cohort import Cohorts
 
 
@@ -48,10 +48,10 @@ def test_groups_of_other_prompts_or_sizes_stay_apart():
 def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_others():
     cohorts, started = Cohorts(1.0), time.monotonic()
     (alone,) = together(cohorts, [("q", ["a"], 2, 0.1)])
-    assert isinstance(alone, LateError) and time.monotonic() - started < 0.9
+    assert isinstance(alone, DeadlineExceededError) and time.monotonic() - started < 0.9
     assert not cohorts._open  # nothing is kept of a group whose callers have left
     hasty, patient = together(cohorts, [("q", ["a"], 3, 0.1), ("q", ["aa"], 3)])
-    assert isinstance(hasty, LateError) and patient == ([2.2], 2)
+    assert isinstance(hasty, DeadlineExceededError) and patient == ([2.2], 2)
     assert not cohorts._open
 
 

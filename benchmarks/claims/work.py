@@ -26,7 +26,7 @@ from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 from gram_jax.training.loop import train
@@ -279,14 +279,14 @@ class Workshop:
             scores = list(reader.stream((p.prompt, p.chosen, p.rejected) for p in pairs))
             answers[name] = {
                 "p": [round(score.first, 8) for score in scores],
-                "gap": [round(score.order_gap, 5) for score in scores],
+                "gap": [round(score.position_bias, 5) for score in scores],
             }
             write_whole(partial, json.dumps(answers))
         return answers
 
-    def _reader(self, cell: Cell, model: str) -> Scorer | Rater:
+    def _reader(self, cell: Cell, model: str) -> Scorer | ScalarRewardModel:
         if cell.kind == "discriminative":
-            return Rater.load(model, compute=self.size.compute)
+            return ScalarRewardModel.load(model, compute=self.size.compute)
         return Scorer.load(model, compute=self.size.compute, spec=self.pools.spec)
 
     def _folder(self, run: Run) -> Path:

@@ -111,7 +111,7 @@ def run_attacks(
                 "attack": record.source,
                 "score_chosen": score.first,
                 "margin": score.margin,
-                "order_gap": score.order_gap,
+                "position_bias": score.position_bias,
                 "shortened": score.shortened,
             }
             for (at, record), score in zip(window, scores, strict=True)
@@ -146,7 +146,7 @@ def read_scores(path: Path) -> np.ndarray:
     """f64 [n, 3] of a file of scores: P(chosen) over both orders, order gap, and whether texts were shortened."""
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return np.array([[r["score_chosen"], r["order_gap"], r["shortened"]] for r in rows], float)
+    return np.array([[r["score_chosen"], r["position_bias"], r["shortened"]] for r in rows], float)
 
 
 def report_attacks(

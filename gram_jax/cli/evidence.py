@@ -53,7 +53,7 @@ def evaluate(
     from gram_jax.evals.folder import EvaluationFolder, make_folder
     from gram_jax.evals.tables import evaluation_tables
     from gram_jax.evals.workload import HUB, read_workload
-    from gram_jax.scoring.scalar import Rater, is_baseline
+    from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
 
     console = Console()
     if not sources and benchmark not in HUB:
@@ -76,7 +76,7 @@ def evaluate(
             "--tokens-per-call": tokens_per_call,
         }
         _refuse_for_baseline(model, [option for option, value in asked.items() if value])
-        scorer = Rater.load(model, compute=compute)
+        scorer = ScalarRewardModel.load(model, compute=compute)
     else:
         scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, console=console)

@@ -82,11 +82,11 @@ def rank(
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Rank the responses of every row, best first; an interrupted run goes on."""
-    from gram_jax.ranking.jobs import Contest
+    from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    contest = Contest(method, orders, references)
+    contest = RankingConfig(method, orders, references)
     check_files(source, out, schema=schema, ranked=True)
     scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(

@@ -335,7 +335,7 @@ def _show_scores(judge: Scorer, record: Preference, console: Console) -> None:
     console.say(f"request   {record.prompt[0].content}")
     console.say(f"right     {record.chosen}")
     console.say(f"wrong     {record.rejected}")
-    first, second = score.first + score.order_gap / 2, score.first - score.order_gap / 2
+    first, second = score.first + score.position_bias / 2, score.first - score.position_bias / 2
     console.say(f"P(the right one is better): {first:.3f} shown first, {second:.3f} shown second;")
     console.say(
         f"the score is their mean, {score.first:.3f}, and {score.second:.3f} for the other."

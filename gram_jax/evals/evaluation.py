@@ -39,7 +39,7 @@ from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import Verdicts, report_pairs, verdicts_on
 from gram_jax.evals.scores import Target, rank_graded, score_pairs
 from gram_jax.evals.workload import Benchmark, Workload
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 
 WORST = 20
@@ -47,7 +47,7 @@ GAP_EDGES = np.linspace(-1, 1, 21)
 
 
 def evaluate_workload(
-    scorer: Scorer | Rater, model: str, work: Workload, to: Target
+    scorer: Scorer | ScalarRewardModel, model: str, work: Workload, to: Target
 ) -> tuple[dict[str, Any], Verdicts]:
     """Everything measured on one source, as evaluation.json holds it, and the verdicts themselves."""
     if work.ranks:
@@ -106,7 +106,7 @@ def _of_contests(work: Workload, contests: list[Graded]) -> tuple[dict[str, Any]
 def _measured(work: Workload, verdicts: Verdicts) -> dict[str, Any]:
     """What every evaluation has, whatever the benchmark."""
     report = report_pairs(verdicts, skipped_ties=work.skipped_ties)
-    counts, edges = np.histogram(verdicts.order_gap, GAP_EDGES)
+    counts, edges = np.histogram(verdicts.position_bias, GAP_EDGES)
     return {
         "source": work.source,
         "contents": contents_of(work.records),
@@ -174,7 +174,7 @@ def _worst(texts: Sequence[tuple[str, Any, str, str]], verdicts: Verdicts) -> li
             "chosen": chosen,
             "rejected": rejected,
             "probability": float(verdicts.p[at]),
-            "order_gap": float(verdicts.order_gap[at]),
+            "position_bias": float(verdicts.position_bias[at]),
             "subset": str(verdicts.subset[at]),
         }
         for at in order.tolist()

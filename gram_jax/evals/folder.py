@@ -20,7 +20,7 @@ from gram_jax.evals.workload import Workload, stem_of
 from gram_jax.interop.models import load_model
 from gram_jax.model.quantize import to_int8
 from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 from gram_jax.version import installed_version
@@ -39,7 +39,7 @@ class EvaluationFolder:
     def __init__(
         self,
         folder: Path | None,
-        scorer: Scorer | Rater,
+        scorer: Scorer | ScalarRewardModel,
         model: str,
         *,
         overwrite: bool,
@@ -126,7 +126,7 @@ class EvaluationFolder:
         self.console.warn(f"{problem}. It is begun anew")
 
 
-def settings_of(scorer: Scorer | Rater) -> dict[str, Any]:
+def settings_of(scorer: Scorer | ScalarRewardModel) -> dict[str, Any]:
     """How the judge is run and asked, as evaluation.json and attack.json hold it."""
     layers = scorer.params["layers"]
     held = "int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype)

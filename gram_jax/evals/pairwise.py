@@ -11,7 +11,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, number, subsets_of
 from gram_jax.evals.lengths import length_slope
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 # A probability this close to one half names neither response: scores are float32.
@@ -63,14 +63,14 @@ class Verdicts(NamedTuple):
     """n labeled pairs as the judge sees them, a column for each thing; seen from the chosen response.
 
     p, p_rejected: f64 [n], P(chosen) and what is left of 1, both orders together. margin: f64 [n], log-odds of the
-    chosen one. order_gap: f64 [n], P(chosen) when it is shown first minus when it is shown second. shortened: bool [n].
+    chosen one. position_bias: f64 [n], P(chosen) when it is shown first minus when it is shown second. shortened: bool [n].
     lengths: f64 [n, 2], of the chosen and the rejected response. cluster: i [n], the prompt, 0 .. C-1. subset: [n].
     """
 
     p: np.ndarray
     p_rejected: np.ndarray
     margin: np.ndarray
-    order_gap: np.ndarray
+    position_bias: np.ndarray
     shortened: np.ndarray
     lengths: np.ndarray
     cluster: np.ndarray
@@ -84,7 +84,7 @@ class Verdicts(NamedTuple):
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
         """Which response is preferred (`side`) where the chosen one is shown first, and where second."""
-        return side(self.p + self.order_gap / 2), side(self.p - self.order_gap / 2)
+        return side(self.p + self.position_bias / 2), side(self.p - self.position_bias / 2)
 
     @property
     def right_by_votes(self) -> np.ndarray:
@@ -94,7 +94,7 @@ class Verdicts(NamedTuple):
 
 
 def evaluate_pairs(
-    scorer: Scorer | Rater,
+    scorer: Scorer | ScalarRewardModel,
     records: Iterable[Preference],
     *,
     progress: Callable[[int], None] | None = None,
@@ -144,12 +144,12 @@ def verdicts_of(
     subsets: Sequence[str],
 ) -> Verdicts:
     """The columns of scores whose first response is the chosen one."""
-    p, p_rejected, margin, order_gap, shortened = map(np.array, zip(*scores, strict=True))
+    p, p_rejected, margin, position_bias, shortened = map(np.array, zip(*scores, strict=True))
     return Verdicts(
         p,
         p_rejected,
         margin,
-        order_gap,
+        position_bias,
         shortened,
         np.array(lengths, float),
         number(prompts),
@@ -173,7 +173,7 @@ def report_pairs(verdicts: Verdicts, *, skipped_ties: int) -> PairwiseReport:
         accuracy_shorter=_mean(correct[longer < 0]),
         length_slope=length_slope(verdicts.margin, verdicts.lengths),
         consistency=float((when_first == when_second).mean()),
-        position_bias=float(verdicts.order_gap.mean() / 2),
+        position_bias=float(verdicts.position_bias.mean() / 2),
         ties=float((verdicts.p == verdicts.p_rejected).mean()),
         ece=expected_calibration_error(verdicts.p),
         brier=brier(verdicts.p),

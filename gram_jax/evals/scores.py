@@ -11,10 +11,10 @@ import numpy as np
 from gram_jax.console import Console, Progress
 from gram_jax.data.records import Candidates, Preference
 from gram_jax.evals.graded import Graded
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.files import weights_fingerprint
 from gram_jax.scoring.results import Numbered, Task, write_results
-from gram_jax.scoring.scalar import Rater
+from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import PairScore, Scorer
 
 FORMAT = 1
@@ -30,7 +30,11 @@ class Target(NamedTuple):
 
 
 def score_pairs(
-    scorer: Scorer | Rater, model: str, source: str, records: Sequence[Preference], to: Target
+    scorer: Scorer | ScalarRewardModel,
+    model: str,
+    source: str,
+    records: Sequence[Preference],
+    to: Target,
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""
 
@@ -51,11 +55,17 @@ def score_pairs(
 
 
 def rank_graded(
-    scorer: Scorer | Rater, model: str, source: str, records: Sequence[Candidates], to: Target
+    scorer: Scorer | ScalarRewardModel,
+    model: str,
+    source: str,
+    records: Sequence[Candidates],
+    to: Target,
 ) -> list[Graded]:
-    """All responses of every row compared with each other, in both orders; a Rater rates each of them once."""
+    """All responses of every row compared with each other, in both orders; a ScalarRewardModel rates each of them once."""
 
-    def rate(rater: Rater, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
+    def rate(
+        rater: ScalarRewardModel, window: list[Numbered], progress: Progress
+    ) -> list[dict[str, Any]]:
         rewards, shortened = rater.rate_and_mark(
             (r.prompt, text) for _, r in window for text in r.responses
         )
@@ -65,7 +75,7 @@ def rank_graded(
             _beginning(number, record)
             | {
                 "strengths": (own - own.mean()).tolist(),
-                "gaps": (own[:, None] - own[None, :]).tolist(),
+                "logit_diffs": (own[:, None] - own[None, :]).tolist(),
                 "shortened": bool(cut.any()),
             }
             for (number, record), own, cut in zip(
@@ -76,29 +86,32 @@ def rank_graded(
     def answer(judge: Scorer, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
         rankings = judge.rank_many(
             ((record.prompt, record.responses) for _, record in window),
-            Contest("round_robin"),
+            RankingConfig("round_robin"),
             progress=lambda count: progress.update(count, units=count),
         )
         return [
             _beginning(number, record)
             | {
                 "strengths": ranking.strengths.tolist(),
-                "gaps": [
-                    [None if np.isnan(x) else x for x in row] for row in ranking.gaps.tolist()
+                "logit_diffs": [
+                    [None if np.isnan(x) else x for x in row]
+                    for row in ranking.logit_diffs.tolist()
                 ],
                 "shortened": ranking.shortened,
             }
             for (number, record), ranking in zip(window, rankings, strict=True)
         ]
 
-    how = partial(rate, scorer) if isinstance(scorer, Rater) else partial(answer, scorer)
+    how = (
+        partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(answer, scorer)
+    )
     task = Task(how, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _answers(scorer, model, source, records, to, task, "prompts")
     return [
         Graded(
             record,
             np.array(row["strengths"], np.float32),
-            np.array(row["gaps"], np.float32),
+            np.array(row["logit_diffs"], np.float32),
             row["shortened"],
         )
         for record, row in zip(records, rows, strict=True)
@@ -106,7 +119,7 @@ def rank_graded(
 
 
 def _answers(
-    scorer: Scorer | Rater,
+    scorer: Scorer | ScalarRewardModel,
     model: str,
     source: str,
     records: Sequence[Any],

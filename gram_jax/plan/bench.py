@@ -32,7 +32,7 @@ from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.topology import local_chip
-from gram_jax.scoring.engine import Core, Method, Work, default_tokens, method_for
+from gram_jax.scoring.engine import Method, ScoringEngine, Work, default_tokens, method_for
 from gram_jax.scoring.scorer import Scorer, Weights, compute_type
 from gram_jax.sharding import Placement, make_placement
 
@@ -143,7 +143,7 @@ def _timed(times: dict[str, float], what: str) -> Iterator[None]:
     times[what] = time.perf_counter() - start
 
 
-def _judge(bench: Bench) -> tuple[Scorer | None, Core]:
+def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
     """The core to measure, and what reads text for it, if anything does."""
     if bench.model is not None:
         scorer = Scorer.load(
@@ -163,7 +163,7 @@ def _judge(bench: Bench) -> tuple[Scorer | None, Core]:
     params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
     execution = Execution(compute, "auto", "none", placement, packed=False)
     method = bench.method or method_for(execution)
-    core = Core(
+    core = ScoringEngine(
         to_int8(params) if bench.weights == "int8" else params,
         cfg,
         (0, 1),  # which two tokens are compared does not matter
@@ -176,7 +176,7 @@ def _judge(bench: Bench) -> tuple[Scorer | None, Core]:
 
 
 def _workloads(
-    bench: Bench, scorer: Scorer | None, core: Core, times: dict[str, float]
+    bench: Bench, scorer: Scorer | None, core: ScoringEngine, times: dict[str, float]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """(name, pairs, what to run)."""
     if bench.source is not None and scorer is not None:  # __post_init__: a source needs a model
@@ -236,7 +236,7 @@ def _shown(head: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
 
 
 def measure(
-    name: str, core: Core, run: Callable[[], Any], *, comparisons: int, rounds: int
+    name: str, core: ScoringEngine, run: Callable[[], Any], *, comparisons: int, rounds: int
 ) -> Measured:
     """Do the work once for nothing, then `rounds` times."""
     run()

@@ -19,7 +19,7 @@ from gram_jax.ranking.tournament import (
 
 
 @dataclass(frozen=True)
-class Contest:
+class RankingConfig:
     """How responses are ranked; the options of `Scorer.rank`."""
 
     method: RankingMethod | None = None
@@ -32,14 +32,14 @@ class Contest:
         check_method(self.method, self.orders, references=many)
 
 
-class Entry:
+class RankingJob:
     """One prompt's tournament.
 
     Equal texts take part once, in an order that is drawn from the texts themselves: the result depends neither on the
     order in which responses are given nor on how often one of them occurs.
     """
 
-    def __init__(self, prompt: Prompt, responses: Sequence[str], contest: Contest):
+    def __init__(self, prompt: Prompt, responses: Sequence[str], contest: RankingConfig):
         self.prompt = prompt
         self.ranking: Ranking | None = None  # when it is over
         own, references = _drawn(responses), contest.references
@@ -61,16 +61,16 @@ class Entry:
         """The comparisons of this round, those that begin alike next to each other."""
         return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._asked)]
 
-    def answer(self, gaps: np.ndarray, *, shortened: bool) -> None:
-        """Go on with the logit gaps of `shown`. shortened: whether one of them was cut to fit."""
+    def answer(self, logit_diffs: np.ndarray, *, shortened: bool) -> None:
+        """Go on with the logit logit_diffs of `shown`. shortened: whether one of them was cut to fit."""
         self._shortened = self._shortened or shortened
-        found = dict(zip(sorted(self._asked), gaps, strict=True))
+        found = dict(zip(sorted(self._asked), logit_diffs, strict=True))
         self._send([float(found[match]) for match in self._asked])
 
-    def _send(self, gaps: list[float] | None) -> None:
+    def _send(self, logit_diffs: list[float] | None) -> None:
         try:
             going = self._tournament
-            self._asked = next(going) if gaps is None else going.send(gaps)
+            self._asked = next(going) if logit_diffs is None else going.send(logit_diffs)
         except StopIteration as over:
             self.ranking = over.value.of_texts(self._given)._replace(shortened=self._shortened)
 

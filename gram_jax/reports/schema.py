@@ -184,7 +184,7 @@ class Mistake(_Strict):
     chosen: str
     rejected: str
     probability: Share
-    order_gap: float | None
+    position_bias: float | None
     subset: str | None
 
 

@@ -230,8 +230,8 @@ def mistakes(worst: Sequence[Mistake]) -> tuple[Example, ...]:
         Example(
             f"P(chosen) = {number(one.probability)}"
             + (
-                f", order gap {number(one.order_gap, 2, sign=True)}"
-                if one.order_gap is not None
+                f", order gap {number(one.position_bias, 2, sign=True)}"
+                if one.position_bias is not None
                 else ""
             )
             + (f", {visible(one.subset)}" if one.subset else "")

@@ -17,11 +17,11 @@ from scipy.special import expit
 
 from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import Client
-from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
+from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
 
 Against = Literal["group", "neighbors", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -40,7 +40,7 @@ class Judge(Protocol):
         ...
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
     ) -> Iterable[Ranking]:
         """As Scorer.rank_many."""
         ...
@@ -105,7 +105,7 @@ class Rewards:
             check_written(self.form)
         self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
         self._turn = threading.Lock()
-        self._reading = nullcontext() if isinstance(scorer, Client) else self._turn
+        self._reading = nullcontext() if isinstance(scorer, BatchedScorer) else self._turn
         self._said = not warn
 
     def of(
@@ -218,18 +218,18 @@ class Rewards:
 
     def _all(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         several = {prompt: texts for prompt, texts in members.items() if len(set(texts)) > 1}
-        rankings = self.scorer.rank_many(several.items(), Contest("round_robin"))
-        gaps = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
+        rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
+        logit_diffs = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
         found = {}
         for prompt, texts in members.items():
             n = range(len(texts))
-            if prompt not in gaps:
+            if prompt not in logit_diffs:
                 found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
                 continue
-            g, cut = gaps[prompt].gaps, gaps[prompt].shortened
+            g, cut = logit_diffs[prompt].logit_diffs, logit_diffs[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else pair_score(g[i, j], g[j, i], cut)
+                    EVEN if texts[i] == texts[j] else combine_orders(g[i, j], g[j, i], cut)
                     for j in n
                     if j != i
                 ]

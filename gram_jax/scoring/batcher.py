@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gram_jax.judge.encode import Prompt
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
 
@@ -22,7 +22,7 @@ PATIENCE = 0.002  # seconds that the first of a batch waits for others
 SMOOTH = 0.9  # of the measured speed, from batch to batch
 
 
-class BusyError(Exception):
+class QueueFullError(Exception):
     """The queue is full; retry_after: seconds until it is likely to have room."""
 
     def __init__(self, retry_after: int):
@@ -30,11 +30,11 @@ class BusyError(Exception):
         super().__init__(f"the queue is full: try again in {retry_after} s")
 
 
-class ClosedError(Exception):
+class BatcherClosedError(Exception):
     """The server is about to stop and takes nothing more."""
 
 
-class LateError(Exception):
+class DeadlineExceededError(Exception):
     """The request's deadline passed before it was scored."""
 
 
@@ -42,13 +42,13 @@ class LateError(Exception):
 class _Job:
     kind: Literal["pairs", "rank"]
     items: list[Any]
-    contest: Contest | None
+    contest: RankingConfig | None
     cost: int  # sequences
     deadline: float
     answer: "Future[list[Any]]" = field(default_factory=Future)
 
 
-class Batcher:
+class RequestBatcher:
     """Scores for many threads. most: sequences that may wait; together: so many are scored in one call."""
 
     def __init__(self, scorer: Scorer, *, most: int = 8192, together: int = 512):
@@ -68,11 +68,11 @@ class Batcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises BusyError, ClosedError, LateError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError, DeadlineExceededError."""
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest, deadline: float
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig, deadline: float
     ) -> list[Ranking]:
         """As Scorer.rank_many. Counted as if every response met every other one."""
         items = list(items)
@@ -92,7 +92,7 @@ class Batcher:
             self._closed = True
             left = list(self._jobs)
             self._jobs.clear()
-        self._finish(left, ClosedError())
+        self._finish(left, BatcherClosedError())
         self.close()
 
     def full(self) -> int | None:
@@ -108,10 +108,10 @@ class Batcher:
             return []
         with self._changed:
             if self._closed:
-                raise ClosedError
+                raise BatcherClosedError
             # A job that is larger than the queue itself is taken when nothing else waits.
             if self.waiting and self.waiting + job.cost > self.most:
-                raise BusyError(self.retry_after())
+                raise QueueFullError(self.retry_after())
             self.waiting += job.cost
             self._jobs.append(job)
             self._changed.notify_all()
@@ -120,7 +120,7 @@ class Batcher:
             return job.answer.result(None if math.isinf(left) else max(0.0, left))
         except TimeoutError:
             if self._forgotten(job):
-                raise LateError from None
+                raise DeadlineExceededError from None
             return job.answer.result()  # it is being scored already
 
     def _forgotten(self, job: _Job) -> bool:
@@ -137,7 +137,7 @@ class Batcher:
             started = time.monotonic()
             late = [job for job in batch if job.deadline < started]
             batch = [job for job in batch if job.deadline >= started]
-            self._finish(late, LateError())
+            self._finish(late, DeadlineExceededError())
             for jobs in _alike(batch):
                 self._score(jobs)
             if cost := sum(job.cost for job in batch):
@@ -198,10 +198,10 @@ def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
     return list(groups.values())
 
 
-class Client:
+class BatchedScorer:
     """A view of the batcher until a deadline, with the methods of a Scorer that rewards are made from."""
 
-    def __init__(self, batcher: Batcher, deadline: float = math.inf):
+    def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
         self.batcher, self.deadline = batcher, deadline
 
     def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
@@ -209,7 +209,7 @@ class Client:
         return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: Contest | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
     ) -> list[Ranking]:
         """As Scorer.rank_many."""
-        return self.batcher.rank(items, contest or Contest(), self.deadline)
+        return self.batcher.rank(items, contest or RankingConfig(), self.deadline)

@@ -1,6 +1,6 @@
 """From token sequences to label logits: plan the calls, execute them, put the results back in place.
 
-Scoring of pairs, all comparisons of a ranking and the calls of a server pass through `Core.gaps`. Two
+Scoring of pairs, all comparisons of a ranking and the calls of a server pass through `ScoringEngine.gaps`. Two
 programs do the work. "shared" computes what comparisons begin with once (scoring/prefix_tree.py);
 "rows" pads both orders of a pair to one of a few lengths and can use the attention kernels of GPUs and TPUs.
 """
@@ -85,7 +85,7 @@ def _judge_rows(
 
 
 @dataclass
-class Core:
+class ScoringEngine:
     """A judge's weights and the programs over them.
 
     method: which program scores pairs. max_length: tokens of the longest comparison.

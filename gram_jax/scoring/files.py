@@ -20,7 +20,7 @@ from gram_jax.data.records import (
 )
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
-from gram_jax.ranking.jobs import Contest
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.results import Numbered, Task, write_results
 from gram_jax.scoring.scorer import PairScore, Scorer
@@ -121,7 +121,7 @@ def rank_file(
     model: str,
     source: str,
     out: str | Path,
-    contest: Contest,
+    contest: RankingConfig,
     *,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
@@ -223,7 +223,7 @@ def _score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict
         row = {"score_chosen": score.first, "score_rejected": score.second}
     return row | {
         "margin": score.margin,
-        "order_gap": score.order_gap,
+        "position_bias": score.position_bias,
         "shortened": score.shortened,
     }
 

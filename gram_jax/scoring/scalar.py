@@ -27,14 +27,14 @@ from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.scoring.engine import PADDED
 from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.scorer import Comparison, PairScore, compute_type, pair_score
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders, compute_type
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
 WINDOW = 1024  # comparisons that are encoded together
 
 
-class Rater:
+class ScalarRewardModel:
     """A model of stage rank that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Rater:
     @classmethod
     def load(
         cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
-    ) -> "Rater":
+    ) -> "ScalarRewardModel":
         """The model of a run of stage rank; compute as for a Scorer. Raises JudgeError where it is of another stage."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
@@ -87,7 +87,7 @@ class Rater:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScore]:
-        """PairScore of every (prompt, first, second), by the Bradley-Terry model; order_gap is 0.
+        """PairScore of every (prompt, first, second), by the Bradley-Terry model; position_bias is 0.
 
         progress is called with the number of pairs just scored.
         """
@@ -100,7 +100,7 @@ class Rater:
             for at in range(len(window)):
                 first, second = rewards[2 * at : 2 * at + 2].tolist()
                 cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
-                yield pair_score(first - second, second - first, cut)
+                yield combine_orders(first - second, second - first, cut)
 
     def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
         return encode_responses(self.tokenizer, self.spec, items, overlong="truncate")
@@ -134,7 +134,7 @@ def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
 
 
 def is_baseline(name: str | Path) -> bool:
-    """Whether a model's name is that of a run of stage rank, which a Rater reads."""
+    """Whether a model's name is that of a run of stage rank, which a ScalarRewardModel reads."""
     source = resolve_model(name)
     if source.kind != "run" or source.path is None:
         return False

@@ -22,9 +22,9 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
-from gram_jax.ranking.jobs import Contest, Entry
+from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
-from gram_jax.scoring.engine import Core, Method, default_tokens, method_for
+from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -40,18 +40,18 @@ class PairScore(NamedTuple):
 
     first, second: probability that this response is the better one; they sum to 1.
     margin: log-odds of the first, the mean over both orders of the difference of the label logits.
-    order_gap: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
+    position_bias: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
     shortened: the texts did not fit the token budget and were cut inside the responses.
 
-    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, order_gap=0.05, shortened=False)
+    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)
     >>> score.swapped()
-    PairScore(first=0.25, second=0.75, margin=-1.1, order_gap=0.05, shortened=False)
+    PairScore(first=0.25, second=0.75, margin=-1.1, position_bias=0.05, shortened=False)
     """
 
     first: float
     second: float
     margin: float
-    order_gap: float
+    position_bias: float
     shortened: bool
 
     def swapped(self) -> "PairScore":
@@ -95,7 +95,7 @@ class Scorer:
         self.tokenizer, self.spec = tokenizer, spec
         self.shortened = 0  # pairs and comparisons so far that did not fit
         method = method or method_for(execution)
-        self.core = Core(
+        self.core = ScoringEngine(
             params,
             cfg,
             spec.label_ids,
@@ -243,7 +243,7 @@ class Scorer:
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
         options that do not go together, and where there is nothing to rank.
         """
-        contest = Contest(method, orders, _frozen(references))
+        contest = RankingConfig(method, orders, _frozen(references))
         return next(self.rank_many([(prompt, responses)], contest))
 
     def best(self, prompt: Prompt, responses: Sequence[str], **options: Any) -> int:
@@ -253,7 +253,7 @@ class Scorer:
     def rank_many(
         self,
         items: Iterable[tuple[Prompt, Sequence[str]]],
-        contest: Contest | None = None,
+        contest: RankingConfig | None = None,
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Ranking]:
@@ -261,9 +261,9 @@ class Scorer:
 
         progress is called with the number of rankings that became ready.
         """
-        contest, remaining = contest or Contest(), iter(items)
+        contest, remaining = contest or RankingConfig(), iter(items)
         while window := list(islice(remaining, self.window)):
-            entries = [Entry(prompt, responses, contest) for prompt, responses in window]
+            entries = [RankingJob(prompt, responses, contest) for prompt, responses in window]
             ready = 0
             while active := [entry for entry in entries if entry.ranking is None]:
                 progress(len(entries) - len(active) - ready)
@@ -272,7 +272,7 @@ class Scorer:
             progress(len(entries) - ready)
             yield from (entry.ranking for entry in entries if entry.ranking is not None)
 
-    def _play(self, entries: Sequence[Entry]) -> None:
+    def _play(self, entries: Sequence[RankingJob]) -> None:
         """One round of every tournament."""
         shown = [entry.shown() for entry in entries]
         flat = [comparison for of_entry in shown for comparison in of_entry]
@@ -307,7 +307,7 @@ class Scorer:
 
         gaps = self.core.gaps([pair for _, pair in window], pairs=True, progress=count)
         scores = [
-            pair_score(gap, other, any(side.shortened for side in pair))
+            combine_orders(gap, other, any(side.shortened for side in pair))
             for gap, other, (_, pair) in zip(gaps[::2], gaps[1::2], window, strict=True)
         ]
         self._count_shortened([score.shortened for score in scores], "pairs")
@@ -352,7 +352,9 @@ def _is_turned(first: str, second: str) -> bool:
     return isinstance(first, str) and isinstance(second, str) and second < first
 
 
-def pair_score(gap: float | np.floating, other: float | np.floating, shortened: bool) -> PairScore:
+def combine_orders(
+    gap: float | np.floating, other: float | np.floating, shortened: bool
+) -> PairScore:
     """From the label logits' difference as given and with the responses exchanged.
 
     The larger probability is rounded to float32 and the smaller one is what is left of 1: both sum
@@ -367,6 +369,6 @@ def pair_score(gap: float | np.floating, other: float | np.floating, shortened: 
         first=first,
         second=second,
         margin=(here - there) / 2,
-        order_gap=float(leaning[0] + leaning[1]) / 2,
+        position_bias=float(leaning[0] + leaning[1]) / 2,
         shortened=shortened,
     )

@@ -14,7 +14,12 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import Batcher, BusyError, ClosedError, LateError
+from gram_jax.scoring.batcher import (
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.endpoints import add_judging, add_operation
@@ -59,7 +64,7 @@ def make_app(
         scorer,
         name,
         form,
-        Batcher(scorer, most=queue, together=together),
+        RequestBatcher(scorer, most=queue, together=together),
         Cohorts(cohort_wait),
         limits or Limits(),
         write=write,
@@ -138,17 +143,17 @@ def _add_handlers(app: FastAPI) -> None:
     async def broken(request: Request, error: Exception) -> Response:
         return answer(500, "internal", FAILED)
 
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
+    @app.exception_handler(QueueFullError)
+    async def busy(request: Request, error: QueueFullError) -> Response:
         wait = {"retry-after": str(error.retry_after)}
         return answer(429, "busy", "the queue is full", wait)
 
-    @app.exception_handler(ClosedError)
-    async def closed(request: Request, error: ClosedError) -> Response:
+    @app.exception_handler(BatcherClosedError)
+    async def closed(request: Request, error: BatcherClosedError) -> Response:
         return answer(503, "stopping", STOPPING, {"retry-after": "5"})
 
-    @app.exception_handler(LateError)
-    async def late(request: Request, error: LateError) -> Response:
+    @app.exception_handler(DeadlineExceededError)
+    async def late(request: Request, error: DeadlineExceededError) -> Response:
         return answer(504, "late", "the deadline passed before the request was scored")
 
 

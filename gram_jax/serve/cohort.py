@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from gram_jax.scoring.batcher import LateError
+from gram_jax.scoring.batcher import DeadlineExceededError
 
 Rate = Callable[[list[str], float], list[float]]
 
@@ -35,7 +35,7 @@ class Cohorts:
     ) -> tuple[list[float], int]:
         """Rewards of these responses, and how many were compared.
 
-        The last to come, or the first to tire, asks `rate`, with the latest deadline of the group. Raises LateError
+        The last to come, or the first to tire, asks `rate`, with the latest deadline of the group. Raises DeadlineExceededError
         where the caller's own deadline (of time.monotonic) passes before, and what `rate` raises.
         """
         with self._changed:
@@ -52,7 +52,7 @@ class Cohorts:
         try:
             found = group.answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            raise LateError from None
+            raise DeadlineExceededError from None
         return found[at : at + len(responses)], len(group.responses)
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Cohorts:
                     self._changed.notify_all()
                     return True
                 if now >= deadline:
-                    raise LateError
+                    raise DeadlineExceededError
                 self._changed.wait(min(end, deadline) - now)
             return False
         finally:

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import generate_latest
 
-from gram_jax.ranking.jobs import Contest
-from gram_jax.scoring.batcher import Client
+from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.serve.forms import (
     MOST_CHARACTERS,
     Health,
@@ -64,16 +64,16 @@ def add_judging(app: APIRouter, service: Service) -> None:
     asking = Depends(client_of(service))
 
     @app.post("/v1/score_pair")
-    def score_pair(asked: OneOrMore, client: Client = asking) -> Verdict | Verdicts:
+    def score_pair(asked: OneOrMore, client: BatchedScorer = asking) -> Verdict | Verdicts:
         """Which of two responses is better, both orders read: one pair, or several under `pairs`."""
         pairs = asked.pairs if isinstance(asked, Pairs) else [asked]
         verdicts = [Verdict(**score._asdict()) for score in scores_of(pairs, client)]
         return Verdicts(verdicts=verdicts) if isinstance(asked, Pairs) else verdicts[0]
 
     @app.post("/v1/rank")
-    def rank(asked: ToRank, client: Client = asking) -> Ranked:
+    def rank(asked: ToRank, client: BatchedScorer = asking) -> Ranked:
         """Responses to a prompt from best to worst."""
-        contest = Contest(asked.method, asked.orders)
+        contest = RankingConfig(asked.method, asked.orders)
         (found,) = client.rank_many([(asked_prompt(asked.prompt), asked.responses)], contest)
         return Ranked(
             ranking=found.order,

@@ -71,12 +71,12 @@ PairOrList = Annotated[
 
 
 class Verdict(BaseModel):
-    """first, second: P(this response is better), sum 1; margin: log-odds; order_gap: what the first place is worth."""
+    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: what the first place is worth."""
 
     first: float
     second: float
     margin: float
-    order_gap: float
+    position_bias: float
     shortened: bool
 
 

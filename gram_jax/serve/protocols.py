@@ -15,7 +15,7 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
 from gram_jax.rewards.forms import RewardForm, Rewards, WriteReferences, as_scores
 from gram_jax.rewards.messages import completion_of, conversation_of, prompt_of
-from gram_jax.scoring.batcher import Client, LateError
+from gram_jax.scoring.batcher import BatchedScorer, DeadlineExceededError
 from gram_jax.serve.forms import (
     Classified,
     Classify,
@@ -50,7 +50,7 @@ def add_rewards(app: APIRouter, service: Service) -> None:
     asking = Depends(client_of(service))
 
     @app.post("/get_reward")
-    def get_reward(asked: GetReward, client: Client = asking) -> GotReward:
+    def get_reward(asked: GetReward, client: BatchedScorer = asking) -> GotReward:
         """OpenRLHF's remote reward. A label is a reference; without labels the form of the server holds."""
         queries, labels = asked.query, asked.labels or []
         _check_length("prompts", asked.prompts, queries)
@@ -70,7 +70,9 @@ def add_rewards(app: APIRouter, service: Service) -> None:
         return GotReward(rewards=found, scores=scores, extra_logs={"gram_judge": found})
 
     @app.post("/v1/score/evaluation")
-    def score_evaluation(asked: ScoreEvaluation, client: Client = asking) -> ScoredEvaluation:
+    def score_evaluation(
+        asked: ScoreEvaluation, client: BatchedScorer = asking
+    ) -> ScoredEvaluation:
         """LLaMA-Factory's reward server: rendered conversations, each with its response at the end."""
         pairs = [_conversation(text, f"messages.{at}") for at, text in enumerate(asked.messages)]
         prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
@@ -85,7 +87,7 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
     asking = Depends(client_of(service))
 
     @app.post("/compare")
-    def compare(asked: Compare, client: Client = asking) -> Compared:
+    def compare(asked: Compare, client: BatchedScorer = asking) -> Compared:
         """A group judge: all responses of a prompt, or a part that waits for the rest of its group."""
         prompt = prompt_of([turn.model_dump() for turn in asked.conversation_history])
         size = asked.group_size or 1
@@ -94,7 +96,7 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
             return Compared(rewards=rewards, comparison_results=results)
 
         def rate(texts: list[str], deadline: float) -> list[float]:
-            return _compared(service, Client(service.batcher, deadline), prompt, texts)[0]
+            return _compared(service, BatchedScorer(service.batcher, deadline), prompt, texts)[0]
 
         rewards, among = service.cohorts.rewards(
             prompt, asked.responses, size, client.deadline, rate
@@ -102,7 +104,7 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
         return Compared(rewards=rewards, comparison_results=[{"group": among}])
 
     @app.post("/classify")
-    def classify(asked: Classify, client: Client = asking) -> Classified:
+    def classify(asked: Classify, client: BatchedScorer = asking) -> Classified:
         """vLLM's form: the verdict on each pair as a class with its probabilities."""
         pairs = asked.input if isinstance(asked.input, list) else [asked.input]
         labels = [label.strip() for label in service.scorer.spec.labels]
@@ -129,7 +131,7 @@ def add_verdicts(app: APIRouter, service: Service) -> None:
 
     @app.post("/score")
     @app.post("/v1/score")
-    def score(asked: Score, client: Client = asking) -> Scored:
+    def score(asked: Score, client: BatchedScorer = asking) -> Scored:
         """vLLM's form: rewards of responses (text_2) to their prompts (text_1)."""
         responses = asked.text_2 if isinstance(asked.text_2, list) else [asked.text_2]
         prompts = asked.text_1 if isinstance(asked.text_1, list) else [asked.text_1]
@@ -164,7 +166,7 @@ def _conversation(text: str, where: str) -> tuple[Prompt, str]:
 
 def _rewards(
     service: Service,
-    client: Client,
+    client: BatchedScorer,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     labels: Sequence[str | None] = (),
@@ -182,14 +184,14 @@ def _rewards(
     return Rewards(client, form, write=write, warn=False).of(prompts, responses, labels or None)
 
 
-def _writing(write: Writer, client: Client) -> WriteReferences:
+def _writing(write: Writer, client: BatchedScorer) -> WriteReferences:
     """`write` for one request: until its deadline, and with an error that its sender can act on."""
 
     def within_deadline(prompts: Sequence[Prompt]) -> Sequence[str]:
         try:
             return write(prompts, max(0.0, client.deadline - time.monotonic()))
         except TimeoutError:
-            raise LateError from None
+            raise DeadlineExceededError from None
         except DataError as error:
             raise HTTPException(422, NO_ROOM) from error
 
@@ -206,7 +208,7 @@ def _count_uncompared(service: Service, prompts: Sequence[Prompt]) -> None:
 
 
 def _compared(
-    service: Service, client: Client, prompt: Prompt, responses: Sequence[str]
+    service: Service, client: BatchedScorer, prompt: Prompt, responses: Sequence[str]
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Win rates, and P(i better than j) of every pair."""
     _count_uncompared(service, [prompt] * len(responses))

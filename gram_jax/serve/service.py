@@ -10,7 +10,7 @@ from fastapi import Header
 from gram_jax.data.record_types import Prompt
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import Batcher, Client
+from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import PairScore, Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
@@ -31,7 +31,7 @@ class Service:
     scorer: Scorer
     name: str
     form: RewardForm
-    batcher: Batcher
+    batcher: RequestBatcher
     cohorts: Cohorts
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
@@ -47,12 +47,12 @@ class Service:
         self.cohorts.close()
 
 
-def client_of(service: Service) -> Callable[[int], Awaitable[Client]]:
+def client_of(service: Service) -> Callable[[int], Awaitable[BatchedScorer]]:
     """A dependency: the batcher as one request may use it, until its deadline in milliseconds from now."""
     longest = round(1000 * service.limits.deadline)
 
-    async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> Client:
-        return Client(service.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000)
+    async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> BatchedScorer:
+        return BatchedScorer(service.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000)
 
     return client
 
@@ -62,7 +62,7 @@ def asked_prompt(asked: Asked) -> Prompt:
     return prompt_of(asked if isinstance(asked, str) else [turn.model_dump() for turn in asked])
 
 
-def scores_of(pairs: Sequence[Pair], client: Client) -> list[PairScore]:
+def scores_of(pairs: Sequence[Pair], client: BatchedScorer) -> list[PairScore]:
     """Of every pair."""
     return client.score_many(
         [(asked_prompt(pair.prompt), pair.first, pair.second) for pair in pairs]
