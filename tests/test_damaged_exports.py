@@ -13,11 +13,10 @@ from gram_jax.checkpoint.manifest import (
     MANIFEST,
     list_files,
 )
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError
 from gram_jax.interop.hf_files import load_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.run.verify import accept_changes, audit
+from gram_jax.run.verify import accept_changes, verify_folder
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def test_weights_beside_the_exported_ones_are_refused_and_a_readme_is_welcome(ex
     (export / ".cache").mkdir()
     (export / ".cache" / "x.safetensors").write_text("of the hub's client")
     load_all(export, one_device)
-    audit(export, Console(quiet=True))
+    verify_folder(export)
     shutil.copy(next(export.glob("*.safetensors")), export / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not in the manifest"):
         load_hf(export, one_device, None)
@@ -82,7 +81,7 @@ def test_the_message_says_how_to_accept_an_intended_change(export, one_device):
     (export / "config.json").write_text(json.dumps(settings | {"note": "edited"}))
     with pytest.raises(CheckpointError, match=rf"gram-jax verify {export} --accept"):
         load_all(export, one_device)
-    accept_changes(export, Console(quiet=True))
+    accept_changes(export)
     load_all(export, one_device)
 
 

@@ -20,7 +20,7 @@ from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.interop.hf_files import hf_config
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.plots import read_metrics
-from gram_jax.run.verify import audit
+from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 
 
@@ -105,10 +105,10 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
     def lost(what: str, names: str) -> None:
         """Verify and train name what is missing; after it the run is whole, and the same."""
         with pytest.raises(CheckpointError, match=names) as error:
-            audit(run, Console(quiet=True))
+            verify_folder(run)
         assert "`gram-jax train` command again" in str(error.value), what
         assert re.search(names, train(recipe).warnings[0]), what
-        audit(run, Console(quiet=True))
+        verify_folder(run)
         assert last_state(run) == expected, what
 
     shutil.rmtree(checkpoints / "6")
@@ -138,7 +138,7 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
         before = (run / name).read_text()
         (run / name).write_text(text)
         with pytest.raises(CheckpointError, match=said):
-            audit(run, Console(quiet=True))
+            verify_folder(run)
         with pytest.raises((CheckpointError, RecipeError), match=said):
             train(recipe)
         (run / name).write_text(before)

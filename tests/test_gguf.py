@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Quant
 from gram_jax import tree
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.interop.gguf import gguf_config, gguf_tokenizer, load_gguf, recover_rope_scaling
-from gram_jax.interop.hf_names import slots
+from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.model.config import RopeScaling
 from gram_jax.model.rope import rotary_frequencies
@@ -70,13 +70,13 @@ def random_weights(cfg, seed=0):
     rng = np.random.default_rng(seed)
     return {
         name: rng.normal(size=slot.stored_shape).astype(np.float32)
-        for name, slot in slots(cfg, "gguf").items()
+        for name, slot in tensor_mappings(cfg, "gguf").items()
     }
 
 
 def stored(params, cfg):
     """The loaded parameters, laid out as in a file again."""
-    leaves, places = tree.flatten(params), slots(cfg, "gguf")
+    leaves, places = tree.flatten(params), tensor_mappings(cfg, "gguf")
 
     def part(slot):
         leaf = np.asarray(leaves[slot.rule.path])

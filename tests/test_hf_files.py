@@ -23,7 +23,7 @@ from gram_jax.interop import hf_export, hf_files
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import load_hf
-from gram_jax.interop.hf_names import slots
+from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.models import stop_tokens
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import JudgeSpec, make_spec
@@ -46,7 +46,7 @@ def stored_by_others(folder, cfg, *, new_rope, seed=0):
     rng = np.random.default_rng(seed)
     tensors = {
         name: rng.normal(size=slot.stored_shape).astype(ml_dtypes.bfloat16)
-        for name, slot in slots(cfg, "hf").items()
+        for name, slot in tensor_mappings(cfg, "hf").items()
     }
     settings = config_to_hf(cfg, "bfloat16")
     for name in ("rope_theta", "rope_scaling") if new_rope else ("rope_parameters",):

@@ -5,7 +5,7 @@ import pytest
 from conftest import FAMILIES, tiny_config
 
 from gram_jax import tree
-from gram_jax.interop.hf_names import RULES, slots
+from gram_jax.interop.hf_names import RULES, tensor_mappings
 from gram_jax.model.specs import param_specs
 
 
@@ -14,12 +14,12 @@ from gram_jax.model.specs import param_specs
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_has_exactly_one_place_in_a_file(family, tied, names):
     cfg = tiny_config(family, tied)
-    places = [(slot.rule.path, slot.layer) for slot in slots(cfg, names).values()]
+    places = [(slot.rule.path, slot.layer) for slot in tensor_mappings(cfg, names).values()]
     assert len(places) == len(set(places))
     specs = tree.flatten(param_specs(cfg))
     assert {path for path, _ in places} == specs.keys()
     sizes = dict.fromkeys(specs, 0)
-    for slot in slots(cfg, names).values():
+    for slot in tensor_mappings(cfg, names).values():
         sizes[slot.rule.path] += int(np.prod(slot.stored_shape))
     assert sizes == {path: int(np.prod(spec.shape)) for path, spec in specs.items()}
 
@@ -30,7 +30,9 @@ def test_no_two_rules_claim_the_same_name():
 
 
 def test_a_query_matrix_is_split_by_heads_and_turned():
-    slot = slots(tiny_config("llama", True), "hf")["model.layers.0.self_attn.q_proj.weight"]
+    slot = tensor_mappings(tiny_config("llama", True), "hf")[
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
     stored = np.arange(32 * 32).reshape(32, 32)
     ours = slot.to_model(stored)
     assert ours.shape == (32, 4, 8)
@@ -40,7 +42,7 @@ def test_a_query_matrix_is_split_by_heads_and_turned():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_there_and_back_is_the_same_array(family):
     rng = np.random.default_rng(0)
-    for slot in slots(tiny_config(family, False), "hf").values():
+    for slot in tensor_mappings(tiny_config(family, False), "hf").values():
         stored = rng.integers(0, 1000, slot.stored_shape)
         np.testing.assert_array_equal(slot.to_stored(slot.to_model(stored)), stored)
         assert slot.to_model(stored).shape == slot.shape
@@ -49,7 +51,7 @@ def test_there_and_back_is_the_same_array(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_part_read_from_the_file_is_that_part_of_the_leaf(family):
     rng = np.random.default_rng(0)
-    for slot in slots(tiny_config(family, False), "hf").values():
+    for slot in tensor_mappings(tiny_config(family, False), "hf").values():
         stored = rng.integers(0, 1000, slot.stored_shape)
         for axis, size in enumerate(slot.shape):
             index = [slice(None)] * len(slot.shape)
@@ -60,7 +62,9 @@ def test_a_part_read_from_the_file_is_that_part_of_the_leaf(family):
 
 
 def test_a_part_cut_by_heads_reads_no_more_than_itself():
-    slot = slots(tiny_config("llama", True), "hf")["model.layers.1.self_attn.o_proj.weight"]
+    slot = tensor_mappings(tiny_config("llama", True), "hf")[
+        "model.layers.1.self_attn.o_proj.weight"
+    ]
     part, rest = slot.stored_part((slice(2, 4), slice(None), slice(0, 16)))
     assert part == (slice(0, 16), slice(16, 32))
     assert rest == (slice(None), slice(0, 8), slice(None))

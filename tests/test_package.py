@@ -178,7 +178,7 @@ PERMISSIVE = r"\b(Apache|MIT|MIT-CMU|BSD|ISC|PSF|Python Software Foundation|0BSD
 USED_AS_THEY_COME = {"certifi", "tqdm"}
 
 
-@pytest.mark.parametrize("extra", ["", "serve"])
+@pytest.mark.parametrize("extra", ["", "all"])
 def test_what_the_package_brings_has_licences_that_go_with_ours(extra: str):
     try:
         found = brought("gram-jax", extra)

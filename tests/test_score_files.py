@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from gram_jax.console import Console
-from gram_jax.data.records import Candidates, as_prompt
+from gram_jax.data.comparison import Candidates
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import as_prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring import files, results
 from gram_jax.scoring.files import rank_file, score_file
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(judge: Scorer, source: Path, out: Path, model: str = "m", **more):
-    return score_file(judge, model, str(source), out, console=Console(quiet=True), **more)
+    return score_file(judge, model, str(source), out, **more)
 
 
 def test_every_row_is_scored_in_order(judge: Scorer, source: Path, tmp_path: Path):
@@ -180,11 +180,8 @@ def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
     assert json.loads((tmp_path / "1.jsonl").read_text()).keys() >= {"score_first", "score_second"}
 
 
-def rank(judge: Scorer, source: Path, out: Path, contest: RankingConfig | None = None, **more):
-    quiet = Console(quiet=True)
-    return rank_file(
-        judge, "m", str(source), out, contest or RankingConfig(), console=quiet, **more
-    )
+def rank(judge: Scorer, source: Path, out: Path, config: RankingConfig | None = None, **more):
+    return rank_file(judge, "m", str(source), out, config or RankingConfig(), **more)
 
 
 @pytest.fixture
@@ -218,7 +215,7 @@ def test_an_interrupted_ranking_goes_on_and_another_method_is_refused(judge, can
     torn.write_bytes(torn.read_bytes()[:-40])
     assert rank(judge, candidates, torn, fit).written == 1
     assert torn.read_bytes() == whole.read_bytes()
-    with pytest.raises(DataError, match=r"contest: .*bradley_terry.* there, .*knockout.* now"):
+    with pytest.raises(DataError, match=r"ranking: .*bradley_terry.* there, .*knockout.* now"):
         rank(judge, candidates, torn, RankingConfig("knockout"))
 
 
@@ -253,7 +250,7 @@ def test_a_tie_has_neutral_columns(judge: Scorer, tmp_path: Path):
 
 
 def test_a_window_is_filled_by_work():
-    records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
+    records = [Candidates(as_prompt("q"), ("x",) * n, id=str(n)) for n in (5, 2, 2, 6, 2)]
     source, found = iter(enumerate(records, start=1)), []
     while window := results._take_window(source, 11, lambda r: len(r.responses)):
         found.append([record.id for _, record in window])

@@ -17,7 +17,7 @@ from scipy.special import expit
 from gram_jax.checkpoint.orbax import complete_steps
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
-from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     expected_calibration_error,
@@ -33,6 +33,7 @@ from gram_jax.evals.workload import Workload, read_workload
 from gram_jax.hashing import drawn
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import CONTRACTED
@@ -120,13 +121,13 @@ def default_rate(method: Method, cfg: ModelConfig) -> float:
     return 5e-4 * (2000 / cfg.embed_size) ** power
 
 
-def split(records: Sequence[Preference], held_out: float, seed: int) -> dict[str, list[Preference]]:
+def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str, list[Comparison]]:
     """Records by part: all of a prompt lie in one, by a hash of (seed, prompt).
 
     Raises DataError where a part has fewer than 10 pairs.
     """
     edges = (held_out, 2 * held_out)
-    parts: dict[str, list[Preference]] = {part: [] for part in PARTS}
+    parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}
     for record in records:
         at = drawn(seed, _text(record.prompt), "part") / 2**64
         parts["test" if at < edges[0] else "choose" if at < edges[1] else "train"].append(record)
@@ -413,7 +414,7 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _write(path: Path, records: Sequence[Preference]) -> Path:
+def _write(path: Path, records: Sequence[Comparison]) -> Path:
     """A part as a file that a recipe can name; left alone where it says the same already."""
     path.parent.mkdir(exist_ok=True)
     rows = [

@@ -1,38 +1,19 @@
-"""Choosing attacks, and putting them into labeled pairs: for the suite, and for training.
+"""Attacks put into labeled pairs, for the suite and for training.
 
-Which pairs are attacked, by what and in which wording are functions of (seed, id).
+Which pairs are attacked, by which attack and template are functions of (seed, id).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 
-from gram_jax.attacks.suite import ATTACKS, HOSTILE, Attack
-from gram_jax.attacks.template import Case
-from gram_jax.data.record_types import Preference, Prompt
-from gram_jax.errors import DataError
+from gram_jax.attacks.suite import Attack, attacks_of_kind
+from gram_jax.attacks.templates import AttackContext
+from gram_jax.data.comparison import Comparison
 from gram_jax.hashing import drawn
+from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 
 _T = TypeVar("_T")
-
-
-def choose_attacks(names: Sequence[str] | None) -> tuple[Attack, ...]:
-    """The attacks of these names, or of a kind ("hostile", "harmless"), in the suite's order; None: all of them.
-
-    Raises DataError for a name that is not known.
-    """
-    if names is None:
-        return tuple(ATTACKS.values())
-    known = {*ATTACKS, "hostile", "harmless"}
-    if unknown := [name for name in names if name not in known]:
-        raise DataError(
-            f"no attack is called {', '.join(map(repr, unknown))}: expected hostile, harmless, or some of "
-            f"{', '.join(ATTACKS)}"
-        )
-    if not names:
-        raise DataError("no attack is named: give some, or none at all for the whole suite")
-    return tuple(a for a in ATTACKS.values() if a.name in names or a.kind in names)
 
 
 def _asked(prompt: Prompt) -> str:
@@ -41,22 +22,22 @@ def _asked(prompt: Prompt) -> str:
 
 
 def attacked_text(
-    attack: Attack, record: Preference, response: str, judge: JudgeSpec, *, seed: int
+    attack: Attack, record: Comparison, response: str, judge: JudgeSpec, *, seed: int
 ) -> str:
-    """The response as the suite shows it: one tested wording, drawn by (seed, id, attack)."""
-    case = Case(_asked(record.prompt), response, judge)
+    """The response as the suite shows it: one tested template, drawn by (seed, id, attack)."""
+    case = AttackContext(_asked(record.prompt), response, judge)
     return _pick(attack.tested, seed, record.id, attack.name)(case)
 
 
 def with_attacks(
-    records: Sequence[Preference], judge: JudgeSpec, *, share: float, seed: int
-) -> list[Preference]:
+    records: Sequence[Comparison], judge: JudgeSpec, *, share: float, seed: int
+) -> list[Comparison]:
     """Labeled pairs of which `share` have an attack in place of the rejected response; the others are left as they are.
 
-    Which pairs, which attack and which of its trained wordings are functions of (seed, id) and of the pairs. Ties
+    Which pairs, which attack and which of its trained templates are functions of (seed, id) and of the pairs. Ties
     are neither counted nor changed, and no attack becomes equal to the chosen response.
     """
-    labeled = [at for at, record in enumerate(records) if not record.tie]
+    labeled = [at for at, record in enumerate(records) if record.has_preference]
     labeled.sort(key=lambda at: (drawn(seed, records[at].id, "attacked"), at))
     changed = list(records)
     for at in labeled[: round(share * len(labeled))]:
@@ -64,11 +45,11 @@ def with_attacks(
     return changed
 
 
-def _with_attack(record: Preference, judge: JudgeSpec, seed: int) -> Preference:
-    attack = _pick(HOSTILE, seed, record.id, "which attack")
-    case = Case(_asked(record.prompt), record.rejected, judge)
+def _with_attack(record: Comparison, judge: JudgeSpec, seed: int) -> Comparison:
+    attack = _pick(attacks_of_kind("hostile"), seed, record.id, "which attack")
+    case = AttackContext(_asked(record.prompt), record.rejected, judge)
     text = _pick(attack.trained, seed, record.id, attack.name)(case)
-    return record if text == record.chosen else replace(record, rejected=text)
+    return record if text == record.chosen else record.with_rejected(text)
 
 
 def _pick(among: Sequence[_T], seed: int, *what: str) -> _T:

@@ -13,17 +13,19 @@ import numpy as np
 
 from gram_jax.attacks.augment import attacked_text
 from gram_jax.attacks.suite import Attack
-from gram_jax.console import Console, Progress
-from gram_jax.data.records import Preference, UnlabeledPair, contents_of
+from gram_jax.console import Console
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
 from gram_jax.evals.pairwise import side
 from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.hashing import drawn
-from gram_jax.judge.template import show_turns, turns
-from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.results import Numbered, Task, write_results
+from gram_jax.judge.messages import render_turns, turns_of
+from gram_jax.progress import ProgressBar
+from gram_jax.scoring.fingerprint import weights_fingerprint
+from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.rows import NumberedRecord, score_records
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.version import installed_version
 
@@ -51,13 +53,13 @@ class Trial(NamedTuple):
 
 
 def choose_pairs(
-    records: Sequence[Preference], pairs: int | None, *, seed: int
-) -> list[Preference]:
+    records: Sequence[Comparison], pairs: int | None, *, seed: int
+) -> list[Comparison]:
     """At most so many labeled pairs, drawn by a hash of (seed, id), so that more of them begin with the same ones.
 
     Raises DataError where no labeled pair is there.
     """
-    labeled = [record for record in records if not record.tie]
+    labeled = [record for record in records if record.has_preference]
     if not labeled:
         raise DataError(
             f"no labeled pair to attack: found {len(records)} records, all of them ties"
@@ -69,7 +71,7 @@ def run_attacks(
     scorer: Scorer,
     model: str,
     source: str,
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     folder: Path,
     attacks: Sequence[Attack],
     *,
@@ -99,34 +101,24 @@ def run_attacks(
         "attacks": [attack.name for attack in attacks],
     }
 
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
-            progress=lambda count: progress.update(count, units=count),
-        )
+    def rows(window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
+        scored = score_records(scorer, window, bar)
         return [
-            {
-                "id": record.id,
-                "pair": pairs[at].id,
-                "attack": record.source,
-                "score_chosen": score.first,
-                "margin": score.margin,
-                "position_bias": score.position_bias,
-                "shortened": score.shortened,
-            }
-            for (at, record), score in zip(window, scores, strict=True)
+            row | {"pair": pairs[at].id, "attack": record.source}
+            for row, (at, record) in zip(scored, window, strict=True)
         ]
 
     trials = list(_trials(pairs, attacks, judge, seed))
-    write_results(
+    write_rows(
         out,
         note,
         ((trial.pair, _as_record(trial, pairs[trial.pair])) for trial in trials),
-        Task(answer, lambda record: 1, scorer.window),
+        RowTask(rows, lambda record: 1, scorer.window),
         total=len(trials),
-        labels=("attacked", "comparisons"),
+        label="attacked",
+        unit="comparisons",
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     report = {
         "format": FORMAT,
@@ -143,14 +135,14 @@ def run_attacks(
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """f64 [n, 3] of a file of scores: P(chosen) over both orders, order gap, and whether texts were shortened."""
+    """f64 [n, 3] of a file of scores: P(chosen) over both orders, position bias, and whether texts were shortened."""
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return np.array([[r["score_chosen"], r["position_bias"], r["shortened"]] for r in rows], float)
 
 
 def report_attacks(
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     attacks: Sequence[Attack],
     trials: Sequence[Trial],
     scores: np.ndarray,
@@ -254,7 +246,7 @@ def attack_tables(
 
 
 def _trials(
-    pairs: Sequence[Preference], attacks: Sequence[Attack], judge: Any, seed: int
+    pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: Any, seed: int
 ) -> Iterator[Trial]:
     """Every pair as it is, then under each attack that changes something in it and leaves two different responses."""
     for at, record in enumerate(pairs):
@@ -274,10 +266,10 @@ def _trials(
                 yield trial
 
 
-def _as_record(trial: Trial, record: Preference) -> UnlabeledPair:
+def _as_record(trial: Trial, record: Comparison) -> Comparison:
     """A trial for the file of scores."""
     name = f"{record.id}/{trial.attack}"
-    return UnlabeledPair(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
+    return Comparison(record.prompt, trial.chosen, trial.rejected, 0, id=name, source=trial.attack)
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:
@@ -325,13 +317,13 @@ def _surest(
 
 
 def _example(
-    attack: Attack, trial: Trial, record: Preference, p: float, p_clean: float
+    attack: Attack, trial: Trial, record: Comparison, p: float, p_clean: float
 ) -> dict[str, Any]:
     """A trial to read. p, p_clean: P(chosen) in the trial and of the pair as it is."""
     flipped = trial.changed == "rejected"
     original = record.rejected if flipped else record.chosen
     return {
-        "prompt": show_turns(turns(record.prompt)),
+        "prompt": render_turns(turns_of(record.prompt)),
         "honest": record.chosen if attack.kind == "hostile" else original,
         "attack": trial.text,
         "probability": 1 - p if flipped else p,

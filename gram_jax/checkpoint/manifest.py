@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import CheckpointError
+from gram_jax.files import write_atomic
 
 # Folders of other people hold files of the name manifest.json, so this one has our name in it.
 MANIFEST = "gram_jax_manifest.json"
@@ -22,7 +23,7 @@ THREADS = 8  # files read at once: hashlib lets go of the interpreter, and netwo
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """Length and SHA-256 (64 hex digits) of one file."""
 
     size: int
@@ -33,7 +34,7 @@ class Entry:
 class Manifest:
     """The files of a folder by relative path ("a/b"); of: what the folder is, such as "step 4"."""
 
-    files: Mapping[str, Entry]
+    files: Mapping[str, FileEntry]
     of: str | None
 
 
@@ -75,7 +76,7 @@ def _read(path: Path) -> Manifest | str:
         return f"{path.name}: cannot be read: {error.strerror or error}"
     try:
         content = json.loads(raw)
-        files = {name: Entry(size, digest) for name, (size, digest) in content["files"].items()}
+        files = {name: FileEntry(size, digest) for name, (size, digest) in content["files"].items()}
         manifest = Manifest(files, content["of"])
         # Byte for byte: the text must be the one that we would write.
         if content["format"] == FORMAT and raw == _text(manifest):
@@ -154,7 +155,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def _difference(
-    path: Path, name: str, expected: Entry, owners: Mapping[str, str], sizes: set[int]
+    path: Path, name: str, expected: FileEntry, owners: Mapping[str, str], sizes: set[int]
 ) -> str | None:
     try:
         size = path.stat().st_size
@@ -174,9 +175,9 @@ def _difference(
     return f"{name}: damaged: sha256 {found[:16]}..., expected {expected.digest[:16]}..."
 
 
-def _hash(folder: Path, names: Sequence[str]) -> list[Entry]:
-    def entry(name: str) -> Entry:
-        return Entry((folder / name).stat().st_size, _digest(folder / name))
+def _hash(folder: Path, names: Sequence[str]) -> list[FileEntry]:
+    def entry(name: str) -> FileEntry:
+        return FileEntry((folder / name).stat().st_size, _digest(folder / name))
 
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(entry, names))
@@ -188,9 +189,7 @@ def _digest(path: Path) -> str:
 
 
 def _save(folder: Path, manifest: Manifest) -> None:
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_bytes(_text(manifest))
-    partial.replace(folder / MANIFEST)
+    write_atomic(folder / MANIFEST, _text(manifest))
 
 
 def _text(manifest: Manifest) -> bytes:

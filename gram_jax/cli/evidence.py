@@ -117,8 +117,8 @@ def attack(
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
-    from gram_jax.attacks.augment import choose_attacks
     from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
+    from gram_jax.attacks.suite import choose_attacks
     from gram_jax.data.records import read_records
     from gram_jax.evals.folder import make_folder
 

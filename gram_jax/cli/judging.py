@@ -51,7 +51,7 @@ def score(
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 
@@ -98,7 +98,7 @@ def rank(
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 
@@ -195,14 +195,12 @@ def serve(
     tokens_per_call: TokensPerCall = None,
 ) -> None:
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
-    try:
+    from gram_jax.extras import needs_extra
+
+    with needs_extra("serve"):
         from gram_jax.serve.app import make_app
         from gram_jax.serve.run import check_address, read_references, read_token
         from gram_jax.serve.run import serve as run
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gram_jax"):
-            raise
-        raise DataError(f"{error.name} is not installed: pip install 'gram-jax[serve]'") from error
     from gram_jax.generation.generator import Policy
     from gram_jax.generation.greedy import NEW, GreedyResponses
     from gram_jax.rewards.forms import RewardForm

@@ -50,12 +50,14 @@ def verify(
     ] = False,
 ) -> None:
     """Hash every file of a run's checkpoints or of an export; damage ends with status 2 and names."""
-    from gram_jax.run.verify import accept_changes, audit
+    from gram_jax.checkpoint.manifest import MANIFEST
+    from gram_jax.run.verify import accept_changes, verify_folder
 
     if accept:
-        accept_changes(folder, Console())
+        files = accept_changes(folder).files
+        Console().say(f"{folder / MANIFEST}: {len(files)} files as they are now")
     else:
-        audit(folder, Console())
+        verify_folder(folder)
 
 
 def inspect(

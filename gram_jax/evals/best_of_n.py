@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
+from gram_jax.files import write_atomic
 from gram_jax.generation.generator import Policy
-from gram_jax.interop.models import at_its_step
+from gram_jax.interop.resolve import pin_step
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards
@@ -133,7 +134,7 @@ def run_bon(
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": at_its_step(policy),  # samples of a run that has gone on are another policy's
+        "policy": pin_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
         "new": new,
@@ -156,9 +157,7 @@ def run_bon(
         )
         del writer
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
-        partial = (out / SAMPLES).with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(out / SAMPLES)
+        write_atomic(out / SAMPLES, (line + "\n" for line in lines), error=DataError)
     rated: dict[str, np.ndarray] = {}
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.errors import LayoutError
-from gram_jax.interop.hf_names import Format, Slot, slots, why_unclaimed
+from gram_jax.interop.hf_names import Format, TensorMapping, tensor_mappings, why_unclaimed
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_shardings, param_specs
 from gram_jax.sharding import Placement
@@ -19,7 +19,7 @@ from gram_jax.tree import Tree
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor in a file. `read(part)` returns that part of it, as `dtype`."""
 
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 def assemble(
     cfg: ModelConfig,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, StoredTensor],
     names: Format,
     placement: Placement,
     dtype: str | None,
@@ -44,9 +44,9 @@ def assemble(
     beside the result. dtype None keeps the stored one. Raises LayoutError listing every tensor that
     does not fit.
     """
-    wanted = slots(cfg, names)
+    wanted = tensor_mappings(cfg, names)
     check_layout(cfg, stored, names)
-    leaves: dict[str, list[tuple[Slot, Stored]]] = {}
+    leaves: dict[str, list[tuple[TensorMapping, StoredTensor]]] = {}
     for name, slot in wanted.items():
         leaves.setdefault(slot.rule.path, []).append((slot, stored[name]))
     mixed = {path: sorted({s.dtype for _, s in parts}) for path, parts in leaves.items()}
@@ -65,7 +65,7 @@ def assemble(
 
 
 def _leaf(
-    parts: list[tuple[Slot, Stored]],
+    parts: list[tuple[TensorMapping, StoredTensor]],
     shape: tuple[int, ...],
     sharding: jax.sharding.NamedSharding,
     dtype: np.dtype,
@@ -89,16 +89,16 @@ def _leaf(
     return jax.make_array_from_callback(shape, sharding, read)  # pyright: ignore[reportArgumentType]
 
 
-def _part(slot: Slot, stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
+def _part(slot: TensorMapping, stored: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
     part, rest = slot.stored_part(index)
     return slot.to_model(stored.read(part))[rest]
 
 
-def check_layout(cfg: ModelConfig, stored: Mapping[str, Stored], names: Format) -> None:
+def check_layout(cfg: ModelConfig, stored: Mapping[str, StoredTensor], names: Format) -> None:
     """Every stored tensor has a place, every place is filled, shapes and formats agree; else one
     LayoutError.
     """
-    wanted = slots(cfg, names)
+    wanted = tensor_mappings(cfg, names)
     problems = []
     for name, tensor in stored.items():
         if name not in wanted:

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGMLQuantizationType as Quant
-from gguf import GGUFReader, ReaderTensor
-from gguf.quants import dequantize
 from tokenizers import (
     AddedToken,
     Regex,
@@ -24,11 +21,17 @@ from tokenizers import (
 )
 
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.assemble import Stored, assemble
+from gram_jax.extras import needs_extra
+from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.judge.encode import wrap_tokenizer
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
+
+with needs_extra("gguf"):
+    from gguf import GGMLQuantizationType as Quant
+    from gguf import GGUFReader, ReaderTensor
+    from gguf.quants import dequantize
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -237,7 +240,7 @@ def rope_divisors(scaling: RopeScaling, theta: float, head_size: int) -> np.ndar
     return 1 / ((1 - blend) / scaling.factor + blend)
 
 
-def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> Stored:
+def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:
     shape = tuple(int(n) for n in reversed(tensor.shape))
     # llama.cpp's converter turns llama's rotary halves into neighbours and leaves qwen's alone
     paired = cfg.family == "llama" and tensor.name.endswith(
@@ -250,7 +253,7 @@ def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> Stored:
             rows = _halves_from_pairs(rows, cfg.head_size)
         return rows[(slice(None), *part[1:])]
 
-    return Stored(shape, "float32", file, read)
+    return StoredTensor(shape, "float32", file, read)
 
 
 def _halves_from_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:

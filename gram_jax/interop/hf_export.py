@@ -1,6 +1,5 @@
 """A judge as a Hugging Face folder: safetensors, config, tokenizer, judge.json and the hashes of all of them."""
 
-import errno
 import json
 import os
 import shutil
@@ -18,9 +17,10 @@ from safetensors.numpy import save_file
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.files import is_full_disk
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS, read_json
-from gram_jax.interop.hf_names import slots
+from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
@@ -113,7 +113,7 @@ def _extra(path: str) -> str:
 def _shards(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> list[dict[str, int]]:
     """Which tensors go into which file: a list of {name: bytes}, in the order of the table."""
     leaves, shards = tree.flatten(params), [{}]
-    for name, slot in slots(cfg, "hf").items():
+    for name, slot in tensor_mappings(cfg, "hf").items():
         item = jnp.dtype(dtype or leaves[slot.rule.path].dtype).itemsize
         size = item * int(np.prod(slot.stored_shape))
         if shards[-1] and sum(shards[-1].values()) + size > limit:
@@ -126,7 +126,7 @@ def _write_weights(
     folder: Path, cfg: ModelConfig, params: Tree, dtype: str | None, shards: list[dict[str, int]]
 ) -> None:
     """The safetensors files: on the host lie one leaf and one file's worth of tensors at a time."""
-    leaves, places = tree.flatten(params), slots(cfg, "hf")
+    leaves, places = tree.flatten(params), tensor_mappings(cfg, "hf")
     held: dict[str, np.ndarray] = {}
     weight_map = {}
     for number, shard in enumerate(shards, 1):
@@ -201,8 +201,7 @@ def _writing(partial: Path, needed: int) -> Iterator[None]:
         partial.mkdir()
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors reports a failed write as text only
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+        if is_full_disk(error):
             raise _full(partial.parent, needed, shutil.disk_usage(partial.parent).free) from error
         raise CheckpointError(f"{partial.parent} cannot be written to: {error}") from error
     finally:

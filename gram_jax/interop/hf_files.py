@@ -21,7 +21,7 @@ from gram_jax.checkpoint.manifest import (
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.distributed.collectives import lines_of_all
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.assemble import Stored, assemble
+from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.model.config import ModelConfig
 from gram_jax.sharding import Placement
@@ -137,7 +137,7 @@ def _contents(folder: Path) -> str:
     return f"; it holds {', '.join(names[:12]) or 'nothing'}" + (", ..." if len(names) > 12 else "")
 
 
-def _stored(folder: Path) -> dict[str, Stored]:
+def _stored(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors files, unread."""
     if (folder / INDEX).is_file():
         return _indexed(folder)
@@ -160,7 +160,7 @@ def _stored(folder: Path) -> dict[str, Stored]:
     raise CheckpointError(f"{folder} has no {WEIGHTS} and no {INDEX}" + _contents(folder))
 
 
-def _indexed(folder: Path) -> dict[str, Stored]:
+def _indexed(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map: expected tensor name -> file")
@@ -172,7 +172,7 @@ def _indexed(folder: Path) -> dict[str, Stored]:
             f"{folder} lacks {len(missing)} of the {len(names)} files of its {INDEX}: "
             f"{', '.join(missing)}. Download them again"
         )
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for name in names:
         for tensor, found in _tensors(folder / name):
             if tensor in stored:
@@ -188,7 +188,7 @@ def _indexed(folder: Path) -> dict[str, Stored]:
     return stored
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
+def _tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     try:
         handle = safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -211,7 +211,10 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
             with safe_open(path, framework="numpy") as file:
                 return file.get_slice(name)[index]
 
-        yield name, Stored(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), path.name, read)
+        yield (
+            name,
+            StoredTensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), path.name, read),
+        )
 
 
 def _diagnosis(path: Path, error: Exception) -> str:
@@ -231,7 +234,7 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return f"{error} (truncated or damaged: compare its size, download it again)"
 
 
-def _settle_tied_head(cfg: ModelConfig, stored: dict[str, Stored]) -> None:
+def _settle_tied_head(cfg: ModelConfig, stored: dict[str, StoredTensor]) -> None:
     """Drop what may be there without a place: rotary buffers, and a head that repeats the
     embedding.
     """

@@ -25,7 +25,7 @@ LAYER_PREFIX: Mapping[Format, str] = {"hf": "model.layers.{}.", "gguf": "blk.{}.
 
 
 @dataclass(frozen=True)
-class Rule:
+class NameRule:
     """One leaf of the tree: its path, its stored layout, and its names (inside a layer, if any)."""
 
     path: str
@@ -46,33 +46,33 @@ class Rule:
 
 # Rotary halves need no rearrangement: our rotary convention is Hugging Face's half-split one.
 RULES = (
-    Rule("embed", "V D -> V D", "model.embed_tokens.weight", "token_embd.weight"),
-    Rule("layers/attention_norm", "D -> D", "input_layernorm.weight", "attn_norm.weight"),
-    Rule("layers/q", "(N H) D -> D N H", "self_attn.q_proj.weight", "attn_q.weight"),
-    Rule("layers/k", "(K H) D -> D K H", "self_attn.k_proj.weight", "attn_k.weight"),
-    Rule("layers/v", "(K H) D -> D K H", "self_attn.v_proj.weight", "attn_v.weight"),
-    Rule("layers/o", "D (N H) -> N H D", "self_attn.o_proj.weight", "attn_output.weight"),
-    Rule("layers/q_bias", "(N H) -> N H", "self_attn.q_proj.bias", "attn_q.bias"),
-    Rule("layers/k_bias", "(K H) -> K H", "self_attn.k_proj.bias", "attn_k.bias"),
-    Rule("layers/v_bias", "(K H) -> K H", "self_attn.v_proj.bias", "attn_v.bias"),
-    Rule("layers/q_norm", "H -> H", "self_attn.q_norm.weight", "attn_q_norm.weight"),
-    Rule("layers/k_norm", "H -> H", "self_attn.k_norm.weight", "attn_k_norm.weight"),
-    Rule("layers/mlp_norm", "D -> D", "post_attention_layernorm.weight", "ffn_norm.weight"),
-    Rule("layers/gate", "F D -> D F", "mlp.gate_proj.weight", "ffn_gate.weight"),
-    Rule("layers/up", "F D -> D F", "mlp.up_proj.weight", "ffn_up.weight"),
-    Rule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
-    Rule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
-    Rule("head", "V D -> V D", "lm_head.weight", "output.weight"),
+    NameRule("embed", "V D -> V D", "model.embed_tokens.weight", "token_embd.weight"),
+    NameRule("layers/attention_norm", "D -> D", "input_layernorm.weight", "attn_norm.weight"),
+    NameRule("layers/q", "(N H) D -> D N H", "self_attn.q_proj.weight", "attn_q.weight"),
+    NameRule("layers/k", "(K H) D -> D K H", "self_attn.k_proj.weight", "attn_k.weight"),
+    NameRule("layers/v", "(K H) D -> D K H", "self_attn.v_proj.weight", "attn_v.weight"),
+    NameRule("layers/o", "D (N H) -> N H D", "self_attn.o_proj.weight", "attn_output.weight"),
+    NameRule("layers/q_bias", "(N H) -> N H", "self_attn.q_proj.bias", "attn_q.bias"),
+    NameRule("layers/k_bias", "(K H) -> K H", "self_attn.k_proj.bias", "attn_k.bias"),
+    NameRule("layers/v_bias", "(K H) -> K H", "self_attn.v_proj.bias", "attn_v.bias"),
+    NameRule("layers/q_norm", "H -> H", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    NameRule("layers/k_norm", "H -> H", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    NameRule("layers/mlp_norm", "D -> D", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    NameRule("layers/gate", "F D -> D F", "mlp.gate_proj.weight", "ffn_gate.weight"),
+    NameRule("layers/up", "F D -> D F", "mlp.up_proj.weight", "ffn_up.weight"),
+    NameRule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
+    NameRule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
+    NameRule("head", "V D -> V D", "lm_head.weight", "output.weight"),
 )
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorMapping:
     """One stored tensor's place: rule, layer (None for a leaf that is not stacked), and the shape
     inside the leaf.
     """
 
-    rule: Rule
+    rule: NameRule
     layer: int | None
     shape: tuple[int, ...]
 
@@ -125,10 +125,10 @@ class Slot:
         return tuple(part), rest
 
 
-def slots(cfg: ModelConfig, names: Format) -> dict[str, Slot]:
-    """Every tensor that a file of this model holds: name -> Slot, in the order of the table."""
+def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]:
+    """Every tensor that a file of this model holds: name -> TensorMapping, in the order of the table."""
     specs = tree.flatten(param_specs(cfg))
-    found: dict[str, Slot] = {}
+    found: dict[str, TensorMapping] = {}
     for rule in RULES:
         if rule.path not in specs:
             continue
@@ -136,9 +136,9 @@ def slots(cfg: ModelConfig, names: Format) -> dict[str, Slot]:
         name = rule.name(names)
         if rule.stacked:
             for layer in range(cfg.layers):
-                found[name.format(layer)] = Slot(rule, layer, shape[1:])
+                found[name.format(layer)] = TensorMapping(rule, layer, shape[1:])
         else:
-            found[name] = Slot(rule, None, shape)
+            found[name] = TensorMapping(rule, None, shape)
     return found
 
 

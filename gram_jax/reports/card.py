@@ -12,14 +12,15 @@ from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
 from gram_jax.evals.same_judge import HELD
+from gram_jax.files import write_atomic
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
-from gram_jax.interop.models import load_spec, model_config, resolve_model
+from gram_jax.interop.models import load_spec, model_config
+from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table
 from gram_jax.reports.evidence import Evidence, last_part, read_evidence
-from gram_jax.reports.files import write_text
 from gram_jax.reports.provenance import (
     Origin,
     Stage,
@@ -81,7 +82,7 @@ def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
         if wishes.push:
             raise ReportError(f"{folder} is not pushed: {missing}")
         console.warn(missing)
-    write_text(card, make_card(folder, spec, origin, found, wishes.push))
+    write_atomic(card, make_card(folder, spec, origin, found, wishes.push), error=ReportError)
     renew_entry(folder, CARD)
     console.say(str(card))
     if wishes.push:

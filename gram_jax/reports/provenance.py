@@ -10,7 +10,7 @@ from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import ReportError
 from gram_jax.interop.hub import CARD, read_front_matter
-from gram_jax.interop.models import SMOLLM2
+from gram_jax.interop.resolve import SMOLLM2
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
 

@@ -1,10 +1,12 @@
-"""`gram-jax verify`: every file of a run, of one checkpoint or of an exported folder against its manifest."""
+"""Check every file of a run, of one checkpoint or of an exported folder against its manifest."""
 
+import logging
 import time
 from pathlib import Path
 
 from gram_jax.checkpoint.manifest import (
     MANIFEST,
+    Manifest,
     find_damage,
     has_manifest,
     list_files,
@@ -13,18 +15,20 @@ from gram_jax.checkpoint.manifest import (
 )
 from gram_jax.checkpoint.orbax import complete_steps, step_name
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.formatting import format_bytes, format_seconds
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.recipes.reading import read_recipe
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"  # the folder of a run's steps
 
 
-def audit(folder: Path, console: Console) -> None:
-    """A line for each step and for the model's files. Raises CheckpointError that lists all damage,
-    or where there is nothing to verify.
+def verify_folder(folder: Path) -> None:
+    """Check every part of a folder and log a line for each.
+
+    Raises CheckpointError, which lists all damage, or if there is nothing to verify.
     """
     folder = folder.absolute()
     parts = _parts(folder)
@@ -35,33 +39,42 @@ def audit(folder: Path, console: Console) -> None:
             f"with a {MANIFEST}"
         )
     for place, of in parts:
-        start = time.perf_counter()
-        # Other files beside an exported model (a README.md) are nobody's fault.
-        problems = find_damage(place, of=of, exact=of is not None)
         label = place.relative_to(folder).as_posix()
+        problems = _verify_part(place, of)
         damage += [f"{label}/{line}" if label != "." else line for line in problems]
-        names = list_files(place)
-        size = sum((place / name).stat().st_size for name in names)
-        console.say(
-            f"{of or place}: "
-            + (f"{len(problems)} damaged" if problems else "good")
-            + f" ({len(names)} files, {format_bytes(size)}, "
-            + f"{format_seconds(time.perf_counter() - start)})"
-        )
     if damage:
         of_a_run = (folder / RECIPE).exists() or any(of is not None for _, of in parts)
-        again = (
-            f"where nothing but {CHECKPOINTS}/ and model/ is damaged, start the run's `gram-jax train` command again, "
-            "which goes on from the newest good step and writes the rest anew"
-            if of_a_run
-            else "export the model again. If they were changed on purpose: gram-jax verify "
-            f"{folder} --accept"
+        raise refusal(folder, damage, f"Restore them from a copy; or {_remedy(folder, of_a_run)}")
+
+
+def _verify_part(place: Path, of: str | None) -> list[str]:
+    start = time.perf_counter()
+    # Other files beside an exported model, such as a README.md, are not damage.
+    problems = find_damage(place, of=of, exact=of is not None)
+    names = list_files(place)
+    size = sum((place / name).stat().st_size for name in names)
+    logger.info(
+        "%s: %s (%d files, %s, %s)",
+        of or place,
+        f"{len(problems)} damaged" if problems else "good",
+        len(names),
+        format_bytes(size),
+        format_seconds(time.perf_counter() - start),
+    )
+    return problems
+
+
+def _remedy(folder: Path, of_a_run: bool) -> str:
+    if of_a_run:
+        return (
+            f"if only {CHECKPOINTS}/ and model/ are damaged, start the run's `gram-jax train` command again: it "
+            "resumes from the newest good step and writes the rest anew"
         )
-        raise refusal(folder, damage, f"Restore them from a copy; or {again}")
+    return f"export the model again. If they were changed on purpose: gram-jax verify {folder} --accept"
 
 
 def _parts(folder: Path) -> list[tuple[Path, str | None]]:
-    """The folders that must have a manifest, with what that must say that they are."""
+    """(folder that must have a manifest, what the manifest must say that it is of), for every part."""
     if folder.name.isdecimal() and not (folder / CONFIG).exists():
         return [(folder, step_name(folder.name))]  # one checkpoint
     checkpoints = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
@@ -78,7 +91,7 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def _damage_of_notes(folder: Path) -> list[str]:
-    """A line for each file of a run that no manifest covers, because it changes, and that cannot be read."""
+    """A line for each damaged file of a run that no manifest covers because the file changes."""
     problems = []
     try:
         info = read_info(folder)
@@ -99,14 +112,13 @@ def _damage_of_notes(folder: Path) -> list[str]:
     return problems
 
 
-def accept_changes(folder: Path, console: Console) -> None:
-    """Write the manifest of an exported folder for the files as they are now."""
-    if complete_steps(folder / "checkpoints") or complete_steps(folder):
+def accept_changes(folder: Path) -> Manifest:
+    """Write and return the manifest of an exported folder for its files as they are now."""
+    if complete_steps(folder / CHECKPOINTS) or complete_steps(folder):
         raise CheckpointError(
-            f"{folder} holds checkpoints: nobody changes those on purpose, so their manifests stay. "
-            "--accept is for exported folders"
+            f"{folder} holds checkpoints, which are never changed on purpose: their manifests stay. --accept is for "
+            "exported folders"
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no exported folder: it has no config.json")
-    manifest = write_manifest(folder)
-    console.say(f"{folder / MANIFEST}: {len(manifest.files)} files as they are now")
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is not an exported folder: it has no {CONFIG}")
+    return write_manifest(folder)

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.attacks.phrases import CONTRACTED, PARAPHRASED, WRITTEN_OUT
-from gram_jax.attacks.prose import is_prose, reworded
-from gram_jax.attacks.suite import HARMLESS
-from gram_jax.attacks.template import Case
+from gram_jax.attacks.perturbations import is_prose, reworded
+from gram_jax.attacks.suite import attacks_of_kind, phrase_rules
+from gram_jax.attacks.templates import AttackContext
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import make_spec
 
 SPEC = make_spec(tiny_tokenizer(), max_length=256)
-CHANGES = {attack.name: attack.tested for attack in HARMLESS}
+CHANGES = {attack.name: attack.tested for attack in attacks_of_kind("harmless")}
+TABLES = ("contracted", "written_out", "paraphrased")
 
 
 def changed(name: str, text: str) -> set[str]:
-    """What the wordings of a harmless change make of a text, the text itself not counted."""
-    return {wording(Case("q", text, SPEC)) for wording in CHANGES[name]} - {text}
+    """What the templates of a harmless perturbation make of a text, the text itself not counted."""
+    return {template(AttackContext("q", text, SPEC)) for template in CHANGES[name]} - {text}
 
 
 def unchanged_by_all(text: str) -> bool:
@@ -271,13 +271,14 @@ def test_contracting_and_writing_out_again_gives_the_same_text(parts):
         f"{who} {'cannot' if verb == 'can' else f'{verb} not'} {rest}{end}"
         for who, verb, rest, end in parts
     )
-    short = reworded(CONTRACTED)(text)
+    short = reworded(phrase_rules("contracted"))(text)
     assert " not " not in short and "cannot" not in short
-    assert reworded(WRITTEN_OUT)(short) == text
+    assert reworded(phrase_rules("written_out"))(short) == text
 
 
-@pytest.mark.parametrize("rules", [CONTRACTED, WRITTEN_OUT, PARAPHRASED])
-def test_rules_have_no_groups_and_say_something_else(rules):
+@pytest.mark.parametrize("name", TABLES)
+def test_rules_have_no_groups_and_say_something_else(name):
+    rules = phrase_rules(name)
     assert len({phrase for phrase, _ in rules}) == len(rules)
     for phrase, other in rules:
         assert re.compile(phrase).groups == 0 and phrase != other == other.strip()

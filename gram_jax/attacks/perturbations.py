@@ -1,14 +1,15 @@
-"""Harmless changes of a response: which texts they may touch, and the changes.
+"""Harmless perturbations of a response: which texts they change, and how.
 
-A verdict that moves with a harmless change is counted as a failure of the judge, so a change that alters what a text
-says would count a good judge as a bad one. Where it is not sure that a text is prose, it is left as it is.
+A verdict that changes with a harmless perturbation counts as a failure of the judge, so a perturbation that changes the
+meaning of a text would count a good judge as a bad one. A text that may not be prose is left unchanged.
 """
 
 import re
 from collections.abc import Callable
 
-from gram_jax.attacks.phrases import Rule
-from gram_jax.attacks.template import Case, Wording
+from gram_jax.attacks.templates import AttackContext, AttackTemplate
+
+Rule = tuple[str, str]  # a regular expression without groups of its own, and its replacement
 
 # Signs of code, formulas and tables. One of them anywhere is enough: to miss a changed program costs more than to
 # leave some prose unchanged.
@@ -73,17 +74,17 @@ _APOSTROPHE = re.compile(r"(?<=[A-Za-z]{2})'(?=(?:s|t|re|ve|ll|d|m)\b)|(?<=\bI)'
 
 
 def is_prose(text: str) -> bool:
-    """Whether a text is sentences and nothing else, as far as can be told: some words, and no sign of code in it."""
+    """Whether a text is sentences only: at least three words, and no sign of code."""
     return len(_WORD.findall(text)) > 2 and not _NOT_PROSE.search(text.replace("\r\n", "\n"))
 
 
-def in_prose(change: Callable[[str], str]) -> Wording:
-    """A change of prose that leaves every other response as it is."""
+def in_prose(change: Callable[[str], str]) -> AttackTemplate:
+    """A perturbation of prose that leaves every other response unchanged."""
 
-    def wording(case: Case) -> str:
-        return change(case.response) if is_prose(case.response) else case.response
+    def template(context: AttackContext) -> str:
+        return change(context.response) if is_prose(context.response) else context.response
 
-    return wording
+    return template
 
 
 def bold(text: str) -> str:
@@ -112,7 +113,7 @@ def quotes(text: str) -> str:
 
 
 def opener(words: str) -> Callable[[str], str]:
-    """Before sentences; a heading, a list or a refusal would become another thing behind it."""
+    """Before sentences only: it would change the meaning of a heading, a list or a refusal."""
 
     def change(text: str) -> str:
         fits = _OPENS_WITH_A_WORD.match(text) and not _REFUSES.match(text)
@@ -122,14 +123,14 @@ def opener(words: str) -> Callable[[str], str]:
 
 
 def closer(words: str) -> Callable[[str], str]:
-    """Behind a sentence that has ended."""
+    """After a complete sentence only."""
     return lambda text: text + words if _SENTENCE_ENDS.search(text) else text
 
 
 def reworded(rules: tuple[Rule, ...]) -> Callable[[str], str]:
-    """Each phrase of the rules as its other one, all at once; what stands in quotation marks is kept to the letter.
+    """Replace each phrase of the rules, all at once; quoted text is kept.
 
-    A phrase in small letters is found with a large first letter as well, and its other one gets the same.
+    A phrase that begins with a lower-case letter also matches its capitalised form, and its replacement is capitalised.
     """
     found = [r'(?:"[^"\n]*"|“[^”\n]*”)', *(f"({_pattern(phrase)})" for phrase, _ in rules)]
     phrases = re.compile("|".join(found))
@@ -144,7 +145,7 @@ def reworded(rules: tuple[Rule, ...]) -> Callable[[str], str]:
 
 
 def _pattern(phrase: str) -> str:
-    """The phrase as words of their own, in either case of its first letter where that is small."""
+    """The phrase as whole words, in either case of its first letter if that is lower-case."""
     behind, first, rest = _FIRST_LETTER.findall(phrase)[0]
     first = f"[{first}{first.upper()}]" if first.islower() else first
     return rf"{behind}\b{first}{rest}" + (r"\b" if phrase[-1].isalnum() else "")

