@@ -307,16 +307,16 @@ def test_rewards_against_the_preferred_response_or_given_texts(tmp_path):
     assert reward(prompts, ["x", ""], None) == [0.5, 0.5]
     assert asked == [(prompts[0], "x", "zero")]  # equal texts are not asked about
     for name, changes in (
-        ("preferred", {"reward__against": "reference"}),
-        ("given", {"reward__against": "reference", "reward__references": ["Yes.", "No."]}),
-        ("normal", {"reward__against": "group", "reward__as_": "normalised"}),
+        ("preferred", {"reward__compare_with": "reference"}),
+        ("given", {"reward__compare_with": "reference", "reward__references": ["Yes.", "No."]}),
+        ("normal", {"reward__compare_with": "group", "reward__scale": "normalized"}),
     ):
         done = run(tmp_path / name, "ppo", run__max_steps=1, **changes)
         assert np.isfinite(done.metrics["loss"]), name
     assert done.metrics["reward"] == pytest.approx(0, abs=1e-6)  # of every group, so of all
     free = tmp_path / "free.jsonl"
     free.write_text(json.dumps({"prompt": "Hi", "responses": ["a", "b"]}) + "\n")
-    lacking = {"reward__against": "reference", "data__train": str(free)}
+    lacking = {"reward__compare_with": "reference", "data__train": str(free)}
     with pytest.raises(DataError, match="1 of its 1 prompts have none: give references"):
         run(tmp_path / "lacking", "ppo", run__max_steps=1, **lacking)
 
@@ -332,7 +332,7 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
         ({"algorithm__kind": "dpo"}, "kind"),
         ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl_coef above 0"),
         ({"sampling__num_generations": 1}, "expected at least 2 for"),
-        ({"reward__references": ["a"]}, r'references are for against = "reference"'),
+        ({"reward__references": ["a"]}, r'references are for compare_with = "reference"'),
         ({"algorithm__num_mini_batches": 5}, "do not divide the 16 responses"),
         ({"sampling__temperature": 0.0}, "temperature"),
         ({"checkpoint__save_steps": 2, "checkpoint__keep_period": 3}, "a multiple of save_steps"),

@@ -53,6 +53,8 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "value_clip": ("clip_range_vf",),
     "entropy": ("ent_coef",),
     "devices": ("num_devices",),
+    "against": ("compare_with",),
+    "as_": ("scale",),
 }
 
 

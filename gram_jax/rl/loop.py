@@ -265,7 +265,7 @@ class _Learner:
             rows=recipe.rows,
         )
         greedy = None
-        if recipe.reward.against == "greedy":
+        if recipe.reward.compare_with == "greedy":
             plain = policy.write(once, new=sampling.max_new_tokens, temperature=0).texts
             greedy = [text for text in plain for _ in range(sampling.num_generations)]
         rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
@@ -364,17 +364,17 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
 
 def _form(recipe: RlRecipe) -> RewardForm:
     asked = recipe.reward
-    against = "reference" if asked.against == "greedy" else asked.against
-    return RewardForm(against, asked.as_, asked.references, asked.length_penalty)
+    against = "reference" if asked.compare_with == "greedy" else asked.compare_with
+    return RewardForm(against, asked.scale, asked.references, asked.length_penalty)
 
 
 def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
     """The data's preferred responses, where responses are compared with these. Raises DataError where there is none."""
-    if recipe.reward.against != "reference" or recipe.reward.references:
+    if recipe.reward.compare_with != "reference" or recipe.reward.references:
         return None
     if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
         raise DataError(
-            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}: '
+            f'[reward] compare_with = "reference" without references takes the preferred responses of {recipe.data.train}: '
             f"{lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
         )
     return prompts.preferred

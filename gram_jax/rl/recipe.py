@@ -58,13 +58,13 @@ class RewardConfig:
 
     judge: Annotated[str, Field(min_length=1)]
     """the model whose verdicts are the reward"""
-    against: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
+    compare_with: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
     """what a response is compared with: the policy's own "greedy" response (the paper's), others to the prompt, or
     "reference" texts"""
     references: tuple[str, ...] = ()
     """texts that all responses are compared with; none: the response that the data prefers for the prompt"""
-    as_: Literal["probability", "log_odds", "normalised"] = "probability"
-    """of being better; "normalised" log-odds have mean 0 and deviation 1 among a prompt's responses"""
+    scale: Literal["probability", "log_odds", "normalized"] = "probability"
+    """scale of rewards: probability or log-odds of being better; "normalized" log-odds have mean 0 and standard deviation 1 among a prompt's responses"""
     length_penalty: NotNegative = 0.0
     """taken off for every 1,000 characters"""
     num_devices: Count = 0
@@ -209,12 +209,12 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
         alone = f"[sampling] num_generations = {sampling.num_generations}: expected at least 2 for"
         if algorithm.kind != "ppo":
             yield f'{alone} [algorithm] kind = "{algorithm.kind}", whose baseline is the group'
-        if reward.against in ("group", "neighbors"):
-            yield f'{alone} [reward] against = "{reward.against}"'
-        if reward.as_ == "normalised":
-            yield f'{alone} [reward] as_ = "normalised", which is 0 for a group of 1'
-    if reward.references and reward.against != "reference":
-        yield f'[reward] references are for against = "reference", found "{reward.against}"'
+        if reward.compare_with in ("group", "neighbors"):
+            yield f'{alone} [reward] compare_with = "{reward.compare_with}"'
+        if reward.scale == "normalized":
+            yield f'{alone} [reward] scale = "normalized", which is 0 for a group of 1'
+    if reward.references and reward.compare_with != "reference":
+        yield f'[reward] references are for compare_with = "reference", found "{reward.compare_with}"'
     if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl_coef):
         yield (
             f"[algorithm] kl_target = {algorithm.kl_target}: expected ppo or rloo, and a kl_coef above 0; "
