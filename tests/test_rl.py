@@ -294,7 +294,7 @@ def test_rewards_against_the_preferred_response_or_given_texts(tmp_path):
     for name, changes in (
         ("preferred", {"reward__against": "reference"}),
         ("given", {"reward__against": "reference", "reward__references": ["Yes.", "No."]}),
-        ("normal", {"reward__against": "group", "reward__as_": "normalised"}),
+        ("normal", {"reward__against": "group", "reward__as_": "normalized"}),
     ):
         done = run(tmp_path / name, "ppo", run__steps=1, **changes)
         assert np.isfinite(done.metrics["loss"]), name

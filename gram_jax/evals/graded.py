@@ -27,7 +27,7 @@ TIES = (
 class Graded:
     """Graded responses to a prompt and what the judge makes of them.
 
-    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], the logit gap with i shown first and j second.
+    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and j second.
     """
 
     record: Candidates

@@ -50,13 +50,13 @@ class Reward:
 
     judge: Annotated[str, Field(min_length=1)]
     """the model whose verdicts are the reward"""
-    against: Literal["greedy", "group", "circle", "reference"] = "greedy"
+    against: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
     """what a response is compared with: the policy's own "greedy" response (the paper's), others to the prompt, or
     "reference" texts"""
     references: tuple[str, ...] = ()
     """texts that all responses are compared with; none: the response that the data prefers for the prompt"""
-    as_: Literal["probability", "log_odds", "normalised"] = "probability"
-    """of being better; "normalised" log-odds have mean 0 and deviation 1 among a prompt's responses"""
+    as_: Literal["probability", "log_odds", "normalized"] = "probability"
+    """of being better; "normalized" log-odds have mean 0 and standard deviation 1 among a prompt's responses"""
     length_penalty: NotNegative = 0.0
     """taken off for every 1,000 characters"""
     devices: Count = 0
@@ -199,10 +199,10 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
     sampling, algorithm, reward = recipe.sampling, recipe.algorithm, recipe.reward
     if algorithm.kind != "ppo" and sampling.group < 2:
         yield f"[sampling] group = {sampling.group}: {algorithm.kind} compares within groups of at least 2"
-    if reward.against in ("group", "circle") and sampling.group < 2:
+    if reward.against in ("group", "neighbors") and sampling.group < 2:
         yield f'[sampling] group = {sampling.group}: against = "{reward.against}" needs at least 2'
-    if reward.as_ == "normalised" and sampling.group < 2:
-        yield f'[sampling] group = {sampling.group}: as_ = "normalised" leaves 0 of a group below 2'
+    if reward.as_ == "normalized" and sampling.group < 2:
+        yield f'[sampling] group = {sampling.group}: as_ = "normalized" leaves 0 of a group below 2'
     if reward.references and reward.against != "reference":
         yield f'[reward] references are for against = "reference", found "{reward.against}"'
     if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl):
