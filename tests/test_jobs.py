@@ -154,7 +154,7 @@ HANGING = (
     "from gram_jax.distributed.preemption import StopRequest; begin = StopRequest.begin\n"
     "def be_impatient(self):\n"
     "    begin(self)\n"
-    "    object.__setattr__(self._member, 'stuck_after', 8.0)\n"
+    "    object.__setattr__(self._process, 'stuck_after', 8.0)\n"
     "StopRequest.begin = be_impatient\n"
     "from gram_jax.cli import main; main()",
 )

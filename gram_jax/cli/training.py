@@ -98,19 +98,24 @@ def train(
     0 done, 2 an error for a person, 75 stopped by SIGTERM and saved (where there was something to save), 76 a process
     was lost or stuck (75 and 76: start again), 130 Ctrl-C.
     """
-    from gram_jax.distributed.cluster import find_place, has_tpu, read_devices, tpu_vm_variables
-    from gram_jax.distributed.process import joined
+    from gram_jax.distributed.cluster import (
+        detect_cluster,
+        has_tpu,
+        parse_device_ids,
+        tpu_vm_variables,
+    )
+    from gram_jax.distributed.process import distributed_session
     from gram_jax.recipes.reading import read_recipe
     from gram_jax.training.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
-    place, gpus = None, read_devices(devices)
+    place, gpus = None, parse_device_ids(devices)
     if cluster == "auto":
         surroundings = dict(os.environ)
         if coordinator is None and "TPU_WORKER_ID" not in surroundings and has_tpu():
             surroundings |= tpu_vm_variables()
-        place = find_place(coordinator, processes, process, gpus, surroundings)
-    with joined(
+        place = detect_cluster(coordinator, processes, process, gpus, surroundings)
+    with distributed_session(
         place,
         devices=gpus,
         join_timeout=join_timeout,

@@ -20,7 +20,7 @@ from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.console import Console
 from gram_jax.distributed.preemption import STATUS, StopRequest
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.formatting import format_value
 from gram_jax.generation.generator import Policy
@@ -193,7 +193,7 @@ class _Learner:
         recipe, saves = self.recipe, self.recipe.checkpoint
         self._write_model()
         with (
-            StopRequest(Member()) as stop,
+            StopRequest(ProcessContext()) as stop,
             Checkpoints(
                 self.folder / "checkpoints", keep=saves.max_to_keep, keep_every=saves.keep_period
             ) as checkpoints,
@@ -374,8 +374,8 @@ def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
         return None
     if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
         raise DataError(
-            f'[reward] compare_with = "reference" without references takes the preferred responses of {recipe.data.train}: '
-            f"{lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+            f'[reward] compare_with = "reference" without references takes the preferred responses of '
+            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
         )
     return prompts.preferred
 

@@ -64,7 +64,8 @@ class RewardConfig:
     references: tuple[str, ...] = ()
     """texts that all responses are compared with; none: the response that the data prefers for the prompt"""
     scale: Literal["probability", "log_odds", "normalized"] = "probability"
-    """scale of rewards: probability or log-odds of being better; "normalized" log-odds have mean 0 and standard deviation 1 among a prompt's responses"""
+    """of rewards: probability or log-odds of being better; "normalized" log-odds have mean 0 and standard deviation 1
+    among a prompt's responses"""
     length_penalty: NotNegative = 0.0
     """taken off for every 1,000 characters"""
     num_devices: Count = 0

@@ -27,8 +27,8 @@ from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
 from gram_jax.console import Console
 from gram_jax.data.examples import Examples
-from gram_jax.distributed.collectives import from_main
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.collectives import broadcast_object
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import CheckpointError, JudgeError, RecipeError
 from gram_jax.files import PARTIAL, write_atomic
 from gram_jax.interop.hf_config import config_to_hf
@@ -40,7 +40,7 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.recipes.reading import changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.recipes.tables import Recipe
-from gram_jax.run.lock import OWNER, owned
+from gram_jax.run.lock import LOCK, run_lock
 
 STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
 
@@ -116,7 +116,7 @@ def _from_anywhere(model: str) -> str:
 
 
 @contextmanager
-def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFolder]:
+def open_run(recipe: Recipe, member: ProcessContext, console: Console) -> Iterator[RunFolder]:
     """The run's folder, made where it is missing and held for the block; all processes of a job call it.
 
     Raises RecipeError where it holds something else, another job trains in it, or a run whose recipe differs in keys
@@ -127,9 +127,9 @@ def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFo
         before = None
         if jax.process_index() == 0:
             _make(path)
-            held.enter_context(owned(path, member, console))
+            held.enter_context(run_lock(path, member, console))
             before = _check_recipe(path, recipe)
-        before = from_main(before)
+        before = broadcast_object(before)
         if not path.is_dir():
             raise RecipeError(
                 f"run.output_dir {recipe.run.output_dir!r} was made by process 0 and is not there for process "
@@ -150,7 +150,7 @@ def _make(path: Path) -> None:
     if RECIPE in names:
         return
     # A kill may have come before the first file was there.
-    own = re.compile(rf"{RECIPE}.*{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
+    own = re.compile(rf"{RECIPE}.*{PARTIAL}|{LOCK}.*|{STUCK.format('.*')}")
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
             f"run.output_dir {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the "
@@ -174,7 +174,7 @@ def _check_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 def lacking(folder: RunFolder) -> list[str]:
     """What a run that was finished has lost or had damaged since, a line each; all processes get the same."""
-    model = from_main(find_damage(folder.model) if folder.writes else None)
+    model = broadcast_object(find_damage(folder.model) if folder.writes else None)
     lines = damage_of_newest(folder.checkpoints, folder.before.get("steps"))
     return lines + [f"model/{line}" for line in model]
 

@@ -10,7 +10,7 @@ from gram_jax.attacks.augment import with_attacks
 from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.examples import Examples
-from gram_jax.distributed.collectives import check_same
+from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
@@ -86,7 +86,7 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     console.say(plan.report().to_text())
     examples = examples_fingerprint(plan.examples)
-    check_same("set of training examples", [steps, examples, spec.hash])
+    assert_equal("set of training examples", [steps, examples, spec.hash])
     check_same_run(folder, steps, examples, spec)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
