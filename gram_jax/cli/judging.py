@@ -4,52 +4,57 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter, validators
 
 from gram_jax.cli.options import (
-    MODEL_HELP,
-    Compute,
-    JudgeOption,
-    MaxLength,
-    Method,
-    ModelOption,
-    OnBad,
-    Schema,
-    TokensPerCall,
-    Weights,
-    load_scorer,
+    MODEL,
+    AtLeastOne,
+    ComputeDtype,
+    JudgeOptions,
+    NotNegative,
+    RowOptions,
     seconds,
 )
 from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
 
+Model = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
+Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
+TwoOrMore = Parameter(validator=validators.Number(gte=2))
+
 
 def score(
-    source: Annotated[str, typer.Argument(help="pairs, preferences or candidates of any schema")],
-    out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
-    model: ModelOption,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    schema: Schema = "auto",
-    on_bad: OnBad = "error",
-    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+    source: str,
+    out: Path,
+    /,
+    *,
+    model: Model,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
 ) -> None:
-    """Score every pair of a file in both orders; an interrupted run goes on. `rank` is for lists of candidates."""
+    """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
+
+    Parameters
+    ----------
+    source
+        Pairs, preferences or candidates of any schema.
+    out
+        Scores as JSON lines.
+    overwrite
+        Replace the output if it exists.
+    """
     from gram_jax.scoring.files import check_files, score_file
 
     console = Console()
-    check_files(source, out, schema=schema)
-    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    check_files(source, out, schema=rows.schema)
     done = score_file(
-        scorer,
+        judge.load(model),
         model,
         source,
         out,
-        schema=schema,
-        on_bad=on_bad,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -57,46 +62,49 @@ def score(
 
 
 def rank(
-    source: Annotated[str, typer.Argument(help="rows with prompt and responses; pairs also go")],
-    out: Annotated[Path, typer.Argument(help="rankings as JSON lines")],
-    model: ModelOption,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
-        ),
-    ] = None,
-    orders: Annotated[
-        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
-    ] = "both",
-    references: Annotated[
-        int, typer.Option(min=0, help="with --method reference: responses that all others meet")
-    ] = 0,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    schema: Schema = "auto",
-    on_bad: OnBad = "error",
-    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+    source: str,
+    out: Path,
+    /,
+    *,
+    model: Model,
+    method: Method | None = None,
+    order_mode: Literal["both", "one"] = "both",
+    references: Annotated[int, NotNegative] = 0,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
 ) -> None:
-    """Rank the responses of every row, best first; an interrupted run goes on."""
+    """Rank the responses of every row, best first. An interrupted command resumes.
+
+    Parameters
+    ----------
+    source
+        Rows with a prompt and responses; a pair is two responses.
+    out
+        Rankings as JSON lines.
+    method
+        Default: groups for 5 or more responses, else round_robin (docs/ranking.md).
+    order_mode
+        Orders in which a pair is shown; one costs half.
+    references
+        With --method reference: number of responses that all others are compared with.
+    overwrite
+        Replace the output if it exists.
+    """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    contest = RankingConfig(method, orders, references)
-    check_files(source, out, schema=schema, ranked=True)
-    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    config = RankingConfig(method, order_mode, references)
+    check_files(source, out, schema=rows.schema, ranked=True)
     done = rank_file(
-        scorer,
+        judge.load(model),
         model,
         source,
         out,
-        contest,
-        schema=schema,
-        on_bad=on_bad,
+        config,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -104,28 +112,55 @@ def rank(
 
 
 def bon(
-    policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
-    judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],
-    prompts: Annotated[str, typer.Argument(help="pairs or candidates, whose prompts are taken")],
-    out: Annotated[Path, typer.Option(help="a folder for samples, figures and the plot")],
-    oracle: Annotated[
-        str | None, typer.Option(help="a better judge, which shows over-optimisation")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
-    limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
-    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
-    compute: Compute = "auto",
-    schema: Schema = "auto",
+    policy: str,
+    judge: str,
+    prompts: str,
+    /,
+    *,
+    out: Path,
+    oracle: str | None = None,
+    n: Annotated[int, TwoOrMore] = 16,
+    limit: Annotated[int, TwoOrMore] = 64,
+    max_new_tokens: Annotated[int, AtLeastOne] = 256,
+    temperature: Annotated[float, Parameter(validator=validators.Number(gte=0.01))] = 1.0,
+    top_p: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1))] = 1.0,
+    seed: Annotated[int, NotNegative] = 0,
+    compute_dtype: ComputeDtype = "auto",
+    schema: str = "auto",
 ) -> None:
-    """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
+    """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
+
+    Parameters
+    ----------
+    policy
+        The model that writes.
+    judge
+        The model that selects.
+    prompts
+        Pairs or candidates, whose prompts are used.
+    out
+        A folder for samples, figures and the plot.
+    oracle
+        A better judge, which shows over-optimisation.
+    n
+        Number of responses to each prompt.
+    limit
+        Maximum number of prompts.
+    max_new_tokens
+        Maximum number of tokens of a response.
+    temperature
+        Sampling temperature.
+    top_p
+        Sample from the most likely tokens of this total probability.
+    seed
+        Seed of sampling.
+    schema
+        Schema of the rows; auto: recognised by their fields.
+    """
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
     from gram_jax.evals.folder import make_folder
+    from gram_jax.model.generate import SamplingConfig
 
     console = Console()
     make_folder(out)
@@ -136,72 +171,128 @@ def bon(
         judge,
         chosen,
         out,
+        SamplingConfig(max_new_tokens, temperature, top_p=top_p, seed=seed),
         oracle=oracle,
         n=n,
-        new=new,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        compute=compute,
-        console=console,
+        compute_dtype=compute_dtype,
     )
     title = f"best of n from {policy}: P(better than its greedy response)"
     console.table(title, COLUMNS, bon_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
-def serve(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8000,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token that requests must carry")
-    ] = None,
-    compare_with: Annotated[
-        Literal["group", "neighbors"] | None,
-        typer.Option(
-            help="What a response without a reference is compared with; default group, all others to its prompt"
-        ),
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(help="JSON list of texts that every response is compared with instead"),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Model whose greedy response every response is compared with instead: {MODEL_HELP}"
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of tokens of the greedy response; default 256"),
-    ] = None,
-    scale: Annotated[
-        Literal["probability", "log_odds", "normalized"], typer.Option(help="Scale of rewards")
-    ] = "probability",
-    max_queue: Annotated[int, typer.Option(min=2, help="Sequences that may wait")] = 8192,
-    max_batch: Annotated[int, typer.Option(min=2, help="Sequences scored in one call")] = 512,
-    max_requests: Annotated[int, typer.Option(min=1, help="Concurrent requests")] = 512,
-    deadline: Annotated[
-        float,
-        typer.Option(min=0.1, callback=seconds(0.1), help="Largest time of a request, seconds"),
-    ] = 60,
-    max_body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="Largest body, MiB")] = 8,
-    group_wait: Annotated[
-        float,
-        typer.Option(min=0, callback=seconds(0), help="Seconds that /compare waits for a group"),
-    ] = 2,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds for open requests at the end")] = 60,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
+def bench(
+    source: str | None = None,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help=f"{MODEL}.")] = None,
+    model_config: str | None = None,
+    length: list[str] | None = None,
+    best_of: Annotated[list[int] | None, TwoOrMore] = None,
+    pairs: Annotated[int, AtLeastOne] = 32,
+    rounds: Annotated[int, AtLeastOne] = 3,
+    judge: JudgeOptions = JudgeOptions(),
+    method: Literal["prefix_shared", "padded"] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
+    """Measure scoring on this machine: pairs, tokens and FLOPs per second, useful shares, times and memory.
+
+    Parameters
+    ----------
+    source
+        Pairs of any schema; random tokens if left out.
+    model_config
+        Random weights of a config.json or of a shape such as qwen3-1.7b.
+    length
+        Number of tokens of a sequence, or mix, the default. Repeat it for more.
+    best_of
+        Also rank this number of responses. Repeat it for more.
+    pairs
+        Number of pairs of each workload.
+    rounds
+        Number of timed rounds, after one warm-up round.
+    method
+        Scoring program; default: the one that suits the devices.
+    as_json
+        Print one JSON object.
+    """
+    from gram_jax.plan.bench import MIX, Bench, run_bench
+
+    wanted = Bench(
+        model=model,
+        model_config=model_config,
+        source=source,
+        lengths=tuple(length or [MIX]),
+        best_of=tuple(best_of or []),
+        pairs=pairs,
+        rounds=rounds,
+        compute_dtype=judge.compute_dtype,
+        weights=judge.weights,
+        max_length=judge.max_length,
+        tokens_per_call=judge.tokens_per_call,
+        method=method,
+    )
+    found = run_bench(wanted, Console(quiet=as_json))
+    if as_json:
+        print(json.dumps(found, indent=2))
+
+
+def serve(
+    model: Annotated[str, Parameter(help=f"The judge: {MODEL}.")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = 8000,
+    token_file: Path | None = None,
+    compare_with: Literal["group", "neighbors"] | None = None,
+    references: Path | None = None,
+    policy: str | None = None,
+    max_new_tokens: Annotated[int | None, AtLeastOne] = None,
+    scale: Literal["probability", "log_odds", "normalised"] = "probability",
+    max_queue: Annotated[int, TwoOrMore] = 8192,
+    max_batch: Annotated[int, TwoOrMore] = 512,
+    max_requests: Annotated[int, AtLeastOne] = 512,
+    deadline: Annotated[float, Parameter(validator=seconds(0.1))] = 60,
+    max_body_mb: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1024))] = 8,
+    group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
+    grace: Annotated[int, AtLeastOne] = 60,
+    judge: JudgeOptions = JudgeOptions(),
+) -> None:
+    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
+
+    Parameters
+    ----------
+    host
+        Address to listen on; 0.0.0.0 for every interface.
+    port
+        Port to listen on.
+    token_file
+        A file with the bearer token that requests must carry.
+    compare_with
+        What a response without a reference is compared with; default group.
+    references
+        A JSON list of texts that every response is compared with, instead of its group.
+    policy
+        A model whose greedy response to the prompt is what responses are compared with.
+    max_new_tokens
+        Maximum number of tokens of that greedy response; default 256.
+    scale
+        Scale of rewards.
+    max_queue
+        Maximum number of sequences that wait.
+    max_batch
+        Maximum number of sequences scored in one call.
+    max_requests
+        Maximum number of concurrent requests.
+    deadline
+        Maximum time of a request in seconds.
+    max_body_mb
+        Maximum size of a body in MiB.
+    group_wait
+        Seconds that /compare waits for a group.
+    grace
+        Seconds for open requests at shutdown.
+    """
     from gram_jax.extras import needs_extra
 
     with needs_extra("serve"):
@@ -222,10 +313,10 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        generator = TextGenerator.load(policy, compute=compute)
+        generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
+        judge.load(model),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
@@ -239,104 +330,66 @@ def serve(
     run(app, host=host, port=port, grace=grace)
 
 
-def bench(
-    source: Annotated[
-        str | None, typer.Argument(help="pairs of any schema; without it, random tokens")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
-    model_config: Annotated[
-        str | None, typer.Option(help="random weights of a config.json or a shape as qwen3-1.7b")
-    ] = None,
-    length: Annotated[
-        list[str] | None, typer.Option(help="tokens of a sequence, or mix, the default")
-    ] = None,
-    best_of: Annotated[
-        list[int] | None, typer.Option(min=2, help="also rank so many responses")
-    ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="of each workload")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="after one for nothing")] = 3,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    method: Annotated[
-        Literal["shared", "rows"] | None,
-        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+def spec(
+    out: Path,
+    /,
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")],
+    template: str | None = None,
+    template_rows: str | None = None,
+    labels: tuple[str, str] | None = None,
+    system: str | None = None,
+    max_length: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
 ) -> None:
-    """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
-    from gram_jax.plan.bench import MIX, Bench, run_bench
+    """Write a judge specification (judge.json): pass it with --spec, or put it beside the model.
 
-    wanted = Bench(
-        model=model,
-        model_config=model_config,
-        source=source,
-        lengths=tuple(length or [MIX]),
-        best_of=tuple(best_of or []),
-        pairs=pairs,
-        rounds=rounds,
-        compute=compute,
-        weights=weights,
-        max_length=max_length,
-        tokens_per_call=tokens_per_call,
-        method=method,
-    )
-    found = run_bench(wanted, Console(quiet=as_json))
-    if as_json:
-        print(json.dumps(found, indent=2))
-
-
-def judge(
-    out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
-    model: ModelOption,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help='"default", "from-dataset", or a text file; without it a judge keeps how it is asked, and any '
-            'other model gets "default"'
-        ),
-    ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
-    ] = None,
-    labels: Annotated[
-        tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="a system turn; empty text drops the chat format's own")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
-) -> None:
-    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    Parameters
+    ----------
+    out
+        A .json file, or a folder for judge.json.
+    template
+        "default", "from-dataset", or a text file. If left out, a judge keeps its own and other models get "default".
+    template_rows
+        Rendered GRAM rows, for the template from-dataset.
+    labels
+        The two verdicts; default A B, or those of the rows.
+    system
+        A system turn; empty text drops the one of the chat template.
+    max_length
+        Maximum number of tokens of a pair.
+    overwrite
+        Replace the file if it exists.
+    """
     from gram_jax.checkpoint.manifest import renew_entry
+    from gram_jax.data.gram_rows import TEMPLATE_ROWS
     from gram_jax.data.sources import first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
-    from gram_jax.training.stages import TEMPLATE_ROWS
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
-    if (template == "from-dataset") != (rows is not None):
-        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    if (template == "from-dataset") != (template_rows is not None):
+        raise JudgeError(
+            "--template from-dataset and --template-rows go together: give both or neither"
+        )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
     own = load_spec(model) if template is None else None
     if own is not None:
         if labels is not None or system is not None:
             raise JudgeError(
-                f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
+                f"{model} is a judge and keeps its specification: --labels and --system need a --template"
             )
-        spec = with_length(own, tokenizer, max_length or own.max_length)
+        made = with_length(own, tokenizer, max_length or own.max_length)
     else:
-        spec = make_spec(
+        made = make_spec(
             tokenizer,
             template=template or "default",
             labels=labels,
             max_length=max_length or min(default_length(tokenizer), context),
             system=system,
-            rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
-    path = spec.save(out)
+    path = made.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
-    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
+    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens, {made.hash}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.errors import JudgeError
+from gram_jax.errors import GramWarning, JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.encode import Encoded, encode_comparisons
 from gram_jax.judge.messages import PromptLike
@@ -166,7 +166,7 @@ class Scorer:
             )
             warnings.warn(
                 f"{name} carries no judge.json: it is asked with the default template, which it was not taught",
-                stacklevel=2,
+                category=GramWarning, stacklevel=2,
             )
         elif max_length not in (None, spec.max_length):
             raise JudgeError(
@@ -323,7 +323,7 @@ class Scorer:
             warnings.warn(
                 f"{cut} of {len(shortened)} {what} are longer than {self.spec.max_length} tokens and were shortened "
                 "inside the responses (said once; `shortened` of each result marks it)",
-                stacklevel=2,
+                category=GramWarning, stacklevel=2,
             )
         self.shortened += cut
 
