@@ -107,9 +107,9 @@ class JobOptions:
     ] = 300
     """Seconds to wait for all processes."""
     # At least three heartbeats.
-    lost_after: Annotated[
-        float, Parameter(env_var="GRAM_JAX_LOST_AFTER", validator=seconds(3))
-    ] = 30
+    lost_after: Annotated[float, Parameter(env_var="GRAM_JAX_LOST_AFTER", validator=seconds(3))] = (
+        30
+    )
     """Seconds without a heartbeat after which a process is lost."""
 
 

@@ -184,7 +184,11 @@ def _check_final(run: Path, newest: int | None) -> None:
             f"{run} was finished with step {steps}, and its newest checkpoint is step {newest}: the last one is lost. "
             "Restore it from a copy; or start the run's `gram-jax train` command again, which computes it anew"
         )
-    warnings.warn(f"{run} is not finished: this is step {newest} of {steps}", category=GramWarning, stacklevel=2)
+    warnings.warn(
+        f"{run} is not finished: this is step {newest} of {steps}",
+        category=GramWarning,
+        stacklevel=2,
+    )
 
 
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:

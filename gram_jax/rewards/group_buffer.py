@@ -118,5 +118,6 @@ class GroupBuffer:
             f"a group of responses arrives in parts: {found} of at least {needed} in one call, compared with {earlier} "
             "of earlier calls. A response without any other has 0.5. Larger batches or references avoid this (reported "
             "once)",
-            category=GramWarning, stacklevel=2,
+            category=GramWarning,
+            stacklevel=2,
         )

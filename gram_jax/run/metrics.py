@@ -91,7 +91,9 @@ class MetricsWriter:
             yield
         except OSError as error:
             self._tensorboard = None
-            warnings.warn(f"no further figures for TensorBoard: {error}", category=GramWarning, stacklevel=2)
+            warnings.warn(
+                f"no further figures for TensorBoard: {error}", category=GramWarning, stacklevel=2
+            )
 
 
 class TensorBoard:

@@ -166,7 +166,8 @@ class Scorer:
             )
             warnings.warn(
                 f"{name} carries no judge.json: it is asked with the default template, which it was not taught",
-                category=GramWarning, stacklevel=2,
+                category=GramWarning,
+                stacklevel=2,
             )
         elif max_length not in (None, spec.max_length):
             raise JudgeError(
@@ -323,7 +324,8 @@ class Scorer:
             warnings.warn(
                 f"{cut} of {len(shortened)} {what} are longer than {self.spec.max_length} tokens and were shortened "
                 "inside the responses (said once; `shortened` of each result marks it)",
-                category=GramWarning, stacklevel=2,
+                category=GramWarning,
+                stacklevel=2,
             )
         self.shortened += cut
 
