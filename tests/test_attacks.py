@@ -6,6 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gram_jax.reports.evidence import read_evidence
+from gram_jax.reports.page import make_document
+from gram_jax.reports.render import render_html
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
@@ -22,9 +25,6 @@ from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.reports.evidence import read_evidence
-from gram_jax.reports.page import make_document
-from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
 from gram_jax.training.job import training_examples
 

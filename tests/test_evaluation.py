@@ -9,6 +9,9 @@ import jax
 import numpy as np
 import pytest
 import report_cases
+from gram_jax.reports.evidence import read_evidence
+from gram_jax.reports.page import make_document
+from gram_jax.reports.render import render_html
 
 from gram_jax.console import Console
 from gram_jax.errors import DataError
@@ -18,10 +21,7 @@ from gram_jax.evals.scores import Target
 from gram_jax.evals.tables import evaluation_tables
 from gram_jax.evals.workload import HUB, read_workload, stem_of
 from gram_jax.ranking.jobs import RankingJob
-from gram_jax.reports.evidence import read_evidence
-from gram_jax.reports.page import make_document
-from gram_jax.reports.render import render_html
-from gram_jax.scoring.scorer import Scorer, pair_score
+from gram_jax.scoring.scorer import Scorer, combine_orders
 from gram_jax.sharding import make_placement
 
 QUIET = Console(quiet=True)
@@ -36,14 +36,14 @@ class Judge:
 
     def stream(self, comparisons, *, progress=None):
         for _, first, second in comparisons:
-            yield pair_score(self.rule(first, second), self.rule(second, first), False)
+            yield combine_orders(self.rule(first, second), self.rule(second, first), False)
 
     def rank_many(self, items, contest, *, progress):
         for prompt, responses in items:
             entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
-                gaps = [self.rule(first, second) for _, first, second in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [self.rule(first, second) for _, first, second in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 

@@ -24,14 +24,14 @@ from gram_jax.sharding import make_placement
 METHODS = get_args(RankingMethod)
 
 
-def play(gaps: np.ndarray, count: int | None = None, method: str | None = None, **options):
-    """A ranking where gaps [n, n] is what the judge says of (first, second), and all that was asked."""
-    asked, game = [], tournament(count or len(gaps), method, **options)
+def play(logit_diffs: np.ndarray, count: int | None = None, method: str | None = None, **options):
+    """A ranking where logit_diffs [n, n] is what the judge says of (first, second), and all that was asked."""
+    asked, game = [], tournament(count or len(logit_diffs), method, **options)
     try:
         matches = next(game)
         while True:
             asked.append(matches)
-            matches = game.send([gaps[match] for match in matches])
+            matches = game.send([logit_diffs[match] for match in matches])
     except StopIteration as over:
         return over.value, asked
 
@@ -87,9 +87,9 @@ def test_both_orders_cancel_a_preference_for_a_position(method):
 def test_what_a_method_costs(method, count, both, rounds):
     """No more than this: pairs that have met are not compared again."""
     for seed in range(5):
-        _, gaps = noisy(count, seed)
-        found, asked = play(gaps, method=method)
-        once, _ = play(gaps, method=method, orders="one")
+        _, logit_diffs = noisy(count, seed)
+        found, asked = play(logit_diffs, method=method)
+        once, _ = play(logit_diffs, method=method, orders="one")
         flat = list(itertools.chain(*asked))
         assert len(flat) == len(set(flat)) == found.comparisons <= both
         assert found.rounds == len(asked) == rounds
@@ -141,9 +141,9 @@ def test_a_round_robin_ranks_by_the_sum_of_log_odds():
         2,
         1,
     ]  # two narrow wins weigh less than a clear one
-    _, gaps = noisy(7, 3)
-    found, _ = play(gaps, method="round_robin")
-    np.testing.assert_allclose(found.margins, (gaps - gaps.T) / 2, atol=1e-6)
+    _, logit_diffs = noisy(7, 3)
+    found, _ = play(logit_diffs, method="round_robin")
+    np.testing.assert_allclose(found.margins, (logit_diffs - logit_diffs.T) / 2, atol=1e-6)
     np.testing.assert_allclose(found.strengths, found.margins.mean(axis=1), atol=1e-5)
 
 
@@ -162,8 +162,8 @@ def test_the_bradley_terry_fit_is_the_most_likely_one():
 def test_the_errors_of_the_fit_are_as_large_as_they_say():
     ratios = []
     for seed in range(200):
-        quality, gaps = noisy(8, seed, noise=0.4)
-        strengths, errors = bradley_terry(np.where(np.eye(8, dtype=bool), np.nan, gaps))
+        quality, logit_diffs = noisy(8, seed, noise=0.4)
+        strengths, errors = bradley_terry(np.where(np.eye(8, dtype=bool), np.nan, logit_diffs))
         ratios.append((strengths - (quality - quality.mean())) / errors)
     assert 0.85 < np.sqrt(np.mean(np.square(ratios))) < 1.15
 
@@ -182,9 +182,9 @@ def test_groups_choose_nearly_as_well_as_a_round_robin_for_a_third():
         quality = {"groups": 0.0, "round_robin": 0.0}
         cost = dict(quality)
         for seed in range(runs):
-            truth, gaps = noisy(count, seed)
+            truth, logit_diffs = noisy(count, seed)
             for method in quality:
-                found, _ = play(gaps, method=method)
+                found, _ = play(logit_diffs, method=method)
                 quality[method] += truth[found.order[0]] / runs
                 cost[method] += found.comparisons / runs
         assert quality["groups"] >= 0.93 * quality["round_robin"]

@@ -31,7 +31,7 @@ from gram_jax.scoring.batcher import (  # noqa: E402
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
+from gram_jax.scoring.scorer import Scorer, combine_orders  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
 from gram_jax.serve.run import check_address  # noqa: E402
@@ -61,15 +61,15 @@ class Judge:
         self.sizes.append(len(triples))
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap, -gap, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(gap, -gap, False) for gap in logit_diffs]
 
     def rank_many(self, items, contest=None):
         for prompt, responses in items:
             entry = RankingJob(prompt, responses, contest)
             while entry.ranking is None:
-                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
+                entry.answer(np.array(logit_diffs), shortened=False)
             yield entry.ranking
 
 

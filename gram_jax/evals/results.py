@@ -15,7 +15,9 @@ from gram_jax.errors import ReportError
 FORMAT = 2
 SHOWN_PROBLEMS = 8
 
-BenchmarkName = Literal["pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"]
+BenchmarkName = Literal[
+    "pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"
+]
 # Benchmarks whose items are several graded responses to a prompt, of which the judge picks one.
 RANKED: tuple[BenchmarkName, ...] = ("rewardbench2", "best_of_n")
 

@@ -75,7 +75,7 @@ def rank_graded(
             _beginning(number, record)
             | {
                 "strengths": (own - own.mean()).tolist(),
-                "gaps": (own[:, None] - own[None, :]).tolist(),
+                "logit_diffs": (own[:, None] - own[None, :]).tolist(),
                 "shortened": bool(cut.any()),
             }
             for (number, record), own, cut in zip(
@@ -93,8 +93,9 @@ def rank_graded(
             _beginning(number, record)
             | {
                 "strengths": ranking.strengths.tolist(),
-                "gaps": [
-                    [None if np.isnan(x) else x for x in row] for row in ranking.gaps.tolist()
+                "logit_diffs": [
+                    [None if np.isnan(x) else x for x in row]
+                    for row in ranking.logit_diffs.tolist()
                 ],
                 "shortened": ranking.shortened,
             }
@@ -110,7 +111,7 @@ def rank_graded(
         Graded(
             record,
             np.array(row["strengths"], np.float32),
-            np.array(row["gaps"], np.float32),
+            np.array(row["logit_diffs"], np.float32),
             row["shortened"],
         )
         for record, row in zip(records, rows, strict=True)

@@ -61,16 +61,16 @@ class RankingJob:
         """The comparisons of this round, those that begin alike next to each other."""
         return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._asked)]
 
-    def answer(self, gaps: np.ndarray, *, shortened: bool) -> None:
-        """Go on with the logit gaps of `shown`. shortened: whether one of them was cut to fit."""
+    def answer(self, logit_diffs: np.ndarray, *, shortened: bool) -> None:
+        """Go on with the logit logit_diffs of `shown`. shortened: whether one of them was cut to fit."""
         self._shortened = self._shortened or shortened
-        found = dict(zip(sorted(self._asked), gaps, strict=True))
+        found = dict(zip(sorted(self._asked), logit_diffs, strict=True))
         self._send([float(found[match]) for match in self._asked])
 
-    def _send(self, gaps: list[float] | None) -> None:
+    def _send(self, logit_diffs: list[float] | None) -> None:
         try:
             going = self._tournament
-            self._asked = next(going) if gaps is None else going.send(gaps)
+            self._asked = next(going) if logit_diffs is None else going.send(logit_diffs)
         except StopIteration as over:
             self.ranking = over.value.of_texts(self._given)._replace(shortened=self._shortened)
 

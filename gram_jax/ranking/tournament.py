@@ -29,7 +29,7 @@ class Ranking(NamedTuple):
 
     order: indices, best first. strengths: f32 [n], log-odds against the average of the distinct responses. errors: f32
     [n], their standard errors; of the Bradley-Terry fit alone, nan where there are too few comparisons to tell.
-    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared. gaps: f32
+    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared. logit_diffs: f32
     [n, n], the same as the judge gave them with i shown first and j second, one order each.
     ties: share of the compared pairs without a winner: both orders name the response shown first, or both the second,
     or the log-odds are equal. cycles: share of circles (i beats j beats k beats i) among the triples whose pairs were
@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
     cycles: float | None
     comparisons: int
     rounds: int
-    gaps: np.ndarray
+    logit_diffs: np.ndarray
     shortened: bool = False
 
     def of_texts(self, at: Sequence[int]) -> "Ranking":
@@ -57,7 +57,7 @@ class Ranking(NamedTuple):
             strengths=self.strengths[taken],
             errors=None if self.errors is None else self.errors[taken],
             margins=self.margins[np.ix_(taken, taken)],
-            gaps=self.gaps[np.ix_(taken, taken)],
+            logit_diffs=self.logit_diffs[np.ix_(taken, taken)],
         )
 
 
@@ -72,7 +72,7 @@ def tournament(
     orders: Orders = "both",
     references: Sequence[int] = (),
 ) -> Tournament:
-    """Rank `count` responses. For each round of comparisons that it yields it is sent the logit gaps, in their order:
+    """Rank `count` responses. For each round of comparisons that it yields it is sent the logit logit_diffs, in their order:
     of (i, j) the log-odds that i, shown first, is better than j.
 
     method, by default "groups" from 5 responses on and "round_robin" below:
@@ -101,7 +101,7 @@ def tournament(
             yield from METHODS[method](record, list(range(count)))
         strengths, errors = record.strengths(), None
         if method == "bradley_terry":
-            strengths, errors = bradley_terry(record.gaps)
+            strengths, errors = bradley_terry(record.logit_diffs)
         return record.result(strengths, errors, count)
 
     return play()
@@ -130,10 +130,10 @@ def check_method(method: str | None, orders: str, *, references: int) -> None:
 
 
 class _Record:
-    """What was compared so far. gaps: f64 [n, n], of the first shown against the second; nan where not compared."""
+    """What was compared so far. logit_diffs: f64 [n, n], of the first shown against the second; nan where not compared."""
 
     def __init__(self, count: int, *, both: bool):
-        self.gaps = np.full((count, count), np.nan)
+        self.logit_diffs = np.full((count, count), np.nan)
         self.both = both
         self.rounds = self.comparisons = 0
         self._lead = np.zeros(count, int)  # how much more often shown first than second
@@ -150,18 +150,18 @@ class _Record:
             return
         found = yield list(asked)
         for match, gap in zip(asked, found, strict=True):
-            self.gaps[match] = gap
+            self.logit_diffs[match] = gap
         self.rounds += 1
         self.comparisons += len(asked)
 
     def met(self, i: int, j: int) -> bool:
         """Whether a pair was compared."""
-        return not (np.isnan(self.gaps[i, j]) and np.isnan(self.gaps[j, i]))
+        return not (np.isnan(self.logit_diffs[i, j]) and np.isnan(self.logit_diffs[j, i]))
 
     def margins(self) -> np.ndarray:
         """Log-odds that i is better than j, over the orders that are known; antisymmetric, 0 where not compared."""
-        seen = ~np.isnan(self.gaps)
-        total = np.where(seen, self.gaps, 0) - np.where(seen, self.gaps, 0).T
+        seen = ~np.isnan(self.logit_diffs)
+        total = np.where(seen, self.logit_diffs, 0) - np.where(seen, self.logit_diffs, 0).T
         return total / np.maximum(1, seen.astype(int) + seen.T)
 
     def strengths(self) -> np.ndarray:
@@ -173,7 +173,7 @@ class _Record:
     def result(self, strengths: np.ndarray, errors: np.ndarray | None, count: int) -> Ranking:
         """The ranking of the first `count` responses; the others were there to compare with."""
         margins, met = self.margins(), self._known()
-        disagree = np.sign(self.gaps) == np.sign(self.gaps.T)  # nan equals nothing
+        disagree = np.sign(self.logit_diffs) == np.sign(self.logit_diffs.T)  # nan equals nothing
         pairs = np.triu(met, 1)
         undecided = (pairs & (disagree | (margins == 0))).sum()
         beats = (margins > 0).astype(float)
@@ -191,12 +191,12 @@ class _Record:
             cycles=float(circles / triples) if triples else None,
             comparisons=self.comparisons,
             rounds=self.rounds,
-            gaps=self.gaps[:count, :count].astype(np.float32),
+            logit_diffs=self.logit_diffs[:count, :count].astype(np.float32),
         )
 
     def _known(self) -> np.ndarray:
         """Which pairs were compared, bool [n, n]."""
-        seen = ~np.isnan(self.gaps)
+        seen = ~np.isnan(self.logit_diffs)
         return seen | seen.T
 
     def _facing(self, i: int, j: int) -> Match:
@@ -253,24 +253,24 @@ METHODS: dict[str, Callable[[_Record, list[int]], Rounds]] = {
 }
 
 
-def bradley_terry(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bradley_terry(logit_diffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strengths s of the model P(i beats j) = sigmoid(s_i - s_j + b) and their standard errors, f64 [n] each.
 
-    gaps: log-odds that i, shown first, is better than j, [n, n], nan where not compared; their probabilities count as
+    logit_diffs: log-odds that i, shown first, is better than j, [n, n], nan where not compared; their probabilities count as
     the share of games won. b is the preference for what is shown first. The errors do not trust the model: they are a
     jackknife over pairs, to first order (both orders of a pair are one observation), and right within a tenth of
     themselves from 4 responses on. nan where the fit is exact, so that nothing tells how sure it is.
     """
     from scipy.optimize import minimize  # 0.4 s, for one method of six
 
-    count = len(gaps)
-    first, second = np.nonzero(~np.isnan(gaps))
+    count = len(logit_diffs)
+    first, second = np.nonzero(~np.isnan(logit_diffs))
     pair = np.minimum(first, second) * count + np.maximum(first, second)
     pairs, pair = np.unique(pair, return_inverse=True)
     games = np.arange(len(first))
     sees = np.zeros((len(first), count + 1))
     sees[games, first], sees[games, second], sees[:, count] = 1, -1, 1
-    won = expit(gaps[first, second])
+    won = expit(logit_diffs[first, second])
 
     def loss(s: np.ndarray) -> tuple[float, np.ndarray]:
         lean = sees @ s

@@ -81,7 +81,12 @@ def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
         draw,
         series,
         ("confidence", "pairs", "mean confidence", "accuracy"),
-        lambda bin: (_range(bin), f"{bin.n:,}", format_figure(bin.confidence), format_figure(bin.accuracy)),
+        lambda bin: (
+            _range(bin),
+            f"{bin.n:,}",
+            format_figure(bin.confidence),
+            format_figure(bin.accuracy),
+        ),
     )
 
 
@@ -110,7 +115,11 @@ def accuracy_by_length(series: Mapping[str, Sequence[LengthBin]]) -> Chart:
         draw,
         series,
         ("length of the chosen to the rejected", "pairs", "accuracy (95 %)"),
-        lambda bin: (_times_range(bin), f"{bin.n:,}", format_with_interval(bin.accuracy, bin.interval)),
+        lambda bin: (
+            _times_range(bin),
+            f"{bin.n:,}",
+            format_with_interval(bin.accuracy, bin.interval),
+        ),
     )
 
 
@@ -133,7 +142,11 @@ def position_bias(measured: Mapping[str, Histogram]) -> Chart:
     rows = []
     for label, found in measured.items():
         borders = zip(found.edges, found.edges[1:], found.counts, strict=False)
-        rows += [(f"{format_figure(a, 2)} to {format_figure(b, 2)}", f"{n:,}", label) for a, b, n in borders if n]
+        rows += [
+            (f"{format_figure(a, 2)} to {format_figure(b, 2)}", f"{n:,}", label)
+            for a, b, n in borders
+            if n
+        ]
     return Chart(
         "Position bias: what a response gains by being shown first. All at 0: the order does not matter; right of it: "
         "the judge favours what it reads first.",

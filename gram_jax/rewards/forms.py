@@ -21,7 +21,7 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
 
 Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -217,17 +217,17 @@ class Rewards:
     def _all(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         several = {prompt: texts for prompt, texts in members.items() if len(set(texts)) > 1}
         rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
-        gaps = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
+        logit_diffs = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
         found = {}
         for prompt, texts in members.items():
             n = range(len(texts))
-            if prompt not in gaps:
+            if prompt not in logit_diffs:
                 found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
                 continue
-            g, cut = gaps[prompt].gaps, gaps[prompt].shortened
+            g, cut = logit_diffs[prompt].logit_diffs, logit_diffs[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else pair_score(g[i, j], g[j, i], cut)
+                    EVEN if texts[i] == texts[j] else combine_orders(g[i, j], g[j, i], cut)
                     for j in n
                     if j != i
                 ]

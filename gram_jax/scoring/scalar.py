@@ -22,7 +22,7 @@ from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.scoring.engine import PADDED
 from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.scorer import Comparison, PairScore, compute_type, pair_score
+from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders, compute_type
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -95,7 +95,7 @@ class ScalarRewardModel:
             for at in range(len(window)):
                 first, second = rewards[2 * at : 2 * at + 2].tolist()
                 cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
-                yield pair_score(first - second, second - first, cut)
+                yield combine_orders(first - second, second - first, cut)
 
     def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
         return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")

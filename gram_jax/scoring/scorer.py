@@ -307,7 +307,7 @@ class Scorer:
 
         gaps = self.core.gaps([pair for _, pair in window], pairs=True, progress=count)
         scores = [
-            pair_score(gap, other, any(side.shortened for side in pair))
+            combine_orders(gap, other, any(side.shortened for side in pair))
             for gap, other, (_, pair) in zip(gaps[::2], gaps[1::2], window, strict=True)
         ]
         self._count_shortened([score.shortened for score in scores], "pairs")
@@ -352,7 +352,9 @@ def _is_turned(first: str, second: str) -> bool:
     return isinstance(first, str) and isinstance(second, str) and second < first
 
 
-def pair_score(gap: float | np.floating, other: float | np.floating, shortened: bool) -> PairScore:
+def combine_orders(
+    gap: float | np.floating, other: float | np.floating, shortened: bool
+) -> PairScore:
     """From the label logits' difference as given and with the responses exchanged.
 
     The larger probability is rounded to float32 and the smaller one is what is left of 1: both sum
