@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from gram_jax.console import Console
 from gram_jax.data.records import Candidates, as_prompt
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
@@ -34,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(judge: Scorer, source: Path, out: Path, model: str = "m", **more):
-    return score_file(judge, model, str(source), out, console=Console(quiet=True), **more)
+    return score_file(judge, model, str(source), out, **more)
 
 
 def test_every_row_is_scored_in_order(judge: Scorer, source: Path, tmp_path: Path):
@@ -180,11 +179,8 @@ def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
     assert json.loads((tmp_path / "1.jsonl").read_text()).keys() >= {"score_first", "score_second"}
 
 
-def rank(judge: Scorer, source: Path, out: Path, contest: RankingConfig | None = None, **more):
-    quiet = Console(quiet=True)
-    return rank_file(
-        judge, "m", str(source), out, contest or RankingConfig(), console=quiet, **more
-    )
+def rank(judge: Scorer, source: Path, out: Path, config: RankingConfig | None = None, **more):
+    return rank_file(judge, "m", str(source), out, config or RankingConfig(), **more)
 
 
 @pytest.fixture
@@ -218,7 +214,7 @@ def test_an_interrupted_ranking_goes_on_and_another_method_is_refused(judge, can
     torn.write_bytes(torn.read_bytes()[:-40])
     assert rank(judge, candidates, torn, fit).written == 1
     assert torn.read_bytes() == whole.read_bytes()
-    with pytest.raises(DataError, match=r"contest: .*bradley_terry.* there, .*knockout.* now"):
+    with pytest.raises(DataError, match=r"ranking: .*bradley_terry.* there, .*knockout.* now"):
         rank(judge, candidates, torn, RankingConfig("knockout"))
 
 

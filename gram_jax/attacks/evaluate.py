@@ -13,8 +13,8 @@ import numpy as np
 
 from gram_jax.attacks.augment import attacked_text
 from gram_jax.attacks.suite import Attack
-from gram_jax.console import Console, Progress
-from gram_jax.data.records import Preference, UnlabeledPair, contents_of
+from gram_jax.console import Console
+from gram_jax.data.records import Preference, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
@@ -22,8 +22,10 @@ from gram_jax.evals.pairwise import side
 from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.hashing import drawn
 from gram_jax.judge.template import show_turns, turns
-from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.results import Numbered, Task, write_results
+from gram_jax.progress import ProgressBar
+from gram_jax.scoring.fingerprint import weights_fingerprint
+from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.rows import NumberedRecord, score_records
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.version import installed_version
 
@@ -99,34 +101,24 @@ def run_attacks(
         "attacks": [attack.name for attack in attacks],
     }
 
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
-            progress=lambda count: progress.update(count, units=count),
-        )
+    def rows(window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
+        scored = score_records(scorer, window, bar)
         return [
-            {
-                "id": record.id,
-                "pair": pairs[at].id,
-                "attack": record.source,
-                "score_chosen": score.first,
-                "margin": score.margin,
-                "position_bias": score.position_bias,
-                "shortened": score.shortened,
-            }
-            for (at, record), score in zip(window, scores, strict=True)
+            row | {"pair": pairs[at].id, "attack": record.source}
+            for row, (at, record) in zip(scored, window, strict=True)
         ]
 
     trials = list(_trials(pairs, attacks, judge, seed))
-    write_results(
+    write_rows(
         out,
         note,
         ((trial.pair, _as_record(trial, pairs[trial.pair])) for trial in trials),
-        Task(answer, lambda record: 1, scorer.window),
+        RowTask(rows, lambda record: 1, scorer.window),
         total=len(trials),
-        labels=("attacked", "comparisons"),
+        label="attacked",
+        unit="comparisons",
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     report = {
         "format": FORMAT,
@@ -143,7 +135,7 @@ def run_attacks(
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """f64 [n, 3] of a file of scores: P(chosen) over both orders, order gap, and whether texts were shortened."""
+    """f64 [n, 3] of a file of scores: P(chosen) over both orders, position bias, and whether texts were shortened."""
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return np.array([[r["score_chosen"], r["position_bias"], r["shortened"]] for r in rows], float)
@@ -274,10 +266,10 @@ def _trials(
                 yield trial
 
 
-def _as_record(trial: Trial, record: Preference) -> UnlabeledPair:
+def _as_record(trial: Trial, record: Preference) -> Preference:
     """A trial for the file of scores."""
     name = f"{record.id}/{trial.attack}"
-    return UnlabeledPair(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
+    return Preference(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def score(
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 
@@ -98,7 +98,7 @@ def rank(
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 

@@ -19,7 +19,7 @@ from gram_jax.evals.scores import Target
 from gram_jax.evals.workload import Workload, stem_of
 from gram_jax.interop.models import load_model
 from gram_jax.model.quantize import to_int8
-from gram_jax.scoring.files import weights_fingerprint
+from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement

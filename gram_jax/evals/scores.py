@@ -8,16 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.console import Console, Progress
+from gram_jax.console import Console
 from gram_jax.data.records import Candidates, Preference
 from gram_jax.evals.graded import Graded
+from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.files import weights_fingerprint
-from gram_jax.scoring.results import Numbered, Task, write_results
+from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.rows import (
+    NumberedRecord,
+    chosen_score,
+    judge_identity,
+    rank_records,
+    row_start,
+    score_records,
+)
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import PairScore, Scorer
 
-FORMAT = 1
+FORMAT = 2
 WINDOW = 4096  # pairs or rankings at a time at most
 
 
@@ -38,20 +46,10 @@ def score_pairs(
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""
 
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
-            progress=lambda count: progress.update(count, units=count),
-        )
-        return [
-            _beginning(number, record)
-            | (score if record.chosen_first else score.swapped())._asdict()
-            for (number, record), score in zip(window, scores, strict=True)
-        ]
-
-    task = Task(answer, lambda record: 1, WINDOW)
-    rows = _answers(scorer, model, source, records, to, task, "pairs")
-    return [PairScore(*(row[name] for name in PairScore._fields)) for row in rows]
+    task = RowTask(partial(score_records, scorer), lambda record: 1, WINDOW)
+    return [
+        chosen_score(row) for row in _answers(scorer, model, source, records, to, task, "pairs")
+    ]
 
 
 def rank_graded(
@@ -64,15 +62,15 @@ def rank_graded(
     """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
 
     def rate(
-        rater: ScalarRewardModel, window: list[Numbered], progress: Progress
+        rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
     ) -> list[dict[str, Any]]:
         rewards, shortened = rater.rate_and_mark(
             (r.prompt, text) for _, r in window for text in r.responses
         )
         ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
-        progress.update(len(window), units=len(window))
+        bar.update(len(window), units=len(window))
         return [
-            _beginning(number, record)
+            row_start(number, record)
             | {
                 "strengths": (own - own.mean()).tolist(),
                 "logit_diffs": (own[:, None] - own[None, :]).tolist(),
@@ -83,14 +81,12 @@ def rank_graded(
             )
         ]
 
-    def answer(judge: Scorer, window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        rankings = judge.rank_many(
-            ((record.prompt, record.responses) for _, record in window),
-            RankingConfig("round_robin"),
-            progress=lambda count: progress.update(count, units=count),
-        )
+    def answer(
+        judge: Scorer, window: list[NumberedRecord], bar: ProgressBar
+    ) -> list[dict[str, Any]]:
+        rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
         return [
-            _beginning(number, record)
+            row_start(number, record)
             | {
                 "strengths": ranking.strengths.tolist(),
                 "logit_diffs": [
@@ -105,7 +101,7 @@ def rank_graded(
     how = (
         partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(answer, scorer)
     )
-    task = Task(how, lambda record: len(record.responses) ** 2, WINDOW)
+    task = RowTask(how, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _answers(scorer, model, source, records, to, task, "prompts")
     return [
         Graded(
@@ -124,32 +120,25 @@ def _answers(
     source: str,
     records: Sequence[Any],
     to: Target,
-    task: Task,
+    task: RowTask,
     unit: str,
 ) -> list[dict[str, Any]]:
     """The row of every record; a file holds the very floats, so that it makes no difference."""
     label = Path(source).name
     if to.file is None:
-        with to.console.progress(len(records), label=label, unit=unit) as progress:
-            return task.answer(list(enumerate(records, 1)), progress)
-    note = {
-        "format": FORMAT,
-        "source": source,
-        "kind": f"evaluation of {unit}",
-        "model": model,
-        "weights": weights_fingerprint(scorer.params),
-        "judge": scorer.spec.hash,
-        "compute": scorer.execution.compute,
-    }
-    done = write_results(
+        with to.console.progress(len(records), label=label, unit=unit) as bar:
+            return task.rows(list(enumerate(records, 1)), bar)
+    about = {"format": FORMAT, "source": source, "kind": f"evaluation of {unit}"}
+    done = write_rows(
         to.file,
-        note,
+        about | judge_identity(scorer, model),
         iter(list(enumerate(records, 1))),
         task,
         total=len(records),
-        labels=(label, unit),
+        label=label,
+        unit=unit,
         overwrite=to.overwrite,
-        console=to.console,
+        progress=to.console.progress,
     )
     if done.before:
         to.console.say(
@@ -157,7 +146,3 @@ def _answers(
         )
     with to.file.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
         return [json.loads(line) for line in lines]
-
-
-def _beginning(number: int, record: Preference | Candidates) -> dict[str, Any]:
-    return {"id": record.id, "row": number, "source": record.source}

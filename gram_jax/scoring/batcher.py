@@ -68,7 +68,10 @@ class RequestBatcher:
         return self._thread.is_alive() and not self._closed
 
     def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError, DeadlineExceededError."""
+        """As Scorer.score_many. deadline: of time.monotonic, or inf.
+
+        Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
+        """
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(

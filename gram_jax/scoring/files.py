@@ -1,37 +1,31 @@
 """`gram-jax score` and `gram-jax rank`: a file of records in, a file of scores or rankings out."""
 
-import hashlib
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
-from gram_jax import tree
-from gram_jax.console import Console, Progress
-from gram_jax.data.records import (
-    Kind,
-    Preference,
-    Record,
-    RecordStream,
-    UnlabeledPair,
-    source_kind,
-)
+from gram_jax.data.records import Kind, RecordStream, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
+from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.ranking.tournament import Ranking
-from gram_jax.scoring.results import Numbered, Task, write_results
-from gram_jax.scoring.scorer import PairScore, Scorer
-from gram_jax.tree import Tree
+from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.rows import (
+    NumberedRecord,
+    judge_identity,
+    rank_records,
+    ranking_row,
+    score_records,
+)
+from gram_jax.scoring.scorer import Scorer
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What became of a file: rows written now, rows there before, rows with shortened texts, rows left out and why."""
+    """Rows written now, rows found in the file, rows with shortened texts, and rows left out by reason."""
 
     written: int
     before: int
@@ -82,37 +76,27 @@ def score_file(
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     overwrite: bool = False,
-    console: Console,
+    progress: ProgressFactory = no_progress,
 ) -> FileReport:
-    """Score every pair of `source` into `out`, or go on where an earlier run was interrupted.
+    """Score every pair of `source` into `out`, or resume after the rows that an interrupted run left there.
 
     A labeled pair gives score_chosen and score_rejected, an unlabeled one or a tie score_first and score_second (in the
-    order of the source). Each row says which row of the input it belongs to, from 1, and the source that the input
-    names there. Raises DataError where `out` holds something else, or cannot be written; what is complete in it stays.
+    order of the source). Each row has the number of its row in the input, from 1, and the source that the input names.
+    Raises DataError if `out` holds something else or cannot be written; its complete rows are kept.
     """
-
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        scores = scorer.stream(
-            ((record.prompt, record.first, record.second) for _, record in window),
-            progress=lambda count: progress.update(count, units=count),
-        )
-        return [
-            _beginning(number, record) | _score_columns(record, score)
-            for (number, record), score in zip(window, scores, strict=True)
-        ]
-
-    return _work_through(
+    return _write_file(
         scorer,
         model,
         source,
         Path(out),
-        Task(answer, lambda record: 1, scorer.window),
+        RowTask(partial(score_records, scorer), lambda record: 1, scorer.window),
         kind=check_files(source, out, schema=schema),
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
-        labels=("scored", "pairs"),
+        progress=progress,
+        label="scored",
+        unit="pairs",
     )
 
 
@@ -121,120 +105,70 @@ def rank_file(
     model: str,
     source: str,
     out: str | Path,
-    contest: RankingConfig,
+    config: RankingConfig,
     *,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     overwrite: bool = False,
-    console: Console,
+    progress: ProgressFactory = no_progress,
 ) -> FileReport:
     """Rank the candidates of every row of `source` into `out`; a pair is two candidates. Else as `score_file`.
 
-    A row has `ranking`, the indices of the responses, best first, `scores`, their strengths in log-odds, `errors` where
-    the method gives them, and what else a Ranking says.
+    A row has `ranking`, the indices of the responses, best first, `scores`, their strengths in log-odds, `errors` if
+    the method gives them, and ties, cycles and comparisons as in a Ranking.
     """
 
-    def answer(window: list[Numbered], progress: Progress) -> list[dict[str, Any]]:
-        rankings = scorer.rank_many(
-            ((record.prompt, record.responses) for _, record in window),
-            contest,
-            progress=lambda count: progress.update(count, units=count),
-        )
+    def rows(window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
+        rankings = rank_records(scorer, window, config, bar)
         return [
-            _beginning(number, record) | _ranking_columns(ranking)
+            ranking_row(number, record, ranking)
             for (number, record), ranking in zip(window, rankings, strict=True)
         ]
 
-    return _work_through(
+    return _write_file(
         scorer,
         model,
         source,
         Path(out),
-        Task(answer, lambda record: len(record.responses), scorer.window),
+        RowTask(rows, lambda record: len(record.responses), scorer.window),
         kind=check_files(source, out, schema=schema, ranked=True),
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
-        console=console,
-        labels=("ranked", "prompts"),
-        contest=asdict(contest),
+        progress=progress,
+        label="ranked",
+        unit="prompts",
+        ranking=asdict(config),
     )
 
 
-def _work_through(
+def _write_file(
     scorer: Scorer,
     model: str,
     source: str,
     out: Path,
-    task: Task,
+    task: RowTask,
     *,
     kind: Kind,
     schema: str,
     on_bad: Literal["error", "skip"],
     overwrite: bool,
-    console: Console,
-    labels: tuple[str, str],
-    **decides: Any,
+    progress: ProgressFactory,
+    label: str,
+    unit: str,
+    **metadata: Any,
 ) -> FileReport:
-    note = {
-        "format": FORMAT,
-        "source": str(source),
-        "kind": kind,
-        "model": model,
-        "weights": weights_fingerprint(scorer.params),
-        "judge": scorer.spec.hash,
-        "compute": scorer.execution.compute,
-        **decides,
-    }
+    about = {"format": FORMAT, "source": str(source), "kind": kind}
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
-    found = write_results(
+    summary = write_rows(
         out,
-        note,
+        about | judge_identity(scorer, model) | metadata,
         ((stream.row, record) for record in stream),
         task,
         total=count_rows(source),
-        labels=labels,
+        label=label,
+        unit=unit,
         overwrite=overwrite,
-        console=console,
+        progress=progress,
     )
-    return FileReport(*found, dropped=dict(stream.report().dropped))
-
-
-def weights_fingerprint(params: Tree) -> str:
-    """16 hex digits that tell one set of weights from another, from the first row of every tensor."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(tree.flatten(params).items()):
-        row = np.asarray(jax.device_get(leaf[(0,) * (leaf.ndim - 1)]))
-        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + row.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _beginning(number: int, record: Record) -> dict[str, Any]:
-    return {"id": record.id, "row": number, "source": record.source}
-
-
-def _score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict[str, Any]:
-    if isinstance(record, UnlabeledPair):
-        row = {"score_first": score.first, "score_second": score.second}
-    elif record.tie:
-        row = {"score_first": score.first, "score_second": score.second, "tie": True}
-    else:
-        score = score if record.chosen_first else score.swapped()
-        row = {"score_chosen": score.first, "score_rejected": score.second}
-    return row | {
-        "margin": score.margin,
-        "position_bias": score.position_bias,
-        "shortened": score.shortened,
-    }
-
-
-def _ranking_columns(ranking: Ranking) -> dict[str, Any]:
-    row = {"ranking": ranking.order, "scores": ranking.strengths.tolist()}
-    if ranking.errors is not None:
-        row["errors"] = [float(x) if np.isfinite(x) else None for x in ranking.errors]
-    return row | {
-        "ties": ranking.ties,
-        "cycles": ranking.cycles,
-        "comparisons": ranking.comparisons,
-        "shortened": ranking.shortened,
-    }
+    return FileReport(*summary, dropped=dict(stream.report().dropped))

@@ -1,11 +1,12 @@
 """JSON lines that a long run writes: a row for each record of the input, in its order.
 
-Beside OUT stands OUT.meta.json, which says what it was made from. A run that was interrupted goes on behind the last
+Beside OUT stands OUT.meta.json, which says what the rows were made from. An interrupted run resumes after the last
 complete line; a torn last line is cut off.
 """
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,85 +14,90 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gram_jax.console import Console, Progress
 from gram_jax.data.records import Record, contents_id
 from gram_jax.errors import DataError
+from gram_jax.progress import ProgressBar, ProgressFactory
+from gram_jax.scoring.rows import NumberedRecord
 
-Numbered = tuple[int, Any]  # the number of a row, and its record
-# An interruption costs at most about so much work. How many records are worked on together changes nothing in their
-# results, so the number follows from the speed.
+logger = logging.getLogger(__name__)
+
+# An interruption costs at most about this much work. The size of a window does not change results, so it follows from
+# the speed.
 WRITE_SECONDS = 30.0
 FIRST_WINDOW = 8
-# What must be the same for a run to go on in a file is all of its note but this, which is for people.
+# All metadata must be the same for a run to resume in a file, except these keys, which are for people.
 NAMES = ("model",)
-# In every row, a hash of what was asked: ids may stay the same where texts or labels have changed.
+# In every row, a hash of the record: ids may stay the same when texts or labels change.
 TEXTS = "texts"
 
 
-class Task(NamedTuple):
-    """What to do with records.
+class RowTask(NamedTuple):
+    """How records become rows.
 
-    answer: the rows of some records, of which each becomes one; progress is to be told of each that is ready.
-    cost: how much work a record is, in a unit of which `most` at a time is enough.
+    rows: the row of each record of a window; it updates the bar as records finish.
+    cost: work of a record. max_cost: largest work of a window.
     """
 
-    answer: Callable[[list[Numbered], Progress], list[dict[str, Any]]]
+    rows: Callable[[list[NumberedRecord], ProgressBar], list[dict[str, Any]]]
     cost: Callable[[Record], int]
-    most: int
+    max_cost: int
 
 
-class Written(NamedTuple):
-    """Rows written now, rows there before, and rows with shortened texts among those written."""
+class WriteSummary(NamedTuple):
+    """Rows written now, rows found in the file, and how many of those written have shortened texts."""
 
     written: int
     before: int
     shortened: int
 
 
-def write_results(
+def write_rows(
     out: Path,
-    note: dict[str, Any],
-    records: Iterator[Numbered],
-    task: Task,
+    metadata: dict[str, Any],
+    records: Iterator[NumberedRecord],
+    task: RowTask,
     *,
     total: int | None,
-    labels: tuple[str, str],
+    label: str,
+    unit: str,
     overwrite: bool,
-    console: Console,
-) -> Written:
-    """Carry out a task on every record, or on those behind the rows that are there.
+    progress: ProgressFactory,
+) -> WriteSummary:
+    """Write the row of every record to `out`, or of those records that have no row there yet.
 
-    note: what decides the rows. total, labels: of the progress, (what is done, to what).
-    Raises DataError where `out` holds something else, or cannot be written; what is complete in it stays.
+    metadata: what decides the rows. total, label, unit: of the progress.
+    Raises DataError if `out` holds other results or cannot be written; its complete rows are kept.
     """
     written = shortened = 0
-    size = min(FIRST_WINDOW, task.most)
-    with _explain_interruption(out, console):
-        before = 0 if overwrite else _resume(out, note, records)
+    size = min(FIRST_WINDOW, task.max_cost)
+    with _explain_interruption(out):
+        before = 0 if overwrite else _resume(out, metadata, records)
         with (
             open(out, "a" if before else "w", encoding="utf-8", newline="\n") as file,
-            console.progress(total, done=before, label=labels[0], unit=labels[1]) as progress,
+            progress(total, done=before, label=label, unit=unit) as bar,
         ):
             if not before:
-                _note_path(out).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+                _metadata_path(out).write_text(
+                    json.dumps(metadata, indent=2) + "\n", encoding="utf-8"
+                )
             while window := _take_window(records, size, task.cost):
                 start = time.perf_counter()
-                rows = task.answer(window, progress)
-                asked = ({TEXTS: contents_id(record)} for _, record in window)
-                _append(file, [row | text for row, text in zip(rows, asked, strict=True)])
+                rows = task.rows(window, bar)
+                contents = ({TEXTS: contents_id(record)} for _, record in window)
+                _append(file, [row | text for row, text in zip(rows, contents, strict=True)])
                 written += len(rows)
                 shortened += sum(row["shortened"] for row in rows)
                 done = sum(task.cost(record) for _, record in window)
                 per_second = done / (time.perf_counter() - start)
-                size = min(max(FIRST_WINDOW, int(per_second * WRITE_SECONDS)), task.most)
-    return Written(written, before, shortened)
+                size = min(max(FIRST_WINDOW, int(per_second * WRITE_SECONDS)), task.max_cost)
+    return WriteSummary(written, before, shortened)
 
 
 def _take_window(
-    records: Iterator[Numbered], size: int, cost: Callable[[Record], int]
-) -> list[Numbered]:
-    """The next records that are `size` of work together."""
-    window: list[Numbered] = []
+    records: Iterator[NumberedRecord], size: int, cost: Callable[[Record], int]
+) -> list[NumberedRecord]:
+    """The next records whose costs reach `size` together."""
+    window: list[NumberedRecord] = []
     work = 0
     while work < size and (numbered := next(records, None)) is not None:
         window.append(numbered)
@@ -99,26 +105,26 @@ def _take_window(
     return window
 
 
-def _resume(out: Path, note: dict[str, Any], records: Iterator[Numbered]) -> int:
-    """Number of complete rows that `out` holds already; as many records are taken off the input."""
+def _resume(out: Path, metadata: dict[str, Any], records: Iterator[NumberedRecord]) -> int:
+    """Number of complete rows in `out`; consumes the same number of records."""
     if not out.exists() or out.stat().st_size == 0:
         return 0
     try:
-        found = json.loads(_note_path(out).read_text(encoding="utf-8"))
+        found = json.loads(_metadata_path(out).read_text(encoding="utf-8"))
         found["format"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise DataError(
-            f"{out} exists and nothing says how it was made ({_note_path(out).name} is missing or damaged): "
+            f"{out} exists and nothing says how it was made ({_metadata_path(out).name} is missing or damaged): "
             "give another output file, or --overwrite"
         ) from None
-    now = json.loads(json.dumps(note))
+    now = json.loads(json.dumps(metadata))
     keys = [key for key in now | found if key not in NAMES and found.get(key) != now.get(key)]
     if keys:
         lines = "\n  ".join(
             f"{key}: {found.get(key)!r} there, {now.get(key)!r} now" for key in keys
         )
         raise DataError(
-            f"{out} holds other results (made with {found.get('model')!r}, asked for is {note['model']!r}):\n"
+            f"{out} holds other results (made with {found.get('model')!r}, asked for is {metadata['model']!r}):\n"
             f"  {lines}\nGive another output file, or --overwrite"
         )
     count = end = 0
@@ -157,12 +163,12 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
 
 
 @contextmanager
-def _explain_interruption(out: Path, console: Console) -> Iterator[None]:
-    """A full disk, or a file that cannot be written, is a DataError; Ctrl-C says that nothing is lost."""
+def _explain_interruption(out: Path) -> Iterator[None]:
+    """Raises DataError for a full disk or a file that cannot be written; Ctrl-C logs that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
-        console.warn(f"{out} keeps its complete rows; the same command goes on after them")
+        logger.warning("%s keeps its complete rows; the same command resumes after them", out)
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -178,5 +184,5 @@ def _append(file: IO[str], rows: list[dict[str, Any]]) -> None:
     os.fsync(file.fileno())
 
 
-def _note_path(out: Path) -> Path:
+def _metadata_path(out: Path) -> Path:
     return out.with_name(out.name + ".meta.json")

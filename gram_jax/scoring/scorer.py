@@ -40,7 +40,7 @@ class PairScore(NamedTuple):
 
     first, second: probability that this response is the better one; they sum to 1.
     margin: log-odds of the first, the mean over both orders of the difference of the label logits.
-    position_bias: P(first) when shown first minus P(first) when shown second; 0 for a judge without position preference.
+    position_bias: P(first) when shown first minus P(first) when shown second; 0 without a preference for a position.
     shortened: the texts did not fit the token budget and were cut inside the responses.
 
     >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)

@@ -35,8 +35,8 @@ class Cohorts:
     ) -> tuple[list[float], int]:
         """Rewards of these responses, and how many were compared.
 
-        The last to come, or the first to tire, asks `rate`, with the latest deadline of the group. Raises DeadlineExceededError
-        where the caller's own deadline (of time.monotonic) passes before, and what `rate` raises.
+        The last to come, or the first to tire, asks `rate`, with the latest deadline of the group. Raises
+        DeadlineExceededError if the caller's own deadline (of time.monotonic) passes before, and what `rate` raises.
         """
         with self._changed:
             group = self._open.setdefault((key, size), _Group())

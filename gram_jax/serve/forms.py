@@ -71,7 +71,7 @@ PairOrList = Annotated[
 
 
 class Verdict(BaseModel):
-    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: what the first place is worth."""
+    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: as of a PairScore."""
 
     first: float
     second: float

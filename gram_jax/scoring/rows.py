@@ -1,0 +1,101 @@
+"""The rows that score files, evaluations and attack results hold: one for each record, in the order of the records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gram_jax.data.records import Candidates, Preference, Record, UnlabeledPair
+from gram_jax.progress import ProgressBar
+from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.ranking.tournament import Ranking
+from gram_jax.scoring.fingerprint import weights_fingerprint
+from gram_jax.scoring.scalar import ScalarRewardModel
+from gram_jax.scoring.scorer import PairScore, Scorer
+
+NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and the record
+
+
+def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, Any]:
+    """What decides a score besides the texts, for the metadata of a file of results."""
+    return {
+        "model": model,
+        "weights": weights_fingerprint(scorer.params),
+        "judge": scorer.spec.hash,
+        "compute": scorer.execution.compute,
+    }
+
+
+def score_records(
+    scorer: Scorer | ScalarRewardModel, records: Sequence[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    """Score pairs. A row has id, row and source of its record and the columns of `score_columns`."""
+    scores = scorer.stream(
+        ((record.prompt, record.first, record.second) for _, record in records),
+        progress=lambda count: bar.update(count, units=count),
+    )
+    return [
+        row_start(number, record) | score_columns(record, score)
+        for (number, record), score in zip(records, scores, strict=True)
+    ]
+
+
+def rank_records(
+    scorer: Scorer, records: Sequence[NumberedRecord], config: RankingConfig, bar: ProgressBar
+) -> list[Ranking]:
+    """Rank the responses of every record."""
+    rankings = scorer.rank_many(
+        ((record.prompt, record.responses) for _, record in records),
+        config,
+        progress=lambda count: bar.update(count, units=count),
+    )
+    return list(rankings)
+
+
+def row_start(number: int, record: Record) -> dict[str, Any]:
+    """The columns by which a row is found again."""
+    return {"id": record.id, "row": number, "source": record.source}
+
+
+def score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict[str, Any]:
+    """The columns of a score: as chosen and rejected if the record is labeled, else as first and second.
+
+    score: of the record's first and second response.
+    """
+    if isinstance(record, UnlabeledPair):
+        row = {"score_first": score.first, "score_second": score.second}
+    elif record.tie:
+        row = {"score_first": score.first, "score_second": score.second, "tie": True}
+    else:
+        score = score if record.chosen_first else score.swapped()
+        row = {"score_chosen": score.first, "score_rejected": score.second}
+    return row | {
+        "margin": score.margin,
+        "position_bias": score.position_bias,
+        "shortened": score.shortened,
+    }
+
+
+def chosen_score(row: dict[str, Any]) -> PairScore:
+    """The score of a labeled pair's row, with the chosen response as the first."""
+    return PairScore(
+        row["score_chosen"],
+        row["score_rejected"],
+        row["margin"],
+        row["position_bias"],
+        row["shortened"],
+    )
+
+
+def ranking_row(number: int, record: Candidates, ranking: Ranking) -> dict[str, Any]:
+    """The row of a ranking: its order, strengths, and figures."""
+    row = row_start(number, record)
+    row |= {"ranking": ranking.order, "scores": ranking.strengths.tolist()}
+    if ranking.errors is not None:
+        row["errors"] = [float(x) if np.isfinite(x) else None for x in ranking.errors]
+    return row | {
+        "ties": ranking.ties,
+        "cycles": ranking.cycles,
+        "comparisons": ranking.comparisons,
+        "shortened": ranking.shortened,
+    }
