@@ -266,7 +266,7 @@ class EvaluationResults(JudgeResults):
 
     FILE: ClassVar[str] = "evaluation.json"
 
-    sources: dict[str, SourceResult]
+    sources: Annotated[dict[str, SourceResult], Field(min_length=1)]
 
 
 _Results = TypeVar("_Results", bound=JudgeResults)
