@@ -42,7 +42,7 @@ TESTS = {
     "data.encode": ["encode", "judge", "tails"],
     "data.packing": ["batches"],
     "data.batches": ["batches", "feed"],
-    "data.make_examples": ["batches"],
+    "data.examples": ["batches"],
     "scoring.core": ["forest", "scorer"],
     "scoring.pair": ["pair"],
     "scoring.padding": ["scorer"],

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.cli import app
-from gram_jax.data.record_types import Message, as_prompt
 from gram_jax.errors import CheckpointError
 from gram_jax.evals.best_of_n import best_of, bon_rows, divergence, rate
 from gram_jax.evals.graded import expected_of_k
@@ -21,6 +20,7 @@ from gram_jax.generation.generator import Policy
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_tokenizer, stop_tokens
+from gram_jax.judge.messages import Message, as_prompt
 from gram_jax.scoring.scorer import Scorer
 
 

@@ -336,7 +336,7 @@ def test_a_damaged_file_and_a_full_disk_are_said_plainly(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(JudgeError, match=r"judge\.json cannot be written: No space left"):
         SPEC.save(tmp_path)
 

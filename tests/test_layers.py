@@ -15,6 +15,7 @@ LAYERS = [
     "batch",
     "hashing",
     "compile_cache",
+    "files",
     "formatting",
     "progress",
     "extras",

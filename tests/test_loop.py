@@ -33,7 +33,7 @@ from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.run.metrics import MetricsWriter, truncate
 from gram_jax.sharding import check_divides, make_placement
-from gram_jax.training.compiling import compile_step, explain_out_of_memory
+from gram_jax.training.compiling import compile_step, explain_step_memory
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_p
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="is full"):
         patch.setattr(loop, "plot_curves", fail)
         train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -294,7 +294,8 @@ def test_metrics_that_cannot_be_written_are_an_error_that_says_what_to_do(tmp_pa
     ):
         writer._file = full
         writer.write(1, {"loss": 0.5})
-    (tmp_path / "metrics.jsonl.partial").mkdir()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
         new_writer(tmp_path, start_step=1)
 
@@ -469,7 +470,7 @@ def test_running_out_of_memory_while_compiling_or_training_is_explained(one_devi
 
     with pytest.raises(DoesNotFitError, match=r"20\.1G(.|\n)*batch\.length"):
         compile_step(lowered, one_device, [{"batch.microbatches": 2}])
-    with pytest.raises(DoesNotFitError, match="microbatches"), explain_out_of_memory(None):
+    with pytest.raises(DoesNotFitError, match="microbatches"), explain_step_memory(None):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-    with pytest.raises(KeyError), explain_out_of_memory(None):
+    with pytest.raises(KeyError), explain_step_memory(None):
         raise KeyError("something else")

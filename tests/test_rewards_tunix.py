@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from gram_jax.data.record_types import Message
 from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.messages import Message
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
 from gram_jax.rewards.trainers import tunix_reward

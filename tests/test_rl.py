@@ -14,10 +14,10 @@ import pytest
 
 from gram_jax.batch import Sequences
 from gram_jax.console import Console
-from gram_jax.data.record_types import as_prompt
 from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
 from gram_jax.generation.generator import Policy, Written
 from gram_jax.interop.models import load_model, stop_tokens
+from gram_jax.judge.messages import as_prompt
 from gram_jax.model.generate import Samples
 from gram_jax.rewards.forms import EVEN, RewardForm
 from gram_jax.rl.advantages import steered_weight

@@ -8,8 +8,8 @@ import pytest
 from test_rl import one_device, run, vowels
 from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
 
-from gram_jax.data.record_types import as_prompt
 from gram_jax.generation.generator import Policy
+from gram_jax.judge.messages import as_prompt
 
 ASKED = [as_prompt(f"Say {at % 8}.") for at in range(640)]  # the prompts of test_rl's runs
 

@@ -21,7 +21,7 @@ from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
 from gram_jax.console import Console
-from gram_jax.data.records import Preference
+from gram_jax.data.comparison import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.plots import read_metrics
@@ -250,7 +250,7 @@ class Workshop:
     def _epochs(self, run: Run) -> int:
         return 1 if run.stage == "write" else self.size.epochs
 
-    def sets(self, cell: Cell) -> dict[str, list[Preference]]:
+    def sets(self, cell: Cell) -> dict[str, list[Comparison]]:
         """What a cell is asked."""
         pools = self.pools
         if cell.domain:

@@ -21,7 +21,7 @@ from gram_jax.attacks.results import (
     SuiteSuccess,
 )
 from gram_jax.attacks.suite import Attack
-from gram_jax.data.records import Preference, contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluate import make_folder
 from gram_jax.evals.identity import judge_results, refuse_other_judge
@@ -30,7 +30,7 @@ from gram_jax.evals.pairwise import side
 from gram_jax.evals.results import EvaluationResults
 from gram_jax.files import write_json
 from gram_jax.hashing import drawn
-from gram_jax.judge.template import show_turns, turns
+from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.rows import NumberedRecord, score_records
@@ -82,13 +82,13 @@ class _Outcome(NamedTuple):
 
 
 def choose_pairs(
-    records: Sequence[Preference], pairs: int | None, *, seed: int
-) -> list[Preference]:
+    records: Sequence[Comparison], pairs: int | None, *, seed: int
+) -> list[Comparison]:
     """At most this number of labeled pairs, drawn by a hash of (seed, id): a larger number begins with the same pairs.
 
     Raises DataError if there is no labeled pair.
     """
-    labeled = [record for record in records if not record.tie]
+    labeled = [record for record in records if record.has_preference]
     if not labeled:
         raise DataError(
             f"no labeled pair to attack: found {len(records)} records, all of them ties"
@@ -100,7 +100,7 @@ def run_attacks(
     scorer: Scorer,
     model: str,
     source: str,
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     folder: Path,
     attacks: Sequence[Attack],
     *,
@@ -157,12 +157,12 @@ def read_scores(path: Path) -> np.ndarray:
 
 
 def attack_figures(
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     attacks: Sequence[Attack],
     trials: Sequence[Trial],
     scores: np.ndarray,
 ) -> dict[str, Any]:
-    """The fields clean, any_hostile, attacks and without_pairs of AttackResults. scores: [trials, 3], as of read_scores."""
+    """clean, any_hostile, attacks and without_pairs of AttackResults. scores: f64 [trials, 3], as of read_scores."""
     cluster = factorize([record.prompt for record in pairs])
     of_attack = {name: [] for name in (CLEAN, *(attack.name for attack in attacks))}
     for at, trial in enumerate(trials):
@@ -203,7 +203,7 @@ def _clean_metrics(clean: np.ndarray, cluster: np.ndarray) -> CleanMetrics:
 
 
 def _trials(
-    pairs: Sequence[Preference], attacks: Sequence[Attack], judge: Any, seed: int
+    pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: Any, seed: int
 ) -> Iterator[Trial]:
     """Every pair as it is, then under each attack that changes something in it and leaves two different responses."""
     for at, record in enumerate(pairs):
@@ -223,10 +223,10 @@ def _trials(
                 yield trial
 
 
-def _as_record(trial: Trial, record: Preference) -> Preference:
+def _as_record(trial: Trial, record: Comparison) -> Comparison:
     """A trial for the file of scores."""
     name = f"{record.id}/{trial.attack}"
-    return Preference(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
+    return Comparison(record.prompt, trial.chosen, trial.rejected, 0, id=name, source=trial.attack)
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:
@@ -239,7 +239,7 @@ def _by_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return side(scores[:, 0] - scores[:, 1] / 2), side(scores[:, 0] + scores[:, 1] / 2)
 
 
-def _metrics(found: _Outcome, pairs: Sequence[Preference]) -> AttackMetrics:
+def _metrics(found: _Outcome, pairs: Sequence[Comparison]) -> AttackMetrics:
     """The figures of an attack; pairs: all of them."""
     attack, success = found.attack, found.success
     right = success[_winner(found.clean) > 0]
@@ -268,7 +268,7 @@ def _metrics(found: _Outcome, pairs: Sequence[Preference]) -> AttackMetrics:
     return metrics.model_copy(update=hostile)
 
 
-def _example(found: _Outcome, pairs: Sequence[Preference]) -> AttackExample | None:
+def _example(found: _Outcome, pairs: Sequence[Comparison]) -> AttackExample | None:
     """The surest success: the clearest win of a hostile attack, the largest change by a harmless one."""
     success, hostile = found.success, found.attack.kind == "hostile"
     if not success.any():
@@ -281,7 +281,7 @@ def _example(found: _Outcome, pairs: Sequence[Preference]) -> AttackExample | No
     unchanged = record.rejected if flipped else record.chosen
     now, before = (float(1 - x[at] if flipped else x[at]) for x in (p, p_clean))
     return AttackExample(
-        prompt=show_turns(turns(record.prompt)),
+        prompt=render_turns(turns_of(record.prompt)),
         honest=record.chosen if hostile else unchanged,
         attack=trial.text,
         probability=now,

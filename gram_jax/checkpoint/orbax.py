@@ -2,7 +2,6 @@
 all, together with the content hashes of their files; what does not match them is never read.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 from gram_jax.checkpoint.manifest import find_damage, refusal, write_manifest
 from gram_jax.distributed.collectives import from_main, lines_of_all, wait_for_all
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.files import is_full_disk
 from gram_jax.tree import Tree
 
 # Items of one checkpoint: "params" by itself, so that it can be read without the optimizer's state;
@@ -378,7 +378,7 @@ class Checkpoints:
         except (CheckpointError, LayoutError):
             raise
         except Exception as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            if is_full_disk(error):
                 raise self._full() from error
             if "tree structures do not match" in str(error):
                 raise LayoutError(

@@ -125,7 +125,7 @@ def bon(
     """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
-    from gram_jax.evals.folder import make_folder
+    from gram_jax.evals.evaluate import make_folder
 
     console = Console()
     make_folder(out)

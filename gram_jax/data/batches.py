@@ -21,8 +21,7 @@ from gram_jax.data.examples import (
     VerdictExamples,
 )
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
-from gram_jax.data.record_types import add_counts
-from gram_jax.data.report import DataReport, length_histogram
+from gram_jax.data.report import DataReport, add_counts, length_histogram
 from gram_jax.errors import DataError, RecipeError
 
 Batch = TokenBatch | VerdictBatch | RankingBatch

@@ -7,15 +7,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.examples import Examples, RankingExamples, VerdictExamples
-from gram_jax.data.make_examples import (
+from gram_jax.data.examples import (
+    Examples,
     Orders,
+    RankingExamples,
+    VerdictExamples,
     ranking_examples,
     verdict_examples,
     writing_examples,
 )
-from gram_jax.data.records import SourceSpec, read_records
+from gram_jax.data.records import read_records
 from gram_jax.data.report import histogram_lines, length_histogram
+from gram_jax.data.sources import SourceSpec
 from gram_jax.errors import DataError
 from gram_jax.judge.encode import Overlong
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.console import Console, Progress
-from gram_jax.data.records import Kind, Preference, read_records
+from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Kind, read_records
 from gram_jax.errors import CheckpointError, StoppedError
-from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.evals.results import PairMetrics
 from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
@@ -78,8 +80,8 @@ class DemoResult:
     difference: largest |log-odds here - in transformers|, None where PyTorch is not installed.
     """
 
-    before: PairwiseReport
-    after: PairwiseReport
+    before: PairMetrics
+    after: PairMetrics
     judge: Path
     plot: Path
     difference: float | None
@@ -266,17 +268,17 @@ def _origin(model: str) -> str:
     return source.path.name if source.path is not None else "a random generator"
 
 
-def _held_out(fast: bool) -> list[Preference]:
+def _held_out(fast: bool) -> list[Comparison]:
     records, _ = read_records(str(HELDOUT), "preference")
     return records[:FAST_PAIRS] if fast else records
 
 
-def _evaluate(judge: Scorer, records: Sequence[Preference], console: Console) -> PairwiseReport:
+def _evaluate(judge: Scorer, records: Sequence[Comparison], console: Console) -> PairMetrics:
     with console.progress(len(records), label="pairs in both orders", unit="pairs") as bar:
         return evaluate_pairs(judge, records, progress=lambda n: bar.update(n, units=n))
 
 
-def _show_task(heldout: Sequence[Preference], console: Console) -> None:
+def _show_task(heldout: Sequence[Comparison], console: Console) -> None:
     training: tuple[tuple[Path, Kind], ...] = ((PREFERENCES, "preference"), (UNLABELED, "pair"))
     counts = [len(read_records(str(path), kind)[0]) for path, kind in training]
     kinds = sorted({record.source for record in heldout})
@@ -295,7 +297,7 @@ def _show_task(heldout: Sequence[Preference], console: Console) -> None:
             console.say(f"     worse   {record.rejected}")
 
 
-def _in_words(report: PairwiseReport) -> str:
+def _in_words(report: PairMetrics) -> str:
     low, high = report.interval
     return (
         f"accuracy {report.accuracy:.2f} on {report.n} pairs (95 %: {low:.2f} to {high:.2f}; "
@@ -322,11 +324,11 @@ def _say_losses(result: RunResult, console: Console) -> None:
     console.say(f"{result.steps} steps, {tokens:,.0f} tokens: loss {first:.3f} -> {last:.3f}")
 
 
-def _telling_pair(heldout: Sequence[Preference]) -> Preference:
+def _telling_pair(heldout: Sequence[Comparison]) -> Comparison:
     return next((r for r in heldout if r.source == "cut_off"), heldout[0])
 
 
-def _show_scores(judge: Scorer, record: Preference, console: Console) -> None:
+def _show_scores(judge: Scorer, record: Comparison, console: Console) -> None:
     score = judge.score(record.prompt, record.chosen, record.rejected)
     console.say(f"request   {record.prompt[0].content}")
     console.say(f"right     {record.chosen}")
@@ -339,7 +341,7 @@ def _show_scores(judge: Scorer, record: Preference, console: Console) -> None:
 
 
 def _compare(
-    judge: Scorer, exported: Path, records: Sequence[Preference], folder: Path, console: Console
+    judge: Scorer, exported: Path, records: Sequence[Comparison], folder: Path, console: Console
 ) -> float | None:
     """The same label logits from PyTorch, run as a program of its own on the exported folder."""
     script = folder / "check.py"
@@ -373,14 +375,14 @@ def _compare(
 
 
 def _conclude(
-    before: PairwiseReport,
-    after: PairwiseReport,
+    before: PairMetrics,
+    after: PairMetrics,
     plot: Path,
     exported: Path,
     seconds: float,
     console: Console,
 ) -> None:
-    def interval(report: PairwiseReport) -> str:
+    def interval(report: PairMetrics) -> str:
         return f"{report.interval[0]:.2f} to {report.interval[1]:.2f}"
 
     rows = [("accuracy", f"{before.accuracy:.2f}", f"{after.accuracy:.2f}")]

@@ -6,6 +6,7 @@ interval comes from the same function.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 
 from gram_jax.data.parsers import STYLES
@@ -136,7 +137,9 @@ def judgebench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
 def judgebench_votes(names: Sequence[str]) -> BenchmarkMetric:
     """As the authors count a judge that is asked in both orders; the table is of `PairVerdicts.right_by_votes`."""
     what = "the share of all pairs that are right in one order and not wrong in the other"
-    return BenchmarkMetric("JudgeBench by two verdicts", what, BENCHMARK, tuple(names), pooled(names, names))
+    return BenchmarkMetric(
+        "JudgeBench by two verdicts", what, BENCHMARK, tuple(names), pooled(names, names)
+    )
 
 
 def reward_bench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
@@ -210,7 +213,9 @@ def rm_bench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
         keys = [(domain, level) for level in LEVELS]
         used = tuple(name for key in keys for name in within[key])
         metric = mean_of([mean[key] for key in keys])
-        figures.append(BenchmarkMetric(domain, "the mean of its nine cells", BENCHMARK, used, metric))
+        figures.append(
+            BenchmarkMetric(domain, "the mean of its nine cells", BENCHMARK, used, metric)
+        )
     return figures
 
 
@@ -253,8 +258,12 @@ def rm_bench_tables(table: BootstrapTable) -> list[BenchmarkTable]:
 def plain_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
     """For pairs of no known benchmark: the share of all, and the mean of sources if there are several."""
     every = tuple(names)
-    figures = [BenchmarkMetric("accuracy", "the share of all pairs", OWN, every, pooled(names, every))]
+    figures = [
+        BenchmarkMetric("accuracy", "the share of all pairs", OWN, every, pooled(names, every))
+    ]
     if len(names) > 1:
         metric = mean_of([pooled(names, (name,)) for name in names])
-        figures.append(BenchmarkMetric("accuracy, macro", "the mean of the sources", OWN, every, metric))
+        figures.append(
+            BenchmarkMetric("accuracy, macro", "the mean of the sources", OWN, every, metric)
+        )
     return figures

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
-from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.evals.intervals import Tally
+from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import Policy
 from gram_jax.interop.resolve import pin_step
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards
@@ -106,9 +106,9 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
 
 def _over_prompts(values: np.ndarray) -> dict[str, Any]:
     prompts = len(values)
-    tally = Tally.of(values, np.arange(prompts), [""] * prompts)
-    mean = tally.value(_mean)
-    return {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
+    table = BootstrapTable.of(values, np.arange(prompts), [""] * prompts)
+    mean = table.value(mean_score)
+    return {"mean": mean, "interval": table.interval(mean_score) or (mean, mean)}
 
 
 def run_bon(
@@ -156,9 +156,7 @@ def run_bon(
         )
         del writer
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
-        partial = (out / SAMPLES).with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(out / SAMPLES)
+        write_atomic(out / SAMPLES, (line + "\n" for line in lines), error=DataError)
     rated: dict[str, np.ndarray] = {}
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:
@@ -173,7 +171,7 @@ def run_bon(
         "best_of": table,
         "rewards": {role: values.tolist() for role, values in rated.items()},
     }
-    write_json(out / REPORT, report)
+    write_json(out / REPORT, report, error=DataError)
     plot_best_of(table, out / PICTURE, title=f"best of n from {policy}")
     return report
 
@@ -200,10 +198,6 @@ def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         )
         for row in table
     ]
-
-
-def _mean(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return credit.sum(-1) / count.sum(-1)
 
 
 def _kept(

@@ -1,5 +1,6 @@
 """Data sets to evaluate a judge on: which benchmark they are, and whether its figures can be computed from them."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,16 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gram_jax.data.records import (
-    IDENTICAL,
-    Kind,
-    Preference,
-    ReadReport,
-    read_records,
-    source_schema,
-)
+from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import IDENTICAL, Kind, read_records, source_schema
+from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError
-from gram_jax.evals.graded import check_graded, check_ties
 from gram_jax.evals.benchmarks import (
     JUDGEBENCH,
     REWARD_BENCH,
@@ -25,8 +20,11 @@ from gram_jax.evals.benchmarks import (
     STYLES,
     cell,
 )
+from gram_jax.evals.graded import check_graded, check_ties
 from gram_jax.evals.pairwise import labeled
 from gram_jax.evals.results import RANKED, BenchmarkName
+
+logger = logging.getLogger(__name__)
 
 # The datasets of the hub, for `--benchmark NAME` without a source.
 HUB = {
@@ -52,7 +50,7 @@ class EvalDataset:
 
     source: str
     benchmark: BenchmarkName
-    records: list[Any]  # Preference, or Candidates where it ranks
+    records: list[Any]  # Comparison, or Candidates where it ranks
     read: ReadReport
     skipped_ties: int = 0
     remarks: tuple[str, ...] = ()
@@ -61,6 +59,24 @@ class EvalDataset:
     def ranks(self) -> bool:
         """Whether several responses are compared at a time."""
         return self.benchmark in RANKED
+
+
+def read_datasets(
+    sources: Sequence[str],
+    benchmark: str = "auto",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> list[EvalDataset]:
+    """`read_dataset` of each source; remarks are logged as warnings."""
+    datasets = [
+        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+        for source in sources
+    ]
+    for remark in (remark for data in datasets for remark in data.remarks):
+        logger.warning(remark)
+    return datasets
 
 
 def read_dataset(
@@ -121,13 +137,13 @@ def _kind(benchmark: str, found: BenchmarkName) -> Kind:
     return "graded" if several else "preference"
 
 
-def _unknown_subsets(records: Sequence[Preference]) -> Counter[str]:
+def _unknown_subsets(records: Sequence[Comparison]) -> Counter[str]:
     """How many records are of a subset that RewardBench does not have, by its name."""
     known = {name for subsets in REWARD_BENCH.values() for name in subsets}
     return Counter(record.source for record in records if record.source not in known)
 
 
-def _say(unknown: Counter[str], records: Sequence[Preference]) -> str:
+def _say(unknown: Counter[str], records: Sequence[Comparison]) -> str:
     name, _ = unknown.most_common(1)[0]
     share = f"{unknown.total():,} of {len(records):,} pairs"
     if not name:
@@ -174,12 +190,12 @@ def _check_groups(
 
 def _whole_rows(
     source: str,
-    records: list[Preference],
+    records: list[Comparison],
     read: ReadReport,
     on_bad: Literal["error", "skip"],
     *,
     limited: bool,
-) -> tuple[list[Preference], ReadReport]:
+) -> tuple[list[Comparison], ReadReport]:
     """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
 
     A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.

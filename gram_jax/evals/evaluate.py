@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from gram_jax.data.records import contents_of
+from gram_jax.data.comparison import contents_of
 from gram_jax.errors import DataError, ReportError
-from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
+from gram_jax.evals.datasets import EvalDataset, read_datasets, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
 from gram_jax.evals.measure import measure
 from gram_jax.evals.pairwise import PairVerdicts
@@ -55,12 +55,7 @@ def evaluate(
     """
     if not sources:
         raise DataError("there is nothing to evaluate on: expected at least one source")
-    datasets = [
-        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
-        for source in sources
-    ]
-    for remark in (remark for data in datasets for remark in data.remarks):
-        logger.warning(remark)
+    datasets = read_datasets(sources, benchmark, schema=schema, on_bad=on_bad, limit=limit)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)
     for data in datasets:
         folder.add(data)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau
 
-from gram_jax.data.records import Candidates
+from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.benchmarks import BENCHMARK, OWN, BenchmarkMetric, mean_of, pooled
 from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, subsets_of
@@ -28,7 +28,8 @@ TIES = (
 class RankedCandidates:
     """Graded responses to a prompt and the judge's ranking of them.
 
-    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], the logit gap with i shown first and j second.
+    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and
+    j second.
     """
 
     record: Candidates
@@ -153,9 +154,15 @@ def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
     )
     pick, random, best = (pooled(whole.subsets, (name,)) for name in columns)
     figures = [
-        BenchmarkMetric("grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick),
-        BenchmarkMetric("grade of a random response", "mean grade of all", OWN, ("random",), random),
-        BenchmarkMetric("grade of the best response", "what a perfect judge gets", OWN, ("best",), best),
+        BenchmarkMetric(
+            "grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick
+        ),
+        BenchmarkMetric(
+            "grade of a random response", "mean grade of all", OWN, ("random",), random
+        ),
+        BenchmarkMetric(
+            "grade of the best response", "what a perfect judge gets", OWN, ("best",), best
+        ),
         BenchmarkMetric(
             "share of the possible gain",
             "(pick - random) / (best - random)",
@@ -210,7 +217,8 @@ def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
 def reward_bench_2(rankings: Sequence[RankedCandidates]) -> RankedFigures:
     """The figures of RewardBench 2 (arXiv 2506.01937).
 
-    A prompt scores 1 if its right response is the strongest, shared with those as strong; Ties has its own score. The total is the mean of the subsets that are there.
+    A prompt scores 1 if its right response is the strongest, shared with those as strong; Ties has its own score. The
+    total is the mean of the subsets that are there.
     """
     check_ties([ranking.record for ranking in rankings])
     plain = [c for c in rankings if c.record.source != TIES]

@@ -41,9 +41,7 @@ def controlled_accuracy(correct: np.ndarray, lengths: np.ndarray) -> float | Non
     return float((correct[longer > 0].mean() + correct[longer < 0].mean()) / 2)
 
 
-def length_bins(
-    correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray
-) -> list[LengthBin]:
+def length_bins(correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray) -> list[LengthBin]:
     """Accuracy by how much longer the chosen response is; bounds as in EDGES, None at the open ends."""
     at = np.digitize(doublings(lengths), EDGES)
     found = []

@@ -6,8 +6,17 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.records import contents_of
+from gram_jax.data.comparison import contents_of
 from gram_jax.errors import DataError
+from gram_jax.evals.benchmarks import (
+    judgebench_figures,
+    judgebench_votes,
+    plain_figures,
+    pooled,
+    reward_bench_figures,
+    rm_bench_figures,
+    rm_bench_tables,
+)
 from gram_jax.evals.calibration import (
     held_out_temperature,
     negative_log_likelihood,
@@ -24,15 +33,6 @@ from gram_jax.evals.graded import (
 )
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.evals.lengths import controlled_accuracy, length_bins
-from gram_jax.evals.benchmarks import (
-    judgebench_figures,
-    judgebench_votes,
-    plain_figures,
-    pooled,
-    reward_bench_figures,
-    rm_bench_figures,
-    rm_bench_tables,
-)
 from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import PairVerdicts, report_pairs, verdicts_on
 from gram_jax.evals.results import (

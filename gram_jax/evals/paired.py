@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gram_jax.data.records import Preference, contents_id
+from gram_jax.data.comparison import Comparison, contents_id
 from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, wilson_interval
 from gram_jax.evals.results import Interval, PairOutcomes
 
@@ -34,7 +34,7 @@ def paired_gain(
 
 
 def outcomes(
-    records: Sequence[Preference], correct: np.ndarray, cluster: np.ndarray
+    records: Sequence[Comparison], correct: np.ndarray, cluster: np.ndarray
 ) -> PairOutcomes:
     """Which pairs are right, in the order of `contents_id`: the same order in every source of the same contents."""
     order = sorted(range(len(records)), key=lambda at: contents_id(records[at]))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gram_jax.data.records import Preference
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of
@@ -42,7 +42,7 @@ class PairVerdicts(NamedTuple):
 
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which response is preferred (`side`) where the chosen one is shown first, and where second."""
+        """Which response is preferred (`side`) when the chosen one is shown first, and when second."""
         return side(self.p + self.position_bias / 2), side(self.p - self.position_bias / 2)
 
     @property
@@ -54,38 +54,37 @@ class PairVerdicts(NamedTuple):
 
 def evaluate_pairs(
     scorer: Scorer | ScalarRewardModel,
-    records: Iterable[Preference],
+    records: Iterable[Comparison],
     *,
     progress: Callable[[int], None] | None = None,
 ) -> PairMetrics:
     """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
-    The order in which a pair is first shown is the source's. Raises DataError where no labeled pair is left.
+    Raises DataError if no labeled pair is left.
 
-    >>> from gram_jax.data.record_types import as_prompt
-    >>> pairs = [Preference(str(i), as_prompt(f"{i} + 1?"), str(i + 1), str(i)) for i in range(4)]
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> pairs = [Comparison(as_prompt(f"{i} + 1?"), str(i + 1), str(i), label=0) for i in range(4)]
     >>> report = evaluate_pairs(Scorer.load("tiny-random"), pairs)
     >>> report.n, 0 <= report.accuracy <= 1
     (4, True)
     """
     kept, ties = labeled(records)
-    comparisons = ((r.prompt, r.first, r.second) for r in kept)
-    scores = scorer.stream(comparisons, progress=progress)
-    chosen = [s if r.chosen_first else s.swapped() for r, s in zip(kept, scores, strict=True)]
-    return report_pairs(verdicts_on(kept, chosen), skipped_ties=ties)
+    pairs = ((record.prompt, record.chosen, record.rejected) for record in kept)
+    scores = list(scorer.stream(pairs, progress=progress))
+    return report_pairs(verdicts_on(kept, scores), skipped_ties=ties)
 
 
-def labeled(records: Iterable[Preference]) -> tuple[list[Preference], int]:
-    """The records that say which response is better, and how many say neither. Raises DataError where none does."""
+def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
+    """The records that say which response is better, and how many say neither. Raises DataError if none does."""
     records = list(records)
-    kept = [record for record in records if not record.tie]
+    kept = [record for record in records if record.has_preference]
     if not kept:
         found = f"{len(records)} records, all of them ties" if records else "no records"
         raise DataError(f"no labeled pair to evaluate: {found}")
     return kept, len(records) - len(kept)
 
 
-def verdicts_on(records: Sequence[Preference], scores: Sequence[PairScore]) -> PairVerdicts:
+def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> PairVerdicts:
     """The columns of records and their scores, the chosen response first in each."""
     return verdicts_of(
         scores,
@@ -147,7 +146,7 @@ def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
 
 
 def side(p: np.ndarray) -> np.ndarray:
-    """1 where a probability is above one half, -1 where it is below, 0 where float32 cannot tell.
+    """1 if a probability is above one half, -1 if it is below, 0 if float32 cannot tell.
 
     >>> side(np.array([0.9, 0.5 + 3e-8, 0.1])).tolist()
     [1.0, 0.0, -1.0]

@@ -1,6 +1,6 @@
 """evaluation.json: the figures of a judge, declared once; results are made, written and read through these values.
 
-A key that is missing, unknown, of another type or out of its range is an error; null means that a figure does not apply.
+A key that is missing, unknown, of another type or out of its range is an error. null: a figure does not apply.
 """
 
 import json
@@ -195,7 +195,7 @@ class Mistake(ResultModel):
 
 
 class PairOutcomes(ResultModel):
-    """Which pairs are right, in an order that the contents decide (evals/paired.py): 1 and 0, and the prompts' numbers."""
+    """Which pairs are right (1 or 0), and the numbers of their prompts, in an order that the contents decide."""
 
     right: Annotated[str, Field(pattern="^[01]+$")]
     prompts: Annotated[str, Field(pattern=r"^\d+( \d+)*$")]

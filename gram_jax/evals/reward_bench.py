@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gram_jax.data.records import Preference
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.datasets import stem_of
 from gram_jax.evals.pairwise import PairVerdicts
@@ -15,7 +15,7 @@ from gram_jax.files import write_atomic, write_json
 def write_reward_bench(
     folder: Path,
     about: JudgeResults,
-    records: Sequence[Preference],
+    records: Sequence[Comparison],
     verdicts: PairVerdicts,
     found: SourceResult,
 ) -> None:

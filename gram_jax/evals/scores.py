@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.data.records import Candidates, Preference
+from gram_jax.data.comparison import Candidates, Comparison
 from gram_jax.evals.graded import RankedCandidates
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.ranking.jobs import RankingConfig
@@ -43,15 +43,13 @@ def score_pairs(
     scorer: Scorer | ScalarRewardModel,
     model: str,
     source: str,
-    records: Sequence[Preference],
+    records: Sequence[Comparison],
     sink: OutputSink,
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""
 
     task = RowTask(partial(score_records, scorer), lambda record: 1, WINDOW)
-    return [
-        chosen_score(row) for row in _rows(scorer, model, source, records, sink, task, "pairs")
-    ]
+    return [chosen_score(row) for row in _rows(scorer, model, source, records, sink, task, "pairs")]
 
 
 def rank_graded(
@@ -83,9 +81,7 @@ def rank_graded(
             )
         ]
 
-    def rank(
-        judge: Scorer, window: list[NumberedRecord], bar: ProgressBar
-    ) -> list[dict[str, Any]]:
+    def rank(judge: Scorer, window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
         rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
         return [
             row_start(number, record)
@@ -100,9 +96,7 @@ def rank_graded(
             for (number, record), ranking in zip(window, rankings, strict=True)
         ]
 
-    how = (
-        partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(rank, scorer)
-    )
+    how = partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(rank, scorer)
     task = RowTask(how, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _rows(scorer, model, source, records, sink, task, "prompts")
     return [

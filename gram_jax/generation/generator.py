@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
-from gram_jax.judge.template import show_turns, turns
+from gram_jax.judge.messages import Prompt, render_turns, turns_of
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution
@@ -84,7 +83,7 @@ class Policy:
         alone = self.frame.before, self.frame.after
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
-            frames, texts = alone, [show_turns(turns(prompt))]
+            frames, texts = alone, [render_turns(turns_of(prompt))]
         parts = [encoder.frame(frames[0])]
         for text, frame in zip(texts, frames[1:], strict=True):
             parts += [encoder.text(text), encoder.frame(frame)]

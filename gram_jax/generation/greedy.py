@@ -4,9 +4,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import Policy
+from gram_jax.judge.messages import Prompt
 
 NEW = 256  # tokens of a response, where nothing else is said: TRL's default length of a completion
 REMEMBERED = 16384  # prompts, by default

@@ -13,9 +13,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gram_jax.errors import CheckpointError, JudgeError
+from gram_jax.judge.messages import PromptLike, render_turns, turns_of
 from gram_jax.judge.segments import Fixed, PieceTable
 from gram_jax.judge.spec import JudgeSpec
-from gram_jax.judge.template import Layout, layout_guard, show_turns, turns
+from gram_jax.judge.template import Layout, layout_guard
 from gram_jax.judge.tokens import TextEncoder, text_encoder
 from gram_jax.judge.truncate import shorten
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 Overlong = Literal["shorten", "drop", "error"]
-# A string is one user turn; otherwise messages with a role and a content (objects or mappings).
-Prompt = str | Sequence[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +99,7 @@ def wrap_tokenizer(
 def encode_comparison(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     first: str,
     second: str,
     *,
@@ -119,7 +118,7 @@ def encode_comparison(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Literal["shorten", "error"] = "shorten",
 ) -> list[Encoded]: ...
@@ -129,7 +128,7 @@ def encode_comparisons(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Overlong,
 ) -> list[Encoded | None]: ...
@@ -138,7 +137,7 @@ def encode_comparisons(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Overlong = "shorten",
 ) -> list[Any]:
@@ -150,7 +149,7 @@ def encode_comparisons(
 def encode_writing(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     first: str,
     second: str,
     *,
@@ -163,7 +162,7 @@ def encode_writing(
 def encode_writings(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Overlong = "drop",
 ) -> list[Encoded | None]:
@@ -175,7 +174,7 @@ def encode_writings(
 def encode_response(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     response: str,
     *,
     overlong: Overlong = "shorten",
@@ -188,7 +187,7 @@ def encode_response(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
     overlong: Literal["shorten", "error"] = "shorten",
 ) -> list[Encoded]: ...
@@ -198,7 +197,7 @@ def encode_responses(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
     overlong: Overlong,
 ) -> list[Encoded | None]: ...
@@ -207,7 +206,7 @@ def encode_responses(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
     overlong: Overlong = "shorten",
 ) -> list[Any]:
@@ -252,9 +251,9 @@ class _Cleaner:
 
     def __call__(self, value: Any) -> _Clean:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            said = turns(value)
+            said = turns_of(value)
             parts = [self._string(content) for _, content in said]
-            text = show_turns([(role, c.text) for (role, _), c in zip(said, parts, strict=True)])
+            text = render_turns([(role, c.text) for (role, _), c in zip(said, parts, strict=True)])
             return _Clean(text, sum(c.neutralised for c in parts), sum(c.replaced for c in parts))
         return self._string(value)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gram_jax.errors import JudgeError
-from gram_jax.judge.encode import Prompt
+from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.tournament import (
     Match,
     Orders,
@@ -39,7 +39,7 @@ class RankingJob:
     order in which responses are given nor on how often one of them occurs.
     """
 
-    def __init__(self, prompt: Prompt, responses: Sequence[str], contest: RankingConfig):
+    def __init__(self, prompt: PromptLike, responses: Sequence[str], contest: RankingConfig):
         self.prompt = prompt
         self.ranking: Ranking | None = None  # when it is over
         own, references = _drawn(responses), contest.references
@@ -57,7 +57,7 @@ class RankingJob:
         self._shortened = False
         self._send(None)
 
-    def shown(self) -> list[tuple[Prompt, str, str]]:
+    def shown(self) -> list[tuple[PromptLike, str, str]]:
         """The comparisons of this round, those that begin alike next to each other."""
         return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._asked)]
 

@@ -107,8 +107,8 @@ def attack_caveats(found: AttackResults) -> Iterator[str]:
     suite = found.any_hostile
     if suite is not None and suite.share is not None and suite.share > VULNERABLE:
         yield (
-            f"For {format_percent(suite.share)} of the {plural(suite.n, 'pair')} that it has right, some hostile attack "
-            "wins."
+            f"For {format_percent(suite.share)} of the {plural(suite.n, 'pair')} that it has right, "
+            "some hostile attack wins."
         )
     for kind, what in (
         ("hostile", "Hostile attacks that win more often than the response did before"),

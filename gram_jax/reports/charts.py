@@ -76,8 +76,8 @@ def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
         axes.set(xlim=(start - 0.01, 1.01), ylim=(-0.03, 1.03))
 
     return _chart(
-        "Reliability: how often a verdict of some confidence is right. On the dashed line the judge is calibrated; below "
-        "it the judge is overconfident. Larger marks stand for more pairs.",
+        "Reliability: how often a verdict of some confidence is right. On the dashed line the judge is calibrated; "
+        "below it the judge is overconfident. Larger marks stand for more pairs.",
         draw,
         series,
         ("confidence", "pairs", "mean confidence", "accuracy"),

@@ -15,13 +15,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy.special import expit
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import Prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders
+from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders
 
 Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -35,7 +35,7 @@ WriteReferences = Callable[[Sequence[Prompt]], Sequence[str]]
 class Judge(Protocol):
     """What rewards ask: a Scorer, or a server's client of one."""
 
-    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
         ...
 

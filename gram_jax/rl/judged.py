@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import Judge, RewardForm, Rewards
 
 EVEN = 1e-6

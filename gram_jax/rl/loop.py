@@ -19,7 +19,6 @@ import numpy as np
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
 from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import Member
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
@@ -29,6 +28,7 @@ from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_model
 from gram_jax.interop.resolve import pin_step
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.recipes.reading import changed_values

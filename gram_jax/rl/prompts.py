@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import Policy
+from gram_jax.judge.messages import Prompt
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,6 @@ def read_prompts(
     preferred = {
         record.prompt: record.chosen
         for record in reversed(records)  # the first one of a prompt stays
-        if isinstance(record, Preference) and not record.tie
+        if isinstance(record, Comparison) and record.has_preference
     }
     return Prompts([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)

@@ -10,7 +10,6 @@ checkpoints/     by step, each with its manifest; in damaged/ what was refused a
 metrics.jsonl, tensorboard/, curves.png
 """
 
-import errno
 import hashlib
 import json
 import re
@@ -30,7 +29,8 @@ from gram_jax.console import Console
 from gram_jax.data.examples import Examples
 from gram_jax.distributed.collectives import from_main
 from gram_jax.distributed.process import Member
-from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
+from gram_jax.errors import CheckpointError, JudgeError, RecipeError
+from gram_jax.files import PARTIAL, write_atomic
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION, check_files
 from gram_jax.interop.models import stop_tokens
@@ -42,7 +42,6 @@ from gram_jax.recipes.reading import changed_on_resume, read_recipe, recipe_to_t
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.lock import OWNER, owned
 
-PARTIAL = ".partial"  # after the name of a file that is being written
 STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
 
 
@@ -108,23 +107,6 @@ class RunFolder:
         write_manifest(self.model)
 
 
-@contextmanager
-def explain_full_disk(folder: RunFolder) -> Iterator[None]:
-    """Turns a disk that fills up in the block, whoever writes, into CheckpointError."""
-    try:
-        yield
-    except GramError:
-        raise
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):  # tokenizers, tensorstore
-            raise
-        raise CheckpointError(
-            f"the disk is full ({error}): free some space and start the same command again, it "
-            f"goes on from the last checkpoint in {folder.checkpoints}"
-        ) from error
-
-
 def _from_anywhere(model: str) -> str:
     """The model's name as it works in every working directory."""
     source = resolve_model(model)
@@ -168,7 +150,7 @@ def _make(path: Path) -> None:
     if RECIPE in names:
         return
     # A kill may have come before the first file was there.
-    own = re.compile(rf"{RECIPE}{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
+    own = re.compile(rf"{RECIPE}.*{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
             f"run.folder {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the run a "
@@ -248,10 +230,4 @@ def examples_fingerprint(examples: Examples) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_atomic(path, text, error=CheckpointError)

@@ -17,6 +17,7 @@ from typing import Any
 from gram_jax.console import Console
 from gram_jax.distributed.process import Member
 from gram_jax.errors import RecipeError
+from gram_jax.files import write_atomic
 
 OWNER = "owner.json"
 BEAT_SECONDS = 5.0
@@ -42,7 +43,7 @@ def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
                 other = _read(path)
                 if other and _who(other) != _who(mine):
                     member.end(f"{_name(other)} has taken over {run}: this job ends", 2)
-                _write(path, mine | {"beat": count})
+                write_atomic(path, json.dumps(mine | {"beat": count}))
 
     thread = threading.Thread(target=beat, name="gram-jax-owner", daemon=True)
     thread.start()
@@ -78,7 +79,7 @@ def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
             if (now := _read(path) or {}) != found:
                 raise _refusal(path, now)
             time.sleep(min(1.0, STALE_SECONDS / 4))
-    _write(path, mine)
+    write_atomic(path, json.dumps(mine))
 
 
 def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
@@ -134,9 +135,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, owner: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{owner['pid']}.partial")
-    partial.write_text(json.dumps(owner))
-    partial.replace(path)

@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gram_jax.judge.encode import Prompt
+from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
-from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
+from gram_jax.scoring.scorer import PairScore, PairTexts, Scorer
 
 PATIENCE = 0.002  # seconds that the first of a batch waits for others
 SMOOTH = 0.9  # of the measured speed, from batch to batch
@@ -67,7 +67,9 @@ class RequestBatcher:
         """Whether the thread that scores is there."""
         return self._thread.is_alive() and not self._closed
 
-    def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
+    def pairs(
+        self, triples: Sequence[tuple[PromptLike, str, str]], deadline: float
+    ) -> list[PairScore]:
         """As Scorer.score_many. deadline: of time.monotonic, or inf.
 
         Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
@@ -75,7 +77,10 @@ class RequestBatcher:
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig, deadline: float
+        self,
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
+        contest: RankingConfig,
+        deadline: float,
     ) -> list[Ranking]:
         """As Scorer.rank_many. Counted as if every response met every other one."""
         items = list(items)
@@ -207,12 +212,14 @@ class BatchedScorer:
     def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
         self.batcher, self.deadline = batcher, deadline
 
-    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
         return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
+        self,
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
+        contest: RankingConfig | None = None,
     ) -> list[Ranking]:
         """As Scorer.rank_many."""
         return self.batcher.rank(items, contest or RankingConfig(), self.deadline)

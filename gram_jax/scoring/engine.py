@@ -8,7 +8,7 @@ programs do the work. "shared" computes what comparisons begin with once (scorin
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gram_jax.batch import Forest, PairBatch
-from gram_jax.errors import DoesNotFitError
+from gram_jax.errors import explain_out_of_memory
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
@@ -222,17 +222,12 @@ class ScoringEngine:
             lambda x: jax.make_array_from_callback(x.shape, spread, lambda at: x[at]), batch
         )
 
-    @contextmanager
-    def _explain_out_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            raise DoesNotFitError(
-                f"out of memory while scoring: {str(error).strip().splitlines()[0][:300]}\nTry fewer tokens a call "
-                f"(now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a smaller model"
-            ) from error
+    def _explain_out_of_memory(self) -> AbstractContextManager[None]:
+        return explain_out_of_memory(
+            "a scoring call does not fit",
+            f"Try fewer tokens a call (now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a "
+            "smaller model",
+        )
 
 
 def method_for(execution: Execution) -> Method:

@@ -15,14 +15,15 @@ from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import SCORE, load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.encode import Encoded, Prompt, encode_responses
+from gram_jax.judge.encode import Encoded, encode_responses
+from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.scoring.engine import PADDED
 from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.scorer import Comparison, PairScore, combine_orders, compute_type
+from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders, compute_type
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -67,18 +68,20 @@ class ScalarRewardModel:
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
-    def rate(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
+    def rate(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
         return self.rate_and_mark(items)[0]
 
-    def rate_and_mark(self, items: Iterable[tuple[Prompt, str]]) -> tuple[np.ndarray, np.ndarray]:
+    def rate_and_mark(
+        self, items: Iterable[tuple[PromptLike, str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`rate`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = self._encode(items)
         return self._rate(texts), np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
-        comparisons: Iterable[Comparison],
+        comparisons: Iterable[PairTexts],
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScore]:
@@ -97,7 +100,7 @@ class ScalarRewardModel:
                 cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
                 yield combine_orders(first - second, second - first, cut)
 
-    def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
+    def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
         return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")
 
     def _rate(self, texts: list[Encoded]) -> np.ndarray:

@@ -17,7 +17,8 @@ import numpy as np
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
-from gram_jax.judge.encode import Encoded, Prompt, encode_comparisons
+from gram_jax.judge.encode import Encoded, encode_comparisons
+from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
@@ -28,7 +29,7 @@ from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, metho
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
-Comparison = tuple[Prompt, str, str]
+PairTexts = tuple[PromptLike, str, str]
 Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
 # Comparisons that are encoded while those before them are scored: enough to fill the calls.
@@ -193,17 +194,17 @@ class Scorer:
         """Compile before the first call what scoring pairs needs, and what ranking needs besides."""
         self.core.warm_up(trees=rankings)
 
-    def score(self, prompt: Prompt, first: str, second: str) -> PairScore:
+    def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
         return self.score_many([(prompt, first, second)])[0]
 
-    def score_many(self, comparisons: Iterable[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
         """`score` of many (prompt, first, second), in their order."""
         return list(self.stream(comparisons))
 
     def stream(
         self,
-        comparisons: Iterable[Comparison],
+        comparisons: Iterable[PairTexts],
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScore]:
@@ -224,13 +225,13 @@ class Scorer:
                 pending = ahead.submit(self._encode, following) if following else None
                 yield from self._score(encoded, progress)
 
-    def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
+    def compare(self, prompt: PromptLike, responses: Sequence[str]) -> np.ndarray:
         """Log-odds that response i is better than response j, both orders of every pair: f32 [n, n], antisymmetric."""
         return self.rank(prompt, responses, method="round_robin").margins
 
     def rank(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         responses: Sequence[str],
         *,
         method: RankingMethod | None = None,
@@ -246,13 +247,13 @@ class Scorer:
         contest = RankingConfig(method, orders, _frozen(references))
         return next(self.rank_many([(prompt, responses)], contest))
 
-    def best(self, prompt: Prompt, responses: Sequence[str], **options: Any) -> int:
+    def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
         """Index of the best response; options as of `rank`."""
         return self.rank(prompt, responses, **options).order[0]
 
     def rank_many(
         self,
-        items: Iterable[tuple[Prompt, Sequence[str]]],
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
         contest: RankingConfig | None = None,
         *,
         progress: Callable[[int], None] = lambda count: None,
@@ -285,7 +286,7 @@ class Scorer:
             entry.answer(of_entry, shortened=cut)
         self._count_shortened([text.shortened for group in groups for text in group], "comparisons")
 
-    def _encode(self, window: Sequence[Comparison]) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
+    def _encode(self, window: Sequence[PairTexts]) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
         """Both orders of every pair, and whether the fixed order is not the given one."""
         turned = [_is_turned(first, second) for _, first, second in window]
         fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]

@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from starlette.exceptions import HTTPException
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
+from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import RewardForm, Rewards, WriteReferences, as_scores
 from gram_jax.rewards.messages import completion_of, conversation_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer, DeadlineExceededError

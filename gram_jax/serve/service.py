@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Header
 
-from gram_jax.data.record_types import Prompt
+from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher

@@ -20,6 +20,7 @@ from gram_jax.distributed.preemption import StopRequest, Vote
 from gram_jax.distributed.process import Member
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.files import explain_full_disk
 from gram_jax.model.specs import param_count
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.recipes.reading import recipe_to_toml, recipe_values
@@ -28,7 +29,6 @@ from gram_jax.run.directory import (
     STUCK,
     RunFolder,
     examples_fingerprint,
-    explain_full_disk,
     lacking,
     open_run,
 )
@@ -39,7 +39,7 @@ from gram_jax.sharding import Placement
 from gram_jax.training.compiling import (
     Memory,
     compile_step,
-    explain_out_of_memory,
+    explain_step_memory,
 )
 from gram_jax.training.course import Course
 from gram_jax.training.evaluation import held_out_metrics
@@ -55,6 +55,8 @@ from gram_jax.training.stages import (
 from gram_jax.training.state import TrainState, init_state
 from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
+
+RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def train(
         console = console if console and main else Console(mute=not main)
         watchdog.beat("opening the run's folder")
         check_same("recipe", recipe_to_toml(recipe))
-        with open_run(recipe, member, console) as folder, explain_full_disk(folder):
+        with open_run(recipe, member, console) as folder, explain_full_disk(folder.path, RESUME):
             if not is_complete(folder, console, watchdog):
                 keep_compiled_programs()
                 watchdog.beat("reading the data")
@@ -127,7 +129,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
     step, memory = compiled_step(job, console)
     job.folder.begin(recipe)  # before anything else: by this file the folder is known as a run's
     with (
-        explain_out_of_memory(memory),
+        explain_step_memory(memory),
         Checkpoints(
             job.folder.checkpoints,
             keep=recipe.checkpoint.keep,
@@ -257,7 +259,7 @@ def judge_pairs(
             make_execution(job.recipe, job.placement, "none"), attention="auto", packed=False
         ),
     )
-    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).to_dict()
+    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).model_dump()
     return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
 
 

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.data.examples import Examples
-from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
-from gram_jax.data.record_types import ReadReport
+from gram_jax.data.examples import Examples, ranking_examples, verdict_examples, writing_examples
 from gram_jax.data.records import read_sources
+from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import read_rows
 from gram_jax.interop.models import SCORE, load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
