@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gram_jax.attacks.results import AttackResults
 from gram_jax.errors import ReportError
-from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult, read_results
 from gram_jax.evals.identity import difference
+from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult, read_results
 
 
 @dataclass(frozen=True)
