@@ -6,24 +6,24 @@ import pytest
 from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import (
-    Graded,
+    RankedCandidates,
     agreement,
     best_of_n,
     graded_pairs,
     graded_verdicts,
-    picking,
+    pick_scores,
     reward_bench_2,
 )
 from gram_jax.judge.messages import as_prompt
 
 
-def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
+def graded(name, strengths, grades, source="", lean=0.0) -> RankedCandidates:
     """A judge whose log-odds are differences of strengths, plus `lean` for whatever is shown first."""
     strengths = np.array(strengths, np.float32)
     logit_diffs = strengths[:, None] - strengths[None, :] + np.float32(lean)
     texts = tuple(f"{name} {at}" for at in range(len(grades)))
     record = Candidates(as_prompt(name), texts, tuple(map(float, grades)), name, source)
-    return Graded(record, strengths, logit_diffs, False)
+    return RankedCandidates(record, strengths, logit_diffs, False)
 
 
 def official(found) -> dict[str, float]:
@@ -46,15 +46,15 @@ def test_the_grade_of_the_pick_stands_between_random_and_best():
 
 
 def test_equally_strong_responses_share_the_credit():
-    tally, _ = picking([graded("a", [1, 1, 0], [1, 0, 0])])
+    tally, _ = pick_scores([graded("a", [1, 1, 0], [1, 0, 0])])
     assert tally.value(lambda credit, count: credit.sum(-1) / count.sum(-1)) == 0.5
 
 
 def test_prompts_whose_grades_are_all_alike_do_not_count():
-    _, open_ = picking([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
+    _, open_ = pick_scores([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
     assert [one.record.id for one in open_] == ["b"]
     with pytest.raises(DataError, match="nothing to choose"):
-        picking([graded("a", [1, 0], [1, 1])])
+        pick_scores([graded("a", [1, 0], [1, 1])])
 
 
 def test_pairs_of_graded_responses_are_seen_from_the_better_one():

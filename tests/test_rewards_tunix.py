@@ -9,7 +9,7 @@ from gram_jax.interop.models import load_tokenizer
 from gram_jax.judge.messages import Message
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.rewards.trainers import tunix_reward
+from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -78,7 +78,7 @@ def test_grpo_trains_on_win_rates_in_the_group():
             ),
         ),
     )
-    function = tunix_reward(judge, RewardForm("group", group=GROUP))
+    function = tunix_reward(judge, RewardForm("group", group_size=GROUP))
     seen, asked = [], set()
 
     def reward(prompts, completions, **columns):

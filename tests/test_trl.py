@@ -8,7 +8,7 @@ from gram_jax.generation.greedy import GreedyResponses
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.rewards.forms import RewardForm
-from gram_jax.rewards.trainers import async_trl_reward, trl_reward
+from gram_jax.rewards.trl import async_trl_reward, trl_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 

@@ -152,42 +152,49 @@ def bon(
 
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    host: Annotated[str, typer.Option(help="0.0.0.0 for every interface")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="to listen on")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8000,
     token_file: Annotated[
-        Path | None, typer.Option(help="a file with the bearer token that requests must carry")
+        Path | None, typer.Option(help="File with the bearer token that requests must carry")
     ] = None,
-    against: Annotated[
-        Literal["group", "circle"] | None,
-        typer.Option(help="of rewards without a reference; default group"),
+    compare_with: Annotated[
+        Literal["group", "neighbors"] | None,
+        typer.Option(
+            help="What a response without a reference is compared with; default group, all others to its prompt"
+        ),
     ] = None,
     references: Annotated[
         Path | None,
-        typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
+        typer.Option(help="JSON list of texts that every response is compared with instead"),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help=f"whose greedy response responses meet in place: {MODEL_HELP}"),
+        typer.Option(
+            help=f"Model whose greedy response every response is compared with instead: {MODEL_HELP}"
+        ),
     ] = None,
-    new: Annotated[
-        int | None, typer.Option(min=1, help="tokens of that response, at most; default 256")
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of tokens of the greedy response; default 256"),
     ] = None,
-    as_: Annotated[
-        Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
+    scale: Annotated[
+        Literal["probability", "log_odds", "normalized"], typer.Option(help="Scale of rewards")
     ] = "probability",
-    queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
-    together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
-    requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
+    max_queue: Annotated[int, typer.Option(min=2, help="Sequences that may wait")] = 8192,
+    max_batch: Annotated[int, typer.Option(min=2, help="Sequences scored in one call")] = 512,
+    max_requests: Annotated[int, typer.Option(min=1, help="Concurrent requests")] = 512,
     deadline: Annotated[
         float,
-        typer.Option(min=0.1, callback=seconds(0.1), help="seconds for a request, at most"),
+        typer.Option(min=0.1, callback=seconds(0.1), help="Largest time of a request, seconds"),
     ] = 60,
-    body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="largest body, MiB")] = 8,
-    cohort_wait: Annotated[
+    max_body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="Largest body, MiB")] = 8,
+    group_wait: Annotated[
         float,
-        typer.Option(min=0, callback=seconds(0), help="seconds that /compare waits for a group"),
+        typer.Option(min=0, callback=seconds(0), help="Seconds that /compare waits for a group"),
     ] = 2,
-    grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds for open requests at the end")] = 60,
     compute: Compute = "auto",
     weights: Weights = "auto",
     judge: JudgeOption = None,
@@ -204,28 +211,28 @@ def serve(
     from gram_jax.generation.generator import Policy
     from gram_jax.generation.greedy import NEW, GreedyResponses
     from gram_jax.rewards.forms import RewardForm
-    from gram_jax.serve.guard import Limits
+    from gram_jax.serve.middleware import Limits
 
     token, texts = read_token(token_file), read_references(references)
-    if sum(map(bool, (texts, policy, against))) > 1 or (new and not policy):
+    if sum(map(bool, (texts, policy, compare_with))) > 1 or (max_new_tokens and not policy):
         raise DataError(
-            "--against, --references and --policy say what a response meets and exclude each other, and --new is for "
-            "--policy: leave out one"
+            "--compare-with, --references and --policy exclude each other, and --max-new-tokens is for --policy: leave "
+            "out one"
         )
     check_address(host, port)
     write = None
     if policy:
-        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or NEW)
+        write = GreedyResponses(Policy.load(policy, compute=compute), new=max_new_tokens or NEW)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm("reference" if texts or policy else against or "group", as_, texts),
+        form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
-        limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
+        limits=Limits(int(max_body_mb * 2**20), requests=max_requests, deadline=deadline),
         token=token,
-        queue=queue,
-        together=together,
-        cohort_wait=cohort_wait,
+        max_queue=max_queue,
+        max_batch=max_batch,
+        group_wait=group_wait,
     )
     Console().say(f"http://{host}:{port} serves {model}" + ("" if token else ", without a token"))
     run(app, host=host, port=port, grace=grace)

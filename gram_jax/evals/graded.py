@@ -28,8 +28,7 @@ TIES = (
 class RankedCandidates:
     """Graded responses to a prompt and the judge's ranking of them.
 
-    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and
-    j second.
+    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and j second.
     """
 
     record: Candidates

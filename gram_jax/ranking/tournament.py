@@ -29,8 +29,8 @@ class Ranking(NamedTuple):
 
     order: indices, best first. strengths: f32 [n], log-odds against the average of the distinct responses. errors: f32
     [n], their standard errors; of the Bradley-Terry fit alone, nan where there are too few comparisons to tell.
-    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared. logit_diffs: f32
-    [n, n], the same as the judge gave them with i shown first and j second, one order each.
+    margins: f32 [n, n], antisymmetric, log-odds that i is better than j; nan where they were not compared.
+    logit_diffs: f32 [n, n], the same as the judge gave them with i shown first and j second, one order each.
     ties: share of the compared pairs without a winner: both orders name the response shown first, or both the second,
     or the log-odds are equal. cycles: share of circles (i beats j beats k beats i) among the triples whose pairs were
     all compared; None without such. comparisons: in one order each, as many as sequences went through the model.
@@ -72,8 +72,8 @@ def tournament(
     orders: Orders = "both",
     references: Sequence[int] = (),
 ) -> Tournament:
-    """Rank `count` responses. For each round of comparisons that it yields it is sent the logit logit_diffs, in their order:
-    of (i, j) the log-odds that i, shown first, is better than j.
+    """Rank `count` responses. For each round of comparisons that it yields it is sent the logit_diffs in their
+    order: of (i, j) the log-odds that i, shown first, is better than j.
 
     method, by default "groups" from 5 responses on and "round_robin" below:
       "groups": of 4, in which all meet all; the better half goes on. "round_robin": all meet all.
@@ -130,7 +130,7 @@ def check_method(method: str | None, orders: str, *, references: int) -> None:
 
 
 class _Record:
-    """What was compared so far. logit_diffs: f64 [n, n], of the first shown against the second; nan where not compared."""
+    """What was compared so far. logit_diffs: f64 [n, n], first shown against second; nan where not compared."""
 
     def __init__(self, count: int, *, both: bool):
         self.logit_diffs = np.full((count, count), np.nan)
@@ -256,9 +256,9 @@ METHODS: dict[str, Callable[[_Record, list[int]], Rounds]] = {
 def bradley_terry(logit_diffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strengths s of the model P(i beats j) = sigmoid(s_i - s_j + b) and their standard errors, f64 [n] each.
 
-    logit_diffs: log-odds that i, shown first, is better than j, [n, n], nan where not compared; their probabilities count as
-    the share of games won. b is the preference for what is shown first. The errors do not trust the model: they are a
-    jackknife over pairs, to first order (both orders of a pair are one observation), and right within a tenth of
+    logit_diffs: log-odds that i, shown first, is better than j, [n, n], nan where not compared; their probabilities
+    count as the share of games won. b is the preference for what is shown first. The errors do not
+    trust the model: they are a jackknife over pairs, to first order (both orders of a pair are one observation), and right within a tenth of
     themselves from 4 responses on. nan where the fit is exact, so that nothing tells how sure it is.
     """
     from scipy.optimize import minimize  # 0.4 s, for one method of six

@@ -35,7 +35,7 @@ class StageRun:
     @property
     def start(self) -> str:
         """The name of the model that it began with."""
-        return self.recipe.model.start
+        return self.recipe.model.name_or_path
 
 
 @dataclass(frozen=True)

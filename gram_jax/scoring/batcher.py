@@ -163,6 +163,8 @@ class RequestBatcher:
                 self._changed.wait()
             if sum(job.cost for job in self._jobs) < self.together and not self._closed:
                 self._changed.wait(PATIENCE)
+            if not self._jobs:  # its deadline passed meanwhile
+                return []
             batch, size = [self._jobs.popleft()], 0
             size = batch[0].cost
             while self._jobs and size + self._jobs[0].cost <= self.together:

@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from gram_jax.scoring.batcher import DeadlineExceededError
-from gram_jax.serve.cohort import Cohorts
+from gram_jax.rewards.group_buffer import MAX_GROUPS, GroupBuffer
 
 
 def ranks(texts: list[str], deadline: float) -> list[float]:
@@ -14,13 +13,13 @@ def ranks(texts: list[str], deadline: float) -> list[float]:
     return [len(text) + len(texts) / 10 for text in texts]
 
 
-def together(cohorts: Cohorts, calls: list[tuple]) -> list:
+def together(buffer: GroupBuffer, calls: list[tuple]) -> list:
     """What each call returns or raises; a call is (key, responses, size[, seconds until its deadline])."""
     found: list = [None] * len(calls)
 
     def ask(at: int, key, responses, size, seconds=30.0) -> None:
         try:
-            found[at] = cohorts.rewards(key, responses, size, time.monotonic() + seconds, ranks)
+            found[at] = buffer.gather(key, responses, size, time.monotonic() + seconds, ranks)
         except Exception as error:
             found[at] = error
 
@@ -35,28 +34,28 @@ def together(cohorts: Cohorts, calls: list[tuple]) -> list:
 
 
 def test_parts_of_several_responses_make_one_group():
-    found = together(Cohorts(5), [("q", ["a", "aa"], 4), ("q", ["aaa", "aaaa"], 4)])
+    found = together(GroupBuffer(5), [("q", ["a", "aa"], 4), ("q", ["aaa", "aaaa"], 4)])
     assert found == [([1.4, 2.4], 4), ([3.4, 4.4], 4)]
 
 
 def test_groups_of_other_prompts_or_sizes_stay_apart():
     calls = [("q", ["a"], 2), ("r", ["a"], 2), ("q", ["a"], 3), ("q", ["aa"], 2), ("r", ["aa"], 2)]
-    found = together(Cohorts(1.5), calls)
+    found = together(GroupBuffer(1.5), calls)
     assert found == [([1.2], 2), ([1.2], 2), ([1.1], 1), ([2.2], 2), ([2.2], 2)]
 
 
 def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_others():
-    cohorts, started = Cohorts(1.0), time.monotonic()
-    (alone,) = together(cohorts, [("q", ["a"], 2, 0.1)])
-    assert isinstance(alone, DeadlineExceededError) and time.monotonic() - started < 0.9
-    assert not cohorts._open  # nothing is kept of a group whose callers have left
-    hasty, patient = together(cohorts, [("q", ["a"], 3, 0.1), ("q", ["aa"], 3)])
-    assert isinstance(hasty, DeadlineExceededError) and patient == ([2.2], 2)
-    assert not cohorts._open
+    buffer, started = GroupBuffer(1.0), time.monotonic()
+    (alone,) = together(buffer, [("q", ["a"], 2, 0.1)])
+    assert isinstance(alone, TimeoutError) and time.monotonic() - started < 0.9
+    assert len(buffer) == 0  # nothing is kept of a group whose callers have left
+    hasty, patient = together(buffer, [("q", ["a"], 3, 0.1), ("q", ["aa"], 3)])
+    assert isinstance(hasty, TimeoutError) and patient == ([2.2], 2)
+    assert len(buffer) == 0
 
 
 def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
-    cohorts, seen = Cohorts(5), []
+    buffer, seen = GroupBuffer(5), []
     now = time.monotonic()
 
     def rate(texts, deadline):
@@ -64,7 +63,7 @@ def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
         return [0.5] * len(texts)
 
     threads = [
-        threading.Thread(target=cohorts.rewards, args=("q", ["a"], 2, now + seconds, rate))
+        threading.Thread(target=buffer.gather, args=("q", ["a"], 2, now + seconds, rate))
         for seconds in (20, 3)
     ]
     for thread in threads:
@@ -75,14 +74,14 @@ def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
 
 
 def test_what_goes_wrong_is_told_to_every_member():
-    cohorts, found = Cohorts(5), []
+    buffer, found = GroupBuffer(5), []
 
     def broken(texts, deadline):
         raise RuntimeError
 
     def ask():
         try:
-            cohorts.rewards("q", ["a"], 2, time.monotonic() + 30, broken)
+            buffer.gather("q", ["a"], 2, time.monotonic() + 30, broken)
         except RuntimeError as error:
             found.append(error)
 
@@ -91,15 +90,40 @@ def test_what_goes_wrong_is_told_to_every_member():
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert len(found) == 2 and not cohorts._open
+    assert len(found) == 2 and len(buffer) == 0
 
 
 def test_at_the_end_nobody_waits_for_others():
-    cohorts, found = Cohorts(30), []
-    thread = threading.Thread(target=lambda: found.extend(together(cohorts, [("q", ["a"], 2)])))
+    buffer, found = GroupBuffer(30), []
+    thread = threading.Thread(target=lambda: found.extend(together(buffer, [("q", ["a"], 2)])))
     thread.start()
     time.sleep(0.2)
     started = time.monotonic()
-    cohorts.close()
+    buffer.close()
     thread.join(10)
     assert found == [([1.1], 1)] and time.monotonic() - started < 5
+
+
+def test_a_group_that_arrives_in_parts_has_its_earlier_responses_and_warns_once():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning) as warned:
+        assert buffer.extend("q", ["a"], 3) == ["a"]
+        assert buffer.extend("r", ["x"], 3) == ["x"]
+        assert buffer.extend("q", ["b", "c"], 3) == ["b", "c", "a"]
+    assert len(warned) == 1 and len(buffer) == 1  # the group of q is complete
+    assert buffer.extend("r", ["y"] * 3, 3) == ["y"] * 3 and len(buffer) == 0
+
+
+def test_without_a_size_the_last_two_responses_are_kept():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning):
+        found = [buffer.extend("q", [text], None) for text in "abcd"]
+    assert found == [["a"], ["b", "a"], ["c", "a", "b"], ["d", "b", "c"]]
+
+
+def test_the_oldest_groups_are_forgotten():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning):
+        for key in range(MAX_GROUPS + 1):
+            buffer.extend(key, ["a"], 2)
+    assert len(buffer) == MAX_GROUPS and buffer.extend(0, ["b"], 2) == ["b"]
