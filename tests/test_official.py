@@ -1,4 +1,4 @@
-"""Benchmarks by hand: the figures their authors define, on tallies with known answers."""
+"""Benchmarks by hand: the figures their authors define, on scores with known answers."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from gram_jax.evals.intervals import BootstrapTable, mean_score, subsets_of, wil
 
 
 def table_of(sources: dict[str, tuple[int, float]]) -> BootstrapTable:
-    """So many pairs of each subset, of which such a share is right, every pair a prompt of its own."""
-    credit, names = [], []
+    """(number of pairs, share that is right) of each subset, every pair with a prompt of its own."""
+    scores, names = [], []
     for name, (n, right) in sources.items():
-        credit += [1.0] * round(n * right) + [0.0] * (n - round(n * right))
+        scores += [1.0] * round(n * right) + [0.0] * (n - round(n * right))
         names += [name] * n
-    return BootstrapTable.of(np.array(credit), np.arange(len(credit)), names)
+    return BootstrapTable.of(np.array(scores), np.arange(len(scores)), names)
 
 
 def values(figures, table: BootstrapTable) -> dict[str, float]:
@@ -102,15 +102,15 @@ def test_the_whole_of_reward_bench_has_its_published_numbers_of_pairs():
 
 def rm_bench(right) -> BootstrapTable:
     """Two prompts in each domain; right(domain, i, j) says how the cell of these styles ends."""
-    credit, cluster, names = [], [], []
+    scores, cluster, names = [], [], []
     domains = ("chat", "math", "code", "safety-refuse", "safety-response")
     for at, domain in enumerate(domains * 2):
         for i, chosen in enumerate(STYLES):
             for j, rejected in enumerate(STYLES):
-                credit.append(float(right(domain, i, j)))
+                scores.append(float(right(domain, i, j)))
                 cluster.append(at)
                 names.append(cell(domain, chosen, rejected))
-    return BootstrapTable.of(np.array(credit), np.array(cluster), names)
+    return BootstrapTable.of(np.array(scores), np.array(cluster), names)
 
 
 def test_rm_bench_hard_is_where_the_rejected_response_is_the_more_elaborate_one():
@@ -119,7 +119,7 @@ def test_rm_bench_hard_is_where_the_rejected_response_is_the_more_elaborate_one(
     assert found["RM-Bench easy"] == 1
     assert found["RM-Bench normal"] == found["RM-Bench hard"] == 0
     assert found["RM-Bench"] == found["chat"] == pytest.approx(1 / 3)
-    rows = rm_bench_tables(judge_of_style)[0]["rows"]
+    rows = rm_bench_tables(judge_of_style)[0].rows
     assert rows == [["concise", 0, 0, 0], ["plain", 1, 0, 0], ["markdown", 1, 1, 0]]
 
 
@@ -169,7 +169,7 @@ def test_bootstrap_intervals_are_those_of_prompts_and_not_of_pairs():
 def test_where_samples_cannot_vary_wilson_takes_the_place_of_the_bootstrap():
     table = table_of({"a": (12, 1.0), "b": (30, 0.5)})
     figure = next(f for f in plain_figures(table.subsets) if f.name == "accuracy")
-    assert figure.of(table)["interval"][0] < figure.of(table)["value"]
+    assert figure.of(table).interval[0] < figure.of(table).value
     alone = table_of({"a": (12, 1.0)})
     assert alone.interval(mean_score) == wilson_interval(12, 12)
 
@@ -193,5 +193,5 @@ def test_no_sample_lacks_a_subset_whose_prompts_occur_in_others_first():
     both = BootstrapTable.of(np.ones(202), np.array(cluster), ["a"] * 200 + ["b"] * 2)
     _, count = both._resampled
     assert (count > 0).all()
-    low, high = both.interval(share, ("b",))
+    low, high = both.interval(mean_score, ("b",))
     assert low < 0.5 and high == 1  # two prompts say little
