@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from encoded import encode_comparison
 
 from gram_jax.data.inspect import CLOSE, OPEN, inspect_source
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.interop.tiny import tiny_tokenizer
-from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.spec import make_spec
 
 TOKENIZER = tiny_tokenizer()

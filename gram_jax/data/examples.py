@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,19 +18,15 @@ from gram_jax.data.comparison import Comparison
 from gram_jax.data.report import ReadReport, add_counts
 from gram_jax.errors import DataError
 from gram_jax.hashing import drawn
-from gram_jax.judge.encode import (
-    Encoded,
-    Overlong,
-    encode_comparisons,
-    encode_responses,
-    encode_writings,
-)
+from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
 from gram_jax.judge.spec import JudgeSpec
 
 # "hash": one order, the side by a hash of (seed, id); "both": as given and swapped, side by side in
 # a batch; "fixed": as given, for data that was shuffled before. Published sets that show chosen
 # first teach a position.
 Orders = Literal["hash", "both", "fixed"]
+# What becomes of an example of more than max_length tokens.
+Overlong = Literal["shorten", "drop", "error"]
 
 CHUNK = 2048  # records encoded in one call, which bounds the memory for texts on the way
 
@@ -148,10 +145,10 @@ def verdict_examples(
     """
     shown = _shown_orders(orders, seed)
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         _with_preference(records, dropped),
         lambda record: [(pair.prompt, pair.first, pair.second) for pair in shown(record)],
-        lambda items, how: encode_comparisons(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.comparison, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -179,10 +176,10 @@ def writing_examples(
     """Stage 1: the question, and both responses to be written. Labels are not used."""
     shown = _shown_orders(orders, seed)
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         records,
         lambda record: [(pair.prompt, pair.first, pair.second) for pair in shown(record)],
-        lambda items, how: encode_writings(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.pretraining, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -212,10 +209,10 @@ def ranking_examples(
     fits.
     """
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         _with_preference(records, dropped),
         lambda record: [(record.prompt, record.chosen), (record.prompt, record.rejected)],
-        lambda items, how: encode_responses(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.response, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -251,10 +248,16 @@ def _with_preference(records: Sequence[Comparison], dropped: Counter[str]) -> Se
     return labeled
 
 
-def _encoded_units(
+def _encoder(overlong: Overlong) -> Callable[..., Sequence[Encoded | None]]:
+    if overlong not in ("shorten", "drop", "error"):
+        raise DataError(f'overlong = {overlong!r}: expected "shorten", "drop" or "error"')
+    return encode_items if overlong == "shorten" else encode_fitting_items
+
+
+def _encode_units(
     records: Sequence[Comparison],
     items_of: Callable[[Comparison], Sequence[tuple[Any, ...]]],
-    encode: Callable[[list[Any], Overlong], list[Encoded | None]],
+    encode: Callable[[Iterable[tuple[Any, ...]]], Sequence[Encoded | None]],
     overlong: Overlong,
     dropped: Counter[str],
 ) -> list[_Unit]:
@@ -263,8 +266,7 @@ def _encoded_units(
     for start in range(0, len(records), CHUNK):
         chunk = records[start : start + CHUNK]
         items = [items_of(record) for record in chunk]
-        flat = list(itertools.chain.from_iterable(items))
-        encoded = iter(encode(flat, "drop" if overlong == "error" else overlong))
+        encoded = iter(encode(itertools.chain.from_iterable(items)))
         for record, wanted in zip(chunk, items, strict=True):
             unit = [e for e in itertools.islice(encoded, len(wanted)) if e is not None]
             if len(unit) < len(wanted):

@@ -10,6 +10,7 @@ import numpy as np
 from gram_jax.data.examples import (
     Examples,
     Orders,
+    Overlong,
     RankingExamples,
     VerdictExamples,
     ranking_examples,
@@ -20,7 +21,6 @@ from gram_jax.data.records import read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.data.sources import SourceSpec
 from gram_jax.errors import DataError
-from gram_jax.judge.encode import Overlong
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 
 Stage = Literal["write", "judge", "rank"]

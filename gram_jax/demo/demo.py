@@ -28,7 +28,7 @@ from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.encode import encode_comparisons
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
 from gram_jax.model.matmul import product
@@ -350,7 +350,7 @@ def _compare(
         return None
     pairs = [(r.prompt, r.chosen, r.rejected) for r in records]
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
-    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="shorten")
+    encoded = encode_items(judge.tokenizer, judge.spec.comparison, shown, judge.spec.max_length)
     asked = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
     done = subprocess.run(
         [sys.executable, str(script), str(exported)],

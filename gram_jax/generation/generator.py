@@ -61,7 +61,7 @@ class Policy:
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
         _, params = load_model(name, placement, number_format)
-        ends = text_encoder(tokenizer).frame(frame.end)[:1].tolist()
+        ends = text_encoder(tokenizer).frame(frame.end_of_turn)[:1].tolist()
         text_end: Any = tokenizer.eos_token_id
         own = () if text_end is None else (text_end,)
         stops = tuple(dict.fromkeys((*ends, *own, *stop_tokens(name))))
@@ -80,7 +80,7 @@ class Policy:
         """
         encoder = text_encoder(self.tokenizer)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
-        alone = self.frame.before, self.frame.after
+        alone = self.frame.prefix, self.frame.generation_prompt
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
             frames, texts = alone, [render_turns(turns_of(prompt))]
