@@ -98,19 +98,24 @@ def train(
     0 done, 2 an error for a person, 75 stopped by SIGTERM and saved (where there was something to save), 76 a process
     was lost or stuck (75 and 76: start again), 130 Ctrl-C.
     """
-    from gram_jax.distributed.cluster import find_place, has_tpu, read_devices, tpu_vm_variables
-    from gram_jax.distributed.process import joined
+    from gram_jax.distributed.cluster import (
+        detect_cluster,
+        has_tpu,
+        parse_device_ids,
+        tpu_vm_variables,
+    )
+    from gram_jax.distributed.process import distributed_session
     from gram_jax.recipes.reading import read_recipe
     from gram_jax.training.loop import train as run
 
     chosen = read_recipe(recipe, set_ or [])
-    place, gpus = None, read_devices(devices)
+    place, gpus = None, parse_device_ids(devices)
     if cluster == "auto":
         surroundings = dict(os.environ)
         if coordinator is None and "TPU_WORKER_ID" not in surroundings and has_tpu():
             surroundings |= tpu_vm_variables()
-        place = find_place(coordinator, processes, process, gpus, surroundings)
-    with joined(
+        place = detect_cluster(coordinator, processes, process, gpus, surroundings)
+    with distributed_session(
         place,
         devices=gpus,
         join_timeout=join_timeout,
@@ -202,7 +207,7 @@ def adapt(
 def rl(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl=0.1")
+        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl_coef=0.1")
     ] = None,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
@@ -223,12 +228,12 @@ def plan(
     slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="change a key, as batch.rows=64"),
+        typer.Option("--set", help="change a key, as batch.batch_size=64"),
     ] = None,
     model_config: Annotated[
         str | None,
         typer.Option(
-            help="a config.json or a published shape such as qwen3-8b; default model.start"
+            help="a config.json or a published shape such as qwen3-8b; default model.name_or_path"
         ),
     ] = None,
     score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
@@ -237,7 +242,7 @@ def plan(
         int | None, typer.Option(min=1, help="examples that a packed row may hold")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="largest batch.rows, then least recomputation")
+        bool, typer.Option("--search", help="largest batch.batch_size, then least recomputation")
     ] = False,
     advice: Annotated[
         bool, typer.Option(help="where it does not fit, compile changes until one does")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gram_jax.errors import CheckpointError
 from gram_jax.files import write_atomic
 from gram_jax.model.execution import Compute
-from gram_jax.model.matmul import product
+from gram_jax.model.matmul import matmul
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def matmul_speeds() -> dict[str, float]:
     speeds = {}
     for dtype in ("float32", "bfloat16"):
         x, w = jnp.ones((1, 1024, 576), dtype), jnp.ones((576, 1536), dtype)
-        compiled = jax.jit(product, static_argnums=2).lower(x, w, 1).compile()
+        compiled = jax.jit(matmul, static_argnums=2).lower(x, w, 1).compile()
         compiled(x, w).block_until_ready()
         best = min(_seconds(lambda p=compiled, x=x, w=w: p(x, w)) for _ in range(7))
         speeds[dtype] = 2 * 1024 * 576 * 1536 / best / 1e9

@@ -44,7 +44,12 @@ PREFERENCES, HELDOUT, UNLABELED = (
 )
 # The same steps on a tiny random model with a byte-like tokenizer: longer rows, fewer of everything.
 FAST_START, FAST_PAIRS = "tiny-random", 28
-FAST = ("run.steps=6", "batch.length=1024", "judge.max_length=1024", "optimizer.learning_rate=1e-3")
+FAST = (
+    "run.max_steps=6",
+    "batch.max_length=1024",
+    "judge.max_length=1024",
+    "optimizer.learning_rate=1e-3",
+)
 CHECKED_PAIRS = 4
 
 
@@ -100,8 +105,8 @@ def run_demo(
 
     steps.begin("The weights")
     compute = demo_compute(folder, fast=fast)
-    stage1 = _recipe("write", folder / "stage1", model, compute, fast)
-    stage2 = _recipe("judge", folder / "stage2", str(folder / "stage1"), compute, fast)
+    stage1 = _recipe("pretrain", folder / "stage1", model, compute, fast)
+    stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute, fast)
     spec = judge_spec(stage2, load_tokenizer(model))
     judge = _judge(model, spec, compute, placement)
     count = sum(x.size for x in jax.tree.leaves(judge.params))
@@ -172,13 +177,13 @@ def result_rows(result: DemoResult) -> list[tuple[str, str, str]]:
 
 def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> Recipe:
     """The shipped recipe of a stage with the paths of this machine."""
-    data = UNLABELED if stage == "write" else PREFERENCES
+    data = UNLABELED if stage == "pretrain" else PREFERENCES
     values = {
-        "run.folder": str(folder),
-        "model.start": start,
+        "run.output_dir": str(folder),
+        "model.name_or_path": start,
         "judge.template": str(ASSETS / "demo-template.txt"),
         "data.train": [str(data)],
-        "execution.compute": compute,
+        "execution.compute_dtype": compute,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])

@@ -46,7 +46,7 @@ def compare_with_transformers(
         )
         return None
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
-    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="shorten")
+    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="truncate")
     asked = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
     done = subprocess.run(
         [sys.executable, str(script), str(exported)],

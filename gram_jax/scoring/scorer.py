@@ -23,6 +23,7 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import to_int8
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
@@ -87,7 +88,7 @@ class Scorer:
         method: Method | None = None,
     ):
         check_tokenizer(spec, tokenizer)
-        if "score" in params:
+        if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
                 "time and give no verdicts. Choose the model of a run of stage judge"
@@ -277,7 +278,7 @@ class Scorer:
         """One round of every tournament."""
         shown = [entry.shown() for entry in entries]
         flat = [comparison for of_entry in shown for comparison in of_entry]
-        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="shorten"))
+        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="truncate"))
         groups = [list(islice(encoded, len(of_entry))) for of_entry in shown]
         gaps = self.core.gaps(groups, pairs=False)
         cuts = [any(text.shortened for text in group) for group in groups]
@@ -291,7 +292,7 @@ class Scorer:
         turned = [_is_turned(first, second) for _, first, second in window]
         fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
         shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
-        encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="shorten")
+        encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="truncate")
         return list(zip(turned, zip(encoded[::2], encoded[1::2], strict=True), strict=True))
 
     def _score(
