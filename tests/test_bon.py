@@ -167,7 +167,7 @@ def test_the_command_samples_once_rates_and_draws(tmp_path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]
-    words += ["--new", "5", "--oracle", "tiny-random", "--compute", "float32"]
+    words += ["--max-new-tokens", "5", "--oracle", "tiny-random", "--compute", "float32"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     report = json.loads((out / "bon.json").read_text())

@@ -347,7 +347,7 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
 
 def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
     run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
-    with pytest.raises(RecipeError, match=r"algorithm\.kl: 0\.0 -> 0\.5"):
+    with pytest.raises(RecipeError, match=r"algorithm\.kl_coef: 0\.0 -> 0\.5"):
         run(tmp_path / "run", "grpo", vowels, run__max_steps=1, algorithm__kl_coef=0.5)
     with pytest.raises(DataError, match="the reward function gave"):
         run(tmp_path / "other", "grpo", lambda *_: [0.0], run__max_steps=1)

@@ -379,7 +379,8 @@ def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
     if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
         raise DataError(
             f'[reward] compare_with = "reference" without references takes the preferred responses of '
-            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: "
+            "give references, or a source of preferences"
         )
     return prompts.preferred
 
