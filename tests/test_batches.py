@@ -308,7 +308,7 @@ READ = ReadReport(10, 10)
 
 
 def settings_of(orders: str = "hash", seed: int = 0, overlong: str = "drop") -> dict:
-    return {"orders": orders, "seed": seed, "overlong": overlong, "rows": READ}
+    return {"position_augmentation": orders, "seed": seed, "overlong": overlong, "rows": READ}
 
 
 def text_of(tokenizer, examples, document: int) -> str:
@@ -378,10 +378,10 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
 
 def test_unknown_orders_and_treatments_of_long_records_are_refused(judge):
     for make in (verdict_examples, writing_examples):
-        with pytest.raises(DataError, match="orders = 'neither': expected"):
+        with pytest.raises(DataError, match="position_augmentation = 'neither': expected"):
             make(preferences(1), *judge, **settings_of("neither"))
-        with pytest.raises(DataError, match="overlong = 'truncate': expected"):
-            make(preferences(1), *judge, **settings_of(overlong="truncate"))
+        with pytest.raises(DataError, match="overlong = 'shorten': expected"):
+            make(preferences(1), *judge, **settings_of(overlong="shorten"))
 
 
 def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge):
@@ -389,7 +389,7 @@ def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge
         Comparison(as_prompt("q"), "a" * 900, "b" * 900, 0, id="long"),
         Comparison(as_prompt("q"), "a" * 1000, "a" * 500 + "b" + "a" * 499, 0, id="alike"),
     ]
-    examples = verdict_examples(records, *judge, **settings_of(overlong="shorten"))
+    examples = verdict_examples(records, *judge, **settings_of(overlong="truncate"))
     assert examples.shortened == 1 and examples.ids == ("long",)
     assert examples.rows.dropped == {"identical after shortening": 1}
     assert examples.documents.lengths.max() <= 400

@@ -144,7 +144,7 @@ class JudgeSpec:
         path = judge_file(place)
         if not path.is_file():
             raise JudgeError(
-                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax judge` "
+                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax spec` "
                 "writes a specification for a model that has none."
             )
         try:

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.console import Console
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
 from gram_jax.files import write_atomic
 
-OWNER = "owner.json"
+LOCK = "owner.json"
 BEAT_SECONDS = 5.0
 # Without a beat the owner is gone. Clocks of machines differ, so the time is waited and not computed.
 STALE_SECONDS = 60.0
 
 
 @contextmanager
-def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
+def run_lock(run: Path, process: ProcessContext, console: Console) -> Iterator[None]:
     """Hold the folder of a run for the block.
 
     Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError where one is alive.
     """
-    path, mine = run / OWNER, _this_process()
+    path, mine = run / LOCK, _this_process()
     _take(path, mine, console)
     over = threading.Event()
 
@@ -42,7 +42,7 @@ def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
             with suppress(OSError):  # a disk that is full or away for a while
                 other = _read(path)
                 if other and _who(other) != _who(mine):
-                    member.end(f"{_name(other)} has taken over {run}: this job ends", 2)
+                    process.abort(f"{_name(other)} has taken over {run}: this job ends", 2)
                 write_atomic(path, json.dumps(mine | {"beat": count}))
 
     thread = threading.Thread(target=beat, name="gram-jax-owner", daemon=True)
@@ -86,7 +86,7 @@ def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
     return RecipeError(
         f"{_name(owner)} trains in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
         "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
-        "(--set run.folder=...)"
+        "(--set run.output_dir=...)"
     )
 
 
