@@ -28,7 +28,8 @@ from gram_jax.interop.models import stop_tokens
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import RopeScaling
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.heads import unembedding
 
 PLAIN = dict(dtype=None, tokenizer=None, spec=None)
 
@@ -321,7 +322,7 @@ def test_missing_files_are_named(tmp_path, one_device):
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
-    from gram_jax.judge.encode import folder_tokenizer
+    from gram_jax.judge.tokenizer import folder_tokenizer
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)

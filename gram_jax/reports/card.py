@@ -135,7 +135,7 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so it is not known how to ask it: `gram-jax judge` writes one"
+            f"{folder} has no judge.json, so it is not known how to ask it: `gram-jax spec` writes one"
         )
     return spec
 

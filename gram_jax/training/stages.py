@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.data.examples import Examples, ranking_examples, verdict_examples, writing_examples
+from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import read_rows
-from gram_jax.interop.models import SCORE, load_model
+from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import init_lora, lora_scales, lora_specs
-from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.model.specs import SCALAR_HEAD, init_params, param_specs, scalar_head_spec
 from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
@@ -79,21 +79,20 @@ def read_pairs(
     )
 
 
-def make_examples(
-    recipe: Recipe,
-    records: Sequence[Any],
-    report: Any,
-    tokenizer: Any,
-    spec: JudgeSpec,
+def stage_examples(
+    recipe: Recipe, records: Sequence[Any], report: ReadReport, tokenizer: Any, spec: JudgeSpec
 ) -> Examples:
-    """The stage's encoded examples of these records."""
-    shared = {"overlong": recipe.data.overlong, "rows": report}
-    if recipe.stage == "bradley_terry":
-        return ranking_examples(records, tokenizer, spec, **shared)
-    make = writing_examples if recipe.stage == "pretrain" else verdict_examples
-    orders = recipe.data.position_augmentation
-    assert orders is not None
-    return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
+    """The encoded examples of these records for the recipe's stage."""
+    return make_examples(
+        recipe.stage,
+        records,
+        tokenizer,
+        spec,
+        position_augmentation=recipe.data.position_augmentation,
+        seed=recipe.run.seed,
+        overlong=recipe.data.overlong,
+        rows=report,
+    )
 
 
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
@@ -138,7 +137,7 @@ def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, T
     """
     assert recipe.lora is not None
     cfg, base = load_model(recipe.model.name_or_path, placement, recipe.execution.compute_dtype)
-    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
+    head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
     scale = lora_scales(cfg, recipe.lora.config, placement)
     return cfg, tree.merge(base, {"layers": {"lora_scale": scale}}), head
 
@@ -160,7 +159,7 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
 def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
     if recipe.stage != "bradley_terry":
         return {}
-    return {SCORE: ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
+    return {SCALAR_HEAD: scalar_head_spec(cfg)}
 
 
 def abstract_batch(batch: Any, placement: Placement) -> Any:
