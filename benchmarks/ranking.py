@@ -55,13 +55,13 @@ def judge(random: np.random.Generator, count: int, noise: float) -> tuple[np.nda
     return quality, SCALE * (quality[:, None] - quality[None]) + error + PREFERENCE
 
 
-def play(gaps: np.ndarray, method: str, **options: Any) -> Any:
+def play(logit_diffs: np.ndarray, method: str, **options: Any) -> Any:
     """The ranking that a method comes to."""
-    game = tournament(len(gaps), method, **options)
+    game = tournament(len(logit_diffs), method, **options)
     try:
         asked = next(game)
         while True:
-            asked = game.send([gaps[match] for match in asked])
+            asked = game.send([logit_diffs[match] for match in asked])
     except StopIteration as over:
         return over.value
 
@@ -76,8 +76,8 @@ def measure(count: int, accuracy: float, runs: int) -> Iterator[dict[str, Any]]:
             random = np.random.default_rng(0)  # the same judges for all
             best, quality, oracle, order, cost, rounds = ([] for _ in range(6))
             for _ in range(runs):
-                truth, gaps = judge(random, count, noise)
-                found = play(gaps, method, orders=orders, **options)
+                truth, logit_diffs = judge(random, count, noise)
+                found = play(logit_diffs, method, order_mode=orders, **options)
                 best.append(found.order[0] == truth.argmax())
                 quality.append(truth[found.order[0]])
                 oracle.append(truth.max())

@@ -19,10 +19,10 @@ from gram_jax.evals.graded import (
 def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
     """A judge whose log-odds are differences of strengths, plus `lean` for whatever is shown first."""
     strengths = np.array(strengths, np.float32)
-    gaps = strengths[:, None] - strengths[None, :] + np.float32(lean)
+    logit_diffs = strengths[:, None] - strengths[None, :] + np.float32(lean)
     texts = tuple(f"{name} {at}" for at in range(len(grades)))
     record = Candidates(name, as_prompt(name), texts, source, tuple(map(float, grades)))
-    return Graded(record, strengths, gaps, False)
+    return Graded(record, strengths, logit_diffs, False)
 
 
 def official(found) -> dict[str, float]:

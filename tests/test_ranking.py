@@ -24,14 +24,14 @@ from gram_jax.sharding import make_placement
 METHODS = get_args(RankingMethod)
 
 
-def play(gaps: np.ndarray, count: int | None = None, method: str | None = None, **options):
-    """A ranking where gaps [n, n] is what the judge says of (first, second), and all that was asked."""
-    asked, game = [], tournament(count or len(gaps), method, **options)
+def play(logit_diffs: np.ndarray, count: int | None = None, method: str | None = None, **options):
+    """A ranking where logit_diffs [n, n] is what the judge says of (first, second), and all that was asked."""
+    asked, game = [], tournament(count or len(logit_diffs), method, **options)
     try:
         matches = next(game)
         while True:
             asked.append(matches)
-            matches = game.send([gaps[match] for match in matches])
+            matches = game.send([logit_diffs[match] for match in matches])
     except StopIteration as over:
         return over.value, asked
 
@@ -53,7 +53,7 @@ def noisy(count: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.nda
 def test_a_judge_without_errors_is_followed_by_every_method(method, orders, count):
     quality = np.random.default_rng(count).permutation(count).astype(float)
     options = {"references": [0]} if method == "reference" else {}
-    found, _ = play(perfect(quality), method=method, orders=orders, **options)
+    found, _ = play(perfect(quality), method=method, order_mode=orders, **options)
     assert found.order == order_of(quality)
     assert found.ties == 0 and found.cycles in (0, None)
     if method != "bradley_terry":
@@ -87,9 +87,9 @@ def test_both_orders_cancel_a_preference_for_a_position(method):
 def test_what_a_method_costs(method, count, both, rounds):
     """No more than this: pairs that have met are not compared again."""
     for seed in range(5):
-        _, gaps = noisy(count, seed)
-        found, asked = play(gaps, method=method)
-        once, _ = play(gaps, method=method, orders="one")
+        _, logit_diffs = noisy(count, seed)
+        found, asked = play(logit_diffs, method=method)
+        once, _ = play(logit_diffs, method=method, order_mode="one")
         flat = list(itertools.chain(*asked))
         assert len(flat) == len(set(flat)) == found.comparisons <= both
         assert found.rounds == len(asked) == rounds
@@ -100,7 +100,7 @@ def test_what_a_method_costs(method, count, both, rounds):
 def test_one_order_shows_everybody_first_as_often_as_second():
     for method in ("round_robin", "groups"):
         for count in (5, 8, 16):
-            _, asked = play(noisy(count, 1)[1], method=method, orders="one")
+            _, asked = play(noisy(count, 1)[1], method=method, order_mode="one")
             lead = np.zeros(count, int)
             for first, second in itertools.chain(*asked):
                 lead[first] += 1
@@ -141,9 +141,9 @@ def test_a_round_robin_ranks_by_the_sum_of_log_odds():
         2,
         1,
     ]  # two narrow wins weigh less than a clear one
-    _, gaps = noisy(7, 3)
-    found, _ = play(gaps, method="round_robin")
-    np.testing.assert_allclose(found.margins, (gaps - gaps.T) / 2, atol=1e-6)
+    _, logit_diffs = noisy(7, 3)
+    found, _ = play(logit_diffs, method="round_robin")
+    np.testing.assert_allclose(found.margins, (logit_diffs - logit_diffs.T) / 2, atol=1e-6)
     np.testing.assert_allclose(found.strengths, found.margins.mean(axis=1), atol=1e-5)
 
 
@@ -162,8 +162,8 @@ def test_the_bradley_terry_fit_is_the_most_likely_one():
 def test_the_errors_of_the_fit_are_as_large_as_they_say():
     ratios = []
     for seed in range(200):
-        quality, gaps = noisy(8, seed, noise=0.4)
-        strengths, errors = bradley_terry(np.where(np.eye(8, dtype=bool), np.nan, gaps))
+        quality, logit_diffs = noisy(8, seed, noise=0.4)
+        strengths, errors = bradley_terry(np.where(np.eye(8, dtype=bool), np.nan, logit_diffs))
         ratios.append((strengths - (quality - quality.mean())) / errors)
     assert 0.85 < np.sqrt(np.mean(np.square(ratios))) < 1.15
 
@@ -182,9 +182,9 @@ def test_groups_choose_nearly_as_well_as_a_round_robin_for_a_third():
         quality = {"groups": 0.0, "round_robin": 0.0}
         cost = dict(quality)
         for seed in range(runs):
-            truth, gaps = noisy(count, seed)
+            truth, logit_diffs = noisy(count, seed)
             for method in quality:
-                found, _ = play(gaps, method=method)
+                found, _ = play(logit_diffs, method=method)
                 quality[method] += truth[found.order[0]] / runs
                 cost[method] += found.comparisons / runs
         assert quality["groups"] >= 0.93 * quality["round_robin"]
@@ -200,8 +200,8 @@ def test_options_that_do_not_go_together_are_refused():
     ]:
         with pytest.raises(JudgeError, match=message):
             RankingConfig(method, references=references)
-    with pytest.raises(JudgeError, match="orders is"):
-        RankingConfig(orders="ab")
+    with pytest.raises(JudgeError, match="order_mode is"):
+        RankingConfig(order_mode="ab")
     with pytest.raises(JudgeError, match="nothing to rank"):
         next(tournament(0))
 
@@ -215,7 +215,7 @@ def judge() -> Scorer:
     placement = make_placement({}, devices=jax.devices()[:1])
     with pytest.warns(UserWarning, match="no judge.json"):
         judge = Scorer.load("tiny-random", placement=placement, max_length=256)
-    judge.core.params = jax.tree.map(lambda w: w * 4, judge.params)  # tells texts apart
+    judge.engine.params = jax.tree.map(lambda w: w * 4, judge.params)  # tells texts apart
     return judge
 
 
@@ -226,11 +226,11 @@ RESPONSES = ["Seven.", "Nine, I think.", "", "Two\nand three", "Seven.", "eleven
 @pytest.mark.parametrize("orders", ["both", "one"])
 def test_a_ranking_depends_on_nothing_but_the_responses(judge: Scorer, method, orders):
     """Not on their order, not on how often one occurs, not on what else is ranked: to the last bit."""
-    contest = RankingConfig(method, orders, 2 if method == "reference" else 0)
-    (alone,) = judge.rank_many([("Name a prime.", RESPONSES)], contest)
+    config = RankingConfig(method, orders, 2 if method == "reference" else 0)
+    (alone,) = judge.rank_many([("Name a prime.", RESPONSES)], config)
     shuffled = np.random.default_rng(0).permutation(len(RESPONSES))
     others = [("q", ["a", "b"]), ("Name a prime.", [RESPONSES[i] for i in shuffled])]
-    found = list(judge.rank_many([*others, ("Name", ["x"])], contest))
+    found = list(judge.rank_many([*others, ("Name", ["x"])], config))
     assert np.array_equal(found[1].strengths, alone.strengths[shuffled])
     assert np.array_equal(
         found[1].margins, alone.margins[np.ix_(shuffled, shuffled)], equal_nan=True

@@ -18,7 +18,8 @@ from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.rewards.trainers import GroupJudge, async_trl_reward, trl_reward, tunix_reward
 from gram_jax.rewards.verl import compute_score
-from gram_jax.scoring.scorer import Scorer, pair_score
+from gram_jax.scoring.pair import combine_orders
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
 
@@ -34,18 +35,18 @@ class ByLength:
 
     def score_many(self, triples):
         self.calls += 1
-        return [pair_score(self.gap(a, b), self.gap(b, a), False) for _, a, b in triples]
+        return [combine_orders(self.gap(a, b), self.gap(b, a), False) for _, a, b in triples]
 
-    def rank_many(self, items, contest=None):
+    def rank_many(self, items, config=None):
         self.calls += 1
         for prompt, responses in items:
             from gram_jax.ranking.jobs import RankingConfig
 
-            entry = RankingJob(prompt, responses, contest or RankingConfig("round_robin"))
-            while entry.ranking is None:
-                gaps = [self.gap(a, b) for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
-            yield entry.ranking
+            job = RankingJob(prompt, responses, config or RankingConfig("round_robin"))
+            while job.ranking is None:
+                logit_diffs = [self.gap(a, b) for _, a, b in job.pending_comparisons()]
+                job.update(np.array(logit_diffs), shortened=False)
+            yield job.ranking
 
 
 def rewards(form: RewardForm | None = None, lean: float = 0.0) -> Rewards:

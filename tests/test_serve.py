@@ -31,7 +31,8 @@ from gram_jax.scoring.batcher import (  # noqa: E402
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.scorer import Scorer, pair_score  # noqa: E402
+from gram_jax.scoring.pair import combine_orders  # noqa: E402
+from gram_jax.scoring.scorer import Scorer  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
 from gram_jax.serve.run import check_address  # noqa: E402
@@ -61,16 +62,16 @@ class Judge:
         self.sizes.append(len(triples))
         if any(first == "broken" for _, first, _ in triples):
             raise RuntimeError("secret text")
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap, -gap, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(gap, -gap, False) for gap in logit_diffs]
 
-    def rank_many(self, items, contest=None):
+    def rank_many(self, items, config=None):
         for prompt, responses in items:
-            entry = RankingJob(prompt, responses, contest)
-            while entry.ranking is None:
-                gaps = [(len(a) - len(b)) / 2 for _, a, b in entry.shown()]
-                entry.answer(np.array(gaps), shortened=False)
-            yield entry.ranking
+            job = RankingJob(prompt, responses, config)
+            while job.ranking is None:
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in job.pending_comparisons()]
+                job.update(np.array(logit_diffs), shortened=False)
+            yield job.ranking
 
 
 def until(true, seconds: float = 20.0) -> None:
@@ -112,7 +113,7 @@ def test_a_ranking(client):
     asked = {"prompt": "q", "responses": ["a", "aaa", "aa"]}
     found = client.post("/v1/rank", json=asked).json()
     assert found["ranking"] == [1, 2, 0] and found["comparisons"] == 6
-    one = client.post("/v1/rank", json=asked | {"method": "knockout", "orders": "one"}).json()
+    one = client.post("/v1/rank", json=asked | {"method": "knockout", "order_mode": "one"}).json()
     assert one["ranking"][0] == 1
 
 

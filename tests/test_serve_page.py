@@ -23,10 +23,10 @@ class Leaning(Judge):
         self.lean = lean
 
     def score_many(self, triples):
-        from gram_jax.scoring.scorer import pair_score
+        from gram_jax.scoring.pair import combine_orders
 
-        gaps = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [pair_score(gap + self.lean, -gap + self.lean, False) for gap in gaps]
+        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
+        return [combine_orders(gap + self.lean, -gap + self.lean, False) for gap in logit_diffs]
 
 
 class Form(Page):

@@ -16,7 +16,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.intervals import Tally, number, share, subsets_of
 from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
 from gram_jax.evals.pairwise import Verdicts, verdicts_of
-from gram_jax.scoring.scorer import PairScore, pair_score
+from gram_jax.scoring.pair import PairScore, combine_orders
 
 TIES = (
     "Ties"  # the subset of RewardBench 2 with several right responses, which has a score of its own
@@ -27,12 +27,12 @@ TIES = (
 class Graded:
     """Graded responses to a prompt and what the judge makes of them.
 
-    strengths: f32 [n], log-odds against the average; gaps: f32 [n, n], the logit gap with i shown first and j second.
+    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first.
     """
 
     record: Candidates
     strengths: np.ndarray
-    gaps: np.ndarray
+    logit_diffs: np.ndarray
     shortened: bool
 
     @property
@@ -88,7 +88,9 @@ def graded_pairs(contests: Sequence[Graded]) -> list[Pair]:
         grades, texts = contest.grades, contest.record.responses
         for i, j in product(range(len(grades)), repeat=2):
             if grades[i] > grades[j] and texts[i] != texts[j]:
-                score = pair_score(contest.gaps[i, j], contest.gaps[j, i], contest.shortened)
+                score = combine_orders(
+                    contest.logit_diffs[i, j], contest.logit_diffs[j, i], contest.shortened
+                )
                 pairs.append((contest.record, i, j, score))
     return pairs
 

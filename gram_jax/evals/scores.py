@@ -13,6 +13,7 @@ from gram_jax.data.records import Candidates, Preference
 from gram_jax.evals.graded import Graded
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.rows import (
     NumberedRecord,
@@ -23,7 +24,7 @@ from gram_jax.scoring.rows import (
     score_records,
 )
 from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.scorer import Scorer
 
 FORMAT = 2
 WINDOW = 4096  # pairs or rankings at a time at most
@@ -64,7 +65,7 @@ def rank_graded(
     def rate(
         rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
     ) -> list[dict[str, Any]]:
-        rewards, shortened = rater.rate_and_mark(
+        rewards, shortened = rater.rewards_and_shortened(
             (r.prompt, text) for _, r in window for text in r.responses
         )
         ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
@@ -73,7 +74,7 @@ def rank_graded(
             row_start(number, record)
             | {
                 "strengths": (own - own.mean()).tolist(),
-                "gaps": (own[:, None] - own[None, :]).tolist(),
+                "logit_diffs": (own[:, None] - own[None, :]).tolist(),
                 "shortened": bool(cut.any()),
             }
             for (number, record), own, cut in zip(
@@ -89,8 +90,9 @@ def rank_graded(
             row_start(number, record)
             | {
                 "strengths": ranking.strengths.tolist(),
-                "gaps": [
-                    [None if np.isnan(x) else x for x in row] for row in ranking.gaps.tolist()
+                "logit_diffs": [
+                    [None if np.isnan(x) else x for x in row]
+                    for row in ranking.logit_diffs.tolist()
                 ],
                 "shortened": ranking.shortened,
             }
@@ -106,7 +108,7 @@ def rank_graded(
         Graded(
             record,
             np.array(row["strengths"], np.float32),
-            np.array(row["gaps"], np.float32),
+            np.array(row["logit_diffs"], np.float32),
             row["shortened"],
         )
         for record, row in zip(records, rows, strict=True)

@@ -21,7 +21,8 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import Comparison, PairScore, pair_score
+from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.scorer import PairTexts
 
 Against = Literal["group", "circle", "reference"]
 As = Literal["probability", "log_odds", "normalised"]
@@ -35,12 +36,12 @@ WriteReferences = Callable[[Sequence[Prompt]], Sequence[str]]
 class Judge(Protocol):
     """What rewards ask: a Scorer, or a server's client of one."""
 
-    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
         ...
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
     ) -> Iterable[Ranking]:
         """As Scorer.rank_many."""
         ...
@@ -217,17 +218,17 @@ class Rewards:
     def _all(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         several = {prompt: texts for prompt, texts in members.items() if len(set(texts)) > 1}
         rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
-        gaps = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
+        logit_diffs = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
         found = {}
         for prompt, texts in members.items():
             n = range(len(texts))
-            if prompt not in gaps:
+            if prompt not in logit_diffs:
                 found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
                 continue
-            g, cut = gaps[prompt].gaps, gaps[prompt].shortened
+            g, cut = logit_diffs[prompt].logit_diffs, logit_diffs[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else pair_score(g[i, j], g[j, i], cut)
+                    EVEN if texts[i] == texts[j] else combine_orders(g[i, j], g[j, i], cut)
                     for j in n
                     if j != i
                 ]

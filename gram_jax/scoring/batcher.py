@@ -16,7 +16,8 @@ from typing import Any, Literal
 from gram_jax.judge.encode import Prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
-from gram_jax.scoring.scorer import Comparison, PairScore, Scorer
+from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.scorer import PairTexts, Scorer
 
 PATIENCE = 0.002  # seconds that the first of a batch waits for others
 SMOOTH = 0.9  # of the measured speed, from batch to batch
@@ -42,7 +43,7 @@ class DeadlineExceededError(Exception):
 class _Job:
     kind: Literal["pairs", "rank"]
     items: list[Any]
-    contest: RankingConfig | None
+    config: RankingConfig | None
     cost: int  # sequences
     deadline: float
     answer: "Future[list[Any]]" = field(default_factory=Future)
@@ -75,12 +76,12 @@ class RequestBatcher:
         return self._ask(_Job("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig, deadline: float
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig, deadline: float
     ) -> list[Ranking]:
         """As Scorer.rank_many. Counted as if every response met every other one."""
         items = list(items)
         cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
-        return self._ask(_Job("rank", items, contest, cost, deadline))
+        return self._ask(_Job("rank", items, config, cost, deadline))
 
     def close(self, timeout: float | None = None) -> None:
         """Take nothing more, score what is waiting, and end."""
@@ -171,7 +172,7 @@ class RequestBatcher:
             if jobs[0].kind == "pairs":
                 found = self.scorer.score_many(items)
             else:
-                found = list(self.scorer.rank_many(items, jobs[0].contest))
+                found = list(self.scorer.rank_many(items, jobs[0].config))
         except Exception as error:  # of one request, perhaps: the others are asked by themselves
             if len(jobs) == 1:
                 self._finish(jobs, error)
@@ -197,7 +198,7 @@ def _alike(batch: Sequence[_Job]) -> list[list[_Job]]:
     """Jobs that one call can answer."""
     groups: dict[Any, list[_Job]] = {}
     for job in batch:
-        groups.setdefault((job.kind, job.contest), []).append(job)
+        groups.setdefault((job.kind, job.config), []).append(job)
     return list(groups.values())
 
 
@@ -207,12 +208,12 @@ class BatchedScorer:
     def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
         self.batcher, self.deadline = batcher, deadline
 
-    def score_many(self, comparisons: Sequence[Comparison]) -> list[PairScore]:
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
         return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
     ) -> list[Ranking]:
         """As Scorer.rank_many."""
-        return self.batcher.rank(items, contest or RankingConfig(), self.deadline)
+        return self.batcher.rank(items, config or RankingConfig(), self.deadline)

@@ -20,9 +20,10 @@ from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
 from gram_jax.model.execution import AskedCompute, Execution
-from gram_jax.scoring.engine import PADDED
-from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.scorer import Comparison, PairScore, compute_type, pair_score
+from gram_jax.scoring.engine import default_tokens_per_call
+from gram_jax.scoring.padded import pad_rows, padded_lengths
+from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.scorer import PairTexts, compute_type
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -49,8 +50,7 @@ class ScalarRewardModel:
         self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
         self.spec, self.execution = spec, execution
         self.lengths = padded_lengths(spec.max_length)
-        platform = execution.placement.mesh.devices.flat[0].platform
-        self.tokens_per_call = PADDED.get(platform, PADDED["gpu"])
+        self.tokens_per_call = default_tokens_per_call(execution, "padded")
 
     @classmethod
     def load(
@@ -67,18 +67,20 @@ class ScalarRewardModel:
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
-    def rate(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
+    def rewards(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
-        return self.rate_and_mark(items)[0]
+        return self.rewards_and_shortened(items)[0]
 
-    def rate_and_mark(self, items: Iterable[tuple[Prompt, str]]) -> tuple[np.ndarray, np.ndarray]:
-        """`rate`, and which responses did not fit the token budget and were shortened, bool [n]."""
+    def rewards_and_shortened(
+        self, items: Iterable[tuple[Prompt, str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = self._encode(items)
-        return self._rate(texts), np.array([text.shortened for text in texts], bool)
+        return self._rewards(texts), np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
-        comparisons: Iterable[Comparison],
+        comparisons: Iterable[PairTexts],
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScore]:
@@ -89,18 +91,18 @@ class ScalarRewardModel:
         remaining = iter(comparisons)
         while window := list(islice(remaining, WINDOW)):
             texts = self._encode((p, text) for p, *pair in window for text in pair)
-            rewards = self._rate(texts)
+            rewards = self._rewards(texts)
             if progress is not None:
                 progress(len(window))
             for at in range(len(window)):
                 first, second = rewards[2 * at : 2 * at + 2].tolist()
                 cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
-                yield pair_score(first - second, second - first, cut)
+                yield combine_orders(first - second, second - first, cut)
 
     def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
         return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")
 
-    def _rate(self, texts: list[Encoded]) -> np.ndarray:
+    def _rewards(self, texts: list[Encoded]) -> np.ndarray:
         """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
         found = np.zeros(len(texts), np.float32)
         sizes = np.array([len(text.tokens) for text in texts])
@@ -111,21 +113,12 @@ class ScalarRewardModel:
             for start in range(0, len(members), rows):
                 here = members[start : start + rows]
                 filled = np.pad(here, (0, rows - len(here)), mode="edge")
-                seqs, at = _rows([texts[i].tokens for i in filled], length)
-                rewards = _rewards(self.params, self.cfg, seqs, at, self.execution)
+                seqs, last = pad_rows([texts[i].tokens for i in filled], length)
+                rewards = _scalar_rewards(
+                    self.params, self.cfg, seqs, last[:, None], self.execution
+                )
                 found[here] = np.asarray(jax.device_get(rewards))[: len(here)]
         return found
-
-
-def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
-    tokens = np.zeros((len(texts), length), np.int32)
-    segments = np.zeros((len(texts), length), np.int32)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = text
-        segments[row, : len(text)] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    last = np.array([[len(text) - 1] for text in texts], np.int32)
-    return Sequences(tokens, positions, segments), last
 
 
 def is_baseline(name: str | Path) -> bool:
@@ -137,7 +130,7 @@ def is_baseline(name: str | Path) -> bool:
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))
-def _rewards(
+def _scalar_rewards(
     params: Tree, cfg: ModelConfig, seqs: Sequences, at: jax.Array, execution: Execution
 ) -> jax.Array:
     """seqs: i32 [B, T]; at: i32 [B, 1], the last real columns. Returns f32 [B]."""

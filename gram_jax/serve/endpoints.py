@@ -73,8 +73,8 @@ def add_judging(app: APIRouter, service: Service) -> None:
     @app.post("/v1/rank")
     def rank(asked: ToRank, client: BatchedScorer = asking) -> Ranked:
         """Responses to a prompt from best to worst."""
-        contest = RankingConfig(asked.method, asked.orders)
-        (found,) = client.rank_many([(asked_prompt(asked.prompt), asked.responses)], contest)
+        config = RankingConfig(asked.method, asked.order_mode)
+        (found,) = client.rank_many([(asked_prompt(asked.prompt), asked.responses)], config)
         return Ranked(
             ranking=found.order,
             scores=found.strengths.tolist(),

@@ -87,12 +87,12 @@ class Verdicts(BaseModel):
 
 
 class ToRank(_Ours):
-    """Responses to a prompt; method and orders as in docs/ranking.md."""
+    """Responses to a prompt; method and order_mode as in docs/ranking.md."""
 
     prompt: Asked
     responses: Responses
     method: Literal["groups", "round_robin", "bradley_terry", "knockout", "linear"] | None = None
-    orders: Literal["both", "one"] = "both"
+    order_mode: Literal["both", "one"] = "both"
 
 
 class Ranked(BaseModel):
