@@ -25,13 +25,13 @@ from gram_jax.cli.judging import serve  # noqa: E402
 from gram_jax.errors import DataError  # noqa: E402
 from gram_jax.ranking.jobs import RankingJob  # noqa: E402
 from gram_jax.rewards.forms import RewardForm  # noqa: E402
-from gram_jax.scoring.batcher import (  # noqa: E402
+from gram_jax.scoring.pair import combine_orders  # noqa: E402
+from gram_jax.scoring.request_batcher import (  # noqa: E402
     BatcherClosedError,
     DeadlineExceededError,
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.pair import combine_orders  # noqa: E402
 from gram_jax.scoring.scorer import Scorer  # noqa: E402
 from gram_jax.serve.app import make_app  # noqa: E402
 from gram_jax.serve.guard import Limits  # noqa: E402
@@ -452,7 +452,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
 
 
 def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
-    batcher = RequestBatcher(judge, most=10)
+    batcher = RequestBatcher(judge, max_queue=10)
     judge.go.clear()
     end = time.monotonic() + 30
     waiting = [
@@ -475,12 +475,12 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
-    batcher = RequestBatcher(judge, most=4)
+    batcher = RequestBatcher(judge, max_queue=4)
     judge.go.clear()
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
     first.start()
-    until(lambda: batcher.waiting == 2 and not batcher._jobs)  # it is being scored
+    until(lambda: batcher.waiting == 2 and not batcher.num_queued)  # it is being scored
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         batcher.pairs([("q", "a", "b")], started + 0.1)
@@ -503,7 +503,7 @@ def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
 
 
 def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
-    batcher, found = RequestBatcher(judge, together=2), []
+    batcher, found = RequestBatcher(judge, max_batch=2), []
     judge.go.clear()
 
     def ask() -> None:
@@ -515,10 +515,10 @@ def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judg
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-        until(lambda: batcher.waiting and len(batcher._jobs) == batcher.waiting / 2 - 1)
+        until(lambda: batcher.waiting and batcher.num_queued == batcher.waiting / 2 - 1)
     stopping = threading.Thread(target=batcher.stop)
     stopping.start()
-    until(lambda: not batcher._jobs)
+    until(lambda: not batcher.num_queued)
     judge.go.set()
     for thread in [*threads, stopping]:
         thread.join(10)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gram_jax.scoring.batcher import DeadlineExceededError
+from gram_jax.scoring.request_batcher import DeadlineExceededError
 from gram_jax.serve.cohort import Cohorts
 
 

@@ -17,7 +17,7 @@ from gram_jax.errors import DataError
 from gram_jax.generation.generator import Policy
 from gram_jax.generation.greedy import NEW, GreedyResponses
 from gram_jax.rewards.forms import Against, As, RewardForm, Rewards, check_written
-from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
+from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 
 _LOADING = Lock()
@@ -56,5 +56,5 @@ def _load() -> Rewards:
         check_written(form)  # before anything is loaded
     write = GreedyResponses(Policy.load(policy), new=new) if policy else None
     # Both trainers ask for a sample at a time from many threads, and a padded call costs the same for one as for many.
-    judge = BatchedScorer(RequestBatcher(Scorer.load(model), most=sys.maxsize))
+    judge = BatchedScorer(RequestBatcher(Scorer.load(model), max_queue=sys.maxsize))
     return Rewards(judge, form, write=write)

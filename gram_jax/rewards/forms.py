@@ -20,8 +20,8 @@ from gram_jax.errors import DataError
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer
 from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.scoring.scorer import PairTexts
 
 Against = Literal["group", "circle", "reference"]

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from gram_jax.errors import GramError
 from gram_jax.rewards.forms import RewardForm, check_written
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import (
+from gram_jax.scoring.request_batcher import (
     BatcherClosedError,
     DeadlineExceededError,
     QueueFullError,
@@ -64,7 +64,7 @@ def make_app(
         scorer,
         name,
         form,
-        RequestBatcher(scorer, most=queue, together=together),
+        RequestBatcher(scorer, max_queue=queue, max_batch=together),
         Cohorts(cohort_wait),
         limits or Limits(),
         write=write,

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from gram_jax.scoring.batcher import DeadlineExceededError
+from gram_jax.scoring.request_batcher import DeadlineExceededError
 
 Rate = Callable[[list[str], float], list[float]]
 

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import generate_latest
 
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.forms import (
     MOST_CHARACTERS,
     Health,

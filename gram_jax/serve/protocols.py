@@ -15,7 +15,7 @@ from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError, GramError
 from gram_jax.rewards.forms import RewardForm, Rewards, WriteReferences, as_scores
 from gram_jax.rewards.messages import completion_of, conversation_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer, DeadlineExceededError
+from gram_jax.scoring.request_batcher import BatchedScorer, DeadlineExceededError
 from gram_jax.serve.forms import (
     Classified,
     Classify,

@@ -10,8 +10,8 @@ from fastapi import Header
 from gram_jax.data.record_types import Prompt
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.cohort import Cohorts
 from gram_jax.serve.forms import Asked, Pair
