@@ -38,7 +38,7 @@ def main() -> None:
             scores = judge.score_many((r.prompt, r.first, r.second) for r in pairs)
             found = np.array([score.first for score in scores])
             before = reference.setdefault(source, found)
-            right = np.mean((found > 0.5) == [r.chosen_first for r in pairs])
+            right = np.mean((found > 0.5) == [r.label == 0 for r in pairs])
             moved = np.abs(found - before)
             other = int(((found > 0.5) != (before > 0.5)).sum())
             name = f"{len(pairs)} of {Path(source).name}"
@@ -51,7 +51,7 @@ def main() -> None:
 def draw(source: str, count: int) -> list:
     """So many labeled pairs of a file, or all that it has."""
     records, _ = read_records(source)
-    labeled = [record for record in records if not record.tie]
+    labeled = [record for record in records if record.has_preference]
     chosen = np.random.default_rng(0).permutation(len(labeled))[:count]
     return [labeled[at] for at in chosen]
 

@@ -15,10 +15,11 @@ from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.templates import AttackContext
 from gram_jax.cli import app
 from gram_jax.console import Console
-from gram_jax.data.record_types import Preference, as_prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import encode_comparison
+from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
@@ -32,15 +33,16 @@ HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, max_length=2048)
 PAIRS = [
-    Preference(
-        f"p{i}",
+    Comparison(
         as_prompt(f"What is {i} plus {i}?"),
         f'It is {2 * i}. That is what you get when you do not forget one of the "two" numbers.',
         f"It is {2 * i + 1}. Wait, it's another number; I do not know which one it is.",
-        chosen_first=i % 2 == 0,
+        label=0,
+        id=f"p{i}",
     )
     for i in range(24)
 ]
+PAIRS = [pair.swapped() if i % 2 else pair for i, pair in enumerate(PAIRS)]
 
 
 class FakeJudge:
@@ -141,8 +143,8 @@ def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
 
 def test_a_change_that_changes_nothing_is_not_counted(tmp_path):
     plain = [
-        Preference("x", as_prompt("q"), "yes", "no"),
-        Preference("y", as_prompt("q"), "a", "b"),
+        Comparison(as_prompt("q"), "yes", "no", 0, id="x"),
+        Comparison(as_prompt("q"), "a", "b", 0, id="y"),
     ]
     report, found = attack(FakeJudge(len), tmp_path, ["contracted", "empty"], plain)
     assert report["without_pairs"] == ["contracted"] and list(found) == ["empty"]
@@ -183,7 +185,7 @@ def test_names_that_are_none_and_sources_without_pairs_are_named_errors(tmp_path
     with pytest.raises(DataError, match="no attack is named"):
         choose_attacks([])
     with pytest.raises(DataError, match="all of them ties"):
-        choose_pairs([Preference("x", as_prompt("q"), "a", "b", tie=True)], 3, seed=0)
+        choose_pairs([Comparison(as_prompt("q"), "a", "b", "tie")], 3, seed=0)
 
 
 def test_a_report_reads_as_tables_of_plain_text(tmp_path):
@@ -232,12 +234,12 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
 
 
 def test_training_pairs_hold_the_asked_share_of_attacks():
-    ties = [Preference("t", as_prompt("q"), "a", "b", tie=True)]
+    ties = [Comparison(as_prompt("q"), "a", "b", "tie", id="t")]
     records = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
     changed = [i for i, pair in enumerate(PAIRS) if records[i].rejected != pair.rejected]
     assert len(changed) == 6 and records[-1] == ties[0]
     for now, before in zip(records, PAIRS, strict=False):
-        same = ("id", "prompt", "chosen", "weight", "chosen_first")
+        same = ("id", "prompt", "chosen", "weight", "label")
         assert all(getattr(now, name) == getattr(before, name) for name in same)
     again = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
     assert again == records != with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=4)
@@ -252,19 +254,19 @@ def test_training_pairs_hold_the_asked_share_of_attacks():
 
 
 def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
-    assert tiny_recipe("judge", tmp_path / "run").data.attack_share == 0.0
+    assert tiny_recipe("finetune", tmp_path / "run").data.attack_share == 0.0
     for value in (1.5, -0.1, "some"):
         with pytest.raises(RecipeError, match="attack_share"):
-            make_recipe(tiny_values("judge", tmp_path / "run", data__attack_share=value))
-    for stage in ("write", "rank"):
+            make_recipe(tiny_values("finetune", tmp_path / "run", data__attack_share=value))
+    for stage in ("pretrain", "bradley_terry"):
         with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
     with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
-        make_recipe(tiny_values("judge", tmp_path / "run", **long))
+        make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
-        recipe = tiny_recipe("judge", tmp_path / "run", data__overlong="shorten", **changes)
+        recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
         documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
         return [documents[i].tolist() for i in range(len(documents))]
 

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,19 +12,22 @@ from hypothesis import strategies as st
 
 from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import (
     RankingExamples,
     TokenExamples,
     VerdictExamples,
     flat_documents,
+    ranking_examples,
     shown_first,
+    verdict_examples,
+    writing_examples,
 )
-from gram_jax.data.make_examples import ranking_examples, verdict_examples, writing_examples
 from gram_jax.data.packing import epoch_order, pack_epoch
-from gram_jax.data.record_types import Preference, ReadReport, UnlabeledPair, as_prompt
-from gram_jax.data.report import length_histogram
+from gram_jax.data.report import ReadReport, length_histogram
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 
 KINDS = ("verdict", "verdict both", "token", "token both", "ranking")
@@ -286,11 +290,18 @@ def judge():
     return tokenizer, make_spec(tokenizer, max_length=400)
 
 
-def preferences(count: int, **changes) -> list[Preference]:
+def preferences(count: int, **changes) -> list[Comparison]:
+    """Comparisons whose chosen response is "good N", the first one."""
     return [
-        Preference(f"p{i}", as_prompt(f"question {i}"), f"good {i}", f"bad {i}", **changes)
+        Comparison(
+            as_prompt(f"question {i}"), f"good {i}", f"bad {i}", label=0, id=f"p{i}", **changes
+        )
         for i in range(count)
     ]
+
+
+def swapped(records: list[Comparison]) -> list[Comparison]:
+    return [record.swapped() for record in records]
 
 
 READ = ReadReport(10, 10)
@@ -319,8 +330,7 @@ def test_the_side_shown_first_is_balanced_and_depends_on_seed_and_id_alone(judge
 def test_a_label_says_which_of_the_shown_responses_is_the_chosen_one(judge):
     tokenizer, _ = judge
     for orders in ("hash", "both", "fixed"):
-        for chosen_first in (True, False):
-            records = preferences(20, chosen_first=chosen_first)
+        for records in (preferences(20), swapped(preferences(20))):
             examples = verdict_examples(records, *judge, **settings_of(orders))
             for d, label in enumerate(examples.label):
                 text = text_of(tokenizer, examples, d)
@@ -337,17 +347,13 @@ def test_both_orders_are_neighbours_with_opposite_labels_and_count_as_one_exampl
 def test_fixed_order_shows_what_the_source_showed_first(judge):
     examples = verdict_examples(preferences(4), *judge, **settings_of("fixed"))
     assert not examples.label.any()
-    swapped = preferences(4, chosen_first=False)
-    assert verdict_examples(swapped, *judge, **settings_of("fixed")).label.all()
+    assert verdict_examples(swapped(preferences(4)), *judge, **settings_of("fixed")).label.all()
 
 
 def test_swapping_the_preferences_turns_every_label_around(judge):
     records = preferences(30)
-    swapped = [
-        Preference(r.id, r.prompt, r.rejected, r.chosen, chosen_first=not r.chosen_first)
-        for r in records
-    ]
-    a, b = (verdict_examples(r, *judge, **settings_of()) for r in (records, swapped))
+    exchanged = [replace(record, label=1) for record in records]
+    a, b = (verdict_examples(r, *judge, **settings_of()) for r in (records, exchanged))
     assert (a.label + b.label == 1).all()
     assert np.array_equal(a.documents.tokens, b.documents.tokens)
 
@@ -355,8 +361,8 @@ def test_swapping_the_preferences_turns_every_label_around(judge):
 def test_ties_and_long_records_are_dropped_and_counted(judge):
     records = [
         *preferences(3),
-        Preference("tie", as_prompt("q"), "a", "b", tie=True),
-        Preference("long", as_prompt("q"), "a" * 900, "b"),
+        Comparison(as_prompt("q"), "a", "b", "tie", id="tie"),
+        Comparison(as_prompt("q"), "a" * 900, "b", 0, id="long"),
     ]
     for make in (
         lambda: verdict_examples(records, *judge, **settings_of()),
@@ -378,10 +384,10 @@ def test_unknown_orders_are_refused(judge):
 
 def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge):
     records = [
-        Preference("long", as_prompt("q"), "a" * 900, "b" * 900),
-        Preference("alike", as_prompt("q"), "a" * 1000, "a" * 500 + "b" + "a" * 499),
+        Comparison(as_prompt("q"), "a" * 900, "b" * 900, 0, id="long"),
+        Comparison(as_prompt("q"), "a" * 1000, "a" * 500 + "b" + "a" * 499, 0, id="alike"),
     ]
-    examples = verdict_examples(records, *judge, **settings_of(overlong="shorten"))
+    examples = verdict_examples(records, *judge, **settings_of(overlong="truncate"))
     assert examples.shortened == 1 and examples.ids == ("long",)
     assert examples.rows.dropped == {"identical after shortening": 1}
     assert examples.documents.lengths.max() <= 400
@@ -400,7 +406,7 @@ def test_weights_of_records_reach_the_loss(judge):
 
 def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
     tokenizer, _ = judge
-    pairs = [UnlabeledPair("u", as_prompt("the question"), "one answer", "another answer")]
+    pairs = [Comparison(as_prompt("the question"), "one answer", "another answer", id="u")]
     examples = writing_examples(pairs, *judge, **settings_of("fixed"))
     learned = tokenizer.decode(examples.documents.tokens[examples.weights > 0])
     given = tokenizer.decode(examples.documents.tokens[examples.weights == 0])

@@ -57,7 +57,7 @@ def test_an_unknown_model_lists_what_a_model_may_be(pairs: Path):
 
 
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-judge.toml"
+    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
     done = gram_jax("train", recipe, "--set", "optimizer.learning_rat=1e-5")
     assert done.returncode == 2
     assert "learning_rate" in done.stderr
@@ -72,7 +72,7 @@ def test_times_that_are_none_are_refused_by_name(arguments):
 
     from gram_jax.cli import app
 
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-judge.toml"
+    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
     done = CliRunner().invoke(app, ["train", str(recipe), arguments])
     assert done.exit_code == 2
     assert arguments.partition("=")[0] in done.output and "seconds" in done.output
@@ -109,22 +109,22 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
 
 def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
     listed = gram_jax("recipe").stdout
-    assert "smollm2-135m-judge" in listed and "Stage 2 on a laptop" in listed
+    assert "smollm2-135m-finetune" in listed and "Stage 2 on a laptop" in listed
     mine = tmp_path / "mine.toml"
-    mine.write_text(gram_jax("recipe", "smollm2-135m-judge").stdout)
+    mine.write_text(gram_jax("recipe", "smollm2-135m-finetune").stdout)
     assert (
         mine.read_text()
-        == (Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").read_text()
+        == (Path(__file__).parents[1] / "configs/smollm2-135m-finetune.toml").read_text()
     )
     done = gram_jax("recipe", "smollm2-135m-jugde")
-    assert done.returncode == 2 and "smollm2-135m-judge" in done.stderr
+    assert done.returncode == 2 and "smollm2-135m-finetune" in done.stderr
 
 
 def test_the_module_is_the_program():
     run = subprocess.run(
         [sys.executable, "-m", "gram_jax", "recipe"], capture_output=True, text=True, timeout=60
     )
-    assert run.returncode == 0 and "smollm2-135m-judge" in run.stdout, run.stderr
+    assert run.returncode == 0 and "smollm2-135m-finetune" in run.stdout, run.stderr
 
 
 def test_version_names_the_devices():
@@ -160,7 +160,7 @@ def test_a_judge_keeps_how_it_is_asked_and_gets_room_for_longer_pairs(tmp_path):
     from gram_jax.cli import app
 
     def judge(out: str, *words: str):
-        return CliRunner().invoke(app, ["judge", str(tmp_path / out), *words])
+        return CliRunner().invoke(app, ["spec", str(tmp_path / out), *words])
 
     model = tmp_path / "model"
     assert CliRunner().invoke(app, ["convert", "tiny-random", str(model)]).exit_code == 0
@@ -188,13 +188,13 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, t
     ]
     rows, judge = tmp_path / "rendered.jsonl", tmp_path / "gram.json"
     rows.write_text("".join(json.dumps(row) + "\n" for row in rendered))
-    how = ("--template", "from-dataset", "--rows", rows, "--max-length", 300)
-    made = gram_jax("judge", judge, "--model", "tiny-random", *how)
+    how = ("--template", "from-dataset", "--template-rows", rows, "--max-length", 300)
+    made = gram_jax("spec", judge, "--model", "tiny-random", *how)
     assert made.returncode == 0, made.stderr
     spec = JudgeSpec.load(judge)
     assert spec.template == text.format("{prompt}", "{first}", "{second}")
     assert (spec.labels, spec.max_length) == (("A", "B"), 300)
-    again = gram_jax("judge", judge, "--model", "tiny-random")
+    again = gram_jax("spec", judge, "--model", "tiny-random")
     assert again.returncode == 2 and "--overwrite" in again.stderr
 
     # Its own rows are read, and rendered as they were.

@@ -45,10 +45,10 @@ def test_a_table_is_read_as_it_is_meant(tmp_path, name, text):
 def test_labels_and_numbers(tmp_path):
     rows = "Prompt,Response A,Response B,Label,Margin\nq,x,y,A,0.5\nq,x,z,b > a,\nq,v,w,tie,1\nq,a,c,,\n"
     found, report = read(tmp_path, rows, on_bad="skip")
-    assert [(r.chosen, r.rejected, r.tie, r.margin) for r in found] == [
-        ("x", "y", False, 0.5),
-        ("z", "x", False, None),
-        ("v", "w", True, 1.0),
+    assert [(r.first, r.second, r.label, r.margin) for r in found] == [
+        ("x", "y", 0, 0.5),
+        ("x", "z", 1, None),
+        ("v", "w", "tie", 1.0),
     ]
     assert report.dropped == {"bad row": 1}
     pairs, _ = read(tmp_path, rows, kind="pair")

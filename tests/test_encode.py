@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from gram_jax.data.record_types import Message
 from gram_jax.errors import CheckpointError, DataError, JudgeError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import (
@@ -25,8 +24,9 @@ from gram_jax.judge.encode import (
     folder_tokenizer,
     wrap_tokenizer,
 )
+from gram_jax.judge.messages import Message, render_turns, turns_of
 from gram_jax.judge.spec import make_spec
-from gram_jax.judge.template import Guard, layout_guard, show_turns, text_pieces, turns
+from gram_jax.judge.template import Guard, layout_guard, text_pieces
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.judge.truncate import common_limit
 
@@ -107,13 +107,13 @@ def test_a_comparison_can_be_read_back_from_its_tokens(prompt, first, second):
 @example("[user turn]\na", (("user", "[user turn]\na"),))
 @example("[user turn]\na\n[assistant turn]\nb", (("user", "a"), ("assistant", "b")))
 def test_different_conversations_never_look_alike(one, other):
-    same = turns_of(one) == turns_of(other)
+    same = as_turns(one) == as_turns(other)
     assert (
         encode(one, "f", "s").tokens.tolist() == encode(other, "f", "s").tokens.tolist()
     ) == same
 
 
-def turns_of(prompt):
+def as_turns(prompt):
     return (("user", prompt),) if isinstance(prompt, str) else prompt
 
 
@@ -246,11 +246,11 @@ def test_a_lone_user_turn_shows_its_text_alone_and_several_turns_their_roles():
     mappings = [{"role": m.role, "content": m.content} for m in said]
     again = encode_comparison(TOKENIZER, SPEC, mappings, "f", "s")
     assert again.tokens.tolist() == several.tokens.tolist()
-    assert show_turns(turns("Hi")) == "Hi"
+    assert render_turns(turns_of("Hi")) == "Hi"
     with pytest.raises(
         DataError, match="list of messages with role and content; found a list with 'Hi'"
     ):
-        turns(["Hi"])
+        turns_of(["Hi"])
 
 
 LONG = st.integers(0, 300).map(
@@ -326,9 +326,9 @@ def test_many_at_once_are_the_same_as_one_at_a_time():
     many = encode_comparisons(TOKENIZER, SPEC, items)
     for item, encoded in zip(items, many, strict=True):
         assert encoded.tokens.tolist() == encode(*item).tokens.tolist()
-    writings = encode_writings(TOKENIZER, SPEC, items, overlong="shorten")
+    writings = encode_writings(TOKENIZER, SPEC, items, overlong="truncate")
     for item, encoded in zip(items, writings, strict=True):
-        alone = encode_writing(TOKENIZER, SPEC, *item, overlong="shorten")
+        alone = encode_writing(TOKENIZER, SPEC, *item, overlong="truncate")
         assert encoded.tokens.tolist() == alone.tokens.tolist()
         assert encoded.weights.tolist() == alone.weights.tolist()
     responses = encode_responses(TOKENIZER, SPEC, [(p, f) for p, f, _ in items])

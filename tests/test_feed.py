@@ -11,7 +11,7 @@ import pytest
 from gram_jax.data.batches import make_batches
 from gram_jax.data.examples import TokenExamples, VerdictExamples, flat_documents
 from gram_jax.data.feed import POLL_SECONDS, prefetch, process_shard, to_device
-from gram_jax.data.record_types import ReadReport
+from gram_jax.data.report import ReadReport
 from gram_jax.errors import RecipeError
 from gram_jax.sharding import make_placement
 

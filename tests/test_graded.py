@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gram_jax.data.records import Candidates, as_prompt
+from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import (
     Graded,
@@ -14,6 +14,7 @@ from gram_jax.evals.graded import (
     picking,
     reward_bench_2,
 )
+from gram_jax.judge.messages import as_prompt
 
 
 def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
@@ -21,7 +22,7 @@ def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
     strengths = np.array(strengths, np.float32)
     logit_diffs = strengths[:, None] - strengths[None, :] + np.float32(lean)
     texts = tuple(f"{name} {at}" for at in range(len(grades)))
-    record = Candidates(name, as_prompt(name), texts, source, tuple(map(float, grades)))
+    record = Candidates(as_prompt(name), texts, tuple(map(float, grades)), name, source)
     return Graded(record, strengths, logit_diffs, False)
 
 

@@ -15,6 +15,7 @@ LAYERS = [
     "batch",
     "hashing",
     "compile_cache",
+    "files",
     "formatting",
     "progress",
     "extras",
@@ -47,6 +48,20 @@ LAYERS = [
     "__main__",
 ]
 
+SERVER = {
+    "serve.app",
+    "serve.errors",
+    "serve.group_judge",
+    "serve.llama_factory",
+    "serve.middleware",
+    "serve.native",
+    "serve.openrlhf",
+    "serve.operations",
+    "serve.run",
+    "serve.service",
+    "serve.vllm",
+}
+
 # Modules that may import a third party; one that is not named here may be imported anywhere.
 THIRD_PARTIES = {
     "transformers": {"judge.encode"},
@@ -59,7 +74,13 @@ THIRD_PARTIES = {
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"interop.hub"},
     "pydantic": {
-        "serve.forms",
+        "serve.fields",
+        "serve.native",
+        "serve.openrlhf",
+        "serve.llama_factory",
+        "serve.group_judge",
+        "serve.vllm",
+        "serve.operations",
         "rl.recipe",
         "recipes.strict",
         "recipes.tables",
@@ -74,10 +95,10 @@ THIRD_PARTIES = {
     "wandb": {"run.metrics"},
     "torch": {"rewards.openrlhf"},
     "flax": {"interop.nnx"},
-    "fastapi": {"serve.app", "serve.service", "serve.endpoints", "serve.protocols"},
-    "starlette": {"serve.app", "serve.protocols"},
+    "fastapi": SERVER,
+    "starlette": SERVER,
     "uvicorn": {"serve.run"},
-    "prometheus_client": {"serve.endpoints", "serve.guard"},
+    "prometheus_client": {"serve.metrics"},
 }
 
 # These run anywhere and never touch a device; one module is the bridge.

@@ -20,12 +20,12 @@ from gram_jax.checkpoint.orbax import SAVE_SECONDS
 from gram_jax.console import Console
 from gram_jax.distributed import process as member
 from gram_jax.distributed import watchdog
-from gram_jax.distributed.preemption import StopRequest, Vote
-from gram_jax.distributed.process import Member, joined
+from gram_jax.distributed.preemption import StopRequest, StopSync
+from gram_jax.distributed.process import ProcessContext, distributed_session
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
 from gram_jax.run import lock as owner
-from gram_jax.run.lock import OWNER, owned
+from gram_jax.run.lock import LOCK, run_lock
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def ends(monkeypatch):
     """What would have ended the process: (message, status)."""
     found = []
     for module in (member, watchdog):
-        monkeypatch.setattr(module, "end_process", lambda *how: found.append(how))
+        monkeypatch.setattr(module, "exit_process", lambda *how: found.append(how))
     return found
 
 
@@ -44,13 +44,13 @@ def wait_for(found: list, seconds: float = 5) -> None:
 
 
 def test_after_the_grace_period_the_process_ends_and_asks_to_be_started_again(ends, one_device):
-    with StopRequest(Member(grace=0.3)) as stop:
+    with StopRequest(ProcessContext(grace=0.3)) as stop:
         stop.begin()
-        vote = Vote(stop, one_device)
-        assert vote.now() is None
+        sync = StopSync(stop, one_device)
+        assert sync.check() is None
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # schedulers may repeat it
-        assert vote.now() == "SIGTERM"
+        assert sync.check() == "SIGTERM"
         assert not ends
         wait_for(ends)
     assert len(ends) == 1
@@ -59,7 +59,7 @@ def test_after_the_grace_period_the_process_ends_and_asks_to_be_started_again(en
 
 
 def test_who_is_ready_within_the_grace_period_ends_in_peace(ends):
-    with StopRequest(Member(grace=0.3)) as stop:
+    with StopRequest(ProcessContext(grace=0.3)) as stop:
         stop.begin()
         signal.raise_signal(signal.SIGTERM)
     time.sleep(0.6)
@@ -71,7 +71,7 @@ class Wire:
 
     def __init__(self):
         self.told = []
-        self.fail = lambda *how: self.told.append(how)
+        self.abort = lambda *how: self.told.append(how)
 
 
 def test_sigterm_before_there_is_a_state_ends_the_whole_job_even_while_the_main_thread_is_busy(
@@ -79,7 +79,7 @@ def test_sigterm_before_there_is_a_state_ends_the_whole_job_even_while_the_main_
 ):
     wire = Wire()
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest(Member(wire, grace=100)):
+    with StopRequest(ProcessContext(wire, grace=100)):
         # As in a compilation: the handler of Python does not run.
         monkeypatch.setattr(StopRequest, "_note", lambda *_: None)
         signal.raise_signal(signal.SIGTERM)
@@ -92,9 +92,9 @@ def test_sigterm_before_there_is_a_state_ends_the_whole_job_even_while_the_main_
 
 
 def test_ctrl_c_before_there_is_a_state_acts_at_once(ends):
-    with pytest.raises(KeyboardInterrupt), StopRequest(Member()):
+    with pytest.raises(KeyboardInterrupt), StopRequest(ProcessContext()):
         signal.raise_signal(signal.SIGINT)
-    with StopRequest(Member()) as stop:
+    with StopRequest(ProcessContext()) as stop:
         stop.begin()
         signal.raise_signal(signal.SIGINT)
         assert stop.name == "Ctrl-C"
@@ -111,7 +111,7 @@ def test_a_process_without_progress_ends_with_the_stacks_of_its_threads(ends, tm
 
     thread = threading.Thread(target=the_thread_that_hangs)
     thread.start()
-    with Watchdog(Member(stuck_after=0.4), tmp_path / "stuck.txt") as dog:
+    with Watchdog(ProcessContext(stuck_after=0.4), tmp_path / "stuck.txt") as dog:
         dog.beat("waiting for the data of step 3")
         wait_for(ends)
     blocked.set()
@@ -124,11 +124,11 @@ def test_a_process_without_progress_ends_with_the_stacks_of_its_threads(ends, tm
 
 
 def test_beats_keep_the_watchdog_quiet_and_none_is_needed_without_a_limit(ends, tmp_path):
-    with Watchdog(Member(stuck_after=0.5), tmp_path / "stuck.txt") as dog:
+    with Watchdog(ProcessContext(stuck_after=0.5), tmp_path / "stuck.txt") as dog:
         for _ in range(10):
             time.sleep(0.1)
             dog.beat("a step")
-    with Watchdog(Member(), tmp_path / "stuck.txt"):
+    with Watchdog(ProcessContext(), tmp_path / "stuck.txt"):
         time.sleep(0.7)
     assert not ends
 
@@ -152,7 +152,7 @@ def platforms():
 @contextmanager
 def alone(devices):
     settings = {"join_timeout": 5, "lost_after": 5, "grace": None, "stuck_after": None}
-    with joined(None, devices=devices, **settings) as found:
+    with distributed_session(None, devices=devices, **settings) as found:
         yield found
 
 
@@ -197,22 +197,22 @@ QUIET = Console(quiet=True)
 
 
 def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
-    with owned(tmp_path, Member(), QUIET):
+    with run_lock(tmp_path, ProcessContext(), QUIET):
         said = rf"process {os.getpid()} on {socket.gethostname()} trains in {tmp_path} since .*"
-        with pytest.raises(RecipeError, match=said), owned(tmp_path, Member(), QUIET):
+        with pytest.raises(RecipeError, match=said), run_lock(tmp_path, ProcessContext(), QUIET):
             pass
         time.sleep(0.3)
-        assert json.loads((tmp_path / OWNER).read_text())["beat"] >= 1
+        assert json.loads((tmp_path / LOCK).read_text())["beat"] >= 1
     assert not list(tmp_path.iterdir())
-    with owned(tmp_path, Member(), QUIET):
+    with run_lock(tmp_path, ProcessContext(), QUIET):
         pass
 
 
 def leave_behind(folder: Path, **changes) -> None:
     """The file of an owner that got no chance to remove it."""
-    with owned(folder, Member(), QUIET):
-        text = json.loads((folder / OWNER).read_text())
-    (folder / OWNER).write_text(json.dumps(text | changes))
+    with run_lock(folder, ProcessContext(), QUIET):
+        text = json.loads((folder / LOCK).read_text())
+    (folder / LOCK).write_text(json.dumps(text | changes))
 
 
 def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path,
         time.sleep(0.01)
     for changes in ({"pid": dead.pid}, {"started": "1"}, {"pid": 2**30}):
         leave_behind(tmp_path, **changes)
-        with owned(tmp_path, Member(), QUIET):
+        with run_lock(tmp_path, ProcessContext(), QUIET):
             pass
     dead.wait()
 
@@ -231,11 +231,11 @@ def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path,
     for changes in ({"host": "other", "machine": "other"}, {"machine": None}):
         leave_behind(tmp_path, **changes)
         since = time.monotonic()
-        with owned(tmp_path, Member(), QUIET):
+        with run_lock(tmp_path, ProcessContext(), QUIET):
             assert time.monotonic() - since > 0.5
-            assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
-    (tmp_path / OWNER).write_text("")  # of one that was killed in the middle of the file
-    with owned(tmp_path, Member(), QUIET):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    (tmp_path / LOCK).write_text("")  # of one that was killed in the middle of the file
+    with run_lock(tmp_path, ProcessContext(), QUIET):
         pass
     assert not ends
 
@@ -243,14 +243,14 @@ def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path,
 def test_an_owner_elsewhere_that_is_alive_is_refused_and_one_that_took_over_ends_the_first(
     tmp_path, hasty, ends, monkeypatch
 ):
-    with owned(tmp_path, Member(), QUIET):
+    with run_lock(tmp_path, ProcessContext(), QUIET):
         monkeypatch.setattr(owner, "_machine", lambda: "another machine")
         with (
             pytest.raises(RecipeError, match="two jobs in one folder"),
-            owned(tmp_path, Member(), QUIET),
+            run_lock(tmp_path, ProcessContext(), QUIET),
         ):
             pass
         assert not ends
-        (tmp_path / OWNER).write_text(json.dumps({"host": "b", "pid": 1, "machine": "m"}))
+        (tmp_path / LOCK).write_text(json.dumps({"host": "b", "pid": 1, "machine": "m"}))
         wait_for(ends)
     assert ends[0] == (f"process 1 on b has taken over {tmp_path}: this job ends", 2)

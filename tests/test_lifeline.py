@@ -10,22 +10,22 @@ from contextlib import contextmanager
 import pytest
 from jobs import free_port
 
-from gram_jax.distributed import heartbeat as lifeline
+from gram_jax.distributed import heartbeat
 from gram_jax.distributed.cluster import (
-    Place,
-    find_place,
-    read_devices,
-    slurm_hosts,
+    ClusterSpec,
+    detect_cluster,
+    expand_node_list,
+    parse_device_ids,
     tpu_vm_variables,
 )
-from gram_jax.distributed.heartbeat import Lifeline
+from gram_jax.distributed.heartbeat import Heartbeat
 from gram_jax.errors import LOST, ClusterError
 
 VERSIONS = {"gram_jax": "1"}
 
 
 class Ends(list):
-    """What the ends of a lifeline said when the job was over for them: (message, status)."""
+    """What the ends of a heartbeat said when the job was over for them: (message, status)."""
 
     def __call__(self, message: str, status: int) -> None:
         self.append((message, status))
@@ -45,8 +45,8 @@ def job(count: int, *, only=None, lost_after=1.5, join_timeout=5.0, versions=Non
     for index in range(count) if only is None else only:
         ends = Ends()
         own = VERSIONS if versions is None else versions[index]
-        lines[index] = Lifeline(
-            Place(index, count, "127.0.0.1", port),
+        lines[index] = Heartbeat(
+            ClusterSpec(index, count, "127.0.0.1", port),
             own,
             join_timeout=join_timeout,
             lost_after=lost_after,
@@ -67,10 +67,10 @@ def job(count: int, *, only=None, lost_after=1.5, join_timeout=5.0, versions=Non
         thread.join(20)
     yield lines, found
     for line in lines.values():
-        line.leave()
+        line.deregister()
 
 
-def vanish(line: Lifeline) -> None:
+def vanish(line: Heartbeat) -> None:
     """What a SIGKILL does to the connection: it is closed without a word."""
     writers = list(line._writers.values())
     line._leaving = True
@@ -81,11 +81,9 @@ def vanish(line: Lifeline) -> None:
 def test_all_come_and_everybody_knows_the_hosts_and_what_the_others_do():
     with job(3) as (lines, found):
         assert all(line.hosts == [socket.gethostname()] * 3 for line in lines.values())
-        lines[2].doing = "step 7"
+        lines[2].activity = "step 7"
         deadline = time.monotonic() + 5
-        while (
-            "process 2 on" not in lines[1].whereabouts() or "step 7" not in lines[1].whereabouts()
-        ):
+        while "process 2 on" not in lines[1].activities() or "step 7" not in lines[1].activities():
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert not any(found.values())
@@ -94,7 +92,7 @@ def test_all_come_and_everybody_knows_the_hosts_and_what_the_others_do():
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_connection_that_closes_without_farewell_ends_everybody_else(victim):
     with job(3) as (lines, found):
-        lines[victim].doing = "step 9"
+        lines[victim].activity = "step 9"
         time.sleep(2.2)  # two beats: the others know
         vanish(lines[victim])
         for index in {0, 1, 2} - {victim}:
@@ -106,17 +104,17 @@ def test_a_connection_that_closes_without_farewell_ends_everybody_else(victim):
 
 def test_a_farewell_ends_nobody():
     with job(3) as (lines, found):
-        lines[1].leave()
+        lines[1].deregister()
         time.sleep(2.5)
         assert not any(found.values())
-        lines[0].leave()
+        lines[0].deregister()
         time.sleep(2.5)
         assert not any(found.values())
 
 
 def test_an_error_of_one_reaches_all_with_its_status():
     with job(3) as (lines, found):
-        lines[1].fail("no such file", 2)
+        lines[1].abort("no such file", 2)
         for index in (0, 2):
             message, status = found[index].wait()
             assert (status, "ended: no such file" in message) == (2, True)
@@ -171,7 +169,7 @@ def test_a_stranger_at_the_port_does_no_harm():
                 "SLURM_JOB_ID": "5",
                 "CUDA_VISIBLE_DEVICES": "0,1,2,3",
             },
-            Place(1, 2, "n03", 16394, ("n03", "n04")),
+            ClusterSpec(1, 2, "n03", 16394, ("n03", "n04")),
         ),
         (
             {
@@ -182,11 +180,11 @@ def test_a_stranger_at_the_port_does_no_harm():
                 "SLURM_JOB_ID": "8197",
                 "CUDA_VISIBLE_DEVICES": "0,1",
             },
-            Place(3, 4, "n03", 16394, devices=(1,)),
+            ClusterSpec(3, 4, "n03", 16394, devices=(1,)),
         ),
         (
             {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"},
-            Place(1, 2, "a", 12380, ("a", "b")),
+            ClusterSpec(1, 2, "a", 12380, ("a", "b")),
         ),
         ({"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}, None),
         (
@@ -197,12 +195,12 @@ def test_a_stranger_at_the_port_does_no_harm():
                 "MEGASCALE_SLICE_ID": "1",
                 "MEGASCALE_COORDINATOR_ADDRESS": "a:8080",
             },
-            Place(3, 4, "a", 12380),
+            ClusterSpec(3, 4, "a", 12380),
         ),
     ],
 )
 def test_the_place_is_found_in_what_slurm_and_tpu_pods_say(environment, expected):
-    assert find_place(None, None, None, None, environment) == expected
+    assert detect_cluster(None, None, None, None, environment) == expected
 
 
 def test_a_tpu_vm_says_in_its_metadata_what_gke_says_in_variables():
@@ -213,10 +211,12 @@ def test_a_tpu_vm_says_in_its_metadata_what_gke_says_in_variables():
         "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.1:8080'\n",
     }
     found = tpu_vm_variables(attributes.__getitem__)
-    assert find_place(None, None, None, None, found) == Place(3, 4, "10.0.0.1", 12380)
+    assert detect_cluster(None, None, None, None, found) == ClusterSpec(3, 4, "10.0.0.1", 12380)
     attributes |= {"worker-network-endpoints": "a,b", "tpu-env": "ZONE: 'x'"}
     found = tpu_vm_variables(attributes.__getitem__)
-    assert find_place(None, None, None, None, found) == Place(1, 2, "a", 12380, ("a", "b"))
+    assert detect_cluster(None, None, None, None, found) == ClusterSpec(
+        1, 2, "a", 12380, ("a", "b")
+    )
 
     def no_such_machine(key: str) -> str:
         raise OSError("no route")
@@ -231,8 +231,8 @@ def test_a_stated_place_counts_more_than_what_is_found():
         "SLURM_STEP_NODELIST": "n[03-04]",
         "SLURM_JOB_ID": "5",
     }
-    assert find_place("[::1]:5", 3, 2, (0,), slurm) == Place(2, 3, "::1", 5, devices=(0,))
-    assert find_place("h:5", 1, 0, None, slurm) is None
+    assert detect_cluster("[::1]:5", 3, 2, (0,), slurm) == ClusterSpec(2, 3, "::1", 5, devices=(0,))
+    assert detect_cluster("h:5", 1, 0, None, slurm) is None
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_stated_place_counts_more_than_what_is_found():
 )
 def test_half_a_place_is_refused(stated, said):
     with pytest.raises(ClusterError, match=said):
-        find_place(*stated, None, {})
+        detect_cluster(*stated, None, {})
 
 
 SLURM = {
@@ -277,14 +277,14 @@ POD = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 )
 def test_surroundings_that_make_no_place_are_named_with_the_way_out(environment, said):
     with pytest.raises(ClusterError, match=rf"{said}(.|\n)*--cluster none"):
-        find_place(None, None, None, None, environment)
+        detect_cluster(None, None, None, None, environment)
 
 
 def test_devices_are_different_numbers():
-    assert read_devices("0, 2") == (0, 2) and read_devices(None) is None
+    assert parse_device_ids("0, 2") == (0, 2) and parse_device_ids(None) is None
     for text in ("-1", "0,0", "x", ""):
         with pytest.raises(ClusterError, match="expected different numbers"):
-            read_devices(text)
+            parse_device_ids(text)
 
 
 def test_what_goes_to_all_is_encoded_once(monkeypatch):
@@ -292,7 +292,7 @@ def test_what_goes_to_all_is_encoded_once(monkeypatch):
         lines[0]._leaving = True  # no further beats
         time.sleep(1.2)
         encoded = []
-        monkeypatch.setattr(lifeline, "_line", lambda message: encoded.append(message) or b"{}\n")
+        monkeypatch.setattr(heartbeat, "_line", lambda message: encoded.append(message) or b"{}\n")
         told = lines[0]._tell_all({"doings": {}})
         asyncio.run_coroutine_threadsafe(told, lines[0]._loop).result(5)
         own = [message for message in encoded if "doings" in message]
@@ -301,5 +301,5 @@ def test_what_goes_to_all_is_encoded_once(monkeypatch):
 
 
 def test_node_lists_of_slurm_are_read():
-    assert slurm_hosts("a1") == ["a1"]
-    assert slurm_hosts("r[1-2]n[1-2]") == ["r1n1", "r1n2", "r2n1", "r2n2"]
+    assert expand_node_list("a1") == ["a1"]
+    assert expand_node_list("r[1-2]n[1-2]") == ["r1n1", "r1n2", "r2n1", "r2n2"]

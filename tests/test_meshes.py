@@ -24,10 +24,10 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.scoring.padded import padded_logits
 from gram_jax.scoring.pair import score_pair
-from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
+from gram_jax.sharding import MESH_AXES, Placement, granules_of, hybrid_mesh, make_placement
 from gram_jax.training.objectives import verdict_objective, writing_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
@@ -51,15 +51,15 @@ CFG = ModelConfig(
     tied_head=True,
     context_length=512,
 )
-OPTIMIZER = Optimizer(
+OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
-    warmup=0,
-    schedule="constant",
+    warmup_steps=0,
+    lr_scheduler_type="constant",
     b1=0.9,
     b2=0.99,
     eps=1e-8,
     weight_decay=0.01,
-    clip=1.0,
+    max_grad_norm=1.0,
 )
 ROWS, LENGTH, STEPS = 8, 64, 4
 LABELS = (70, 71)
@@ -83,7 +83,7 @@ def rows(seed: int, shape: tuple[int, ...] = (ROWS, LENGTH)) -> Sequences:
 
 def batch_of(stage: str, seed: int) -> TokenBatch | VerdictBatch:
     seqs, rng = rows(seed), np.random.default_rng(seed + 100)
-    if stage == "write":
+    if stage == "pretrain":
         weights = (seqs.segments > 0) * rng.random(seqs.tokens.shape) > 0.3
         return TokenBatch(seqs, np.roll(seqs.tokens, -1, 1), weights.astype(np.float32))
     at = np.broadcast_to(np.array([29, 55], np.int32), (ROWS, 2)).copy()
@@ -94,7 +94,7 @@ def batch_of(stage: str, seed: int) -> TokenBatch | VerdictBatch:
 def losses(stage: str, placement: Placement) -> tuple[list[float], int]:
     """(loss of four steps, number of compiled programs)."""
     execution = Execution("float32", "auto", "dots", placement)
-    if stage == "write":
+    if stage == "pretrain":
         objective = writing_objective(CFG, execution, chunk=256)
     else:
         objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
@@ -134,7 +134,7 @@ def scores(placement: Placement) -> np.ndarray:
 def alone() -> dict[str, Any]:
     """What one device computes."""
     placement = make_placement({}, devices=jax.devices()[:1])
-    return {stage: losses(stage, placement)[0] for stage in ("write", "judge")} | {
+    return {stage: losses(stage, placement)[0] for stage in ("pretrain", "finetune")} | {
         "scores": scores(placement)
     }
 
@@ -146,7 +146,7 @@ def alone() -> dict[str, Any]:
 )
 def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, alone):
     placement = make_placement(dict(zip(MESH_AXES, shape, strict=True)))
-    for stage in ("write", "judge"):
+    for stage in ("pretrain", "finetune"):
         found, programs = losses(stage, placement)
         np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
         assert programs == 1
@@ -273,46 +273,46 @@ class FakeDevice:
 
 
 @pytest.mark.parametrize("by", ["slice_index", "process_index"])
-def test_axes_between_cross_slices_or_hosts_and_no_other_does(by):
+def test_dcn_axes_cross_slices_or_hosts_and_no_other_does(by):
     devices = [
         FakeDevice(id=i, process_index=i // 4, slice_index=i // 8 if by == "slice_index" else 0)
         for i in range(16)
     ]
-    islands = islands_of(devices)
-    assert len(islands) == (2 if by == "slice_index" else 4)
-    inside = {"data": 1, "fsdp": 8 if by == "slice_index" else 2, "tensor": 1, "sequence": 1}
+    granules = granules_of(devices)
+    assert len(granules) == (2 if by == "slice_index" else 4)
+    ici = {"data": 1, "fsdp": 8 if by == "slice_index" else 2, "tensor": 1, "sequence": 1}
     if by == "process_index":
-        inside["tensor"] = 2
-    outside = {"data": len(islands), "fsdp": 1, "tensor": 1, "sequence": 1}
-    mesh = arrange(devices, inside, outside)
-    assert mesh.shape == tuple(inside[axis] * outside[axis] for axis in MESH_AXES)
-    for index in range(mesh.shape[0]):  # a step along data leads to another island, no other does
+        ici["tensor"] = 2
+    dcn = {"data": len(granules), "fsdp": 1, "tensor": 1, "sequence": 1}
+    mesh = hybrid_mesh(devices, ici, dcn)
+    assert mesh.shape == tuple(ici[axis] * dcn[axis] for axis in MESH_AXES)
+    for index in range(mesh.shape[0]):  # a step along data leads to another granule, no other does
         assert len({getattr(device, by) for device in mesh[index].flat}) == 1
-    assert len({getattr(mesh[i, 0, 0, 0], by) for i in range(mesh.shape[0])}) == len(islands)
+    assert len({getattr(mesh[i, 0, 0, 0], by) for i in range(mesh.shape[0])}) == len(granules)
 
 
-def test_an_axis_may_have_a_part_inside_and_a_part_between():
+def test_an_axis_may_have_an_ici_and_a_dcn_part():
     devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
-    inside = {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
-    mesh = arrange(devices, inside, {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 1})
+    ici = {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    mesh = hybrid_mesh(devices, ici, {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 1})
     assert [d.process_index for d in mesh[:, 0, 0, 0]] == [0, 0, 1, 1]
 
 
-def test_sizes_between_that_do_not_fit_the_slices_are_refused():
+def test_dcn_sizes_that_do_not_fit_the_slices_are_refused():
     devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
     with pytest.raises(RecipeError, match=r"data = 4 multiplies to 4, .* lie in 2 slices or hosts"):
-        make_placement({}, between={"data": 4}, devices=devices)
+        make_placement({}, dcn={"data": 4}, devices=devices)
     with pytest.raises(
         RecipeError, match=r"4 device\(s\) of each of 2 .*nearest valid sizes are 2"
     ):
-        make_placement({"fsdp": 3}, between={"data": 2}, devices=devices)
+        make_placement({"fsdp": 3}, dcn={"data": 2}, devices=devices)
     with pytest.raises(RecipeError, match="nearest valid sizes are 4 and 8"):
         make_placement({"fsdp": 5})
 
 
-def test_several_slices_need_axes_between_them_and_several_hosts_of_one_do_not():
+def test_several_slices_need_dcn_axes_and_several_hosts_of_one_do_not():
     slices = [FakeDevice(id=i, process_index=i // 4, slice_index=i // 8) for i in range(16)]
-    with pytest.raises(RecipeError, match=r"lie in 2 slices.*--set mesh\.between\.data=2"):
+    with pytest.raises(RecipeError, match=r"lie in 2 slices.*--set mesh\.dcn\.data=2"):
         make_placement({"fsdp": -1}, devices=slices)
     hosts = [FakeDevice(id=i, process_index=i // 4, slice_index=1) for i in range(16)]
     assert make_placement({"fsdp": -1}, devices=hosts).mesh.shape["fsdp"] == 16
@@ -320,12 +320,12 @@ def test_several_slices_need_axes_between_them_and_several_hosts_of_one_do_not()
 
 def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
     """The whole mesh's shape counts where a recipe is read."""
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__between={"data": 2})
+    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__dcn={"data": 2})
     assert recipe.mesh.whole == {"data": 2, "fsdp": None, "tensor": 1, "sequence": 1}
     from gram_jax.recipes.reading import recipe_values
 
     values = recipe_values(recipe)
-    values["mesh"] = {"data": 3, "fsdp": 1, "between": {"data": 2}}
+    values["mesh"] = {"data": 3, "fsdp": 1, "dcn": {"data": 2}}
     with pytest.raises(RecipeError, match=r"4 is not a multiple of 6 .*nearest valid size is 6"):
         make_recipe(values)
     assert process_shard(make_placement({"data": 2, "fsdp": 4}), 16) == (0, 1)
@@ -341,7 +341,7 @@ def test_no_device_holds_the_gradients_of_all_layers_whole():
     abstract = abstract_state(specs, optimizer, placement, "float32")
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.sharding("batch")),
-        batch_of("judge", 0),
+        batch_of("finetune", 0),
     )
     step = make_train_step(
         objective,

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gram_jax.data.records import Preference, as_prompt, contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.evals.paired import gain_between, outcomes, paired_gain
+from gram_jax.judge.messages import as_prompt
 
 
 def gain_of(changes: list[int]) -> tuple[float, tuple[float, float]]:
@@ -45,7 +46,8 @@ def test_intervals_of_gains_hold_the_truth():
 def test_outcomes_of_one_file_in_any_order_are_compared_pair_by_pair():
     rng = np.random.default_rng(1)
     records = [
-        Preference(str(at), as_prompt(f"q{at // 2}"), f"good {at}", f"bad {at}") for at in range(60)
+        Comparison(as_prompt(f"q{at // 2}"), f"good {at}", f"bad {at}", 0, id=str(at))
+        for at in range(60)
     ]
     one, other = rng.random(60) < 0.6, rng.random(60) < 0.8
     cluster = np.arange(60) // 2

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from gram_jax.data.records import Preference, as_prompt
+from gram_jax.data.comparison import Comparison, Label
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import expected_calibration_error
 from gram_jax.evals.intervals import wilson_interval
 from gram_jax.evals.pairwise import evaluate_pairs, report_pairs, verdicts_of
+from gram_jax.judge.messages import as_prompt
 from gram_jax.scoring.pair import PairScore
 
 
@@ -144,15 +145,15 @@ class FakeScorer:
             yield score(0.9, 0.9) if len(first) > len(second) else score(0.1, 0.1)
 
 
-def record(chosen: str, rejected: str, tie: bool = False, source: str = "") -> Preference:
-    return Preference("id", as_prompt("q"), chosen, rejected, tie=tie, source=source)
+def record(first: str, second: str, label: Label = 0, source: str = "") -> Comparison:
+    return Comparison(as_prompt("q"), first, second, label, source=source)
 
 
 def test_pairs_are_counted_and_ties_of_the_source_left_out():
     records = [
         record("long one", "short", source="a"),
-        record("s", "longer", source="b"),
-        record("x", "y", tie=True),
+        record("longer", "s", label=1, source="b"),
+        record("x", "y", "tie"),
     ]
     found = evaluate_pairs(FakeScorer(), records)
     assert (found.n, found.skipped_ties, found.accuracy) == (2, 1, 0.5)
@@ -161,4 +162,4 @@ def test_pairs_are_counted_and_ties_of_the_source_left_out():
 
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(DataError, match="all of them ties"):
-        evaluate_pairs(FakeScorer(), [record("x", "y", tie=True)])
+        evaluate_pairs(FakeScorer(), [record("x", "y", "tie")])

@@ -13,8 +13,8 @@ from scipy.special import expit
 
 from gram_jax.batch import Sequences
 from gram_jax.judge.encode import Encoded
-from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import label_logits
 from gram_jax.scoring import engine as engine_module
 from gram_jax.scoring.engine import RANKING_TREE_TOKENS, ScoringEngine
 from gram_jax.scoring.prefix_layout import BLOCK, lay_out, prefix_tree_shape

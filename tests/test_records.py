@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gram_jax.data.comparison import Candidates
 from gram_jax.data.fields import common_length
-from gram_jax.data.record_types import Candidates, Message, Preference, UnlabeledPair
-from gram_jax.data.records import RecordStream, SourceSpec, read_records, read_sources
+from gram_jax.data.records import RecordStream, read_records, read_sources
 from gram_jax.data.schemas import SCHEMAS, detect_schema
-from gram_jax.data.sources import parse_source, read_rows
+from gram_jax.data.sources import SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import Message
 
 
 def user(content: str) -> dict[str, str]:
@@ -102,7 +103,7 @@ GOLDEN = {
             "id": "u1",
             "prompt": QUESTION,
             "margin": 2.5,
-            "chosen_first": False,
+            "label": 1,
             "source": "chatbot_arena",
         },
     ),
@@ -112,7 +113,7 @@ GOLDEN = {
             "input": "",
             "output": "A",
         },
-        {"prompt": QUESTION, "chosen_first": True},
+        {"prompt": QUESTION, "label": 0},
     ),
     "ultrafeedback-binarized": (
         {
@@ -134,7 +135,7 @@ GOLDEN = {
             "response2": "good",
             "overall_preference": 2,
         },
-        {"prompt": QUESTION, "margin": 2.0, "chosen_first": False, "source": "general"},
+        {"prompt": QUESTION, "margin": 2.0, "label": 1, "source": "general"},
     ),
     "llamafactory-alpaca": (
         {"instruction": "Why", "input": "this?", "chosen": "good", "rejected": "bad"},
@@ -161,11 +162,11 @@ GOLDEN = {
             "response_B": "good",
             "label": "B>A",
         },
-        {"id": "j1", "prompt": QUESTION, "chosen_first": False, "source": "livebench-math"},
+        {"id": "j1", "prompt": QUESTION, "label": 1, "source": "livebench-math"},
     ),
     "labeled-pairs": (
         {"prompt": "Why?", "response_a": "bad", "response_b": "good", "label": "B", "margin": 2},
-        {"prompt": QUESTION, "chosen_first": False, "margin": 2.0},
+        {"prompt": QUESTION, "label": 1, "margin": 2.0},
     ),
     "trl-standard (reward bench)": (
         {"id": 3, "subset": "llmbar", "prompt": "Why?", "chosen": "good", "rejected": "bad"},
@@ -179,8 +180,7 @@ def test_a_row_of_each_labeled_schema_means_its_preference(name: str, tmp_path: 
     row, expected = GOLDEN[name]
     assert detect_schema("auto", "here", [row]).name == name.split(" ")[0]
     record = read_one(tmp_path, row)
-    assert isinstance(record, Preference)
-    assert (record.chosen, record.rejected, record.tie) == ("good", "bad", False)
+    assert (record.chosen, record.rejected) == ("good", "bad")
     for field, value in expected.items():
         assert getattr(record, field) == value, field
 
@@ -195,9 +195,9 @@ def test_naming_the_schema_gives_the_same_as_detecting_it(name: str, tmp_path: P
 def test_a_labeled_row_can_be_read_as_a_pair_in_the_order_of_its_source(name: str, tmp_path: Path):
     row, expected = GOLDEN[name]
     pair = read_one(tmp_path, row, "pair")
-    shown = ("good", "bad") if expected.get("chosen_first", True) else ("bad", "good")
-    assert isinstance(pair, UnlabeledPair)
+    shown = ("bad", "good") if expected.get("label") == 1 else ("good", "bad")
     assert (pair.prompt, pair.first, pair.second) == (expected["prompt"], *shown)
+    assert (pair.label, pair.margin) == (None, None)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -216,7 +216,7 @@ def test_unlabeled_pairs_and_candidates(tmp_path: Path):
     pair = read_one(tmp_path, {"prompt": "Why?", "response_a": "x", "response_b": "y"}, "pair")
     assert (pair.prompt, pair.first, pair.second) == (QUESTION, "x", "y")
     several = read_one(tmp_path, {"prompt": "Why?", "responses": ["x", "y", "x"]}, "candidates")
-    assert several == Candidates(several.id, QUESTION, ("x", "y", "x"))
+    assert several == Candidates(QUESTION, ("x", "y", "x"), id=several.id)
     two = read_one(tmp_path, {"prompt": "Why?", "response_a": "x", "response_b": "y"}, "candidates")
     assert two.responses == ("x", "y")
 
@@ -297,7 +297,7 @@ def test_rendered_rows_of_another_template_are_read_by_the_template_they_share(t
     assert [(r.prompt[0].content, r.first, r.second) for r in records] == [
         (f"q{i}", f"a{i}", f"b{i}") for i in range(4)
     ]
-    assert [r.chosen_first for r in records] == [True, False, False, True]
+    assert [r.label for r in records] == [0, 1, 1, 0]
     late = [*own_rows("12" * 16), {"instruction": "something else", "output": "1"}]
     with pytest.raises(DataError, match=r"line 33: .*the template that the first rows share"):
         read_records(jsonl(tmp_path / "own.jsonl", late))
@@ -367,7 +367,7 @@ def test_conversations_that_part_before_the_last_turn_are_an_error(tmp_path: Pat
 @pytest.mark.parametrize("preference", range(-3, 4))
 def test_the_sign_of_helpsteer_preferences(preference: int, tmp_path: Path):
     record = read_one(tmp_path, GOLDEN["helpsteer3"][0] | {"overall_preference": preference})
-    assert record.tie == (preference == 0) and record.margin == abs(preference)
+    assert (record.label == "tie") == (preference == 0) and record.margin == abs(preference)
     if preference:  # response 1 is "bad" here; negative says that it is the better one
         assert record.chosen == ("bad" if preference < 0 else "good")
 
@@ -377,13 +377,13 @@ def test_unified_feedback_ratings_decide_and_equal_ones_tie(ratings, tmp_path: P
     a, b = ratings
     row = GOLDEN["unified-feedback"][0] | {"conv_A_rating": a, "conv_B_rating": b}
     record = read_one(tmp_path, row)
-    assert record.tie == (a == b) and record.chosen_first == (a >= b)
+    assert record.label == ("tie" if a == b else int(a < b))
     assert record.margin == abs(a - b)
 
 
 def test_equal_scores_are_a_tie_and_reversed_scores_an_error(tmp_path: Path):
     row = GOLDEN["ultrafeedback-binarized"][0]
-    assert read_one(tmp_path, row | {"score_rejected": 8.5}).tie
+    assert read_one(tmp_path, row | {"score_rejected": 8.5}).label == "tie"
     with pytest.raises(DataError, match="at least score_rejected"):
         read_one(tmp_path, row | {"score_rejected": 9.0})
 

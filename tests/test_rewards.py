@@ -15,8 +15,10 @@ from gram_jax.errors import DataError
 from gram_jax.ranking.jobs import RankingJob
 from gram_jax.rewards import environment
 from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.rewards.trainers import GroupJudge, async_trl_reward, trl_reward, tunix_reward
+from gram_jax.rewards.trl import GroupJudge, async_trl_reward, trl_reward
+from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.rewards.verl import compute_score
 from gram_jax.scoring.pair import combine_orders
 from gram_jax.scoring.scorer import Scorer
@@ -61,9 +63,9 @@ def test_the_win_rate_in_a_group_is_the_mean_over_the_others():
 
 
 def test_a_preference_for_a_place_cancels():
-    lean = rewards(RewardForm(as_="log_odds"), lean=2.0).of(["q"] * 3, ["aaaa", "aa", "a"])
+    lean = rewards(RewardForm(scale="log_odds"), lean=2.0).of(["q"] * 3, ["aaaa", "aa", "a"])
     assert lean == pytest.approx(
-        rewards(RewardForm(as_="log_odds")).of(["q"] * 3, ["aaaa", "aa", "a"])
+        rewards(RewardForm(scale="log_odds")).of(["q"] * 3, ["aaaa", "aa", "a"])
     )
 
 
@@ -80,23 +82,25 @@ def test_all_comparisons_of_a_call_are_scored_together():
     assert judge.calls == 1 and judge.asked == 2 * 4 * 3  # both orders of six pairs, twice
 
 
-def test_a_circle_asks_for_as_many_pairs_as_there_are_responses():
+def test_neighbors_ask_for_as_many_pairs_as_there_are_responses():
     judge = ByLength()
-    found = Rewards(judge, RewardForm(against="circle")).of(["q"] * 4, ["aaaa", "aaa", "aa", "a"])
+    found = Rewards(judge, RewardForm(compare_with="neighbors")).of(
+        ["q"] * 4, ["aaaa", "aaa", "aa", "a"]
+    )
     assert judge.asked == 2 * 4
     assert found[0] == pytest.approx((expit(0.5) + expit(1.5)) / 2)
-    pair = Rewards(ByLength(), RewardForm(against="circle")).of(["q"] * 2, ["aaa", "a"])
+    pair = Rewards(ByLength(), RewardForm(compare_with="neighbors")).of(["q"] * 2, ["aaa", "a"])
     assert pair == pytest.approx([expit(1), expit(-1)])
 
 
 def test_references_given_or_shared():
-    form = RewardForm(against="reference", references=("aa", "aaaa"))
+    form = RewardForm(compare_with="reference", references=("aa", "aaaa"))
     given = rewards(form).of(["q", "q"], ["aaa", "aaa"], ["a", None])
     assert given == pytest.approx([expit(1), (expit(0.5) + expit(-0.5)) / 2])
     several = rewards(form).of(["q"], ["aaa"], [["a", "aaaaa"]])
     assert several == pytest.approx([0.5])
     with pytest.raises(DataError, match="nothing to be compared with"):
-        rewards(RewardForm(against="reference")).of(["q"], ["a"], [""])
+        rewards(RewardForm(compare_with="reference")).of(["q"], ["a"], [""])
 
 
 def test_references_are_written_where_none_are_given():
@@ -106,7 +110,7 @@ def test_references_are_written_where_none_are_given():
         asked.append([prompt[-1].content for prompt in prompts])
         return ["a" * len(prompt[-1].content) for prompt in prompts]
 
-    form = RewardForm(against="reference")
+    form = RewardForm(compare_with="reference")
     written = Rewards(ByLength(), form, write=write)
     found = written.of(["qq", "r", "qq"], ["aaa", "aaa", "a"])
     assert found == pytest.approx([expit(0.5), expit(1), expit(-0.5)])
@@ -126,9 +130,9 @@ def test_empty_text_that_is_written_is_a_reference():
 
 
 def test_a_response_equal_to_its_reference_has_exactly_one_half():
-    for as_, value in (("probability", 0.5), ("log_odds", 0.0)):
+    for scale, value in (("probability", 0.5), ("log_odds", 0.0)):
         judge = ByLength(lean=3.0)
-        form = RewardForm(against="reference", as_=as_)
+        form = RewardForm(compare_with="reference", scale=scale)
         assert Rewards(judge, form).of(["q"], ["same"], ["same"]) == [value]
         assert judge.asked == 0
 
@@ -140,7 +144,7 @@ def test_equal_responses_of_a_group_have_equal_rewards():
 
 
 def test_normalised_rewards_have_mean_zero_and_deviation_one_in_their_group():
-    form = RewardForm(as_="normalised")
+    form = RewardForm(scale="normalized")
     found = rewards(form).of(["q", "r", "q", "r"], ["aaaa", "b", "aa", "b"])
     assert found[0::2] == pytest.approx([1, -1]) and found[1::2] == [0, 0]
 
@@ -153,8 +157,8 @@ def test_length_costs_only_where_it_is_asked_to():
 
 
 def test_a_group_in_parts_is_compared_with_what_came_before_and_said_once():
-    parts = rewards(RewardForm(group=3))
-    with pytest.warns(UserWarning, match="a group of responses arrives in parts: 1 of at least 3"):
+    parts = Rewards(ByLength(), RewardForm(group_size=3), buffer=GroupBuffer())
+    with pytest.warns(UserWarning, match="1 of at least 3"):
         assert parts.of(["q"], ["aaaa"]) == [0.5]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,19 +169,25 @@ def test_a_group_in_parts_is_compared_with_what_came_before_and_said_once():
 
 
 def test_a_group_that_is_whole_leaves_nothing_for_the_prompts_next_group():
-    parts = Rewards(ByLength(), RewardForm(group=4), warn=False)
-    assert parts.of(["q"] * 2, ["a", "a"]) == [0.5, 0.5]
+    parts = Rewards(ByLength(), RewardForm(group_size=4), buffer=GroupBuffer())
+    with pytest.warns(UserWarning, match="2 of at least 4"):
+        assert parts.of(["q"] * 2, ["a", "a"]) == [0.5, 0.5]
     whole = parts.of(["q"] * 2, ["aa", "aa"])
     assert whole == pytest.approx([(0.5 + 2 * expit(0.5)) / 3] * 2)
     assert parts.of(["q"] * 2, ["aaaa", "aaaa"]) == [0.5, 0.5]  # a later step's, of a later policy
+
+
+def test_without_a_buffer_a_call_depends_on_nothing_but_its_arguments():
+    alone = rewards(RewardForm(group_size=2))
+    assert alone.of(["q"], ["aaaa"]) == alone.of(["q"], ["a"]) == [0.5]
 
 
 def test_empty_calls_and_wrong_lengths():
     assert rewards().of([], []) == []
     with pytest.raises(DataError, match="2 prompts and 1 completions"):
         rewards().of(["q", "q"], ["a"])
-    with pytest.raises(DataError, match="expected group, circle or reference"):
-        RewardForm(against="groups")
+    with pytest.raises(DataError, match="expected one of group, neighbors, reference"):
+        RewardForm(compare_with="groups")
 
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -223,7 +233,7 @@ def test_a_response_with_tool_calls_is_what_the_assistant_said():
 
 
 def test_the_form_of_trl():
-    reward = trl_reward(ByLength(), RewardForm(against="reference"))
+    reward = trl_reward(ByLength(), RewardForm(compare_with="reference"))
     assert reward.__name__ == "gram_judge"
     found = reward(
         prompts=[[{"role": "user", "content": "q"}]] * 2,
@@ -259,7 +269,7 @@ def test_the_form_of_tunix():
 
 def test_references_as_arrays_and_bytes():
     """As Tunix and other loaders hand on columns: several references of a prompt stay several."""
-    reward = tunix_reward(ByLength(), RewardForm(against="reference"))
+    reward = tunix_reward(ByLength(), RewardForm(compare_with="reference"))
     columns = {"question": ["q"], "reference": np.array([["a", "aaaaa"]])}
     assert reward(prompts=["q"], completions=["aaa"], **columns) == pytest.approx([0.5])
     columns["reference"] = np.array([b"a"], object)
@@ -279,13 +289,13 @@ def test_the_judge_as_an_index():
 def from_environment(monkeypatch):
     def made(form: RewardForm) -> None:
         there = Rewards(ByLength(), form)
-        monkeypatch.setattr(environment, "_load", lambda: there)
+        monkeypatch.setattr(environment, "load_rewards", lambda: there)
 
     return made
 
 
 def test_the_form_of_verl(from_environment, monkeypatch):
-    from_environment(RewardForm(against="reference"))
+    from_environment(RewardForm(compare_with="reference"))
     found = compute_score("math", "aaa", "a", {"prompt": [{"role": "user", "content": "q"}]})
     assert found == {"score": pytest.approx(expit(1))}
     with pytest.raises(DataError, match="extra_info has no prompt"):
@@ -299,18 +309,18 @@ def test_the_form_of_openrlhf(from_environment):
     torch = pytest.importorskip("torch")
     from gram_jax.rewards.openrlhf import reward_func
 
-    from_environment(RewardForm(against="reference"))
+    from_environment(RewardForm(compare_with="reference"))
     found = reward_func([CHATML + "aaa<|im_end|>"], [CHATML], ["a"])
     assert found["rewards"].dtype == torch.float32 and found["rewards"].shape == (1,)
     assert found["rewards"].item() == pytest.approx(expit(1))
     assert reward_func([], [], [])["rewards"].shape == (0,)
-    from_environment(RewardForm(against="reference", as_="log_odds"))
+    from_environment(RewardForm(compare_with="reference", scale="log_odds"))
     found = reward_func([CHATML + "aaa<|im_end|>"], [CHATML], ["a"])
     assert found["rewards"].item() == 1 and found["scores"].item() == pytest.approx(expit(1))
 
 
 def test_an_environment_without_a_judge_is_a_named_error(monkeypatch):
-    environment._load.cache_clear()
+    environment.load_rewards.cache_clear()
     monkeypatch.delenv("GRAM_JAX_JUDGE", raising=False)
     with pytest.raises(DataError, match="GRAM_JAX_JUDGE is not set"):
         environment.rewards_from_environment()
@@ -318,7 +328,7 @@ def test_an_environment_without_a_judge_is_a_named_error(monkeypatch):
 
 def test_samples_of_many_threads_are_scored_together(monkeypatch):
     """As verl and OpenRLHF ask: one at a time, from threads. The first call holds the others up."""
-    environment._load.cache_clear()
+    environment.load_rewards.cache_clear()
     judge, go = ByLength(), threading.Event()
     plain = judge.score_many
 
@@ -339,31 +349,35 @@ def test_samples_of_many_threads_are_scored_together(monkeypatch):
             time.sleep(0.01)
         go.set()
         scores = [one.result()["score"] for one in found]
-    environment._load.cache_clear()
+    environment.load_rewards.cache_clear()
     assert scores == pytest.approx([expit((len(text) - 3) / 2) for text in texts])
     assert judge.calls <= 2 and judge.asked == 2 * 15
 
 
 def test_an_environment_with_a_policy_compares_with_its_greedy_response(monkeypatch):
-    environment._load.cache_clear()
-    for name, value in {"JUDGE": "tiny-random", "POLICY": "tiny-random", "NEW": "4"}.items():
+    environment.load_rewards.cache_clear()
+    for name, value in {
+        "JUDGE": "tiny-random",
+        "POLICY": "tiny-random",
+        "MAX_NEW_TOKENS": "4",
+    }.items():
         monkeypatch.setenv(f"GRAM_JAX_{name}", value)
     with pytest.warns(UserWarning, match=r"no judge.json"):
         rewards = environment.rewards_from_environment()
-    environment._load.cache_clear()
+    environment.load_rewards.cache_clear()
     greedy = rewards.write([prompt_of("q")])[0]
     assert rewards.of(["q"], [greedy]) == [0.5]
-    monkeypatch.setattr(environment, "_load", lambda: rewards)
+    monkeypatch.setattr(environment, "load_rewards", lambda: rewards)
     assert compute_score("chat", greedy, "", {"prompt": "q"}) == {"score": 0.5}
     assert compute_score("chat", greedy, "other", {"prompt": "q"}) != {"score": 0.5}
     monkeypatch.undo()
     monkeypatch.setenv("GRAM_JAX_JUDGE", "tiny-random")
     monkeypatch.setenv("GRAM_JAX_POLICY", "tiny-random")
-    monkeypatch.setenv("GRAM_JAX_AGAINST", "group")
-    with pytest.raises(DataError, match="found a form with against = 'group'"):
+    monkeypatch.setenv("GRAM_JAX_COMPARE_WITH", "group")
+    with pytest.raises(DataError, match="leave out one of the two"):
         environment.rewards_from_environment()
-    monkeypatch.setenv("GRAM_JAX_NEW", "few")
-    with pytest.raises(DataError, match="GRAM_JAX_NEW a whole one"):
+    monkeypatch.setenv("GRAM_JAX_MAX_NEW_TOKENS", "few")
+    with pytest.raises(DataError, match="GRAM_JAX_MAX_NEW_TOKENS"):
         environment.rewards_from_environment()
 
 

@@ -18,7 +18,7 @@ QUESTION = [{"role": "user", "content": "Name a prime."}]
 @pytest.fixture(autouse=True)
 def judge_of_the_process(monkeypatch):
     there = Rewards(ByLength(), RewardForm("reference"))
-    monkeypatch.setattr(environment, "_load", lambda: there)
+    monkeypatch.setattr(environment, "load_rewards", lambda: there)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_verl_loads_the_function_by_its_package_and_calls_it_from_threads(tokeni
     from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
     from verl.utils.import_utils import load_extern_object
 
-    function = load_extern_object("pkg://gram_jax.rl.verl", "compute_score")
+    function = load_extern_object("pkg://gram_jax.rewards.verl", "compute_score")
     prompt, response = (tokenizer.encode(text) for text in (rendered(tokenizer), "aa"))
     rows = proto.from_dict(
         tensors={

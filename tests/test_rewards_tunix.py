@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from gram_jax.data.record_types import Message
 from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.messages import Message
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.rewards.trainers import tunix_reward
+from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -78,7 +78,7 @@ def test_grpo_trains_on_win_rates_in_the_group():
             ),
         ),
     )
-    function = tunix_reward(judge, RewardForm("group", group=GROUP))
+    function = tunix_reward(judge, RewardForm("group", group_size=GROUP))
     seen, asked = [], set()
 
     def reward(prompts, completions, **columns):

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from gram_jax.data.records import Candidates, as_prompt
+from gram_jax.data.comparison import Candidates
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import as_prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring import files, results
 from gram_jax.scoring.files import rank_file, score_file
@@ -249,7 +250,7 @@ def test_a_tie_has_neutral_columns(judge: Scorer, tmp_path: Path):
 
 
 def test_a_window_is_filled_by_work():
-    records = [Candidates(str(n), as_prompt("q"), ("x",) * n) for n in (5, 2, 2, 6, 2)]
+    records = [Candidates(as_prompt("q"), ("x",) * n, id=str(n)) for n in (5, 2, 2, 6, 2)]
     source, found = iter(enumerate(records, start=1)), []
     while window := results._take_window(source, 11, lambda r: len(r.responses)):
         found.append([record.id for _, record in window])

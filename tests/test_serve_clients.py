@@ -5,15 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from scipy.special import expit
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("uvicorn")
-from test_serve import CHAT, Judge
-from test_serve_wire import serving
+from server import CHAT, FakeJudge, serving
 
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.rewards.forms import RewardForm
-from gram_jax.serve.guard import Limits
+from gram_jax.serve.middleware import Limits
 
 
 def test_openrlhf_asks_for_a_sample_at_a_time_with_its_label_as_reference():
@@ -47,7 +43,7 @@ def test_openrlhf_asks_for_a_sample_at_a_time_with_its_label_as_reference():
 def test_llama_factory_asks_for_a_batch_of_conversations():
     client = pytest.importorskip("llamafactory.train.ppo.ppo_utils", exc_type=ImportError)
     form = RewardForm("reference", references=("a",))
-    with serving(Limits(), Judge(), form=form) as address:
+    with serving(Limits(), FakeJudge(), form=form) as address:
         url = "http://{}:{}/v1/score/evaluation".format(*address)
         found = client.get_rewards_from_server(url, [CHAT + "aaa<|im_end|>", CHAT + "a"])
     assert found.tolist() == pytest.approx([expit(1), 0.5])

@@ -3,19 +3,15 @@
 import time
 
 import pytest
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("uvicorn")
 from browser import Page, needs_browser, started_driver
-from test_serve import Judge
-from test_serve_wire import serving
+from server import FakeJudge, serving
 
-from gram_jax.serve.guard import Limits
+from gram_jax.serve.middleware import Limits
 
 pytestmark = needs_browser
 
 
-class Leaning(Judge):
+class Leaning(FakeJudge):
     """Prefers what is longer, and by `lean` what is shown first."""
 
     def __init__(self, lean: float):
@@ -53,7 +49,7 @@ def driver():
         yield url
 
 
-def seen(driver: str, profile, judge: Judge, *askings: dict, **settings) -> list[str]:
+def seen(driver: str, profile, judge: FakeJudge, *askings: dict, **settings) -> list[str]:
     """What a person sees after each asking."""
     with serving(Limits(), judge, **settings) as address:
         page = Form(driver, str(profile), "http://{}:{}/".format(*address))

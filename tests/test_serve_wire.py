@@ -4,25 +4,18 @@ import asyncio
 import gc
 import json
 import socket
-import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
 
+import httpx
 import numpy as np
 import pytest
-from jobs import free_port
+from hypothesis import HealthCheck, Phase, given, settings
+from server import PAIR, FakeJudge, serving
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-httpx = pytest.importorskip("httpx")
-uvicorn = pytest.importorskip("uvicorn")
-from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
-from test_serve import Judge  # noqa: E402
+from gram_jax.serve.app import make_app
+from gram_jax.serve.middleware import Limits
 
-from gram_jax.serve.app import make_app  # noqa: E402
-from gram_jax.serve.guard import Limits  # noqa: E402
-
-PAIR = {"prompt": "q", "first": "aa", "second": "b"}
 FUZZ = settings(
     max_examples=40,
     deadline=None,
@@ -31,28 +24,6 @@ FUZZ = settings(
     phases=(Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )
-
-
-@contextmanager
-def serving(limits: Limits, judge: Judge | None = None, **settings):
-    """Host and port of a server in a thread of this process."""
-    port = free_port()
-    app = make_app(judge or Judge(), "test", limits=limits, cohort_wait=0.05, **settings)
-    config = uvicorn.Config(
-        app, "127.0.0.1", port, log_level="error", access_log=False, timeout_keep_alive=60
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until = time.monotonic() + 30
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
-    assert server.started
-    try:
-        yield "127.0.0.1", port
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +36,7 @@ def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-    app = make_app(Judge(), "test", cohort_wait=0.01)
+    app = make_app(FakeJudge(), "test", group_wait=0.01)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     seen: set[tuple[str, int]] = set()
     for result in schema.get_all_operations():

@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.generation.greedy import GreedyResponses
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.rewards.forms import RewardForm
-from gram_jax.rewards.trainers import async_trl_reward, trl_reward
+from gram_jax.rewards.trl import async_trl_reward, trl_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -50,7 +50,7 @@ def test_a_tiny_policy_is_trained_on_the_judges_rewards(judge, policy, tmp_path,
     if form == "reference":
         rows["reference"] = ["oak", "Rhine", "1 2 3", "hello"]
     if form == "greedy":
-        given["write"] = GreedyResponses(Policy.load(policy), new=8)
+        given["write"] = GreedyResponses(TextGenerator.load(policy), max_new_tokens=8)
     plain = trl_reward(judge, asked, **given)
 
     def watched(**passed):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from sizes import Size
 
-from gram_jax.data.records import Preference, UnlabeledPair, read_records
+from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import read_records
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import DataError
 from gram_jax.interop.models import load_tokenizer
@@ -24,7 +25,6 @@ from gram_jax.judge.encode import encode_comparisons, encode_writings
 from gram_jax.judge.spec import JudgeSpec, make_spec
 
 TRAIN, VALID, UNLABELED = "preference_train", "preference_valid", "unlabeled_train"
-Pair = Preference | UnlabeledPair
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Pools:
 
     size: Size
     spec: JudgeSpec
-    unlabeled: list[UnlabeledPair]
-    labels: list[Preference]
-    tests: dict[str, list[Preference]]
-    long: dict[str, list[Preference]]
-    domain: list[Preference]
+    unlabeled: list[Comparison]
+    labels: list[Comparison]
+    tests: dict[str, list[Comparison]]
+    long: dict[str, list[Comparison]]
+    domain: list[Comparison]
 
     @property
     def outside(self) -> list[str]:
@@ -61,14 +61,14 @@ class Pools:
             for name, pairs in {**self.tests, **self.long}.items()
         }
 
-    def draw(self, source: str, count: int, seed: int) -> list[Pair]:
+    def draw(self, source: str, count: int, seed: int) -> list[Comparison]:
         """The first `count` pairs of "unlabeled", "labels" or "domain" in the order of a seed."""
         pool = self.pool(source)
         if source == "domain" and self.size.domain_train is not None:
             pool = [pool[i] for i in np.flatnonzero(~self.domain_test(seed))]
         return _shuffled(pool, seed, lambda pair: pair.id)[:count]
 
-    def pool(self, source: str) -> Sequence[Pair]:
+    def pool(self, source: str) -> Sequence[Comparison]:
         """What `draw` draws from, for every seed."""
         if source == "domain":
             return self.domain
@@ -134,7 +134,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
     )
 
 
-def digest(pairs: Iterable[Pair]) -> str:
+def digest(pairs: Iterable[Comparison]) -> str:
     """16 hex digits that name these pairs in this order, texts and labels; how they are called is nothing."""
     found = hashlib.sha256()
     for pair in pairs:
@@ -142,7 +142,7 @@ def digest(pairs: Iterable[Pair]) -> str:
     return found.hexdigest()[:16]
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+def write_pairs(path: Path, pairs: Iterable[Comparison]) -> None:
     """A file that a recipe can name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": p.id, **_row(p)}) + "\n" for p in pairs))
@@ -163,11 +163,13 @@ class _Measure:
         self.tokenizer, self.spec, self.cache = tokenizer, spec, cache
         self.known = json.loads(cache.read_text()) if cache.exists() else {}
 
-    def __call__(self, folder: Path, name: str, kind: str = "preference") -> list[tuple[Pair, int]]:
+    def __call__(
+        self, folder: Path, name: str, kind: str = "preference"
+    ) -> list[tuple[Comparison, int]]:
         path = next((p for s in FILE_SUFFIXES if (p := folder / (name + s)).is_file()), None)
         if path is None:
             raise DataError(f"{folder} has no file {name} ({', '.join(FILE_SUFFIXES)})")
-        pairs = [p for p in read_records(path, kind)[0] if kind == "pair" or not p.tie]
+        pairs = [p for p in read_records(path, kind)[0] if kind == "pair" or p.has_preference]
         key = hashlib.sha256(self.spec.hash.encode() + path.read_bytes()).hexdigest()[:16]
         if key not in self.known:
             encode = encode_comparisons if kind == "preference" else encode_writings
@@ -179,7 +181,7 @@ class _Measure:
         return list(zip(pairs, self.known[key], strict=True))
 
 
-def _clear(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[tuple[Preference, int]]:
+def _clear(size: Size, pairs: Sequence[tuple[Comparison, int]]) -> list[tuple[Comparison, int]]:
     return [
         (pair, length)
         for pair, length in pairs
@@ -187,7 +189,7 @@ def _clear(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[tuple[Pr
     ]
 
 
-def _tested(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[Preference]:
+def _tested(size: Size, pairs: Sequence[tuple[Comparison, int]]) -> list[Comparison]:
     by_prompt = defaultdict(list)
     for pair, length in pairs:
         if length <= size.test_fit:
@@ -196,8 +198,8 @@ def _tested(size: Size, pairs: Sequence[tuple[Preference, int]]) -> list[Prefere
     return _shuffled([p for of in few for p in of], 0, lambda p: p.id)[: size.test_pairs]
 
 
-def _shortest(pairs: Sequence[tuple[Preference, int]], tokens: int) -> list[Preference]:
-    found: dict[str, Preference] = {}
+def _shortest(pairs: Sequence[tuple[Comparison, int]], tokens: int) -> list[Comparison]:
+    found: dict[str, Comparison] = {}
     for pair, length in sorted(pairs, key=lambda item: (item[1], item[0].id)):
         if _text(pair) in found:
             continue
@@ -213,16 +215,16 @@ def _shuffled(items: Iterable[Any], seed: int, name: Callable[[Any], str]) -> li
     )
 
 
-def _text(pair: Pair) -> str:
+def _text(pair: Comparison) -> str:
     return json.dumps([[message.role, message.content] for message in pair.prompt])
 
 
-def _row(pair: Pair) -> dict[str, Any]:
+def _row(pair: Comparison) -> dict[str, Any]:
     prompt = [{"role": message.role, "content": message.content} for message in pair.prompt]
-    if isinstance(pair, Preference):
+    if pair.has_preference:
         return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     return {"prompt": prompt, "response_a": pair.first, "response_b": pair.second}
 
 
-def _number(pairs: Sequence[Preference]) -> np.ndarray:
+def _number(pairs: Sequence[Comparison]) -> np.ndarray:
     return np.unique([_text(pair) for pair in pairs], return_inverse=True)[1]

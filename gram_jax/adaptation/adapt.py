@@ -17,7 +17,7 @@ from scipy.special import expit
 from gram_jax.checkpoint.orbax import complete_steps
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
-from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     expected_calibration_error,
@@ -33,9 +33,10 @@ from gram_jax.evals.workload import Workload, read_workload
 from gram_jax.hashing import drawn
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.verify import CHECKPOINTS
@@ -54,24 +55,24 @@ FILE = "adaptation.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class AdaptConfig:
     """How a judge is adapted.
 
-    patience: the training ends after so many epochs in a row without a new least loss where the epoch is chosen; 0:
-    all epochs are trained. held_out: share of the prompts of each of the two parts that are not trained on. rate: peak
-    learning rate, None: `default_rate`. rows, length: of a step; rows are made a multiple of the devices, None: so many
-    that an epoch has about 40 steps, and 8 at most.
+    patience: number of epochs without a new least loss on the selection split after which training ends; 0: never.
+    held_out: share of the prompts in each of the two splits that are not trained on. learning_rate: at its peak, None:
+    `default_rate`. batch_size: rows of a step, rounded up to a multiple of the devices; None: about 40 steps an epoch,
+    at most 8 rows. max_length: tokens of a row.
     """
 
     method: Method = "lora"
-    epochs: int = 3
+    num_train_epochs: int = 3
     patience: int = 1
-    rate: float | None = None
-    smoothing: float = 0.1
-    rank: int = 16
+    learning_rate: float | None = None
+    label_smoothing: float = 0.1
+    lora_rank: int = 16
     held_out: float = 0.2
-    rows: int | None = None
-    length: int = 1024
+    batch_size: int | None = None
+    max_length: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,9 +81,9 @@ class Settings:
             raise DataError(
                 f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
             )
-        if not 0 <= self.smoothing < 1 or self.epochs < 1 or self.patience < 0:
+        if not 0 <= self.label_smoothing < 1 or self.num_train_epochs < 1 or self.patience < 0:
             raise DataError(
-                "expected smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
+                "expected label_smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
             )
 
 
@@ -120,13 +121,13 @@ def default_rate(method: Method, cfg: ModelConfig) -> float:
     return 5e-4 * (2000 / cfg.embed_size) ** power
 
 
-def split(records: Sequence[Preference], held_out: float, seed: int) -> dict[str, list[Preference]]:
+def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str, list[Comparison]]:
     """Records by part: all of a prompt lie in one, by a hash of (seed, prompt).
 
     Raises DataError where a part has fewer than 10 pairs.
     """
     edges = (held_out, 2 * held_out)
-    parts: dict[str, list[Preference]] = {part: [] for part in PARTS}
+    parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}
     for record in records:
         at = drawn(seed, _text(record.prompt), "part") / 2**64
         parts["test" if at < edges[0] else "choose" if at < edges[1] else "train"].append(record)
@@ -143,7 +144,7 @@ def adapt(
     model: str,
     source: str,
     out: Path,
-    settings: Settings,
+    settings: AdaptConfig,
     *,
     compute: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
@@ -180,11 +181,11 @@ def adapt(
     del judge  # its weights make room for training
 
     def at(step: int) -> Scorer:
-        return Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
+        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute=compute)
 
     margins: dict[int, np.ndarray] = {}
     for end in ends:
-        if end not in complete_steps(Path(recipe.run.folder) / CHECKPOINTS):
+        if end not in complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS):
             _train(recipe, end, console)
         margins[end] = on_choose(at(end))
         if _waited_enough(margins, settings.patience):
@@ -213,7 +214,7 @@ def adapt(
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
             "all the same"
         )
-    result["exported"] = str(_export(recipe.run.folder, choice.step, out / "judge"))
+    result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
     write_json(out / FILE, result)
     for doubt in doubts(result):
         console.warn(doubt)
@@ -266,18 +267,26 @@ def _export(run: str, step: int, folder: Path) -> Path:
 
 
 def _recipe(
-    model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
     """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
     spec, devices = judge.spec, jax.device_count()
-    length = max(settings.length, spec.max_length)
+    length = max(settings.max_length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
-    rank = {"rank": settings.rank, "alpha": 2.0 * settings.rank, "targets": list(CONTRACTED)}
+    rank = {
+        "rank": settings.lora_rank,
+        "alpha": 2.0 * settings.lora_rank,
+        "target_modules": list(NUM_CONTRACTED_DIMS),
+    }
     values: dict[str, Any] = {
-        "stage": "judge",
-        "run": {"folder": str(out / "run"), "seed": settings.seed, "epochs": settings.epochs},
-        "model": {"start": model, "dtype": "float32"},
+        "stage": "finetune",
+        "run": {
+            "output_dir": str(out / "run"),
+            "seed": settings.seed,
+            "num_train_epochs": settings.num_train_epochs,
+        },
+        "model": {"name_or_path": model, "param_dtype": "float32"},
         "judge": {
             "template": str(template),
             "labels": list(spec.labels),
@@ -288,42 +297,52 @@ def _recipe(
         "data": {
             "train": [str(train_file)],
             "schema": "trl-conversational",
-            "orders": "both",
-            "overlong": "shorten",
+            "position_augmentation": "both",
+            "overlong": "truncate",
             "on_bad": "error",
         },
         "batch": {
-            "rows": devices,
-            "length": length,
-            "pack": True,
-            "microbatches": 1,
+            "batch_size": devices,
+            "max_length": length,
+            "packing": True,
+            "gradient_accumulation_steps": 1,
         },
         "optimizer": {
-            "learning_rate": settings.rate
-            if settings.rate is not None
+            "learning_rate": settings.learning_rate
+            if settings.learning_rate is not None
             else default_rate(settings.method, judge.cfg),
-            "warmup": 0.1,
-            "schedule": "cosine",
+            "warmup_steps": 0.1,
+            "lr_scheduler_type": "cosine",
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
             "weight_decay": 0.0,
-            "clip": 1.0,
+            "max_grad_norm": 1.0,
         },
-        "loss": {"smoothing": settings.smoothing},
-        "execution": {"compute": judge.execution.compute, "attention": "auto", "remat": "dots"},
+        "loss": {"label_smoothing": settings.label_smoothing},
+        "execution": {
+            "compute_dtype": judge.execution.compute,
+            "attention": "auto",
+            "remat": "dots",
+        },
         "log": {"tensorboard": False},
     }
     if settings.method == "lora":
         values["lora"] = rank
     examples = training_examples(make_recipe(values), judge.tokenizer, spec, Console(mute=True))
     full = int(examples.documents.lengths.sum()) // length
-    rows = settings.rows or min(max(1, round(full / STEPS)), MOST_ROWS)
+    rows = settings.batch_size or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices
-    values["batch"] |= {"rows": rows, "microbatches": rows // devices}  # a row at a time on each
+    values["batch"] |= {
+        "batch_size": rows,
+        "gradient_accumulation_steps": rows // devices,
+    }  # a row at a time on each
     batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
-    ends = [batches.steps(epoch) for epoch in range(1, settings.epochs + 1)]
-    keep = {"every": ends[0], "keep": 1000}  # of every epoch, and what interruptions leave between
+    ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
+    keep = {
+        "save_steps": ends[0],
+        "max_to_keep": 1000,
+    }  # of every epoch, and what interruptions leave between
     return make_recipe(values | {"checkpoint": keep}), ends
 
 
@@ -399,7 +418,7 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _write(path: Path, records: Sequence[Preference]) -> Path:
+def _write(path: Path, records: Sequence[Comparison]) -> Path:
     """A part as a file that a recipe can name; left alone where it says the same already."""
     path.parent.mkdir(exist_ok=True)
     rows = [

@@ -4,13 +4,13 @@ Which pairs are attacked, by which attack and template are functions of (seed, i
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from gram_jax.attacks.suite import Attack, attacks_of_kind
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.hashing import drawn
+from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 
 _T = TypeVar("_T")
@@ -22,7 +22,7 @@ def _asked(prompt: Prompt) -> str:
 
 
 def attacked_text(
-    attack: Attack, record: Preference, response: str, judge: JudgeSpec, *, seed: int
+    attack: Attack, record: Comparison, response: str, judge: JudgeSpec, *, seed: int
 ) -> str:
     """The response as the suite shows it: one tested template, drawn by (seed, id, attack)."""
     case = AttackContext(_asked(record.prompt), response, judge)
@@ -30,14 +30,14 @@ def attacked_text(
 
 
 def with_attacks(
-    records: Sequence[Preference], judge: JudgeSpec, *, share: float, seed: int
-) -> list[Preference]:
+    records: Sequence[Comparison], judge: JudgeSpec, *, share: float, seed: int
+) -> list[Comparison]:
     """Labeled pairs of which `share` have an attack in place of the rejected response; the others are left as they are.
 
     Which pairs, which attack and which of its trained templates are functions of (seed, id) and of the pairs. Ties
     are neither counted nor changed, and no attack becomes equal to the chosen response.
     """
-    labeled = [at for at, record in enumerate(records) if not record.tie]
+    labeled = [at for at, record in enumerate(records) if record.has_preference]
     labeled.sort(key=lambda at: (drawn(seed, records[at].id, "attacked"), at))
     changed = list(records)
     for at in labeled[: round(share * len(labeled))]:
@@ -45,11 +45,11 @@ def with_attacks(
     return changed
 
 
-def _with_attack(record: Preference, judge: JudgeSpec, seed: int) -> Preference:
+def _with_attack(record: Comparison, judge: JudgeSpec, seed: int) -> Comparison:
     attack = _pick(attacks_of_kind("hostile"), seed, record.id, "which attack")
     case = AttackContext(_asked(record.prompt), record.rejected, judge)
     text = _pick(attack.trained, seed, record.id, attack.name)(case)
-    return record if text == record.chosen else replace(record, rejected=text)
+    return record if text == record.chosen else record.with_rejected(text)
 
 
 def _pick(among: Sequence[_T], seed: int, *what: str) -> _T:

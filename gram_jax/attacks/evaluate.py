@@ -14,14 +14,14 @@ import numpy as np
 from gram_jax.attacks.augment import attacked_text
 from gram_jax.attacks.suite import Attack
 from gram_jax.console import Console
-from gram_jax.data.records import Preference, contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
 from gram_jax.evals.pairwise import side
 from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.hashing import drawn
-from gram_jax.judge.template import show_turns, turns
+from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.progress import ProgressBar
 from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.results import RowTask, write_rows
@@ -53,13 +53,13 @@ class Trial(NamedTuple):
 
 
 def choose_pairs(
-    records: Sequence[Preference], pairs: int | None, *, seed: int
-) -> list[Preference]:
+    records: Sequence[Comparison], pairs: int | None, *, seed: int
+) -> list[Comparison]:
     """At most so many labeled pairs, drawn by a hash of (seed, id), so that more of them begin with the same ones.
 
     Raises DataError where no labeled pair is there.
     """
-    labeled = [record for record in records if not record.tie]
+    labeled = [record for record in records if record.has_preference]
     if not labeled:
         raise DataError(
             f"no labeled pair to attack: found {len(records)} records, all of them ties"
@@ -71,7 +71,7 @@ def run_attacks(
     scorer: Scorer,
     model: str,
     source: str,
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     folder: Path,
     attacks: Sequence[Attack],
     *,
@@ -142,7 +142,7 @@ def read_scores(path: Path) -> np.ndarray:
 
 
 def report_attacks(
-    pairs: Sequence[Preference],
+    pairs: Sequence[Comparison],
     attacks: Sequence[Attack],
     trials: Sequence[Trial],
     scores: np.ndarray,
@@ -246,7 +246,7 @@ def attack_tables(
 
 
 def _trials(
-    pairs: Sequence[Preference], attacks: Sequence[Attack], judge: Any, seed: int
+    pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: Any, seed: int
 ) -> Iterator[Trial]:
     """Every pair as it is, then under each attack that changes something in it and leaves two different responses."""
     for at, record in enumerate(pairs):
@@ -266,10 +266,10 @@ def _trials(
                 yield trial
 
 
-def _as_record(trial: Trial, record: Preference) -> Preference:
+def _as_record(trial: Trial, record: Comparison) -> Comparison:
     """A trial for the file of scores."""
     name = f"{record.id}/{trial.attack}"
-    return Preference(name, record.prompt, trial.chosen, trial.rejected, source=trial.attack)
+    return Comparison(record.prompt, trial.chosen, trial.rejected, 0, id=name, source=trial.attack)
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:
@@ -317,13 +317,13 @@ def _surest(
 
 
 def _example(
-    attack: Attack, trial: Trial, record: Preference, p: float, p_clean: float
+    attack: Attack, trial: Trial, record: Comparison, p: float, p_clean: float
 ) -> dict[str, Any]:
     """A trial to read. p, p_clean: P(chosen) in the trial and of the pair as it is."""
     flipped = trial.changed == "rejected"
     original = record.rejected if flipped else record.chosen
     return {
-        "prompt": show_turns(turns(record.prompt)),
+        "prompt": render_turns(turns_of(record.prompt)),
         "honest": record.chosen if attack.kind == "hostile" else original,
         "attack": trial.text,
         "probability": 1 - p if flipped else p,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import CheckpointError
+from gram_jax.files import write_atomic
 
 # Folders of other people hold files of the name manifest.json, so this one has our name in it.
 MANIFEST = "gram_jax_manifest.json"
@@ -188,9 +189,7 @@ def _digest(path: Path) -> str:
 
 
 def _save(folder: Path, manifest: Manifest) -> None:
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_bytes(_text(manifest))
-    partial.replace(folder / MANIFEST)
+    write_atomic(folder / MANIFEST, _text(manifest))
 
 
 def _text(manifest: Manifest) -> bytes:

@@ -2,7 +2,6 @@
 all, together with the content hashes of their files; what does not match them is never read.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from gram_jax.checkpoint.manifest import find_damage, refusal, write_manifest
-from gram_jax.distributed.collectives import from_main, lines_of_all, wait_for_all
+from gram_jax.distributed.collectives import all_gather_lines, barrier, broadcast_object
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.files import is_full_disk
 from gram_jax.tree import Tree
 
 # Items of one checkpoint: "params" by itself, so that it can be read without the optimizer's state;
@@ -61,7 +61,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 def damage_of_newest(folder: Path, final: int | None) -> list[str]:
     """Why the newest step is not the `final` one as it was written, a line each; nothing where it is."""
-    if not from_main(folder.is_dir()):
+    if not broadcast_object(folder.is_dir()):
         return [f"{folder.name}/: missing"]
     with Checkpoints(folder, keep=None) as checkpoints:
         newest = checkpoints.latest()
@@ -130,7 +130,7 @@ class Checkpoints:
         self.wait()  # Orbax writes one at a time anyway
         with self._writing():
             # The first process decides: were two of different minds, one would wait for the other.
-            if not from_main(step in complete_steps(self.folder)):
+            if not broadcast_object(step in complete_steps(self.folder)):
                 self._check_space(state)
                 fields = _fields(state)
                 params = fields.pop(PARAMS)
@@ -152,7 +152,7 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         """Every step that was saved completely, damaged since or not, oldest first."""
         with self._errors("listed"):
-            return from_main(complete_steps(self.folder))
+            return broadcast_object(complete_steps(self.folder))
 
     def newest_good(self, report: Callable[[str], None]) -> int | None:
         """The newest step whose files are all as they were written; None before the first save.
@@ -189,7 +189,7 @@ class Checkpoints:
             lines = "\n  ".join(problems)
             report(f"step {step} is damaged{moved}; the newest good step is {newest}:\n  {lines}")
         if refused and self._writes:
-            wait_for_all("gram_jax: damaged steps are out of the way")
+            barrier("gram_jax: damaged steps are out of the way")
             with self._errors("listed"):
                 self._manager.reload()
         return newest
@@ -253,7 +253,7 @@ class Checkpoints:
             index=jax.process_index(),
             count=jax.process_count(),
         )
-        if not (problems := lines_of_all(found)):
+        if not (problems := all_gather_lines(found)):
             self._verified |= {(step, item) for item in items}
         return problems
 
@@ -312,7 +312,7 @@ class Checkpoints:
         number = 1
         while (place := self.folder / DAMAGED / f"{step}-{number}").exists():
             number += 1
-        place = place.with_name(f"{step}-{from_main(number)}")
+        place = place.with_name(f"{step}-{broadcast_object(number)}")
         if jax.process_index() == 0:
             with self._errors("moved"):
                 place.parent.mkdir(exist_ok=True)
@@ -353,7 +353,7 @@ class Checkpoints:
         return CheckpointError(
             f"the disk of {self.folder} is full: a checkpoint needs up to {self._needed / 1e6:,.1f} "
             f"MB, {free / 1e6:,.1f} MB are free. Earlier checkpoints are whole. Free some space, "
-            "keep fewer checkpoints (checkpoint.keep), or give the run another folder"
+            "keep fewer checkpoints (checkpoint.max_to_keep), or give the run another folder"
         )
 
     @contextmanager
@@ -378,7 +378,7 @@ class Checkpoints:
         except (CheckpointError, LayoutError):
             raise
         except Exception as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            if is_full_disk(error):
                 raise self._full() from error
             if "tree structures do not match" in str(error):
                 raise LayoutError(

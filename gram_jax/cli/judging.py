@@ -114,7 +114,9 @@ def bon(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
     limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
-    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of a response")
+    ] = 256,
     temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
@@ -139,7 +141,7 @@ def bon(
         out,
         oracle=oracle,
         n=n,
-        new=new,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
@@ -153,42 +155,49 @@ def bon(
 
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    host: Annotated[str, typer.Option(help="0.0.0.0 for every interface")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="to listen on")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8000,
     token_file: Annotated[
-        Path | None, typer.Option(help="a file with the bearer token that requests must carry")
+        Path | None, typer.Option(help="File with the bearer token that requests must carry")
     ] = None,
-    against: Annotated[
-        Literal["group", "circle"] | None,
-        typer.Option(help="of rewards without a reference; default group"),
+    compare_with: Annotated[
+        Literal["group", "neighbors"] | None,
+        typer.Option(
+            help="What a response without a reference is compared with; default group, all others to its prompt"
+        ),
     ] = None,
     references: Annotated[
         Path | None,
-        typer.Option(help="a JSON list of texts that responses meet, in place of their group"),
+        typer.Option(help="JSON list of texts that every response is compared with instead"),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help=f"whose greedy response responses meet in place: {MODEL_HELP}"),
+        typer.Option(
+            help=f"Model whose greedy response every response is compared with instead: {MODEL_HELP}"
+        ),
     ] = None,
-    new: Annotated[
-        int | None, typer.Option(min=1, help="tokens of that response, at most; default 256")
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of tokens of the greedy response; default 256"),
     ] = None,
-    as_: Annotated[
-        Literal["probability", "log_odds", "normalised"], typer.Option("--as", help="of rewards")
+    scale: Annotated[
+        Literal["probability", "log_odds", "normalized"], typer.Option(help="Scale of rewards")
     ] = "probability",
-    queue: Annotated[int, typer.Option(min=2, help="sequences that may wait")] = 8192,
-    together: Annotated[int, typer.Option(min=2, help="sequences scored in one call")] = 512,
-    requests: Annotated[int, typer.Option(min=1, help="answered at a time")] = 512,
+    max_queue: Annotated[int, typer.Option(min=2, help="Sequences that may wait")] = 8192,
+    max_batch: Annotated[int, typer.Option(min=2, help="Sequences scored in one call")] = 512,
+    max_requests: Annotated[int, typer.Option(min=1, help="Concurrent requests")] = 512,
     deadline: Annotated[
         float,
-        typer.Option(min=0.1, callback=seconds(0.1), help="seconds for a request, at most"),
+        typer.Option(min=0.1, callback=seconds(0.1), help="Largest time of a request, seconds"),
     ] = 60,
-    body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="largest body, MiB")] = 8,
-    cohort_wait: Annotated[
+    max_body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="Largest body, MiB")] = 8,
+    group_wait: Annotated[
         float,
-        typer.Option(min=0, callback=seconds(0), help="seconds that /compare waits for a group"),
+        typer.Option(min=0, callback=seconds(0), help="Seconds that /compare waits for a group"),
     ] = 2,
-    grace: Annotated[int, typer.Option(min=1, help="seconds for open requests at the end")] = 60,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds for open requests at the end")] = 60,
     compute: Compute = "auto",
     weights: Weights = "auto",
     judge: JudgeOption = None,
@@ -202,31 +211,32 @@ def serve(
         from gram_jax.serve.app import make_app
         from gram_jax.serve.run import check_address, read_references, read_token
         from gram_jax.serve.run import serve as run
-    from gram_jax.generation.generator import Policy
-    from gram_jax.generation.greedy import NEW, GreedyResponses
+    from gram_jax.generation.generator import TextGenerator
+    from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
     from gram_jax.rewards.forms import RewardForm
-    from gram_jax.serve.guard import Limits
+    from gram_jax.serve.middleware import Limits
 
     token, texts = read_token(token_file), read_references(references)
-    if sum(map(bool, (texts, policy, against))) > 1 or (new and not policy):
+    if sum(map(bool, (texts, policy, compare_with))) > 1 or (max_new_tokens and not policy):
         raise DataError(
-            "--against, --references and --policy say what a response meets and exclude each other, and --new is for "
-            "--policy: leave out one"
+            "--compare-with, --references and --policy exclude each other, and --max-new-tokens is for --policy: leave "
+            "out one"
         )
     check_address(host, port)
     write = None
     if policy:
-        write = GreedyResponses(Policy.load(policy, compute=compute), new=new or NEW)
+        generator = TextGenerator.load(policy, compute=compute)
+        write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
-        form=RewardForm("reference" if texts or policy else against or "group", as_, texts),
+        form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
-        limits=Limits(int(body_mb * 2**20), requests=requests, deadline=deadline),
+        limits=Limits(int(max_body_mb * 2**20), requests=max_requests, deadline=deadline),
         token=token,
-        queue=queue,
-        together=together,
-        cohort_wait=cohort_wait,
+        max_queue=max_queue,
+        max_batch=max_batch,
+        group_wait=group_wait,
     )
     Console().say(f"http://{host}:{port} serves {model}" + ("" if token else ", without a token"))
     run(app, host=host, port=port, grace=grace)
@@ -280,7 +290,7 @@ def bench(
         print(json.dumps(found, indent=2))
 
 
-def judge(
+def spec(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,
     template: Annotated[
@@ -290,8 +300,8 @@ def judge(
             'other model gets "default"'
         ),
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
+    template_rows: Annotated[
+        str | None, typer.Option(help="Rendered GRAM rows, for the template from-dataset")
     ] = None,
     labels: Annotated[
         tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
@@ -302,7 +312,7 @@ def judge(
     max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
 ) -> None:
-    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    """Write the judge specification (judge.json) of a model, for --judge or to put beside the model."""
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
@@ -311,8 +321,10 @@ def judge(
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
-    if (template == "from-dataset") != (rows is not None):
-        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    if (template == "from-dataset") != (template_rows is not None):
+        raise JudgeError(
+            "--template from-dataset and --template-rows need each other: give both or neither"
+        )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
     own = load_spec(model) if template is None else None
     if own is not None:
@@ -320,16 +332,16 @@ def judge(
             raise JudgeError(
                 f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
             )
-        spec = with_length(own, tokenizer, max_length or own.max_length)
+        found = with_length(own, tokenizer, max_length or own.max_length)
     else:
-        spec = make_spec(
+        found = make_spec(
             tokenizer,
             template=template or "default",
             labels=labels,
             max_length=max_length or min(default_length(tokenizer), context),
             system=system,
-            rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
-    path = spec.save(out)
+    path = found.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
-    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
+    Console().say(f"{path}: labels {found.labels}, {found.max_length} tokens, {found.hash}")

@@ -21,8 +21,7 @@ from gram_jax.data.examples import (
     VerdictExamples,
 )
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
-from gram_jax.data.record_types import add_counts
-from gram_jax.data.report import DataReport, length_histogram
+from gram_jax.data.report import DataReport, add_counts, length_histogram
 from gram_jax.errors import DataError, RecipeError
 
 Batch = TokenBatch | VerdictBatch | RankingBatch
@@ -46,7 +45,7 @@ def make_batches(
     two_rows = examples.per_unit == 2 and not examples.together
     if two_rows and not pack and rows % 2:
         raise RecipeError(
-            f"batch.rows = {rows} with both orders of a pair in one batch: "
+            f"batch.batch_size = {rows} with both orders of a pair in one batch: "
             f"expected an even number of rows, such as {rows + 1}, or pack = true"
         )
     together = examples.together or (two_rows and rows == 1)

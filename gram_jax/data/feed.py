@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from gram_jax.data.batches import Batch, BatchPlan
-from gram_jax.errors import RecipeError
-from gram_jax.sharding import Placement, nearest_multiple
+from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.sharding import Placement
 
 POLL_SECONDS = 0.1  # how soon the background thread notices that nobody is listening any more
 
@@ -24,7 +24,7 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
     shards = placement.batch_shards
     if rows % shards:
         raise RecipeError(
-            f"batch.rows = {rows} cannot be cut into {shards} parts (mesh axes "
+            f"batch.batch_size = {rows} cannot be cut into {shards} parts (mesh axes "
             f"{' x '.join(dict(placement.rules)['batch'])}): {nearest_multiple(rows, shards)}"
         )
     held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gram_jax.data.record_types import Message, Prompt
+from gram_jax.judge.messages import Message, Prompt
 
 Fields = Mapping[str, Any]
 
@@ -170,13 +170,13 @@ def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def id_of(row: Fields) -> str | None:
-    """The id that a row was given, if any."""
+def id_of(row: Fields) -> str:
+    """The id of a row, "" if it has none."""
     for field in ("id", "pair_id", "prompt_id", "uid"):
         value = row.get(field)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             return text_value(str(value), field)
-    return None
+    return ""
 
 
 def source_of(row: Fields) -> str:

@@ -1,5 +1,6 @@
 """GRAM's rendered rows, which hold a whole judge prompt and its verdict: taken apart again."""
 
+from gram_jax.data.comparison import Comparison, Label
 from gram_jax.data.fields import (
     BadField,
     Fields,
@@ -10,7 +11,7 @@ from gram_jax.data.fields import (
     source_of,
     text_of,
 )
-from gram_jax.data.record_types import Message, Pair, Several
+from gram_jax.judge.messages import Message
 from gram_jax.judge.recover import render, row_prompt, take_apart
 
 # The frame of published GRAM rows: stage 1 has the question in `instruction` and both responses in
@@ -22,10 +23,13 @@ RESPONSES = tuple(
 )
 
 
-def gram(row: Fields) -> list[Pair | Several]:
+_VERDICTS: dict[str, Label] = {"A": 0, "B": 1}
+
+
+def gram(row: Fields) -> list[Comparison]:
     instruction = _prompt(row)
     output = text_of(row, "output")
-    verdict = {"A": 0, "B": 1}.get(output.strip())
+    verdict = _VERDICTS.get(output.strip())
     field = "output" if verdict is None else "instruction"
     first, second = (
         _between(output if verdict is None else instruction, start, end, field)
@@ -38,7 +42,7 @@ def gram(row: Fields) -> list[Pair | Several]:
     else:
         question = _between(instruction, QUESTION, RESPONSES[0][0], field)
     prompt = prompt_value((Message("user", question.strip("\n")),), "instruction")
-    return [Pair(prompt, first, second, verdict, source=source_of(row), id=id_of(row))]
+    return [Comparison(prompt, first, second, verdict, id=id_of(row), source=source_of(row))]
 
 
 def _prompt(row: Fields) -> str:
@@ -47,7 +51,7 @@ def _prompt(row: Fields) -> str:
     )
 
 
-def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Pair | Several]:
+def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Comparison]:
     """A judge prompt of another template than the published one, and its verdict."""
     text, output = _prompt(row), text_of(row, "output")
     found = take_apart(template, text)
@@ -58,8 +62,8 @@ def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Pair |
         raise BadField("output", f"one of {', '.join(map(repr, labels))}", output)
     question, first, second = found
     prompt = prompt_value((Message("user", question),), "instruction")
-    verdict = labels.index(output)
-    return [Pair(prompt, first, second, verdict, source=source_of(row), id=id_of(row))]
+    verdict: Label = 0 if output == labels[0] else 1
+    return [Comparison(prompt, first, second, verdict, id=id_of(row), source=source_of(row))]
 
 
 def is_published(row: Fields) -> bool:

@@ -1,7 +1,7 @@
 """What the fields of a row mean: a parser for each published form of preference and pair data.
 
-A parser takes the fields of one row and returns what is in it, or raises BadField. schemas.py says which form a row
-has; rendered GRAM rows are in gram_rows.py.
+A parser takes the fields of one row and returns its records, or raises BadField; the id is "" if the row has none.
+schemas.py says which form a row has; rendered GRAM rows are in gram_rows.py.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gram_jax.data.comparison import Candidates, Comparison, Label
 from gram_jax.data.fields import (
     BadField,
     Fields,
@@ -30,23 +31,23 @@ from gram_jax.data.fields import (
     text_value,
     texts_of,
 )
-from gram_jax.data.record_types import Message, Pair, Prompt, Several
+from gram_jax.judge.messages import Message, Prompt
 
 BOTH = ("chosen", "rejected")
 
 
-def _chosen(row: Fields, prompt: Prompt, chosen: str, rejected: str) -> list[Pair | Several]:
+def _chosen(row: Fields, prompt: Prompt, chosen: str, rejected: str) -> list[Comparison]:
     margin = optional_number(row, "margin")
-    return [Pair(prompt, chosen, rejected, 0, margin=margin, source=source_of(row), id=id_of(row))]
+    return [Comparison(prompt, chosen, rejected, 0, margin, id=id_of(row), source=source_of(row))]
 
 
-def trl_standard(row: Fields) -> list[Pair | Several]:
+def trl_standard(row: Fields) -> list[Comparison]:
     return _chosen(
         row, question_of(row, "prompt"), text_of(row, "chosen"), text_of(row, "rejected")
     )
 
 
-def trl_repeated(row: Fields) -> list[Pair | Several]:
+def trl_repeated(row: Fields) -> list[Comparison]:
     """Both responses repeat the prompt, which is taken off."""
     prompt = text_of(row, "prompt")
     answers = []
@@ -58,7 +59,7 @@ def trl_repeated(row: Fields) -> list[Pair | Several]:
     return _chosen(row, question_of(row, "prompt"), *answers)
 
 
-def trl_implicit(row: Fields) -> list[Pair | Several]:
+def trl_implicit(row: Fields) -> list[Comparison]:
     """The shared beginning is the prompt, whole words of it: "blue" and "black" share no "bl"."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     same = common_length(chosen, rejected)
@@ -72,7 +73,7 @@ def trl_implicit(row: Fields) -> list[Pair | Several]:
     return _chosen(row, prompt, chosen[same:], rejected[same:])
 
 
-def trl_conversational(row: Fields) -> list[Pair | Several]:
+def trl_conversational(row: Fields) -> list[Comparison]:
     """Messages: responses to a prompt, or whole conversations with or without a prompt column."""
     chosen, rejected = (messages_value(need(row, f), f) for f in BOTH)
     given = row.get("prompt")
@@ -88,7 +89,7 @@ def trl_conversational(row: Fields) -> list[Pair | Several]:
     return _chosen(row, prompt, answer_value(chosen, "chosen"), answer_value(rejected, "rejected"))
 
 
-def ultrafeedback(row: Fields) -> list[Pair | Several]:
+def ultrafeedback(row: Fields) -> list[Comparison]:
     """chosen and rejected are whole conversations, the scores of the two give the margin."""
     (pair,) = trl_conversational(row)
     high, low = (optional_number(row, f) for f in ("score_chosen", "score_rejected"))
@@ -96,11 +97,10 @@ def ultrafeedback(row: Fields) -> list[Pair | Several]:
         return [pair]
     if high < low:
         raise BadField("score_chosen", f"at least score_rejected ({low})", high)
-    tie = high == low
-    return [replace(pair, better=None if tie else 0, tie=tie, margin=high - low)]
+    return [replace(pair, label="tie" if high == low else 0, margin=high - low)]
 
 
-def hh_rlhf(row: Fields) -> list[Pair | Several]:
+def hh_rlhf(row: Fields) -> list[Comparison]:
     """One transcript each, split at the last assistant turn. Both must agree up to there."""
     parts = []
     for field in BOTH:
@@ -131,40 +131,41 @@ def _transcript(text: str, field: str) -> Prompt:
     )
 
 
-def unified_feedback(row: Fields) -> list[Pair | Several]:
+def unified_feedback(row: Fields) -> list[Comparison]:
     first, second = (messages_value(need(row, f), f) for f in ("conv_A", "conv_B"))
     prompt, a, b = split_shared(first, second, ("conv_A", "conv_B"))
     x, y = (optional_number(row, f) for f in ("conv_A_rating", "conv_B_rating"))
-    named = {"source": source_of(row), "id": id_of(row)}
+    pair = Comparison(prompt, a, b, id=id_of(row), source=source_of(row))
     if x is None or y is None:
-        return [Pair(prompt, a, b, None, **named)]
-    return [Pair(prompt, a, b, _better(x - y), x == y, abs(x - y), **named)]
+        return [pair]
+    return [replace(pair, label=_label(x - y), margin=abs(x - y))]
 
 
-def _better(first_minus_second: float) -> int | None:
-    return None if first_minus_second == 0 else int(first_minus_second < 0)
+def _label(first_minus_second: float) -> Label:
+    if first_minus_second == 0:
+        return "tie"
+    return 0 if first_minus_second > 0 else 1
 
 
-def helpsteer3(row: Fields) -> list[Pair | Several]:
+def helpsteer3(row: Fields) -> list[Comparison]:
     prompt = question_of(row, "context")
     preference = number_value(need(row, "overall_preference"), "overall_preference")
     if preference not in range(-3, 4):
         raise BadField("overall_preference", "a whole number from -3 to 3", preference)
     return [
-        Pair(
+        Comparison(
             prompt,
             text_of(row, "response1"),
             text_of(row, "response2"),
-            _better(-preference),  # negative: response 1 is the better one
-            preference == 0,
+            _label(-preference),  # negative: response 1 is better
             abs(preference),
-            source=source_of(row),
             id=id_of(row),
+            source=source_of(row),
         )
     ]
 
 
-def factory_alpaca(row: Fields) -> list[Pair | Several]:
+def factory_alpaca(row: Fields) -> list[Comparison]:
     turns = []
     if system := optional_text(row, "system"):
         turns.append(Message("system", system))
@@ -179,7 +180,7 @@ def factory_alpaca(row: Fields) -> list[Pair | Several]:
     return _chosen(row, prompt, text_of(row, "chosen"), text_of(row, "rejected"))
 
 
-def factory_sharegpt(row: Fields) -> list[Pair | Several]:
+def factory_sharegpt(row: Fields) -> list[Comparison]:
     prompt = messages_value(need(row, "conversations"), "conversations")
     if system := optional_text(row, "system"):
         prompt = (Message("system", system), *prompt)
@@ -195,74 +196,72 @@ def factory_sharegpt(row: Fields) -> list[Pair | Several]:
     return _chosen(row, prompt_value(prompt, "conversations"), *answers)
 
 
-def pairs(row: Fields) -> list[Pair | Several]:
+def pairs(row: Fields) -> list[Comparison]:
     prompt = question_of(row, "prompt")
     a, b = text_of(row, "response_a"), text_of(row, "response_b")
-    return [Pair(prompt, a, b, None, source=source_of(row), id=id_of(row))]
+    return [Comparison(prompt, a, b, id=id_of(row), source=source_of(row))]
 
 
-_VERDICTS = {"a": 0, "response_a": 0, "a>b": 0, "b": 1, "response_b": 1, "b>a": 1}
-_TIES = ("tie", "a=b")
+_LABELS: dict[str | None, Label] = {
+    **dict.fromkeys(("a", "response_a", "a>b"), 0),
+    **dict.fromkeys(("b", "response_b", "b>a"), 1),
+    **dict.fromkeys(("tie", "a=b"), "tie"),
+}
 
 
-def labeled_pairs(row: Fields) -> list[Pair | Several]:
+def labeled_pairs(row: Fields) -> list[Comparison]:
     (pair,) = pairs(row)
     label = row["label"]
     if label is None or label == "":
         return [pair]
     plain = label.replace(" ", "").lower() if isinstance(label, str) else None
-    if plain not in _VERDICTS and plain not in _TIES:
+    if plain not in _LABELS:
         raise BadField("label", '"A", "B" or "tie" ("A": response_a is better)', label)
-    return [
-        replace(
-            pair,
-            better=_VERDICTS.get(plain),
-            tie=plain in _TIES,
-            margin=optional_number(row, "margin"),
-        )
-    ]
+    return [replace(pair, label=_LABELS[plain], margin=optional_number(row, "margin"))]
 
 
-def candidates(row: Fields) -> list[Several]:
+def candidates(row: Fields) -> list[Candidates]:
     responses = texts_of(row, "responses")
     if len(responses) < 2:
         raise BadField("responses", "at least two responses", list(responses))
-    return [Several(question_of(row, "prompt"), responses, id_of(row), source=source_of(row))]
+    prompt = question_of(row, "prompt")
+    return [Candidates(prompt, responses, id=id_of(row), source=source_of(row))]
 
 
 _GRADES = ("scores", "correct")
 
 
-def graded_candidates(row: Fields) -> Several:
+def graded_candidates(row: Fields) -> Candidates:
     """A number for each response in `scores`, or right and wrong in `correct`."""
-    (several,) = candidates(row)
+    (record,) = candidates(row)
     given = [field for field in _GRADES if row.get(field) is not None]
     if len(given) != 1:
         raise BadField("scores", "scores or correct, a value for each response", Seen(given))
     (field,), values = given, row[given[0]]
-    count = len(several.responses)
+    count = len(record.responses)
     if not isinstance(values, list | tuple) or len(values) != count:
         raise BadField(field, f"a list of {count} values, one for each response", values)
     if field == "correct" and any(value not in (0, 1) for value in values):
         raise BadField(field, "true or false for each response", values)
     grades = tuple(number_value(float(x) if x is True or x is False else x, field) for x in values)
-    return replace(several, grades=grades)
+    return replace(record, grades=grades)
 
 
-def judgebench(row: Fields) -> list[Pair | Several]:
+def judgebench(row: Fields) -> list[Comparison]:
     label = text_of(row, "label")
-    better = {"A>B": 0, "B>A": 1, "A=B": None}.get(label.replace(" ", ""), label)
-    if isinstance(better, str):
+    plain = label.replace(" ", "")
+    if plain not in ("A>B", "B>A", "A=B"):
         raise BadField("label", '"A>B" or "B>A"', label)
     a, b = text_of(row, "response_A"), text_of(row, "response_B")
-    named = {"source": source_of(row), "id": id_of(row)}
-    return [Pair(question_of(row, "question"), a, b, better, better is None, **named)]
+    verdict = _LABELS[plain.lower()]
+    prompt = question_of(row, "question")
+    return [Comparison(prompt, a, b, verdict, id=id_of(row), source=source_of(row))]
 
 
 STYLES = ("concise", "plain", "markdown")
 
 
-def rm_bench(row: Fields) -> list[Pair | Several]:
+def rm_bench(row: Fields) -> list[Comparison]:
     """Three styles of each response: nine pairs, whose ids name the styles of both."""
     for field in BOTH:
         if len(texts := texts_of(row, field)) != len(STYLES):
@@ -270,16 +269,16 @@ def rm_bench(row: Fields) -> list[Pair | Several]:
     return _every_pair(row, str(row.get("domain") or source_of(row)), STYLES, STYLES)
 
 
-def reward_bench_2(row: Fields) -> list[Pair | Several]:
+def reward_bench_2(row: Fields) -> list[Comparison]:
     """One or more right responses and several wrong ones: every right one against every wrong one."""
     return _every_pair(row, source_of(row), *(range(len(texts)) for texts in _right_and_wrong(row)))
 
 
-def graded_reward_bench_2(row: Fields) -> Several:
+def graded_reward_bench_2(row: Fields) -> Candidates:
     """All responses of a row, graded 1 and 0."""
     right, wrong = _right_and_wrong(row)
     grades = (1.0,) * len(right) + (0.0,) * len(wrong)
-    return Several(question_of(row, "prompt"), right + wrong, id_of(row), grades, source_of(row))
+    return Candidates(question_of(row, "prompt"), right + wrong, grades, id_of(row), source_of(row))
 
 
 def _right_and_wrong(row: Fields) -> list[tuple[str, ...]]:
@@ -292,11 +291,11 @@ def _right_and_wrong(row: Fields) -> list[tuple[str, ...]]:
 
 def _every_pair(
     row: Fields, source: str, good_names: Sequence[Any], bad_names: Sequence[Any]
-) -> list[Pair | Several]:
+) -> list[Comparison]:
     """Each chosen response with each rejected one; their names stand in the pair's id."""
     prompt, name = question_of(row, "prompt"), id_of(row)
     return [
-        Pair(prompt, good, bad, 0, source=source, id=f"{name}[{i},{j}]" if name else None)
+        Comparison(prompt, good, bad, 0, id=name and f"{name}[{i},{j}]", source=source)
         for i, good in zip(good_names, texts_of(row, "chosen"), strict=True)
         for j, bad in zip(bad_names, texts_of(row, "rejected"), strict=True)
     ]

@@ -5,48 +5,19 @@ on_bad="skip" it is counted instead. Two equal responses have nothing to compare
 counted.
 """
 
-import dataclasses
-import hashlib
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
+from gram_jax.data.comparison import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.fields import BadField, Seen, number_value
-from gram_jax.data.record_types import (
-    Candidates,
-    Message,
-    Pair,
-    Preference,
-    Prompt,
-    ReadReport,
-    Record,
-    Several,
-    UnlabeledPair,
-    as_prompt,
-)
+from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema, detect_schema, with_own_template
 from gram_jax.data.sources import Row, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
-
-__all__ = [
-    "Candidates",
-    "Kind",
-    "Message",
-    "Preference",
-    "Prompt",
-    "ReadReport",
-    "Record",
-    "RecordStream",
-    "SourceSpec",
-    "UnlabeledPair",
-    "as_prompt",
-    "read_records",
-    "read_sources",
-    "source_kind",
-]
 
 Kind = Literal["preference", "pair", "candidates", "graded"]
 SAMPLE_ROWS = 32  # rows looked at to recognise a schema
@@ -130,7 +101,8 @@ class RecordStream:
                 self._skip(fault)
                 continue
             for record in records:
-                if _is_identical(record) and not self.keep_identical:
+                identical = isinstance(record, Comparison) and record.first == record.second
+                if identical and not self.keep_identical:
                     self._dropped[IDENTICAL] += 1
                     continue
                 self._kept += 1
@@ -182,23 +154,12 @@ def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> S
 @overload
 def read_records(
     source: str | Path | SourceSpec,
-    kind: Literal["preference"] = "preference",
+    kind: Literal["preference", "pair"] = "preference",
     *,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     limit: int | None = None,
-) -> tuple[list[Preference], ReadReport]: ...
-
-
-@overload
-def read_records(
-    source: str | Path | SourceSpec,
-    kind: Literal["pair"],
-    *,
-    schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
-    limit: int | None = None,
-) -> tuple[list[UnlabeledPair], ReadReport]: ...
+) -> tuple[list[Comparison], ReadReport]: ...
 
 
 @overload
@@ -233,9 +194,9 @@ def read_records(
 ) -> tuple[list[Any], ReadReport]:
     """All records of a source, and what became of its rows.
 
-    kind: "preference" gives Preference (ties kept, marked), "pair" UnlabeledPair (a label is forgotten, the order is
-    the source's), "candidates" Candidates, "graded" Candidates with grades. Ids are made unique whatever the order
-    of the rows. Raises DataError for a source or row that cannot be read as this.
+    kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
+    "candidates" Candidates, "graded" Candidates with grades. Ids are unique and do not depend on the order of the
+    rows. Raises DataError for a source or row that cannot be read as this kind.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as place:
@@ -245,8 +206,20 @@ def read_records(
     >>> records[0].chosen, report.rows
     ('Seven.', 1)
     """
+    records, report = _read(source, kind, schema=schema, on_bad=on_bad, limit=limit)
+    return _with_unique_ids(records), report
+
+
+def _read(
+    source: str | Path | SourceSpec,
+    kind: Kind,
+    *,
+    schema: str,
+    on_bad: Literal["error", "skip"],
+    limit: int | None,
+) -> tuple[list[Record], ReadReport]:
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=limit)
-    records = _with_unique_ids(list(stream))
+    records = list(stream)
     report = stream.report()
     if not records:
         dropped = ", ".join(f"{count} {why}" for why, count in report.dropped.items())
@@ -272,7 +245,7 @@ def read_sources(
         left = None if limit is None else limit - len(records)
         if left == 0:
             break
-        more, what = read_records(source, kind, schema=schema, on_bad=on_bad, limit=left)
+        more, what = _read(source, kind, schema=schema, on_bad=on_bad, limit=left)
         records += more
         report = report + what
     return _with_unique_ids(records), report
@@ -286,86 +259,20 @@ def _records_of(row: Row, schema: Schema, kind: Kind) -> list[Record]:
             raise BadField("weight", "a number that is not negative", weight)
     graded = schema.graded if kind == "graded" else None
     parsed = [graded(row.fields)] if graded else schema.parse(row.fields)
-    return [_record(one, kind, weight) for one in parsed]
+    return [_as_kind(record, kind, weight) for record in parsed]
 
 
-def _record(parsed: Pair | Several, kind: Kind, weight: float) -> Record:
-    if isinstance(parsed, Several):
-        name = parsed.id or content_id(parsed.prompt, *parsed.responses)
-        return Candidates(name, parsed.prompt, parsed.responses, parsed.source, parsed.grades)
-    name = parsed.id or content_id(parsed.prompt, parsed.first, parsed.second)
+def _as_kind(record: Record, kind: Kind, weight: float) -> Record:
+    name = record.id or content_id(record.prompt, *texts_of(record))
+    if isinstance(record, Candidates):
+        return replace(record, id=name)
     if kind == "candidates":
-        return Candidates(name, parsed.prompt, (parsed.first, parsed.second), parsed.source)
+        return Candidates(record.prompt, texts_of(record), id=name, source=record.source)
     if kind == "pair":
-        return UnlabeledPair(
-            name, parsed.prompt, parsed.first, parsed.second, weight, parsed.source
-        )
-    if parsed.better is None and not parsed.tie:
+        return replace(record, id=name, label=None, margin=None, weight=weight)
+    if record.label is None:
         raise BadField("label", "a row that says which response is better", Seen("none"))
-    chosen_first = parsed.better != 1
-    chosen, rejected = parsed.first, parsed.second
-    if not chosen_first:
-        chosen, rejected = rejected, chosen
-    return Preference(
-        name,
-        parsed.prompt,
-        chosen,
-        rejected,
-        parsed.margin,
-        weight,
-        parsed.tie,
-        parsed.source,
-        chosen_first,
-    )
-
-
-def content_id(prompt: Prompt, *responses: str) -> str:
-    """A name for a record without one: the same contents have the same name on every machine."""
-    turns = [[message.role, message.content] for message in prompt]
-    text = json.dumps([turns, responses], ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def contents_id(record: Record) -> str:
-    """A name for what is asked by a record: its prompt, its responses, and which of two is the better one.
-
-    >>> from gram_jax.data.record_types import as_prompt
-    >>> pair = Preference("1", as_prompt("q"), "yes", "no")
-    >>> exchanged = Preference("1", as_prompt("q"), "no", "yes", chosen_first=False)
-    >>> contents_id(pair) == contents_id(exchanged)
-    False
-    """
-    if isinstance(record, Preference):
-        better = ("tie",) if record.tie else ()
-        return content_id(record.prompt, record.chosen, record.rejected, *better)
-    return content_id(record.prompt, *_texts_of(record))
-
-
-def contents_of(records: Sequence[Record]) -> str:
-    """The same for sources that ask the same of a judge, whatever their names, ids and the order of their rows.
-
-    >>> from gram_jax.data.record_types import as_prompt
-    >>> one, other = (Preference(x, as_prompt(x), "yes", "no") for x in "ab")
-    >>> contents_of([one, other]) == contents_of([other, one]) != contents_of([one])
-    True
-    """
-    asked = (
-        f"{contents_id(record)} {record.grades if isinstance(record, Candidates) else ''}"
-        for record in records
-    )
-    return hashlib.blake2b("\n".join(sorted(asked)).encode(), digest_size=8).hexdigest()
-
-
-def _is_identical(record: Record) -> bool:
-    if isinstance(record, Preference):
-        return record.chosen == record.rejected
-    return isinstance(record, UnlabeledPair) and record.first == record.second
-
-
-def _texts_of(record: Record) -> tuple[str, ...]:
-    if isinstance(record, Preference):
-        return record.first, record.second
-    return record.responses if isinstance(record, Candidates) else (record.first, record.second)
+    return replace(record, id=name, weight=weight)
 
 
 def _with_unique_ids(records: list[Record]) -> list[Record]:
@@ -381,10 +288,10 @@ def _with_unique_ids(records: list[Record]) -> list[Record]:
     for record in records:
         name = record.id
         if times[name] > 1:
-            contents = content_id(record.prompt, *_texts_of(record))
+            contents = content_id(record.prompt, *texts_of(record))
             name = name if name == contents else f"{name}#{contents}"
             taken[name] += 1
             if taken[name] > 1:
                 name = f"{name}-{taken[name]}"
-        unique.append(dataclasses.replace(record, id=name))
+        unique.append(replace(record, id=name))
     return unique

@@ -1,9 +1,39 @@
 """What training will see, in figures: rows and why some were dropped, lengths, padding, steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What became of the rows of a source: rows read, records kept, records dropped by reason.
+
+    A row may give several records (RM-Bench gives nine), so kept + dropped is not always rows.
+    """
+
+    rows: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "ReadReport") -> "ReadReport":
+        return ReadReport(
+            self.rows + other.rows, self.kept + other.kept, add_counts(self.dropped, other.dropped)
+        )
+
+
+def add_counts(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Sum of counts by reason, in the order of first appearance.
+
+    >>> add_counts({"tie": 1}, {"tie": 2, "too long": 1})
+    {'tie': 3, 'too long': 1}
+    """
+    total: dict[str, int] = {}
+    for count in counts:
+        for reason, number in count.items():
+            total[reason] = total.get(reason, 0) + number
+    return total
 
 
 @dataclass(frozen=True)

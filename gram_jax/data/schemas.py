@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gram_jax.data import parsers
+from gram_jax.data.comparison import Candidates, Record
 from gram_jax.data.fields import Fields
 from gram_jax.data.gram_rows import QUESTION, RESPONSES, gram, is_published, rendered
 from gram_jax.data.parsers import BOTH, STYLES
-from gram_jax.data.record_types import Pair, Several
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.judge.recover import recover_template
 
@@ -24,9 +24,9 @@ class Schema:
     name: str
     fields: tuple[str, ...]
     labeled: bool
-    parse: Callable[[Fields], Sequence[Pair | Several]]
+    parse: Callable[[Fields], Sequence[Record]]
     fits: Callable[[Fields], bool] = lambda row: True
-    graded: Callable[[Fields], Several] | None = None
+    graded: Callable[[Fields], Candidates] | None = None
 
 
 def _are_texts(*fields: str) -> Callable[[Fields], bool]:

@@ -19,7 +19,7 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterSpec:
     """index of count processes; process 0 listens at host:port, and at port + 1 for JAX.
 
     hosts: by process, where that is known before anybody has come. devices: indices of the local accelerators that
@@ -34,13 +34,13 @@ class Place:
     devices: tuple[int, ...] | None = None
 
 
-def find_place(
+def detect_cluster(
     coordinator: str | None,
     processes: int | None,
     process: int | None,
     devices: tuple[int, ...] | None,
     environment: Mapping[str, str],
-) -> Place | None:
+) -> ClusterSpec | None:
     """The place that was stated, else what Slurm or a TPU pod says; None for a job of one process.
 
     Raises ClusterError for a place that is stated in part or makes no sense.
@@ -60,16 +60,16 @@ def find_place(
 
 def _stated(
     coordinator: str, processes: int, process: int, devices: tuple[int, ...] | None
-) -> Place | None:
+) -> ClusterSpec | None:
     if not 0 <= process < processes:
         raise ClusterError(
             f"--process {process} of --processes {processes}: expected a number from 0 to {processes - 1}"
         )
     host, port = _address(coordinator)
-    return None if processes == 1 else Place(process, processes, host, port, devices=devices)
+    return None if processes == 1 else ClusterSpec(process, processes, host, port, devices=devices)
 
 
-def read_devices(text: str | None) -> tuple[int, ...] | None:
+def parse_device_ids(text: str | None) -> tuple[int, ...] | None:
     """Indices of accelerators written as "0,1"; None for all of them."""
     if text is None:
         return None
@@ -97,7 +97,7 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
+def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSpec | None:
     """Inside a step (srun) of several tasks; one task per node, or one per accelerator."""
     tasks = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
     # The batch script itself, outside of any step, has no node list of a step.
@@ -107,7 +107,7 @@ def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | N
     if (count := _number(env, tasks)) < 2:
         return None
     try:
-        nodes = slurm_hosts(env["SLURM_STEP_NODELIST"])
+        nodes = expand_node_list(env["SLURM_STEP_NODELIST"])
         head = nodes[0]
     except (ValueError, IndexError):
         found = env["SLURM_STEP_NODELIST"]
@@ -118,17 +118,17 @@ def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | N
     # An even port that differs between the jobs of a node; the one above it is JAX's.
     port = 16384 + 2 * (_number(env, "SLURM_JOB_ID") % 8192)
     if count == len(nodes):
-        return Place(index, count, head, port, tuple(nodes), devices)
+        return ClusterSpec(index, count, head, port, tuple(nodes), devices)
     visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if devices is None and len(visible) > 1 and "SLURM_LOCALID" in env:
         devices = (_number(env, "SLURM_LOCALID"),)
-    return Place(index, count, head, port, devices=devices)
+    return ClusterSpec(index, count, head, port, devices=devices)
 
 
-def slurm_hosts(text: str) -> list[str]:
+def expand_node_list(text: str) -> list[str]:
     """Names of a Slurm node list.
 
-    >>> slurm_hosts("a[08-10,12],b,c1-[1-2]x")
+    >>> expand_node_list("a[08-10,12],b,c1-[1-2]x")
     ['a08', 'a09', 'a10', 'a12', 'b', 'c1-1x', 'c1-2x']
     """
     found = []
@@ -140,11 +140,11 @@ def slurm_hosts(text: str) -> list[str]:
         for part in numbers.split(","):
             low, _, high = part.partition("-")
             for number in range(int(low), int(high or low) + 1):
-                found += slurm_hosts(f"{before}{number:0{len(low)}}{after}")
+                found += expand_node_list(f"{before}{number:0{len(low)}}{after}")
     return found
 
 
-def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place | None:
+def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSpec | None:
     """Hosts of a TPU slice, or of several slices, as the variables of GKE give them."""
     hosts = [host for host in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     several = "MEGASCALE_NUM_SLICES"
@@ -161,10 +161,10 @@ def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Place |
         )
     worker = _number(env, "TPU_WORKER_ID", len(hosts))
     if slices == 1:
-        return Place(worker, len(hosts), hosts[0], TPU_PORT, tuple(hosts), devices)
+        return ClusterSpec(worker, len(hosts), hosts[0], TPU_PORT, tuple(hosts), devices)
     first = env["MEGASCALE_COORDINATOR_ADDRESS"].partition(":")[0]
     index = _number(env, "MEGASCALE_SLICE_ID", slices) * len(hosts) + worker
-    return Place(index, slices * len(hosts), first, TPU_PORT, devices=devices)
+    return ClusterSpec(index, slices * len(hosts), first, TPU_PORT, devices=devices)
 
 
 def has_tpu() -> bool:

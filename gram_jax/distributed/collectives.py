@@ -15,14 +15,14 @@ from jax.experimental import multihost_utils
 from gram_jax.errors import ClusterError
 
 
-def from_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Process 0's value on every process."""
     if jax.process_count() == 1:
         return value
-    return shared(value if jax.process_index() == 0 else None)[0]
+    return all_gather_objects(value if jax.process_index() == 0 else None)[0]
 
 
-def shared(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Everybody's value, by process."""
     if jax.process_count() == 1:
         return [value]
@@ -34,14 +34,14 @@ def shared(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
-def lines_of_all(lines: Sequence[str]) -> list[str]:
+def all_gather_lines(lines: Sequence[str]) -> list[str]:
     """The lines of every process, each once, in the order of the processes."""
-    return list(dict.fromkeys(line for found in shared(list(lines)) for line in found))
+    return list(dict.fromkeys(line for found in all_gather_objects(list(lines)) for line in found))
 
 
-def check_same(what: str, value: Any) -> None:
+def assert_equal(what: str, value: Any) -> None:
     """Raises ClusterError, on all processes, where one of them has another value than process 0."""
-    values = shared([socket.gethostname(), value])
+    values = all_gather_objects([socket.gethostname(), value])
     other = [f"{i} ({host})" for i, (host, found) in enumerate(values) if found != values[0][1]]
     if other:
         raise ClusterError(
@@ -50,7 +50,7 @@ def check_same(what: str, value: Any) -> None:
         )
 
 
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
     """Return when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

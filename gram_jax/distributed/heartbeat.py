@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from gram_jax.distributed.cluster import Place
+from gram_jax.distributed.cluster import ClusterSpec
 from gram_jax.errors import LOST, ClusterError
 
 BEAT_SECONDS = 1.0
@@ -29,33 +29,33 @@ LINE_BYTES = 1 << 20
 Ending = Callable[[str, int], None]
 
 
-def end_process(message: str, status: int) -> None:
+def exit_process(message: str, status: int) -> None:
     """Say why, and leave at once: no clean-up may wait for a process that is gone."""
     print(f"\nerror: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
 
 
-class Lifeline:
+class Heartbeat:
     """One process's end of it, in a thread of its own. Made by `join`.
 
-    doing: what this process does at the moment, for the messages of the others; anybody may set it.
+    activity: what this process does at the moment, for the messages of the others; anybody may set it.
     """
 
     def __init__(
         self,
-        place: Place,
+        place: ClusterSpec,
         versions: Mapping[str, str],
         *,
         join_timeout: float,
         lost_after: float,
-        end: Ending = end_process,
+        end: Ending = exit_process,
     ):
         self.place, self.versions = place, dict(versions)
         self.join_timeout, self.lost_after = join_timeout, lost_after
-        self.doing = "joining"
+        self.activity = "joining"
         self.hosts: list[str] = []
-        self._doings: dict[int, str] = {}
+        self._activities: dict[int, str] = {}
         self._end = end
         self._leaving = False
         self._writers: dict[int, asyncio.StreamWriter] = {}
@@ -63,7 +63,7 @@ class Lifeline:
         self._complete = asyncio.Event()
         self._ready: Future[list[str]] = Future()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._work, name="gram-jax-lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="gram-jax-heartbeat", daemon=True)
 
     def join(self) -> list[str]:
         """Wait until every process has come; their host names. Raises ClusterError."""
@@ -71,17 +71,17 @@ class Lifeline:
         self.hosts = self._ready.result()
         return self.hosts
 
-    def leave(self) -> None:
+    def deregister(self) -> None:
         """This process has ended as it should: nobody is to miss it."""
         self._tell_and_close({"bye": self.place.index})
 
-    def fail(self, message: str, status: int) -> None:
+    def abort(self, message: str, status: int) -> None:
         """This process ends with an error of its own, and the others with the same status."""
         self._tell_and_close({"failed": self.place.index, "message": message, "status": status})
 
-    def whereabouts(self) -> str:
+    def activities(self) -> str:
         """What every process was doing when it was last heard of, a line each."""
-        doings = {**self._doings, self.place.index: self.doing}
+        doings = {**self._activities, self.place.index: self.activity}
         return "\n".join(f"  {self._name(i)}: {doing}" for i, doing in sorted(doings.items()))
 
     def _name(self, index: int) -> str:
@@ -163,8 +163,8 @@ class Lifeline:
             await self._tell_all({"hosts": self.hosts})
             self._ready.set_result(self.hosts)
             while not self._leaving:
-                self._doings[0] = self.doing
-                await self._tell_all({"doings": self._doings})
+                self._activities[0] = self.activity
+                await self._tell_all({"doings": self._activities})
                 await asyncio.sleep(BEAT_SECONDS)
             await asyncio.sleep(3 * BEAT_SECONDS)  # for what `_tell_and_close` has to say
         finally:
@@ -220,11 +220,11 @@ class Lifeline:
                 why = "is gone: its connection is closed"
             else:
                 if "doing" in message:
-                    self._doings[index] = message["doing"]
+                    self._activities[index] = message["doing"]
                     continue
                 if "bye" in message:
                     self._writers.pop(index, None)
-                    self._doings.pop(index, None)
+                    self._activities.pop(index, None)
                     return
                 self._writers.pop(index, None)
                 await self._tell_all(message)
@@ -287,7 +287,7 @@ class Lifeline:
     async def _beat(self, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while not self._leaving:
-                await _send(writer, {"doing": self.doing})
+                await _send(writer, {"doing": self.activity})
                 await asyncio.sleep(BEAT_SECONDS)
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
@@ -306,7 +306,7 @@ class Lifeline:
                 )
                 return
             if "doings" in message:
-                self._doings = {int(i): doing for i, doing in message["doings"].items()}
+                self._activities = {int(i): doing for i, doing in message["doings"].items()}
             elif "bye" in message:
                 return
             elif "lost" in message:
@@ -320,8 +320,8 @@ class Lifeline:
         if self._leaving:
             return
         self._end(
-            f"{self._name(index)} {why}; it was last at: {self._doings.get(index, 'the start')}. The job ends. Start "
-            "the same command again: it goes on from the last checkpoint",
+            f"{self._name(index)} {why}; it was last at: {self._activities.get(index, 'the start')}. The job "
+            "ends. Run the same command again to resume from the last checkpoint",
             LOST,
         )
 

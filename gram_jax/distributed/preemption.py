@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RESTART
 from gram_jax.sharding import MESH_AXES, Placement
 
@@ -23,7 +23,7 @@ class StopRequest:
     """While entered, Ctrl-C and SIGTERM do not end the process wherever it is.
 
     Before `begin`, while there is nothing to save, SIGTERM ends the job with status RESTART, and Ctrl-C is
-    KeyboardInterrupt. After it the first of either only sets `name`; a second Ctrl-C acts at once, and member.grace
+    KeyboardInterrupt. After it the first of either only sets `name`; a second Ctrl-C acts at once, and process.grace
     seconds after SIGTERM the job ends, saved or not, as whoever sent it would do a moment later without leaving time
     for a message.
 
@@ -31,9 +31,9 @@ class StopRequest:
     Outside of the main thread, where Python allows no handlers, nothing is ever set.
     """
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, process: ProcessContext) -> None:
         self.name: str | None = None
-        self._member = member
+        self._process = process
         self._begun = False
         self._over = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
@@ -81,21 +81,21 @@ class StopRequest:
                     self._act_on_sigterm()
 
     def _act_on_sigterm(self) -> None:
-        grace, again = self._member.grace, "Start the same command again"
+        grace, again = self._process.grace, "Start the same command again"
         if not self._begun:
-            self._member.end(
+            self._process.abort(
                 f"stopped by SIGTERM before the first step: there is nothing to save yet. {again}",
                 RESTART,
             )
         elif grace is not None and not self._over.wait(grace):
-            self._member.end(
+            self._process.abort(
                 f"not ready within the {grace:g} s of grace after SIGTERM: the step in progress is given up. {again}: "
                 "it goes on from the last checkpoint",
                 RESTART,
             )
 
 
-class Vote:
+class StopSync:
     """Whether any process was asked to stop: all of them learn it at the same point of the program.
 
     One tiny collective per step, sent to the devices behind the step and read with the step's metrics, so that nobody
@@ -111,8 +111,8 @@ class Vote:
         self._size = placement.mesh.size
         self._highest = jax.jit(jnp.max, out_shardings=placement.sharding())
 
-    def cast(self) -> Any:
-        """This process's voice; for `read`."""
+    def send(self) -> Any:
+        """This process's voice; for `receive`."""
         if self._alone:
             return None
         mine = next(number for number, name in NAMES.items() if name == self.stop.name)
@@ -122,10 +122,10 @@ class Vote:
 
         return self._highest(jax.make_array_from_callback((self._size,), self._spread, part))
 
-    def read(self, cast: Any) -> str | None:
+    def receive(self, sent: Any) -> str | None:
         """ "SIGTERM", "Ctrl-C" or None, the same on every process."""
-        return self.stop.name if self._alone else NAMES[int(cast)]
+        return self.stop.name if self._alone else NAMES[int(sent)]
 
-    def now(self) -> str | None:
+    def check(self) -> str | None:
         """Cast and read, which waits for the others."""
-        return self.read(self.cast())
+        return self.receive(self.send())

@@ -1,4 +1,4 @@
-"""This process as a member of its job: joining and leaving."""
+"""This process in its job: joining, reporting and leaving."""
 
 import socket
 import sys
@@ -10,62 +10,62 @@ from dataclasses import dataclass
 
 import jax
 
-from gram_jax.distributed.cluster import Place
-from gram_jax.distributed.heartbeat import Lifeline, end_process
+from gram_jax.distributed.cluster import ClusterSpec
+from gram_jax.distributed.heartbeat import Heartbeat, exit_process
 from gram_jax.errors import ClusterError, GramError, StoppedError
 from gram_jax.version import installed_version
 
-# A collective fails in the moment in which its peer dies; the lifeline says within this time whose fault it was.
+# A collective fails in the moment in which its peer dies; the heartbeat says within this time whose fault it was.
 BLAME_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Member:
-    """One process of a job; the only one where `lifeline` is None.
+class ProcessContext:
+    """One process of a job; the only one where `heartbeat` is None.
 
     grace: seconds from SIGTERM until the process has to be gone. stuck_after: seconds without any progress after
     which it ends itself. None: no limit.
     """
 
-    lifeline: Lifeline | None = None
+    heartbeat: Heartbeat | None = None
     grace: float | None = None
     stuck_after: float | None = None
 
     @property
     def index(self) -> int:
         """Which process of the job this is; known before JAX is asked."""
-        return 0 if self.lifeline is None else self.lifeline.place.index
+        return 0 if self.heartbeat is None else self.heartbeat.place.index
 
-    def doing(self, what: str) -> None:
-        """For the messages of the others, should this process be lost."""
-        if self.lifeline is not None:
-            self.lifeline.doing = what
+    def report(self, activity: str) -> None:
+        """What this process does now: the others log it if this process is lost."""
+        if self.heartbeat is not None:
+            self.heartbeat.activity = activity
 
-    def fail(self, message: str, status: int) -> None:
+    def abort_others(self, message: str, status: int) -> None:
         """End the others of the job: this process is about to end with `status`."""
-        if self.lifeline is not None:
-            self.lifeline.fail(message, status)
+        if self.heartbeat is not None:
+            self.heartbeat.abort(message, status)
 
-    def end(self, message: str, status: int) -> None:
+    def abort(self, message: str, status: int) -> None:
         """End the whole job at once, from any thread: the others with the same message and status."""
-        self.fail(message, status)
-        end_process(message, status)
+        self.abort_others(message, status)
+        exit_process(message, status)
 
-    def whereabouts(self) -> str:
+    def activities(self) -> str:
         """What every process was doing when it was last heard of; nothing for one process."""
-        return "" if self.lifeline is None else self.lifeline.whereabouts()
+        return "" if self.heartbeat is None else self.heartbeat.activities()
 
 
 @contextmanager
-def joined(
-    place: Place | None,
+def distributed_session(
+    place: ClusterSpec | None,
     *,
     devices: tuple[int, ...] | None,
     join_timeout: float,
     lost_after: float,
     grace: float | None,
     stuck_after: float | None,
-) -> Iterator[Member]:
+) -> Iterator[ProcessContext]:
     """Be a member of the job for the block; call before JAX looks for devices.
 
     devices: the GPUs of this machine that a job of one process takes, None for all; of several, `place` says it.
@@ -77,40 +77,40 @@ def joined(
         if devices is not None:
             _choose_gpus(devices)
             _check_devices(devices)
-        yield Member(None, grace, stuck_after)
+        yield ProcessContext(None, grace, stuck_after)
         return
-    lifeline = Lifeline(place, _versions(), join_timeout=join_timeout, lost_after=lost_after)
-    lifeline.join()
-    member = Member(lifeline, grace, stuck_after)
+    heartbeat = Heartbeat(place, _versions(), join_timeout=join_timeout, lost_after=lost_after)
+    heartbeat.join()
+    context = ProcessContext(heartbeat, grace, stuck_after)
     try:
-        lifeline.doing = "starting JAX"
+        heartbeat.activity = "starting JAX"
         _start_jax(place, join_timeout, lost_after)
         if place.devices is not None:
             _check_devices(place.devices)
-        lifeline.doing = "preparing"
-        yield member
+        heartbeat.activity = "preparing"
+        yield context
         jax.distributed.shutdown()
     except StoppedError as stopped:  # all processes alike
         sys.stdout.flush()
         if place.index == 0:
             print(f"warning: {stopped}", file=sys.stderr, flush=True)
         jax.distributed.shutdown()
-        lifeline.leave()
+        heartbeat.deregister()
         sys.exit(stopped.status)
     except GramError as error:
-        member.end(str(error), error.status)
+        context.abort(str(error), error.status)
     except BaseException as error:
-        lifeline.doing = f"failing with {type(error).__name__}"
+        heartbeat.activity = f"failing with {type(error).__name__}"
         time.sleep(BLAME_SECONDS)  # a lost peer ends this process here
         traceback.print_exc()
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        lifeline.fail(f"{type(error).__name__}: {str(error)[:500]}", status)
-        end_process(f"{type(error).__name__}: the traceback is above", status)
-    lifeline.leave()
+        heartbeat.abort(f"{type(error).__name__}: {str(error)[:500]}", status)
+        exit_process(f"{type(error).__name__}: the traceback is above", status)
+    heartbeat.deregister()
 
 
-def _start_jax(place: Place, join_timeout: float, lost_after: float) -> None:
-    """jax.distributed, at the port above the lifeline's. Raises ClusterError where that is taken."""
+def _start_jax(place: ClusterSpec, join_timeout: float, lost_after: float) -> None:
+    """jax.distributed, at the port above the heartbeat's. Raises ClusterError where that is taken."""
     # Our own handlers decide what SIGTERM means (distributed/preemption.py).
     jax.config.update("jax_enable_preemption_service", False)
     if place.index == 0:
@@ -122,7 +122,7 @@ def _start_jax(place: Place, join_timeout: float, lost_after: float) -> None:
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(join_timeout),
-        # The lifeline is to be the first to notice.
+        # The heartbeat is to be the first to notice.
         heartbeat_timeout_seconds=int(max(100, 3 * lost_after)),
     )
 

@@ -8,20 +8,23 @@ policy) is log k - (k - 1) / k (Stiennon et al. 2020, appendix G.3; an upper bou
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
 from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
-from gram_jax.generation.generator import Policy
+from gram_jax.files import write_atomic
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
+from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
@@ -39,24 +42,20 @@ def divergence(k: int) -> float:
 
 
 def write_samples(
-    policy: Policy,
+    generator: TextGenerator,
     prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
     *,
     n: int,
-    new: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     console: Console,
 ) -> list[dict[str, Any]]:
     """For each prompt its text, the greedy response and n sampled ones."""
     with console.timed("write the greedy responses"):
-        greedy = policy.write(prompts, new=new, temperature=0).texts
+        tokens = generator.encode_all(prompts, sampling.max_new_tokens)
+        greedy = generator.generate_from_tokens(tokens, replace(sampling, temperature=0)).texts
     with console.timed(f"write {n} responses to each of {len(prompts)} prompts"):
-        repeated = [prompt for prompt in prompts for _ in range(n)]
-        drawn = policy.write(
-            repeated, new=new, temperature=temperature, top_p=top_p, seed=seed
-        ).texts
+        repeated = [ids for ids in tokens for _ in range(n)]
+        drawn = generator.generate_from_tokens(repeated, sampling).texts
     return [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in prompt],
@@ -119,7 +118,7 @@ def run_bon(
     *,
     oracle: str | None,
     n: int,
-    new: int,
+    max_new_tokens: int,
     temperature: float,
     top_p: float,
     seed: int,
@@ -136,29 +135,19 @@ def run_bon(
         "policy": pin_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
-        "new": new,
+        "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
     }
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
-        writer = Policy.load(policy, compute=compute)
-        rows = write_samples(
-            writer,
-            prompts,
-            n=n,
-            new=new,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            console=console,
-        )
-        del writer
+        generator = TextGenerator.load(policy, compute=compute)
+        sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
+        rows = write_samples(generator, prompts, sampling, n=n, console=console)
+        del generator
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
-        partial = (out / SAMPLES).with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(out / SAMPLES)
+        write_atomic(out / SAMPLES, (line + "\n" for line in lines), error=DataError)
     rated: dict[str, np.ndarray] = {}
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.records import contents_of
+from gram_jax.data.comparison import contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import (
     held_out_temperature,

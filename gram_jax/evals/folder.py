@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import jax
 
 from gram_jax.console import Console
-from gram_jax.data.records import Preference, contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluation import evaluate_workload
 from gram_jax.evals.pairwise import Verdicts
 from gram_jax.evals.same_judge import refuse_other_judge
 from gram_jax.evals.scores import Target
 from gram_jax.evals.workload import Workload, stem_of
+from gram_jax.files import write_atomic
 from gram_jax.interop.models import load_model
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.fingerprint import weights_fingerprint
@@ -167,25 +168,16 @@ def make_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """The whole file or none of it. Raises DataError where it cannot be written."""
-    _write_whole(path, [json.dumps(content, indent=2, ensure_ascii=False) + "\n"])
-
-
-def _write_whole(path: Path, parts: Iterable[str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(parts)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text, error=DataError)
 
 
 def write_reward_bench(
     folder: Path,
     model: str,
     template: str,
-    records: Sequence[Preference],
+    records: Sequence[Comparison],
     verdicts: Verdicts,
     found: dict[str, Any],
 ) -> None:
@@ -222,4 +214,4 @@ def write_reward_bench(
         + "\n"
         for record, p, rest in zip(records, verdicts.p, verdicts.p_rejected, strict=True)
     )
-    _write_whole(folder / f"{name}_outputs.jsonl", lines)
+    write_atomic(folder / f"{name}_outputs.jsonl", lines, error=DataError)

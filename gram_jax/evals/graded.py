@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau
 
-from gram_jax.data.records import Candidates
+from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.intervals import Tally, number, share, subsets_of
 from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
@@ -27,7 +27,7 @@ TIES = (
 class Graded:
     """Graded responses to a prompt and what the judge makes of them.
 
-    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first.
+    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and j second.
     """
 
     record: Candidates

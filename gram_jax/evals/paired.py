@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gram_jax.data.records import Preference, contents_id
+from gram_jax.data.comparison import Comparison, contents_id
 from gram_jax.evals.intervals import Interval, Tally, number, share, wilson_interval
 
 
@@ -33,7 +33,7 @@ def paired_gain(
 
 
 def outcomes(
-    records: Sequence[Preference], correct: np.ndarray, cluster: np.ndarray
+    records: Sequence[Comparison], correct: np.ndarray, cluster: np.ndarray
 ) -> dict[str, str]:
     """Who is right where, for evaluation.json: sources of the same contents have the same pairs at the same places.
 

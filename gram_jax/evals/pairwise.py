@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.data.records import Preference
+from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, number, subsets_of
@@ -96,38 +96,37 @@ class Verdicts(NamedTuple):
 
 def evaluate_pairs(
     scorer: Scorer | ScalarRewardModel,
-    records: Iterable[Preference],
+    records: Iterable[Comparison],
     *,
     progress: Callable[[int], None] | None = None,
 ) -> PairwiseReport:
     """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
-    The order in which a pair is first shown is the source's. Raises DataError where no labeled pair is left.
+    Raises DataError if no labeled pair is left.
 
-    >>> from gram_jax.data.record_types import as_prompt
-    >>> pairs = [Preference(str(i), as_prompt(f"{i} + 1?"), str(i + 1), str(i)) for i in range(4)]
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> pairs = [Comparison(as_prompt(f"{i} + 1?"), str(i + 1), str(i), label=0) for i in range(4)]
     >>> report = evaluate_pairs(Scorer.load("tiny-random"), pairs)
     >>> report.n, 0 <= report.accuracy <= 1
     (4, True)
     """
     kept, ties = labeled(records)
-    comparisons = ((r.prompt, r.first, r.second) for r in kept)
-    scores = scorer.stream(comparisons, progress=progress)
-    chosen = [s if r.chosen_first else s.swapped() for r, s in zip(kept, scores, strict=True)]
-    return report_pairs(verdicts_on(kept, chosen), skipped_ties=ties)
+    pairs = ((record.prompt, record.chosen, record.rejected) for record in kept)
+    scores = list(scorer.stream(pairs, progress=progress))
+    return report_pairs(verdicts_on(kept, scores), skipped_ties=ties)
 
 
-def labeled(records: Iterable[Preference]) -> tuple[list[Preference], int]:
+def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
     """The records that say which response is better, and how many say neither. Raises DataError where none does."""
     records = list(records)
-    kept = [record for record in records if not record.tie]
+    kept = [record for record in records if record.has_preference]
     if not kept:
         found = f"{len(records)} records, all of them ties" if records else "no records"
         raise DataError(f"no labeled pair to evaluate: {found}")
     return kept, len(records) - len(kept)
 
 
-def verdicts_on(records: Sequence[Preference], scores: Sequence[PairScore]) -> Verdicts:
+def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> Verdicts:
     """The columns of records and their scores, the chosen response first in each."""
     return verdicts_of(
         scores,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.records import Candidates, Preference
+from gram_jax.data.comparison import Candidates, Comparison
 from gram_jax.evals.graded import Graded
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
@@ -42,7 +42,7 @@ def score_pairs(
     scorer: Scorer | ScalarRewardModel,
     model: str,
     source: str,
-    records: Sequence[Preference],
+    records: Sequence[Comparison],
     to: Target,
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""

@@ -7,14 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gram_jax.data.records import (
-    IDENTICAL,
-    Kind,
-    Preference,
-    ReadReport,
-    read_records,
-    source_schema,
-)
+from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import IDENTICAL, Kind, read_records, source_schema
+from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import check_graded, check_ties
 from gram_jax.evals.official import JUDGEBENCH, REWARD_BENCH, REWARD_BENCH_2, RM_BENCH, STYLES, cell
@@ -45,7 +40,7 @@ class Workload:
 
     source: str
     benchmark: Benchmark
-    records: list[Any]  # Preference, or Candidates where it ranks
+    records: list[Any]  # Comparison, or Candidates where it ranks
     read: ReadReport
     skipped_ties: int = 0
     remarks: tuple[str, ...] = ()  # what was decided about the rows and could surprise
@@ -114,13 +109,13 @@ def _kind(benchmark: str, found: Benchmark) -> Kind:
     return "graded" if several else "preference"
 
 
-def _unknown_subsets(records: Sequence[Preference]) -> Counter[str]:
+def _unknown_subsets(records: Sequence[Comparison]) -> Counter[str]:
     """How many records are of a subset that RewardBench does not have, by its name."""
     known = {name for subsets in REWARD_BENCH.values() for name in subsets}
     return Counter(record.source for record in records if record.source not in known)
 
 
-def _say(unknown: Counter[str], records: Sequence[Preference]) -> str:
+def _say(unknown: Counter[str], records: Sequence[Comparison]) -> str:
     name, _ = unknown.most_common(1)[0]
     share = f"{unknown.total():,} of {len(records):,} pairs"
     if not name:
@@ -167,12 +162,12 @@ def _check_groups(
 
 def _whole_rows(
     source: str,
-    records: list[Preference],
+    records: list[Comparison],
     read: ReadReport,
     on_bad: Literal["error", "skip"],
     *,
     limited: bool,
-) -> tuple[list[Preference], ReadReport]:
+) -> tuple[list[Comparison], ReadReport]:
     """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
 
     A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.

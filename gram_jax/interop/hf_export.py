@@ -1,6 +1,5 @@
 """A judge as a Hugging Face folder: safetensors, config, tokenizer, judge.json and the hashes of all of them."""
 
-import errno
 import json
 import os
 import shutil
@@ -18,12 +17,13 @@ from safetensors.numpy import save_file
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.files import is_full_disk
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS, read_json
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.specs import param_specs
+from gram_jax.model.specs import SCALAR_HEAD, param_specs
 from gram_jax.tree import Tree
 
 
@@ -105,7 +105,7 @@ def _check_params(cfg: ModelConfig, params: Tree) -> None:
 def _extra(path: str) -> str:
     if "lora" in path:
         return "LoRA is not exported by itself; merge it first (merge_lora)"
-    if path == "score":
+    if path == SCALAR_HEAD:
         return "the head of a discriminative reward model has no place in a language model's folder"
     return "not a weight of this config"
 
@@ -201,8 +201,7 @@ def _writing(partial: Path, needed: int) -> Iterator[None]:
         partial.mkdir()
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors reports a failed write as text only
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+        if is_full_disk(error):
             raise _full(partial.parent, needed, shutil.disk_usage(partial.parent).free) from error
         raise CheckpointError(f"{partial.parent} cannot be written to: {error}") from error
     finally:

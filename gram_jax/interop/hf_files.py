@@ -19,7 +19,7 @@ from gram_jax.checkpoint.manifest import (
     refusal,
 )
 from gram_jax.checkpoint.run_info import RECIPE
-from gram_jax.distributed.collectives import lines_of_all
+from gram_jax.distributed.collectives import all_gather_lines
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.interop.hf_config import config_from_hf
@@ -102,7 +102,7 @@ def _check_weights(folder: Path, placement: Placement) -> None:
         index=0 if alone else jax.process_index(),
         count=1 if alone else jax.process_count(),
     )
-    if problems := problems if alone else lines_of_all(problems):
+    if problems := problems if alone else all_gather_lines(problems):
         raise refusal(folder, problems, _advice(folder))
 
 

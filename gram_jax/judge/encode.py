@@ -13,18 +13,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gram_jax.errors import CheckpointError, JudgeError
+from gram_jax.judge.messages import PromptLike, render_turns, turns_of
 from gram_jax.judge.segments import Fixed, PieceTable
 from gram_jax.judge.spec import JudgeSpec
-from gram_jax.judge.template import Layout, layout_guard, show_turns, turns
+from gram_jax.judge.template import Layout, layout_guard
 from gram_jax.judge.tokens import TextEncoder, text_encoder
 from gram_jax.judge.truncate import shorten
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-Overlong = Literal["shorten", "drop", "error"]
-# A string is one user turn; otherwise messages with a role and a content (objects or mappings).
-Prompt = str | Sequence[Any]
+Overlong = Literal["truncate", "drop", "error"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +99,15 @@ def wrap_tokenizer(
 def encode_comparison(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     first: str,
     second: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The judge's prompt for one pair in the order shown; the verdict is the token after the last.
 
-    overlong, for more than spec.max_length tokens: "shorten" cuts inside the responses, then the
+    overlong, for more than spec.max_length tokens: "truncate" cuts inside the responses, then the
     prompt, never the tail, and alike for both orders; "drop" returns None; "error" raises
     JudgeError.
     """
@@ -119,9 +118,9 @@ def encode_comparison(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -129,7 +128,7 @@ def encode_comparisons(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Overlong,
 ) -> list[Encoded | None]: ...
@@ -138,9 +137,9 @@ def encode_comparisons(
 def encode_comparisons(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_comparison` of many (prompt, first, second); a text that occurs several times is tokenized once."""
     rows = [{"prompt": p, "first": f, "second": s} for p, f, s in items]
@@ -150,7 +149,7 @@ def encode_comparisons(
 def encode_writing(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     first: str,
     second: str,
     *,
@@ -163,7 +162,7 @@ def encode_writing(
 def encode_writings(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str, str]],
+    items: Iterable[tuple[PromptLike, str, str]],
     *,
     overlong: Overlong = "drop",
 ) -> list[Encoded | None]:
@@ -175,10 +174,10 @@ def encode_writings(
 def encode_response(
     tokenizer: Any,
     spec: JudgeSpec,
-    prompt: Prompt,
+    prompt: PromptLike,
     response: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The discriminative baseline: a chat with one response; its score is read at the last token, the turn's end."""
     return encode_responses(tokenizer, spec, [(prompt, response)], overlong=overlong)[0]
@@ -188,9 +187,9 @@ def encode_response(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -198,7 +197,7 @@ def encode_responses(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
     overlong: Overlong,
 ) -> list[Encoded | None]: ...
@@ -207,9 +206,9 @@ def encode_responses(
 def encode_responses(
     tokenizer: Any,
     spec: JudgeSpec,
-    items: Iterable[tuple[Prompt, str]],
+    items: Iterable[tuple[PromptLike, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_response` of many (prompt, response)."""
     rows = [{"prompt": p, "response": r} for p, r in items]
@@ -223,8 +222,8 @@ def _encode(
     rows: Sequence[Mapping[str, Any]],
     overlong: Overlong,
 ) -> list[Encoded | None]:
-    if overlong not in ("shorten", "drop", "error"):
-        raise JudgeError(f'overlong is "shorten", "drop" or "error"; found {overlong!r}.')
+    if overlong not in ("truncate", "drop", "error"):
+        raise JudgeError(f'overlong is "truncate", "drop" or "error"; found {overlong!r}.')
     encoder = text_encoder(tokenizer)
     table = PieceTable(encoder, layout)
     table.check_room(budget)
@@ -252,9 +251,9 @@ class _Cleaner:
 
     def __call__(self, value: Any) -> _Clean:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            said = turns(value)
+            said = turns_of(value)
             parts = [self._string(content) for _, content in said]
-            text = show_turns([(role, c.text) for (role, _), c in zip(said, parts, strict=True)])
+            text = render_turns([(role, c.text) for (role, _), c in zip(said, parts, strict=True)])
             return _Clean(text, sum(c.neutralised for c in parts), sum(c.replaced for c in parts))
         return self._string(value)
 
@@ -276,7 +275,7 @@ def _encode_row(
         if overlong == "error":
             raise JudgeError(
                 f"an example of {total} tokens does not fit the budget of {budget} (max_length). "
-                'Raise max_length, or choose overlong = "shorten" or "drop".'
+                'Raise max_length, or choose overlong = "truncate" or "drop".'
             )
         texts = shorten(table, texts, budget - table.plan.fixed)
         kept = table.total(texts)

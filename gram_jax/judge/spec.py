@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import JudgeError
+from gram_jax.files import write_atomic
 from gram_jax.judge.chat import PINNED_DATE, chat_frame, frame_shows_date
 from gram_jax.judge.recover import recover_template
 from gram_jax.judge.segments import PieceTable
@@ -133,12 +134,7 @@ class JudgeSpec:
     def save(self, place: str | Path) -> Path:
         """Writes judge.json into an existing folder, or a file of another name, and returns its path."""
         path = judge_file(place)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(self.to_json() + "\n", encoding="utf-8")
-            return partial.replace(path)
-        except OSError as error:
-            raise JudgeError(f"{path} cannot be written: {error.strerror or error}") from error
+        return write_atomic(path, self.to_json() + "\n", error=JudgeError)
 
     @staticmethod
     def load(place: str | Path) -> "JudgeSpec":
@@ -146,7 +142,7 @@ class JudgeSpec:
         path = judge_file(place)
         if not path.is_file():
             raise JudgeError(
-                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax judge` "
+                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax spec` "
                 "writes a specification for a model that has none."
             )
         try:

@@ -7,12 +7,12 @@ nothing can be forged and different texts never render alike (`Guard`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-from gram_jax.errors import DataError, JudgeError
+from gram_jax.errors import JudgeError
 
 FIELDS = ("prompt", "first", "second")
 
@@ -43,7 +43,6 @@ WRITING_ASSISTANT = (
 # Put where text was cut out of an over-long field.
 CUT = " […] "
 
-_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _TURN = r"\[[A-Za-z0-9_.-]{1,40} turn\]"
 _TURN_START = r"\[[A-Za-z0-9_.-]{0,40}(?: (?:t(?:u(?:r(?:n\]?)?)?)?)?)?"
 # Everything that str.splitlines takes for the end of a line.
@@ -212,42 +211,3 @@ def response_layout(before: str, after: str, end: str) -> Layout:
         Piece("field", "response"),
         Piece("frame", end),
     )
-
-
-def turns(prompt: Any) -> tuple[tuple[str, str], ...]:
-    """(role, content) of a prompt: a string is one user turn; else messages with a role and a content."""
-    if isinstance(prompt, str):
-        return (("user", prompt),)
-    found = []
-    for message in prompt:
-        if isinstance(message, str):
-            raise DataError(
-                f"a prompt is one text, or a list of messages with role and content; found a list with {message!r:.60}."
-            )
-        if isinstance(message, Mapping):
-            role, content = message.get("role"), message.get("content")
-        else:
-            role, content = getattr(message, "role", None), getattr(message, "content", None)
-        if not isinstance(role, str) or not _ROLE.fullmatch(role):
-            raise DataError(
-                f"a message's role is a word of at most 40 of A-Z, a-z, 0-9, '_', '.', '-'; found {role!r:.80}."
-            )
-        if not isinstance(content, str):
-            raise DataError(
-                f"the content of a {role} message is text; found {type(content).__name__} ({content!r:.60})."
-            )
-        found.append((role, content))
-    if not found:
-        raise DataError("a prompt has at least one message; found an empty list.")
-    return tuple(found)
-
-
-def show_turns(shown: Sequence[tuple[str, str]]) -> str:
-    """A conversation as text: a lone user turn as it is, several turns each under a header line.
-
-    The contents must have been neutralised: then no content holds a header line and the result can
-      be read back.
-    """
-    if len(shown) == 1 and shown[0][0] == "user":
-        return shown[0][1]
-    return "\n".join(f"[{role} turn]\n{content}" for role, content in shown)

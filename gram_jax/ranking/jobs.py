@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gram_jax.errors import JudgeError
-from gram_jax.judge.encode import Prompt
+from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.tournament import (
     OrderedPair,
     OrderMode,
@@ -39,7 +39,7 @@ class RankingJob:
     nor on how often one of them occurs.
     """
 
-    def __init__(self, prompt: Prompt, responses: Sequence[str], config: RankingConfig):
+    def __init__(self, prompt: PromptLike, responses: Sequence[str], config: RankingConfig):
         self.prompt = prompt
         self.ranking: Ranking | None = None  # when the tournament is over
         own, references = _distinct(responses), config.references
@@ -57,7 +57,7 @@ class RankingJob:
         self._shortened = False
         self._advance(None)
 
-    def pending_comparisons(self) -> list[tuple[Prompt, str, str]]:
+    def pending_comparisons(self) -> list[tuple[PromptLike, str, str]]:
         """The comparisons of this round, those with the same first response next to each other."""
         return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._requested)]
 

@@ -12,6 +12,7 @@ from gram_jax.console import Console
 from gram_jax.errors import ReportError
 from gram_jax.evals.folder import fingerprint_as
 from gram_jax.evals.same_judge import HELD
+from gram_jax.files import write_atomic
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
 from gram_jax.interop.models import load_spec, model_config
 from gram_jax.interop.resolve import resolve_model
@@ -20,7 +21,6 @@ from gram_jax.reports import attacked, tables
 from gram_jax.reports.concerns import concerns, no_use_of
 from gram_jax.reports.document import Block, Section, Table
 from gram_jax.reports.evidence import Evidence, last_part, read_evidence
-from gram_jax.reports.files import write_text
 from gram_jax.reports.provenance import (
     Origin,
     Stage,
@@ -34,7 +34,11 @@ from gram_jax.reports.schema import Temperature
 from gram_jax.reports.words import number, visible
 
 TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")
-STAGES = {"write": "1: writing both responses", "judge": "2: judging", "rank": "ranking (baseline)"}
+STAGES = {
+    "pretrain": "1: writing both responses",
+    "finetune": "2: judging",
+    "bradley_terry": "ranking (baseline)",
+}
 MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 
 
@@ -78,7 +82,7 @@ def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
         if wishes.push:
             raise ReportError(f"{folder} is not pushed: {missing}")
         console.warn(missing)
-    write_text(card, make_card(folder, spec, origin, found, wishes.push))
+    write_atomic(card, make_card(folder, spec, origin, found, wishes.push), error=ReportError)
     renew_entry(folder, CARD)
     console.say(str(card))
     if wishes.push:
@@ -130,7 +134,7 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax judge` writes one"
+            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax spec` writes one"
         )
     return spec
 
@@ -170,8 +174,8 @@ def make_card(
         labels=tuple(label.strip() for label in spec.labels),
         size=f"{cfg.layers} layers of width {cfg.embed_size}",
         origin=origin,
-        foundation=last is not None and last.stage == "write",
-        smoothing=last.loss.smoothing if last is not None else None,
+        foundation=last is not None and last.stage == "pretrain",
+        smoothing=last.loss.label_smoothing if last is not None else None,
         evaluated=list(_evaluated(found)),
         training=list(_training(origin.stages)),
         calibration=list(_calibration(found)),
@@ -274,15 +278,15 @@ def _describe(stage: Stage) -> dict[str, str]:
             visible(shown_source(source.path, stage.folder)) for source in recipe.data.train
         ),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
-        "batch": f"{recipe.batch.rows} rows of {recipe.batch.length} tokens",
-        "learning rate": f"{optimizer.learning_rate:g}, {optimizer.schedule}",
+        "batch": f"{recipe.batch.batch_size} rows of {recipe.batch.max_length} tokens",
+        "learning rate": f"{optimizer.learning_rate:g}, {optimizer.lr_scheduler_type}",
         "seed": str(recipe.run.seed),
-        "computed in": recipe.execution.compute,
+        "computed in": recipe.execution.compute_dtype,
     }
-    if recipe.loss.smoothing is not None:
-        told["label smoothing"] = f"{recipe.loss.smoothing:g}"
-    if recipe.data.orders is not None:
-        told["orders of showing"] = recipe.data.orders
+    if recipe.loss.label_smoothing is not None:
+        told["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
+    if recipe.data.position_augmentation is not None:
+        told["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
         told["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
     return told | _describe_data(stage.info.get("data"))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gram_jax.errors import ReportError
+from gram_jax.files import write_atomic
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import GENERATOR, render_html, render_markdown
@@ -36,7 +37,7 @@ def write_reports(
         _check(path, kind, overwrite)
     document = make_document(read_evidence(folders))
     for path, _, render in wanted:
-        write_text(path, render(document))
+        write_atomic(path, render(document), error=ReportError)
     return [path for path, *_ in wanted]
 
 
@@ -49,13 +50,3 @@ def _check(path: Path, kind: str, overwrite: bool) -> None:
         raise ReportError(
             f"{path} exists and is no report of ours: give another name, or --overwrite"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """All of a file or nothing. Raises ReportError where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error.strerror or error}") from error

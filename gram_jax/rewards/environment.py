@@ -1,9 +1,9 @@
-"""The judge that environment variables describe, for trainers that load a reward from a file and pass no settings.
+"""Rewards from environment variables, for trainers that load a reward function from a file and pass no settings.
 
-GRAM_JAX_JUDGE: the model, as everywhere. GRAM_JAX_AGAINST (reference), GRAM_JAX_AS (probability),
-GRAM_JAX_LENGTH_PENALTY (0): the form of the reward. GRAM_JAX_REFERENCES: a JSON list of texts that all responses are
-compared with. GRAM_JAX_POLICY, GRAM_JAX_NEW (256): a model whose greedy response, of so many tokens at most, is the
-reference where there is no other.
+GRAM_JAX_JUDGE: the model. GRAM_JAX_COMPARE_WITH (reference), GRAM_JAX_SCALE (probability), GRAM_JAX_LENGTH_PENALTY (0):
+the form of the reward. GRAM_JAX_REFERENCES: a JSON list of texts that all responses are compared with.
+GRAM_JAX_POLICY: a model whose greedy response, of at most GRAM_JAX_MAX_NEW_TOKENS (256) tokens, is the reference if
+there is no other.
 """
 
 import json
@@ -14,9 +14,10 @@ from threading import Lock
 from typing import cast
 
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
-from gram_jax.generation.greedy import NEW, GreedyResponses
-from gram_jax.rewards.forms import Against, As, RewardForm, Rewards, check_written
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
+from gram_jax.rewards.forms import ComparedWith, RewardForm, Rewards, RewardScale
+from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 
@@ -24,37 +25,38 @@ _LOADING = Lock()
 
 
 def rewards_from_environment() -> Rewards:
-    """Loaded once for a process, by whichever thread asks first. Raises DataError for what is missing or wrong."""
+    """Loaded once per process, by the first thread that calls. Raises DataError for missing or wrong variables."""
     with _LOADING:
-        return _load()
+        return load_rewards()
 
 
 @cache
-def _load() -> Rewards:
+def load_rewards() -> Rewards:
+    """As rewards_from_environment, for one thread."""
     model = os.environ.get("GRAM_JAX_JUDGE")
     if not model:
         raise DataError(
-            "GRAM_JAX_JUDGE is not set: expected the judge to reward with, as a run, an exported folder or a hub name"
+            "GRAM_JAX_JUDGE is not set: expected the judge, as a run, an exported folder or a hub name"
         )
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
-        new = int(os.environ.get("GRAM_JAX_NEW", NEW))
+        max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", MAX_NEW_TOKENS))
     except ValueError as error:
         raise DataError(
-            "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_NEW a whole "
-            f"one: {error}"
+            "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_MAX_NEW_TOKENS an "
+            f"integer: {error}"
         ) from error
-    form = RewardForm(  # which refuses other words than its own
-        against=cast(Against, os.environ.get("GRAM_JAX_AGAINST", "reference")),
-        as_=cast(As, os.environ.get("GRAM_JAX_AS", "probability")),
+    form = RewardForm(  # checks both words
+        compare_with=cast(ComparedWith, os.environ.get("GRAM_JAX_COMPARE_WITH", "reference")),
+        scale=cast(RewardScale, os.environ.get("GRAM_JAX_SCALE", "probability")),
         references=tuple(references),
         length_penalty=penalty,
     )
-    policy = os.environ.get("GRAM_JAX_POLICY")
-    if policy:
-        check_written(form)  # before anything is loaded
-    write = GreedyResponses(Policy.load(policy), new=new) if policy else None
-    # Both trainers ask for a sample at a time from many threads, and a padded call costs the same for one as for many.
+    write = None
+    if policy := os.environ.get("GRAM_JAX_POLICY"):
+        form.check_writer()  # before anything is loaded
+        write = GreedyResponses(TextGenerator.load(policy), max_new_tokens=max_new_tokens)
+    # Trainers send one sample at a time from many threads, and a padded call costs the same for one as for many.
     judge = BatchedScorer(RequestBatcher(Scorer.load(model), max_queue=sys.maxsize))
-    return Rewards(judge, form, write=write)
+    return Rewards(judge, form, write=write, buffer=GroupBuffer())

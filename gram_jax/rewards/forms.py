@@ -1,40 +1,38 @@
-"""Rewards from a judge that compares: against a reference, or within the group of a prompt's responses.
+"""Rewards from a judge that compares: with references, or within the group of a prompt's responses.
 
-A comparison has no scale of its own across prompts, so every form is relative to something that is said: P(better than
-the reference), or the win rate among the responses to the same prompt. All comparisons of a call are scored together.
+A comparison has no absolute scale across prompts, so every form is relative: P(better than the reference), or the win
+rate among the responses to the same prompt. All comparisons of a call are scored together.
 """
 
 import threading
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from scipy.special import expit
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import Prompt
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
+from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.scoring.scorer import PairTexts
 
-Against = Literal["group", "circle", "reference"]
-As = Literal["probability", "log_odds", "normalised"]
-REMEMBERED = 1024  # prompts whose earlier responses are kept for those that arrive later
+ComparedWith = Literal["group", "neighbors", "reference"]
+RewardScale = Literal["probability", "log_odds", "normalized"]
 EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)
 
-# Writes a reference for each prompt: generation/greedy.py has one, and any other function will do.
-WriteReferences = Callable[[Sequence[Prompt]], Sequence[str]]
+# Writes a reference for each prompt; gram_jax.generation.greedy.GreedyResponses is one.
+ReferenceWriter = Callable[[Sequence[Prompt]], Sequence[str]]
 
 
-class Judge(Protocol):
-    """What rewards ask: a Scorer, or a server's client of one."""
+class PairScorer(Protocol):
+    """What rewards need of a judge: a Scorer, or a client of its batcher."""
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
@@ -51,37 +49,55 @@ class Judge(Protocol):
 class RewardForm:
     """What a reward is.
 
-    against: "group", all other responses of the prompt; "circle", its two neighbours in the group, n comparisons in
-    place of n (n - 1) / 2; "reference", given texts. as_: "probability" of being better, a mean over what is compared
-    with; "log_odds", the mean log-odds; "normalised", log-odds with mean 0 and deviation 1 in the group. references:
-    texts that all responses are compared with, where a call gives none. length_penalty: taken off for every 1,000
-    characters. group: how many responses a prompt has; a group that arrives in parts is compared with the parts before.
+    compare_with: "group", all other responses to the prompt; "neighbors", the two next to it in the group: n
+    comparisons instead of n (n - 1) / 2; "reference", given texts. scale: "probability" of being better, averaged over
+    what is compared with; "log_odds", the mean log-odds; "normalized", log-odds with mean 0 and standard deviation 1 in
+    the group. references: texts that responses are compared with if a call gives none. length_penalty: subtracted for
+    every 1,000 characters. group_size: number of responses to a prompt (used by a GroupBuffer).
     """
 
-    against: Against = "group"
-    as_: As = "probability"
+    compare_with: ComparedWith = "group"
+    scale: RewardScale = "probability"
     references: tuple[str, ...] = ()
     length_penalty: float = 0.0
-    group: int | None = None
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises DataError for values that do not go together."""
-        if self.against not in ("group", "circle", "reference"):
-            raise DataError(f"against = {self.against!r}: expected group, circle or reference")
-        if self.as_ not in ("probability", "log_odds", "normalised"):
-            raise DataError(f"as_ = {self.as_!r}: expected probability, log_odds or normalised")
+        """Raises DataError for values that contradict each other."""
+        for name, choices in (("compare_with", ComparedWith), ("scale", RewardScale)):
+            if (found := getattr(self, name)) not in get_args(choices):
+                raise DataError(
+                    f"{name} = {found!r}: expected one of {', '.join(get_args(choices))}"
+                )
         if isinstance(self.references, str):
             raise DataError("references are a tuple of texts, found one text")
-        if self.references and self.against != "reference":
-            raise DataError('references are for against="reference"')
+        if self.references and self.compare_with != "reference":
+            raise DataError('references need compare_with="reference"')
         if not self.length_penalty >= 0:
             raise DataError(f"length_penalty = {self.length_penalty}: expected 0 or more")
+
+    def check_writer(self) -> None:
+        """Raises DataError if references cannot be written for this form."""
+        if self.compare_with != "reference" or self.references:
+            raise DataError(
+                "a policy writes references for compare_with = 'reference' without references of its own, found "
+                f"compare_with = {self.compare_with!r} with {len(self.references)} references: leave out one of the two"
+            )
+
+    def to_unit_interval(self, rewards: Sequence[float]) -> list[float]:
+        """Rewards between 0 and 1: log-odds become the probability that they stand for.
+
+        >>> RewardForm(scale="log_odds").to_unit_interval([0.0])
+        [0.5]
+        """
+        values = np.asarray(rewards, float)
+        return np.clip(values if self.scale == "probability" else expit(values), 0, 1).tolist()
 
 
 class Rewards:
     """A judge's rewards in one form. May be called from several threads.
 
-    Calls take turns; those against references are scored together where the judge is a batcher's client.
+    Calls take turns, except for comparisons with references through a batcher's client, which the batcher joins.
 
     >>> from gram_jax import Scorer
     >>> judge = Scorer.load("tiny-random")
@@ -91,23 +107,22 @@ class Rewards:
 
     def __init__(
         self,
-        scorer: Judge,
+        scorer: PairScorer,
         form: RewardForm | None = None,
         *,
-        write: WriteReferences | None = None,
-        warn: bool = True,
+        write: ReferenceWriter | None = None,
+        buffer: GroupBuffer | None = None,
     ):
-        """write: references of the prompts that come without one, for a form against references without its own.
+        """write: writes references of prompts without one; must be thread-safe.
 
-        It may be called from several threads at once.
+        buffer: keeps the responses of groups that arrive in several calls. Without it a response is compared with those
+        of its own call only, and rewards depend on nothing else.
         """
-        self.scorer, self.form, self.write = scorer, form or RewardForm(), write
+        self.scorer, self.form = scorer, form or RewardForm()
+        self.write, self.buffer = write, buffer
         if write is not None:
-            check_written(self.form)
-        self._earlier: OrderedDict[Prompt, list[str]] = OrderedDict()
+            self.form.check_writer()
         self._turn = threading.Lock()
-        self._reading = nullcontext() if isinstance(scorer, BatchedScorer) else self._turn
-        self._said = not warn
 
     def of(
         self,
@@ -117,10 +132,10 @@ class Rewards:
     ) -> list[float]:
         """A reward for every completion, in their order.
 
-        Prompts and completions are texts or messages. references: a text for each, or several; an empty one leaves the
-        form's own, or one that is written. Responses with the same prompt are a group, wherever they stand. A response
-        equal to what it is compared with has exactly 0.5 (log-odds 0). Raises DataError where lengths differ or a
-        reference is missing.
+        Prompts and completions are texts or messages. references: one text, or several, for each completion; an empty
+        one selects the form's own references, or a written one. Responses with the same prompt are a group, in any
+        order. A response that is compared with an equal text has exactly 0.5 (log-odds 0). Raises DataError if lengths
+        differ or a reference is missing.
         """
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} completions")
@@ -128,16 +143,16 @@ class Rewards:
             return []
         asked = [prompt_of(prompt) for prompt in prompts]
         texts = [completion_of(completion) for completion in completions]
-        if self.form.against == "reference":
-            # Before the turn, so that those who wait for a policy's writing can be written for together.
+        if self.form.compare_with == "reference":
+            # Before the lock, so that references of several callers are written in one batch.
             compared = self._references(asked, references)
-            with self._reading:
-                found = self._against_references(asked, texts, compared)
+            with nullcontext() if isinstance(self.scorer, BatchedScorer) else self._turn:
+                found = self._with_references(asked, texts, compared)
         else:
             with self._turn:
                 found = self._in_groups(asked, texts)
-        if self.form.as_ == "normalised":
-            found = _normalised(asked, found)
+        if self.form.scale == "normalized":
+            found = _normalized(asked, found)
         lengths = np.array([len(text) for text in texts])
         return (found - self.form.length_penalty * lengths / 1000).tolist()
 
@@ -146,27 +161,23 @@ class Rewards:
     ) -> list[tuple[str, ...]]:
         if given is not None and len(given) != len(prompts):
             raise DataError(f"{len(prompts)} completions and {len(given)} references")
-        found = [
-            _texts(one) or self.form.references
-            for one in ([None] * len(prompts) if given is None else given)
-        ]
-        lacking = list(
-            dict.fromkeys(prompt for prompt, own in zip(prompts, found, strict=True) if not own)
-        )
-        if lacking and self.write is None:
-            raise DataError(
-                "a completion has nothing to be compared with: give a reference for each, the form references of its "
-                'own or a policy that writes them, or compare within groups (against="group")'
-            )
-        if not lacking or self.write is None:
+        given = [None] * len(prompts) if given is None else given
+        found = [_texts(one) or self.form.references for one in given]
+        missing = list(dict.fromkeys(p for p, own in zip(prompts, found, strict=True) if not own))
+        if not missing:
             return found
-        written = [completion_of(text) for text in self.write(lacking)]
-        if len(written) != len(lacking):
-            raise DataError(f"{len(lacking)} prompts and {len(written)} written references")
-        by_prompt = dict(zip(lacking, written, strict=True))
+        if self.write is None:
+            raise DataError(
+                "a completion has nothing to be compared with: give a reference for each, references of the form, a "
+                'policy that writes them, or compare within groups (compare_with="group")'
+            )
+        written = [completion_of(text) for text in self.write(missing)]
+        if len(written) != len(missing):
+            raise DataError(f"{len(missing)} prompts and {len(written)} written references")
+        by_prompt = dict(zip(missing, written, strict=True))
         return [own or (by_prompt[prompt],) for prompt, own in zip(prompts, found, strict=True)]
 
-    def _against_references(
+    def _with_references(
         self, prompts: Sequence[Prompt], texts: Sequence[str], references: Sequence[tuple[str, ...]]
     ) -> np.ndarray:
         triples = [
@@ -178,57 +189,39 @@ class Rewards:
         return np.array([self._mean([next(scores) for _ in own]) for own in references])
 
     def _in_groups(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
-        groups: dict[Prompt, list[int]] = {}
+        places: dict[Prompt, list[int]] = {}
         for at, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(at)
-        members = {
-            prompt: self._with_earlier(prompt, [texts[at] for at in places])
-            for prompt, places in groups.items()
-        }
-        compared = self._circle(members) if self.form.against == "circle" else self._all(members)
+            places.setdefault(prompt, []).append(at)
+        groups = {prompt: [texts[at] for at in own] for prompt, own in places.items()}
+        if self.buffer is not None:
+            size = self.form.group_size
+            groups = {p: self.buffer.extend(p, members, size) for p, members in groups.items()}
+        neighbors = self.form.compare_with == "neighbors"
+        scores = self._of_neighbors(groups) if neighbors else self._of_all(groups)
         found = np.zeros(len(texts))
-        for prompt, places in groups.items():
-            for at, scores in zip(
-                places, compared[prompt], strict=False
-            ):  # the earlier ones follow
-                found[at] = self._mean(scores)
+        for prompt, own in places.items():
+            # Responses of earlier calls stand behind this call's.
+            for at, compared in zip(own, scores[prompt], strict=False):
+                found[at] = self._mean(compared)
         return found
 
-    def _with_earlier(self, prompt: Prompt, texts: list[str]) -> list[str]:
-        """The responses of a group, and behind them those of earlier parts of it."""
-        size = self.form.group or 2
-        before = self._earlier.pop(prompt, [])
-        short = len(texts) < size
-        if short and not self._said:
-            self._said = True
-            with_them = f" and is compared with {len(before)} that came before" if before else ""
-            warnings.warn(
-                f"a group of responses arrives in parts: {len(texts)} of at least {size} in one call{with_them}. A "
-                "response without any other has 0.5. Larger batches, or a reference, avoid this (said once)",
-                stacklevel=4,
-            )
-        if not short:
-            return texts
-        if self.form.group is None or len(before) + len(texts) < size:  # more are to come
-            self._earlier[prompt] = (before + texts)[-size:]
-        while len(self._earlier) > REMEMBERED:
-            self._earlier.popitem(last=False)
-        return texts + before
-
-    def _all(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
-        several = {prompt: texts for prompt, texts in members.items() if len(set(texts)) > 1}
+    def _of_all(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
+        """Scores of each response against every other one of its group."""
+        several = {prompt: texts for prompt, texts in groups.items() if len(set(texts)) > 1}
         rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
-        logit_diffs = {prompt: ranking for prompt, ranking in zip(several, rankings, strict=True)}
+        by_prompt = dict(zip(several, rankings, strict=True))
         found = {}
-        for prompt, texts in members.items():
+        for prompt, texts in groups.items():
             n = range(len(texts))
-            if prompt not in logit_diffs:
+            if prompt not in by_prompt:
                 found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
                 continue
-            g, cut = logit_diffs[prompt].logit_diffs, logit_diffs[prompt].shortened
+            logit_diffs, cut = by_prompt[prompt].logit_diffs, by_prompt[prompt].shortened
             found[prompt] = [
                 [
-                    EVEN if texts[i] == texts[j] else combine_orders(g[i, j], g[j, i], cut)
+                    EVEN
+                    if texts[i] == texts[j]
+                    else combine_orders(logit_diffs[i, j], logit_diffs[j, i], cut)
                     for j in n
                     if j != i
                 ]
@@ -236,63 +229,43 @@ class Rewards:
             ]
         return found
 
-    def _circle(self, members: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
-        """Each with the next: a response meets two others, one in a group of two."""
+    def _of_neighbors(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
+        """Scores of each response against the next in a ring: it meets two others, one in a group of two."""
         triples, places = [], []
-        for prompt, texts in members.items():
+        for prompt, texts in groups.items():
             if len(texts) > 1:
                 for at in range(len(texts) if len(texts) > 2 else 1):
                     following = (at + 1) % len(texts)
                     triples.append((prompt, texts[at], texts[following]))
                     places.append((prompt, at, following))
-        found = {prompt: [[] for _ in texts] for prompt, texts in members.items()}
+        found = {prompt: [[] for _ in texts] for prompt, texts in groups.items()}
         for (prompt, at, following), score in zip(places, self._scored(triples), strict=True):
             found[prompt][at].append(score)
             found[prompt][following].append(score.swapped())
         return found
 
     def _scored(self, triples: Sequence[tuple[Prompt, str, str]]) -> list[PairScore]:
-        """Equal texts are even, and not worth a comparison."""
+        """Equal texts are even without a comparison."""
         different = [triple for triple in triples if triple[1] != triple[2]]
         scores = iter(self.scorer.score_many(different))
         return [EVEN if first == second else next(scores) for _, first, second in triples]
 
     def _mean(self, scores: Iterable[PairScore]) -> float:
         scores = list(scores) or [EVEN]
-        plain = self.form.as_ == "probability"
-        return float(np.mean([score.first if plain else score.margin for score in scores]))
-
-
-def check_written(form: RewardForm) -> None:
-    """Raises DataError for a form that written references do not go together with."""
-    if form.against != "reference" or form.references:
-        what = "references of its own" if form.references else f"against = {form.against!r}"
-        raise DataError(
-            'written references are for RewardForm("reference") without references of its own, found a form with '
-            f"{what}: leave out one of the two"
-        )
-
-
-def as_scores(form: RewardForm, rewards: Sequence[float]) -> list[float]:
-    """Rewards between 0 and 1, as OpenRLHF filters by them: log-odds as the probability that they stand for.
-
-    >>> as_scores(RewardForm(as_="log_odds"), [0.0])
-    [0.5]
-    """
-    values = np.asarray(rewards, float)
-    return np.clip(values if form.as_ == "probability" else expit(values), 0, 1).tolist()
+        probability = self.form.scale == "probability"
+        return float(np.mean([score.first if probability else score.margin for score in scores]))
 
 
 def _texts(reference: Any) -> tuple[str, ...]:
-    """Of one reference or several; empty text alone is none, in a list it is one."""
+    """One reference or several as texts; an empty text is none, but in a list it is one."""
     if reference is None or reference == "":
         return ()
     several = isinstance(reference, list | tuple) and all(isinstance(x, str) for x in reference)
     return tuple(map(completion_of, reference if several else [reference]))
 
 
-def _normalised(prompts: Sequence[Prompt], values: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1 among the same prompt's; 0 where all are equal."""
+def _normalized(prompts: Sequence[Prompt], values: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1 among those of the same prompt; 0 if all are equal."""
     found = np.zeros(len(values))
     for prompt in dict.fromkeys(prompts):
         here = [at for at, other in enumerate(prompts) if other == prompt]

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gram_jax.data.record_types import ROLES, Message, Prompt, as_prompt
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import ROLES, Message, Prompt, as_prompt
 
 # Chat formats in which trainers render prompts: how a turn begins, with its role, and how it ends.
 _FORMATS = (

@@ -6,8 +6,8 @@ The judge and the form of the reward come from the environment (rewards/environm
 from collections.abc import Sequence
 from typing import Any
 
+from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.environment import rewards_from_environment
-from gram_jax.rewards.forms import as_scores
 
 
 def reward_func(
@@ -18,14 +18,15 @@ def reward_func(
 ) -> dict[str, Any]:
     """Rewards of queries (prompt and response) as {"rewards", "scores", "extra_logs"}, f32 [n] tensors.
 
-    labels: the references, where the form compares with such; an empty one leaves it to the form or to a policy. A
+    labels: the references, if the form compares with such; an empty one selects the form's own or a written one. A
     response is the query without its prompt and without the policy's end tokens.
     """
     import torch  # pyright: ignore[reportMissingImports]  (the trainer brings it)
 
     rewards = rewards_from_environment()
     responses = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
-    found = rewards.of(prompts, responses, labels if rewards.form.against == "reference" else None)
+    references = labels if rewards.form.compare_with == "reference" else None
+    found = rewards.of(prompts, responses, references)
     values = torch.tensor(found, dtype=torch.float32)
-    scores = torch.tensor(as_scores(rewards.form, found), dtype=torch.float32)
-    return {"rewards": values, "scores": scores, "extra_logs": {"gram_judge": values}}
+    scores = torch.tensor(rewards.form.to_unit_interval(found), dtype=torch.float32)
+    return {"rewards": values, "scores": scores, "extra_logs": {NAME: values}}

@@ -1,7 +1,7 @@
-"""A reward for verl: reward.custom_reward_function.path=pkg://gram_jax.rl.verl, and reward.num_workers=1.
+"""A reward for verl: reward.custom_reward_function.path=pkg://gram_jax.rewards.verl and reward.num_workers=1.
 
-Each of verl's reward workers loads a judge; what the threads of one ask at the same time is scored together. The judge
-and the form of the reward come from the environment (rewards/environment.py).
+Each of verl's reward workers loads a judge; requests of its threads are scored together. The judge and the form of the
+reward come from the environment (rewards/environment.py).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from gram_jax.errors import DataError
 from gram_jax.rewards.environment import rewards_from_environment
 
-QUESTIONS = ("prompt", "question", "raw_prompt")
+PROMPT_KEYS = ("prompt", "question", "raw_prompt")
 
 
 def compute_score(
@@ -20,22 +20,23 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> dict[str, float]:
-    """The reward of one response against its reference: {"score": ...}.
+    """The reward of one response against its reference, as {"score": ...}.
 
-    extra_info: has the prompt under "prompt", "question" or "raw_prompt", as text or messages. ground_truth: the
-    reference response, or several; empty for the form's own or one that a policy writes. verl passes one sample at a
-    time, so groups cannot be compared here: take the server's /compare for that. Raises DataError where the prompt is
-    missing.
+    extra_info: holds the prompt under "prompt", "question" or "raw_prompt", as text or messages. ground_truth: the
+    reference response, or several; if empty, the form's own or a written one. verl passes one sample at a time, so
+    groups cannot be compared here; the server's /compare can. Raises DataError if the prompt is missing.
     """
     info = extra_info or {}
-    prompt = next((info[name] for name in QUESTIONS if info.get(name) is not None), None)
+    prompt = next((info[key] for key in PROMPT_KEYS if info.get(key) is not None), None)
     if prompt is None:
         raise DataError(
-            f"data_source {data_source!r}: extra_info has no prompt under {', '.join(QUESTIONS)}: found "
-            f"{', '.join(map(str, info)) or 'nothing'}. Put it there when the data is prepared"
+            f"data_source {data_source!r}: extra_info has no prompt under {', '.join(PROMPT_KEYS)}: found "
+            f"{', '.join(map(str, info)) or 'nothing'}. Add it when the data is prepared"
         )
     rewards = rewards_from_environment()
-    if rewards.form.against != "reference":
-        raise DataError("verl asks for one response at a time: GRAM_JAX_AGAINST must be reference")
+    if rewards.form.compare_with != "reference":
+        raise DataError(
+            "verl scores one response at a time: GRAM_JAX_COMPARE_WITH must be reference"
+        )
     (score,) = rewards.of([prompt], [solution_str], [ground_truth])
     return {"score": score}

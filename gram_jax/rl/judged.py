@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from gram_jax.data.record_types import Prompt
 from gram_jax.errors import DataError
-from gram_jax.rewards.forms import Judge, RewardForm, Rewards
+from gram_jax.judge.messages import Prompt
+from gram_jax.rewards.forms import PairScorer, RewardForm, Rewards
 
 EVEN = 1e-6
 
@@ -15,7 +15,7 @@ RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None
 
 
 def judged_reward(
-    judge: Judge, form: RewardForm, preferred: Mapping[Prompt, str] | None = None
+    judge: PairScorer, form: RewardForm, preferred: Mapping[Prompt, str] | None = None
 ) -> RewardFunction:
     """A judge's rewards in a form. A form against references takes the greedy responses, or else `preferred`."""
 
@@ -26,7 +26,7 @@ def judged_reward(
         references = None if greedy is None else [[text] for text in greedy]
         if references is None and preferred is not None:
             references = [[preferred[prompt]] for prompt in prompts]
-        return Rewards(judge, form, warn=False).of(prompts, texts, references)
+        return Rewards(judge, form).of(prompts, texts, references)
 
     return reward
 

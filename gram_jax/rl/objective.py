@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import Sequences
-from gram_jax.model.attention.scores import dot
+from gram_jax.model.attention.masked import dot
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import unembedding
 from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
 from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree
@@ -113,16 +114,16 @@ def rollout_objective(
     *,
     temperature: float,
     chunk: int,
-    clip: float,
-    kl: float,
-    value: float,
-    value_clip: float,
-    entropy: float,
+    clip_range: float,
+    kl_coef: float,
+    vf_coef: float,
+    clip_range_vf: float,
+    ent_coef: float,
 ) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
     """The loss of a batch, a sum over written tokens, and metrics as (sum, count).
 
-    clip: of the ratio; kl: weight of the k3 divergence from the start inside the loss; value, value_clip: weight of the
-    critic's loss and how far its value may move; entropy: weight of a bonus.
+    clip_range: of the ratio. kl_coef: weight of the k3 divergence from the reference. vf_coef: weight of the
+    critic's loss. clip_range_vf: how far the critic's value may move. ent_coef: weight of the entropy bonus.
     """
 
     def objective(params: Tree, batch: RolloutBatch) -> tuple[jax.Array, Metrics]:
@@ -132,11 +133,11 @@ def rollout_objective(
         mask, count = batch.mask, batch.mask.sum()
         # Columns that nobody wrote have a ratio of 1, whatever the model says of them.
         logprobs = jnp.where(mask > 0, seen.logprobs, batch.old)
-        policy = policy_loss(logprobs, batch.old, batch.advantages, clip)
+        policy = policy_loss(logprobs, batch.old, batch.advantages, clip_range)
         apart = divergence_per_token(
             logprobs, jnp.where(mask > 0, batch.reference, batch.old), "k3"
         )
-        loss = policy.loss + kl * apart - entropy * seen.entropy
+        loss = policy.loss + kl_coef * apart - ent_coef * seen.entropy
         parts = {
             "policy_loss": policy.loss,
             "clipped": policy.clipped,
@@ -144,8 +145,8 @@ def rollout_objective(
             "kl": apart,
         }
         if VALUE in params:
-            errors = value_loss(seen.values, batch.values, batch.returns, value_clip)
-            loss = loss + value * errors
+            errors = value_loss(seen.values, batch.values, batch.returns, clip_range_vf)
+            loss = loss + vf_coef * errors
             parts["value_loss"] = errors
         total = (loss * mask).sum()
         metrics = {name: ((part * mask).sum(), count) for name, part in parts.items()}

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gram_jax.console import Console
-from gram_jax.data.record_types import Preference, Prompt
+from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.judge.messages import Prompt
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Prompts:
 
 def read_prompts(
     source: str,
-    policy: Policy,
+    generator: TextGenerator,
     *,
     schema: str,
     longest: int,
@@ -45,7 +46,7 @@ def read_prompts(
     """
     records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
-    tokens = [policy.encode(prompt) for prompt in prompts]
+    tokens = [generator.encode(prompt) for prompt in prompts]
     kept = [at for at, ids in enumerate(tokens) if len(ids) <= longest][:limit]
     if not kept:
         raise DataError(f"{source}: none of {len(prompts)} prompts has at most {longest} tokens")
@@ -54,6 +55,6 @@ def read_prompts(
     preferred = {
         record.prompt: record.chosen
         for record in reversed(records)  # the first one of a prompt stays
-        if isinstance(record, Preference) and not record.tie
+        if isinstance(record, Comparison) and record.has_preference
     }
     return Prompts([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)

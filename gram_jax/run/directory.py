@@ -10,7 +10,6 @@ checkpoints/     by step, each with its manifest; in damaged/ what was refused a
 metrics.jsonl, tensorboard/, curves.png
 """
 
-import errno
 import hashlib
 import json
 import re
@@ -28,9 +27,10 @@ from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
 from gram_jax.console import Console
 from gram_jax.data.examples import Examples
-from gram_jax.distributed.collectives import from_main
-from gram_jax.distributed.process import Member
-from gram_jax.errors import CheckpointError, GramError, JudgeError, RecipeError
+from gram_jax.distributed.collectives import broadcast_object
+from gram_jax.distributed.process import ProcessContext
+from gram_jax.errors import CheckpointError, JudgeError, RecipeError
+from gram_jax.files import PARTIAL, write_atomic
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION, check_files
 from gram_jax.interop.models import stop_tokens
@@ -40,9 +40,8 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.recipes.reading import changed_on_resume, read_recipe, recipe_to_toml
 from gram_jax.recipes.tables import Recipe
-from gram_jax.run.lock import OWNER, owned
+from gram_jax.run.lock import LOCK, run_lock
 
-PARTIAL = ".partial"  # after the name of a file that is being written
 STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
 
 
@@ -89,40 +88,23 @@ class RunFolder:
         if not self.writes:
             return
         self.model.mkdir(exist_ok=True)
-        hf = config_to_hf(cfg, recipe.model.dtype)
+        hf = config_to_hf(cfg, recipe.model.param_dtype)
         _write(self.model / "config.json", json.dumps(hf, indent=2) + "\n")
         tokenizer.save_pretrained(self.model)
         spec.save(self.model)
-        if stops := stop_tokens(recipe.model.start):
+        if stops := stop_tokens(recipe.model.name_or_path):
             ends = json.dumps({"eos_token_id": list(stops)}) + "\n"
             _write(self.model / GENERATION, ends)
         if recipe.lora is not None:
             lora = recipe.lora
             base = {
-                "base": _from_anywhere(recipe.model.start),
+                "base": _from_anywhere(recipe.model.name_or_path),
                 "rank": lora.rank,
                 "alpha": lora.alpha,
-                "targets": list(lora.targets),
+                "targets": list(lora.target_modules),
             }
             _write(self.model / "base.json", json.dumps(base, indent=2) + "\n")
         write_manifest(self.model)
-
-
-@contextmanager
-def explain_full_disk(folder: RunFolder) -> Iterator[None]:
-    """Turns a disk that fills up in the block, whoever writes, into CheckpointError."""
-    try:
-        yield
-    except GramError:
-        raise
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):  # tokenizers, tensorstore
-            raise
-        raise CheckpointError(
-            f"the disk is full ({error}): free some space and start the same command again, it "
-            f"goes on from the last checkpoint in {folder.checkpoints}"
-        ) from error
 
 
 def _from_anywhere(model: str) -> str:
@@ -134,23 +116,23 @@ def _from_anywhere(model: str) -> str:
 
 
 @contextmanager
-def open_run(recipe: Recipe, member: Member, console: Console) -> Iterator[RunFolder]:
+def open_run(recipe: Recipe, member: ProcessContext, console: Console) -> Iterator[RunFolder]:
     """The run's folder, made where it is missing and held for the block; all processes of a job call it.
 
     Raises RecipeError where it holds something else, another job trains in it, or a run whose recipe differs in keys
     that change results.
     """
-    path = Path(recipe.run.folder).expanduser()
+    path = Path(recipe.run.output_dir).expanduser()
     with ExitStack() as held:
         before = None
         if jax.process_index() == 0:
             _make(path)
-            held.enter_context(owned(path, member, console))
+            held.enter_context(run_lock(path, member, console))
             before = _check_recipe(path, recipe)
-        before = from_main(before)
+        before = broadcast_object(before)
         if not path.is_dir():
             raise RecipeError(
-                f"run.folder {recipe.run.folder!r} was made by process 0 and is not there for process "
+                f"run.output_dir {recipe.run.output_dir!r} was made by process 0 and is not there for process "
                 f"{jax.process_index()}: a job of several processes needs a folder that all of them see"
             )
         yield RunFolder(path, before)
@@ -163,16 +145,16 @@ def _make(path: Path) -> None:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
         raise RecipeError(
-            f"run.folder {str(path)!r} cannot be made: {error.strerror or error}"
+            f"run.output_dir {str(path)!r} cannot be made: {error.strerror or error}"
         ) from error
     if RECIPE in names:
         return
     # A kill may have come before the first file was there.
-    own = re.compile(rf"{RECIPE}{PARTIAL}|{OWNER}.*|{STUCK.format('.*')}")
+    own = re.compile(rf"{RECIPE}.*{PARTIAL}|{LOCK}.*|{STUCK.format('.*')}")
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
-            f"run.folder {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the run a "
-            "folder of its own"
+            f"run.output_dir {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the "
+            "run a directory of its own"
         )
 
 
@@ -183,8 +165,8 @@ def _check_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
     if info and (changed := changed_on_resume(read_recipe(stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(
-            f"{recipe.run.folder} holds a run of another recipe. These keys change results:\n  "
-            f"{lines}\nGive this run a folder of its own (--set run.folder=...), or go on with the "
+            f"{recipe.run.output_dir} holds a run of another recipe. These keys change results:\n  "
+            f"{lines}\nGive this run a folder of its own (--set run.output_dir=...), or go on with the "
             f"old one: gram-jax train {stored}"
         )
     return info
@@ -192,7 +174,7 @@ def _check_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 def lacking(folder: RunFolder) -> list[str]:
     """What a run that was finished has lost or had damaged since, a line each; all processes get the same."""
-    model = from_main(find_damage(folder.model) if folder.writes else None)
+    model = broadcast_object(find_damage(folder.model) if folder.writes else None)
     lines = damage_of_newest(folder.checkpoints, folder.before.get("steps"))
     return lines + [f"model/{line}" for line in model]
 
@@ -248,10 +230,4 @@ def examples_fingerprint(examples: Examples) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_atomic(path, text, error=CheckpointError)

@@ -15,22 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.console import Console
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
+from gram_jax.files import write_atomic
 
-OWNER = "owner.json"
+LOCK = "owner.json"
 BEAT_SECONDS = 5.0
 # Without a beat the owner is gone. Clocks of machines differ, so the time is waited and not computed.
 STALE_SECONDS = 60.0
 
 
 @contextmanager
-def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
+def run_lock(run: Path, process: ProcessContext, console: Console) -> Iterator[None]:
     """Hold the folder of a run for the block.
 
     Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError where one is alive.
     """
-    path, mine = run / OWNER, _this_process()
+    path, mine = run / LOCK, _this_process()
     _take(path, mine, console)
     over = threading.Event()
 
@@ -41,8 +42,8 @@ def owned(run: Path, member: Member, console: Console) -> Iterator[None]:
             with suppress(OSError):  # a disk that is full or away for a while
                 other = _read(path)
                 if other and _who(other) != _who(mine):
-                    member.end(f"{_name(other)} has taken over {run}: this job ends", 2)
-                _write(path, mine | {"beat": count})
+                    process.abort(f"{_name(other)} has taken over {run}: this job ends", 2)
+                write_atomic(path, json.dumps(mine | {"beat": count}))
 
     thread = threading.Thread(target=beat, name="gram-jax-owner", daemon=True)
     thread.start()
@@ -78,14 +79,14 @@ def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
             if (now := _read(path) or {}) != found:
                 raise _refusal(path, now)
             time.sleep(min(1.0, STALE_SECONDS / 4))
-    _write(path, mine)
+    write_atomic(path, json.dumps(mine))
 
 
 def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
     return RecipeError(
         f"{_name(owner)} trains in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
         "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
-        "(--set run.folder=...)"
+        "(--set run.output_dir=...)"
     )
 
 
@@ -134,9 +135,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, owner: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{owner['pid']}.partial")
-    partial.write_text(json.dumps(owner))
-    partial.replace(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
 HELD_OUT = "valid_"  # before the names of figures of held-out data
@@ -159,9 +160,7 @@ def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
                     break
                 if row["step"] <= step:
                     rows.append(row)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(path)
+        write_atomic(path, (json.dumps(row) + "\n" for row in rows))
     return rows
 
 

@@ -6,14 +6,14 @@ prefixes that comparisons share once (prefix_tree.py), "padded" has a row for ea
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from gram_jax.errors import DoesNotFitError
+from gram_jax.errors import explain_out_of_memory
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
@@ -206,17 +206,12 @@ class ScoringEngine:
         )
         return program(self.params, self.cfg, batch, self.label_ids, self.execution, *shape)
 
-    @contextmanager
-    def _explain_out_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            raise DoesNotFitError(
-                f"out of memory while scoring: {str(error).strip().splitlines()[0][:300]}\nTry fewer tokens per call "
-                f"(now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a smaller model"
-            ) from error
+    def _explain_out_of_memory(self) -> AbstractContextManager[None]:
+        return explain_out_of_memory(
+            "a scoring call does not fit",
+            f"Try fewer tokens per call (now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a "
+            "smaller model",
+        )
 
 
 def default_method(execution: Execution) -> ScoringMethod:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gram_jax.judge.encode import Prompt
+from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.pair import PairScore
@@ -73,7 +73,9 @@ class RequestBatcher:
         """Number of requests in the queue."""
         return len(self._queue)
 
-    def pairs(self, triples: Sequence[tuple[Prompt, str, str]], deadline: float) -> list[PairScore]:
+    def pairs(
+        self, triples: Sequence[tuple[PromptLike, str, str]], deadline: float
+    ) -> list[PairScore]:
         """As Scorer.score_many. deadline: of time.monotonic, or inf.
 
         Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
@@ -81,7 +83,10 @@ class RequestBatcher:
         return self._submit(_Request("pairs", list(triples), None, 2 * len(triples), deadline))
 
     def rank(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig, deadline: float
+        self,
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
+        config: RankingConfig,
+        deadline: float,
     ) -> list[Ranking]:
         """As Scorer.rank_many. The cost of a ranking counts as a round robin."""
         items = list(items)
@@ -166,6 +171,8 @@ class RequestBatcher:
                 self._changed.wait()
             if sum(request.cost for request in self._queue) < self.max_batch and not self._closed:
                 self._changed.wait(BATCH_WAIT)
+            if not self._queue:  # its request was withdrawn meanwhile
+                return []
             batch = [self._queue.popleft()]
             size = batch[0].cost
             while self._queue and size + self._queue[0].cost <= self.max_batch:
@@ -220,7 +227,7 @@ class BatchedScorer:
         return self.batcher.pairs(comparisons, self.deadline)
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
+        self, items: Iterable[tuple[PromptLike, Sequence[str]]], config: RankingConfig | None = None
     ) -> list[Ranking]:
         """As Scorer.rank_many."""
         return self.batcher.rank(items, config or RankingConfig(), self.deadline)

@@ -4,7 +4,6 @@ Beside OUT stands OUT.meta.json, which says what the rows were made from. An int
 complete line; a torn last line is cut off.
 """
 
-import errno
 import json
 import logging
 import os
@@ -14,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gram_jax.data.records import Record, contents_id
+from gram_jax.data.comparison import Record, contents_id
 from gram_jax.errors import DataError
+from gram_jax.files import explain_full_disk
 from gram_jax.progress import ProgressBar, ProgressFactory
 from gram_jax.scoring.rows import NumberedRecord
 
@@ -165,16 +165,14 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
 @contextmanager
 def _explain_interruption(out: Path) -> Iterator[None]:
     """Raises DataError for a full disk or a file that cannot be written; Ctrl-C logs that nothing is lost."""
+    advice = "The complete rows are kept: free some space and run the same command again"
     try:
-        yield
+        with explain_full_disk(out, advice, error=DataError):
+            yield
     except KeyboardInterrupt:
         logger.warning("%s keeps its complete rows; the same command resumes after them", out)
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"the disk of {out} is full. The complete rows are kept: make room and run the same command again"
-            ) from error
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.data.records import Candidates, Preference, Record, UnlabeledPair
+from gram_jax.data.comparison import Candidates, Comparison, Record
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
@@ -32,7 +32,7 @@ def score_records(
 ) -> list[dict[str, Any]]:
     """Score pairs. A row has id, row and source of its record and the columns of `score_columns`."""
     scores = scorer.stream(
-        ((record.prompt, record.first, record.second) for _, record in records),
+        ((record.prompt, *record.best_first) for _, record in records),
         progress=lambda count: bar.update(count, units=count),
     )
     return [
@@ -58,18 +58,15 @@ def row_start(number: int, record: Record) -> dict[str, Any]:
     return {"id": record.id, "row": number, "source": record.source}
 
 
-def score_columns(record: Preference | UnlabeledPair, score: PairScore) -> dict[str, Any]:
-    """The columns of a score: as chosen and rejected if the record is labeled, else as first and second.
+def score_columns(record: Comparison, score: PairScore) -> dict[str, Any]:
+    """The columns of a score: as chosen and rejected if one is preferred, else as first and second.
 
-    score: of the record's first and second response.
+    score: of the responses in the order of `record.best_first`.
     """
-    if isinstance(record, UnlabeledPair):
-        row = {"score_first": score.first, "score_second": score.second}
-    elif record.tie:
-        row = {"score_first": score.first, "score_second": score.second, "tie": True}
-    else:
-        score = score if record.chosen_first else score.swapped()
-        row = {"score_chosen": score.first, "score_rejected": score.second}
+    names = ("chosen", "rejected") if record.has_preference else ("first", "second")
+    row: dict[str, Any] = {f"score_{names[0]}": score.first, f"score_{names[1]}": score.second}
+    if record.label == "tie":
+        row["tie"] = True
     return row | {
         "margin": score.margin,
         "position_bias": score.position_bias,

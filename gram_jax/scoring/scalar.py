@@ -13,13 +13,16 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
-from gram_jax.interop.models import SCORE, load_model, load_spec, load_tokenizer
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.encode import Encoded, Prompt, encode_responses
+from gram_jax.judge.encode import Encoded, encode_responses
+from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.model.heads import hidden_at, scalar_reward
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import pad_rows, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
@@ -42,7 +45,7 @@ class ScalarRewardModel:
         execution: Execution,
     ):
         check_tokenizer(spec, tokenizer)
-        if SCORE not in params:
+        if SCALAR_HEAD not in params:
             raise JudgeError(
                 "these weights have no scalar head: they belong to a generative judge, which a Scorer reads. Choose "
                 "the model of a run of stage rank"
@@ -67,12 +70,12 @@ class ScalarRewardModel:
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
-    def rewards(self, items: Iterable[tuple[Prompt, str]]) -> np.ndarray:
+    def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
         return self.rewards_and_shortened(items)[0]
 
     def rewards_and_shortened(
-        self, items: Iterable[tuple[Prompt, str]]
+        self, items: Iterable[tuple[PromptLike, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = self._encode(items)
@@ -99,8 +102,8 @@ class ScalarRewardModel:
                 cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
                 yield combine_orders(first - second, second - first, cut)
 
-    def _encode(self, items: Iterable[tuple[Prompt, str]]) -> list[Encoded]:
-        return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")
+    def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
+        return encode_responses(self.tokenizer, self.spec, items, overlong="truncate")
 
     def _rewards(self, texts: list[Encoded]) -> np.ndarray:
         """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
@@ -126,7 +129,7 @@ def is_baseline(name: str | Path) -> bool:
     source = resolve_model(name)
     if source.kind != "run" or source.path is None:
         return False
-    return read_info(source.path).get("stage") == "rank"
+    return read_info(source.path).get("stage") == "bradley_terry"
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))

@@ -16,11 +16,13 @@ import numpy as np
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
-from gram_jax.judge.encode import Encoded, Prompt, encode_comparisons
+from gram_jax.judge.encode import Encoded, encode_comparisons
+from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.engine import (
@@ -33,7 +35,7 @@ from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
-PairTexts = tuple[Prompt, str, str]  # prompt, first response, second response
+PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
 Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
 # Pairs that are tokenized while the window before them is scored: enough to fill the calls.
@@ -74,7 +76,7 @@ class Scorer:
         method: ScoringMethod | None = None,
     ):
         check_tokenizer(spec, tokenizer)
-        if "score" in params:
+        if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
                 "time and give no verdicts. Choose the model of a run of stage judge"
@@ -180,7 +182,7 @@ class Scorer:
         """Compile before the first call what scoring pairs needs, and what ranking needs besides."""
         self.engine.warm_up(rankings=rankings)
 
-    def score(self, prompt: Prompt, first: str, second: str) -> PairScore:
+    def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
         return self.score_many([(prompt, first, second)])[0]
 
@@ -204,13 +206,13 @@ class Scorer:
         for window in self._encode_ahead(windows):
             yield from self._score(window, progress)
 
-    def compare(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
+    def compare(self, prompt: PromptLike, responses: Sequence[str]) -> np.ndarray:
         """Log-odds that response i is better than response j, both orders of every pair: f32 [n, n], antisymmetric."""
         return self.rank(prompt, responses, method="round_robin").margins
 
     def rank(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         responses: Sequence[str],
         *,
         method: RankingMethod | None = None,
@@ -226,13 +228,13 @@ class Scorer:
         config = RankingConfig(method, order_mode, _frozen(references))
         return next(self.rank_many([(prompt, responses)], config))
 
-    def best(self, prompt: Prompt, responses: Sequence[str], **options: Any) -> int:
+    def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
         """Index of the best response; options as of `rank`."""
         return self.rank(prompt, responses, **options).order[0]
 
     def rank_many(
         self,
-        items: Iterable[tuple[Prompt, Sequence[str]]],
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
         config: RankingConfig | None = None,
         *,
         progress: Callable[[int], None] = lambda count: None,
@@ -256,7 +258,7 @@ class Scorer:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
         flat = list(chain.from_iterable(pending))
-        texts = encode_comparisons(self.tokenizer, self.spec, flat, overlong="shorten")
+        texts = encode_comparisons(self.tokenizer, self.spec, flat, overlong="truncate")
         diffs = self.engine.label_logit_diffs(texts, paired=False)
         self._warn_if_shortened(texts)
         ends = np.cumsum([len(of_job) for of_job in pending])
@@ -284,7 +286,7 @@ class Scorer:
             for (prompt, a, b), swap in zip(pairs, swapped, strict=True)
         ]
         orders = [order for p, a, b in canonical for order in ((p, a, b), (p, b, a))]
-        texts = encode_comparisons(self.tokenizer, self.spec, orders, overlong="shorten")
+        texts = encode_comparisons(self.tokenizer, self.spec, orders, overlong="truncate")
         return _Window(texts, np.array(swapped, bool))
 
     def _score(self, window: _Window, progress: Callable[[int], None]) -> list[PairScore]:
@@ -295,12 +297,10 @@ class Scorer:
         diffs = diffs.reshape(-1, 2)
         diffs[window.swapped] = diffs[window.swapped, ::-1]
         self._warn_if_shortened(window.texts)
-        shortened = [text.shortened for text in window.texts]
+        shortened = np.array([text.shortened for text in window.texts], bool).reshape(-1, 2)
         return [
-            combine_orders(diff, swapped, bool(cut))
-            for (diff, swapped), cut in zip(
-                diffs.tolist(), np.reshape(shortened, (-1, 2)).any(axis=1), strict=True
-            )
+            combine_orders(diff, swapped, bool(cut.any()))
+            for (diff, swapped), cut in zip(diffs.tolist(), shortened, strict=True)
         ]
 
     def _warn_if_shortened(self, texts: Sequence[Encoded]) -> None:

@@ -1,4 +1,4 @@
-"""The process of a server: its log, its end."""
+"""The process of a server: its log, its address, its end."""
 
 import errno
 import json
@@ -6,12 +6,15 @@ import logging
 import socket
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from gram_jax.errors import DataError, GramError
-from gram_jax.serve.guard import LOG, Guard, fault
+from gram_jax.serve.errors import describe_failure
+from gram_jax.serve.middleware import LOG
+from gram_jax.serve.service import Service
 
 
 class StartError(GramError):
@@ -19,7 +22,7 @@ class StartError(GramError):
 
 
 class JsonLines(logging.Formatter):
-    """A line of JSON for each record: ours as they are, the HTTP library's as a message, faults without their text."""
+    """A line of JSON for each record, with the type and place of an exception but not its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -28,14 +31,14 @@ class JsonLines(logging.Formatter):
         else:
             line = {"level": record.levelname, "message": record.getMessage()}
         if record.exc_info and record.exc_info[1] is not None:
-            line |= fault(record.exc_info[1])
+            line |= describe_failure(record.exc_info[1])
         return json.dumps({"time": self.formatTime(record), "line": line})
 
 
 class _Server(uvicorn.Server):
-    """On SIGTERM readiness goes first, then the open requests are answered, then the process ends."""
+    """On SIGTERM reports not ready, then answers the open requests, then ends."""
 
-    def __init__(self, config: uvicorn.Config, service: Any):
+    def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
 
@@ -44,10 +47,10 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
-    """Answer until SIGTERM or Ctrl-C; what has been accepted by then is answered, within `grace` seconds.
+def serve(app: FastAPI, *, host: str, port: int, grace: float) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; accepted requests are then answered within `grace` seconds.
 
-    Raises DataError where the address cannot be used, StartError where the judge could not be made ready.
+    Raises DataError if the address cannot be used, StartError if the judge could not be made ready.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
@@ -61,11 +64,11 @@ def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
         port=port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=cast(int, grace),  # given to asyncio, which takes fractions
+        timeout_graceful_shutdown=cast(int, grace),  # passed to asyncio, which takes fractions
         timeout_keep_alive=30,
         server_header=False,
     )
-    service, reason = app.app.state.service, None
+    service, reason = app.state.service, None
     server = _Server(config, service)
     try:
         server.run()
@@ -79,22 +82,22 @@ def serve(app: Guard, *, host: str, port: int, grace: float) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises DataError where a server could not listen, before minutes go into loading and compiling its judge."""
+    """Raises DataError if a server cannot listen there: call it before the judge is loaded and compiled."""
     refused: list[OSError] = []
     try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise _unusable(host, port) from error
-    for family, kind, protocol, _, address in places:
+    for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
             refused.append(error)
-    # A name may stand for a family of addresses that this machine does not have.
+    # A name may resolve to a family of addresses that this machine does not have.
     absent = [error for error in refused if error.errno == errno.EADDRNOTAVAIL]
-    if len(refused) > len(absent) or len(absent) == len(places):
+    if len(refused) > len(absent) or len(absent) == len(addresses):
         raise _unusable(host, port) from refused[-1]
 
 
@@ -103,7 +106,7 @@ def _unusable(host: str, port: int) -> DataError:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file. Raises DataError for one that is missing, empty or in two lines."""
+    """The token in a file. Raises DataError if it is missing, empty or has several words."""
     if path is None:
         return None
     try:
@@ -124,5 +127,5 @@ def read_references(path: Path | None) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as references: {error}") from error
     if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
-        raise DataError(f"{path}: expected a JSON list of texts, with one at least")
+        raise DataError(f"{path}: expected a JSON list of texts, not empty")
     return tuple(found)

@@ -1,70 +1,149 @@
-"""What the endpoints of a server share."""
+"""What the endpoints of a server share: the judge behind its queue, rewards in the server's form, deadlines."""
 
+import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Header
+from fastapi import Depends, Header
 
-from gram_jax.data.record_types import Prompt
-from gram_jax.rewards.forms import RewardForm
-from gram_jax.rewards.messages import prompt_of
+from gram_jax.errors import DataError, GramError
+from gram_jax.judge.messages import Prompt
+from gram_jax.rewards.forms import ReferenceWriter, RewardForm, Rewards
+from gram_jax.rewards.group_buffer import GroupBuffer
+from gram_jax.rewards.messages import conversation_of, prompt_of
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.cohort import Cohorts
-from gram_jax.serve.forms import Asked, Pair
-from gram_jax.serve.guard import Limits, Metrics
+from gram_jax.serve.errors import RequestError
+from gram_jax.serve.fields import MessageField, PairRequest
+from gram_jax.serve.metrics import ServerMetrics
+from gram_jax.serve.middleware import LOG, Limits
 
-# References of prompts, written within so many seconds, or TimeoutError: generation/greedy.py has one.
-Writer = Callable[[Sequence[Prompt], float], Sequence[str]]
+# (prompts, seconds) -> references, written within these seconds; raises TimeoutError.
+TimedReferenceWriter = Callable[[Sequence[Prompt], float], Sequence[str]]
+
+UNCOMPARED = (
+    "a response without another to its prompt and without a reference has the reward 0.5, whatever its text. Send "
+    "groups together, references as labels, or start the server with --references or --policy (logged once; see "
+    "gram_uncompared_total)"
+)
 
 
 @dataclass
 class Service:
     """What the endpoints share.
 
-    write: references of what comes without one, for such a form. ready: programs are compiled; draining: the end has
-    begun, nobody should come.
+    form: of rewards, if the protocol leaves it open. write: writes references, for a form without its own. ready:
+    programs are compiled; draining: the server is stopping.
     """
 
     scorer: Scorer
     name: str
     form: RewardForm
     batcher: RequestBatcher
-    cohorts: Cohorts
+    groups: GroupBuffer
     limits: Limits
-    metrics: Metrics = field(default_factory=Metrics)
-    write: Writer | None = None
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    write: TimedReferenceWriter | None = None
     ready: bool = False
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
-    said: bool = False  # that a response met no other one
+    warned: bool = False  # of a response without another
 
     def drain(self) -> None:
-        """The end has begun: nobody should come, and nobody waits for others that could."""
+        """Report not ready, and rate open groups as they are."""
         self.draining = True
-        self.cohorts.close()
+        self.groups.close()
+
+    def until_deadline(self) -> Any:
+        """A dependency: the batcher as a BatchedScorer until the request's deadline, in milliseconds from now."""
+        longest = round(1000 * self.limits.deadline)
+
+        async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> BatchedScorer:
+            return BatchedScorer(
+                self.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000
+            )
+
+        return Depends(client)
+
+    def rewards(
+        self,
+        client: BatchedScorer,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        labels: Sequence[str | None] = (),
+    ) -> list[float]:
+        """Rewards in the server's form. labels: references; all responses have one or none has."""
+        form, write = self.form, None
+        if form.compare_with == "reference":
+            write = self.write and _with_deadline(self.write, client)
+        elif given := [label for label in labels if label]:
+            # Rewards of some against references and of others within groups are not comparable.
+            check_length("labels", given, responses)
+            form = RewardForm("reference", form.scale, (), form.length_penalty)
+        else:
+            self.count_uncompared(prompts)
+        return Rewards(client, form, write=write).of(prompts, responses, labels or None)
+
+    def count_uncompared(self, prompts: Sequence[Prompt]) -> None:
+        """Count responses without another to their prompt, and warn once: their reward means nothing."""
+        alone = sum(number == 1 for number in Counter(prompts).values())
+        if alone and not self.warned:
+            self.warned = True
+            LOG.warning(json.dumps({"warning": UNCOMPARED}))
+        self.metrics.uncompared.inc(alone)
 
 
-def client_of(service: Service) -> Callable[[int], Awaitable[BatchedScorer]]:
-    """A dependency: the batcher as one request may use it, until its deadline in milliseconds from now."""
-    longest = round(1000 * service.limits.deadline)
+def _with_deadline(write: TimedReferenceWriter, client: BatchedScorer) -> ReferenceWriter:
+    """`write` for one request, until its deadline."""
 
-    async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> BatchedScorer:
-        return BatchedScorer(service.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000)
+    def write_in_time(prompts: Sequence[Prompt]) -> Sequence[str]:
+        try:
+            return write(prompts, max(0.0, client.deadline - time.monotonic()))
+        except DataError as error:
+            raise RequestError(
+                422,
+                "unusable",
+                "a prompt leaves the server's policy no room for its response: expected a shorter one, or a server "
+                "with a smaller --max-new-tokens",
+            ) from error
 
-    return client
+    return write_in_time
 
 
-def asked_prompt(asked: Asked) -> Prompt:
-    """Text or messages as the judge takes them."""
-    return prompt_of(asked if isinstance(asked, str) else [turn.model_dump() for turn in asked])
+def prompt_from(given: str | list[MessageField]) -> Prompt:
+    """Text or messages of a request as the judge takes them."""
+    return prompt_of(given if isinstance(given, str) else [one.model_dump() for one in given])
 
 
-def scores_of(pairs: Sequence[Pair], client: BatchedScorer) -> list[PairScore]:
-    """Of every pair."""
+def conversation_from(text: str, where: str) -> tuple[Prompt, str]:
+    """Prompt and response of a rendered conversation. Raises RequestError that names the place, not the text."""
+    try:
+        return conversation_of(text)
+    except GramError as error:
+        raise RequestError(
+            422,
+            "unusable",
+            f"{where}: expected a conversation in the format of ChatML, Llama 3 or Gemma that ends with a response to "
+            "a user",
+        ) from error
+
+
+def score_pairs(pairs: Sequence[PairRequest], client: BatchedScorer) -> list[PairScore]:
+    """The score of every pair."""
     return client.score_many(
-        [(asked_prompt(pair.prompt), pair.first, pair.second) for pair in pairs]
+        [(prompt_from(pair.prompt), pair.first, pair.second) for pair in pairs]
     )
+
+
+def check_length(name: str, given: Sequence[Any], responses: Sequence[Any]) -> None:
+    """Raises RequestError unless there is one for each response, or none."""
+    if given and len(given) != len(responses):
+        raise RequestError(
+            422,
+            "unusable",
+            f"{name}: expected one for each of {len(responses)} responses, or none, found {len(given)}",
+        )

@@ -1,14 +1,19 @@
 """Ahead-of-time compilation of the step: what it needs, whether that fits, and what would."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gram_jax.errors import DoesNotFitError
+from gram_jax.errors import (
+    DoesNotFitError,
+    explain_out_of_memory,
+    in_short,
+    is_out_of_memory,
+)
 from gram_jax.formatting import format_bytes
 from gram_jax.sharding import Placement
 
@@ -102,32 +107,20 @@ def compile_step(
         if memory.arguments > free:
             raise DoesNotFitError(
                 f"this model does not fit the memory: {found}. Its weights and their moments alone "
-                'are more: try [lora], optimizer.moments = "bfloat16", a smaller model, or more '
+                'are more: try [lora], optimizer.first_moment_dtype = "bfloat16", a smaller model, or more '
                 "devices under [mesh] fsdp."
             )
         raise DoesNotFitError(_advice(make, alternatives, free, found))
     return compiled, memory
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA, or the machine, ran out of memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-@contextmanager
-def explain_out_of_memory(memory: Memory | None) -> Iterator[None]:
-    """Turns running out of memory in the block into DoesNotFitError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        needs = f"the step needs {memory.to_text()}" if memory else "the step does not fit"
-        raise DoesNotFitError(
-            f"out of memory: {needs}.\n{_short(str(error))}\n"
-            'Try, in this order: batch.microbatches twice as many; execution.remat = "full"; '
-            "fewer batch.rows or a shorter batch.length; more devices under [mesh] fsdp; [lora]."
-        ) from error
+def explain_step_memory(memory: Memory | None) -> AbstractContextManager[None]:
+    """Raises DoesNotFitError if the block, which runs the step, runs out of memory."""
+    return explain_out_of_memory(
+        f"the step needs {memory.to_text()}" if memory else "the step does not fit",
+        'Try, in this order: batch.gradient_accumulation_steps twice as many; execution.remat = "full"; '
+        "a smaller batch.batch_size or a shorter batch.max_length; more devices under [mesh] fsdp; [lora].",
+    )
 
 
 def _advice(
@@ -136,7 +129,7 @@ def _advice(
     free: int | None,
     found: str,
 ) -> str:
-    lines = [f"this step does not fit the memory: {_short(found)}", "What would fit:"]
+    lines = [f"this step does not fit the memory: {in_short(found)}", "What would fit:"]
     fitting = 0
     for change in alternatives:
         try:
@@ -154,7 +147,7 @@ def _advice(
             break
     if not fitting:
         lines[-1] = (
-            'Neither more microbatches nor remat = "full" is enough: a shorter batch.length, a '
+            'Neither more microbatches nor remat = "full" is enough: a shorter batch.max_length, a '
             "smaller model, [lora], or more devices under [mesh] fsdp are left to try."
         )
     return "\n".join(lines)
@@ -162,8 +155,3 @@ def _advice(
 
 def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _short(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:3])[:600]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.distributed.preemption import STATUS, Vote
+from gram_jax.distributed.preemption import STATUS, StopSync
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import NonFiniteError, StoppedError
 from gram_jax.recipes.tables import Recipe
@@ -33,7 +33,7 @@ class Course:
     last: int
     checkpoints: Checkpoints
     journal: Journal
-    vote: Vote
+    sync: StopSync
     watchdog: Watchdog
     evaluate: Callable[[int, Tree, Callable[[], None]], Mapping[str, float]]
     state: TrainState
@@ -44,7 +44,7 @@ class Course:
 
         step: the compiled training step. batches: (step, batch on the devices) from `done` on.
         """
-        if _due(self.done, self.recipe.evaluate.every) and self.done < self.last:
+        if _due(self.done, self.recipe.evaluate.eval_steps) and self.done < self.last:
             self._look_at_held_out()
         try:
             self._take(step, frozen, batches)
@@ -58,17 +58,17 @@ class Course:
     def _take(self, step: Any, frozen: Tree, batches: Iterable[tuple[int, Any]]) -> None:
         # Metrics and votes are read one step late, so that the device never waits for us.
         unread: tuple[int, Any] | None = None
-        voices, asked = self.vote.cast(), None
+        voices, asked = self.sync.send(), None
         self.watchdog.beat(f"waiting for the data of step {self.done + 1}")
         for index, batch in batches:
             self.watchdog.beat(f"step {index + 1}")
             self.state, metrics = step(self.state, frozen, batch)
             if unread is not None:
                 self.journal.book(*unread)
-            asked, voices = self.vote.read(voices), self.vote.cast()
+            asked, voices = self.sync.receive(voices), self.sync.send()
             self.done, unread = index + 1, (index + 1, metrics)
-            evaluating = _due(self.done, self.recipe.evaluate.every) and self.done < self.last
-            saving = _due(self.done, self.recipe.checkpoint.every) or self.done == self.last
+            evaluating = _due(self.done, self.recipe.evaluate.eval_steps) and self.done < self.last
+            saving = _due(self.done, self.recipe.checkpoint.save_steps) or self.done == self.last
             if evaluating or saving or asked:
                 # A line before every save: what is saved has its figures in the file.
                 self.journal.book(*unread, line=True)
@@ -99,7 +99,7 @@ class Course:
 
     def _between(self) -> None:
         self.watchdog.beat(f"evaluating after step {self.done}")
-        self._leave_if(self.vote.now())
+        self._leave_if(self.sync.check())
 
     def _look_at_held_out(self) -> None:
         # A run that was stopped in an evaluation begins with it.
@@ -113,7 +113,7 @@ class Course:
         """Save the state that the bad batch left alone, and say where it is."""
         state, step = self.state, int(self.state.step)
         if step == 0:
-            return "It was the first batch: no step was lost. Check the data and model.dtype"
+            return "It was the first batch: no step was lost. Check the data and model.param_dtype"
         if self.checkpoints.latest() != step:
             # The bad batch is counted only once it may be skipped.
             one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)

@@ -15,11 +15,12 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.console import Console
 from gram_jax.data.feed import prefetch
-from gram_jax.distributed.collectives import check_same, from_main
-from gram_jax.distributed.preemption import StopRequest, Vote
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.collectives import assert_equal, broadcast_object
+from gram_jax.distributed.preemption import StopRequest, StopSync
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.files import explain_full_disk
 from gram_jax.model.specs import param_count
 from gram_jax.plots import plot_curves, read_metrics
 from gram_jax.recipes.reading import recipe_to_toml, recipe_values
@@ -28,7 +29,6 @@ from gram_jax.run.directory import (
     STUCK,
     RunFolder,
     examples_fingerprint,
-    explain_full_disk,
     lacking,
     open_run,
 )
@@ -39,7 +39,7 @@ from gram_jax.sharding import Placement
 from gram_jax.training.compiling import (
     Memory,
     compile_step,
-    explain_out_of_memory,
+    explain_step_memory,
 )
 from gram_jax.training.course import Course
 from gram_jax.training.evaluation import held_out_metrics
@@ -56,6 +56,8 @@ from gram_jax.training.state import TrainState, init_state
 from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
 
+RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -71,7 +73,7 @@ def train(
     *,
     console: Console | None = None,
     placement: Placement | None = None,
-    member: Member | None = None,
+    member: ProcessContext | None = None,
     until: int | None = None,
 ) -> RunResult:
     """Carry out a recipe, or go on with the run in its folder where it stopped.
@@ -83,15 +85,15 @@ def train(
     used, DoesNotFitError for too little memory, NonFiniteError for a loss that is not a number
     (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
     """
-    member = member or Member()
-    report = Path(recipe.run.folder).expanduser() / STUCK.format(member.index)
+    member = member or ProcessContext()
+    report = Path(recipe.run.output_dir).expanduser() / STUCK.format(member.index)
     with Watchdog(member, report) as watchdog, StopRequest(member) as stop:
         watchdog.beat("looking for devices")
         main = jax.process_index() == 0
         console = console if console and main else Console(mute=not main)
         watchdog.beat("opening the run's folder")
-        check_same("recipe", recipe_to_toml(recipe))
-        with open_run(recipe, member, console) as folder, explain_full_disk(folder):
+        assert_equal("recipe", recipe_to_toml(recipe))
+        with open_run(recipe, member, console) as folder, explain_full_disk(folder.path, RESUME):
             if not is_complete(folder, console, watchdog):
                 keep_compiled_programs()
                 watchdog.beat("reading the data")
@@ -127,11 +129,11 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
     step, memory = compiled_step(job, console)
     job.folder.begin(recipe)  # before anything else: by this file the folder is known as a run's
     with (
-        explain_out_of_memory(memory),
+        explain_step_memory(memory),
         Checkpoints(
             job.folder.checkpoints,
-            keep=recipe.checkpoint.keep,
-            keep_every=recipe.checkpoint.keep_every,
+            keep=recipe.checkpoint.max_to_keep,
+            keep_every=recipe.checkpoint.keep_period,
         ) as checkpoints,
     ):
         watchdog.beat("verifying the checkpoints")
@@ -145,7 +147,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
             closing(prefetch(job.plan, job.placement, start, last)) as batches,
         ):
-            journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
+            journal = Journal(writer, progress, recipe.log.logging_steps, recipe.run.max_skipped)
             journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
             course = Course(
                 recipe=recipe,
@@ -154,7 +156,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
                 last=max(last, start),
                 checkpoints=checkpoints,
                 journal=journal,
-                vote=Vote(stop, job.placement),
+                sync=StopSync(stop, job.placement),
                 watchdog=watchdog,
                 evaluate=make_evaluate(job, frozen),
                 state=state,
@@ -245,7 +247,7 @@ def judge_pairs(
     job: Job, params: Tree, frozen: Tree, between: Callable[[], None]
 ) -> dict[str, float]:
     """Stage judge: the figures of the whole way from text to score, both orders of every pair."""
-    if job.recipe.stage != "judge":
+    if job.recipe.stage != "finetune":
         return {}
     scorer = Scorer(
         tree.merge(params, frozen),
@@ -267,7 +269,7 @@ def _metrics_writer(job: Job, start: int) -> MetricsWriter:
         run_id = job.folder.before.get("wandb") or secrets.token_hex(8)
         job.folder.note(wandb=run_id)
     main = jax.process_index() == 0
-    kept = from_main(truncate(job.folder.path, start) if main else None)
+    kept = broadcast_object(truncate(job.folder.path, start) if main else None)
     if not main:
         return MetricsWriter(None, kept)
     return MetricsWriter(

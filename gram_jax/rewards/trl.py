@@ -1,0 +1,96 @@
+"""Reward functions for TRL's GRPOTrainer and RLOOTrainer, and the judge in the form of TRL's pairwise judges.
+
+from gram_jax import Scorer
+from gram_jax.rewards.trl import trl_reward
+
+trainer = GRPOTrainer(..., reward_funcs=[trl_reward(Scorer.load("runs/judge"))])
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from gram_jax.errors import DataError
+from gram_jax.rewards.columns import NAME, reference_column
+from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, Rewards
+from gram_jax.rewards.group_buffer import GroupBuffer
+from gram_jax.rewards.messages import completion_of, prompt_of
+
+
+def trl_reward(
+    judge: PairScorer,
+    form: RewardForm | None = None,
+    *,
+    column: str = "reference",
+    write: ReferenceWriter | None = None,
+) -> Callable[..., list[float]]:
+    """A reward function, called as fn(prompts, completions, **columns) with texts or messages.
+
+    column: the data set's column of references, for a form that compares with them. write: writes references of prompts
+    without one, such as a policy's GreedyResponses. Groups that arrive in parts are compared with their earlier parts.
+    """
+    rewards = Rewards(judge, form, write=write, buffer=GroupBuffer())
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        return rewards.of(prompts, completions, reference_column(rewards, columns, column))
+
+    reward.__name__ = NAME
+    return reward
+
+
+def async_trl_reward(
+    judge: PairScorer,
+    form: RewardForm | None = None,
+    *,
+    column: str = "reference",
+    write: ReferenceWriter | None = None,
+) -> Callable[..., Awaitable[list[float]]]:
+    """`trl_reward` as a coroutine function, which TRL runs beside other asynchronous rewards."""
+    in_thread = trl_reward(judge, form, column=column, write=write)
+
+    async def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
+        return await asyncio.to_thread(in_thread, prompts, completions, **columns)
+
+    reward.__name__ = NAME
+    return reward
+
+
+class GroupJudge:
+    """Index of the best completion, in the form of TRL's BasePairwiseJudge and of LLM-Blender."""
+
+    def __init__(self, judge: PairScorer):
+        self.judge = judge
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Sequence[Any]],
+        shuffle_order: bool = True,
+    ) -> list[int]:
+        """Index of the best completion of every prompt. shuffle_order has no effect: both orders are always read."""
+        return [order[0] for order in self.rank(prompts, completions)]
+
+    def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:
+        """Indices of every prompt's completions, the best first."""
+        if len(prompts) != len(completions):
+            raise DataError(f"{len(prompts)} prompts and {len(completions)} lists of completions")
+        items = [
+            (prompt_of(prompt), [completion_of(text) for text in texts])
+            for prompt, texts in zip(prompts, completions, strict=True)
+        ]
+        return [ranking.order for ranking in self.judge.rank_many(items)]
+
+    def pairwise(self, prompts: Sequence[Any], pairs: Sequence[Sequence[Any]]) -> list[float]:
+        """P(the first of two completions is better) for every prompt."""
+        wrong = next((len(pair) for pair in pairs if len(pair) != 2), None)
+        if wrong is not None or len(prompts) != len(pairs):
+            raise DataError(
+                f"expected two completions for each of {len(prompts)} prompts, found {wrong or len(pairs)}"
+            )
+        triples = [
+            (prompt_of(prompt), completion_of(pair[0]), completion_of(pair[1]))
+            for prompt, pair in zip(prompts, pairs, strict=True)
+        ]
+        return [score.first for score in self.judge.score_many(triples)]

@@ -1,0 +1,72 @@
+"""Types of request fields that several protocols share, with their limits."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+MAX_CHARACTERS = 400_000  # of one text
+MAX_ITEMS = 1024  # of one request
+MAX_RESPONSES = 64  # of one list to compare
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+Responses = Annotated[list[Text], Field(min_length=1, max_length=MAX_RESPONSES)]
+
+
+class MessageField(BaseModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text
+
+
+def _check_question(messages: list[MessageField]) -> list[MessageField]:
+    if all(message.role == "assistant" for message in messages):
+        raise PydanticCustomError("no_question", "expected messages that the assistant answers")
+    return messages
+
+
+Messages = Annotated[
+    list[MessageField], Field(min_length=1, max_length=MAX_ITEMS), AfterValidator(_check_question)
+]
+
+
+def by_list(one: str, several: str) -> Discriminator:
+    """Chooses a union's type by whether a list was sent, so that an error message is about that type alone."""
+    return Discriminator(lambda given: several if isinstance(given, list) else one)
+
+
+PromptField = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Messages, Tag("messages")], by_list("text", "messages")
+]
+TextOrList = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Texts, Tag("list")], by_list("text", "list")
+]
+
+
+class StrictRequest(BaseModel):
+    """A request of this server's own protocol, which rejects unknown keys; vendors' protocols ignore them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PairRequest(StrictRequest):
+    """A prompt, as text or messages, and two responses."""
+
+    prompt: PromptField
+    first: Text
+    second: Text
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, without any text of the request."""
+
+    code: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """Body of every error."""
+
+    error: ErrorDetail

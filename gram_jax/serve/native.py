@@ -1,0 +1,98 @@
+"""The server's own protocol: verdicts on pairs, and rankings."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring.request_batcher import BatchedScorer
+from gram_jax.serve.fields import (
+    MAX_ITEMS,
+    PairRequest,
+    PromptField,
+    Responses,
+    StrictRequest,
+)
+from gram_jax.serve.service import Service, prompt_from, score_pairs
+
+
+class PairsRequest(StrictRequest):
+    """Several pairs."""
+
+    pairs: Annotated[list[PairRequest], Field(max_length=MAX_ITEMS)]
+
+
+# Chosen by its keys, so that an error message is about one type alone.
+PairOrPairs = Annotated[
+    Annotated[PairRequest, Tag("pair")] | Annotated[PairsRequest, Tag("pairs")],
+    Discriminator(
+        lambda given: "pairs" if isinstance(given, dict) and "pairs" in given else "pair"
+    ),
+]
+
+
+class VerdictResponse(BaseModel):
+    """first, second: P(this response is better), sum 1; margin: log-odds; position_bias: of the two orders."""
+
+    first: float
+    second: float
+    margin: float
+    position_bias: float
+    shortened: bool
+
+
+class VerdictsResponse(BaseModel):
+    """In the order of the pairs."""
+
+    verdicts: list[VerdictResponse]
+
+
+class RankRequest(StrictRequest):
+    """Responses to a prompt; method and order_mode as in docs/ranking.md."""
+
+    prompt: PromptField
+    responses: Responses
+    method: Literal["groups", "round_robin", "bradley_terry", "knockout", "linear"] | None = None
+    order_mode: Literal["both", "one"] = "both"
+
+
+class RankResponse(BaseModel):
+    """ranking: indices, best first; scores: strengths in log-odds."""
+
+    ranking: list[int]
+    scores: list[float]
+    ties: float
+    cycles: float | None
+    comparisons: int
+    shortened: bool
+
+
+def add_native(app: APIRouter, service: Service) -> None:
+    """/v1/score_pair and /v1/rank."""
+    until_deadline = service.until_deadline()
+
+    @app.post("/v1/score_pair")
+    def score_pair(
+        request: PairOrPairs, client: BatchedScorer = until_deadline
+    ) -> VerdictResponse | VerdictsResponse:
+        """Score one pair, or several under `pairs`, in both orders."""
+        several = isinstance(request, PairsRequest)
+        scores = score_pairs(request.pairs if several else [request], client)
+        verdicts = [VerdictResponse(**score._asdict()) for score in scores]
+        return VerdictsResponse(verdicts=verdicts) if several else verdicts[0]
+
+    @app.post("/v1/rank")
+    def rank(request: RankRequest, client: BatchedScorer = until_deadline) -> RankResponse:
+        """Rank the responses to a prompt from best to worst."""
+        config = RankingConfig(request.method, request.order_mode)
+        items = [(prompt_from(request.prompt), request.responses)]
+        (found,) = client.rank_many(items, config)
+        return RankResponse(
+            ranking=found.order,
+            scores=found.strengths.tolist(),
+            ties=found.ties,
+            cycles=found.cycles,
+            comparisons=found.comparisons,
+            shortened=found.shortened,
+        )

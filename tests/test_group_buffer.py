@@ -1,0 +1,129 @@
+"""Groups that come in parts to /compare: who is compared with whom, deadlines, and an end that nobody waits for."""
+
+import threading
+import time
+
+import pytest
+
+from gram_jax.rewards.group_buffer import MAX_GROUPS, GroupBuffer
+
+
+def ranks(texts: list[str], deadline: float) -> list[float]:
+    """A reward that shows the group: length, and how many were compared behind the point."""
+    return [len(text) + len(texts) / 10 for text in texts]
+
+
+def together(buffer: GroupBuffer, calls: list[tuple]) -> list:
+    """What each call returns or raises; a call is (key, responses, size[, seconds until its deadline])."""
+    found: list = [None] * len(calls)
+
+    def ask(at: int, key, responses, size, seconds=30.0) -> None:
+        try:
+            found[at] = buffer.gather(key, responses, size, time.monotonic() + seconds, ranks)
+        except Exception as error:
+            found[at] = error
+
+    threads = [
+        threading.Thread(target=ask, args=(at, *call), daemon=True) for at, call in enumerate(calls)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return found
+
+
+def test_parts_of_several_responses_make_one_group():
+    found = together(GroupBuffer(5), [("q", ["a", "aa"], 4), ("q", ["aaa", "aaaa"], 4)])
+    assert found == [([1.4, 2.4], 4), ([3.4, 4.4], 4)]
+
+
+def test_groups_of_other_prompts_or_sizes_stay_apart():
+    calls = [("q", ["a"], 2), ("r", ["a"], 2), ("q", ["a"], 3), ("q", ["aa"], 2), ("r", ["aa"], 2)]
+    found = together(GroupBuffer(1.5), calls)
+    assert found == [([1.2], 2), ([1.2], 2), ([1.1], 1), ([2.2], 2), ([2.2], 2)]
+
+
+def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_others():
+    buffer, started = GroupBuffer(1.0), time.monotonic()
+    (alone,) = together(buffer, [("q", ["a"], 2, 0.1)])
+    assert isinstance(alone, TimeoutError) and time.monotonic() - started < 0.9
+    assert len(buffer) == 0  # nothing is kept of a group whose callers have left
+    hasty, patient = together(buffer, [("q", ["a"], 3, 0.1), ("q", ["aa"], 3)])
+    assert isinstance(hasty, TimeoutError) and patient == ([2.2], 2)
+    assert len(buffer) == 0
+
+
+def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
+    buffer, seen = GroupBuffer(5), []
+    now = time.monotonic()
+
+    def rate(texts, deadline):
+        seen.append(deadline - now)
+        return [0.5] * len(texts)
+
+    threads = [
+        threading.Thread(target=buffer.gather, args=("q", ["a"], 2, now + seconds, rate))
+        for seconds in (20, 3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [pytest.approx(20)]
+
+
+def test_what_goes_wrong_is_told_to_every_member():
+    buffer, found = GroupBuffer(5), []
+
+    def broken(texts, deadline):
+        raise RuntimeError
+
+    def ask():
+        try:
+            buffer.gather("q", ["a"], 2, time.monotonic() + 30, broken)
+        except RuntimeError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 2 and len(buffer) == 0
+
+
+def test_at_the_end_nobody_waits_for_others():
+    buffer, found = GroupBuffer(30), []
+    thread = threading.Thread(target=lambda: found.extend(together(buffer, [("q", ["a"], 2)])))
+    thread.start()
+    time.sleep(0.2)
+    started = time.monotonic()
+    buffer.close()
+    thread.join(10)
+    assert found == [([1.1], 1)] and time.monotonic() - started < 5
+
+
+def test_a_group_that_arrives_in_parts_has_its_earlier_responses_and_warns_once():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning) as warned:
+        assert buffer.extend("q", ["a"], 3) == ["a"]
+        assert buffer.extend("r", ["x"], 3) == ["x"]
+        assert buffer.extend("q", ["b", "c"], 3) == ["b", "c", "a"]
+    assert len(warned) == 1 and len(buffer) == 1  # the group of q is complete
+    assert buffer.extend("r", ["y"] * 3, 3) == ["y"] * 3 and len(buffer) == 0
+
+
+def test_without_a_size_the_last_two_responses_are_kept():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning):
+        found = [buffer.extend("q", [text], None) for text in "abcd"]
+    assert found == [["a"], ["b", "a"], ["c", "a", "b"], ["d", "b", "c"]]
+
+
+def test_the_oldest_groups_are_forgotten():
+    buffer = GroupBuffer()
+    with pytest.warns(UserWarning):
+        for key in range(MAX_GROUPS + 1):
+            buffer.extend(key, ["a"], 2)
+    assert len(buffer) == MAX_GROUPS and buffer.extend(0, ["b"], 2) == ["b"]
