@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gram_jax.batch import Array
 from gram_jax.model.attention.masked import attend_block
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import embed_tokens
@@ -28,10 +29,6 @@ from gram_jax.tree import Tree
 
 _Kept = tuple[jax.Array, jax.Array]  # keys and values of all columns, [B, K, T, H]
 _Carry = tuple[jax.Array, jax.Array, jax.Array]  # the residual stream [B, T, D], keys, values
-
-
-# numpy's on the host, jax's on devices.
-Array = Any
 
 
 class PrefixTreeBatch(NamedTuple):
