@@ -189,7 +189,7 @@ def _groups(parts: Sequence[Parts], paired: bool) -> Iterator[range]:
 
 
 def _parts(text: Encoded) -> Parts:
-    first, second = text.cuts
+    first, second = text.field_starts
     return text.tokens[:first], text.tokens[first:second], text.tokens[second:]
 
 

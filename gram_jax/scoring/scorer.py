@@ -16,7 +16,7 @@ import numpy as np
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
-from gram_jax.judge.encode import Encoded, encode_comparisons
+from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
@@ -258,7 +258,7 @@ class Scorer:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
         flat = list(chain.from_iterable(pending))
-        texts = encode_comparisons(self.tokenizer, self.spec, flat, overlong="truncate")
+        texts = self._encode(flat)
         diffs = self.engine.label_logit_diffs(texts, paired=False)
         self._warn_if_shortened(texts)
         ends = np.cumsum([len(of_job) for of_job in pending])
@@ -269,25 +269,28 @@ class Scorer:
         """Encode every window; if there are several, each while the one before it is scored, in a thread."""
         first, following = next(windows, None), next(windows, None)
         if first is not None and following is None:
-            yield self._encode(first)
+            yield self._encode_pairs(first)
         elif first is not None:
             with ThreadPoolExecutor(1) as thread:
-                encoded = self._encode(first)
+                encoded = self._encode_pairs(first)
                 while following is not None:
-                    pending = thread.submit(self._encode, following)
+                    pending = thread.submit(self._encode_pairs, following)
                     yield encoded
                     following, encoded = next(windows, None), pending.result()
                 yield encoded
 
-    def _encode(self, pairs: Sequence[PairTexts]) -> _Window:
+    def _encode(self, comparisons: Iterable[PairTexts]) -> list[Encoded]:
+        layout, max_length = self.spec.comparison, self.spec.max_length
+        return encode_items(self.tokenizer, layout, comparisons, max_length)
+
+    def _encode_pairs(self, pairs: Sequence[PairTexts]) -> _Window:
         swapped = [_is_swapped(first, second) for _, first, second in pairs]
         canonical = [
             (prompt, b, a) if swap else (prompt, a, b)
             for (prompt, a, b), swap in zip(pairs, swapped, strict=True)
         ]
         orders = [order for p, a, b in canonical for order in ((p, a, b), (p, b, a))]
-        texts = encode_comparisons(self.tokenizer, self.spec, orders, overlong="truncate")
-        return _Window(texts, np.array(swapped, bool))
+        return _Window(self._encode(orders), np.array(swapped, bool))
 
     def _score(self, window: _Window, progress: Callable[[int], None]) -> list[PairScore]:
         # A call scores whole pairs.
