@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import (
@@ -185,7 +185,7 @@ def test_both_responses_of_a_ranking_pair_are_in_one_row(sizes, shape):
     last = {int(documents[i][-1]): i for i in range(len(documents))}
     seen = Counter()
     for batch in epoch_of(plan):
-        assert isinstance(batch, RankingBatch)
+        assert isinstance(batch, BradleyTerryBatch)
         for row, slot in np.argwhere(batch.weights > 0):
             chosen, rejected = (
                 last[int(batch.seqs.tokens[row, at[row, slot]])]

@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_config
 from model_cases import LABELS, random_params, random_rows
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.sharding import make_placement
@@ -40,12 +40,12 @@ def token_batch() -> TokenBatch:
     return TokenBatch(seqs, targets, weights.astype(np.float32))
 
 
-def ranking_batch() -> RankingBatch:
+def ranking_batch() -> BradleyTerryBatch:
     """Rows of two documents: one pair each."""
     seqs = random_rows(CFG, [[10, 20], [30, 6], [5, 5], [17, 31]], T)
     chosen = np.array([[9], [35], [4], [16]], np.int32)
     rejected = np.array([[29], [29], [9], [47]], np.int32)
-    return RankingBatch(seqs, chosen, rejected, np.array([[1], [1], [0], [1]], np.float32))
+    return BradleyTerryBatch(seqs, chosen, rejected, np.array([[1], [1], [0], [1]], np.float32))
 
 
 def objective_of(stage, execution):

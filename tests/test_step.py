@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 
 from gram_jax import tree
-from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
@@ -53,7 +53,7 @@ def make_batch(stage: str, seed: int = 0):
     if stage == "finetune":
         label = rng.integers(0, 2, (ROWS, 1)).astype(np.int32)
         return VerdictBatch(seqs, last, label, weights)
-    return RankingBatch(seqs, last, last // 2, weights)
+    return BradleyTerryBatch(seqs, last, last // 2, weights)
 
 
 def make_objective(stage: str, execution: Execution):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
@@ -72,7 +72,7 @@ def ranking_objective(cfg: ModelConfig, execution: Execution) -> Objective:
     The reward is `scalar_reward` of the hidden state of a document's last column.
     """
 
-    def objective(params: Tree, batch: RankingBatch) -> tuple[jax.Array, Metrics]:
+    def objective(params: Tree, batch: BradleyTerryBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
         chosen = scalar_reward(params, hidden_at(hidden, batch.chosen_at))
         rejected = scalar_reward(params, hidden_at(hidden, batch.rejected_at))
