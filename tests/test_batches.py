@@ -14,7 +14,7 @@ from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import (
-    RankingExamples,
+    BradleyTerryExamples,
     TokenExamples,
     VerdictExamples,
     flat_documents,
@@ -53,7 +53,7 @@ def make_examples(kind: str, lengths: list[int]):
     if kind.startswith("token"):
         per_token = np.linspace(0, 1, int(ends[-1]), dtype=np.float32)
         return TokenExamples(documents, per_token, ids, per_unit, rows)
-    return RankingExamples(documents, weights[::2], ids, rows)
+    return BradleyTerryExamples(documents, weights[::2], ids, rows)
 
 
 def epoch_of(plan: BatchPlan, epoch: int = 0) -> list:

@@ -14,9 +14,9 @@ import numpy as np
 
 from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.data.examples import (
+    BradleyTerryExamples,
     Documents,
     Examples,
-    RankingExamples,
     TokenExamples,
     VerdictExamples,
 )
@@ -75,7 +75,7 @@ class BatchPlan:
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
-        pairs = isinstance(self.examples, RankingExamples)
+        pairs = isinstance(self.examples, BradleyTerryExamples)
         if not self.pack:
             return 1 if pairs or not self.together else self.examples.per_unit
         sizes = self._unit_lengths.sum(1) if pairs else self.examples.documents.lengths
@@ -194,7 +194,7 @@ def _without_long(examples: E, length: int, together: bool) -> E:
     }
     if isinstance(examples, TokenExamples):
         changed["weights"] = examples.weights[by_token]
-    elif isinstance(examples, RankingExamples):
+    elif isinstance(examples, BradleyTerryExamples):
         changed["weights"] = examples.weights[keep]
     else:
         changed["weights"] = examples.weights[by_document]
@@ -246,7 +246,7 @@ def _verdict_batch(
 
 
 def _ranking_batch(
-    seqs: Sequences, examples: RankingExamples, places: EpochPlan, last: np.ndarray, slots: int
+    seqs: Sequences, examples: BradleyTerryExamples, places: EpochPlan, last: np.ndarray, slots: int
 ) -> BradleyTerryBatch:
     shape = (len(seqs.tokens), slots)
     chosen_at, rejected_at = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
