@@ -17,8 +17,8 @@ from gram_jax.data.examples import (
     BradleyTerryExamples,
     TokenExamples,
     VerdictExamples,
+    bradley_terry_examples,
     flat_documents,
-    ranking_examples,
     shown_first,
     verdict_examples,
     writing_examples,
@@ -366,7 +366,7 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
     ]
     for make in (
         lambda: verdict_examples(records, *judge, **settings_of()),
-        lambda: ranking_examples(records, *judge, overlong="drop", rows=READ),
+        lambda: bradley_terry_examples(records, *judge, overlong="drop", rows=READ),
     ):
         examples = make()
         assert examples.ids == ("p0", "p1", "p2")
@@ -402,7 +402,7 @@ def test_weights_of_records_reach_the_loss(judge):
     writing = writing_examples(records, *judge, **settings_of())
     first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
     assert first.max() == 1 and np.array_equal(third, 3 * first)
-    ranking = ranking_examples(records, *judge, overlong="drop", rows=READ)
+    ranking = bradley_terry_examples(records, *judge, overlong="drop", rows=READ)
     assert ranking.weights.tolist() == [1, 1, 3]
 
 
@@ -419,7 +419,7 @@ def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
 
 def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
     tokenizer, _ = judge
-    examples = ranking_examples(preferences(3), *judge, overlong="drop", rows=READ)
+    examples = bradley_terry_examples(preferences(3), *judge, overlong="drop", rows=READ)
     for unit in range(3):
         assert f"good {unit}" in text_of(tokenizer, examples, 2 * unit)
         assert f"bad {unit}" in text_of(tokenizer, examples, 2 * unit + 1)

@@ -146,7 +146,7 @@ def make_examples(
     rows: the report of `read_records`, continued. Raises DataError if overlong = "error" and a record is too long.
     """
     if stage == "bradley_terry":
-        return ranking_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
+        return bradley_terry_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
     if stage not in ("pretrain", "finetune"):
         raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
     make = writing_examples if stage == "pretrain" else verdict_examples
@@ -224,7 +224,7 @@ def writing_examples(
     )
 
 
-def ranking_examples(
+def bradley_terry_examples(
     records: Sequence[Comparison],
     tokenizer: Any,
     spec: JudgeSpec,
