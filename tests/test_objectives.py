@@ -15,7 +15,11 @@ from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.sharding import make_placement
-from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.training.objectives import (
+    bradley_terry_objective,
+    verdict_objective,
+    writing_objective,
+)
 
 CFG = tiny_config("qwen2", True)
 ROWS = [[9, 20, 12], [40], [15, 15], [33]]
@@ -54,7 +58,7 @@ def objective_of(stage, execution):
     if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
-    return ranking_objective(CFG, execution), ranking_batch()
+    return bradley_terry_objective(CFG, execution), ranking_batch()
 
 
 def params_of(stage, placement):

@@ -16,7 +16,11 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import OptimizerConfig
-from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.training.objectives import (
+    bradley_terry_objective,
+    verdict_objective,
+    writing_objective,
+)
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 from gram_jax.training.step import make_eval_step, make_train_step
@@ -61,7 +65,7 @@ def make_objective(stage: str, execution: Execution):
         return writing_objective(CFG, execution, chunk=32)
     if stage == "finetune":
         return verdict_objective(CFG, execution, label_ids=(68, 69), smoothing=0.1)
-    return ranking_objective(CFG, execution)
+    return bradley_terry_objective(CFG, execution)
 
 
 def specs_of(stage: str):

@@ -66,7 +66,7 @@ def verdict_objective(
     return objective
 
 
-def ranking_objective(cfg: ModelConfig, execution: Execution) -> Objective:
+def bradley_terry_objective(cfg: ModelConfig, execution: Execution) -> Objective:
     """Discriminative baseline: a scalar head, Bradley-Terry over the two responses' rewards.
 
     The reward is `scalar_reward` of the hidden state of a document's last column.

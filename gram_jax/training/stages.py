@@ -22,7 +22,7 @@ from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
-    ranking_objective,
+    bradley_terry_objective,
     verdict_objective,
     writing_objective,
 )
@@ -46,7 +46,7 @@ def make_objective(
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
-    return ranking_objective(cfg, execution)
+    return bradley_terry_objective(cfg, execution)
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
