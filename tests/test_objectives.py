@@ -17,8 +17,8 @@ from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.sharding import make_placement
 from gram_jax.training.objectives import (
     bradley_terry_objective,
+    pretrain_objective,
     verdict_objective,
-    writing_objective,
 )
 
 CFG = tiny_config("qwen2", True)
@@ -54,7 +54,7 @@ def ranking_batch() -> BradleyTerryBatch:
 
 def objective_of(stage, execution):
     if stage == "pretrain":
-        return writing_objective(CFG, execution, chunk=64), token_batch()
+        return pretrain_objective(CFG, execution, chunk=64), token_batch()
     if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
@@ -194,7 +194,7 @@ def test_stage_two_multiplies_by_nothing_of_the_size_of_the_vocabulary(execution
 def test_stage_one_holds_no_more_logits_than_a_chunk(execution, one_device):
     cfg = dataclasses.replace(CFG, vocab_size=1024)
     chunk = 2 * cfg.embed_size
-    objective = writing_objective(cfg, execution, chunk=chunk)
+    objective = pretrain_objective(cfg, execution, chunk=chunk)
     batch = token_batch()
     run = jax.jit(jax.value_and_grad(objective, has_aux=True))
     compiled = run.lower(random_params(cfg, one_device), batch).compile().as_text()

@@ -18,8 +18,8 @@ from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training.objectives import (
     bradley_terry_objective,
+    pretrain_objective,
     verdict_objective,
-    writing_objective,
 )
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
@@ -62,7 +62,7 @@ def make_batch(stage: str, seed: int = 0):
 
 def make_objective(stage: str, execution: Execution):
     if stage == "pretrain":
-        return writing_objective(CFG, execution, chunk=32)
+        return pretrain_objective(CFG, execution, chunk=32)
     if stage == "finetune":
         return verdict_objective(CFG, execution, label_ids=(68, 69), smoothing=0.1)
     return bradley_terry_objective(CFG, execution)

@@ -25,7 +25,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[Tree, Any], tuple[jax.Array, Metrics]]
 
 
-def writing_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
+def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
     """Stage 1: the model should write both responses, given the question alone.
 
     chunk: rows of logits that may exist at once.
