@@ -19,9 +19,9 @@ from gram_jax.data.examples import (
     VerdictExamples,
     bradley_terry_examples,
     flat_documents,
+    pretrain_examples,
     shown_first,
     verdict_examples,
-    writing_examples,
 )
 from gram_jax.data.packing import epoch_order, pack_epoch
 from gram_jax.data.report import ReadReport, length_histogram
@@ -377,7 +377,7 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
 
 
 def test_unknown_orders_and_treatments_of_long_records_are_refused(judge):
-    for make in (verdict_examples, writing_examples):
+    for make in (verdict_examples, pretrain_examples):
         with pytest.raises(DataError, match="position_augmentation = 'neither': expected"):
             make(preferences(1), *judge, **settings_of("neither"))
         with pytest.raises(DataError, match="overlong = 'shorten': expected"):
@@ -399,7 +399,7 @@ def test_weights_of_records_reach_the_loss(judge):
     records = [*preferences(2), *preferences(1, weight=3.0)[:1]]
     verdicts = verdict_examples(records, *judge, **settings_of("both"))
     assert verdicts.weights.tolist() == [1, 1, 1, 1, 3, 3]
-    writing = writing_examples(records, *judge, **settings_of())
+    writing = pretrain_examples(records, *judge, **settings_of())
     first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
     assert first.max() == 1 and np.array_equal(third, 3 * first)
     ranking = bradley_terry_examples(records, *judge, overlong="drop", rows=READ)
@@ -409,7 +409,7 @@ def test_weights_of_records_reach_the_loss(judge):
 def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
     tokenizer, _ = judge
     pairs = [Comparison(as_prompt("the question"), "one answer", "another answer", id="u")]
-    examples = writing_examples(pairs, *judge, **settings_of("fixed"))
+    examples = pretrain_examples(pairs, *judge, **settings_of("fixed"))
     learned = tokenizer.decode(examples.documents.tokens[examples.weights > 0])
     given = tokenizer.decode(examples.documents.tokens[examples.weights == 0])
     assert "one answer" in learned and "another answer" in learned

@@ -149,7 +149,7 @@ def make_examples(
         return bradley_terry_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
     if stage not in ("pretrain", "finetune"):
         raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
-    make = writing_examples if stage == "pretrain" else verdict_examples
+    make = pretrain_examples if stage == "pretrain" else verdict_examples
     return make(
         records,
         tokenizer,
@@ -192,7 +192,7 @@ def verdict_examples(
     )
 
 
-def writing_examples(
+def pretrain_examples(
     records: Sequence[Comparison],
     tokenizer: Any,
     spec: JudgeSpec,
