@@ -27,7 +27,7 @@ from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.loading import read_folders
 from gram_jax.reports.report import render_html
-from gram_jax.scoring.scorer import PairScore
+from gram_jax.scoring.pair import PairScore
 from gram_jax.training.job import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")

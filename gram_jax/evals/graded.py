@@ -17,7 +17,7 @@ from gram_jax.evals.benchmarks import BENCHMARK, OWN, BenchmarkMetric, mean_of, 
 from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, subsets_of
 from gram_jax.evals.pairwise import PairVerdicts, verdicts_of
 from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable, GradeAgreement
-from gram_jax.scoring.scorer import PairScore, combine_orders
+from gram_jax.scoring.pair import PairScore, combine_orders
 
 TIES = (
     "Ties"  # the subset of RewardBench 2 with several right responses, which has a score of its own
