@@ -1,4 +1,4 @@
-"""The bridge from numpy batches to the devices: the only part of the data room that knows jax."""
+"""The bridge from numpy batches to the devices: the only part of the data package that imports jax."""
 
 import queue
 import threading
