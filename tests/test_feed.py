@@ -101,7 +101,9 @@ def test_a_slow_consumer_lets_only_a_few_batches_wait(plan, one_device):
 
 def test_rows_that_do_not_divide_over_the_mesh_are_refused(plan):
     placement = make_placement({"fsdp": 8}, devices=jax.devices()[:8])
-    with pytest.raises(RecipeError, match=r"batch_size = 12 .*8 parts.*nearest valid sizes are 8 and 16"):
+    with pytest.raises(
+        RecipeError, match=r"batch_size = 12 .*8 parts.*nearest valid sizes are 8 and 16"
+    ):
         process_shard(placement, 12)
     assert process_shard(placement, 16) == (0, 1)
 
