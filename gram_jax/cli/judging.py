@@ -104,51 +104,44 @@ def rank(
 
 
 def bon(
-    policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
-    judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],
-    prompts: Annotated[str, typer.Argument(help="pairs or candidates, whose prompts are taken")],
-    out: Annotated[Path, typer.Option(help="a folder for samples, figures and the plot")],
+    policy: Annotated[str, typer.Argument(help=f"Policy model: {MODEL_HELP}")],
+    judge: Annotated[str, typer.Argument(help=f"Judge model that picks: {MODEL_HELP}")],
+    prompts: Annotated[
+        str, typer.Argument(help="Pairs or candidates, of which the prompts are used")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for samples, figures and the plot")],
     oracle: Annotated[
-        str | None, typer.Option(help="a better judge, which shows over-optimisation")
+        str | None, typer.Option(help="A better judge, which shows over-optimisation")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
-    limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
+    n: Annotated[int, typer.Option("--n", min=2, help="Responses to each prompt")] = 16,
+    limit: Annotated[int, typer.Option(min=2, help="Maximum number of prompts")] = 64,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens of a response")
     ] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature")] = 1.0,
     top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
+        float, typer.Option(min=0.01, max=1, help="Sample from the likeliest tokens of this mass")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling")] = 0,
     compute: Compute = "auto",
     schema: Schema = "auto",
 ) -> None:
-    """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
+    """Sample n responses from a policy, pick the best by the judge, and rate the pick by an oracle."""
     from gram_jax.data.records import read_records, source_kind
-    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
+    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
     from gram_jax.evals.folder import make_folder
+    from gram_jax.model.generate import SamplingConfig
 
-    console = Console()
     make_folder(out)
     records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
-    report = run_bon(
-        policy,
-        judge,
-        chosen,
-        out,
-        oracle=oracle,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        compute=compute,
-        console=console,
+    sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
+    report = run_best_of_n(
+        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute
     )
+    console = Console()
     title = f"best of n from {policy}: P(better than its greedy response)"
-    console.table(title, COLUMNS, bon_rows(report["best_of"]))
+    console.table(title, COLUMNS, best_of_n_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
