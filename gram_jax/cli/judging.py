@@ -236,34 +236,35 @@ def serve(
 
 def bench(
     source: Annotated[
-        str | None, typer.Argument(help="pairs of any schema; without it, random tokens")
+        str | None, typer.Argument(help="Pairs of any schema; default: random tokens")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     model_config: Annotated[
-        str | None, typer.Option(help="random weights of a config.json or a shape as qwen3-1.7b")
+        str | None,
+        typer.Option(help="Random weights of a config.json or a shape such as qwen3-1.7b"),
     ] = None,
     length: Annotated[
-        list[str] | None, typer.Option(help="tokens of a sequence, or mix, the default")
+        list[str] | None, typer.Option(help="Tokens of a sequence, or mix, the default")
     ] = None,
     best_of: Annotated[
-        list[int] | None, typer.Option(min=2, help="also rank so many responses")
+        list[int] | None, typer.Option(min=2, help="Rank this many responses as well")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="of each workload")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="after one for nothing")] = 3,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of each workload")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, after a warm-up")] = 3,
     compute: Compute = "auto",
     weights: Weights = "auto",
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     method: Annotated[
-        Literal["shared", "rows"] | None,
-        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
+        Literal["prefix_shared", "padded"] | None,
+        typer.Option(help="Scoring program; default: what suits the devices"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
-    """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
-    from gram_jax.plan.bench import MIX, Bench, run_bench
+    """Measure pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
+    from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
 
-    wanted = Bench(
+    config = BenchConfig(
         model=model,
         model_config=model_config,
         source=source,
@@ -277,9 +278,15 @@ def bench(
         tokens_per_call=tokens_per_call,
         method=method,
     )
-    found = run_bench(wanted, Console(quiet=as_json))
+    report = run_bench(config)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console()
+    columns = ("", *(workload.name for workload in report.workloads))
+    console.table("", columns, report_rows(report))
+    for line in report_lines(report):
+        console.say(line)
 
 
 def spec(

@@ -47,7 +47,7 @@ class Program:
     """A program before it is compiled.
 
     lower: returns it lowered. arguments: its arguments as shapes with shardings. tokens: positions over all devices.
-    weight_reads: bytes of weights that a device reads besides its arguments. state_leaves: arrays of the training state.
+    weight_reads: bytes of weights that a device reads besides its arguments. state_leaves: arrays of the state.
     """
 
     name: str
