@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gram_jax.files import write_atomic
-from gram_jax.judge.encode import encode_comparisons
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import Prompt
 from gram_jax.scoring.scorer import Scorer
 
@@ -46,7 +46,7 @@ def compare_with_transformers(
         )
         return None
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
-    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="truncate")
+    encoded = encode_items(judge.tokenizer, judge.spec.comparison, shown, judge.spec.max_length)
     asked = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
     done = subprocess.run(
         [sys.executable, str(script), str(exported)],
