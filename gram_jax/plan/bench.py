@@ -18,7 +18,7 @@ from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
-from gram_jax.judge.encode import encode_comparisons
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import DEFAULT_LENGTH
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.model.quantize import quantize_int8
@@ -221,7 +221,7 @@ def _text_workload(config: BenchConfig, scorer: Scorer, times: dict[str, float])
     texts = [(record.prompt, record.first, record.second) for record in records]
     both = [shown for p, a, b in texts for shown in ((p, a, b), (p, b, a))]
     with _timed(times, "tokenize"):
-        encode_comparisons(scorer.tokenizer, scorer.spec, both)
+        encode_items(scorer.tokenizer, scorer.spec.comparison, both, scorer.spec.max_length)
     return Workload("text to score", len(texts), partial(scorer.score_many, texts))
 
 

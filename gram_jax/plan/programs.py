@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.errors import RecipeError
+from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Compute
 from gram_jax.model.specs import param_specs
@@ -18,7 +18,7 @@ from gram_jax.plan.target import PlanTarget
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.engine import ScoringEngine, default_tokens_per_call
-from gram_jax.sharding import check_divides, nearest_multiple
+from gram_jax.sharding import check_divides
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import lower_step, make_execution
 from gram_jax.training.stages import abstract_batch, abstract_frozen, trained_specs
