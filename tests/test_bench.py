@@ -55,6 +55,7 @@ def test_workloads_have_the_lengths_that_they_say():
     assert len(random_ranking(5, 100, 50)) == 20
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_what_was_done():
     wanted = BenchConfig(
         model="tiny-random", lengths=("64", MIX), best_of=(4,), pairs=3, rounds=2, max_length=256
@@ -76,6 +77,7 @@ def test_what_is_reported_is_what_was_done():
     assert found["peak_bytes"] > 1e8
 
 
+@pytest.mark.slow
 def test_texts_are_measured_from_text_to_score(tmp_path: Path):
     source = tmp_path / "pairs.jsonl"
     row = {"prompt": "q", "response_a": "x", "response_b": "yy"}

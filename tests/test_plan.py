@@ -22,7 +22,7 @@ from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  
 
 import gram_jax.training.loop as loop
 from gram_jax.console import Console
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
@@ -347,6 +347,7 @@ def odd_vocabulary():
     return dataclasses.replace(model_config("tiny-random"), vocab_size=8 * 1009)
 
 
+@pytest.mark.slow
 def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scoring(tmp_path: Path):
     cfg = odd_vocabulary()
     recipes = {
@@ -381,7 +382,7 @@ def stripped(hlo: str) -> str:
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     console = Console(quiet=True)
-    with open_run(recipe, Member(), console) as folder:
+    with open_run(recipe, ProcessContext(), console) as folder:
         job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
         running = loop.compiled_step(job, console)[0].as_text()
     request = PlanRequest(recipe, job.cfg, make_target(LOCAL, recipe))
@@ -399,6 +400,7 @@ def tight(target: PlanTarget, capacity: int) -> PlanTarget:
     return dataclasses.replace(target, topology=topology, chip=chip)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_answer_with_what_would_fit(tmp_path: Path):
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=64)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
@@ -444,6 +446,7 @@ def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
         make_plan(program_of(break_down), target)
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path, caplog):
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
