@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Compute
@@ -168,7 +168,7 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     seqs = Sequences(*(_array(B, T) for _ in range(3)))
     if recipe.stage == "pretrain":
         return TokenBatch(seqs, _array(B, T), _array(B, T, dtype="float32"))
-    kind = VerdictBatch if recipe.stage == "finetune" else RankingBatch
+    kind = VerdictBatch if recipe.stage == "finetune" else BradleyTerryBatch
     return kind(seqs, _array(B, M), _array(B, M), _array(B, M, dtype="float32"))
 
 
