@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.model.config import ModelConfig
     from gram_jax.recipes.reading import read_recipe
     from gram_jax.scoring.pair import PairScore, score_pair
-from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.scorer import Scorer
 
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",

@@ -236,8 +236,8 @@ def rl(
     ] = None,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
-    from gram_jax.rl.recipe import read_rl_recipe
 
     done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
     rows = [(name, value) for name, value in sorted(done.metrics.items())]

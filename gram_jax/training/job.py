@@ -72,10 +72,10 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     with console.timed("read and encode the data"):
         plan = make_batches(
             training_examples(recipe, tokenizer, spec, console),
-            rows=batch.batch_size,
-            length=batch.max_length,
+            batch_size=batch.batch_size,
+            max_length=batch.max_length,
             seed=recipe.run.seed,
-            pack=batch.packing,
+            packing=batch.packing,
         )
         steps = recipe.run.max_steps
         if steps is None:
@@ -152,9 +152,11 @@ def _held_out(
     per_unit = 1 if examples.together else examples.per_unit
     plan = make_batches(
         examples,
-        rows=evaluation_rows(batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit),
-        length=batch.max_length,
+        batch_size=evaluation_rows(
+            batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit
+        ),
+        max_length=batch.max_length,
         seed=recipe.run.seed,
-        pack=batch.packing,
+        packing=batch.packing,
     )
     return records, plan
