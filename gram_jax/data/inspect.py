@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from gram_jax.data.examples import (
+    BradleyTerryExamples,
     Examples,
     Orders,
-    RankingExamples,
     VerdictExamples,
-    ranking_examples,
+    bradley_terry_examples,
+    pretrain_examples,
     verdict_examples,
-    writing_examples,
 )
 from gram_jax.data.records import read_records
 from gram_jax.data.report import histogram_lines, length_histogram
@@ -55,11 +55,11 @@ def inspect_source(
     kind = "pair" if stage == "pretrain" else "preference"
     records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
     if stage == "bradley_terry":
-        examples: Examples = ranking_examples(
+        examples: Examples = bradley_terry_examples(
             records, tokenizer, spec, overlong=overlong, rows=report
         )
     else:
-        make = writing_examples if stage == "pretrain" else verdict_examples
+        make = pretrain_examples if stage == "pretrain" else verdict_examples
         examples = make(
             records, tokenizer, spec, orders=orders, seed=seed, overlong=overlong, rows=report
         )
@@ -81,7 +81,7 @@ def show_document(examples: Examples, document: int, tokenizer: Any, spec: Judge
     if isinstance(examples, VerdictExamples):
         answer = [spec.label_ids[examples.label[document]]]
         return marked(tokenizer, [*tokens, *answer], np.arange(len(tokens) + 1) == len(tokens))
-    if isinstance(examples, RankingExamples):
+    if isinstance(examples, BradleyTerryExamples):
         return marked(tokenizer, tokens, np.arange(len(tokens)) == len(tokens) - 1)
     start = examples.documents.offsets[document]
     return marked(tokenizer, tokens, examples.weights[start : start + len(tokens)] > 0)
@@ -108,7 +108,7 @@ def _title(examples: Examples, document: int, spec: JudgeSpec) -> str:
         label = int(examples.label[document])
         which = ("first", "second")[label]
         parts.append(f"verdict {spec.labels[label]} (the {which} is better)")
-    elif isinstance(examples, RankingExamples):
+    elif isinstance(examples, BradleyTerryExamples):
         parts.append("rejected" if document % 2 else "chosen")
     else:
         start = examples.documents.offsets[document]

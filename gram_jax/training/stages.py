@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.data.examples import Examples, ranking_examples, verdict_examples, writing_examples
+from gram_jax.data.examples import (
+    Examples,
+    bradley_terry_examples,
+    pretrain_examples,
+    verdict_examples,
+)
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import read_rows
@@ -22,9 +27,9 @@ from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
-    ranking_objective,
+    bradley_terry_objective,
+    pretrain_objective,
     verdict_objective,
-    writing_objective,
 )
 from gram_jax.tree import Tree
 
@@ -40,13 +45,13 @@ def make_objective(
         assert (
             loss.loss_chunk_size is not None
         )  # what a stage needs is there when a recipe has been read
-        return writing_objective(cfg, execution, chunk=loss.loss_chunk_size)
+        return pretrain_objective(cfg, execution, chunk=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
-    return ranking_objective(cfg, execution)
+    return bradley_terry_objective(cfg, execution)
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
@@ -89,8 +94,8 @@ def make_examples(
     """The stage's encoded examples of these records."""
     shared = {"overlong": recipe.data.overlong, "rows": report}
     if recipe.stage == "bradley_terry":
-        return ranking_examples(records, tokenizer, spec, **shared)
-    make = writing_examples if recipe.stage == "pretrain" else verdict_examples
+        return bradley_terry_examples(records, tokenizer, spec, **shared)
+    make = pretrain_examples if recipe.stage == "pretrain" else verdict_examples
     orders = recipe.data.position_augmentation
     assert orders is not None
     return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
