@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from encoded import encode_comparison
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
-from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
@@ -26,7 +26,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
-from gram_jax.scoring.scorer import PairScore
+from gram_jax.scoring.pair import PairScore
 from gram_jax.training.job import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
@@ -230,7 +230,7 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
             shown = encode_comparison(TOKENIZER, SPEC, "q", "fine", text)
             assert sum(token in control for token in shown.tokens.tolist()) == expected
             if found.name == "delimiters":
-                assert shown.neutralised >= 2
+                assert shown.escaped >= 2
 
 
 def test_training_pairs_hold_the_asked_share_of_attacks():
@@ -259,7 +259,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
         with pytest.raises(RecipeError, match="attack_share"):
             make_recipe(tiny_values("finetune", tmp_path / "run", data__attack_share=value))
     for stage in ("pretrain", "bradley_terry"):
-        with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
+        with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
     with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):

@@ -64,8 +64,8 @@ SERVER = {
 
 # Modules that may import a third party; one that is not named here may be imported anywhere.
 THIRD_PARTIES = {
-    "transformers": {"judge.encode"},
-    "tokenizers": {"judge.tokens", "judge.encode", "interop.tiny", "interop.gguf"},
+    "transformers": {"judge.tokenizer"},
+    "tokenizers": {"judge.tokens", "judge.tokenizer", "interop.tiny", "interop.gguf"},
     "datasets": {"data.sources"},
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},
@@ -81,12 +81,12 @@ THIRD_PARTIES = {
         "serve.group_judge",
         "serve.vllm",
         "serve.operations",
-        "rl.recipe",
+        "recipes.rl",
         "recipes.strict",
         "recipes.tables",
         "reports.schema",
     },
-    "tomli_w": {"recipes.reading", "rl.recipe"},
+    "tomli_w": {"recipes.reading"},
     "typer": {"cli", "cli.options", "cli.training", "cli.judging", "cli.evidence", "cli.models"},
     "rich": {"console"},
     "jinja2": {"reports.render"},

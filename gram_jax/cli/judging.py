@@ -66,8 +66,9 @@ def rank(
             help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
         ),
     ] = None,
-    orders: Annotated[
-        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
+    order_mode: Annotated[
+        Literal["both", "one"],
+        typer.Option(help="orders in which a pair is compared; one costs half"),
     ] = "both",
     references: Annotated[
         int, typer.Option(min=0, help="with --method reference: responses that all others meet")
@@ -86,7 +87,7 @@ def rank(
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    contest = RankingConfig(method, orders, references)
+    config = RankingConfig(method, order_mode, references)
     check_files(source, out, schema=schema, ranked=True)
     scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(
@@ -94,7 +95,7 @@ def rank(
         model,
         source,
         out,
-        contest,
+        config,
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
@@ -113,7 +114,9 @@ def bon(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
     limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
-    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of a response")
+    ] = 256,
     temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
@@ -138,7 +141,7 @@ def bon(
         out,
         oracle=oracle,
         n=n,
-        new=new,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
@@ -260,8 +263,8 @@ def bench(
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     method: Annotated[
-        Literal["shared", "rows"] | None,
-        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
+        Literal["prefix_shared", "padded"] | None,
+        typer.Option(help="program for pairs; default: what suits the devices"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
@@ -287,7 +290,7 @@ def bench(
         print(json.dumps(found, indent=2))
 
 
-def judge(
+def spec(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,
     template: Annotated[
@@ -297,8 +300,8 @@ def judge(
             'other model gets "default"'
         ),
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
+    template_rows: Annotated[
+        str | None, typer.Option(help="Rendered GRAM rows, for the template from-dataset")
     ] = None,
     labels: Annotated[
         tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
@@ -309,7 +312,7 @@ def judge(
     max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
 ) -> None:
-    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    """Write the judge specification (judge.json) of a model, for --judge or to put beside the model."""
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
@@ -318,8 +321,10 @@ def judge(
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
-    if (template == "from-dataset") != (rows is not None):
-        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    if (template == "from-dataset") != (template_rows is not None):
+        raise JudgeError(
+            "--template from-dataset and --template-rows need each other: give both or neither"
+        )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
     own = load_spec(model) if template is None else None
     if own is not None:
@@ -327,16 +332,16 @@ def judge(
             raise JudgeError(
                 f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
             )
-        spec = with_length(own, tokenizer, max_length or own.max_length)
+        found = with_length(own, tokenizer, max_length or own.max_length)
     else:
-        spec = make_spec(
+        found = make_spec(
             tokenizer,
             template=template or "default",
             labels=labels,
             max_length=max_length or min(default_length(tokenizer), context),
             system=system,
-            rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
-    path = spec.save(out)
+    path = found.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
-    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
+    Console().say(f"{path}: labels {found.labels}, {found.max_length} tokens, {found.hash}")
