@@ -3,11 +3,11 @@
 FOLDER: an exported judge; PAIRS: a list of [prompt, first, second]. Every side goes from text to probabilities that
 the first is better, over both orders, with the judge's own prompt and budget.
 
-SIDE: "shared" and "rows" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it: both
-orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
+SIDE: "prefix_shared" and "padded" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it:
+both orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
 made as good as it gets: sorted by length, the logits of the last position. "compare" ranks: PAIRS is then one prompt
-and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "meet" and "meet-rows"
-find the same from pairs that are scored one by one.
+and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "compare" and
+"compare-padded" find the same from pairs that are scored one by one.
 """
 
 import itertools
@@ -22,8 +22,9 @@ import numpy as np
 from duel import serve
 from scipy.special import expit
 
-from gram_jax.judge.encode import encode_comparisons, folder_tokenizer
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokenizer import folder_tokenizer
 
 BATCH = 8
 # With last-position logits a batch needs no memory to speak of; 8 and 16 sequences were equally fast, 4 slower.
@@ -34,13 +35,13 @@ def ours(folder: Path, given: Any, side: str) -> Callable[[], dict[str, Any]]:
     from gram_jax.scoring.scorer import Scorer
 
     judge = Scorer.load(
-        folder, compute="float32", method="rows" if side.endswith("rows") else "shared"
+        folder, compute="float32", method="padded" if side.endswith("padded") else "prefix_shared"
     )
     judge.warm_up(rankings=side == "compare")
 
     def score() -> dict[str, Any]:
         scores = judge.score_many(given)
-        if side.startswith("meet"):
+        if side.startswith("compare"):
             return {"scores": expit([score.margin for score in scores]).tolist()}
         return {"scores": [score.first for score in scores]}
 
@@ -65,7 +66,8 @@ def torchs(folder: Path, given: Sequence[Any], side: str) -> Callable[[], dict[s
     shown = [order for p, a, b in given for order in ((p, a, b), (p, b, a))]
 
     def score() -> dict[str, Any]:
-        texts = [text.tokens for text in encode_comparisons(tokenizer, spec, shown)]
+        encoded = encode_items(tokenizer, spec.comparison, shown, spec.max_length)
+        texts = [text.tokens for text in encoded]
         order = sorted(range(len(texts)), key=lambda at: -len(texts[at]) * best)
         size = BEST_BATCH if best else BATCH
         first = np.zeros(len(texts))

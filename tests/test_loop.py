@@ -427,7 +427,7 @@ def test_compute_in_bfloat16_keeps_float32_masters_and_learns_as_well(judge_run,
     recipe, _ = judge_run
     values = recipe_values(recipe)
     values["run"]["output_dir"] = str(tmp_path / "run")
-    values["execution"] |= {"compute": "bfloat16", "remat": "full"}
+    values["execution"] |= {"compute_dtype": "bfloat16", "remat": "full"}
     result = train(make_recipe(values))
     assert {x.dtype.name for x in saved_state(result).values()} == {"float32"}
     assert result.metrics["valid_accuracy"] == 1.0
@@ -471,7 +471,7 @@ def test_running_out_of_memory_while_loading_is_explained(tmp_path, monkeypatch)
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr(loop, "start_weights", fail)
-    with pytest.raises(DoesNotFitError, match="microbatches"):
+    with pytest.raises(DoesNotFitError, match="gradient_accumulation_steps"):
         train(tiny_recipe("finetune", tmp_path / "run"))
 
 
@@ -482,7 +482,7 @@ def test_running_out_of_memory_while_compiling_or_training_is_explained(one_devi
 
         return types.SimpleNamespace(compile=fail)
 
-    with pytest.raises(DoesNotFitError, match=r"20\.1G(.|\n)*batch\.length"):
+    with pytest.raises(DoesNotFitError, match=r"20\.1G(.|\n)*batch\.max_length"):
         compile_step(lowered, one_device, [{"batch.gradient_accumulation_steps": 2}])
     with (
         pytest.raises(DoesNotFitError, match="gradient_accumulation_steps"),

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from scipy.special import expit
 
+from gram_jax.adaptation.config import AdaptConfig, Method
 from gram_jax.checkpoint.orbax import complete_steps
 from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
@@ -24,13 +25,14 @@ from gram_jax.evals.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
-from gram_jax.evals.intervals import Tally, share
+from gram_jax.evals.datasets import EvalDataset, read_dataset
+from gram_jax.evals.evaluate import EvaluationFolder, make_folder
+from gram_jax.evals.intervals import BootstrapTable, mean_score
 from gram_jax.evals.paired import paired_gain
-from gram_jax.evals.pairwise import Verdicts, verdicts_on
-from gram_jax.evals.scores import Target, score_pairs
-from gram_jax.evals.workload import Workload, read_workload
-from gram_jax.hashing import drawn
+from gram_jax.evals.pairwise import PairVerdicts, verdicts_on
+from gram_jax.evals.scores import OutputSink, score_pairs
+from gram_jax.files import write_json
+from gram_jax.hashing import stable_hash
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.judge.messages import Prompt
@@ -45,46 +47,12 @@ from gram_jax.sharding import make_placement
 from gram_jax.training.job import training_examples
 from gram_jax.training.loop import train
 
-Method = Literal["lora", "full"]
 FULL_RATE = 3e-5  # as in stage 2
 STEPS = 40  # of an epoch, about: few labels want many small steps
 MOST_ROWS = 8  # of a step, where the settings do not say
 LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
 PARTS = ("train", "choose", "test")
 FILE = "adaptation.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a judge is adapted.
-
-    patience: the training ends after so many epochs in a row without a new least loss where the epoch is chosen; 0:
-    all epochs are trained. held_out: share of the prompts of each of the two parts that are not trained on. rate: peak
-    learning rate, None: `default_rate`. rows, length: of a step; rows are made a multiple of the devices, None: so many
-    that an epoch has about 40 steps, and 8 at most.
-    """
-
-    method: Method = "lora"
-    epochs: int = 3
-    patience: int = 1
-    rate: float | None = None
-    smoothing: float = 0.1
-    rank: int = 16
-    held_out: float = 0.2
-    rows: int | None = None
-    length: int = 1024
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises DataError for shares that leave nothing to train on, and for other values out of range."""
-        if not 0 < self.held_out < 0.5:
-            raise DataError(
-                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
-            )
-        if not 0 <= self.smoothing < 1 or self.epochs < 1 or self.patience < 0:
-            raise DataError(
-                "expected smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
-            )
 
 
 @dataclass(frozen=True)
@@ -129,7 +97,7 @@ def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str
     edges = (held_out, 2 * held_out)
     parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}
     for record in records:
-        at = drawn(seed, _text(record.prompt), "part") / 2**64
+        at = stable_hash(seed, _text(record.prompt), "part") / 2**64
         parts["test" if at < edges[0] else "choose" if at < edges[1] else "train"].append(record)
     sizes = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
     if min(map(len, parts.values())) < LEAST:
@@ -144,7 +112,7 @@ def adapt(
     model: str,
     source: str,
     out: Path,
-    settings: Settings,
+    settings: AdaptConfig,
     *,
     compute: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
@@ -159,20 +127,20 @@ def adapt(
     accept is not set, DataError for data that cannot be used, and what training raises.
     """
     make_folder(out)
-    work = read_workload(source, "pairs", schema=schema, on_bad=on_bad)
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
     console.say(_rows_read(work))
     judge = Scorer.load(model, compute=compute, spec=spec)
     files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
     recipe, ends = _recipe(model, judge, files["train"], out, settings)
-    tested = Workload(str(files["test"]), "pairs", parts["test"], work.read)
+    tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
 
-    def measured(scorer: Scorer, name: str) -> Verdicts:
-        folder = EvaluationFolder(out / name, scorer, name, overwrite=False, console=console)
-        return folder.evaluate(tested)[1]
+    def measured(scorer: Scorer, name: str) -> PairVerdicts:
+        folder = EvaluationFolder(out / name, scorer, name, progress=console.progress)
+        return folder.add(tested)[1]
 
     def on_choose(scorer: Scorer) -> np.ndarray:
-        to = Target(None, False, console)
+        to = OutputSink(progress=console.progress)
         scores = score_pairs(scorer, model, str(files["choose"]), parts["choose"], to)
         return verdicts_on(parts["choose"], scores).margin
 
@@ -206,7 +174,7 @@ def adapt(
         "test": _compared(before, after, choice.temperature),
         "exported": None,
     }
-    write_json(out / FILE, result)
+    write_json(out / FILE, result, error=DataError)
     if not choice.better and not accept:
         raise NotBetterError(
             f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
@@ -215,19 +183,19 @@ def adapt(
             "all the same"
         )
     result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
-    write_json(out / FILE, result)
+    write_json(out / FILE, result, error=DataError)
     for doubt in doubts(result):
         console.warn(doubt)
     return result
 
 
-def _left_out(work: Workload) -> dict[str, int]:
+def _left_out(work: EvalDataset) -> dict[str, int]:
     """Rows of the source that are no labeled pair to learn from, by reason."""
     ties = {"tie": work.skipped_ties} if work.skipped_ties else {}
     return {**work.read.dropped, **ties}
 
 
-def _rows_read(work: Workload) -> str:
+def _rows_read(work: EvalDataset) -> str:
     out = ", ".join(f"{count} {why}" for why, count in _left_out(work).items())
     return f"{work.source}: {work.read.rows} rows read, {len(work.records)} labeled pairs, left out: {out or 'none'}"
 
@@ -267,16 +235,16 @@ def _export(run: str, step: int, folder: Path) -> Path:
 
 
 def _recipe(
-    model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
     """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
     spec, devices = judge.spec, jax.device_count()
-    length = max(settings.length, spec.max_length)
+    length = max(settings.max_length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
     rank = {
-        "rank": settings.rank,
-        "alpha": 2.0 * settings.rank,
+        "rank": settings.lora_rank,
+        "alpha": 2.0 * settings.lora_rank,
         "target_modules": list(NUM_CONTRACTED_DIMS),
     }
     values: dict[str, Any] = {
@@ -284,7 +252,7 @@ def _recipe(
         "run": {
             "output_dir": str(out / "run"),
             "seed": settings.seed,
-            "num_train_epochs": settings.epochs,
+            "num_train_epochs": settings.num_train_epochs,
         },
         "model": {"name_or_path": model, "param_dtype": "float32"},
         "judge": {
@@ -308,8 +276,8 @@ def _recipe(
             "gradient_accumulation_steps": 1,
         },
         "optimizer": {
-            "learning_rate": settings.rate
-            if settings.rate is not None
+            "learning_rate": settings.learning_rate
+            if settings.learning_rate is not None
             else default_rate(settings.method, judge.cfg),
             "warmup_steps": 0.1,
             "lr_scheduler_type": "cosine",
@@ -319,7 +287,7 @@ def _recipe(
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
         },
-        "loss": {"label_smoothing": settings.smoothing},
+        "loss": {"label_smoothing": settings.label_smoothing},
         "execution": {
             "compute_dtype": judge.execution.compute,
             "attention": "auto",
@@ -331,14 +299,16 @@ def _recipe(
         values["lora"] = rank
     examples = training_examples(make_recipe(values), judge.tokenizer, spec, Console(mute=True))
     full = int(examples.documents.lengths.sum()) // length
-    rows = settings.rows or min(max(1, round(full / STEPS)), MOST_ROWS)
+    rows = settings.batch_size or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices
     values["batch"] |= {
         "batch_size": rows,
         "gradient_accumulation_steps": rows // devices,
     }  # a row at a time on each
-    batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
-    ends = [batches.steps(epoch) for epoch in range(1, settings.epochs + 1)]
+    batches = make_batches(
+        examples, batch_size=rows, max_length=length, seed=settings.seed, packing=True
+    )
+    ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
     keep = {
         "save_steps": ends[0],
         "max_to_keep": 1000,
@@ -346,15 +316,15 @@ def _recipe(
     return make_recipe(values | {"checkpoint": keep}), ends
 
 
-def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
+def _compared(before: PairVerdicts, after: PairVerdicts, temperature: float) -> dict[str, Any]:
     """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
     gain, interval = paired_gain(before.correct, after.correct, after.cluster)
     found = {
         name: {
             "accuracy": float(verdicts.correct.mean()),
-            "interval": Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset).interval(
-                share
-            ),
+            "interval": BootstrapTable.of(
+                verdicts.correct, verdicts.cluster, verdicts.subset
+            ).interval(mean_score),
             "nll": negative_log_likelihood(verdicts.margin),
             "ece": expected_calibration_error(expit(verdicts.margin)),
         }

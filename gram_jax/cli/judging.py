@@ -35,14 +35,10 @@ def score(
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
 
-    Parameters
-    ----------
-    source
-        Pairs, preferences or candidates of any schema.
-    out
-        Scores as JSON lines.
-    overwrite
-        Replace the output if it exists.
+    Args:
+        source: Pairs, preferences or candidates of any schema.
+        out: Scores as JSON lines.
+        overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
 
@@ -76,20 +72,13 @@ def rank(
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
 
-    Parameters
-    ----------
-    source
-        Rows with a prompt and responses; a pair is two responses.
-    out
-        Rankings as JSON lines.
-    method
-        Default: groups for 5 or more responses, else round_robin (docs/ranking.md).
-    order_mode
-        Orders in which a pair is shown; one costs half.
-    references
-        With --method reference: number of responses that all others are compared with.
-    overwrite
-        Replace the output if it exists.
+    Args:
+        source: Rows with a prompt and responses; a pair is two responses.
+        out: Rankings as JSON lines.
+        method: Default: groups for 5 or more responses, else round_robin (docs/ranking.md).
+        order_mode: Orders in which a pair is shown; one costs half.
+        references: With --method reference: number of responses that all others are compared with.
+        overwrite: Replace the output if it exists.
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, rank_file
@@ -130,54 +119,35 @@ def bon(
 ) -> None:
     """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
 
-    Parameters
-    ----------
-    policy
-        The model that writes.
-    judge
-        The model that selects.
-    prompts
-        Pairs or candidates, whose prompts are used.
-    out
-        A folder for samples, figures and the plot.
-    oracle
-        A better judge, which shows over-optimisation.
-    n
-        Number of responses to each prompt.
-    limit
-        Maximum number of prompts.
-    max_new_tokens
-        Maximum number of tokens of a response.
-    temperature
-        Sampling temperature.
-    top_p
-        Sample from the most likely tokens of this total probability.
-    seed
-        Seed of sampling.
-    schema
-        Schema of the rows; auto: recognised by their fields.
+    Args:
+        policy: The model that writes.
+        judge: The model that selects.
+        prompts: Pairs or candidates, whose prompts are used.
+        out: A folder for samples, figures and the plot.
+        oracle: A better judge, which shows over-optimisation.
+        n: Number of responses to each prompt.
+        limit: Maximum number of prompts.
+        max_new_tokens: Maximum number of tokens of a response.
+        temperature: Sampling temperature.
+        top_p: Sample from the most likely tokens of this total probability.
+        seed: Seed of sampling.
+        schema: Schema of the rows; auto: recognised by their fields.
     """
     from gram_jax.data.records import read_records, source_kind
-    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
-    from gram_jax.evals.folder import make_folder
+    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
+    from gram_jax.evals.evaluate import make_folder
     from gram_jax.model.generate import SamplingConfig
 
-    console = Console()
     make_folder(out)
     records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
-    report = run_bon(
-        policy,
-        judge,
-        chosen,
-        out,
-        SamplingConfig(max_new_tokens, temperature, top_p=top_p, seed=seed),
-        oracle=oracle,
-        n=n,
-        compute_dtype=compute_dtype,
+    sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
+    report = run_best_of_n(
+        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute_dtype
     )
+    console = Console()
     title = f"best of n from {policy}: P(better than its greedy response)"
-    console.table(title, COLUMNS, bon_rows(report["best_of"]))
+    console.table(title, COLUMNS, best_of_n_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
@@ -197,28 +167,19 @@ def bench(
 ) -> None:
     """Measure scoring on this machine: pairs, tokens and FLOPs per second, useful shares, times and memory.
 
-    Parameters
-    ----------
-    source
-        Pairs of any schema; random tokens if left out.
-    model_config
-        Random weights of a config.json or of a shape such as qwen3-1.7b.
-    length
-        Number of tokens of a sequence, or mix, the default. Repeat it for more.
-    best_of
-        Also rank this number of responses. Repeat it for more.
-    pairs
-        Number of pairs of each workload.
-    rounds
-        Number of timed rounds, after one warm-up round.
-    method
-        Scoring program; default: the one that suits the devices.
-    as_json
-        Print one JSON object.
+    Args:
+        source: Pairs of any schema; random tokens if left out.
+        model_config: Random weights of a config.json or of a shape such as qwen3-1.7b.
+        length: Number of tokens of a sequence, or mix, the default. Repeat it for more.
+        best_of: Also rank this number of responses. Repeat it for more.
+        pairs: Number of pairs of each workload.
+        rounds: Number of timed rounds, after one warm-up round.
+        method: Scoring program; default: the one that suits the devices.
+        as_json: Print one JSON object.
     """
-    from gram_jax.plan.bench import MIX, Bench, run_bench
+    from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
 
-    wanted = Bench(
+    config = BenchConfig(
         model=model,
         model_config=model_config,
         source=source,
@@ -226,15 +187,21 @@ def bench(
         best_of=tuple(best_of or []),
         pairs=pairs,
         rounds=rounds,
-        compute_dtype=judge.compute_dtype,
+        compute=judge.compute_dtype,
         weights=judge.weights,
         max_length=judge.max_length,
         tokens_per_call=judge.tokens_per_call,
         method=method,
     )
-    found = run_bench(wanted, Console(quiet=as_json))
+    report = run_bench(config)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console()
+    columns = ("", *(workload.name for workload in report.workloads))
+    console.table("", columns, report_rows(report))
+    for line in report_lines(report):
+        console.say(line)
 
 
 def serve(
@@ -248,7 +215,7 @@ def serve(
     references: Path | None = None,
     policy: str | None = None,
     max_new_tokens: Annotated[int | None, AtLeastOne] = None,
-    scale: Literal["probability", "log_odds", "normalised"] = "probability",
+    scale: Literal["probability", "log_odds", "normalized"] = "probability",
     max_queue: Annotated[int, TwoOrMore] = 8192,
     max_batch: Annotated[int, TwoOrMore] = 512,
     max_requests: Annotated[int, AtLeastOne] = 512,
@@ -260,38 +227,22 @@ def serve(
 ) -> None:
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
 
-    Parameters
-    ----------
-    host
-        Address to listen on; 0.0.0.0 for every interface.
-    port
-        Port to listen on.
-    token_file
-        A file with the bearer token that requests must carry.
-    compare_with
-        What a response without a reference is compared with; default group.
-    references
-        A JSON list of texts that every response is compared with, instead of its group.
-    policy
-        A model whose greedy response to the prompt is what responses are compared with.
-    max_new_tokens
-        Maximum number of tokens of that greedy response; default 256.
-    scale
-        Scale of rewards.
-    max_queue
-        Maximum number of sequences that wait.
-    max_batch
-        Maximum number of sequences scored in one call.
-    max_requests
-        Maximum number of concurrent requests.
-    deadline
-        Maximum time of a request in seconds.
-    max_body_mb
-        Maximum size of a body in MiB.
-    group_wait
-        Seconds that /compare waits for a group.
-    grace
-        Seconds for open requests at shutdown.
+    Args:
+        host: Address to listen on; 0.0.0.0 for every interface.
+        port: Port to listen on.
+        token_file: A file with the bearer token that requests must carry.
+        compare_with: What a response without a reference is compared with; default group.
+        references: A JSON list of texts that every response is compared with, instead of its group.
+        policy: A model whose greedy response to the prompt is what responses are compared with.
+        max_new_tokens: Maximum number of tokens of that greedy response; default 256.
+        scale: Scale of rewards.
+        max_queue: Maximum number of sequences that wait.
+        max_batch: Maximum number of sequences scored in one call.
+        max_requests: Maximum number of concurrent requests.
+        deadline: Maximum time of a request in seconds.
+        max_body_mb: Maximum size of a body in MiB.
+        group_wait: Seconds that /compare waits for a group.
+        grace: Seconds for open requests at shutdown.
     """
     from gram_jax.extras import needs_extra
 
@@ -313,7 +264,7 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
+        generator = TextGenerator.load(policy, compute=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
         judge.load(model),
@@ -344,26 +295,17 @@ def spec(
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it beside the model.
 
-    Parameters
-    ----------
-    out
-        A .json file, or a folder for judge.json.
-    template
-        "default", "from-dataset", or a text file. If left out, a judge keeps its own and other models get "default".
-    template_rows
-        Rendered GRAM rows, for the template from-dataset.
-    labels
-        The two verdicts; default A B, or those of the rows.
-    system
-        A system turn; empty text drops the one of the chat template.
-    max_length
-        Maximum number of tokens of a pair.
-    overwrite
-        Replace the file if it exists.
+    Args:
+        out: A .json file, or a folder for judge.json.
+        template: "default", "from-dataset", or a text file. Without it a judge keeps its own; others get "default".
+        template_rows: Rendered GRAM rows, for the template from-dataset.
+        labels: The two verdicts; default A B, or those of the rows.
+        system: A system turn; empty text drops the one of the chat template.
+        max_length: Maximum number of tokens of a pair.
+        overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
-    from gram_jax.data.gram_rows import TEMPLATE_ROWS
-    from gram_jax.data.sources import first_rows
+    from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 

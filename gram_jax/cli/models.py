@@ -1,5 +1,7 @@
 """Commands about weights, data and the installation. Imports wait for the command that needs them."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +9,7 @@ from cyclopts import Parameter
 
 from gram_jax.cli.options import MODEL, AtLeastOne, RowOptions
 from gram_jax.console import Console
+from gram_jax.formatting import format_seconds
 
 
 def convert(
@@ -19,14 +22,10 @@ def convert(
 ) -> None:
     """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json.
 
-    Parameters
-    ----------
-    out
-        A new folder in Hugging Face's layout.
-    dtype
-        Type of the written weights.
-    overwrite
-        Replace the folder if it exists.
+    Args:
+        out: A new folder in Hugging Face's layout.
+        dtype: Type of the written weights.
+        overwrite: Replace the folder if it exists.
     """
     import jax
 
@@ -55,12 +54,9 @@ def convert(
 def verify(folder: Path, /, *, accept: bool = False) -> None:
     """Check the hash of every file of a run's checkpoints or of an export. Damage is listed and ends with status 2.
 
-    Parameters
-    ----------
-    folder
-        A run, or an exported folder.
-    accept
-        Write a new manifest, because files were changed on purpose.
+    Args:
+        folder: A run, or an exported folder.
+        accept: Write a new manifest, because files were changed on purpose.
     """
     from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
@@ -85,18 +81,12 @@ def inspect(
 ) -> None:
     """Show examples as the model reads them; ⟦ ⟧ mark what the loss counts.
 
-    Parameters
-    ----------
-    source
-        A file, folder or dataset of any schema.
-    stage
-        Stage 1, stage 2, or the baseline.
-    limit
-        Number of records to show.
-    spec
-        A judge.json to use instead of the one saved with the model.
-    max_length
-        Maximum number of tokens of a pair, for a model without judge.json.
+    Args:
+        source: A file, folder or dataset of any schema.
+        stage: Stage 1, stage 2, or the baseline.
+        limit: Number of records to show.
+        spec: A judge.json to use instead of the one saved with the model.
+        max_length: Maximum number of tokens of a pair, for a model without judge.json.
     """
     from gram_jax.data.inspect import inspect_source
     from gram_jax.interop.models import load_spec, load_tokenizer
@@ -120,16 +110,34 @@ def inspect(
 def demo(*, fast: bool = False, folder: Path | None = None) -> None:
     """Train a working judge from SmolLM2-135M-Instruct in ten minutes on two cores.
 
-    Parameters
-    ----------
-    fast
-        Use a tiny random model; under a minute.
-    folder
-        Default runs/demo, or runs/demo-fast.
+    Args:
+        fast: Use a tiny random model; under a minute.
+        folder: Default runs/demo, or runs/demo-fast.
     """
-    from gram_jax.demo.demo import run_demo
+    from gram_jax.demo.demo import HELDOUT, PREFERENCES, result_rows, run_demo
 
-    run_demo(folder or Path("runs/demo-fast" if fast else "runs/demo"), fast=fast)
+    console = Console()
+    logging.getLogger("gram_jax").setLevel(logging.WARNING)  # not every step of training
+    logging.getLogger("gram_jax.demo").setLevel(logging.INFO)
+    folder = folder or Path("runs/demo-fast" if fast else "runs/demo")
+    result = run_demo(folder, fast=fast, progress=console.progress)
+    title = f"{result.after.n} held-out pairs"
+    console.table(title, ("", "before", "after"), result_rows(result))
+    console.say(f"picture: {result.plot}")
+    console.say(f"time: {format_seconds(result.seconds)}")
+    console.say()
+    console.heading("Try next")
+    beside = Path(sys.executable).with_name("gram-jax")
+    command = _from_here(beside) if beside.exists() else "gram-jax"
+    heldout, preferences, judge = map(_from_here, (HELDOUT, PREFERENCES, result.judge))
+    console.say(f"  {command} evaluate {judge} {heldout}")
+    console.say(f"  {command} data inspect {preferences} --model {judge}")
+    console.say(f"  {command} score {heldout} scores.jsonl --model {judge}")
+
+
+def _from_here(path: Path) -> Path:
+    """The path from the working directory, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def version() -> None:

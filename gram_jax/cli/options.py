@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter, validators
 
 if TYPE_CHECKING:
-    from gram_jax.distributed.process import ProcessContext
     from gram_jax.scoring.scorer import Scorer
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
@@ -58,7 +57,7 @@ class JudgeOptions:
 
         return Scorer.load(
             model,
-            compute_dtype=self.compute_dtype,
+            compute=self.compute_dtype,
             weights=self.weights,
             max_length=self.max_length,
             tokens_per_call=self.tokens_per_call,

@@ -1,5 +1,6 @@
 """Commands that train, and that say beforehand what it takes. Imports wait for the command that needs them."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -71,10 +72,8 @@ def train(
 def recipe(name: str | None = None, /) -> None:
     """Print a recipe, as a start for your own. Without a name, list the recipes that ship with gram-jax.
 
-    Parameters
-    ----------
-    name
-        The name of a shipped recipe, or a file.
+    Args:
+        name: The name of a shipped recipe, or a file.
     """
     from gram_jax.recipes.reading import recipe_names, recipe_text
 
@@ -104,16 +103,11 @@ def adapt(
 ) -> None:
     """Adapt a judge to a task with a few hundred labeled pairs. An interrupted command resumes.
 
-    Parameters
-    ----------
-    source
-        Labeled pairs of the task, of any schema.
-    out
-        A folder for the run, the figures and the judge.
-    spec
-        A judge.json to use instead of the one saved with the model.
-    accept
-        Export the best epoch even if the unadapted judge is better.
+    Args:
+        source: Labeled pairs of the task, of any schema.
+        out: A folder for the run, the figures and the judge.
+        spec: A judge.json to use instead of the one saved with the model.
+        accept: Export the best epoch even if the unadapted judge is better.
     """
     from gram_jax.adaptation.adapt import FILE, result_rows
     from gram_jax.adaptation.adapt import adapt as run
@@ -125,7 +119,7 @@ def adapt(
         source,
         out,
         config,
-        compute_dtype=compute_dtype,
+        compute=compute_dtype,
         schema=rows.schema,
         on_bad=rows.on_bad,
         spec=None if spec is None else JudgeSpec.load(spec),
@@ -142,16 +136,15 @@ def rl(
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO. Run again after an interruption: it resumes."""
     from gram_jax.distributed.process import ProcessContext
+    from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
-    from gram_jax.rl.recipe import read_rl_recipe
 
     console = Console()
     process = ProcessContext(grace=stop.grace, stuck_after=stop.stuck_after or None)
     done = run_rl(
         read_rl_recipe(recipe, overrides or []), process=process, progress=console.progress
     )
-    rows = [(name, value) for name, value in sorted(done.metrics.items())]
-    console.table(f"{done.folder}: {done.steps} steps", ("", "last"), rows)
+    console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
 
 
 def plan(
@@ -173,45 +166,38 @@ def plan(
 
     Status 0: it fits; 1: it does not fit, and what would; 2: a user error.
 
-    Parameters
-    ----------
-    topology
-        local, or devices that need not exist here: v5e:4x4, 2xv5e:16x16, h200:8.
-    slices
-        Number of slices of the topology.
-    model_config
-        A config.json, or a published shape such as qwen3-8b; default model.name_or_path.
-    score
-        Plan scoring instead of training.
-    pairs
-        Number of pairs of a scoring call.
-    slots
-        Number of examples that a packed row may hold.
-    search
-        Find the largest batch.batch_size, then the least recomputation.
-    advice
-        If it does not fit, compile changes until one does.
-    as_json
-        Print one JSON object.
+    Args:
+        topology: local, or devices that need not exist here: v5e:4x4, 2xv5e:16x16, h200:8.
+        slices: Number of slices of the topology.
+        model_config: A config.json, or a published shape such as qwen3-8b; default model.name_or_path.
+        score: Plan scoring instead of training.
+        pairs: Number of pairs of a scoring call.
+        slots: Number of examples that a packed row may hold.
+        search: Find the largest batch.batch_size, then the least recomputation.
+        advice: If it does not fit, compile changes until one does.
+        as_json: Print one JSON object.
     """
     import jax
 
-    from gram_jax.plan.command import run_plan
+    from gram_jax.plan.command import PlanOptions, run_plan
+    from gram_jax.plan.report import plan_heading, plan_tables, plan_values
     from gram_jax.plan.topology import read_topology
     from gram_jax.recipes.reading import read_recipe
 
     wanted = read_topology(topology, slices)
     if wanted.chip is not None:
-        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
-    fits = run_plan(
-        read_recipe(recipe, overrides or []),
-        wanted,
-        model_config=model_config,
-        score=score,
-        pairs=pairs,
-        slots=slots,
-        search=search,
-        advise=advice,
-        as_json=as_json,
-    )
-    return 0 if fits else 1
+        jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
+    log_to(Console(stderr=True))
+    options = PlanOptions(model_config, score, pairs, slots, search, advice)
+    found, hint = run_plan(read_recipe(recipe, overrides or []), wanted, options)
+    if as_json:
+        print(json.dumps(plan_values(found) | {"advice": hint}, indent=2))
+    else:
+        console = Console()
+        console.heading(plan_heading(found))
+        console.say(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        for table in plan_tables(found):
+            console.table(*table)
+        if hint:
+            console.say(hint)
+    return 0 if found.fit.fits else 1

@@ -30,7 +30,7 @@ from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.evaluation import evaluation_rows
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
-from gram_jax.training.stages import judge_spec, make_examples, read_pairs, trained_specs
+from gram_jax.training.stages import judge_spec, read_pairs, stage_examples, trained_specs
 from gram_jax.training.state import TrainState, abstract_state
 from gram_jax.tree import Tree
 
@@ -72,10 +72,10 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     with console.timed("read and encode the data"):
         plan = make_batches(
             training_examples(recipe, tokenizer, spec, console),
-            rows=batch.batch_size,
-            length=batch.max_length,
+            batch_size=batch.batch_size,
+            max_length=batch.max_length,
             seed=recipe.run.seed,
-            pack=batch.packing,
+            packing=batch.packing,
         )
         steps = recipe.run.max_steps
         if steps is None:
@@ -118,7 +118,7 @@ def training_examples(
         records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
         count = sum(a is not b for a, b in zip(plain, records, strict=True))
         console.say(f"attacks: in place of {count:,} of {len(plain):,} rejected responses")
-    return make_examples(recipe, records, report, tokenizer, spec)
+    return stage_examples(recipe, records, report, tokenizer, spec)
 
 
 def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpec]:
@@ -147,14 +147,16 @@ def _held_out(
     if not recipe.data.valid:
         return [], None
     records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
-    examples = make_examples(recipe, records, report, tokenizer, spec)
+    examples = stage_examples(recipe, records, report, tokenizer, spec)
     batch, shards = recipe.batch, placement.batch_shards
     per_unit = 1 if examples.together else examples.per_unit
     plan = make_batches(
         examples,
-        rows=evaluation_rows(batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit),
-        length=batch.max_length,
+        batch_size=evaluation_rows(
+            batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit
+        ),
+        max_length=batch.max_length,
         seed=recipe.run.seed,
-        pack=batch.packing,
+        packing=batch.packing,
     )
     return records, plan
