@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 from gram_jax import cli
 
@@ -122,16 +121,15 @@ def commands_of(text: str) -> list[list[str]]:
 
 def known_commands() -> dict[tuple[str, ...], set[str]]:
     """Options of every command, by its words."""
-    top, found = typer.main.get_command(cli.app), {}
-    for name, command in top.commands.items():
-        below = getattr(command, "commands", None)
-        for words, one in (
-            [((name, inner), c) for inner, c in below.items()] if below else [((name,), command)]
-        ):
-            given = [*one.params]
-            found[words] = {o for p in given for o in (*p.opts, *p.secondary_opts)}
-            found[words] |= {"-h", "--help"}
-    return found
+    commands = {(name,): cli.app[name] for name in cli.app if not name.startswith("-")}
+    commands |= {("data", name): cli.data_app[name] for name in cli.data_app}
+    return {
+        words: {
+            name for argument in command.assemble_argument_collection() for name in argument.names
+        }
+        | {"-h", "--help"}
+        for words, command in commands.items()
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,7 +23,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     result_action="return_value",
 )
-data_app = App(name="data", help="Show data as the model reads it.")
+data_app = App(name="data", help="Show data as the model reads it.", sort_key=99)
 
 # In the order of the help.
 COMMANDS = (
@@ -50,7 +50,7 @@ COMMANDS = (
 for at, command in enumerate(COMMANDS):
     app.command(command, sort_key=at)
 data_app.command(models.inspect)
-app.command(data_app, sort_key=len(COMMANDS))
+app.command(data_app)
 
 
 def run_command(words: Sequence[str]) -> int:
