@@ -248,6 +248,8 @@ def commands() -> str:
         _table(("status", "meaning"), statuses),
     ]
     written = cli.app.generate_docs(include_hidden=False)
+    # cyclopts shows a program started by `python -m NAME` under that name.
+    written = re.sub(r"^(gram-jax \w+) -m \w+", r"\1", written, flags=re.M)
     body = written[written.index("## gram-jax ") :].replace("```console", "```text")
     return _page(head) + "\n" + body.rstrip() + "\n"
 

@@ -48,8 +48,8 @@ COMMANDS = (
     models.version,
 )
 for at, command in enumerate(COMMANDS):
-    app.command(command, sort_key=at)
-data_app.command(models.inspect)
+    app.command(command, name=command.__name__, sort_key=at)
+data_app.command(models.inspect, name="inspect")
 app.command(data_app)
 
 
