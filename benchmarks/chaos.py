@@ -39,7 +39,7 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.console import Console
 from gram_jax.errors import LOST
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
 

@@ -20,17 +20,6 @@ PANELS = (
 SMOOTH_OVER = 0.05  # share of the points that the drawn mean runs over
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a torn last line is left out."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path | None:
     """Draw what `rows` of metrics hold into a PNG; None if they hold nothing to draw.
 

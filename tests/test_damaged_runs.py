@@ -19,7 +19,7 @@ from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.interop.hf_files import hf_config
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 

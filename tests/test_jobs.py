@@ -14,7 +14,7 @@ from tiny_runs import tiny_values, write_pairs
 
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import LOST, RESTART
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 
 # Imports and compilation of two processes on two busy cores; what a test promises is counted from the event on.
 START = 150.0

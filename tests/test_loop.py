@@ -29,7 +29,7 @@ from gram_jax.errors import (
 )
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.run.metrics import MetricsWriter, truncate
 from gram_jax.sharding import check_divides, make_placement

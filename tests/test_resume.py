@@ -11,7 +11,7 @@ from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa
 import gram_jax.training.loop as loop
 from gram_jax.console import Console
 from gram_jax.errors import RecipeError, StoppedError
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
 from gram_jax.training.journal import Journal
 

@@ -24,7 +24,7 @@ from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer

@@ -32,7 +32,8 @@ from gram_jax.judge.encode import encode_comparisons
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
 from gram_jax.model.matmul import product
-from gram_jax.plots import plot_before_after, read_metrics
+from gram_jax.plots import plot_before_after
+from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
