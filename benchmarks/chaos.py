@@ -43,7 +43,7 @@ from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
 
-STAGES = ("write", "judge", "rank")
+STAGES = ("pretrain", "finetune", "bradley_terry")
 ENDED = 0
 GIVEN_UP = 60.0  # seconds after which an attempt that neither ends nor dies is a failure
 
@@ -53,12 +53,12 @@ def chaos_recipe(stage: str, folder: Path) -> Recipe:
     return tiny_recipe(
         stage,
         folder,
-        run__steps=12,
-        batch__rows=8,
-        batch__microbatches=2,
+        run__max_steps=12,
+        batch__batch_size=8,
+        batch__gradient_accumulation_steps=2,
         data__valid=[str(folder.parent / "valid.jsonl")],
-        evaluate__every=5,
-        checkpoint__every=2,
+        evaluate__eval_steps=5,
+        checkpoint__save_steps=2,
     )
 
 
@@ -138,7 +138,7 @@ def fingerprint(folder: Path) -> str:
 
 def disturbed_job(recipe: Recipe, draw: random.Random, length: float, kills: int, count: int):
     """Carry out a run by jobs of `count` processes, of which one is killed; seconds until the others had ended."""
-    base = Path(recipe.run.folder).parent
+    base = Path(recipe.run.output_dir).parent
     path = base / "job.toml"
     path.write_text(tomli_w.dumps(recipe_values(recipe)))
     settings = {"devices": 1, "cache": base / "xla"}
@@ -175,7 +175,7 @@ def chaos_of_jobs(base: Path, chosen: argparse.Namespace, draw: random.Random) -
             start = time.monotonic()
             disturbed_job(recipe, draw, 0, 0, chosen.processes)
             lengths[stage] = time.monotonic() - start
-            expected[stage] = fingerprint(Path(recipe.run.folder))
+            expected[stage] = fingerprint(Path(recipe.run.output_dir))
         print(f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True)
     while len(ends) < chosen.kills:
         stage = chosen.stages[runs % len(chosen.stages)]
@@ -183,7 +183,7 @@ def chaos_of_jobs(base: Path, chosen: argparse.Namespace, draw: random.Random) -
         kills = min(draw.randint(1, chosen.per_run), chosen.kills - len(ends))
         ends += disturbed_job(recipe, draw, lengths[stage], kills, chosen.processes)
         runs += 1
-        equal += fingerprint(Path(recipe.run.folder)) == expected[stage]
+        equal += fingerprint(Path(recipe.run.output_dir)) == expected[stage]
     print(
         f"{len(ends)} kills of one of {chosen.processes} processes in {runs} runs; the others had ended after "
         f"{sorted(ends)[len(ends) // 2]:.1f} s (median; longest {max(ends):.1f} s)"
@@ -255,7 +255,7 @@ def main() -> int:
                 if wait(attempt(recipe, base / "log"), 5 * GIVEN_UP) != ENDED:
                     raise RuntimeError((base / "log").read_text()[-3000:])
                 lengths[stage] = time.monotonic() - start
-                found = fingerprint(Path(recipe.run.folder))
+                found = fingerprint(Path(recipe.run.output_dir))
                 if expected.setdefault(stage, found) != found:
                     raise RuntimeError(f"two undisturbed runs of stage {stage} differ")
             print(
@@ -273,9 +273,9 @@ def main() -> int:
             kills = min(draw.randint(1, chosen.per_run), left)
             moments += disturbed(recipe, log, draw, lengths[stage], kills)
             runs += 1
-            if fingerprint(Path(recipe.run.folder)) == expected[stage]:
+            if fingerprint(Path(recipe.run.output_dir)) == expected[stage]:
                 equal += 1
-                shutil.rmtree(recipe.run.folder)
+                shutil.rmtree(recipe.run.output_dir)
             else:
                 print(f"DIFFERS: {stage}, run {runs}\n{log.read_text()}", flush=True)
         seconds = time.monotonic() - start

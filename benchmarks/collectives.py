@@ -26,7 +26,7 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.collectives import KINDS, Traffic, collectives, parse_hlo
 from gram_jax.plan.topology import LOCAL, devices_of, read_topology
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.objectives import verdict_objective, writing_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
@@ -62,15 +62,15 @@ CFG = ModelConfig(
     context_length=8192,
 )
 ROWS, LENGTH, SLOTS = 16, 1024, 2
-OPTIMIZER = Optimizer(
+OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
-    warmup=0,
-    schedule="constant",
+    warmup_steps=0,
+    lr_scheduler_type="constant",
     b1=0.9,
     b2=0.99,
     eps=1e-8,
     weight_decay=0.01,
-    clip=1.0,
+    max_grad_norm=1.0,
 )
 
 
@@ -80,7 +80,7 @@ def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str
     # A CPU's compiler turns bfloat16 into float32 where it likes, also in collectives.
     compute = "float32" if platform == "cpu" else "bfloat16"
     execution = Execution(compute, "auto", remat, placement)
-    if stage == "write":
+    if stage == "pretrain":
         objective = writing_objective(cfg, execution, chunk=ROWS * LENGTH)
     else:
         objective = verdict_objective(cfg, execution, label_ids=(70, 71), smoothing=0.1)
@@ -107,7 +107,7 @@ def batch_of(stage: str, placement: Placement) -> TokenBatch | VerdictBatch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=placement.sharding(*axes))
 
     seqs = Sequences(*(array(ROWS, LENGTH) for _ in range(3)))
-    if stage == "write":
+    if stage == "pretrain":
         return TokenBatch(seqs, array(ROWS, LENGTH), array(ROWS, LENGTH, dtype=jnp.float32))
     slots = array(ROWS, SLOTS)
     return VerdictBatch(seqs, slots, slots, array(ROWS, SLOTS, dtype=jnp.float32))
@@ -161,7 +161,7 @@ def main() -> None:
         name = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         if asked.mesh and asked.mesh != name.replace(" x ", ",").replace(" ", "="):
             continue
-        for stage in ("write", "judge"):
+        for stage in ("pretrain", "finetune"):
             if asked.stage in (None, stage):
                 found, hlo = per_layer_and_rest(
                     stage, make_placement(mesh, devices=devices), asked.remat

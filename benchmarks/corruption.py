@@ -85,12 +85,12 @@ def main() -> None:
         speed(Path(place) / "speed")
 
 
-def make_subjects(place: Path, stages: tuple[str, ...] = ("judge", "write")) -> list[Subject]:
+def make_subjects(place: Path, stages: tuple[str, ...] = ("finetune", "pretrain")) -> list[Subject]:
     """Tiny runs of both stages on a mesh of several devices, and exports in one file and in many."""
     subjects = []
     for stage in stages:
         run = place / f"run-{stage}"
-        recipe = tiny_recipe(stage, run, checkpoint__every=2, checkpoint__keep=3)
+        recipe = tiny_recipe(stage, run, checkpoint__save_steps=2, checkpoint__max_to_keep=3)
         train(recipe, console=Console(quiet=True), placement=_mesh())
         good: dict[Any, Any] = {s: saved_state(run / "checkpoints", s) for s in STEPS}
         assert not same(good[LAST], good[STEPS[-2]])  # or a fall-back could not be told
@@ -249,7 +249,7 @@ def check_resumed(run: Path, subject: Subject, targets: list[str], where: str) -
         json.dumps(json.loads((run / "run.json").read_text()) | {"finished": False})
     )
     recipe = read_recipe(run / "recipe.toml")
-    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, folder=str(run)))
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, output_dir=str(run)))
     console = Warnings()
     train(recipe, console=console, placement=_mesh())
     assert_named("".join(console.warnings), targets, where)

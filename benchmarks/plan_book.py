@@ -30,8 +30,8 @@ from gram_jax.recipes.reading import read_recipe, recipe_values
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
-    "write": "configs/gram-qwen3-1.7b-write.toml",
-    "judge": "configs/gram-qwen3-1.7b-judge.toml",
+    "pretrain": "configs/gram-qwen3-1.7b-pretrain.toml",
+    "finetune": "configs/gram-qwen3-1.7b-finetune.toml",
 }
 LENGTH = 2048
 ROWS = 4  # of a device and step, less where the residual stream of so many does not fit
@@ -62,10 +62,10 @@ TOO_SMALL = {
 }
 # Recipes that are made for one GPU, planned as they are.
 FOR_GPUS = {
-    "configs/qwen3-1.7b-judge-24gb.toml": ("qwen3-1.7b", "rtx4090"),
-    "configs/qwen3-8b-judge-141gb.toml": ("qwen3-8b", "h200"),
+    "configs/qwen3-1.7b-finetune-24gb.toml": ("qwen3-1.7b", "rtx4090"),
+    "configs/qwen3-8b-finetune-141gb.toml": ("qwen3-8b", "h200"),
 }
-PROGRAMS = ("write", "score", "judge")
+PROGRAMS = ("pretrain", "score", "finetune")
 # Larger than the rounds come to soon, and planned after the first of them.
 LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
 # What no program depends on: where a run lies, its data, what it saves and says.
@@ -103,7 +103,7 @@ class Cell:
         """The recipe's file."""
         if self.program in FOR_GPUS:
             return self.program
-        return RECIPES["judge" if self.program == "score" else self.program]
+        return RECIPES["finetune" if self.program == "score" else self.program]
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -117,15 +117,15 @@ class Cell:
             "mesh.fsdp": fsdp,
             "mesh.data": inside // fsdp,
             "execution.attention": "auto",
-            "batch.microbatches": 1,
-            "batch.length": LENGTH,
+            "batch.gradient_accumulation_steps": 1,
+            "batch.max_length": LENGTH,
             "judge.max_length": LENGTH,
-            "batch.rows": ROWS_OF.get(self.model, ROWS) * devices,
+            "batch.batch_size": ROWS_OF.get(self.model, ROWS) * devices,
         }
         if slices > 1:
-            changes["mesh.between.data"] = slices
-        if self.program == "write":
-            changes["loss.chunk"] = CHUNK * devices
+            changes["mesh.dcn.data"] = slices
+        if self.program == "pretrain":
+            changes["loss.loss_chunk_size"] = CHUNK * devices
         return changes
 
     def arguments(self) -> list[str]:
@@ -140,7 +140,9 @@ class Cell:
         values = recipe_values(read_recipe(ROOT / self.recipe, self._sets()))
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
         # The examples that a row may hold follow from the orders (plan/planning.py).
-        text = json.dumps([decides, values["data"].get("orders"), vars(self)], sort_keys=True)
+        text = json.dumps(
+            [decides, values["data"].get("position_augmentation"), vars(self)], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _sets(self) -> list[str]:
@@ -153,7 +155,7 @@ def cells() -> list[Cell]:
 
 
 def _in_order() -> Iterator[Cell]:
-    for program in ("judge", "write"):
+    for program in ("finetune", "pretrain"):
         yield from (Cell(model, topology, program) for model, topology in TOO_SMALL.items())
     yield from (Cell(*where, recipe) for recipe, where in FOR_GPUS.items())
     for turn in range(max(map(len, SLICES.values()))):
@@ -242,8 +244,8 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
     missing = [cell for cell in planned if cell not in done]
     seconds = sum(result.get("compile_seconds", 0) for result in done.values())
     titles = {
-        "write": "Training, stage 1 (writing responses)",
-        "judge": "Training, stage 2 (the judge)",
+        "pretrain": "Training, stage 1 (writing responses)",
+        "finetune": "Training, stage 2 (the judge)",
         "score": "Scoring",
     }
     parts = [INTRODUCTION.format(seconds=seconds / 60, count=len(done))]
@@ -344,7 +346,7 @@ that the compiler names, where that is more). In every plan of training that fit
 *Collectives* are calls of one step, loops counted by their trips, and the GiB that reach a device at least. The times
 are lower bounds: FLOPs over the bf16 peak (recomputation not counted), bytes of state and weights over the memory's
 bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two), over a chip's
-share of the network between them, where `[mesh.between] data` is their number; a real step takes longer than the
+share of the network between them, where `[mesh.dcn] data` is their number; a real step takes longer than the
 largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no forecast:
 public runs reach 40 to 70 % of it.
 
@@ -352,10 +354,10 @@ A program that does not fit is named with what it needs; where the compiler gave
 the temporaries that it named, and where the arguments alone are too much, nothing was compiled."""
 
 NOTES = {
-    "write": f"""\
+    "pretrain": f"""\
 {ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one microbatch, f32
 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
-    "judge": "The same batch and settings; no product with the vocabulary.",
+    "finetune": "The same batch and settings; no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}
 as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of

@@ -30,7 +30,7 @@ def jax_side(folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any
     from gram_jax.interop.models import load_model
     from gram_jax.model.execution import Execution
     from gram_jax.model.specs import param_specs
-    from gram_jax.recipes.tables import Optimizer
+    from gram_jax.recipes.tables import OptimizerConfig
     from gram_jax.sharding import make_placement
     from gram_jax.training.objectives import verdict_objective
     from gram_jax.training.optimizer import make_optimizer, make_schedule
@@ -45,7 +45,7 @@ def jax_side(folder: Path, rows: int, length: int) -> Callable[[], dict[str, Any
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     segments = np.ones_like(tokens)
 
-    settings = Optimizer(LEARNING_RATE, 0.0, "constant", 0.9, 0.999, 1e-8, 0.0, 1.0)
+    settings = OptimizerConfig(LEARNING_RATE, 0.0, "constant", 0.9, 0.999, 1e-8, 0.0, 1.0)
     specs = param_specs(cfg)
     optimizer = make_optimizer(settings, 100, specs)
     abstract = abstract_state(specs, optimizer, placement, "float32")

@@ -110,10 +110,10 @@ def _tables(recipe: type, known: type | None = None) -> list[str]:
 def _section(name: str, table: type, again: str = "") -> list[str]:
     inner = {below: _dataclass_of(hint) for below, hint in _fields(table)}
     parts = [f"### `[{name}]`{again}", _docstring(table), _keys(table, list(inner), name)]
-    if table is tables.Data:
+    if table is tables.DataConfig:
         parts += [
             "A source with settings of its own:",
-            _keys(tables.Source, [n for n, _ in _fields(tables.Source)], ""),
+            _keys(tables.SourceConfig, [n for n, _ in _fields(tables.SourceConfig)], ""),
         ]
     for below, deeper in inner.items():
         if deeper is not None:
@@ -210,7 +210,7 @@ def _kind(hint: Any) -> str:
             return f"{_kind(args[0])}, {len(args)} of them"
         return f"list of {_kind(args[0])}"
     if dataclasses.is_dataclass(hint):
-        return "text or a table" if hint.__name__ == "Source" else "a table"
+        return "text or a table" if hint.__name__ == "SourceConfig" else "a table"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -114,13 +114,13 @@ def make_placement(
         slices = len(islands_of(devices))
         raise RecipeError(
             f"the {len(devices)} devices lie in {slices} slices, between which the network is slow, and the recipe "
-            f"does not say what crosses it: expected [mesh.between], such as data = {slices} "
-            f"(--set mesh.between.data={slices})"
+            f"does not say what crosses it: expected [mesh.dcn], such as data = {slices} "
+            f"(--set mesh.dcn.data={slices})"
         )
     if parts > 1 and len(islands_of(devices)) != parts:
         counts = sorted({len(island) for island in islands_of(devices).values()})
         raise RecipeError(
-            f"[mesh.between] {_stated(outside)} multiplies to {parts}, and the {len(devices)} devices lie in "
+            f"[mesh.dcn] {_stated(outside)} multiplies to {parts}, and the {len(devices)} devices lie in "
             f"{len(islands_of(devices))} slices or hosts (of {' or '.join(map(str, counts))} devices): the sizes must "
             "multiply to their number"
         )

@@ -44,8 +44,8 @@ from gram_jax.interop import models
 # How commands are run where that is not as they stand on the page: of a command in which all words of the left column
 # are, "a -> b" replaces a; everything else is added at the end, but no option that the command has by then.
 SMALL = (
-    ("gram-jax train", "--set run.steps=2 --set batch.rows=4 --set batch.length=256"),
-    ("gram-jax train", "--set batch.microbatches=1 --set judge.max_length=256"),
+    ("gram-jax train", "--set run.max_steps=2 --set batch.batch_size=4 --set batch.max_length=256"),
+    ("gram-jax train", "--set batch.gradient_accumulation_steps=1 --set judge.max_length=256"),
     ("gram-jax adapt", "--epochs 1 --length 256 --accept"),
     ("gram-jax evaluate", "--limit 9"),
     ("gram-jax attack", "--pairs 2"),
@@ -55,11 +55,14 @@ SMALL = (
     ("gram-jax bench", "--best-of 16 -> --best-of 3"),
     ("gram-jax bon", "--limit 2 --new 4"),
     ("gram-jax bon", "--n 16 -> --n 2"),
-    ("gram-jax rl", "--set run.steps=1 --set sampling.prompts=4 --set sampling.new=4"),
-    ("gram-jax rl", "--set evaluate.limit=2 --set algorithm.microbatches=1"),
+    (
+        "gram-jax rl",
+        "--set run.max_steps=1 --set sampling.prompts_per_step=4 --set sampling.max_new_tokens=4",
+    ),
+    ("gram-jax rl", "--set evaluate.limit=2 --set algorithm.gradient_accumulation_steps=1"),
     ("gram-jax plan", "--model-config qwen3-1.7b -> --model-config NAME_OR_FOLDER/config.json"),
     ("gram-jax plan", "--topology v5e:4x4 -> --topology local"),
-    ("gram-jax plan", "--search -> --set batch.length=256 --set batch.rows=64"),
+    ("gram-jax plan", "--search -> --set batch.max_length=256 --set batch.batch_size=64"),
     ("python benchmarks/ranking.py", "2000 -> 10"),
     ("python benchmarks/serve.py", "--seconds 12 -> --seconds 1"),
     ("python benchmarks/weights.py", "--pairs 100 -> --pairs 4"),
@@ -73,9 +76,9 @@ HANGS = 900
 
 # What a page takes for granted beyond `make_stand_ins`: its name, and what of them it is.
 GRANTED = {
-    "docs/attacks.md": {"runs/smollm2-135m-write": "runs/judge"},
+    "docs/attacks.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
     "docs/report.md": {"judge-hf": "runs/demo/judge", "first": "evaluated", "second": "evaluated"},
-    "docs/rl.md": {"runs/smollm2-135m-judge": "runs/judge"},
+    "docs/rl.md": {"runs/smollm2-135m-finetune": "runs/judge"},
 }
 # In Python blocks that do not make them themselves, beside `judge`.
 NAMES = {
@@ -142,12 +145,12 @@ def make_stand_ins(place: Path, tools: Path) -> None:
     ]  # fmt: skip
     (place / "rm_bench.json").write_text(json.dumps(three))
     (place / "token.txt").write_text("a-token\n")
-    recipe = (ROOT / "configs" / "smollm2-135m-write.toml").read_text()
-    (place / "RECIPE").write_text(recipe.replace("runs/smollm2-135m-write", "runs/recipe"))
+    recipe = (ROOT / "configs" / "smollm2-135m-pretrain.toml").read_text()
+    (place / "RECIPE").write_text(recipe.replace("runs/smollm2-135m-pretrain", "runs/recipe"))
     page = Folder(place, tools=tools)
     page.do("""
 gram-jax convert smollm2-135m NAME_OR_FOLDER
-gram-jax train smollm2-135m-judge --set run.folder=runs/demo/stage2 --set model.start=smollm2-135m
+gram-jax train smollm2-135m-finetune --set run.output_dir=runs/demo/stage2 --set model.name_or_path=smollm2-135m
 gram-jax convert runs/demo/stage2 runs/demo/judge
 gram-jax evaluate runs/demo/judge pairs.jsonl --out evaluated
 cp -r runs/demo/stage2 runs/judge

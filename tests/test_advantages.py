@@ -45,7 +45,7 @@ def test_generalized_advantages_by_hand():
     rewards = jnp.array([[0.0, 0.0, 1.0, 9.0]])
     values = jnp.array([[0.5, 0.4, 0.3, 9.0]])
     mask = jnp.array([[1.0, 1.0, 1.0, 0.0]])  # the last column was not written
-    found, returns = generalized_advantages(rewards, values, mask, discount=0.9, trace=0.8)
+    found, returns = generalized_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
     d2 = 1 - 0.3
     d1 = 0.9 * 0.3 - 0.4 + 0.72 * d2
     d0 = 0.9 * 0.4 - 0.5 + 0.72 * d1
@@ -57,7 +57,7 @@ def test_with_full_traces_advantages_are_returns_less_values():
     draw = np.random.default_rng(1)
     rewards, values = draw.normal(size=(2, 4, 6))
     found, returns = generalized_advantages(
-        jnp.array(rewards), jnp.array(values), jnp.ones((4, 6)), discount=1.0, trace=1.0
+        jnp.array(rewards), jnp.array(values), jnp.ones((4, 6)), gamma=1.0, gae_lambda=1.0
     )
     to_go = rewards[:, ::-1].cumsum(1)[:, ::-1]
     np.testing.assert_allclose(found, to_go - values, atol=1e-5)
@@ -67,10 +67,10 @@ def test_with_full_traces_advantages_are_returns_less_values():
 def test_columns_before_the_response_change_nothing():
     rewards, values = jnp.array([[7.0, 0.2, 1.0]]), jnp.array([[7.0, 0.1, 0.3]])
     late, _ = generalized_advantages(
-        rewards, values, jnp.array([[0.0, 1.0, 1.0]]), discount=1.0, trace=0.9
+        rewards, values, jnp.array([[0.0, 1.0, 1.0]]), gamma=1.0, gae_lambda=0.9
     )
     alone, _ = generalized_advantages(
-        rewards[:, 1:], values[:, 1:], jnp.ones((1, 2)), discount=1.0, trace=0.9
+        rewards[:, 1:], values[:, 1:], jnp.ones((1, 2)), gamma=1.0, gae_lambda=0.9
     )
     assert late[0, 0] == 0 and late[0, 1:].tolist() == pytest.approx(alone[0].tolist())
 

@@ -254,19 +254,19 @@ def test_training_pairs_hold_the_asked_share_of_attacks():
 
 
 def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
-    assert tiny_recipe("judge", tmp_path / "run").data.attack_share == 0.0
+    assert tiny_recipe("finetune", tmp_path / "run").data.attack_share == 0.0
     for value in (1.5, -0.1, "some"):
         with pytest.raises(RecipeError, match="attack_share"):
-            make_recipe(tiny_values("judge", tmp_path / "run", data__attack_share=value))
-    for stage in ("write", "rank"):
+            make_recipe(tiny_values("finetune", tmp_path / "run", data__attack_share=value))
+    for stage in ("pretrain", "bradley_terry"):
         with pytest.raises(RecipeError, match=f'attack_share means nothing in stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
     with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
-        make_recipe(tiny_values("judge", tmp_path / "run", **long))
+        make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
-        recipe = tiny_recipe("judge", tmp_path / "run", data__overlong="shorten", **changes)
+        recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
         documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
         return [documents[i].tolist() for i in range(len(documents))]
 

@@ -57,7 +57,7 @@ def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
     "backend, changes, message",
     [
         ("cudnn", {"platform": "cpu"}, 'needs an NVIDIA GPU, found platform "cpu"'),
-        ("cudnn", {"platform": "gpu"}, "documents of one row see each other.*pack = false"),
+        ("cudnn", {"platform": "gpu"}, "documents of one row see each other.*packing = false"),
         (
             "cudnn",
             {"platform": "gpu", "packed": False, "compute": "float32"},
@@ -101,14 +101,14 @@ def test_what_is_not_known_yet_is_not_refused(backend):
         (
             {
                 "execution__attention": "cudnn",
-                "batch__pack": True,
-                "execution__compute": "bfloat16",
+                "batch__packing": True,
+                "execution__compute_dtype": "bfloat16",
             },
             r'\[execution\] attention = "cudnn": it knows lengths, not segments',
         ),
         ({"execution__attention": "cudnn"}, 'asked for is float32: use compute = "bfloat16"'),
         (
-            {"execution__attention": "splash", "execution__compute": "bfloat16"},
+            {"execution__attention": "splash", "execution__compute_dtype": "bfloat16"},
             "multiple of 128 long, found 192: the nearest valid sizes are 128 and 256",
         ),
         ({"mesh__sequence": 5}, "192 positions over sequence = 5: .* 190 and 195"),
@@ -116,14 +116,16 @@ def test_what_is_not_known_yet_is_not_refused(backend):
 )
 def test_a_recipe_is_refused_when_it_is_read(tmp_path, changes, message):
     with pytest.raises(RecipeError, match=f"(?s){message}"):
-        tiny_recipe("judge", tmp_path / "run", **changes)
+        tiny_recipe("finetune", tmp_path / "run", **changes)
 
 
 def test_the_baseline_counts_as_packed(tmp_path):
-    asked = {"execution__attention": "cudnn", "execution__compute": "bfloat16"}
-    assert not tiny_recipe("judge", tmp_path / "run", **asked).packed
-    with pytest.raises(RecipeError, match='stage "rank" always puts two documents in a row'):
-        tiny_recipe("rank", tmp_path / "run", **asked)
+    asked = {"execution__attention": "cudnn", "execution__compute_dtype": "bfloat16"}
+    assert not tiny_recipe("finetune", tmp_path / "run", **asked).packed
+    with pytest.raises(
+        RecipeError, match='stage "bradley_terry" always puts two documents in a row'
+    ):
+        tiny_recipe("bradley_terry", tmp_path / "run", **asked)
 
 
 def test_the_mesh_and_the_model_are_looked_at(one_device):

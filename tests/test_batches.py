@@ -387,7 +387,7 @@ def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge
         Comparison(as_prompt("q"), "a" * 900, "b" * 900, 0, id="long"),
         Comparison(as_prompt("q"), "a" * 1000, "a" * 500 + "b" + "a" * 499, 0, id="alike"),
     ]
-    examples = verdict_examples(records, *judge, **settings_of(overlong="shorten"))
+    examples = verdict_examples(records, *judge, **settings_of(overlong="truncate"))
     assert examples.shortened == 1 and examples.ids == ("long",)
     assert examples.rows.dropped == {"identical after shortening": 1}
     assert examples.documents.lengths.max() <= 400

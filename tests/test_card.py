@@ -73,20 +73,20 @@ def tiny_fingerprint() -> str:
 
 
 def run_folder(path: Path, stage: str, start: str, sources: list[str], **info) -> Path:
-    losses = {"judge": {"smoothing": 0.1}, "write": {"chunk": 128}}
+    losses = {"finetune": {"label_smoothing": 0.1}, "pretrain": {"loss_chunk_size": 128}}
     values = {
         "stage": stage,
-        "run": {"folder": str(path), "seed": 3, "steps": 300},
-        "model": {"start": start, "dtype": "float32"},
+        "run": {"output_dir": str(path), "seed": 3, "max_steps": 300},
+        "model": {"name_or_path": start, "param_dtype": "float32"},
         "judge": {"template": "default", "labels": ["A", "B"], "max_length": 512, "thinking": False},
-        "data": {"train": sources, "overlong": "drop", "on_bad": "error", "orders": "both"},
-        "batch": {"rows": 4, "length": 1024, "pack": True, "microbatches": 1},
+        "data": {"train": sources, "overlong": "drop", "on_bad": "error", "position_augmentation": "both"},
+        "batch": {"batch_size": 4, "max_length": 1024, "packing": True, "gradient_accumulation_steps": 1},
         "optimizer": {
-            "learning_rate": 5e-5, "warmup": 0.1, "schedule": "cosine", "b1": 0.9, "b2": 0.999, "eps": 1e-8,
-            "weight_decay": 0.0, "clip": 1.0,
+            "learning_rate": 5e-5, "warmup_steps": 0.1, "lr_scheduler_type": "cosine", "b1": 0.9, "b2": 0.999,
+            "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
         },
         "loss": losses[stage],
-        "execution": {"compute": "float32", "attention": "blocked", "remat": "none"},
+        "execution": {"compute_dtype": "float32", "attention": "blocked", "remat": "none"},
     }  # fmt: skip
     path.mkdir()
     (path / "recipe.toml").write_text(recipe_to_toml(make_recipe(values)))
@@ -197,7 +197,9 @@ def test_a_folder_beside_the_results_is_no_data_set_of_the_hub(model, judge, tmp
     away.mkdir()
     monkeypatch.chdir(away)
     there = results(project / "e", judge, pairs=source(source="mine/pairs"))
-    run = run_folder(project / "run", "judge", "mine/base", ["mine/pairs", "me/pairs"], judge=judge)
+    run = run_folder(
+        project / "run", "finetune", "mine/base", ["mine/pairs", "me/pairs"], judge=judge
+    )
     (project / "mine" / "base").mkdir()
     text = text_of(model, evaluations=(there,), run=run, license="mit")
     head = read_front_matter(model / "README.md")
@@ -230,10 +232,10 @@ def test_results_and_their_concerns_stand_in_the_card_and_in_the_hubs_index(mode
 
 def test_the_runs_tell_of_base_licence_recipe_and_data(model, judge, tmp_path):
     first = run_folder(
-        tmp_path / "s1", "write", "smollm2-135m", ["NiuTrans/GRAM-pre-training"], data=DATA
+        tmp_path / "s1", "pretrain", "smollm2-135m", ["NiuTrans/GRAM-pre-training"], data=DATA
     )
     run = run_folder(
-        tmp_path / "s2", "judge", str(first), ["/home/me/pairs.jsonl"], judge=judge, data=DATA
+        tmp_path / "s2", "finetune", str(first), ["/home/me/pairs.jsonl"], judge=judge, data=DATA
     )
     text = text_of(model, run=run)
     head = read_front_matter(model / "README.md")
@@ -248,7 +250,7 @@ def test_the_runs_tell_of_base_licence_recipe_and_data(model, judge, tmp_path):
 
 
 def test_a_foundation_says_that_it_does_not_judge_yet(model, judge, tmp_path):
-    run = run_folder(tmp_path / "s1", "write", "tiny-random", ["a.jsonl"], judge=judge)
+    run = run_folder(tmp_path / "s1", "pretrain", "tiny-random", ["a.jsonl"], judge=judge)
     assert "has not been taught to judge yet" in text_of(model, run=run, license="mit")
 
 
@@ -258,7 +260,7 @@ def test_a_base_folders_card_gives_its_licence_and_what_is_given_goes_before(
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: [mit]\nbase_model: [some/one]\n---\n# base\n")
-    run = run_folder(tmp_path / "r", "judge", str(base), ["a.jsonl"], judge=judge)
+    run = run_folder(tmp_path / "r", "finetune", str(base), ["a.jsonl"], judge=judge)
     text_of(model, run=run)
     head = read_front_matter(model / "README.md")
     assert (head["license"], head["base_model"]) == ("mit", "some/one")
@@ -271,7 +273,7 @@ def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
     with pytest.raises(ReportError, match="a judge that is asked in another way"):
         text_of(model, evaluations=(results(tmp_path / "e", "f" * 64),))
     with pytest.raises(ReportError, match="taught a judge that is asked in another way"):
-        text_of(model, run=run_folder(tmp_path / "r", "judge", "x", ["a.jsonl"], judge="f" * 64))
+        text_of(model, run=run_folder(tmp_path / "r", "finetune", "x", ["a.jsonl"], judge="f" * 64))
     with pytest.raises(ReportError, match=r"expected the folder of a run, with its recipe\.toml"):
         text_of(model, run=tmp_path)
     assert not (model / "README.md").exists()
@@ -308,7 +310,7 @@ def test_results_of_other_weights_are_refused_however_they_are_held(model, expor
 
 
 def test_what_is_no_exported_judge_gets_no_card(model, tmp_path):
-    run = run_folder(tmp_path / "r", "judge", "x", ["a.jsonl"])
+    run = run_folder(tmp_path / "r", "finetune", "x", ["a.jsonl"])
     with pytest.raises(
         ReportError, match="is a run, a card belongs to an exported model: gram-jax convert"
     ):

@@ -57,7 +57,7 @@ def test_an_unknown_model_lists_what_a_model_may_be(pairs: Path):
 
 
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-judge.toml"
+    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
     done = gram_jax("train", recipe, "--set", "optimizer.learning_rat=1e-5")
     assert done.returncode == 2
     assert "learning_rate" in done.stderr
@@ -72,7 +72,7 @@ def test_times_that_are_none_are_refused_by_name(arguments):
 
     from gram_jax.cli import app
 
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-judge.toml"
+    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
     done = CliRunner().invoke(app, ["train", str(recipe), arguments])
     assert done.exit_code == 2
     assert arguments.partition("=")[0] in done.output and "seconds" in done.output
@@ -109,22 +109,22 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
 
 def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
     listed = gram_jax("recipe").stdout
-    assert "smollm2-135m-judge" in listed and "Stage 2 on a laptop" in listed
+    assert "smollm2-135m-finetune" in listed and "Stage 2 on a laptop" in listed
     mine = tmp_path / "mine.toml"
-    mine.write_text(gram_jax("recipe", "smollm2-135m-judge").stdout)
+    mine.write_text(gram_jax("recipe", "smollm2-135m-finetune").stdout)
     assert (
         mine.read_text()
-        == (Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").read_text()
+        == (Path(__file__).parents[1] / "configs/smollm2-135m-finetune.toml").read_text()
     )
     done = gram_jax("recipe", "smollm2-135m-jugde")
-    assert done.returncode == 2 and "smollm2-135m-judge" in done.stderr
+    assert done.returncode == 2 and "smollm2-135m-finetune" in done.stderr
 
 
 def test_the_module_is_the_program():
     run = subprocess.run(
         [sys.executable, "-m", "gram_jax", "recipe"], capture_output=True, text=True, timeout=60
     )
-    assert run.returncode == 0 and "smollm2-135m-judge" in run.stdout, run.stderr
+    assert run.returncode == 0 and "smollm2-135m-finetune" in run.stdout, run.stderr
 
 
 def test_version_names_the_devices():

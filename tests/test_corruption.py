@@ -22,7 +22,7 @@ def corruption():
 
 @pytest.fixture(scope="module")
 def subjects(corruption, tmp_path_factory, compiled_programs):  # noqa: F811
-    return corruption.make_subjects(tmp_path_factory.mktemp("subjects"), stages=("judge",))
+    return corruption.make_subjects(tmp_path_factory.mktemp("subjects"), stages=("finetune",))
 
 
 # Orbax leaves readings unfinished that fail in the control.

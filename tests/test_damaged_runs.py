@@ -54,7 +54,9 @@ def last_state(run: Path) -> list[bytes]:
 
 
 def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same(tmp_path):
-    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2, checkpoint__keep=3)
+    recipe = tiny_recipe(
+        "finetune", tmp_path / "run", checkpoint__save_steps=2, checkpoint__max_to_keep=3
+    )
     run = tmp_path / "run"
     assert not train(recipe).warnings
     expected, figures = last_state(run), read_metrics(run / "metrics.jsonl")
@@ -92,7 +94,9 @@ def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same
 
 
 def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
-    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2, checkpoint__keep=3)
+    recipe = tiny_recipe(
+        "finetune", tmp_path / "run", checkpoint__save_steps=2, checkpoint__max_to_keep=3
+    )
     run = tmp_path / "run"
     checkpoints, one = run / "checkpoints", make_placement({}, devices=jax.devices()[:1])
     train(recipe)

@@ -34,11 +34,11 @@ def test_the_demo_leaves_a_judge_that_scores_text(told):
 def test_the_demo_trains_both_stages_from_one_another(told):
     folder, result, _ = told
     stage1, stage2 = (read_recipe(folder / name / "recipe.toml") for name in ("stage1", "stage2"))
-    assert (stage1.stage, stage2.stage) == ("write", "judge")
-    assert stage2.model.start == str(folder / "stage1")
+    assert (stage1.stage, stage2.stage) == ("pretrain", "finetune")
+    assert stage2.model.name_or_path == str(folder / "stage1")
     for stage in (stage1, stage2):
-        lines = (Path(stage.run.folder) / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["step"] == stage.run.steps
+        lines = (Path(stage.run.output_dir) / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] == stage.run.max_steps
     assert result.before.n == result.after.n == 28
     assert result.before.margin != result.after.margin
 
@@ -105,7 +105,7 @@ def test_the_demo_keeps_out_of_other_folders(told, tmp_path):
         run_demo(told[0], fast=False, console=Console(quiet=True))
 
 
-@pytest.mark.parametrize("stage", ["write", "judge"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_the_shipped_recipes_name_files_that_exist(stage):
     recipe = read_recipe(ASSETS / f"demo-{stage}.toml")
     root = ASSETS.parents[2]

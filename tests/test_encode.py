@@ -326,9 +326,9 @@ def test_many_at_once_are_the_same_as_one_at_a_time():
     many = encode_comparisons(TOKENIZER, SPEC, items)
     for item, encoded in zip(items, many, strict=True):
         assert encoded.tokens.tolist() == encode(*item).tokens.tolist()
-    writings = encode_writings(TOKENIZER, SPEC, items, overlong="shorten")
+    writings = encode_writings(TOKENIZER, SPEC, items, overlong="truncate")
     for item, encoded in zip(items, writings, strict=True):
-        alone = encode_writing(TOKENIZER, SPEC, *item, overlong="shorten")
+        alone = encode_writing(TOKENIZER, SPEC, *item, overlong="truncate")
         assert encoded.tokens.tolist() == alone.tokens.tolist()
         assert encoded.weights.tolist() == alone.weights.tolist()
     responses = encode_responses(TOKENIZER, SPEC, [(p, f) for p, f, _ in items])

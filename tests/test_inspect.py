@@ -31,7 +31,7 @@ def inspect(source, stage, **options):
 
 
 def test_a_judge_example_is_shown_as_its_tokens_with_the_verdict_marked(source):
-    first, second, report = inspect(source, "judge", orders="fixed")
+    first, second, report = inspect(source, "finetune", orders="fixed")
     encoded = encode_comparison(
         TOKENIZER, SPEC, ROWS[0]["prompt"], ROWS[0]["chosen"], ROWS[0]["rejected"]
     )
@@ -46,14 +46,14 @@ def test_a_judge_example_is_shown_as_its_tokens_with_the_verdict_marked(source):
 
 
 def test_both_orders_show_both_verdicts(source):
-    shown = inspect(source, "judge", orders="both")
+    shown = inspect(source, "finetune", orders="both")
     assert len(shown) == 5
     assert [OPEN + "A" + CLOSE in s for s in shown[:4]] == [True, False, True, False]
     assert [OPEN + "B" + CLOSE in s for s in shown[:4]] == [False, True, False, True]
 
 
 def test_the_loss_carrying_part_of_stage_1_is_the_answer_with_its_delimiters(source):
-    shown = inspect(source, "write", orders="fixed")[0]
+    shown = inspect(source, "pretrain", orders="fixed")[0]
     marked = shown[shown.index(OPEN) + 1 : shown.index(CLOSE)]
     assert marked.startswith("[The Start of Assistant A's Answer]\nIt is 4.\n")
     assert marked.endswith("[The End of Assistant B's Answer]<|im_end|>")
@@ -61,7 +61,7 @@ def test_the_loss_carrying_part_of_stage_1_is_the_answer_with_its_delimiters(sou
 
 
 def test_the_baseline_marks_where_the_score_is_read(source):
-    shown = inspect(source, "rank")
+    shown = inspect(source, "bradley_terry")
     assert all(s.endswith(f"{OPEN}<|im_end|>{CLOSE}\n") for s in shown[:4])
     assert "| chosen\n" in shown[0] and "| rejected\n" in shown[1]
 
@@ -69,9 +69,9 @@ def test_the_baseline_marks_where_the_score_is_read(source):
 def test_limit_and_shortening_are_reported(source):
     with source.open("a") as file:
         file.write(json.dumps({"prompt": "p", "chosen": "a" * 900, "rejected": "b"}) + "\n")
-    assert len(inspect(source, "judge", limit=1)) == 2
-    assert "1 shortened" in inspect(source, "judge")[-1]
-    assert "1 longer than max_length" in inspect(source, "judge", overlong="drop")[-1]
+    assert len(inspect(source, "finetune", limit=1)) == 2
+    assert "1 shortened" in inspect(source, "finetune")[-1]
+    assert "1 longer than max_length" in inspect(source, "finetune", overlong="drop")[-1]
 
 
 def test_wrong_stages_and_tokenizers_are_errors(source):
@@ -80,4 +80,4 @@ def test_wrong_stages_and_tokenizers_are_errors(source):
     other = tiny_tokenizer()
     other.add_tokens(["extra"])
     with pytest.raises(JudgeError, match="fingerprint"):
-        list(inspect_source(source, tokenizer=other, spec=SPEC, stage="judge", limit=1))
+        list(inspect_source(source, tokenizer=other, spec=SPEC, stage="finetune", limit=1))

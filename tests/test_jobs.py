@@ -26,11 +26,11 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("xla")
 
 
-def recipe_file(folder: Path, stage: str = "judge", name: str = "run", **changes) -> Path:
+def recipe_file(folder: Path, stage: str = "finetune", name: str = "run", **changes) -> Path:
     if not (folder / "train.jsonl").exists():
         write_pairs(folder / "train.jsonl", 16)
         write_pairs(folder / "valid.jsonl", 8, seed=1)
-    values = tiny_values(stage, folder / name, **({"batch__rows": 8} | changes))
+    values = tiny_values(stage, folder / name, **({"batch__batch_size": 8} | changes))
     path = folder / f"{name}.toml"
     path.write_text(tomli_w.dumps(values))
     return path
@@ -38,7 +38,7 @@ def recipe_file(folder: Path, stage: str = "judge", name: str = "run", **changes
 
 def endless(folder: Path, **changes) -> Path:
     """A run that somebody has to end."""
-    return recipe_file(folder, run__steps=100_000, log__every=50, **changes)
+    return recipe_file(folder, run__max_steps=100_000, log__logging_steps=50, **changes)
 
 
 def saved(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -65,10 +65,14 @@ def check_close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(list(a.values()), list(b.values()), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("stage", ["judge", "write"])
+@pytest.mark.parametrize("stage", ["finetune", "pretrain"])
 def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, tmp_path, cache):
-    changes = {"data__valid": [str(tmp_path / "valid.jsonl")], "evaluate__every": 4}
-    changes |= {"run__steps": 8, "checkpoint__every": 3, "batch__microbatches": 2}
+    changes = {"data__valid": [str(tmp_path / "valid.jsonl")], "evaluate__eval_steps": 4}
+    changes |= {
+        "run__max_steps": 8,
+        "checkpoint__save_steps": 3,
+        "batch__gradient_accumulation_steps": 2,
+    }
     whole = recipe_file(tmp_path, stage, "whole", **changes)
     assert start_job(tmp_path, whole, 1, devices=1, cache=cache).wait(START) == [0]
 

@@ -157,7 +157,7 @@ def test_a_budget_without_room_for_texts_is_an_error():
     with pytest.raises(JudgeError, match="leaves no room"):
         make_spec(TOKENIZER, max_length=0)
     short = dataclasses.replace(SPEC, max_length=64)
-    for overlong in ("drop", "shorten", "error"):
+    for overlong in ("drop", "truncate", "error"):
         with pytest.raises(JudgeError, match="leaves no room"):
             encode_comparison(TOKENIZER, short, "p", "f", "s", overlong=overlong)
 

@@ -111,10 +111,10 @@ def test_what_should_be_a_number_is_looked_at_first(place: Place, name: str):
 
 def test_stages_run_one_after_the_other_with_the_same_options(place: Place):
     write, judge = place.recipe("", "w.toml"), place.recipe("", "j.toml")
-    assert place.run(ONE, write, judge, "--set", "run.folder=a b").returncode == 0
+    assert place.run(ONE, write, judge, "--set", "run.output_dir=a b").returncode == 0
     assert place.lines("CALLS") == [
-        "|||||train w.toml --set run.folder=a b",
-        "|||||train j.toml --set run.folder=a b",
+        "|||||train w.toml --set run.output_dir=a b",
+        "|||||train j.toml --set run.output_dir=a b",
     ]
 
 

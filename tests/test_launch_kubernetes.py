@@ -17,7 +17,7 @@ from launch_fakes import FOR_PEOPLE, LAUNCH, ROOT, START_AGAIN
 FOLDER = LAUNCH / "kubernetes"
 RENDER = FOLDER / "render.py"
 WRITE, JUDGE = (
-    str(ROOT / "configs" / f"smollm2-135m-{stage}.toml") for stage in ("write", "judge")
+    str(ROOT / "configs" / f"smollm2-135m-{stage}.toml") for stage in ("pretrain", "finetune")
 )
 COMMON = (
     "--name",
@@ -33,8 +33,8 @@ COMMON = (
 MACHINES = {
     "one TPU host": ("--tpu", "v5e:2x2"),
     "TPU slice": ("--tpu", "v5e:4x4"),
-    "TPU cube": ("--tpu", "v5p:2x2x4", "--slices", "2", "--set", "mesh.between.data=2"),
-    "TPU slices": ("--tpu", "v6e:8x8", "--slices", "3", "--set", "mesh.between.data=3", "--spot"),
+    "TPU cube": ("--tpu", "v5p:2x2x4", "--slices", "2", "--set", "mesh.dcn.data=2"),
+    "TPU slices": ("--tpu", "v6e:8x8", "--slices", "3", "--set", "mesh.dcn.data=3", "--spot"),
     "hosts of eight chips": ("--tpu", "v6e:2x4", "--chips-per-host", "8"),
     "GPU nodes": ("--nodes", "4", "--gpus", "8", "--gpu-type", "nvidia-h100-80gb"),
     "one GPU": ("--nodes", "1", "--gpus", "1", "--spot", "--cpu", "8", "--memory", "64Gi"),
@@ -203,7 +203,7 @@ def test_cpu_processes_ask_for_no_device(render: Callable):
 def test_a_slice_has_a_pod_for_each_host(
     render: Callable, arguments: tuple[str, ...], accelerator: str, hosts: int, chips: str
 ):
-    slices = ("--slices", "3", "--set", "mesh.between.data=3")
+    slices = ("--slices", "3", "--set", "mesh.dcn.data=3")
     _, jobset = render(*arguments, *slices, "--claim", "c")
     job = job_of(jobset)
     selector = job["template"]["spec"]["nodeSelector"]
@@ -219,14 +219,14 @@ def test_a_slice_has_a_pod_for_each_host(
 
 
 def test_the_recipes_arrive_as_they_are_and_are_run_in_order(render: Callable):
-    config_map, jobset = render("--nodes", "1", "--claim", "c", "--set", "run.folder=a b")
+    config_map, jobset = render("--nodes", "1", "--claim", "c", "--set", "run.output_dir=a b")
     assert config_map["data"] == {Path(p).name: Path(p).read_text() for p in (WRITE, JUDGE)}
     volumes = {v["name"]: v for v in job_of(jobset)["template"]["spec"]["volumes"]}
     mounts = {m["name"]: m["mountPath"] for m in container_of(jobset)["volumeMounts"]}
     assert volumes["recipes"]["configMap"]["name"] == config_map["metadata"]["name"]
     assert container_of(jobset)["args"] == [
         *(f"{mounts['recipes']}/{Path(p).name}" for p in (WRITE, JUDGE)),
-        *("--grace", "20", "--set", "run.folder=a b"),
+        *("--grace", "20", "--set", "run.output_dir=a b"),
     ]
     assert container_of(jobset)["workingDir"] == mounts["work"]
 
@@ -285,13 +285,13 @@ def test_nothing_runs_as_root_unless_asked(render: Callable):
         (("--claim", "c", "--tpu", "v5e:0x4"), "expected 2 sizes, as v5e:4x4"),
         (("--claim", "c", "--tpu", "v5e:2x4x4"), "expected 2 sizes, as v5e:4x4"),
         (("--claim", "c", "--tpu", "v5p:4x4"), "expected 3 sizes, as v5p:2x2x4"),
-        (("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2"), "mesh.between.data=2"),
+        (("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2"), "mesh.dcn.data=2"),
         (
-            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.between.data=3"),
+            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.dcn.data=3"),
             "multiplies to 3",
         ),
         (
-            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.between.data=x"),
+            ("--claim", "c", "--tpu", "v5e:4x4", "--slices", "2", "--set", "mesh.dcn.data=x"),
             "cannot be read",
         ),
         (("--claim", "c", "--nodes", "1", "--gpus", "-1"), "--gpus -1: expected at least 0"),
@@ -318,9 +318,9 @@ def test_a_recipe_whose_name_no_configmap_takes_is_refused(module: Any, tmp_path
 
 def test_slices_are_counted_in_the_recipe_itself(module: Any, tmp_path: Path):
     recipe = tmp_path / "two.toml"
-    recipe.write_text("[mesh]\nfsdp = -1\n[mesh.between]\ndata = 2\n")
+    recipe.write_text("[mesh]\nfsdp = -1\n[mesh.dcn]\ndata = 2\n")
     assert module.parts_between(recipe, []) == 2
-    assert module.parts_between(recipe, ["mesh.between.fsdp=2", "run.seed=1"]) == 4
+    assert module.parts_between(recipe, ["mesh.dcn.fsdp=2", "run.seed=1"]) == 4
 
 
 def test_the_command_prints_what_kubectl_takes_and_errors_go_elsewhere():
@@ -331,7 +331,7 @@ def test_the_command_prints_what_kubectl_takes_and_errors_go_elsewhere():
     assert done.returncode == 0
     assert [d["kind"] for d in yaml.safe_load_all(done.stdout)] == ["ConfigMap", "JobSet"]
     assert (
-        "data: |" not in done.stdout and "  smollm2-135m-write.toml: |" in done.stdout
+        "data: |" not in done.stdout and "  smollm2-135m-pretrain.toml: |" in done.stdout
     )  # readable
     done = subprocess.run([*command, "--tpu", "v5e"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")

@@ -28,7 +28,9 @@ def slurm(tmp_path: Path) -> Slurm:
 
 def recipe(folder: Path, steps: int) -> str:
     write_pairs(folder / "train.jsonl", 16)
-    values = tiny_values("judge", folder / "run", run__steps=steps, batch__rows=8, log__every=10)
+    values = tiny_values(
+        "finetune", folder / "run", run__max_steps=steps, batch__batch_size=8, log__logging_steps=10
+    )
     (folder / "run.toml").write_text(tomli_w.dumps(values))
     return "run.toml"
 

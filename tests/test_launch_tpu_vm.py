@@ -98,7 +98,7 @@ def test_slices_are_made_together_and_each_is_reached(cloud: Cloud):
     (create,) = cloud.calls()
     assert "--node-count=2" in create and "--node-prefix=judge" in create
     assert not any(word.startswith("--node-id") for word in create)
-    between = ("--set", "mesh.between.data=2")
+    between = ("--set", "mesh.dcn.data=2")
     done = cloud.run(SCRIPT, "run", cloud.recipe(""), *between, **SHARED, SLICES="2")
     assert done.returncode == 0
     reached = [call[4] for call in cloud.calls() if call[3] == "ssh"]
@@ -107,12 +107,12 @@ def test_slices_are_made_together_and_each_is_reached(cloud: Cloud):
 
 def test_several_slices_need_to_know_what_crosses_them_before_machines_are_asked_for(cloud: Cloud):
     plain = cloud.recipe("[mesh]\nfsdp = -1\n")
-    made_for_two = cloud.recipe("[mesh.between]\ndata = 2\n", "two.toml")
+    made_for_two = cloud.recipe("[mesh.dcn]\ndata = 2\n", "two.toml")
     for action in ("train", "run"):
         done = cloud.run(SCRIPT, action, made_for_two, plain, **SHARED, SLICES="2")
         assert done.returncode == 2
-        assert "a.toml has no [mesh.between]" in done.stderr
-        assert "--set mesh.between.data=2" in done.stderr
+        assert "a.toml has no [mesh.dcn]" in done.stderr
+        assert "--set mesh.dcn.data=2" in done.stderr
     assert cloud.calls() == []
     assert cloud.run(SCRIPT, "train", made_for_two, **SHARED, SLICES="2").returncode == 0
 
@@ -167,7 +167,7 @@ def test_the_archive_holds_what_the_workers_need(cloud: Cloud):
         "README.md",
         "LICENSE",
         "gram_jax/cli/__init__.py",
-        "configs/smollm2-135m-judge.toml",
+        "configs/smollm2-135m-finetune.toml",
         "launch/one_machine.sh",
     } <= set(names.split())
     assert "__pycache__" not in names

@@ -42,14 +42,14 @@ def judge_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge") / "run"
     train_file = write_pairs(folder.parent / "train.jsonl", 64)
     recipe = tiny_recipe(
-        "judge",
+        "finetune",
         folder,
-        run__steps=40,
+        run__max_steps=40,
         data__train=[str(train_file)],
         data__valid=[str(write_pairs(folder.parent / "valid.jsonl", 16, seed=1))],
-        batch__rows=8,
-        evaluate__every=20,
-        checkpoint__every=16,
+        batch__batch_size=8,
+        evaluate__eval_steps=20,
+        checkpoint__save_steps=16,
         log__tensorboard=True,
     )
     return recipe, train(recipe)
@@ -120,26 +120,26 @@ def test_a_run_of_another_recipe_is_left_alone(judge_run):
     with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.003 -> 0.001(.|\n)*folder"):
         train(make_recipe(values))
     values = recipe_values(recipe)
-    values["log"]["every"] = 5  # changes no result
+    values["log"]["logging_steps"] = 5  # changes no result
     assert train(make_recipe(values)).steps == result.steps
 
 
-@pytest.mark.parametrize("stage", ["write", "rank"])
+@pytest.mark.parametrize("stage", ["pretrain", "bradley_terry"])
 def test_the_other_stages_run_to_their_end_and_can_be_loaded(stage, tmp_path):
     valid = str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))
-    recipe = tiny_recipe(stage, tmp_path / "run", data__valid=[valid], batch__pack=True)
+    recipe = tiny_recipe(stage, tmp_path / "run", data__valid=[valid], batch__packing=True)
     result = train(recipe)
     losses = [row["loss"] for row in read_metrics(result.folder / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < losses[0]
     assert result.metrics["valid_loss"] < losses[0]
     weights = saved_state(result)
-    assert ("score" in weights) == (stage == "rank")
+    assert ("score" in weights) == (stage == "bradley_terry")
     assert result.steps == 6
 
 
 def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
-    write = train(tiny_recipe("write", tmp_path / "write"))
-    recipe = tiny_recipe("judge", tmp_path / "judge", model__start=str(write.folder))
+    write = train(tiny_recipe("pretrain", tmp_path / "write"))
+    recipe = tiny_recipe("finetune", tmp_path / "judge", model__name_or_path=str(write.folder))
     seen = []
     first_state = loop.first_state
 
@@ -155,7 +155,7 @@ def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
 
 
 def test_lora_trains_and_is_merged_when_loaded(tmp_path):
-    result = train(tiny_recipe("judge", tmp_path / "run", **LORA))
+    result = train(tiny_recipe("finetune", tmp_path / "run", **LORA))
     base = tree.flatten(
         load_model("tiny-random", make_placement({}, devices=jax.devices()[:1]), None)[1]
     )
@@ -164,32 +164,34 @@ def test_lora_trains_and_is_merged_when_loaded(tmp_path):
     assert result.metrics["loss"] > 0
 
 
-LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__targets": ["q", "v"]}
+LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__target_modules": ["q", "v"]}
 
 
 def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
-    train(tiny_recipe("write", tmp_path / "base", run__steps=1, optimizer__warmup=0.0))
+    train(tiny_recipe("pretrain", tmp_path / "base", run__max_steps=1, optimizer__warmup_steps=0.0))
     monkeypatch.chdir(tmp_path)
-    result = train(tiny_recipe("judge", tmp_path / "run", model__start="base", **LORA))
+    result = train(tiny_recipe("finetune", tmp_path / "run", model__name_or_path="base", **LORA))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert saved_state(result)
 
 
-@pytest.mark.parametrize("stage", ["judge", "rank"])
+@pytest.mark.parametrize("stage", ["finetune", "bradley_terry"])
 def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monkeypatch):
-    train(tiny_recipe("rank", tmp_path / "base"))
-    recipe = tiny_recipe(stage, tmp_path / "run", model__start=str(tmp_path / "base"), **LORA)
+    train(tiny_recipe("bradley_terry", tmp_path / "base"))
+    recipe = tiny_recipe(
+        stage, tmp_path / "run", model__name_or_path=str(tmp_path / "base"), **LORA
+    )
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(loop, "_conclude", lambda *_: 1 / 0)
         train(recipe)
     result = train(recipe)
-    assert ("score" in saved_state(result)) == (stage == "rank")
+    assert ("score" in saved_state(result)) == (stage == "bradley_terry")
 
 
 def test_lora_trains_on_a_mesh(tmp_path):
     mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
-    recipe = tiny_recipe("judge", tmp_path / "run", **LORA, execution__compute="bfloat16")
+    recipe = tiny_recipe("finetune", tmp_path / "run", **LORA, execution__compute_dtype="bfloat16")
     assert loop.train(recipe, console=loop.Console(quiet=True), placement=mesh).steps == 6
 
 
@@ -208,10 +210,12 @@ def poison(monkeypatch, bad_step: int):
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path, monkeypatch):
     poison(monkeypatch, bad_step=3)
-    recipe = tiny_recipe("judge", tmp_path / "run")
+    recipe = tiny_recipe("finetune", tmp_path / "run")
     with pytest.raises(NonFiniteError, match=r"step 4(.|\n)*after step 3(.|\n)*max_skipped=1"):
         train(recipe)
-    good = tiny_recipe("judge", tmp_path / "good", checkpoint__every=3, checkpoint__keep=9)
+    good = tiny_recipe(
+        "finetune", tmp_path / "good", checkpoint__save_steps=3, checkpoint__max_to_keep=9
+    )
     monkeypatch.undo()
     train(good)
     job = loop_state(tmp_path / "run", 3), loop_state(tmp_path / "good", 3)
@@ -220,7 +224,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path,
 
     # with one skip allowed, the same run goes on past that batch
     poison(monkeypatch, bad_step=3)
-    result = train(tiny_recipe("judge", tmp_path / "run", run__max_skipped=1))
+    result = train(tiny_recipe("finetune", tmp_path / "run", run__max_skipped=1))
     assert result.steps == 6
     assert result.metrics["skipped"] == 1
     assert all(np.isfinite(x).all() for x in saved_state(result).values())
@@ -237,7 +241,7 @@ def loop_state(folder, step):
 
 
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
-    recipe = tiny_recipe("judge", tmp_path / "run", checkpoint__every=2)
+    recipe = tiny_recipe("finetune", tmp_path / "run", checkpoint__save_steps=2)
     usage = shutil.disk_usage
     calls = []
 
@@ -257,7 +261,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_path, monkeypatch):
     recipe = tiny_recipe(
-        "judge", tmp_path / "run", data__valid=[str(write_pairs(tmp_path / "valid.jsonl", 4))]
+        "finetune", tmp_path / "run", data__valid=[str(write_pairs(tmp_path / "valid.jsonl", 4))]
     )
 
     def fail(*_, **__):
@@ -337,7 +341,11 @@ def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monke
     for folder in ("a/judge", "b/judge"):
         (tmp_path / folder).parent.mkdir()
         recipe = tiny_recipe(
-            "judge", tmp_path / folder, log__wandb=True, run__steps=1, optimizer__warmup=0
+            "finetune",
+            tmp_path / folder,
+            log__wandb=True,
+            run__max_steps=1,
+            optimizer__warmup_steps=0,
         )
         with monkeypatch.context() as patch, pytest.raises(OSError):
             patch.setattr(loop, "plot_curves", lambda *_, **__: (_ for _ in ()).throw(OSError()))
@@ -350,11 +358,13 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
     with pytest.raises(RecipeError, match=r"thesis.tex"):
-        train(tiny_recipe("judge", tmp_path / "run"))
+        train(tiny_recipe("finetune", tmp_path / "run"))
 
 
 def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(tmp_path):
-    recipe = tiny_recipe("judge", tmp_path / "run", batch__rows=12, batch__microbatches=2)
+    recipe = tiny_recipe(
+        "finetune", tmp_path / "run", batch__batch_size=12, batch__gradient_accumulation_steps=2
+    )
     with pytest.raises(RecipeError, match="nearest valid size is 16"):
         loop.train(recipe, console=loop.Console(quiet=True))  # 8 devices share the batch
 
@@ -371,7 +381,7 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, 
     check_divides(tree.flatten(param_specs(cfg)), one_device)
 
     quiet = loop.Console(quiet=True)
-    recipe = tiny_recipe("judge", tmp_path / "run")
+    recipe = tiny_recipe("finetune", tmp_path / "run")
     with pytest.raises(RecipeError, match=r"layers/k, layers/v: kv_heads 2 over tensor = 4"):
         loop.train(recipe, console=quiet, placement=tensor)
     sequence = make_placement({"sequence": 5}, devices=jax.devices()[:5])
@@ -383,14 +393,14 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, 
 
 def test_a_judge_longer_than_the_context_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="1024 positions"):
-        train(tiny_recipe("judge", tmp_path / "run", judge__max_length=2000))
+        train(tiny_recipe("finetune", tmp_path / "run", judge__max_length=2000))
 
 
 def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="needs the package wandb"):
-        train(tiny_recipe("judge", tmp_path / "run", log__wandb=True))
+        train(tiny_recipe("finetune", tmp_path / "run", log__wandb=True))
 
 
 def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
@@ -402,9 +412,13 @@ def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
     ]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    changes = {"judge__template": "from-dataset", "judge__labels": None, "data__orders": "fixed"}
-    changes |= {"judge__max_length": 256, "batch__length": 256}
-    recipe = tiny_recipe("judge", tmp_path / "run", data__train=[str(data)], **changes)
+    changes = {
+        "judge__template": "from-dataset",
+        "judge__labels": None,
+        "data__position_augmentation": "fixed",
+    }
+    changes |= {"judge__max_length": 256, "batch__max_length": 256}
+    recipe = tiny_recipe("finetune", tmp_path / "run", data__train=[str(data)], **changes)
     result = train(recipe)
     assert load_spec(result.folder).template == text.format("{prompt}", "{first}", "{second}")
 
@@ -412,7 +426,7 @@ def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
 def test_compute_in_bfloat16_keeps_float32_masters_and_learns_as_well(judge_run, tmp_path):
     recipe, _ = judge_run
     values = recipe_values(recipe)
-    values["run"]["folder"] = str(tmp_path / "run")
+    values["run"]["output_dir"] = str(tmp_path / "run")
     values["execution"] |= {"compute": "bfloat16", "remat": "full"}
     result = train(make_recipe(values))
     assert {x.dtype.name for x in saved_state(result).values()} == {"float32"}
@@ -434,22 +448,22 @@ def test_a_step_that_does_not_fit_names_what_would(one_device, monkeypatch):
     monkeypatch.setattr("gram_jax.training.compiling.free_bytes", lambda placement: 1000)
 
     def lowered(change):
-        return fake_program(4096 // change.get("batch.microbatches", 1))
+        return fake_program(4096 // change.get("batch.gradient_accumulation_steps", 1))
 
-    changes = [{"batch.microbatches": n} for n in (2, 4, 8, 16)]
+    changes = [{"batch.gradient_accumulation_steps": n} for n in (2, 4, 8, 16)]
     with pytest.raises(DoesNotFitError) as error:
         compile_step(lowered, one_device, changes)
     text = str(error.value)
     assert "4.0 KiB" in text
-    assert "batch.microbatches = 2:" not in text
-    assert "batch.microbatches = 8" in text
+    assert "batch.gradient_accumulation_steps = 2:" not in text
+    assert "batch.gradient_accumulation_steps = 8" in text
 
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("gram_jax.training.compiling.free_bytes", lambda placement: 100_000)
     monkeypatch.setattr(loop, "first_state", None)
     with pytest.raises(DoesNotFitError, match=r"97\.7 KiB are free. Its weights(.|\n)*\[lora\]"):
-        train(tiny_recipe("judge", tmp_path / "run"))
+        train(tiny_recipe("finetune", tmp_path / "run"))
 
 
 def test_running_out_of_memory_while_loading_is_explained(tmp_path, monkeypatch):
@@ -458,7 +472,7 @@ def test_running_out_of_memory_while_loading_is_explained(tmp_path, monkeypatch)
 
     monkeypatch.setattr(loop, "start_weights", fail)
     with pytest.raises(DoesNotFitError, match="microbatches"):
-        train(tiny_recipe("judge", tmp_path / "run"))
+        train(tiny_recipe("finetune", tmp_path / "run"))
 
 
 def test_running_out_of_memory_while_compiling_or_training_is_explained(one_device):
@@ -469,8 +483,11 @@ def test_running_out_of_memory_while_compiling_or_training_is_explained(one_devi
         return types.SimpleNamespace(compile=fail)
 
     with pytest.raises(DoesNotFitError, match=r"20\.1G(.|\n)*batch\.length"):
-        compile_step(lowered, one_device, [{"batch.microbatches": 2}])
-    with pytest.raises(DoesNotFitError, match="microbatches"), explain_step_memory(None):
+        compile_step(lowered, one_device, [{"batch.gradient_accumulation_steps": 2}])
+    with (
+        pytest.raises(DoesNotFitError, match="gradient_accumulation_steps"),
+        explain_step_memory(None),
+    ):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
     with pytest.raises(KeyError), explain_step_memory(None):
         raise KeyError("something else")

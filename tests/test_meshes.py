@@ -24,7 +24,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
 from gram_jax.training.objectives import verdict_objective, writing_objective
@@ -50,15 +50,15 @@ CFG = ModelConfig(
     tied_head=True,
     context_length=512,
 )
-OPTIMIZER = Optimizer(
+OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
-    warmup=0,
-    schedule="constant",
+    warmup_steps=0,
+    lr_scheduler_type="constant",
     b1=0.9,
     b2=0.99,
     eps=1e-8,
     weight_decay=0.01,
-    clip=1.0,
+    max_grad_norm=1.0,
 )
 ROWS, LENGTH, STEPS = 8, 64, 4
 LABELS = (70, 71)
@@ -82,7 +82,7 @@ def rows(seed: int, shape: tuple[int, ...] = (ROWS, LENGTH)) -> Sequences:
 
 def batch_of(stage: str, seed: int) -> TokenBatch | VerdictBatch:
     seqs, rng = rows(seed), np.random.default_rng(seed + 100)
-    if stage == "write":
+    if stage == "pretrain":
         weights = (seqs.segments > 0) * rng.random(seqs.tokens.shape) > 0.3
         return TokenBatch(seqs, np.roll(seqs.tokens, -1, 1), weights.astype(np.float32))
     at = np.broadcast_to(np.array([29, 55], np.int32), (ROWS, 2)).copy()
@@ -93,7 +93,7 @@ def batch_of(stage: str, seed: int) -> TokenBatch | VerdictBatch:
 def losses(stage: str, placement: Placement) -> tuple[list[float], int]:
     """(loss of four steps, number of compiled programs)."""
     execution = Execution("float32", "auto", "dots", placement)
-    if stage == "write":
+    if stage == "pretrain":
         objective = writing_objective(CFG, execution, chunk=256)
     else:
         objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
@@ -133,7 +133,7 @@ def scores(placement: Placement) -> np.ndarray:
 def alone() -> dict[str, Any]:
     """What one device computes."""
     placement = make_placement({}, devices=jax.devices()[:1])
-    return {stage: losses(stage, placement)[0] for stage in ("write", "judge")} | {
+    return {stage: losses(stage, placement)[0] for stage in ("pretrain", "finetune")} | {
         "scores": scores(placement)
     }
 
@@ -145,7 +145,7 @@ def alone() -> dict[str, Any]:
 )
 def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, alone):
     placement = make_placement(dict(zip(MESH_AXES, shape, strict=True)))
-    for stage in ("write", "judge"):
+    for stage in ("pretrain", "finetune"):
         found, programs = losses(stage, placement)
         np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
         assert programs == 1
@@ -319,12 +319,12 @@ def test_several_slices_need_axes_between_them_and_several_hosts_of_one_do_not()
 
 def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
     """The whole mesh's shape counts where a recipe is read."""
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__between={"data": 2})
+    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__dcn={"data": 2})
     assert recipe.mesh.whole == {"data": 2, "fsdp": None, "tensor": 1, "sequence": 1}
     from gram_jax.recipes.reading import recipe_values
 
     values = recipe_values(recipe)
-    values["mesh"] = {"data": 3, "fsdp": 1, "between": {"data": 2}}
+    values["mesh"] = {"data": 3, "fsdp": 1, "dcn": {"data": 2}}
     with pytest.raises(RecipeError, match=r"4 is not a multiple of 6 .*nearest valid size is 6"):
         make_recipe(values)
     assert process_shard(make_placement({"data": 2, "fsdp": 4}), 16) == (0, 1)
@@ -340,7 +340,7 @@ def test_no_device_holds_the_gradients_of_all_layers_whole():
     abstract = abstract_state(specs, optimizer, placement, "float32")
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.sharding("batch")),
-        batch_of("judge", 0),
+        batch_of("finetune", 0),
     )
     step = make_train_step(
         objective,

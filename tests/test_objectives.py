@@ -48,9 +48,9 @@ def ranking_batch() -> RankingBatch:
 
 
 def objective_of(stage, execution):
-    if stage == "write":
+    if stage == "pretrain":
         return writing_objective(CFG, execution, chunk=64), token_batch()
-    if stage == "judge":
+    if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
     return ranking_objective(CFG, execution), ranking_batch()
@@ -58,7 +58,7 @@ def objective_of(stage, execution):
 
 def params_of(stage, placement):
     params = random_params(CFG, placement)
-    if stage == "rank":
+    if stage == "bradley_terry":
         score = np.random.default_rng(7).normal(size=CFG.embed_size).astype(np.float32)
         params["score"] = jax.device_put(score, placement.sharding(None))
     return params
@@ -74,7 +74,7 @@ def step(stage, execution):
 
 
 @pytest.mark.parametrize("backend", ["blocked", "xla"])
-@pytest.mark.parametrize("stage", ["write", "judge", "rank"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_eight_devices_compute_what_one_computes(stage, backend, execution, cube):
     execution = dataclasses.replace(execution, attention=backend)
     (loss, metrics), gradients = step(stage, execution)
@@ -93,15 +93,15 @@ def test_eight_devices_compute_what_one_computes(stage, backend, execution, cube
 
 
 def test_a_mesh_may_spread_time_too(execution):
-    (loss, _), _ = step("judge", execution)
+    (loss, _), _ = step("finetune", execution)
     mesh = make_placement({"data": 2, "sequence": 2, "tensor": 2}, devices=jax.devices()[:8])
-    (spread, _), _ = step("judge", dataclasses.replace(execution, placement=mesh))
+    (spread, _), _ = step("finetune", dataclasses.replace(execution, placement=mesh))
     np.testing.assert_allclose(loss, spread, rtol=1e-5)
 
 
 def test_stage_one_is_the_mean_log_loss_of_the_weighted_tokens(execution, one_device):
-    objective, batch = objective_of("write", execution)
-    params = params_of("write", one_device)
+    objective, batch = objective_of("pretrain", execution)
+    params = params_of("pretrain", one_device)
     loss, metrics = objective(params, batch)
     hidden = hidden_states(params, CFG, batch.seqs, execution)
     logits = jnp.einsum("btd,vd->btv", hidden, unembedding(params, CFG), precision="highest")
@@ -137,8 +137,8 @@ def test_only_the_verdict_position_matters_in_stage_two(execution, one_device):
 
 
 def test_unused_verdict_slots_cost_nothing(execution, one_device):
-    objective, batch = objective_of("judge", execution)
-    params = params_of("judge", one_device)
+    objective, batch = objective_of("finetune", execution)
+    params = params_of("finetune", one_device)
     run = jax.jit(objective)
     loss, metrics = run(params, batch)
     unused = batch.weights == 0
@@ -151,8 +151,8 @@ def test_unused_verdict_slots_cost_nothing(execution, one_device):
 
 
 def test_verdict_metrics_by_hand(execution, one_device):
-    objective, batch = objective_of("judge", execution)
-    params = params_of("judge", one_device)
+    objective, batch = objective_of("finetune", execution)
+    params = params_of("finetune", one_device)
     _, metrics = objective(params, batch)
     logits = np.asarray(
         label_logits(params, CFG, batch.seqs, batch.verdict_at, LABELS, execution), np.float64
@@ -179,8 +179,8 @@ def shapes_of_products(compiled: str) -> list[list[int]]:
 
 
 def test_stage_two_multiplies_by_nothing_of_the_size_of_the_vocabulary(execution, one_device):
-    objective, batch = objective_of("judge", execution)
-    params = params_of("judge", one_device)
+    objective, batch = objective_of("finetune", execution)
+    params = params_of("finetune", one_device)
     run = jax.jit(jax.value_and_grad(objective, has_aux=True))
     compiled = run.lower(params, batch).compile().as_text()
     assert not [shape for shape in shapes_of_products(compiled) if CFG.vocab_size in shape]
@@ -199,8 +199,8 @@ def test_stage_one_holds_no_more_logits_than_a_chunk(execution, one_device):
 
 
 def test_ranking_loss_is_bradley_terry_of_the_two_rewards(execution, one_device):
-    objective, batch = objective_of("rank", execution)
-    params = params_of("rank", one_device)
+    objective, batch = objective_of("bradley_terry", execution)
+    params = params_of("bradley_terry", one_device)
     loss, metrics = objective(params, batch)
     rewards = np.asarray(hidden_states(params, CFG, batch.seqs, execution) @ params["score"])
     gap = np.take_along_axis(rewards, batch.chosen_at, 1) - np.take_along_axis(
@@ -214,11 +214,11 @@ def test_ranking_loss_is_bradley_terry_of_the_two_rewards(execution, one_device)
     np.testing.assert_allclose(metrics["mean_reward"], (both.sum() / 2, 3), rtol=1e-4)
 
 
-@pytest.mark.parametrize("stage, weights", [("judge", "embed"), ("rank", "score")])
+@pytest.mark.parametrize("stage, weights", [("finetune", "embed"), ("bradley_terry", "score")])
 def test_a_margin_of_nothing_is_not_accurate(stage, weights, execution, one_device):
     objective, batch = objective_of(stage, execution)
     params = params_of(stage, one_device)
     _, metrics = jax.jit(objective)({**params, weights: jnp.zeros_like(params[weights])}, batch)
     assert metrics["margin"][0] == metrics["accuracy"][0] == 0
-    if stage == "judge":
+    if stage == "finetune":
         assert metrics["p_first"][0] == metrics["p_first"][1] / 2

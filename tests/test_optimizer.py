@@ -12,27 +12,27 @@ from conftest import tiny_config
 from gram_jax import tree
 from gram_jax.errors import RecipeError
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 
-BASE = Optimizer(
+BASE = OptimizerConfig(
     learning_rate=1.0,
-    warmup=0.1,
-    schedule="cosine",
+    warmup_steps=0.1,
+    lr_scheduler_type="cosine",
     b1=0.9,
     b2=0.999,
     eps=1e-8,
     weight_decay=0.0,
-    clip=1.0,
+    max_grad_norm=1.0,
 )
 
 
-def changed(**values) -> Optimizer:
+def changed(**values) -> OptimizerConfig:
     return dataclasses.replace(BASE, **values)
 
 
-def rates(optimizer: Optimizer, steps: int) -> np.ndarray:
+def rates(optimizer: OptimizerConfig, steps: int) -> np.ndarray:
     schedule = make_schedule(optimizer, steps)
     return np.array([float(schedule(step)) for step in range(steps + 1)])
 
@@ -52,26 +52,26 @@ def test_the_warm_up_climbs_in_equal_steps_to_the_peak_and_wastes_none():
     ],
 )
 def test_after_the_warm_up_the_rate_follows_its_curve(name: str, curve):
-    found = rates(changed(schedule=name), 100)
+    found = rates(changed(lr_scheduler_type=name), 100)
     expected = [curve((step - 10) / 90) for step in range(10, 101)]
     np.testing.assert_allclose(found[10:], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("warmup", "steps", "expected"), [(0.1, 15, 2), (3, 15, 3), (0, 15, 0)])
 def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int, expected: int):
-    optimizer = changed(warmup=warmup)
+    optimizer = changed(warmup_steps=warmup)
     assert warmup_steps(optimizer, steps) == expected
     assert rates(optimizer, steps)[expected] == 1.0
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
     with pytest.raises(RecipeError, match="nothing is left"):
-        make_schedule(changed(warmup=5), 5)
+        make_schedule(changed(warmup_steps=5), 5)
 
 
 def test_weight_decay_touches_matrices_only():
     specs = param_specs(tiny_config("qwen2", tied=False))
-    optimizer = make_optimizer(changed(weight_decay=0.5, warmup=0), 10, specs)
+    optimizer = make_optimizer(changed(weight_decay=0.5, warmup_steps=0), 10, specs)
     params = tree.map_with_path(lambda _, spec: jnp.ones(spec.shape), specs)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
@@ -84,7 +84,7 @@ def test_weight_decay_touches_matrices_only():
 def test_clipping_limits_the_global_norm_and_zero_means_none(clip: float):
     specs = {"a": ParamSpec((2,), ("embed",), "normal")}
     # Adam's first step divides by the gradient's size: look at its first moment instead
-    optimizer = make_optimizer(changed(clip=clip, b1=0.0), 10, specs)
+    optimizer = make_optimizer(changed(max_grad_norm=clip, b1=0.0), 10, specs)
     params = {"a": jnp.zeros(2)}
     _, state = optimizer.update({"a": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
@@ -93,7 +93,9 @@ def test_clipping_limits_the_global_norm_and_zero_means_none(clip: float):
 
 def test_the_first_moment_can_be_kept_in_bfloat16():
     specs = {"a": ParamSpec((2,), ("embed",), "normal")}
-    state = make_optimizer(changed(moments="bfloat16"), 10, specs).init({"a": jnp.zeros(2)})
+    state = make_optimizer(changed(first_moment_dtype="bfloat16"), 10, specs).init(
+        {"a": jnp.zeros(2)}
+    )
     assert "bfloat16" in {x.dtype.name for x in jax.tree.leaves(state)}
 
 
@@ -120,7 +122,7 @@ def matrix_spec(rows: int = 64, columns: int = 256) -> dict[str, ParamSpec]:
     return {"layers": {"up": ParamSpec((2, rows, columns), ("layers", "embed", "mlp"), "normal")}}
 
 
-def descend(optimizer: Optimizer, steps: int = 200) -> tuple[float, np.ndarray]:
+def descend(optimizer: OptimizerConfig, steps: int = 200) -> tuple[float, np.ndarray]:
     """(loss, weights) after minimising a badly scaled quadratic with noisy gradients."""
     specs = matrix_spec()
     update = make_optimizer(optimizer, steps, specs)
@@ -149,10 +151,12 @@ def descend(optimizer: Optimizer, steps: int = 200) -> tuple[float, np.ndarray]:
 
 @pytest.mark.parametrize(("first", "second"), KINDS)
 def test_moments_in_fewer_bytes_descend_as_full_ones_do(first: str, second: str):
-    settings = {"learning_rate": 0.03, "clip": 0.0, "b2": 0.999, "warmup": 0}
+    settings = {"learning_rate": 0.03, "max_grad_norm": 0.0, "b2": 0.999, "warmup_steps": 0}
     full, weights = descend(changed(**settings))
     start = descend(changed(**settings), steps=1)[0]
-    found, others = descend(changed(**settings, moments=first, second_moment=second))
+    found, others = descend(
+        changed(**settings, first_moment_dtype=first, second_moment_dtype=second)
+    )
     assert full < 0.02 * start
     assert found < 1.2 * full
     # how far the two ways lie apart, against how far they went
@@ -165,7 +169,9 @@ def test_a_second_moment_in_fewer_bytes_follows_changes_smaller_than_its_steps()
     specs = matrix_spec()
     shape = specs["layers"]["up"].shape
     for kind in ("bfloat16", "int8"):
-        update = make_optimizer(changed(clip=0.0, second_moment=kind, warmup=0), 3000, specs)
+        update = make_optimizer(
+            changed(max_grad_norm=0.0, second_moment_dtype=kind, warmup_steps=0), 3000, specs
+        )
         step = jax.jit(lambda g, s, p, update=update: update.update(g, s, p)[1])
         params = {"layers": {"up": jnp.zeros(shape)}}
         state = update.init(params)
@@ -205,7 +211,9 @@ def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_valu
 @pytest.mark.parametrize(("first", "second"), KINDS)
 def test_every_leaf_of_a_compact_state_lies_on_the_mesh_as_its_weight_does(first, second, cube):
     specs = matrix_spec() | {"embed": ParamSpec((256, 64), ("vocab", "embed_table"), "normal")}
-    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    optimizer = make_optimizer(
+        changed(first_moment_dtype=first, second_moment_dtype=second), 10, specs
+    )
     abstract = abstract_state(specs, optimizer, cube, "float32")
     params = init_params(specs, jax.random.key(0), cube, "float32")
     state = init_state(params, optimizer, abstract)
@@ -233,7 +241,9 @@ def test_every_leaf_of_a_compact_state_lies_on_the_mesh_as_its_weight_does(first
 )
 def test_moments_take_the_bytes_that_they_are_said_to(first, second, share):
     specs = matrix_spec(1024, 1024)
-    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    optimizer = make_optimizer(
+        changed(first_moment_dtype=first, second_moment_dtype=second), 10, specs
+    )
     params = {"layers": {"up": jax.ShapeDtypeStruct((2, 1024, 1024), jnp.float32)}}
     state = jax.eval_shape(optimizer.init, params)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / (2 * 1024 * 1024)
@@ -247,7 +257,9 @@ def test_a_weight_that_is_updated_part_by_part_gets_the_update_of_the_whole(
     from gram_jax.training import compact_adam
 
     specs = matrix_spec() | {"embed": ParamSpec((96, 256), ("vocab", "embed_table"), "normal")}
-    optimizer = make_optimizer(changed(moments=first, second_moment=second), 10, specs)
+    optimizer = make_optimizer(
+        changed(first_moment_dtype=first, second_moment_dtype=second), 10, specs
+    )
     params = tree.map_with_path(lambda _, spec: jnp.ones(spec.shape), specs)
     grads = tree.map_with_path(
         lambda path, spec: jax.random.normal(jax.random.key(len(path)), spec.shape), specs

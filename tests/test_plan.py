@@ -37,7 +37,7 @@ from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
 from gram_jax.plan.topology import read_topology
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
-from gram_jax.recipes.tables import Lora
+from gram_jax.recipes.tables import AdapterConfig
 from gram_jax.run.directory import open_run
 from gram_jax.sharding import make_placement
 from gram_jax.training.job import prepare
@@ -204,14 +204,16 @@ def test_flops_are_those_counted_by_hand():
 
 def test_training_is_three_forward_passes_and_stage_one_has_a_head(tmp_path: Path):
     cfg = model_config("tiny-random")
-    write, judge = (tiny_recipe(stage, tmp_path / "run") for stage in ("write", "judge"))
+    write, judge = (tiny_recipe(stage, tmp_path / "run") for stage in ("pretrain", "finetune"))
     a, b = training_flops(write, cfg), training_flops(judge, cfg)
     tokens = 4 * 192
     assert a.layers == b.layers == 6 * layer_weights(cfg) * tokens
     assert a.model == b.model and b.head == 0
     assert a.head == 6 * cfg.vocab_size * cfg.embed_size * tokens
     assert a.attention == 3 * scoring_flops(cfg, 2, 192).attention
-    thin = dataclasses.replace(judge, lora=Lora(rank=4, alpha=8.0, targets=("q", "v")))
+    thin = dataclasses.replace(
+        judge, lora=AdapterConfig(rank=4, alpha=8.0, target_modules=("q", "v"))
+    )
     # two layers; q: 64 x 4 and 4 x 64; v: 64 x 4 and 4 x 32
     extra = 2 * (64 * 4 + 4 * 64 + 64 * 4 + 4 * 32)
     assert training_flops(thin, cfg).layers == (4 * layer_weights(cfg) + 6 * extra) * tokens
@@ -280,7 +282,7 @@ def test_a_small_slice_has_fewer_links():
 
 def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
     chip = CHIPS["tpu7x"]
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=2, batch__rows=8)
+    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=2, batch__batch_size=8)
     placement = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
     target = Target(read_topology("tpu7x:1x1x1"), placement, chip)
     plan = plan_training(recipe, model_config("tiny-random"), target)
@@ -288,11 +290,11 @@ def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
 
 
 def plan_of(tmp_path: Path, stage: str, target: Target | None = None, **changes) -> planning.Plan:
-    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8, **changes)
+    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, **changes)
     return plan_training(recipe, model_config("tiny-random"), target or make_target(LOCAL, recipe))
 
 
-@pytest.mark.parametrize("stage", ["write", "judge", "rank"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_state_is_donated_whole(stage: str, tmp_path: Path):
     plan = plan_of(tmp_path, stage)
     leaves, donated = plan.state
@@ -308,7 +310,7 @@ def test_no_device_ever_holds_the_hidden_states_of_the_whole_batch(mesh, tmp_pat
     With a vocabulary much smaller than the batch XLA would gather the table, and there would be nothing to see.
     """
     axes = {f"mesh__{axis}": size for axis, size in mesh.items()}
-    recipe = tiny_recipe("judge", tmp_path / "run", batch__rows=24, **axes)
+    recipe = tiny_recipe("finetune", tmp_path / "run", batch__batch_size=24, **axes)
     cfg = dataclasses.replace(model_config("tiny-random"), vocab_size=16 * 1009)
     plan = plan_training(recipe, cfg, make_target(LOCAL, recipe))
     shapes = {dims for _, dims in re.findall(r"\b(f32|bf16)\[([0-9,]+)\]", plan.hlo)}
@@ -334,16 +336,16 @@ def odd_vocabulary():
 def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scoring(tmp_path: Path):
     cfg = odd_vocabulary()
     recipes = {
-        stage: tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8)
-        for stage in ("write", "judge")
+        stage: tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
+        for stage in ("pretrain", "finetune")
     }
-    target = make_target(LOCAL, recipes["judge"])
-    judge = plan_training(recipes["judge"], cfg, target)
-    score = plan_scoring(recipes["judge"], cfg, target, pairs=8)
+    target = make_target(LOCAL, recipes["finetune"])
+    judge = plan_training(recipes["finetune"], cfg, target)
+    score = plan_scoring(recipes["finetune"], cfg, target, pairs=8)
     assert not vocabulary_products(judge.hlo, cfg.vocab_size)
     assert not vocabulary_products(score.hlo, cfg.vocab_size)
     # The look that finds none does find the head of stage 1.
-    assert vocabulary_products(plan_training(recipes["write"], cfg, target).hlo, cfg.vocab_size)
+    assert vocabulary_products(plan_training(recipes["pretrain"], cfg, target).hlo, cfg.vocab_size)
     # Nor is anything of [rows, T, vocabulary] there, whatever computes it.
     for plan in (judge, score):
         held = {
@@ -361,9 +363,9 @@ def stripped(hlo: str) -> str:
     return re.sub(r"stack_frame_id=\d+", "", hlo)
 
 
-@pytest.mark.parametrize("stage", ["write", "judge", "rank"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, monkeypatch):
-    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__rows=8)
+    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     console = Console(quiet=True)
     with open_run(recipe, Member(), console) as folder:
         job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
@@ -372,9 +374,8 @@ def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, 
     planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))
     assert stripped(planned.hlo) == stripped(running)
     assert len(running) > 10_000
-    other = plan_training(
-        recipe, job.cfg, make_target(LOCAL, recipe), change={"batch.microbatches": 1, "execution.remat": "full"}
-    )  # fmt: skip
+    change = {"batch.gradient_accumulation_steps": 1, "execution.remat": "full"}
+    other = plan_training(recipe, job.cfg, make_target(LOCAL, recipe), change=change)
     assert stripped(other.hlo) != stripped(running)
 
 
@@ -386,13 +387,13 @@ def tight(target: Target, capacity: int) -> Target:
 
 
 def test_too_little_memory_is_an_answer_with_what_would_fit(tmp_path: Path):
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=8, batch__rows=64)
+    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=64)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
     needed = plan_training(recipe, cfg, target).fit.needed
     small = tight(target, needed - 1)
     plan = plan_training(recipe, cfg, small)
     assert not plan.fit.fits and "does not fit: needs" in does_not_fit(plan.fit)
-    assert "batch.microbatches = 2" in what_would_fit(recipe, cfg, small, plan)
+    assert "batch.gradient_accumulation_steps = 2" in what_would_fit(recipe, cfg, small, plan)
     hopeless = tight(target, plan.fit.arguments - 1)
     at_once = plan_training(recipe, cfg, hopeless)
     assert at_once.compile_seconds < 0.1  # nothing had to be compiled to know it
@@ -409,7 +410,7 @@ def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
     def refuse():
         raise RuntimeError(words)
 
-    target = make_target(LOCAL, tiny_recipe("judge", tmp_path / "run", batch__rows=8))
+    target = make_target(LOCAL, tiny_recipe("finetune", tmp_path / "run", batch__batch_size=8))
     compiled, failure = planning._compile(refuse, (), target)
     fit = planning._fit(compiled, failure, 2**30, int(15.75 * 2**30))
     assert not fit.fits
@@ -419,11 +420,11 @@ def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
 
 
 def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path):
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=8, batch__rows=8)
+    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
 
     def needed(rows: int, remat: str) -> int:
-        values = tiny_values("judge", tmp_path / "run", mesh__fsdp=8, batch__rows=rows)
+        values = tiny_values("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=rows)
         values["execution"]["remat"] = remat
         return plan_training(make_recipe(values), cfg, target).fit.needed
 
@@ -431,7 +432,7 @@ def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path
     assert needed(32, "full") > small.capacity and needed(24, "none") > small.capacity
     tried: list[str] = []
     chosen, plan = largest_batch(recipe, cfg, small, tried.append)
-    assert (chosen.batch.rows, chosen.execution.remat) == (24, "dots")
+    assert (chosen.batch.batch_size, chosen.execution.remat) == (24, "dots")
     assert plan.fit.fits and plan.settings["rows"] == 24
     assert len(tried) == len(set(tried)) <= 8
     assert largest_batch(recipe, cfg, tight(target, 1000)) is None
@@ -443,7 +444,9 @@ def test_the_search_tries_sizes_at_most_a_quarter_apart():
 
 
 def test_search_and_advice_plan_for_the_slots_that_were_asked_for(tmp_path: Path, monkeypatch):
-    recipe = tiny_recipe("judge", tmp_path / "run", mesh__fsdp=8, batch__rows=8, batch__pack=True)
+    recipe = tiny_recipe(
+        "finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, batch__packing=True
+    )
     cfg, target, seen = model_config("tiny-random"), make_target(LOCAL, recipe), []
     too_large = Fit(0, None, 0, None, 0, 2, 1)
 
@@ -460,9 +463,9 @@ def test_search_and_advice_plan_for_the_slots_that_were_asked_for(tmp_path: Path
 def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
     options = dict.fromkeys(("model_config", "pairs", "slots"), None)
     options |= dict.fromkeys(("score", "search", "advise", "as_json"), False)
-    packed = tiny_recipe("judge", tmp_path / "run", batch__pack=True)
-    loose = tiny_recipe("judge", tmp_path / "run", batch__pack=False)
-    writing = tiny_recipe("write", tmp_path / "run", batch__pack=True)
+    packed = tiny_recipe("finetune", tmp_path / "run", batch__packing=True)
+    loose = tiny_recipe("finetune", tmp_path / "run", batch__packing=False)
+    writing = tiny_recipe("pretrain", tmp_path / "run", batch__packing=True)
     for recipe, changed in (
         (packed, {"pairs": 8}),
         (packed, {"slots": 8, "score": True}),
@@ -475,8 +478,8 @@ def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
 
 
 def test_a_long_warm_up_can_be_planned_where_the_data_decides_the_steps(tmp_path: Path):
-    changes = {"run__steps": None, "run__epochs": 1, "optimizer__warmup": 2000}
-    assert plan_of(tmp_path, "judge", **changes).fit.fits
+    changes = {"run__max_steps": None, "run__num_train_epochs": 1, "optimizer__warmup_steps": 2000}
+    assert plan_of(tmp_path, "finetune", **changes).fit.fits
 
 
 def test_what_needs_more_at_its_peak_than_in_its_sum_needs_that():
@@ -504,7 +507,7 @@ def gram_jax(*arguments: object, env: dict[str, str] | None = None) -> subproces
     )
 
 
-def recipe_file(tmp_path: Path, stage: str = "judge", **changes) -> Path:
+def recipe_file(tmp_path: Path, stage: str = "finetune", **changes) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_to_toml(tiny_recipe(stage, tmp_path / "run", **changes)))
     return path
@@ -523,7 +526,7 @@ def test_the_command_prints_tables_and_as_json_everything(tmp_path: Path):
 
 
 def test_a_model_that_is_nowhere_asks_for_its_shape(tmp_path: Path):
-    path = recipe_file(tmp_path, model__start="runs/nowhere")
+    path = recipe_file(tmp_path, model__name_or_path="runs/nowhere")
     said = gram_jax(path)
     assert said.returncode == 2
     assert "--model-config" in said.stderr and "qwen3-8b" in said.stderr
@@ -563,8 +566,12 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.parametrize("mode", ["train", "score"])
 def test_a_small_model_compiles_for_a_tpu_that_is_not_there(mode: str, tmp_path: Path):
     path = recipe_file(
-        tmp_path, batch__length=256, judge__max_length=256, execution__attention="auto", execution__compute="bfloat16"
-    )  # fmt: skip
+        tmp_path,
+        batch__max_length=256,
+        judge__max_length=256,
+        execution__attention="auto",
+        execution__compute_dtype="bfloat16",
+    )
     said = gram_jax(
         path, "--topology", "v5e:2x2", "--json", *(["--score"] if mode == "score" else [])
     )

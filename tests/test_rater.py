@@ -73,7 +73,9 @@ def test_weights_without_a_head_are_refused(tiny):
 
 def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     valid = write_pairs(tmp_path / "valid.jsonl", 12, seed=1)
-    recipe = tiny_recipe("rank", tmp_path / "run", data__valid=[str(valid)], batch__length=384)
+    recipe = tiny_recipe(
+        "bradley_terry", tmp_path / "run", data__valid=[str(valid)], batch__max_length=384
+    )
     done = train(recipe)
     records = read_records(valid)[0]
     report = evaluate_pairs(ScalarRewardModel.load(done.folder, compute="float32"), records)

@@ -30,7 +30,7 @@ CONFIGS = [
 def file(tmp_path) -> Path:
     """A good recipe on disk."""
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_to_toml(make_recipe(tiny_values("judge", tmp_path / "run"))))
+    path.write_text(recipe_to_toml(make_recipe(tiny_values("finetune", tmp_path / "run"))))
     return path
 
 
@@ -46,12 +46,17 @@ def test_every_recipe_of_the_project_can_be_read_and_written_again(path: Path, t
     recipe = read_recipe(path)
     (tmp_path / "again.toml").write_text(recipe_to_toml(recipe))
     assert read_recipe(tmp_path / "again.toml") == recipe
-    assert recipe.run.folder == f"runs/{path.stem}"
+    assert recipe.run.output_dir == f"runs/{path.stem}"
 
 
 def test_the_resolved_recipe_states_every_default(file: Path):
     text = recipe_to_toml(read_recipe(file))
-    for key in ("max_skipped = 0", "keep = 2", "fsdp = -1", 'moments = "float32"'):
+    for key in (
+        "max_skipped = 0",
+        "max_to_keep = 2",
+        "fsdp = -1",
+        'first_moment_dtype = "float32"',
+    ):
         assert key in text
 
 
@@ -66,8 +71,8 @@ def test_an_unknown_section_is_named_with_the_nearest_known_one(file: Path):
 
 
 def test_a_key_in_the_wrong_section_is_sent_to_its_own(file: Path):
-    assert "[run] smoothing is not a known key; it belongs to [loss]" in wrong(
-        file, "run.smoothing=0.1"
+    assert "[run] label_smoothing is not a known key; it belongs to [loss]" in wrong(
+        file, "run.label_smoothing=0.1"
     )
 
 
@@ -83,11 +88,11 @@ def test_an_unknown_key_of_a_source_is_named(file: Path):
         ("optimizer.learning_rate=abc", '[optimizer] learning_rate = "abc": expected a number'),
         ("optimizer.learning_rate=0", "learning_rate = 0: expected greater than 0"),
         ("optimizer.learning_rate=nan", "expected a finite number"),
-        ("loss.smoothing=1.0", "[loss] smoothing = 1.0: expected less than 1"),
+        ("loss.label_smoothing=1.0", "[loss] label_smoothing = 1.0: expected less than 1"),
         ("run.seed=1.5", "[run] seed = 1.5: expected a whole number"),
         ("run.seed=true", "[run] seed = true: expected a whole number"),
-        ("batch.pack=1", "[batch] pack = 1: expected true or false"),
-        ("stage=train", "stage = \"train\": expected 'write', 'judge' or 'rank'"),
+        ("batch.packing=1", "[batch] packing = 1: expected true or false"),
+        ("stage=train", "stage = \"train\": expected 'pretrain', 'finetune' or 'bradley_terry'"),
         ("data.train=a.jsonl", "expected a list, such as"),
         ("data.train=[]", "expected at least one entry"),
         ("data.train=[3]", "[data.train] 0 = 3: expected a table"),
@@ -100,7 +105,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(file: Path, override: str
 
 
 def test_every_mistake_is_listed_at_once(file: Path):
-    text = wrong(file, "run.seed=x", "loss.smoothing=2", "log.evry=3")
+    text = wrong(file, "run.seed=x", "loss.label_smoothing=2", "log.evry=3")
     assert len(text.splitlines()) == 4
 
 
@@ -127,28 +132,48 @@ def test_a_number_that_changes_results_cannot_be_left_out(file: Path, key: str):
 def test_the_numbers_of_the_method_are_among_the_required_ones():
     assert {
         "optimizer.learning_rate",
-        "optimizer.warmup",
-        "optimizer.schedule",
+        "optimizer.warmup_steps",
+        "optimizer.lr_scheduler_type",
         "optimizer.weight_decay",
-        "optimizer.clip",
-        "batch.rows",
-        "batch.length",
+        "optimizer.max_grad_norm",
+        "batch.batch_size",
+        "batch.max_length",
         "judge.max_length",
         "run.seed",
-        "execution.compute",
-        "model.dtype",
+        "execution.compute_dtype",
+        "model.param_dtype",
     } <= set(required_keys())
 
 
 @pytest.mark.parametrize(
     ("stage", "key", "expected"),
     [
-        ("write", "loss.smoothing=0.1", 'smoothing means nothing in stage "write"'),
-        ("write", "loss.chunk=", 'chunk is missing: stage "write" needs it'),
-        ("judge", "loss.smoothing=", 'smoothing is missing: stage "judge" needs it'),
-        ("judge", "loss.chunk=8", 'chunk means nothing in stage "judge"'),
-        ("judge", "data.orders=", 'orders is missing: stage "judge" needs it'),
-        ("rank", "data.orders=both", 'orders means nothing in stage "rank"'),
+        (
+            "pretrain",
+            "loss.label_smoothing=0.1",
+            'label_smoothing means nothing in stage "pretrain"',
+        ),
+        (
+            "pretrain",
+            "loss.loss_chunk_size=",
+            'loss_chunk_size is missing: stage "pretrain" needs it',
+        ),
+        (
+            "finetune",
+            "loss.label_smoothing=",
+            'label_smoothing is missing: stage "finetune" needs it',
+        ),
+        ("finetune", "loss.loss_chunk_size=8", 'loss_chunk_size means nothing in stage "finetune"'),
+        (
+            "finetune",
+            "data.position_augmentation=",
+            'position_augmentation is missing: stage "finetune" needs it',
+        ),
+        (
+            "bradley_terry",
+            "data.position_augmentation=both",
+            'position_augmentation means nothing in stage "bradley_terry"',
+        ),
     ],
 )
 def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: str):
@@ -160,27 +185,30 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, key: str, expected: s
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["run.epochs=2"], "exactly one of steps and epochs; found both"),
-        (["run.steps="], "exactly one of steps and epochs; found neither"),
+        (["run.num_train_epochs=2"], "exactly one of steps and epochs; found both"),
+        (["run.max_steps="], "exactly one of steps and epochs; found neither"),
         (
-            ["batch.rows=10", "batch.microbatches=4"],
+            ["batch.batch_size=10", "batch.gradient_accumulation_steps=4"],
             "not a multiple of 4 (4 microbatches x 1 batch shards): "
             "the nearest valid sizes are 8 and 12",
         ),
         (
-            ["batch.rows=6", "mesh.data=2", "mesh.fsdp=2"],
+            ["batch.batch_size=6", "mesh.data=2", "mesh.fsdp=2"],
             "(1 microbatches x 4 batch shards): the nearest valid sizes are 4 and 8",
         ),
-        (["optimizer.warmup=2.5"], "expected a share below 1 or a whole number"),
-        (["optimizer.warmup=6"], "leaves nothing of run.steps = 6"),
-        (["model.dtype=bfloat16", "optimizer.learning_rate=1e-5"], "vanish in bfloat16"),
+        (["optimizer.warmup_steps=2.5"], "expected a share below 1 or a whole number"),
+        (["optimizer.warmup_steps=6"], "leaves nothing of run.max_steps = 6"),
+        (["model.param_dtype=bfloat16", "optimizer.learning_rate=1e-5"], "vanish in bfloat16"),
         (["mesh.data=-1", "mesh.fsdp=-1"], "data, fsdp: at most one size may be -1"),
         (["mesh.tensor=0"], "expected sizes of at least 1"),
         (["judge.labels="], "[judge] labels is missing"),
-        (["evaluate.every=5"], "there is no data.valid to evaluate on"),
-        (["checkpoint.every=2", "checkpoint.keep_every=5"], "expected a multiple of every"),
-        (["checkpoint.every=0", "checkpoint.keep_every=5"], "saves only at the end"),
-        (["lora.rank=4", "lora.alpha=8", 'lora.targets=["key"]'], "choose from q, k, v"),
+        (["evaluate.eval_steps=5"], "there is no data.valid to evaluate on"),
+        (
+            ["checkpoint.save_steps=2", "checkpoint.keep_period=5"],
+            "expected a multiple of save_steps",
+        ),
+        (["checkpoint.save_steps=0", "checkpoint.keep_period=5"], "saves only at the end"),
+        (["lora.rank=4", "lora.alpha=8", 'lora.target_modules=["key"]'], "choose from q, k, v"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(file: Path, overrides, expected: str):
@@ -188,8 +216,8 @@ def test_values_that_do_not_go_together_are_refused(file: Path, overrides, expec
 
 
 def test_fsdp_takes_the_devices_that_are_left_unless_another_axis_does(tmp_path):
-    assert make_recipe(tiny_values("judge", tmp_path / "run")).mesh.fsdp == -1
-    recipe = make_recipe(tiny_values("judge", tmp_path / "run", mesh__data=-1))
+    assert make_recipe(tiny_values("finetune", tmp_path / "run")).mesh.fsdp == -1
+    recipe = make_recipe(tiny_values("finetune", tmp_path / "run", mesh__data=-1))
     assert recipe.mesh.sizes == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
     assert recipe_values(recipe)["mesh"]["fsdp"] == 1  # spelled out
 
@@ -199,19 +227,19 @@ def test_overrides_are_toml_or_plain_words(file: Path):
         file,
         [
             "optimizer.learning_rate=1e-5",
-            "run.folder=runs/other one",
+            "run.output_dir=runs/other one",
             'data.train=["a.jsonl", {path="b", split="train"}]',
-            "run.steps=",
-            "run.epochs=2",
+            "run.max_steps=",
+            "run.num_train_epochs=2",
             "lora.rank=4",
             "lora.alpha=8",
-            'lora.targets=["q"]',
+            'lora.target_modules=["q"]',
         ],
     )
     assert recipe.optimizer.learning_rate == 1e-5
-    assert recipe.run.folder == "runs/other one"
+    assert recipe.run.output_dir == "runs/other one"
     assert [(s.path, s.split) for s in recipe.data.train] == [("a.jsonl", None), ("b", "train")]
-    assert (recipe.run.steps, recipe.run.epochs) == (None, 2)
+    assert (recipe.run.max_steps, recipe.run.num_train_epochs) == (None, 2)
     assert recipe.lora.config.rank == 4
 
 
@@ -232,45 +260,52 @@ def test_a_recipe_of_the_package_is_known_by_name_and_a_file_goes_before_it(tmp_
     monkeypatch.chdir(tmp_path)
     configs = Path(__file__).parents[1] / "configs"
     assert recipe_names() == sorted(path.stem for path in configs.glob("*.toml"))
-    name = "smollm2-135m-judge"
+    name = "smollm2-135m-finetune"
     assert recipe_text(name) == (configs / f"{name}.toml").read_text()
     Path(name).mkdir()  # a run may be called so
     assert read_recipe(name) == read_recipe(configs / f"{name}.toml")
     Path(name).rmdir()
-    Path(name).write_text((configs / "smollm2-135m-rank.toml").read_text())
-    assert read_recipe(name).stage == "rank"
+    Path(name).write_text((configs / "smollm2-135m-bradley-terry.toml").read_text())
+    assert read_recipe(name).stage == "bradley_terry"
 
 
 def test_of_a_recipe_that_is_nowhere_the_known_names_are_said():
-    with pytest.raises(RecipeError, match=r"by name alone there are .*smollm2-135m-judge"):
+    with pytest.raises(RecipeError, match=r"by name alone there are .*smollm2-135m-finetune"):
         read_recipe("configs/smollm2-135m-jugde.toml")
 
 
 def test_without_the_recipes_of_the_package_files_are_still_read(tmp_path, monkeypatch):
     monkeypatch.setattr("gram_jax.recipes.reading.RECIPES", tmp_path / "absent")
     assert (
-        read_recipe(Path(__file__).parents[1] / "configs/smollm2-135m-judge.toml").stage == "judge"
+        read_recipe(Path(__file__).parents[1] / "configs/smollm2-135m-finetune.toml").stage
+        == "finetune"
     )
     with pytest.raises(RecipeError, match="by name alone there are none"):
-        read_recipe("smollm2-135m-judge")
+        read_recipe("smollm2-135m-finetune")
 
 
 def test_what_changes_results_is_told_from_what_does_not(file: Path):
     before = read_recipe(file)
     free = read_recipe(
-        file, ["log.every=3", "mesh.data=2", "batch.microbatches=2", "execution.remat=full"]
+        file,
+        [
+            "log.logging_steps=3",
+            "mesh.data=2",
+            "batch.gradient_accumulation_steps=2",
+            "execution.remat=full",
+        ],
     )
     assert changed_on_resume(before, free) == []
-    other = read_recipe(file, ["optimizer.b1=0.5", "run.steps=9", "data.limit=3"])
+    other = read_recipe(file, ["optimizer.b1=0.5", "run.max_steps=9", "data.limit=3"])
     assert [line.split(":")[0] for line in changed_on_resume(before, other)] == [
         "data.limit",
         "optimizer.b1",
-        "run.steps",
+        "run.max_steps",
     ]
 
 
 def test_every_free_key_exists(tmp_path):
-    values = recipe_values(make_recipe(tiny_values("judge", tmp_path / "run")))
+    values = recipe_values(make_recipe(tiny_values("finetune", tmp_path / "run")))
     for key in FREE_ON_RESUME:
         section, _, name = key.partition(".")
         known = {f.name for f in dataclasses.fields(Recipe.__dataclass_fields__[section].type)}

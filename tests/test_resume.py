@@ -53,7 +53,7 @@ def figures(folder):
 
 @pytest.mark.parametrize(
     ("stage", "pack", "microbatches", "kind"),
-    [("judge", False, 2, signal.SIGTERM), ("write", True, 1, signal.SIGINT)],
+    [("finetune", False, 2, signal.SIGTERM), ("pretrain", True, 1, signal.SIGINT)],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     stage, pack, microbatches, kind, tmp_path, monkeypatch, final_states
@@ -61,10 +61,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     # 8 pairs, 2 of them a step where nothing is packed: the second epoch begins at step 4
     write_pairs(tmp_path / "train.jsonl", 8)
     changes = {
-        "batch__pack": pack,
-        "batch__microbatches": microbatches,
+        "batch__packing": pack,
+        "batch__gradient_accumulation_steps": microbatches,
         "data__valid": [str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))],
-        "evaluate__every": 2,
+        "evaluate__eval_steps": 2,
     }
     whole = tiny_recipe(stage, tmp_path / "whole", **changes)
     train(whole)
@@ -87,10 +87,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
 
 def test_a_run_in_parts_is_the_run_in_one(tmp_path, final_states):
     source = [str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))]
-    changes = {"data__valid": source, "evaluate__every": 2}
+    changes = {"data__valid": source, "evaluate__eval_steps": 2}
     write_pairs(tmp_path / "train.jsonl", 8)
-    train(tiny_recipe("judge", tmp_path / "whole", **changes))
-    parts = tiny_recipe("judge", tmp_path / "parts", **changes)
+    train(tiny_recipe("finetune", tmp_path / "whole", **changes))
+    parts = tiny_recipe("finetune", tmp_path / "parts", **changes)
     for until, done in [(3, 3), (2, 3), (5, 5), (100, FINAL)]:
         assert train(parts, until=until).steps == done
         finished = json.loads((tmp_path / "parts" / "run.json").read_text()).get("finished", False)
@@ -105,9 +105,9 @@ def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it
     tmp_path, monkeypatch, final_states
 ):
     valid = str(write_pairs(tmp_path / "valid.jsonl", 16, seed=1))
-    changes = {"data__valid": [valid], "evaluate__every": 3, "log__every": 2}
-    train(tiny_recipe("judge", tmp_path / "whole", **changes))
-    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+    changes = {"data__valid": [valid], "evaluate__eval_steps": 3, "log__logging_steps": 2}
+    train(tiny_recipe("finetune", tmp_path / "whole", **changes))
+    broken = tiny_recipe("finetune", tmp_path / "broken", **changes)
     evaluate, calls = loop.held_out_metrics, []
 
     def stopped_at_the_second_batch(*arguments):
@@ -137,9 +137,9 @@ def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it
 def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
     tmp_path, monkeypatch, final_states
 ):
-    changes = {"checkpoint__every": 2, "checkpoint__keep": 9}
-    train(tiny_recipe("judge", tmp_path / "whole", **changes))
-    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+    changes = {"checkpoint__save_steps": 2, "checkpoint__max_to_keep": 9}
+    train(tiny_recipe("finetune", tmp_path / "whole", **changes))
+    broken = tiny_recipe("finetune", tmp_path / "broken", **changes)
 
     class Killed(BaseException):
         pass
@@ -162,9 +162,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
 
 
 def test_a_run_can_go_on_over_other_devices(tmp_path, monkeypatch, final_states):
-    changes = {"batch__rows": 4}
-    train(tiny_recipe("judge", tmp_path / "whole", **changes))
-    broken = tiny_recipe("judge", tmp_path / "broken", **changes)
+    changes = {"batch__batch_size": 4}
+    train(tiny_recipe("finetune", tmp_path / "whole", **changes))
+    broken = tiny_recipe("finetune", tmp_path / "broken", **changes)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         interrupt(patch, after=2, kind=signal.SIGTERM)
         train(broken)
@@ -176,7 +176,7 @@ def test_a_run_can_go_on_over_other_devices(tmp_path, monkeypatch, final_states)
 
 
 def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path, monkeypatch):
-    recipe = tiny_recipe("judge", tmp_path / "run")
+    recipe = tiny_recipe("finetune", tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         interrupt(patch, after=1, kind=signal.SIGTERM)
         train(recipe)

@@ -40,17 +40,17 @@ def values(folder: Path, kind: str = "grpo", **changes) -> dict:
         rows = [{"prompt": f"Say {at}.", "chosen": "a", "rejected": "b"} for at in range(8)]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {
-        "run": {"folder": str(folder), "seed": 0, "steps": 3},
-        "policy": {"start": "tiny-random", "dtype": "float32"},
+        "run": {"output_dir": str(folder), "seed": 0, "max_steps": 3},
+        "policy": {"name_or_path": "tiny-random", "param_dtype": "float32"},
         "reward": {"judge": "tiny-random"},
         "data": {"train": str(prompts)},
-        "sampling": {"prompts": 4, "group": 4, "prompt_length": 60, "new": 8},
-        "algorithm": {"kind": kind, "kl": 0.0},
+        "sampling": {"prompts_per_step": 4, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8},
+        "algorithm": {"kind": kind, "kl_coef": 0.0},
         "optimizer": {
-            "learning_rate": 3e-3, "warmup": 0.0, "schedule": "constant", "b1": 0.9, "b2": 0.99, "eps": 1e-8,
-            "weight_decay": 0.0, "clip": 1.0,
+            "learning_rate": 3e-3, "warmup_steps": 0.0, "lr_scheduler_type": "constant", "b1": 0.9, "b2": 0.99,
+            "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
         },
-        "execution": {"compute": "float32", "attention": "auto", "remat": "none"},
+        "execution": {"compute_dtype": "float32", "attention": "auto", "remat": "none"},
         "mesh": {"data": 1, "fsdp": 1},
     }  # fmt: skip
     for key, value in changes.items():
@@ -76,8 +76,8 @@ def metrics(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
 def test_a_checkable_reward_rises(tmp_path, kind):
-    extra = {"algorithm__epochs": 2, "algorithm__minibatches": 2} if kind == "ppo" else {}
-    run(tmp_path / kind, kind, vowels, run__steps=28, **extra)
+    extra = {"algorithm__num_epochs": 2, "algorithm__num_mini_batches": 2} if kind == "ppo" else {}
+    run(tmp_path / kind, kind, vowels, run__max_steps=28, **extra)
     rewards = [row["reward"] for row in metrics(tmp_path / kind)]
     assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.5
     last = metrics(tmp_path / kind)[-1]
@@ -85,15 +85,19 @@ def test_a_checkable_reward_rises(tmp_path, kind):
 
 
 def test_the_divergence_holds_the_policy_back(tmp_path):
-    run(tmp_path / "held", "rloo", vowels, run__steps=28, algorithm__kl=3.0)
+    run(tmp_path / "held", "rloo", vowels, run__max_steps=28, algorithm__kl_coef=3.0)
     assert np.mean([row["kl"] for row in metrics(tmp_path / "held")[-4:]]) < 1  # above 3 without
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path):
-    whole = run(tmp_path / "whole", "ppo", vowels, run__steps=4, algorithm__minibatches=2)
+    whole = run(tmp_path / "whole", "ppo", vowels, run__max_steps=4, algorithm__num_mini_batches=2)
 
-    settings = {"run__steps": 4, "algorithm__minibatches": 2}
-    settings |= {"checkpoint__every": 1, "checkpoint__keep": 1, "checkpoint__keep_every": 2}
+    settings = {"run__max_steps": 4, "algorithm__num_mini_batches": 2}
+    settings |= {
+        "checkpoint__save_steps": 1,
+        "checkpoint__max_to_keep": 1,
+        "checkpoint__keep_period": 2,
+    }
 
     def torn(prompts, texts, greedy):
         path = tmp_path / "torn" / "metrics.jsonl"
@@ -122,8 +126,12 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
 
 
 def test_a_steered_divergence_goes_on_exactly(tmp_path):
-    settings = {"algorithm__kl": 0.1, "algorithm__kl_target": 0.02, "checkpoint__every": 1}
-    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=4, **settings)
+    settings = {
+        "algorithm__kl_coef": 0.1,
+        "algorithm__kl_target": 0.02,
+        "checkpoint__save_steps": 1,
+    }
+    whole = run(tmp_path / "whole", "rloo", vowels, run__max_steps=4, **settings)
     rows = metrics(tmp_path / "whole")
     assert rows[0]["kl_weight"] == 0.1
     for row, following in itertools.pairwise(rows):
@@ -137,19 +145,22 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
         return vowels(prompts, texts, greedy)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "torn", "rloo", torn, run__steps=4, **settings)
+        run(tmp_path / "torn", "rloo", torn, run__max_steps=4, **settings)
     (tmp_path / "torn" / "metrics.jsonl").rename(tmp_path / "away")
     with pytest.raises(CheckpointError, match="no kl_weight and kl of step 2"):
-        run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings)
+        run(tmp_path / "torn", "rloo", vowels, run__max_steps=4, **settings)
     (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
-    assert run(tmp_path / "torn", "rloo", vowels, run__steps=4, **settings).metrics == whole.metrics
+    assert (
+        run(tmp_path / "torn", "rloo", vowels, run__max_steps=4, **settings).metrics
+        == whole.metrics
+    )
 
 
 def test_the_reference_stays_what_the_run_began_with(tmp_path):
     """Another run is the start, and goes on in between."""
-    base = {"checkpoint__every": 1, "checkpoint__keep": 3}
-    run(tmp_path / "base", "grpo", vowels, run__steps=1, **base)
-    start = {"policy__start": str(tmp_path / "base"), "checkpoint__every": 1}
+    base = {"checkpoint__save_steps": 1, "checkpoint__max_to_keep": 3}
+    run(tmp_path / "base", "grpo", vowels, run__max_steps=1, **base)
+    start = {"policy__name_or_path": str(tmp_path / "base"), "checkpoint__save_steps": 1}
 
     def stopping(prompts, texts, greedy):
         path = tmp_path / "next" / "metrics.jsonl"
@@ -157,17 +168,19 @@ def test_the_reference_stays_what_the_run_began_with(tmp_path):
             raise KeyboardInterrupt
         return vowels(prompts, texts, greedy)
 
-    whole = run(tmp_path / "whole", "rloo", vowels, run__steps=2, **start)
+    whole = run(tmp_path / "whole", "rloo", vowels, run__max_steps=2, **start)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "next", "rloo", stopping, run__steps=2, **start)
+        run(tmp_path / "next", "rloo", stopping, run__max_steps=2, **start)
     later = tmp_path / "base" / "checkpoints" / "2"
     shutil.copytree(whole.folder / "checkpoints" / "2", later)
-    assert run(tmp_path / "next", "rloo", vowels, run__steps=2, **start).metrics == whole.metrics
+    assert (
+        run(tmp_path / "next", "rloo", vowels, run__max_steps=2, **start).metrics == whole.metrics
+    )
 
 
 def test_on_eight_devices_a_step_is_the_same(tmp_path):
-    one = run(tmp_path / "one", "grpo", vowels, run__steps=2)
-    spread = values(tmp_path / "eight", mesh__data=2, mesh__fsdp=4, run__steps=2)
+    one = run(tmp_path / "one", "grpo", vowels, run__max_steps=2)
+    spread = values(tmp_path / "eight", mesh__data=2, mesh__fsdp=4, run__max_steps=2)
     eight = run_rl(make_rl_recipe(spread), console=MUTE, reward=vowels)
     for name in ("reward", "entropy", "length", "loss"):
         assert eight.metrics[name] == pytest.approx(one.metrics[name], abs=1e-4), name
@@ -179,18 +192,20 @@ def test_a_judge_on_devices_of_its_own_says_the_same(tmp_path):
     for name, apart, sizes in (("same", 0, {"data": 8}), ("apart", 4, {"data": 4})):
         mesh = {f"mesh__{axis}": size for axis, size in ({"fsdp": 1} | sizes).items()}
         recipe = make_rl_recipe(
-            values(tmp_path / name, run__steps=1, reward__devices=apart, **mesh)
+            values(tmp_path / name, run__max_steps=1, reward__num_devices=apart, **mesh)
         )
         rewards[name] = run_rl(recipe, console=MUTE).metrics["reward"]
     assert rewards["apart"] == pytest.approx(rewards["same"], abs=1e-5)
-    none = make_rl_recipe(values(tmp_path / "none", reward__devices=8))
+    none = make_rl_recipe(values(tmp_path / "none", reward__num_devices=8))
     with pytest.raises(RecipeError, match="none of the 8 devices"):
         run_rl(none, console=MUTE)
 
 
 def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_path):
     with pytest.warns(UserWarning, match=r"no judge.json"):
-        done = run(tmp_path / "run", "grpo", run__steps=2, evaluate__every=1, evaluate__limit=4)
+        done = run(
+            tmp_path / "run", "grpo", run__max_steps=2, evaluate__eval_steps=1, evaluate__limit=4
+        )
     assert 0 <= done.metrics["reward"] <= 1
     assert 0 <= done.metrics["win_rate"] <= 1
     trained = Policy.load(done.folder)
@@ -249,7 +264,7 @@ def test_what_a_reward_function_must_not_give(answer, message):
 
 
 def test_a_reward_function_has_a_win_rate_against_the_start_too(tmp_path):
-    done = run(tmp_path / "run", "grpo", vowels, run__steps=12)
+    done = run(tmp_path / "run", "grpo", vowels, run__max_steps=12)
     assert done.metrics["win_rate"] > 0.6 and done.metrics["gain_over_start"] > 0.3
     prompts = [as_prompt(x) for x in "abcd"]
     won = against_the_start(vowels, prompts, ["aa", "b", "xy", "c"], ["b", "b", "ay", "a"])
@@ -271,7 +286,7 @@ def test_responses_that_are_all_empty_are_learned_from_and_counted(tmp_path, mon
         return Written(self.decode(samples), samples)
 
     monkeypatch.setattr(Policy, "write", ended)
-    done = run(tmp_path / "run", "grpo", run__steps=1)
+    done = run(tmp_path / "run", "grpo", run__max_steps=1)
     assert done.metrics["reward"] == done.metrics["win_rate"] == 0.5
     assert done.metrics["p_better_than_start"] == 0.5
     assert done.metrics["length"] == done.metrics["stopped"] == 1 and done.metrics["grad_norm"] == 0
@@ -292,18 +307,18 @@ def test_rewards_against_the_preferred_response_or_given_texts(tmp_path):
     assert reward(prompts, ["x", ""], None) == [0.5, 0.5]
     assert asked == [(prompts[0], "x", "zero")]  # equal texts are not asked about
     for name, changes in (
-        ("preferred", {"reward__against": "reference"}),
-        ("given", {"reward__against": "reference", "reward__references": ["Yes.", "No."]}),
-        ("normal", {"reward__against": "group", "reward__as_": "normalized"}),
+        ("preferred", {"reward__compare_with": "reference"}),
+        ("given", {"reward__compare_with": "reference", "reward__references": ["Yes.", "No."]}),
+        ("normal", {"reward__compare_with": "group", "reward__scale": "normalized"}),
     ):
-        done = run(tmp_path / name, "ppo", run__steps=1, **changes)
+        done = run(tmp_path / name, "ppo", run__max_steps=1, **changes)
         assert np.isfinite(done.metrics["loss"]), name
     assert done.metrics["reward"] == pytest.approx(0, abs=1e-6)  # of every group, so of all
     free = tmp_path / "free.jsonl"
     free.write_text(json.dumps({"prompt": "Hi", "responses": ["a", "b"]}) + "\n")
-    lacking = {"reward__against": "reference", "data__train": str(free)}
+    lacking = {"reward__compare_with": "reference", "data__train": str(free)}
     with pytest.raises(DataError, match="1 of its 1 prompts have none: give references"):
-        run(tmp_path / "lacking", "ppo", run__steps=1, **lacking)
+        run(tmp_path / "lacking", "ppo", run__max_steps=1, **lacking)
 
 
 def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
@@ -311,28 +326,28 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text(rl_recipe_to_toml(recipe))
     assert read_rl_recipe(path) == recipe
-    assert read_rl_recipe(path, ["algorithm.kl=0.3"]).algorithm.kl == 0.3
+    assert read_rl_recipe(path, ["algorithm.kl_coef=0.3"]).algorithm.kl_coef == 0.3
     for change, message in (
-        ({"algorithm__clips": 0.2}, "did you mean clip"),
+        ({"algorithm__clip_rang": 0.2}, "did you mean clip_range"),
         ({"algorithm__kind": "dpo"}, "kind"),
-        ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl above 0"),
-        ({"sampling__group": 1}, "compares within groups of at least 2"),
-        ({"reward__references": ["a"]}, r'references are for against = "reference"'),
-        ({"algorithm__minibatches": 5}, "do not divide the 16 responses"),
+        ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl_coef above 0"),
+        ({"sampling__num_generations": 1}, "expected at least 2 for"),
+        ({"reward__references": ["a"]}, r'references are for compare_with = "reference"'),
+        ({"algorithm__num_mini_batches": 5}, "do not divide the 16 responses"),
         ({"sampling__temperature": 0.0}, "temperature"),
-        ({"checkpoint__every": 2, "checkpoint__keep_every": 3}, "a multiple of every"),
+        ({"checkpoint__save_steps": 2, "checkpoint__keep_period": 3}, "a multiple of save_steps"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_rl_recipe(values(tmp_path / "run", **change))
 
 
 def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
-    run(tmp_path / "run", "grpo", vowels, run__steps=1)
+    run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
     with pytest.raises(RecipeError, match=r"algorithm\.kl: 0\.0 -> 0\.5"):
-        run(tmp_path / "run", "grpo", vowels, run__steps=1, algorithm__kl=0.5)
+        run(tmp_path / "run", "grpo", vowels, run__max_steps=1, algorithm__kl_coef=0.5)
     with pytest.raises(DataError, match="the reward function gave"):
-        run(tmp_path / "other", "grpo", lambda *_: [0.0], run__steps=1)
+        run(tmp_path / "other", "grpo", lambda *_: [0.0], run__max_steps=1)
     with pytest.raises(RecipeError, match="there is room for 0 beside 9000 new ones"):
-        run(tmp_path / "fourth", "grpo", vowels, sampling__new=9000)
+        run(tmp_path / "fourth", "grpo", vowels, sampling__max_new_tokens=9000)
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):
-        run(tmp_path / "third", "grpo", vowels, sampling__prompt_length=3)
+        run(tmp_path / "third", "grpo", vowels, sampling__max_prompt_length=3)

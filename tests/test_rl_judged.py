@@ -39,7 +39,11 @@ def judge(tmp_path_factory):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = train(
         tiny_recipe(
-            "judge", folder / "run", run__steps=120, data__train=[str(data)], batch__rows=16
+            "finetune",
+            folder / "run",
+            run__max_steps=120,
+            data__train=[str(data)],
+            batch__batch_size=16,
         )
     )
     jax.clear_caches()
@@ -48,8 +52,8 @@ def judge(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_a_policy_learns_from_a_trained_judge_what_the_judge_learned(judge, tmp_path, kind):
-    settings = {"run__steps": 30, "reward__judge": str(judge), "evaluate__limit": 8}
-    done = run(tmp_path / kind, kind, sampling__prompts=8, **settings)
+    settings = {"run__max_steps": 30, "reward__judge": str(judge), "evaluate__limit": 8}
+    done = run(tmp_path / kind, kind, sampling__prompts_per_step=8, **settings)
     before, after = (np.mean(liking(write(x, 64, 5))) for x in ("tiny-random", done.folder))
     assert after > 2 * before, (before, after, done.metrics)
     assert done.metrics["win_rate"] > 0.5 and done.metrics["p_better_than_start"] > 0.5

@@ -9,7 +9,7 @@ from gram_jax.batch import Sequences
 from gram_jax.model.generate import Samples
 from gram_jax.rl import objective
 from gram_jax.rl.objective import VALUE, RolloutBatch, Views, rollout_objective
-from gram_jax.rl.recipe import Algorithm
+from gram_jax.rl.recipe import AlgorithmConfig
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.sharding import make_placement
 
@@ -33,7 +33,7 @@ def samples() -> Samples:
 
 def rollout(**settings):
     return make_rollout(
-        Algorithm(**settings),
+        AlgorithmConfig(**settings),
         PROMPTS,
         samples(),
         REWARDS,
@@ -71,7 +71,7 @@ def test_every_written_token_is_the_target_of_the_column_before_it():
 
 
 def test_a_ppo_token_earns_its_divergence_and_the_last_one_the_reward():
-    batch, _ = rollout(kind="ppo", kl=0.1, discount=0.9, trace=0.8)
+    batch, _ = rollout(kind="ppo", kl_coef=0.1, gamma=0.9, gae_lambda=0.8)
     advantages, returns = np.zeros((4, WIDTH)), np.zeros((4, WIDTH))
     for row in range(4):
         later, following = 0.0, 0.0  # cut off or ended: nothing comes behind the last token
@@ -90,7 +90,7 @@ def test_a_ppo_token_earns_its_divergence_and_the_last_one_the_reward():
 
 
 def test_rloo_takes_the_divergence_of_a_response_off_its_reward():
-    batch, _ = rollout(kind="rloo", kl=0.1)
+    batch, _ = rollout(kind="rloo", kl_coef=0.1)
     apart = [sum(NOW[row, at] - START[row, at] for at in columns(row)) for row in range(4)]
     whole = REWARDS - 0.1 * np.array(apart)
     for row in range(4):
@@ -102,7 +102,7 @@ def test_rloo_takes_the_divergence_of_a_response_off_its_reward():
 
 
 def test_grpo_leaves_the_divergence_to_the_loss():
-    batch, _ = rollout(kind="grpo", kl=5.0)
+    batch, _ = rollout(kind="grpo", kl_coef=5.0)
     for row, sign in enumerate((1, -1, -1, 1)):
         found = [float(batch.advantages[row, at]) for at in range(WIDTH)]
         expected = [sign * (at in columns(row)) for at in range(WIDTH)]
@@ -111,12 +111,18 @@ def test_grpo_leaves_the_divergence_to_the_loss():
 
 def test_the_loss_of_a_batch_is_a_sum_over_written_tokens(monkeypatch):
     """Clipping, the k3 divergence, the critic's clipped error and the entropy, each by hand; padding counts nothing."""
-    batch, _ = rollout(kind="ppo", kl=0.1)
+    batch, _ = rollout(kind="ppo", kl_coef=0.1)
     moved = NOW + DRAW.normal(size=NOW.shape).astype(np.float32) * 0.3
     worth = VALUES + DRAW.normal(size=NOW.shape).astype(np.float32) * 0.3
     seen = Views(*map(jnp.asarray, (moved, ENTROPY, worth)))
     monkeypatch.setattr(objective, "views", lambda *_, **__: seen)
-    settings = {"clip": 0.2, "kl": 0.3, "value": 0.7, "value_clip": 0.2, "entropy": 0.05}
+    settings = {
+        "clip_range": 0.2,
+        "kl_coef": 0.3,
+        "vf_coef": 0.7,
+        "clip_range_vf": 0.2,
+        "ent_coef": 0.05,
+    }
     loss = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)
     total, metrics = loss({VALUE: jnp.zeros(1)}, batch)
     parts = {"policy_loss": 0.0, "kl": 0.0, "value_loss": 0.0, "entropy": 0.0, "clipped": 0}
@@ -150,6 +156,12 @@ def test_columns_that_nobody_wrote_cannot_spoil_the_loss(monkeypatch):
     batch = RolloutBatch(seqs, seqs.tokens, mask, zero, zero, mask, zero, zero)
     seen = Views(jnp.array([[0.0, -1e9]]), zero, zero)
     monkeypatch.setattr(objective, "views", lambda *_, **__: seen)
-    settings = {"clip": 0.2, "kl": 1.0, "value": 0.0, "value_clip": 0.2, "entropy": 0.0}
+    settings = {
+        "clip_range": 0.2,
+        "kl_coef": 1.0,
+        "vf_coef": 0.0,
+        "clip_range_vf": 0.2,
+        "ent_coef": 0.0,
+    }
     total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)({}, batch)
     assert float(total) == -1

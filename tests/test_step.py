@@ -15,7 +15,7 @@ from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
@@ -23,15 +23,15 @@ from gram_jax.training.step import make_eval_step, make_train_step
 
 CFG = tiny_config("llama", tied=True)
 ROWS, LENGTH = 8, 16
-OPTIMIZER = Optimizer(
+OPTIMIZER = OptimizerConfig(
     learning_rate=1e-2,
-    warmup=0,
-    schedule="constant",
+    warmup_steps=0,
+    lr_scheduler_type="constant",
     b1=0.9,
     b2=0.999,
     eps=1e-4,  # large, so that rounding in a gradient near zero does not become a whole Adam step
     weight_decay=0.1,
-    clip=1.0,
+    max_grad_norm=1.0,
 )
 
 
@@ -46,27 +46,27 @@ def make_batch(stage: str, seed: int = 0):
     weights = rng.integers(0, 3, (ROWS, 1)).astype(np.float32)
     weights[0] = 1
     last = (lengths - 1)[:, None].astype(np.int32)
-    if stage == "write":
+    if stage == "pretrain":
         targets = np.roll(tokens, -1, 1)
         inside = np.arange(LENGTH) < lengths[:, None] - 1
         return TokenBatch(seqs, targets, (inside * weights).astype(np.float32))
-    if stage == "judge":
+    if stage == "finetune":
         label = rng.integers(0, 2, (ROWS, 1)).astype(np.int32)
         return VerdictBatch(seqs, last, label, weights)
     return RankingBatch(seqs, last, last // 2, weights)
 
 
 def make_objective(stage: str, execution: Execution):
-    if stage == "write":
+    if stage == "pretrain":
         return writing_objective(CFG, execution, chunk=32)
-    if stage == "judge":
+    if stage == "finetune":
         return verdict_objective(CFG, execution, label_ids=(68, 69), smoothing=0.1)
     return ranking_objective(CFG, execution)
 
 
 def specs_of(stage: str):
     specs = param_specs(CFG)
-    if stage == "rank":
+    if stage == "bradley_terry":
         specs["score"] = ParamSpec((CFG.embed_size,), ("act_embed",), "normal")
     return specs
 
@@ -119,10 +119,10 @@ def assert_close(a, b, atol=2e-5):
         np.testing.assert_allclose(x, y, atol=atol, rtol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("stage", ["write", "judge", "rank"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution: Execution):
     results = []
-    for microbatches in (1, 2, 4) if stage == "judge" else (1, 4):
+    for microbatches in (1, 2, 4) if stage == "finetune" else (1, 4):
         bench = Bench(stage, execution, microbatches)
         metrics = [bench.run(make_batch(stage, seed)) for seed in (0, 1)]
         results.append((metrics, bench.weights()))
@@ -132,7 +132,7 @@ def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution:
         assert_close(state.params, results[0][1].params)
 
 
-@pytest.mark.parametrize("stage", ["write", "judge"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_one_device_and_eight_make_the_same_step(stage: str, execution: Execution, cube):
     alone = Bench(stage, execution)
     spread = Bench(stage, dataclasses.replace(execution, placement=cube), microbatches=2)
@@ -145,11 +145,11 @@ def test_one_device_and_eight_make_the_same_step(stage: str, execution: Executio
 
 
 def test_the_loss_is_the_mean_over_the_weights_of_the_whole_batch(execution: Execution):
-    batch = make_batch("judge")
-    bench = Bench("judge", execution, microbatches=4)
-    one_by_one = Bench("judge", execution)
+    batch = make_batch("finetune")
+    bench = Bench("finetune", execution, microbatches=4)
+    one_by_one = Bench("finetune", execution)
     losses = []
-    objective = make_eval_step(make_objective("judge", execution), execution.placement)
+    objective = make_eval_step(make_objective("finetune", execution), execution.placement)
     for row in range(ROWS):
         part = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
         losses.append(objective(one_by_one.state.params, {}, part)["loss"])
@@ -158,8 +158,8 @@ def test_the_loss_is_the_mean_over_the_weights_of_the_whole_batch(execution: Exe
 
 
 def test_rows_without_weight_change_nothing(execution: Execution):
-    batch = make_batch("judge")
-    other = make_batch("judge", 7)
+    batch = make_batch("finetune")
+    other = make_batch("finetune", 7)
     empty = batch.weights[:, 0] == 0
     assert empty.any()
     swapped = batch._replace(
@@ -171,14 +171,14 @@ def test_rows_without_weight_change_nothing(execution: Execution):
         ),
         label=np.where(empty[:, None], 1 - batch.label, batch.label),
     )
-    a, b = Bench("judge", execution), Bench("judge", execution)
+    a, b = Bench("finetune", execution), Bench("finetune", execution)
     assert a.run(batch)["grad_norm"] == pytest.approx(b.run(swapped)["grad_norm"], rel=1e-5)
     assert_close(a.weights().params, b.weights().params)
 
 
 def test_a_batch_of_weight_zero_is_no_error(execution: Execution):
-    batch = make_batch("judge")
-    bench = Bench("judge", execution)
+    batch = make_batch("finetune")
+    bench = Bench("finetune", execution)
     metrics = bench.run(batch._replace(weights=np.zeros_like(batch.weights)))
     assert metrics["grad_norm"] == 0
     assert metrics["bad"] == 0
@@ -197,12 +197,12 @@ def bits(state):
 def test_a_non_finite_batch_leaves_the_state_bit_for_bit_and_so_do_all_after_it(
     execution: Execution,
 ):
-    bench = Bench("judge", execution)
-    bench.run(make_batch("judge", 0))
+    bench = Bench("finetune", execution)
+    bench.run(make_batch("finetune", 0))
     before = bench.weights()
-    metrics = bench.run(poisoned(make_batch("judge", 1)))
+    metrics = bench.run(poisoned(make_batch("finetune", 1)))
     assert metrics["bad"] == 1
-    bench.run(make_batch("judge", 2))  # the loop finds out one step late
+    bench.run(make_batch("finetune", 2))  # the loop finds out one step late
     after = bench.weights()
     uncounted = {"skipped": 0, "in_a_row": 0}
     assert bits(after._replace(**uncounted)) == bits(before._replace(**uncounted))
@@ -210,31 +210,31 @@ def test_a_non_finite_batch_leaves_the_state_bit_for_bit_and_so_do_all_after_it(
 
 
 def test_an_allowed_skip_leaves_weights_and_moments_and_goes_on(execution: Execution):
-    bench = Bench("judge", execution, max_skipped=1)
+    bench = Bench("finetune", execution, max_skipped=1)
     before = bench.weights()
-    bench.run(poisoned(make_batch("judge", 1)))
+    bench.run(poisoned(make_batch("finetune", 1)))
     after = bench.weights()
     assert bits(after.params) == bits(before.params)
     assert bits(after.opt_state) == bits(before.opt_state)
     assert (int(after.step), int(after.skipped)) == (1, 1)
-    assert bench.run(make_batch("judge", 2))["bad"] == 0
+    assert bench.run(make_batch("finetune", 2))["bad"] == 0
     assert bits(bench.weights().params) != bits(before.params)
     assert int(bench.weights().step) == 2
 
 
 def test_so_many_bad_batches_in_a_row_stop_and_single_ones_do_not(execution: Execution):
-    bench = Bench("judge", execution, max_skipped=1)
+    bench = Bench("finetune", execution, max_skipped=1)
     for number in range(
         3
     ):  # bad ones apart from each other, more of them than may follow each other
-        bench.run(poisoned(make_batch("judge", number)))
-        bench.run(make_batch("judge", number))
+        bench.run(poisoned(make_batch("finetune", number)))
+        bench.run(make_batch("finetune", number))
     state = bench.weights()
     assert (int(state.step), int(state.skipped), int(state.in_a_row)) == (6, 3, 0)
-    bench.run(poisoned(make_batch("judge", 1)))
+    bench.run(poisoned(make_batch("finetune", 1)))
     last_good = bench.weights()
-    bench.run(poisoned(make_batch("judge", 2)))
-    bench.run(make_batch("judge", 3))  # comes too late
+    bench.run(poisoned(make_batch("finetune", 2)))
+    bench.run(make_batch("finetune", 3))  # comes too late
     stopped = bench.weights()
     assert bits(stopped.params) == bits(last_good.params)
     assert bits(stopped.opt_state) == bits(last_good.opt_state)
@@ -263,7 +263,7 @@ def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_d
     )
     weight = jax.device_put(jnp.float32(1), one_device.sharding())
     state = init_state({"w": weight}, optimizer, abstract)
-    good = make_batch("write")
+    good = make_batch("pretrain")
     bad = good._replace(weights=np.full_like(good.weights, np.nan))
     for index, batch in enumerate((good, bad, good, good)):
         before = float(state.params["w"])
@@ -275,11 +275,11 @@ def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_d
 
 def test_lora_trains_its_own_weights_and_leaves_the_base(execution: Execution):
     lora = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
-    bench = Bench("judge", execution, microbatches=2, lora=lora)
+    bench = Bench("finetune", execution, microbatches=2, lora=lora)
     base = jax.tree.map(np.asarray, bench.frozen)
     before = bench.weights().params
-    bench.run(make_batch("judge", 0))
-    bench.run(make_batch("judge", 1))
+    bench.run(make_batch("finetune", 0))
+    bench.run(make_batch("finetune", 1))
     assert bits(bench.frozen) == bits(base)
     assert all(
         not np.array_equal(x, tree.flatten(before)[path])
@@ -291,11 +291,11 @@ def test_lora_trains_its_own_weights_and_leaves_the_base(execution: Execution):
 
 
 def test_the_step_reports_norm_rate_and_tokens(execution: Execution):
-    batch = make_batch("judge")
-    bench = Bench("judge", execution)
+    batch = make_batch("finetune")
+    bench = Bench("finetune", execution)
     params = bench.weights().params
     metrics = bench.run(batch)
-    objective = make_objective("judge", execution)
+    objective = make_objective("finetune", execution)
 
     def mean(params):
         total, metrics = objective(params, batch)
@@ -327,6 +327,6 @@ def test_a_step_makes_no_copies_of_the_state(one_device):
         microbatches=1,
         max_skipped=0,
     )
-    compiled = step.lower(abstract, {}, make_batch("judge")).compile()
+    compiled = step.lower(abstract, {}, make_batch("finetune")).compile()
     # The gradient and its update; selecting between the old state and the new one copies moments.
     assert compiled.memory_analysis().temp_size_in_bytes <= 2.5 * 4 * size

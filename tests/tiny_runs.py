@@ -38,8 +38,8 @@ def tiny_values(stage: str, folder: Path, **changes: Any) -> dict[str, Any]:
         write_pairs(data, 8)
     values: dict[str, Any] = {
         "stage": stage,
-        "run": {"folder": str(folder), "seed": 0, "steps": 6},
-        "model": {"start": "tiny-random", "dtype": "float32"},
+        "run": {"output_dir": str(folder), "seed": 0, "max_steps": 6},
+        "model": {"name_or_path": "tiny-random", "param_dtype": "float32"},
         "judge": {
             "template": "default",
             "labels": ["A", "B"],
@@ -47,23 +47,32 @@ def tiny_values(stage: str, folder: Path, **changes: Any) -> dict[str, Any]:
             "thinking": False,
         },
         "data": {"train": [str(data)], "overlong": "drop", "on_bad": "error"},
-        "batch": {"rows": 4, "length": 192, "pack": False, "microbatches": 1},
+        "batch": {
+            "batch_size": 4,
+            "max_length": 192,
+            "packing": False,
+            "gradient_accumulation_steps": 1,
+        },
         "optimizer": {
             "learning_rate": 3e-3,
-            "warmup": 0.1,
-            "schedule": "cosine",
+            "warmup_steps": 0.1,
+            "lr_scheduler_type": "cosine",
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,
             "weight_decay": 0.01,
-            "clip": 1.0,
+            "max_grad_norm": 1.0,
         },
-        "execution": {"compute": "float32", "attention": "blocked", "remat": "none"},
+        "execution": {"compute_dtype": "float32", "attention": "blocked", "remat": "none"},
         "log": {"tensorboard": False},
     }
-    if stage != "rank":
-        values["data"]["orders"] = "both"
-    values["loss"] = {"write": {"chunk": 256}, "judge": {"smoothing": 0.1}, "rank": {}}[stage]
+    if stage != "bradley_terry":
+        values["data"]["position_augmentation"] = "both"
+    values["loss"] = {
+        "pretrain": {"loss_chunk_size": 256},
+        "finetune": {"label_smoothing": 0.1},
+        "bradley_terry": {},
+    }[stage]
     for name, value in changes.items():
         section, key = name.split("__")
         values.setdefault(section, {})[key] = value

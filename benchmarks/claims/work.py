@@ -35,13 +35,13 @@ from gram_jax.training.loop import train
 NOT_IN_KEY = ("checkpoint", "log")
 # Of every stage, beside the rate.
 OPTIMIZER = {
-    "warmup": 0.1,
-    "schedule": "cosine",
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "cosine",
     "b1": 0.9,
     "b2": 0.999,
     "eps": 1e-8,
     "weight_decay": 0.0,
-    "clip": 1.0,
+    "max_grad_norm": 1.0,
 }
 EDGE = 0.1  # share of the steps that the first and the last loss are means of
 
@@ -64,8 +64,8 @@ def run_of(cell: Cell, pools: Pools) -> Run | None:
     run = None
     if cell.unlabeled:
         count = round(cell.unlabeled * pools.count("unlabeled", pools.size.unlabeled))
-        run = Run("write", None, "unlabeled", count, cell.seed, 0.0, 1.0)
-    stage = "judge" if cell.kind == "generative" else "rank"
+        run = Run("pretrain", None, "unlabeled", count, cell.seed, 0.0, 1.0)
+    stage = "finetune" if cell.kind == "generative" else "bradley_terry"
     if cell.labels:
         count = pools.count("labels", cell.labels)
         run = Run(stage, run, "labels", count, cell.seed, cell.smoothing, cell.rate)
@@ -204,16 +204,16 @@ class Workshop:
 
     def _values(self, run: Run, start: str, folder: str, pairs: str) -> dict[str, Any]:
         """The recipe of a run."""
-        size, rank = self.size, run.stage == "rank"
+        size, rank = self.size, run.stage == "bradley_terry"
         loss: dict[str, dict[str, Any]] = {
-            "write": {"chunk": 512},
-            "judge": {"smoothing": run.smoothing},
-            "rank": {},
+            "pretrain": {"loss_chunk_size": 512},
+            "finetune": {"label_smoothing": run.smoothing},
+            "bradley_terry": {},
         }
         return {
             "stage": run.stage,
-            "run": {"folder": folder, "seed": run.seed, "epochs": self._epochs(run)},
-            "model": {"start": start, "dtype": "float32"},
+            "run": {"output_dir": folder, "seed": run.seed, "num_train_epochs": self._epochs(run)},
+            "model": {"name_or_path": start, "param_dtype": "float32"},
             "judge": {
                 "template": "default",
                 "labels": ["A", "B"],
@@ -223,15 +223,15 @@ class Workshop:
             },
             "data": self._data(run, pairs),
             "batch": {
-                "rows": size.rank_rows if rank else size.rows,
-                "length": size.rank_length if rank else size.length,
-                "pack": True,
-                "microbatches": 1,
+                "batch_size": size.rank_rows if rank else size.rows,
+                "max_length": size.rank_length if rank else size.length,
+                "packing": True,
+                "gradient_accumulation_steps": 1,
             },
             "optimizer": {"learning_rate": size.rates[run.stage] * run.rate, **OPTIMIZER},
             "loss": loss[run.stage],
-            "execution": {"compute": size.compute, "attention": "auto", "remat": "none"},
-            "checkpoint": {"every": size.save_every, "keep": 1},
+            "execution": {"compute_dtype": size.compute, "attention": "auto", "remat": "none"},
+            "checkpoint": {"save_steps": size.save_every, "max_to_keep": 1},
             "log": {"tensorboard": False},
         }
 
@@ -239,16 +239,18 @@ class Workshop:
         """The part of a recipe with this name."""
         data: dict[str, Any] = {
             "train": [pairs],
-            "schema": "pairs" if run.stage == "write" else "trl-standard",
+            "schema": "pairs" if run.stage == "pretrain" else "trl-standard",
             "overlong": "error",
             "on_bad": "error",
         }
-        if run.stage == "rank":
+        if run.stage == "bradley_terry":
             return data
-        return data | {"orders": self.size.orders if run.stage == "judge" else "hash"}
+        return data | {
+            "position_augmentation": self.size.orders if run.stage == "finetune" else "hash"
+        }
 
     def _epochs(self, run: Run) -> int:
-        return 1 if run.stage == "write" else self.size.epochs
+        return 1 if run.stage == "pretrain" else self.size.epochs
 
     def sets(self, cell: Cell) -> dict[str, list[Comparison]]:
         """What a cell is asked."""

@@ -181,11 +181,11 @@ def adapt(
     del judge  # its weights make room for training
 
     def at(step: int) -> Scorer:
-        return Scorer.load(f"{recipe.run.folder}@{step}", compute=compute)
+        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute=compute)
 
     margins: dict[int, np.ndarray] = {}
     for end in ends:
-        if end not in complete_steps(Path(recipe.run.folder) / CHECKPOINTS):
+        if end not in complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS):
             _train(recipe, end, console)
         margins[end] = on_choose(at(end))
         if _waited_enough(margins, settings.patience):
@@ -214,7 +214,7 @@ def adapt(
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
             "all the same"
         )
-    result["exported"] = str(_export(recipe.run.folder, choice.step, out / "judge"))
+    result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
     write_json(out / FILE, result)
     for doubt in doubts(result):
         console.warn(doubt)
@@ -274,11 +274,15 @@ def _recipe(
     length = max(settings.length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
-    rank = {"rank": settings.rank, "alpha": 2.0 * settings.rank, "targets": list(CONTRACTED)}
+    rank = {"rank": settings.rank, "alpha": 2.0 * settings.rank, "target_modules": list(CONTRACTED)}
     values: dict[str, Any] = {
-        "stage": "judge",
-        "run": {"folder": str(out / "run"), "seed": settings.seed, "epochs": settings.epochs},
-        "model": {"start": model, "dtype": "float32"},
+        "stage": "finetune",
+        "run": {
+            "output_dir": str(out / "run"),
+            "seed": settings.seed,
+            "num_train_epochs": settings.epochs,
+        },
+        "model": {"name_or_path": model, "param_dtype": "float32"},
         "judge": {
             "template": str(template),
             "labels": list(spec.labels),
@@ -289,30 +293,34 @@ def _recipe(
         "data": {
             "train": [str(train_file)],
             "schema": "trl-conversational",
-            "orders": "both",
-            "overlong": "shorten",
+            "position_augmentation": "both",
+            "overlong": "truncate",
             "on_bad": "error",
         },
         "batch": {
-            "rows": devices,
-            "length": length,
-            "pack": True,
-            "microbatches": 1,
+            "batch_size": devices,
+            "max_length": length,
+            "packing": True,
+            "gradient_accumulation_steps": 1,
         },
         "optimizer": {
             "learning_rate": settings.rate
             if settings.rate is not None
             else default_rate(settings.method, judge.cfg),
-            "warmup": 0.1,
-            "schedule": "cosine",
+            "warmup_steps": 0.1,
+            "lr_scheduler_type": "cosine",
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
             "weight_decay": 0.0,
-            "clip": 1.0,
+            "max_grad_norm": 1.0,
         },
-        "loss": {"smoothing": settings.smoothing},
-        "execution": {"compute": judge.execution.compute, "attention": "auto", "remat": "dots"},
+        "loss": {"label_smoothing": settings.smoothing},
+        "execution": {
+            "compute_dtype": judge.execution.compute,
+            "attention": "auto",
+            "remat": "dots",
+        },
         "log": {"tensorboard": False},
     }
     if settings.method == "lora":
@@ -321,10 +329,16 @@ def _recipe(
     full = int(examples.documents.lengths.sum()) // length
     rows = settings.rows or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices
-    values["batch"] |= {"rows": rows, "microbatches": rows // devices}  # a row at a time on each
+    values["batch"] |= {
+        "batch_size": rows,
+        "gradient_accumulation_steps": rows // devices,
+    }  # a row at a time on each
     batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
     ends = [batches.steps(epoch) for epoch in range(1, settings.epochs + 1)]
-    keep = {"every": ends[0], "keep": 1000}  # of every epoch, and what interruptions leave between
+    keep = {
+        "save_steps": ends[0],
+        "max_to_keep": 1000,
+    }  # of every epoch, and what interruptions leave between
     return make_recipe(values | {"checkpoint": keep}), ends
 
 

@@ -353,7 +353,7 @@ class Checkpoints:
         return CheckpointError(
             f"the disk of {self.folder} is full: a checkpoint needs up to {self._needed / 1e6:,.1f} "
             f"MB, {free / 1e6:,.1f} MB are free. Earlier checkpoints are whole. Free some space, "
-            "keep fewer checkpoints (checkpoint.keep), or give the run another folder"
+            "keep fewer checkpoints (checkpoint.max_to_keep), or give the run another folder"
         )
 
     @contextmanager

@@ -64,8 +64,9 @@ def inspect(
     source: Annotated[str, typer.Argument(help="a file, folder or dataset of any schema")],
     model: ModelOption = "smollm2-135m",
     stage: Annotated[
-        Literal["write", "judge", "rank"], typer.Option(help="stage 1, stage 2, or the baseline")
-    ] = "judge",
+        Literal["pretrain", "finetune", "bradley_terry"],
+        typer.Option(help="stage 1, stage 2, or the baseline"),
+    ] = "finetune",
     limit: Annotated[int, typer.Option(min=1, help="records to show")] = 3,
     schema: Schema = "auto",
     on_bad: OnBad = "error",

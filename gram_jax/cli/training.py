@@ -207,7 +207,7 @@ def adapt(
 def rl(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl=0.1")
+        list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl_coef=0.1")
     ] = None,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
@@ -228,12 +228,12 @@ def plan(
     slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="change a key, as batch.rows=64"),
+        typer.Option("--set", help="change a key, as batch.batch_size=64"),
     ] = None,
     model_config: Annotated[
         str | None,
         typer.Option(
-            help="a config.json or a published shape such as qwen3-8b; default model.start"
+            help="a config.json or a published shape such as qwen3-8b; default model.name_or_path"
         ),
     ] = None,
     score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
@@ -242,7 +242,7 @@ def plan(
         int | None, typer.Option(min=1, help="examples that a packed row may hold")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="largest batch.rows, then least recomputation")
+        bool, typer.Option("--search", help="largest batch.batch_size, then least recomputation")
     ] = False,
     advice: Annotated[
         bool, typer.Option(help="where it does not fit, compile changes until one does")

@@ -45,7 +45,7 @@ def make_batches(
     two_rows = examples.per_unit == 2 and not examples.together
     if two_rows and not pack and rows % 2:
         raise RecipeError(
-            f"batch.rows = {rows} with both orders of a pair in one batch: "
+            f"batch.batch_size = {rows} with both orders of a pair in one batch: "
             f"expected an even number of rows, such as {rows + 1}, or pack = true"
         )
     together = examples.together or (two_rows and rows == 1)

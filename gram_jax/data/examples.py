@@ -271,7 +271,7 @@ def _encoded_units(
                 if overlong == "error":
                     raise DataError(
                         f'record {record.id!r} does not fit max_length and overlong = "error"; '
-                        'raise max_length, or choose "drop" or "shorten"'
+                        'raise max_length, or choose "drop" or "truncate"'
                     )
                 dropped[TOO_LONG] += 1
             elif _is_identical(unit):

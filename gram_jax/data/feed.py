@@ -24,7 +24,7 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
     shards = placement.batch_shards
     if rows % shards:
         raise RecipeError(
-            f"batch.rows = {rows} cannot be cut into {shards} parts (mesh axes "
+            f"batch.batch_size = {rows} cannot be cut into {shards} parts (mesh axes "
             f"{' x '.join(dict(placement.rules)['batch'])}): {nearest_multiple(rows, shards)}"
         )
     held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()

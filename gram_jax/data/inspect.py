@@ -23,7 +23,7 @@ from gram_jax.errors import DataError
 from gram_jax.judge.encode import Overlong
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 
-Stage = Literal["write", "judge", "rank"]
+Stage = Literal["pretrain", "finetune", "bradley_terry"]
 
 # Around what carries the loss (stage 1), the verdict to learn (stage 2), or where the score is read
 # (baseline).
@@ -41,7 +41,7 @@ def inspect_source(
     on_bad: Literal["error", "skip"] = "error",
     orders: Orders = "hash",
     seed: int = 0,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Iterator[str]:
     """A text for each of the first `limit` records, then one that says what became of their rows and how long they are.
 
@@ -49,17 +49,17 @@ def inspect_source(
     Raises DataError for a source that cannot be read, JudgeError if the tokenizer is not the one of
     the specification.
     """
-    if stage not in ("write", "judge", "rank"):
-        raise DataError(f'stage is "write", "judge" or "rank"; found {stage!r}.')
+    if stage not in ("pretrain", "finetune", "bradley_terry"):
+        raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
     check_tokenizer(spec, tokenizer)
-    kind = "pair" if stage == "write" else "preference"
+    kind = "pair" if stage == "pretrain" else "preference"
     records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
-    if stage == "rank":
+    if stage == "bradley_terry":
         examples: Examples = ranking_examples(
             records, tokenizer, spec, overlong=overlong, rows=report
         )
     else:
-        make = writing_examples if stage == "write" else verdict_examples
+        make = writing_examples if stage == "pretrain" else verdict_examples
         examples = make(
             records, tokenizer, spec, orders=orders, seed=seed, overlong=overlong, rows=report
         )

@@ -49,7 +49,12 @@ STATE = "demo.json"
 
 # The same story on a tiny random model with a byte-like tokenizer: longer rows, fewer of everything.
 FAST_START, FAST_PAIRS = "tiny-random", 28
-FAST = ("run.steps=6", "batch.length=1024", "judge.max_length=1024", "optimizer.learning_rate=1e-3")
+FAST = (
+    "run.max_steps=6",
+    "batch.max_length=1024",
+    "judge.max_length=1024",
+    "optimizer.learning_rate=1e-3",
+)
 
 # How much faster bfloat16 has to be in a bare product before the whole model gains by it.
 WORTH_BFLOAT16 = 1.4
@@ -137,8 +142,8 @@ def run_demo(folder: Path, *, fast: bool = False, console: Console | None = None
 
     story.chapter("The weights")
     compute = _open(folder, fast, console)
-    stage1 = _recipe("write", folder / "stage1", model, compute, fast)
-    stage2 = _recipe("judge", folder / "stage2", str(folder / "stage1"), compute, fast)
+    stage1 = _recipe("pretrain", folder / "stage1", model, compute, fast)
+    stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute, fast)
     spec = judge_spec(stage2, load_tokenizer(model))
     judge = _judge(model, spec, compute, placement)
     say(f"{sum(x.size for x in jax.tree.leaves(judge.params)):,} weights from {_origin(model)}")
@@ -245,13 +250,13 @@ def _open(folder: Path, fast: bool, console: Console) -> Compute:
 
 def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> Recipe:
     """The shipped recipe of a stage with the paths of this machine."""
-    data = UNLABELED if stage == "write" else PREFERENCES
+    data = UNLABELED if stage == "pretrain" else PREFERENCES
     values = {
-        "run.folder": str(folder),
-        "model.start": start,
+        "run.output_dir": str(folder),
+        "model.name_or_path": start,
         "judge.template": str(ASSETS / "demo-template.txt"),
         "data.train": [str(data)],
-        "execution.compute": compute,
+        "execution.compute_dtype": compute,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])
@@ -351,7 +356,7 @@ def _compare(
         return None
     pairs = [(r.prompt, r.chosen, r.rejected) for r in records]
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
-    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="shorten")
+    encoded = encode_comparisons(judge.tokenizer, judge.spec, shown, overlong="truncate")
     asked = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
     done = subprocess.run(
         [sys.executable, str(script), str(exported)],

@@ -23,7 +23,7 @@ from gram_jax.judge.truncate import shorten
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-Overlong = Literal["shorten", "drop", "error"]
+Overlong = Literal["truncate", "drop", "error"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +103,11 @@ def encode_comparison(
     first: str,
     second: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The judge's prompt for one pair in the order shown; the verdict is the token after the last.
 
-    overlong, for more than spec.max_length tokens: "shorten" cuts inside the responses, then the
+    overlong, for more than spec.max_length tokens: "truncate" cuts inside the responses, then the
     prompt, never the tail, and alike for both orders; "drop" returns None; "error" raises
     JudgeError.
     """
@@ -120,7 +120,7 @@ def encode_comparisons(
     spec: JudgeSpec,
     items: Iterable[tuple[PromptLike, str, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -139,7 +139,7 @@ def encode_comparisons(
     spec: JudgeSpec,
     items: Iterable[tuple[PromptLike, str, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_comparison` of many (prompt, first, second); a text that occurs several times is tokenized once."""
     rows = [{"prompt": p, "first": f, "second": s} for p, f, s in items]
@@ -177,7 +177,7 @@ def encode_response(
     prompt: PromptLike,
     response: str,
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> Encoded | None:
     """The discriminative baseline: a chat with one response; its score is read at the last token, the turn's end."""
     return encode_responses(tokenizer, spec, [(prompt, response)], overlong=overlong)[0]
@@ -189,7 +189,7 @@ def encode_responses(
     spec: JudgeSpec,
     items: Iterable[tuple[PromptLike, str]],
     *,
-    overlong: Literal["shorten", "error"] = "shorten",
+    overlong: Literal["truncate", "error"] = "truncate",
 ) -> list[Encoded]: ...
 
 
@@ -208,7 +208,7 @@ def encode_responses(
     spec: JudgeSpec,
     items: Iterable[tuple[PromptLike, str]],
     *,
-    overlong: Overlong = "shorten",
+    overlong: Overlong = "truncate",
 ) -> list[Any]:
     """`encode_response` of many (prompt, response)."""
     rows = [{"prompt": p, "response": r} for p, r in items]
@@ -222,8 +222,8 @@ def _encode(
     rows: Sequence[Mapping[str, Any]],
     overlong: Overlong,
 ) -> list[Encoded | None]:
-    if overlong not in ("shorten", "drop", "error"):
-        raise JudgeError(f'overlong is "shorten", "drop" or "error"; found {overlong!r}.')
+    if overlong not in ("truncate", "drop", "error"):
+        raise JudgeError(f'overlong is "truncate", "drop" or "error"; found {overlong!r}.')
     encoder = text_encoder(tokenizer)
     table = PieceTable(encoder, layout)
     table.check_room(budget)
@@ -275,7 +275,7 @@ def _encode_row(
         if overlong == "error":
             raise JudgeError(
                 f"an example of {total} tokens does not fit the budget of {budget} (max_length). "
-                'Raise max_length, or choose overlong = "shorten" or "drop".'
+                'Raise max_length, or choose overlong = "truncate" or "drop".'
             )
         texts = shorten(table, texts, budget - table.plan.fixed)
         kept = table.total(texts)

@@ -32,13 +32,13 @@ def run_plan(
 ) -> bool:
     """Make and print one plan; whether it fits. Progress goes to stderr."""
     if search and score:
-        raise RecipeError("--search looks for batch.rows of training: leave --score out")
+        raise RecipeError("--search looks for batch.batch_size of training: leave --score out")
     if pairs is not None and not score:
         raise RecipeError("--pairs is of a scoring call: give --score with it")
-    if slots is not None and (score or recipe.stage == "write" or not recipe.batch.pack):
+    if slots is not None and (score or recipe.stage == "pretrain" or not recipe.batch.packing):
         raise RecipeError(
             f"--slots {slots} is of packed rows in training the judge or the baseline: leave it out with "
-            "--score, with stage write, which has a target at every position, and with batch.pack = false"
+            "--score, with stage write, which has a target at every position, and with batch.packing = false"
         )
     console, progress = Console(quiet=as_json), Console(stderr=True)
     cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
@@ -56,7 +56,7 @@ def run_plan(
         else:
             chosen, plan = found
             advice = (
-                f"Largest that fits, within a quarter: --set batch.rows={chosen.batch.rows} "
+                f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
                 f"--set execution.remat={chosen.execution.remat}"
             )
     elif score:
@@ -78,14 +78,14 @@ def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
     """The model's shape: of a config.json (or its folder), a published name, or the recipe's start."""
     if named is not None:
         return named_config(named)
-    start = recipe.model.start
+    start = recipe.model.name_or_path
     if (known := published_config(start)) is not None and not Path(start).exists():
         return known
     try:
         return config_of_model(start)
     except CheckpointError as error:
         raise RecipeError(
-            f"model.start = {start!r} is not there to read the model's shape from ({error}). Give "
+            f"model.name_or_path = {start!r} is not there to read the model's shape from ({error}). Give "
             f"--model-config: a config.json, or one of {', '.join(PUBLISHED)}"
         ) from error
 

@@ -51,7 +51,7 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
 
 def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
     """Of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: 4, not 6."""
-    rows, length = recipe.batch.rows, recipe.batch.length
+    rows, length = recipe.batch.batch_size, recipe.batch.max_length
     tokens = rows * length
     if recipe.lora is None:
         layers = 6.0 * layer_weights(cfg)
@@ -59,7 +59,7 @@ def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
         layers = 4.0 * layer_weights(cfg) + 6.0 * sum(math.prod(s.shape) for s in thin.values())
     head = 0.0
-    if recipe.stage == "write":
+    if recipe.stage == "pretrain":
         factor = 6.0 if recipe.lora is None else 4.0
         head = factor * cfg.vocab_size * cfg.embed_size * tokens
     return Flops(layers * tokens, 3 * attention_flops(cfg, rows, length), head)

@@ -144,19 +144,22 @@ def plan_training(
     change: as lower_step takes it. Raises RecipeError where the mesh does not divide model or batch.
     """
     batch, placement = recipe.batch, target.placement
-    microbatches = change.get("batch.microbatches", batch.microbatches)
-    if problem := check_rows(batch.rows, microbatches, placement.batch_shards):
+    microbatches = change.get(
+        "batch.gradient_accumulation_steps", batch.gradient_accumulation_steps
+    )
+    if problem := check_rows(batch.batch_size, microbatches, placement.batch_shards):
         raise RecipeError(problem)
-    if batch.length % (parts := placement.mesh.shape["sequence"]):
+    if batch.max_length % (parts := placement.mesh.shape["sequence"]):
         raise RecipeError(
-            f"batch.length = {batch.length} over sequence = {parts}: {nearest_multiple(batch.length, parts)}"
+            f"batch.max_length = {batch.max_length} over sequence = {parts}: "
+            f"{nearest_multiple(batch.max_length, parts)}"
         )
     check_divides(tree.flatten(param_specs(cfg)), placement)
     # A warm-up that is written as steps has to end within the run.
-    steps = recipe.run.steps or STEPS + int(recipe.optimizer.warmup)
+    steps = recipe.run.max_steps or STEPS + int(recipe.optimizer.warmup_steps)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
-    state = abstract_state(specs, optimizer, placement, recipe.model.dtype)
+    state = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
     rows = abstract_batch(abstract_rows(recipe, slots), placement)
     frozen = abstract_frozen(recipe, cfg, placement)
     start = time.perf_counter()
@@ -169,14 +172,14 @@ def plan_training(
     )
     took = time.perf_counter() - start
     settings = {
-        "rows": batch.rows,
-        "length": batch.length,
+        "rows": batch.batch_size,
+        "length": batch.max_length,
         "microbatches": microbatches,
         "remat": change.get("execution.remat", recipe.execution.remat),
         "attention": recipe.execution.attention,
-        "compute": recipe.execution.compute,
-        "weights": recipe.model.dtype,
-        "moments": f"{recipe.optimizer.moments}, {recipe.optimizer.second_moment}",
+        "compute": recipe.execution.compute_dtype,
+        "weights": recipe.model.param_dtype,
+        "moments": f"{recipe.optimizer.first_moment_dtype}, {recipe.optimizer.second_moment_dtype}",
     }
     flops = training_flops(recipe, cfg)
     # Forward and backward pass read every layer's weights once a micro-batch, whole along fsdp.
@@ -185,15 +188,15 @@ def plan_training(
         f"train, stage {recipe.stage}",
         target,
         settings,
-        batch.rows * batch.length,
+        batch.batch_size * batch.max_length,
         (state, frozen, rows),
         compiled,
         failure,
         flops,
-        passes * _layer_bytes(cfg, target, recipe.execution.compute),
+        passes * _layer_bytes(cfg, target, recipe.execution.compute_dtype),
         took,
         leaves=len(jax.tree.leaves(state)),
-        compute=recipe.execution.compute,
+        compute=recipe.execution.compute_dtype,
     )
 
 
@@ -204,14 +207,14 @@ def plan_scoring(
 
     pairs: over all devices; by default as many as the scorer takes (scoring/scorer.py).
     """
-    placement, compute = target.placement, recipe.execution.compute
+    placement, compute = target.placement, recipe.execution.compute_dtype
     check_divides(tree.flatten(param_specs(cfg)), placement)
     length = padded_lengths(recipe.judge.max_length)[-1]
     platform = placement.mesh.devices.flat[0].platform
     a_call = PADDED.get(platform, PADDED["gpu"])
     pairs = pairs or max(1, a_call // (2 * length)) * placement.batch_shards
     if problem := check_rows(pairs, 1, placement.batch_shards):
-        raise RecipeError(problem.replace("batch.rows", "--pairs"))
+        raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
     weights = tree.map_with_path(
         lambda _, spec: jax.ShapeDtypeStruct(
             spec.shape, jnp.dtype(compute), sharding=placement.sharding(*spec.axes)
@@ -252,15 +255,15 @@ def plan_scoring(
 
 def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     """A batch of the recipe's stage as shapes. slots: see plan_training."""
-    B, T = recipe.batch.rows, recipe.batch.length
-    M = slots or (max(1, T // POSITIONS_PER_EXAMPLE) if recipe.batch.pack else 1)
-    if not recipe.batch.pack and B == 1 and recipe.data.orders == "both":
+    B, T = recipe.batch.batch_size, recipe.batch.max_length
+    M = slots or (max(1, T // POSITIONS_PER_EXAMPLE) if recipe.batch.packing else 1)
+    if not recipe.batch.packing and B == 1 and recipe.data.position_augmentation == "both":
         M = 2  # both orders share the only row
     seqs = Sequences(*(_array(B, T) for _ in range(3)))
     weights = _array(B, M, dtype="float32")
-    if recipe.stage == "write":
+    if recipe.stage == "pretrain":
         return TokenBatch(seqs, _array(B, T), _array(B, T, dtype="float32"))
-    if recipe.stage == "judge":
+    if recipe.stage == "finetune":
         return VerdictBatch(seqs, _array(B, M), _array(B, M), weights)
     return RankingBatch(seqs, _array(B, M), _array(B, M), weights)
 

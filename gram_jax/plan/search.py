@@ -32,8 +32,8 @@ def what_would_fit(
         if plan_training(recipe, cfg, target, slots=slots, change=change).fit.fits:
             return f"What would fit: {_keys(change)}"
     return (
-        'Neither more microbatches nor remat = "full" is enough: fewer batch.rows, a shorter '
-        "batch.length, more devices under [mesh] fsdp, [lora], or a smaller model"
+        'Neither more microbatches nor remat = "full" is enough: fewer batch.batch_size, a shorter '
+        "batch.max_length, more devices under [mesh] fsdp, [lora], or a smaller model"
     )
 
 
@@ -45,13 +45,13 @@ def largest_batch(
     *,
     slots: int | None = None,
 ) -> tuple[Recipe, Plan] | None:
-    """The recipe with the most batch.rows that fit under full recomputation, then with the least recomputation.
+    """The recipe with the most batch.batch_size that fit under full recomputation, then with the least recomputation.
 
     Rows are SIZES times microbatches times batch shards, bisected up to where the residual stream
     alone, which full recomputation keeps at every layer, is more than a device has. None where not
     even the smallest batch fits. slots: see plan_training.
     """
-    unit = recipe.batch.microbatches * target.placement.batch_shards
+    unit = recipe.batch.gradient_accumulation_steps * target.placement.batch_shards
     tried: dict[tuple[int, str], Plan] = {}
 
     def attempt(at: int, remat: str) -> Plan:
@@ -60,7 +60,7 @@ def largest_batch(
             changed = _with(recipe, rows, remat)
             tried[at, remat] = plan = plan_training(changed, cfg, target, slots=slots)
             verdict = "fits" if plan.fit.fits else "does not fit"
-            say(f'batch.rows = {rows}, remat = "{remat}": {verdict}')
+            say(f'batch.batch_size = {rows}, remat = "{remat}": {verdict}')
         return tried[at, remat]
 
     if not attempt(0, "full").fit.fits:
@@ -78,8 +78,8 @@ def largest_batch(
 
 def _most(recipe: Recipe, cfg: ModelConfig, target: Target) -> int:
     """More rows of one micro-batch on one device cannot fit."""
-    width = 2 if recipe.execution.compute == "bfloat16" else 4
-    row = cfg.layers * recipe.batch.length * cfg.embed_size * width
+    width = 2 if recipe.execution.compute_dtype == "bfloat16" else 4
+    row = cfg.layers * recipe.batch.max_length * cfg.embed_size * width
     row //= target.placement.mesh.shape["sequence"]
     return SIZES[-1] if target.capacity is None else target.capacity // row
 
@@ -87,7 +87,7 @@ def _most(recipe: Recipe, cfg: ModelConfig, target: Target) -> int:
 def _with(recipe: Recipe, rows: int, remat: str) -> Recipe:
     return dataclasses.replace(
         recipe,
-        batch=dataclasses.replace(recipe.batch, rows=rows),
+        batch=dataclasses.replace(recipe.batch, batch_size=rows),
         execution=dataclasses.replace(recipe.execution, remat=remat),
     )
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 from gram_jax.errors import RecipeError
 from gram_jax.model.attention.choice import Task, refusals
-from gram_jax.recipes.tables import Checkpoint, Recipe, Stage
+from gram_jax.recipes.tables import CheckpointConfig, Recipe, Stage
 from gram_jax.sharding import nearest_multiple
 
 # Keys that mean nothing in the other stages; all but attack_share, which has a default, are required in theirs.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
-    "loss.chunk": ("write",),
-    "loss.smoothing": ("judge",),
-    "data.orders": ("write", "judge"),
-    "data.attack_share": ("judge",),
+    "loss.loss_chunk_size": ("pretrain",),
+    "loss.label_smoothing": ("finetune",),
+    "data.position_augmentation": ("pretrain", "finetune"),
+    "data.attack_share": ("finetune",),
 }
 
 # Below this learning rate Adam's steps vanish in the rounding of bf16 weights: at 1e-5 a judge
@@ -30,10 +30,10 @@ def cross_checks(recipe: Recipe) -> Iterator[str]:
     if recipe.data.attack_share and recipe.data.overlong == "error":
         yield (
             '[data] attack_share makes pairs beyond the token budget, which overlong = "error" refuses: choose '
-            '"shorten" or "drop"'
+            '"truncate" or "drop"'
         )
-    if recipe.evaluate.every and not recipe.data.valid:
-        yield f"[evaluate] every = {recipe.evaluate.every}: there is no data.valid to evaluate on"
+    if recipe.evaluate.eval_steps and not recipe.data.valid:
+        yield f"[evaluate] eval_steps = {recipe.evaluate.eval_steps}: there is no data.valid to evaluate on"
     if problem := check_saves(recipe.checkpoint):
         yield problem
     if recipe.lora is not None:
@@ -46,8 +46,8 @@ def cross_checks(recipe: Recipe) -> Iterator[str]:
 
 def _length(recipe: Recipe) -> Iterator[str]:
     run = recipe.run
-    if (run.steps is None) == (run.epochs is None):
-        found = "both" if run.steps is not None else "neither"
+    if (run.max_steps is None) == (run.num_train_epochs is None):
+        found = "both" if run.max_steps is not None else "neither"
         yield f"[run] needs exactly one of steps and epochs; found {found}"
 
 
@@ -65,17 +65,20 @@ def _stage(recipe: Recipe) -> Iterator[str]:
 
 
 def _optimizer(recipe: Recipe) -> Iterator[str]:
-    optimizer, steps = recipe.optimizer, recipe.run.steps
-    if optimizer.warmup >= 1 and optimizer.warmup != int(optimizer.warmup):
+    optimizer, steps = recipe.optimizer, recipe.run.max_steps
+    if optimizer.warmup_steps >= 1 and optimizer.warmup_steps != int(optimizer.warmup_steps):
         yield (
-            f"[optimizer] warmup = {optimizer.warmup}: expected a share below 1 or a whole number"
+            f"[optimizer] warmup_steps = {optimizer.warmup_steps}: expected a share below 1 or a whole number"
         )
-    if steps is not None and optimizer.warmup >= max(steps, 1):
-        yield f"[optimizer] warmup = {optimizer.warmup:g} leaves nothing of run.steps = {steps}"
-    if recipe.model.dtype == "bfloat16" and optimizer.learning_rate < LEAST_BF16_LEARNING_RATE:
+    if steps is not None and optimizer.warmup_steps >= max(steps, 1):
+        yield f"[optimizer] warmup_steps = {optimizer.warmup_steps:g} leaves nothing of run.max_steps = {steps}"
+    if (
+        recipe.model.param_dtype == "bfloat16"
+        and optimizer.learning_rate < LEAST_BF16_LEARNING_RATE
+    ):
         yield (
-            f'[model] dtype = "bfloat16" with learning_rate = {optimizer.learning_rate:g}: such '
-            'small steps vanish in bfloat16. Use dtype = "float32" (compute may stay bfloat16) or '
+            f'[model] param_dtype = "bfloat16" with learning_rate = {optimizer.learning_rate:g}: such '
+            'small steps vanish in bfloat16. Use param_dtype = "float32" (compute_dtype may stay bfloat16) or '
             f"a learning rate of at least {LEAST_BF16_LEARNING_RATE:g}"
         )
 
@@ -92,7 +95,9 @@ def _devices(recipe: Recipe) -> Iterator[str]:
         return
     whole = recipe.mesh.whole
     shards = (whole["data"] or 1) * (whole["fsdp"] or 1)
-    if problem := check_rows(recipe.batch.rows, recipe.batch.microbatches, shards):
+    if problem := check_rows(
+        recipe.batch.batch_size, recipe.batch.gradient_accumulation_steps, shards
+    ):
         yield problem
     for problem in refusals(attention, _attention_task(recipe)):
         yield f'[execution] attention = "{attention}": {problem}'
@@ -103,8 +108,8 @@ def _attention_task(recipe: Recipe) -> Task:
     sizes = recipe.mesh.whole
     return Task(
         packed=recipe.packed,
-        length=recipe.batch.length,
-        compute=recipe.execution.compute,
+        length=recipe.batch.max_length,
+        compute=recipe.execution.compute_dtype,
         sequence=sizes["sequence"],
         tensor=sizes["tensor"],
     )
@@ -121,17 +126,21 @@ def check_rows(rows: int, microbatches: int, shards: int) -> str | None:
     if rows % unit == 0:
         return None
     return (
-        f"batch.rows = {rows} is not a multiple of {unit} ({microbatches} microbatches x {shards} "
+        f"batch.batch_size = {rows} is not a multiple of {unit} ({microbatches} microbatches x {shards} "
         f"batch shards): {nearest_multiple(rows, unit)}"
     )
 
 
-def check_saves(saves: Checkpoint) -> str | None:
+def check_saves(saves: CheckpointConfig) -> str | None:
     """None where every step that is kept for good is one that is saved, else what to say."""
-    if not saves.keep_every or (saves.every and saves.keep_every % saves.every == 0):
+    if not saves.keep_period or (saves.save_steps and saves.keep_period % saves.save_steps == 0):
         return None
-    found = f"every = {saves.every}" if saves.every else "every = 0 (saves only at the end)"
+    found = (
+        f"save_steps = {saves.save_steps}"
+        if saves.save_steps
+        else "save_steps = 0 (saves only at the end)"
+    )
     return (
-        f"[checkpoint] keep_every = {saves.keep_every}: expected a multiple of every, whose steps are "
+        f"[checkpoint] keep_period = {saves.keep_period}: expected a multiple of save_steps, whose steps are "
         f"the ones that are saved; found {found}"
     )

@@ -21,11 +21,11 @@ RECIPES = _INSIDE if _INSIDE.is_dir() else _INSIDE.parents[1] / "configs"
 
 # What may differ between a run and its continuation: it changes no result, or only its last bits.
 FREE_ON_RESUME = (
-    "run.folder",
+    "run.output_dir",
     "run.max_skipped",
     "data.valid",
-    "batch.microbatches",
-    "loss.chunk",
+    "batch.gradient_accumulation_steps",
+    "loss.loss_chunk_size",
     "execution.attention",
     "execution.remat",
     "mesh.",
@@ -38,15 +38,15 @@ FREE_ON_RESUME = (
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a TOML file, with overrides such as "optimizer.learning_rate=1e-5".
 
-    path: of a file, or the name of a recipe that comes with gram_jax, such as "smollm2-135m-judge".
+    path: of a file, or the name of a recipe that comes with gram_jax, such as "smollm2-135m-finetune".
     An override's value is TOML (`data.train=["a.jsonl"]`); a bare word is a string, and an empty
     value removes the key. Raises RecipeError for a file that cannot be read, an unknown key (naming
     the nearest known one), a missing key, a value of the wrong type or range, and values that do
     not go together.
 
-    >>> recipe = read_recipe("smollm2-135m-judge", ["optimizer.learning_rate=1e-5", "run.steps=20"])
-    >>> recipe.stage, recipe.run.steps, recipe.optimizer.learning_rate
-    ('judge', 20, 1e-05)
+    >>> recipe = read_recipe("smollm2-135m-finetune", ["optimizer.learning_rate=1e-5", "run.max_steps=20"])
+    >>> recipe.stage, recipe.run.max_steps, recipe.optimizer.learning_rate
+    ('finetune', 20, 1e-05)
     """
     values, where = read_values(path, overrides)
     return make_recipe(values, where)

@@ -17,42 +17,42 @@ from gram_jax.model.lora import LoraConfig
 from gram_jax.recipes.strict import STRICT
 from gram_jax.sharding import MESH_AXES
 
-Stage = Literal["write", "judge", "rank"]
+Stage = Literal["pretrain", "finetune", "bradley_terry"]
 Dtype = Literal["float32", "bfloat16"]
-First = Literal["float32", "bfloat16", "int8"]
-Second = Literal["float32", "bfloat16", "int8", "factored"]
+MomentDtype = Literal["float32", "bfloat16", "int8"]
+SecondMomentDtype = Literal["float32", "bfloat16", "int8", "factored"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Run:
+class RunConfig:
     """How long, where to, and the seed of everything random. Exactly one of steps and epochs is given."""
 
-    folder: Annotated[str, Field(min_length=1)]
+    output_dir: Annotated[str, Field(min_length=1)]
     """where everything of the run goes; all processes of a job see the same"""
     seed: Count
     """of the order of the data, of new weights, of attacks"""
-    steps: Positive | None = None
+    max_steps: Positive | None = None
     """updates of the weights"""
-    epochs: Positive | None = None
+    num_train_epochs: Positive | None = None
     """passes over the training data"""
     max_skipped: Count = 0
     """batches in a row that may be left out for a loss or gradient that is no number; one more stops the run"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Model:
+class BaseModelConfig:
     """The weights to begin from, and how they are held."""
 
-    start: Annotated[str, Field(min_length=1)]
+    name_or_path: Annotated[str, Field(min_length=1)]
     """a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"""
-    dtype: Dtype
+    param_dtype: Dtype
     """of the trained master weights; below a learning rate of 1e-4 Adam's steps vanish in bfloat16"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Judge:
+class JudgeConfig:
     """How the model is asked and answers: saved beside the weights as judge.json."""
 
     template: Annotated[str, Field(min_length=1)]
@@ -68,7 +68,7 @@ class Judge:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Source:
+class SourceConfig:
     """A source of data with settings of its own; a plain string is the path alone."""
 
     path: Annotated[str, Field(min_length=1)]
@@ -87,20 +87,20 @@ class Source:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Data:
+class DataConfig:
     """What is trained and evaluated on. A source is a path or name, or a table with settings of its own."""
 
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    train: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     """sources, read in turn; which examples a step takes follows from the seed"""
-    overlong: Literal["shorten", "drop", "error"]
-    """what becomes of an example longer than judge.max_length; "shorten" cuts inside the responses"""
+    overlong: Literal["truncate", "drop", "error"]
+    """what becomes of an example longer than judge.max_length; "truncate" cuts inside the responses"""
     on_bad: Literal["error", "skip"]
     """what becomes of a row that does not fit the form; what is skipped is counted"""
-    valid: tuple[Source, ...] = ()
+    valid: tuple[SourceConfig, ...] = ()
     """sources that are evaluated on and never trained on"""
     schema: str = "auto"
     """form of the rows of sources that state none (below); "auto" looks at their fields"""
-    orders: Literal["both", "hash", "fixed"] | None = None
+    position_augmentation: Literal["both", "hash", "fixed"] | None = None
     """both ways in one batch ("both"), one way by a hash of seed and id ("hash"), or as it stands ("fixed")"""
     limit: Positive | None = None
     """at most so many training records of all sources together"""
@@ -109,28 +109,28 @@ class Data:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Batch:
+class BatchConfig:
     """What a step reads."""
 
-    rows: Positive
+    batch_size: Positive
     """of a step, over all devices"""
-    length: Annotated[int, Field(ge=2)]
+    max_length: Annotated[int, Field(ge=2)]
     """tokens of a row"""
-    pack: bool
+    packing: bool
     """several examples share a row, each seeing itself alone"""
-    microbatches: Positive
+    gradient_accumulation_steps: Positive
     """parts that a step is computed in, one after the other, to need less memory"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Optimizer:
+class OptimizerConfig:
     """AdamW. Norms and biases do not decay."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     """at its peak"""
-    warmup: Annotated[float, Field(ge=0)]
+    warmup_steps: Annotated[float, Field(ge=0)]
     """a share of the steps if below 1, else a number of steps"""
-    schedule: Literal["cosine", "linear", "constant"]
+    lr_scheduler_type: Literal["cosine", "linear", "constant"]
     """how the rate falls to 0 behind the warm-up; "constant" stays"""
     b1: Annotated[float, Field(ge=0, lt=1)]
     """decay of the first moment"""
@@ -140,29 +140,29 @@ class Optimizer:
     """added to the root of the second moment"""
     weight_decay: Annotated[float, Field(ge=0)]
     """times the learning rate, taken off the matrices' weights in a step"""
-    clip: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
     """largest global norm of the gradient; 0 for none"""
-    moments: First = "float32"
+    first_moment_dtype: MomentDtype = "float32"
     """how the first moment is kept (docs/optimizer-memory.md)"""
-    second_moment: Second = "float32"
+    second_moment_dtype: SecondMomentDtype = "float32"
     """how the second moment is kept (docs/optimizer-memory.md)"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Loss:
+class LossConfig:
     """What the losses need to know (docs/concepts.md)."""
 
-    smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """torch's label_smoothing: half of it lies on the wrong verdict"""
-    chunk: Positive | None = None
+    loss_chunk_size: Positive | None = None
     """positions whose logits over the vocabulary may exist at once, over all devices"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Executing:
+class ExecutionConfig:
     """How the model is computed. It changes no result beyond rounding."""
 
-    compute: Dtype
+    compute_dtype: Dtype
     """number format of products, which add up in float32"""
     attention: AttentionBackend
     """back end; "auto" chooses by device and task (docs/attention.md)"""
@@ -171,7 +171,7 @@ class Executing:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Between:
+class DcnConfig:
     """Sizes of the mesh axes over slices or hosts; they multiply to the number of these."""
 
     data: Positive = 1
@@ -185,10 +185,10 @@ class Between:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Mesh:
+class MeshConfig:
     """Sizes of the mesh axes in devices (docs/meshes.md). One may be -1, whatever is left: fsdp, where no other is.
 
-    Without mesh.between all devices are taken as equally near.
+    Without mesh.dcn all devices are taken as equally near.
     """
 
     data: int = 1
@@ -199,7 +199,7 @@ class Mesh:
     """cuts heads, the MLP's width and the vocabulary"""
     sequence: int = 1
     """cuts the positions of a row"""
-    between: Between = field(default_factory=Between)
+    dcn: DcnConfig = field(default_factory=DcnConfig)
     """further sizes over slices or hosts, between which the network is slow; an axis is as large as both multiplied"""
 
     def __post_init__(self) -> None:
@@ -213,19 +213,19 @@ class Mesh:
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
     @property
-    def between_sizes(self) -> dict[str, int]:
+    def dcn_sizes(self) -> dict[str, int]:
         """Over slices or hosts, for make_placement."""
-        return {axis: getattr(self.between, axis) for axis in MESH_AXES}
+        return {axis: getattr(self.dcn, axis) for axis in MESH_AXES}
 
     @property
     def whole(self) -> dict[str, int | None]:
         """Of the mesh; None where the number of devices decides."""
-        both = ((axis, self.sizes[axis], self.between_sizes[axis]) for axis in MESH_AXES)
+        both = ((axis, self.sizes[axis], self.dcn_sizes[axis]) for axis in MESH_AXES)
         return {axis: inside * outside if inside > 0 else None for axis, inside, outside in both}
 
 
 @dataclass(frozen=True, config=STRICT)
-class Lora:
+class AdapterConfig:
     """Low-rank adaptation (arXiv 2106.09685): W + (alpha / rank) a b, of which a and b are trained.
 
     Without the table all weights are.
@@ -235,42 +235,42 @@ class Lora:
     """inner size of a b"""
     alpha: Annotated[float, Field(gt=0)]
     """scale, divided by the rank"""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     """matrices of every layer, of q, k, v, o, gate, up, down"""
 
     @property
     def config(self) -> LoraConfig:
         """The same for the model room."""
-        return LoraConfig(self.rank, self.alpha, self.targets)
+        return LoraConfig(self.rank, self.alpha, self.target_modules)
 
 
 @dataclass(frozen=True, config=STRICT)
-class Evaluate:
+class EvalConfig:
     """Evaluation on data.valid while training."""
 
-    every: Count = 0
+    eval_steps: Count = 0
     """steps between evaluations; 0: only at the end"""
     limit: Positive | None = None
     """at most so many records of data.valid"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Checkpoint:
+class CheckpointConfig:
     """When the state is saved."""
 
-    every: Count = 0
+    save_steps: Count = 0
     """steps between saves; 0: only at the end"""
-    keep: Positive = 2
+    max_to_keep: Positive = 2
     """how many are kept, the newest"""
-    keep_every: Count = 0
+    keep_period: Count = 0
     """steps whose number is a multiple of it are kept for good as well; 0 for none"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Log:
+class LoggingConfig:
     """Where metrics go: always into metrics.jsonl of the run's folder."""
 
-    every: Positive = 1
+    logging_steps: Positive = 1
     """steps between two lines, which hold means over those steps"""
     tensorboard: bool = True
     """event files as well"""
@@ -283,22 +283,22 @@ class Recipe:
     """A run, complete."""
 
     stage: Stage
-    """what is learned: "write" (stage 1), "judge" (stage 2) or "rank" (the discriminative baseline)"""
-    run: Run
-    model: Model
-    judge: Judge
-    data: Data
-    batch: Batch
-    optimizer: Optimizer
-    execution: Executing
-    loss: Loss = field(default_factory=Loss)
-    mesh: Mesh = field(default_factory=Mesh)
-    lora: Lora | None = None
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: Log = field(default_factory=Log)
+    """what is learned: "pretrain" (stage 1), "finetune" (stage 2) or "bradley_terry" (the discriminative baseline)"""
+    run: RunConfig
+    model: BaseModelConfig
+    judge: JudgeConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    execution: ExecutionConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    lora: AdapterConfig | None = None
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property
     def packed(self) -> bool:
         """Whether a row may hold several documents: always in stage rank, which compares two."""
-        return self.batch.pack or self.stage == "rank"
+        return self.batch.packing or self.stage == "bradley_terry"

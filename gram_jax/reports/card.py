@@ -34,7 +34,11 @@ from gram_jax.reports.schema import Temperature
 from gram_jax.reports.words import number, visible
 
 TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")
-STAGES = {"write": "1: writing both responses", "judge": "2: judging", "rank": "ranking (baseline)"}
+STAGES = {
+    "pretrain": "1: writing both responses",
+    "finetune": "2: judging",
+    "bradley_terry": "ranking (baseline)",
+}
 MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 
 
@@ -170,8 +174,8 @@ def make_card(
         labels=tuple(label.strip() for label in spec.labels),
         size=f"{cfg.layers} layers of width {cfg.embed_size}",
         origin=origin,
-        foundation=last is not None and last.stage == "write",
-        smoothing=last.loss.smoothing if last is not None else None,
+        foundation=last is not None and last.stage == "pretrain",
+        smoothing=last.loss.label_smoothing if last is not None else None,
         evaluated=list(_evaluated(found)),
         training=list(_training(origin.stages)),
         calibration=list(_calibration(found)),
@@ -274,15 +278,15 @@ def _describe(stage: Stage) -> dict[str, str]:
             visible(shown_source(source.path, stage.folder)) for source in recipe.data.train
         ),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
-        "batch": f"{recipe.batch.rows} rows of {recipe.batch.length} tokens",
-        "learning rate": f"{optimizer.learning_rate:g}, {optimizer.schedule}",
+        "batch": f"{recipe.batch.batch_size} rows of {recipe.batch.max_length} tokens",
+        "learning rate": f"{optimizer.learning_rate:g}, {optimizer.lr_scheduler_type}",
         "seed": str(recipe.run.seed),
-        "computed in": recipe.execution.compute,
+        "computed in": recipe.execution.compute_dtype,
     }
-    if recipe.loss.smoothing is not None:
-        told["label smoothing"] = f"{recipe.loss.smoothing:g}"
-    if recipe.data.orders is not None:
-        told["orders of showing"] = recipe.data.orders
+    if recipe.loss.label_smoothing is not None:
+        told["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
+    if recipe.data.position_augmentation is not None:
+        told["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
         told["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
     return told | _describe_data(stage.info.get("data"))

@@ -95,8 +95,8 @@ def _stages(run: Path) -> list[Stage]:
     while (run / RECIPE).is_file() and run.resolve() not in seen:
         seen.add(run.resolve())
         recipe = read_recipe(run / RECIPE)
-        stages.insert(0, Stage(run, recipe, read_info(run), recipe.model.start))
-        run = Path(recipe.model.start).expanduser()
+        stages.insert(0, Stage(run, recipe, read_info(run), recipe.model.name_or_path))
+        run = Path(recipe.model.name_or_path).expanduser()
     if not stages:
         raise ReportError(
             f"--run {run}: expected the folder of a run, with its {RECIPE}; there is none"

@@ -38,19 +38,19 @@ def _centred(rewards: jax.Array) -> jax.Array:
 
 
 def generalized_advantages(
-    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, discount: float, trace: float
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, gae_lambda: float
 ) -> tuple[jax.Array, jax.Array]:
     """GAE (arXiv 1506.02438): (advantages, returns), f32 [B, T], 0 where nothing was written.
 
     rewards, values: f32 [B, T], of and before each written token; behind the last one nothing is worth anything.
-    A_t = d_t + discount * trace * A_(t+1), d_t = r_t + discount * V_(t+1) - V_t; returns are advantages plus values.
+    A_t = d_t + gamma * gae_lambda * A_(t+1), d_t = r_t + gamma * V_(t+1) - V_t; returns are advantages plus values.
     """
 
     def back(carry: tuple[jax.Array, jax.Array], column: tuple[jax.Array, ...]):
         advantage, following = carry
         reward, value, written = column
-        error = reward + discount * following - value
-        advantage = jnp.where(written > 0, error + discount * trace * advantage, advantage)
+        error = reward + gamma * following - value
+        advantage = jnp.where(written > 0, error + gamma * gae_lambda * advantage, advantage)
         return (advantage, jnp.where(written > 0, value, following)), advantage * written
 
     columns = tuple(x.T for x in (rewards, values, mask))

@@ -104,20 +104,20 @@ class _Learner:
         reward: RewardFunction | None,
     ):
         self.recipe, self.console = recipe, console
-        self.folder = Path(recipe.run.folder).expanduser()
+        self.folder = Path(recipe.run.output_dir).expanduser()
         _open(self.folder, recipe)
         self.place, judges = (placement, placement) if placement else _placements(recipe)
         _check_parts(recipe, self.place)
-        self.start = _pinned_start(self.folder, recipe.policy.start)
+        self.start = _pinned_start(self.folder, recipe.policy.name_or_path)
         self.policy = self._load_policy()
         self.reference, self.cfg = self.policy.params, self.policy.cfg
         sampling = recipe.sampling
-        self.width = -(-(sampling.prompt_length + sampling.new) // WIDTH) * WIDTH
+        self.width = -(-(sampling.max_prompt_length + sampling.max_new_tokens) // WIDTH) * WIDTH
         self.prompts = self._read(recipe.data.train)
         self.valid = self._read(recipe.data.valid) if recipe.data.valid else self.prompts
         self.judged = reward is None
         if reward is None:
-            compute = recipe.execution.compute
+            compute = recipe.execution.compute_dtype
             judge = Scorer.load(recipe.reward.judge, compute=compute, placement=judges)
             self.reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
             self.contest = judged_reward(judge, RewardForm("reference"))
@@ -130,12 +130,12 @@ class _Learner:
         with self.console.timed("load the policy"):
             loaded = Policy.load(
                 self.start,
-                compute=recipe.execution.compute,
+                compute=recipe.execution.compute_dtype,
                 placement=self.place,
                 system=recipe.policy.system,
             )
         execution = Execution(
-            recipe.execution.compute,
+            recipe.execution.compute_dtype,
             recipe.execution.attention,
             recipe.execution.remat,
             self.place,
@@ -148,11 +148,11 @@ class _Learner:
             source,
             self.policy,
             schema=self.recipe.data.schema,
-            longest=self.recipe.sampling.prompt_length,
+            longest=self.recipe.sampling.max_prompt_length,
             limit=self.recipe.data.limit,
             console=self.console,
         )
-        new = self.recipe.sampling.new
+        new = self.recipe.sampling.max_new_tokens
         _check_room(found, self.cfg.context_length - new, new)
         return found
 
@@ -162,9 +162,9 @@ class _Learner:
         specs = dict(param_specs(self.cfg))
         if algorithm.kind == "ppo":
             specs[VALUE] = ParamSpec((self.cfg.embed_size,), ("act_embed",), "zeros")
-        steps = recipe.run.steps * recipe.updates
+        steps = recipe.run.max_steps * recipe.updates
         self.optimizer = make_optimizer(recipe.optimizer, steps, specs)
-        self.abstract = abstract_state(specs, self.optimizer, self.place, recipe.policy.dtype)
+        self.abstract = abstract_state(specs, self.optimizer, self.place, recipe.policy.param_dtype)
         options = {"temperature": recipe.sampling.temperature, "chunk": CHUNK}
         execution = self.policy.execution
         self.views = make_views(self.cfg, execution, **options)
@@ -172,11 +172,11 @@ class _Learner:
             self.cfg,
             execution,
             **options,
-            clip=algorithm.clip,
-            kl=algorithm.kl if algorithm.kind == "grpo" else 0.0,
-            value=algorithm.value,
-            value_clip=algorithm.value_clip,
-            entropy=algorithm.entropy,
+            clip_range=algorithm.clip_range,
+            kl_coef=algorithm.kl_coef if algorithm.kind == "grpo" else 0.0,
+            vf_coef=algorithm.vf_coef,
+            clip_range_vf=algorithm.clip_range_vf,
+            ent_coef=algorithm.ent_coef,
         )
         self.update = make_train_step(
             objective,
@@ -184,7 +184,7 @@ class _Learner:
             make_schedule(recipe.optimizer, steps),
             shardings_of(self.abstract),
             self.place,
-            microbatches=algorithm.microbatches,
+            microbatches=algorithm.gradient_accumulation_steps,
             max_skipped=0,
         )
 
@@ -195,7 +195,7 @@ class _Learner:
         with (
             StopRequest(ProcessContext()) as stop,
             Checkpoints(
-                self.folder / "checkpoints", keep=saves.keep, keep_every=saves.keep_every
+                self.folder / "checkpoints", keep=saves.max_to_keep, keep_every=saves.keep_period
             ) as checkpoints,
         ):
             newest = checkpoints.newest_good(self.console.warn)
@@ -205,27 +205,27 @@ class _Learner:
             stop.begin()
             try:
                 with self.console.progress(
-                    recipe.run.steps, done=done, label="rl", unit="tokens"
+                    recipe.run.max_steps, done=done, label="rl", unit="tokens"
                 ) as progress:
-                    while done < recipe.run.steps:
+                    while done < recipe.run.max_steps:
                         state, values = self._step(state, done, self._kl_weight(writer, done))
                         done += 1
                         writer.write(done, values)
                         shown = {name: values[name] for name in ("reward", "kl")}
                         progress.update(1, units=values["num_tokens"], values=shown)
-                        every = recipe.evaluate.every
-                        if done == recipe.run.steps or (every and done % every == 0):
+                        every = recipe.evaluate.eval_steps
+                        if done == recipe.run.max_steps or (every and done % every == 0):
                             won = self._win_rate(state.params)
                             writer.write(done, won)
                             text = ", ".join(f"{k} {format_value(v)}" for k, v in won.items())
                             self.console.say(f"after step {done}: {text}")
-                        last = done == recipe.run.steps or stop.name is not None
-                        if last or (saves.every and done % saves.every == 0):
+                        last = done == recipe.run.max_steps or stop.name is not None
+                        if last or (saves.save_steps and done % saves.save_steps == 0):
                             checkpoints.save(done, _to_saved(state), blocking=last)
-                        if stop.name is not None and done < recipe.run.steps:
+                        if stop.name is not None and done < recipe.run.max_steps:
                             raise StoppedError(
-                                f"stopped by {stop.name}: step {done} of {recipe.run.steps} is saved. The same command "
-                                "goes on",
+                                f"stopped by {stop.name}: step {done} of {recipe.run.max_steps} is saved. The same "
+                                "command resumes",
                                 STATUS[stop.name],
                             )
             finally:
@@ -240,12 +240,12 @@ class _Learner:
         """Of the divergence in the next step: it follows from the figures of the last one, so it goes on exactly."""
         algorithm = self.recipe.algorithm
         if algorithm.kl_target is None or not done:
-            return algorithm.kl
+            return algorithm.kl_coef
         weight, apart = writer.last("kl_weight"), writer.last("kl")
         if weight is None or apart is None:
             raise CheckpointError(
                 f"{writer.path} has no kl_weight and kl of step {done}, from which kl_target goes on: expected the "
-                "figures that the run wrote; bring the file back, or begin again in another run.folder"
+                "figures that the run wrote; bring the file back, or begin again in another run.output_dir"
             )
         return steered_weight(weight, apart, algorithm.kl_target)
 
@@ -253,24 +253,24 @@ class _Learner:
         self, state: TrainState, number: int, kl_weight: float
     ) -> tuple[TrainState, dict[str, float]]:
         recipe, sampling = self.recipe, self.recipe.sampling
-        chosen = self.prompts.draw(sampling.prompts, number, recipe.run.seed)
+        chosen = self.prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
         once = [self.prompts.prompts[at] for at in chosen]
-        asked = [prompt for prompt in once for _ in range(sampling.group)]
+        asked = [prompt for prompt in once for _ in range(sampling.num_generations)]
         policy = self.policy.with_params(_weights(state.params))
         written = policy.write(
             asked,
-            new=sampling.new,
+            new=sampling.max_new_tokens,
             temperature=sampling.temperature,
             seed=_seed(recipe.run.seed, number),
             rows=recipe.rows,
         )
         greedy = None
-        if recipe.reward.against == "greedy":
-            plain = policy.write(once, new=sampling.new, temperature=0).texts
-            greedy = [text for text in plain for _ in range(sampling.group)]
+        if recipe.reward.compare_with == "greedy":
+            plain = policy.write(once, new=sampling.max_new_tokens, temperature=0).texts
+            greedy = [text for text in plain for _ in range(sampling.num_generations)]
         rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
-            replace(recipe.algorithm, kl=kl_weight),
+            replace(recipe.algorithm, kl_coef=kl_weight),
             [self.prompts.tokens[at] for at in chosen],
             written.samples,
             rewards,
@@ -295,9 +295,9 @@ class _Learner:
         """The minibatches of all epochs, drawn by (seed, step)."""
         algorithm = self.recipe.algorithm
         draw = np.random.default_rng([self.recipe.run.seed, number, 1])
-        for _ in range(algorithm.epochs):
+        for _ in range(algorithm.num_epochs):
             order = draw.permutation(self.recipe.rows)
-            for members in np.split(order, algorithm.minibatches):
+            for members in np.split(order, algorithm.num_mini_batches):
                 yield jax.tree.map(partial(self._take, at=np.sort(members)), batch)
 
     def _take(self, x: jax.Array, at: np.ndarray) -> jax.Array:
@@ -305,7 +305,10 @@ class _Learner:
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
         """Against what the start writes, greedy against greedy, on held-out prompts."""
-        prompts, new = self.valid.prompts[: self.recipe.evaluate.limit], self.recipe.sampling.new
+        prompts, new = (
+            self.valid.prompts[: self.recipe.evaluate.limit],
+            self.recipe.sampling.max_new_tokens,
+        )
         ours = (
             self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
         )
@@ -318,7 +321,7 @@ class _Learner:
     def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
         if newest is not None:
             return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
-        dtype = self.recipe.policy.dtype
+        dtype = self.recipe.policy.param_dtype
         params = dict(load_model(self.start, self.place, dtype)[1])
         if VALUE in self.abstract.params:
             shape = self.abstract.params[VALUE]
@@ -328,7 +331,7 @@ class _Learner:
     def _write_model(self) -> None:
         model = self.folder / "model"
         model.mkdir(exist_ok=True)
-        text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.dtype), indent=2) + "\n"
+        text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.param_dtype), indent=2) + "\n"
         (model / "config.json").write_text(text, encoding="utf-8")
         self.policy.tokenizer.save_pretrained(model)
         ends = json.dumps({"eos_token_id": list(self.policy.stops)}) + "\n"
@@ -337,7 +340,7 @@ class _Learner:
 
 
 def _check_parts(recipe: RlRecipe, place: Placement) -> None:
-    unit = recipe.algorithm.minibatches * recipe.algorithm.microbatches
+    unit = recipe.algorithm.num_mini_batches * recipe.algorithm.gradient_accumulation_steps
     if recipe.rows % (unit * place.batch_shards):
         raise RecipeError(
             f"{recipe.rows} responses a step are not a multiple of {unit} parts x {place.batch_shards} batch "
@@ -347,12 +350,12 @@ def _check_parts(recipe: RlRecipe, place: Placement) -> None:
 
 def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
     """The policy's and the judge's: one mesh, or the last devices for the judge, a part of its batch on each."""
-    devices, apart = jax.devices(), recipe.reward.devices
+    devices, apart = jax.devices(), recipe.reward.num_devices
     if apart >= len(devices):
         raise RecipeError(
             f"[reward] devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
         )
-    sizes, between = recipe.mesh.sizes, recipe.mesh.between_sizes
+    sizes, between = recipe.mesh.sizes, recipe.mesh.dcn_sizes
     policy = make_placement(sizes, between=between, devices=devices[: len(devices) - apart])
     if not apart:
         return policy, policy
@@ -361,18 +364,18 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
 
 def _form(recipe: RlRecipe) -> RewardForm:
     asked = recipe.reward
-    against = "reference" if asked.against == "greedy" else asked.against
-    return RewardForm(against, asked.as_, asked.references, asked.length_penalty)
+    against = "reference" if asked.compare_with == "greedy" else asked.compare_with
+    return RewardForm(against, asked.scale, asked.references, asked.length_penalty)
 
 
 def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
     """The data's preferred responses, where responses are compared with these. Raises DataError where there is none."""
-    if recipe.reward.against != "reference" or recipe.reward.references:
+    if recipe.reward.compare_with != "reference" or recipe.reward.references:
         return None
     if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
         raise DataError(
-            f'[reward] against = "reference" without references takes the preferred responses of {recipe.data.train}: '
-            f"{lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
+            f'[reward] compare_with = "reference" without references takes the preferred responses of '
+            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a source of preferences"
         )
     return prompts.preferred
 
@@ -392,14 +395,16 @@ def _open(folder: Path, recipe: RlRecipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(folder.iterdir()):
-            raise RecipeError(f"{folder} holds something that is no run: give another run.folder")
+            raise RecipeError(
+                f"{folder} holds something that is no run: give another run.output_dir"
+            )
         path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
         return
     there, now = (rl_recipe_values(r) for r in (read_rl_recipe(path), recipe))
     if changed := changed_values(there, now, FREE):
         lines = "\n  ".join(changed)
         raise RecipeError(
-            f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.folder"
+            f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.output_dir"
         )
     path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
 

@@ -113,16 +113,16 @@ def rollout_objective(
     *,
     temperature: float,
     chunk: int,
-    clip: float,
-    kl: float,
-    value: float,
-    value_clip: float,
-    entropy: float,
+    clip_range: float,
+    kl_coef: float,
+    vf_coef: float,
+    clip_range_vf: float,
+    ent_coef: float,
 ) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
     """The loss of a batch, a sum over written tokens, and metrics as (sum, count).
 
-    clip: of the ratio; kl: weight of the k3 divergence from the start inside the loss; value, value_clip: weight of the
-    critic's loss and how far its value may move; entropy: weight of a bonus.
+    clip_range: of the ratio. kl_coef: weight of the k3 divergence from the reference. vf_coef: weight of the
+    critic's loss. clip_range_vf: how far the critic's value may move. ent_coef: weight of the entropy bonus.
     """
 
     def objective(params: Tree, batch: RolloutBatch) -> tuple[jax.Array, Metrics]:
@@ -132,11 +132,11 @@ def rollout_objective(
         mask, count = batch.mask, batch.mask.sum()
         # Columns that nobody wrote have a ratio of 1, whatever the model says of them.
         logprobs = jnp.where(mask > 0, seen.logprobs, batch.old)
-        policy = policy_loss(logprobs, batch.old, batch.advantages, clip)
+        policy = policy_loss(logprobs, batch.old, batch.advantages, clip_range)
         apart = divergence_per_token(
             logprobs, jnp.where(mask > 0, batch.reference, batch.old), "k3"
         )
-        loss = policy.loss + kl * apart - entropy * seen.entropy
+        loss = policy.loss + kl_coef * apart - ent_coef * seen.entropy
         parts = {
             "policy_loss": policy.loss,
             "clipped": policy.clipped,
@@ -144,8 +144,8 @@ def rollout_objective(
             "kl": apart,
         }
         if VALUE in params:
-            errors = value_loss(seen.values, batch.values, batch.returns, value_clip)
-            loss = loss + value * errors
+            errors = value_loss(seen.values, batch.values, batch.returns, clip_range_vf)
+            loss = loss + vf_coef * errors
             parts["value_loss"] = errors
         total = (loss * mask).sum()
         metrics = {name: ((part * mask).sum(), count) for name, part in parts.items()}

@@ -14,57 +14,66 @@ from gram_jax.errors import RecipeError
 from gram_jax.recipes.checks import check_saves
 from gram_jax.recipes.reading import read_values
 from gram_jax.recipes.strict import STRICT, plain_values, validated
-from gram_jax.recipes.tables import Checkpoint, Count, Dtype, Executing, Mesh, Optimizer, Positive
+from gram_jax.recipes.tables import (
+    CheckpointConfig,
+    Count,
+    Dtype,
+    ExecutionConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Positive,
+)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class RlRun:
+class RlRunConfig:
     """How long, where to, and the seed of everything random."""
 
-    folder: Annotated[str, Field(min_length=1)]
+    output_dir: Annotated[str, Field(min_length=1)]
     """where everything of the run goes"""
     seed: Count
     """of prompts, samples and minibatches"""
-    steps: Positive
+    max_steps: Positive
     """rounds of sampling and learning"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class PolicyStart:
+class PolicyConfig:
     """The model that learns, which is also the frozen reference."""
 
-    start: Annotated[str, Field(min_length=1)]
+    name_or_path: Annotated[str, Field(min_length=1)]
     """a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"""
-    dtype: Dtype
+    param_dtype: Dtype
     """of its master weights"""
     system: str | None = None
     """the system turn: absent leaves it to the chat format, "" drops it, text replaces it"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Reward:
+class RewardConfig:
     """What a response is worth (docs/rewards.md)."""
 
     judge: Annotated[str, Field(min_length=1)]
     """the model whose verdicts are the reward"""
-    against: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
+    compare_with: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
     """what a response is compared with: the policy's own "greedy" response (the paper's), others to the prompt, or
     "reference" texts"""
     references: tuple[str, ...] = ()
     """texts that all responses are compared with; none: the response that the data prefers for the prompt"""
-    as_: Literal["probability", "log_odds", "normalized"] = "probability"
-    """of being better; "normalized" log-odds have mean 0 and standard deviation 1 among a prompt's responses"""
+    scale: Literal["probability", "log_odds", "normalized"] = "probability"
+    """of rewards: probability or log-odds of being better; "normalized" log-odds have mean 0 and standard deviation 1
+    among a prompt's responses"""
     length_penalty: NotNegative = 0.0
     """taken off for every 1,000 characters"""
-    devices: Count = 0
+    num_devices: Count = 0
     """so many, the last ones, are the judge's alone; 0: it lies on the policy's mesh"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Prompts:
+class PromptConfig:
     """Where prompts come from: pairs or candidates, of which the prompts are taken."""
 
     train: Annotated[str, Field(min_length=1)]
@@ -78,56 +87,56 @@ class Prompts:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Sampling:
+class RolloutConfig:
     """What a step writes."""
 
-    prompts: Positive
+    prompts_per_step: Positive
     """of a step"""
-    group: Positive
+    num_generations: Positive
     """responses to each prompt"""
-    prompt_length: Positive
+    max_prompt_length: Positive
     """most tokens of a prompt; longer ones are left out"""
-    new: Positive
+    max_new_tokens: Positive
     """most tokens of a response"""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """of the distribution that is sampled from"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Algorithm:
+class AlgorithmConfig:
     """How the policy learns from a step (docs/rl.md)."""
 
     kind: Literal["ppo", "grpo", "rloo"]
     """how: "ppo" with a critic and GAE, or "grpo" or "rloo" with the group as the baseline"""
-    epochs: Positive = 1
+    num_epochs: Positive = 1
     """passes over a step's responses"""
-    minibatches: Positive = 1
+    num_mini_batches: Positive = 1
     """updates of the weights in a pass"""
-    microbatches: Positive = 1
+    gradient_accumulation_steps: Positive = 1
     """parts that an update is computed in, one after the other, to need less memory"""
-    clip: Share = 0.2
+    clip_range: Share = 0.2
     """how far the ratio to the policy that wrote may move from 1"""
-    kl: NotNegative = 0.05
+    kl_coef: NotNegative = 0.05
     """weight of the divergence from the start: of rewards in ppo and rloo, of the loss in grpo"""
     kl_target: Annotated[float, Field(gt=0)] | None = None
     """divergence of a response that the weight is steered to, by at most 2 % a step; none: the weight stays"""
-    discount: Share = 1.0
+    gamma: Share = 1.0
     """gamma of GAE"""
-    trace: Share = 0.95
+    gae_lambda: Share = 0.95
     """lambda of GAE"""
-    value: NotNegative = 0.5
+    vf_coef: NotNegative = 0.5
     """weight of the critic's loss"""
-    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    clip_range_vf: Annotated[float, Field(gt=0)] = 0.2
     """how far the critic's value may move"""
-    entropy: NotNegative = 0.0
+    ent_coef: NotNegative = 0.0
     """weight of the bonus for entropy"""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Winning:
+class WinRateConfig:
     """Win rates of greedy responses against the start's."""
 
-    every: Count = 0
+    eval_steps: Count = 0
     """steps between them; 0: only at the end"""
     limit: Positive = 32
     """prompts"""
@@ -137,37 +146,37 @@ class Winning:
 class RlRecipe:
     """A run, complete."""
 
-    run: RlRun
-    policy: PolicyStart
-    reward: Reward
-    data: Prompts
-    sampling: Sampling
-    algorithm: Algorithm
-    optimizer: Optimizer
-    execution: Executing
-    mesh: Mesh = field(default_factory=Mesh)
-    evaluate: Winning = field(default_factory=Winning)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    run: RlRunConfig
+    policy: PolicyConfig
+    reward: RewardConfig
+    data: PromptConfig
+    sampling: RolloutConfig
+    algorithm: AlgorithmConfig
+    optimizer: OptimizerConfig
+    execution: ExecutionConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluate: WinRateConfig = field(default_factory=WinRateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
     def rows(self) -> int:
         """Responses of a step."""
-        return self.sampling.prompts * self.sampling.group
+        return self.sampling.prompts_per_step * self.sampling.num_generations
 
     @property
     def updates(self) -> int:
         """Of the weights in a step."""
-        return self.algorithm.epochs * self.algorithm.minibatches
+        return self.algorithm.num_epochs * self.algorithm.num_mini_batches
 
 
 # What may differ in a continuation.
 FREE = (
-    "run.folder",
-    "algorithm.microbatches",
+    "run.output_dir",
+    "algorithm.gradient_accumulation_steps",
     "mesh.",
     "evaluate.",
     "checkpoint.",
-    "reward.devices",
+    "reward.num_devices",
 )
 
 
@@ -197,24 +206,26 @@ def rl_recipe_values(recipe: RlRecipe) -> dict[str, Any]:
 
 def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
     sampling, algorithm, reward = recipe.sampling, recipe.algorithm, recipe.reward
-    if algorithm.kind != "ppo" and sampling.group < 2:
-        yield f"[sampling] group = {sampling.group}: {algorithm.kind} compares within groups of at least 2"
-    if reward.against in ("group", "neighbors") and sampling.group < 2:
-        yield f'[sampling] group = {sampling.group}: against = "{reward.against}" needs at least 2'
-    if reward.as_ == "normalized" and sampling.group < 2:
-        yield f'[sampling] group = {sampling.group}: as_ = "normalized" leaves 0 of a group below 2'
-    if reward.references and reward.against != "reference":
-        yield f'[reward] references are for against = "reference", found "{reward.against}"'
-    if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl):
+    if sampling.num_generations < 2:
+        alone = f"[sampling] num_generations = {sampling.num_generations}: expected at least 2 for"
+        if algorithm.kind != "ppo":
+            yield f'{alone} [algorithm] kind = "{algorithm.kind}", whose baseline is the group'
+        if reward.compare_with in ("group", "neighbors"):
+            yield f'{alone} [reward] compare_with = "{reward.compare_with}"'
+        if reward.scale == "normalized":
+            yield f'{alone} [reward] scale = "normalized", which is 0 for a group of 1'
+    if reward.references and reward.compare_with != "reference":
+        yield f'[reward] references are for compare_with = "reference", found "{reward.compare_with}"'
+    if algorithm.kl_target and (algorithm.kind == "grpo" or not algorithm.kl_coef):
         yield (
-            f"[algorithm] kl_target = {algorithm.kl_target}: expected ppo or rloo, and a kl above 0 at first; found "
-            f"{algorithm.kind} and kl = {algorithm.kl}"
+            f"[algorithm] kl_target = {algorithm.kl_target}: expected ppo or rloo, and a kl_coef above 0; "
+            f"found {algorithm.kind} and kl_coef = {algorithm.kl_coef}"
         )
     if problem := check_saves(recipe.checkpoint):
         yield problem
-    unit = algorithm.minibatches * algorithm.microbatches
+    unit = algorithm.num_mini_batches * algorithm.gradient_accumulation_steps
     if recipe.rows % unit:
         yield (
-            f"[algorithm] {algorithm.minibatches} minibatches of {algorithm.microbatches} microbatches do not divide "
-            f"the {recipe.rows} responses of a step"
+            f"[algorithm] num_mini_batches = {algorithm.num_mini_batches} x gradient_accumulation_steps = "
+            f"{algorithm.gradient_accumulation_steps} do not divide the {recipe.rows} responses of a step"
         )

@@ -16,7 +16,7 @@ from gram_jax.rl.advantages import (
     whiten,
 )
 from gram_jax.rl.objective import RolloutBatch, Views
-from gram_jax.rl.recipe import Algorithm
+from gram_jax.rl.recipe import AlgorithmConfig
 from gram_jax.sharding import Placement
 
 # (sequences, targets) -> what a model says of them
@@ -24,7 +24,7 @@ Viewer = Callable[[Sequences, jax.Array], Views]
 
 
 def make_rollout(
-    algorithm: Algorithm,
+    algorithm: AlgorithmConfig,
     prompts: Sequence[np.ndarray],
     samples: Samples,
     rewards: np.ndarray,
@@ -50,14 +50,14 @@ def make_rollout(
     apart = divergence_per_token(old, reference, "k1") * mask
     score, returns = jnp.asarray(rewards), jnp.zeros_like(mask)
     if algorithm.kind == "ppo":
-        earned = -algorithm.kl * apart
+        earned = -algorithm.kl_coef * apart
         earned = earned.at[jnp.arange(len(rewards)), last].add(score)
         advantages, returns = generalized_advantages(
-            earned, values, mask, discount=algorithm.discount, trace=algorithm.trace
+            earned, values, mask, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
         )
         advantages = whiten(advantages, mask)
     elif algorithm.kind == "rloo":
-        whole = score - algorithm.kl * apart.sum(1)
+        whole = score - algorithm.kl_coef * apart.sum(1)
         advantages = leave_one_out_advantages(whole.reshape(-1, group)).reshape(-1, 1) * mask
     else:
         advantages = group_advantages(score.reshape(-1, group)).reshape(-1, 1) * mask

@@ -88,7 +88,7 @@ def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
     return RecipeError(
         f"{_name(owner)} runs in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
         "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
-        "(--set run.folder=...)"
+        "(--set run.output_dir=...)"
     )
 
 

@@ -101,7 +101,7 @@ class ScalarRewardModel:
                 yield combine_orders(first - second, second - first, cut)
 
     def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
-        return encode_responses(self.tokenizer, self.spec, items, overlong="shorten")
+        return encode_responses(self.tokenizer, self.spec, items, overlong="truncate")
 
     def _rate(self, texts: list[Encoded]) -> np.ndarray:
         """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
@@ -136,7 +136,7 @@ def is_baseline(name: str | Path) -> bool:
     source = resolve_model(name)
     if source.kind != "run" or source.path is None:
         return False
-    return read_info(source.path).get("stage") == "rank"
+    return read_info(source.path).get("stage") == "bradley_terry"
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))

@@ -277,7 +277,7 @@ class Scorer:
         """One round of every tournament."""
         shown = [entry.shown() for entry in entries]
         flat = [comparison for of_entry in shown for comparison in of_entry]
-        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="shorten"))
+        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="truncate"))
         groups = [list(islice(encoded, len(of_entry))) for of_entry in shown]
         gaps = self.core.gaps(groups, pairs=False)
         cuts = [any(text.shortened for text in group) for group in groups]
@@ -291,7 +291,7 @@ class Scorer:
         turned = [_is_turned(first, second) for _, first, second in window]
         fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
         shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
-        encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="shorten")
+        encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="truncate")
         return list(zip(turned, zip(encoded[::2], encoded[1::2], strict=True), strict=True))
 
     def _score(

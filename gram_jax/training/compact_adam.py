@@ -24,7 +24,7 @@ import optax
 from gram_jax import tree
 from gram_jax.model.lora import CONTRACTED
 from gram_jax.model.specs import ParamSpec
-from gram_jax.recipes.tables import First, Second
+from gram_jax.recipes.tables import MomentDtype, SecondMomentDtype
 from gram_jax.tree import Tree
 
 BLOCK = 128  # neighbours that share a scale: 4 bytes in 128
@@ -47,7 +47,7 @@ class CompactAdamState(NamedTuple):
 
 
 def scale_by_compact_adam(
-    specs: Tree, *, b1: float, b2: float, eps: float, first: First, second: Second
+    specs: Tree, *, b1: float, b2: float, eps: float, first: MomentDtype, second: SecondMomentDtype
 ) -> optax.GradientTransformation:
     """Gradients to Adam's updates m / (sqrt(v) + eps), both moments corrected for their start at zero.
 

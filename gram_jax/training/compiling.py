@@ -107,7 +107,7 @@ def compile_step(
         if memory.arguments > free:
             raise DoesNotFitError(
                 f"this model does not fit the memory: {found}. Its weights and their moments alone "
-                'are more: try [lora], optimizer.moments = "bfloat16", a smaller model, or more '
+                'are more: try [lora], optimizer.first_moment_dtype = "bfloat16", a smaller model, or more '
                 "devices under [mesh] fsdp."
             )
         raise DoesNotFitError(_advice(make, alternatives, free, found))
@@ -118,8 +118,8 @@ def explain_step_memory(memory: Memory | None) -> AbstractContextManager[None]:
     """Raises DoesNotFitError if the block, which runs the step, runs out of memory."""
     return explain_out_of_memory(
         f"the step needs {memory.to_text()}" if memory else "the step does not fit",
-        'Try, in this order: batch.microbatches twice as many; execution.remat = "full"; '
-        "fewer batch.rows or a shorter batch.length; more devices under [mesh] fsdp; [lora].",
+        'Try, in this order: batch.gradient_accumulation_steps twice as many; execution.remat = "full"; '
+        "fewer batch.batch_size or a shorter batch.max_length; more devices under [mesh] fsdp; [lora].",
     )
 
 
@@ -147,7 +147,7 @@ def _advice(
             break
     if not fitting:
         lines[-1] = (
-            'Neither more microbatches nor remat = "full" is enough: a shorter batch.length, a '
+            'Neither more microbatches nor remat = "full" is enough: a shorter batch.max_length, a '
             "smaller model, [lora], or more devices under [mesh] fsdp are left to try."
         )
     return "\n".join(lines)

@@ -44,7 +44,7 @@ class Course:
 
         step: the compiled training step. batches: (step, batch on the devices) from `done` on.
         """
-        if _due(self.done, self.recipe.evaluate.every) and self.done < self.last:
+        if _due(self.done, self.recipe.evaluate.eval_steps) and self.done < self.last:
             self._look_at_held_out()
         try:
             self._take(step, frozen, batches)
@@ -67,8 +67,8 @@ class Course:
                 self.journal.book(*unread)
             asked, voices = self.sync.receive(voices), self.sync.send()
             self.done, unread = index + 1, (index + 1, metrics)
-            evaluating = _due(self.done, self.recipe.evaluate.every) and self.done < self.last
-            saving = _due(self.done, self.recipe.checkpoint.every) or self.done == self.last
+            evaluating = _due(self.done, self.recipe.evaluate.eval_steps) and self.done < self.last
+            saving = _due(self.done, self.recipe.checkpoint.save_steps) or self.done == self.last
             if evaluating or saving or asked:
                 # A line before every save: what is saved has its figures in the file.
                 self.journal.book(*unread, line=True)
@@ -113,7 +113,7 @@ class Course:
         """Save the state that the bad batch left alone, and say where it is."""
         state, step = self.state, int(self.state.step)
         if step == 0:
-            return "It was the first batch: no step was lost. Check the data and model.dtype"
+            return "It was the first batch: no step was lost. Check the data and model.param_dtype"
         if self.checkpoints.latest() != step:
             # The bad batch is counted only once it may be skipped.
             one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)

@@ -57,28 +57,32 @@ class Job:
 def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
     """Tokenizer and judge checked, examples made, steps counted, optimizer and schedule built."""
     batch = recipe.batch
-    if problem := check_rows(batch.rows, batch.microbatches, placement.batch_shards):
+    if problem := check_rows(
+        batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
+    ):
         raise RecipeError(problem)
     if recipe.log.wandb:
         check_wandb()
     cfg, tokenizer, spec = _judge(recipe, console)
     check_divides(tree.flatten(param_specs(cfg)), placement)
     execution = make_execution(recipe, placement, recipe.execution.remat)
-    backend = backend_of(execution, cfg, batch.length)  # refuses what it cannot do
+    backend = backend_of(execution, cfg, batch.max_length)  # refuses what it cannot do
     if recipe.execution.attention == "auto":
         console.say(f"attention: {backend}")
     with console.timed("read and encode the data"):
         plan = make_batches(
             training_examples(recipe, tokenizer, spec, console),
-            rows=batch.rows,
-            length=batch.length,
+            rows=batch.batch_size,
+            length=batch.max_length,
             seed=recipe.run.seed,
-            pack=batch.pack,
+            pack=batch.packing,
         )
-        steps = recipe.run.steps
+        steps = recipe.run.max_steps
         if steps is None:
-            assert recipe.run.epochs is not None  # reading a recipe has made sure of one of the two
-            steps = plan.steps(recipe.run.epochs)
+            assert (
+                recipe.run.num_train_epochs is not None
+            )  # reading a recipe has made sure of one of the two
+            steps = plan.steps(recipe.run.num_train_epochs)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     console.say(plan.report().to_text())
     examples = examples_fingerprint(plan.examples)
@@ -86,7 +90,7 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
     check_same_run(folder, steps, examples, spec)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
-    abstract = abstract_state(specs, optimizer, placement, recipe.model.dtype)
+    abstract = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
     return Job(
         recipe,
         folder,
@@ -119,7 +123,7 @@ def training_examples(
 
 def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpec]:
     """Config and tokenizer of the start, and the judge that the recipe asks for on them."""
-    start = recipe.model.start
+    start = recipe.model.name_or_path
     cfg, tokenizer = model_config(start), load_tokenizer(start)
     spec, before = judge_spec(recipe, tokenizer), load_spec(start)
     if spec.max_length > cfg.context_length:
@@ -148,9 +152,9 @@ def _held_out(
     per_unit = 1 if examples.together else examples.per_unit
     plan = make_batches(
         examples,
-        rows=evaluation_rows(batch.rows, batch.microbatches, shards, per_unit),
-        length=batch.length,
+        rows=evaluation_rows(batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit),
+        length=batch.max_length,
         seed=recipe.run.seed,
-        pack=batch.pack,
+        pack=batch.packing,
     )
     return records, plan

@@ -86,7 +86,7 @@ def train(
     (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
     """
     member = member or ProcessContext()
-    report = Path(recipe.run.folder).expanduser() / STUCK.format(member.index)
+    report = Path(recipe.run.output_dir).expanduser() / STUCK.format(member.index)
     with Watchdog(member, report) as watchdog, StopRequest(member) as stop:
         watchdog.beat("looking for devices")
         main = jax.process_index() == 0
@@ -132,8 +132,8 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
         explain_step_memory(memory),
         Checkpoints(
             job.folder.checkpoints,
-            keep=recipe.checkpoint.keep,
-            keep_every=recipe.checkpoint.keep_every,
+            keep=recipe.checkpoint.max_to_keep,
+            keep_every=recipe.checkpoint.keep_period,
         ) as checkpoints,
     ):
         watchdog.beat("verifying the checkpoints")
@@ -147,7 +147,7 @@ def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog,
             console.progress(job.steps, done=start, label=recipe.stage) as progress,
             closing(prefetch(job.plan, job.placement, start, last)) as batches,
         ):
-            journal = Journal(writer, progress, recipe.log.every, recipe.run.max_skipped)
+            journal = Journal(writer, progress, recipe.log.logging_steps, recipe.run.max_skipped)
             journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
             course = Course(
                 recipe=recipe,
@@ -247,7 +247,7 @@ def judge_pairs(
     job: Job, params: Tree, frozen: Tree, between: Callable[[], None]
 ) -> dict[str, float]:
     """Stage judge: the figures of the whole way from text to score, both orders of every pair."""
-    if job.recipe.stage != "judge":
+    if job.recipe.stage != "finetune":
         return {}
     scorer = Scorer(
         tree.merge(params, frozen),

@@ -7,19 +7,19 @@ import optax
 
 from gram_jax import tree
 from gram_jax.errors import RecipeError
-from gram_jax.recipes.tables import Optimizer
+from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training.compact_adam import scale_by_compact_adam
 from gram_jax.tree import Tree
 
 
-def warmup_steps(optimizer: Optimizer, steps: int) -> int:
+def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
     """Warm-up steps of a run of `steps`: a share is rounded up, as the reference code does."""
-    if optimizer.warmup >= 1:
-        return int(optimizer.warmup)
-    return math.ceil(optimizer.warmup * steps)
+    if optimizer.warmup_steps >= 1:
+        return int(optimizer.warmup_steps)
+    return math.ceil(optimizer.warmup_steps * steps)
 
 
-def make_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
+def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate of step s = 0, 1, ...: linear warm-up over w steps, then to 0 at `steps`.
 
     In the warm-up it is peak (s + 1) / (w + 1), so that the first step is not lost and step w is
@@ -30,28 +30,30 @@ def make_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
     rest = steps - warmup
     if rest < 1:
         raise RecipeError(
-            f"optimizer.warmup = {optimizer.warmup:g} takes {warmup} steps of a run of {steps}: "
+            f"optimizer.warmup_steps = {optimizer.warmup_steps:g} takes {warmup} steps of a run of {steps}: "
             "nothing is left to train at the peak"
         )
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
         "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
         "constant": lambda: optax.constant_schedule(peak),
-    }[optimizer.schedule]()
+    }[optimizer.lr_scheduler_type]()
     if not warmup:
         return after
     ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(optimizer: Optimizer, steps: int, specs: Tree) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: OptimizerConfig, steps: int, specs: Tree
+) -> optax.GradientTransformation:
     """Clipping to the global norm (where the recipe asks for it), then AdamW on the schedule.
 
     specs: ParamSpec of every trainable weight; those whose spec decays are the matrices.
     """
     schedule = make_schedule(optimizer, steps)
     decays = tree.map_with_path(lambda _, spec: spec.decays, specs)
-    if optimizer.moments != "int8" and optimizer.second_moment == "float32":
+    if optimizer.first_moment_dtype != "int8" and optimizer.second_moment_dtype == "float32":
         adamw = optax.adamw(
             schedule,
             b1=optimizer.b1,
@@ -59,7 +61,7 @@ def make_optimizer(optimizer: Optimizer, steps: int, specs: Tree) -> optax.Gradi
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
             mask=decays,
-            mu_dtype=jnp.dtype(optimizer.moments),
+            mu_dtype=jnp.dtype(optimizer.first_moment_dtype),
         )
     else:
         adamw = optax.chain(
@@ -68,12 +70,14 @@ def make_optimizer(optimizer: Optimizer, steps: int, specs: Tree) -> optax.Gradi
                 b1=optimizer.b1,
                 b2=optimizer.b2,
                 eps=optimizer.eps,
-                first=optimizer.moments,
-                second=optimizer.second_moment,
+                first=optimizer.first_moment_dtype,
+                second=optimizer.second_moment_dtype,
             ),
             optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
             optax.scale_by_learning_rate(schedule),
         )
     return (
-        optax.chain(optax.clip_by_global_norm(optimizer.clip), adamw) if optimizer.clip else adamw
+        optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), adamw)
+        if optimizer.max_grad_norm
+        else adamw
     )

@@ -30,7 +30,7 @@ def lower_step(
 
     label_ids: the judge's two verdicts. steps: of the whole run, for the schedule. state, batch:
     abstract, with shardings (training/state.py, training/stages.py). change: recipe keys to change,
-    {} for the recipe as it is: "execution.remat" and "batch.microbatches".
+    {} for the recipe as it is: "execution.remat" and "batch.gradient_accumulation_steps".
     """
     remat = change.get("execution.remat", recipe.execution.remat)
     execution = make_execution(recipe, placement, remat)
@@ -40,7 +40,9 @@ def lower_step(
         make_schedule(recipe.optimizer, steps),
         shardings_of(state),
         placement,
-        microbatches=change.get("batch.microbatches", recipe.batch.microbatches),
+        microbatches=change.get(
+            "batch.gradient_accumulation_steps", recipe.batch.gradient_accumulation_steps
+        ),
         max_skipped=recipe.run.max_skipped,
     )
     return step.lower(state, abstract_frozen(recipe, cfg, placement), batch)
@@ -49,27 +51,27 @@ def lower_step(
 def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placement:
     """The recipe's mesh over these devices, by default all."""
     mesh = recipe.mesh
-    return make_placement(mesh.sizes, between=mesh.between_sizes, devices=devices)
+    return make_placement(mesh.sizes, between=mesh.dcn_sizes, devices=devices)
 
 
 def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execution:
     """How the recipe runs the model."""
     wanted = recipe.execution
-    return Execution(wanted.compute, wanted.attention, remat, placement, packed=recipe.packed)
+    return Execution(wanted.compute_dtype, wanted.attention, remat, placement, packed=recipe.packed)
 
 
 def leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
     """Changes to a recipe that need less memory and give the same results, cheapest first."""
     batch, shards = recipe.batch, placement.batch_shards
     counts = [
-        batch.microbatches * n
+        batch.gradient_accumulation_steps * n
         for n in (2, 4, 8, 16)
-        if batch.rows % (batch.microbatches * n * shards) == 0
+        if batch.batch_size % (batch.gradient_accumulation_steps * n * shards) == 0
     ]
-    changes: list[dict[str, Any]] = [{"batch.microbatches": n} for n in counts[:2]]
+    changes: list[dict[str, Any]] = [{"batch.gradient_accumulation_steps": n} for n in counts[:2]]
     if recipe.execution.remat != "full":
         changes += [
-            {"execution.remat": "full", **({"batch.microbatches": n} if n else {})}
+            {"execution.remat": "full", **({"batch.gradient_accumulation_steps": n} if n else {})}
             for n in (0, *counts)
         ]
-    return changes or [{"batch.microbatches": n} for n in counts]
+    return changes or [{"batch.gradient_accumulation_steps": n} for n in counts]

@@ -18,7 +18,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
-from gram_jax.recipes.tables import Recipe, Source
+from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
@@ -36,12 +36,16 @@ def make_objective(
 ) -> Objective:
     """What the recipe's stage minimises. label_ids: of the judge's two verdicts."""
     loss = recipe.loss
-    if recipe.stage == "write":
-        assert loss.chunk is not None  # what a stage needs is there when a recipe has been read
-        return writing_objective(cfg, execution, chunk=loss.chunk)
-    if recipe.stage == "judge":
-        assert loss.smoothing is not None
-        return verdict_objective(cfg, execution, label_ids=label_ids, smoothing=loss.smoothing)
+    if recipe.stage == "pretrain":
+        assert (
+            loss.loss_chunk_size is not None
+        )  # what a stage needs is there when a recipe has been read
+        return writing_objective(cfg, execution, chunk=loss.loss_chunk_size)
+    if recipe.stage == "finetune":
+        assert loss.label_smoothing is not None
+        return verdict_objective(
+            cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
+        )
     return ranking_objective(cfg, execution)
 
 
@@ -63,12 +67,12 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
 
 
 def read_pairs(
-    recipe: Recipe, sources: Sequence[Source], limit: int | None
+    recipe: Recipe, sources: Sequence[SourceConfig], limit: int | None
 ) -> tuple[list[Any], ReadReport]:
     """Records of the stage's kind from these sources, and what became of the rows."""
     return read_sources(
         [source.spec for source in sources],
-        "pair" if recipe.stage == "write" else "preference",
+        "pair" if recipe.stage == "pretrain" else "preference",
         schema=recipe.data.schema,
         on_bad=recipe.data.on_bad,
         limit=limit,
@@ -84,10 +88,10 @@ def make_examples(
 ) -> Examples:
     """The stage's encoded examples of these records."""
     shared = {"overlong": recipe.data.overlong, "rows": report}
-    if recipe.stage == "rank":
+    if recipe.stage == "bradley_terry":
         return ranking_examples(records, tokenizer, spec, **shared)
-    make = writing_examples if recipe.stage == "write" else verdict_examples
-    orders = recipe.data.orders
+    make = writing_examples if recipe.stage == "pretrain" else verdict_examples
+    orders = recipe.data.position_augmentation
     assert orders is not None
     return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
 
@@ -107,7 +111,7 @@ def start_weights(
     which no sum of small steps is taken, the dtype of the computation.
     """
     if recipe.lora is None:
-        cfg, loaded = load_model(recipe.model.start, placement, recipe.model.dtype)
+        cfg, loaded = load_model(recipe.model.name_or_path, placement, recipe.model.param_dtype)
         frozen: Tree = {}
     else:
         cfg, frozen, loaded = frozen_weights(recipe, placement)
@@ -117,14 +121,14 @@ def start_weights(
     key = jax.random.key(recipe.run.seed)
     if "layers" in missing:
         lora, missing = tree.split(missing, lambda path: path.startswith("layers/lora/"))
-        fresh = tree.flatten(init_lora(lora, key, placement, recipe.model.dtype))
+        fresh = tree.flatten(init_lora(lora, key, placement, recipe.model.param_dtype))
     if missing:
         head_key = jax.random.fold_in(key, 1)
-        fresh |= tree.flatten(init_params(missing, head_key, placement, recipe.model.dtype))
+        fresh |= tree.flatten(init_params(missing, head_key, placement, recipe.model.param_dtype))
     trained = tree.map_with_path(
         lambda path, _: fresh[path] if path in fresh else found[path], specs
     )
-    return cfg, jax.tree.map(lambda x: x.astype(recipe.model.dtype), trained), frozen
+    return cfg, jax.tree.map(lambda x: x.astype(recipe.model.param_dtype), trained), frozen
 
 
 def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree, Tree]:
@@ -133,7 +137,7 @@ def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, T
     The base has the dtype of the computation. Its head, of a rank run, is trained and never frozen.
     """
     assert recipe.lora is not None
-    cfg, base = load_model(recipe.model.start, placement, recipe.execution.compute)
+    cfg, base = load_model(recipe.model.name_or_path, placement, recipe.execution.compute_dtype)
     head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
     scale = lora_scales(cfg, recipe.lora.config, placement)
     return cfg, tree.merge(base, {"layers": {"lora_scale": scale}}), head
@@ -145,7 +149,7 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
         return {}
     base = tree.map_with_path(
         lambda _, spec: jax.ShapeDtypeStruct(
-            spec.shape, recipe.execution.compute, sharding=placement.sharding(*spec.axes)
+            spec.shape, recipe.execution.compute_dtype, sharding=placement.sharding(*spec.axes)
         ),
         param_specs(cfg),
     )
@@ -154,7 +158,7 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
 
 
 def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
-    if recipe.stage != "rank":
+    if recipe.stage != "bradley_terry":
         return {}
     return {SCORE: ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
 

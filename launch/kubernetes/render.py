@@ -2,7 +2,7 @@
 """A training run on Kubernetes, as manifests on standard output: one JobSet and a ConfigMap with its recipes.
 
     launch/kubernetes/render.py --name judge --image IMAGE --recipe WRITE.toml --recipe JUDGE.toml \\
-        --tpu v5e:4x4 --slices 2 --set mesh.between.data=2 --claim VOLUME | kubectl apply -f -
+        --tpu v5e:4x4 --slices 2 --set mesh.dcn.data=2 --claim VOLUME | kubectl apply -f -
 
 Nothing is sent anywhere: what is printed is what would run.
 """
@@ -132,24 +132,22 @@ def check(options: argparse.Namespace) -> None:
             )
         if options.slices > 1 and (between := parts_between(path, options.set)) != options.slices:
             raise LaunchError(
-                f"--slices {options.slices}, and [mesh.between] of {path} multiplies to {between}: it says what"
-                f" crosses the slices, as --set mesh.between.data={options.slices}"
+                f"--slices {options.slices}, and [mesh.dcn] of {path} multiplies to {between}: it says what"
+                f" crosses the slices, as --set mesh.dcn.data={options.slices}"
             )
 
 
 def parts_between(recipe: Path, settings: list[str]) -> int:
     """The number of slices that a recipe with these settings is made for."""
     try:
-        sizes = tomllib.loads(recipe.read_text()).get("mesh", {}).get("between", {})
+        sizes = tomllib.loads(recipe.read_text()).get("mesh", {}).get("dcn", {})
         for setting in settings:
             key, _, value = setting.partition("=")
-            if key.startswith("mesh.between."):
-                sizes[key.removeprefix("mesh.between.")] = int(value)
+            if key.startswith("mesh.dcn."):
+                sizes[key.removeprefix("mesh.dcn.")] = int(value)
         return math.prod(sizes.values())
     except (ValueError, TypeError, AttributeError) as error:
-        raise LaunchError(
-            f"--recipe {recipe}: its [mesh.between] cannot be read: {error}"
-        ) from None
+        raise LaunchError(f"--recipe {recipe}: its [mesh.dcn] cannot be read: {error}") from None
 
 
 def slice_shape(options: argparse.Namespace) -> tuple[str, str, int, int]:

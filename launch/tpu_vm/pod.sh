@@ -19,7 +19,7 @@
 #   PROJECT=ID        default: that of gcloud
 #   SPOT=1            cheaper machines, which may be taken away
 #   SLICES=N          of that type, joined over the data-centre network (default 1); several need --set
-#                     mesh.between.data=N, or [mesh.between] in every recipe
+#                     mesh.dcn.data=N, or [mesh.dcn] in every recipe
 #   SHARE=HOST:/PATH  an NFS export (Filestore, say) that all workers write; recipes name paths in it
 #   RESTARTS=N        new machines up to N times, and up to N new starts on the same machines (default 20)
 #   GRACE=S           seconds that a run may take to save after SIGTERM (default 20)
@@ -179,11 +179,11 @@ read_recipes() {
     twins=$(for recipe in "${names[@]}"; do basename "$recipe"; done | sort | uniq -d)
     [ -z "$twins" ] || fail "two recipes are called $twins, and one would take the other's place on the workers"
     [ "$slices" -gt 1 ] || return 0
-    case " $*" in *[\ =]mesh.between.*) return 0 ;; esac
+    case " $*" in *[\ =]mesh.dcn.*) return 0 ;; esac
     for recipe in "${names[@]}"; do
         grep -Eq '^[[:space:]]*(\[mesh\.between\]|between(\.[a-z]+)?[[:space:]]*=)' "$recipe" ||
-            fail "SLICES=$slices, and $recipe has no [mesh.between], which says what crosses them: add --set" \
-                "mesh.between.data=$slices"
+            fail "SLICES=$slices, and $recipe has no [mesh.dcn], which says what crosses them: add --set" \
+                "mesh.dcn.data=$slices"
     done
 }
 

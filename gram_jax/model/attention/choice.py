@@ -92,7 +92,7 @@ def _of_cudnn(task: Task) -> Iterator[str]:
     if task.packed:
         yield (
             "it knows lengths, not segments, and would let documents of one row see each other: "
-            'use batch.pack = false (stage "rank" always puts two documents in a row) or "blocked"'
+            'use batch.packing = false (stage "bradley_terry" always puts two documents in a row) or "blocked"'
         )
     if (task.sequence or 1) > 1:
         yield f'rows are cut over sequence = {task.sequence}, which it cannot do: use "ring"'
