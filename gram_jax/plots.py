@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -27,7 +27,7 @@ from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
 from gram_jax.scoring.scorer import PairScore
-from gram_jax.training.job import training_examples
+from gram_jax.training.setup import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
@@ -267,7 +267,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
-        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        documents = training_examples(recipe, TOKENIZER, SPEC).documents
         return [documents[i].tolist() for i in range(len(documents))]
 
     plain, said = tokens(), capsys.readouterr().out

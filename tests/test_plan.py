@@ -20,8 +20,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  # noqa: F401
 
 import gram_jax.training.loop as loop
-from gram_jax.console import Console
-from gram_jax.distributed.process import Member
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
@@ -38,9 +36,9 @@ from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
 from gram_jax.plan.topology import read_topology
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.recipes.tables import AdapterConfig
-from gram_jax.run.directory import open_run
+from gram_jax.run.directory import RunDirectory
 from gram_jax.sharding import make_placement
-from gram_jax.training.job import prepare
+from gram_jax.training.setup import set_up
 
 LOCAL = read_topology("local")
 
@@ -366,10 +364,8 @@ def stripped(hlo: str) -> str:
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, monkeypatch):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
-    console = Console(quiet=True)
-    with open_run(recipe, Member(), console) as folder:
-        job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
-        running = loop.compiled_step(job, console)[0].as_text()
+    job = set_up(recipe, RunDirectory(tmp_path, {}), make_placement(recipe.mesh.sizes))
+    running = loop.compiled_step(job)[0].as_text()
     monkeypatch.setattr(planning, "LABEL_IDS", job.spec.label_ids)
     planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))
     assert stripped(planned.hlo) == stripped(running)

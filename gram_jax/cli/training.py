@@ -17,7 +17,7 @@ from gram_jax.cli.options import (
     Schema,
     seconds,
 )
-from gram_jax.console import Console
+from gram_jax.console import Console, log_to
 
 
 def train(
@@ -122,8 +122,11 @@ def train(
         lost_after=lost_after,
         grace=grace,
         stuck_after=stuck_after or None,
-    ) as member:
-        run(chosen, console=Console(), member=member)
+    ) as context:
+        console = Console(mute=context.index > 0)  # process 0 speaks for the job
+        log_to(console)
+        done = run(chosen, process=context, progress=console.progress)
+        console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
 
 
 def recipe(

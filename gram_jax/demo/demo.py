@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.console import Console, Progress
+from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import Kind, read_records
 from gram_jax.errors import CheckpointError, StoppedError
@@ -33,12 +33,13 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
 from gram_jax.model.matmul import product
 from gram_jax.plots import plot_before_after
-from gram_jax.run.metrics import read_metrics
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.lifecycle import RunResult
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
-from gram_jax.training.loop import RunResult, train
+from gram_jax.training.loop import train
 from gram_jax.training.stages import judge_spec
 
 ASSETS = Path(__file__).parent / "assets"
@@ -91,17 +92,6 @@ class DemoResult:
     plot: Path
     difference: float | None
     seconds: float
-
-
-class _BarsOnly(Console):
-    """The training loop's console: its progress is shown, the demo tells the rest in its words."""
-
-    def __init__(self, shown: Console):
-        super().__init__(quiet=True)
-        self.shown = shown
-
-    def progress(self, total: int | None, **settings: Any) -> Progress:
-        return self.shown.progress(total, **settings)
 
 
 class _Story:
@@ -313,7 +303,7 @@ def _in_words(report: PairwiseReport) -> str:
 
 def _train(recipe: Recipe, placement: Placement, console: Console, again: str) -> None:
     try:
-        result = train(recipe, console=_BarsOnly(console), placement=placement)
+        result = train(recipe, placement=placement, progress=console.progress)
     except StoppedError as stopped:
         raise StoppedError(
             f"the demo was stopped, what it has done is saved. Go on with: {again}"

@@ -7,7 +7,7 @@ from typing import Any
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.planning import Plan, Target, plan_training
 from gram_jax.recipes.tables import Recipe
-from gram_jax.training.program import leaner
+from gram_jax.training.program import lower_memory_alternatives
 
 REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed
 # Rows of one micro-batch on one device that are tried, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...
@@ -28,7 +28,7 @@ def what_would_fit(
             "Weights, optimizer state and batch alone are more than a device has: more devices "
             "under [mesh] fsdp, leaner optimizer state or weights, [lora], or a smaller model"
         )
-    for change in leaner(recipe, target.placement):
+    for change in lower_memory_alternatives(recipe, target.placement):
         if plan_training(recipe, cfg, target, slots=slots, change=change).fit.fits:
             return f"What would fit: {_keys(change)}"
     return (

@@ -74,7 +74,10 @@ def _take(path: Path, mine: Mapping[str, Any]) -> None:
         raise _refusal(path, found)
     if not known:
         logger.warning(
-            "%s held %s: waiting up to %g s for a sign of life", _name(found), path.parent, STALE_SECONDS
+            "%s held %s: waiting up to %g s for a sign of life",
+            _name(found),
+            path.parent,
+            STALE_SECONDS,
         )
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline and path.exists():

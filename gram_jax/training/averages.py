@@ -64,7 +64,9 @@ class Averages:
         return {name: newest[name] for name in SHOWN if name in newest}
 
 
-def add_step(averages: Averages, step: int, metrics: Mapping[str, Any], max_skipped: int) -> Averages:
+def add_step(
+    averages: Averages, step: int, metrics: Mapping[str, Any], max_skipped: int
+) -> Averages:
     """With the metrics of a step, (sum, count) each on the devices.
 
     A bad batch counts as skipped alone. Raises NonFiniteError if more than max_skipped are bad in a row.

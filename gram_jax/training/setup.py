@@ -1,13 +1,15 @@
 """What is settled before a run's weights are there: the judge, the examples, the number of steps, the optimizer."""
 
+import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optax
 
 from gram_jax import tree
 from gram_jax.attacks.augment import with_attacks
-from gram_jax.console import Console
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.examples import Examples
 from gram_jax.distributed.collectives import assert_equal
@@ -17,13 +19,14 @@ from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
+from gram_jax.progress import log_time
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.directory import (
-    RunFolder,
-    check_same_run,
+    RunDirectory,
+    check_same_data,
+    check_same_judge,
     differing_fields,
-    examples_fingerprint,
 )
 from gram_jax.run.metrics import check_wandb
 from gram_jax.sharding import Placement, check_divides
@@ -34,13 +37,16 @@ from gram_jax.training.stages import judge_spec, make_examples, read_pairs, trai
 from gram_jax.training.state import TrainState, abstract_state
 from gram_jax.tree import Tree
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Job:
-    """Everything of a run that is settled before its weights are there."""
+class TrainSetup:
+    """Everything of a run that is settled before its weights are there. examples: fingerprint of the training data;
+    specs, abstract: of the trained weights, and of the state.
+    """
 
     recipe: Recipe
-    folder: RunFolder
     placement: Placement
     cfg: ModelConfig
     tokenizer: Any
@@ -49,13 +55,69 @@ class Job:
     valid_plan: BatchPlan | None
     valid_records: list[Any]
     steps: int
-    specs: Tree  # of the trained weights
+    examples: str
+    specs: Tree
     optimizer: optax.GradientTransformation
     abstract: TrainState
 
 
-def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Console) -> Job:
-    """Tokenizer and judge checked, examples made, steps counted, optimizer and schedule built."""
+def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> TrainSetup:
+    """Check tokenizer and judge, make the examples, count the steps, build optimizer and schedule.
+
+    Raises RecipeError or JudgeError if the run in the directory began with other data or another judge.
+    """
+    _check(recipe, placement)
+    cfg, tokenizer, spec = _judge(recipe)
+    check_divides(tree.flatten(param_specs(cfg)), placement)
+    execution = make_execution(recipe, placement, recipe.execution.remat)
+    backend = backend_of(execution, cfg, recipe.batch.max_length)  # refuses what it cannot do
+    if recipe.execution.attention == "auto":
+        logger.info("attention: %s", backend)
+    with log_time(logger, "read and encode the data"):
+        plan = _batches(recipe, training_examples(recipe, tokenizer, spec), recipe.batch.batch_size)
+        valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
+    logger.info("%s", plan.report().to_text())
+    epochs = recipe.run.num_train_epochs
+    steps = plan.steps(epochs) if epochs is not None else recipe.run.max_steps
+    assert steps is not None  # a recipe has one of the two
+    examples = examples_fingerprint(plan.examples)
+    assert_equal("set of training examples", [steps, examples, spec.hash])
+    check_same_data(directory, steps=steps, examples=examples)
+    check_same_judge(directory, spec)
+    specs = trained_specs(recipe, cfg)
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    return TrainSetup(
+        recipe=recipe,
+        placement=placement,
+        cfg=cfg,
+        tokenizer=tokenizer,
+        spec=spec,
+        plan=plan,
+        valid_plan=valid_plan,
+        valid_records=valid_records,
+        steps=steps,
+        examples=examples,
+        specs=specs,
+        optimizer=optimizer,
+        abstract=abstract_state(specs, optimizer, placement, recipe.model.param_dtype),
+    )
+
+
+def examples_fingerprint(examples: Examples) -> str:
+    """16 hex digits that name the encoded examples: tokens, lengths, labels and weights."""
+    digest = hashlib.sha256()
+    labels = getattr(examples, "label", np.zeros(0, np.int32))
+    for array in (
+        examples.documents.tokens,
+        examples.documents.offsets,
+        labels,
+        examples.weights,
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check(recipe: Recipe, placement: Placement) -> None:
     batch = recipe.batch
     if problem := check_rows(
         batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
@@ -63,65 +125,27 @@ def prepare(recipe: Recipe, folder: RunFolder, placement: Placement, console: Co
         raise RecipeError(problem)
     if recipe.log.wandb:
         check_wandb()
-    cfg, tokenizer, spec = _judge(recipe, console)
-    check_divides(tree.flatten(param_specs(cfg)), placement)
-    execution = make_execution(recipe, placement, recipe.execution.remat)
-    backend = backend_of(execution, cfg, batch.max_length)  # refuses what it cannot do
-    if recipe.execution.attention == "auto":
-        console.say(f"attention: {backend}")
-    with console.timed("read and encode the data"):
-        plan = make_batches(
-            training_examples(recipe, tokenizer, spec, console),
-            rows=batch.batch_size,
-            length=batch.max_length,
-            seed=recipe.run.seed,
-            pack=batch.packing,
-        )
-        steps = recipe.run.max_steps
-        if steps is None:
-            assert (
-                recipe.run.num_train_epochs is not None
-            )  # reading a recipe has made sure of one of the two
-            steps = plan.steps(recipe.run.num_train_epochs)
-        valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
-    console.say(plan.report().to_text())
-    examples = examples_fingerprint(plan.examples)
-    assert_equal("set of training examples", [steps, examples, spec.hash])
-    check_same_run(folder, steps, examples, spec)
-    specs = trained_specs(recipe, cfg)
-    optimizer = make_optimizer(recipe.optimizer, steps, specs)
-    abstract = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
-    return Job(
-        recipe,
-        folder,
-        placement,
-        cfg,
-        tokenizer,
-        spec,
-        plan,
-        valid_plan,
-        valid_records,
-        steps,
-        specs,
-        optimizer,
-        abstract,
+
+
+def _batches(recipe: Recipe, examples: Examples, rows: int) -> BatchPlan:
+    batch = recipe.batch
+    return make_batches(
+        examples, rows=rows, length=batch.max_length, seed=recipe.run.seed, pack=batch.packing
     )
 
 
-def training_examples(
-    recipe: Recipe, tokenizer: Any, spec: JudgeSpec, console: Console
-) -> Examples:
+def training_examples(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examples:
     """Of data.train, with the recipe's share of attacks among them."""
     records, report = read_pairs(recipe, recipe.data.train, recipe.data.limit)
     if share := recipe.data.attack_share:
         plain = records
         records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
         count = sum(a is not b for a, b in zip(plain, records, strict=True))
-        console.say(f"attacks: in place of {count:,} of {len(plain):,} rejected responses")
+        logger.info("attacks: in place of %d of %d rejected responses", count, len(plain))
     return make_examples(recipe, records, report, tokenizer, spec)
 
 
-def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpec]:
+def _judge(recipe: Recipe) -> tuple[ModelConfig, Any, JudgeSpec]:
     """Config and tokenizer of the start, and the judge that the recipe asks for on them."""
     start = recipe.model.name_or_path
     cfg, tokenizer = model_config(start), load_tokenizer(start)
@@ -134,9 +158,10 @@ def _judge(recipe: Recipe, console: Console) -> tuple[ModelConfig, Any, JudgeSpe
     if before is not None:
         check_tokenizer(before, tokenizer)
         if before.hash != spec.hash:
-            console.warn(
-                f"the judge of this recipe differs from that of {start} in "
-                f"{', '.join(differing_fields(before, spec))}; training sets the recipe's"
+            logger.warning(
+                "the judge of this recipe differs from that of %s in %s; training sets the recipe's",
+                start,
+                ", ".join(differing_fields(before, spec)),
             )
     return cfg, tokenizer, spec
 
@@ -148,13 +173,11 @@ def _held_out(
         return [], None
     records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
     examples = make_examples(recipe, records, report, tokenizer, spec)
-    batch, shards = recipe.batch, placement.batch_shards
-    per_unit = 1 if examples.together else examples.per_unit
-    plan = make_batches(
-        examples,
-        rows=evaluation_rows(batch.batch_size, batch.gradient_accumulation_steps, shards, per_unit),
-        length=batch.max_length,
-        seed=recipe.run.seed,
-        pack=batch.packing,
+    batch = recipe.batch
+    rows = evaluation_rows(
+        batch.batch_size,
+        batch.gradient_accumulation_steps,
+        placement.batch_shards,
+        1 if examples.together else examples.per_unit,
     )
-    return records, plan
+    return records, _batches(recipe, examples, rows)
