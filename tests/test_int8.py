@@ -11,7 +11,7 @@ from gram_jax.batch import Sequences
 from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import CONTRACTED
-from gram_jax.model.quantize import to_int8
+from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -27,7 +27,7 @@ def multiplied_out(params: tree.Tree) -> tree.Tree:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_weight_moves_by_more_than_half_a_step_of_its_channel(family, one_device):
     params = random_params(tiny_config(family, True), one_device)
-    found = to_int8(params)
+    found = quantize_int8(params)
     back = multiplied_out(found)
     for name, contracted in CONTRACTED.items():
         before, after = (np.asarray(side["layers"][name]) for side in (params, back))
@@ -44,7 +44,7 @@ def test_no_weight_moves_by_more_than_half_a_step_of_its_channel(family, one_dev
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_multiplies_by_integer_times_scale(family, execution, one_device):
     cfg = tiny_config(family, False)
-    found = to_int8(random_params(cfg, one_device))
+    found = quantize_int8(random_params(cfg, one_device))
     tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 24)).astype(np.int32)
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), tokens.shape)
     seqs, verdict_at = Sequences(tokens, positions, np.ones_like(tokens)), np.array([[23], [11]])
@@ -57,7 +57,7 @@ def test_a_channel_of_zeros_stays_zero():
     layers = {
         name: np.zeros((1, 2, 3, 4)[: 3 + (c > 1)], np.float32) for name, c in CONTRACTED.items()
     }
-    found = to_int8({"layers": layers})
+    found = quantize_int8({"layers": layers})
     assert all(not np.asarray(leaf).any() for leaf in tree.flatten(multiplied_out(found)).values())
 
 

@@ -192,8 +192,6 @@ def hasty(monkeypatch):
     monkeypatch.setattr(owner, "STALE_SECONDS", 0.6)
 
 
-
-
 def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
     with run_lock(tmp_path, ProcessContext()):
         said = rf"process {os.getpid()} on {socket.gethostname()} runs in {tmp_path} since .*"

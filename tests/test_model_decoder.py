@@ -17,7 +17,7 @@ from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.model.decoder import hidden_states, rms_norm, unembedding
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
-from gram_jax.model.quantize import to_int8
+from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.rope import rotate, rotation
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import merge
@@ -238,7 +238,7 @@ def test_merging_lora_keeps_the_model(execution, one_device):
 def test_a_lora_is_not_merged_into_int8(one_device):
     params, with_lora = adapted(tiny_config("llama", True), one_device, trained=True)
     with pytest.raises(LayoutError, match=r"int8 matrices \(down, gate"):
-        small = to_int8(params)
+        small = quantize_int8(params)
         merge_lora({**small, "layers": {**with_lora["layers"], **small["layers"]}})
 
 

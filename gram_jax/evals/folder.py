@@ -19,7 +19,7 @@ from gram_jax.evals.scores import Target
 from gram_jax.evals.workload import Workload, stem_of
 from gram_jax.files import write_atomic
 from gram_jax.interop.models import load_model
-from gram_jax.model.quantize import to_int8
+from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
@@ -151,7 +151,7 @@ def fingerprint_as(model: Path, settings: Mapping[str, Any]) -> str:
             f"settings with weights {held!r} and compute {compute!r}: expected float32 or bfloat16, or int8 weights"
         )
     _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
-    return weights_fingerprint(to_int8(params) if held == "int8" else params)
+    return weights_fingerprint(quantize_int8(params) if held == "int8" else params)
 
 
 def make_folder(folder: Path) -> None:

@@ -138,7 +138,7 @@ class NnxModel(nnx.Module):
             raise LayoutError(
                 f"a tool changed {', '.join(strange)} and cannot see the weights of the layers, which lie stacked in a "
                 "scan. For LoRA make the view of a tree with lora_specs (gram_jax/model/lora.py), for eight bits "
-                "of one from to_int8"
+                "of one from quantize_int8"
             )
 
     def _tree(self) -> Tree:

@@ -76,7 +76,7 @@ def merge_lora(params: Tree) -> Tree:
     if eight := sorted(layers.get("scales", {}).keys() & layers["lora"].keys()):
         raise LayoutError(
             f"a LoRA cannot be added to int8 matrices ({', '.join(eight)}): merge it into the weights as they were "
-            "before to_int8"
+            "before quantize_int8"
         )
     scale = layers.pop("lora_scale")
     for name, pair in layers.pop("lora").items():

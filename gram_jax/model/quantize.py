@@ -18,7 +18,7 @@ from gram_jax.tree import Tree
 LARGEST = 127
 
 
-def to_int8(params: Tree) -> Tree:
+def quantize_int8(params: Tree) -> Tree:
     """The same model with its layers' matrices in int8; each matrix is given back before the next is made."""
     layers, scales = dict(params["layers"]), {}
     for name, contracted in CONTRACTED.items():

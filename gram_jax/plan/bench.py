@@ -27,7 +27,7 @@ from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import Encoded, encode_comparisons
 from gram_jax.judge.spec import DEFAULT_LENGTH
 from gram_jax.model.execution import AskedCompute, Execution
-from gram_jax.model.quantize import to_int8
+from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
@@ -164,7 +164,7 @@ def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
     execution = Execution(compute, "auto", "none", placement, packed=False)
     method = bench.method or method_for(execution)
     core = ScoringEngine(
-        to_int8(params) if bench.weights == "int8" else params,
+        quantize_int8(params) if bench.weights == "int8" else params,
         cfg,
         (0, 1),  # which two tokens are compared does not matter
         execution,

@@ -22,7 +22,7 @@ from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
-from gram_jax.model.quantize import to_int8
+from gram_jax.model.quantize import quantize_int8
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
@@ -178,7 +178,7 @@ class Scorer:
             name, placement, number_format if weights in ("auto", "int8") else weights
         )
         if weights == "int8":
-            params = to_int8(params)
+            params = quantize_int8(params)
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(
             params,
