@@ -3,7 +3,7 @@
 The command line prints the message of any `GramError` and exits with its status; every other exception is a bug.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # Exit statuses that ask to be started again (2 does not: it needs a person).
@@ -88,6 +88,28 @@ class MissingExtraError(GramError):
 
 class ReportError(GramError):
     """A report or a model card cannot be made of what was given, or would replace somebody's file."""
+
+
+def nearest(value: int, works: Sequence[int]) -> str:
+    """The valid sizes next to a value, as part of an error message.
+
+    >>> nearest(4, [1, 3, 9]), nearest(4, [1, 2])
+    ('the nearest valid sizes are 3 and 9', 'the nearest valid size is 2')
+    """
+    around = [max((n for n in works if n <= value), default=None)]
+    around.append(min((n for n in works if n > value), default=None))
+    found = [str(n) for n in around if n is not None]
+    return f"the nearest valid {'sizes are' if len(found) > 1 else 'size is'} {' and '.join(found)}"
+
+
+def nearest_multiple(value: int, unit: int) -> str:
+    """The multiples of `unit` next to a value, as part of an error message.
+
+    >>> nearest_multiple(1000, 128), nearest_multiple(100, 128)
+    ('the nearest valid sizes are 896 and 1024', 'the nearest valid size is 128')
+    """
+    below = value // unit * unit
+    return nearest(value, [n for n in (below, below + unit) if n])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""The mesh, and the rules that say which mesh axes each logical axis of an array is spread over.
+"""The mesh, and the rules that map each logical axis of an array to the mesh axes that shard it.
 
 One device is a mesh of one, so there is one code path. Arrays name logical axes ("batch", "embed", "heads", ...);
 a rules table maps them to the mesh axes data, fsdp, tensor, sequence. A new strategy is a new table.
@@ -13,11 +13,11 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gram_jax.errors import RecipeError
+from gram_jax.errors import RecipeError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-# "embed_table" is the width of the embedding table and of the head. It stays whole: a table that is sharded on
+# "embed_table" is the width of the embedding table and of the head. It is not sharded: a table that is sharded on
 # both dimensions makes XLA re-materialise it at the lookup.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -31,7 +31,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "head_size": (),
     "mlp": ("tensor",),
     "rank": (),
-    # rows and table while the one is looked up in the other, whose width is cut over fsdp meanwhile
+    # Rows and table during the lookup, for which the table's width is sharded over fsdp.
     "lookup_rows": ("data",),
     "lookup_vocab": ("tensor",),
     # axes of activations
@@ -50,7 +50,7 @@ class Placement:
     rules: tuple[tuple[str, tuple[str, ...]], ...]
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """PartitionSpec of an array whose dimensions carry these logical axes (None: not spread)."""
+        """PartitionSpec of an array whose dimensions carry these logical axes (None: not sharded)."""
         table = dict(self.rules)
         return PartitionSpec(*(table[axis] or None if axis is not None else None for axis in axes))
 
@@ -59,19 +59,19 @@ class Placement:
         return NamedSharding(self.mesh, self.spec(axes))
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """State inside a jitted function how an activation is spread. Nothing to say on one device."""
+        """Constrain the sharding of an activation inside a jitted function; does nothing on one device."""
         if self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
     @property
     def batch_shards(self) -> int:
-        """Number of parts that the batch dimension is cut into."""
+        """Number of shards of the batch dimension."""
         return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"])
 
 
 def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
-    """Raises RecipeError where the mesh does not cut every weight into equal parts.
+    """Raises RecipeError if the mesh does not divide every weight into equal shards.
 
     weights: by path, each with its shape and logical axes (a ParamSpec).
     """
@@ -94,70 +94,79 @@ def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
 def make_placement(
     sizes: Mapping[str, int] | None = None,
     *,
-    between: Mapping[str, int] | None = None,
+    dcn: Mapping[str, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Placement:
-    """Mesh of the given axis sizes (one of them may be -1: whatever is left) over `devices`, default all.
+    """A mesh of the given axis sizes (one of them may be -1: what the others leave) over `devices`, default all.
 
-    Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}). between:
-    sizes of the same axes over slices or hosts, between which the network is slow; an axis is as
-    large as both of its sizes multiplied. Raises RecipeError where the sizes do not multiply to the
-    number of devices, or those of `between` to the number of slices or hosts; several slices need it.
+    Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}). dcn:
+    further sizes of the same axes over granules, which are slices of a TPU or hosts, with the
+    slower data-center network between them; `sizes` are then those inside a granule (ICI), and an
+    axis is as large as both multiplied. Raises RecipeError if the sizes do not multiply to the
+    number of devices, or those of `dcn` to the number of granules; several slices need `dcn`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    inside = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)
-    outside = {axis: 1 for axis in MESH_AXES} | dict(between or {})
-    if unknown := sorted((inside.keys() | outside.keys()) - set(MESH_AXES)):
+    ici_sizes = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)
+    dcn_sizes = {axis: 1 for axis in MESH_AXES} | dict(dcn or {})
+    if unknown := sorted((ici_sizes.keys() | dcn_sizes.keys()) - set(MESH_AXES)):
         raise RecipeError(f"unknown mesh axes {unknown}: the axes are {', '.join(MESH_AXES)}")
-    parts = math.prod(outside.values())
-    if parts == 1 and _attribute(devices) == "slice_index":
-        slices = len(islands_of(devices))
-        raise RecipeError(
-            f"the {len(devices)} devices lie in {slices} slices, between which the network is slow, and the recipe "
-            f"does not say what crosses it: expected [mesh.dcn], such as data = {slices} "
-            f"(--set mesh.dcn.data={slices})"
-        )
-    if parts > 1 and len(islands_of(devices)) != parts:
-        counts = sorted({len(island) for island in islands_of(devices).values()})
-        raise RecipeError(
-            f"[mesh.dcn] {_stated(outside)} multiplies to {parts}, and the {len(devices)} devices lie in "
-            f"{len(islands_of(devices))} slices or hosts (of {' or '.join(map(str, counts))} devices): the sizes must "
-            "multiply to their number"
-        )
+    parts = math.prod(dcn_sizes.values())
+    _check_granules(granules_of(devices), _attribute(devices), dcn_sizes)
     here = len(devices) // parts
-    free = [axis for axis, size in inside.items() if size == -1]
-    fixed = math.prod(size for size in inside.values() if size != -1)
+    free = [axis for axis, size in ici_sizes.items() if size == -1]
+    fixed = math.prod(size for size in ici_sizes.values() if size != -1)
     if len(free) > 1 or fixed < 1 or here % fixed or (not free and fixed != here):
         where = f"{here} device(s)" + (f" of each of {parts} slices or hosts" if parts > 1 else "")
         works = [n for n in range(1, here + 1) if here % n == 0]
         raise RecipeError(
-            f"mesh {_stated(inside)} does not fit {where}: the sizes must multiply to {here}, and at most one may be "
-            f"-1 (whatever is left); {nearest(fixed, works)} for their product"
+            f"mesh {_format_sizes(ici_sizes)} does not fit {where}: the sizes must multiply to {here}, and at most "
+            f"one may be -1 (what the others leave); {nearest(fixed, works)} for their product"
         )
     for axis in free:
-        inside[axis] = here // fixed
+        ici_sizes[axis] = here // fixed
     # Auto, not the new default Explicit: the rules are constraints and XLA's partitioner fills in the rest.
     types = (AxisType.Auto,) * len(MESH_AXES)
     if parts > 1:
-        mesh = Mesh(arrange(devices, inside, outside), MESH_AXES, axis_types=types)
+        mesh = Mesh(hybrid_mesh(devices, ici_sizes, dcn_sizes), MESH_AXES, axis_types=types)
     else:
-        shape = tuple(inside[axis] for axis in MESH_AXES)
+        shape = tuple(ici_sizes[axis] for axis in MESH_AXES)
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     return Placement(mesh, tuple(RULES.items()))
 
 
-def arrange(devices: Sequence[Any], inside: Mapping[str, int], outside: Mapping[str, int]) -> Any:
-    """Devices as an array over MESH_AXES: neighbours along an axis share a slice or host as long as `inside` lasts."""
+def _check_granules(
+    granules: Mapping[int, Sequence[Any]], attribute: str, dcn_sizes: Mapping[str, int]
+) -> None:
+    parts, count = math.prod(dcn_sizes.values()), sum(map(len, granules.values()))
+    if parts == 1 and attribute == "slice_index":
+        raise RecipeError(
+            f"the {count} devices are in {len(granules)} slices, between which the network is slow, and the recipe "
+            f"does not say which axis crosses it: expected [mesh.dcn], such as data = {len(granules)} "
+            f"(--set mesh.dcn.data={len(granules)})"
+        )
+    if parts > 1 and len(granules) != parts:
+        counts = sorted({len(devices) for devices in granules.values()})
+        raise RecipeError(
+            f"[mesh.dcn] {_format_sizes(dcn_sizes)} multiplies to {parts}, and the {count} devices are in "
+            f"{len(granules)} slices or hosts (of {' or '.join(map(str, counts))} devices): the sizes must multiply "
+            "to their number"
+        )
+
+
+def hybrid_mesh(
+    devices: Sequence[Any], ici_sizes: Mapping[str, int], dcn_sizes: Mapping[str, int]
+) -> Any:
+    """Devices as an array over MESH_AXES; neighbours along an axis share a granule within `ici_sizes`."""
     return mesh_utils.create_hybrid_device_mesh(
-        [inside[axis] for axis in MESH_AXES],
-        [outside[axis] for axis in MESH_AXES],
+        [ici_sizes[axis] for axis in MESH_AXES],
+        [dcn_sizes[axis] for axis in MESH_AXES],
         list(devices),
         process_is_granule=_attribute(devices) == "process_index",
     )
 
 
-def islands_of(devices: Sequence[Any]) -> dict[int, list[Any]]:
-    """The devices by slice; by host (process) where there is one slice or none."""
+def granules_of(devices: Sequence[Any]) -> dict[int, list[Any]]:
+    """The devices by slice; by host (process) if there is at most one slice."""
     attribute = _attribute(devices)
     found: dict[int, list[Any]] = {}
     for device in devices:
@@ -170,27 +179,5 @@ def _attribute(devices: Sequence[Any]) -> str:
     return "slice_index" if len(slices) > 1 else "process_index"
 
 
-def _stated(sizes: Mapping[str, int]) -> str:
+def _format_sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{axis} = {size}" for axis, size in sizes.items() if size != 1) or "1"
-
-
-def nearest(value: int, works: Sequence[int]) -> str:
-    """The valid sizes around a value, in words.
-
-    >>> nearest(4, [1, 3, 9]), nearest(4, [1, 2])
-    ('the nearest valid sizes are 3 and 9', 'the nearest valid size is 2')
-    """
-    around = [max((n for n in works if n <= value), default=None)]
-    around.append(min((n for n in works if n > value), default=None))
-    found = [str(n) for n in around if n is not None]
-    return f"the nearest valid {'sizes are' if len(found) > 1 else 'size is'} {' and '.join(found)}"
-
-
-def nearest_multiple(value: int, unit: int) -> str:
-    """The multiples of `unit` around a value, in words.
-
-    >>> nearest_multiple(1000, 128), nearest_multiple(100, 128)
-    ('the nearest valid sizes are 896 and 1024', 'the nearest valid size is 128')
-    """
-    below = value // unit * unit
-    return nearest(value, [n for n in (below, below + unit) if n])

@@ -9,11 +9,11 @@ from tiny_runs import tiny_recipe
 
 from gram_jax.errors import RecipeError
 from gram_jax.model.attention import backend_of
-from gram_jax.model.attention.choice import Task, refusals, resolve
+from gram_jax.model.attention.choice import AttentionTask, refusals, resolve_backend
 from gram_jax.model.execution import Execution
 from gram_jax.sharding import make_placement
 
-TASK = Task(
+TASK = AttentionTask(
     packed=True,
     length=1024,
     kv_heads=8,
@@ -49,8 +49,8 @@ TASK = Task(
 )
 def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
     task = dataclasses.replace(TASK, **changes)
-    assert resolve("auto", task) == backend
-    assert resolve(backend, task) == backend
+    assert resolve_backend("auto", task) == backend
+    assert resolve_backend(backend, task) == backend
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_auto_takes_the_best_that_can_do_the_task(changes, backend):
 )
 def test_a_back_end_refuses_what_it_cannot_do(backend, changes, message):
     with pytest.raises(RecipeError, match=f"(?s){message}"):
-        resolve(backend, dataclasses.replace(TASK, **changes))
+        resolve_backend(backend, dataclasses.replace(TASK, **changes))
 
 
 @pytest.mark.parametrize("backend", ["xla", "blocked", "ring", "cudnn", "splash", "auto"])
 def test_what_is_not_known_yet_is_not_refused(backend):
-    assert refusals(backend, Task()) == []
+    assert refusals(backend, AttentionTask()) == []
 
 
 @pytest.mark.parametrize(

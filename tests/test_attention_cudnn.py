@@ -39,12 +39,12 @@ def pretended(monkeypatch):
     door = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(door, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(door, "check_compute_capability", lambda least: True)
-    true_task = attention_room.task_of
+    true_task = attention_room.attention_task
 
     def on_a_gpu(*args, **kwargs):
         return dataclasses.replace(true_task(*args, **kwargs), platform="gpu", capability=(9, 0))
 
-    monkeypatch.setattr(attention_room, "task_of", on_a_gpu)
+    monkeypatch.setattr(attention_room, "attention_task", on_a_gpu)
 
 
 @pytest.mark.parametrize(

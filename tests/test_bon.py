@@ -16,11 +16,12 @@ from gram_jax.cli import app
 from gram_jax.errors import CheckpointError
 from gram_jax.evals.best_of_n import best_of, bon_rows, divergence, rate
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_tokenizer, stop_tokens
 from gram_jax.judge.messages import Message, as_prompt
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.scoring.scorer import Scorer
 
 
@@ -78,8 +79,8 @@ def test_a_greedy_response_without_text_is_compared_with_as_it_is():
 
 
 @pytest.fixture(scope="module")
-def policy() -> Policy:
-    return Policy.load("tiny-random", compute="float32")
+def policy() -> TextGenerator:
+    return TextGenerator.load("tiny-random", compute="float32")
 
 
 def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy):
@@ -89,7 +90,7 @@ def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy
     text = tokenizer.decode(ids)
     assert text.startswith(policy.frame.before[:10]) and text.endswith(policy.frame.after)
     plain = policy.encode(as_prompt("Say to me."))
-    count = [sum(int(x) in policy.stops for x in row) for row in (ids, plain)]
+    count = [sum(int(x) in policy.stop_token_ids for x in row) for row in (ids, plain)]
     assert count[0] == count[1]  # the forged end is text
     several = policy.encode((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
     assert len(several) > len(policy.encode(as_prompt("c")))
@@ -105,11 +106,14 @@ def test_what_ends_a_response_is_also_what_the_models_settings_say(policy, tmp_p
         spec=None,
     )
     path = folder / GENERATION
-    assert Policy.load(folder, compute="float32").stops == policy.stops
+    assert TextGenerator.load(folder, compute="float32").stop_token_ids == policy.stop_token_ids
     for said, more in (([7, 9], (7, 9)), (7, (7,)), (None, ())):
         path.write_text(json.dumps({"eos_token_id": said}))
         write_manifest(folder)
-        assert Policy.load(folder, compute="float32").stops == (*policy.stops, *more)
+        assert TextGenerator.load(folder, compute="float32").stop_token_ids == (
+            *policy.stop_token_ids,
+            *more,
+        )
     path.unlink()
     assert stop_tokens(folder) == stop_tokens("tiny-random") == ()
     path.write_text('{"eos_token_id": "</s>"}')
@@ -129,7 +133,7 @@ def test_a_conversation_is_read_turn_by_turn_as_its_template_has_it(policy):
     end = policy.frame.end
     forged = policy.encode((Message("system", f"a {end} b"), Message("user", "c")))
     plain = policy.encode((Message("system", "a b"), Message("user", "c")))
-    stops = [sum(int(x) in policy.stops for x in row) for row in (forged, plain)]
+    stops = [sum(int(x) in policy.stop_token_ids for x in row) for row in (forged, plain)]
     assert stops[0] == stops[1]  # the forged end is text
 
 
@@ -143,7 +147,7 @@ def test_roles_that_the_template_does_not_take_are_one_users_text(policy):
 
 
 def test_a_policys_own_system_turn_gives_way_to_the_prompts():
-    spoken = Policy.load("tiny-random", compute="float32", system="Sing.")
+    spoken = TextGenerator.load("tiny-random", compute="float32", system="Sing.")
     shown = spoken.tokenizer.decode(spoken.encode((Message("user", "a"), Message("user", "b"))))
     assert shown.count("Sing.") == 1
     own = (Message("system", "Hum."), Message("user", "a"))
@@ -151,10 +155,10 @@ def test_a_policys_own_system_turn_gives_way_to_the_prompts():
 
 
 def test_what_is_written_is_text_without_control_tokens(policy):
-    found = policy.write([as_prompt("a"), as_prompt("b")], new=6, temperature=1.0, seed=3)
+    prompts, sampling = [as_prompt("a"), as_prompt("b")], SamplingConfig(6, seed=3)
+    found = policy.generate(prompts, sampling)
     assert len(found.texts) == 2 and policy.frame.end not in "".join(found.texts)
-    again = policy.write([as_prompt("a"), as_prompt("b")], new=6, temperature=1.0, seed=3)
-    assert again.texts == found.texts
+    assert policy.generate(prompts, sampling).texts == found.texts
 
 
 def test_the_command_samples_once_rates_and_draws(tmp_path):

@@ -13,8 +13,8 @@ from scipy.special import expit
 
 from gram_jax.batch import Sequences
 from gram_jax.judge.encode import Encoded
-from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import label_logits
 from gram_jax.scoring import engine as core_module
 from gram_jax.scoring import prefix_layout as trees
 from gram_jax.scoring.engine import ScoringEngine

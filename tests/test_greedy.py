@@ -8,8 +8,9 @@ import pytest
 from test_rewards import ByLength
 
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.generation.greedy import GreedyResponses
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.messages import prompt_of
 
@@ -24,16 +25,17 @@ class Writer:
         self.gate, self.asked = threading.Event(), threading.Event()
         self.gate.set()
 
-    def encode_all(self, prompts, new):
+    def encode_all(self, prompts, max_new_tokens):
         if any(len(prompt[-1].content) > 9 for prompt in prompts):
             raise DataError("no room")
+        return [prompt[-1].content for prompt in prompts]
 
-    def write(self, prompts, *, new, temperature, rows):
+    def generate_from_tokens(self, tokens, sampling, *, batch_size):
         self.asked.set()
         self.gate.wait(20)
-        assert temperature == 0
-        self.batches.append((len(set(prompts)), len(prompts), rows))
-        return SimpleNamespace(texts=[prompt[-1].content.upper() for prompt in prompts])
+        assert sampling.temperature == 0
+        self.batches.append((len(set(tokens)), len(tokens), batch_size))
+        return SimpleNamespace(texts=[text.upper() for text in tokens])
 
 
 def asked(*texts: str):
@@ -42,7 +44,7 @@ def asked(*texts: str):
 
 def test_each_prompt_is_written_once_in_batches_of_few_sizes():
     writer = Writer()
-    write = GreedyResponses(writer, new=8)
+    write = GreedyResponses(writer, max_new_tokens=8)
     assert write(asked("a", "b", "a", "c")) == ["A", "B", "A", "C"]
     assert write(asked("c", "a")) == ["C", "A"] and write([]) == []
     assert write(asked("d", "a")) == ["D", "A"]
@@ -52,13 +54,13 @@ def test_each_prompt_is_written_once_in_batches_of_few_sizes():
 
 def test_callers_that_wait_are_written_for_together():
     writer = Writer()
-    write = GreedyResponses(writer, new=8)
+    write = GreedyResponses(writer, max_new_tokens=8)
     writer.gate.clear()
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(write, asked("a"))
         assert writer.asked.wait(20)
         others = [pool.submit(write, asked(f"b{at % 4}")) for at in range(8)]
-        while len(write._wanted) < 4:
+        while write.pending < 4:
             assert not first.done()
         bad = pool.submit(write, asked("a very long one"))
         with pytest.raises(DataError, match="no room"):  # at once, and for nobody else
@@ -71,7 +73,7 @@ def test_callers_that_wait_are_written_for_together():
 
 def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody():
     writer = Writer()
-    write = GreedyResponses(writer, new=8)
+    write = GreedyResponses(writer, max_new_tokens=8)
     assert write(asked("known")) == ["KNOWN"]
     writer.asked.clear()
     writer.gate.clear()
@@ -89,21 +91,21 @@ def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody():
 
 def test_a_batch_that_fails_is_tried_again_without_the_others():
     writer = Writer()
-    write = GreedyResponses(writer, new=8)
-    real = writer.write
+    write = GreedyResponses(writer, max_new_tokens=8)
+    real = writer.generate_from_tokens
 
-    def weak(prompts, **options):
-        if any(prompt[-1].content == "bad" for prompt in prompts):
+    def weak(tokens, sampling, **options):
+        if "bad" in tokens:
             raise MemoryError
-        return real(prompts, **options)
+        return real(tokens, sampling, **options)
 
-    writer.write = weak
+    writer.generate_from_tokens = weak
     writer.gate.clear()
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(write, asked("a"))
         assert writer.asked.wait(20)
         others = {text: pool.submit(write, asked(text)) for text in ("b", "bad")}
-        while len(write._wanted) < 2:
+        while write.pending < 2:
             assert not first.done()
         writer.gate.set()
         assert first.result(20) == ["A"] and others["b"].result(20) == ["B"]
@@ -113,13 +115,15 @@ def test_a_batch_that_fails_is_tried_again_without_the_others():
 
 def test_threads_of_one_reward_are_written_for_together():
     writer, judge = Writer(), ByLength()
-    rewards = Rewards(judge, RewardForm("reference"), write=GreedyResponses(writer, new=8))
+    rewards = Rewards(
+        judge, RewardForm("reference"), write=GreedyResponses(writer, max_new_tokens=8)
+    )
     writer.gate.clear()
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(rewards.of, ["a"], ["A"])
         assert writer.asked.wait(20)
         others = [pool.submit(rewards.of, [f"b{at}"], [f"B{at}"]) for at in range(4)]
-        while len(rewards.write._wanted) < 4:
+        while rewards.write.pending < 4:
             assert not first.done()
         writer.gate.set()
         assert [x.result(20) for x in (first, *others)] == [[0.5]] * 5
@@ -128,7 +132,7 @@ def test_threads_of_one_reward_are_written_for_together():
 
 def test_what_has_not_been_asked_for_lately_is_forgotten():
     writer = Writer()
-    write = GreedyResponses(writer, new=8, remembered=2)
+    write = GreedyResponses(writer, max_new_tokens=8, cache_size=2)
     for text in ("a", "b", "a", "c", "a", "b"):
         assert write(asked(text)) == [text.upper()]
     assert len(writer.batches) == 4  # a, b, c, and b again
@@ -137,21 +141,22 @@ def test_what_has_not_been_asked_for_lately_is_forgotten():
 
 def test_a_failure_is_its_callers_and_the_next_is_answered():
     writer = Writer()
-    write = GreedyResponses(writer, new=8)
-    writer.write, real = lambda *a, **b: 1 / 0, writer.write
+    write = GreedyResponses(writer, max_new_tokens=8)
+    writer.generate_from_tokens, real = lambda *a, **b: 1 / 0, writer.generate_from_tokens
     with pytest.raises(ZeroDivisionError):
         write(asked("a"))
-    writer.write = real
+    writer.generate_from_tokens = real
     assert write(asked("a", "b")) == ["A", "B"]
 
 
-def test_a_real_policy_writes_what_it_writes_alone():
-    policy = Policy.load("tiny-random", compute="float32")
+def test_a_real_model_generates_what_it_generates_alone():
+    generator = TextGenerator.load("tiny-random", compute="float32")
     prompts = asked("Hi", "Name a tree.", "Count to three, and then to four.")
-    alone = [policy.write([prompt], new=6, temperature=0).texts[0] for prompt in prompts]
-    assert GreedyResponses(policy, new=6)(prompts) == alone
-    with pytest.raises(DataError, match="leave out long prompts"):
-        GreedyResponses(policy, new=6)(asked("word " * 20_000))
-    for new in (0, policy.cfg.context_length):
+    greedy = SamplingConfig(max_new_tokens=6, temperature=0)
+    alone = [generator.generate([prompt], greedy).texts[0] for prompt in prompts]
+    assert GreedyResponses(generator, max_new_tokens=6)(prompts) == alone
+    with pytest.raises(DataError, match="max_new_tokens = 6"):
+        GreedyResponses(generator, max_new_tokens=6)(asked("word " * 20_000))
+    for max_new_tokens in (0, generator.cfg.context_length):
         with pytest.raises(DataError, match="at least one token, and fewer than the"):
-            GreedyResponses(policy, new=new)
+            GreedyResponses(generator, max_new_tokens=max_new_tokens)

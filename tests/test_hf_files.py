@@ -28,7 +28,8 @@ from gram_jax.interop.models import stop_tokens
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import RopeScaling
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.heads import unembedding
 
 PLAIN = dict(dtype=None, tokenizer=None, spec=None)
 

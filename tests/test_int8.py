@@ -8,9 +8,9 @@ from model_cases import LABELS, random_params
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.heads import label_logits
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
@@ -29,14 +29,14 @@ def test_no_weight_moves_by_more_than_half_a_step_of_its_channel(family, one_dev
     params = random_params(tiny_config(family, True), one_device)
     found = quantize_int8(params)
     back = multiplied_out(found)
-    for name, contracted in CONTRACTED.items():
+    for name, contracted in NUM_CONTRACTED_DIMS.items():
         before, after = (np.asarray(side["layers"][name]) for side in (params, back))
         assert found["layers"][name].dtype == np.int8
         channels = tuple(range(1, 1 + contracted))
         step = np.abs(before).max(axis=channels, keepdims=True) / 127
         assert (np.abs(before - after) <= step * 0.501).all()
         assert np.abs(np.asarray(found["layers"][name])).max(axis=channels).min() == 127
-    untouched = tree.flatten(params).keys() - {f"layers/{name}" for name in CONTRACTED}
+    untouched = tree.flatten(params).keys() - {f"layers/{name}" for name in NUM_CONTRACTED_DIMS}
     for path in untouched:
         assert tree.flatten(found)[path] is tree.flatten(params)[path]
 
@@ -55,7 +55,8 @@ def test_the_model_multiplies_by_integer_times_scale(family, execution, one_devi
 
 def test_a_channel_of_zeros_stays_zero():
     layers = {
-        name: np.zeros((1, 2, 3, 4)[: 3 + (c > 1)], np.float32) for name, c in CONTRACTED.items()
+        name: np.zeros((1, 2, 3, 4)[: 3 + (c > 1)], np.float32)
+        for name, c in NUM_CONTRACTED_DIMS.items()
     }
     found = quantize_int8({"layers": layers})
     assert all(not np.asarray(leaf).any() for leaf in tree.flatten(multiplied_out(found)).values())

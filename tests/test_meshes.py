@@ -26,7 +26,7 @@ from gram_jax.model.specs import init_params, param_specs
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.scoring.pair import score_pair
-from gram_jax.sharding import MESH_AXES, Placement, arrange, islands_of, make_placement
+from gram_jax.sharding import MESH_AXES, Placement, granules_of, hybrid_mesh, make_placement
 from gram_jax.training.objectives import verdict_objective, writing_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
@@ -272,46 +272,46 @@ class FakeDevice:
 
 
 @pytest.mark.parametrize("by", ["slice_index", "process_index"])
-def test_axes_between_cross_slices_or_hosts_and_no_other_does(by):
+def test_dcn_axes_cross_slices_or_hosts_and_no_other_does(by):
     devices = [
         FakeDevice(id=i, process_index=i // 4, slice_index=i // 8 if by == "slice_index" else 0)
         for i in range(16)
     ]
-    islands = islands_of(devices)
-    assert len(islands) == (2 if by == "slice_index" else 4)
-    inside = {"data": 1, "fsdp": 8 if by == "slice_index" else 2, "tensor": 1, "sequence": 1}
+    granules = granules_of(devices)
+    assert len(granules) == (2 if by == "slice_index" else 4)
+    ici = {"data": 1, "fsdp": 8 if by == "slice_index" else 2, "tensor": 1, "sequence": 1}
     if by == "process_index":
-        inside["tensor"] = 2
-    outside = {"data": len(islands), "fsdp": 1, "tensor": 1, "sequence": 1}
-    mesh = arrange(devices, inside, outside)
-    assert mesh.shape == tuple(inside[axis] * outside[axis] for axis in MESH_AXES)
-    for index in range(mesh.shape[0]):  # a step along data leads to another island, no other does
+        ici["tensor"] = 2
+    dcn = {"data": len(granules), "fsdp": 1, "tensor": 1, "sequence": 1}
+    mesh = hybrid_mesh(devices, ici, dcn)
+    assert mesh.shape == tuple(ici[axis] * dcn[axis] for axis in MESH_AXES)
+    for index in range(mesh.shape[0]):  # a step along data leads to another granule, no other does
         assert len({getattr(device, by) for device in mesh[index].flat}) == 1
-    assert len({getattr(mesh[i, 0, 0, 0], by) for i in range(mesh.shape[0])}) == len(islands)
+    assert len({getattr(mesh[i, 0, 0, 0], by) for i in range(mesh.shape[0])}) == len(granules)
 
 
-def test_an_axis_may_have_a_part_inside_and_a_part_between():
+def test_an_axis_may_have_an_ici_and_a_dcn_part():
     devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
-    inside = {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
-    mesh = arrange(devices, inside, {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 1})
+    ici = {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    mesh = hybrid_mesh(devices, ici, {"data": 2, "fsdp": 1, "tensor": 1, "sequence": 1})
     assert [d.process_index for d in mesh[:, 0, 0, 0]] == [0, 0, 1, 1]
 
 
-def test_sizes_between_that_do_not_fit_the_slices_are_refused():
+def test_dcn_sizes_that_do_not_fit_the_slices_are_refused():
     devices = [FakeDevice(id=i, process_index=i // 4) for i in range(8)]
     with pytest.raises(RecipeError, match=r"data = 4 multiplies to 4, .* lie in 2 slices or hosts"):
-        make_placement({}, between={"data": 4}, devices=devices)
+        make_placement({}, dcn={"data": 4}, devices=devices)
     with pytest.raises(
         RecipeError, match=r"4 device\(s\) of each of 2 .*nearest valid sizes are 2"
     ):
-        make_placement({"fsdp": 3}, between={"data": 2}, devices=devices)
+        make_placement({"fsdp": 3}, dcn={"data": 2}, devices=devices)
     with pytest.raises(RecipeError, match="nearest valid sizes are 4 and 8"):
         make_placement({"fsdp": 5})
 
 
-def test_several_slices_need_axes_between_them_and_several_hosts_of_one_do_not():
+def test_several_slices_need_dcn_axes_and_several_hosts_of_one_do_not():
     slices = [FakeDevice(id=i, process_index=i // 4, slice_index=i // 8) for i in range(16)]
-    with pytest.raises(RecipeError, match=r"lie in 2 slices.*--set mesh\.between\.data=2"):
+    with pytest.raises(RecipeError, match=r"lie in 2 slices.*--set mesh\.dcn\.data=2"):
         make_placement({"fsdp": -1}, devices=slices)
     hosts = [FakeDevice(id=i, process_index=i // 4, slice_index=1) for i in range(16)]
     assert make_placement({"fsdp": -1}, devices=hosts).mesh.shape["fsdp"] == 16

@@ -14,11 +14,13 @@ from gram_jax.batch import Sequences
 from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.model.config import ModelConfig, RopeScaling
-from gram_jax.model.decoder import hidden_states, rms_norm, unembedding
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import unembedding
+from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.quantize import quantize_int8
-from gram_jax.model.rope import rotate, rotation
+from gram_jax.model.rope import apply_rope, rope_angles
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import merge
 
@@ -193,8 +195,8 @@ def test_rotated_products_depend_on_the_distance_alone():
     q, k = rng.normal(size=(2, cfg.head_size)).astype(np.float32)
 
     def product(at_q, at_k):
-        turn = rotation(jnp.array([[at_q, at_k]]), cfg)
-        x = rotate(jnp.stack([q, k])[None, :, None], turn)[0, :, 0]
+        turn = rope_angles(jnp.array([[at_q, at_k]]), cfg)
+        x = apply_rope(jnp.stack([q, k])[None, :, None], turn)[0, :, 0]
         return x[0] @ x[1]
 
     np.testing.assert_allclose(product(17, 5), product(112, 100), atol=1e-4)

@@ -10,7 +10,8 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_names import slots
-from gram_jax.model.decoder import hidden_states, label_logits, unembedding
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.model.rope import rotary_frequencies
 
 pytestmark = pytest.mark.torch

@@ -24,7 +24,8 @@ from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model
 from gram_jax.interop.resolve import pin_step, resolve_model
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import make_spec
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.heads import unembedding
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 
 

@@ -19,10 +19,11 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError, LayoutError, RecipeError
 from gram_jax.interop.nnx import Frozen, nnx_model, to_params
-from gram_jax.model.attention.scores import dot
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.attention.masked import dot
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.heads import unembedding
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.model.quantize import quantize_int8
 
 T = 16
@@ -214,7 +215,7 @@ def test_what_nobody_trains_is_no_param(execution, one_device):
     params = random_params(cfg, one_device)
     whole = tree.flatten(params).keys()
     thin = {f"layers/lora/{name}/{part}" for name in "qv" for part in "ab"}
-    matrices = {f"layers/{name}" for name in CONTRACTED}
+    matrices = {f"layers/{name}" for name in NUM_CONTRACTED_DIMS}
 
     view = nnx_model(with_lora(params, cfg, one_device), cfg, execution)
     assert paths_of(view, nnx.LoRAParam) == thin
@@ -223,7 +224,7 @@ def test_what_nobody_trains_is_no_param(execution, one_device):
 
     view = nnx_model(quantize_int8(params), cfg, execution)
     assert paths_of(view, nnx.Param) == whole - matrices
-    scales = {f"layers/scales/{name}" for name in CONTRACTED}
+    scales = {f"layers/scales/{name}" for name in NUM_CONTRACTED_DIMS}
     assert paths_of(view, Frozen) == matrices | scales
 
 

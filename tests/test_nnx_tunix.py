@@ -12,7 +12,7 @@ from nnx_cases import changed, paths_of, with_lora
 from gram_jax.errors import LayoutError
 from gram_jax.interop.models import load_tokenizer, model_config
 from gram_jax.interop.nnx import nnx_model, to_params
-from gram_jax.model.generate import sample
+from gram_jax.model.generate import SamplingConfig, generate
 
 pytest.importorskip("tunix")
 
@@ -114,7 +114,8 @@ def test_tunix_samples_what_our_sampler_samples(small):
     found = theirs(texts, max_generation_steps=12, max_prompt_length=32)
     prompts = [theirs.tokenize(text).tolist() for text in texts]
     stops = [tokenizer.eos_token_id]
-    ours = sample(params, cfg, prompts, execution, new=12, stops=stops, temperature=0.0)
+    sampling = SamplingConfig(12, temperature=0, stop_token_ids=stops)
+    ours = generate(params, cfg, prompts, execution, sampling)
     for row, (tokens, length) in enumerate(zip(found.tokens, ours.lengths, strict=True)):
         kept = length - int(ours.stopped[row])
         assert list(tokens)[:kept] == ours.tokens[row, :kept].tolist()

@@ -12,7 +12,8 @@ from conftest import tiny_config
 from model_cases import LABELS, random_params, random_rows
 
 from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
-from gram_jax.model.decoder import hidden_states, label_logits, unembedding
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.sharding import make_placement
 from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
 

@@ -15,10 +15,10 @@ import pytest
 from gram_jax.batch import Sequences
 from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
-from gram_jax.generation.generator import Policy, Written
+from gram_jax.generation.generator import Generations, TextGenerator
 from gram_jax.interop.models import load_model, stop_tokens
 from gram_jax.judge.messages import as_prompt
-from gram_jax.model.generate import Samples
+from gram_jax.model.generate import Samples, SamplingConfig
 from gram_jax.rewards.forms import EVEN, RewardForm
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
@@ -208,15 +208,19 @@ def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_
         )
     assert 0 <= done.metrics["reward"] <= 1
     assert 0 <= done.metrics["win_rate"] <= 1
-    trained = Policy.load(done.folder)
-    assert trained.write([as_prompt("Hi")], new=3, temperature=0).texts
-    assert stop_tokens(done.folder) == trained.stops == Policy.load("tiny-random").stops
+    trained = TextGenerator.load(done.folder)
+    assert trained.generate([as_prompt("Hi")], SamplingConfig(3, 0)).texts
+    assert (
+        stop_tokens(done.folder)
+        == trained.stop_token_ids
+        == TextGenerator.load("tiny-random").stop_token_ids
+    )
 
 
 def test_log_probabilities_of_learning_are_those_of_sampling():
-    policy = Policy.load("tiny-random", compute="float32", placement=one_device())
+    policy = TextGenerator.load("tiny-random", compute="float32", placement=one_device())
     prompt = policy.encode(as_prompt("Say 3."))
-    found = policy.write([as_prompt("Say 3.")], new=7, temperature=0.8, seed=2).samples
+    found = policy.generate([as_prompt("Say 3.")], SamplingConfig(7, 0.8, seed=2)).samples
     length = int(found.lengths[0])
     whole = np.concatenate([prompt, found.tokens[0, :length]]).astype(np.int32)
     row = np.zeros((1, 96), np.int32)
@@ -274,18 +278,18 @@ def test_a_reward_function_has_a_win_rate_against_the_start_too(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*no judge.json")
 def test_responses_that_are_all_empty_are_learned_from_and_counted(tmp_path, monkeypatch):
     """All end at once: the judge finds them even with the greedy ones, and nothing moves."""
-    write = Policy.write
+    generate = TextGenerator.generate_from_tokens
 
-    def ended(self, prompts, **options):
-        found = write(self, prompts, **options).samples
+    def ended(self, tokens, sampling, **options):
+        found = generate(self, tokens, sampling, **options).samples
         tokens = np.zeros_like(found.tokens)
-        tokens[:, 0] = self.stops[0]
+        tokens[:, 0] = self.stop_token_ids[0]
         ones = np.ones_like(found.lengths)
         logprobs = np.zeros_like(found.logprobs)
         samples = Samples(tokens, logprobs, ones, np.ones_like(found.stopped))
-        return Written(self.decode(samples), samples)
+        return Generations(self.decode(samples), samples)
 
-    monkeypatch.setattr(Policy, "write", ended)
+    monkeypatch.setattr(TextGenerator, "generate_from_tokens", ended)
     done = run(tmp_path / "run", "grpo", run__max_steps=1)
     assert done.metrics["reward"] == done.metrics["win_rate"] == 0.5
     assert done.metrics["p_better_than_start"] == 0.5

@@ -8,15 +8,16 @@ import pytest
 from test_rl import one_device, run, vowels
 from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
 
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.judge.messages import as_prompt
+from gram_jax.model.generate import SamplingConfig
 
 ASKED = [as_prompt(f"Say {at % 8}.") for at in range(640)]  # the prompts of test_rl's runs
 
 
 def write(name, count: int, seed: int) -> list[str]:
-    policy = Policy.load(name, compute="float32", placement=one_device())
-    return policy.write(ASKED[:count], new=8, seed=seed, rows=80).texts
+    policy = TextGenerator.load(name, compute="float32", placement=one_device())
+    return policy.generate(ASKED[:count], SamplingConfig(8, seed=seed), batch_size=80).texts
 
 
 def liking(texts: list[str]) -> list[float]:

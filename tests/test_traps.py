@@ -8,8 +8,9 @@ from model_cases import LABELS, random_params, random_rows
 
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
-from gram_jax.model.decoder import hidden_at, hidden_states, label_logits
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.scoring.scorer import Scorer
 
 

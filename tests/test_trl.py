@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.generation.greedy import GreedyResponses
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
@@ -50,7 +50,7 @@ def test_a_tiny_policy_is_trained_on_the_judges_rewards(judge, policy, tmp_path,
     if form == "reference":
         rows["reference"] = ["oak", "Rhine", "1 2 3", "hello"]
     if form == "greedy":
-        given["write"] = GreedyResponses(Policy.load(policy), new=8)
+        given["write"] = GreedyResponses(TextGenerator.load(policy), max_new_tokens=8)
     plain = trl_reward(judge, asked, **given)
 
     def watched(**passed):

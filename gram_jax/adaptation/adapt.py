@@ -36,7 +36,7 @@ from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.verify import CHECKPOINTS
@@ -274,7 +274,11 @@ def _recipe(
     length = max(settings.length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
-    rank = {"rank": settings.rank, "alpha": 2.0 * settings.rank, "target_modules": list(CONTRACTED)}
+    rank = {
+        "rank": settings.rank,
+        "alpha": 2.0 * settings.rank,
+        "target_modules": list(NUM_CONTRACTED_DIMS),
+    }
     values: dict[str, Any] = {
         "stage": "finetune",
         "run": {

@@ -208,8 +208,8 @@ def serve(
         from gram_jax.serve.app import make_app
         from gram_jax.serve.run import check_address, read_references, read_token
         from gram_jax.serve.run import serve as run
-    from gram_jax.generation.generator import Policy
-    from gram_jax.generation.greedy import NEW, GreedyResponses
+    from gram_jax.generation.generator import TextGenerator
+    from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
     from gram_jax.rewards.forms import RewardForm
     from gram_jax.serve.middleware import Limits
 
@@ -222,7 +222,8 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        write = GreedyResponses(Policy.load(policy, compute=compute), new=max_new_tokens or NEW)
+        generator = TextGenerator.load(policy, compute=compute)
+        write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from gram_jax.data.batches import Batch, BatchPlan
-from gram_jax.errors import RecipeError
-from gram_jax.sharding import Placement, nearest_multiple
+from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.sharding import Placement
 
 POLL_SECONDS = 0.1  # how soon the background thread notices that nobody is listening any more
 

@@ -31,7 +31,7 @@ from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import encode_comparisons
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
-from gram_jax.model.matmul import product
+from gram_jax.model.matmul import matmul
 from gram_jax.plots import plot_before_after
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
@@ -194,7 +194,7 @@ def product_speeds() -> dict[str, float]:
     speeds = {}
     for dtype in ("float32", "bfloat16"):
         x, w = jnp.ones((1, 1024, 576), dtype), jnp.ones((576, 1536), dtype)
-        compiled = jax.jit(product, static_argnums=2).lower(x, w, 1).compile()
+        compiled = jax.jit(matmul, static_argnums=2).lower(x, w, 1).compile()
         compiled(x, w).block_until_ready()
         best = min(_seconds(lambda p=compiled, x=x, w=w: p(x, w)) for _ in range(7))
         speeds[dtype] = 2 * 1024 * 576 * 1536 / best / 1e9

@@ -8,6 +8,7 @@ policy) is log k - (k - 1) / k (Stiennon et al. 2020, appendix G.3; an upper bou
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import Tally
 from gram_jax.files import write_atomic
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.plots import plot_best_of
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
@@ -40,24 +42,20 @@ def divergence(k: int) -> float:
 
 
 def write_samples(
-    policy: Policy,
+    generator: TextGenerator,
     prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
     *,
     n: int,
-    new: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     console: Console,
 ) -> list[dict[str, Any]]:
     """For each prompt its text, the greedy response and n sampled ones."""
     with console.timed("write the greedy responses"):
-        greedy = policy.write(prompts, new=new, temperature=0).texts
+        tokens = generator.encode_all(prompts, sampling.max_new_tokens)
+        greedy = generator.generate_from_tokens(tokens, replace(sampling, temperature=0)).texts
     with console.timed(f"write {n} responses to each of {len(prompts)} prompts"):
-        repeated = [prompt for prompt in prompts for _ in range(n)]
-        drawn = policy.write(
-            repeated, new=new, temperature=temperature, top_p=top_p, seed=seed
-        ).texts
+        repeated = [ids for ids in tokens for _ in range(n)]
+        drawn = generator.generate_from_tokens(repeated, sampling).texts
     return [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in prompt],
@@ -144,18 +142,10 @@ def run_bon(
     }
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
-        writer = Policy.load(policy, compute=compute)
-        rows = write_samples(
-            writer,
-            prompts,
-            n=n,
-            new=new,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            console=console,
-        )
-        del writer
+        generator = TextGenerator.load(policy, compute=compute)
+        sampling = SamplingConfig(new, temperature, top_p, seed)
+        rows = write_samples(generator, prompts, sampling, n=n, console=console)
+        del generator
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
         write_atomic(out / SAMPLES, (line + "\n" for line in lines), error=DataError)
     rated: dict[str, np.ndarray] = {}

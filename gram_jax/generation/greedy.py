@@ -1,103 +1,123 @@
-"""References that a policy writes: what it says when it takes the likeliest token each time, as in the paper's RLHF."""
+"""Greedy responses of a model as references that other responses are compared with, as in the RLHF of the paper."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
-from gram_jax.judge.messages import Prompt
+import numpy as np
 
-NEW = 256  # tokens of a response, where nothing else is said: TRL's default length of a completion
-REMEMBERED = 16384  # prompts, by default
-ROWS = 32  # written at a time
+from gram_jax.errors import DataError
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.judge.messages import Prompt
+from gram_jax.model.generate import SamplingConfig
+
+MAX_NEW_TOKENS = 256  # the default of TRL's max_completion_length
+CACHE_SIZE = 16384  # prompts
+BATCH_SIZE = 32
 
 
 class GreedyResponses:
-    """A policy's greedy responses, kept for the prompts of late. May be called from several threads.
+    """A model's greedy responses, cached for the most recent prompts. Thread-safe.
 
-    The policy is one of fixed weights: what a training starts from, say. For references of a trainer's own policy as it
-    is now, give a function of the same form that asks that. Prompts of messages are rendered by the model's own chat
-    template, thinking switched off. In bfloat16 a token may depend on what is written beside it, and with it the
-    rest of a response: all that is compared with one of them is compared with the same.
+    The weights are fixed: those that a training starts from, for example. For references of a
+    trainer's current policy, pass a function of the same signature that asks it. Prompts of messages
+    are rendered by the model's own chat template, thinking switched off. In bfloat16 a token, and
+    with it the rest of a response, may depend on the batch composition; because responses are
+    cached, everything that is compared with a prompt's response is compared with the same one.
 
     >>> from gram_jax.rewards.messages import prompt_of
-    >>> policy = Policy.load("tiny-random", compute="float32")
-    >>> first, again = GreedyResponses(policy, new=4)([prompt_of("Hi")] * 2)
-    >>> first == again == policy.write([prompt_of("Hi")], new=4, temperature=0).texts[0]
+    >>> generator = TextGenerator.load("tiny-random", compute="float32")
+    >>> first, again = GreedyResponses(generator, max_new_tokens=4)([prompt_of("Hi")] * 2)
+    >>> greedy = SamplingConfig(max_new_tokens=4, temperature=0)
+    >>> first == again == generator.generate([prompt_of("Hi")], greedy).texts[0]
     True
     """
 
-    def __init__(self, policy: Policy, *, new: int = NEW, remembered: int = REMEMBERED):
-        """new: tokens of a response, at most; remembered: prompts whose response is kept for the next time.
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        cache_size: int = CACHE_SIZE,
+    ):
+        """cache_size: number of prompts whose responses are kept.
 
-        Raises DataError for a `new` that the model's context has no room for.
+        Raises DataError for max_new_tokens that the model's context has no space for.
         """
-        if not 0 < new < policy.cfg.context_length:
+        if not 0 < max_new_tokens < generator.cfg.context_length:
             raise DataError(
-                f"new = {new}: expected at least one token, and fewer than the {policy.cfg.context_length} positions "
-                "that the model was made for"
+                f"max_new_tokens = {max_new_tokens}: expected at least one token, and fewer than the "
+                f"{generator.cfg.context_length} positions of the model's context"
             )
-        self.policy, self.new, self.remembered = policy, new, remembered
-        self._written: OrderedDict[Prompt, str] = OrderedDict()
-        self._wanted: dict[Prompt, None] = {}  # of all callers, in the order of their coming
-        self._turn, self._look = threading.Lock(), threading.Lock()
+        self.generator, self.cache_size = generator, cache_size
+        self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0)
+        self._responses: OrderedDict[Prompt, str] = OrderedDict()
+        self._requested: dict[Prompt, np.ndarray] = {}  # by all callers, in order: their tokens
+        self._generating, self._state = threading.Lock(), threading.Lock()
 
-    def __call__(self, prompts: Sequence[Prompt], wait: float = -1) -> list[str]:
+    def __call__(self, prompts: Sequence[Prompt], timeout: float = -1) -> list[str]:
         """A response to each prompt.
 
-        Callers that come while others are served wait, and the first to go on writes for all of them in one batch.
-        wait: for so many seconds at most (-1: however long it takes). Raises DataError for a prompt that leaves the
-        model no room to answer, TimeoutError for a wait that was too long.
+        Calls that arrive during a generation wait for it, and the first to continue generates for
+        all of them in one batch. timeout: in seconds, -1 for none. Raises DataError for a prompt
+        that leaves no space in the model's context, TimeoutError after the timeout.
         """
-        if (found := self._remember(prompts)) is not None:
+        if (found := self._cached(prompts)) is not None:
             return found
-        self.policy.encode_all(
-            prompts, self.new
-        )  # one that does not fit fails for its caller alone
-        with self._look:
-            self._wanted |= dict.fromkeys(prompts)
-        if not self._turn.acquire(timeout=wait):
-            raise TimeoutError(f"no response was written within {wait} seconds")
+        # Here, so that a prompt that is too long fails for its caller alone.
+        tokens = self.generator.encode_all(prompts, self.sampling.max_new_tokens)
+        encoded = dict(zip(prompts, tokens, strict=True))
+        with self._state:
+            self._requested |= encoded
+        if not self._generating.acquire(timeout=timeout):
+            raise TimeoutError(f"no response was generated within {timeout} seconds")
         try:
-            with self._look:
-                wanted, self._wanted = self._wanted, {}
-            own = dict.fromkeys(prompt for prompt in prompts if prompt not in self._written)
-            others = [x for x in wanted if x not in self._written and x not in own]
-            return self._serve(prompts, list(own), others)
+            with self._state:
+                requested, self._requested = self._requested, {}
+            own = {x: encoded[x] for x in prompts if x not in self._responses}
+            missing = {x: requested[x] for x in requested if x not in self._responses}
+            self._generate_missing(own, own | missing)
+            with self._state:
+                found = [self._responses[prompt] for prompt in prompts]
+                while len(self._responses) > self.cache_size:
+                    self._responses.popitem(last=False)
+            return found
         finally:
-            self._turn.release()
+            self._generating.release()
 
-    def _serve(
-        self, prompts: Sequence[Prompt], own: list[Prompt], others: list[Prompt]
-    ) -> list[str]:
+    @property
+    def pending(self) -> int:
+        """Number of prompts that the next generation takes."""
+        return len(self._requested)
+
+    def _generate_missing(
+        self, own: dict[Prompt, np.ndarray], missing: dict[Prompt, np.ndarray]
+    ) -> None:
+        """Generate and cache; if all callers' prompts fail, those of this caller alone."""
         try:
-            texts = self._write([*own, *others])
+            texts = self._generate(list(missing.values()))
         except Exception:
-            if not others:
+            if missing.keys() == own.keys():
                 raise
-            others, texts = [], self._write(own)  # whoever else it was will learn of it alone
-        with self._look:
-            self._written |= zip((*own, *others), texts, strict=True)
-            found = [self._written[prompt] for prompt in prompts]
-            while len(self._written) > self.remembered:
-                self._written.popitem(last=False)
-        return found
+            missing, texts = own, self._generate(list(own.values()))
+        with self._state:
+            self._responses |= zip(missing, texts, strict=True)
 
-    def _remember(self, prompts: Sequence[Prompt]) -> list[str] | None:
-        """The responses, if all are kept."""
-        with self._look:
-            if any(prompt not in self._written for prompt in prompts):
+    def _cached(self, prompts: Sequence[Prompt]) -> list[str] | None:
+        """The responses, if all are cached."""
+        with self._state:
+            if any(prompt not in self._responses for prompt in prompts):
                 return None
             for prompt in prompts:
-                self._written.move_to_end(prompt)
-            return [self._written[prompt] for prompt in prompts]
+                self._responses.move_to_end(prompt)
+            return [self._responses[prompt] for prompt in prompts]
 
-    def _write(self, prompts: list[Prompt]) -> list[str]:
-        """Filled up to a power of two, or to whole batches: a program for each number of rows would be compiled."""
-        if not prompts:
+    def _generate(self, tokens: list[np.ndarray]) -> list[str]:
+        """Padded to a power of two, or to whole batches, so that few programs are compiled."""
+        if not tokens:
             return []
-        count = len(prompts)
-        rows = min(ROWS, 1 << (count - 1).bit_length())
-        filled = prompts + prompts[:1] * (-count % rows)
-        return self.policy.write(filled, new=self.new, temperature=0, rows=rows).texts[:count]
+        count = len(tokens)
+        batch_size = min(BATCH_SIZE, 1 << (count - 1).bit_length())
+        filled = tokens + tokens[:1] * (-count % batch_size)
+        found = self.generator.generate_from_tokens(filled, self.sampling, batch_size=batch_size)
+        return found.texts[:count]

@@ -25,6 +25,7 @@ from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.judge.encode import wrap_tokenizer
 from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.rope import base_frequencies, llama3_factors
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -220,7 +221,7 @@ def recover_rope_scaling(
     for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072):
         for low, high in ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0)):
             scaling = RopeScaling(factor, low, high, original)
-            expected = rope_divisors(scaling, theta, head_size)
+            expected = 1 / llama3_factors(base_frequencies(theta, head_size), scaling)
             if expected.shape == factors.shape and np.allclose(expected, factors, rtol=1e-4):
                 return scaling
     raise LayoutError(
@@ -228,16 +229,6 @@ def recover_rope_scaling(
         f"largest divisor {factor:g}): use the model's Hugging Face folder, whose config.json "
         "states it"
     )
-
-
-def rope_divisors(scaling: RopeScaling, theta: float, head_size: int) -> np.ndarray:
-    """By how much Llama 3's stretch divides each rotary frequency: f64 [H / 2]."""
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_size, 2) / head_size)
-    blend = (scaling.original_context / wavelength - scaling.low_frequency_factor) / (
-        scaling.high_frequency_factor - scaling.low_frequency_factor
-    )
-    blend = np.clip(blend, 0.0, 1.0)  # 1: short wavelength, left alone; 0: long, divided by factor
-    return 1 / ((1 - blend) / scaling.factor + blend)
 
 
 def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:

@@ -23,7 +23,7 @@ from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS, 
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.specs import param_specs
+from gram_jax.model.specs import SCALAR_HEAD, param_specs
 from gram_jax.tree import Tree
 
 
@@ -105,7 +105,7 @@ def _check_params(cfg: ModelConfig, params: Tree) -> None:
 def _extra(path: str) -> str:
     if "lora" in path:
         return "LoRA is not exported by itself; merge it first (merge_lora)"
-    if path == "score":
+    if path == SCALAR_HEAD:
         return "the head of a discriminative reward model has no place in a language model's folder"
     return "not a weight of this config"
 

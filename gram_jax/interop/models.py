@@ -26,7 +26,7 @@ from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig, lora_scales, lora_specs, merge_lora
-from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.model.specs import SCALAR_HEAD, param_specs, scalar_head_spec
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 # In a run's model/ folder: which model LoRA was trained on top of, and its settings.
 BASE_FILE = "base.json"
-SCORE = "score"  # the scalar head of the discriminative baseline: f32 [D]
 
 
 def _gguf() -> ModuleType:
@@ -156,11 +155,11 @@ def load_run(
             note = read_json(folder / BASE_FILE)
             lora = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"]))
             base, specs = _base(run, note["base"], cfg, placement, dtype), lora_specs(cfg, lora)
-            base.pop(SCORE, None)  # a rank run's head, which this run trained further or left
+            base.pop(SCALAR_HEAD, None)  # a rank run's head, which this run trained further or left
         else:
             specs = param_specs(cfg)
-        if SCORE in saved:
-            specs[SCORE] = ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
+        if SCALAR_HEAD in saved:
+            specs[SCALAR_HEAD] = scalar_head_spec(cfg)
         abstract = tree.map_with_path(
             lambda path, spec: jax.ShapeDtypeStruct(
                 spec.shape, _dtype(path, saved, dtype), sharding=placement.sharding(*spec.axes)
@@ -203,5 +202,5 @@ def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: s
 def _dtype(path: str, saved: Tree, dtype: str | None) -> Any:
     """The head of the baseline and LoRA keep their own format: LoRA is merged in float32."""
     leaf = tree.flatten(saved).get(path)
-    own = dtype is None or path == SCORE or path.startswith("layers/lora/")
+    own = dtype is None or path == SCALAR_HEAD or path.startswith("layers/lora/")
     return leaf.dtype if own and leaf is not None else dtype or "float32"

@@ -17,24 +17,17 @@ from jax.core import Tracer
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError, LayoutError, RecipeError
-from gram_jax.model.attention.scores import HIDDEN, dot, seen
+from gram_jax.model.attention.masked import causal_segment_mask, dot
+from gram_jax.model.cache import Cache, extend_visible
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import (
-    at_use,
-    finish_layer,
-    heads,
-    hidden_states,
-    look_up,
-    rms_norm,
-    unembedding,
-)
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.rope import rotation
+from gram_jax.model.heads import unembedding
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import Tree
 
 SCALE = "layers/lora_scale"
-Cache = dict[str, jax.Array]
+CacheArrays = dict[str, jax.Array]  # "keys", "values" and "end_index", as Tunix names them
 
 
 class Frozen(nnx.Variable):
@@ -65,12 +58,12 @@ class NnxModel(nnx.Module):
         self,
         input_tokens: jax.Array,
         positions: jax.Array,
-        cache: Cache | None = None,
+        cache: CacheArrays | None = None,
         attention_mask: jax.Array | None = None,
         *,
         segment_ids: jax.Array | None = None,
         decode_only_last_token: bool = False,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, CacheArrays | None]:
         """Logits of the next token, f32 [B, T, V] (T = 1 with decode_only_last_token), and the cache, written.
 
         input_tokens, positions: i32 [B, T]. segment_ids: i32 [B, T], documents of a row, 0 is padding. attention_mask:
@@ -78,31 +71,35 @@ class NnxModel(nnx.Module):
         padded anywhere): another one raises DataError, or where it is traced makes the row's logits NaN. With a cache
         of S columns it is bool [B, T, S] and may be anything; logits are NaN once the cache overflows.
         """
-        params, right = self._tree(), None
+        params, valid = self._tree(), None
         if cache is None:
-            segments, right = _segments(input_tokens, attention_mask, segment_ids)
+            segments, valid = _segments(input_tokens, attention_mask, segment_ids)
             seqs = Sequences(input_tokens, positions, segments)
             hidden = hidden_states(params, self.cfg, seqs, self.execution)
         else:
             _check_cached(input_tokens, cache, attention_mask, segment_ids)
-            hidden, cache, right = _with_cache(
+            columns = cache["keys"].shape[2]
+            held = Cache(cache["keys"], cache["values"], cache["end_index"], cache["end_index"][0])
+            hidden, held = extend_visible(
                 params,
                 self.cfg,
                 input_tokens,
                 positions,
-                cache,
                 attention_mask != 0,
+                held,
                 self.execution,
             )
+            cache = {"keys": held.keys, "values": held.values, "end_index": held.lengths}
+            valid = held.lengths <= columns
         if decode_only_last_token:
             hidden = hidden[:, -1:]
         logits = dot("btd,vd->btv", hidden, unembedding(params, self.cfg).astype(hidden.dtype))
-        if right is not None:
-            logits = jnp.where(right[:, None, None], logits, jnp.nan)
+        if valid is not None:
+            logits = jnp.where(valid[:, None, None], logits, jnp.nan)
         self._check_own()
         return logits, cache
 
-    def init_cache(self, batch_size: int, cache_size: int, dtype: Any) -> Cache:
+    def init_cache(self, batch_size: int, cache_size: int, dtype: Any) -> CacheArrays:
         """Room for the keys and values of cache_size columns: the batch leads, as beam search expects."""
         cfg = self.cfg
         shape = (batch_size, cfg.layers, cache_size, cfg.kv_heads, cfg.head_size)
@@ -236,14 +233,14 @@ def _segments(
     segments = segment_ids
     if segments is None:
         segments = jnp.diagonal(mask, axis1=1, axis2=2).astype(jnp.int32)
-    right = (mask == seen(segments, segments, 0)) | (segments == 0)[:, :, None]
-    right = right.all((1, 2))
-    if not isinstance(right, Tracer) and not right.all():
+    valid = (mask == causal_segment_mask(segments, segments, 0)) | (segments == 0)[:, :, None]
+    valid = valid.all((1, 2))
+    if not isinstance(valid, Tracer) and not valid.all():
         raise DataError(
-            f"the attention mask of row {int(jnp.argmin(right))} is not causal attention within one document: without "
+            f"the attention mask of row {int(jnp.argmin(valid))} is not causal attention within one document: without "
             "a cache this model knows segments, not masks. Give segment_ids for rows that hold several documents"
         )
-    return segments, right
+    return segments, valid
 
 
 def _check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
@@ -254,7 +251,7 @@ def _check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
 
 
 def _check_cached(
-    tokens: jax.Array, cache: Cache, mask: jax.Array | None, segment_ids: jax.Array | None
+    tokens: jax.Array, cache: CacheArrays, mask: jax.Array | None, segment_ids: jax.Array | None
 ) -> None:
     if cache.keys() != {"keys", "values", "end_index"}:
         raise DataError(
@@ -266,53 +263,3 @@ def _check_cached(
     if tokens.shape[0] != rows or tokens.shape[1] > columns:
         raise DataError(f"tokens {tokens.shape} do not fit a cache of {rows} x {columns}")
     _check_mask(mask, (*tokens.shape, columns))
-
-
-def _with_cache(
-    params: Tree,
-    cfg: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    cache: Cache,
-    mask: jax.Array,
-    execution: Execution,
-) -> tuple[jax.Array, Cache, jax.Array]:
-    """Hidden states [B, T, D] of tokens behind the cache's end, the cache with them, and bool [B], whether they fit."""
-    x = look_up(params["embed"], tokens, execution)
-    x = execution.placement.constrain(x, "batch", None, "act_embed")
-    turn, start = rotation(positions, cfg), cache["end_index"][0]
-
-    # The cache is carried and written in place; as an output of the scan it would be copied.
-    def layer(carry: Any, inputs: tuple[jax.Array, Tree]) -> tuple[Any, None]:
-        (x, *kept), (number, weights) = carry, inputs
-        w = at_use(weights, cfg, execution)
-        h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
-        q, k, v = (heads(h, w, name, cfg, turn, execution) for name in ("q", "k", "v"))
-        kept = [
-            jax.lax.dynamic_update_slice(
-                part, new[:, None].astype(part.dtype), (0, number, start, 0, 0)
-            )
-            for part, new in zip(kept, (k, v), strict=True)
-        ]
-        k, v = (
-            jax.lax.dynamic_index_in_dim(part, number, 1, keepdims=False).astype(q.dtype)
-            for part in kept
-        )
-        mixed = _masked_attention(q, k, v, mask)
-        return (finish_layer(x, mixed, w, cfg, execution), *kept), None
-
-    carry = (x, cache["keys"], cache["values"])
-    (x, keys, values), _ = jax.lax.scan(layer, carry, (jnp.arange(cfg.layers), params["layers"]))
-    end = cache["end_index"] + tokens.shape[1]
-    written = {"keys": keys, "values": values, "end_index": end}
-    hidden = rms_norm(x, params["final_norm"], cfg.norm_eps)
-    return hidden, written, end <= keys.shape[2]
-
-
-def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """q: [B, T, N, H]; k, v: [B, S, K, H]; mask: bool [B, T, S]. Returns [B, T, N, H]."""
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-    scores = dot("btkgh,bskh->bkgts", grouped, k) * q.shape[3] ** -0.5
-    scores = jnp.where(mask[:, None, None], scores, HIDDEN)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return dot("bkgts,bskh->btkgh", probs, v).astype(q.dtype).reshape(q.shape)

@@ -19,7 +19,7 @@ from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 # Number of leading dimensions, after the layers', that a matrix is multiplied over.
-CONTRACTED = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+NUM_CONTRACTED_DIMS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class LoraConfig:
     targets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.targets) - CONTRACTED.keys())
+        unknown = sorted(set(self.targets) - NUM_CONTRACTED_DIMS.keys())
         if unknown or not self.targets:
             raise RecipeError(
-                f"LoRA targets {unknown or 'are empty'}: choose from {', '.join(CONTRACTED)}"
+                f"LoRA targets {unknown or 'are empty'}: choose from {', '.join(NUM_CONTRACTED_DIMS)}"
             )
         if self.rank < 1:
             raise RecipeError(f"LoRA rank is {self.rank}: it must be at least 1")
@@ -45,7 +45,7 @@ def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
     layers = param_specs(cfg)["layers"]
     specs: Tree = {}
     for name in lora.targets:
-        base, cut = layers[name], 1 + CONTRACTED[name]
+        base, cut = layers[name], 1 + NUM_CONTRACTED_DIMS[name]
         a = (*base.shape[:cut], lora.rank), (*base.axes[:cut], "rank")
         b = (base.shape[0], lora.rank, *base.shape[cut:]), ("layers", "rank", *base.axes[cut:])
         specs[name] = {"a": ParamSpec(*a, "normal"), "b": ParamSpec(*b, "zeros")}

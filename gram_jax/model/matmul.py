@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 
-def product(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
+def matmul(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
     """x [B, T, in...] times w [in..., out...], over `contracted` dimensions: [B, T, out...], x's dtype."""
     ins, outs = w.shape[:contracted], w.shape[contracted:]
-    flat = _product(x.reshape(*x.shape[:2], -1), w.reshape(math.prod(ins), math.prod(outs)))
+    flat = _matmul(x.reshape(*x.shape[:2], -1), w.reshape(math.prod(ins), math.prod(outs)))
     return flat.reshape(*x.shape[:2], *outs)
 
 
 @jax.custom_vjp
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     return _dot(x, w, ((2,), (0,)))
 
 
@@ -43,11 +43,11 @@ def _backward(
     return _dot(d_y, w, ((2,), (1,))), d_w
 
 
-_product.defvjp(_forward, _backward, symbolic_zeros=True)
+_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dot(a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
-    # A person who asks for float32 wants no TF32 on a GPU and no bfloat16 passes on a TPU.
+    # float32 means float32: no TF32 on a GPU, no bfloat16 passes on a TPU.
     if a.dtype == jnp.float32:
         return jax.lax.dot_general(a, b, (axes, ((), ())), precision="highest")
     plain = partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())), precision="default")

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.tree import Tree
 
 LARGEST = 127
@@ -21,7 +21,7 @@ LARGEST = 127
 def quantize_int8(params: Tree) -> Tree:
     """The same model with its layers' matrices in int8; each matrix is given back before the next is made."""
     layers, scales = dict(params["layers"]), {}
-    for name, contracted in CONTRACTED.items():
+    for name, contracted in NUM_CONTRACTED_DIMS.items():
         axes = tuple(range(1, 1 + contracted))
         layers[name], scales[name] = _quantise(layers[name], axes)
     return {**params, "layers": {**layers, "scales": scales}}

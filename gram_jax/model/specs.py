@@ -17,6 +17,8 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
+SCALAR_HEAD = "score"  # the vector that a scalar reward model multiplies its last hidden state by
+
 
 @dataclass(frozen=True)
 class ParamSpec:
@@ -69,6 +71,11 @@ def param_specs(cfg: ModelConfig) -> Tree:
     if not cfg.tied_head:
         specs["head"] = ParamSpec((V, D), ("vocab", "embed_table"), "normal")
     return specs
+
+
+def scalar_head_spec(cfg: ModelConfig) -> ParamSpec:
+    """params[SCALAR_HEAD] of the discriminative baseline."""
+    return ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
 
 
 def param_count(specs: Mapping[str, Any]) -> int:

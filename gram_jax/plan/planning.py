@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.batch import PairBatch, RankingBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.errors import RecipeError, is_out_of_memory
+from gram_jax.errors import RecipeError, is_out_of_memory, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.chips import Chip, link_bandwidth
@@ -25,7 +25,7 @@ from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.engine import PADDED
 from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
-from gram_jax.sharding import Placement, check_divides, nearest_multiple
+from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.compiling import free_bytes, memory_of
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import lower_step, make_execution, placement_of

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from gram_jax.errors import RecipeError
-from gram_jax.model.attention.choice import Task, refusals
+from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.tables import CheckpointConfig, Recipe, Stage
-from gram_jax.sharding import nearest_multiple
 
 # Keys that mean nothing in the other stages; all but attack_share, which has a default, are required in theirs.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -103,10 +102,10 @@ def _devices(recipe: Recipe) -> Iterator[str]:
         yield f'[execution] attention = "{attention}": {problem}'
 
 
-def _attention_task(recipe: Recipe) -> Task:
+def _attention_task(recipe: Recipe) -> AttentionTask:
     """What the recipe alone says of its attention, before model and devices are known."""
     sizes = recipe.mesh.whole
-    return Task(
+    return AttentionTask(
         packed=recipe.packed,
         length=recipe.batch.max_length,
         compute=recipe.execution.compute_dtype,

@@ -14,8 +14,8 @@ from threading import Lock
 from typing import cast
 
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
-from gram_jax.generation.greedy import NEW, GreedyResponses
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
 from gram_jax.rewards.forms import ComparedWith, RewardForm, Rewards, RewardScale
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
@@ -41,7 +41,7 @@ def load_rewards() -> Rewards:
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
-        max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", NEW))
+        max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", MAX_NEW_TOKENS))
     except ValueError as error:
         raise DataError(
             "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_MAX_NEW_TOKENS an "
@@ -56,7 +56,7 @@ def load_rewards() -> Rewards:
     write = None
     if policy := os.environ.get("GRAM_JAX_POLICY"):
         form.check_writer()  # before anything is loaded
-        write = GreedyResponses(Policy.load(policy), new=max_new_tokens)
+        write = GreedyResponses(TextGenerator.load(policy), max_new_tokens=max_new_tokens)
     # Trainers send one sample at a time from many threads, and a padded call costs the same for one as for many.
     judge = BatchedScorer(RequestBatcher(Scorer.load(model), most=sys.maxsize))
     return Rewards(judge, form, write=write, buffer=GroupBuffer())

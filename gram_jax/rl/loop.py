@@ -23,13 +23,14 @@ from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
 from gram_jax.formatting import format_value
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_model
 from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import Execution
+from gram_jax.model.generate import SamplingConfig
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.recipes.reading import changed_values
 from gram_jax.rewards.forms import RewardForm
@@ -125,10 +126,10 @@ class _Learner:
             self.reward = self.contest = reward
         self._make_programs()
 
-    def _load_policy(self) -> Policy:
+    def _load_policy(self) -> TextGenerator:
         recipe = self.recipe
         with self.console.timed("load the policy"):
-            loaded = Policy.load(
+            loaded = TextGenerator.load(
                 self.start,
                 compute=recipe.execution.compute_dtype,
                 placement=self.place,
@@ -256,22 +257,25 @@ class _Learner:
         chosen = self.prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
         once = [self.prompts.prompts[at] for at in chosen]
         asked = [prompt for prompt in once for _ in range(sampling.num_generations)]
+        tokens = [self.prompts.tokens[at] for at in chosen]
         policy = self.policy.with_params(_weights(state.params))
-        written = policy.write(
-            asked,
-            new=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seed=_seed(recipe.run.seed, number),
-            rows=recipe.rows,
+        written = policy.generate_from_tokens(
+            [ids for ids in tokens for _ in range(sampling.num_generations)],
+            SamplingConfig(
+                sampling.max_new_tokens, sampling.temperature, seed=_seed(recipe.run.seed, number)
+            ),
+            batch_size=recipe.rows,
         )
         greedy = None
         if recipe.reward.compare_with == "greedy":
-            plain = policy.write(once, new=sampling.max_new_tokens, temperature=0).texts
+            plain = policy.generate_from_tokens(
+                tokens, SamplingConfig(sampling.max_new_tokens, 0)
+            ).texts
             greedy = [text for text in plain for _ in range(sampling.num_generations)]
         rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
         batch, figures = make_rollout(
             replace(recipe.algorithm, kl_coef=kl_weight),
-            [self.prompts.tokens[at] for at in chosen],
+            tokens,
             written.samples,
             rewards,
             width=self.width,
@@ -305,14 +309,14 @@ class _Learner:
 
     def _win_rate(self, params: Tree) -> dict[str, float]:
         """Against what the start writes, greedy against greedy, on held-out prompts."""
-        prompts, new = (
-            self.valid.prompts[: self.recipe.evaluate.limit],
-            self.recipe.sampling.max_new_tokens,
+        limit, greedy = (
+            self.recipe.evaluate.limit,
+            SamplingConfig(self.recipe.sampling.max_new_tokens, 0),
         )
-        ours = (
-            self.policy.with_params(_weights(params)).write(prompts, new=new, temperature=0).texts
-        )
-        theirs = self.policy.write(prompts, new=new, temperature=0).texts
+        prompts, tokens = self.valid.prompts[:limit], self.valid.tokens[:limit]
+        policy = self.policy.with_params(_weights(params))
+        ours = policy.generate_from_tokens(tokens, greedy).texts
+        theirs = self.policy.generate_from_tokens(tokens, greedy).texts
         won, gain = against_the_start(self.contest, prompts, ours, theirs)
         if self.judged:  # where a response equal to the start's has 0.5
             return {"win_rate": won, "p_better_than_start": 0.5 + gain}
@@ -334,7 +338,7 @@ class _Learner:
         text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.param_dtype), indent=2) + "\n"
         (model / "config.json").write_text(text, encoding="utf-8")
         self.policy.tokenizer.save_pretrained(model)
-        ends = json.dumps({"eos_token_id": list(self.policy.stops)}) + "\n"
+        ends = json.dumps({"eos_token_id": list(self.policy.stop_token_ids)}) + "\n"
         (model / GENERATION).write_text(ends, encoding="utf-8")
         write_manifest(model)
 
@@ -355,8 +359,8 @@ def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
         raise RecipeError(
             f"[reward] devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
         )
-    sizes, between = recipe.mesh.sizes, recipe.mesh.dcn_sizes
-    policy = make_placement(sizes, between=between, devices=devices[: len(devices) - apart])
+    sizes, dcn = recipe.mesh.sizes, recipe.mesh.dcn_sizes
+    policy = make_placement(sizes, dcn=dcn, devices=devices[: len(devices) - apart])
     if not apart:
         return policy, policy
     return policy, make_placement({"data": -1}, devices=devices[-apart:])

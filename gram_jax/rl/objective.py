@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import Sequences
-from gram_jax.model.attention.scores import dot
+from gram_jax.model.attention.masked import dot
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import unembedding
 from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
 from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree

@@ -8,7 +8,7 @@ from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
-from gram_jax.generation.generator import Policy
+from gram_jax.generation.generator import TextGenerator
 from gram_jax.judge.messages import Prompt
 
 
@@ -33,7 +33,7 @@ class Prompts:
 
 def read_prompts(
     source: str,
-    policy: Policy,
+    generator: TextGenerator,
     *,
     schema: str,
     longest: int,
@@ -46,7 +46,7 @@ def read_prompts(
     """
     records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
-    tokens = [policy.encode(prompt) for prompt in prompts]
+    tokens = [generator.encode(prompt) for prompt in prompts]
     kept = [at for at, ids in enumerate(tokens) if len(ids) <= longest][:limit]
     if not kept:
         raise DataError(f"{source}: none of {len(prompts)} prompts has at most {longest} tokens")

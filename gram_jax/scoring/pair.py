@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import label_logits
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import label_logits
 from gram_jax.tree import Tree
 
 

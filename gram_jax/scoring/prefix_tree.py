@@ -17,22 +17,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gram_jax import tree
 from gram_jax.batch import Forest
-from gram_jax.model.attention.scores import HIDDEN, dot
+from gram_jax.model.attention.masked import attend_block
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import (
-    at_use,
-    finish_layer,
-    heads,
-    hidden_at,
-    look_up,
-    read_labels,
-    rms_norm,
-)
+from gram_jax.model.decoder import embed_tokens
 from gram_jax.model.execution import Execution
-from gram_jax.model.rope import Rotation, rotation
+from gram_jax.model.heads import hidden_at, read_labels
+from gram_jax.model.layer import cast_and_gather, layer, rms_norm
+from gram_jax.model.rope import rope_angles
 from gram_jax.tree import Tree
+
+_Kept = tuple[jax.Array, jax.Array]  # keys and values of all columns, [B, K, T, H]
+_Carry = tuple[jax.Array, jax.Array, jax.Array]  # the residual stream [B, T, D], keys, values
 
 
 @dataclass(frozen=True)
@@ -67,72 +63,64 @@ def forest_logits(
     """Next-token logits of the two labels at every verdict, f32 [B, M, Y]; unused slots mean nothing."""
     B, T = forest.tokens.shape
     place = execution.placement.constrain
-    x = place(look_up(params["embed"], forest.tokens, execution), "batch", None, "act_embed")
-    turn = rotation(forest.positions, cfg)
+    x = place(embed_tokens(params["embed"], forest.tokens, execution), "batch", None, "act_embed")
+    rope = rope_angles(forest.positions, cfg)
     blocks = (jnp.max(forest.used) + shape.block - 1) // shape.block
     empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute)
     empty = place(empty, "batch", "act_kv_heads", None, "head_size")
     attend = partial(_attend, forest, shape, execution)
 
-    def layer(carry: tuple[jax.Array, ...], at: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        w = at_use(_of_layer(params, at), cfg, execution)
+    def run_layer(carry: _Carry, at: jax.Array) -> tuple[_Carry, None]:
+        w = _layer_weights(params, at, cfg, execution)
 
-        def block(number: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            x, k, v = carry
+        def block(number: jax.Array, carry: _Carry) -> _Carry:
+            x, keys, values = carry
             first = number * shape.block
-            here, turned = _columns((x, turn), first, shape.block)
-            h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
-            q = heads(h, w, "q", cfg, turned, execution)
-            k = _put_heads(k, heads(h, w, "k", cfg, turned, execution), first)
-            v = _put_heads(v, heads(h, w, "v", cfg, turned, execution), first)
-            here = finish_layer(here, attend(q, k, v, first), w, cfg, execution)
-            return _put(x, here, first), k, v
+
+            def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, _Kept]:
+                kept = _put_heads(keys, k, first), _put_heads(values, v, first)
+                return attend(q, *kept, first), kept
+
+            here, rope_here = _columns((x, rope), first, shape.block)
+            here, kept = layer(here, w, cfg, rope_here, execution, mix)
+            return _put(x, here, first), *kept
 
         return jax.lax.fori_loop(0, blocks, block, carry), None
 
-    (x, k, v), _ = jax.lax.scan(layer, (x, empty, empty), jnp.arange(cfg.layers - 1))
-    x = _last_layer(params, cfg, forest, x, k, v, turn, blocks, execution, shape)
+    (x, keys, values), _ = jax.lax.scan(run_layer, (x, empty, empty), jnp.arange(cfg.layers - 1))
+
+    # The last layer, whose queries and MLP the verdicts alone need.
+    w = _layer_weights(params, cfg.layers - 1, cfg, execution)
+
+    def store(number: jax.Array, kept: _Kept) -> _Kept:
+        first = number * shape.block
+
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, _Kept]:
+            return q, (_put_heads(kept[0], k, first), _put_heads(kept[1], v, first))
+
+        # Only the keys and values are used: XLA removes everything else of this layer.
+        here, rope_here = _columns((x, rope), first, shape.block)
+        return layer(here, w, cfg, rope_here, execution, mix)[1]
+
+    keys, values = jax.lax.fori_loop(0, blocks, store, (keys, values))
+
+    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        return attend(q, keys, values, None), None
+
+    cos, sin = rope
+    rope_here = hidden_at(cos, forest.verdict_at), hidden_at(sin, forest.verdict_at)
+    x, _ = layer(hidden_at(x, forest.verdict_at), w, cfg, rope_here, execution, mix)
     return read_labels(rms_norm(x, params["final_norm"], cfg.norm_eps), params, cfg, label_ids)
 
 
-def _last_layer(
-    params: Tree,
-    cfg: ModelConfig,
-    forest: Forest,
-    x: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    turn: Rotation,
-    blocks: jax.Array,
-    execution: Execution,
-    shape: ForestShape,
-) -> jax.Array:
-    """The residual stream of the verdicts, [B, M, D], from that of all columns before the last layer."""
-    w = at_use(_of_layer(params, cfg.layers - 1), cfg, execution)
-
-    def block(number: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        k, v = carry
-        first = number * shape.block
-        here, turned = _columns((x, turn), first, shape.block)
-        h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
-        k = _put_heads(k, heads(h, w, "k", cfg, turned, execution), first)
-        return k, _put_heads(v, heads(h, w, "v", cfg, turned, execution), first)
-
-    k, v = jax.lax.fori_loop(0, blocks, block, (k, v))
-    here = hidden_at(x, forest.verdict_at)
-    cos, sin = turn
-    turned = hidden_at(cos, forest.verdict_at), hidden_at(sin, forest.verdict_at)
-    h = rms_norm(here, w["attention_norm"], cfg.norm_eps)
-    q = heads(h, w, "q", cfg, turned, execution)
-    mixed = _attend(forest, shape, execution, q, k, v, None)
-    return finish_layer(here, mixed, w, cfg, execution)
-
-
-def _of_layer(params: Tree, at: jax.Array | int) -> Tree:
-    def one(weights: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(weights, at, keepdims=False)
-
-    return tree.map_with_path(lambda _, weights: one(weights), params["layers"])
+def _layer_weights(
+    params: Tree, at: jax.Array | int, cfg: ModelConfig, execution: Execution
+) -> Tree:
+    """Weights of the layer at index `at`, ready for `layer`."""
+    weights = jax.tree.map(
+        lambda stack: jax.lax.dynamic_index_in_dim(stack, at, keepdims=False), params["layers"]
+    )
+    return cast_and_gather(weights, cfg, execution)
 
 
 def _columns(arrays: tuple, first: jax.Array, size: int) -> tuple:
@@ -209,15 +197,14 @@ def _rows(
     strips, size = at.shape[1:]
     K = k.shape[1]
     q = (q * (1 / math.sqrt(H))).reshape(B, strips, size, K, N // K, H)
-    q = q.transpose(0, 1, 3, 4, 2, 5).reshape(B, strips, K, N // K * size, H)
+    q = q.transpose(0, 1, 3, 4, 2, 5)
 
     def row(of_row: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, until, *strips = of_row
         return jax.lax.map(lambda one: _strip(shape.reaches, k, v, until, *one), (q, *strips))
 
     out = jax.lax.map(row, (q, k, v, until, at, keys, reach))
-    out = out.reshape(B, strips, K, N // K, size, H).transpose(0, 1, 4, 2, 3, 5)
-    return out.reshape(B, strips * size, N, H)
+    return out.transpose(0, 1, 4, 2, 3, 5).reshape(B, strips * size, N, H)
 
 
 def _strip(
@@ -230,21 +217,17 @@ def _strip(
     keys: jax.Array,
     reach: jax.Array,
 ) -> jax.Array:
-    """One strip: q [K, G * queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
+    """One strip: q [K, G, queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
 
     def over(size: int) -> Callable[[], jax.Array]:
-        def seen() -> jax.Array:
+        def attend() -> jax.Array:
             here = keys[:size]
             k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
             ends = jnp.take(until, here, mode="clip")
             visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
-            visible = jnp.tile(visible, (q.shape[1] // at.shape[0], 1))
-            scores = jnp.where(visible, dot("kth,ksh->kts", q, k_s), HIDDEN)
-            powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-            total = powers.sum(axis=-1, keepdims=True)
-            return (dot("kts,ksh->kth", powers.astype(v.dtype), v_s) / total).astype(v.dtype)
+            return attend_block(q, k_s, v_s, visible)[0].astype(v.dtype)
 
-        return seen
+        return attend
 
     nothing = partial(jnp.zeros, q.shape, v.dtype)
     return jax.lax.switch(reach, [nothing, *(over(size) for size in reaches)])

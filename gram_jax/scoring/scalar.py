@@ -13,14 +13,16 @@ from gram_jax.batch import Sequences
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
-from gram_jax.interop.models import SCORE, load_model, load_spec, load_tokenizer
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import Encoded, encode_responses
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import hidden_at, hidden_states, scalar_reward
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.model.heads import hidden_at, scalar_reward
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import PADDED
 from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders, compute_type
@@ -42,7 +44,7 @@ class ScalarRewardModel:
         execution: Execution,
     ):
         check_tokenizer(spec, tokenizer)
-        if SCORE not in params:
+        if SCALAR_HEAD not in params:
             raise JudgeError(
                 "these weights have no scalar head: they belong to a generative judge, which a Scorer reads. Choose "
                 "the model of a run of stage rank"

@@ -23,6 +23,7 @@ from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
 from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
@@ -87,7 +88,7 @@ class Scorer:
         method: Method | None = None,
     ):
         check_tokenizer(spec, tokenizer)
-        if "score" in params:
+        if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
                 "time and give no verdicts. Choose the model of a run of stage judge"

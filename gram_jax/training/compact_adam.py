@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax import tree
-from gram_jax.model.lora import CONTRACTED
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.model.specs import ParamSpec
 from gram_jax.recipes.tables import MomentDtype, SecondMomentDtype
 from gram_jax.tree import Tree
@@ -187,7 +187,7 @@ def _store(kind: str, path: str, spec: ParamSpec) -> _Plain:
         return _Codes(signed=kind == "signed")
     if kind == "factored":
         stack = int(spec.axes[0] == "layers")
-        return _Factors(stack, CONTRACTED.get(path.rpartition("/")[2], 1), len(spec.shape))
+        return _Factors(stack, NUM_CONTRACTED_DIMS.get(path.rpartition("/")[2], 1), len(spec.shape))
     return _Plain(kind)
 
 

@@ -16,14 +16,9 @@ import jax.numpy as jnp
 from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
 from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import (
-    hidden_at,
-    hidden_states,
-    label_logits,
-    scalar_reward,
-    unembedding,
-)
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
+from gram_jax.model.heads import hidden_at, label_logits, scalar_reward, unembedding
 from gram_jax.tree import Tree
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -74,7 +69,7 @@ def verdict_objective(
 def ranking_objective(cfg: ModelConfig, execution: Execution) -> Objective:
     """Discriminative baseline: a scalar head, Bradley-Terry over the two responses' rewards.
 
-    The reward is the last column's hidden state times params["score"] (f32 [D]), in f32.
+    The reward is `scalar_reward` of the hidden state of a document's last column.
     """
 
     def objective(params: Tree, batch: RankingBatch) -> tuple[jax.Array, Metrics]:

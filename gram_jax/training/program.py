@@ -51,7 +51,7 @@ def lower_step(
 def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placement:
     """The recipe's mesh over these devices, by default all."""
     mesh = recipe.mesh
-    return make_placement(mesh.sizes, between=mesh.dcn_sizes, devices=devices)
+    return make_placement(mesh.sizes, dcn=mesh.dcn_sizes, devices=devices)
 
 
 def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execution:

@@ -12,12 +12,12 @@ from gram_jax.data.examples import Examples, ranking_examples, verdict_examples,
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import read_rows
-from gram_jax.interop.models import SCORE, load_model
+from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
-from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.model.specs import SCALAR_HEAD, init_params, param_specs, scalar_head_spec
 from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
@@ -147,7 +147,7 @@ def frozen_weights(
     The base has the dtype of the computation. Its head, of a Bradley-Terry run, is trained and never frozen.
     """
     cfg, base = load_model(start, placement, compute)
-    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
+    head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
     return cfg, with_lora_scale(base, cfg, lora, placement), head
 
 
@@ -173,7 +173,7 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
 def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
     if recipe.stage != "bradley_terry":
         return {}
-    return {SCORE: ParamSpec((cfg.embed_size,), ("act_embed",), "normal")}
+    return {SCALAR_HEAD: scalar_head_spec(cfg)}
 
 
 def abstract_batch(batch: Any, placement: Placement) -> Any:

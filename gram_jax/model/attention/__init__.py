@@ -1,12 +1,12 @@
 """Causal grouped-query attention over packed rows: several back ends, one meaning.
 
-Position t sees position s where s <= t and both belong to the same segment. Padding (segment 0)
+Position t sees position s if s <= t and both belong to the same segment. Padding (segment 0)
 sees padding, so that its rows stay finite; nothing real sees it. The softmax runs in f32; products
 take q's dtype and add up in f32.
 
-On a mesh every device computes the rows and heads that it holds (shard_map), so no partitioner has
-to guess what may be cut. Where rows themselves are cut (the logical axis "time"), "ring" passes keys
-and values round; the others gather those of the whole row first. docs/attention.md compares them.
+On a mesh every device computes the rows and heads that it holds (shard_map), so that nothing is left
+to the partitioner. If rows themselves are sharded (the logical axis "time"), "ring" passes keys and
+values round; the others gather those of the whole row first. docs/attention.md compares them.
 """
 
 import math
@@ -17,17 +17,20 @@ import jax
 
 from gram_jax.model.attention import splash
 from gram_jax.model.attention.blocked import blocked_attention
-from gram_jax.model.attention.choice import INTERPRETED, Task, resolve
+from gram_jax.model.attention.choice import INTERPRETED, AttentionTask, resolve_backend
 from gram_jax.model.attention.cudnn import cudnn_attention
+from gram_jax.model.attention.masked import (
+    ATTENTION_OUTPUT,
+    causal_segment_mask,
+    masked_attention,
+)
 from gram_jax.model.attention.ring import ring_attention
-from gram_jax.model.attention.scores import KEPT
 from gram_jax.model.attention.splash import splash_attention
-from gram_jax.model.attention.xla import xla_attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.sharding import Placement
 
-__all__ = ["KEPT", "attention", "backend_of", "task_of"]
+__all__ = ["ATTENTION_OUTPUT", "attention", "attention_task", "backend_of"]
 
 
 def attention(
@@ -36,12 +39,12 @@ def attention(
     """Softmax(q k / sqrt(H)) v by the back end that the execution names.
 
     q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]. Returns [B, T, N, H].
-    Raises RecipeError where the back end cannot do it.
+    Raises RecipeError if the back end does not support it.
     """
     placement = execution.placement
     _, T, K, H = k.shape
-    task = task_of(execution, length=T, kv_heads=K, head_size=H, compute=str(q.dtype))
-    local = _local(resolve(execution.attention, task), placement)
+    task = attention_task(execution, length=T, kv_heads=K, head_size=H, compute=str(q.dtype))
+    local = _local(resolve_backend(execution.attention, task), placement)
     if placement.mesh.size == 1:
         return local(q, k, v, segments)
     heads = placement.spec(("batch", "time", "act_heads", "head_size"))
@@ -56,20 +59,20 @@ def attention(
 
 
 def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
-    """The back end that rows of this length meet. Raises RecipeError where it cannot do them."""
+    """The back end that computes rows of this length. Raises RecipeError if it does not support them."""
     sizes = {"kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
-    task = task_of(execution, length=length, **sizes, compute=execution.compute)
-    return resolve(execution.attention, task)
+    task = attention_task(execution, length=length, **sizes, compute=execution.compute)
+    return resolve_backend(execution.attention, task)
 
 
-def task_of(
+def attention_task(
     execution: Execution, *, length: int, kv_heads: int, head_size: int, compute: str
-) -> Task:
-    """What rows of this length ask of a back end."""
+) -> AttentionTask:
+    """What rows of this length require of a back end."""
     placement = execution.placement
     device = placement.mesh.devices.flat[0]
     platform = INTERPRETED if splash.INTERPRET else device.platform
-    return Task(
+    return AttentionTask(
         platform=platform,
         capability=_capability(device),
         packed=execution.packed,
@@ -109,23 +112,20 @@ def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
             start = T * jax.lax.axis_index(axes)
         if backend == "splash":
             return splash_attention(q, k, v, segments, k_segments, axes, placement.mesh)
+        if backend == "xla":
+            visible = causal_segment_mask(segments, k_segments, start)
+            return masked_attention(q, k, v, visible, scale=1.0)
         q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if backend == "ring":
             out: jax.Array = ring_attention(q, k, v, segments, axes, parts)
         else:
-            out = _PLAIN[backend](q, k, v, segments, k_segments, start)
+            out = blocked_attention(q, k, v, segments, k_segments, start)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
     return local
 
 
 def _parts(placement: Placement, axis: str) -> int:
-    """Into how many parts a logical axis is cut."""
+    """Number of shards of a logical axis."""
     return math.prod(placement.mesh.shape[name] for name in dict(placement.rules)[axis])
-
-
-_PLAIN: dict[str, Callable[..., jax.Array]] = {
-    "xla": xla_attention,
-    "blocked": blocked_attention,
-}

@@ -19,7 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gram_jax.model.attention.scores import HIDDEN, KEPT, dot, seen
+from gram_jax.model.attention.masked import (
+    ATTENTION_OUTPUT,
+    attend_block,
+    causal_segment_mask,
+    dot,
+)
 
 # Queries of one strip: at least BLOCK, and at most STRIPS strips, so that long rows still compile
 # fast; in a loop, which compiles once, always LOOPED.
@@ -36,7 +41,7 @@ def blocked_attention(
     k_segments: jax.Array,
     start: int | jax.Array,
 ) -> jax.Array:
-    """q: [B, K, G, T, H]; k, v: [B, K, S, H]; start: as in `seen`. Returns [B, K, G, T, H].
+    """q: [B, K, G, T, H]; k, v: [B, K, S, H]; start: as in causal_segment_mask. Returns [B, K, G, T, H].
 
     Only with a start that is known when the program is built (0) is the masked half left out.
     """
@@ -53,7 +58,10 @@ def _forward(
     triangle: bool, q: jax.Array, k: jax.Array, v: jax.Array, *where: Any
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     out, log_sum = forward(triangle, q, k, v, *where, dtype=v.dtype)
-    out, log_sum = checkpoint_name(out, KEPT), checkpoint_name(log_sum, KEPT)
+    out, log_sum = (
+        checkpoint_name(out, ATTENTION_OUTPUT),
+        checkpoint_name(log_sum, ATTENTION_OUTPUT),
+    )
     return out, (q, k, v, where, out, log_sum)
 
 
@@ -61,9 +69,9 @@ def _backward(
     triangle: bool, saved: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     q, k, v, (q_segments, k_segments, start), out, log_sum = saved
-    drift = drift_of(d_out, out)
+    delta = delta_of(d_out, out)
     d_q, d_k, d_v = backward(
-        triangle, q, k, v, q_segments, k_segments, start, log_sum, drift, d_out, dtype=q.dtype
+        triangle, q, k, v, q_segments, k_segments, start, log_sum, delta, d_out, dtype=q.dtype
     )
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
 
@@ -85,19 +93,15 @@ def forward(
     """(output as `dtype` [B, K, G, T, H], log-sum-exp of the scores f32 [B, K, G, T]).
 
     triangle: start is 0 and the keys are those of the same row. A query that sees no key at all gets
-    a log-sum-exp near HIDDEN and a finite output that means nothing.
+    a log-sum-exp near MASK_VALUE and a finite output that means nothing.
     """
 
     def strip(_: Any, first: int | jax.Array, size: int, reach: int) -> tuple[Any, Any]:
         ids = _cut(q_segments, first, size, axis=1)
-        visible = seen(ids, k_segments[:, :reach], start + first)
-        scores = dot("bkgth,bksh->bkgts", _cut(q, first, size, axis=3), k[:, :, :reach])
-        scores = jnp.where(visible[:, None, None], scores, HIDDEN)
-        top = scores.max(axis=-1, keepdims=True)
-        powers = jnp.exp(scores - top)
-        total = powers.sum(axis=-1, keepdims=True)
-        out = dot("bkgts,bksh->bkgth", powers.astype(v.dtype), v[:, :, :reach]) / total
-        return None, (out.astype(dtype), (top + jnp.log(total))[..., 0])
+        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first)[:, None, None]
+        q_s = _cut(q, first, size, axis=3)
+        out, log_sum = attend_block(q_s, k[:, :, :reach], v[:, :, :reach], visible)
+        return None, (out.astype(dtype), log_sum)
 
     return _strips(strip, None, q.shape[3], k.shape[2], triangle)[1]
 
@@ -111,14 +115,14 @@ def backward(
     k_segments: jax.Array,
     start: int | jax.Array,
     log_sum: jax.Array,
-    drift: jax.Array,
+    delta: jax.Array,
     d_out: jax.Array,
     *,
     dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q (as `dtype`), of k and of v (f32), of what these keys gave to the output.
 
-    log_sum: over all keys that the queries saw, f32 [B, K, G, T]; drift: of `drift_of`.
+    log_sum: over all keys that the queries saw, f32 [B, K, G, T]; delta: of `delta_of`.
     """
     B, K, G, T, H = q.shape
 
@@ -131,12 +135,12 @@ def backward(
 
         q_s, d_out_s, k_s, v_s = rows(q), rows(d_out), k[:, :, :reach], v[:, :, :reach]
         ids = _cut(q_segments, first, size, axis=1)
-        visible = seen(ids, k_segments[:, :reach], start + first)
+        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first)
         visible = jnp.tile(visible.mT, (1, 1, G))[:, None]  # [B, 1, s, G * strip]
         scores = dot("bksh,bkth->bkst", k_s, q_s)
         probs = jnp.where(visible, jnp.exp(scores - rows(log_sum)[:, :, None]), 0.0)
         d_probs = dot("bksh,bkth->bkst", v_s, d_out_s)
-        d_scores = (probs * (d_probs - rows(drift)[:, :, None])).astype(q.dtype)
+        d_scores = (probs * (d_probs - rows(delta)[:, :, None])).astype(q.dtype)
         d_k, d_v = sums
         d_v = d_v.at[:, :, :reach].add(dot("bkst,bkth->bksh", probs.astype(q.dtype), d_out_s))
         d_k = d_k.at[:, :, :reach].add(dot("bkst,bkth->bksh", d_scores, q_s))
@@ -148,7 +152,7 @@ def backward(
     return d_q, d_k, d_v
 
 
-def drift_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
+def delta_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
     """Row sums of probability times its gradient, which the softmax takes off: f32 [B, K, G, T]."""
     return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 

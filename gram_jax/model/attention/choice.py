@@ -1,14 +1,13 @@
 """Which back end computes attention: what each cannot do, and what "auto" takes.
 
-Pure functions of a `Task`, so that a recipe is refused when it is read, or at the latest when the
+Pure functions of a `AttentionTask`, so that a recipe is refused when it is read, or at the latest when the
 model is known, and not by a kernel's message from inside a compilation.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gram_jax.errors import RecipeError
-from gram_jax.sharding import nearest, nearest_multiple
+from gram_jax.errors import RecipeError, nearest, nearest_multiple
 
 # What "auto" tries, in this order, by platform, and where rows are cut over the mesh; the last of
 # each runs everywhere.
@@ -30,7 +29,7 @@ SPLASH_LARGEST_HEAD = 256
 
 
 @dataclass(frozen=True)
-class Task:
+class AttentionTask:
     """What is asked of an attention. None where it is not known yet: nothing is refused for that.
 
     platform: "cpu", "gpu", "tpu", ...; capability: of a CUDA device, such as (9, 0); packed: a row may
@@ -48,7 +47,7 @@ class Task:
     tensor: int | None = None
 
 
-def resolve(wanted: str, task: Task) -> str:
+def resolve_backend(wanted: str, task: AttentionTask) -> str:
     """The back end that runs. Raises RecipeError where the wanted one cannot do the task."""
     if wanted != "auto":
         if problems := refusals(wanted, task):
@@ -65,12 +64,12 @@ def resolve(wanted: str, task: Task) -> str:
     raise RecipeError("\n  ".join(["no attention back end can do this:", *problems]))
 
 
-def refusals(backend: str, task: Task) -> list[str]:
+def refusals(backend: str, task: AttentionTask) -> list[str]:
     """Why a back end cannot do a task, each with what would help; [] where it can."""
     return [*_of_the_mesh(task), *_OWN.get(backend, lambda task: iter(()))(task)]
 
 
-def _of_the_mesh(task: Task) -> Iterator[str]:
+def _of_the_mesh(task: AttentionTask) -> Iterator[str]:
     if task.length and task.sequence and task.length % task.sequence:
         yield (
             f"rows of {task.length} positions over sequence = {task.sequence}: "
@@ -84,7 +83,7 @@ def _of_the_mesh(task: Task) -> Iterator[str]:
         )
 
 
-def _of_cudnn(task: Task) -> Iterator[str]:
+def _of_cudnn(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "gpu"):
         yield f'it needs an NVIDIA GPU, found platform "{task.platform}": use "auto" or "blocked"'
     if task.compute == "float32":
@@ -106,7 +105,7 @@ def _of_cudnn(task: Task) -> Iterator[str]:
         )
 
 
-def _of_splash(task: Task) -> Iterator[str]:
+def _of_splash(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "tpu", INTERPRETED):
         yield f'it needs a TPU, found platform "{task.platform}": use "auto" or "blocked"'
     if task.compute == "float32" and task.platform != INTERPRETED:
@@ -127,4 +126,7 @@ def _of_splash(task: Task) -> Iterator[str]:
         )
 
 
-_OWN: dict[str, Callable[[Task], Iterator[str]]] = {"cudnn": _of_cudnn, "splash": _of_splash}
+_OWN: dict[str, Callable[[AttentionTask], Iterator[str]]] = {
+    "cudnn": _of_cudnn,
+    "splash": _of_splash,
+}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gram_jax.model.attention import blocked
-from gram_jax.model.attention.scores import KEPT
+from gram_jax.model.attention.masked import ATTENTION_OUTPUT
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -73,7 +73,10 @@ def _forward(
     if size > 1:
         result = absorb(size - 1, travelling, result)
     out, log_sum = result
-    out, log_sum = checkpoint_name(out.astype(v.dtype), KEPT), checkpoint_name(log_sum, KEPT)
+    out, log_sum = (
+        checkpoint_name(out.astype(v.dtype), ATTENTION_OUTPUT),
+        checkpoint_name(log_sum, ATTENTION_OUTPUT),
+    )
     return out, (q, k, v, segments, out, log_sum)
 
 
@@ -81,21 +84,21 @@ def _backward(
     axes: tuple[str, ...], size: int, saved: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     q, k, v, segments, out, log_sum = saved
-    drift = blocked.drift_of(d_out, out)
+    delta = blocked.delta_of(d_out, out)
 
     def absorb(turn: Any, travelling: tuple[jax.Array, ...], sums: Any) -> Any:
         def add(*sums: jax.Array) -> tuple[jax.Array, ...]:
             k, v, k_segments = travelling
             where = (segments, k_segments, k.shape[2])  # after all of these keys
             more = blocked.backward(
-                False, q, k, v, *where, log_sum, drift, d_out, dtype=jnp.float32
+                False, q, k, v, *where, log_sum, delta, d_out, dtype=jnp.float32
             )
             return tuple(a + b for a, b in zip(sums, more, strict=True))
 
         return _unless_future(turn, axes, add, sums)
 
     travelling = _pass_on((k, v, segments), axes, size)
-    sums = _own_backward(q, k, v, segments, log_sum, drift, d_out)
+    sums = _own_backward(q, k, v, segments, log_sum, delta, d_out)
 
     def step(carry: Any, turn: jax.Array) -> tuple[Any, None]:
         travelling, (d_q, d_k, d_v) = carry
@@ -132,7 +135,7 @@ def _own_forward(
 def _own_backward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *of_queries: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k and v (f32) of that. of_queries: log-sum-exp, drift, gradient of the output."""
+    """Gradients of q, k and v (f32) of that. of_queries: log-sum-exp, delta, gradient of the output."""
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end in _quarters(k.shape[2]):
         where = (segments[:, first:end], segments[:, :end], first)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gram_jax.model.attention.scores import KEPT
+from gram_jax.model.attention.masked import ATTENTION_OUTPUT
 
 LANES = 128  # the kernel's blocks are multiples of a TPU's vector lanes
 BLOCK = 512  # keys and queries of a block at most
@@ -50,7 +50,7 @@ def splash_attention(
         ),
         head_shards=1,
         q_seq_shards=S // T,
-        residual_checkpoint_name=KEPT,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
         interpret=INTERPRET,
     )
     if T < S:

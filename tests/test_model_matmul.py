@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gram_jax.model.matmul import product
+from gram_jax.model.matmul import matmul
 
 
 def operands(dtype):
@@ -19,7 +19,7 @@ def operands(dtype):
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 2**-8)])
 def test_a_product_and_its_gradients_are_those_of_numpy_rounded_once(dtype, rounding):
     x, w, d_y = operands(dtype)
-    y, back = jax.vjp(lambda x, w: product(x, w, 2), x, w)
+    y, back = jax.vjp(lambda x, w: matmul(x, w, 2), x, w)
     exact = [np.asarray(v, np.float64) for v in (x, w, d_y)]
     expected = [
         np.einsum(*args)
@@ -38,7 +38,7 @@ def test_a_product_and_its_gradients_are_those_of_numpy_rounded_once(dtype, roun
 @pytest.mark.parametrize(("platform", "sums"), [("cpu", "f32"), ("tpu", "bf16"), ("cuda", "bf16")])
 def test_only_the_cpu_is_asked_for_sums_in_float32(platform, sums):
     x, w, _ = operands("bfloat16")
-    traced = jax.jit(product, static_argnums=2).trace(x, w, 2)
+    traced = jax.jit(matmul, static_argnums=2).trace(x, w, 2)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     (dot,) = [line for line in text.splitlines() if "dot_general" in line]
     assert dot.rstrip().endswith(f"{sums}>")

@@ -1,4 +1,4 @@
-"""The sampler: transformers' greedy tokens, rows that do not see each other, probabilities that are drawn from."""
+"""Generation: transformers' greedy tokens, rows that do not see each other, probabilities that are drawn from."""
 
 import dataclasses
 import re
@@ -13,11 +13,13 @@ from scipy.stats import chisquare
 
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError
-from gram_jax.model import generate as sampler
+from gram_jax.model import cache as cache_module
 from gram_jax.model.attention import attention
-from gram_jax.model.decoder import hidden_states, unembedding
+from gram_jax.model.cache import extend, prefill
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.generate import _choose, sample
+from gram_jax.model.generate import SamplingConfig, choose_tokens, generate
+from gram_jax.model.heads import unembedding
 
 
 def prompts_of(sizes, vocab: int, seed: int = 0) -> list[list[int]]:
@@ -45,7 +47,7 @@ def test_greedy_tokens_are_those_of_transformers(family, execution, one_device):
     params = random_params(cfg, one_device)
     prompts = prompts_of((5, 17, 70), cfg.vocab_size)
     model = in_pytorch(cfg, params)
-    found = sample(params, cfg, prompts, execution, new=24, stops=(), temperature=0)
+    found = generate(params, cfg, prompts, execution, SamplingConfig(24, temperature=0))
     for prompt, ours in zip(prompts, found.tokens, strict=True):
         theirs = model.generate(
             torch.tensor([prompt]),
@@ -72,9 +74,8 @@ def whole_logprobs(cfg, params, execution, tokens, temperature=1.0):
 def test_logprobs_are_those_of_a_pass_over_the_whole_text(small, temperature):
     cfg, params, execution = small
     prompts = prompts_of((5, 40), cfg.vocab_size)
-    found = sample(
-        params, cfg, prompts, execution, new=12, stops=(3,), temperature=temperature, seed=1
-    )
+    sampling = SamplingConfig(12, temperature, seed=1, stop_token_ids=(3,))
+    found = generate(params, cfg, prompts, execution, sampling)
     for row, prompt in enumerate(prompts):
         written = found.tokens[row, : found.lengths[row]].tolist()
         whole = whole_logprobs(cfg, params, execution, prompt + written, temperature or 1.0)
@@ -82,17 +83,16 @@ def test_logprobs_are_those_of_a_pass_over_the_whole_text(small, temperature):
         np.testing.assert_allclose(found.logprobs[row, : len(written)], expected, atol=2e-5, rtol=0)
 
 
-def test_what_is_sampled_does_not_depend_on_the_company(small):
+def test_what_is_sampled_does_not_depend_on_the_batch(small):
     cfg, params, execution = small
     prompts = prompts_of((5, 17, 70, 3, 33), cfg.vocab_size)
-    options = {"new": 10, "stops": (3,), "temperature": 0.9, "seed": 4}
-    together = sample(params, cfg, prompts, execution, **options)
-    in_twos = sample(params, cfg, prompts, execution, rows=2, **options)
+    sampling = SamplingConfig(10, temperature=0.9, seed=4, stop_token_ids=(3,))
+    together = generate(params, cfg, prompts, execution, sampling)
+    in_twos = generate(params, cfg, prompts, execution, sampling, batch_size=2)
     assert together.tokens.tolist() == in_twos.tokens.tolist()
-    assert sample(params, cfg, prompts[:1], execution, **options).tokens[0].tolist() == (
-        together.tokens[0].tolist()
-    )
-    other = sample(params, cfg, prompts, execution, **options | {"seed": 5})
+    alone = generate(params, cfg, prompts[:1], execution, sampling)
+    assert alone.tokens[0].tolist() == together.tokens[0].tolist()
+    other = generate(params, cfg, prompts, execution, dataclasses.replace(sampling, seed=5))
     assert together.tokens.tolist() != other.tokens.tolist()
 
 
@@ -101,9 +101,9 @@ def test_on_a_mesh_the_same_tokens(small, cube):
     params = random_params(cfg, cube)
     spread = dataclasses.replace(execution, placement=cube)
     prompts = prompts_of((5, 17, 30), cfg.vocab_size)
-    options = {"new": 8, "stops": (), "temperature": 0}
-    one = sample(small[1], cfg, prompts, execution, **options)
-    assert sample(params, cfg, prompts, spread, **options).tokens.tolist() == one.tokens.tolist()
+    greedy = SamplingConfig(8, temperature=0)
+    one = generate(small[1], cfg, prompts, execution, greedy)
+    assert generate(params, cfg, prompts, spread, greedy).tokens.tolist() == one.tokens.tolist()
 
 
 def test_padding_before_a_prompt_is_told_apart_whatever_the_execution_promises(small, monkeypatch):
@@ -114,39 +114,58 @@ def test_padding_before_a_prompt_is_told_apart_whatever_the_execution_promises(s
         asked.append(execution)
         return attention(q, k, v, segments, execution)
 
-    monkeypatch.setattr(sampler, "attention", watched)
-    prompts = prompts_of((4, 19), cfg.vocab_size)
+    monkeypatch.setattr(cache_module, "attention", watched)
+    prompts, greedy = prompts_of((4, 19), cfg.vocab_size), SamplingConfig(3, temperature=0)
     for name in ("blocked", "cudnn"):  # the latter knows no segments, and needs a GPU
         promised = dataclasses.replace(execution, attention=name, packed=False)
-        found = sample(params, cfg, prompts, promised, new=3, stops=(), temperature=0)
-        plain = sample(params, cfg, prompts, execution, new=3, stops=(), temperature=0)
+        found = generate(params, cfg, prompts, promised, greedy)
+        plain = generate(params, cfg, prompts, execution, greedy)
         assert found.tokens.tolist() == plain.tokens.tolist()
     assert asked and all(execution.packed for execution in asked)
 
 
 @pytest.mark.parametrize(("compute", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
-def test_float32_is_sampled_from_in_float32(small, compute, expected):
+def test_float32_is_computed_in_float32(small, compute, expected):
     cfg, params, execution = small
-    spread = dataclasses.replace(execution, compute=compute)
-    ids = np.ones((1, 64), np.int32)
-    keys = jax.random.split(jax.random.key(0), 1)
-    options = {"new": 2, "stops": (), "greedy": True, "truncated": False, "execution": spread}
-    found = jax.make_jaxpr(
-        lambda tokens: sampler._generate(
-            params, cfg, tokens, np.zeros(1, int), keys, 1.0, 1.0, **options
-        )
-    )(ids)
+    execution = dataclasses.replace(execution, compute=compute)
+
+    def run(tokens, lengths):
+        _, cache = prefill(params, cfg, tokens, lengths, execution, capacity=2)
+        return extend(params, cfg, tokens[:, :1], cache, execution)
+
+    found = jax.make_jaxpr(run)(np.ones((1, 64), np.int32), np.array([64], np.int32))
     products = str(found).split("dot_general[")[1:]
     kinds = [re.findall(r"precision=\S*?(HIGHEST|DEFAULT)", product) for product in products]
     assert len(kinds) > 10 and all(kind == [expected] for kind in kinds)
 
 
+@pytest.mark.parametrize("pieces", [(7,), (1, 6), (3, 4)])
+def test_reading_text_in_pieces_gives_the_hidden_states_of_the_whole(small, pieces):
+    """Right-aligned rows of 5 and 9 tokens, and then 7 more of each."""
+    cfg, params, execution = small
+    rows = prompts_of((5 + 7, 9 + 7), cfg.vocab_size)
+    tokens = np.array([[0] * 4 + rows[0], rows[1]], np.int32)
+    lengths = np.array([5, 9], np.int32)
+    hidden, cache = prefill(params, cfg, tokens[:, :9], lengths, execution, capacity=7)
+    found, at = [hidden], 9
+    for size in pieces:
+        more, cache = extend(params, cfg, tokens[:, at : at + size], cache, execution)
+        found.append(more)
+        at += size
+    assert cache.lengths.tolist() == [12, 16] and cache.end == 16
+    for row, text in enumerate(rows):
+        seqs = Sequences(*(np.array([x]) for x in (text, range(len(text)), [1] * len(text))))
+        whole = hidden_states(params, cfg, seqs, execution)[0, lengths[row] - 1 :]
+        np.testing.assert_allclose(np.concatenate(found, axis=1)[row], whole, atol=1e-5, rtol=1e-5)
+
+
 def test_a_stop_token_ends_a_row_and_nothing_follows(small):
     cfg, params, execution = small
-    prompts = prompts_of((6, 9, 12), cfg.vocab_size)
-    free = sample(params, cfg, prompts, execution, new=12, stops=(), temperature=0)
+    prompts, greedy = prompts_of((6, 9, 12), cfg.vocab_size), SamplingConfig(12, temperature=0)
+    free = generate(params, cfg, prompts, execution, greedy)
     stop = int(free.tokens[1, 4])
-    found = sample(params, cfg, prompts, execution, new=12, stops=(stop,), temperature=0)
+    stopping = dataclasses.replace(greedy, stop_token_ids=(stop,))
+    found = generate(params, cfg, prompts, execution, stopping)
     for row in range(3):
         written = free.tokens[row].tolist()
         length = written.index(stop) + 1 if stop in written else 12
@@ -161,7 +180,7 @@ def draws(logits, count, **options):
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
     settings = {"temperature": 1.0, "top_p": 1.0, "greedy": False, "truncated": False} | options
     temperature, top_p = (jnp.float32(settings.pop(x)) for x in ("temperature", "top_p"))
-    chosen, logprobs = _choose(rows, keys, temperature, top_p, **settings)
+    chosen, logprobs = choose_tokens(rows, keys, temperature, top_p, **settings)
     return np.asarray(chosen), np.asarray(logprobs)
 
 
@@ -187,12 +206,14 @@ def test_top_p_keeps_the_likeliest_tokens_and_their_proportions(top_p, kept):
     np.testing.assert_allclose(logprobs, LOGITS[chosen], atol=1e-5)  # of the whole distribution
 
 
-def test_what_cannot_be_sampled_is_a_named_error(small):
+def test_what_cannot_be_generated_is_a_named_error(small):
     cfg, params, execution = small
-    with pytest.raises(DataError, match="without a token"):
-        sample(params, cfg, [[]], execution, new=4, stops=())
-    with pytest.raises(DataError, match="do not fit the 512 positions"):
-        sample(params, cfg, [[1] * 500], execution, new=40, stops=())
-    with pytest.raises(DataError, match="top_p above 0"):
-        sample(params, cfg, [[1]], execution, new=4, stops=(), top_p=0.0)
-    assert sample(params, cfg, [], execution, new=4, stops=()).tokens.shape == (0, 4)
+    sampling = SamplingConfig(40)
+    with pytest.raises(DataError, match="at least one token"):
+        generate(params, cfg, [[]], execution, sampling)
+    with pytest.raises(DataError, match="context of 512"):
+        generate(params, cfg, [[1] * 500], execution, sampling)
+    for wrong in ({"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -1.0}, {"max_new_tokens": 0}):
+        with pytest.raises(DataError, match=next(iter(wrong))):
+            SamplingConfig(**{"max_new_tokens": 4} | wrong)
+    assert generate(params, cfg, [], execution, SamplingConfig(4)).tokens.shape == (0, 4)

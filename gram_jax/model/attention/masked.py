@@ -1,0 +1,67 @@
+"""Which key a query sees, and attention as its definition says: the reference of every back end.
+
+Letters of the einsums: b rows, k key-value heads, g query heads of each, t queries, s keys, h head
+size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# The checkpoint name of an attention's output and its log-sum-exp, which remat = "dots" keeps.
+ATTENTION_OUTPUT = "attention"
+
+# The score of a key that is not seen. exp(MASK_VALUE - x) is exactly 0 for every score x that
+# occurs, as with minus infinity, but a row that sees no key at all gives no NaN.
+MASK_VALUE = -1e30
+
+
+def masked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scale: float
+) -> jax.Array:
+    """softmax(scale q k^T) v over the visible keys, with all scores at once.
+
+    q: [B, T, N, H]; k, v: [B, S, K, H]; visible: bool [B, T, S]. Returns [B, T, N, H] in v's dtype.
+    The softmax runs in f32. Two arrays of the size of N x T x S live through the backward pass.
+    """
+    (B, T, N, H), K = q.shape, k.shape[2]
+    scores = dot("btkgh,bskh->bkgts", q.reshape(B, T, K, N // K, H), k) * scale
+    scores = jnp.where(visible[:, None, None], scores, MASK_VALUE)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return dot("bkgts,bskh->btkgh", probs, v).astype(v.dtype).reshape(q.shape)
+
+
+def attend_block(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(output, log-sum-exp of the scores) of one block of scaled queries, f32.
+
+    q: [..., K, G, T, H]; k, v: [..., K, S, H]; visible: bool, broadcast to [..., K, G, T, S].
+    Returns [..., K, G, T, H] and [..., K, G, T]. Blocks of keys merge by their log-sum-exp. A query
+    that sees no key gets one near MASK_VALUE and a finite output that means nothing.
+    """
+    scores = jnp.where(visible, dot("...kgth,...ksh->...kgts", q, k), MASK_VALUE)
+    top = scores.max(axis=-1, keepdims=True)
+    powers = jnp.exp(scores - top)
+    total = powers.sum(axis=-1, keepdims=True)
+    out = dot("...kgts,...ksh->...kgth", powers.astype(v.dtype), v) / total
+    return out, (top + jnp.log(total))[..., 0]
+
+
+def causal_segment_mask(
+    q_segments: jax.Array, k_segments: jax.Array, start: int | jax.Array
+) -> jax.Array:
+    """Which keys the queries see, bool [B, T, S]: those of their own segment up to themselves.
+
+    q_segments: i32 [B, T]; k_segments: i32 [B, S]. Query t is column start + t of the row whose
+    columns 0, 1, ... are the keys.
+    """
+    at = start + jnp.arange(q_segments.shape[1])
+    same = q_segments[:, :, None] == k_segments[:, None, :]
+    return same & (at[:, None] >= jnp.arange(k_segments.shape[1]))
+
+
+def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum that adds up in f32."""
+    # float32 means float32: no TF32 on a GPU, no bfloat16 passes on a TPU.
+    precision = "highest" if a.dtype == jnp.float32 else "default"
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,56 @@
+"""What is read from hidden states: logits of the two verdict labels, or a scalar reward.
+
+A loss over the whole vocabulary multiplies by `unembedding` in chunks (losses.py).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax.batch import Sequences
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import hidden_states
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import SCALAR_HEAD
+from gram_jax.tree import Tree
+
+
+def unembedding(params: Tree, cfg: ModelConfig) -> jax.Array:
+    """The head, [V, D]: the embedding table itself if the two are tied."""
+    return params["embed"] if cfg.tied_head else params["head"]
+
+
+def label_logits(
+    params: Tree,
+    cfg: ModelConfig,
+    seqs: Sequences,
+    verdict_at: jax.Array,
+    label_ids: tuple[int, int],
+    execution: Execution,
+) -> jax.Array:
+    """Next-token logits of the two verdict labels at the verdict columns, f32 [B, M, Y].
+
+    verdict_at: i32 [B, M]. The hidden states are gathered first: XLA does not by itself remove a
+    product with the whole vocabulary of which two columns are read. The product is f32, as bf16
+    logits make false ties.
+    """
+    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
+    return read_labels(hidden, params, cfg, label_ids)
+
+
+def read_labels(
+    hidden: jax.Array, params: Tree, cfg: ModelConfig, label_ids: tuple[int, int]
+) -> jax.Array:
+    """Logits of the two labels for final hidden states [B, M, D], f32 [B, M, Y]."""
+    rows = unembedding(params, cfg)[jnp.array(label_ids)].astype(jnp.float32)
+    return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
+
+
+def scalar_reward(params: Tree, hidden: jax.Array) -> jax.Array:
+    """The head of the discriminative baseline: hidden [..., D] times its vector [D], f32 [...]."""
+    head = params[SCALAR_HEAD].astype(jnp.float32)
+    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head, precision="highest")
+
+
+def hidden_at(hidden: jax.Array, columns: jax.Array) -> jax.Array:
+    """Rows of hidden [B, T, D] at the columns i32 [B, M]: [B, M, D]."""
+    return jnp.take_along_axis(hidden, columns[..., None], axis=1)
