@@ -12,9 +12,10 @@ from pydantic.dataclasses import dataclass
 
 from gram_jax.errors import RecipeError
 from gram_jax.recipes.checks import check_saves
-from gram_jax.recipes.reading import read_values
+from gram_jax.recipes.reading import changed_values, read_values
 from gram_jax.recipes.strict import STRICT, plain_values, validated
 from gram_jax.recipes.tables import (
+    AdapterConfig,
     CheckpointConfig,
     Count,
     Dtype,
@@ -143,6 +144,16 @@ class WinRateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TrackingConfig:
+    """Where the metrics of every step go: always into metrics.jsonl of the run's directory."""
+
+    tensorboard: bool = True
+    """event files as well"""
+    wandb: bool = False
+    """Weights & Biases as well"""
+
+
+@dataclass(frozen=True, config=STRICT)
 class RlRecipe:
     """A run, complete."""
 
@@ -155,8 +166,10 @@ class RlRecipe:
     optimizer: OptimizerConfig
     execution: ExecutionConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    lora: AdapterConfig | None = None
     evaluate: WinRateConfig = field(default_factory=WinRateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def rows(self) -> int:
@@ -177,6 +190,7 @@ FREE = (
     "evaluate.",
     "checkpoint.",
     "reward.num_devices",
+    "log.",
 )
 
 
@@ -204,6 +218,12 @@ def rl_recipe_values(recipe: RlRecipe) -> dict[str, Any]:
     return plain_values(asdict(recipe))
 
 
+def changed_on_rl_resume(stored: Path, recipe: RlRecipe) -> list[str]:
+    """Keys that change results and differ from the recipe at `stored`, each as "key: before -> now"."""
+    before, now = rl_recipe_values(read_rl_recipe(stored)), rl_recipe_values(recipe)
+    return changed_values(before, now, FREE)
+
+
 def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
     sampling, algorithm, reward = recipe.sampling, recipe.algorithm, recipe.reward
     if sampling.num_generations < 2:
@@ -223,6 +243,11 @@ def _cross_checks(recipe: RlRecipe) -> Iterator[str]:
         )
     if problem := check_saves(recipe.checkpoint):
         yield problem
+    if recipe.lora is not None:
+        try:
+            _ = recipe.lora.config
+        except RecipeError as error:
+            yield f"[lora] {error}"
     unit = algorithm.num_mini_batches * algorithm.gradient_accumulation_steps
     if recipe.rows % unit:
         yield (
