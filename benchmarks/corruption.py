@@ -48,8 +48,8 @@ from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import CONFIG, INDEX, WEIGHTS, read_json
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.judge.encode import folder_tokenizer
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokenizer import folder_tokenizer
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.loop import train

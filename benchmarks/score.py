@@ -20,8 +20,9 @@ from common import exported_judge
 from duel import duel, report
 
 from gram_jax.data.records import read_records
-from gram_jax.judge.encode import encode_comparisons, folder_tokenizer
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokenizer import folder_tokenizer
 
 SIDES = {
     "gram_jax": "shared",
@@ -63,7 +64,8 @@ def _texts(record: Any) -> list[Any]:
 def lengths(folder: str, pairs: list[list[Any]]) -> str:
     """What the texts are, for the report."""
     shown = [order for p, a, b in pairs for order in ((p, a, b), (p, b, a))]
-    texts = encode_comparisons(folder_tokenizer(folder), JudgeSpec.load(folder), shown)
+    spec = JudgeSpec.load(folder)
+    texts = encode_items(folder_tokenizer(folder), spec.comparison, shown, spec.max_length)
     sizes = [len(text.tokens) for text in texts]
     cut = sum(text.shortened for text in texts)
     return (

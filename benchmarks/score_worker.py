@@ -22,8 +22,9 @@ import numpy as np
 from duel import serve
 from scipy.special import expit
 
-from gram_jax.judge.encode import encode_comparisons, folder_tokenizer
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokenizer import folder_tokenizer
 
 BATCH = 8
 # With last-position logits a batch needs no memory to speak of; 8 and 16 sequences were equally fast, 4 slower.
@@ -65,7 +66,8 @@ def torchs(folder: Path, given: Sequence[Any], side: str) -> Callable[[], dict[s
     shown = [order for p, a, b in given for order in ((p, a, b), (p, b, a))]
 
     def score() -> dict[str, Any]:
-        texts = [text.tokens for text in encode_comparisons(tokenizer, spec, shown)]
+        encoded = encode_items(tokenizer, spec.comparison, shown, spec.max_length)
+        texts = [text.tokens for text in encoded]
         order = sorted(range(len(texts)), key=lambda at: -len(texts[at]) * best)
         size = BEST_BATCH if best else BATCH
         first = np.zeros(len(texts))

@@ -46,14 +46,14 @@ from gram_jax.interop import models
 SMALL = (
     ("gram-jax train", "--set run.max_steps=2 --set batch.batch_size=4 --set batch.max_length=256"),
     ("gram-jax train", "--set batch.gradient_accumulation_steps=1 --set judge.max_length=256"),
-    ("gram-jax adapt", "--epochs 1 --length 256 --accept"),
+    ("gram-jax adapt", "--num-train-epochs 1 --max-length 256 --accept"),
     ("gram-jax evaluate", "--limit 9"),
     ("gram-jax attack", "--pairs 2"),
     ("gram-jax attack", "--pairs 500 -> --pairs 3"),
     ("gram-jax attack", "--pairs 40 -> --pairs 2"),
     ("gram-jax bench", "--pairs 2 --rounds 1 --length 64"),
     ("gram-jax bench", "--best-of 16 -> --best-of 3"),
-    ("gram-jax bon", "--limit 2 --new 4"),
+    ("gram-jax bon", "--limit 2 --max-new-tokens 4"),
     ("gram-jax bon", "--n 16 -> --n 2"),
     (
         "gram-jax rl",
@@ -166,7 +166,7 @@ def small_form(words: list[str]) -> list[str]:
     """A command as `SMALL` has it run.
 
     >>> small_form(["gram-jax", "bon", "a", "--n", "16"])
-    ['gram-jax', 'bon', 'a', '--n', '2', '--limit', '2', '--new', '4']
+    ['gram-jax', 'bon', 'a', '--n', '2', '--limit', '2', '--max-new-tokens', '4']
     """
     added = []
     for begin, change in SMALL:

@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from gram_jax.judge.encode import wrap_tokenizer
+from gram_jax.judge.tokenizer import wrap_tokenizer
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 

@@ -10,8 +10,8 @@ from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 import gram_jax.adaptation.adapt
 from gram_jax.adaptation.adapt import (
+    AdaptConfig,
     NotBetterError,
-    Settings,
     _waited_enough,
     adapt,
     default_rate,
@@ -26,7 +26,7 @@ from gram_jax.interop.models import load_spec, model_config
 from gram_jax.scoring.scorer import Scorer
 
 MUTE = Console(mute=True)
-SMALL = {"epochs": 2, "rows": 4, "length": 192, "rate": 3e-3}
+SMALL = {"num_train_epochs": 2, "batch_size": 4, "max_length": 192, "learning_rate": 3e-3}
 
 
 @pytest.fixture
@@ -55,14 +55,16 @@ def test_too_few_prompts_are_a_named_error(tmp_path):
     with pytest.raises(DataError, match="expected at least 10 in each part"):
         split(records, 0.2, 0)
     with pytest.raises(DataError, match=r"held_out = 0\.5"):
-        Settings(held_out=0.5)
+        AdaptConfig(held_out=0.5)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_task_is_learned_and_exported(tmp_path, spec, method):
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
     out = tmp_path / "out"
-    settings = Settings(method=method, **SMALL | {"rate": 3e-3 if method == "full" else 1e-2})
+    settings = AdaptConfig(
+        method=method, **SMALL | {"learning_rate": 3e-3 if method == "full" else 1e-2}
+    )
     result = adapt("tiny-random", source, out, settings, spec=spec, console=MUTE)
     test = result["test"]
     assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.2
@@ -84,7 +86,10 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
     source = tmp_path / "noise.jsonl"
     same = {"prompt": "q", "chosen": "elm", "rejected": "elm"}
     source.write_text("".join(json.dumps(row) + "\n" for row in [*rows, same]))
-    out, settings = tmp_path / "out", Settings(method="full", **SMALL | {"rate": 0.1, "epochs": 1})
+    out, settings = (
+        tmp_path / "out",
+        AdaptConfig(method="full", **SMALL | {"learning_rate": 0.1, "num_train_epochs": 1}),
+    )
     with pytest.raises(NotBetterError, match="no epoch is better"):
         adapt("tiny-random", str(source), out, settings, spec=spec, console=MUTE)
     assert not (out / "judge").exists()
@@ -148,7 +153,7 @@ def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monke
     monkeypatch.setattr(
         gram_jax.adaptation.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
     )
-    settings = Settings(method="full", **SMALL | {"epochs": 4})
+    settings = AdaptConfig(method="full", **SMALL | {"num_train_epochs": 4})
     result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
     assert [0, *trained] == [int(step) for step in result["choosing"]["loss"]] and len(trained) == 2
     trained.clear()
@@ -163,7 +168,9 @@ def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monke
     monkeypatch.setattr(gram_jax.adaptation.adapt, "train", stopped)
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
     with pytest.raises(StoppedError, match="the same command goes on") as found:
-        adapt("tiny-random", source, tmp_path / "out", Settings(**SMALL), spec=spec, console=MUTE)
+        adapt(
+            "tiny-random", source, tmp_path / "out", AdaptConfig(**SMALL), spec=spec, console=MUTE
+        )
     assert found.value.status == 75 and "gram-jax train" not in str(found.value)
 
 

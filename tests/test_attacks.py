@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from encoded import encode_comparison
 from tiny_runs import tiny_recipe, tiny_values
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
-from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
@@ -230,7 +230,7 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
             shown = encode_comparison(TOKENIZER, SPEC, "q", "fine", text)
             assert sum(token in control for token in shown.tokens.tolist()) == expected
             if found.name == "delimiters":
-                assert shown.neutralised >= 2
+                assert shown.escaped >= 2
 
 
 def test_training_pairs_hold_the_asked_share_of_attacks():

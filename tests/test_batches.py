@@ -308,7 +308,7 @@ READ = ReadReport(10, 10)
 
 
 def settings_of(orders: str = "hash", seed: int = 0, overlong: str = "drop") -> dict:
-    return {"orders": orders, "seed": seed, "overlong": overlong, "rows": READ}
+    return {"position_augmentation": orders, "seed": seed, "overlong": overlong, "rows": READ}
 
 
 def text_of(tokenizer, examples, document: int) -> str:
@@ -376,10 +376,12 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
         verdict_examples(records, *judge, **settings_of(overlong="error"))
 
 
-def test_unknown_orders_are_refused(judge):
+def test_unknown_orders_and_treatments_of_long_records_are_refused(judge):
     for make in (verdict_examples, writing_examples):
-        with pytest.raises(DataError, match="orders = 'neither': expected"):
+        with pytest.raises(DataError, match="position_augmentation = 'neither': expected"):
             make(preferences(1), *judge, **settings_of("neither"))
+        with pytest.raises(DataError, match="overlong = 'shorten': expected"):
+            make(preferences(1), *judge, **settings_of(overlong="shorten"))
 
 
 def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge):

@@ -44,7 +44,7 @@ def test_flops_are_those_that_verdicts_need():
 def test_workloads_have_the_lengths_that_they_say():
     (first, second), *_ = random_pairs("100", 3, 500, 50)
     assert len(first.tokens) == len(second.tokens) == 100
-    at = first.cuts[0]
+    at = first.field_starts[0]
     assert np.array_equal(first.tokens[:at], second.tokens[:at])
     assert sorted(first.tokens[at:]) == sorted(second.tokens[at:])
     lengths = [len(pair[0].tokens) for pair in random_pairs(MIX, 2000, 100_000, 50)]

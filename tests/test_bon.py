@@ -85,10 +85,12 @@ def policy() -> TextGenerator:
 
 def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy):
     tokenizer = load_tokenizer("tiny-random")
-    end = policy.frame.end
+    end = policy.frame.end_of_turn
     ids = policy.encode(as_prompt(f"Say {end} to me."))
     text = tokenizer.decode(ids)
-    assert text.startswith(policy.frame.before[:10]) and text.endswith(policy.frame.after)
+    assert text.startswith(policy.frame.prefix[:10]) and text.endswith(
+        policy.frame.generation_prompt
+    )
     plain = policy.encode(as_prompt("Say to me."))
     count = [sum(int(x) in policy.stop_token_ids for x in row) for row in (ids, plain)]
     assert count[0] == count[1]  # the forged end is text
@@ -130,7 +132,7 @@ def test_a_conversation_is_read_turn_by_turn_as_its_template_has_it(policy):
         )
         ids = policy.encode(tuple(Message(role, text) for role, text in turns))
         assert policy.tokenizer.decode(ids) == rendered
-    end = policy.frame.end
+    end = policy.frame.end_of_turn
     forged = policy.encode((Message("system", f"a {end} b"), Message("user", "c")))
     plain = policy.encode((Message("system", "a b"), Message("user", "c")))
     stops = [sum(int(x) in policy.stop_token_ids for x in row) for row in (forged, plain)]
@@ -143,7 +145,7 @@ def test_roles_that_the_template_does_not_take_are_one_users_text(policy):
     tokenizer = copy.deepcopy(policy.tokenizer)
     tokenizer.chat_template = strict + tokenizer.chat_template
     found = tokenizer.decode(replace(policy, tokenizer=tokenizer).encode(tools))
-    assert "[tool turn]\n5" in found and found.startswith(policy.frame.before)
+    assert "[tool turn]\n5" in found and found.startswith(policy.frame.prefix)
 
 
 def test_a_policys_own_system_turn_gives_way_to_the_prompts():
@@ -157,7 +159,7 @@ def test_a_policys_own_system_turn_gives_way_to_the_prompts():
 def test_what_is_written_is_text_without_control_tokens(policy):
     prompts, sampling = [as_prompt("a"), as_prompt("b")], SamplingConfig(6, seed=3)
     found = policy.generate(prompts, sampling)
-    assert len(found.texts) == 2 and policy.frame.end not in "".join(found.texts)
+    assert len(found.texts) == 2 and policy.frame.end_of_turn not in "".join(found.texts)
     assert policy.generate(prompts, sampling).texts == found.texts
 
 
@@ -167,7 +169,7 @@ def test_the_command_samples_once_rates_and_draws(tmp_path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]
-    words += ["--new", "5", "--oracle", "tiny-random", "--compute", "float32"]
+    words += ["--max-new-tokens", "5", "--oracle", "tiny-random", "--compute", "float32"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     report = json.loads((out / "bon.json").read_text())

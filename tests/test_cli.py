@@ -160,7 +160,7 @@ def test_a_judge_keeps_how_it_is_asked_and_gets_room_for_longer_pairs(tmp_path):
     from gram_jax.cli import app
 
     def judge(out: str, *words: str):
-        return CliRunner().invoke(app, ["judge", str(tmp_path / out), *words])
+        return CliRunner().invoke(app, ["spec", str(tmp_path / out), *words])
 
     model = tmp_path / "model"
     assert CliRunner().invoke(app, ["convert", "tiny-random", str(model)]).exit_code == 0
@@ -188,13 +188,13 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, t
     ]
     rows, judge = tmp_path / "rendered.jsonl", tmp_path / "gram.json"
     rows.write_text("".join(json.dumps(row) + "\n" for row in rendered))
-    how = ("--template", "from-dataset", "--rows", rows, "--max-length", 300)
-    made = gram_jax("judge", judge, "--model", "tiny-random", *how)
+    how = ("--template", "from-dataset", "--template-rows", rows, "--max-length", 300)
+    made = gram_jax("spec", judge, "--model", "tiny-random", *how)
     assert made.returncode == 0, made.stderr
     spec = JudgeSpec.load(judge)
     assert spec.template == text.format("{prompt}", "{first}", "{second}")
     assert (spec.labels, spec.max_length) == (("A", "B"), 300)
-    again = gram_jax("judge", judge, "--model", "tiny-random")
+    again = gram_jax("spec", judge, "--model", "tiny-random")
     assert again.returncode == 2 and "--overwrite" in again.stderr
 
     # Its own rows are read, and rendered as they were.

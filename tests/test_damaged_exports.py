@@ -101,7 +101,7 @@ def test_a_judge_that_our_own_command_replaces_is_taken_in(export, one_device):
     from gram_jax.cli import app
 
     before = load_spec(export)
-    arguments = ["judge", str(export), "-m", str(export), "--max-length", "150", "--overwrite"]
+    arguments = ["spec", str(export), "-m", str(export), "--max-length", "150", "--overwrite"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     load_all(export, one_device)
     assert before.max_length == 200 and load_spec(export).max_length == 150

@@ -1,14 +1,15 @@
-"""The demo's story on a tiny random model: the same function that `make demo FAST=1` calls."""
+"""The demo on a tiny random model: the same function that `make demo FAST=1` calls."""
 
 import importlib.util
-import io
 import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from gram_jax.console import Console
-from gram_jax.demo.demo import ASSETS, HELDOUT, DemoResult, _compare, run_demo
+from gram_jax.cli import app
+from gram_jax.demo.demo import ASSETS, HELDOUT, DemoResult, run_demo
+from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import CheckpointError, StoppedError
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.recipes.reading import read_recipe
@@ -16,23 +17,22 @@ from gram_jax.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> tuple[Path, DemoResult, str]:
-    """(folder, result, what was printed) of one fast demo."""
-    folder, printed = tmp_path_factory.mktemp("runs") / "demo", io.StringIO()
-    result = run_demo(folder, fast=True, console=Console(file=printed))
-    return folder, result, printed.getvalue()
+def shown(tmp_path_factory) -> tuple[Path, DemoResult]:
+    """(folder, result) of one fast demo."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    return folder, run_demo(folder, fast=True)
 
 
-def test_the_demo_leaves_a_judge_that_scores_text(told):
-    _, result, _ = told
+def test_the_demo_leaves_a_judge_that_scores_text(shown):
+    _, result = shown
     judge = Scorer.load(result.judge)
     score = judge.score("Name a prime.", "Seven.", "Nine.")
     assert score.first + score.second == pytest.approx(1.0)
     assert judge.spec.hash == JudgeSpec.load(result.judge).hash
 
 
-def test_the_demo_trains_both_stages_from_one_another(told):
-    folder, result, _ = told
+def test_the_demo_trains_both_stages_from_one_another(shown):
+    folder, result = shown
     stage1, stage2 = (read_recipe(folder / name / "recipe.toml") for name in ("stage1", "stage2"))
     assert (stage1.stage, stage2.stage) == ("pretrain", "finetune")
     assert stage2.model.name_or_path == str(folder / "stage1")
@@ -43,66 +43,60 @@ def test_the_demo_trains_both_stages_from_one_another(told):
     assert result.before.margin != result.after.margin
 
 
-def test_the_demo_ends_with_a_table_a_plot_and_three_commands(told):
-    _, result, printed = told
-    assert result.plot.read_bytes().startswith(b"\x89PNG")
-    table, commands = printed.split("Try next")
-    assert "before" in table and "95 % interval" in table
-    lines = commands.strip().splitlines()
-    assert len(lines) == 3
-    assert [line.split()[1] for line in lines] == ["evaluate", "data", "score"]
-    assert all(str(result.judge) in line for line in lines)
-
-
 @pytest.mark.torch
-def test_transformers_gives_the_exported_judge_the_same_scores(told):
+def test_transformers_gives_the_exported_judge_the_same_scores(shown):
     pytest.importorskip("torch")
-    assert told[1].difference < 1e-4
+    assert shown[1].difference < 1e-4
 
 
-def test_without_pytorch_the_demo_says_so(tmp_path, monkeypatch):
+def test_without_pytorch_the_demo_writes_the_check_and_skips_it(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
     )
-    printed = io.StringIO()
-    assert _compare(None, tmp_path / "judge", [], tmp_path, Console(file=printed)) is None
-    assert "PyTorch is not installed" in printed.getvalue()
-    assert (tmp_path / "check.py").is_file()
+    script = tmp_path / "check.py"
+    assert compare_with_transformers(None, tmp_path / "judge", [], script) is None
+    assert script.is_file()
 
 
-def test_a_stopped_demo_says_how_the_demo_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_demo_names_the_command_that_resumes_it(tmp_path, monkeypatch):
     def stopped(*_, **__):
-        raise StoppedError("stopped by Ctrl-C. Go on with: gram-jax train recipe.toml")
+        raise StoppedError("stopped by Ctrl-C")
 
     monkeypatch.setattr("gram_jax.demo.demo.train", stopped)
     with pytest.raises(StoppedError, match=r"gram-jax demo --fast --folder \S+/demo$"):
-        run_demo(tmp_path / "demo", fast=True, console=Console(quiet=True))
+        run_demo(tmp_path / "demo", fast=True)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "fast"}'])
 def test_a_damaged_note_of_a_demo_is_a_clear_error(text, tmp_path):
     (tmp_path / "demo.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"demo\.json is damaged"):
-        run_demo(tmp_path, fast=True, console=Console(quiet=True))
+    with pytest.raises(CheckpointError, match=r"demo\.json"):
+        run_demo(tmp_path, fast=True)
 
 
-def test_a_finished_demo_is_told_again_without_training(told):
-    folder, result, _ = told
-    before = (folder / "stage2" / "metrics.jsonl").stat().st_mtime_ns
-    printed = io.StringIO()
-    again = run_demo(folder, fast=True, console=Console(file=printed))
-    assert (folder / "stage2" / "metrics.jsonl").stat().st_mtime_ns == before
-    assert again.after == result.after
-    assert "going on with the demo" in printed.getvalue()
+def test_a_finished_demo_is_shown_again_without_training_and_ends_with_a_table_and_commands(shown):
+    folder, result = shown
+    metrics = folder / "stage2" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    done = CliRunner().invoke(app, ["demo", "--fast", "--folder", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert metrics.stat().st_mtime_ns == before
+    table, commands = done.output.split("Try next")
+    (row,) = (line for line in table.splitlines() if "accuracy" in line)
+    assert f"{result.before.accuracy:.2f}" in row and f"{result.after.accuracy:.2f}" in row
+    lines = commands.strip().splitlines()
+    assert [line.split()[1] for line in lines] == ["evaluate", "data", "score"]
+    assert all(str(result.judge) in line for line in lines)
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_demo_keeps_out_of_other_folders(told, tmp_path):
+def test_the_demo_keeps_out_of_other_folders(shown, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(CheckpointError, match="holds no demo"):
-        run_demo(tmp_path, fast=True, console=Console(quiet=True))
+        run_demo(tmp_path, fast=True)
     with pytest.raises(CheckpointError, match="fast demo"):
-        run_demo(told[0], fast=False, console=Console(quiet=True))
+        run_demo(shown[0], fast=False)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

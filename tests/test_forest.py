@@ -45,7 +45,7 @@ def words(random: np.random.Generator, most: int, least: int = 0) -> np.ndarray:
 def shown(prompt: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
     tokens = np.concatenate([prompt, first, second, TAIL]).astype(np.int32)
     cuts = (len(prompt), len(prompt) + len(first))
-    return Encoded(tokens, np.zeros(len(tokens), np.float32), cuts=cuts)
+    return Encoded(tokens, np.zeros(len(tokens), np.float32), field_starts=cuts)
 
 
 def all_ordered(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[Encoded]:

@@ -322,7 +322,7 @@ def test_missing_files_are_named(tmp_path, one_device):
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
-    from gram_jax.judge.encode import folder_tokenizer
+    from gram_jax.judge.tokenizer import folder_tokenizer
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from encoded import encode_comparison
 
 from gram_jax.data.inspect import CLOSE, OPEN, inspect_source
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.interop.tiny import tiny_tokenizer
-from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.spec import make_spec
 
 TOKENIZER = tiny_tokenizer()
@@ -31,7 +31,7 @@ def inspect(source, stage, **options):
 
 
 def test_a_judge_example_is_shown_as_its_tokens_with_the_verdict_marked(source):
-    first, second, report = inspect(source, "finetune", orders="fixed")
+    first, second, report = inspect(source, "finetune", position_augmentation="fixed")
     encoded = encode_comparison(
         TOKENIZER, SPEC, ROWS[0]["prompt"], ROWS[0]["chosen"], ROWS[0]["rejected"]
     )
@@ -46,14 +46,14 @@ def test_a_judge_example_is_shown_as_its_tokens_with_the_verdict_marked(source):
 
 
 def test_both_orders_show_both_verdicts(source):
-    shown = inspect(source, "finetune", orders="both")
+    shown = inspect(source, "finetune", position_augmentation="both")
     assert len(shown) == 5
     assert [OPEN + "A" + CLOSE in s for s in shown[:4]] == [True, False, True, False]
     assert [OPEN + "B" + CLOSE in s for s in shown[:4]] == [False, True, False, True]
 
 
 def test_the_loss_carrying_part_of_stage_1_is_the_answer_with_its_delimiters(source):
-    shown = inspect(source, "pretrain", orders="fixed")[0]
+    shown = inspect(source, "pretrain", position_augmentation="fixed")[0]
     marked = shown[shown.index(OPEN) + 1 : shown.index(CLOSE)]
     assert marked.startswith("[The Start of Assistant A's Answer]\nIt is 4.\n")
     assert marked.endswith("[The End of Assistant B's Answer]<|im_end|>")

@@ -5,13 +5,16 @@ import errno
 import json
 
 import pytest
+from encoded import encode_comparison
 from families import family_tokenizer
 
 from gram_jax.errors import GramError, JudgeError
 from gram_jax.interop.tiny import CHAT_TEMPLATE, tiny_tokenizer
-from gram_jax.judge.encode import encode_comparison, encode_comparisons, wrap_tokenizer
+from gram_jax.judge.encode import encode_fitting_items, encode_items
+from gram_jax.judge.labels import find_label_ids
 from gram_jax.judge.recover import recover_template, take_apart
-from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, find_label_ids, make_spec
+from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, make_spec
+from gram_jax.judge.tokenizer import wrap_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER)
@@ -57,9 +60,9 @@ def test_the_hash_is_that_of_a_known_specification():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: d.pop("after"), r"missing entries \['after'\]"),
+        (lambda d: d.pop("end_of_turn"), r"missing entries \['end_of_turn'\]"),
         (lambda d: d.update(extra=1), r"unknown entries \['extra'\]"),
-        (lambda d: d.update(format=2), r"format 1"),
+        (lambda d: d.update(format=1), r"format 2"),
         (lambda d: d.update(label_ids=[1]), "label_ids should be two int"),
         (lambda d: d.update(label_ids=[1, True]), "label_ids should be two int"),
         (lambda d: d.update(labels="AB"), "labels should be two str"),
@@ -157,9 +160,9 @@ def test_a_budget_without_room_for_texts_is_an_error():
     with pytest.raises(JudgeError, match="leaves no room"):
         make_spec(TOKENIZER, max_length=0)
     short = dataclasses.replace(SPEC, max_length=64)
-    for overlong in ("drop", "truncate", "error"):
+    for encode in (encode_items, encode_fitting_items):
         with pytest.raises(JudgeError, match="leaves no room"):
-            encode_comparison(TOKENIZER, short, "p", "f", "s", overlong=overlong)
+            encode(TOKENIZER, short.comparison, [("p", "f", "s")], short.max_length)
 
 
 def test_the_default_budget_is_the_context_or_2048():
@@ -251,7 +254,8 @@ def test_a_recovered_judge_renders_every_row_exactly_as_it_was():
     rows = rows_of(GRAM_LIKE)
     spec = make_spec(tokenizer, template="from-dataset", rows=rows)
     assert spec.labels == ("A", "B")
-    for row, encoded in zip(rows, encode_comparisons(tokenizer, spec, TEXTS), strict=True):
+    texts = encode_items(tokenizer, spec.comparison, TEXTS, spec.max_length)
+    for row, encoded in zip(rows, texts, strict=True):
         whole = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["instruction"]}],
             tokenize=False,
@@ -266,12 +270,12 @@ def test_a_recovered_judge_has_no_date_header_as_in_the_reference_training():
     tokenizer = family_tokenizer("llama3")
     spec = make_spec(tokenizer, template="from-dataset", rows=rows_of(GRAM_LIKE))
     assert (
-        spec.before
+        spec.chat_prefix
         + spec.template.partition("{prompt}")[0]
         == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
         "You see a question and two answers.\nSay which one is better.\n\n[User Question]\n"
     )
-    assert "Today Date" in make_spec(tokenizer).before
+    assert "Today Date" in make_spec(tokenizer).chat_prefix
 
 
 def test_instruction_and_input_are_one_message():

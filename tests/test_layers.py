@@ -64,8 +64,8 @@ SERVER = {
 
 # Modules that may import a third party; one that is not named here may be imported anywhere.
 THIRD_PARTIES = {
-    "transformers": {"judge.encode"},
-    "tokenizers": {"judge.tokens", "judge.encode", "interop.tiny", "interop.gguf"},
+    "transformers": {"judge.tokenizer"},
+    "tokenizers": {"judge.tokens", "judge.tokenizer", "interop.tiny", "interop.gguf"},
     "datasets": {"data.sources"},
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},

@@ -425,7 +425,7 @@ def test_compute_in_bfloat16_keeps_float32_masters_and_learns_as_well(judge_run,
     recipe, _ = judge_run
     values = recipe_values(recipe)
     values["run"]["output_dir"] = str(tmp_path / "run")
-    values["execution"] |= {"compute": "bfloat16", "remat": "full"}
+    values["execution"] |= {"compute_dtype": "bfloat16", "remat": "full"}
     result = train(make_recipe(values))
     assert {x.dtype.name for x in saved_state(result).values()} == {"float32"}
     assert result.metrics["valid_accuracy"] == 1.0
@@ -469,7 +469,7 @@ def test_running_out_of_memory_while_loading_is_explained(tmp_path, monkeypatch)
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr(loop, "start_weights", fail)
-    with pytest.raises(DoesNotFitError, match="microbatches"):
+    with pytest.raises(DoesNotFitError, match="gradient_accumulation_steps"):
         train(tiny_recipe("finetune", tmp_path / "run"))
 
 

@@ -8,11 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from encoded import encode_comparison
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.errors import DoesNotFitError, JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer
-from gram_jax.judge.encode import encode_comparison
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import engine as core_module

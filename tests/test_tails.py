@@ -7,17 +7,13 @@ import importlib.util
 
 import numpy as np
 import pytest
+from encoded import encode_comparison, encode_pretraining, encode_response
 from families import FAMILIES, family_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gram_jax.judge.chat import chat_frame
-from gram_jax.judge.encode import (
-    encode_comparison,
-    encode_comparisons,
-    encode_response,
-    encode_writing,
-)
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 
@@ -56,7 +52,7 @@ def test_golden_tail_right_before_the_verdict(family):
     encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
     tail = TAILS[family]
     assert tokens_of(tokenizer, encoded)[-len(tail) :] == tail
-    assert spec.tail.endswith(spec.after)
+    assert spec.tail.endswith(spec.generation_prompt)
     assert tokenizer.convert_ids_to_tokens(list(spec.label_ids)) == ["A", "B"]
 
 
@@ -64,7 +60,7 @@ def test_golden_tail_right_before_the_verdict(family):
 def test_golden_head_before_the_question(family):
     tokenizer = family_tokenizer(family)
     spec = make_spec(tokenizer)
-    assert spec.before == HEADS[family]
+    assert spec.chat_prefix == HEADS[family]
     encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
     shown = tokenizer.decode(encoded.tokens, skip_special_tokens=False)
     assert shown.startswith(HEADS[family] + "Compare two responses")
@@ -74,26 +70,26 @@ def test_llama_without_system_turn_is_the_format_of_the_reference_training():
     tokenizer = family_tokenizer("llama3")
     spec = make_spec(tokenizer, system="")
     assert (
-        spec.before == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
-        and spec.after == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        spec.chat_prefix == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        and spec.generation_prompt == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen2.5", "qwen3"])
 def test_an_empty_system_text_drops_the_system_turn(family):
-    assert make_spec(family_tokenizer(family), system="").before == "<|im_start|>user\n"
+    assert make_spec(family_tokenizer(family), system="").chat_prefix == "<|im_start|>user\n"
 
 
 def test_a_system_text_of_ones_own_replaces_the_default():
     spec = make_spec(family_tokenizer("qwen2.5"), system="Be fair.")
-    assert spec.before == "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\n"
+    assert spec.chat_prefix == "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\n"
 
 
 def test_thinking_is_a_switch_of_the_saved_specification():
     tokenizer = family_tokenizer("qwen3")
     without, with_thinking = make_spec(tokenizer), make_spec(tokenizer, thinking=True)
-    assert without.after.endswith("<think>\n\n</think>\n\n")
-    assert with_thinking.after.endswith("<|im_start|>assistant\n")
+    assert without.generation_prompt.endswith("<think>\n\n</think>\n\n")
+    assert with_thinking.generation_prompt.endswith("<|im_start|>assistant\n")
     assert without.hash != with_thinking.hash
 
 
@@ -110,11 +106,11 @@ def airy_template(tmp_path_factory):
 @settings(deadline=None, derandomize=True, database=None)
 @given(st.tuples(WORDS, WORDS, WORDS))
 def test_tokens_are_those_of_the_whole_chat_text(family, template, airy_template, texts):
-    # tokenized piece by piece here, all at once below
+    # tokenized segment by segment here, all at once below
     tokenizer = family_tokenizer(family)
     spec = make_spec(tokenizer, template=airy_template if template == "airy" else template)
     encoded = encode_comparison(tokenizer, spec, *texts)
-    if encoded.neutralised:
+    if encoded.escaped:
         return
     message = spec.template
     for field, text in zip(("prompt", "first", "second"), texts, strict=True):
@@ -140,12 +136,12 @@ def test_trap_5_exactly_one_bos_though_the_tokenizer_adds_one_by_itself(family, 
         assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id  # the trap is set
     for encoded in (
         encode_comparison(tokenizer, spec, "p", "f", "s"),
-        encode_writing(tokenizer, spec, "p", "f", "s"),
+        encode_pretraining(tokenizer, spec, "p", "f", "s"),
         encode_response(tokenizer, spec, "p", "r"),
     ):
         bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>") if expected else None
         assert encoded.tokens.tolist().count(bos) == expected
-        assert encoded.tokens[0] == text_encoder(tokenizer).frame(spec.before)[0]
+        assert encoded.tokens[0] == text_encoder(tokenizer).frame(spec.chat_prefix)[0]
 
 
 class _OtherDay(datetime.datetime):
@@ -160,7 +156,7 @@ def test_the_specification_does_not_depend_on_the_day(family, monkeypatch):
     today = make_spec(tokenizer)
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _OtherDay)
     assert make_spec(tokenizer) == today
-    assert "2031" not in today.before
+    assert "2031" not in today.chat_prefix
 
 
 def test_a_template_that_asks_for_the_date_directly_gets_the_pinned_one(monkeypatch):
@@ -173,9 +169,9 @@ def test_a_template_that_asks_for_the_date_directly_gets_the_pinned_one(monkeypa
     )
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _OtherDay)
     frame = chat_frame(tokenizer, system=None, thinking=False)
-    assert "Today: 26 July 2024" in frame.before
+    assert "Today: 26 July 2024" in frame.prefix
     dropped = chat_frame(tokenizer, system="", thinking=False)
-    assert dropped.before == "<|im_start|>user\n"
+    assert dropped.prefix == "<|im_start|>user\n"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -208,7 +204,7 @@ def test_the_baseline_keeps_the_end_of_the_turn_of_an_overlong_response():
 def test_stage_1_layout_is_that_of_the_method():
     tokenizer = family_tokenizer("qwen3")
     spec = make_spec(tokenizer)
-    encoded = encode_writing(tokenizer, spec, "Why?", "So.", "Because.")
+    encoded = encode_pretraining(tokenizer, spec, "Why?", "So.", "Because.")
     carrying = encoded.tokens[encoded.weights == 1]
     silent = encoded.tokens[encoded.weights == 0]
     assert len(carrying) + len(silent) == len(encoded.tokens)
@@ -236,7 +232,7 @@ def test_the_real_smollm2_judge_answers_with_tokens_49_and_50(smollm2):
     spec = make_spec(smollm2)
     assert spec.label_ids == (49, 50)
     assert make_spec(smollm2, labels=(" A", " B")).label_ids == (330, 389)
-    assert spec.before == HEADS["smollm2"]
+    assert spec.chat_prefix == HEADS["smollm2"]
     encoded = encode_comparison(smollm2, spec, "What?", "This.", "That.")
     assert tokens_of(smollm2, encoded)[-6:] == [
         "<|im_end|>", "Ċ", "<|im_start|>", "ass", "istant", "Ċ",
@@ -245,7 +241,7 @@ def test_the_real_smollm2_judge_answers_with_tokens_49_and_50(smollm2):
     own = len(encoded.tokens) - sum(
         len(smollm2(t)["input_ids"]) for t in ("What?", "This.", "That.")
     )
-    assert own - len(smollm2(spec.before)["input_ids"]) - 6 == 45
+    assert own - len(smollm2(spec.chat_prefix)["input_ids"]) - 6 == 45
 
 
 def test_the_real_smollm2_tokens_are_those_of_the_whole_chat_text(smollm2, shared_data):
@@ -254,13 +250,14 @@ def test_the_real_smollm2_tokens_are_those_of_the_whole_chat_text(smollm2, share
     spec = make_spec(smollm2, max_length=4096)
     table = pyarrow.parquet.read_table(shared_data / "preference_valid.parquet").slice(0, 40)
     rows = [(r["prompt"], r["chosen"], r["rejected"]) for r in table.to_pylist()]
-    for texts, encoded in zip(rows, encode_comparisons(smollm2, spec, rows), strict=True):
+    found = encode_items(smollm2, spec.comparison, rows, spec.max_length)
+    for texts, encoded in zip(rows, found, strict=True):
         message = spec.template
         for field, text in zip(("prompt", "first", "second"), texts, strict=True):
             message = message.replace(f"{{{field}}}", text, 1)
         whole = smollm2.apply_chat_template(
             [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
         )
-        assert encoded.neutralised or (
+        assert encoded.escaped or (
             encoded.tokens.tolist() == smollm2(whole, add_special_tokens=False)["input_ids"]
         )

@@ -21,7 +21,7 @@ from gram_jax.data.records import read_records
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import DataError
 from gram_jax.interop.models import load_tokenizer
-from gram_jax.judge.encode import encode_comparisons, encode_writings
+from gram_jax.judge.encode import encode_fitting_items
 from gram_jax.judge.spec import JudgeSpec, make_spec
 
 TRAIN, VALID, UNLABELED = "preference_train", "preference_valid", "unlabeled_train"
@@ -172,10 +172,11 @@ class _Measure:
         pairs = [p for p in read_records(path, kind)[0] if kind == "pair" or p.has_preference]
         key = hashlib.sha256(self.spec.hash.encode() + path.read_bytes()).hexdigest()[:16]
         if key not in self.known:
-            encode = encode_comparisons if kind == "preference" else encode_writings
+            spec = self.spec
+            layout = spec.comparison if kind == "preference" else spec.pretraining
             items = [(pair.prompt, pair.first, pair.second) for pair in pairs]
             # What does not even fit max_length fits nowhere.
-            encoded = encode(self.tokenizer, self.spec, items, overlong="drop")
+            encoded = encode_fitting_items(self.tokenizer, layout, items, spec.max_length)
             self.known[key] = [len(e.tokens) if e is not None else 10**6 for e in encoded]
             write_whole(self.cache, json.dumps(self.known))
         return list(zip(pairs, self.known[key], strict=True))

@@ -55,24 +55,24 @@ FILE = "adaptation.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class AdaptConfig:
     """How a judge is adapted.
 
-    patience: the training ends after so many epochs in a row without a new least loss where the epoch is chosen; 0:
-    all epochs are trained. held_out: share of the prompts of each of the two parts that are not trained on. rate: peak
-    learning rate, None: `default_rate`. rows, length: of a step; rows are made a multiple of the devices, None: so many
-    that an epoch has about 40 steps, and 8 at most.
+    patience: number of epochs without a new least loss on the selection split after which training ends; 0: never.
+    held_out: share of the prompts in each of the two splits that are not trained on. learning_rate: at its peak, None:
+    `default_rate`. batch_size: rows of a step, rounded up to a multiple of the devices; None: about 40 steps an epoch,
+    at most 8 rows. max_length: tokens of a row.
     """
 
     method: Method = "lora"
-    epochs: int = 3
+    num_train_epochs: int = 3
     patience: int = 1
-    rate: float | None = None
-    smoothing: float = 0.1
-    rank: int = 16
+    learning_rate: float | None = None
+    label_smoothing: float = 0.1
+    lora_rank: int = 16
     held_out: float = 0.2
-    rows: int | None = None
-    length: int = 1024
+    batch_size: int | None = None
+    max_length: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,9 +81,9 @@ class Settings:
             raise DataError(
                 f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
             )
-        if not 0 <= self.smoothing < 1 or self.epochs < 1 or self.patience < 0:
+        if not 0 <= self.label_smoothing < 1 or self.num_train_epochs < 1 or self.patience < 0:
             raise DataError(
-                "expected smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
+                "expected label_smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
             )
 
 
@@ -144,7 +144,7 @@ def adapt(
     model: str,
     source: str,
     out: Path,
-    settings: Settings,
+    settings: AdaptConfig,
     *,
     compute: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
@@ -267,16 +267,16 @@ def _export(run: str, step: int, folder: Path) -> Path:
 
 
 def _recipe(
-    model: str, judge: Scorer, train_file: Path, out: Path, settings: Settings
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
     """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
     spec, devices = judge.spec, jax.device_count()
-    length = max(settings.length, spec.max_length)
+    length = max(settings.max_length, spec.max_length)
     template = out / "data" / "template.txt"
     template.write_text(spec.template, encoding="utf-8")
     rank = {
-        "rank": settings.rank,
-        "alpha": 2.0 * settings.rank,
+        "rank": settings.lora_rank,
+        "alpha": 2.0 * settings.lora_rank,
         "target_modules": list(NUM_CONTRACTED_DIMS),
     }
     values: dict[str, Any] = {
@@ -284,7 +284,7 @@ def _recipe(
         "run": {
             "output_dir": str(out / "run"),
             "seed": settings.seed,
-            "num_train_epochs": settings.epochs,
+            "num_train_epochs": settings.num_train_epochs,
         },
         "model": {"name_or_path": model, "param_dtype": "float32"},
         "judge": {
@@ -308,8 +308,8 @@ def _recipe(
             "gradient_accumulation_steps": 1,
         },
         "optimizer": {
-            "learning_rate": settings.rate
-            if settings.rate is not None
+            "learning_rate": settings.learning_rate
+            if settings.learning_rate is not None
             else default_rate(settings.method, judge.cfg),
             "warmup_steps": 0.1,
             "lr_scheduler_type": "cosine",
@@ -319,7 +319,7 @@ def _recipe(
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
         },
-        "loss": {"label_smoothing": settings.smoothing},
+        "loss": {"label_smoothing": settings.label_smoothing},
         "execution": {
             "compute_dtype": judge.execution.compute,
             "attention": "auto",
@@ -331,14 +331,14 @@ def _recipe(
         values["lora"] = rank
     examples = training_examples(make_recipe(values), judge.tokenizer, spec)
     full = int(examples.documents.lengths.sum()) // length
-    rows = settings.rows or min(max(1, round(full / STEPS)), MOST_ROWS)
+    rows = settings.batch_size or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices
     values["batch"] |= {
         "batch_size": rows,
         "gradient_accumulation_steps": rows // devices,
     }  # a row at a time on each
     batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
-    ends = [batches.steps(epoch) for epoch in range(1, settings.epochs + 1)]
+    ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
     keep = {
         "save_steps": ends[0],
         "max_to_keep": 1000,

@@ -34,7 +34,7 @@ for command in (
     training.rl,
     judging.bon,
     judging.serve,
-    judging.judge,
+    judging.spec,
     models.convert,
     evidence.card,
     models.verify,

@@ -113,7 +113,9 @@ def bon(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
     limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
-    new: Annotated[int, typer.Option(min=1, help="tokens of a response, at most")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of a response")
+    ] = 256,
     temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
@@ -138,7 +140,7 @@ def bon(
         out,
         oracle=oracle,
         n=n,
-        new=new,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
@@ -287,7 +289,7 @@ def bench(
         print(json.dumps(found, indent=2))
 
 
-def judge(
+def spec(
     out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
     model: ModelOption,
     template: Annotated[
@@ -297,8 +299,8 @@ def judge(
             'other model gets "default"'
         ),
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="rendered GRAM rows, for the template from-dataset")
+    template_rows: Annotated[
+        str | None, typer.Option(help="Rendered GRAM rows, for the template from-dataset")
     ] = None,
     labels: Annotated[
         tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
@@ -309,7 +311,7 @@ def judge(
     max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
 ) -> None:
-    """Write how a model is to be asked; pass it on with --judge, or put it beside the model."""
+    """Write the judge specification (judge.json) of a model, for --judge or to put beside the model."""
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
@@ -318,8 +320,10 @@ def judge(
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
-    if (template == "from-dataset") != (rows is not None):
-        raise JudgeError("--template from-dataset and --rows go together: give both or neither")
+    if (template == "from-dataset") != (template_rows is not None):
+        raise JudgeError(
+            "--template from-dataset and --template-rows need each other: give both or neither"
+        )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
     own = load_spec(model) if template is None else None
     if own is not None:
@@ -327,16 +331,16 @@ def judge(
             raise JudgeError(
                 f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
             )
-        spec = with_length(own, tokenizer, max_length or own.max_length)
+        found = with_length(own, tokenizer, max_length or own.max_length)
     else:
-        spec = make_spec(
+        found = make_spec(
             tokenizer,
             template=template or "default",
             labels=labels,
             max_length=max_length or min(default_length(tokenizer), context),
             system=system,
-            rows=None if rows is None else first_rows(rows, TEMPLATE_ROWS),
+            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
-    path = spec.save(out)
+    path = found.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
-    Console().say(f"{path}: labels {spec.labels}, {spec.max_length} tokens, {spec.hash}")
+    Console().say(f"{path}: labels {found.labels}, {found.max_length} tokens, {found.hash}")

@@ -1,5 +1,7 @@
 """Commands about weights, data and the installation. Imports wait for the command that needs them."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +9,7 @@ import typer
 
 from gram_jax.cli.options import MODEL_HELP, JudgeOption, MaxLength, ModelOption, OnBad, Schema
 from gram_jax.console import Console
+from gram_jax.formatting import format_seconds
 
 
 def convert(
@@ -95,15 +98,39 @@ def inspect(
 
 
 def demo(
-    fast: Annotated[bool, typer.Option(help="a tiny random model, under a minute")] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(help="Use a tiny random model: under a minute, and its figures mean nothing"),
+    ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="default runs/demo, or runs/demo-fast")
+        Path | None, typer.Option(help="Output folder; default runs/demo, or runs/demo-fast")
     ] = None,
 ) -> None:
-    """From SmolLM2-135M-Instruct to a working judge in ten minutes on two cores."""
-    from gram_jax.demo.demo import run_demo
+    """Turn SmolLM2-135M-Instruct into a judge: ten minutes on two cores."""
+    from gram_jax.demo.demo import HELDOUT, PREFERENCES, result_rows, run_demo
 
-    run_demo(folder or Path("runs/demo-fast" if fast else "runs/demo"), fast=fast)
+    console = Console()
+    logging.getLogger("gram_jax").setLevel(logging.WARNING)  # not every step of training
+    logging.getLogger("gram_jax.demo").setLevel(logging.INFO)
+    folder = folder or Path("runs/demo-fast" if fast else "runs/demo")
+    result = run_demo(folder, fast=fast, progress=console.progress)
+    title = f"{result.after.n} held-out pairs"
+    console.table(title, ("", "before", "after"), result_rows(result))
+    console.say(f"picture: {result.plot}")
+    console.say(f"time: {format_seconds(result.seconds)}")
+    console.say()
+    console.heading("Try next")
+    beside = Path(sys.executable).with_name("gram-jax")
+    command = _from_here(beside) if beside.exists() else "gram-jax"
+    heldout, preferences, judge = map(_from_here, (HELDOUT, PREFERENCES, result.judge))
+    console.say(f"  {command} evaluate {judge} {heldout}")
+    console.say(f"  {command} data inspect {preferences} --model {judge}")
+    console.say(f"  {command} score {heldout} scores.jsonl --model {judge}")
+
+
+def _from_here(path: Path) -> Path:
+    """The path from the working directory, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def version() -> None:

@@ -19,7 +19,6 @@ from gram_jax.cli.options import (
 )
 from gram_jax.console import Console, log_to
 
-
 GraceOption = Annotated[
     float,
     typer.Option(
@@ -159,28 +158,41 @@ def adapt(
     source: Annotated[str, typer.Argument(help="labeled pairs of the task, of any schema")],
     out: Annotated[Path, typer.Option(help="a folder for the run, the figures and the judge")],
     method: Annotated[Literal["lora", "full"], typer.Option(help="which weights move")] = "lora",
-    epochs: Annotated[int, typer.Option(min=1, help="at most; the best is kept")] = 3,
+    num_train_epochs: Annotated[
+        int, typer.Option(min=1, help="Maximum number of epochs; the best one is exported")
+    ] = 3,
     patience: Annotated[
-        int, typer.Option(min=0, help="end after so many epochs that were no better; 0: never")
+        int,
+        typer.Option(min=0, help="Number of epochs without improvement to stop after; 0: never"),
     ] = 1,
-    rate: Annotated[
+    learning_rate: Annotated[
         float | None,
-        typer.Option(min=0, help="peak learning rate; default 3e-5 full, LoRA by the width"),
+        typer.Option(
+            min=0,
+            help="Peak learning rate; default 3e-5 for full, for LoRA set by the model's width",
+        ),
     ] = None,
-    smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="of labels")] = 0.1,
-    rank: Annotated[int, typer.Option(min=1, help="of LoRA")] = 16,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Label smoothing, as torch defines it")
+    ] = 0.1,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA")] = 16,
     held_out: Annotated[
         float,
-        typer.Option(help="share of the prompts that choose the epoch, and again that measure"),
+        typer.Option(
+            help="Share of the prompts that selects the epoch; the same share measures the result"
+        ),
     ] = 0.2,
-    rows: Annotated[
+    batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="of a step; default: for about 40 steps an epoch, 8 rows at most"),
+        typer.Option(
+            min=1, help="Batch size in rows; default: about 40 steps an epoch, at most 8 rows"
+        ),
     ] = None,
-    length: Annotated[
-        int, typer.Option(min=64, help="tokens of a row; at least the budget of a pair")
+    max_length: Annotated[
+        int,
+        typer.Option(min=64, help="Tokens of a row; raised to the judge's max_length if smaller"),
     ] = 1024,
-    seed: Annotated[int, typer.Option(min=0, help="of the parts and the batches")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and of shuffling")] = 0,
     compute: Compute = "auto",
     judge: JudgeOption = None,
     schema: Schema = "auto",
@@ -190,7 +202,7 @@ def adapt(
     ] = False,
 ) -> None:
     """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
-    from gram_jax.adaptation.adapt import FILE, Settings, result_rows
+    from gram_jax.adaptation.adapt import FILE, AdaptConfig, result_rows
     from gram_jax.adaptation.adapt import adapt as run
     from gram_jax.judge.spec import JudgeSpec
 
@@ -199,7 +211,18 @@ def adapt(
         model,
         source,
         out,
-        Settings(method, epochs, patience, rate, smoothing, rank, held_out, rows, length, seed),
+        AdaptConfig(
+            method,
+            num_train_epochs,
+            patience,
+            learning_rate,
+            label_smoothing,
+            lora_rank,
+            held_out,
+            batch_size,
+            max_length,
+            seed,
+        ),
         compute=compute,
         schema=schema,
         on_bad=on_bad,

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,19 +18,16 @@ from gram_jax.data.comparison import Comparison
 from gram_jax.data.report import ReadReport, add_counts
 from gram_jax.errors import DataError
 from gram_jax.hashing import drawn
-from gram_jax.judge.encode import (
-    Encoded,
-    Overlong,
-    encode_comparisons,
-    encode_responses,
-    encode_writings,
-)
+from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
 from gram_jax.judge.spec import JudgeSpec
 
 # "hash": one order, the side by a hash of (seed, id); "both": as given and swapped, side by side in
 # a batch; "fixed": as given, for data that was shuffled before. Published sets that show chosen
 # first teach a position.
-Orders = Literal["hash", "both", "fixed"]
+PositionAugmentation = Literal["hash", "both", "fixed"]
+Stage = Literal["pretrain", "finetune", "bradley_terry"]
+# What becomes of an example of more than max_length tokens.
+Overlong = Literal["truncate", "drop", "error"]
 
 CHUNK = 2048  # records encoded in one call, which bounds the memory for texts on the way
 
@@ -131,27 +129,55 @@ def shown_first(seed: int, name: str) -> int:
     return drawn(seed, name) >> 56 & 1
 
 
+def make_examples(
+    stage: Stage,
+    records: Sequence[Comparison],
+    tokenizer: Any,
+    spec: JudgeSpec,
+    *,
+    position_augmentation: PositionAugmentation | None,
+    seed: int,
+    overlong: Overlong,
+    rows: ReadReport,
+) -> Examples:
+    """The encoded examples of a stage.
+
+    position_augmentation: which order the two responses of a comparison are shown in, not used by "bradley_terry".
+    rows: the report of `read_records`, continued. Raises DataError if overlong = "error" and a record is too long.
+    """
+    if stage == "bradley_terry":
+        return ranking_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
+    if stage not in ("pretrain", "finetune"):
+        raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
+    make = writing_examples if stage == "pretrain" else verdict_examples
+    return make(
+        records,
+        tokenizer,
+        spec,
+        position_augmentation=position_augmentation,
+        seed=seed,
+        overlong=overlong,
+        rows=rows,
+    )
+
+
 def verdict_examples(
     records: Sequence[Comparison],
     tokenizer: Any,
     spec: JudgeSpec,
     *,
-    orders: Orders,
+    position_augmentation: PositionAugmentation | None,
     seed: int,
     overlong: Overlong,
     rows: ReadReport,
 ) -> VerdictExamples:
-    """Stage 2: comparisons with the label 0 if the response shown first is better.
-
-    A tie has no verdict to learn and is dropped. rows: the report of `read_records`, continued.
-    Raises DataError if overlong = "error" and a record is too long.
-    """
-    shown = _shown_orders(orders, seed)
+    """Stage 2: comparisons with the label 0 if the response shown first is better. Ties are dropped."""
+    shown = _shown_orders(position_augmentation, seed)
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         _with_preference(records, dropped),
         lambda record: [(pair.prompt, pair.first, pair.second) for pair in shown(record)],
-        lambda items, how: encode_comparisons(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.comparison, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -160,7 +186,7 @@ def verdict_examples(
         label=np.array([pair.label for record, _ in kept for pair in shown(record)], np.int32),
         weights=np.array([record.weight for record, unit in kept for _ in unit], np.float32),
         ids=tuple(record.id for record, _ in kept),
-        per_unit=2 if orders == "both" else 1,
+        per_unit=2 if position_augmentation == "both" else 1,
         rows=_continued(rows, len(kept), dropped),
         shortened=_count_shortened(kept),
     )
@@ -171,18 +197,18 @@ def writing_examples(
     tokenizer: Any,
     spec: JudgeSpec,
     *,
-    orders: Orders,
+    position_augmentation: PositionAugmentation | None,
     seed: int,
     overlong: Overlong,
     rows: ReadReport,
 ) -> TokenExamples:
     """Stage 1: the question, and both responses to be written. Labels are not used."""
-    shown = _shown_orders(orders, seed)
+    shown = _shown_orders(position_augmentation, seed)
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         records,
         lambda record: [(pair.prompt, pair.first, pair.second) for pair in shown(record)],
-        lambda items, how: encode_writings(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.pretraining, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -192,7 +218,7 @@ def writing_examples(
         documents=flat_documents(e.tokens for _, e in encoded),
         weights=np.concatenate(weights) if weights else np.zeros(0, np.float32),
         ids=tuple(record.id for record, _ in kept),
-        per_unit=2 if orders == "both" else 1,
+        per_unit=2 if position_augmentation == "both" else 1,
         rows=_continued(rows, len(kept), dropped),
         shortened=_count_shortened(kept),
     )
@@ -212,10 +238,10 @@ def ranking_examples(
     fits.
     """
     dropped: Counter[str] = Counter()
-    kept = _encoded_units(
+    kept = _encode_units(
         _with_preference(records, dropped),
         lambda record: [(record.prompt, record.chosen), (record.prompt, record.rejected)],
-        lambda items, how: encode_responses(tokenizer, spec, items, overlong=how),
+        partial(_encoder(overlong), tokenizer, spec.response, max_length=spec.max_length),
         overlong,
         dropped,
     )
@@ -231,15 +257,19 @@ def ranking_examples(
 _Unit = tuple[Comparison, list[Encoded]]
 
 
-def _shown_orders(orders: Orders, seed: int) -> Callable[[Comparison], tuple[Comparison, ...]]:
+def _shown_orders(
+    position_augmentation: PositionAugmentation | None, seed: int
+) -> Callable[[Comparison], tuple[Comparison, ...]]:
     """For each record, the comparison that each of its documents shows."""
-    if orders not in ("hash", "both", "fixed"):
-        raise DataError(f'orders = {orders!r}: expected "hash", "both" or "fixed"')
+    if position_augmentation not in ("hash", "both", "fixed"):
+        raise DataError(
+            f'position_augmentation = {position_augmentation!r}: expected "hash", "both" or "fixed"'
+        )
 
     def shown(record: Comparison) -> tuple[Comparison, ...]:
-        if orders == "both":
+        if position_augmentation == "both":
             return record, record.swapped()
-        swap = orders == "hash" and shown_first(seed, record.id) == 1
+        swap = position_augmentation == "hash" and shown_first(seed, record.id) == 1
         return (record.swapped() if swap else record,)
 
     return shown
@@ -251,10 +281,16 @@ def _with_preference(records: Sequence[Comparison], dropped: Counter[str]) -> Se
     return labeled
 
 
-def _encoded_units(
+def _encoder(overlong: Overlong) -> Callable[..., Sequence[Encoded | None]]:
+    if overlong not in ("truncate", "drop", "error"):
+        raise DataError(f'overlong = {overlong!r}: expected "truncate", "drop" or "error"')
+    return encode_items if overlong == "truncate" else encode_fitting_items
+
+
+def _encode_units(
     records: Sequence[Comparison],
     items_of: Callable[[Comparison], Sequence[tuple[Any, ...]]],
-    encode: Callable[[list[Any], Overlong], list[Encoded | None]],
+    encode: Callable[[Iterable[tuple[Any, ...]]], Sequence[Encoded | None]],
     overlong: Overlong,
     dropped: Counter[str],
 ) -> list[_Unit]:
@@ -263,8 +299,7 @@ def _encoded_units(
     for start in range(0, len(records), CHUNK):
         chunk = records[start : start + CHUNK]
         items = [items_of(record) for record in chunk]
-        flat = list(itertools.chain.from_iterable(items))
-        encoded = iter(encode(flat, "drop" if overlong == "error" else overlong))
+        encoded = iter(encode(itertools.chain.from_iterable(items)))
         for record, wanted in zip(chunk, items, strict=True):
             unit = [e for e in itertools.islice(encoded, len(wanted)) if e is not None]
             if len(unit) < len(wanted):

@@ -13,34 +13,31 @@ from gram_jax.data.fields import (
 )
 from gram_jax.judge.messages import Message
 from gram_jax.judge.recover import render, row_prompt, take_apart
-
-# The frame of published GRAM rows: stage 1 has the question in `instruction` and both responses in
-# `output`, stage 2 has all three in `instruction` and the verdict in `output`.
-QUESTION = "[User Question]\n"
-RESPONSES = tuple(
-    (f"[The Start of Assistant {x}'s Answer]\n", f"\n[The End of Assistant {x}'s Answer]")
-    for x in "AB"
-)
-
+from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
 
 _VERDICTS: dict[str, Label] = {"A": 0, "B": 1}
 
 
 def gram(row: Fields) -> list[Comparison]:
+    """A row with the published delimiters.
+
+    Stage 1 has the question in `instruction` and both responses in `output`; stage 2 has all three in `instruction`
+    and the verdict in `output`.
+    """
     instruction = _prompt(row)
     output = text_of(row, "output")
     verdict = _VERDICTS.get(output.strip())
     field = "output" if verdict is None else "instruction"
     first, second = (
         _between(output if verdict is None else instruction, start, end, field)
-        for start, end in RESPONSES
+        for start, end in GRAM_RESPONSES
     )
     if verdict is None:
         question = instruction
-        if QUESTION in question:
-            question = _once(question, QUESTION, "instruction")[1]
+        if GRAM_QUESTION in question:
+            question = _once(question, GRAM_QUESTION, "instruction")[1]
     else:
-        question = _between(instruction, QUESTION, RESPONSES[0][0], field)
+        question = _between(instruction, GRAM_QUESTION, GRAM_RESPONSES[0][0], field)
     prompt = prompt_value((Message("user", question.strip("\n")),), "instruction")
     return [Comparison(prompt, first, second, verdict, id=id_of(row), source=source_of(row))]
 

@@ -9,21 +9,17 @@ import numpy as np
 
 from gram_jax.data.examples import (
     Examples,
-    Orders,
+    Overlong,
+    PositionAugmentation,
     RankingExamples,
+    Stage,
     VerdictExamples,
-    ranking_examples,
-    verdict_examples,
-    writing_examples,
+    make_examples,
 )
 from gram_jax.data.records import read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.data.sources import SourceSpec
-from gram_jax.errors import DataError
-from gram_jax.judge.encode import Overlong
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
-
-Stage = Literal["pretrain", "finetune", "bradley_terry"]
 
 # Around what carries the loss (stage 1), the verdict to learn (stage 2), or where the score is read
 # (baseline).
@@ -39,7 +35,7 @@ def inspect_source(
     limit: int,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
-    orders: Orders = "hash",
+    position_augmentation: PositionAugmentation = "hash",
     seed: int = 0,
     overlong: Overlong = "truncate",
 ) -> Iterator[str]:
@@ -49,20 +45,19 @@ def inspect_source(
     Raises DataError for a source that cannot be read, JudgeError if the tokenizer is not the one of
     the specification.
     """
-    if stage not in ("pretrain", "finetune", "bradley_terry"):
-        raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
     check_tokenizer(spec, tokenizer)
     kind = "pair" if stage == "pretrain" else "preference"
     records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
-    if stage == "bradley_terry":
-        examples: Examples = ranking_examples(
-            records, tokenizer, spec, overlong=overlong, rows=report
-        )
-    else:
-        make = writing_examples if stage == "pretrain" else verdict_examples
-        examples = make(
-            records, tokenizer, spec, orders=orders, seed=seed, overlong=overlong, rows=report
-        )
+    examples = make_examples(
+        stage,
+        records,
+        tokenizer,
+        spec,
+        position_augmentation=position_augmentation,
+        seed=seed,
+        overlong=overlong,
+        rows=report,
+    )
     for document in range(len(examples.documents)):
         title = _title(examples, document, spec)
         yield f"{title}\n{show_document(examples, document, tokenizer, spec)}\n"

@@ -7,10 +7,11 @@ from functools import partial
 from gram_jax.data import parsers
 from gram_jax.data.comparison import Candidates, Record
 from gram_jax.data.fields import Fields
-from gram_jax.data.gram_rows import QUESTION, RESPONSES, gram, is_published, rendered
+from gram_jax.data.gram_rows import gram, is_published, rendered
 from gram_jax.data.parsers import BOTH, STYLES
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.judge.recover import recover_template
+from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,10 @@ def with_own_template(schema: Schema, where: str, sample: Sequence[Fields]) -> S
     try:
         template, labels = recover_template(sample)
     except JudgeError as error:
-        if any(RESPONSES[0][0] in str(text) for row in sample for text in row.values()):
+        if any(GRAM_RESPONSES[0][0] in str(text) for row in sample for text in row.values()):
             return schema  # the published frame, damaged: its parser says where
         raise DataError(
-            f"{where}: rendered rows with neither the published frame ({QUESTION.strip()}, "
-            f"{RESPONSES[0][0].strip()} ..., A or B) nor a template that could be recovered: {error}"
+            f"{where}: rendered rows with neither the published frame ({GRAM_QUESTION.strip()}, "
+            f"{GRAM_RESPONSES[0][0].strip()} ..., A or B) nor a template that could be recovered: {error}"
         ) from error
     return replace(schema, parse=partial(rendered, template, labels))

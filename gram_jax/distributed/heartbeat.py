@@ -320,8 +320,8 @@ class Heartbeat:
         if self._leaving:
             return
         self._end(
-            f"{self._name(index)} {why}; it was last at: {self._activities.get(index, 'the start')}. The job ends. Start "
-            "the same command again: it goes on from the last checkpoint",
+            f"{self._name(index)} {why}; it was last at: {self._activities.get(index, 'the start')}. The job "
+            "ends. Run the same command again to resume from the last checkpoint",
             LOST,
         )
 

@@ -118,7 +118,7 @@ def run_bon(
     *,
     oracle: str | None,
     n: int,
-    new: int,
+    max_new_tokens: int,
     temperature: float,
     top_p: float,
     seed: int,
@@ -135,7 +135,7 @@ def run_bon(
         "policy": pin_step(policy),  # samples of a run that has gone on are another policy's
         "prompts": len(prompts),
         "n": n,
-        "new": new,
+        "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
@@ -143,7 +143,7 @@ def run_bon(
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
         generator = TextGenerator.load(policy, compute=compute)
-        sampling = SamplingConfig(new, temperature, top_p, seed)
+        sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
         rows = write_samples(generator, prompts, sampling, n=n, console=console)
         del generator
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]

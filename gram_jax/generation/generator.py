@@ -68,7 +68,7 @@ class TextGenerator:
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
         _, params = load_model(name, placement, number_format)
-        turn_end = text_encoder(tokenizer).frame(frame.end)[:1].tolist()
+        turn_end = text_encoder(tokenizer).frame(frame.end_of_turn)[:1].tolist()
         text_end: Any = tokenizer.eos_token_id
         own = () if text_end is None else (text_end,)
         stop_token_ids = tuple(dict.fromkeys((*turn_end, *own, *stop_tokens(name))))
@@ -112,7 +112,7 @@ class TextGenerator:
         """
         encoder = text_encoder(self.tokenizer)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
-        alone = self.frame.before, self.frame.after
+        alone = self.frame.prefix, self.frame.generation_prompt
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
             frames, texts = alone, [render_turns(turns_of(prompt))]

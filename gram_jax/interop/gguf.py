@@ -23,7 +23,7 @@ from tokenizers import (
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import StoredTensor, assemble
-from gram_jax.judge.encode import wrap_tokenizer
+from gram_jax.judge.tokenizer import wrap_tokenizer
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.model.rope import base_frequencies, llama3_factors
 from gram_jax.sharding import Placement

@@ -21,9 +21,9 @@ from gram_jax.interop.hf_files import (
 )
 from gram_jax.interop.resolve import WEIGHTS, model_folder, resolve_model
 from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
-from gram_jax.judge.encode import folder_tokenizer
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokenizer import folder_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig, lora_scales, lora_specs, merge_lora
 from gram_jax.model.specs import SCALAR_HEAD, param_specs, scalar_head_spec

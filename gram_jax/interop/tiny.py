@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from gram_jax import tree
-from gram_jax.judge.encode import wrap_tokenizer
+from gram_jax.judge.tokenizer import wrap_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.sharding import Placement

@@ -1,6 +1,4 @@
-"""The chat format around a user's words, rendered once by the tokenizer's own chat template and
-kept as text.
-"""
+"""The chat format around a user's text, rendered once by the tokenizer's chat template and stored as text."""
 
 import datetime
 import re
@@ -11,8 +9,8 @@ from typing import Any
 from gram_jax.errors import JudgeError
 from gram_jax.judge.tokens import tokenizer_name
 
-# Some templates write today's date into the prompt. A score must not depend on the day: this day is
-# pinned. It is the day that the stock Llama 3 template falls back to.
+# Some templates write today's date into the prompt. A score must not depend on the day, so the date is pinned: to
+# the default of Llama 3's template.
 PINNED_DATE = datetime.date(2024, 7, 26)
 
 _ASKS_DATE = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
@@ -26,25 +24,24 @@ _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 class ChatFrame:
     """The literal strings of a chat with one question.
 
-    before: everything up to the user's text, with the beginning-of-text token and a system turn
-      where there are any.
-    after:  from the end of the user's text to where the assistant's first word belongs.
-    end:    the token that closes the assistant's turn.
+    prefix: everything up to the user's text, with the beginning-of-text token and the system turn if there are any.
+    generation_prompt: from the end of the user's text to the assistant's first token.
+    end_of_turn: the token that closes the assistant's turn.
     """
 
-    before: str
-    after: str
-    end: str
+    prefix: str
+    generation_prompt: str
+    end_of_turn: str
 
 
 def chat_frame(
     tokenizer: Any, *, system: str | None, thinking: bool, date: datetime.date = PINNED_DATE
 ) -> ChatFrame:
-    """The frame that the tokenizer's chat template puts around a lone user message.
+    """The frame that the tokenizer's chat template puts around a single user message.
 
-    system: None leaves the system turn to the template (several add one of their own); "" drops the
+    system: None leaves the system turn to the template (several have a default); "" drops the
       system turn with any date in it, as in the reference GRAM training on Llama; other text
-      becomes the system turn. Raises JudgeError where there is no template or it does not show the
+      becomes the system turn. Raises JudgeError if there is no template or it does not show the
       user's text exactly once.
     """
     opening = [{"role": "system", "content": system}] if system else []
@@ -53,19 +50,19 @@ def chat_frame(
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         return _render(tokenizer, messages, prompt, thinking, date)
 
-    before, after = _around(render([*opening, user], True), _USER, tokenizer)
+    prefix, generation_prompt = _around(render([*opening, user], True), _USER, tokenizer)
     dialogue = render([*opening, user, answer, {"role": "user", "content": _AGAIN}], True)
     between = _around(_around(dialogue, _AGAIN, tokenizer)[0], _ANSWER, tokenizer)[1]
     closing = _around(render([*opening, user, answer], False), _ANSWER, tokenizer)[1]
     if system == "":
-        before = _without_system(tokenizer, before, between, closing)
-    end = closing.strip() or (tokenizer.eos_token or "")
-    if not end:
+        prefix = _without_system(tokenizer, prefix, between, closing)
+    end_of_turn = closing.strip() or (tokenizer.eos_token or "")
+    if not end_of_turn:
         raise JudgeError(
             f"tokenizer {tokenizer_name(tokenizer)}: its chat template puts nothing after the assistant's turn and "
             "there is no eos_token. Set eos_token, so that an answer has an end."
         )
-    return ChatFrame(before, after, end)
+    return ChatFrame(prefix, generation_prompt, end_of_turn)
 
 
 def dialogue_frames(
@@ -78,9 +75,9 @@ def dialogue_frames(
 ) -> tuple[str, ...]:
     """The literal strings around the texts of a conversation: one more than there are turns.
 
-    The last one ends where the assistant's next word belongs. system: as of `chat_frame`, for conversations that do not
-    begin with a system turn of their own. Raises JudgeError where the template does not take these roles, or does not
-    show every text once and in order.
+    The last one ends at the assistant's next token. system: as in `chat_frame`, for conversations that do not begin
+    with a system turn. Raises JudgeError if the template does not accept these roles, or does not show every text once
+    and in order.
     """
     own = bool(roles) and roles[0] == "system"
     opening = [{"role": "system", "content": system}] if system and not own else []
@@ -92,12 +89,12 @@ def dialogue_frames(
         frame, rest = _around(rest, mark, tokenizer)
         frames.append(frame)
     if system == "" and roles[0] == "user":
-        frames[0] = chat_frame(tokenizer, system="", thinking=thinking, date=date).before
+        frames[0] = chat_frame(tokenizer, system="", thinking=thinking, date=date).prefix
     return (*frames, rest)
 
 
 def frame_shows_date(tokenizer: Any, *, thinking: bool) -> bool:
-    """Whether the template writes a date into the prompt of a lone user message."""
+    """Whether the template writes a date into the prompt of a single user message."""
     message = [{"role": "user", "content": _USER}]
     day, other = PINNED_DATE, datetime.date(1999, 12, 31)
     return _render(tokenizer, message, True, thinking, day) != _render(
@@ -119,7 +116,7 @@ def _render(
         )
     template = _pin_date(tokenizer.get_chat_template(), date)
     try:
-        # Templates that know neither of the last two ignore them.
+        # Templates ignore the last two if they do not use them.
         return tokenizer.apply_chat_template(
             messages,
             chat_template=template,
@@ -138,7 +135,7 @@ def _render(
 def _pin_date(template: str, date: datetime.date) -> str:
     """The template with the pinned date in place of every call that asks for today's.
 
-    Such calls are replaced in the text, because transformers lets no caller pass a function in.
+    Such calls are replaced in the text, because transformers has no parameter for the function.
     """
     pinned = _ASKS_DATE.sub(lambda call: repr(date.strftime(call[2])), template)
     if re.search(r"strftime_now\s*\(", pinned):

@@ -9,12 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gram_jax.errors import JudgeError
-from gram_jax.judge.template import (
-    FIELDS,
-    layout_guard,
-    split_template,
-    text_pieces,
-)
+from gram_jax.judge.guard import layout_guard
+from gram_jax.judge.template import FIELDS, split_template, text_parts
 
 _ADVICE = (
     "Pass more rows with different prompts and responses, or write the template to a text file."
@@ -79,9 +75,9 @@ def take_apart(template: str, text: str) -> tuple[str, str, str] | None:
 
 def render(template: str, prompt: str, first: str, second: str) -> str:
     """The user's message with the fields filled in, suspicious lines escaped."""
-    guard = layout_guard(text_pieces(template))
+    guard = layout_guard(text_parts(template))
     head, between, middle, tail = split_template(template)
-    prompt, first, second = (guard.neutralise(field)[0] for field in (prompt, first, second))
+    prompt, first, second = (guard.escape(field)[0] for field in (prompt, first, second))
     return f"{head}{prompt}{between}{first}{middle}{second}{tail}"
 
 

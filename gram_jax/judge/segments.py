@@ -1,10 +1,10 @@
-"""The tokens of a layout, part by part: what is fixed once, each text with its line breaks once.
+"""A layout compiled for tokenizing: constant segments tokenized once, and fields with the literal text around them.
 
-Putting the parts side by side must give the tokens of the whole text. Byte-level tokenizers cut
-between a line break and a following word or sign, so that is where the parts meet; a text is
-tokenized together with the line breaks after it, because many tokenizers join those to a full stop.
-What comes next matters too ("\\n\\n" before a word is two tokens in GPT-2's way of cutting, one at
-the end of a text), so its first character is shown to the tokenizer and its token taken off again.
+The tokens of the segments, one after another, are the tokens of the whole text. Byte-level tokenizers cut between a
+line break and a following word or sign, so that is where the segments meet; a text is tokenized together with the line
+breaks after it, because many tokenizers join those to a full stop. The next character matters too ("\\n\\n" before a
+word is two tokens in GPT-2's way of cutting, one at the end of a text), so it is shown to the tokenizer and its token
+is removed again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ from gram_jax.judge.template import CUT, Layout
 from gram_jax.judge.tokens import TextEncoder
 
 
-class Place(NamedTuple):
-    """Where a field stands: the literal text that is tokenized with it, and the character that comes after."""
+class FieldContext(NamedTuple):
+    """The literal text that is tokenized with a field, before and after it, and the character that follows."""
 
     prefix: str
     suffix: str
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fixed:
+class ConstSegment:
     """Tokens that are the same in every example. i32 [n]."""
 
     tokens: np.ndarray
@@ -36,56 +36,60 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A field and its place."""
+class FieldSegment:
+    """A field of the layout, tokenized with its context."""
 
     field: str
-    place: Place
+    context: FieldContext
     weight: float
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A layout cut into parts. fixed: how many tokens are the same in every example; weights: f32, one a part."""
+class EncodePlan:
+    """A layout as segments.
 
-    parts: tuple[Fixed | Slot, ...]
-    fixed: int
+    const_tokens: number of tokens that are the same in every example; weights: f32 [segments].
+    """
+
+    segments: tuple[ConstSegment | FieldSegment, ...]
+    const_tokens: int
     weights: np.ndarray
 
 
 @lru_cache(maxsize=64)
-def make_plan(encoder: TextEncoder, layout: Layout) -> Plan:
-    """Where a layout is cut for tokenizing, and the tokens of its fixed parts."""
-    parts: list[Fixed | Slot] = []
+def make_encode_plan(encoder: TextEncoder, layout: Layout) -> EncodePlan:
+    """Cut a layout into segments and tokenize the constant ones."""
+    segments: list[ConstSegment | FieldSegment] = []
     prefix = ""
-    for at, piece in enumerate(layout):
+    for at, part in enumerate(layout):
         following = layout[at + 1] if at + 1 < len(layout) else None
-        if piece.kind == "frame":
-            parts.append(Fixed(encoder.frame(piece.value), piece.weight))
-        elif piece.kind == "field":
-            parts.append(Slot(piece.value, Place(prefix, "", ""), piece.weight))
+        if part.kind == "frame":
+            segments.append(ConstSegment(encoder.frame(part.value), part.weight))
+        elif part.kind == "field":
+            segments.append(FieldSegment(part.value, FieldContext(prefix, "", ""), part.weight))
             prefix = ""
         else:
-            text = piece.value
-            last = parts[-1] if parts else None
-            if isinstance(last, Slot):
+            text = part.value
+            last = segments[-1] if segments else None
+            if isinstance(last, FieldSegment):
                 suffix, text = _after_breaks(text)
-                place = last.place._replace(suffix=suffix, following=text[:1])
-                parts[-1] = Slot(last.field, place, last.weight)
+                context = last.context._replace(suffix=suffix, following=text[:1])
+                segments[-1] = FieldSegment(last.field, context, last.weight)
             if following is not None and following.kind == "field":
                 text, prefix = _before_field(text)
             if text:
-                parts.append(Fixed(encoder.text(text, prefix[:1]), piece.weight))
-    return Plan(
-        parts=tuple(parts),
-        fixed=sum(len(part.tokens) for part in parts if isinstance(part, Fixed)),
-        weights=np.array([part.weight for part in parts], np.float32),
+                segments.append(ConstSegment(encoder.text(text, prefix[:1]), part.weight))
+    return EncodePlan(
+        segments=tuple(segments),
+        const_tokens=sum(len(x.tokens) for x in segments if isinstance(x, ConstSegment)),
+        weights=np.array([segment.weight for segment in segments], np.float32),
     )
 
 
 def _before_field(text: str) -> tuple[str, str]:
-    """Splits where a line begins: the line on which the field stands, or the last one with words if
-    blank lines come between, because what they become depends on the field.
+    """Split before the line of the field, or before the last line with words if blank lines come between.
+
+    The tokens of blank lines depend on the field.
     """
     start = text.rfind("\n") + 1
     if text[:start].endswith("\n\n"):
@@ -94,7 +98,7 @@ def _before_field(text: str) -> tuple[str, str]:
 
 
 def _after_breaks(text: str) -> tuple[str, str]:
-    """Splits behind the first run of line breaks (everything if there is none)."""
+    """Split behind the first run of line breaks; everything comes before if there is none."""
     end = text.find("\n")
     if end < 0:
         return text, ""
@@ -103,55 +107,63 @@ def _after_breaks(text: str) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-class PieceTable:
-    """Tokens of texts in the slots of a layout, each tokenized once, all new ones together."""
+class TokenTable:
+    """Tokens of texts as fields of a layout: each text is tokenized once, all new texts in one call.
+
+    fields: the names of the fields in the order of the layout.
+    """
 
     def __init__(self, encoder: TextEncoder, layout: Layout):
         self.encoder = encoder
-        self.plan = make_plan(encoder, layout)
-        self._place = {part.field: part.place for part in self.plan.parts if isinstance(part, Slot)}
-        # Responses are measured at every place that a response can have, so that the cut of a pair
-        # does not depend on the order shown. In most templates the places are alike, and then there
-        # is one to measure.
-        responses = tuple({place: None for name, place in self._place.items() if name != "prompt"})
-        self._places = {
-            name: (place,) if name == "prompt" else responses for name, place in self._place.items()
+        self.plan = make_encode_plan(encoder, layout)
+        self._context = {
+            x.field: x.context for x in self.plan.segments if isinstance(x, FieldSegment)
+        }
+        self.fields = tuple(self._context)
+        # A response is measured in the context of every response, so that the truncation of a pair
+        # does not depend on the order shown. In most templates these contexts are equal.
+        responses = tuple(dict.fromkeys(self._context[x] for x in self.fields if x != "prompt"))
+        self._measured = {
+            name: (context,) if name == "prompt" else responses
+            for name, context in self._context.items()
         }
         self._tokens: dict[tuple[str, str], np.ndarray] = {}
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
-        """Tokenizes (field, text) pairs that are not there yet."""
+        """Tokenize the (field, text) pairs that are new."""
         wanted = (
-            (place.prefix + text + place.suffix, place.following)
+            (context.prefix + text + context.suffix, context.following)
             for field, text in texts
-            for place in self._places[field]
+            for context in self._measured[field]
         )
         new = list(dict.fromkeys(key for key in wanted if key not in self._tokens))
         self._tokens.update(zip(new, self.encoder.text_batch(new), strict=True))
 
     def tokens(self, field: str, text: str) -> np.ndarray:
         """i32 [n]: the tokens of a field's text with the literal text around it."""
-        return self._get(self._place[field], text)
+        return self._get(self._context[field], text)
 
     def length(self, field: str, text: str) -> int:
-        """How many tokens the text takes, at the worst of the places that it may have."""
-        return max([len(self._get(place, text)) for place in self._places[field]])
+        """Number of tokens of the text, in the context that takes most of them."""
+        return max([len(self._get(context, text)) for context in self._measured[field]])
 
     def total(self, texts: Mapping[str, str]) -> int:
-        """Tokens of the whole example."""
-        return self.plan.fixed + sum([self.length(field, text) for field, text in texts.items()])
+        """Number of tokens of the whole example."""
+        return self.plan.const_tokens + sum(
+            [self.length(field, text) for field, text in texts.items()]
+        )
 
     def check_room(self, budget: int) -> None:
-        """Raises JudgeError if a budget of tokens cannot hold the layout and the marks of cuts."""
-        least = self.total(dict.fromkeys(self._place, CUT.strip()))
+        """Raises JudgeError if a budget of tokens cannot hold the layout and the marks of truncation."""
+        least = self.total(dict.fromkeys(self.fields, CUT.strip()))
         if least > budget:
             raise JudgeError(
                 f"max_length = {budget} leaves no room for the texts: chat format and template alone take "
-                f"{self.plan.fixed} tokens. The least that works is {least}, a useful length is 512 or more."
+                f"{self.plan.const_tokens} tokens. The least that works is {least}, a useful length is 512 or more."
             )
 
-    def _get(self, place: Place, text: str) -> np.ndarray:
-        key = (place.prefix + text + place.suffix, place.following)
+    def _get(self, context: FieldContext, text: str) -> np.ndarray:
+        key = (context.prefix + text + context.suffix, context.following)
         if key not in self._tokens:
             self._tokens[key] = self.encoder.text(*key)
         return self._tokens[key]

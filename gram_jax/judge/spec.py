@@ -1,7 +1,7 @@
-"""The judge specification: all that a score depends on besides the weights, as one frozen value.
+"""The judge specification: everything a score depends on besides the weights, as one frozen value.
 
-It is saved with every checkpoint and export as judge.json and compared by hash: two judges with the
-same hash read the same pair as the same tokens and answer with the same two labels.
+It is saved with every checkpoint and export as judge.json and compared by hash: judges with equal hashes turn a pair
+into the same tokens and answer with the same two labels.
 """
 
 import hashlib
@@ -15,21 +15,23 @@ from typing import Any
 from gram_jax.errors import JudgeError
 from gram_jax.files import write_atomic
 from gram_jax.judge.chat import PINNED_DATE, chat_frame, frame_shows_date
+from gram_jax.judge.guard import layout_guard
+from gram_jax.judge.labels import check_labels, find_label_ids
 from gram_jax.judge.recover import recover_template
-from gram_jax.judge.segments import PieceTable
+from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import (
     Layout,
     comparison_layout,
     default_template,
-    layout_guard,
+    pretraining_layout,
     response_layout,
     split_template,
-    writing_layout,
 )
 from gram_jax.judge.tokens import fingerprint, text_encoder, tokenizer_name
 
 FILE_NAME = "judge.json"
-FORMAT = 1
+FORMAT = 2
+TEXTS = ("template", "chat_prefix", "generation_prompt", "end_of_turn", "date", "tokenizer")
 # The length of the public GRAM recipes, used where the tokenizer knows no shorter context.
 DEFAULT_LENGTH = 2048
 
@@ -41,11 +43,11 @@ class JudgeSpec:
     template:   text with {prompt}, {first}, {second}: the user's message.
     labels:     the answers for "first is better" and "second is better", each one token.
     label_ids:  their token ids.
-    before, after, end: the chat frame as literal text (judge/chat.py); the verdict follows `after`
-      directly.
-    max_length: the most tokens that a comparison may have, the verdict not counted.
-    thinking, system, date: the switches with which the frame was rendered, kept for the record.
-    tokenizer:  fingerprint of the tokenizer that the ids belong to.
+    chat_prefix, generation_prompt, end_of_turn: the chat frame as literal text (judge/chat.py); the verdict
+      follows generation_prompt directly.
+    max_length: maximum number of tokens of a comparison, without the verdict.
+    thinking, system, date: the settings with which the frame was rendered, for the record.
+    tokenizer:  fingerprint of the tokenizer of these ids.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
@@ -58,9 +60,9 @@ class JudgeSpec:
     template: str
     labels: tuple[str, str]
     label_ids: tuple[int, int]
-    before: str
-    after: str
-    end: str
+    chat_prefix: str
+    generation_prompt: str
+    end_of_turn: str
     max_length: int
     thinking: bool
     system: str | None
@@ -69,23 +71,23 @@ class JudgeSpec:
 
     @cached_property
     def comparison(self) -> Layout:
-        """The pieces of a comparison, for stage 2 and scoring."""
-        return comparison_layout(self.template, self.before, self.after)
+        """The layout of a comparison, for stage 2 and scoring: prompt, first, second."""
+        return comparison_layout(self.template, self.chat_prefix, self.generation_prompt)
 
     @cached_property
-    def writing(self) -> Layout:
-        """The pieces of a stage-1 example."""
-        return writing_layout(self.before, self.after, self.end)
+    def pretraining(self) -> Layout:
+        """The layout of a stage-1 example: prompt, first, second."""
+        return pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
 
     @cached_property
     def response(self) -> Layout:
-        """The pieces of one response for the discriminative baseline."""
-        return response_layout(self.before, self.after, self.end)
+        """The layout of one response for the discriminative baseline: prompt, response."""
+        return response_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
 
     @property
     def tail(self) -> str:
         """The literal text between the second response and the verdict."""
-        return split_template(self.template)[3] + self.after
+        return split_template(self.template)[3] + self.generation_prompt
 
     @cached_property
     def hash(self) -> str:
@@ -120,7 +122,7 @@ class JudgeSpec:
                     f"{FILE_NAME}: {name} should be two {kind.__name__} values; found {pair!r}."
                 )
             found[name] = tuple(pair)
-        for name in ("template", "before", "after", "end", "date", "tokenizer"):
+        for name in TEXTS:
             if not isinstance(found[name], str):
                 raise JudgeError(f"{FILE_NAME}: {name} should be text; found {found[name]!r}.")
         if type(found["max_length"]) is not int or type(found["thinking"]) is not bool:
@@ -138,11 +140,11 @@ class JudgeSpec:
 
     @staticmethod
     def load(place: str | Path) -> "JudgeSpec":
-        """Reads a file, or judge.json of a folder. Raises JudgeError where there is none or it is damaged."""
+        """Read a file, or judge.json of a folder. Raises JudgeError if there is none or it is damaged."""
         path = judge_file(place)
         if not path.is_file():
             raise JudgeError(
-                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax judge` "
+                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax spec` "
                 "writes a specification for a model that has none."
             )
         try:
@@ -156,7 +158,7 @@ class JudgeSpec:
 
 
 def judge_file(place: str | Path) -> Path:
-    """The file that a place means: one that ends in .json, else judge.json in a folder."""
+    """`place` if it is a file name that ends in .json, else judge.json in that folder."""
     path = Path(place).expanduser()
     return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
 
@@ -177,13 +179,13 @@ def make_spec(
       which recovers template and labels from `rows` (GRAM rows with instruction, input, output: a
       rendered judge prompt and its verdict).
     labels: the two answers, by default "A" and "B" (from-dataset: those of the rows).
-    max_length: token budget, by default 2048 or the tokenizer's context where that is shorter.
+    max_length: token budget, by default 2048 or the tokenizer's context if that is shorter.
     system: None leaves the system turn to the chat template, "" drops it, text replaces it. With
       "from-dataset" a system turn that carries a date is dropped, because the reference training on
       Llama had none.
 
-    Raises JudgeError where a label is not one token right after the tail, or the template cannot
-    keep its fields apart.
+    Raises JudgeError if a label is not one token right after the tail, or if the template does not
+    separate its fields.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> tokenizer = load_tokenizer("tiny-random")
@@ -200,40 +202,40 @@ def make_spec(
                 "given."
             )
         text, found_labels = recover_template(rows)
-        labels = _checked_labels(labels or found_labels)
+        labels = check_labels(labels or found_labels)
         if system is None and frame_shows_date(tokenizer, thinking=thinking):
             system = ""
     else:
-        labels = _checked_labels(labels or ("A", "B"))
+        labels = check_labels(labels or ("A", "B"))
         text = default_template(labels) if template == "default" else read_template(template)
     frame = chat_frame(tokenizer, system=system, thinking=thinking)
     spec = JudgeSpec(
         template=text,
         labels=labels,
-        label_ids=find_label_ids(tokenizer, frame.after, labels),
-        before=frame.before,
-        after=frame.after,
-        end=frame.end,
+        label_ids=find_label_ids(tokenizer, frame.generation_prompt, labels),
+        chat_prefix=frame.prefix,
+        generation_prompt=frame.generation_prompt,
+        end_of_turn=frame.end_of_turn,
         max_length=default_length(tokenizer) if max_length is None else max_length,
         thinking=thinking,
         system=system,
         date=PINNED_DATE.isoformat(),
         tokenizer=fingerprint(tokenizer),
     )
-    for layout in (spec.comparison, spec.writing, spec.response):
+    for layout in (spec.comparison, spec.pretraining, spec.response):
         layout_guard(layout)
     return with_length(spec, tokenizer, spec.max_length)
 
 
 def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
-    """The same judge with another token budget of a pair; raises where its template leaves no room in it."""
+    """The same judge with another token budget of a pair; raises JudgeError if the template leaves no room in it."""
     check_tokenizer(spec, tokenizer)
-    PieceTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
+    TokenTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
     return replace(spec, max_length=max_length)
 
 
 def default_length(tokenizer: Any) -> int:
-    """The token budget where none is given."""
+    """The token budget if none is given."""
     context = getattr(tokenizer, "model_max_length", None)
     if not isinstance(context, int) or context <= 0:
         return DEFAULT_LENGTH
@@ -255,30 +257,6 @@ def read_template(path: str | Path) -> str:
     return text
 
 
-def find_label_ids(tokenizer: Any, after: str, labels: tuple[str, str]) -> tuple[int, int]:
-    """The token ids of two labels right after the tail. Raises JudgeError unless each is one token and they differ."""
-    ids = []
-    for label in _checked_labels(labels):
-        found = _label_tokens(tokenizer, after, label)
-        if found is None or len(found) != 1:
-            raise JudgeError(
-                f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} after the tail "
-                f"{after[-40:]!r}: found {_spell(tokenizer, found)}. {_suggest(tokenizer, after)}"
-            )
-        if found[0] in text_encoder(tokenizer).control_ids:
-            raise JudgeError(
-                f"label {label!r} is a control token of the tokenizer {tokenizer_name(tokenizer)}. "
-                f"{_suggest(tokenizer, after)}"
-            )
-        ids += found
-    if ids[0] == ids[1]:
-        raise JudgeError(
-            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[:1])} of the "
-            f"tokenizer {tokenizer_name(tokenizer)}. {_suggest(tokenizer, after)}"
-        )
-    return ids[0], ids[1]
-
-
 def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
     """Raises JudgeError unless this is the tokenizer that the specification was made with."""
     found = fingerprint(tokenizer)
@@ -287,34 +265,3 @@ def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
             f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
             f"{found}. Load the tokenizer that was saved beside {FILE_NAME}."
         )
-
-
-def _checked_labels(labels: Sequence[str]) -> tuple[str, str]:
-    labels = tuple(labels)
-    if len(labels) != 2 or not all(isinstance(label, str) and label for label in labels):
-        raise JudgeError(f"a judge has two labels, each a text of one token; found {labels!r}.")
-    return labels
-
-
-def _label_tokens(tokenizer: Any, after: str, label: str) -> list[int] | None:
-    """The tokens that `label` adds to the tail; None if it changes the tail's own tokens."""
-    encoder = text_encoder(tokenizer)
-    tail, whole = encoder.frame(after).tolist(), encoder.frame(after + label).tolist()
-    return whole[len(tail) :] if whole[: len(tail)] == tail else None
-
-
-def _spell(tokenizer: Any, ids: list[int] | None) -> str:
-    if ids is None:
-        return "that it melts into the last token of the tail"
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    return f"{len(ids)} token(s): " + ", ".join(
-        f"{t!r} ({i})" for t, i in zip(tokens, ids, strict=True)
-    )
-
-
-def _suggest(tokenizer: Any, after: str) -> str:
-    for labels in (("A", "B"), (" A", " B"), ("1", "2"), ("first", "second")):
-        ids = [_label_tokens(tokenizer, after, label) for label in labels]
-        if all(i is not None and len(i) == 1 for i in ids) and ids[0] != ids[1]:
-            return f"Labels that work here: {labels[0]!r} and {labels[1]!r}."
-    return "Choose two words that are one token each."

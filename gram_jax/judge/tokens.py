@@ -36,8 +36,7 @@ class TextEncoder:
                 f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
         state = json.loads(backend.to_str())
-        # add_special_tokens is never used: what the post-processor would add is already in the chat
-        # frame (trap 5)
+        # The chat frame already has what a post-processor would add, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
         control = [t for t in state["added_tokens"] if not t["content"].isspace()]

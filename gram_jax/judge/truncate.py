@@ -1,19 +1,18 @@
-"""Cutting over-long examples: inside the responses, then inside the prompt, never at the tail,
-alike for both orders.
+"""Truncation of over-long examples: inside the responses, then inside the prompt, never at the tail, and equal for
+both orders.
 """
 
 from collections.abc import Mapping, Sequence
 
-from gram_jax.judge.segments import PieceTable
+from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import CUT
 
 
-def shorten(table: PieceTable, texts: Mapping[str, str], space: int) -> dict[str, str]:
+def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> dict[str, str]:
     """The fields cut to `space` tokens: the responses to a common length, then the prompt.
 
-    The longer response gives first. The responses together keep at least half of the space, so that
-    a long prompt cannot wipe them out. The cut depends on the texts only, not on which response is
-    shown first.
+    The longer response is cut first. The responses together keep at least half of the space, whatever
+    the length of the prompt. The cut depends on the texts only, not on which response is shown first.
     """
     lengths = {name: table.length(name, text) for name, text in texts.items()}
     responses = [name for name in texts if name != "prompt"]
@@ -36,11 +35,11 @@ def common_limit(lengths: Sequence[int], room: int) -> int:
     return max(lengths)
 
 
-def cut_middle(table: PieceTable, field: str, text: str, limit: int) -> str:
+def cut_middle(table: TokenTable, field: str, text: str, limit: int) -> str:
     """The beginning and the end of a text, with a mark between them, in at most `limit` tokens.
 
-    Both ends stay because answers often come last. The text is cut where its tokens end and
-    tokenized anew.
+    Both ends stay because answers often come last. The text is cut where its tokens end, and
+    tokenized again.
     """
     if table.length(field, text) <= limit:
         return text

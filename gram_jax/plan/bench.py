@@ -24,7 +24,7 @@ from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
-from gram_jax.judge.encode import Encoded, encode_comparisons
+from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.spec import DEFAULT_LENGTH
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.model.quantize import quantize_int8
@@ -184,7 +184,7 @@ def _workloads(
         texts = [(record.prompt, record.first, record.second) for record in records]
         both = [shown for p, a, b in texts for shown in ((p, a, b), (p, b, a))]
         with _timed(times, "tokenize"):
-            encode_comparisons(scorer.tokenizer, scorer.spec, both)
+            encode_items(scorer.tokenizer, scorer.spec.comparison, both, scorer.spec.max_length)
         yield "text to score", len(texts), lambda: scorer.score_many(texts)
         return
     for length in bench.lengths:
@@ -231,8 +231,8 @@ def random_rivals(count: int, length: int, vocab: int) -> list[Encoded]:
 
 def _shown(head: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
     tokens = np.concatenate([head, first, second]).astype(np.int32)
-    cuts = (len(head), len(head) + len(first))
-    return Encoded(tokens, np.zeros(len(tokens), np.float32), cuts=cuts)
+    starts = (len(head), len(head) + len(first))
+    return Encoded(tokens, np.zeros(len(tokens), np.float32), field_starts=starts)
 
 
 def measure(

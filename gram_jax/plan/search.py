@@ -32,7 +32,7 @@ def what_would_fit(
         if plan_training(recipe, cfg, target, slots=slots, change=change).fit.fits:
             return f"What would fit: {_keys(change)}"
     return (
-        'Neither more microbatches nor remat = "full" is enough: fewer batch.batch_size, a shorter '
+        'Neither more microbatches nor remat = "full" is enough: a smaller batch.batch_size, a shorter '
         "batch.max_length, more devices under [mesh] fsdp, [lora], or a smaller model"
     )
 

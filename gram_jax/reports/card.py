@@ -134,7 +134,7 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax judge` writes one"
+            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax spec` writes one"
         )
     return spec
 

@@ -172,7 +172,7 @@ def _take_some(row: _Row, group: Group, parts: Sequence[Sequence[np.ndarray]], f
 
 
 def _parts(text: Encoded) -> tuple[np.ndarray, ...]:
-    first, second = text.cuts
+    first, second = text.field_starts
     return text.tokens[:first], text.tokens[first:second], text.tokens[second:]
 
 

@@ -15,7 +15,7 @@ from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.encode import Encoded, encode_responses
+from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
@@ -103,7 +103,7 @@ class ScalarRewardModel:
                 yield combine_orders(first - second, second - first, cut)
 
     def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
-        return encode_responses(self.tokenizer, self.spec, items, overlong="truncate")
+        return encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
 
     def _rate(self, texts: list[Encoded]) -> np.ndarray:
         """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""

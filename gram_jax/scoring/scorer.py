@@ -17,7 +17,7 @@ import numpy as np
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
-from gram_jax.judge.encode import Encoded, encode_comparisons
+from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
 from gram_jax.model.config import ModelConfig
@@ -219,11 +219,11 @@ class Scorer:
         # The next window is tokenized while the device works on this one.
         with ThreadPoolExecutor(1) as ahead:
             following = next(windows, None)
-            pending = ahead.submit(self._encode, following) if following else None
+            pending = ahead.submit(self._encode_pairs, following) if following else None
             while pending:
                 encoded = pending.result()
                 following = next(windows, None)
-                pending = ahead.submit(self._encode, following) if following else None
+                pending = ahead.submit(self._encode_pairs, following) if following else None
                 yield from self._score(encoded, progress)
 
     def compare(self, prompt: PromptLike, responses: Sequence[str]) -> np.ndarray:
@@ -278,7 +278,7 @@ class Scorer:
         """One round of every tournament."""
         shown = [entry.shown() for entry in entries]
         flat = [comparison for of_entry in shown for comparison in of_entry]
-        encoded = iter(encode_comparisons(self.tokenizer, self.spec, flat, overlong="truncate"))
+        encoded = iter(self._encode(flat))
         groups = [list(islice(encoded, len(of_entry))) for of_entry in shown]
         gaps = self.core.gaps(groups, pairs=False)
         cuts = [any(text.shortened for text in group) for group in groups]
@@ -287,12 +287,18 @@ class Scorer:
             entry.answer(of_entry, shortened=cut)
         self._count_shortened([text.shortened for group in groups for text in group], "comparisons")
 
-    def _encode(self, window: Sequence[PairTexts]) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
+    def _encode(self, shown: Iterable[PairTexts]) -> list[Encoded]:
+        layout, max_length = self.spec.comparison, self.spec.max_length
+        return encode_items(self.tokenizer, layout, shown, max_length)
+
+    def _encode_pairs(
+        self, window: Sequence[PairTexts]
+    ) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
         """Both orders of every pair, and whether the fixed order is not the given one."""
         turned = [_is_turned(first, second) for _, first, second in window]
         fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
         shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
-        encoded = encode_comparisons(self.tokenizer, self.spec, shown, overlong="truncate")
+        encoded = self._encode(shown)
         return list(zip(turned, zip(encoded[::2], encoded[1::2], strict=True), strict=True))
 
     def _score(

@@ -119,7 +119,7 @@ def explain_step_memory(memory: Memory | None) -> AbstractContextManager[None]:
     return explain_out_of_memory(
         f"the step needs {memory.to_text()}" if memory else "the step does not fit",
         'Try, in this order: batch.gradient_accumulation_steps twice as many; execution.remat = "full"; '
-        "fewer batch.batch_size or a shorter batch.max_length; more devices under [mesh] fsdp; [lora].",
+        "a smaller batch.batch_size or a shorter batch.max_length; more devices under [mesh] fsdp; [lora].",
     )
 
 

@@ -33,7 +33,7 @@ from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.evaluation import evaluation_rows
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
-from gram_jax.training.stages import judge_spec, make_examples, read_pairs, trained_specs
+from gram_jax.training.stages import judge_spec, read_pairs, stage_examples, trained_specs
 from gram_jax.training.state import TrainState, abstract_state
 from gram_jax.tree import Tree
 
@@ -142,7 +142,7 @@ def training_examples(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Exampl
         records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
         count = sum(a is not b for a, b in zip(plain, records, strict=True))
         logger.info("attacks: in place of %d of %d rejected responses", count, len(plain))
-    return make_examples(recipe, records, report, tokenizer, spec)
+    return stage_examples(recipe, records, report, tokenizer, spec)
 
 
 def _judge(recipe: Recipe) -> tuple[ModelConfig, Any, JudgeSpec]:
@@ -172,7 +172,7 @@ def _held_out(
     if not recipe.data.valid:
         return [], None
     records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
-    examples = make_examples(recipe, records, report, tokenizer, spec)
+    examples = stage_examples(recipe, records, report, tokenizer, spec)
     batch = recipe.batch
     rows = evaluation_rows(
         batch.batch_size,

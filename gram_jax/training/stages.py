@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.data.examples import Examples, ranking_examples, verdict_examples, writing_examples
+from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import read_rows
@@ -79,21 +79,20 @@ def read_pairs(
     )
 
 
-def make_examples(
-    recipe: Recipe,
-    records: Sequence[Any],
-    report: Any,
-    tokenizer: Any,
-    spec: JudgeSpec,
+def stage_examples(
+    recipe: Recipe, records: Sequence[Any], report: ReadReport, tokenizer: Any, spec: JudgeSpec
 ) -> Examples:
-    """The stage's encoded examples of these records."""
-    shared = {"overlong": recipe.data.overlong, "rows": report}
-    if recipe.stage == "bradley_terry":
-        return ranking_examples(records, tokenizer, spec, **shared)
-    make = writing_examples if recipe.stage == "pretrain" else verdict_examples
-    orders = recipe.data.position_augmentation
-    assert orders is not None
-    return make(records, tokenizer, spec, orders=orders, seed=recipe.run.seed, **shared)
+    """The encoded examples of these records for the recipe's stage."""
+    return make_examples(
+        recipe.stage,
+        records,
+        tokenizer,
+        spec,
+        position_augmentation=recipe.data.position_augmentation,
+        seed=recipe.run.seed,
+        overlong=recipe.data.overlong,
+        rows=report,
+    )
 
 
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:

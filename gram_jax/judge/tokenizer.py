@@ -1,0 +1,53 @@
+"""Tokenizers of `transformers`: the only module that imports it."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tokenizers import Tokenizer
+
+from gram_jax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+
+def _quiet_transformers() -> None:
+    # Without PyTorch, importing transformers logs a warning; only its tokenizers are needed here. Importing their own
+    # modules keeps a type checker from reading every model of the package.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError if there is none."""
+    _quiet_transformers()
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    # OSError, ValueError, KeyError, errors of the hub's client: a failed load has many names
+    except Exception as error:
+        raise CheckpointError(
+            f"no tokenizer can be loaded from {str(name)!r}: {error}\n"
+            "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and "
+            "network access."
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(
+            f"{str(name)!r} has only a slow tokenizer ({type(tokenizer).__name__}); gram_jax needs tokenizer.json."
+        )
+    return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def wrap_tokenizer(
+    backend: Tokenizer, *, chat_template: str | None = None, **settings: Any
+) -> "PreTrainedTokenizerFast":
+    """A transformers tokenizer around one of the `tokenizers` library; settings such as eos_token go through."""
+    _quiet_transformers()
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
