@@ -28,7 +28,7 @@ from gram_jax.plan.collectives import KINDS, Traffic, collectives, parse_hlo
 from gram_jax.plan.topology import LOCAL, devices_of, read_topology
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.sharding import Placement, make_placement
-from gram_jax.training.objectives import verdict_objective, writing_objective
+from gram_jax.training.objectives import pretrain_objective, verdict_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, shardings_of
 from gram_jax.training.step import make_train_step
@@ -81,7 +81,7 @@ def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str
     compute = "float32" if platform == "cpu" else "bfloat16"
     execution = Execution(compute, "auto", remat, placement)
     if stage == "pretrain":
-        objective = writing_objective(cfg, execution, chunk=ROWS * LENGTH)
+        objective = pretrain_objective(cfg, execution, chunk=ROWS * LENGTH)
     else:
         objective = verdict_objective(cfg, execution, label_ids=(70, 71), smoothing=0.1)
     specs = param_specs(cfg)

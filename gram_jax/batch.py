@@ -43,7 +43,7 @@ class VerdictBatch(NamedTuple):
     weights: Array
 
 
-class RankingBatch(NamedTuple):
+class BradleyTerryBatch(NamedTuple):
     """Discriminative baseline: both responses of a pair are documents of the same row.
 
     chosen_at, rejected_at: i32 [B, M], the last column of each document; weights: f32 [B, M].

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import (
-    RankingExamples,
+    BradleyTerryExamples,
     TokenExamples,
     VerdictExamples,
+    bradley_terry_examples,
     flat_documents,
-    ranking_examples,
+    pretrain_examples,
     shown_first,
     verdict_examples,
-    writing_examples,
 )
 from gram_jax.data.packing import epoch_order, pack_epoch
 from gram_jax.data.report import ReadReport, length_histogram
@@ -53,7 +53,7 @@ def make_examples(kind: str, lengths: list[int]):
     if kind.startswith("token"):
         per_token = np.linspace(0, 1, int(ends[-1]), dtype=np.float32)
         return TokenExamples(documents, per_token, ids, per_unit, rows)
-    return RankingExamples(documents, weights[::2], ids, rows)
+    return BradleyTerryExamples(documents, weights[::2], ids, rows)
 
 
 def epoch_of(plan: BatchPlan, epoch: int = 0) -> list:
@@ -185,7 +185,7 @@ def test_both_responses_of_a_ranking_pair_are_in_one_row(sizes, shape):
     last = {int(documents[i][-1]): i for i in range(len(documents))}
     seen = Counter()
     for batch in epoch_of(plan):
-        assert isinstance(batch, RankingBatch)
+        assert isinstance(batch, BradleyTerryBatch)
         for row, slot in np.argwhere(batch.weights > 0):
             chosen, rejected = (
                 last[int(batch.seqs.tokens[row, at[row, slot]])]
@@ -366,7 +366,7 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
     ]
     for make in (
         lambda: verdict_examples(records, *judge, **settings_of()),
-        lambda: ranking_examples(records, *judge, overlong="drop", rows=READ),
+        lambda: bradley_terry_examples(records, *judge, overlong="drop", rows=READ),
     ):
         examples = make()
         assert examples.ids == ("p0", "p1", "p2")
@@ -377,7 +377,7 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
 
 
 def test_unknown_orders_and_treatments_of_long_records_are_refused(judge):
-    for make in (verdict_examples, writing_examples):
+    for make in (verdict_examples, pretrain_examples):
         with pytest.raises(DataError, match="position_augmentation = 'neither': expected"):
             make(preferences(1), *judge, **settings_of("neither"))
         with pytest.raises(DataError, match="overlong = 'shorten': expected"):
@@ -399,17 +399,17 @@ def test_weights_of_records_reach_the_loss(judge):
     records = [*preferences(2), *preferences(1, weight=3.0)[:1]]
     verdicts = verdict_examples(records, *judge, **settings_of("both"))
     assert verdicts.weights.tolist() == [1, 1, 1, 1, 3, 3]
-    writing = writing_examples(records, *judge, **settings_of())
+    writing = pretrain_examples(records, *judge, **settings_of())
     first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
     assert first.max() == 1 and np.array_equal(third, 3 * first)
-    ranking = ranking_examples(records, *judge, overlong="drop", rows=READ)
+    ranking = bradley_terry_examples(records, *judge, overlong="drop", rows=READ)
     assert ranking.weights.tolist() == [1, 1, 3]
 
 
 def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
     tokenizer, _ = judge
     pairs = [Comparison(as_prompt("the question"), "one answer", "another answer", id="u")]
-    examples = writing_examples(pairs, *judge, **settings_of("fixed"))
+    examples = pretrain_examples(pairs, *judge, **settings_of("fixed"))
     learned = tokenizer.decode(examples.documents.tokens[examples.weights > 0])
     given = tokenizer.decode(examples.documents.tokens[examples.weights == 0])
     assert "one answer" in learned and "another answer" in learned
@@ -419,7 +419,7 @@ def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
 
 def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
     tokenizer, _ = judge
-    examples = ranking_examples(preferences(3), *judge, overlong="drop", rows=READ)
+    examples = bradley_terry_examples(preferences(3), *judge, overlong="drop", rows=READ)
     for unit in range(3):
         assert f"good {unit}" in text_of(tokenizer, examples, 2 * unit)
         assert f"bad {unit}" in text_of(tokenizer, examples, 2 * unit + 1)

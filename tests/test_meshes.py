@@ -27,7 +27,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import MESH_AXES, Placement, granules_of, hybrid_mesh, make_placement
-from gram_jax.training.objectives import verdict_objective, writing_objective
+from gram_jax.training.objectives import pretrain_objective, verdict_objective
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 from gram_jax.training.step import make_train_step
@@ -94,7 +94,7 @@ def losses(stage: str, placement: Placement) -> tuple[list[float], int]:
     """(loss of four steps, number of compiled programs)."""
     execution = Execution("float32", "auto", "dots", placement)
     if stage == "pretrain":
-        objective = writing_objective(CFG, execution, chunk=256)
+        objective = pretrain_objective(CFG, execution, chunk=256)
     else:
         objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
     specs = param_specs(CFG)

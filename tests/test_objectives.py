@@ -11,11 +11,15 @@ import pytest
 from conftest import tiny_config
 from model_cases import LABELS, random_params, random_rows
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.sharding import make_placement
-from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.training.objectives import (
+    bradley_terry_objective,
+    pretrain_objective,
+    verdict_objective,
+)
 
 CFG = tiny_config("qwen2", True)
 ROWS = [[9, 20, 12], [40], [15, 15], [33]]
@@ -40,21 +44,21 @@ def token_batch() -> TokenBatch:
     return TokenBatch(seqs, targets, weights.astype(np.float32))
 
 
-def ranking_batch() -> RankingBatch:
+def ranking_batch() -> BradleyTerryBatch:
     """Rows of two documents: one pair each."""
     seqs = random_rows(CFG, [[10, 20], [30, 6], [5, 5], [17, 31]], T)
     chosen = np.array([[9], [35], [4], [16]], np.int32)
     rejected = np.array([[29], [29], [9], [47]], np.int32)
-    return RankingBatch(seqs, chosen, rejected, np.array([[1], [1], [0], [1]], np.float32))
+    return BradleyTerryBatch(seqs, chosen, rejected, np.array([[1], [1], [0], [1]], np.float32))
 
 
 def objective_of(stage, execution):
     if stage == "pretrain":
-        return writing_objective(CFG, execution, chunk=64), token_batch()
+        return pretrain_objective(CFG, execution, chunk=64), token_batch()
     if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
-    return ranking_objective(CFG, execution), ranking_batch()
+    return bradley_terry_objective(CFG, execution), ranking_batch()
 
 
 def params_of(stage, placement):
@@ -190,7 +194,7 @@ def test_stage_two_multiplies_by_nothing_of_the_size_of_the_vocabulary(execution
 def test_stage_one_holds_no_more_logits_than_a_chunk(execution, one_device):
     cfg = dataclasses.replace(CFG, vocab_size=1024)
     chunk = 2 * cfg.embed_size
-    objective = writing_objective(cfg, execution, chunk=chunk)
+    objective = pretrain_objective(cfg, execution, chunk=chunk)
     batch = token_batch()
     run = jax.jit(jax.value_and_grad(objective, has_aux=True))
     compiled = run.lower(random_params(cfg, one_device), batch).compile().as_text()

@@ -10,13 +10,17 @@ import pytest
 from conftest import tiny_config
 
 from gram_jax import tree
-from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import OptimizerConfig
-from gram_jax.training.objectives import ranking_objective, verdict_objective, writing_objective
+from gram_jax.training.objectives import (
+    bradley_terry_objective,
+    pretrain_objective,
+    verdict_objective,
+)
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 from gram_jax.training.step import make_eval_step, make_train_step
@@ -53,15 +57,15 @@ def make_batch(stage: str, seed: int = 0):
     if stage == "finetune":
         label = rng.integers(0, 2, (ROWS, 1)).astype(np.int32)
         return VerdictBatch(seqs, last, label, weights)
-    return RankingBatch(seqs, last, last // 2, weights)
+    return BradleyTerryBatch(seqs, last, last // 2, weights)
 
 
 def make_objective(stage: str, execution: Execution):
     if stage == "pretrain":
-        return writing_objective(CFG, execution, chunk=32)
+        return pretrain_objective(CFG, execution, chunk=32)
     if stage == "finetune":
         return verdict_objective(CFG, execution, label_ids=(68, 69), smoothing=0.1)
-    return ranking_objective(CFG, execution)
+    return bradley_terry_objective(CFG, execution)
 
 
 def specs_of(stage: str):

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from gram_jax.batch import RankingBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.data.examples import (
+    BradleyTerryExamples,
     Documents,
     Examples,
-    RankingExamples,
     TokenExamples,
     VerdictExamples,
 )
@@ -24,7 +24,7 @@ from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, p
 from gram_jax.data.report import DataReport, add_counts, length_histogram
 from gram_jax.errors import DataError, RecipeError
 
-Batch = TokenBatch | VerdictBatch | RankingBatch
+Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
 E = TypeVar("E", bound=Examples)
 
 LONGER_THAN_A_ROW = "longer than a row"
@@ -75,7 +75,7 @@ class BatchPlan:
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
-        pairs = isinstance(self.examples, RankingExamples)
+        pairs = isinstance(self.examples, BradleyTerryExamples)
         if not self.pack:
             return 1 if pairs or not self.together else self.examples.per_unit
         sizes = self._unit_lengths.sum(1) if pairs else self.examples.documents.lengths
@@ -194,7 +194,7 @@ def _without_long(examples: E, length: int, together: bool) -> E:
     }
     if isinstance(examples, TokenExamples):
         changed["weights"] = examples.weights[by_token]
-    elif isinstance(examples, RankingExamples):
+    elif isinstance(examples, BradleyTerryExamples):
         changed["weights"] = examples.weights[keep]
     else:
         changed["weights"] = examples.weights[by_document]
@@ -246,8 +246,8 @@ def _verdict_batch(
 
 
 def _ranking_batch(
-    seqs: Sequences, examples: RankingExamples, places: EpochPlan, last: np.ndarray, slots: int
-) -> RankingBatch:
+    seqs: Sequences, examples: BradleyTerryExamples, places: EpochPlan, last: np.ndarray, slots: int
+) -> BradleyTerryBatch:
     shape = (len(seqs.tokens), slots)
     chosen_at, rejected_at = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     weights = np.zeros(shape, np.float32)
@@ -256,4 +256,4 @@ def _ranking_batch(
         mine = places.document % 2 == side
         at[here[0][mine], here[1][mine]] = last[mine]
     weights[here] = examples.weights[places.document // 2]
-    return RankingBatch(seqs, chosen_at, rejected_at, weights)
+    return BradleyTerryBatch(seqs, chosen_at, rejected_at, weights)

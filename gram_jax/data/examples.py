@@ -102,7 +102,7 @@ class TokenExamples:
 
 
 @dataclass(frozen=True)
-class RankingExamples:
+class BradleyTerryExamples:
     """Discriminative baseline: pair u has its chosen response in document 2u, rejected in 2u + 1.
 
     weights: f32 [pairs].
@@ -117,7 +117,7 @@ class RankingExamples:
     together = True  # the loss compares the two, and a comparison stays inside a row
 
 
-Examples = VerdictExamples | TokenExamples | RankingExamples
+Examples = VerdictExamples | TokenExamples | BradleyTerryExamples
 
 
 def shown_first(seed: int, name: str) -> int:
@@ -146,10 +146,10 @@ def make_examples(
     rows: the report of `read_records`, continued. Raises DataError if overlong = "error" and a record is too long.
     """
     if stage == "bradley_terry":
-        return ranking_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
+        return bradley_terry_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
     if stage not in ("pretrain", "finetune"):
         raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
-    make = writing_examples if stage == "pretrain" else verdict_examples
+    make = pretrain_examples if stage == "pretrain" else verdict_examples
     return make(
         records,
         tokenizer,
@@ -192,7 +192,7 @@ def verdict_examples(
     )
 
 
-def writing_examples(
+def pretrain_examples(
     records: Sequence[Comparison],
     tokenizer: Any,
     spec: JudgeSpec,
@@ -224,14 +224,14 @@ def writing_examples(
     )
 
 
-def ranking_examples(
+def bradley_terry_examples(
     records: Sequence[Comparison],
     tokenizer: Any,
     spec: JudgeSpec,
     *,
     overlong: Overlong,
     rows: ReadReport,
-) -> RankingExamples:
+) -> BradleyTerryExamples:
     """The discriminative baseline: each response alone after the prompt. Ties are dropped.
 
     spec.max_length bounds one response; a pair has to fit in a row, so half a row is the bound that
@@ -245,7 +245,7 @@ def ranking_examples(
         overlong,
         dropped,
     )
-    return RankingExamples(
+    return BradleyTerryExamples(
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
         weights=np.array([record.weight for record, _ in kept], np.float32),
         ids=tuple(record.id for record, _ in kept),

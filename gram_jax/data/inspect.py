@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from gram_jax.data.examples import (
+    BradleyTerryExamples,
     Examples,
     Overlong,
     PositionAugmentation,
-    RankingExamples,
     Stage,
     VerdictExamples,
     make_examples,
@@ -76,7 +76,7 @@ def show_document(examples: Examples, document: int, tokenizer: Any, spec: Judge
     if isinstance(examples, VerdictExamples):
         answer = [spec.label_ids[examples.label[document]]]
         return marked(tokenizer, [*tokens, *answer], np.arange(len(tokens) + 1) == len(tokens))
-    if isinstance(examples, RankingExamples):
+    if isinstance(examples, BradleyTerryExamples):
         return marked(tokenizer, tokens, np.arange(len(tokens)) == len(tokens) - 1)
     start = examples.documents.offsets[document]
     return marked(tokenizer, tokens, examples.weights[start : start + len(tokens)] > 0)
@@ -103,7 +103,7 @@ def _title(examples: Examples, document: int, spec: JudgeSpec) -> str:
         label = int(examples.label[document])
         which = ("first", "second")[label]
         parts.append(f"verdict {spec.labels[label]} (the {which} is better)")
-    elif isinstance(examples, RankingExamples):
+    elif isinstance(examples, BradleyTerryExamples):
         parts.append("rejected" if document % 2 else "chosen")
     else:
         start = examples.documents.offsets[document]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.batch import PairBatch, RankingBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, PairBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, is_out_of_memory, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
@@ -265,7 +265,7 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
         return TokenBatch(seqs, _array(B, T), _array(B, T, dtype="float32"))
     if recipe.stage == "finetune":
         return VerdictBatch(seqs, _array(B, M), _array(B, M), weights)
-    return RankingBatch(seqs, _array(B, M), _array(B, M), weights)
+    return BradleyTerryBatch(seqs, _array(B, M), _array(B, M), weights)
 
 
 def abstract_pairs(pairs: int, length: int) -> PairBatch:

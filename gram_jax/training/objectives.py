@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.batch import RankingBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
@@ -25,7 +25,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[Tree, Any], tuple[jax.Array, Metrics]]
 
 
-def writing_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
+def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
     """Stage 1: the model should write both responses, given the question alone.
 
     chunk: rows of logits that may exist at once.
@@ -66,13 +66,13 @@ def verdict_objective(
     return objective
 
 
-def ranking_objective(cfg: ModelConfig, execution: Execution) -> Objective:
+def bradley_terry_objective(cfg: ModelConfig, execution: Execution) -> Objective:
     """Discriminative baseline: a scalar head, Bradley-Terry over the two responses' rewards.
 
     The reward is `scalar_reward` of the hidden state of a document's last column.
     """
 
-    def objective(params: Tree, batch: RankingBatch) -> tuple[jax.Array, Metrics]:
+    def objective(params: Tree, batch: BradleyTerryBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
         chosen = scalar_reward(params, hidden_at(hidden, batch.chosen_at))
         rejected = scalar_reward(params, hidden_at(hidden, batch.rejected_at))

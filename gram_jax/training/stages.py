@@ -22,9 +22,9 @@ from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
-    ranking_objective,
+    bradley_terry_objective,
+    pretrain_objective,
     verdict_objective,
-    writing_objective,
 )
 from gram_jax.tree import Tree
 
@@ -40,13 +40,13 @@ def make_objective(
         assert (
             loss.loss_chunk_size is not None
         )  # what a stage needs is there when a recipe has been read
-        return writing_objective(cfg, execution, chunk=loss.loss_chunk_size)
+        return pretrain_objective(cfg, execution, chunk=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
-    return ranking_objective(cfg, execution)
+    return bradley_terry_objective(cfg, execution)
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
