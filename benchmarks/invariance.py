@@ -81,7 +81,7 @@ def work(model: str, scores: int, pool: int, alone: Path) -> dict[str, Any]:
         found["not antisymmetric"] += int((wrong & turned).sum())
         found["sum is not 1"] += sum(s.first + s.second != 1 for s in results)
     found["seconds"] = round(time.monotonic() - start)
-    found["calls"] = judge.core.work.calls
+    found["calls"] = judge.engine.counters.calls
     found |= rankings(judge, random)
     found["compiled after the warm-up"] = len(compiled)
     found["hash"] = hashlib.sha256(expected.tobytes()).hexdigest()[:12]

@@ -77,7 +77,7 @@ def measure(count: int, accuracy: float, runs: int) -> Iterator[dict[str, Any]]:
             best, quality, oracle, order, cost, rounds = ([] for _ in range(6))
             for _ in range(runs):
                 truth, logit_diffs = judge(random, count, noise)
-                found = play(logit_diffs, method, orders=orders, **options)
+                found = play(logit_diffs, method, order_mode=orders, **options)
                 best.append(found.order[0] == truth.argmax())
                 quality.append(truth[found.order[0]])
                 oracle.append(truth.max())

@@ -25,15 +25,15 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokenizer import folder_tokenizer
 
 SIDES = {
-    "gram_jax": "shared",
-    "gram_jax, padded rows": "rows",
+    "gram_jax": "prefix_shared",
+    "gram_jax, padded": "padded",
     "PyTorch, as people write it": "torch",
     "PyTorch, at its best": "torch-best",
 }
 RANKING = {
     "gram_jax": "compare",
-    "pairs one by one": "meet",
-    "the same, padded rows": "meet-rows",
+    "pairs one by one": "compare",
+    "the same, padded rows": "compare-padded",
 }
 RIVAL_CHARACTERS = (300, 1500)  # of a response that is ranked
 

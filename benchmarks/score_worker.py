@@ -3,11 +3,11 @@
 FOLDER: an exported judge; PAIRS: a list of [prompt, first, second]. Every side goes from text to probabilities that
 the first is better, over both orders, with the judge's own prompt and budget.
 
-SIDE: "shared" and "rows" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it: both
-orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
+SIDE: "prefix_shared" and "padded" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it:
+both orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
 made as good as it gets: sorted by length, the logits of the last position. "compare" ranks: PAIRS is then one prompt
-and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "meet" and "meet-rows"
-find the same from pairs that are scored one by one.
+and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "compare" and
+"compare-padded" find the same from pairs that are scored one by one.
 """
 
 import itertools
@@ -35,13 +35,13 @@ def ours(folder: Path, given: Any, side: str) -> Callable[[], dict[str, Any]]:
     from gram_jax.scoring.scorer import Scorer
 
     judge = Scorer.load(
-        folder, compute="float32", method="rows" if side.endswith("rows") else "shared"
+        folder, compute="float32", method="padded" if side.endswith("padded") else "prefix_shared"
     )
     judge.warm_up(rankings=side == "compare")
 
     def score() -> dict[str, Any]:
         scores = judge.score_many(given)
-        if side.startswith("meet"):
+        if side.startswith("compare"):
             return {"scores": expit([score.margin for score in scores]).tolist()}
         return {"scores": [score.first for score in scores]}
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.judge.spec import JudgeSpec, make_spec
     from gram_jax.model.config import ModelConfig
     from gram_jax.recipes.reading import read_recipe
-    from gram_jax.scoring.pair import score_pair
-    from gram_jax.scoring.scorer import PairScore, Scorer
+    from gram_jax.scoring.pair import PairScore, score_pair
+    from gram_jax.scoring.scorer import Scorer
 
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
-    "PairScore": "gram_jax.scoring.scorer",
+    "PairScore": "gram_jax.scoring.pair",
     "score_pair": "gram_jax.scoring.pair",
     "JudgeSpec": "gram_jax.judge.spec",
     "make_spec": "gram_jax.judge.spec",

@@ -63,24 +63,3 @@ class PairBatch(NamedTuple):
 
     seqs: Sequences
     verdict_at: Array
-
-
-class Forest(NamedTuple):
-    """Scoring: sequences that share their beginnings, each shared token once (scoring/prefix_layout.py makes it).
-
-    A column sees the columns before it whose `until` lies behind it: those on its own path. S strips
-    of queries, T / S columns each, know the columns of the keys that they may see.
-
-    tokens, positions, until: i32 [B, T]; used: i32 [B], columns that hold something.
-    keys: i32 [B, S, R], the columns on the paths of a strip, -1 behind the last; reach: i32 [B, S], which
-    of the static sizes (scoring/prefix_tree.py) holds them, 0 for a strip of padding.
-    verdict_at: i32 [B, M], columns of the verdicts, 0 for unused slots.
-    """
-
-    tokens: Array
-    positions: Array
-    until: Array
-    used: Array
-    keys: Array
-    reach: Array
-    verdict_at: Array

@@ -1,13 +1,13 @@
-"""Choices by hash: the same on every machine, whatever else is chosen."""
+"""Hashes that decide: equal on every machine, and independent of the order of the data."""
 
 import hashlib
 
 
-def drawn(seed: int, *what: str) -> int:
-    """A number from 0 to 2**64 - 1 for these words.
+def stable_hash(seed: int, *words: str) -> int:
+    """An integer from 0 to 2**64 - 1, a function of (seed, words).
 
-    >>> drawn(0, "a") == drawn(0, "a") != drawn(1, "a")
+    >>> stable_hash(0, "a") == stable_hash(0, "a") != stable_hash(1, "a")
     True
     """
-    text = "\0".join([str(seed), *what])
+    text = "\0".join([str(seed), *words])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

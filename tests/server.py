@@ -14,7 +14,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from gram_jax.ranking.jobs import RankingJob
-from gram_jax.scoring.scorer import combine_orders
+from gram_jax.scoring.pair import combine_orders
 from gram_jax.serve.app import make_app
 from gram_jax.serve.middleware import Limits
 
@@ -49,11 +49,11 @@ class FakeJudge:
         logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
         return [combine_orders(diff, -diff, False) for diff in logit_diffs]
 
-    def rank_many(self, items, contest=None):
+    def rank_many(self, items, config=None):
         for prompt, responses in items:
-            job = RankingJob(prompt, responses, contest)
+            job = RankingJob(prompt, responses, config)
             while job.ranking is None:
-                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in job.shown()]
+                logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in job.pending_comparisons()]
                 job.answer(np.array(logit_diffs), shortened=False)
             yield job.ranking
 

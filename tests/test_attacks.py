@@ -26,7 +26,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
-from gram_jax.scoring.scorer import PairScore
+from gram_jax.scoring.pair import PairScore
 from gram_jax.training.setup import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")

@@ -7,7 +7,7 @@ import time
 import pytest
 from server import FakeJudge, until
 
-from gram_jax.scoring.batcher import (
+from gram_jax.scoring.request_batcher import (
     BatcherClosedError,
     DeadlineExceededError,
     QueueFullError,
@@ -68,7 +68,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge):
 
 
 def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
-    batcher = RequestBatcher(judge, most=10)
+    batcher = RequestBatcher(judge, max_queue=10)
     judge.go.clear()
     end = time.monotonic() + 30
     waiting = [
@@ -91,7 +91,7 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge):
 
 
 def test_a_deadline_that_passes_in_the_queue_is_said_at_once_and_gives_its_room_back(judge):
-    batcher = RequestBatcher(judge, most=4)
+    batcher = RequestBatcher(judge, max_queue=4)
     judge.go.clear()
     end = time.monotonic() + 30
     first = threading.Thread(target=lambda: batcher.pairs([("q", "a", "b")], end))
@@ -119,7 +119,7 @@ def test_retry_after_is_whole_seconds_rounded_up_and_never_absurd(judge):
 
 
 def test_a_batcher_that_is_stopped_finishes_its_call_and_refuses_what_waits(judge):
-    batcher, found = RequestBatcher(judge, together=2), []
+    batcher, found = RequestBatcher(judge, max_batch=2), []
     judge.go.clear()
 
     def ask() -> None:

@@ -84,7 +84,9 @@ def plan_for(kind: str, sizes: list[int], shape: tuple[int, int, bool], seed: in
     rows, length, pack = shape
     if not pack and rows % 2 and kind.endswith("both"):
         rows += 1
-    return make_batches(make_examples(kind, sizes), rows=rows, length=length, seed=seed, pack=pack)
+    return make_batches(
+        make_examples(kind, sizes), batch_size=rows, max_length=length, seed=seed, packing=pack
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,11 +109,12 @@ def test_shapes_are_constant_and_documents_never_mix(kind, sizes, shape):
     plan = plan_for(kind, sizes, shape)
     documents = plan.examples.documents
     start_of = {int(documents[i][0]): i for i in range(len(documents))}
-    expected = (plan.rows, plan.length)
+    expected = (plan.batch_size, plan.max_length)
     for batch in epoch_of(plan):
         assert all(x.shape == expected and x.dtype == np.int32 for x in batch.seqs)
         assert all(
-            x.shape == (expected if isinstance(batch, TokenBatch) else (plan.rows, plan.slots))
+            x.shape
+            == (expected if isinstance(batch, TokenBatch) else (plan.batch_size, plan.slots))
             for x in batch[1:]
         )
         for tokens, positions, segments in zip(*batch.seqs, strict=True):
@@ -245,7 +248,7 @@ def test_examples_longer_than_a_row_are_dropped_and_counted():
         report = plan.report()
         assert report.dropped == {"longer than a row": 1} and report.examples == 3, kind
         assert plan.examples.ids == ("r0", "r1", "r3")
-        assert plan.examples.rows.kept == 3
+        assert plan.examples.read.kept == 3
         epoch_of(plan)
     with pytest.raises(DataError, match=r"no example is left .* the shortest example needs 70"):
         plan_for("token", [100, 70], (2, 64, True))
@@ -253,9 +256,13 @@ def test_examples_longer_than_a_row_are_dropped_and_counted():
 
 def test_shapes_that_hold_nothing_are_refused():
     with pytest.raises(RecipeError, match="even number"):
-        make_batches(make_examples("verdict both", [5]), rows=3, length=64, seed=0, pack=False)
+        make_batches(
+            make_examples("verdict both", [5]), batch_size=3, max_length=64, seed=0, packing=False
+        )
     with pytest.raises(RecipeError, match="holds nothing"):
-        make_batches(make_examples("verdict", [5]), rows=0, length=64, seed=0, pack=True)
+        make_batches(
+            make_examples("verdict", [5]), batch_size=0, max_length=64, seed=0, packing=True
+        )
     plan = plan_for("verdict", [5], (4, 64, True))
     with pytest.raises(RecipeError, match="shard 0 of 3"):
         plan.batch(0, (0, 3))
@@ -308,7 +315,7 @@ READ = ReadReport(10, 10)
 
 
 def settings_of(orders: str = "hash", seed: int = 0, overlong: str = "drop") -> dict:
-    return {"position_augmentation": orders, "seed": seed, "overlong": overlong, "rows": READ}
+    return {"position_augmentation": orders, "seed": seed, "overlong": overlong, "read": READ}
 
 
 def text_of(tokenizer, examples, document: int) -> str:
@@ -341,7 +348,10 @@ def test_both_orders_are_neighbours_with_opposite_labels_and_count_as_one_exampl
     examples = verdict_examples(preferences(5), *judge, **settings_of("both"))
     assert len(examples.documents) == 10 and len(examples.ids) == 5 and examples.per_unit == 2
     assert (examples.label[::2] + examples.label[1::2] == 1).all()
-    assert make_batches(examples, rows=2, length=400, seed=0, pack=True).report().examples == 5
+    assert (
+        make_batches(examples, batch_size=2, max_length=400, seed=0, packing=True).report().examples
+        == 5
+    )
 
 
 def test_fixed_order_shows_what_the_source_showed_first(judge):
@@ -366,12 +376,12 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
     ]
     for make in (
         lambda: verdict_examples(records, *judge, **settings_of()),
-        lambda: bradley_terry_examples(records, *judge, overlong="drop", rows=READ),
+        lambda: bradley_terry_examples(records, *judge, overlong="drop", read=READ),
     ):
         examples = make()
         assert examples.ids == ("p0", "p1", "p2")
-        assert examples.rows.dropped == {"tie": 1, "longer than max_length": 1}
-        assert (examples.rows.rows, examples.rows.kept) == (10, 3)
+        assert examples.read.dropped == {"tie": 1, "longer than max_length": 1}
+        assert (examples.read.rows, examples.read.kept) == (10, 3)
     with pytest.raises(DataError, match="record 'long'"):
         verdict_examples(records, *judge, **settings_of(overlong="error"))
 
@@ -391,7 +401,7 @@ def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge
     ]
     examples = verdict_examples(records, *judge, **settings_of(overlong="truncate"))
     assert examples.shortened == 1 and examples.ids == ("long",)
-    assert examples.rows.dropped == {"identical after shortening": 1}
+    assert examples.read.dropped == {"identical after shortening": 1}
     assert examples.documents.lengths.max() <= 400
 
 
@@ -402,7 +412,7 @@ def test_weights_of_records_reach_the_loss(judge):
     writing = pretrain_examples(records, *judge, **settings_of())
     first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
     assert first.max() == 1 and np.array_equal(third, 3 * first)
-    ranking = bradley_terry_examples(records, *judge, overlong="drop", rows=READ)
+    ranking = bradley_terry_examples(records, *judge, overlong="drop", read=READ)
     assert ranking.weights.tolist() == [1, 1, 3]
 
 
@@ -419,7 +429,7 @@ def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
 
 def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
     tokenizer, _ = judge
-    examples = bradley_terry_examples(preferences(3), *judge, overlong="drop", rows=READ)
+    examples = bradley_terry_examples(preferences(3), *judge, overlong="drop", read=READ)
     for unit in range(3):
         assert f"good {unit}" in text_of(tokenizer, examples, 2 * unit)
         assert f"bad {unit}" in text_of(tokenizer, examples, 2 * unit + 1)
@@ -428,7 +438,7 @@ def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
 def test_the_report_counts_what_is_in_the_batches(judge):
     records = preferences(50)
     examples = verdict_examples(records, *judge, **settings_of("both"))
-    plan = make_batches(examples, rows=4, length=400, seed=0, pack=True)
+    plan = make_batches(examples, batch_size=4, max_length=400, seed=0, packing=True)
     report = plan.report()
     batches = epoch_of(plan)
     filled = sum(int((b.seqs.segments > 0).sum()) for b in batches)

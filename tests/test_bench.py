@@ -33,7 +33,9 @@ def by_hand(cfg, sequences: list[int]) -> float:
 def test_flops_are_those_that_verdicts_need():
     cfg, lengths = tiny_config("qwen3", True), [3, 5, 8]
     tokens, seen = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
-    found = judging_flops(cfg, sequences=3, asked=tokens, tokens=tokens, seen=seen)
+    found = judging_flops(
+        cfg, sequences=3, tokens_requested=tokens, tokens_unique=tokens, attention_pairs=seen
+    )
     assert found == by_hand(cfg, lengths)
     assert (
         found
@@ -42,12 +44,12 @@ def test_flops_are_those_that_verdicts_need():
 
 
 def test_workloads_have_the_lengths_that_they_say():
-    (first, second), *_ = random_pairs("100", 3, 500, 50)
+    first, second, *_ = random_pairs("100", 3, 500, 50)
     assert len(first.tokens) == len(second.tokens) == 100
     at = first.field_starts[0]
     assert np.array_equal(first.tokens[:at], second.tokens[:at])
     assert sorted(first.tokens[at:]) == sorted(second.tokens[at:])
-    lengths = [len(pair[0].tokens) for pair in random_pairs(MIX, 2000, 100_000, 50)]
+    lengths = [len(text.tokens) for text in random_pairs(MIX, 2000, 100_000, 50)[::2]]
     assert 560 < np.median(lengths) < 640
     assert 0.08 < np.mean(np.array(lengths) > 1500) < 0.15
     assert len(random_rivals(5, 100, 50)) == 20
@@ -61,9 +63,9 @@ def test_what_is_reported_is_what_was_done():
     json.dumps(found)
     fixed, mix, ranked = found["workloads"]
     assert fixed["comparisons"] == mix["comparisons"] == 3 and ranked["comparisons"] == 6
-    assert fixed["work"]["asked"] == 3 * 2 * 64 and fixed["work"]["sequences"] == 6
+    assert fixed["work"]["tokens_requested"] == 3 * 2 * 64 and fixed["work"]["sequences"] == 6
     head = int(64 * 0.35)
-    assert fixed["work"]["distinct"] == 3 * (2 * 64 - head)
+    assert fixed["work"]["tokens_unique"] == 3 * (2 * 64 - head)
     assert fixed["shared"] == pytest.approx(head / 128)
     assert ranked["shared"] > 0.4
     for one in found["workloads"]:
@@ -89,9 +91,9 @@ def test_texts_are_measured_from_text_to_score(tmp_path: Path):
         "1",
         "--json",
     ]
-    done = CliRunner().invoke(app, [*arguments, "--weights", "int8", "--method", "rows"])
+    done = CliRunner().invoke(app, [*arguments, "--weights", "int8", "--method", "padded"])
     found = json.loads(done.stdout)
-    assert found["program"] == "rows" and found["workloads"][0]["comparisons"] == 4
+    assert found["program"] == "padded" and found["workloads"][0]["comparisons"] == 4
     assert "tokenize" in found["seconds_before"]
 
 

@@ -34,7 +34,7 @@ QUIET = Console(mute=True)
 DATA = {
     "rows_read": 1200, "dropped": {"longer than 1024 tokens": 7}, "examples": 1193, "documents": 2386, "shortened": 0,
     "tokens": 800_000, "mean_length": 335.3, "median_length": 300.0, "max_length": 1024, "histogram": [[1, 16, 3]],
-    "rows": 4, "length": 1024, "steps_per_epoch": 200, "tokens_per_step": 4000.0, "examples_per_step": 6.0,
+    "batch_size": 4, "row_length": 1024, "steps_per_epoch": 200, "tokens_per_step": 4000.0, "examples_per_step": 6.0,
     "padding": 0.02, "first_share": 0.5,
 }  # fmt: skip
 

@@ -21,7 +21,8 @@ from gram_jax.ranking.jobs import RankingJob
 from gram_jax.reports.evidence import read_evidence
 from gram_jax.reports.page import make_document
 from gram_jax.reports.render import render_html
-from gram_jax.scoring.scorer import Scorer, combine_orders
+from gram_jax.scoring.pair import combine_orders
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
 QUIET = Console(quiet=True)
@@ -38,13 +39,15 @@ class Judge:
         for _, first, second in comparisons:
             yield combine_orders(self.rule(first, second), self.rule(second, first), False)
 
-    def rank_many(self, items, contest, *, progress):
+    def rank_many(self, items, config, *, progress):
         for prompt, responses in items:
-            entry = RankingJob(prompt, responses, contest)
-            while entry.ranking is None:
-                logit_diffs = [self.rule(first, second) for _, first, second in entry.shown()]
-                entry.answer(np.array(logit_diffs), shortened=False)
-            yield entry.ranking
+            job = RankingJob(prompt, responses, config)
+            while job.ranking is None:
+                logit_diffs = [
+                    self.rule(first, second) for _, first, second in job.pending_comparisons()
+                ]
+                job.update(np.array(logit_diffs), shortened=False)
+            yield job.ranking
 
 
 def by_quality(first: str, second: str) -> float:

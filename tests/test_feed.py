@@ -22,7 +22,7 @@ def plan():
     ids = tuple(map(str, range(60)))
     label, weights = np.zeros(60, np.int32), np.ones(60, np.float32)
     examples = VerdictExamples(documents, label, weights, ids, 1, ReadReport(60, 60))
-    return make_batches(examples, rows=8, length=16, seed=0, pack=True)
+    return make_batches(examples, batch_size=8, max_length=16, seed=0, packing=True)
 
 
 def feeders() -> list[threading.Thread]:
@@ -101,7 +101,9 @@ def test_a_slow_consumer_lets_only_a_few_batches_wait(plan, one_device):
 
 def test_rows_that_do_not_divide_over_the_mesh_are_refused(plan):
     placement = make_placement({"fsdp": 8}, devices=jax.devices()[:8])
-    with pytest.raises(RecipeError, match=r"rows = 12 .*8 parts.*nearest valid sizes are 8 and 16"):
+    with pytest.raises(
+        RecipeError, match=r"batch_size = 12 .*8 parts.*nearest valid sizes are 8 and 16"
+    ):
         process_shard(placement, 12)
     assert process_shard(placement, 16) == (0, 1)
 
@@ -130,6 +132,6 @@ def test_stage_one_batches_travel_too(one_device):
     documents = flat_documents(np.arange(1, 9) for _ in range(6))
     weights = np.ones(48, np.float32)
     examples = TokenExamples(documents, weights, tuple("abcdef"), 1, ReadReport(6, 6))
-    plan = make_batches(examples, rows=2, length=16, seed=0, pack=True)
+    plan = make_batches(examples, batch_size=2, max_length=16, seed=0, packing=True)
     total = sum(float(batch.weights.sum()) for _, batch in prefetch(plan, one_device, 0, 2))
     assert total == 42

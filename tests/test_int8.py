@@ -75,7 +75,7 @@ def test_both_programs_and_several_devices_score_with_them():
     found = small.score_many(pairs)
     np.testing.assert_allclose([s.first for s in found], [s.first for s in whole], atol=1e-2)
     assert [s.margin for s in found] != [s.margin for s in whole]
-    rows = Scorer(*_parts(small), small.execution, method="rows").score_many(pairs)
+    rows = Scorer(*_parts(small), small.execution, method="padded").score_many(pairs)
     spread = make_placement({"fsdp": 2, "tensor": 2, "data": 2})
     cut = Scorer.load("tiny-random", placement=spread, weights="int8").score_many(pairs)
     for other in (rows, cut):

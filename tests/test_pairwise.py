@@ -11,7 +11,7 @@ from gram_jax.evals.calibration import expected_calibration_error
 from gram_jax.evals.intervals import wilson_interval
 from gram_jax.evals.pairwise import evaluate_pairs, report_pairs, verdicts_of
 from gram_jax.judge.messages import as_prompt
-from gram_jax.scoring.scorer import PairScore
+from gram_jax.scoring.pair import PairScore
 
 
 def score(p_given: float, p_swapped: float, shortened: bool = False) -> PairScore:

@@ -53,7 +53,7 @@ def noisy(count: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.nda
 def test_a_judge_without_errors_is_followed_by_every_method(method, orders, count):
     quality = np.random.default_rng(count).permutation(count).astype(float)
     options = {"references": [0]} if method == "reference" else {}
-    found, _ = play(perfect(quality), method=method, orders=orders, **options)
+    found, _ = play(perfect(quality), method=method, order_mode=orders, **options)
     assert found.order == order_of(quality)
     assert found.ties == 0 and found.cycles in (0, None)
     if method != "bradley_terry":
@@ -89,7 +89,7 @@ def test_what_a_method_costs(method, count, both, rounds):
     for seed in range(5):
         _, logit_diffs = noisy(count, seed)
         found, asked = play(logit_diffs, method=method)
-        once, _ = play(logit_diffs, method=method, orders="one")
+        once, _ = play(logit_diffs, method=method, order_mode="one")
         flat = list(itertools.chain(*asked))
         assert len(flat) == len(set(flat)) == found.comparisons <= both
         assert found.rounds == len(asked) == rounds
@@ -100,7 +100,7 @@ def test_what_a_method_costs(method, count, both, rounds):
 def test_one_order_shows_everybody_first_as_often_as_second():
     for method in ("round_robin", "groups"):
         for count in (5, 8, 16):
-            _, asked = play(noisy(count, 1)[1], method=method, orders="one")
+            _, asked = play(noisy(count, 1)[1], method=method, order_mode="one")
             lead = np.zeros(count, int)
             for first, second in itertools.chain(*asked):
                 lead[first] += 1
@@ -200,8 +200,8 @@ def test_options_that_do_not_go_together_are_refused():
     ]:
         with pytest.raises(JudgeError, match=message):
             RankingConfig(method, references=references)
-    with pytest.raises(JudgeError, match="orders is"):
-        RankingConfig(orders="ab")
+    with pytest.raises(JudgeError, match="order_mode is"):
+        RankingConfig(order_mode="ab")
     with pytest.raises(JudgeError, match="nothing to rank"):
         next(tournament(0))
 
@@ -215,7 +215,7 @@ def judge() -> Scorer:
     placement = make_placement({}, devices=jax.devices()[:1])
     with pytest.warns(UserWarning, match="no judge.json"):
         judge = Scorer.load("tiny-random", placement=placement, max_length=256)
-    judge.core.params = jax.tree.map(lambda w: w * 4, judge.params)  # tells texts apart
+    judge.engine.params = jax.tree.map(lambda w: w * 4, judge.params)  # tells texts apart
     return judge
 
 
@@ -226,11 +226,11 @@ RESPONSES = ["Seven.", "Nine, I think.", "", "Two\nand three", "Seven.", "eleven
 @pytest.mark.parametrize("orders", ["both", "one"])
 def test_a_ranking_depends_on_nothing_but_the_responses(judge: Scorer, method, orders):
     """Not on their order, not on how often one occurs, not on what else is ranked: to the last bit."""
-    contest = RankingConfig(method, orders, 2 if method == "reference" else 0)
-    (alone,) = judge.rank_many([("Name a prime.", RESPONSES)], contest)
+    config = RankingConfig(method, orders, 2 if method == "reference" else 0)
+    (alone,) = judge.rank_many([("Name a prime.", RESPONSES)], config)
     shuffled = np.random.default_rng(0).permutation(len(RESPONSES))
     others = [("q", ["a", "b"]), ("Name a prime.", [RESPONSES[i] for i in shuffled])]
-    found = list(judge.rank_many([*others, ("Name", ["x"])], contest))
+    found = list(judge.rank_many([*others, ("Name", ["x"])], config))
     assert np.array_equal(found[1].strengths, alone.strengths[shuffled])
     assert np.array_equal(
         found[1].margins, alone.margins[np.ix_(shuffled, shuffled)], equal_nan=True

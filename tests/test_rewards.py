@@ -20,7 +20,8 @@ from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.rewards.trl import GroupJudge, async_trl_reward, trl_reward
 from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.rewards.verl import compute_score
-from gram_jax.scoring.scorer import Scorer, combine_orders
+from gram_jax.scoring.pair import combine_orders
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
 
@@ -38,16 +39,16 @@ class ByLength:
         self.calls += 1
         return [combine_orders(self.gap(a, b), self.gap(b, a), False) for _, a, b in triples]
 
-    def rank_many(self, items, contest=None):
+    def rank_many(self, items, config=None):
         self.calls += 1
         for prompt, responses in items:
             from gram_jax.ranking.jobs import RankingConfig
 
-            entry = RankingJob(prompt, responses, contest or RankingConfig("round_robin"))
-            while entry.ranking is None:
-                logit_diffs = [self.gap(a, b) for _, a, b in entry.shown()]
-                entry.answer(np.array(logit_diffs), shortened=False)
-            yield entry.ranking
+            job = RankingJob(prompt, responses, config or RankingConfig("round_robin"))
+            while job.ranking is None:
+                logit_diffs = [self.gap(a, b) for _, a, b in job.pending_comparisons()]
+                job.update(np.array(logit_diffs), shortened=False)
+            yield job.ranking
 
 
 def rewards(form: RewardForm | None = None, lean: float = 0.0) -> Rewards:

@@ -67,7 +67,7 @@ def test_scores_of_other_weights_are_not_mixed_in(judge, source, tmp_path, monke
     run(judge, source, out)
     assert run(judge, source, out, model="another/path/to/m").written == 0
     heavier = jax.tree.map(lambda w: w * 1.01, judge.params)
-    monkeypatch.setattr(judge.core, "params", heavier)
+    monkeypatch.setattr(judge.engine, "params", heavier)
     before = out.read_bytes()
     with pytest.raises(DataError, match="weights: "):
         run(judge, source, out)

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from gram_jax.errors import DoesNotFitError, JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring import engine as core_module
+from gram_jax.scoring import engine as engine_module
+from gram_jax.scoring.engine import WorkCounters
 from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.scorer import Scorer
@@ -60,16 +62,31 @@ def test_swapping_the_responses_swaps_the_scores_bit_for_bit(judge: Scorer):
 
 
 def test_two_orders_of_a_pair_are_one_computation(judge: Scorer, monkeypatch):
-    """Why the bits agree: both calls hand the device the same batch, not its mirror image."""
-    batches = []
-    run = judge.core._run_forest
+    """Why the bits agree: both calls give the engine the same sequences, not their mirror image."""
+    given = []
+    score = judge.engine.label_logit_diffs
     monkeypatch.setattr(
-        judge.core, "_run_forest", lambda *given: batches.append(given[0]) or run(*given)
+        judge.engine,
+        "label_logit_diffs",
+        lambda texts, **options: given.append(texts) or score(texts, **options),
     )
     judge.score("q", "one", "two")
     judge.score("q", "two", "one")
-    a, b = batches
-    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    a, b = given
+    assert all(np.array_equal(x.tokens, y.tokens) for x, y in zip(a, b, strict=True))
+
+
+def test_scoring_a_single_window_starts_no_thread(judge: Scorer, monkeypatch):
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda thread: started.append(thread) or start(thread)
+    )
+    judge.score(*PAIR)
+    assert started == []
+    monkeypatch.setattr(judge, "window", 1)
+    judge.score_many([PAIR, PAIR])
+    assert len(started) == 1
 
 
 def test_scores_are_those_of_score_pair(judge: Scorer):
@@ -126,9 +143,9 @@ def test_the_probabilities_agree_with_margin_and_gap(judge: Scorer):
 
 def test_no_pair_of_any_length_compiles_anew(judge: Scorer):
     judge.score_many([("q" * n, "a" * n, "b") for n in range(1, 80, 6)])
-    programs = core_module._judge_forest._cache_size()
+    programs = engine_module.prefix_tree_logits._cache_size()
     judge.score_many([("q" * (n % 70 + 1), "a" * (n % 80), "b" * (n % 30)) for n in range(60)])
-    assert core_module._judge_forest._cache_size() == programs
+    assert engine_module.prefix_tree_logits._cache_size() == programs
 
 
 @pytest.mark.parametrize("budget", [65, 150, 256, 700, 4096, 1_000_000])
@@ -139,7 +156,7 @@ def test_padded_lengths_hold_every_pair_and_waste_less_than_half(budget: int):
     assert all(big <= 2 * small for small, big in itertools.pairwise(lengths))
 
 
-@pytest.mark.parametrize("method", ["shared", "rows"])
+@pytest.mark.parametrize("method", ["prefix_shared", "padded"])
 def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer, method: str):
     small = Scorer(
         judge.params,
@@ -150,7 +167,7 @@ def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer, 
         tokens_per_call=1,
         method=method,
     )
-    assert {small.core.pairs_per_call(length) for length in small.core.lengths} == {1}
+    assert {small.engine.pairs_per_call(length) for length in small.engine.lengths} == {1}
     pairs = some_pairs(3, seed=5)
     for one, other in zip(judge.score_many(pairs), small.score_many(pairs), strict=True):
         assert one.first == pytest.approx(other.first, abs=1e-5)
@@ -160,8 +177,8 @@ def test_running_out_of_memory_says_what_to_try(judge: Scorer, monkeypatch):
     def full(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(core_module, "_judge_forest", full)
-    with pytest.raises(DoesNotFitError, match="fewer tokens a call"):
+    monkeypatch.setattr(engine_module, "prefix_tree_logits", full)
+    with pytest.raises(DoesNotFitError, match="fewer tokens per call"):
         judge.score(*PAIR)
 
 
@@ -172,7 +189,6 @@ def test_the_scalar_baseline_is_no_judge(judge: Scorer):
 
 
 def test_an_over_long_pair_is_shortened_and_says_so(judge: Scorer):
-    judge.shortened = 0
     with pytest.warns(UserWarning, match="shortened inside the responses"):
         score = judge.score("Which?", "x y z " * 500, "short")
     assert score.shortened and 0 < score.first < 1
@@ -242,16 +258,37 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
 
 def test_a_warm_up_compiles_for_pairs_and_what_rankings_need_only_when_asked(judge, monkeypatch):
     shapes = []
-    core = judge.core
-    monkeypatch.setattr(core, "_run_forest", lambda forest, shape: shapes.append(shape) or 0)
-    monkeypatch.setattr(core, "_run_rows", lambda batch: 0)
-    core.warm_up()
+    monkeypatch.setattr(
+        engine_module, "prefix_tree_logits", lambda *given: shapes.append(given[-1]) or 0
+    )
+    engine = judge.engine
     judge.warm_up()
-    assert core.tree_shape not in shapes
+    assert shapes == [engine.pair_shape]
     judge.warm_up(rankings=True)
-    assert shapes[-1] == core.tree_shape
+    assert shapes[1:] == [engine.pair_shape, engine.ranking_shape]
 
 
-def test_the_work_since_a_moment_is_the_difference():
-    before, now = core_module.Work(1, 2, 3, 4, 5, 6), core_module.Work(10, 20, 30, 40, 50, 60)
-    assert now - before == core_module.Work(9, 18, 27, 36, 45, 54)
+def test_the_padded_program_is_the_one_that_scoring_runs(judge: Scorer, monkeypatch):
+    """What a plan lowers: the same function, statics, shapes, dtypes and shardings as in a call."""
+    calls = []
+    run = engine_module.padded_logits
+    monkeypatch.setattr(
+        engine_module, "padded_logits", lambda *given: calls.append(given) or run(*given)
+    )
+    padded = Scorer(
+        judge.params, judge.cfg, judge.tokenizer, judge.spec, judge.execution, method="padded"
+    )
+    padded.score(*PAIR)
+    ((params, cfg, batch, *statics),) = calls
+    _, (planned_params, planned_cfg, planned, *planned_statics) = padded.engine.padded_program(
+        batch.seqs.tokens.shape[-1]
+    )
+    assert planned_params is params and (planned_cfg, planned_statics) == (cfg, statics)
+    for x, y in zip(jax.tree.leaves(planned), jax.tree.leaves(batch), strict=True):
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+
+
+def test_counters_add_and_subtract():
+    before, now = WorkCounters(1, 2, 3, 4, 5, 6), WorkCounters(10, 20, 30, 40, 50, 60)
+    assert now - before == WorkCounters(9, 18, 27, 36, 45, 54)
+    assert now - before + before == now

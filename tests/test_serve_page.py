@@ -19,7 +19,7 @@ class Leaning(FakeJudge):
         self.lean = lean
 
     def score_many(self, triples):
-        from gram_jax.scoring.scorer import combine_orders
+        from gram_jax.scoring.pair import combine_orders
 
         logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
         return [combine_orders(gap + self.lean, -gap + self.lean, False) for gap in logit_diffs]

@@ -41,7 +41,7 @@ def test_a_ranking(client):
     asked = {"prompt": "q", "responses": ["a", "aaa", "aa"]}
     found = client.post("/v1/rank", json=asked).json()
     assert found["ranking"] == [1, 2, 0] and found["comparisons"] == 6
-    one = client.post("/v1/rank", json=asked | {"method": "knockout", "orders": "one"}).json()
+    one = client.post("/v1/rank", json=asked | {"method": "knockout", "order_mode": "one"}).json()
     assert one["ranking"][0] == 1
 
 

@@ -30,7 +30,7 @@ from gram_jax.evals.paired import paired_gain
 from gram_jax.evals.pairwise import Verdicts, verdicts_on
 from gram_jax.evals.scores import Target, score_pairs
 from gram_jax.evals.workload import Workload, read_workload
-from gram_jax.hashing import drawn
+from gram_jax.hashing import stable_hash
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.judge.messages import Prompt
@@ -129,7 +129,7 @@ def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str
     edges = (held_out, 2 * held_out)
     parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}
     for record in records:
-        at = drawn(seed, _text(record.prompt), "part") / 2**64
+        at = stable_hash(seed, _text(record.prompt), "part") / 2**64
         parts["test" if at < edges[0] else "choose" if at < edges[1] else "train"].append(record)
     sizes = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
     if min(map(len, parts.values())) < LEAST:
@@ -337,7 +337,9 @@ def _recipe(
         "batch_size": rows,
         "gradient_accumulation_steps": rows // devices,
     }  # a row at a time on each
-    batches = make_batches(examples, rows=rows, length=length, seed=settings.seed, pack=True)
+    batches = make_batches(
+        examples, batch_size=rows, max_length=length, seed=settings.seed, packing=True
+    )
     ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
     keep = {
         "save_steps": ends[0],

@@ -9,7 +9,7 @@ from typing import TypeVar
 from gram_jax.attacks.suite import Attack, attacks_of_kind
 from gram_jax.attacks.templates import AttackContext
 from gram_jax.data.comparison import Comparison
-from gram_jax.hashing import drawn
+from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 
@@ -38,7 +38,7 @@ def with_attacks(
     are neither counted nor changed, and no attack becomes equal to the chosen response.
     """
     labeled = [at for at, record in enumerate(records) if record.has_preference]
-    labeled.sort(key=lambda at: (drawn(seed, records[at].id, "attacked"), at))
+    labeled.sort(key=lambda at: (stable_hash(seed, records[at].id, "attacked"), at))
     changed = list(records)
     for at in labeled[: round(share * len(labeled))]:
         changed[at] = _with_attack(records[at], judge, seed)
@@ -53,4 +53,4 @@ def _with_attack(record: Comparison, judge: JudgeSpec, seed: int) -> Comparison:
 
 
 def _pick(among: Sequence[_T], seed: int, *what: str) -> _T:
-    return among[drawn(seed, *what) % len(among)]
+    return among[stable_hash(seed, *what) % len(among)]

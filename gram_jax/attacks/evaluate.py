@@ -20,7 +20,7 @@ from gram_jax.evals.folder import make_folder, settings_of, write_json
 from gram_jax.evals.intervals import clustered_interval, number
 from gram_jax.evals.pairwise import side
 from gram_jax.evals.same_judge import refuse_other_judge
-from gram_jax.hashing import drawn
+from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.progress import ProgressBar
 from gram_jax.scoring.fingerprint import weights_fingerprint
@@ -64,7 +64,7 @@ def choose_pairs(
         raise DataError(
             f"no labeled pair to attack: found {len(records)} records, all of them ties"
         )
-    return sorted(labeled, key=lambda record: drawn(seed, record.id, "pairs"))[:pairs]
+    return sorted(labeled, key=lambda record: stable_hash(seed, record.id, "pairs"))[:pairs]
 
 
 def run_attacks(
@@ -253,7 +253,7 @@ def _trials(
         yield Trial(at, CLEAN, "rejected", record.chosen, record.rejected)
         for attack in attacks:
             changed = "rejected"
-            if attack.kind == "harmless" and drawn(seed, record.id, attack.name, "side") % 2:
+            if attack.kind == "harmless" and stable_hash(seed, record.id, attack.name, "side") % 2:
                 changed = "chosen"
             before = record.chosen if changed == "chosen" else record.rejected
             text = attacked_text(attack, record, before, judge, seed=seed)

@@ -66,8 +66,9 @@ def rank(
             help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
         ),
     ] = None,
-    orders: Annotated[
-        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
+    order_mode: Annotated[
+        Literal["both", "one"],
+        typer.Option(help="orders in which a pair is compared; one costs half"),
     ] = "both",
     references: Annotated[
         int, typer.Option(min=0, help="with --method reference: responses that all others meet")
@@ -86,7 +87,7 @@ def rank(
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    contest = RankingConfig(method, orders, references)
+    config = RankingConfig(method, order_mode, references)
     check_files(source, out, schema=schema, ranked=True)
     scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(
@@ -94,7 +95,7 @@ def rank(
         model,
         source,
         out,
-        contest,
+        config,
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
@@ -262,8 +263,8 @@ def bench(
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     method: Annotated[
-        Literal["shared", "rows"] | None,
-        typer.Option(help="shared beginnings, or padded rows; default: what suits the devices"),
+        Literal["prefix_shared", "padded"] | None,
+        typer.Option(help="program for pairs; default: what suits the devices"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:

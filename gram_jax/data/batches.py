@@ -31,41 +31,46 @@ LONGER_THAN_A_ROW = "longer than a row"
 
 
 def make_batches(
-    examples: Examples, *, rows: int, length: int, seed: int, pack: bool
+    examples: Examples, *, batch_size: int, max_length: int, seed: int, packing: bool
 ) -> "BatchPlan":
-    """Plan batches of `rows` rows (over all processes) of `length` positions.
+    """Plan batches of `batch_size` rows (over all processes) of `max_length` positions.
 
-    pack: several documents share a row; else each row holds one document (or one pair of the
-    baseline). Examples longer than a row are dropped and counted. Both orders of a pair, where the
-    examples have them, share a batch. Raises DataError if nothing is left, RecipeError for rows
-    that cannot hold both orders.
+    packing: several documents share a row; else each row holds one document (or one pair of the
+    baseline). Examples longer than a row are dropped and counted. Both orders of a pair share a
+    batch. Raises DataError if nothing is left, RecipeError if a batch cannot hold both orders.
     """
-    if rows < 1 or length < 2:
-        raise RecipeError(f"a batch of {rows} rows of {length} positions holds nothing")
+    if batch_size < 1 or max_length < 2:
+        raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions holds nothing")
     two_rows = examples.per_unit == 2 and not examples.together
-    if two_rows and not pack and rows % 2:
+    if two_rows and not packing and batch_size % 2:
         raise RecipeError(
-            f"batch.batch_size = {rows} with both orders of a pair in one batch: "
-            f"expected an even number of rows, such as {rows + 1}, or pack = true"
+            f"batch.batch_size = {batch_size} with both orders of a pair in one batch: "
+            f"expected an even number of rows, such as {batch_size + 1}, or packing = true"
         )
-    together = examples.together or (two_rows and rows == 1)
-    kept = _without_long(examples, length, together)
-    return BatchPlan(kept, rows=rows, length=length, seed=seed, pack=pack, together=together)
+    together = examples.together or (two_rows and batch_size == 1)
+    kept = _without_long(examples, max_length, together)
+    return BatchPlan(kept, batch_size, max_length, seed=seed, packing=packing, together=together)
 
 
 class BatchPlan:
-    """Which batch belongs to which step. `batch(step)` may be asked in any order, on any process.
+    """The batch of every step. `batch(step)` may be called in any order, on any process.
 
-    The packing of an epoch is computed when the first of its steps is asked for, and kept while
-    epochs near it are.
+    The packing of an epoch is computed at the first of its steps; those of two epochs are cached.
     """
 
     def __init__(
-        self, examples: Examples, *, rows: int, length: int, seed: int, pack: bool, together: bool
+        self,
+        examples: Examples,
+        batch_size: int,
+        max_length: int,
+        *,
+        seed: int,
+        packing: bool,
+        together: bool,
     ):
         self.examples = examples
-        self.rows, self.length, self.seed, self.pack = rows, length, seed, pack
-        self.together = together
+        self.batch_size, self.max_length = batch_size, max_length
+        self.seed, self.packing, self.together = seed, packing, together
         self._unit_lengths = examples.documents.lengths.reshape(-1, examples.per_unit)
         self._plans: dict[int, EpochPlan] = {}
         # the feed's thread and the training loop ask at the same time
@@ -76,10 +81,10 @@ class BatchPlan:
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
         pairs = isinstance(self.examples, BradleyTerryExamples)
-        if not self.pack:
+        if not self.packing:
             return 1 if pairs or not self.together else self.examples.per_unit
         sizes = self._unit_lengths.sum(1) if pairs else self.examples.documents.lengths
-        return most_units_in_a_row(sizes, self.length)
+        return most_units_in_a_row(sizes, self.max_length)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,20 +115,20 @@ class BatchPlan:
         length or slots].
         """
         index, count = shard
-        if count < 1 or self.rows % count or not 0 <= index < count:
+        if count < 1 or self.batch_size % count or not 0 <= index < count:
             raise RecipeError(
-                f"shard {index} of {count} of a batch of {self.rows} rows: "
+                f"shard {index} of {count} of a batch of {self.batch_size} rows: "
                 "expected a number of shards that divides the rows"
             )
         epoch, batch = self.locate(step)
-        rows = self.rows // count
-        low = batch * self.rows + index * rows
+        rows = self.batch_size // count
+        low = batch * self.batch_size + index * rows
         plan = self._plan(epoch)
         here = slice(*np.searchsorted(plan.row, [low, low + rows]))
         places = EpochPlan(
             plan.document[here], plan.row[here] - low, plan.start[here], plan.slot[here], 1
         )
-        return _fill(self.examples, places, rows, self.length, self.slots)
+        return _fill(self.examples, places, rows, self.max_length, self.slots)
 
     def report(self) -> DataReport:
         """Figures of the data and of the first epoch."""
@@ -133,8 +138,8 @@ class BatchPlan:
         tokens = int(lengths.sum())
         labels = self.examples.label if isinstance(self.examples, VerdictExamples) else None
         return DataReport(
-            rows_read=self.examples.rows.rows,
-            dropped=dict(self.examples.rows.dropped),
+            rows_read=self.examples.read.rows,
+            dropped=dict(self.examples.read.dropped),
             examples=len(self.examples.ids),
             documents=len(documents),
             shortened=self.examples.shortened,
@@ -143,12 +148,12 @@ class BatchPlan:
             median_length=float(np.median(lengths)),
             max_length=int(lengths.max()),
             histogram=length_histogram(lengths),
-            rows=self.rows,
-            length=self.length,
+            batch_size=self.batch_size,
+            row_length=self.max_length,
             steps_per_epoch=steps,
             tokens_per_step=tokens / steps,
             examples_per_step=len(self.examples.ids) / steps,
-            padding=1 - tokens / (steps * self.rows * self.length),
+            padding=1 - tokens / (steps * self.batch_size * self.max_length),
             first_share=None if labels is None else float(np.mean(labels == 0)),
         )
 
@@ -160,9 +165,9 @@ class BatchPlan:
                 self._plans[epoch] = pack_epoch(
                     self._unit_lengths,
                     epoch_order(len(self._unit_lengths), self.seed, epoch),
-                    rows=self.rows,
-                    length=self.length,
-                    pack=self.pack,
+                    rows=self.batch_size,
+                    length=self.max_length,
+                    pack=self.packing,
                     together=self.together,
                 )
             return self._plans[epoch]
@@ -173,15 +178,15 @@ def _without_long(examples: E, length: int, together: bool) -> E:
     needed = lengths.sum(1) if together else lengths.max(1, initial=0)
     keep = needed <= length
     dropped = int(np.sum(~keep))
-    counts = add_counts(examples.rows.dropped, {LONGER_THAN_A_ROW: dropped} if dropped else {})
+    counts = add_counts(examples.read.dropped, {LONGER_THAN_A_ROW: dropped} if dropped else {})
     if not keep.any():
         raise DataError(
             f"no example is left for training: {counts or 'there were none'}; a row has {length} "
             f"positions and the shortest example needs {needed.min() if len(needed) else 0}"
         )
-    rows = dataclasses.replace(examples.rows, kept=examples.rows.kept - dropped, dropped=counts)
+    read = dataclasses.replace(examples.read, kept=examples.read.kept - dropped, dropped=counts)
     if not dropped:
-        return dataclasses.replace(examples, rows=rows)
+        return dataclasses.replace(examples, read=read)
     by_document = np.repeat(keep, examples.per_unit)
     by_token = np.repeat(by_document, examples.documents.lengths)
     changed = {
@@ -190,7 +195,7 @@ def _without_long(examples: E, length: int, together: bool) -> E:
             np.cumsum(np.r_[0, examples.documents.lengths[by_document]]),
         ),
         "ids": tuple(name for name, kept in zip(examples.ids, keep, strict=True) if kept),
-        "rows": rows,
+        "read": read,
     }
     if isinstance(examples, TokenExamples):
         changed["weights"] = examples.weights[by_token]

@@ -17,7 +17,7 @@ import numpy as np
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.report import ReadReport, add_counts
 from gram_jax.errors import DataError
-from gram_jax.hashing import drawn
+from gram_jax.hashing import stable_hash
 from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
 from gram_jax.judge.spec import JudgeSpec
 
@@ -70,8 +70,8 @@ class VerdictExamples:
     """Stage 2: after the last token of each document comes the verdict.
 
     label: i32 [documents], 0 = first is better; weights: f32 [documents]; ids: one for each unit;
-    per_unit: 2 where both orders of a pair are neighbours, else 1; rows: what became of the rows of
-    the source; shortened: units that were cut to fit the token budget.
+    per_unit: 2 where both orders of a pair are neighbours, else 1; read: what became of the rows
+    of the source; shortened: units that were cut to fit the token budget.
     """
 
     documents: Documents
@@ -79,7 +79,7 @@ class VerdictExamples:
     weights: np.ndarray
     ids: tuple[str, ...]
     per_unit: int
-    rows: ReadReport
+    read: ReadReport
     shortened: int = 0
     together = False  # the two orders need the same batch, not the same row
 
@@ -96,7 +96,7 @@ class TokenExamples:
     weights: np.ndarray
     ids: tuple[str, ...]
     per_unit: int
-    rows: ReadReport
+    read: ReadReport
     shortened: int = 0
     together = False
 
@@ -111,7 +111,7 @@ class BradleyTerryExamples:
     documents: Documents
     weights: np.ndarray
     ids: tuple[str, ...]
-    rows: ReadReport
+    read: ReadReport
     shortened: int = 0
     per_unit = 2
     together = True  # the loss compares the two, and a comparison stays inside a row
@@ -126,7 +126,7 @@ def shown_first(seed: int, name: str) -> int:
     A hash and no stream of random numbers, so that neither the order of the rows nor a resume
     changes it.
     """
-    return drawn(seed, name) >> 56 & 1
+    return stable_hash(seed, name) >> 56 & 1
 
 
 def make_examples(
@@ -138,15 +138,15 @@ def make_examples(
     position_augmentation: PositionAugmentation | None,
     seed: int,
     overlong: Overlong,
-    rows: ReadReport,
+    read: ReadReport,
 ) -> Examples:
     """The encoded examples of a stage.
 
     position_augmentation: which order the two responses of a comparison are shown in, not used by "bradley_terry".
-    rows: the report of `read_records`, continued. Raises DataError if overlong = "error" and a record is too long.
+    read: the report of `read_records`, continued. Raises DataError if overlong = "error" and a record is too long.
     """
     if stage == "bradley_terry":
-        return bradley_terry_examples(records, tokenizer, spec, overlong=overlong, rows=rows)
+        return bradley_terry_examples(records, tokenizer, spec, overlong=overlong, read=read)
     if stage not in ("pretrain", "finetune"):
         raise DataError(f'stage is "pretrain", "finetune" or "bradley_terry"; found {stage!r}.')
     make = pretrain_examples if stage == "pretrain" else verdict_examples
@@ -157,7 +157,7 @@ def make_examples(
         position_augmentation=position_augmentation,
         seed=seed,
         overlong=overlong,
-        rows=rows,
+        read=read,
     )
 
 
@@ -169,7 +169,7 @@ def verdict_examples(
     position_augmentation: PositionAugmentation | None,
     seed: int,
     overlong: Overlong,
-    rows: ReadReport,
+    read: ReadReport,
 ) -> VerdictExamples:
     """Stage 2: comparisons with the label 0 if the response shown first is better. Ties are dropped."""
     shown = _shown_orders(position_augmentation, seed)
@@ -187,7 +187,7 @@ def verdict_examples(
         weights=np.array([record.weight for record, unit in kept for _ in unit], np.float32),
         ids=tuple(record.id for record, _ in kept),
         per_unit=2 if position_augmentation == "both" else 1,
-        rows=_continued(rows, len(kept), dropped),
+        read=_continued(read, len(kept), dropped),
         shortened=_count_shortened(kept),
     )
 
@@ -200,7 +200,7 @@ def pretrain_examples(
     position_augmentation: PositionAugmentation | None,
     seed: int,
     overlong: Overlong,
-    rows: ReadReport,
+    read: ReadReport,
 ) -> TokenExamples:
     """Stage 1: the question, and both responses to be written. Labels are not used."""
     shown = _shown_orders(position_augmentation, seed)
@@ -219,7 +219,7 @@ def pretrain_examples(
         weights=np.concatenate(weights) if weights else np.zeros(0, np.float32),
         ids=tuple(record.id for record, _ in kept),
         per_unit=2 if position_augmentation == "both" else 1,
-        rows=_continued(rows, len(kept), dropped),
+        read=_continued(read, len(kept), dropped),
         shortened=_count_shortened(kept),
     )
 
@@ -230,7 +230,7 @@ def bradley_terry_examples(
     spec: JudgeSpec,
     *,
     overlong: Overlong,
-    rows: ReadReport,
+    read: ReadReport,
 ) -> BradleyTerryExamples:
     """The discriminative baseline: each response alone after the prompt. Ties are dropped.
 
@@ -249,7 +249,7 @@ def bradley_terry_examples(
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
         weights=np.array([record.weight for record, _ in kept], np.float32),
         ids=tuple(record.id for record, _ in kept),
-        rows=_continued(rows, len(kept), dropped),
+        read=_continued(read, len(kept), dropped),
         shortened=_count_shortened(kept),
     )
 
@@ -323,9 +323,9 @@ def _is_identical(unit: list[Encoded]) -> bool:
     )
 
 
-def _continued(rows: ReadReport, kept: int, dropped: Counter[str]) -> ReadReport:
+def _continued(read: ReadReport, kept: int, dropped: Counter[str]) -> ReadReport:
     counts = {reason: number for reason, number in dropped.items() if number}
-    return ReadReport(rows.rows, kept, add_counts(rows.dropped, counts))
+    return ReadReport(read.rows, kept, add_counts(read.dropped, counts))
 
 
 def _count_shortened(kept: Sequence[_Unit]) -> int:

@@ -1,4 +1,4 @@
-"""The bridge from numpy batches to the devices: the only part of the data room that knows jax."""
+"""The bridge from numpy batches to the devices: the only part of the data package that imports jax."""
 
 import queue
 import threading
@@ -62,7 +62,7 @@ def prefetch(
     Up to `depth` batches wait. An exception in the thread comes out here with its own traceback;
     closing the iterator, or leaving the loop in any way, ends the thread.
     """
-    shard = process_shard(placement, plan.rows)
+    shard = process_shard(placement, plan.batch_size)
     ready: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
 
@@ -79,7 +79,7 @@ def prefetch(
             for step in range(start, stop):
                 if closed.is_set():
                     return
-                put((step, to_device(plan.batch(step, shard), placement, rows=plan.rows)))
+                put((step, to_device(plan.batch(step, shard), placement, rows=plan.batch_size)))
             put((None, None))
         except BaseException as error:  # whatever it is, the consumer must not wait for ever
             put((None, error))

@@ -56,14 +56,14 @@ def inspect_source(
         position_augmentation=position_augmentation,
         seed=seed,
         overlong=overlong,
-        rows=report,
+        read=report,
     )
     for document in range(len(examples.documents)):
         title = _title(examples, document, spec)
         yield f"{title}\n{show_document(examples, document, tokenizer, spec)}\n"
-    dropped = ", ".join(f"{count} {why}" for why, count in examples.rows.dropped.items())
+    dropped = ", ".join(f"{count} {why}" for why, count in examples.read.dropped.items())
     summary = (
-        f"{examples.rows.rows} rows read, {len(examples.documents)} documents, {examples.shortened} shortened, "
+        f"{examples.read.rows} rows read, {len(examples.documents)} documents, {examples.shortened} shortened, "
         f"dropped: {dropped or 'none'}"
     )
     lengths = histogram_lines(length_histogram(examples.documents.lengths))

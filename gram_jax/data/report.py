@@ -57,8 +57,8 @@ class DataReport:
     median_length: float
     max_length: int
     histogram: tuple[tuple[int, int, int], ...]
-    rows: int
-    length: int
+    batch_size: int
+    row_length: int
     steps_per_epoch: int
     tokens_per_step: float
     examples_per_step: float
@@ -81,7 +81,7 @@ class DataReport:
         ]
         lines += histogram_lines(self.histogram)
         lines += [
-            f"batch            {self.rows} rows of {self.length} positions, "
+            f"batch            {self.batch_size} rows of {self.row_length} positions, "
             f"{self.padding:.1%} padding",
             f"a step           {self.examples_per_step:.1f} examples, "
             f"{self.tokens_per_step:,.0f} tokens",

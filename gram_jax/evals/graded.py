@@ -16,7 +16,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.intervals import Tally, number, share, subsets_of
 from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
 from gram_jax.evals.pairwise import Verdicts, verdicts_of
-from gram_jax.scoring.scorer import PairScore, combine_orders
+from gram_jax.scoring.pair import PairScore, combine_orders
 
 TIES = (
     "Ties"  # the subset of RewardBench 2 with several right responses, which has a score of its own

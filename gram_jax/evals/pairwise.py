@@ -11,8 +11,9 @@ from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, number, subsets_of
 from gram_jax.evals.lengths import length_slope
+from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.scorer import Scorer
 
 # A probability this close to one half names neither response: scores are float32.
 RESOLUTION = 1e-7

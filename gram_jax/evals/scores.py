@@ -13,6 +13,7 @@ from gram_jax.data.comparison import Candidates, Comparison
 from gram_jax.evals.graded import Graded
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.rows import (
     NumberedRecord,
@@ -23,7 +24,7 @@ from gram_jax.scoring.rows import (
     score_records,
 )
 from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.scorer import Scorer
 
 FORMAT = 2
 WINDOW = 4096  # pairs or rankings at a time at most
@@ -64,7 +65,7 @@ def rank_graded(
     def rate(
         rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
     ) -> list[dict[str, Any]]:
-        rewards, shortened = rater.rate_and_mark(
+        rewards, shortened = rater.rewards_and_shortened(
             (r.prompt, text) for _, r in window for text in r.responses
         )
         ends = np.cumsum([len(record.responses) for _, record in window])[:-1]

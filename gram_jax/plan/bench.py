@@ -32,7 +32,13 @@ from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.topology import local_chip
-from gram_jax.scoring.engine import Method, ScoringEngine, Work, default_tokens, method_for
+from gram_jax.scoring.engine import (
+    ScoringEngine,
+    ScoringMethod,
+    WorkCounters,
+    default_method,
+    default_tokens_per_call,
+)
 from gram_jax.scoring.scorer import Scorer, Weights, compute_type
 from gram_jax.sharding import Placement, make_placement
 
@@ -63,7 +69,7 @@ class Bench:
     weights: Weights = "auto"
     max_length: int | None = None
     tokens_per_call: int | None = None
-    method: Method | None = None
+    method: ScoringMethod | None = None
 
     def __post_init__(self) -> None:
         """Raises JudgeError for what does not go together."""
@@ -88,7 +94,7 @@ class Measured:
     comparisons: int
     seconds: float
     spread: tuple[float, float]
-    work: Work
+    work: WorkCounters
     flops: float
 
 
@@ -108,18 +114,18 @@ def run_bench(bench: Bench, console: Console) -> dict[str, Any]:
     keep_compiled_programs()
     times: dict[str, float] = {}
     with _timed(times, "load"):
-        scorer, core = _judge(bench)
-    machine = look_at(core.execution.placement, core.execution.compute)
+        scorer, engine = _judge(bench)
+    machine = look_at(engine.execution.placement, engine.execution.compute)
     with _timed(times, "compile and warm up"):
-        core.warm_up(trees=bool(bench.best_of))
+        engine.warm_up(rankings=bool(bench.best_of))
     found = []
-    for name, count, run in _workloads(bench, scorer, core, times):
-        found.append(measure(name, core, run, comparisons=count, rounds=bench.rounds))
+    for name, count, run in _workloads(bench, scorer, engine, times):
+        found.append(measure(name, engine, run, comparisons=count, rounds=bench.rounds))
     whose, memory = peak_memory()
     peak = "" if machine.peak is None else f", {format_count(machine.peak)}FLOP/s by its data sheet"
     console.say(
         f"{machine.devices} device(s): {machine.kind}; {machine.compute}, "
-        f"{format_count(machine.ceiling)}FLOP/s in a matrix product{peak}; program: {core.method}"
+        f"{format_count(machine.ceiling)}FLOP/s in a matrix product{peak}; program: {engine.method}"
     )
     console.say("; ".join(f"{what}: {format_seconds(seconds)}" for what, seconds in times.items()))
     columns = [_column(one, machine) for one in found]
@@ -128,7 +134,7 @@ def run_bench(bench: Bench, console: Console) -> dict[str, Any]:
     console.say(f"most memory {whose}: {format_bytes(memory)}")
     return {
         "machine": asdict(machine),
-        "program": core.method,
+        "program": engine.method,
         "seconds_before": times,
         "peak_bytes": memory,
         "peak_bytes_of": whose,
@@ -144,7 +150,7 @@ def _timed(times: dict[str, float], what: str) -> Iterator[None]:
 
 
 def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
-    """The core to measure, and what reads text for it, if anything does."""
+    """The engine to measure, and what reads text for it, if anything does."""
     if bench.model is not None:
         scorer = Scorer.load(
             bench.model,
@@ -154,7 +160,7 @@ def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
             tokens_per_call=bench.tokens_per_call,
             method=bench.method,
         )
-        return scorer, scorer.core
+        return scorer, scorer.engine
     assert bench.model_config is not None  # __post_init__: one of the two
     cfg = named_config(bench.model_config)
     placement = make_placement({"data": -1})
@@ -162,21 +168,21 @@ def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
     stored = compute if bench.weights in ("auto", "int8") else bench.weights
     params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
     execution = Execution(compute, "auto", "none", placement, packed=False)
-    method = bench.method or method_for(execution)
-    core = ScoringEngine(
+    method = bench.method or default_method(execution)
+    engine = ScoringEngine(
         quantize_int8(params) if bench.weights == "int8" else params,
         cfg,
         (0, 1),  # which two tokens are compared does not matter
         execution,
         bench.max_length or min(DEFAULT_LENGTH, cfg.context_length),
         method,
-        bench.tokens_per_call or default_tokens(execution, method),
+        bench.tokens_per_call or default_tokens_per_call(execution, method),
     )
-    return None, core
+    return None, engine
 
 
 def _workloads(
-    bench: Bench, scorer: Scorer | None, core: ScoringEngine, times: dict[str, float]
+    bench: Bench, scorer: Scorer | None, engine: ScoringEngine, times: dict[str, float]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """(name, pairs, what to run)."""
     if bench.source is not None and scorer is not None:  # __post_init__: a source needs a model
@@ -188,19 +194,23 @@ def _workloads(
         yield "text to score", len(texts), lambda: scorer.score_many(texts)
         return
     for length in bench.lengths:
-        if length != MIX and int(length) > core.max_length:
+        if length != MIX and int(length) > engine.max_length:
             raise JudgeError(
-                f"sequences of {length} tokens: this judge reads {core.max_length} (max_length)"
+                f"sequences of {length} tokens: this judge reads {engine.max_length} (max_length)"
             )
-        groups = random_pairs(length, bench.pairs, core.max_length, core.cfg.vocab_size)
+        texts = random_pairs(length, bench.pairs, engine.max_length, engine.cfg.vocab_size)
         name = length if length == MIX else f"{length} tokens"
-        yield name, len(groups), partial(core.gaps, groups, pairs=True)
+        yield name, bench.pairs, partial(engine.label_logit_diffs, texts, paired=True)
     for count in bench.best_of:
-        rivals = random_rivals(count, min(1024, core.max_length), core.cfg.vocab_size)
-        yield f"best of {count}", len(rivals) // 2, partial(core.gaps, [rivals], pairs=False)
+        rivals = random_rivals(count, min(1024, engine.max_length), engine.cfg.vocab_size)
+        yield (
+            f"best of {count}",
+            len(rivals) // 2,
+            partial(engine.label_logit_diffs, rivals, paired=False),
+        )
 
 
-def random_pairs(length: str, count: int, max_length: int, vocab: int) -> list[list[Encoded]]:
+def random_pairs(length: str, count: int, max_length: int, vocab: int) -> list[Encoded]:
     """Both orders of `count` pairs of random tokens: sequences of `length` tokens, or of the long-tailed mix."""
     random = np.random.default_rng(0)
     if length == MIX:
@@ -208,13 +218,13 @@ def random_pairs(length: str, count: int, max_length: int, vocab: int) -> list[l
         lengths = np.clip(drawn, 32, max_length).astype(int)
     else:
         lengths = np.full(count, int(length))
-    groups = []
+    orders = []
     for total in lengths:
         head = int(total * HEAD)
         one = int((total - head) * random.uniform(0.3, 0.7))
         texts = [random.integers(0, vocab, size) for size in (head, one, total - head - one)]
-        groups.append([_shown(texts[0], *pair) for pair in (texts[1:], texts[:0:-1])])
-    return groups
+        orders += [_shown(texts[0], *pair) for pair in (texts[1:], texts[:0:-1])]
+    return orders
 
 
 def random_rivals(count: int, length: int, vocab: int) -> list[Encoded]:
@@ -236,19 +246,23 @@ def _shown(head: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
 
 
 def measure(
-    name: str, core: ScoringEngine, run: Callable[[], Any], *, comparisons: int, rounds: int
+    name: str, engine: ScoringEngine, run: Callable[[], Any], *, comparisons: int, rounds: int
 ) -> Measured:
     """Do the work once for nothing, then `rounds` times."""
     run()
-    seconds, before = [], Work(**asdict(core.work))
+    seconds, before = [], engine.counters
     for _ in range(rounds):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    done = core.work - before
-    one = Work(**{name: value // rounds for name, value in asdict(done).items()})
+    done = engine.counters - before
+    one = WorkCounters(**{name: value // rounds for name, value in asdict(done).items()})
     flops = judging_flops(
-        core.cfg, sequences=one.sequences, asked=one.asked, tokens=one.distinct, seen=one.seen
+        engine.cfg,
+        sequences=one.sequences,
+        tokens_requested=one.tokens_requested,
+        tokens_unique=one.tokens_unique,
+        attention_pairs=one.attention_pairs,
     )
     spread = (min(seconds), max(seconds))
     return Measured(name, comparisons, statistics.median(seconds), spread, one, flops)
@@ -299,9 +313,9 @@ def _rates(found: Measured, machine: Machine) -> dict[str, Any]:
     work, flops = found.work, found.flops / found.seconds
     return {
         "pairs_per_second": found.comparisons / found.seconds,
-        "tokens_per_second": work.asked / found.seconds,
-        "shared": 1 - work.distinct / work.asked,
-        "useful": work.distinct / work.computed,
+        "tokens_per_second": work.tokens_requested / found.seconds,
+        "shared": 1 - work.tokens_unique / work.tokens_requested,
+        "useful": work.tokens_unique / work.tokens_computed,
         "flops_per_second": flops,
         "of_ceiling": flops / machine.ceiling,
         "of_peak": machine.peak and flops / machine.peak,

@@ -72,14 +72,24 @@ def scoring_flops(cfg: ModelConfig, pairs: int, length: int) -> Flops:
     return Flops(layers, attention_flops(cfg, rows, length), 0.0)
 
 
-def judging_flops(cfg: ModelConfig, *, sequences: int, asked: int, tokens: int, seen: int) -> float:
+def judging_flops(
+    cfg: ModelConfig,
+    *,
+    sequences: int,
+    tokens_requested: int,
+    tokens_unique: int,
+    attention_pairs: int,
+) -> float:
     """What verdicts need at least: in the last layer only keys and values of every token, and the rest at the verdicts.
 
-    sequences, asked: comparisons in one order and their tokens one by one; tokens: with shared beginnings counted once;
-    seen: pairs of one of these and a token that it attends to.
+    The counts are those of WorkCounters (scoring/engine.py).
     """
     of_layer = 2.0 * layer_weights(cfg) / cfg.layers
     keys_and_values = 4.0 * cfg.embed_size * cfg.kv_heads * cfg.head_size
     pair = 4.0 * cfg.query_heads * cfg.head_size
-    last = keys_and_values * tokens + (of_layer - keys_and_values) * sequences + pair * asked
-    return (cfg.layers - 1) * (of_layer * tokens + pair * seen) + last
+    last = (
+        keys_and_values * tokens_unique
+        + (of_layer - keys_and_values) * sequences
+        + pair * tokens_requested
+    )
+    return (cfg.layers - 1) * (of_layer * tokens_unique + pair * attention_pairs) + last

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.batch import BradleyTerryBatch, PairBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, is_out_of_memory, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
@@ -22,9 +22,8 @@ from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_fl
 from gram_jax.plan.topology import Topology, devices_of, local_chip
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
-from gram_jax.scoring.engine import PADDED
+from gram_jax.scoring.engine import ScoringEngine, default_tokens_per_call
 from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.compiling import free_bytes, memory_of
 from gram_jax.training.optimizer import make_optimizer
@@ -203,18 +202,12 @@ def plan_training(
 def plan_scoring(
     recipe: Recipe, cfg: ModelConfig, target: Target, *, pairs: int | None = None
 ) -> Plan:
-    """One call of the scorer at the recipe's whole token budget, weights in the compute type.
+    """One call of the padded program (scoring/engine.py) at the recipe's token budget, weights in the compute type.
 
-    pairs: over all devices; by default as many as the scorer takes (scoring/scorer.py).
+    pairs: over all devices; by default as many as a call of the scorer has.
     """
     placement, compute = target.placement, recipe.execution.compute_dtype
     check_divides(tree.flatten(param_specs(cfg)), placement)
-    length = padded_lengths(recipe.judge.max_length)[-1]
-    platform = placement.mesh.devices.flat[0].platform
-    a_call = PADDED.get(platform, PADDED["gpu"])
-    pairs = pairs or max(1, a_call // (2 * length)) * placement.batch_shards
-    if problem := check_rows(pairs, 1, placement.batch_shards):
-        raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
     weights = tree.map_with_path(
         lambda _, spec: jax.ShapeDtypeStruct(
             spec.shape, jnp.dtype(compute), sharding=placement.sharding(*spec.axes)
@@ -222,10 +215,22 @@ def plan_scoring(
         param_specs(cfg),
     )
     execution = make_execution(recipe, placement, "none")
-    batch = abstract_batch(abstract_pairs(pairs, length), placement)
+    max_length = recipe.judge.max_length
+    tokens_per_call = default_tokens_per_call(execution, "padded")
+    if pairs is not None:
+        if problem := check_rows(pairs, 1, placement.batch_shards):
+            raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
+        tokens_per_call = 2 * padded_lengths(max_length)[-1] * pairs // placement.batch_shards
+    engine = ScoringEngine(
+        weights, cfg, LABEL_IDS, execution, max_length, "padded", tokens_per_call
+    )
+    length = engine.lengths[-1]
+    pairs = engine.pairs_per_call(length)
+    program, arguments = engine.padded_program(length)
+    batch = arguments[2]
     start = time.perf_counter()
     compiled, failure = _compile(
-        lambda: score_pair.lower(weights, cfg, batch, LABEL_IDS, execution),
+        lambda: program.lower(*arguments),
         (weights, batch),
         target,
     )
@@ -266,11 +271,6 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     if recipe.stage == "finetune":
         return VerdictBatch(seqs, _array(B, M), _array(B, M), weights)
     return BradleyTerryBatch(seqs, _array(B, M), _array(B, M), weights)
-
-
-def abstract_pairs(pairs: int, length: int) -> PairBatch:
-    """What the scorer hands to one call, as shapes."""
-    return PairBatch(Sequences(*(_array(pairs, 2, length) for _ in range(3))), _array(pairs, 2))
 
 
 def bytes_on_a_device(abstract: Any) -> int:

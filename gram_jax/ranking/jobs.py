@@ -1,4 +1,4 @@
-"""Responses to a prompt on their way through a tournament (ranking/tournament.py): which texts meet next."""
+"""Rankings of texts: which texts a tournament compares next, and the ranking of the given responses when it is over."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from gram_jax.errors import JudgeError
 from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.tournament import (
-    Match,
-    Orders,
+    OrderedPair,
+    OrderMode,
     Ranking,
     RankingMethod,
     check_method,
@@ -20,63 +20,66 @@ from gram_jax.ranking.tournament import (
 
 @dataclass(frozen=True)
 class RankingConfig:
-    """How responses are ranked; the options of `Scorer.rank`."""
+    """How responses are ranked: the options of `Scorer.rank`."""
 
     method: RankingMethod | None = None
-    orders: Orders = "both"
+    order_mode: OrderMode = "both"
     references: int | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises JudgeError where they do not go together."""
-        many = self.references if isinstance(self.references, int) else len(self.references)
-        check_method(self.method, self.orders, references=many)
+        """Raises JudgeError if they do not go together."""
+        count = self.references if isinstance(self.references, int) else len(self.references)
+        check_method(self.method, self.order_mode, references=count)
 
 
 class RankingJob:
-    """One prompt's tournament.
+    """The tournament of one prompt's responses.
 
-    Equal texts take part once, in an order that is drawn from the texts themselves: the result depends neither on the
-    order in which responses are given nor on how often one of them occurs.
+    Equal texts take part once, in the order of their hashes: the result depends neither on the order of the responses
+    nor on how often one of them occurs.
     """
 
-    def __init__(self, prompt: PromptLike, responses: Sequence[str], contest: RankingConfig):
+    def __init__(self, prompt: PromptLike, responses: Sequence[str], config: RankingConfig):
         self.prompt = prompt
-        self.ranking: Ranking | None = None  # when it is over
-        own, references = _drawn(responses), contest.references
-        references = own[:references] if isinstance(references, int) else _drawn(references)
+        self.ranking: Ranking | None = None  # when the tournament is over
+        own, references = _distinct(responses), config.references
+        references = own[:references] if isinstance(references, int) else _distinct(references)
         self._texts = own + [text for text in references if text not in own]
-        at = {text: number for number, text in enumerate(self._texts)}
-        self._given = [at[text] for text in responses]
+        index = {text: number for number, text in enumerate(self._texts)}
+        self._of_response = [index[text] for text in responses]
         self._tournament = tournament(
             len(own),
-            contest.method,
-            orders=contest.orders,
-            references=[at[text] for text in references],
+            config.method,
+            order_mode=config.order_mode,
+            references=[index[text] for text in references],
         )
-        self._asked: list[Match] = []
+        self._requested: list[OrderedPair] = []
         self._shortened = False
-        self._send(None)
+        self._advance(None)
 
-    def shown(self) -> list[tuple[PromptLike, str, str]]:
-        """The comparisons of this round, those that begin alike next to each other."""
-        return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._asked)]
+    def pending_comparisons(self) -> list[tuple[PromptLike, str, str]]:
+        """The comparisons of this round, those with the same first response next to each other."""
+        return [(self.prompt, self._texts[i], self._texts[j]) for i, j in sorted(self._requested)]
 
-    def answer(self, logit_diffs: np.ndarray, *, shortened: bool) -> None:
-        """Go on with the logit logit_diffs of `shown`. shortened: whether one of them was cut to fit."""
+    def update(self, logit_diffs: np.ndarray, *, shortened: bool) -> None:
+        """Continue with the logit differences of `pending_comparisons`. shortened: whether one of them was cut."""
         self._shortened = self._shortened or shortened
-        found = dict(zip(sorted(self._asked), logit_diffs, strict=True))
-        self._send([float(found[match]) for match in self._asked])
+        found = dict(zip(sorted(self._requested), logit_diffs, strict=True))
+        self._advance([float(found[pair]) for pair in self._requested])
 
-    def _send(self, logit_diffs: list[float] | None) -> None:
+    def _advance(self, logit_diffs: list[float] | None) -> None:
         try:
-            going = self._tournament
-            self._asked = next(going) if logit_diffs is None else going.send(logit_diffs)
+            if logit_diffs is None:
+                self._requested = next(self._tournament)
+            else:
+                self._requested = self._tournament.send(logit_diffs)
         except StopIteration as over:
-            self.ranking = over.value.of_texts(self._given)._replace(shortened=self._shortened)
+            ranking = over.value.of_texts(self._of_response)
+            self.ranking = ranking._replace(shortened=self._shortened)
 
 
-def _drawn(texts: Sequence[str]) -> list[str]:
-    """Each text once, in an order that has nothing to do with what they say."""
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """Each text once, ordered by hash, so that the order does not depend on the content."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise JudgeError(f"responses are a list of texts; found {texts!r:.200}")
     return sorted(set(texts), key=lambda text: hashlib.blake2b(_bytes(text)).digest())

@@ -19,8 +19,9 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer
-from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders
+from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.request_batcher import BatchedScorer
+from gram_jax.scoring.scorer import PairTexts
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
@@ -38,7 +39,7 @@ class PairScorer(Protocol):
         ...
 
     def rank_many(
-        self, items: Iterable[tuple[Prompt, Sequence[str]]], contest: RankingConfig | None = None
+        self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
     ) -> Iterable[Ranking]:
         """As Scorer.rank_many."""
         ...

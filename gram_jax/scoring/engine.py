@@ -1,94 +1,77 @@
-"""From token sequences to label logits: plan the calls, execute them, put the results back in place.
+"""From token sequences to label logit differences: lay out the calls, execute them, put results in order.
 
-Scoring of pairs, all comparisons of a ranking and the calls of a server pass through `ScoringEngine.gaps`. Two
-programs do the work. "shared" computes what comparisons begin with once (scoring/prefix_tree.py);
-"rows" pads both orders of a pair to one of a few lengths and can use the attention kernels of GPUs and TPUs.
+All scoring passes through `ScoringEngine.label_logit_diffs`. Two programs do the work: "prefix_shared" computes the
+prefixes that comparisons share once (prefix_tree.py), "padded" has a row for each order of a pair (padded.py).
 """
 
-from bisect import bisect_left
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from gram_jax.batch import Forest, PairBatch
 from gram_jax.errors import explain_out_of_memory
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.scoring.padded import pad_pairs, padded_lengths
-from gram_jax.scoring.pair import pair_logits
-from gram_jax.scoring.prefix_layout import Group, forest_shape, lay_out, pairs_seen
-from gram_jax.scoring.prefix_tree import ForestShape, forest_logits
+from gram_jax.scoring.padded import pad_pairs, padded_calls, padded_lengths, padded_logits
+from gram_jax.scoring.prefix_layout import attention_pairs, lay_out, prefix_tree_shape
+from gram_jax.scoring.prefix_tree import PrefixTreeShape, prefix_tree_logits
 from gram_jax.tree import Tree
 
-Method = Literal["shared", "rows"]
-# Positions of one call and device. Calls are as long as what they hold; a longer row only lets more
+ScoringMethod = Literal["prefix_shared", "padded"]
+# Positions of one call and device. A prefix tree call computes only the blocks in use; a longer row lets more
 # comparisons wait for each other, and its keys and values take memory.
-COLUMNS = {"cpu": 8192, "gpu": 32768, "tpu": 32768}
-# Rows are padded to a fixed number of positions, so more would make a lone pair wait for dummy rows.
-PADDED = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
-# A tree of all rivals of one response should not be cut often: each part computes its beginning again.
-LONGEST_TREE = 32768
-IN_FLIGHT = 4  # calls handed to the device before the first result is awaited
+PREFIX_TREE_TOKENS = {"cpu": 8192, "gpu": 32768, "tpu": 32768}
+# A padded call has a fixed number of positions, so a larger one makes a single pair wait for dummy rows.
+PADDED_TOKENS = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
+# A tree of all comparisons of one response should rarely be cut: each part computes its prefix again.
+RANKING_TREE_TOKENS = 32768
+CALLS_IN_FLIGHT = 4  # calls dispatched before the first result is fetched
 
 
 @dataclass
-class Work:
-    """What was computed so far. sequences: comparisons in one order.
+class WorkCounters:
+    """Totals over the calls of an engine. sequences: comparisons in one order.
 
-    asked: tokens of the comparisons one by one; distinct: those left when shared beginnings count
-    once (by the program that shares); computed: positions that went through the model, padding
-    included; seen: pairs of a distinct token and one that it attends to.
+    tokens_requested: tokens of the comparisons one by one; tokens_unique: without the repetitions of shared prefixes
+    (the padded program repeats them); tokens_computed: positions that went through the model, padding included;
+    attention_pairs: pairs of a unique token and one that it attends to.
     """
 
     sequences: int = 0
     calls: int = 0
-    asked: int = 0
-    distinct: int = 0
-    computed: int = 0
-    seen: int = 0
+    tokens_requested: int = 0
+    tokens_unique: int = 0
+    tokens_computed: int = 0
+    attention_pairs: int = 0
 
-    def __sub__(self, before: "Work") -> "Work":
-        """What came since."""
-        return Work(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
+    def __add__(self, other: "WorkCounters") -> "WorkCounters":
+        return WorkCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-
-@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution", "shape"))
-def _judge_forest(
-    params: Tree,
-    cfg: ModelConfig,
-    forest: Forest,
-    label_ids: tuple[int, int],
-    execution: Execution,
-    shape: ForestShape,
-) -> jax.Array:
-    # Every process reads all of them.
-    logits = forest_logits(params, cfg, forest, label_ids, execution, shape)
-    return execution.placement.constrain(logits)
+    def __sub__(self, before: "WorkCounters") -> "WorkCounters":
+        return WorkCounters(
+            *(getattr(self, f.name) - getattr(before, f.name) for f in fields(self))
+        )
 
 
-@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
-def _judge_rows(
-    params: Tree,
-    cfg: ModelConfig,
-    pair: PairBatch,
-    label_ids: tuple[int, int],
-    execution: Execution,
-) -> jax.Array:
-    return execution.placement.constrain(pair_logits(params, cfg, pair, label_ids, execution))
+class _Dispatched(NamedTuple):
+    """A call on the device. logits: f32 [B, slots, Y]; comparison indices[i] is at (rows[i], slots[i])."""
+
+    logits: jax.Array
+    indices: np.ndarray
+    rows: np.ndarray
+    slots: np.ndarray
 
 
 @dataclass
 class ScoringEngine:
     """A judge's weights and the programs over them.
 
-    method: which program scores pairs. max_length: tokens of the longest comparison.
+    method: which program scores pairs; rankings always share prefixes. max_length: tokens of the longest comparison.
     tokens_per_call: positions of one call and device.
     """
 
@@ -97,152 +80,153 @@ class ScoringEngine:
     label_ids: tuple[int, int]
     execution: Execution
     max_length: int
-    method: Method
+    method: ScoringMethod
     tokens_per_call: int
-    work: Work = field(default_factory=Work)
+    counters: WorkCounters = field(default_factory=WorkCounters)
 
     def __post_init__(self) -> None:
         self.lengths = padded_lengths(self.max_length)
-        self.pair_shape = forest_shape(self.max_length, self.tokens_per_call)
-        self.tree_shape = forest_shape(self.max_length, max(LONGEST_TREE, self.tokens_per_call))
+        self.pair_shape = prefix_tree_shape(self.max_length, self.tokens_per_call)
+        columns = max(RANKING_TREE_TOKENS, self.tokens_per_call)
+        self.ranking_shape = prefix_tree_shape(self.max_length, columns)
 
-    def gaps(
+    def label_logit_diffs(
         self,
-        groups: Iterable[Sequence[Encoded]],
+        comparisons: Sequence[Encoded],
         *,
-        pairs: bool,
+        paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """Logit of the first label minus that of the second of every comparison, f32 [n], in order.
+        """Logit of the first label minus that of the second of every comparison, f32 [n], in their order.
 
-        groups: comparisons that begin alike, next to each other; pairs: each group is both orders of
-        one pair. progress is called with the number of comparisons that a call has answered.
+        paired: comparisons 2i and 2i + 1 are the two orders of a pair. Otherwise consecutive comparisons with the same
+        question share it, and the first response too if it is the same. The bits of a comparison depend on nothing but
+        itself (paired: but its pair). progress is called with the number of comparisons that each call has scored.
         """
-        groups = list(groups)
-        starts = np.cumsum([0, *(len(group) for group in groups)])
-        found = np.zeros(starts[-1], np.float32)
-        flying: deque[tuple[Sequence[tuple[Any, int]], jax.Array]] = deque()
+        diffs = np.zeros(len(comparisons), np.float32)
+        in_flight: deque[_Dispatched] = deque()
 
-        def land() -> None:
-            places, logits = flying.popleft()
-            logits = np.asarray(jax.device_get(logits))
-            for place, index in places:
-                found[index] = logits[(*place, 0)] - logits[(*place, 1)]
-            progress(len(places))
+        def fetch() -> None:
+            call = in_flight.popleft()
+            logits = np.asarray(jax.device_get(call.logits))[call.rows, call.slots]
+            diffs[call.indices] = logits[:, 0] - logits[:, 1]
+            progress(len(call.indices))
 
-        calls = self._pair_calls if pairs and self.method == "rows" else self._tree_calls
         with self._explain_out_of_memory():
-            for call in calls(groups, starts, pairs):
-                flying.append(call)
-                if len(flying) > IN_FLIGHT:
-                    land()
-            while flying:
-                land()
-        self.work.sequences += len(found)
-        return found
+            for call in self._dispatch(comparisons, paired):
+                in_flight.append(call)
+                if len(in_flight) > CALLS_IN_FLIGHT:
+                    fetch()
+            while in_flight:
+                fetch()
+        return diffs
 
-    def warm_up(self, *, trees: bool = False) -> None:
-        """Compile what scoring pairs needs, and what ranking needs besides, before the first call."""
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Compile the programs that pairs need, and with `rankings` that of rankings, before the first call."""
         with self._explain_out_of_memory():
-            if self.method == "rows":
-                one = np.zeros(1, np.int32)
+            if self.method == "padded":
                 for length in self.lengths:
-                    batch = pad_pairs([(one, one)], self.pairs_per_call(length), length)
-                    jax.block_until_ready(self._run_rows(batch))
-            shapes = [self.pair_shape] * (self.method == "shared") + [self.tree_shape] * trees
-            for shape in shapes:
-                # Nothing is in it, so that it takes no longer than to compile.
-                empty = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
-                group = Group(range(1), [empty], aligned=False)
-                (call,) = lay_out([group], shape, self.execution.placement.batch_shards)
-                jax.block_until_ready(self._run_forest(call.forest, shape))
+                    batch = self._empty_pairs(length)
+                    jax.block_until_ready(self._run(padded_logits, batch))
+            shapes = [self.pair_shape] * (self.method == "prefix_shared")
+            for shape in shapes + [self.ranking_shape] * rankings:
+                # A single token, so that running takes no longer than compiling.
+                token = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
+                (call,) = lay_out([token], shape, self._shards, paired=False)
+                jax.block_until_ready(self._run(prefix_tree_logits, call.batch, shape))
 
-    def padded_length(self, group: Sequence[Encoded]) -> int:
-        """The length to which rows of a pair are padded."""
-        return self.lengths[bisect_left(self.lengths, max(len(side.tokens) for side in group))]
+    def padded_program(self, length: int) -> tuple[Any, tuple[Any, ...]]:
+        """The jitted program that scores pairs padded to `length`, and its arguments, the batch as shapes.
+
+        `program.lower(*arguments)` is the program that scoring runs; the weights may be shapes as well.
+        """
+        sharding = self.execution.placement.sharding("batch")
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self._empty_pairs(length),
+        )
+        return padded_logits, (self.params, self.cfg, batch, self.label_ids, self.execution)
 
     def pairs_per_call(self, length: int) -> int:
-        """How many pairs of this padded length one call scores: fixed, and a multiple of the mesh's batch shards."""
-        shards = self.execution.placement.batch_shards
-        return max(1, self.tokens_per_call // (2 * length)) * shards
+        """Number of pairs of this padded length in a call: fixed, and a multiple of the mesh's batch shards."""
+        return max(1, self.tokens_per_call // (2 * length)) * self._shards
 
-    def _tree_calls(
-        self, groups: Sequence[Sequence[Encoded]], starts: np.ndarray, pairs: bool
-    ) -> Iterator[tuple[list[tuple[Any, int]], jax.Array]]:
-        shape = self.pair_shape if pairs else self.tree_shape
-        laid = (
-            Group(range(start, start + len(group)), group, aligned=not pairs)
-            for group, start in zip(groups, starts[:-1], strict=True)
+    @property
+    def _shards(self) -> int:
+        return self.execution.placement.batch_shards
+
+    def _empty_pairs(self, length: int) -> Any:
+        one = np.zeros(1, np.int32)
+        return pad_pairs([one, one], self.pairs_per_call(length), length)
+
+    def _dispatch(self, comparisons: Sequence[Encoded], paired: bool) -> Iterator[_Dispatched]:
+        if paired and self.method == "padded":
+            return self._dispatch_padded(comparisons)
+        return self._dispatch_prefix_trees(comparisons, paired)
+
+    def _dispatch_padded(self, comparisons: Sequence[Encoded]) -> Iterator[_Dispatched]:
+        sizes = {length: self.pairs_per_call(length) for length in self.lengths}
+        for call in padded_calls(comparisons, self.lengths, sizes):
+            lengths = [len(text.tokens) for text in call.texts]
+            self.counters += WorkCounters(
+                sequences=len(lengths),
+                calls=1,
+                tokens_requested=sum(lengths),
+                tokens_unique=sum(lengths),
+                tokens_computed=call.batch.seqs.tokens.size,
+                attention_pairs=sum(map(attention_pairs, lengths)),
+            )
+            rows, orders = np.indices(call.indices.shape)
+            logits = self._run(padded_logits, call.batch)
+            yield _Dispatched(logits, call.indices.ravel(), rows.ravel(), orders.ravel())
+
+    def _dispatch_prefix_trees(
+        self, comparisons: Sequence[Encoded], paired: bool
+    ) -> Iterator[_Dispatched]:
+        shape = self.pair_shape if paired else self.ranking_shape
+        for call in lay_out(comparisons, shape, self._shards, paired=paired):
+            blocks = -(-int(call.batch.used.max()) // shape.block)
+            self.counters += WorkCounters(
+                sequences=len(call.indices),
+                calls=1,
+                tokens_requested=call.tokens_requested,
+                tokens_unique=call.tokens_unique,
+                tokens_computed=blocks * shape.block * self._shards,
+                attention_pairs=call.attention_pairs,
+            )
+            logits = self._run(prefix_tree_logits, call.batch, shape)
+            yield _Dispatched(logits, call.indices, call.rows, call.slots)
+
+    def _run(
+        self, program: Callable[..., jax.Array], batch: Any, *shape: PrefixTreeShape
+    ) -> jax.Array:
+        sharding = self.execution.placement.sharding("batch")
+        batch = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), batch
         )
-        for call in lay_out(laid, shape, self.execution.placement.batch_shards):
-            self.work.calls += 1
-            self.work.asked += call.asked
-            self.work.distinct += call.tokens
-            self.work.seen += call.seen
-            blocks = -(-int(call.forest.used.max()) // shape.block)
-            self.work.computed += blocks * shape.block * len(call.forest.used)
-            places = [((row, slot), index) for row, slot, index in call.verdicts]
-            yield places, self._run_forest(call.forest, shape)
-
-    def _pair_calls(
-        self, groups: Sequence[Sequence[Encoded]], starts: np.ndarray, pairs: bool
-    ) -> Iterator[tuple[list[tuple[Any, int]], jax.Array]]:
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for at, group in enumerate(groups):
-            by_length[self.padded_length(group)].append(at)
-        for length in sorted(by_length, reverse=True):
-            rows, members = self.pairs_per_call(length), by_length[length]
-            for first in range(0, len(members), rows):
-                here = members[first : first + rows]
-                sides = [[side.tokens for side in groups[at]] for at in here]
-                tokens = sum(len(side) for pair in sides for side in pair)
-                self.work.calls += 1
-                self.work.asked += tokens
-                self.work.distinct += tokens
-                self.work.seen += sum(pairs_seen(len(side)) for pair in sides for side in pair)
-                self.work.computed += 2 * rows * length
-                places = [
-                    ((row, order), starts[at] + order)
-                    for row, at in enumerate(here)
-                    for order in (0, 1)
-                ]
-                yield places, self._run_rows(pad_pairs(sides, rows, length))
-
-    def _run_forest(self, forest: Forest, shape: ForestShape) -> jax.Array:
-        forest = self._spread(forest)
-        return _judge_forest(self.params, self.cfg, forest, self.label_ids, self.execution, shape)
-
-    def _run_rows(self, batch: PairBatch) -> jax.Array:
-        batch = self._spread(batch)
-        return _judge_rows(self.params, self.cfg, batch, self.label_ids, self.execution)
-
-    def _spread(self, batch: Any) -> Any:
-        spread = self.execution.placement.sharding("batch")
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, spread, lambda at: x[at]), batch
-        )
+        return program(self.params, self.cfg, batch, self.label_ids, self.execution, *shape)
 
     def _explain_out_of_memory(self) -> AbstractContextManager[None]:
         return explain_out_of_memory(
             "a scoring call does not fit",
-            f"Try fewer tokens a call (now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a "
+            f"Try fewer tokens per call (now {self.tokens_per_call:,} for each device), bfloat16 as compute type, or a "
             "smaller model",
         )
 
 
-def method_for(execution: Execution) -> Method:
-    """Which program scores pairs where nobody chose.
+def default_method(execution: Execution) -> ScoringMethod:
+    """The program for pairs: prefix sharing on CPUs, else padded rows.
 
-    On a CPU shared beginnings win. GPUs and TPUs have attention kernels that a forest cannot use, and
-    rows cut over a sequence axis need the ring.
+    GPUs and TPUs have attention kernels that a prefix tree cannot use, and rows that are sharded over a sequence axis
+    need ring attention.
     """
     mesh = execution.placement.mesh
-    cut = mesh.shape["sequence"] > 1
-    return "shared" if mesh.devices.flat[0].platform == "cpu" and not cut else "rows"
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    return "prefix_shared" if cpu and mesh.shape["sequence"] == 1 else "padded"
 
 
-def default_tokens(execution: Execution, method: Method) -> int:
-    """Positions of a call and device where nobody chose."""
+def default_tokens_per_call(execution: Execution, method: ScoringMethod) -> int:
+    """Positions of a call and device."""
     platform = execution.placement.mesh.devices.flat[0].platform
-    table = COLUMNS if method == "shared" else PADDED
+    table = PREFIX_TREE_TOKENS if method == "prefix_shared" else PADDED_TOKENS
     return table.get(platform, table["gpu"])

@@ -1,35 +1,55 @@
-"""Arrays in, scores out: both ways of showing a pair go through one forward pass.
+"""From label logits to the score of a pair: one formula for arrays, texts, files, rewards and the server."""
 
-`score_pair` is the whole of it for arrays; the Scorer compiles its two halves with the logits kept as well.
-"""
-
-from functools import partial
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from gram_jax.batch import PairBatch, Sequences
+from gram_jax.batch import PairBatch
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import label_logits
+from gram_jax.scoring.padded import padded_logits
 from gram_jax.tree import Tree
 
 
-@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
+class PairScore(NamedTuple):
+    """What the judge says of a pair, both orders together.
+
+    first, second: probability that this response is the better one; they sum to 1.
+    margin: log-odds of the first, the mean over both orders of the difference of the label logits.
+    position_bias: P(first) when shown first minus P(first) when shown second; 0 without a preference for a position.
+    shortened: the texts did not fit the token budget and were cut inside the responses.
+
+    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)
+    >>> score.swapped()
+    PairScore(first=0.25, second=0.75, margin=-1.1, position_bias=0.05, shortened=False)
+    """
+
+    first: float
+    second: float
+    margin: float
+    position_bias: float
+    shortened: bool
+
+    def swapped(self) -> "PairScore":
+        """The score of the same pair with the responses exchanged."""
+        return self._replace(first=self.second, second=self.first, margin=-self.margin)
+
+
 def score_pair(
     params: Tree,
     cfg: ModelConfig,
     pair: PairBatch,
     label_ids: tuple[int, int],
     execution: Execution,
-) -> jax.Array:
+) -> np.ndarray:
     """Probability that each of two responses is the better one, averaged over both orders.
 
     pair.seqs: i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at: i32 [B, O].
     Returns f32 [B, 2], rows summing to 1.
 
-    >>> import numpy as np
     >>> from gram_jax import load_model
+    >>> from gram_jax.batch import Sequences
     >>> from gram_jax.sharding import make_placement
     >>> one_device = make_placement({}, devices=jax.devices()[:1])
     >>> cfg, params = load_model("tiny-random", one_device, "float32")
@@ -41,42 +61,39 @@ def score_pair(
     >>> scores.shape, round(float(scores.sum()), 6)
     ((1, 2), 1.0)
     """
-    return pair_scores(pair_logits(params, cfg, pair, label_ids, execution))
+    logits = jax.device_get(padded_logits(params, cfg, pair, label_ids, execution))
+    return pair_probabilities(logits[..., 0] - logits[..., 1])
 
 
-def pair_logits(
-    params: Tree,
-    cfg: ModelConfig,
-    pair: PairBatch,
-    label_ids: tuple[int, int],
-    execution: Execution,
-) -> jax.Array:
-    """Logits of the two labels in each order, as shown: f32 [B, O, Y]."""
-    B, orders, T = pair.seqs.tokens.shape
-    rows = Sequences(
-        *(
-            execution.placement.constrain(x.reshape(B * orders, T), "batch", "time")
-            for x in pair.seqs
-        )
+def combine_orders(
+    logit_diff: float | np.floating, swapped: float | np.floating, shortened: bool
+) -> PairScore:
+    """The score from the label logit difference as given and with the responses swapped."""
+    diffs = np.array([logit_diff, swapped], np.float64)
+    first, second = pair_probabilities(diffs).tolist()
+    return PairScore(
+        first=first,
+        second=second,
+        margin=float(diffs[0] - diffs[1]) / 2,
+        position_bias=float(np.tanh(diffs / 2).sum()) / 2,
+        shortened=shortened,
     )
-    at = pair.verdict_at.reshape(B * orders, 1)
-    return label_logits(params, cfg, rows, at, label_ids, execution).reshape(B, orders, 2)
 
 
-def pair_scores(logits: jax.Array) -> jax.Array:
+def pair_probabilities(logit_diffs: np.ndarray) -> np.ndarray:
     """Softmax over the labels in each order, swapped columns exchanged, mean.
 
-    logits: f32 [B, O, Y], as shown. Returns f32 [B, 2].
+    logit_diffs: [..., O], label logit differences as shown. Returns f32 [..., 2].
 
-    A softmax over two is (1 + tanh(gap / 2)) / 2. Written so, the two scores are 0.5 plus and minus
-    the same number: exchanging the responses exchanges them bit for bit, and a judge that looks at
-    the position alone gives exactly 0.5. (Softmax, exchange, mean did that in no batch of 100: XLA
-    computes the two uses of a softmax apart.)
+    A softmax over two is (1 + tanh(difference / 2)) / 2. The larger mean is rounded to float32 and the smaller one is
+    what is left of 1, which is exact: both sum to exactly 1, exchanging the responses exchanges them bit for bit, and
+    a judge that looks at the position alone gives exactly 0.5.
 
-    >>> pair_scores(jnp.array([[[3.0, 1.0], [3.0, 1.0]]])).tolist()
-    [[0.5, 0.5]]
+    >>> pair_probabilities(np.array([[2.0, 2.0], [2.0, -2.0]])).round(3).tolist()
+    [[0.5, 0.5], [0.881, 0.119]]
     """
-    logits = logits.astype(jnp.float32)
-    leaning = jnp.tanh((logits[..., 0] - logits[..., 1]) / 2)  # [B, O], towards the one shown first
-    lead = (leaning[:, 0] - leaning[:, 1]) / 4
-    return jnp.stack([0.5 + lead, 0.5 - lead], axis=-1)
+    towards_shown_first = np.tanh(np.asarray(logit_diffs, np.float64) / 2)
+    lead = (towards_shown_first[..., 0] - towards_shown_first[..., 1]) / 4
+    high = (0.5 + np.abs(lead)).astype(np.float32)
+    both = np.stack([high, 1 - high], axis=-1)
+    return np.where(lead[..., None] >= 0, both, both[..., ::-1])

@@ -1,221 +1,257 @@
-"""Where the tokens of many comparisons stand when each shared beginning is computed once. Numpy only.
+"""Layout of comparisons whose shared prefixes are computed once. Numpy only.
 
-A comparison is a path of three nodes: what comes before the first response, the first response up to
-the second, and the rest. Comparisons that are laid out one after another share the nodes with which
-they begin: both orders of a pair the question, all rivals of one response that response too.
+A comparison is a path of three nodes: the tokens before the first response, the first response up to the second, and
+the rest. Consecutive comparisons share the nodes they begin with: both orders of a pair the question, all comparisons
+of one response that response too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from gram_jax.batch import Forest
 from gram_jax.judge.encode import Encoded
-from gram_jax.scoring.prefix_tree import ForestShape
+from gram_jax.scoring.prefix_tree import PrefixTreeBatch, PrefixTreeShape
 
-# Sizes on a CPU. Blocks of 512 columns are 3 % faster, and a lone short pair waits twice as long for
-# them (0.63 s against 0.37 s with SmolLM2-135M); 128 are a tenth slower. Strips of 64 queries are a
-# tenth slower than 128 and waste half as much where a node has to begin a strip.
-BLOCK, STRIP = 256, 64
-# Reaches grow by at most a half, so that a strip works on at most that much more than it sees.
-SMALLEST_REACH = 128
+# Sizes on a CPU. Blocks of 512 columns are 3 % faster, but a single short pair takes twice as long
+# (0.63 s instead of 0.37 s with SmolLM2-135M); 128 are 10 % slower. Blocks of 64 queries are 10 % slower than
+# 128 and waste half as much when a node has to begin a query block.
+BLOCK, QUERY_BLOCK = 256, 64
+# Key budgets grow by at most a half, which bounds the keys that a query block gathers in excess.
+SMALLEST_KEY_BUDGET = 128
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # the tokens of a comparison's three nodes
 
 
-def forest_shape(max_length: int, columns: int) -> ForestShape:
-    """The program for comparisons of at most max_length tokens: rows of at least `columns`.
+def prefix_tree_shape(max_length: int, columns: int) -> PrefixTreeShape:
+    """The program for comparisons of at most max_length tokens, with rows of at least `columns`.
 
-    >>> forest_shape(600, 1024).reaches
+    >>> prefix_tree_shape(600, 1024).key_budgets
     (128, 192, 256, 384, 512, 768)
     """
-    columns = max(columns, 2 * (max_length + STRIP))
+    columns = max(columns, 2 * (max_length + QUERY_BLOCK))
     columns = -(-columns // BLOCK) * BLOCK
-    reaches = [SMALLEST_REACH]
-    while reaches[-1] < max_length + STRIP:
-        last = reaches[-1]
-        reaches.append(last * 3 // 2 if last & (last - 1) == 0 else last // 3 * 4)
-    return ForestShape(columns, columns // STRIP, BLOCK, STRIP, tuple(reaches))
+    budgets = [SMALLEST_KEY_BUDGET]
+    while budgets[-1] < max_length + QUERY_BLOCK:
+        last = budgets[-1]
+        budgets.append(last * 3 // 2 if last & (last - 1) == 0 else last // 3 * 4)
+    return PrefixTreeShape(columns, columns // QUERY_BLOCK, BLOCK, QUERY_BLOCK, tuple(budgets))
 
 
-@dataclass
-class Group:
-    """Comparisons that may share: their indices and texts, one after another.
+class PrefixTreeCall(NamedTuple):
+    """One call: comparison indices[i] has its verdict in slots[i] of rows[i], i [n] each.
 
-    aligned: every node begins a strip. The bits of a comparison then depend on nothing but itself,
-    wherever in a group it stands, and a group may be spread over calls. Otherwise the group stays in
-    one piece, its bits depend on the group as a whole, and only its beginning is aligned.
+    tokens_requested: tokens of the comparisons one by one; tokens_unique: tokens in the batch; attention_pairs: pairs
+    of a unique token and one that it attends to.
     """
 
-    members: Sequence[int]
-    texts: Sequence[Encoded]
-    aligned: bool
-
-
-class Call(NamedTuple):
-    """A Forest, and of every comparison in it (row, slot, index). tokens: in it; seen: pairs of a token and one that
-    it attends to; asked: tokens of the comparisons one by one.
-    """
-
-    forest: Forest
-    verdicts: list[tuple[int, int, int]]
-    tokens: int
-    seen: int
-    asked: int
+    batch: PrefixTreeBatch
+    indices: np.ndarray
+    rows: np.ndarray
+    slots: np.ndarray
+    tokens_requested: int
+    tokens_unique: int
+    attention_pairs: int
 
 
 @dataclass
 class _Node:
     tokens: np.ndarray
     start: int  # position of its first token in a sequence
-    parent: int  # number of its parent, -1 for a root
+    parent: int  # index of its parent, -1 for a root
     column: int
-    end: int  # the column behind its last
-    until: int  # the column behind its last descendant
+    end: int  # the column after its last token
+    subtree_end: int  # the column after its last descendant
 
 
 @dataclass
 class _Row:
-    """One row while it fills."""
+    """One row while it is filled."""
 
-    shape: ForestShape
+    shape: PrefixTreeShape
     nodes: list[_Node] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)  # numbers of the nodes of the last comparison
-    verdicts: list[tuple[int, int]] = field(default_factory=list)  # (column, index)
+    path: list[int] = field(default_factory=list)  # indices of the nodes of the last comparison
+    verdicts: list[tuple[int, int]] = field(default_factory=list)  # (column, comparison)
     used: int = 0
-    tree: int = 0  # the column where the last tree began
-    asked: int = 0
+    tree: int = 0  # first column of the last tree
+    tokens_requested: int = 0
 
-    def shared(self, parts: Sequence[np.ndarray]) -> int:
-        """With how many nodes of the last path these parts begin; the last part is never shared."""
-        count = 0
-        for number, part in zip(self.path, parts[:-1], strict=False):
-            if not np.array_equal(self.nodes[number].tokens, part):
-                break
-            count += 1
-        return count
+    def add_whole(self, members: range, parts: Sequence[Parts]) -> int:
+        """Add all comparisons as one tree, of which only the root is aligned; adds none if they do not fit."""
+        self._begin_tree()
+        if (
+            self.tree + self._packed_size(parts) > self.shape.columns
+            or len(self.verdicts) + len(parts) > self.shape.verdicts
+        ):
+            return 0
+        for index, part in zip(members, parts, strict=True):
+            self._add(index, part, aligned=False)
+        return len(parts)
 
-    def begin(self, aligned: bool) -> None:
-        """A new tree."""
+    def add_aligned(self, members: range, parts: Sequence[Parts]) -> int:
+        """Add comparisons while they fit, each node aligned to a query block. Returns their number."""
+        self._begin_tree()
+        for count, (index, part) in enumerate(zip(members, parts, strict=True)):
+            new = part[self._num_shared(part) :]
+            needed = sum(map(len, new)) + (len(new) + 1) * self.shape.query_block
+            if self.used + needed > self.shape.columns or len(self.verdicts) == self.shape.verdicts:
+                return count
+            self._add(index, part, aligned=True)
+        return len(parts)
+
+    def _begin_tree(self) -> None:
         self.path = []
-        self.used = self.tree = _up(self.used, self.shape.strip)
+        self.used = self.tree = _round_up(self.used, self.shape.query_block)
 
-    def add(self, index: int, parts: Sequence[np.ndarray], aligned: bool) -> None:
-        """One comparison behind the others."""
-        kept = self.shared(parts)
-        self.path = self.path[:kept]
-        for part in parts[kept:]:
+    def _num_shared(self, parts: Parts) -> int:
+        """Number of nodes of the last path that these parts begin with; the last part is never shared."""
+        return _num_equal([self.nodes[index].tokens for index in self.path], parts)
+
+    def _add(self, index: int, parts: Parts, *, aligned: bool) -> None:
+        """Add one comparison after the others."""
+        shared = self._num_shared(parts)
+        self.path = self.path[:shared]
+        for part in parts[shared:]:
             parent = self.path[-1] if self.path else -1
             start = 0 if parent < 0 else self.nodes[parent].start + len(self.nodes[parent].tokens)
-            # A strip that holds the end of one node and the beginning of another sees the paths of
-            # both; what they are together must not be more than it can reach.
-            many = self.used + self.shape.strip - self.tree > self.shape.reaches[-1]
-            column = _up(self.used, self.shape.strip) if aligned or many else self.used
+            column = self.used
+            if aligned or self._budget_exceeded(self.used - self.tree):
+                column = _round_up(self.used, self.shape.query_block)
             self.used = column + len(part)
             self.path.append(len(self.nodes))
             self.nodes.append(_Node(part, start, parent, column, self.used, self.used))
-        for number in self.path:
-            self.nodes[number].until = self.used
+        for node in self.path:
+            self.nodes[node].subtree_end = self.used
         self.verdicts.append((self.used - 1, index))
-        self.asked += sum(len(part) for part in parts)
+        self.tokens_requested += sum(map(len, parts))
 
-    def room_for(self, parts: Sequence[np.ndarray], aligned: bool) -> bool:
-        """Whether one more comparison fits."""
-        new = parts[self.shared(parts) :] if self.path else parts
-        needed = sum(len(part) for part in new) + (len(new) + 1) * self.shape.strip
-        return self.used + needed <= self.shape.columns and len(self.verdicts) < self.shape.verdicts
+    def _packed_size(self, group: Sequence[Parts]) -> int:
+        """Columns of these comparisons as one tree, of which only the root is aligned."""
+        size, previous = 0, ()
+        for parts in group:
+            for part in parts[_num_equal(previous, parts) :]:
+                if self._budget_exceeded(size):
+                    size = _round_up(size, self.shape.query_block)
+                size += len(part)
+            previous = parts
+        return size
+
+    def _budget_exceeded(self, size: int) -> bool:
+        """Whether a query block that holds the end of one node and the beginning of another could see too many keys.
+
+        It sees the paths of both, which a tree of this size bounds.
+        """
+        return size + self.shape.query_block > self.shape.key_budgets[-1]
 
 
-def lay_out(groups: Iterable[Group], shape: ForestShape, rows: int) -> Iterator[Call]:
-    """Groups one after another into calls of `rows` rows, each group into the emptiest row with room."""
+def lay_out(
+    comparisons: Sequence[Encoded], shape: PrefixTreeShape, rows: int, *, paired: bool
+) -> Iterator[PrefixTreeCall]:
+    """Lay out comparisons into calls of `rows` rows, each group into the emptiest row.
+
+    paired: comparisons 2i and 2i + 1 are a pair, which stays in one piece; its bits depend on the pair as a whole.
+    Otherwise comparisons with the same question are a group, which may be spread over calls: every node begins a query
+    block, so the bits of a comparison depend on nothing but itself, wherever it stands.
+    """
     filling = [_Row(shape) for _ in range(rows)]
-    for group in groups:
-        parts = [_parts(text) for text in group.texts]
-        at = 0
-        while at < len(parts):
+    parts = [_parts(text) for text in comparisons]
+    for group in _groups(parts, paired):
+        while group:
             row = min(filling, key=lambda row: row.used)
-            take = _take_some if group.aligned else _take_all
-            took = take(row, group, parts, at)
-            at += took
-            if not took:
-                if not row.used:
-                    raise ValueError(f"a group of {len(parts)} comparisons does not fit {shape}")
-                yield _call(filling, shape)
+            add = row.add_whole if paired else row.add_aligned
+            empty = not row.used
+            added = add(group, parts[group.start : group.stop])
+            group = group[added:]
+            if not added:
+                if empty:
+                    raise ValueError(f"{len(group)} comparisons do not fit {shape}")
+                yield _make_call(filling, shape)
                 filling = [_Row(shape) for _ in range(rows)]
-    if any(row.used for row in filling):
-        yield _call(filling, shape)
+    if any(row.verdicts for row in filling):
+        yield _make_call(filling, shape)
 
 
-def _take_all(row: _Row, group: Group, parts: Sequence[Sequence[np.ndarray]], first: int) -> int:
-    trial = _Row(row.shape)  # a group is never begun in one row and ended in another: first is 0
-    for index, part in zip(group.members, parts, strict=True):
-        trial.add(index, part, aligned=False)
-    size = _up(row.used, row.shape.strip) + trial.used
-    slots = len(row.verdicts) + len(parts)
-    if size > row.shape.columns or slots > row.shape.verdicts:
-        return 0
-    row.begin(aligned=False)
-    for index, part in zip(group.members, parts, strict=True):
-        row.add(index, part, aligned=False)
-    return len(parts)
+def attention_pairs(tokens: int) -> int:
+    """Pairs of a token and one that it attends to, itself among them, in a text of this length."""
+    return tokens * (tokens + 1) // 2
 
 
-def _take_some(row: _Row, group: Group, parts: Sequence[Sequence[np.ndarray]], first: int) -> int:
-    row.begin(aligned=True)
-    took = 0
-    for index, part in zip(group.members[first:], parts[first:], strict=True):
-        if not row.room_for(part, aligned=True):
-            break
-        row.add(index, part, aligned=True)
-        took += 1
-    return took
+def _groups(parts: Sequence[Parts], paired: bool) -> Iterator[range]:
+    if paired:
+        yield from (range(at, at + 2) for at in range(0, len(parts), 2))
+        return
+    start = 0
+    for at in range(1, len(parts) + 1):
+        if at == len(parts) or not np.array_equal(parts[at][0], parts[start][0]):
+            yield range(start, at)
+            start = at
 
 
-def _parts(text: Encoded) -> tuple[np.ndarray, ...]:
+def _parts(text: Encoded) -> Parts:
     first, second = text.field_starts
     return text.tokens[:first], text.tokens[first:second], text.tokens[second:]
 
 
-def _call(rows: Sequence[_Row], shape: ForestShape) -> Call:
-    B, T, S = len(rows), shape.columns, shape.strips
-    tokens, positions, until = (np.zeros((B, T), np.int32) for _ in range(3))
-    keys = np.full((B, S, shape.reaches[-1]), -1, np.int32)
-    reach = np.zeros((B, S), np.int32)
+def _num_equal(path: Sequence[np.ndarray], parts: Parts) -> int:
+    """Number of nodes that a path and a comparison begin with alike; the last part is not compared."""
+    count = 0
+    for node, part in zip(path, parts[:-1], strict=False):
+        if not np.array_equal(node, part):
+            break
+        count += 1
+    return count
+
+
+def _make_call(filled: Sequence[_Row], shape: PrefixTreeShape) -> PrefixTreeCall:
+    B, T, S = len(filled), shape.columns, shape.query_blocks
+    tokens, positions, subtree_end = (np.zeros((B, T), np.int32) for _ in range(3))
+    keys = np.full((B, S, shape.key_budgets[-1]), -1, np.int32)
+    budget = np.zeros((B, S), np.int32)
     verdict_at = np.zeros((B, shape.verdicts), np.int32)
-    found = []
-    for b, row in enumerate(rows):
-        seen: list[dict[int, None]] = [{} for _ in range(S)]  # nodes on the paths of every strip
-        paths: list[list[int]] = []
-        for number, node in enumerate(row.nodes):
+    for b, row in enumerate(filled):
+        for node in row.nodes:
             here = slice(node.column, node.end)
             tokens[b, here] = node.tokens
             positions[b, here] = np.arange(node.start, node.start + len(node.tokens))
-            until[b, here] = node.until
-            paths.append([*(paths[node.parent] if node.parent >= 0 else []), number])
-            for strip in range(node.column // shape.strip, -(-node.end // shape.strip)):
-                seen[strip].update(dict.fromkeys(paths[-1]))
-        for strip, numbers in enumerate(seen):
-            if numbers:
-                behind = (strip + 1) * shape.strip
-                nodes = (row.nodes[number] for number in numbers)
-                columns = np.concatenate([np.arange(n.column, min(n.end, behind)) for n in nodes])
-                keys[b, strip, : len(columns)] = columns
-                reach[b, strip] = 1 + np.searchsorted(shape.reaches, len(columns))
-        for slot, (column, index) in enumerate(row.verdicts):
-            verdict_at[b, slot] = column
-            found.append((b, slot, index))
-    used = np.array([row.used for row in rows], np.int32)
-    forest = Forest(tokens, positions, until, used, keys, reach, verdict_at)
-    nodes = [node for row in rows for node in row.nodes]
-    sizes = [len(node.tokens) for node in nodes]
-    pairs = sum(n.start * size + pairs_seen(size) for n, size in zip(nodes, sizes, strict=True))
-    return Call(forest, found, sum(sizes), pairs, sum(row.asked for row in rows))
+            subtree_end[b, here] = node.subtree_end
+        for block, columns in _keys_of_blocks(row):
+            keys[b, block, : len(columns)] = columns
+            budget[b, block] = 1 + np.searchsorted(shape.key_budgets, len(columns))
+        verdict_at[b, : len(row.verdicts)] = [column for column, _ in row.verdicts]
+    used = np.array([row.used for row in filled], np.int32)
+    batch = PrefixTreeBatch(tokens, positions, subtree_end, used, keys, budget, verdict_at)
+    nodes = [node for row in filled for node in row.nodes]
+    places = [
+        (index, b, slot)
+        for b, row in enumerate(filled)
+        for slot, (_, index) in enumerate(row.verdicts)
+    ]
+    return PrefixTreeCall(
+        batch,
+        *np.array(places, int).T,
+        tokens_requested=sum(row.tokens_requested for row in filled),
+        tokens_unique=sum(len(node.tokens) for node in nodes),
+        attention_pairs=sum(
+            n.start * len(n.tokens) + attention_pairs(len(n.tokens)) for n in nodes
+        ),
+    )
 
 
-def pairs_seen(tokens: int) -> int:
-    """Pairs of a token and one that it attends to, itself among them, in a text of so many tokens."""
-    return tokens * (tokens + 1) // 2
+def _keys_of_blocks(row: _Row) -> Iterator[tuple[int, np.ndarray]]:
+    """The columns on the paths of every query block that holds a node, up to its own end."""
+    size = row.shape.query_block
+    seen: dict[int, dict[int, None]] = {}  # of each block, the nodes on its paths, in order
+    paths: list[list[int]] = []
+    for index, node in enumerate(row.nodes):
+        paths.append([*(paths[node.parent] if node.parent >= 0 else []), index])
+        for block in range(node.column // size, -(-node.end // size)):
+            seen.setdefault(block, {}).update(dict.fromkeys(paths[-1]))
+    for block, indices in seen.items():
+        nodes = (row.nodes[index] for index in indices)
+        ends = (block + 1) * size
+        yield block, np.concatenate([np.arange(n.column, min(n.end, ends)) for n in nodes])
 
 
-def _up(value: int, unit: int) -> int:
+def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit

@@ -1,23 +1,23 @@
-"""The decoder over a Forest: sequences that share their beginnings, each shared token computed once.
+"""The decoder over a prefix tree: sequences that share prefixes, each shared token computed once.
 
-Rows are worked through in blocks of columns, as many as hold something, and attention in strips of
-queries inside a block. A strip gathers the keys on its paths, so what it costs is what it sees, and
-a softmax over them is that over the whole sequence: shared prefixes are exact. All products have
-one shape, whatever a row holds. Hence one program serves every length, and the bits of a verdict
-do not depend on what stands beside it (tests/test_forest.py).
+Rows are computed in blocks of columns, as many as are in use, and attention in query blocks inside a block. A query
+block gathers the keys on its paths, so its cost follows what it sees, and its softmax is that of the whole sequence:
+prefix sharing is exact. All products have one shape, whatever a row holds. Hence one program serves every length, and
+the bits of a verdict do not depend on the rest of the batch (tests/test_prefix_tree.py).
 
-The last layer makes keys and values of every column, and the rest for the verdicts alone.
+The last layer computes keys and values of every column, and everything else for the verdicts alone.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.batch import Forest
+from gram_jax.batch import Array
 from gram_jax.model.attention.masked import attend_block
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import embed_tokens
@@ -31,44 +31,65 @@ _Kept = tuple[jax.Array, jax.Array]  # keys and values of all columns, [B, K, T,
 _Carry = tuple[jax.Array, jax.Array, jax.Array]  # the residual stream [B, T, D], keys, values
 
 
-@dataclass(frozen=True)
-class ForestShape:
-    """The static sizes of a Forest program.
+class PrefixTreeBatch(NamedTuple):
+    """Rows of prefix trees (prefix_layout.py builds them): B rows, T columns, S query blocks, R keys, M verdicts.
 
-    columns: T; verdicts: M; block: columns whose products are taken together; strip: queries that
-    gather their keys together; reaches: how many keys that may be, rising, the last one R.
-    block is a multiple of strip, columns of block.
+    A column sees the columns before it whose `subtree_end` lies behind it: those on its own path.
+
+    tokens, positions, subtree_end: i32 [B, T]; used: i32 [B], number of columns in use.
+    keys: i32 [B, S, R], the columns on the paths of a query block, -1 after the last; key_budget: i32 [B, S], which of
+    the shape's key budgets holds them, from 1, 0 for a block of padding.
+    verdict_at: i32 [B, M], columns of the verdicts, 0 for unused slots.
+    """
+
+    tokens: Array
+    positions: Array
+    subtree_end: Array
+    used: Array
+    keys: Array
+    key_budget: Array
+    verdict_at: Array
+
+
+@dataclass(frozen=True)
+class PrefixTreeShape:
+    """The static sizes of a prefix tree program.
+
+    columns: T; verdicts: M; block: columns whose products are computed together; query_block: queries that gather
+    their keys together; key_budgets: the numbers of keys that may be, rising, the last one R. block is a multiple of
+    query_block, columns of block.
     """
 
     columns: int
     verdicts: int
     block: int
-    strip: int
-    reaches: tuple[int, ...]
+    query_block: int
+    key_budgets: tuple[int, ...]
 
     @property
-    def strips(self) -> int:
-        """S of a row."""
-        return self.columns // self.strip
+    def query_blocks(self) -> int:
+        """S: query blocks of a row."""
+        return self.columns // self.query_block
 
 
-def forest_logits(
+@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution", "shape"))
+def prefix_tree_logits(
     params: Tree,
     cfg: ModelConfig,
-    forest: Forest,
+    batch: PrefixTreeBatch,
     label_ids: tuple[int, int],
     execution: Execution,
-    shape: ForestShape,
+    shape: PrefixTreeShape,
 ) -> jax.Array:
-    """Next-token logits of the two labels at every verdict, f32 [B, M, Y]; unused slots mean nothing."""
-    B, T = forest.tokens.shape
+    """Next-token logits of the two labels at every verdict, f32 [B, M, Y], replicated; unused slots are undefined."""
+    B, T = batch.tokens.shape
     place = execution.placement.constrain
-    x = place(embed_tokens(params["embed"], forest.tokens, execution), "batch", None, "act_embed")
-    rope = rope_angles(forest.positions, cfg)
-    blocks = (jnp.max(forest.used) + shape.block - 1) // shape.block
+    x = place(embed_tokens(params["embed"], batch.tokens, execution), "batch", None, "act_embed")
+    rope = rope_angles(batch.positions, cfg)
+    blocks = (jnp.max(batch.used) + shape.block - 1) // shape.block
     empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute)
     empty = place(empty, "batch", "act_kv_heads", None, "head_size")
-    attend = partial(_attend, forest, shape, execution)
+    attend = partial(_attend, batch, shape, execution)
 
     def run_layer(carry: _Carry, at: jax.Array) -> tuple[_Carry, None]:
         w = _layer_weights(params, at, cfg, execution)
@@ -108,9 +129,10 @@ def forest_logits(
         return attend(q, keys, values, None), None
 
     cos, sin = rope
-    rope_here = hidden_at(cos, forest.verdict_at), hidden_at(sin, forest.verdict_at)
-    x, _ = layer(hidden_at(x, forest.verdict_at), w, cfg, rope_here, execution, mix)
-    return read_labels(rms_norm(x, params["final_norm"], cfg.norm_eps), params, cfg, label_ids)
+    rope_here = hidden_at(cos, batch.verdict_at), hidden_at(sin, batch.verdict_at)
+    x, _ = layer(hidden_at(x, batch.verdict_at), w, cfg, rope_here, execution, mix)
+    logits = read_labels(rms_norm(x, params["final_norm"], cfg.norm_eps), params, cfg, label_ids)
+    return execution.placement.constrain(logits)  # every process reads all of them
 
 
 def _layer_weights(
@@ -139,8 +161,8 @@ def _put_heads(x: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
 
 
 def _attend(
-    forest: Forest,
-    shape: ForestShape,
+    batch: PrefixTreeBatch,
+    shape: PrefixTreeShape,
     execution: Execution,
     q: jax.Array,
     k: jax.Array,
@@ -152,21 +174,21 @@ def _attend(
     q: [B, block or M, N, H]; k, v: [B, K, T, H], of which what the queries see is there. Returns q's shape.
     """
     if first is None:
-        # Every verdict is a strip of one query that sees what its strip sees.
-        at, strip = forest.verdict_at[..., None], forest.verdict_at // shape.strip
-        keys = jnp.take_along_axis(forest.keys, strip[..., None], axis=1)
-        reach = jnp.take_along_axis(forest.reach, strip, axis=1)
+        # Every verdict is a query block of one query that sees what its block sees.
+        at, of_block = batch.verdict_at[..., None], batch.verdict_at // shape.query_block
+        keys = jnp.take_along_axis(batch.keys, of_block[..., None], axis=1)
+        budget = jnp.take_along_axis(batch.key_budget, of_block, axis=1)
     else:
-        B, size = q.shape[0], shape.block // shape.strip
-        at = first + jnp.arange(shape.block).reshape(1, size, shape.strip)
-        at = jnp.broadcast_to(at, (B, size, shape.strip))
-        number = first // shape.strip
-        keys, reach = _columns((forest.keys, forest.reach), number, size)
+        B, size = q.shape[0], shape.block // shape.query_block
+        at = first + jnp.arange(shape.block).reshape(1, size, shape.query_block)
+        at = jnp.broadcast_to(at, (B, size, shape.query_block))
+        number = first // shape.query_block
+        keys, budget = _columns((batch.keys, batch.key_budget), number, size)
 
     placement = execution.placement
     local = partial(_rows, shape)
     if placement.mesh.size == 1:
-        return local(q, k, v, forest.until, at, keys, reach)
+        return local(q, k, v, batch.subtree_end, at, keys, budget)
     spec = placement.spec
     wide, thin = (
         spec(("batch", None, "act_heads", None)),
@@ -179,55 +201,57 @@ def _attend(
         in_specs=(wide, thin, thin, row, row, row, row),
         out_specs=wide,
         check_vma=False,
-    )(q, k, v, forest.until, at, keys, reach)
+    )(q, k, v, batch.subtree_end, at, keys, budget)
 
 
 def _rows(
-    shape: ForestShape,
+    shape: PrefixTreeShape,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    until: jax.Array,
+    subtree_end: jax.Array,
     at: jax.Array,
     keys: jax.Array,
-    reach: jax.Array,
+    budget: jax.Array,
 ) -> jax.Array:
-    """What one device computes. at: columns of the queries, i32 [B, strips, queries]."""
+    """What one device computes. at: columns of the queries, i32 [B, query blocks, queries]."""
     B, _, N, H = q.shape
-    strips, size = at.shape[1:]
+    blocks_per_row, size = at.shape[1:]
     K = k.shape[1]
-    q = (q * (1 / math.sqrt(H))).reshape(B, strips, size, K, N // K, H)
+    q = (q * (1 / math.sqrt(H))).reshape(B, blocks_per_row, size, K, N // K, H)
     q = q.transpose(0, 1, 3, 4, 2, 5)
 
     def row(of_row: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, until, *strips = of_row
-        return jax.lax.map(lambda one: _strip(shape.reaches, k, v, until, *one), (q, *strips))
+        q, k, v, subtree_end, *blocks = of_row
+        return jax.lax.map(
+            lambda one: _query_block(shape.key_budgets, k, v, subtree_end, *one), (q, *blocks)
+        )
 
-    out = jax.lax.map(row, (q, k, v, until, at, keys, reach))
-    return out.transpose(0, 1, 4, 2, 3, 5).reshape(B, strips * size, N, H)
+    out = jax.lax.map(row, (q, k, v, subtree_end, at, keys, budget))
+    return out.transpose(0, 1, 4, 2, 3, 5).reshape(B, blocks_per_row * size, N, H)
 
 
-def _strip(
-    reaches: tuple[int, ...],
+def _query_block(
+    key_budgets: tuple[int, ...],
     k: jax.Array,
     v: jax.Array,
-    until: jax.Array,
+    subtree_end: jax.Array,
     q: jax.Array,
     at: jax.Array,
     keys: jax.Array,
-    reach: jax.Array,
+    budget: jax.Array,
 ) -> jax.Array:
-    """One strip: q [K, G, queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
+    """One query block: q [K, G, queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
 
     def over(size: int) -> Callable[[], jax.Array]:
         def attend() -> jax.Array:
             here = keys[:size]
             k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
-            ends = jnp.take(until, here, mode="clip")
+            ends = jnp.take(subtree_end, here, mode="clip")
             visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
             return attend_block(q, k_s, v_s, visible)[0].astype(v.dtype)
 
         return attend
 
     nothing = partial(jnp.zeros, q.shape, v.dtype)
-    return jax.lax.switch(reach, [nothing, *(over(size) for size in reaches)])
+    return jax.lax.switch(budget, [nothing, *(over(size) for size in key_budgets)])

@@ -10,8 +10,9 @@ from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.fingerprint import weights_fingerprint
+from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.scorer import Scorer
 
 NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and the record
 

@@ -23,9 +23,10 @@ from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.model.heads import hidden_at, scalar_reward
 from gram_jax.model.specs import SCALAR_HEAD
-from gram_jax.scoring.engine import PADDED
-from gram_jax.scoring.padded import padded_lengths
-from gram_jax.scoring.scorer import PairScore, PairTexts, combine_orders, compute_type
+from gram_jax.scoring.engine import default_tokens_per_call
+from gram_jax.scoring.padded import pad_rows, padded_lengths
+from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.scorer import PairTexts, compute_type
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
@@ -52,8 +53,7 @@ class ScalarRewardModel:
         self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
         self.spec, self.execution = spec, execution
         self.lengths = padded_lengths(spec.max_length)
-        platform = execution.placement.mesh.devices.flat[0].platform
-        self.tokens_per_call = PADDED.get(platform, PADDED["gpu"])
+        self.tokens_per_call = default_tokens_per_call(execution, "padded")
 
     @classmethod
     def load(
@@ -70,16 +70,16 @@ class ScalarRewardModel:
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
-    def rate(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
+    def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
-        return self.rate_and_mark(items)[0]
+        return self.rewards_and_shortened(items)[0]
 
-    def rate_and_mark(
+    def rewards_and_shortened(
         self, items: Iterable[tuple[PromptLike, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`rate`, and which responses did not fit the token budget and were shortened, bool [n]."""
+        """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = self._encode(items)
-        return self._rate(texts), np.array([text.shortened for text in texts], bool)
+        return self._rewards(texts), np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
@@ -94,7 +94,7 @@ class ScalarRewardModel:
         remaining = iter(comparisons)
         while window := list(islice(remaining, WINDOW)):
             texts = self._encode((p, text) for p, *pair in window for text in pair)
-            rewards = self._rate(texts)
+            rewards = self._rewards(texts)
             if progress is not None:
                 progress(len(window))
             for at in range(len(window)):
@@ -105,7 +105,7 @@ class ScalarRewardModel:
     def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
         return encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
 
-    def _rate(self, texts: list[Encoded]) -> np.ndarray:
+    def _rewards(self, texts: list[Encoded]) -> np.ndarray:
         """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
         found = np.zeros(len(texts), np.float32)
         sizes = np.array([len(text.tokens) for text in texts])
@@ -116,21 +116,12 @@ class ScalarRewardModel:
             for start in range(0, len(members), rows):
                 here = members[start : start + rows]
                 filled = np.pad(here, (0, rows - len(here)), mode="edge")
-                seqs, at = _rows([texts[i].tokens for i in filled], length)
-                rewards = _rewards(self.params, self.cfg, seqs, at, self.execution)
+                seqs, last = pad_rows([texts[i].tokens for i in filled], length)
+                rewards = _scalar_rewards(
+                    self.params, self.cfg, seqs, last[:, None], self.execution
+                )
                 found[here] = np.asarray(jax.device_get(rewards))[: len(here)]
         return found
-
-
-def _rows(texts: list[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
-    tokens = np.zeros((len(texts), length), np.int32)
-    segments = np.zeros((len(texts), length), np.int32)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = text
-        segments[row, : len(text)] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    last = np.array([[len(text) - 1] for text in texts], np.int32)
-    return Sequences(tokens, positions, segments), last
 
 
 def is_baseline(name: str | Path) -> bool:
@@ -142,7 +133,7 @@ def is_baseline(name: str | Path) -> bool:
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))
-def _rewards(
+def _scalar_rewards(
     params: Tree, cfg: ModelConfig, seqs: Sequences, at: jax.Array, execution: Execution
 ) -> jax.Array:
     """seqs: i32 [B, T]; at: i32 [B, 1], the last real columns. Returns f32 [B]."""

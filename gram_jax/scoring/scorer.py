@@ -1,14 +1,13 @@
-"""From two texts to a score: one way for files, evaluation, ranking and rewards.
+"""From two texts to a score: one path for files, evaluation, ranking and rewards.
 
-Two responses are put in one fixed order before they are encoded, so that score(a, b) and score(b, a)
-are the same computation and agree bit for bit. What a pair is scored beside changes none of its bits
-(scoring/engine.py says why).
+score(a, b) and score(b, a) are the same computation and agree bit for bit, because both lay out the responses in one
+canonical order. The batch that a pair is part of changes none of its bits (engine.py).
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,40 +24,29 @@ from gram_jax.model.execution import AskedCompute, Compute, Execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
-from gram_jax.ranking.tournament import Orders, Ranking, RankingMethod
-from gram_jax.scoring.engine import Method, ScoringEngine, default_tokens, method_for
+from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
+from gram_jax.scoring.engine import (
+    ScoringEngine,
+    ScoringMethod,
+    default_method,
+    default_tokens_per_call,
+)
+from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.tree import Tree
 
-PairTexts = tuple[PromptLike, str, str]
+PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
 Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
-# Comparisons that are encoded while those before them are scored: enough to fill the calls.
+# Pairs that are tokenized while the window before them is scored: enough to fill the calls.
 WINDOW = {"cpu": 64, "gpu": 2048, "tpu": 2048}
 
 
-class PairScore(NamedTuple):
-    """What the judge says of a pair, both orders together.
+class _Window(NamedTuple):
+    """Encoded pairs. texts: both orders of each, the canonical one first; swapped: bool [n], if it is not the given."""
 
-    first, second: probability that this response is the better one; they sum to 1.
-    margin: log-odds of the first, the mean over both orders of the difference of the label logits.
-    position_bias: P(first) when shown first minus P(first) when shown second; 0 without a preference for a position.
-    shortened: the texts did not fit the token budget and were cut inside the responses.
-
-    >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)
-    >>> score.swapped()
-    PairScore(first=0.25, second=0.75, margin=-1.1, position_bias=0.05, shortened=False)
-    """
-
-    first: float
-    second: float
-    margin: float
-    position_bias: float
-    shortened: bool
-
-    def swapped(self) -> "PairScore":
-        """The score of the same pair with the responses exchanged."""
-        return self._replace(first=self.second, second=self.first, margin=-self.margin)
+    texts: list[Encoded]
+    swapped: np.ndarray
 
 
 class Scorer:
@@ -85,7 +73,7 @@ class Scorer:
         execution: Execution,
         *,
         tokens_per_call: int | None = None,
-        method: Method | None = None,
+        method: ScoringMethod | None = None,
     ):
         check_tokenizer(spec, tokenizer)
         if SCALAR_HEAD in params:
@@ -95,16 +83,15 @@ class Scorer:
             )
         _check_budget(spec, cfg)
         self.tokenizer, self.spec = tokenizer, spec
-        self.shortened = 0  # pairs and comparisons so far that did not fit
-        method = method or method_for(execution)
-        self.core = ScoringEngine(
+        method = method or default_method(execution)
+        self.engine = ScoringEngine(
             params,
             cfg,
             spec.label_ids,
             execution,
             spec.max_length,
             method,
-            tokens_per_call or default_tokens(execution, method),
+            tokens_per_call or default_tokens_per_call(execution, method),
         )
         platform = execution.placement.mesh.devices.flat[0].platform
         self.window = WINDOW.get(platform, WINDOW["gpu"])
@@ -120,17 +107,17 @@ class Scorer:
     @property
     def params(self) -> Tree:
         """The judge's weights."""
-        return self.core.params
+        return self.engine.params
 
     @property
     def cfg(self) -> ModelConfig:
         """Its model."""
-        return self.core.cfg
+        return self.engine.cfg
 
     @property
     def execution(self) -> Execution:
         """How it is run."""
-        return self.core.execution
+        return self.engine.execution
 
     @classmethod
     def load(
@@ -141,7 +128,7 @@ class Scorer:
         weights: Weights = "auto",
         max_length: int | None = None,
         tokens_per_call: int | None = None,
-        method: Method | None = None,
+        method: ScoringMethod | None = None,
         placement: Placement | None = None,
         spec: JudgeSpec | None = None,
     ) -> "Scorer":
@@ -150,8 +137,8 @@ class Scorer:
         compute "auto": bfloat16 on accelerators, float32 on a CPU. weights "auto": stored as they are computed with;
         "bfloat16" and "int8" (model/quantize.py) take half and a quarter of float32's memory. Without a placement every
         device holds all weights and scores its own pairs. A model that carries no judge.json is asked with the default
-        template, for which max_length can be given. tokens_per_call: how much one call and device takes; less needs
-        less memory. method: "shared" or "rows" (scoring/engine.py), by default what suits the devices. spec: the judge
+        template, for which max_length can be given. tokens_per_call: positions of one call and device; fewer need
+        less memory. method: "prefix_shared" or "padded" (engine.py), by default what suits the devices. spec: the judge
         specification to use instead of the saved one; `make_spec` builds it. Compiled programs are kept in the user's
         cache folder, or in JAX's own (compile_cache.py).
         """
@@ -193,7 +180,7 @@ class Scorer:
 
     def warm_up(self, *, rankings: bool = False) -> None:
         """Compile before the first call what scoring pairs needs, and what ranking needs besides."""
-        self.core.warm_up(trees=rankings)
+        self.engine.warm_up(rankings=rankings)
 
     def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
         """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
@@ -216,15 +203,8 @@ class Scorer:
         remaining = iter(comparisons)
         progress = progress or (lambda count: None)
         windows = iter(lambda: list(islice(remaining, self.window)), [])
-        # The next window is tokenized while the device works on this one.
-        with ThreadPoolExecutor(1) as ahead:
-            following = next(windows, None)
-            pending = ahead.submit(self._encode_pairs, following) if following else None
-            while pending:
-                encoded = pending.result()
-                following = next(windows, None)
-                pending = ahead.submit(self._encode_pairs, following) if following else None
-                yield from self._score(encoded, progress)
+        for window in self._encode_ahead(windows):
+            yield from self._score(window, progress)
 
     def compare(self, prompt: PromptLike, responses: Sequence[str]) -> np.ndarray:
         """Log-odds that response i is better than response j, both orders of every pair: f32 [n, n], antisymmetric."""
@@ -236,7 +216,7 @@ class Scorer:
         responses: Sequence[str],
         *,
         method: RankingMethod | None = None,
-        orders: Orders = "both",
+        order_mode: OrderMode = "both",
         references: int | Sequence[str] = (),
     ) -> Ranking:
         """Responses to one prompt from best to worst: `tournament` says by which methods (ranking/tournament.py).
@@ -245,8 +225,8 @@ class Scorer:
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
         options that do not go together, and where there is nothing to rank.
         """
-        contest = RankingConfig(method, orders, _frozen(references))
-        return next(self.rank_many([(prompt, responses)], contest))
+        config = RankingConfig(method, order_mode, _frozen(references))
+        return next(self.rank_many([(prompt, responses)], config))
 
     def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
         """Index of the best response; options as of `rank`."""
@@ -255,83 +235,85 @@ class Scorer:
     def rank_many(
         self,
         items: Iterable[tuple[PromptLike, Sequence[str]]],
-        contest: RankingConfig | None = None,
+        config: RankingConfig | None = None,
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Ranking]:
-        """`rank` of many (prompt, responses), in their order; a window of them is worked on together.
+        """`rank` of many (prompt, responses), in their order; the comparisons of a window share calls.
 
-        progress is called with the number of rankings that became ready.
+        progress is called with the number of rankings that are complete.
         """
-        contest, remaining = contest or RankingConfig(), iter(items)
+        config, remaining = config or RankingConfig(), iter(items)
         while window := list(islice(remaining, self.window)):
-            entries = [RankingJob(prompt, responses, contest) for prompt, responses in window]
-            ready = 0
-            while active := [entry for entry in entries if entry.ranking is None]:
-                progress(len(entries) - len(active) - ready)
-                ready = len(entries) - len(active)
-                self._play(active)
-            progress(len(entries) - ready)
-            yield from (entry.ranking for entry in entries if entry.ranking is not None)
+            jobs = [RankingJob(prompt, responses, config) for prompt, responses in window]
+            done = 0
+            while active := [job for job in jobs if job.ranking is None]:
+                progress(len(jobs) - len(active) - done)
+                done = len(jobs) - len(active)
+                self._compare(active)
+            progress(len(jobs) - done)
+            yield from (job.ranking for job in jobs if job.ranking is not None)
 
-    def _play(self, entries: Sequence[RankingJob]) -> None:
+    def _compare(self, jobs: Sequence[RankingJob]) -> None:
         """One round of every tournament."""
-        shown = [entry.shown() for entry in entries]
-        flat = [comparison for of_entry in shown for comparison in of_entry]
-        encoded = iter(self._encode(flat))
-        groups = [list(islice(encoded, len(of_entry))) for of_entry in shown]
-        gaps = self.core.gaps(groups, pairs=False)
-        cuts = [any(text.shortened for text in group) for group in groups]
-        ends = np.cumsum([len(group) for group in groups])[:-1]
-        for entry, of_entry, cut in zip(entries, np.split(gaps, ends), cuts, strict=True):
-            entry.answer(of_entry, shortened=cut)
-        self._count_shortened([text.shortened for group in groups for text in group], "comparisons")
+        pending = [job.pending_comparisons() for job in jobs]
+        flat = list(chain.from_iterable(pending))
+        texts = self._encode(flat)
+        diffs = self.engine.label_logit_diffs(texts, paired=False)
+        self._warn_if_shortened(texts)
+        ends = np.cumsum([len(of_job) for of_job in pending])
+        for job, start, end in zip(jobs, [0, *ends], ends, strict=False):
+            job.update(diffs[start:end], shortened=any(x.shortened for x in texts[start:end]))
 
-    def _encode(self, shown: Iterable[PairTexts]) -> list[Encoded]:
+    def _encode_ahead(self, windows: Iterator[list[PairTexts]]) -> Iterator[_Window]:
+        """Encode every window; if there are several, each while the one before it is scored, in a thread."""
+        first, following = next(windows, None), next(windows, None)
+        if first is not None and following is None:
+            yield self._encode_pairs(first)
+        elif first is not None:
+            with ThreadPoolExecutor(1) as thread:
+                encoded = self._encode_pairs(first)
+                while following is not None:
+                    pending = thread.submit(self._encode_pairs, following)
+                    yield encoded
+                    following, encoded = next(windows, None), pending.result()
+                yield encoded
+
+    def _encode(self, comparisons: Iterable[PairTexts]) -> list[Encoded]:
         layout, max_length = self.spec.comparison, self.spec.max_length
-        return encode_items(self.tokenizer, layout, shown, max_length)
+        return encode_items(self.tokenizer, layout, comparisons, max_length)
 
-    def _encode_pairs(
-        self, window: Sequence[PairTexts]
-    ) -> list[tuple[bool, tuple[Encoded, Encoded]]]:
-        """Both orders of every pair, and whether the fixed order is not the given one."""
-        turned = [_is_turned(first, second) for _, first, second in window]
-        fixed = [(p, b, a) if t else (p, a, b) for (p, a, b), t in zip(window, turned, strict=True)]
-        shown = [shown for p, a, b in fixed for shown in ((p, a, b), (p, b, a))]
-        encoded = self._encode(shown)
-        return list(zip(turned, zip(encoded[::2], encoded[1::2], strict=True), strict=True))
-
-    def _score(
-        self,
-        window: Sequence[tuple[bool, tuple[Encoded, Encoded]]],
-        progress: Callable[[int], None],
-    ) -> list[PairScore]:
-        answered = 0
-
-        def count(sequences: int) -> None:
-            nonlocal answered
-            before, answered = answered // 2, answered + sequences
-            progress(answered // 2 - before)
-
-        gaps = self.core.gaps([pair for _, pair in window], pairs=True, progress=count)
-        scores = [
-            combine_orders(gap, other, any(side.shortened for side in pair))
-            for gap, other, (_, pair) in zip(gaps[::2], gaps[1::2], window, strict=True)
+    def _encode_pairs(self, pairs: Sequence[PairTexts]) -> _Window:
+        swapped = [_is_swapped(first, second) for _, first, second in pairs]
+        canonical = [
+            (prompt, b, a) if swap else (prompt, a, b)
+            for (prompt, a, b), swap in zip(pairs, swapped, strict=True)
         ]
-        self._count_shortened([score.shortened for score in scores], "pairs")
+        orders = [order for p, a, b in canonical for order in ((p, a, b), (p, b, a))]
+        return _Window(self._encode(orders), np.array(swapped, bool))
+
+    def _score(self, window: _Window, progress: Callable[[int], None]) -> list[PairScore]:
+        # A call scores whole pairs.
+        diffs = self.engine.label_logit_diffs(
+            window.texts, paired=True, progress=lambda count: progress(count // 2)
+        )
+        diffs = diffs.reshape(-1, 2)
+        diffs[window.swapped] = diffs[window.swapped, ::-1]
+        self._warn_if_shortened(window.texts)
+        shortened = np.array([text.shortened for text in window.texts], bool).reshape(-1, 2)
         return [
-            score.swapped() if t else score for score, (t, _) in zip(scores, window, strict=True)
+            combine_orders(diff, swapped, bool(cut.any()))
+            for (diff, swapped), cut in zip(diffs.tolist(), shortened, strict=True)
         ]
 
-    def _count_shortened(self, shortened: Sequence[bool], what: str) -> None:
-        cut = sum(shortened)
-        if cut and not self.shortened:
+    def _warn_if_shortened(self, texts: Sequence[Encoded]) -> None:
+        if any(text.shortened for text in texts):
+            # The same words every time: Python shows a repeated warning once.
             warnings.warn(
-                f"{cut} of {len(shortened)} {what} are longer than {self.spec.max_length} tokens and were shortened "
-                "inside the responses (said once; `shortened` of each result marks it)",
+                f"some comparisons are longer than {self.spec.max_length} tokens and are shortened inside the "
+                "responses; `shortened` of each result marks it",
                 stacklevel=2,
             )
-        self.shortened += cut
 
 
 def compute_type(asked: AskedCompute, placement: Placement) -> Compute:
@@ -355,28 +337,6 @@ def _frozen(references: int | Sequence[str]) -> int | tuple[str, ...]:
     return references if isinstance(references, int) else tuple(references)
 
 
-def _is_turned(first: str, second: str) -> bool:
-    """Whether the fixed order of two responses, that of their text, is not the given one."""
+def _is_swapped(first: str, second: str) -> bool:
+    """Whether the canonical order of two responses, that of their text, is not the given one."""
     return isinstance(first, str) and isinstance(second, str) and second < first
-
-
-def combine_orders(
-    gap: float | np.floating, other: float | np.floating, shortened: bool
-) -> PairScore:
-    """From the label logits' difference as given and with the responses exchanged.
-
-    The larger probability is rounded to float32 and the smaller one is what is left of 1: both sum
-    to exactly 1, and exchanging the responses exchanges them bit for bit.
-    """
-    here, there = float(gap), float(other)
-    leaning = np.tanh(here / 2), np.tanh(there / 2)  # towards whatever was shown first
-    lead = (leaning[0] - leaning[1]) / 4
-    high = float(np.float32(0.5 + abs(lead)))
-    first, second = (high, 1 - high) if lead >= 0 else (1 - high, high)
-    return PairScore(
-        first=first,
-        second=second,
-        margin=(here - there) / 2,
-        position_bias=float(leaning[0] + leaning[1]) / 2,
-        shortened=shortened,
-    )

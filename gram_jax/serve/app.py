@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.batcher import RequestBatcher
+from gram_jax.scoring.request_batcher import RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.errors import RESPONSES, add_error_handlers
 from gram_jax.serve.group_judge import add_group_judge
@@ -52,7 +52,7 @@ def make_app(
         scorer,
         name,
         form,
-        RequestBatcher(scorer, most=max_queue, together=max_batch),
+        RequestBatcher(scorer, max_queue=max_queue, max_batch=max_batch),
         GroupBuffer(group_wait),
         limits or Limits(),
         write=write,

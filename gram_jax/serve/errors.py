@@ -11,7 +11,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gram_jax.errors import GramError
-from gram_jax.scoring.batcher import BatcherClosedError, DeadlineExceededError, QueueFullError
+from gram_jax.scoring.request_batcher import (
+    BatcherClosedError,
+    DeadlineExceededError,
+    QueueFullError,
+)
 from gram_jax.serve.fields import ErrorResponse
 
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}

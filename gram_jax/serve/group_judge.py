@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from gram_jax.judge.messages import Prompt
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_RESPONSES, Messages, Responses
 from gram_jax.serve.service import Service, prompt_from
 

@@ -5,7 +5,7 @@ import uuid
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import Text, Texts
 from gram_jax.serve.service import Service, conversation_from
 

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gram_jax.scoring.batcher import RequestBatcher
+from gram_jax.scoring.request_batcher import RequestBatcher
 
 
 class ServerMetrics:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import (
     MAX_ITEMS,
     PairRequest,
@@ -49,12 +49,12 @@ class VerdictsResponse(BaseModel):
 
 
 class RankRequest(StrictRequest):
-    """Responses to a prompt; method and orders as in docs/ranking.md."""
+    """Responses to a prompt; method and order_mode as in docs/ranking.md."""
 
     prompt: PromptField
     responses: Responses
     method: Literal["groups", "round_robin", "bradley_terry", "knockout", "linear"] | None = None
-    orders: Literal["both", "one"] = "both"
+    order_mode: Literal["both", "one"] = "both"
 
 
 class RankResponse(BaseModel):
@@ -85,9 +85,9 @@ def add_native(app: APIRouter, service: Service) -> None:
     @app.post("/v1/rank")
     def rank(request: RankRequest, client: BatchedScorer = until_deadline) -> RankResponse:
         """Rank the responses to a prompt from best to worst."""
-        contest = RankingConfig(request.method, request.orders)
+        config = RankingConfig(request.method, request.order_mode)
         items = [(prompt_from(request.prompt), request.responses)]
-        (found,) = client.rank_many(items, contest)
+        (found,) = client.rank_many(items, config)
         return RankResponse(
             ranking=found.order,
             scores=found.strengths.tolist(),

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_ITEMS, Text, Texts
 from gram_jax.serve.service import Service, check_length, conversation_from
 

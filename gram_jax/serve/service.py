@@ -14,8 +14,9 @@ from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import ReferenceWriter, RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer, RequestBatcher
-from gram_jax.scoring.scorer import PairScore, Scorer
+from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.errors import RequestError
 from gram_jax.serve.fields import MessageField, PairRequest
 from gram_jax.serve.metrics import ServerMetrics

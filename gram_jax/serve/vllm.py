@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, Tag
 
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.batcher import BatchedScorer
+from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, Text, TextOrList, by_list
 from gram_jax.serve.service import Service, check_length, score_pairs
 

@@ -127,10 +127,14 @@ def _check(recipe: Recipe, placement: Placement) -> None:
         check_wandb()
 
 
-def _batches(recipe: Recipe, examples: Examples, rows: int) -> BatchPlan:
+def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
     batch = recipe.batch
     return make_batches(
-        examples, rows=rows, length=batch.max_length, seed=recipe.run.seed, pack=batch.packing
+        examples,
+        batch_size=batch_size,
+        max_length=batch.max_length,
+        seed=recipe.run.seed,
+        packing=batch.packing,
     )
 
 

@@ -91,7 +91,7 @@ def stage_examples(
         position_augmentation=recipe.data.position_augmentation,
         seed=recipe.run.seed,
         overlong=recipe.data.overlong,
-        rows=report,
+        read=report,
     )
 
 

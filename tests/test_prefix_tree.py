@@ -1,4 +1,4 @@
-"""Shared beginnings: the same logits as without, the same bits in any company, few programs, fewer tokens."""
+"""Prefix sharing: the same logits as without, the same bits in every batch, few programs, fewer tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,27 +15,27 @@ from gram_jax.batch import Sequences
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits
-from gram_jax.scoring import engine as core_module
-from gram_jax.scoring import prefix_layout as trees
-from gram_jax.scoring.engine import ScoringEngine
-from gram_jax.scoring.prefix_layout import Group, forest_shape, lay_out
+from gram_jax.scoring import engine as engine_module
+from gram_jax.scoring.engine import RANKING_TREE_TOKENS, ScoringEngine
+from gram_jax.scoring.prefix_layout import BLOCK, lay_out, prefix_tree_shape
+from gram_jax.scoring.prefix_tree import prefix_tree_logits
 from gram_jax.sharding import make_placement
 
 LONGEST = 256
-TAIL = np.array([5, 6, 7])  # what closes a comparison
+TAIL = np.array([5, 6, 7])  # the end of every comparison
 
 
 def one_device():
     return make_placement({}, devices=jax.devices()[:1])
 
 
-def make_core(family: str = "llama", placement=None, **sizes) -> ScoringEngine:
+def make_engine(family: str = "llama", placement=None, **sizes) -> ScoringEngine:
     placement = placement or one_device()
     cfg = tiny_config(family, tied=family in ("llama", "qwen3"))
     params = random_params(cfg, placement)
     execution = Execution("float32", "blocked", "none", placement, packed=False)
     columns = sizes.pop("tokens_per_call", 1024)
-    return ScoringEngine(params, cfg, LABELS, execution, LONGEST, "shared", columns, **sizes)
+    return ScoringEngine(params, cfg, LABELS, execution, LONGEST, "prefix_shared", columns, **sizes)
 
 
 def words(random: np.random.Generator, most: int, least: int = 0) -> np.ndarray:
@@ -49,12 +49,16 @@ def shown(prompt: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
 
 
 def all_ordered(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[Encoded]:
-    meetings = itertools.permutations(range(len(responses)), 2)
-    return [shown(prompt, responses[i], responses[j]) for i, j in meetings]
+    orders = itertools.permutations(range(len(responses)), 2)
+    return [shown(prompt, responses[i], responses[j]) for i, j in orders]
 
 
-def plain(core: ScoringEngine, texts: Sequence[Encoded]) -> np.ndarray:
-    """Logit gaps of every text alone in a row, on one device."""
+def flat(groups: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    return list(itertools.chain.from_iterable(groups))
+
+
+def plain(engine: ScoringEngine, texts: Sequence[Encoded]) -> np.ndarray:
+    """Logit difference of every text alone in a row, on one device."""
     tokens = np.zeros((len(texts), LONGEST), np.int32)
     segments = np.zeros_like(tokens)
     for row, text in enumerate(texts):
@@ -63,16 +67,17 @@ def plain(core: ScoringEngine, texts: Sequence[Encoded]) -> np.ndarray:
     positions = np.broadcast_to(np.arange(LONGEST, dtype=np.int32), tokens.shape)
     verdict_at = np.array([[len(text.tokens) - 1] for text in texts])
     where = Execution("float32", "blocked", "none", one_device())
-    params = jax.tree.map(np.asarray, core.params)
+    params = jax.tree.map(np.asarray, engine.params)
     found = jax.jit(label_logits, static_argnames=("cfg", "label_ids", "execution"))(
-        params, core.cfg, Sequences(tokens, positions, segments), verdict_at, LABELS, where
+        params, engine.cfg, Sequences(tokens, positions, segments), verdict_at, LABELS, where
     )
     return np.asarray(found[:, 0, 0] - found[:, 0, 1])
 
 
-def check(core: ScoringEngine, groups: Sequence[Sequence[Encoded]], *, pairs: bool) -> None:
-    expected = plain(core, [text for group in groups for text in group])
-    found = core.gaps(groups, pairs=pairs)
+def check(engine: ScoringEngine, groups: Sequence[Sequence[Encoded]], *, paired: bool) -> None:
+    texts = flat(groups)
+    expected = plain(engine, texts)
+    found = engine.label_logit_diffs(texts, paired=paired)
     largest = np.abs(expected).max()
     assert largest > 1  # the weights are large enough to tell
     np.testing.assert_allclose(found, expected, atol=2e-6 * largest, rtol=0)
@@ -82,107 +87,112 @@ def check(core: ScoringEngine, groups: Sequence[Sequence[Encoded]], *, pairs: bo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_beginnings_change_no_logit(family):
     """All ordered comparisons of 2 to 16 responses, ragged, and both orders of pairs."""
-    core, random = make_core(family), np.random.default_rng(FAMILIES.index(family))
+    engine, random = make_engine(family), np.random.default_rng(FAMILIES.index(family))
     counts = (2, 3, 5, 16) if family == "qwen3" else (2, 4, 7)
     groups = [
         all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(n)])
         for n in counts
     ]
-    check(core, groups, pairs=False)
+    check(engine, groups, paired=False)
     pairs = [
         all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(2)])
         for _ in range(40)
     ]
-    check(core, pairs, pairs=True)
+    check(engine, pairs, paired=True)
 
 
-def test_odd_trees_are_no_different(monkeypatch):
+def test_odd_trees_are_no_different():
     """Responses that are empty, equal or begin alike, prompts that differ in their last word, texts of all lengths."""
-    core, random = make_core(), np.random.default_rng(7)
+    engine, random = make_engine(), np.random.default_rng(7)
     prompt, long = words(random, 60, least=60), words(random, 90, least=90)
     rivals = [long, long[:40], long[:40].copy(), words(random, 0), long[:1], words(random, 30)]
     groups = [all_ordered(prompt, rivals), all_ordered(prompt[:-1], rivals[:3])]
     groups.append([shown(prompt[:size], long[:0], long[:0]) for size in range(1, 60, 7)])
     groups.append([shown(prompt[:3], long, long), shown(prompt[:60], long[:1], long[:1])])
-    check(core, groups, pairs=False)
-    check(core, [[one] for group in groups for one in group], pairs=True)
+    check(engine, groups, paired=False)
+    check(engine, [[one, one] for group in groups for one in group], paired=True)
+    check(engine, [group[:2] for group in groups], paired=True)
 
 
-def test_a_group_that_does_not_fit_one_call_goes_on_in_the_next(monkeypatch):
+def test_a_group_that_does_not_fit_one_call_continues_in_the_next(monkeypatch):
     random = np.random.default_rng(3)
     group = all_ordered(
         words(random, 40, least=40), [words(random, 60, least=40) for _ in range(9)]
     )
-    monkeypatch.setattr(core_module, "LONGEST_TREE", 1024)
-    cut = make_core()
-    found = cut.gaps([group], pairs=False)
-    assert cut.work.calls > 3
-    alone = [cut.gaps([[text]], pairs=False)[0] for text in group]
+    monkeypatch.setattr(engine_module, "RANKING_TREE_TOKENS", 1024)
+    cut = make_engine()
+    found = cut.label_logit_diffs(group, paired=False)
+    assert cut.counters.calls > 3
+    alone = [cut.label_logit_diffs([text], paired=False)[0] for text in group]
     assert np.array_equal(found, alone)  # to the last bit
-    check(cut, [group], pairs=False)
+    check(cut, [group], paired=False)
 
 
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_several_devices_find_the_same(mesh):
-    core, random = make_core("qwen3", make_placement(mesh)), np.random.default_rng(5)
+    engine, random = make_engine("qwen3", make_placement(mesh)), np.random.default_rng(5)
     groups = [
         all_ordered(words(random, 50, least=1), [words(random, 50) for _ in range(3)])
         for _ in range(6)
     ]
-    check(core, groups, pairs=False)
+    check(engine, groups, paired=False)
     pairs = [group[:1] + group[2:3] for group in groups]
-    check(core, pairs, pairs=True)
+    check(engine, pairs, paired=True)
 
 
-def in_company(
-    core: ScoringEngine, pool: Sequence[Sequence[Encoded]], scores: int, *, pairs: bool
+def in_random_batches(
+    engine: ScoringEngine, pool: Sequence[Sequence[Encoded]], scores: int, *, paired: bool
 ) -> int:
-    """How many of so many scores, in random order and random company, have other bits than alone."""
+    """Number of scores whose bits, in random order and random batches, differ from those alone."""
     random = np.random.default_rng(0)
-    alone = [core.gaps([group], pairs=pairs) for group in pool]
+    alone = [engine.label_logit_diffs(group, paired=paired) for group in pool]
     differing = done = 0
     while done < scores:
         chosen = random.integers(0, len(pool), random.integers(1, 200))
-        found = core.gaps([pool[at] for at in chosen], pairs=pairs)
+        found = engine.label_logit_diffs(flat([pool[at] for at in chosen]), paired=paired)
         expected = np.concatenate([alone[at] for at in chosen])
         differing += int((found.view(np.int32) != expected.view(np.int32)).sum())
         done += len(found)
     return differing
 
 
-@pytest.mark.parametrize("pairs", [True, False])
-def test_company_changes_no_bit(pairs):
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_batch_changes_no_bit(paired):
     """benchmarks/invariance.py has more of them, with the compiler's usual settings."""
-    core, random = make_core(), np.random.default_rng(1)
+    engine, random = make_engine(), np.random.default_rng(1)
     pool = [
         all_ordered(
-            words(random, 30, least=1), [words(random, 30) for _ in range(2 if pairs else 3)]
+            words(random, 30, least=1), [words(random, 30) for _ in range(2 if paired else 3)]
         )
         for _ in range(60)
     ]
-    assert in_company(core, pool, 12_000, pairs=pairs) == 0
+    assert in_random_batches(engine, pool, 2_000, paired=paired) == 0
 
 
 def test_a_comparison_of_a_ranking_does_not_depend_on_the_others():
-    core, random = make_core(), np.random.default_rng(2)
+    engine, random = make_engine(), np.random.default_rng(2)
     prompt, responses = words(random, 40, least=9), [words(random, 40) for _ in range(8)]
-    meetings = list(itertools.permutations(range(8), 2))
+    orders = list(itertools.permutations(range(8), 2))
     whole = dict(
-        zip(meetings, core.gaps([all_ordered(prompt, responses)], pairs=False), strict=True)
+        zip(
+            orders,
+            engine.label_logit_diffs(all_ordered(prompt, responses), paired=False),
+            strict=True,
+        )
     )
     for _ in range(20):
-        some = sorted(meetings[at] for at in random.choice(len(meetings), 9, replace=False))
+        some = sorted(orders[at] for at in random.choice(len(orders), 9, replace=False))
         group = [shown(prompt, responses[i], responses[j]) for i, j in some]
         other = all_ordered(words(random, 90), [words(random, 60) for _ in range(2)])
-        found = core.gaps([other, group], pairs=False)[len(other) :]
-        assert [float(gap) for gap in found] == [float(whole[match]) for match in some]
+        found = engine.label_logit_diffs([*other, *group], paired=False)[len(other) :]
+        assert found.tolist() == [float(whole[pair]) for pair in some]
 
 
 def test_many_pairs_of_mixed_lengths_need_few_programs():
-    """10,000 pairs, and not one of them compiles anything."""
-    core, random = make_core(), np.random.default_rng(4)
-    before = core_module._judge_forest._cache_size()
-    core.warm_up(trees=True)
+    """2,000 pairs of a pool, and none of them compiles anything after the warm-up."""
+    engine, random = make_engine(), np.random.default_rng(4)
+    before = prefix_tree_logits._cache_size()
+    engine.warm_up(rankings=True)
     compiled = []
     count = lambda event, *_, **__: compiled.append(event)  # noqa: E731
     jax.monitoring.register_event_duration_secs_listener(
@@ -197,13 +207,13 @@ def test_many_pairs_of_mixed_lengths_need_few_programs():
         for _ in range(40)
     ]
     done = 0
-    while done < 10_000:
+    while done < 2_000:
         chosen = random.integers(0, 400 if done else 440, 500)
-        core.gaps([pool[at] for at in chosen], pairs=True)
+        engine.label_logit_diffs(flat([pool[at] for at in chosen]), paired=True)
         done += len(chosen)
-    core.gaps(pool[400:], pairs=True)
+    engine.label_logit_diffs(flat(pool[400:]), paired=True)
     assert compiled == []
-    assert core_module._judge_forest._cache_size() - before <= 2  # pairs, and trees of rankings
+    assert prefix_tree_logits._cache_size() - before <= 2  # pairs, and trees of rankings
 
 
 def test_best_of_sixteen_computes_less_than_two_fifths_of_the_tokens():
@@ -211,26 +221,26 @@ def test_best_of_sixteen_computes_less_than_two_fifths_of_the_tokens():
     random = np.random.default_rng(0)
     prompt = np.arange(390)
     responses = [random.integers(0, 1000, random.integers(200, 541)) for _ in range(16)]
-    group = Group(range(240), all_ordered(prompt, responses), aligned=True)
-    shape = forest_shape(2048, core_module.LONGEST_TREE)
-    calls = list(lay_out([group], shape, rows=1))
-    asked = sum(len(text.tokens) for text in group.texts)
-    assert sum(call.asked for call in calls) == asked
-    assert sum(len(call.verdicts) for call in calls) == 240
-    tokens = sum(call.tokens for call in calls)
-    computed = sum(-(-int(used) // trees.BLOCK) for call in calls for used in call.forest.used)
-    assert tokens <= 0.38 * asked
-    assert computed * trees.BLOCK <= 0.4 * asked
+    texts = all_ordered(prompt, responses)
+    shape = prefix_tree_shape(2048, RANKING_TREE_TOKENS)
+    calls = list(lay_out(texts, shape, rows=1, paired=False))
+    requested = sum(len(text.tokens) for text in texts)
+    assert sum(call.tokens_requested for call in calls) == requested
+    assert sum(len(call.indices) for call in calls) == 240
+    tokens = sum(call.tokens_unique for call in calls)
+    computed = sum(-(-int(used) // BLOCK) for call in calls for used in call.batch.used)
+    assert tokens <= 0.38 * requested
+    assert computed * BLOCK <= 0.4 * requested
 
 
 def test_what_was_computed_is_counted():
-    core, random = make_core(), np.random.default_rng(6)
+    engine, random = make_engine(), np.random.default_rng(6)
     prompt, a, b = (words(random, 40, least=20) for _ in range(3))
     group = all_ordered(prompt, [a, b])
-    core.gaps([group], pairs=True)
-    work, length = core.work, len(group[0].tokens)
-    assert (work.sequences, work.calls, work.asked) == (2, 1, 2 * length)
-    assert work.distinct == 2 * length - len(prompt)
+    engine.label_logit_diffs(group, paired=True)
+    work, length = engine.counters, len(group[0].tokens)
+    assert (work.sequences, work.calls, work.tokens_requested) == (2, 1, 2 * length)
+    assert work.tokens_unique == 2 * length - len(prompt)
     shared = len(prompt) * (len(prompt) + 1) // 2
-    assert work.seen == length * (length + 1) - shared
-    assert work.computed == trees.BLOCK
+    assert work.attention_pairs == length * (length + 1) - shared
+    assert work.tokens_computed == BLOCK

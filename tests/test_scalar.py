@@ -25,7 +25,7 @@ PAIRS = [
 ]
 
 
-def rater_of(params, execution, cfg) -> ScalarRewardModel:
+def model_of(params, execution, cfg) -> ScalarRewardModel:
     tokenizer = load_tokenizer("tiny-random")
     return ScalarRewardModel(
         params, cfg, tokenizer, make_spec(tokenizer, max_length=256), execution
@@ -41,34 +41,38 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def rater(tiny) -> ScalarRewardModel:
+def reward_model(tiny) -> ScalarRewardModel:
     cfg, params, head, execution = tiny
-    return rater_of({**params, "score": head}, execution, cfg)
+    return model_of({**params, "score": head}, execution, cfg)
 
 
-def test_a_pair_is_scored_by_the_difference_of_its_rewards(rater):
-    rewards = rater.rate([(p, text) for p, *pair in PAIRS for text in pair]).reshape(-1, 2)
-    for score, (first, second) in zip(rater.stream(PAIRS), rewards.tolist(), strict=True):
+def test_a_pair_is_scored_by_the_difference_of_its_rewards(reward_model):
+    rewards = reward_model.rewards([(p, text) for p, *pair in PAIRS for text in pair]).reshape(
+        -1, 2
+    )
+    for score, (first, second) in zip(reward_model.stream(PAIRS), rewards.tolist(), strict=True):
         assert score.margin == first - second
         assert score.first == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-6)
         assert score.first + score.second == 1
         assert score.position_bias == 0
 
 
-def test_exchanged_responses_exchange_the_scores(rater):
+def test_exchanged_responses_exchange_the_scores(reward_model):
     swapped = [(prompt, second, first) for prompt, first, second in PAIRS]
-    assert [s.swapped() for s in rater.stream(swapped)] == list(rater.stream(PAIRS))
+    assert [s.swapped() for s in reward_model.stream(swapped)] == list(reward_model.stream(PAIRS))
 
 
-def test_rewards_do_not_depend_on_the_order_of_the_texts(rater):
+def test_rewards_do_not_depend_on_the_order_of_the_texts(reward_model):
     items = [(p, text) for p, *pair in PAIRS for text in pair]
-    assert rater.rate(items[::-1])[::-1].tolist() == pytest.approx(rater.rate(items).tolist())
+    assert reward_model.rewards(items[::-1])[::-1].tolist() == pytest.approx(
+        reward_model.rewards(items).tolist()
+    )
 
 
 def test_weights_without_a_head_are_refused(tiny):
     cfg, params, _, execution = tiny
     with pytest.raises(JudgeError, match="no scalar head"):
-        rater_of(params, execution, cfg)
+        model_of(params, execution, cfg)
 
 
 def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):

@@ -1,0 +1,233 @@
+"""Request batching: many threads submit, one thread scores, with a bounded queue between them.
+
+Requests that arrive while a batch is scored form the next batch; so batches grow with the load, and no request waits
+for another one longer than a batch takes.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gram_jax.judge.messages import PromptLike
+from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.ranking.tournament import Ranking
+from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.scorer import PairTexts, Scorer
+
+BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others
+SMOOTHING = 0.9  # of the measured speed, from batch to batch
+
+
+class QueueFullError(Exception):
+    """The queue is full; retry_after: seconds until it is likely to accept requests."""
+
+    def __init__(self, retry_after: int):
+        self.retry_after = retry_after
+        super().__init__(f"the queue is full: try again in {retry_after} s")
+
+
+class BatcherClosedError(Exception):
+    """The batcher is closed and accepts no requests."""
+
+
+class DeadlineExceededError(Exception):
+    """The request's deadline passed before it was scored."""
+
+
+@dataclass(eq=False)
+class _Request:
+    kind: Literal["pairs", "rank"]
+    items: list[Any]
+    config: RankingConfig | None
+    cost: int  # sequences
+    deadline: float
+    future: "Future[list[Any]]" = field(default_factory=Future)
+
+
+class RequestBatcher:
+    """Scores for many threads. max_queue: sequences that may wait; max_batch: sequences of a batch."""
+
+    def __init__(self, scorer: Scorer, *, max_queue: int = 8192, max_batch: int = 512):
+        self.scorer, self.max_queue, self.max_batch = scorer, max_queue, max_batch
+        self.waiting = 0  # sequences in the queue or in the batch that is scored
+        self.speed = 0.0  # sequences a second, smoothed
+        self.batches = self.scored = 0
+        self._queue: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are scored."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def num_queued(self) -> int:
+        """Number of requests in the queue."""
+        return len(self._queue)
+
+    def pairs(
+        self, triples: Sequence[tuple[PromptLike, str, str]], deadline: float
+    ) -> list[PairScore]:
+        """As Scorer.score_many. deadline: of time.monotonic, or inf.
+
+        Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
+        """
+        return self._submit(_Request("pairs", list(triples), None, 2 * len(triples), deadline))
+
+    def rank(
+        self,
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
+        config: RankingConfig,
+        deadline: float,
+    ) -> list[Ranking]:
+        """As Scorer.rank_many. The cost of a ranking counts as a round robin."""
+        items = list(items)
+        cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
+        return self._submit(_Request("rank", items, config, cost, deadline))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Reject new requests, score the queued ones, and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    def stop(self) -> None:
+        """As close, but queued requests raise BatcherClosedError: only the current batch is finished."""
+        with self._changed:
+            self._closed = True
+            queued = list(self._queue)
+            self._queue.clear()
+        self._finish(queued, BatcherClosedError())
+        self.close()
+
+    def full(self) -> int | None:
+        """`retry_after` if the queue has no space for a pair, else None."""
+        return self.retry_after() if self.waiting and self.waiting + 2 > self.max_queue else None
+
+    def retry_after(self) -> int:
+        """Whole seconds until half of the waiting sequences are likely to be scored: 1 to 60."""
+        return min(60, max(1, math.ceil(self.waiting / 2 / self.speed))) if self.speed else 1
+
+    def _submit(self, request: _Request) -> list[Any]:
+        if not request.items:
+            return []
+        with self._changed:
+            if self._closed:
+                raise BatcherClosedError
+            # A request that is larger than the queue itself is accepted if nothing else waits.
+            if self.waiting and self.waiting + request.cost > self.max_queue:
+                raise QueueFullError(self.retry_after())
+            self.waiting += request.cost
+            self._queue.append(request)
+            self._changed.notify_all()
+        left = request.deadline - time.monotonic()
+        try:
+            return request.future.result(None if math.isinf(left) else max(0.0, left))
+        except TimeoutError:
+            if self._withdraw(request):
+                raise DeadlineExceededError from None
+            return request.future.result()  # it is being scored already
+
+    def _withdraw(self, request: _Request) -> bool:
+        """Remove a request from the queue; False if it is not there any more."""
+        with self._changed:
+            if request not in self._queue:
+                return False
+            self._queue.remove(request)
+            self.waiting -= request.cost
+            return True
+
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            started = time.monotonic()
+            late = [request for request in batch if request.deadline < started]
+            batch = [request for request in batch if request.deadline >= started]
+            self._finish(late, DeadlineExceededError())
+            for requests in _compatible(batch):
+                self._score(requests)
+            if cost := sum(request.cost for request in batch):
+                speed = cost / max(time.monotonic() - started, 1e-6)
+                self.speed = (
+                    speed if not self.speed else SMOOTHING * self.speed + (1 - SMOOTHING) * speed
+                )
+                self.batches += 1
+                self.scored += cost
+
+    def _next(self) -> list[_Request] | None:
+        """The next batch: queued requests of up to `max_batch` sequences, but at least one; None when closed."""
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            if sum(request.cost for request in self._queue) < self.max_batch and not self._closed:
+                self._changed.wait(BATCH_WAIT)
+            if not self._queue:  # its request was withdrawn meanwhile
+                return []
+            batch = [self._queue.popleft()]
+            size = batch[0].cost
+            while self._queue and size + self._queue[0].cost <= self.max_batch:
+                size += self._queue[0].cost
+                batch.append(self._queue.popleft())
+            return batch
+
+    def _score(self, requests: list[_Request]) -> None:
+        items = [item for request in requests for item in request.items]
+        try:
+            if requests[0].kind == "pairs":
+                found = self.scorer.score_many(items)
+            else:
+                found = list(self.scorer.rank_many(items, requests[0].config))
+        except Exception as error:  # perhaps of one request: the others are scored one by one
+            if len(requests) == 1:
+                self._finish(requests, error)
+                return
+            for request in requests:
+                self._score([request])
+            return
+        results = iter(found)
+        for request in requests:
+            self._finish([request], [next(results) for _ in request.items])
+
+    def _finish(self, requests: Sequence[_Request], found: Any) -> None:
+        for request in requests:
+            with self._changed:
+                self.waiting -= request.cost
+            if isinstance(found, Exception):
+                request.future.set_exception(found)
+            else:
+                request.future.set_result(found)
+
+
+def _compatible(batch: Sequence[_Request]) -> list[list[_Request]]:
+    """Requests that one call of the scorer can serve."""
+    groups: dict[Any, list[_Request]] = {}
+    for request in batch:
+        groups.setdefault((request.kind, request.config), []).append(request)
+    return list(groups.values())
+
+
+class BatchedScorer:
+    """The batcher until a deadline, with the methods of a Scorer that rewards use."""
+
+    def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
+        self.batcher, self.deadline = batcher, deadline
+
+    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
+        """As Scorer.score_many."""
+        return self.batcher.pairs(comparisons, self.deadline)
+
+    def rank_many(
+        self, items: Iterable[tuple[PromptLike, Sequence[str]]], config: RankingConfig | None = None
+    ) -> list[Ranking]:
+        """As Scorer.rank_many."""
+        return self.batcher.rank(items, config or RankingConfig(), self.deadline)
