@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -11,9 +12,10 @@ from gram_jax.data.comparison import Candidates
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import as_prompt
+from gram_jax.progress import no_progress
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring import files, results
-from gram_jax.scoring.files import rank_file, score_file
+from gram_jax.scoring.files import check_files, rank_file, score_file
+from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -75,7 +77,7 @@ def test_scores_of_other_weights_are_not_mixed_in(judge, source, tmp_path, monke
     assert run(judge, source, out, overwrite=True).written == 7
 
 
-def test_a_note_of_another_kind_is_an_error_and_not_a_crash(judge, source, tmp_path):
+def test_damaged_metadata_is_an_error(judge, source, tmp_path):
     out = tmp_path / "out.jsonl"
     run(judge, source, out)
     for text in ("[]", "{}", "{", ""):
@@ -102,7 +104,7 @@ def test_an_input_that_became_shorter_is_noticed(judge, source, tmp_path):
         run(judge, source, out)
 
 
-def test_an_input_that_grew_is_gone_on_with(judge, source, tmp_path):
+def test_an_input_that_grew_is_resumed(judge, source, tmp_path):
     out = tmp_path / "out.jsonl"
     run(judge, source, out)
     with source.open("a") as file:
@@ -119,25 +121,23 @@ def test_an_input_that_grew_is_gone_on_with(judge, source, tmp_path):
         (OSError(errno.EACCES, "Permission denied"), DataError, "Permission denied"),
     ],
 )
-def test_whatever_ends_a_run_leaves_a_file_that_can_be_gone_on_with(
+def test_an_error_in_a_run_leaves_a_file_that_can_be_resumed(
     judge, source, tmp_path, monkeypatch, error, expected, message
 ):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     run(judge, source, whole)
     monkeypatch.setattr(judge, "window", 3)
-    append, calls = results._append, []
 
-    def fail_the_second_time(file, rows):
-        calls.append(1)
-        if len(calls) == 2:
-            file.write('{"id": "p4", "score_ch')
-            raise error
-        append(file, rows)
+    class FailingBar:
+        calls = 0
 
-    monkeypatch.setattr(results, "_append", fail_the_second_time)
+        def update(self, count: int = 1, **_) -> None:
+            self.calls += 1
+            if self.calls == 2:  # in the second window
+                raise error
+
     with pytest.raises(expected, match=message):
-        run(judge, source, out)
-    monkeypatch.setattr(results, "_append", append)
+        run(judge, source, out, progress=lambda total, **_: nullcontext(FailingBar()))
     done = run(judge, source, out)
     assert (done.before, done.written) == (3, 4)
     assert out.read_bytes() == whole.read_bytes()
@@ -166,10 +166,10 @@ def test_an_impossible_output_is_refused_before_a_model_is_needed(source: Path, 
         (tmp_path / "missing" / "out.jsonl", "there is no folder"),
     ]:
         with pytest.raises(DataError, match=message):
-            files.check_files(str(source), out)
+            check_files(str(source), out)
     with pytest.raises(DataError, match="put the results somewhere else"):
-        files.check_files(str(tmp_path), tmp_path / "out.jsonl")
-    assert files.check_files(str(source), tmp_path / "out.jsonl") == "preference"
+        check_files(str(tmp_path), tmp_path / "out.jsonl")
+    assert check_files(str(source), tmp_path / "out.jsonl") == "preference"
 
 
 def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
@@ -207,7 +207,9 @@ def test_candidates_are_ranked_as_the_scorer_ranks_them(judge, candidates, tmp_p
         assert row["comparisons"] == expected.comparisons
 
 
-def test_an_interrupted_ranking_goes_on_and_another_method_is_refused(judge, candidates, tmp_path):
+def test_an_interrupted_ranking_is_resumed_and_another_method_is_refused(
+    judge, candidates, tmp_path
+):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     fit = RankingConfig("bradley_terry")
     rank(judge, candidates, whole, fit)
@@ -249,12 +251,27 @@ def test_a_tie_has_neutral_columns(judge: Scorer, tmp_path: Path):
     assert (found["score_first"], found["score_second"]) == (expected.first, expected.second)
 
 
-def test_a_window_is_filled_by_work():
+def test_a_window_is_filled_by_work(tmp_path: Path):
     records = [Candidates(as_prompt("q"), ("x",) * n, id=str(n)) for n in (5, 2, 2, 6, 2)]
-    source, found = iter(enumerate(records, start=1)), []
-    while window := results._take_window(source, 11, lambda r: len(r.responses)):
-        found.append([record.id for _, record in window])
-    assert found == [["5", "2", "2", "6"], ["2"]]
+    windows = []
+
+    def rows(window, bar):
+        windows.append([record.id for _, record in window])
+        return [{"id": record.id, "shortened": False} for _, record in window]
+
+    task = RowTask(rows, lambda record: len(record.responses), max_cost=8)
+    write_rows(
+        tmp_path / "out.jsonl",
+        {"format": 1},
+        iter(enumerate(records, start=1)),
+        task,
+        total=None,
+        label="",
+        unit="",
+        overwrite=False,
+        progress=no_progress,
+    )
+    assert windows == [["5", "2", "2"], ["6", "2"]]
 
 
 def test_a_label_does_not_change_the_score(judge: Scorer, source: Path, tmp_path: Path):

@@ -22,16 +22,11 @@ from gram_jax.formatting import format_value
 from gram_jax.interop.models import load_model
 from gram_jax.model.generate import SamplingConfig
 from gram_jax.progress import ProgressFactory, no_progress
+from gram_jax.recipes.reading import recipe_values
+from gram_jax.recipes.rl import AlgorithmConfig, RlRecipe
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import RewardFunction, against_the_start, checked
 from gram_jax.rl.objective import VALUE, RolloutBatch
-from gram_jax.rl.recipe import (
-    AlgorithmConfig,
-    RlRecipe,
-    changed_on_rl_resume,
-    rl_recipe_to_toml,
-    rl_recipe_values,
-)
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
 from gram_jax.run.directory import RunDirectory, write_model
@@ -84,13 +79,7 @@ def run_rl(
     and DataError for what cannot be used, NonFiniteError for a loss that is not finite, StoppedError after Ctrl-C or
     SIGTERM (the state is kept).
     """
-    with open_run(
-        recipe.run.output_dir,
-        rl_recipe_to_toml(recipe),
-        lambda stored: changed_on_rl_resume(stored, recipe),
-        command="rl",
-        process=process,
-    ) as run:
+    with open_run(recipe, command="rl", process=process) as run:
         if not is_complete(run):
             run.beat("loading the policy, the prompts and the judge")
             setup = set_up_rl(recipe, run.directory, placement, reward)
@@ -111,7 +100,7 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
             open_metrics(
                 run,
                 done,
-                rl_recipe_values(recipe),
+                recipe_values(recipe),
                 tensorboard=recipe.log.tensorboard,
                 wandb=recipe.log.wandb,
             ) as metrics,

@@ -17,11 +17,11 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.progress import log_time
+from gram_jax.recipes.rl import RlRecipe
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rl.judged import RewardFunction, judged_reward
 from gram_jax.rl.objective import VALUE, make_views, rollout_objective
 from gram_jax.rl.prompts import PromptSet, read_prompts
-from gram_jax.rl.recipe import RlRecipe
 from gram_jax.run.directory import RunDirectory, check_same_data
 from gram_jax.run.metrics import check_wandb
 from gram_jax.scoring.scorer import Scorer

@@ -12,7 +12,7 @@ metrics.jsonl, tensorboard/, curves.png
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig
+from gram_jax.recipes.reading import changed_on_resume, read_recipe_as
+from gram_jax.recipes.rl import RlRecipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.run.lock import LOCK
 
 STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
@@ -90,16 +93,11 @@ def make_directory(path: Path) -> None:
         )
 
 
-def check_recipe(
-    path: Path, changes: Callable[[Path], Sequence[str]], command: str
-) -> dict[str, Any]:
-    """Content of run.json. Raises RecipeError if the directory holds a run of another recipe.
-
-    changes: from the stored recipe's path, a line for every key that changes results and differs.
-    """
+def check_recipe(path: Path, recipe: Recipe | RlRecipe, command: str) -> dict[str, Any]:
+    """Content of run.json. Raises RecipeError if the directory holds a run of another recipe."""
     stored, info = path / RECIPE, read_info(path)
     # Without run.json nothing was computed under the stored recipe yet.
-    if info and (changed := changes(stored)):
+    if info and (changed := changed_on_resume(read_recipe_as(type(recipe), stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{path} holds a run of another recipe. These keys change results:\n  {lines}\n"

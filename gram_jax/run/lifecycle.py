@@ -1,6 +1,6 @@
 """The life of a run, the same for training and reinforcement learning.
 
-    with open_run(recipe.run.output_dir, text, changes, command="train", process=process) as run:
+    with open_run(recipe, command="train", process=process) as run:
         if not is_complete(run):
             ...
             with open_checkpoints(run, recipe.checkpoint) as checkpoints, open_metrics(run, ...) as metrics:
@@ -13,7 +13,7 @@ everything that may hang, and a full disk is an error that states what to do.
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,9 @@ from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.files import explain_full_disk
 from gram_jax.progress import ProgressBar
-from gram_jax.recipes.tables import CheckpointConfig
+from gram_jax.recipes.reading import recipe_to_toml
+from gram_jax.recipes.rl import RlRecipe
+from gram_jax.recipes.tables import CheckpointConfig, Recipe
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
 from gram_jax.run.lock import run_lock
 from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
@@ -80,39 +82,35 @@ class Outputs:
 
 @contextmanager
 def open_run(
-    output_dir: str,
-    recipe: str,
-    changes: Callable[[Path], Sequence[str]],
-    *,
-    command: str,
-    process: ProcessContext | None = None,
+    recipe: Recipe | RlRecipe, *, command: str, process: ProcessContext | None = None
 ) -> Iterator[Run]:
     """Make or open a run's directory and hold it; all processes of a job call it.
 
-    recipe: the resolved recipe as text. changes: as of check_recipe. Raises RecipeError if the directory holds
-    something else, another job runs in it, or it holds a run of another recipe.
+    command: of gram-jax, that starts such a run. Raises RecipeError if the directory holds something else, another job
+    runs in it, or it holds a run of another recipe.
     """
-    process, path = process or ProcessContext(), Path(output_dir).expanduser()
+    process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
+    text = recipe_to_toml(recipe)
     with ExitStack() as held:
         watchdog = held.enter_context(Watchdog(process, path / STUCK.format(process.index)))
         stop = held.enter_context(StopRequest(process))
         watchdog.beat("looking for devices")
         main = jax.process_index() == 0
         watchdog.beat("opening the run's directory")
-        assert_equal("recipe", recipe)
+        assert_equal("recipe", text)
         info = None
         if main:
             make_directory(path)
             held.enter_context(run_lock(path, process))
-            info = check_recipe(path, changes, command)
+            info = check_recipe(path, recipe, command)
         info = broadcast_object(info)
         if not path.is_dir():
             raise RecipeError(
-                f"run.output_dir {output_dir!r} was made by process 0 and is not there for process "
+                f"run.output_dir {str(path)!r} was made by process 0 and is not there for process "
                 f"{jax.process_index()}: a job of several processes needs a directory that all of them see"
             )
         held.enter_context(explain_full_disk(path, RESUME))
-        yield Run(RunDirectory(path, info), recipe, command, watchdog, stop)
+        yield Run(RunDirectory(path, info), text, command, watchdog, stop)
 
 
 def is_complete(run: Run) -> bool:

@@ -24,12 +24,7 @@ from gram_jax.interop.models import stop_tokens
 from gram_jax.model.specs import param_count
 from gram_jax.plots import plot_curves
 from gram_jax.progress import ProgressFactory, log_time, no_progress
-from gram_jax.recipes.reading import (
-    changed_on_resume,
-    read_recipe,
-    recipe_to_toml,
-    recipe_values,
-)
+from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.directory import RunDirectory, write_model
 from gram_jax.run.lifecycle import (
@@ -89,13 +84,7 @@ def train(
     little memory, NonFiniteError for a loss that is not finite (the last good state is kept) and StoppedError after
     Ctrl-C or SIGTERM (the state is kept).
     """
-    with open_run(
-        recipe.run.output_dir,
-        recipe_to_toml(recipe),
-        lambda stored: changed_on_resume(read_recipe(stored), recipe),
-        command="train",
-        process=process,
-    ) as run:
+    with open_run(recipe, command="train", process=process) as run:
         if not is_complete(run):
             keep_compiled_programs()
             run.beat("reading the data")
