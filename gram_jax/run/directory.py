@@ -33,9 +33,7 @@ from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig
-from gram_jax.recipes.reading import changed_on_resume, read_recipe_as
-from gram_jax.recipes.rl import RlRecipe
-from gram_jax.recipes.tables import Recipe
+from gram_jax.recipes.reading import RecipeT, changed_on_resume, read_recipe_as
 from gram_jax.run.lock import LOCK
 
 STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
@@ -93,7 +91,7 @@ def make_directory(path: Path) -> None:
         )
 
 
-def check_recipe(path: Path, recipe: Recipe | RlRecipe, command: str) -> dict[str, Any]:
+def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
     """Content of run.json. Raises RecipeError if the directory holds a run of another recipe."""
     stored, info = path / RECIPE, read_info(path)
     # Without run.json nothing was computed under the stored recipe yet.

@@ -30,9 +30,8 @@ from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.files import explain_full_disk
 from gram_jax.progress import ProgressBar
-from gram_jax.recipes.reading import recipe_to_toml
-from gram_jax.recipes.rl import RlRecipe
-from gram_jax.recipes.tables import CheckpointConfig, Recipe
+from gram_jax.recipes.reading import RecipeT, recipe_to_toml
+from gram_jax.recipes.tables import CheckpointConfig
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
 from gram_jax.run.lock import run_lock
 from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
@@ -82,7 +81,7 @@ class Outputs:
 
 @contextmanager
 def open_run(
-    recipe: Recipe | RlRecipe, *, command: str, process: ProcessContext | None = None
+    recipe: RecipeT, *, command: str, process: ProcessContext | None = None
 ) -> Iterator[Run]:
     """Make or open a run's directory and hold it; all processes of a job call it.
 
