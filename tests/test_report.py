@@ -174,7 +174,7 @@ def test_several_graded_responses_are_summed_up_by_the_benchmarks_own_figure(tmp
     assert "0.35" in row and "0.57" not in row
     near = evaluation(sources={"rb2": source(0.5, benchmark="rewardbench2")})
     text = render_markdown(evidence(tmp_path / "near", evaluation=near))
-    assert "accuracy over pairs of responses cannot be told from guessing" in text
+    assert "accuracy over pairs of responses cannot be distinguished from guessing" in text
 
 
 def test_whole_numbers_stay_whole_in_a_benchmarks_table(tmp_path):
@@ -360,7 +360,7 @@ def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
     }  # fmt: skip
     faults = {
         "90 prompts": {"prompts": 90},
-        "cannot be told from guessing": {"accuracy": 0.51, "interval": [0.48, 0.54]},
+        "cannot be distinguished from guessing": {"accuracy": 0.51, "interval": [0.48, 0.54]},
         "below that of guessing": {"accuracy": 0.3, "interval": [0.28, 0.32]},
         "40 % of the pairs did not fit": {"shortened": 0.4},
         "for 60 % of the pairs": {"consistency": 0.4},
