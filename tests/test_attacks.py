@@ -264,7 +264,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
         with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
-    with pytest.raises(RecipeError, match="attack_share.*max_length"):
+    with pytest.raises(RecipeError, match="attack_share"):
         make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
