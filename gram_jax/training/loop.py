@@ -239,7 +239,7 @@ def judge_pairs(setup: TrainSetup, params: Tree, between: Any) -> dict[str, floa
         make_execution(setup.recipe, setup.placement, "none"), attention="auto", packed=False
     )
     scorer = Scorer(params, setup.cfg, setup.tokenizer, setup.spec, execution)
-    report = evaluate_pairs(scorer, setup.valid_records, progress=lambda _: between()).to_dict()
+    report = evaluate_pairs(scorer, setup.valid_records, progress=lambda _: between()).model_dump()
     return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
 
 
