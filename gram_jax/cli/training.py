@@ -203,8 +203,10 @@ def adapt(
     ] = False,
 ) -> None:
     """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
-    from gram_jax.adaptation.adapt import FILE, AdaptConfig, result_rows
+    from gram_jax.adaptation.adapt import FILE
     from gram_jax.adaptation.adapt import adapt as run
+    from gram_jax.adaptation.report import result_rows
+    from gram_jax.adaptation.settings import AdaptConfig
     from gram_jax.judge.spec import JudgeSpec
 
     console = Console()
@@ -229,7 +231,7 @@ def adapt(
         on_bad=on_bad,
         spec=None if judge is None else JudgeSpec.load(judge),
         accept=accept,
-        console=console,
+        progress=console.progress,
     )
     title = f"{model} on {result['pairs']['test']} pairs of {source} that were not trained on"
     console.table(title, ("", "before", "after"), result_rows(result))
