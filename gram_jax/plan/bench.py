@@ -32,10 +32,10 @@ from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.topology import local_chip
+from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import (
     ScoringEngine,
     ScoringMethod,
-    WorkCounters,
     default_method,
     default_tokens_per_call,
 )
