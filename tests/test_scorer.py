@@ -116,7 +116,7 @@ def test_a_consistent_judge_is_not_averaged_to_one_half(judge: Scorer):
         assert score.first + score.second == pytest.approx(1, abs=1e-6)
 
 
-def test_a_score_has_the_same_bits_alone_and_in_any_company(judge: Scorer):
+def test_a_score_has_the_same_bits_alone_and_in_any_batch(judge: Scorer):
     """Trap 3 as well: the last, partial batch is a batch like any other."""
     pairs = some_pairs(11, seed=1)
     together = judge.score_many([*pairs, PAIR])
