@@ -1,6 +1,6 @@
 """Write the references from what the package says of itself: python docs/make_reference.py
 
-configuration.md comes from the dataclasses of recipes (gram_jax/recipes/tables.py, gram_jax/rl/recipe.py), cli.md from
+configuration.md comes from the dataclasses of recipes (gram_jax/recipes/tables.py, gram_jax/recipes/rl.py), cli.md from
 the commands' own signatures (gram_jax/cli). tests/test_documents.py checks that both are what this writes.
 """
 
@@ -22,10 +22,9 @@ from pydantic.fields import FieldInfo
 
 from gram_jax import cli, errors
 from gram_jax.data.schemas import SCHEMAS
-from gram_jax.recipes import tables
+from gram_jax.recipes import rl, tables
 from gram_jax.recipes.checks import STAGES_OF
 from gram_jax.recipes.reading import FREE_ON_RESUME
-from gram_jax.rl import recipe as rl_recipe
 
 DOCS = Path(__file__).parent
 BY = "Written by `python docs/make_reference.py` from the code; change it there."
@@ -74,10 +73,10 @@ def configuration() -> str:
         "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys wherever it occurs.",
         "## Recipes of stages",
         *_tables(tables.Recipe),
-        _free(FREE_ON_RESUME),
+        _free(FREE_ON_RESUME[tables.Recipe]),
         "## Recipes of reinforcement learning",
-        *_tables(rl_recipe.RlRecipe, known=tables.Recipe),
-        _free(rl_recipe.FREE),
+        *_tables(rl.RlRecipe, known=tables.Recipe),
+        _free(FREE_ON_RESUME[rl.RlRecipe]),
         "## Forms of rows",
         "What `schema` may be, with the fields by which `auto` knows it (README.md says what they hold).",
         _table(

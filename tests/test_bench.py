@@ -9,10 +9,10 @@ from conftest import tiny_config
 from typer.testing import CliRunner
 
 from gram_jax.cli import app
-from gram_jax.console import Console
 from gram_jax.errors import GramError, JudgeError
-from gram_jax.plan.bench import MIX, Bench, random_pairs, random_rivals, run_bench
+from gram_jax.plan.bench import MIX, BenchConfig, run_bench
 from gram_jax.plan.flops import judging_flops, layer_weights
+from gram_jax.plan.workloads import random_pairs, random_ranking
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no judge.json")
 
@@ -52,14 +52,15 @@ def test_workloads_have_the_lengths_that_they_say():
     lengths = [len(text.tokens) for text in random_pairs(MIX, 2000, 100_000, 50)[::2]]
     assert 560 < np.median(lengths) < 640
     assert 0.08 < np.mean(np.array(lengths) > 1500) < 0.15
-    assert len(random_rivals(5, 100, 50)) == 20
+    assert len(random_ranking(5, 100, 50)) == 20
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_what_was_done():
-    wanted = Bench(
+    wanted = BenchConfig(
         model="tiny-random", lengths=("64", MIX), best_of=(4,), pairs=3, rounds=2, max_length=256
     )
-    found = run_bench(wanted, Console(quiet=True))
+    found = run_bench(wanted).to_dict()
     json.dumps(found)
     fixed, mix, ranked = found["workloads"]
     assert fixed["comparisons"] == mix["comparisons"] == 3 and ranked["comparisons"] == 6
@@ -76,6 +77,7 @@ def test_what_is_reported_is_what_was_done():
     assert found["peak_bytes"] > 1e8
 
 
+@pytest.mark.slow
 def test_texts_are_measured_from_text_to_score(tmp_path: Path):
     source = tmp_path / "pairs.jsonl"
     row = {"prompt": "q", "response_a": "x", "response_b": "yy"}
@@ -105,8 +107,8 @@ def test_options_that_do_not_go_together_are_refused():
         ({"model": "a", "lengths": ("1k",)}, "a number of tokens, or \"mix\"; found '1k'"),
     ]:
         with pytest.raises(JudgeError, match=message):
-            Bench(**options)
+            BenchConfig(**options)
     with pytest.raises(GramError, match="expected a config"):
-        run_bench(Bench(model_config="no-such-shape"), Console(quiet=True))
+        run_bench(BenchConfig(model_config="no-such-shape"))
     with pytest.raises(JudgeError, match="this judge reads 256"):
-        run_bench(Bench(model="tiny-random", lengths=("300",), max_length=256), Console(quiet=True))
+        run_bench(BenchConfig(model="tiny-random", lengths=("300",), max_length=256))

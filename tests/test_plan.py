@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -21,20 +22,28 @@ from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  
 
 import gram_jax.training.loop as loop
 from gram_jax.console import Console
-from gram_jax.distributed.process import Member
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
-from gram_jax.plan import planning
 from gram_jax.plan.chips import CHIPS, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
-from gram_jax.plan.command import run_plan
-from gram_jax.plan.flops import layer_weights, scoring_flops, training_flops
+from gram_jax.plan.command import PlanOptions, run_plan
+from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
 from gram_jax.plan.gpu import compiler_installed
 from gram_jax.plan.models import PUBLISHED, published_config
-from gram_jax.plan.planning import Fit, Target, make_target, plan_scoring, plan_training
+from gram_jax.plan.plan import (
+    ProgramPlan,
+    bytes_on_a_device,
+    donated_leaves,
+    make_plan,
+    plan_scoring,
+    plan_training,
+)
+from gram_jax.plan.programs import PlanRequest, Program, training_program
 from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
+from gram_jax.plan.target import PlanTarget, make_target
 from gram_jax.plan.topology import read_topology
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.recipes.tables import AdapterConfig
@@ -43,6 +52,11 @@ from gram_jax.sharding import make_placement
 from gram_jax.training.job import prepare
 
 LOCAL = read_topology("local")
+
+
+def planned(recipe, cfg, target, **options) -> ProgramPlan:
+    return plan_training(PlanRequest(recipe, cfg, target), **options)
+
 
 # A loop of three trips around an asynchronous all-gather, a conditional whose second branch moves more, and one
 # all-reduce over groups of two that the entry runs once.
@@ -125,7 +139,7 @@ def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larg
     assert (permute.count, permute.links) == (1, 32)
     assert (reduce.count, reduce.payload, reduce.links) == (1, 32, 2 * 32 / 2)
     assert found.keys() == {"all-gather", "collective-permute", "all-reduce"}
-    assert planning.donated_leaves(LOOP) == 2
+    assert donated_leaves(LOOP) == 2
 
 
 def test_the_pieces_of_a_fused_collective_are_one_and_a_scattered_reduction_is_no_all_reduce():
@@ -284,14 +298,14 @@ def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
     chip = CHIPS["tpu7x"]
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=2, batch__batch_size=8)
     placement = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
-    target = Target(read_topology("tpu7x:1x1x1"), placement, chip)
-    plan = plan_training(recipe, model_config("tiny-random"), target)
+    target = PlanTarget(read_topology("tpu7x:1x1x1"), placement, chip)
+    plan = planned(recipe, model_config("tiny-random"), target)
     assert plan.traffic and plan.seconds.keys() == {"compute", "memory"}
 
 
-def plan_of(tmp_path: Path, stage: str, target: Target | None = None, **changes) -> planning.Plan:
+def plan_of(tmp_path: Path, stage: str, target: PlanTarget | None = None, **changes) -> ProgramPlan:
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, **changes)
-    return plan_training(recipe, model_config("tiny-random"), target or make_target(LOCAL, recipe))
+    return planned(recipe, model_config("tiny-random"), target or make_target(LOCAL, recipe))
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
@@ -312,7 +326,7 @@ def test_no_device_ever_holds_the_hidden_states_of_the_whole_batch(mesh, tmp_pat
     axes = {f"mesh__{axis}": size for axis, size in mesh.items()}
     recipe = tiny_recipe("finetune", tmp_path / "run", batch__batch_size=24, **axes)
     cfg = dataclasses.replace(model_config("tiny-random"), vocab_size=16 * 1009)
-    plan = plan_training(recipe, cfg, make_target(LOCAL, recipe))
+    plan = planned(recipe, cfg, make_target(LOCAL, recipe))
     shapes = {dims for _, dims in re.findall(r"\b(f32|bf16)\[([0-9,]+)\]", plan.hlo)}
     wide = {"24,192,64", "4608,64", "24,192,32", "4608,32"}
     assert not shapes & wide
@@ -333,6 +347,7 @@ def odd_vocabulary():
     return dataclasses.replace(model_config("tiny-random"), vocab_size=8 * 1009)
 
 
+@pytest.mark.slow
 def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scoring(tmp_path: Path):
     cfg = odd_vocabulary()
     recipes = {
@@ -340,12 +355,12 @@ def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scori
         for stage in ("pretrain", "finetune")
     }
     target = make_target(LOCAL, recipes["finetune"])
-    judge = plan_training(recipes["finetune"], cfg, target)
-    score = plan_scoring(recipes["finetune"], cfg, target, pairs=8)
+    judge = planned(recipes["finetune"], cfg, target)
+    score = plan_scoring(PlanRequest(recipes["finetune"], cfg, target), pairs=8)
     assert not vocabulary_products(judge.hlo, cfg.vocab_size)
     assert not vocabulary_products(score.hlo, cfg.vocab_size)
     # The look that finds none does find the head of stage 1.
-    assert vocabulary_products(plan_training(recipes["pretrain"], cfg, target).hlo, cfg.vocab_size)
+    assert vocabulary_products(planned(recipes["pretrain"], cfg, target).hlo, cfg.vocab_size)
     # Nor is anything of [rows, T, vocabulary] there, whatever computes it.
     for plan in (judge, score):
         held = {
@@ -364,41 +379,48 @@ def stripped(hlo: str) -> str:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
-def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path, monkeypatch):
+def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     console = Console(quiet=True)
-    with open_run(recipe, Member(), console) as folder:
+    with open_run(recipe, ProcessContext(), console) as folder:
         job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
         running = loop.compiled_step(job, console)[0].as_text()
-    monkeypatch.setattr(planning, "LABEL_IDS", job.spec.label_ids)
-    planned = plan_training(recipe, job.cfg, make_target(LOCAL, recipe))
-    assert stripped(planned.hlo) == stripped(running)
+    request = PlanRequest(recipe, job.cfg, make_target(LOCAL, recipe))
+    program = training_program(request, label_ids=job.spec.label_ids)
+    assert stripped(make_plan(program, request.target).hlo) == stripped(running)
     assert len(running) > 10_000
     change = {"batch.gradient_accumulation_steps": 1, "execution.remat": "full"}
-    other = plan_training(recipe, job.cfg, make_target(LOCAL, recipe), change=change)
-    assert stripped(other.hlo) != stripped(running)
+    assert stripped(plan_training(request, change).hlo) != stripped(running)
 
 
-def tight(target: Target, capacity: int) -> Target:
+def tight(target: PlanTarget, capacity: int) -> PlanTarget:
     """The same devices with so little memory."""
     chip = dataclasses.replace(CHIPS["v5e"], memory=capacity)
     topology = dataclasses.replace(read_topology("v5e:2x4"), chip=chip)
     return dataclasses.replace(target, topology=topology, chip=chip)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_answer_with_what_would_fit(tmp_path: Path):
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=64)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
-    needed = plan_training(recipe, cfg, target).fit.needed
+    needed = planned(recipe, cfg, target).fit.needed
     small = tight(target, needed - 1)
-    plan = plan_training(recipe, cfg, small)
+    plan = planned(recipe, cfg, small)
     assert not plan.fit.fits and "does not fit: needs" in does_not_fit(plan.fit)
-    assert "batch.gradient_accumulation_steps = 2" in what_would_fit(recipe, cfg, small, plan)
+    assert "batch.gradient_accumulation_steps = 2" in what_would_fit(
+        PlanRequest(recipe, cfg, small), plan
+    )
     hopeless = tight(target, plan.fit.arguments - 1)
-    at_once = plan_training(recipe, cfg, hopeless)
+    at_once = planned(recipe, cfg, hopeless)
     assert at_once.compile_seconds < 0.1  # nothing had to be compiled to know it
     assert does_not_fit(at_once.fit).startswith("does not fit: needs at least")
-    assert "Weights, optimizer state" in what_would_fit(recipe, cfg, hopeless, at_once)
+    assert "Weights, optimizer state" in what_would_fit(PlanRequest(recipe, cfg, hopeless), at_once)
+
+
+def program_of(lower, arguments: Any = ()) -> Program:
+    """A program that is lowered by `lower`."""
+    return Program("made up", lower, arguments, {}, 1, Flops(1.0, 1.0, 0.0), "float32")
 
 
 def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
@@ -410,32 +432,39 @@ def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
     def refuse():
         raise RuntimeError(words)
 
+    def break_down():
+        raise ValueError("a bug")
+
     target = make_target(LOCAL, tiny_recipe("finetune", tmp_path / "run", batch__batch_size=8))
-    compiled, failure = planning._compile(refuse, (), target)
-    fit = planning._fit(compiled, failure, 2**30, int(15.75 * 2**30))
-    assert not fit.fits
+    target = tight(target, int(15.75 * 2**30))
+    whole = target.placement.sharding()
+    weights = jax.ShapeDtypeStruct((2**28,), jnp.float32, sharding=whole)
+    fit = make_plan(program_of(refuse, weights), target).fit
+    assert fit.arguments == 2**30 and not fit.fits
     assert does_not_fit(fit) == "does not fit: needs at least 33.5 GiB of 15.8 GiB"
     with pytest.raises(ValueError, match="a bug"):
-        planning._compile(lambda: (_ for _ in ()).throw(ValueError("a bug")), (), target)
+        make_plan(program_of(break_down), target)
 
 
-def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path):
+@pytest.mark.slow
+def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path, caplog):
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
     cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
 
     def needed(rows: int, remat: str) -> int:
         values = tiny_values("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=rows)
         values["execution"]["remat"] = remat
-        return plan_training(make_recipe(values), cfg, target).fit.needed
+        return planned(make_recipe(values), cfg, target).fit.needed
 
     small = tight(target, max(needed(24, "dots"), needed(24, "full")))
     assert needed(32, "full") > small.capacity and needed(24, "none") > small.capacity
-    tried: list[str] = []
-    chosen, plan = largest_batch(recipe, cfg, small, tried.append)
-    assert (chosen.batch.batch_size, chosen.execution.remat) == (24, "dots")
-    assert plan.fit.fits and plan.settings["rows"] == 24
+    with caplog.at_level(logging.INFO, "gram_jax.plan.search"):
+        chosen, plan = largest_batch(PlanRequest(recipe, cfg, small))
+    assert (chosen.recipe.batch.batch_size, chosen.recipe.execution.remat) == (24, "dots")
+    assert plan.fit.fits and plan.settings["batch_size"] == 24
+    tried = [record.getMessage() for record in caplog.records]
     assert len(tried) == len(set(tried)) <= 8
-    assert largest_batch(recipe, cfg, tight(target, 1000)) is None
+    assert largest_batch(PlanRequest(recipe, cfg, tight(target, 1000))) is None
 
 
 def test_the_search_tries_sizes_at_most_a_quarter_apart():
@@ -443,26 +472,23 @@ def test_the_search_tries_sizes_at_most_a_quarter_apart():
     assert all(4 * (b - a) <= max(a, 4) for a, b in itertools.pairwise(SIZES))
 
 
-def test_search_and_advice_plan_for_the_slots_that_were_asked_for(tmp_path: Path, monkeypatch):
+def test_a_plan_is_for_the_slots_that_were_asked_for(tmp_path: Path):
     recipe = tiny_recipe(
         "finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, batch__packing=True
     )
-    cfg, target, seen = model_config("tiny-random"), make_target(LOCAL, recipe), []
-    too_large = Fit(0, None, 0, None, 0, 2, 1)
-
-    def note(*_, slots: int | None = None, **__) -> Any:
-        seen.append(slots)
-        return SimpleNamespace(fit=too_large)
-
-    monkeypatch.setattr("gram_jax.plan.search.plan_training", note)
-    largest_batch(recipe, cfg, target, slots=5)
-    what_would_fit(recipe, cfg, target, SimpleNamespace(fit=too_large), slots=5)
-    assert len(seen) >= 2 and set(seen) == {5}
+    cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
+    sizes = [
+        bytes_on_a_device(training_program(PlanRequest(recipe, cfg, target, slots)).arguments)
+        for slots in (1, 5)
+    ]
+    assert (
+        sizes[1] - sizes[0] == 4 * 3 * 4
+    )  # three arrays of four more for the only row of a device
+    found = largest_batch(PlanRequest(recipe, cfg, tight(target, 2 * sizes[1]), slots=5))
+    assert found is None or found[0].slots == 5
 
 
 def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
-    options = dict.fromkeys(("model_config", "pairs", "slots"), None)
-    options |= dict.fromkeys(("score", "search", "advise", "as_json"), False)
     packed = tiny_recipe("finetune", tmp_path / "run", batch__packing=True)
     loose = tiny_recipe("finetune", tmp_path / "run", batch__packing=False)
     writing = tiny_recipe("pretrain", tmp_path / "run", batch__packing=True)
@@ -474,7 +500,7 @@ def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
         (packed, {"search": True, "score": True}),
     ):
         with pytest.raises(RecipeError, match=r"--(pairs|slots|search)"):
-            run_plan(recipe, LOCAL, **(options | changed))
+            run_plan(recipe, LOCAL, PlanOptions(**changed))
 
 
 def test_a_long_warm_up_can_be_planned_where_the_data_decides_the_steps(tmp_path: Path):
@@ -482,17 +508,19 @@ def test_a_long_warm_up_can_be_planned_where_the_data_decides_the_steps(tmp_path
     assert plan_of(tmp_path, "finetune", **changes).fit.fits
 
 
-def test_what_needs_more_at_its_peak_than_in_its_sum_needs_that():
+def test_what_needs_more_at_its_peak_than_in_its_sum_needs_that(tmp_path: Path):
     """As libtpu says of a single chip, where it names no temporaries."""
     sizes = {"argument": 10, "temp": 0, "output": 8, "alias": 8}
-    found = SimpleNamespace(
+    memory = SimpleNamespace(
         **{f"{name}_size_in_bytes": size for name, size in sizes.items()}, peak_memory_in_bytes=25
     )
-    compiled = SimpleNamespace(memory_analysis=lambda: found)
-    assert planning._fit(compiled, None, 10, 24).needed == 25
-    assert not planning._fit(compiled, None, 10, 24).fits
-    found.temp_size_in_bytes = 20  # with what no moment needs all at once
-    assert planning._fit(compiled, None, 10, 24).needed == 30
+    compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: "")
+    program = program_of(lambda: SimpleNamespace(compile=lambda: compiled))
+    target = tight(make_target(LOCAL, tiny_recipe("finetune", tmp_path / "run")), 24)
+    fit = make_plan(program, target).fit
+    assert fit.needed == 25 and not fit.fits
+    memory.temp_size_in_bytes = 20  # with what no moment needs all at once
+    assert make_plan(program, target).fit.needed == 30
 
 
 def gram_jax(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -513,6 +541,7 @@ def recipe_file(tmp_path: Path, stage: str = "finetune", **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_as_json_everything(tmp_path: Path):
     path = recipe_file(tmp_path)
     (tmp_path / "train.jsonl").unlink()  # no data is read
@@ -525,6 +554,7 @@ def test_the_command_prints_tables_and_as_json_everything(tmp_path: Path):
     assert values["flops"]["model"] > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_is_nowhere_asks_for_its_shape(tmp_path: Path):
     path = recipe_file(tmp_path, model__name_or_path="runs/nowhere")
     said = gram_jax(path)
@@ -532,6 +562,7 @@ def test_a_model_that_is_nowhere_asks_for_its_shape(tmp_path: Path):
     assert "--model-config" in said.stderr and "qwen3-8b" in said.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_says_what_to_install(tmp_path: Path):
     hidden = tmp_path / "sitecustomize.py"
     hidden.write_text(
@@ -545,6 +576,7 @@ def test_a_missing_compiler_says_what_to_install(tmp_path: Path):
     assert 'pip install "jax[tpu]"' in said.stderr and "Traceback" not in said.stderr
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_needs_its_compiler_or_is_compiled_for(tmp_path: Path):
     said = gram_jax(
         recipe_file(tmp_path, execution__attention="auto"), "--topology", "h200", "--json"
@@ -562,6 +594,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("mode", ["train", "score"])
 def test_a_small_model_compiles_for_a_tpu_that_is_not_there(mode: str, tmp_path: Path):
@@ -589,6 +622,7 @@ def test_a_small_model_compiles_for_a_tpu_that_is_not_there(mode: str, tmp_path:
         assert traffic["reduce-scatter"]["links"] > traffic["all-reduce"]["links"]
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_model_too_large_for_a_tpu_ends_with_status_1(tmp_path: Path):
     said = gram_jax(recipe_file(tmp_path), "--topology", "v5e:2x2", "--model-config", "qwen3-32b")

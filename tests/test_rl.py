@@ -19,12 +19,12 @@ from gram_jax.generation.generator import Generations, TextGenerator
 from gram_jax.interop.models import load_model, stop_tokens
 from gram_jax.judge.messages import as_prompt
 from gram_jax.model.generate import Samples, SamplingConfig
+from gram_jax.recipes.reading import make_rl_recipe, read_rl_recipe, recipe_to_toml
 from gram_jax.rewards.forms import EVEN, RewardForm
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import views
-from gram_jax.rl.recipe import make_rl_recipe, read_rl_recipe, rl_recipe_to_toml
 from gram_jax.sharding import make_placement
 
 MUTE = Console(mute=True)
@@ -44,8 +44,15 @@ def values(folder: Path, kind: str = "grpo", **changes) -> dict:
         "policy": {"name_or_path": "tiny-random", "param_dtype": "float32"},
         "reward": {"judge": "tiny-random"},
         "data": {"train": str(prompts)},
-        "sampling": {"prompts_per_step": 4, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8},
-        "algorithm": {"kind": kind, "kl_coef": 0.0},
+        "sampling": {
+            "prompts_per_step": 4, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8,
+            "temperature": 1.0,
+        },
+        "algorithm": {
+            "kind": kind, "num_epochs": 1, "num_mini_batches": 1, "gradient_accumulation_steps": 1,
+            "clip_range": 0.2, "kl_coef": 0.0, "gamma": 1.0, "gae_lambda": 0.95, "vf_coef": 0.5,
+            "clip_range_vf": 0.2, "ent_coef": 0.0,
+        },
         "optimizer": {
             "learning_rate": 3e-3, "warmup_steps": 0.0, "lr_scheduler_type": "constant", "b1": 0.9, "b2": 0.99,
             "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
@@ -328,7 +335,7 @@ def test_rewards_against_the_preferred_response_or_given_texts(tmp_path):
 def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     recipe = make_rl_recipe(values(tmp_path / "run"))
     path = tmp_path / "r.toml"
-    path.write_text(rl_recipe_to_toml(recipe))
+    path.write_text(recipe_to_toml(recipe))
     assert read_rl_recipe(path) == recipe
     assert read_rl_recipe(path, ["algorithm.kl_coef=0.3"]).algorithm.kl_coef == 0.3
     for change, message in (

@@ -1,5 +1,7 @@
 """From samples to what is learned from, by loops over tokens: columns, rewards, advantages, the loss of a batch."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 
 from gram_jax.batch import Sequences
 from gram_jax.model.generate import Samples
+from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl import objective
 from gram_jax.rl.objective import VALUE, RolloutBatch, Views, rollout_objective
-from gram_jax.rl.recipe import AlgorithmConfig
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.sharding import make_placement
 
@@ -31,9 +33,24 @@ def samples() -> Samples:
     return Samples(tokens, np.zeros((4, 3), np.float32), lengths, np.array(STOPPED))
 
 
+ALGORITHM = AlgorithmConfig(
+    kind="ppo",
+    num_epochs=1,
+    num_mini_batches=1,
+    gradient_accumulation_steps=1,
+    clip_range=0.2,
+    kl_coef=0.05,
+    gamma=1.0,
+    gae_lambda=0.95,
+    vf_coef=0.5,
+    clip_range_vf=0.2,
+    ent_coef=0.0,
+)
+
+
 def rollout(**settings):
     return make_rollout(
-        AlgorithmConfig(**settings),
+        replace(ALGORITHM, **settings),
         PROMPTS,
         samples(),
         REWARDS,

@@ -50,9 +50,10 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option(help="score these sources anew")] = False,
 ) -> None:
     """Accuracy on benchmarks as they define it, and bias, calibration and agreement beside it, with intervals."""
-    from gram_jax.evals.folder import EvaluationFolder, make_folder
-    from gram_jax.evals.tables import evaluation_tables
-    from gram_jax.evals.workload import HUB, read_workload
+    from gram_jax.cli.tables import print_table
+    from gram_jax.evals.datasets import HUB, read_datasets
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder
+    from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
 
     console = Console()
@@ -64,10 +65,7 @@ def evaluate(
     chosen = sources or [HUB[benchmark]]
     if out is not None:
         make_folder(out)
-    options = {"schema": schema, "on_bad": on_bad, "limit": limit}
-    workloads = [read_workload(source, benchmark, **options) for source in chosen]
-    for remark in (remark for work in workloads for remark in work.remarks):
-        console.warn(remark)
+    datasets = read_datasets(chosen, benchmark, schema=schema, on_bad=on_bad, limit=limit)
     if is_baseline(model):
         asked = {
             "--weights": weights != "auto",
@@ -79,11 +77,12 @@ def evaluate(
         scorer = ScalarRewardModel.load(model, compute=compute)
     else:
         scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
-    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, console=console)
-    for work in workloads:
-        found, _ = folder.evaluate(work)
-        for title, columns, rows in evaluation_tables(found):
-            console.table(title, columns, rows)
+    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)
+    for data in datasets:
+        found, _ = folder.add(data)
+        console.heading(f"{rows_read(found)} ({found.benchmark})")
+        for table in source_tables(found):
+            print_table(console, table)
     if out is not None:
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
 
@@ -117,16 +116,18 @@ def attack(
     overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
 ) -> None:
     """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
-    from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
+    from gram_jax.attacks.evaluate import choose_pairs, run_attacks
     from gram_jax.attacks.suite import choose_attacks
+    from gram_jax.attacks.tables import attack_tables, clean_table
+    from gram_jax.cli.tables import print_table
     from gram_jax.data.records import read_records
-    from gram_jax.evals.folder import make_folder
+    from gram_jax.evals.evaluate import make_folder
 
     console = Console()
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
     chosen = choose_pairs(read_records(source, schema=schema, on_bad=on_bad)[0], pairs, seed=seed)
     make_folder(out)
-    report = run_attacks(
+    found = run_attacks(
         load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
         model,
         source,
@@ -135,10 +136,11 @@ def attack(
         attacks,
         seed=seed,
         overwrite=overwrite,
-        console=console,
+        progress=console.progress,
     )
-    for table in attack_tables(report):
-        console.table(*table)
+    console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
+    for table in (clean_table(found), *attack_tables(found)):
+        print_table(console, table)
 
 
 def report(
@@ -150,7 +152,7 @@ def report(
     overwrite: Annotated[bool, typer.Option(help="replace files that are no reports")] = False,
 ) -> None:
     """One page of HTML from the results of a model, or a comparison of several models or checkpoints."""
-    from gram_jax.reports.files import write_reports
+    from gram_jax.reports.report import write_reports
 
     for path in write_reports(folders, out=out, markdown=markdown, overwrite=overwrite):
         Console().say(str(path))
@@ -169,6 +171,10 @@ def card(
         str | None, typer.Option("--license", help="in the hub's words; default the base's")
     ] = None,
     base: Annotated[str | None, typer.Option("--base-model", help="its name on the hub")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set of the hub that it was trained on; repeatable"),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME: upload the folder to the Hugging Face hub")
     ] = None,
@@ -180,9 +186,18 @@ def card(
     """Write the model card (README.md) of an exported judge, and push it where credentials are."""
     import jax
 
-    from gram_jax.reports.card import CardWishes, write_card
+    from gram_jax.reports.card import CardOptions, write_card
 
     # Weights are only compared with those that were evaluated.
     jax.config.update("jax_platforms", "cpu")
-    wishes = CardWishes(run, tuple(evaluation or ()), license_, base, push, public, overwrite)
-    write_card(folder, wishes, Console())
+    options = CardOptions(
+        run,
+        tuple(evaluation or ()),
+        license_,
+        base,
+        tuple(dataset or ()),
+        push,
+        public,
+        overwrite,
+    )
+    write_card(folder, options)

@@ -66,9 +66,8 @@ def rank(
             help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
         ),
     ] = None,
-    order_mode: Annotated[
-        Literal["both", "one"],
-        typer.Option(help="orders in which a pair is compared; one costs half"),
+    orders: Annotated[
+        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
     ] = "both",
     references: Annotated[
         int, typer.Option(min=0, help="with --method reference: responses that all others meet")
@@ -87,7 +86,7 @@ def rank(
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    config = RankingConfig(method, order_mode, references)
+    contest = RankingConfig(method, orders, references)
     check_files(source, out, schema=schema, ranked=True)
     scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
     done = rank_file(
@@ -95,7 +94,7 @@ def rank(
         model,
         source,
         out,
-        config,
+        contest,
         schema=schema,
         on_bad=on_bad,
         overwrite=overwrite,
@@ -105,51 +104,44 @@ def rank(
 
 
 def bon(
-    policy: Annotated[str, typer.Argument(help=f"who writes: {MODEL_HELP}")],
-    judge: Annotated[str, typer.Argument(help=f"who picks: {MODEL_HELP}")],
-    prompts: Annotated[str, typer.Argument(help="pairs or candidates, whose prompts are taken")],
-    out: Annotated[Path, typer.Option(help="a folder for samples, figures and the plot")],
+    policy: Annotated[str, typer.Argument(help=f"Policy model: {MODEL_HELP}")],
+    judge: Annotated[str, typer.Argument(help=f"Judge model that picks: {MODEL_HELP}")],
+    prompts: Annotated[
+        str, typer.Argument(help="Pairs or candidates, of which the prompts are used")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for samples, figures and the plot")],
     oracle: Annotated[
-        str | None, typer.Option(help="a better judge, which shows over-optimisation")
+        str | None, typer.Option(help="A better judge, which shows over-optimisation")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="responses to each prompt")] = 16,
-    limit: Annotated[int, typer.Option(min=2, help="prompts")] = 64,
+    n: Annotated[int, typer.Option("--n", min=2, help="Responses to each prompt")] = 16,
+    limit: Annotated[int, typer.Option(min=2, help="Maximum number of prompts")] = 64,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens of a response")
     ] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature")] = 1.0,
     top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="sample from the likeliest tokens of this mass")
+        float, typer.Option(min=0.01, max=1, help="Sample from the likeliest tokens of this mass")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling")] = 0,
     compute: Compute = "auto",
     schema: Schema = "auto",
 ) -> None:
-    """Best of n: sample from a policy, pick by the judge, and see what an oracle says of the pick."""
+    """Sample n responses from a policy, pick the best by the judge, and rate the pick by an oracle."""
     from gram_jax.data.records import read_records, source_kind
-    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, bon_rows, run_bon
-    from gram_jax.evals.folder import make_folder
+    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
+    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.model.generate import SamplingConfig
 
-    console = Console()
     make_folder(out)
     records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
-    report = run_bon(
-        policy,
-        judge,
-        chosen,
-        out,
-        oracle=oracle,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        compute=compute,
-        console=console,
+    sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
+    report = run_best_of_n(
+        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute
     )
+    console = Console()
     title = f"best of n from {policy}: P(better than its greedy response)"
-    console.table(title, COLUMNS, bon_rows(report["best_of"]))
+    console.table(title, COLUMNS, best_of_n_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")
 
 
@@ -244,34 +236,35 @@ def serve(
 
 def bench(
     source: Annotated[
-        str | None, typer.Argument(help="pairs of any schema; without it, random tokens")
+        str | None, typer.Argument(help="Pairs of any schema; default: random tokens")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     model_config: Annotated[
-        str | None, typer.Option(help="random weights of a config.json or a shape as qwen3-1.7b")
+        str | None,
+        typer.Option(help="Random weights of a config.json or a shape such as qwen3-1.7b"),
     ] = None,
     length: Annotated[
-        list[str] | None, typer.Option(help="tokens of a sequence, or mix, the default")
+        list[str] | None, typer.Option(help="Tokens of a sequence, or mix, the default")
     ] = None,
     best_of: Annotated[
-        list[int] | None, typer.Option(min=2, help="also rank so many responses")
+        list[int] | None, typer.Option(min=2, help="Rank this many responses as well")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="of each workload")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="after one for nothing")] = 3,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of each workload")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, after a warm-up")] = 3,
     compute: Compute = "auto",
     weights: Weights = "auto",
     max_length: MaxLength = None,
     tokens_per_call: TokensPerCall = None,
     method: Annotated[
         Literal["prefix_shared", "padded"] | None,
-        typer.Option(help="program for pairs; default: what suits the devices"),
+        typer.Option(help="Scoring program; default: what suits the devices"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
-    """Pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
-    from gram_jax.plan.bench import MIX, Bench, run_bench
+    """Measure pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
+    from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
 
-    wanted = Bench(
+    config = BenchConfig(
         model=model,
         model_config=model_config,
         source=source,
@@ -285,9 +278,15 @@ def bench(
         tokens_per_call=tokens_per_call,
         method=method,
     )
-    found = run_bench(wanted, Console(quiet=as_json))
+    report = run_bench(config)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console()
+    columns = ("", *(workload.name for workload in report.workloads))
+    console.table("", columns, report_rows(report))
+    for line in report_lines(report):
+        console.say(line)
 
 
 def spec(

@@ -1,5 +1,6 @@
 """Commands that train, and that say beforehand what it takes. Imports wait for the command that needs them."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from gram_jax.cli.options import (
     Schema,
     seconds,
 )
-from gram_jax.console import Console
+from gram_jax.console import Console, log_to
 
 
 def train(
@@ -235,8 +236,8 @@ def rl(
     ] = None,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
-    from gram_jax.rl.recipe import read_rl_recipe
 
     done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
     rows = [(name, value) for name, value in sorted(done.metrics.items())]
@@ -279,23 +280,26 @@ def plan(
     """
     import jax
 
-    from gram_jax.plan.command import run_plan
+    from gram_jax.plan.command import PlanOptions, run_plan
+    from gram_jax.plan.report import plan_heading, plan_tables, plan_values
     from gram_jax.plan.topology import read_topology
     from gram_jax.recipes.reading import read_recipe
 
     wanted = read_topology(topology, slices)
     if wanted.chip is not None:
-        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
-    fits = run_plan(
-        read_recipe(recipe, set_ or []),
-        wanted,
-        model_config=model_config,
-        score=score,
-        pairs=pairs,
-        slots=slots,
-        search=search,
-        advise=advice,
-        as_json=as_json,
-    )
-    if not fits:
+        jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
+    log_to(Console(stderr=True))
+    options = PlanOptions(model_config, score, pairs, slots, search, advice)
+    found, hint = run_plan(read_recipe(recipe, set_ or []), wanted, options)
+    if as_json:
+        print(json.dumps(plan_values(found) | {"advice": hint}, indent=2))
+    else:
+        console = Console()
+        console.heading(plan_heading(found))
+        console.say(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        for table in plan_tables(found):
+            console.table(*table)
+        if hint:
+            console.say(hint)
+    if not found.fit.fits:
         sys.exit(1)

@@ -20,7 +20,8 @@ from gram_jax.data.records import read_records
 from gram_jax.demo.compute import demo_compute
 from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import StoppedError
-from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.evals.results import PairMetrics
 from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
@@ -60,8 +61,8 @@ class DemoResult:
     difference: largest |log-odds here - in transformers|, None if PyTorch is not installed.
     """
 
-    before: PairwiseReport
-    after: PairwiseReport
+    before: PairMetrics
+    after: PairMetrics
     judge: Path
     plot: Path
     difference: float | None
@@ -224,7 +225,7 @@ def _log_task(heldout: Sequence[Comparison]) -> None:
 
 def _evaluate(
     judge: Scorer, records: Sequence[Comparison], progress: ProgressFactory
-) -> PairwiseReport:
+) -> PairMetrics:
     with progress(len(records), label="pairs in both orders", unit="pairs") as bar:
         report = evaluate_pairs(judge, records, progress=lambda n: bar.update(n, units=n))
     logger.info(

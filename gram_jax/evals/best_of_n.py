@@ -1,11 +1,12 @@
 """`gram-jax bon`: the best of n responses by the judge, and what another judge says of it as n grows.
 
 A response's reward is P(better than the policy's own greedy response), as in the paper's RLHF. The judge that picks is
-the proxy; a second one, the oracle, shows when picking harder no longer means picking better. KL(best of k from the
-policy) is log k - (k - 1) / k (Stiennon et al. 2020, appendix G.3; an upper bound, Beirami et al. 2024).
+the proxy; a second one, the oracle, shows over-optimisation. KL(best of k from the policy) is log k - (k - 1) / k
+(Stiennon et al. 2020, appendix G.3; an upper bound, Beirami et al. 2024).
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,20 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.console import Console
 from gram_jax.errors import DataError
-from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.evals.intervals import Tally
-from gram_jax.files import write_atomic
+from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.model.generate import SamplingConfig
 from gram_jax.plots import plot_best_of
+from gram_jax.progress import log_time
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
+
+logger = logging.getLogger(__name__)
 
 SAMPLES, REPORT, PICTURE = "samples.jsonl", "bon.json", "bon.png"
 
@@ -47,13 +49,12 @@ def write_samples(
     sampling: SamplingConfig,
     *,
     n: int,
-    console: Console,
 ) -> list[dict[str, Any]]:
     """For each prompt its text, the greedy response and n sampled ones."""
-    with console.timed("write the greedy responses"):
+    with log_time(logger, "generate the greedy responses"):
         tokens = generator.encode_all(prompts, sampling.max_new_tokens)
         greedy = generator.generate_from_tokens(tokens, replace(sampling, temperature=0)).texts
-    with console.timed(f"write {n} responses to each of {len(prompts)} prompts"):
+    with log_time(logger, f"generate {n} responses to each of {len(prompts)} prompts"):
         repeated = [ids for ids in tokens for _ in range(n)]
         drawn = generator.generate_from_tokens(repeated, sampling).texts
     return [
@@ -105,53 +106,49 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
 
 def _over_prompts(values: np.ndarray) -> dict[str, Any]:
     prompts = len(values)
-    tally = Tally.of(values, np.arange(prompts), [""] * prompts)
-    mean = tally.value(_mean)
-    return {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
+    table = BootstrapTable.of(values, np.arange(prompts), [""] * prompts)
+    mean = table.value(mean_score)
+    return {"mean": mean, "interval": table.interval(mean_score) or (mean, mean)}
 
 
-def run_bon(
+def run_best_of_n(
     policy: str,
     judge: str,
     prompts: Sequence[Prompt],
     out: Path,
+    sampling: SamplingConfig,
     *,
-    oracle: str | None,
     n: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    oracle: str | None = None,
     compute: AskedCompute = "auto",
-    console: Console,
 ) -> dict[str, Any]:
-    """Sample, rate, report and draw into a folder. Samples that are there already are taken, not drawn again.
+    """Sample n responses to each prompt, rate them, and write samples, figures and a plot into a folder.
 
-    Raises DataError for fewer than two responses or prompts, and for a folder with samples of other settings.
+    Existing samples are used again. Raises DataError for fewer than two responses or prompts, and for a folder with
+    samples of other settings.
     """
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": pin_step(policy),  # samples of a run that has gone on are another policy's
+        "policy": pin_step(policy),  # a run's later steps are another policy
         "prompts": len(prompts),
         "n": n,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
+        "max_new_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
     }
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
         generator = TextGenerator.load(policy, compute=compute)
-        sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-        rows = write_samples(generator, prompts, sampling, n=n, console=console)
+        rows = write_samples(generator, prompts, sampling, n=n)
         del generator
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
         write_atomic(out / SAMPLES, (line + "\n" for line in lines), error=DataError)
     rated: dict[str, np.ndarray] = {}
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:
-            with console.timed(f"rate with the {role}"):
+            with log_time(logger, f"rate with the {role}"):
                 rated[role] = rate(Scorer.load(name, compute=compute), prompts, rows)
     table = best_of(rated["proxy"], rated.get("oracle"))
     report = {
@@ -162,7 +159,7 @@ def run_bon(
         "best_of": table,
         "rewards": {role: values.tolist() for role, values in rated.items()},
     }
-    write_json(out / REPORT, report)
+    write_json(out / REPORT, report, error=DataError)
     plot_best_of(table, out / PICTURE, title=f"best of n from {policy}")
     return report
 
@@ -170,8 +167,8 @@ def run_bon(
 COLUMNS = ("n", "KL", "judge that picks", "oracle", "oracle less n = 1")
 
 
-def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """What COLUMNS names, for a terminal."""
+def best_of_n_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The columns of COLUMNS as text."""
 
     def cell(found: dict[str, Any] | None, sign: str = "") -> str:
         if found is None:
@@ -191,14 +188,10 @@ def bon_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _mean(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return credit.sum(-1) / count.sum(-1)
-
-
 def _kept(
     path: Path, settings: dict[str, Any], prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]] | None:
-    """Samples of an earlier run with these settings and prompts; None where there are none."""
+    """Samples of an earlier run with these settings and prompts; None if there are none."""
     if not path.exists():
         return None
     try:

@@ -1,13 +1,10 @@
-"""`gram-jax bench`: how fast this machine judges, and how far that is from what it could do.
+"""`gram-jax bench`: throughput of scoring on this machine, as a share of what it could reach.
 
-Every share is counted against what the verdicts need (plan/flops.py, judging_flops): padding, and beginnings computed
-again, are no work. So the figures of different machines, models and programs can be compared.
+Every share counts the FLOPs that the verdicts need (plan/flops.py, judging_flops): padding and recomputed prefixes are
+not work. So figures of different machines, models and programs are comparable.
 """
 
-import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,22 +13,20 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
-from gram_jax.judge.encode import Encoded, encode_items
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import DEFAULT_LENGTH
 from gram_jax.model.execution import AskedCompute, Execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
-from gram_jax.plan.topology import local_chip
+from gram_jax.plan.machine import MachineInfo, measure_machine, peak_memory
+from gram_jax.plan.workloads import MIX, random_pairs, random_ranking
 from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import (
     ScoringEngine,
@@ -40,22 +35,16 @@ from gram_jax.scoring.engine import (
     default_tokens_per_call,
 )
 from gram_jax.scoring.scorer import Scorer, Weights, compute_type
-from gram_jax.sharding import Placement, make_placement
-
-MIX = "mix"  # long-tailed lengths, as pairs of real data have them: median 600, a tenth above 1,500
-MIX_MEDIAN, MIX_SIGMA = 600, 0.75
-HEAD = 0.35  # share of a sequence that is instruction and question; both responses have the rest
-CEILING_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied
-CEILING_RUNS = 8
+from gram_jax.sharding import make_placement
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchConfig:
     """What to measure.
 
-    model: a judge by name, or model_config: random weights of a model's shape. source: pairs of any schema, from text
-    to score. Without it random tokens: sequences of each of `lengths` (a number, or "mix"), and rankings of each of
-    `best_of` responses by a round robin in both orders. pairs: of each workload. rounds: after one for nothing.
+    model: a judge by name, or model_config: random weights of a model's shape. source: pairs of any schema, scored from
+    text. Without it random tokens: sequences of each of `lengths` (a number, or "mix"), and rankings of each of
+    `best_of` responses by a round robin in both orders. pairs: of each workload. rounds: timed, after a warm-up.
     """
 
     model: str | None = None
@@ -72,14 +61,14 @@ class Bench:
     method: ScoringMethod | None = None
 
     def __post_init__(self) -> None:
-        """Raises JudgeError for what does not go together."""
+        """Raises JudgeError for values that contradict each other."""
         if (self.model is None) == (self.model_config is None):
             raise JudgeError(
                 "give --model, or --model-config for random weights of a shape: one of the two"
             )
         if self.source is not None and self.model is None:
             raise JudgeError(
-                "texts need a tokenizer: give --model in place of --model-config, or leave the source out"
+                "texts need a tokenizer: give --model instead of --model-config, or leave the source out"
             )
         wrong = [length for length in self.lengths if length != MIX and not length.isdecimal()]
         if wrong:
@@ -87,8 +76,17 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One workload. seconds: median over the rounds; work: of one round; flops: that its verdicts need."""
+class Workload:
+    """run: scores `pairs` pairs."""
+
+    name: str
+    pairs: int
+    run: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """seconds: median over the rounds; work: of one round; flops: that its verdicts need."""
 
     name: str
     comparisons: int
@@ -97,234 +95,75 @@ class Measured:
     work: WorkCounters
     flops: float
 
+    def rates(self, machine: MachineInfo) -> dict[str, Any]:
+        """Throughput and shares."""
+        work, flops = self.work, self.flops / self.seconds
+        return {
+            "pairs_per_second": self.comparisons / self.seconds,
+            "tokens_per_second": work.tokens_requested / self.seconds,
+            "shared": 1 - work.tokens_unique / work.tokens_requested,
+            "useful": work.tokens_unique / work.tokens_computed,
+            "flops_per_second": flops,
+            "of_ceiling": flops / machine.ceiling,
+            "of_peak": machine.peak and flops / machine.peak,
+        }
+
 
 @dataclass(frozen=True)
-class Machine:
-    """ceiling: FLOPs a second of a matrix product, over all devices, measured; peak: of the data sheet, or None."""
+class BenchReport:
+    """seconds_before: of loading, compiling and tokenizing; peak_bytes_of: "of a device" or "of the process"."""
 
-    devices: int
-    kind: str
-    compute: str
-    ceiling: float
-    peak: float | None
+    machine: MachineInfo
+    program: str
+    seconds_before: dict[str, float]
+    peak_bytes: int
+    peak_bytes_of: str
+    workloads: list[WorkloadResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        rates = [asdict(one) | one.rates(self.machine) for one in self.workloads]
+        return asdict(self) | {"workloads": rates}
 
 
-def run_bench(bench: Bench, console: Console) -> dict[str, Any]:
-    """Measure, print a table, and return all figures. Raises JudgeError for lengths that the judge does not read."""
+def run_bench(config: BenchConfig) -> BenchReport:
+    """Measure every workload. Raises JudgeError for lengths beyond the judge's budget."""
     keep_compiled_programs()
     times: dict[str, float] = {}
     with _timed(times, "load"):
-        scorer, engine = _judge(bench)
-    machine = look_at(engine.execution.placement, engine.execution.compute)
+        scorer, engine = _load(config)
+    machine = measure_machine(engine.execution.placement, engine.execution.compute)
     with _timed(times, "compile and warm up"):
-        engine.warm_up(rankings=bool(bench.best_of))
-    found = []
-    for name, count, run in _workloads(bench, scorer, engine, times):
-        found.append(measure(name, engine, run, comparisons=count, rounds=bench.rounds))
-    whose, memory = peak_memory()
-    peak = "" if machine.peak is None else f", {format_count(machine.peak)}FLOP/s by its data sheet"
-    console.say(
-        f"{machine.devices} device(s): {machine.kind}; {machine.compute}, "
-        f"{format_count(machine.ceiling)}FLOP/s in a matrix product{peak}; program: {engine.method}"
-    )
-    console.say("; ".join(f"{what}: {format_seconds(seconds)}" for what, seconds in times.items()))
-    columns = [_column(one, machine) for one in found]
-    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
-    console.table("", ("", *(one.name for one in found)), rows)
-    console.say(f"most memory {whose}: {format_bytes(memory)}")
-    return {
-        "machine": asdict(machine),
-        "program": engine.method,
-        "seconds_before": times,
-        "peak_bytes": memory,
-        "peak_bytes_of": whose,
-        "workloads": [asdict(one) | _rates(one, machine) for one in found],
-    }
-
-
-@contextmanager
-def _timed(times: dict[str, float], what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    times[what] = time.perf_counter() - start
-
-
-def _judge(bench: Bench) -> tuple[Scorer | None, ScoringEngine]:
-    """The engine to measure, and what reads text for it, if anything does."""
-    if bench.model is not None:
-        scorer = Scorer.load(
-            bench.model,
-            compute=bench.compute,
-            weights=bench.weights,
-            max_length=bench.max_length,
-            tokens_per_call=bench.tokens_per_call,
-            method=bench.method,
-        )
-        return scorer, scorer.engine
-    assert bench.model_config is not None  # __post_init__: one of the two
-    cfg = named_config(bench.model_config)
-    placement = make_placement({"data": -1})
-    compute = compute_type(bench.compute, placement)
-    stored = compute if bench.weights in ("auto", "int8") else bench.weights
-    params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
-    execution = Execution(compute, "auto", "none", placement, packed=False)
-    method = bench.method or default_method(execution)
-    engine = ScoringEngine(
-        quantize_int8(params) if bench.weights == "int8" else params,
-        cfg,
-        (0, 1),  # which two tokens are compared does not matter
-        execution,
-        bench.max_length or min(DEFAULT_LENGTH, cfg.context_length),
-        method,
-        bench.tokens_per_call or default_tokens_per_call(execution, method),
-    )
-    return None, engine
-
-
-def _workloads(
-    bench: Bench, scorer: Scorer | None, engine: ScoringEngine, times: dict[str, float]
-) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """(name, pairs, what to run)."""
-    if bench.source is not None and scorer is not None:  # __post_init__: a source needs a model
-        records, _ = read_records(bench.source, "pair", limit=bench.pairs)
-        texts = [(record.prompt, record.first, record.second) for record in records]
-        both = [shown for p, a, b in texts for shown in ((p, a, b), (p, b, a))]
-        with _timed(times, "tokenize"):
-            encode_items(scorer.tokenizer, scorer.spec.comparison, both, scorer.spec.max_length)
-        yield "text to score", len(texts), lambda: scorer.score_many(texts)
-        return
-    for length in bench.lengths:
-        if length != MIX and int(length) > engine.max_length:
-            raise JudgeError(
-                f"sequences of {length} tokens: this judge reads {engine.max_length} (max_length)"
-            )
-        texts = random_pairs(length, bench.pairs, engine.max_length, engine.cfg.vocab_size)
-        name = length if length == MIX else f"{length} tokens"
-        yield name, bench.pairs, partial(engine.label_logit_diffs, texts, paired=True)
-    for count in bench.best_of:
-        rivals = random_rivals(count, min(1024, engine.max_length), engine.cfg.vocab_size)
-        yield (
-            f"best of {count}",
-            len(rivals) // 2,
-            partial(engine.label_logit_diffs, rivals, paired=False),
-        )
-
-
-def random_pairs(length: str, count: int, max_length: int, vocab: int) -> list[Encoded]:
-    """Both orders of `count` pairs of random tokens: sequences of `length` tokens, or of the long-tailed mix."""
-    random = np.random.default_rng(0)
-    if length == MIX:
-        drawn = np.exp(random.normal(np.log(MIX_MEDIAN), MIX_SIGMA, count))
-        lengths = np.clip(drawn, 32, max_length).astype(int)
+        engine.warm_up(rankings=bool(config.best_of))
+    if scorer is not None and config.source is not None:
+        workloads = iter([_text_workload(config, scorer, times)])
     else:
-        lengths = np.full(count, int(length))
-    orders = []
-    for total in lengths:
-        head = int(total * HEAD)
-        one = int((total - head) * random.uniform(0.3, 0.7))
-        texts = [random.integers(0, vocab, size) for size in (head, one, total - head - one)]
-        orders += [_shown(texts[0], *pair) for pair in (texts[1:], texts[:0:-1])]
-    return orders
+        workloads = _random_workloads(config, engine)
+    found = [_measure(workload, engine, config.rounds) for workload in workloads]
+    whose, memory = peak_memory()
+    return BenchReport(machine, engine.method, times, memory, whose, found)
 
 
-def random_rivals(count: int, length: int, vocab: int) -> list[Encoded]:
-    """All ordered comparisons of `count` responses to one prompt, of about `length` tokens each."""
-    random = np.random.default_rng(0)
-    head = random.integers(0, vocab, int(length * HEAD))
-    size = (length - len(head)) // 2
-    responses = [
-        random.integers(0, vocab, int(size * random.uniform(0.7, 1.3))) for _ in range(count)
+def report_lines(report: BenchReport) -> list[str]:
+    """The machine and the times before the first round, as text."""
+    machine = report.machine
+    peak = "" if machine.peak is None else f", {format_count(machine.peak)}FLOP/s by its data sheet"
+    times = (f"{what}: {format_seconds(took)}" for what, took in report.seconds_before.items())
+    return [
+        f"{machine.devices} device(s): {machine.kind}; {machine.compute}, "
+        f"{format_count(machine.ceiling)}FLOP/s in a matrix product{peak}; program: {report.program}",
+        "; ".join(times),
+        f"peak memory {report.peak_bytes_of}: {format_bytes(report.peak_bytes)}",
     ]
-    meetings = itertools.permutations(range(count), 2)
-    return [_shown(head, responses[i], responses[j]) for i, j in meetings]
 
 
-def _shown(head: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
-    tokens = np.concatenate([head, first, second]).astype(np.int32)
-    starts = (len(head), len(head) + len(first))
-    return Encoded(tokens, np.zeros(len(tokens), np.float32), field_starts=starts)
+def report_rows(report: BenchReport) -> list[tuple[str, ...]]:
+    """A row for each figure, with a column for each workload."""
+    columns = [_column(one, one.rates(report.machine)) for one in report.workloads]
+    return [(name, *(column[name] for column in columns)) for name in columns[0]]
 
 
-def measure(
-    name: str, engine: ScoringEngine, run: Callable[[], Any], *, comparisons: int, rounds: int
-) -> Measured:
-    """Do the work once for nothing, then `rounds` times."""
-    run()
-    seconds, before = [], engine.counters
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    done = engine.counters - before
-    one = WorkCounters(**{name: value // rounds for name, value in asdict(done).items()})
-    flops = judging_flops(
-        engine.cfg,
-        sequences=one.sequences,
-        tokens_requested=one.tokens_requested,
-        tokens_unique=one.tokens_unique,
-        attention_pairs=one.attention_pairs,
-    )
-    spread = (min(seconds), max(seconds))
-    return Measured(name, comparisons, statistics.median(seconds), spread, one, flops)
-
-
-def look_at(placement: Placement, compute: str) -> Machine:
-    """The devices of a mesh and what they reach in a plain matrix product."""
-    devices = placement.mesh.devices
-    first = devices.flat[0]
-    chip = local_chip(first)
-    peak = None
-    if chip is not None:
-        peak = chip.f32_flops if compute == "float32" else chip.bf16_flops
-        peak *= devices.size / chip.devices
-    # Fake devices share one machine, whose ceiling one product reaches.
-    alike = 1 if first.platform == "cpu" else devices.size
-    reached = ceiling(first.platform, compute) * alike
-    return Machine(devices.size, first.device_kind, compute, reached, peak)
-
-
-def ceiling(platform: str, compute: str) -> float:
-    """FLOPs a second of a square matrix product on one device, the best of some."""
-    size = CEILING_SIZE.get(platform, CEILING_SIZE["gpu"])
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size)).astype(compute)
-    precision = "highest" if compute == "float32" else "default"
-    product = jax.jit(lambda a, b: jnp.dot(a, b, precision=precision))
-    jax.block_until_ready(product(a, b))
-    best = float("inf")
-    for _ in range(CEILING_RUNS):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a, b))
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
-
-
-def peak_memory() -> tuple[str, int]:
-    """Whose memory, and the most bytes of it in use so far: of the fullest device, or of this process."""
-    found = [
-        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
-    ]
-    if known := [value for value in found if value]:
-        return "of a device", max(known)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return "of the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _rates(found: Measured, machine: Machine) -> dict[str, Any]:
-    work, flops = found.work, found.flops / found.seconds
-    return {
-        "pairs_per_second": found.comparisons / found.seconds,
-        "tokens_per_second": work.tokens_requested / found.seconds,
-        "shared": 1 - work.tokens_unique / work.tokens_requested,
-        "useful": work.tokens_unique / work.tokens_computed,
-        "flops_per_second": flops,
-        "of_ceiling": flops / machine.ceiling,
-        "of_peak": machine.peak and flops / machine.peak,
-    }
-
-
-def _column(found: Measured, machine: Machine) -> dict[str, str]:
-    """What the table says of a workload."""
-    rates = _rates(found, machine)
+def _column(found: WorkloadResult, rates: dict[str, Any]) -> dict[str, str]:
     column = {
         "pairs/s": format_count(rates["pairs_per_second"]),
         "tokens/s, one by one": format_count(rates["tokens_per_second"]),
@@ -337,3 +176,93 @@ def _column(found: Measured, machine: Machine) -> dict[str, str]:
         "fastest, slowest": "{:.3g}, {:.3g}".format(*found.spread),
     }
     return {name: value for name, value in column.items() if value is not None}
+
+
+@contextmanager
+def _timed(times: dict[str, float], what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[what] = time.perf_counter() - start
+
+
+def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
+    """The scorer of a model, if there is one, and the engine to measure."""
+    if config.model is not None:
+        scorer = Scorer.load(
+            config.model,
+            compute=config.compute,
+            weights=config.weights,
+            max_length=config.max_length,
+            tokens_per_call=config.tokens_per_call,
+            method=config.method,
+        )
+        return scorer, scorer.engine
+    assert config.model_config is not None  # __post_init__: one of the two
+    cfg = named_config(config.model_config)
+    placement = make_placement({"data": -1})
+    compute = compute_type(config.compute, placement)
+    stored = compute if config.weights in ("auto", "int8") else config.weights
+    params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
+    execution = Execution(compute, "auto", "none", placement, packed=False)
+    method = config.method or default_method(execution)
+    return None, ScoringEngine(
+        quantize_int8(params) if config.weights == "int8" else params,
+        cfg,
+        (0, 1),  # any two labels
+        execution,
+        config.max_length or min(DEFAULT_LENGTH, cfg.context_length),
+        method,
+        config.tokens_per_call or default_tokens_per_call(execution, method),
+    )
+
+
+def _text_workload(config: BenchConfig, scorer: Scorer, times: dict[str, float]) -> Workload:
+    records, _ = read_records(str(config.source), "pair", limit=config.pairs)
+    texts = [(record.prompt, record.first, record.second) for record in records]
+    both = [shown for p, a, b in texts for shown in ((p, a, b), (p, b, a))]
+    with _timed(times, "tokenize"):
+        encode_items(scorer.tokenizer, scorer.spec.comparison, both, scorer.spec.max_length)
+    return Workload("text to score", len(texts), partial(scorer.score_many, texts))
+
+
+def _random_workloads(config: BenchConfig, engine: ScoringEngine) -> Iterator[Workload]:
+    max_length, vocab = engine.max_length, engine.cfg.vocab_size
+    for length in config.lengths:
+        if length != MIX and int(length) > max_length:
+            raise JudgeError(
+                f"sequences of {length} tokens: this judge reads {max_length} (max_length)"
+            )
+        orders = random_pairs(length, config.pairs, max_length, vocab)
+        name = length if length == MIX else f"{length} tokens"
+        run = partial(engine.label_logit_diffs, orders, paired=True)
+        yield Workload(name, config.pairs, run)
+    for count in config.best_of:
+        orders = random_ranking(count, max_length, vocab)
+        run = partial(engine.label_logit_diffs, orders, paired=False)
+        yield Workload(f"best of {count}", len(orders) // 2, run)
+
+
+def _measure(workload: Workload, engine: ScoringEngine, rounds: int) -> WorkloadResult:
+    workload.run()  # warm-up
+    seconds, before = [], engine.counters
+    for _ in range(rounds):
+        start = time.perf_counter()
+        workload.run()
+        seconds.append(time.perf_counter() - start)
+    done = engine.counters - before
+    one = WorkCounters(**{name: value // rounds for name, value in asdict(done).items()})
+    flops = judging_flops(
+        engine.cfg,
+        sequences=one.sequences,
+        tokens_requested=one.tokens_requested,
+        tokens_unique=one.tokens_unique,
+        attention_pairs=one.attention_pairs,
+    )
+    return WorkloadResult(
+        workload.name,
+        workload.pairs,
+        statistics.median(seconds),
+        (min(seconds), max(seconds)),
+        one,
+        flops,
+    )

@@ -1,81 +1,85 @@
-"""`gram-jax plan`: from what was asked to a plan that is printed."""
+"""`gram-jax plan`: from options to a plan and advice."""
 
-import dataclasses
-import json
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.interop.hf_files import CONFIG, read_json
 from gram_jax.interop.models import model_config as config_of_model
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.models import PUBLISHED, published_config
-from gram_jax.plan.planning import make_target, plan_scoring, plan_training
-from gram_jax.plan.report import does_not_fit, plan_values, say_plan
+from gram_jax.plan.plan import ProgramPlan, plan_scoring, plan_training
+from gram_jax.plan.programs import PlanRequest
+from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import largest_batch, what_would_fit
+from gram_jax.plan.target import make_target
 from gram_jax.plan.topology import Topology
 from gram_jax.recipes.tables import Recipe
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call. slots:
+    examples that a packed row may hold. search: for the largest batch. advise: look for changes that would fit.
+    """
+
+    model_config: str | None = None
+    score: bool = False
+    pairs: int | None = None
+    slots: int | None = None
+    search: bool = False
+    advise: bool = False
+
 
 def run_plan(
-    recipe: Recipe,
-    topology: Topology,
-    *,
-    model_config: str | None,
-    score: bool,
-    pairs: int | None,
-    slots: int | None,
-    search: bool,
-    advise: bool,
-    as_json: bool,
-) -> bool:
-    """Make and print one plan; whether it fits. Progress goes to stderr."""
-    if search and score:
-        raise RecipeError("--search looks for batch.batch_size of training: leave --score out")
-    if pairs is not None and not score:
-        raise RecipeError("--pairs is of a scoring call: give --score with it")
-    if slots is not None and (score or recipe.stage == "pretrain" or not recipe.batch.packing):
-        raise RecipeError(
-            f"--slots {slots} is of packed rows in training the judge or the baseline: leave it out with "
-            "--score, with stage write, which has a target at every position, and with batch.packing = false"
-        )
-    console, progress = Console(quiet=as_json), Console(stderr=True)
-    cfg, target = find_config(recipe, model_config), make_target(topology, recipe)
+    recipe: Recipe, topology: Topology, options: PlanOptions
+) -> tuple[ProgramPlan, str | None]:
+    """The plan and advice about it, if any. Raises RecipeError for options that contradict the program."""
+    _check(recipe, options)
     absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
     if absent_gpu and recipe.execution.attention in ("auto", "cudnn"):
-        progress.warn("cuDNN asks the GPU itself: the plan takes attention = blocked in its place")
-        execution = dataclasses.replace(recipe.execution, attention="blocked")
-        recipe = dataclasses.replace(recipe, execution=execution)
-    advice = None
-    if search:
-        found = largest_batch(recipe, cfg, target, progress.say, slots=slots)
+        logger.warning("cuDNN needs the GPU itself: the plan uses attention = blocked instead")
+        recipe = replace(recipe, execution=replace(recipe.execution, attention="blocked"))
+    cfg = find_config(recipe, options.model_config)
+    request = PlanRequest(recipe, cfg, make_target(topology, recipe), options.slots)
+    if options.score:
+        return plan_scoring(request, pairs=options.pairs), None
+    if options.search:
+        found = largest_batch(request)
         if found is None:
-            plan = plan_training(recipe, cfg, target, slots=slots)
             advice = "Not even the smallest batch fits with everything recomputed"
-        else:
-            chosen, plan = found
-            advice = (
-                f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
-                f"--set execution.remat={chosen.execution.remat}"
-            )
-    elif score:
-        plan = plan_scoring(recipe, cfg, target, pairs=pairs)
-    else:
-        plan = plan_training(recipe, cfg, target, slots=slots)
-        if advise and not plan.fit.fits:
-            progress.say(f"{does_not_fit(plan.fit)}; looking for what would")
-            advice = what_would_fit(recipe, cfg, target, plan, slots=slots)
-    say_plan(plan, console)
-    if as_json:
-        print(json.dumps(plan_values(plan) | {"advice": advice}, indent=2))
-    elif advice:
-        console.say(advice)
-    return plan.fit.fits
+            return plan_training(request), advice
+        chosen, plan = found[0].recipe, found[1]
+        return plan, (
+            f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
+            f"--set execution.remat={chosen.execution.remat}"
+        )
+    plan = plan_training(request)
+    if plan.fit.fits or not options.advise:
+        return plan, None
+    logger.info("%s; looking for changes that would fit", does_not_fit(plan.fit))
+    return plan, what_would_fit(request, plan)
+
+
+def _check(recipe: Recipe, options: PlanOptions) -> None:
+    if options.search and options.score:
+        raise RecipeError("--search looks for batch.batch_size of training: leave --score out")
+    if options.pairs is not None and not options.score:
+        raise RecipeError("--pairs is of a scoring call: give --score with it")
+    unpacked = recipe.stage == "pretrain" or not recipe.batch.packing
+    if options.slots is not None and (options.score or unpacked):
+        raise RecipeError(
+            f"--slots {options.slots} needs packed rows of verdicts or rankings: leave it out with --score, with stage "
+            "pretrain, which has a target at every position, and with batch.packing = false"
+        )
 
 
 def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
-    """The model's shape: of a config.json (or its folder), a published name, or the recipe's start."""
+    """The model's shape: of a config.json (or its folder), a published name, or the recipe's model."""
     if named is not None:
         return named_config(named)
     start = recipe.model.name_or_path
@@ -85,13 +89,13 @@ def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
         return config_of_model(start)
     except CheckpointError as error:
         raise RecipeError(
-            f"model.name_or_path = {start!r} is not there to read the model's shape from ({error}). Give "
-            f"--model-config: a config.json, or one of {', '.join(PUBLISHED)}"
+            f"the model's shape cannot be read from model.name_or_path = {start!r} ({error}). Give --model-config: a "
+            f"config.json, or one of {', '.join(PUBLISHED)}"
         ) from error
 
 
 def named_config(named: str) -> ModelConfig:
-    """The shape of a config.json (or its folder), or a published one. Raises RecipeError where it is neither."""
+    """The shape of a config.json (or its folder), or a published one. Raises RecipeError if it is neither."""
     path = Path(named)
     if path.is_dir():
         path = path / CONFIG

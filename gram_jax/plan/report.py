@@ -1,11 +1,11 @@
-"""A plan in words, and as plain values for other programs."""
+"""A plan as tables, and as plain values for other programs."""
 
-import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from gram_jax.console import Console
 from gram_jax.formatting import format_bytes, format_count, format_seconds
-from gram_jax.plan.planning import Fit, Plan
+from gram_jax.plan.plan import MemoryFit, ProgramPlan
 
 BOUNDS = {
     "compute": "the chips' bf16 or f32 peak",
@@ -15,47 +15,46 @@ BOUNDS = {
 }
 
 
-def say_plan(plan: Plan, console: Console) -> None:
-    """Tables for a terminal."""
-    settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+class PlanTable(NamedTuple):
+    """A table for a terminal."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def plan_heading(plan: ProgramPlan) -> str:
+    """Program, topology and mesh in a line."""
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items()) or "one device"
-    console.heading(f"{plan.program} on {plan.topology}: {mesh}")
-    console.say(settings)
-    console.table("memory of a device", ("", ""), memory_rows(plan))
+    return f"{plan.program} on {plan.topology}: {mesh}"
+
+
+def plan_tables(plan: ProgramPlan) -> Iterator[PlanTable]:
+    """Memory; and of a program that fits, collectives and work."""
+    yield PlanTable("memory of a device", ("", ""), memory_rows(plan))
     if not plan.fit.fits:
         return
     if plan.traffic:
-        rows = [
-            (kind, t.count, format_bytes(t.payload), format_bytes(t.links), format_bytes(t.network))
-            for kind, t in sorted(plan.traffic.items())
-        ]
-        columns = ("collectives of a step", "calls", "payload", "by links", "by network")
-        console.table("", columns, rows)
-    rows = [
-        ("model FLOPs of a step", f"{plan.flops.model:.4g}"),
-        ("  layers", f"{plan.flops.layers:.4g}"),
-        ("  attention", f"{plan.flops.attention:.4g}"),
-    ]
-    if plan.flops.head:
-        rows.append(("head, beside them", f"{plan.flops.head:.4g}"))
-    for name, seconds in plan.seconds.items():
-        rows.append((f"at least, by {name} ({BOUNDS[name]})", format_short(seconds)))
-    if plan.bound and (speed := tokens_per_second(plan)) is not None:
-        rows.append(("largest bound", plan.bound))
-        rows.append(("tokens/s at that bound", format_count(speed)))
-    rows.append(("compile time", format_seconds(plan.compile_seconds)))
-    console.table("work", ("", ""), rows)
+        yield PlanTable(
+            "",
+            ("collectives of a step", "calls", "payload", "by links", "by network"),
+            [
+                (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network)))
+                for kind, t in sorted(plan.traffic.items())
+            ],
+        )
+    yield PlanTable("work", ("", ""), work_rows(plan))
 
 
-def memory_rows(plan: Plan) -> list[tuple[str, str]]:
+def memory_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
     """Lines about the memory of one device."""
     fit = plan.fit
     rows = [("arguments (weights, optimizer state, batch)", format_bytes(fit.arguments))]
     if fit.temporaries is not None:
         rows.append(("temporaries", format_bytes(fit.temporaries)))
-        rows.append(("results that reuse nothing", format_bytes(fit.results)))
+        rows.append(("results that reuse no argument", format_bytes(fit.results)))
         if fit.peak is not None:
-            rows.append(("peak, as the compiler reckons", format_bytes(fit.peak)))
+            rows.append(("peak, estimated by the compiler", format_bytes(fit.peak)))
         rows.append(("donated", f"{format_bytes(fit.donated)}{_leaves(plan)}"))
     if fit.capacity is not None and fit.fits:
         free = fit.capacity - fit.needed
@@ -66,24 +65,41 @@ def memory_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def does_not_fit(fit: Fit) -> str:
+def work_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
+    """Lines about FLOPs, lower bounds of the time, and compilation."""
+    rows = [
+        ("model FLOPs of a step", f"{plan.flops.model:.4g}"),
+        ("  layers", f"{plan.flops.layers:.4g}"),
+        ("  attention", f"{plan.flops.attention:.4g}"),
+    ]
+    if plan.flops.head:
+        rows.append(("head, in addition", f"{plan.flops.head:.4g}"))
+    for name, seconds in plan.seconds.items():
+        rows.append((f"at least, by {name} ({BOUNDS[name]})", format_short(seconds)))
+    if plan.bound and (speed := tokens_per_second(plan)) is not None:
+        rows.append(("largest bound", plan.bound))
+        rows.append(("tokens/s at that bound", format_count(speed)))
+    return [*rows, ("compile time", format_seconds(plan.compile_seconds))]
+
+
+def does_not_fit(fit: MemoryFit) -> str:
     """The answer for a program that is too large.
 
-    The compiler gives up at the first memory that overflows, so what it names is the least.
+    The compiler stops at the first memory that overflows, so the size that it names is a lower bound.
     """
     least = "at least " if fit.temporaries is None else ""
     of = "an unknown amount" if fit.capacity is None else format_bytes(fit.capacity)
     return f"does not fit: needs {least}{format_bytes(fit.needed)} of {of}"
 
 
-def tokens_per_second(plan: Plan) -> float | None:
-    """Of all devices, where nothing but the largest bound took time; padding counts as tokens."""
+def tokens_per_second(plan: ProgramPlan) -> float | None:
+    """Of all devices at the largest bound; padding counts as tokens."""
     return plan.tokens / plan.seconds[plan.bound] if plan.bound else None
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
+def plan_values(plan: ProgramPlan) -> dict[str, Any]:
     """Everything but the program itself, for JSON. Bytes, seconds, FLOPs."""
-    fit = dataclasses.asdict(plan.fit) | {"fits": plan.fit.fits}
+    fit = asdict(plan.fit) | {"fits": plan.fit.fits}
     if plan.fit.fits and plan.fit.capacity is not None:
         fit["head_room"] = plan.fit.capacity - plan.fit.needed
     return {
@@ -94,8 +110,8 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "tokens": plan.tokens,
         "memory": fit,
         "state": {"leaves": plan.state[0], "donated": plan.state[1]},
-        "collectives": {kind: dataclasses.asdict(t) for kind, t in sorted(plan.traffic.items())},
-        "flops": dataclasses.asdict(plan.flops) | {"model": plan.flops.model},
+        "collectives": {kind: asdict(t) for kind, t in sorted(plan.traffic.items())},
+        "flops": asdict(plan.flops) | {"model": plan.flops.model},
         "seconds": dict(plan.seconds),
         "bound": plan.bound,
         "tokens_per_second": tokens_per_second(plan),
@@ -112,10 +128,10 @@ def format_short(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def _leaves(plan: Plan) -> str:
+def _leaves(plan: ProgramPlan) -> str:
     leaves, donated = plan.state
     if not leaves:
         return ""
-    return f", all {leaves} arrays of the state" if donated == leaves else (
-        f": only {donated} of the {leaves} arrays of the state"
-    )  # fmt: skip
+    if donated == leaves:
+        return f", all {leaves} arrays of the state"
+    return f": only {donated} of the {leaves} arrays of the state"

@@ -1,95 +1,81 @@
 """What fits: changes to a recipe that make it fit, and the largest batch that does."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from gram_jax.model.config import ModelConfig
-from gram_jax.plan.planning import Plan, Target, plan_training
-from gram_jax.recipes.tables import Recipe
+from gram_jax.plan.plan import ProgramPlan, plan_training
+from gram_jax.plan.programs import PlanRequest
 from gram_jax.training.program import leaner
 
+logger = logging.getLogger(__name__)
+
 REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed
-# Rows of one micro-batch on one device that are tried, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...
+# Rows of one micro-batch on one device, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...
 SIZES = sorted({1, 2, 3} | {quarters << power for quarters in (4, 5, 6, 7) for power in range(14)})
-Say = Callable[[str], None]
 
 
-def what_would_fit(
-    recipe: Recipe, cfg: ModelConfig, target: Target, too_large: Plan, *, slots: int | None = None
-) -> str:
-    """Advice about a plan that does not fit, after trying: one compilation for every change.
-
-    slots: see plan_training.
-    """
+def what_would_fit(request: PlanRequest, too_large: ProgramPlan) -> str:
+    """Advice about a plan that does not fit; compiles every change that it tries."""
     fit = too_large.fit
     if fit.capacity is not None and fit.arguments > fit.capacity:
         return (
-            "Weights, optimizer state and batch alone are more than a device has: more devices "
-            "under [mesh] fsdp, leaner optimizer state or weights, [lora], or a smaller model"
+            "Weights, optimizer state and batch alone are more than a device has: try more devices under [mesh] fsdp, "
+            "smaller types of optimizer state or weights, [lora], or a smaller model"
         )
-    for change in leaner(recipe, target.placement):
-        if plan_training(recipe, cfg, target, slots=slots, change=change).fit.fits:
+    for change in leaner(request.recipe, request.target.placement):
+        if plan_training(request, change).fit.fits:
             return f"What would fit: {_keys(change)}"
     return (
-        'Neither more microbatches nor remat = "full" is enough: a smaller batch.batch_size, a shorter '
-        "batch.max_length, more devices under [mesh] fsdp, [lora], or a smaller model"
+        'Neither more gradient_accumulation_steps nor remat = "full" is enough: try a smaller batch.batch_size, a '
+        "shorter batch.max_length, more devices under [mesh] fsdp, [lora], or a smaller model"
     )
 
 
-def largest_batch(
-    recipe: Recipe,
-    cfg: ModelConfig,
-    target: Target,
-    say: Say = lambda _: None,
-    *,
-    slots: int | None = None,
-) -> tuple[Recipe, Plan] | None:
-    """The recipe with the most batch.batch_size that fit under full recomputation, then with the least recomputation.
+def largest_batch(request: PlanRequest) -> tuple[PlanRequest, ProgramPlan] | None:
+    """The largest batch_size that fits under full recomputation, then the least recomputation that fits.
 
-    Rows are SIZES times microbatches times batch shards, bisected up to where the residual stream
-    alone, which full recomputation keeps at every layer, is more than a device has. None where not
-    even the smallest batch fits. slots: see plan_training.
+    Candidates are SIZES times gradient accumulation steps times batch shards, bisected up to the size of which the
+    residual stream alone, which full recomputation keeps at every layer, is more than a device has. None if not even
+    the smallest batch fits.
     """
-    unit = recipe.batch.gradient_accumulation_steps * target.placement.batch_shards
-    tried: dict[tuple[int, str], Plan] = {}
+    batch = request.recipe.batch
+    unit = batch.gradient_accumulation_steps * request.target.placement.batch_shards
+    tried: dict[tuple[int, str], tuple[PlanRequest, ProgramPlan]] = {}
 
-    def attempt(at: int, remat: str) -> Plan:
+    def attempt(at: int, remat: str) -> bool:
         if (at, remat) not in tried:
-            rows = unit * SIZES[at]
-            changed = _with(recipe, rows, remat)
-            tried[at, remat] = plan = plan_training(changed, cfg, target, slots=slots)
-            verdict = "fits" if plan.fit.fits else "does not fit"
-            say(f'batch.batch_size = {rows}, remat = "{remat}": {verdict}')
-        return tried[at, remat]
+            changed = _with(request, unit * SIZES[at], remat)
+            tried[at, remat] = changed, plan_training(changed)
+            verdict = "fits" if tried[at, remat][1].fit.fits else "does not fit"
+            logger.info('batch_size = %d, remat = "%s": %s', unit * SIZES[at], remat, verdict)
+        return tried[at, remat][1].fit.fits
 
-    if not attempt(0, "full").fit.fits:
+    if not attempt(0, "full"):
         return None
-    most = _most(recipe, cfg, target)
-    low, high = 0, sum(size <= most for size in SIZES)  # the first that is not worth trying
+    most = _upper_bound(request)
+    low, high = 0, sum(size <= most for size in SIZES)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if attempt(middle, "full").fit.fits else (low, middle)
-    for remat in REMATS:
-        if (plan := attempt(low, remat)).fit.fits:
-            return _with(recipe, unit * SIZES[low], remat), plan
-    raise AssertionError("the full recomputation that fitted before does not fit now")
+        low, high = (middle, high) if attempt(middle, "full") else (low, middle)
+    return next(tried[low, remat] for remat in REMATS if attempt(low, remat))
 
 
-def _most(recipe: Recipe, cfg: ModelConfig, target: Target) -> int:
+def _upper_bound(request: PlanRequest) -> int:
     """More rows of one micro-batch on one device cannot fit."""
+    recipe, cfg, target = request.recipe, request.cfg, request.target
     width = 2 if recipe.execution.compute_dtype == "bfloat16" else 4
     row = cfg.layers * recipe.batch.max_length * cfg.embed_size * width
     row //= target.placement.mesh.shape["sequence"]
     return SIZES[-1] if target.capacity is None else target.capacity // row
 
 
-def _with(recipe: Recipe, rows: int, remat: str) -> Recipe:
-    return dataclasses.replace(
-        recipe,
-        batch=dataclasses.replace(recipe.batch, batch_size=rows),
-        execution=dataclasses.replace(recipe.execution, remat=remat),
-    )
+def _with(request: PlanRequest, batch_size: int, remat: str) -> PlanRequest:
+    recipe = request.recipe
+    batch = replace(recipe.batch, batch_size=batch_size)
+    execution = replace(recipe.execution, remat=remat)
+    return replace(request, recipe=replace(recipe, batch=batch, execution=execution))
 
 
 def _keys(change: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Plain values as frozen dataclasses, strictly: every unknown key, missing key and wrong type has a line of its own."""
+"""Strict validation of recipes: unknown keys, missing keys and wrong types are errors, one line each."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _Kind = TypeVar("_Kind")
 
-# Keys of earlier recipes with their names of today, for the error about an unknown key.
+# Former names of keys; the error for an unknown key suggests the present name.
 RENAMED: dict[str, tuple[str, ...]] = {
     "folder": ("output_dir",),
     "steps": ("max_steps",),
@@ -59,9 +59,10 @@ RENAMED: dict[str, tuple[str, ...]] = {
 
 
 def validated(kind: type[_Kind], text: str, where: str) -> _Kind:
-    """A value of the dataclass `kind` from JSON: lists may become tuples there and tables dataclasses, however strict.
+    """The JSON text as a value of the dataclass `kind`. JSON, since strict validation of Python values accepts no lists
+    as tuples and no dicts as dataclasses.
 
-    Raises RecipeError with a line for everything that is wrong.
+    Raises RecipeError with one line for each error.
     """
     try:
         return TypeAdapter(kind).validate_json(text)
@@ -71,15 +72,8 @@ def validated(kind: type[_Kind], text: str, where: str) -> _Kind:
         raise RecipeError("\n  ".join([f"{where}:", *lines])) from None
 
 
-def plain_values(value: Any) -> Any:
-    """Without what is absent (None), tuples as lists: as TOML has it."""
-    if isinstance(value, Mapping):
-        return {key: plain_values(item) for key, item in value.items() if item is not None}
-    return [plain_values(item) for item in value] if isinstance(value, tuple | list) else value
-
-
 def _follows(problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a list is only too short because its entries are wrong."""
+    """Whether a list is reported as too short only because its entries are invalid."""
     size = len(problem["loc"])
     return problem["type"] == "too_short" and any(
         len(other["loc"]) > size and other["loc"][:size] == problem["loc"] for other in problems
@@ -93,13 +87,13 @@ _EXPECTED = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "int_type": "a whole number",
-    "string_type": "a text",
+    "string_type": "a string",
     "bool_type": "true or false",
 }
 
 
 def _explain(problem: Mapping[str, Any], recipe: Any) -> str:
-    """One of pydantic's findings as a line: section, key, expected, found."""
+    """An error of pydantic as a line: table, key, value found, value expected."""
     *section, name = problem["loc"] or ("recipe",)
     kind = problem["type"]
     place = f"[{'.'.join(map(str, section))}] {name}" if section else f"{name}"
@@ -116,7 +110,7 @@ def _explain(problem: Mapping[str, Any], recipe: Any) -> str:
 
 
 def _known_keys(section: Sequence[Any], recipe: Any) -> list[str]:
-    """The keys that the format has in a section."""
+    """The keys of a table of the format."""
     kind: Any = recipe
     for name in section:
         if isinstance(name, int):
@@ -136,7 +130,7 @@ def _table_of(kind: Any) -> Any:
 
 
 def _elsewhere(name: str, recipe: Any) -> str:
-    """Where a key of this name belongs, if it is one of another section."""
+    """The table that a key of this name belongs to, if there is one."""
     for section in dataclasses.fields(recipe):
         if name in _known_keys([section.name], recipe):
             return f"; it belongs to [{section.name}]"

@@ -1,14 +1,13 @@
 """The format of recipes: a frozen dataclass for each table of the TOML file.
 
-A recipe holds no code and inherits from nothing. Every number that changes results has to be
-written in it; only what does not (how often something is logged, kept, evaluated) has a default
-here.
+Every number that changes results has to be stated in a recipe. Keys that change no result (how often
+something is logged, saved, evaluated) and features that are off by default have defaults here.
 """
 
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from gram_jax.data.sources import SourceSpec
@@ -27,180 +26,187 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """How long, where to, and the seed of everything random. Exactly one of steps and epochs is given."""
+    """Length, output directory and seed. Exactly one of max_steps and num_train_epochs is required."""
 
     output_dir: Annotated[str, Field(min_length=1)]
-    """where everything of the run goes; all processes of a job see the same"""
+    """Directory of the run; shared by all processes of a job"""
     seed: Count
-    """of the order of the data, of new weights, of attacks"""
+    """Seed for shuffling, initialisation and attacks"""
     max_steps: Positive | None = None
-    """updates of the weights"""
+    """Number of optimizer steps"""
     num_train_epochs: Positive | None = None
-    """passes over the training data"""
+    """Number of passes over the training data"""
     max_skipped: Count = 0
-    """batches in a row that may be left out for a loss or gradient that is no number; one more stops the run"""
+    """Maximum number of consecutive batches skipped for a non-finite loss or gradient; one more stops the run"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class BaseModelConfig:
-    """The weights to begin from, and how they are held."""
+    """The initial weights and their dtype."""
 
     name_or_path: Annotated[str, Field(min_length=1)]
-    """a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"""
+    """A run (or RUN@STEP), an exported directory, a hub name, a .gguf file, or smollm2-135m"""
     param_dtype: Dtype
-    """of the trained master weights; below a learning rate of 1e-4 Adam's steps vanish in bfloat16"""
+    """Dtype of the master weights; with a learning rate below 1e-4 Adam's updates are lost in bfloat16"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
-    """How the model is asked and answers: saved beside the weights as judge.json."""
+    """The judge specification, saved next to the weights as judge.json."""
 
     template: Annotated[str, Field(min_length=1)]
-    """one of "default", "from-dataset" (that of GRAM's rendered rows), a text file with {prompt}, {first}, {second}"""
+    """"default", "from-dataset" (read from GRAM's rendered rows), or a text file with {prompt}, {first}, {second}"""
     max_length: Positive
-    """most tokens of an example, the prompt and both responses"""
+    """Maximum number of tokens of an example: the prompt and both responses"""
     thinking: bool
-    """the switch of that name in the chat format of models that think"""
+    """The chat format's switch for models that think (enable_thinking)"""
     labels: tuple[str, str] | None = None
-    """the verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
+    """Verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
     system: str | None = None
-    """the system turn: absent leaves it to the chat format, "" drops it, text replaces it"""
+    """The system message: absent for the chat format's default, "" for none, or a text"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SourceConfig:
-    """A source of data with settings of its own; a plain string is the path alone."""
+    """A data source with settings; a plain string is the path alone."""
 
     path: Annotated[str, Field(min_length=1)]
-    """a file, a folder, a dataset of the hub, or tfds:NAME"""
+    """A file, a directory, a dataset of the hub, or tfds:NAME"""
     schema: str = "auto"
-    """form of the rows (below); "auto" looks at their fields"""
+    """Schema of the rows (below); "auto" detects it from their fields"""
     split: str | None = None
-    """of a dataset that has several, such as "train[:10%]"; also behind a colon in the path"""
+    """Split of a dataset that has several, such as "train[:10%]"; may also follow the path after a colon"""
     limit: Positive | None = None
-    """at most so many records of it"""
+    """Maximum number of records of this source"""
 
     @property
     def spec(self) -> SourceSpec:
-        """The same for the data room."""
+        """The same as a value of gram_jax.data."""
         return SourceSpec(self.path, self.schema, self.split, self.limit)
+
+
+SourceLike = Annotated[
+    SourceConfig,
+    BeforeValidator(lambda source: {"path": source} if isinstance(source, str) else source),
+]
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """What is trained and evaluated on. A source is a path or name, or a table with settings of its own."""
+    """Training and evaluation data. A source is a path or name, or a table with settings."""
 
-    train: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
-    """sources, read in turn; which examples a step takes follows from the seed"""
+    train: Annotated[tuple[SourceLike, ...], Field(min_length=1)]
+    """Training sources; the seed decides the order of their examples"""
     overlong: Literal["truncate", "drop", "error"]
-    """what becomes of an example longer than judge.max_length; "truncate" cuts inside the responses"""
+    """Handling of an example longer than judge.max_length; "truncate" removes the middle of its responses"""
     on_bad: Literal["error", "skip"]
-    """what becomes of a row that does not fit the form; what is skipped is counted"""
-    valid: tuple[SourceConfig, ...] = ()
-    """sources that are evaluated on and never trained on"""
+    """Handling of a row that does not match its schema; skipped rows are counted"""
+    valid: tuple[SourceLike, ...] = ()
+    """Evaluation sources"""
     schema: str = "auto"
-    """form of the rows of sources that state none (below); "auto" looks at their fields"""
+    """Schema of the rows of sources that state none (below); "auto" detects it from their fields"""
     position_augmentation: Literal["both", "hash", "fixed"] | None = None
-    """both ways in one batch ("both"), one way by a hash of seed and id ("hash"), or as it stands ("fixed")"""
+    """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
+    ("fixed")"""
     limit: Positive | None = None
-    """at most so many training records of all sources together"""
+    """Maximum number of training records, all sources together"""
     attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """share of the training pairs whose rejected response is replaced by an attack (docs/attacks.md)"""
+    """Share of the training pairs whose rejected response is replaced by an attack (docs/attacks.md)"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class BatchConfig:
-    """What a step reads."""
+    """The batch of a step."""
 
     batch_size: Positive
-    """of a step, over all devices"""
+    """Global batch size in rows, over all devices and accumulation steps"""
     max_length: Annotated[int, Field(ge=2)]
-    """tokens of a row"""
+    """Number of tokens of a row"""
     packing: bool
-    """several examples share a row, each seeing itself alone"""
+    """Pack several examples into a row; each attends to itself only"""
     gradient_accumulation_steps: Positive
-    """parts that a step is computed in, one after the other, to need less memory"""
+    """Number of microbatches that the batch is split into, to save memory"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW. Norms and biases do not decay."""
+    """AdamW. Norms and biases have no weight decay."""
 
     learning_rate: Annotated[float, Field(gt=0)]
-    """at its peak"""
+    """Peak learning rate"""
     warmup_steps: Annotated[float, Field(ge=0)]
-    """a share of the steps if below 1, else a number of steps"""
+    """Number of warm-up steps; below 1, a ratio of all steps"""
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
-    """how the rate falls to 0 behind the warm-up; "constant" stays"""
+    """Decay to 0 after the warm-up; "constant" does not decay"""
     b1: Annotated[float, Field(ge=0, lt=1)]
-    """decay of the first moment"""
+    """Decay of the first moment"""
     b2: Annotated[float, Field(ge=0, lt=1)]
-    """decay of the second moment"""
+    """Decay of the second moment"""
     eps: Annotated[float, Field(gt=0)]
-    """added to the root of the second moment"""
+    """Added to the root of the second moment"""
     weight_decay: Annotated[float, Field(ge=0)]
-    """times the learning rate, taken off the matrices' weights in a step"""
+    """Weight decay of the matrices, multiplied by the learning rate"""
     max_grad_norm: Annotated[float, Field(ge=0)]
-    """largest global norm of the gradient; 0 for none"""
+    """Maximum global norm of the gradient; 0: no clipping"""
     first_moment_dtype: MomentDtype = "float32"
-    """how the first moment is kept (docs/optimizer-memory.md)"""
+    """Storage of the first moment (docs/optimizer-memory.md)"""
     second_moment_dtype: SecondMomentDtype = "float32"
-    """how the second moment is kept (docs/optimizer-memory.md)"""
+    """Storage of the second moment (docs/optimizer-memory.md)"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
-    """What the losses need to know (docs/concepts.md)."""
+    """Parameters of the losses (docs/concepts.md)."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """torch's label_smoothing: half of it lies on the wrong verdict"""
+    """Label smoothing as torch defines it: half of it is assigned to the wrong verdict"""
     loss_chunk_size: Positive | None = None
-    """positions whose logits over the vocabulary may exist at once, over all devices"""
+    """Maximum number of positions whose vocabulary logits exist at once, over all devices"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ExecutionConfig:
-    """How the model is computed. It changes no result beyond rounding."""
+    """How the model is computed; results change in rounding only."""
 
     compute_dtype: Dtype
-    """number format of products, which add up in float32"""
+    """Dtype of matrix products, which accumulate in float32"""
     attention: AttentionBackend
-    """back end; "auto" chooses by device and task (docs/attention.md)"""
+    """Back end; "auto" chooses one for the device and task (docs/attention.md)"""
     remat: Remat
-    """what the backward pass computes again: "full" everything, "dots" all but products, "none" nothing"""
+    """Rematerialisation in the backward pass: "full", "dots" (of all but matrix products) or "none", by memory saved"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class DcnConfig:
-    """Sizes of the mesh axes over slices or hosts; they multiply to the number of these."""
+    """Sizes of the mesh axes over slices or hosts, whose number is their product."""
 
     data: Positive = 1
-    """slices or hosts along this axis"""
+    """Slices or hosts along this axis"""
     fsdp: Positive = 1
-    """slices or hosts along this axis"""
+    """Slices or hosts along this axis"""
     tensor: Positive = 1
-    """slices or hosts along this axis"""
+    """Slices or hosts along this axis"""
     sequence: Positive = 1
-    """slices or hosts along this axis"""
+    """Slices or hosts along this axis"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class MeshConfig:
-    """Sizes of the mesh axes in devices (docs/meshes.md). One may be -1, whatever is left: fsdp, where no other is.
+    """Sizes of the mesh axes in devices (docs/meshes.md). One may be -1 (the remaining devices), by default fsdp.
 
-    Without mesh.dcn all devices are taken as equally near.
+    Without mesh.dcn all devices are assumed to be equally close.
     """
 
     data: int = 1
-    """cuts the rows of the batch"""
+    """Shards the rows of the batch"""
     fsdp: int | None = None
-    """cuts the rows, and every matrix with its gradient and moments; -1 where no other size is"""
+    """Shards the rows, and every matrix with its gradient and moments; default -1 if no other size is -1"""
     tensor: int = 1
-    """cuts heads, the MLP's width and the vocabulary"""
+    """Shards heads, the width of the MLP and the vocabulary"""
     sequence: int = 1
-    """cuts the positions of a row"""
+    """Shards the positions of a row"""
     dcn: DcnConfig = field(default_factory=DcnConfig)
-    """further sizes over slices or hosts, between which the network is slow; an axis is as large as both multiplied"""
+    """Sizes over slices or hosts, connected by a slower network; the size of an axis is the product of both"""
 
     def __post_init__(self) -> None:
         if self.fsdp is None:
@@ -209,81 +215,81 @@ class MeshConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of a slice or host, for make_placement."""
+        """Sizes inside a slice or host, for make_placement."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
     @property
     def dcn_sizes(self) -> dict[str, int]:
-        """Over slices or hosts, for make_placement."""
+        """Sizes over slices or hosts, for make_placement."""
         return {axis: getattr(self.dcn, axis) for axis in MESH_AXES}
 
     @property
     def whole(self) -> dict[str, int | None]:
-        """Of the mesh; None where the number of devices decides."""
+        """Sizes of the whole mesh; None if the number of devices decides."""
         both = ((axis, self.sizes[axis], self.dcn_sizes[axis]) for axis in MESH_AXES)
         return {axis: inside * outside if inside > 0 else None for axis, inside, outside in both}
 
 
 @dataclass(frozen=True, config=STRICT)
 class AdapterConfig:
-    """Low-rank adaptation (arXiv 2106.09685): W + (alpha / rank) a b, of which a and b are trained.
+    """Low-rank adaptation (arXiv 2106.09685): W + (alpha / rank) a b with a and b trained.
 
-    Without the table all weights are.
+    Without this table all weights are trained.
     """
 
     rank: Positive
-    """inner size of a b"""
+    """Inner size of a b"""
     alpha: Annotated[float, Field(gt=0)]
-    """scale, divided by the rank"""
+    """Scale, divided by the rank"""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
-    """matrices of every layer, of q, k, v, o, gate, up, down"""
+    """Matrices of every layer: any of q, k, v, o, gate, up, down"""
 
     @property
     def config(self) -> LoraConfig:
-        """The same for the model room."""
+        """The same as a value of gram_jax.model."""
         return LoraConfig(self.rank, self.alpha, self.target_modules)
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvalConfig:
-    """Evaluation on data.valid while training."""
+    """Evaluation on data.valid during training."""
 
     eval_steps: Count = 0
-    """steps between evaluations; 0: only at the end"""
+    """Number of steps between evaluations; 0: at the end only"""
     limit: Positive | None = None
-    """at most so many records of data.valid"""
+    """Maximum number of records of data.valid"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """When the state is saved."""
+    """Saving of the training state."""
 
     save_steps: Count = 0
-    """steps between saves; 0: only at the end"""
+    """Number of steps between saves; 0: at the end only"""
     max_to_keep: Positive = 2
-    """how many are kept, the newest"""
+    """Number of newest checkpoints to keep"""
     keep_period: Count = 0
-    """steps whose number is a multiple of it are kept for good as well; 0 for none"""
+    """Keep checkpoints whose step is a multiple of this permanently; 0: none"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class LoggingConfig:
-    """Where metrics go: always into metrics.jsonl of the run's folder."""
+    """Logging of metrics, in addition to metrics.jsonl in the output directory."""
 
     logging_steps: Positive = 1
-    """steps between two lines, which hold means over those steps"""
+    """Number of steps between two lines of metrics, which hold means over these steps"""
     tensorboard: bool = True
-    """event files as well"""
+    """Write TensorBoard event files"""
     wandb: bool = False
-    """Weights & Biases as well"""
+    """Log to Weights & Biases"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """A run, complete."""
+    """A training run."""
 
     stage: Stage
-    """what is learned: "pretrain" (stage 1), "finetune" (stage 2) or "bradley_terry" (the discriminative baseline)"""
+    """"pretrain" (stage 1), "finetune" (stage 2) or "bradley_terry" (the discriminative baseline)"""
     run: RunConfig
     model: BaseModelConfig
     judge: JudgeConfig
@@ -300,5 +306,5 @@ class Recipe:
 
     @property
     def packed(self) -> bool:
-        """Whether a row may hold several documents: always in stage rank, which compares two."""
+        """Whether a row may hold several documents; always in stage bradley_terry, which compares two."""
         return self.batch.packing or self.stage == "bradley_terry"

@@ -32,19 +32,13 @@ from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import Execution
 from gram_jax.model.generate import SamplingConfig
 from gram_jax.model.specs import ParamSpec, param_specs
-from gram_jax.recipes.reading import changed_values
+from gram_jax.recipes.reading import changed_on_resume, read_rl_recipe, recipe_to_toml
+from gram_jax.recipes.rl import RlRecipe
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
 from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
 from gram_jax.rl.prompts import Prompts, read_prompts
-from gram_jax.rl.recipe import (
-    FREE,
-    RlRecipe,
-    read_rl_recipe,
-    rl_recipe_to_toml,
-    rl_recipe_values,
-)
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.run.metrics import MetricsWriter, truncate
 from gram_jax.scoring.scorer import Scorer
@@ -390,7 +384,7 @@ def _check_room(prompts: Prompts, room: int, new: int) -> None:
     if (longest := max(map(len, prompts.tokens))) > room:
         raise RecipeError(
             f"a prompt has {longest} tokens and there is room for {max(0, room)} beside {new} new ones in the model's "
-            "context: lower [sampling] prompt_length, which leaves out longer ones, or [sampling] new"
+            "context: lower [sampling] max_prompt_length, which drops longer ones, or [sampling] max_new_tokens"
         )
 
 
@@ -403,15 +397,14 @@ def _open(folder: Path, recipe: RlRecipe) -> None:
             raise RecipeError(
                 f"{folder} holds something that is no run: give another run.output_dir"
             )
-        path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+        path.write_text(recipe_to_toml(recipe), encoding="utf-8")
         return
-    there, now = (rl_recipe_values(r) for r in (read_rl_recipe(path), recipe))
-    if changed := changed_values(there, now, FREE):
+    if changed := changed_on_resume(read_rl_recipe(path), recipe):
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.output_dir"
         )
-    path.write_text(rl_recipe_to_toml(recipe), encoding="utf-8")
+    path.write_text(recipe_to_toml(recipe), encoding="utf-8")
 
 
 def _pinned_start(folder: Path, start: str) -> str:

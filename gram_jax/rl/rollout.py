@@ -8,6 +8,7 @@ import numpy as np
 
 from gram_jax.batch import Array, Sequences
 from gram_jax.model.generate import Samples
+from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl.advantages import (
     divergence_per_token,
     generalized_advantages,
@@ -16,7 +17,6 @@ from gram_jax.rl.advantages import (
     whiten,
 )
 from gram_jax.rl.objective import RolloutBatch, Views
-from gram_jax.rl.recipe import AlgorithmConfig
 from gram_jax.sharding import Placement
 
 # (sequences, targets) -> what a model says of them

@@ -259,7 +259,7 @@ def judge_pairs(
             make_execution(job.recipe, job.placement, "none"), attention="auto", packed=False
         ),
     )
-    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).to_dict()
+    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).model_dump()
     return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.cli import app
 from gram_jax.errors import CheckpointError
-from gram_jax.evals.best_of_n import best_of, bon_rows, divergence, rate
+from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_export import export_hf
@@ -67,7 +67,7 @@ def test_the_change_since_one_is_of_the_same_prompts():
         assert change["interval"] == pytest.approx((0.15 * sign, 0.15 * sign), abs=2e-3)
         low, high = table[-1][name]["interval"]
         assert high - low > 0.05
-    shown = bon_rows(table)
+    shown = best_of_n_rows(table)
     assert shown[0][-1] == "-" and re.fullmatch(r"-0\.1\d+ \(-0\.1\d+ to -0\.1\d+\)", shown[-1][-1])
 
 

@@ -1,0 +1,176 @@
+"""The programs that can be planned, from shapes alone: a training step, and a call of the scorer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gram_jax import tree
+from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.execution import Compute
+from gram_jax.model.specs import param_specs
+from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
+from gram_jax.plan.target import PlanTarget
+from gram_jax.recipes.checks import check_rows
+from gram_jax.recipes.tables import Recipe
+from gram_jax.scoring.engine import ScoringEngine, default_tokens_per_call
+from gram_jax.sharding import check_divides
+from gram_jax.training.optimizer import make_optimizer
+from gram_jax.training.program import lower_step, make_execution
+from gram_jax.training.stages import abstract_batch, abstract_frozen, trained_specs
+from gram_jax.training.state import abstract_state
+
+# Verdict labels and the number of steps are constants of a program that change neither its size nor its speed, so a
+# plan needs no tokenizer and no data.
+LABEL_IDS = (0, 1)
+STEPS = 1000
+# Of packed rows, the data decides how many examples a row may hold; a plan assumes one for this many positions.
+POSITIONS_PER_EXAMPLE = 256
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan. slots: examples that a packed row may hold; None for one in POSITIONS_PER_EXAMPLE."""
+
+    recipe: Recipe
+    cfg: ModelConfig
+    target: PlanTarget
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program before it is compiled.
+
+    lower: returns it lowered. arguments: its arguments as shapes with shardings. tokens: positions over all devices.
+    weight_reads: bytes of weights that a device reads besides its arguments. state_leaves: arrays of the state.
+    """
+
+    name: str
+    lower: Callable[[], Any]
+    arguments: Any
+    settings: Mapping[str, Any]
+    tokens: int
+    flops: Flops
+    compute: Compute
+    weight_reads: float = 0.0
+    state_leaves: int = 0
+
+
+def training_program(
+    request: PlanRequest,
+    change: Mapping[str, Any] = {},
+    *,
+    label_ids: tuple[int, int] = LABEL_IDS,
+) -> Program:
+    """The training step of the recipe's stage. change: as lower_step takes it.
+
+    Raises RecipeError if the mesh does not divide the model or the batch.
+    """
+    recipe, cfg, placement = request.recipe, request.cfg, request.target.placement
+    batch, mesh, compute = recipe.batch, placement.mesh.shape, recipe.execution.compute_dtype
+    accumulation = change.get(
+        "batch.gradient_accumulation_steps", batch.gradient_accumulation_steps
+    )
+    if problem := check_rows(batch.batch_size, accumulation, placement.batch_shards):
+        raise RecipeError(problem)
+    if batch.max_length % mesh["sequence"]:
+        raise RecipeError(
+            f"batch.max_length = {batch.max_length} over sequence = {mesh['sequence']}: "
+            f"{nearest_multiple(batch.max_length, mesh['sequence'])}"
+        )
+    check_divides(tree.flatten(param_specs(cfg)), placement)
+    # A warm-up in steps has to end within the run.
+    steps = recipe.run.max_steps or STEPS + int(recipe.optimizer.warmup_steps)
+    specs = trained_specs(recipe, cfg)
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    state = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
+    rows = abstract_batch(abstract_rows(recipe, request.slots), placement)
+    moments = recipe.optimizer
+    # Forward and backward pass read every layer's weights, whole along fsdp, once a micro-batch.
+    layer_bytes = layer_weights(cfg) * jnp.dtype(compute).itemsize / mesh["tensor"]
+    return Program(
+        name=f"train, stage {recipe.stage}",
+        lower=lambda: lower_step(
+            recipe, cfg, label_ids, optimizer, steps, placement, state, rows, change
+        ),
+        arguments=(state, abstract_frozen(recipe, cfg, placement), rows),
+        settings={
+            "batch_size": batch.batch_size,
+            "max_length": batch.max_length,
+            "gradient_accumulation_steps": accumulation,
+            "remat": change.get("execution.remat", recipe.execution.remat),
+            "attention": recipe.execution.attention,
+            "compute_dtype": compute,
+            "param_dtype": recipe.model.param_dtype,
+            "moments": f"{moments.first_moment_dtype}, {moments.second_moment_dtype}",
+        },
+        tokens=batch.batch_size * batch.max_length,
+        flops=training_flops(recipe, cfg),
+        compute=compute,
+        weight_reads=2 * accumulation * layer_bytes,
+        state_leaves=len(jax.tree.leaves(state)),
+    )
+
+
+def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Program:
+    """One call of the padded scoring program at the longest length, weights in the compute type.
+
+    pairs: over all devices; by default as many as the scorer takes.
+    """
+    recipe, cfg, placement = request.recipe, request.cfg, request.target.placement
+    compute = recipe.execution.compute_dtype
+    check_divides(tree.flatten(param_specs(cfg)), placement)
+    if pairs and (problem := check_rows(pairs, 1, placement.batch_shards)):
+        raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
+    weights = tree.map_with_path(
+        lambda _, spec: jax.ShapeDtypeStruct(
+            spec.shape, jnp.dtype(compute), sharding=placement.sharding(*spec.axes)
+        ),
+        param_specs(cfg),
+    )
+    execution, max_length = make_execution(recipe, placement, "none"), recipe.judge.max_length
+    tokens = default_tokens_per_call(execution, "padded")
+    engine = ScoringEngine(weights, cfg, LABEL_IDS, execution, max_length, "padded", tokens)
+    length = engine.lengths[-1]
+    if pairs:
+        engine.tokens_per_call = pairs // placement.batch_shards * 2 * length
+    program, arguments = engine.padded_program(length)
+    pairs = engine.pairs_per_call(length)
+    return Program(
+        name="score",
+        lower=lambda: program.lower(*arguments),
+        arguments=(weights, arguments[2]),
+        settings={
+            "pairs": pairs,
+            "max_length": length,
+            "attention": recipe.execution.attention,
+            "compute_dtype": compute,
+            "param_dtype": compute,
+        },
+        tokens=2 * pairs * length,
+        flops=scoring_flops(cfg, pairs, length),
+        compute=compute,
+    )
+
+
+def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
+    """A batch of the recipe's stage as shapes."""
+    batch = recipe.batch
+    B, T = batch.batch_size, batch.max_length
+    M = slots or (max(1, T // POSITIONS_PER_EXAMPLE) if batch.packing else 1)
+    if not batch.packing and B == 1 and recipe.data.position_augmentation == "both":
+        M = 2  # both orders share the only row
+    seqs = Sequences(*(_array(B, T) for _ in range(3)))
+    if recipe.stage == "pretrain":
+        return TokenBatch(seqs, _array(B, T), _array(B, T, dtype="float32"))
+    kind = VerdictBatch if recipe.stage == "finetune" else BradleyTerryBatch
+    return kind(seqs, _array(B, M), _array(B, M), _array(B, M, dtype="float32"))
+
+
+def _array(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
