@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--stage", help="only this one")
     asked = parser.parse_args()
     devices = devices_of(read_topology(asked.topology))
-    print("| mesh | stage | kind | each layer | once | MiB received a layer | once |")
+    print("| mesh | stage | kind | per layer | per step | MiB received per layer | per step |")
     print("|---|---|---|---|---|---|---|")
     for mesh in MESHES:
         name = " x ".join(f"{axis} {size}" for axis, size in mesh.items())

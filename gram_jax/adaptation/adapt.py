@@ -24,12 +24,13 @@ from gram_jax.evals.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from gram_jax.evals.folder import EvaluationFolder, make_folder, write_json
-from gram_jax.evals.intervals import Tally, share
+from gram_jax.evals.datasets import EvalDataset, read_dataset
+from gram_jax.evals.evaluate import EvaluationFolder, make_folder
+from gram_jax.evals.intervals import BootstrapTable, mean_score
 from gram_jax.evals.paired import paired_gain
-from gram_jax.evals.pairwise import Verdicts, verdicts_on
-from gram_jax.evals.scores import Target, score_pairs
-from gram_jax.evals.workload import Workload, read_workload
+from gram_jax.evals.pairwise import PairVerdicts, verdicts_on
+from gram_jax.evals.scores import OutputSink, score_pairs
+from gram_jax.files import write_json
 from gram_jax.hashing import stable_hash
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
@@ -42,8 +43,8 @@ from gram_jax.recipes.tables import Recipe
 from gram_jax.run.verify import CHECKPOINTS
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-from gram_jax.training.job import training_examples
 from gram_jax.training.loop import train
+from gram_jax.training.setup import training_examples
 
 Method = Literal["lora", "full"]
 FULL_RATE = 3e-5  # as in stage 2
@@ -159,20 +160,20 @@ def adapt(
     accept is not set, DataError for data that cannot be used, and what training raises.
     """
     make_folder(out)
-    work = read_workload(source, "pairs", schema=schema, on_bad=on_bad)
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
     console.say(_rows_read(work))
     judge = Scorer.load(model, compute=compute, spec=spec)
     files = {part: _write(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
     recipe, ends = _recipe(model, judge, files["train"], out, settings)
-    tested = Workload(str(files["test"]), "pairs", parts["test"], work.read)
+    tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
 
-    def measured(scorer: Scorer, name: str) -> Verdicts:
-        folder = EvaluationFolder(out / name, scorer, name, overwrite=False, console=console)
-        return folder.evaluate(tested)[1]
+    def measured(scorer: Scorer, name: str) -> PairVerdicts:
+        folder = EvaluationFolder(out / name, scorer, name, progress=console.progress)
+        return folder.add(tested)[1]
 
     def on_choose(scorer: Scorer) -> np.ndarray:
-        to = Target(None, False, console)
+        to = OutputSink(progress=console.progress)
         scores = score_pairs(scorer, model, str(files["choose"]), parts["choose"], to)
         return verdicts_on(parts["choose"], scores).margin
 
@@ -206,7 +207,7 @@ def adapt(
         "test": _compared(before, after, choice.temperature),
         "exported": None,
     }
-    write_json(out / FILE, result)
+    write_json(out / FILE, result, error=DataError)
     if not choice.better and not accept:
         raise NotBetterError(
             f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
@@ -215,26 +216,26 @@ def adapt(
             "all the same"
         )
     result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
-    write_json(out / FILE, result)
+    write_json(out / FILE, result, error=DataError)
     for doubt in doubts(result):
         console.warn(doubt)
     return result
 
 
-def _left_out(work: Workload) -> dict[str, int]:
+def _left_out(work: EvalDataset) -> dict[str, int]:
     """Rows of the source that are no labeled pair to learn from, by reason."""
     ties = {"tie": work.skipped_ties} if work.skipped_ties else {}
     return {**work.read.dropped, **ties}
 
 
-def _rows_read(work: Workload) -> str:
+def _rows_read(work: EvalDataset) -> str:
     out = ", ".join(f"{count} {why}" for why, count in _left_out(work).items())
     return f"{work.source}: {work.read.rows} rows read, {len(work.records)} labeled pairs, left out: {out or 'none'}"
 
 
 def _train(recipe: Recipe, until: int, console: Console) -> None:
     try:
-        train(recipe, console=console, until=until)
+        train(recipe, progress=console.progress, stop_at_step=until)
     except StoppedError as stopped:  # its own advice would train all epochs and choose none
         raise StoppedError(
             "stopped in training, what was done is saved: the same command goes on from there",
@@ -329,7 +330,7 @@ def _recipe(
     }
     if settings.method == "lora":
         values["lora"] = rank
-    examples = training_examples(make_recipe(values), judge.tokenizer, spec, Console(mute=True))
+    examples = training_examples(make_recipe(values), judge.tokenizer, spec)
     full = int(examples.documents.lengths.sum()) // length
     rows = settings.batch_size or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices
@@ -348,15 +349,15 @@ def _recipe(
     return make_recipe(values | {"checkpoint": keep}), ends
 
 
-def _compared(before: Verdicts, after: Verdicts, temperature: float) -> dict[str, Any]:
+def _compared(before: PairVerdicts, after: PairVerdicts, temperature: float) -> dict[str, Any]:
     """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
     gain, interval = paired_gain(before.correct, after.correct, after.cluster)
     found = {
         name: {
             "accuracy": float(verdicts.correct.mean()),
-            "interval": Tally.of(verdicts.correct, verdicts.cluster, verdicts.subset).interval(
-                share
-            ),
+            "interval": BootstrapTable.of(
+                verdicts.correct, verdicts.cluster, verdicts.subset
+            ).interval(mean_score),
             "nll": negative_log_likelihood(verdicts.margin),
             "ece": expected_calibration_error(expit(verdicts.margin)),
         }

@@ -129,7 +129,7 @@ def bon(
     """Sample n responses from a policy, pick the best by the judge, and rate the pick by an oracle."""
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
-    from gram_jax.evals.folder import make_folder
+    from gram_jax.evals.evaluate import make_folder
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)

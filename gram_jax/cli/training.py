@@ -20,6 +20,24 @@ from gram_jax.cli.options import (
 )
 from gram_jax.console import Console, log_to
 
+GraceOption = Annotated[
+    float,
+    typer.Option(
+        envvar="GRAM_JAX_GRACE",
+        callback=seconds(0),
+        help="seconds from SIGTERM until the process has to be gone",
+    ),
+]
+StuckAfterOption = Annotated[
+    float,
+    typer.Option(
+        envvar="GRAM_JAX_STUCK_AFTER",
+        callback=seconds(0),
+        help="seconds without progress after which the stacks are printed and the process ends; 0: never",
+    ),
+]
+STUCK_AFTER = 4500  # more than a save may take (checkpoint/orbax.py)
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
@@ -76,22 +94,8 @@ def train(
             rich_help_panel=JOB,
         ),
     ] = 30,
-    grace: Annotated[
-        float,
-        typer.Option(
-            envvar="GRAM_JAX_GRACE",
-            callback=seconds(0),
-            help="seconds from SIGTERM until the process has to be gone",
-        ),
-    ] = 25,
-    stuck_after: Annotated[
-        float,
-        typer.Option(
-            envvar="GRAM_JAX_STUCK_AFTER",
-            callback=seconds(0),
-            help="seconds without progress after which the stacks are printed and the process ends; 0: never",
-        ),
-    ] = 4500,  # more than a save may take (checkpoint/orbax.py)
+    grace: GraceOption = 25,
+    stuck_after: StuckAfterOption = STUCK_AFTER,
 ) -> None:
     """Train a stage; run again after an interruption, it goes on where it stopped.
 
@@ -123,8 +127,11 @@ def train(
         lost_after=lost_after,
         grace=grace,
         stuck_after=stuck_after or None,
-    ) as member:
-        run(chosen, console=Console(), member=member)
+    ) as context:
+        console = Console(mute=context.index > 0)  # process 0 speaks for the job
+        log_to(console)
+        done = run(chosen, process=context, progress=console.progress)
+        console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
 
 
 def recipe(
@@ -234,14 +241,18 @@ def rl(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl_coef=0.1")
     ] = None,
+    grace: GraceOption = 25,
+    stuck_after: StuckAfterOption = STUCK_AFTER,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.distributed.process import ProcessContext
     from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
 
-    done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
-    rows = [(name, value) for name, value in sorted(done.metrics.items())]
-    Console().table(f"{done.folder}: {done.steps} steps", ("", "last"), rows)
+    console, process = Console(), ProcessContext(grace=grace, stuck_after=stuck_after or None)
+    chosen = read_rl_recipe(recipe, set_ or [])
+    done = run_rl(chosen, process=process, progress=console.progress)
+    console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
 
 
 def plan(

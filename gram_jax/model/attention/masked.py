@@ -24,10 +24,12 @@ def masked_attention(
     The softmax runs in f32. Two arrays of the size of N x T x S live through the backward pass.
     """
     (B, T, N, H), K = q.shape, k.shape[2]
-    scores = dot("btkgh,bskh->bkgts", q.reshape(B, T, K, N // K, H), k) * scale
+    q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    scores = dot("bkgth,bskh->bkgts", q, k) * scale
     scores = jnp.where(visible[:, None, None], scores, MASK_VALUE)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return dot("bkgts,bskh->btkgh", probs, v).astype(v.dtype).reshape(q.shape)
+    out = dot("bkgts,bskh->bkgth", probs, v).astype(v.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def attend_block(
