@@ -1,4 +1,4 @@
-"""Model FLOPs in closed form: what the mathematics needs, however a program computes it.
+"""Model FLOPs in closed form, independent of the program that computes them.
 
 Convention (PaLM, arXiv 2204.02311, appendix B): a multiply-add is two; forward 2 N per token with N
 the weights of the layers, training 6 N; attention is causal, so half of the square. Recomputed work,
@@ -20,7 +20,7 @@ from gram_jax.recipes.tables import Recipe
 class Flops:
     """Of one step, or of one call of the scorer, over all devices.
 
-    head: the product with the vocabulary, in stage write alone; the convention leaves it out.
+    head: the product with the vocabulary, in stage pretrain alone; the convention leaves it out.
     """
 
     layers: float
@@ -29,12 +29,12 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """What utilisation (MFU) is measured against."""
+        """The base of model FLOPs utilisation (MFU)."""
         return self.layers + self.attention
 
     @property
     def needed(self) -> float:
-        """All that has to be multiplied."""
+        """With the head."""
         return self.model + self.head
 
 
