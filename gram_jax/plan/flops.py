@@ -20,7 +20,7 @@ from gram_jax.recipes.tables import Recipe
 class Flops:
     """Of one step, or of one call of the scorer, over all devices.
 
-    head: the product with the vocabulary, in stage write alone; the convention leaves it out.
+    head: the product with the vocabulary, in stage pretrain only; the convention leaves it out.
     """
 
     layers: float

@@ -79,7 +79,7 @@ class Scorer:
         if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
-                "time and give no verdicts. Choose the model of a run of stage judge"
+                "time and give no verdicts. Choose the model of a run of stage finetune"
             )
         _check_budget(spec, cfg)
         self.tokenizer, self.spec = tokenizer, spec
