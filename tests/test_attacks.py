@@ -132,7 +132,7 @@ def test_letters_of_another_case_do_not_move_a_judge_that_does_not_see_case(tmp_
     assert 0.2 < changed["success"] < 0.8 and changed["example"] is not None
 
 
-def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
+def test_a_position_bias_counts_as_order_flips_and_decides_single_orders(tmp_path):
     leaning = FakeJudge(lambda text: chosen_ones(text), first_bonus=0.9)
     report, found = attack(leaning, tmp_path, ["empty", "opener"])
     assert report["clean"]["order_flip_rate"] == 1 == found["opener"]["baseline"]
@@ -264,7 +264,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
         with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
-    with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
+    with pytest.raises(RecipeError, match="attack_share"):
         make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
