@@ -17,7 +17,6 @@ from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
 from gram_jax.cli import app
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -28,7 +27,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.loading import read_folders
 from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import PairScore
-from gram_jax.training.job import training_examples
+from gram_jax.training.setup import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
@@ -269,7 +268,7 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
-        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        documents = training_examples(recipe, TOKENIZER, SPEC).documents
         return [documents[i].tolist() for i in range(len(documents))]
 
     plain, said = tokens(), capsys.readouterr().out

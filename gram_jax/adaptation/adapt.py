@@ -43,8 +43,8 @@ from gram_jax.recipes.tables import Recipe
 from gram_jax.run.verify import CHECKPOINTS
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-from gram_jax.training.job import training_examples
 from gram_jax.training.loop import train
+from gram_jax.training.setup import training_examples
 
 Method = Literal["lora", "full"]
 FULL_RATE = 3e-5  # as in stage 2
@@ -235,7 +235,7 @@ def _rows_read(work: EvalDataset) -> str:
 
 def _train(recipe: Recipe, until: int, console: Console) -> None:
     try:
-        train(recipe, console=console, until=until)
+        train(recipe, progress=console.progress, stop_at_step=until)
     except StoppedError as stopped:  # its own advice would train all epochs and choose none
         raise StoppedError(
             "stopped in training, what was done is saved: the same command goes on from there",
@@ -330,7 +330,7 @@ def _recipe(
     }
     if settings.method == "lora":
         values["lora"] = rank
-    examples = training_examples(make_recipe(values), judge.tokenizer, spec, Console(mute=True))
+    examples = training_examples(make_recipe(values), judge.tokenizer, spec)
     full = int(examples.documents.lengths.sum()) // length
     rows = settings.batch_size or min(max(1, round(full / STEPS)), MOST_ROWS)
     rows = -(-rows // devices) * devices

@@ -59,7 +59,7 @@ class ScalarRewardModel:
     def load(
         cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
     ) -> "ScalarRewardModel":
-        """The model of a bradley_terry run; compute as for a Scorer. Raises JudgeError if it is of another stage."""
+        """The model of a run of stage bradley_terry; compute as for a Scorer. Raises JudgeError for another stage."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
         number_format = compute_type(compute, placement)

@@ -223,7 +223,7 @@ class Scorer:
 
         references, for the method "reference": texts to compare with, or how many of the responses shall serve as such.
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
-        options that do not go together, and where there is nothing to rank.
+        options that do not go together, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
         return next(self.rank_many([(prompt, responses)], config))
