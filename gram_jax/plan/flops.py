@@ -82,7 +82,7 @@ def judging_flops(
 ) -> float:
     """What verdicts need at least: in the last layer only keys and values of every token, and the rest at the verdicts.
 
-    The counts are those of WorkCounters (scoring/engine.py).
+    The counts are those of WorkCounters (scoring/calls.py).
     """
     of_layer = 2.0 * layer_weights(cfg) / cfg.layers
     keys_and_values = 4.0 * cfg.embed_size * cfg.kv_heads * cfg.head_size
