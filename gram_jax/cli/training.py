@@ -261,35 +261,40 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
     topology: Annotated[
         str,
-        typer.Option(help="local, or what need not be there: v5e:4x4, 2xv5e:16x16, h200:8"),
+        typer.Option(
+            help="local, or devices that need not be present: v5e:4x4, 2xv5e:16x16, h200:8"
+        ),
     ] = "local",
-    slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
+    slices: Annotated[int | None, typer.Option(min=1, help="Number of slices")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="change a key, as batch.batch_size=64"),
+        typer.Option("--set", help="Change a recipe key, such as batch.batch_size=64"),
     ] = None,
     model_config: Annotated[
         str | None,
         typer.Option(
-            help="a config.json or a published shape such as qwen3-8b; default model.name_or_path"
+            help="A config.json or a published shape such as qwen3-8b; default model.name_or_path"
         ),
     ] = None,
-    score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
-    pairs: Annotated[int | None, typer.Option(min=1, help="pairs of a scoring call")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Plan scoring, not training")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of a scoring call")] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="examples that a packed row may hold")
+        int | None, typer.Option(min=1, help="Examples that a packed row may hold")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="largest batch.batch_size, then least recomputation")
+        bool,
+        typer.Option(
+            "--search", help="Find the largest batch.batch_size, then the least recomputation"
+        ),
     ] = False,
     advice: Annotated[
-        bool, typer.Option(help="where it does not fit, compile changes until one does")
+        bool, typer.Option(help="If it does not fit, compile changes until one does")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Compile a recipe for a pod from any machine: memory, collectives, FLOPs, bounds of the step time.
 
-    Status 0: it fits; 1: it does not, and what would; 2: an error in what was asked for.
+    Status 0: it fits; 1: it does not; 2: an error in the options or the recipe.
     """
     import jax
 
