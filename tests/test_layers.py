@@ -87,7 +87,7 @@ THIRD_PARTIES = {
         "evals.results",
     },
     "tomli_w": {"recipes.reading"},
-    "typer": {"cli", "cli.options", "cli.training", "cli.judging", "cli.evidence", "cli.models"},
+    "typer": {"cli", "cli.options", "cli.training", "cli.judging", "cli.evaluation", "cli.models"},
     "rich": {"console"},
     "jinja2": {"reports.report"},
     "matplotlib": {"plots"},

@@ -5,7 +5,7 @@ import warnings
 
 import typer
 
-from gram_jax.cli import evidence, judging, models, training
+from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.console import Console, log_to
 from gram_jax.errors import GramError, StoppedError
 
@@ -27,16 +27,16 @@ for command in (
     judging.score,
     judging.rank,
     judging.bench,
-    evidence.evaluate,
+    evaluation.evaluate,
     training.adapt,
-    evidence.attack,
-    evidence.report,
+    evaluation.attack,
+    evaluation.report,
     training.rl,
     judging.bon,
     judging.serve,
     judging.spec,
     models.convert,
-    evidence.card,
+    evaluation.card,
     models.verify,
     training.plan,
     models.demo,

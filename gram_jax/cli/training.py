@@ -20,6 +20,24 @@ from gram_jax.cli.options import (
 )
 from gram_jax.console import Console, log_to
 
+GraceOption = Annotated[
+    float,
+    typer.Option(
+        envvar="GRAM_JAX_GRACE",
+        callback=seconds(0),
+        help="seconds from SIGTERM until the process has to be gone",
+    ),
+]
+StuckAfterOption = Annotated[
+    float,
+    typer.Option(
+        envvar="GRAM_JAX_STUCK_AFTER",
+        callback=seconds(0),
+        help="seconds without progress after which the stacks are printed and the process ends; 0: never",
+    ),
+]
+STUCK_AFTER = 4500  # more than a save may take (checkpoint/orbax.py)
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
@@ -76,22 +94,8 @@ def train(
             rich_help_panel=JOB,
         ),
     ] = 30,
-    grace: Annotated[
-        float,
-        typer.Option(
-            envvar="GRAM_JAX_GRACE",
-            callback=seconds(0),
-            help="seconds from SIGTERM until the process has to be gone",
-        ),
-    ] = 25,
-    stuck_after: Annotated[
-        float,
-        typer.Option(
-            envvar="GRAM_JAX_STUCK_AFTER",
-            callback=seconds(0),
-            help="seconds without progress after which the stacks are printed and the process ends; 0: never",
-        ),
-    ] = 4500,  # more than a save may take (checkpoint/orbax.py)
+    grace: GraceOption = 25,
+    stuck_after: StuckAfterOption = STUCK_AFTER,
 ) -> None:
     """Train a stage; run again after an interruption, it goes on where it stopped.
 
@@ -123,8 +127,11 @@ def train(
         lost_after=lost_after,
         grace=grace,
         stuck_after=stuck_after or None,
-    ) as member:
-        run(chosen, console=Console(), member=member)
+    ) as context:
+        console = Console(mute=context.index > 0)  # process 0 speaks for the job
+        log_to(console)
+        done = run(chosen, process=context, progress=console.progress)
+        console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
 
 
 def recipe(
@@ -196,8 +203,10 @@ def adapt(
     ] = False,
 ) -> None:
     """Make a judge that of a task from a few hundred labeled pairs; an interrupted command goes on."""
-    from gram_jax.adaptation.adapt import FILE, AdaptConfig, result_rows
+    from gram_jax.adaptation.adapt import FILE
     from gram_jax.adaptation.adapt import adapt as run
+    from gram_jax.adaptation.report import result_rows
+    from gram_jax.adaptation.settings import AdaptConfig
     from gram_jax.judge.spec import JudgeSpec
 
     console = Console()
@@ -222,7 +231,7 @@ def adapt(
         on_bad=on_bad,
         spec=None if judge is None else JudgeSpec.load(judge),
         accept=accept,
-        console=console,
+        progress=console.progress,
     )
     title = f"{model} on {result['pairs']['test']} pairs of {source} that were not trained on"
     console.table(title, ("", "before", "after"), result_rows(result))
@@ -234,49 +243,58 @@ def rl(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="change a key, as algorithm.kl_coef=0.1")
     ] = None,
+    grace: GraceOption = 25,
+    stuck_after: StuckAfterOption = STUCK_AFTER,
 ) -> None:
     """Train a policy on the judge's rewards by PPO, GRPO or RLOO; run again after an interruption, it goes on."""
+    from gram_jax.distributed.process import ProcessContext
     from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
 
-    done = run_rl(read_rl_recipe(recipe, set_ or []), console=Console())
-    rows = [(name, value) for name, value in sorted(done.metrics.items())]
-    Console().table(f"{done.folder}: {done.steps} steps", ("", "last"), rows)
+    console, process = Console(), ProcessContext(grace=grace, stuck_after=stuck_after or None)
+    chosen = read_rl_recipe(recipe, set_ or [])
+    done = run_rl(chosen, process=process, progress=console.progress)
+    console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
 
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help=RECIPE_HELP)],
     topology: Annotated[
         str,
-        typer.Option(help="local, or what need not be there: v5e:4x4, 2xv5e:16x16, h200:8"),
+        typer.Option(
+            help="local, or devices that need not be present: v5e:4x4, 2xv5e:16x16, h200:8"
+        ),
     ] = "local",
-    slices: Annotated[int | None, typer.Option(min=1, help="so many of the topology")] = None,
+    slices: Annotated[int | None, typer.Option(min=1, help="Number of slices")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="change a key, as batch.batch_size=64"),
+        typer.Option("--set", help="Change a recipe key, such as batch.batch_size=64"),
     ] = None,
     model_config: Annotated[
         str | None,
         typer.Option(
-            help="a config.json or a published shape such as qwen3-8b; default model.name_or_path"
+            help="A config.json or a published shape such as qwen3-8b; default model.name_or_path"
         ),
     ] = None,
-    score: Annotated[bool, typer.Option("--score", help="scoring in place of training")] = False,
-    pairs: Annotated[int | None, typer.Option(min=1, help="pairs of a scoring call")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Plan scoring, not training")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of a scoring call")] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="examples that a packed row may hold")
+        int | None, typer.Option(min=1, help="Examples that a packed row may hold")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="largest batch.batch_size, then least recomputation")
+        bool,
+        typer.Option(
+            "--search", help="Find the largest batch.batch_size, then the least recomputation"
+        ),
     ] = False,
     advice: Annotated[
-        bool, typer.Option(help="where it does not fit, compile changes until one does")
+        bool, typer.Option(help="If it does not fit, compile changes until one does")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Compile a recipe for a pod from any machine: memory, collectives, FLOPs, bounds of the step time.
 
-    Status 0: it fits; 1: it does not, and what would; 2: an error in what was asked for.
+    Status 0: it fits; 1: it does not; 2: an error in the options or the recipe.
     """
     import jax
 

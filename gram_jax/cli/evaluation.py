@@ -1,4 +1,4 @@
-"""Commands that measure a judge and write it down. Imports wait for the command that needs them."""
+"""The commands evaluate, attack, report and card. Each imports what it needs when it runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="benchmarks, labeled pairs or graded responses, of any schema"),
+        typer.Argument(help="Benchmarks, labeled pairs or graded responses, of any schema"),
     ] = None,
     benchmark: Annotated[
         str,
         typer.Option(
-            help="pairs, rewardbench, rewardbench2, rmbench, judgebench or best_of_n; auto looks at the rows"
+            help="pairs, rewardbench, rewardbench2, rmbench, judgebench, best_of_n, or auto: by the rows"
         ),
     ] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(help="a folder for figures and scores; the same command goes on in it"),
+        typer.Option(help="Folder for figures and scores, in which an interrupted command resumes"),
     ] = None,
     compute: Compute = "auto",
     weights: Weights = "auto",
@@ -45,11 +45,11 @@ def evaluate(
     schema: Schema = "auto",
     on_bad: OnBad = "error",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="at most the first so many rows of each source")
+        int | None, typer.Option(min=1, help="Use only the first N rows of each source")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="score these sources anew")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Score these sources again")] = False,
 ) -> None:
-    """Accuracy on benchmarks as they define it, and bias, calibration and agreement beside it, with intervals."""
+    """Evaluate a judge on benchmarks as they define it, with bias, calibration and agreement, and intervals."""
     from gram_jax.cli.tables import print_table
     from gram_jax.evals.datasets import HUB, read_datasets
     from gram_jax.evals.evaluate import EvaluationFolder, make_folder
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _refuse_for_baseline(model: str, options: Sequence[str]) -> None:
-    """Raises DataError where options are given that mean nothing there."""
+    """Raises DataError if an option is given that a baseline does not have."""
     if options:
         raise DataError(
             f"{model} is a run of the discriminative baseline, which is rated as it was trained: leave out "
@@ -98,14 +98,16 @@ def _refuse_for_baseline(model: str, options: Sequence[str]) -> None:
 
 def attack(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    source: Annotated[str, typer.Argument(help="labeled pairs of any schema")],
-    out: Annotated[Path, typer.Option(help="a folder for attack.json and the scores")],
-    pairs: Annotated[int, typer.Option(min=1, help="at most so many, drawn by the seed")] = 100,
+    source: Annotated[str, typer.Argument(help="Labeled pairs of any schema")],
+    out: Annotated[Path, typer.Option(help="Folder for attack.json and the scores")],
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Maximum number of pairs, drawn by the seed")
+    ] = 100,
     only: Annotated[
         str | None,
-        typer.Option(help="names of attacks, or hostile or harmless, with commas between"),
+        typer.Option(help="Names of attacks, or hostile or harmless, separated by commas"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of pairs and wordings")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing pairs and templates")] = 0,
     compute: Compute = "auto",
     weights: Weights = "auto",
     judge: JudgeOption = None,
@@ -113,9 +115,9 @@ def attack(
     tokens_per_call: TokensPerCall = None,
     schema: Schema = "auto",
     on_bad: OnBad = "error",
-    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing results")] = False,
 ) -> None:
-    """Try to fool the judge with hostile responses and harmless changes; an interrupted run goes on."""
+    """Attack a judge with hostile responses and harmless perturbations; an interrupted run resumes."""
     from gram_jax.attacks.evaluate import choose_pairs, run_attacks
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
@@ -144,14 +146,16 @@ def attack(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="of evaluate --out and attack --out")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluate --out and attack --out")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="the page; default report.html in the one folder")
+        Path | None, typer.Option(help="The page; default report.html in the one folder")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="the same as Markdown")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace files that are no reports")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="The same as Markdown")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that are not reports")] = False,
 ) -> None:
-    """One page of HTML from the results of a model, or a comparison of several models or checkpoints."""
+    """Write one page of HTML from the results of a model, or a comparison of several models."""
     from gram_jax.reports.report import write_reports
 
     for path in write_reports(folders, out=out, markdown=markdown, overwrite=overwrite):
@@ -159,18 +163,22 @@ def report(
 
 
 def card(
-    folder: Annotated[Path, typer.Argument(help="an exported model")],
+    folder: Annotated[Path, typer.Argument(help="An exported model")],
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option(help="a folder of evaluate --out or attack --out; repeat it"),
+        typer.Option(help="Folder of evaluate --out or attack --out; repeatable"),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="the run that was exported: recipe, data, base, licence")
+        Path | None,
+        typer.Option(help="The run that was exported, for its recipe, data, base and licence"),
     ] = None,
     license_: Annotated[
-        str | None, typer.Option("--license", help="in the hub's words; default the base's")
+        str | None,
+        typer.Option("--license", help="Name of the licence on the hub; default that of the base"),
     ] = None,
-    base: Annotated[str | None, typer.Option("--base-model", help="its name on the hub")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base-model", help="Name of the base model on the hub")
+    ] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(help="Data set of the hub that it was trained on; repeatable"),
@@ -178,12 +186,12 @@ def card(
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME: upload the folder to the Hugging Face hub")
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="a new repository is for everyone to see")
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a card that gram_jax did not write")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="replace a card that is not ours")] = False,
 ) -> None:
-    """Write the model card (README.md) of an exported judge, and push it where credentials are."""
+    """Write the model card (README.md) of an exported judge, and push it to the hub if asked."""
     import jax
 
     from gram_jax.reports.card import CardOptions, write_card
