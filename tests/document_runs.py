@@ -37,7 +37,7 @@ from launch_fakes import write_program
 from test_judge import GRAM_LIKE, rows_of
 from tiny_runs import write_pairs
 
-from gram_jax.interop import models
+from gram_jax.interop import resolve
 
 # How commands are run where that is not as they stand on the page: of a command in which all words of the left column
 # are, "a -> b" replaces a; everything else is added at the end, but no option that the command has by then.
@@ -248,7 +248,7 @@ class Folder:
         """One device, not the suite's eight; and smollm2-135m is the tiny random model."""
         devices = jax.devices()[:1]
         with (
-            mock.patch.object(models, "TINY", "smollm2-135m"),
+            mock.patch.object(resolve, "TINY", "smollm2-135m"),
             mock.patch.object(jax, "devices", lambda *_: devices),
             mock.patch.object(jax, "device_count", lambda *_: 1),
         ):

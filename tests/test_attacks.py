@@ -16,7 +16,6 @@ from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -27,7 +26,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.loading import read_folders
 from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import PairScore
-from gram_jax.training.job import training_examples
+from gram_jax.training.setup import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
@@ -131,7 +130,7 @@ def test_letters_of_another_case_do_not_move_a_judge_that_does_not_see_case(tmp_
     assert 0.2 < changed["success"] < 0.8 and changed["example"] is not None
 
 
-def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
+def test_a_position_bias_counts_as_order_flips_and_decides_single_orders(tmp_path):
     leaning = FakeJudge(lambda text: chosen_ones(text), first_bonus=0.9)
     report, found = attack(leaning, tmp_path, ["empty", "opener"])
     assert report["clean"]["order_flip_rate"] == 1 == found["opener"]["baseline"]
@@ -263,12 +262,12 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
         with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
-    with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
+    with pytest.raises(RecipeError, match="attack_share"):
         make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
-        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        documents = training_examples(recipe, TOKENIZER, SPEC).documents
         return [documents[i].tolist() for i in range(len(documents))]
 
     plain, said = tokens(), capsys.readouterr().out

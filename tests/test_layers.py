@@ -92,7 +92,7 @@ THIRD_PARTIES = {
         "cli.options",
         "cli.training",
         "cli.judging",
-        "cli.evidence",
+        "cli.evaluation",
         "cli.models",
     },
     "rich": {"console"},

@@ -42,9 +42,9 @@ SCORES = "attacks.scores.jsonl"
 
 
 class Trial(NamedTuple):
-    """One comparison: a pair as it is (attack "clean"), or with one of its responses changed.
+    """One comparison: an unchanged pair (attack "clean"), or one with a changed response.
 
-    pair: number of the pair; changed: which response is another now.
+    pair: number of the pair; changed: which response is changed.
     """
 
     pair: int
@@ -55,7 +55,7 @@ class Trial(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The response that was changed, as it is now."""
+        """The changed response."""
         return self.chosen if self.changed == "chosen" else self.rejected
 
 
@@ -205,7 +205,7 @@ def _clean_metrics(clean: np.ndarray, cluster: np.ndarray) -> CleanMetrics:
 def _trials(
     pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: Any, seed: int
 ) -> Iterator[Trial]:
-    """Every pair as it is, then under each attack that changes something in it and leaves two different responses."""
+    """Every pair without an attack, then with each attack that changes it and leaves two different responses."""
     for at, record in enumerate(pairs):
         yield Trial(at, CLEAN, "rejected", record.chosen, record.rejected)
         for attack in attacks:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gram_jax.cli import evidence, judging, models, training
+from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.console import Console, log_to
 from gram_jax.errors import GramError, GramWarning, StoppedError
 
@@ -32,16 +32,16 @@ COMMANDS = (
     judging.score,
     judging.rank,
     judging.bench,
-    evidence.evaluate,
+    evaluation.evaluate,
     training.adapt,
-    evidence.attack,
-    evidence.report,
+    evaluation.attack,
+    evaluation.report,
     training.rl,
     judging.bon,
     judging.serve,
     judging.spec,
     models.convert,
-    evidence.card,
+    evaluation.card,
     models.verify,
     training.plan,
     models.demo,

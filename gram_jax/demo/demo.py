@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records
 from gram_jax.demo.compute import demo_compute
@@ -28,10 +27,11 @@ from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
-from gram_jax.plots import plot_before_after, read_metrics
+from gram_jax.plots import plot_before_after
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.loop import train
@@ -244,7 +244,7 @@ def _evaluate(
 
 def _train(recipe: Recipe, placement: Placement, progress: ProgressFactory, resume: str) -> None:
     try:
-        result = train(recipe, console=Console(quiet=True), placement=placement)
+        result = train(recipe, placement=placement, progress=progress)
     except StoppedError as stopped:
         raise StoppedError(
             f"the demo was stopped and its work is saved. Resume with: {resume}"

@@ -50,7 +50,7 @@ class EvalDataset:
 
     source: str
     benchmark: BenchmarkName
-    records: list[Any]  # Comparison, or Candidates where it ranks
+    records: list[Any]  # Comparison, or Candidates if it ranks
     read: ReadReport
     skipped_ties: int = 0
     remarks: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ def doublings(lengths: np.ndarray) -> np.ndarray:
 
 
 def length_slope(margin: np.ndarray, lengths: np.ndarray) -> float:
-    """Log-odds gained by twice the other's length: least squares through zero; 0 where all lengths are equal.
+    """Log-odds gained by twice the other's length: least squares through zero; 0 if all lengths are equal.
 
     margin: log-odds of the first response, [n]; lengths: of the first and the second, [n, 2].
 

@@ -61,44 +61,12 @@ def rank_graded(
     sink: OutputSink,
 ) -> list[RankedCandidates]:
     """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
-
-    def rate(
-        rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
-    ) -> list[dict[str, Any]]:
-        rewards, shortened = rater.rewards_and_shortened(
-            (r.prompt, text) for _, r in window for text in r.responses
-        )
-        ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
-        bar.update(len(window), units=len(window))
-        return [
-            row_start(number, record)
-            | {
-                "strengths": (own - own.mean()).tolist(),
-                "logit_diffs": (own[:, None] - own[None, :]).tolist(),
-                "shortened": bool(cut.any()),
-            }
-            for (number, record), own, cut in zip(
-                window, np.split(rewards, ends), np.split(shortened, ends), strict=True
-            )
-        ]
-
-    def rank(judge: Scorer, window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
-        rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
-        return [
-            row_start(number, record)
-            | {
-                "strengths": ranking.strengths.tolist(),
-                "logit_diffs": [
-                    [None if np.isnan(x) else x for x in row]
-                    for row in ranking.logit_diffs.tolist()
-                ],
-                "shortened": ranking.shortened,
-            }
-            for (number, record), ranking in zip(window, rankings, strict=True)
-        ]
-
-    how = partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(rank, scorer)
-    task = RowTask(how, lambda record: len(record.responses) ** 2, WINDOW)
+    rows_of = (
+        partial(_rating_rows, scorer)
+        if isinstance(scorer, ScalarRewardModel)
+        else partial(_ranking_rows, scorer)
+    )
+    task = RowTask(rows_of, lambda record: len(record.responses) ** 2, WINDOW)
     rows = _rows(scorer, model, source, records, sink, task, "prompts")
     return [
         RankedCandidates(
@@ -108,6 +76,44 @@ def rank_graded(
             row["shortened"],
         )
         for record, row in zip(records, rows, strict=True)
+    ]
+
+
+def _rating_rows(
+    rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    rewards, shortened = rater.rewards_and_shortened(
+        (r.prompt, text) for _, r in window for text in r.responses
+    )
+    ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
+    bar.update(len(window), units=len(window))
+    return [
+        row_start(number, record)
+        | {
+            "strengths": (own - own.mean()).tolist(),
+            "logit_diffs": (own[:, None] - own[None, :]).tolist(),
+            "shortened": bool(cut.any()),
+        }
+        for (number, record), own, cut in zip(
+            window, np.split(rewards, ends), np.split(shortened, ends), strict=True
+        )
+    ]
+
+
+def _ranking_rows(
+    judge: Scorer, window: list[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
+    return [
+        row_start(number, record)
+        | {
+            "strengths": ranking.strengths.tolist(),
+            "logit_diffs": [
+                [None if np.isnan(x) else x for x in row] for row in ranking.logit_diffs.tolist()
+            ],
+            "shortened": ranking.shortened,
+        }
+        for (number, record), ranking in zip(window, rankings, strict=True)
     ]
 
 

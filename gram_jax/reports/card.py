@@ -38,7 +38,7 @@ MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What `gram-jax card` is told.
+    """The options of `gram-jax card`.
 
     run: the run that the model was exported from; evaluations: folders of results; license, base, datasets: names of
     the hub; push: a repository, public: visible to everyone; overwrite: replace a card that gram_jax did not write.
@@ -247,7 +247,7 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
     """What a run did, by name: its recipe, then its data."""
     recipe, optimizer = stage.recipe, stage.recipe.optimizer
     length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
-    told = {
+    rows = {
         "began with": origin.shown_start(stage),
         "data": ", ".join(origin.shown_source(source.path) for source in recipe.data.train),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
@@ -257,19 +257,19 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
         "computed in": recipe.execution.compute_dtype,
     }
     if recipe.loss.label_smoothing is not None:
-        told["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
+        rows["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
     if recipe.data.position_augmentation is not None:
-        told["orders of showing"] = recipe.data.position_augmentation
+        rows["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
-        told["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
-    return told | _describe_data(stage.info.get("data"))
+        rows["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
+    return rows | _describe_data(stage.info.get("data"))
 
 
 def _describe_data(data: Any) -> dict[str, str]:
     """The data report of run.json; nothing before the run has begun."""
     if not isinstance(data, dict):
         return {}
-    told = {
+    rows = {
         "rows read": f"{data['rows_read']:,}",
         "left out": ", ".join(f"{n:,} {why}" for why, n in data["dropped"].items()) or "none",
         "examples": f"{data['examples']:,} in {data['documents']:,} documents",
@@ -279,5 +279,5 @@ def _describe_data(data: Any) -> dict[str, str]:
         f"longest {data['max_length']:,}",
     }
     if data["first_share"] is not None:
-        told["first is the better one"] = format_figure(data["first_share"], 2)
-    return told
+        rows["first is the better one"] = format_figure(data["first_share"], 2)
+    return rows

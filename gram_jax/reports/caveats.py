@@ -67,7 +67,7 @@ def _of_accuracy(pairs: PairMetrics, what: str) -> Iterator[str]:
         yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
     if low <= 0.5 <= high:
         interval = f"{format_figure(low, 2)} to {format_figure(high, 2)}"
-        yield f"The {what} cannot be told from guessing: its interval, {interval}, holds 0.5."
+        yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
     elif high < 0.5:
         yield f"The {what} is below that of guessing: check which response the labels prefer."
 

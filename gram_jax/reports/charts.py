@@ -174,7 +174,7 @@ def _chart(
 
 
 def _data(title: str, columns: Sequence[str], rows: Sequence[Any], series: int) -> Table:
-    """The drawn figures; the last cell of a row, its series, is left out where there is one only."""
+    """The drawn figures; the last cell of a row, its series, is left out if there is one only."""
     if series == 1:
         return Table(f"{title}, in figures", tuple(columns), tuple(row[:-1] for row in rows))
     columns = (*columns, "model")
@@ -190,7 +190,7 @@ def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
 
 
 def _middle(bin: AccuracyBin) -> float:
-    """Where a bin is drawn; one without a bound, half a doubling behind the other."""
+    """The centre of a bin; of one without a bound, half a doubling beyond the other."""
     if bin.high is None:
         return _low(bin) + 0.5
     return bin.high - 0.5 if bin.low is None else (bin.low + bin.high) / 2

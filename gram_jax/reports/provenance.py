@@ -1,4 +1,4 @@
-"""Where a model comes from: what `gram-jax card` is told, and what the recipes of its runs say."""
+"""Where a model comes from: the options of `gram-jax card`, and what the recipes of its runs say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,19 +51,19 @@ class Origin:
     datasets: tuple[str, ...]
 
     def hub_dataset(self, source: str) -> str | None:
-        """The hub's name of a source; None unless it was told, or is that of a benchmark."""
+        """The hub's name of a source; None unless it is in `datasets`, or that of a benchmark."""
         name = source.partition(":")[0]
         return (
             name if name in (*self.datasets, *(x.partition(":")[0] for x in HUB.values())) else None
         )
 
     def shown_source(self, source: str) -> str:
-        """A source as others may see it: a name of the hub as it is, the last part of a path."""
+        """A source for publication: a name of the hub, or the last part of a path."""
         known = self.hub_dataset(source) or source.startswith("tfds:")
         return source if known else Path(source).name
 
     def shown_start(self, stage: StageRun) -> str:
-        """What a run began with, likewise."""
+        """The model that a run began with, likewise."""
         known = stage.start == self.base or _license_of(stage.start)
         return stage.start if known else Path(stage.start).name
 
@@ -78,8 +78,8 @@ def find_origin(
 ) -> Origin:
     """What is known of a model's descent.
 
-    run: of its last stage; judge: hash of the model's judge specification. base, license, datasets: as told, before
-    what recipes say. Raises ReportError for a folder that is not a run, or the run of another judge.
+    run: of its last stage; judge: hash of the model's judge specification. base, license, datasets: options, which
+    take precedence over recipes. Raises ReportError for a folder that is not a run, or the run of another judge.
     """
     stages = [] if run is None else _stages(run)
     if run is not None and (taught := stages[-1].info.get("judge")) not in (None, judge):

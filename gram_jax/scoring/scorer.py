@@ -79,7 +79,7 @@ class Scorer:
         if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
-                "time and give no verdicts. Choose the model of a run of stage judge"
+                "time and give no verdicts. Choose the model of a run of stage finetune"
             )
         _check_budget(spec, cfg)
         self.tokenizer, self.spec = tokenizer, spec
@@ -224,7 +224,7 @@ class Scorer:
 
         references, for the method "reference": texts to compare with, or how many of the responses shall serve as such.
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
-        options that do not go together, and where there is nothing to rank.
+        options that do not go together, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
         return next(self.rank_many([(prompt, responses)], config))
