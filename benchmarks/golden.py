@@ -71,9 +71,9 @@ from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.app import make_app
 from gram_jax.sharding import make_placement
-from gram_jax.training.job import training_examples
 from gram_jax.training.loop import train
 from gram_jax.training.optimizer import make_optimizer
+from gram_jax.training.setup import training_examples
 
 MUTE = Console(mute=True)
 DEMO = Path(gram_jax.__file__).parent / "demo" / "assets"
@@ -409,7 +409,7 @@ def batches(folder: Path) -> dict[str, Any]:
         source = DEMO / f"demo_{'unlabeled' if stage == 'pretrain' else 'preferences'}.jsonl.gz"
         recipe = training_recipe(stage, folder / "none", [source], **(size | changes))
         spec = make_spec(tokenizer, max_length=recipe.judge.max_length)
-        examples = training_examples(recipe, tokenizer, spec, MUTE)
+        examples = training_examples(recipe, tokenizer, spec)
         plan = make_batches(examples, batch_size=4, max_length=384, seed=0, packing=packing)
         for step in range(6):
             batch = plan.batch(step)
@@ -427,7 +427,7 @@ def trained(folder: Path, name: str) -> Path:
     valid = cases.write_pairs(folder / "valid.jsonl", 6, seed=1)
     held_out = {"data__valid": [str(valid)], "evaluate__eval_steps": 2}
     recipe = training_recipe(stage, run, [source], **held_out, **changes)
-    train(recipe, console=MUTE, placement=one_device())
+    train(recipe, placement=one_device())
     return run
 
 
@@ -467,7 +467,7 @@ def reinforcement(folder: Path) -> dict[str, Any]:
     for kind, changes in RL_RUNS.items():
         run = folder / f"rl-{kind}"
         recipe = rl_recipe(kind, run, source, random_judge(folder), **changes)
-        run_rl(recipe, console=MUTE, placement=one_device())
+        run_rl(recipe, placement=one_device())
         found[kind] = {"metrics": metrics_of(run), "hash": weights_of(run)}
     return found
 
