@@ -26,7 +26,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"tie_word_embeddings": True},
 }  # fmt: skip
-WORDS = "ash elm fir oak yew bay fig the and sun rain a of is 7 42 café 東京 don't".split(" ")
+TEXT = "ash elm fir oak yew bay fig the and sun rain a of is 7 42 café 東京 don't"
+WORDS = TEXT.split(" ")
 TEMPLATE = "Which is better?\n<question>\n{prompt}\n<one>\n{first}\n<two>\n{second}\n<end>\nAnswer:"
 
 
