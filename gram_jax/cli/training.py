@@ -109,8 +109,9 @@ def adapt(
         spec: A judge.json to use instead of the one saved with the model.
         accept: Export the best epoch even if the unadapted judge is better.
     """
-    from gram_jax.adaptation.adapt import FILE, result_rows
+    from gram_jax.adaptation.adapt import FILE
     from gram_jax.adaptation.adapt import adapt as run
+    from gram_jax.adaptation.report import result_rows
     from gram_jax.judge.spec import JudgeSpec
 
     console = Console()
