@@ -250,7 +250,7 @@ def commands() -> str:
     ]
     written = cli.app.generate_docs(include_hidden=False)
     # cyclopts shows a program started by `python -m NAME` under that name.
-    written = re.sub(r"^(gram-jax \w+) -m \w+", r"\1", written, flags=re.M)
+    written = re.sub(r"^(gram-jax[a-z ]*) -m \w+", r"\1", written, flags=re.M)
     body = written[written.index("## gram-jax ") :].replace("```console", "```text")
     return _page(head) + "\n" + body.rstrip() + "\n"
 

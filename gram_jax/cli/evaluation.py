@@ -165,7 +165,7 @@ def card(
         dataset: A data set of the hub that the model was trained on. Repeat it for more.
         push: OWNER/NAME: upload the folder to the Hugging Face hub.
         public: Make a new repository public.
-        overwrite: Replace a card that gram-jax did not write.
+        overwrite: Replace a card of another author.
     """
     import jax
 
