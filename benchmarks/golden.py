@@ -45,7 +45,6 @@ from gram_jax.adaptation.adapt import AdaptConfig, adapt
 from gram_jax.attacks.evaluate import choose_pairs, run_attacks
 from gram_jax.attacks.suite import choose_attacks
 from gram_jax.batch import PairBatch, Sequences
-from gram_jax.console import Console
 from gram_jax.data.batches import make_batches
 from gram_jax.data.records import read_records
 from gram_jax.evals.best_of_n import run_best_of_n
@@ -75,7 +74,6 @@ from gram_jax.training.loop import train
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.setup import training_examples
 
-MUTE = Console(mute=True)
 DEMO = Path(gram_jax.__file__).parent / "demo" / "assets"
 METHODS = ("prefix_shared", "padded")
 RANKINGS = ("groups", "round_robin", "bradley_terry", "knockout", "linear")
@@ -144,8 +142,11 @@ def rl_recipe(kind: str, folder: Path, data: Path, judge: Path, **changes: Any) 
         "policy": {"name_or_path": "tiny-random", "param_dtype": "float32"},
         "reward": {"judge": str(judge)},
         "data": {"train": str(data)},
-        "sampling": {"prompts_per_step": 2, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8},
-        "algorithm": {"kind": kind, "kl_coef": 0.1},
+        "sampling": {"prompts_per_step": 2, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8,
+                     "temperature": 1.0},
+        "algorithm": {"kind": kind, "num_epochs": 1, "num_mini_batches": 1, "gradient_accumulation_steps": 1,
+                      "clip_range": 0.2, "clip_range_vf": 0.2, "kl_coef": 0.1, "gamma": 1.0, "gae_lambda": 0.95,
+                      "vf_coef": 0.5, "ent_coef": 0.0},
         "optimizer": _adamw(warmup_steps=0.0, lr_scheduler_type="constant", weight_decay=0.0),
         "execution": {"compute_dtype": "float32", "attention": "auto", "remat": "none"},
         "mesh": {"data": 1, "fsdp": 1},
@@ -458,7 +459,7 @@ def optimizer_steps(first: str, second: str) -> dict[str, str]:
 def baseline(folder: Path) -> dict[str, Any]:
     run, items = trained(folder, "bradley_terry"), cases.comparisons()
     model = ScalarRewardModel.load(run, compute="float32", placement=one_device())
-    rewards = model.rate([one[:2] for one in items]).tolist()
+    rewards = model.rewards([one[:2] for one in items]).tolist()
     return {"rewards": rewards, **score_table(list(model.stream(items)))}
 
 
@@ -525,7 +526,7 @@ def adaptation(folder: Path) -> dict[str, Any]:
             method, 2, patience=1, learning_rate=rate, batch_size=8, max_length=192
         )
         out = folder / f"adapted-{method}"
-        adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=MUTE)
+        adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
         params = load_model(out / "judge", one_device(), None)[1]
         found[method] = looked_up(json.loads((out / "adaptation.json").read_text()), ADAPTATION)
         found[method]["weights"] = digest_of_all(jax.tree.leaves(params))
