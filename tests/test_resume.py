@@ -100,6 +100,25 @@ def test_a_run_in_parts_is_the_run_in_one(tmp_path, final_states):
     assert figures(tmp_path / "parts")[-1] == figures(tmp_path / "whole")[-1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("int8", "factored"),
+        pytest.param("int8", "int8", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_with_compact_moments_is_saved_and_resumed(first, second, tmp_path, final_states):
+    write_pairs(tmp_path / "train.jsonl", 8)
+    moments = {"optimizer__first_moment_dtype": first, "optimizer__second_moment_dtype": second}
+    train(tiny_recipe("finetune", tmp_path / "whole", **moments))
+    parts = tiny_recipe("finetune", tmp_path / "parts", **moments)
+    assert train(parts, stop_at_step=3).steps == 3
+    assert train(parts).steps == FINAL
+    jax.tree.map(np.testing.assert_array_equal, *final_states)
+    assert all(x.size for x in jax.tree.leaves(final_states[0]))
+
+
 def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it(
     tmp_path, monkeypatch, final_states
 ):
