@@ -4,8 +4,8 @@
     python benchmarks/golden.py compare FILE.json [--only rl ...]
 
 Models and data are random (golden_cases.py), except for "tiny-random" and the data of the demo. Floats are compared
-exactly, so both commands have to run on the same machine. `compare` prints every difference and exits with status 1 if there is one;
-`record` writes nothing if a section fails.
+exactly, so both commands have to run on the same machine. `compare` prints every difference and exits with status 1 if
+there is one; `record` writes nothing if a section fails.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ from gram_jax.recipes.reading import make_recipe, make_rl_recipe
 from gram_jax.reports.report import write_reports
 from gram_jax.rl.loop import run_rl
 from gram_jax.scoring.padded import padded_logits
-from gram_jax.scoring.pair import score_pair
+from gram_jax.scoring.pair import PairScore, score_pair
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.app import make_app
@@ -171,9 +171,8 @@ def exported(name: str | Path, folder: Path, dtype: str | None = None) -> Path:
     """The export of a model, in files of at most 100 kB."""
     cfg, params = load_model(name, one_device(), None)
     params = {key: value for key, value in params.items() if key != "score"}
-    return export_hf(
-        folder, cfg, params, dtype=dtype, tokenizer=None, spec=None, shard_bytes=100_000
-    )
+    options = {"tokenizer": None, "spec": None, "shard_bytes": 100_000}
+    return export_hf(folder, cfg, params, dtype=dtype, **options)
 
 
 def metrics_of(run: Path) -> dict[str, list[Any]]:
@@ -245,11 +244,8 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, bool | int | float | np.number) else []
 
 
-def score_table(scores: Sequence[Any]) -> dict[str, list[Any]]:
-    return {
-        name: list(values)
-        for name, values in zip(scores[0]._fields, zip(*scores, strict=True), strict=True)
-    }
+def score_table(scores: Sequence[PairScore]) -> dict[str, list[Any]]:
+    return {name: [getattr(score, name) for score in scores] for name in PairScore._fields}
 
 
 def safetensors_content(path: Path) -> list[Any]:
@@ -270,9 +266,8 @@ def scores(folder: Path) -> dict[str, Any]:
         name = f"{method}/{compute}/{weights}"
         found[name] = score_table(scorer.score_many(items))
         found[f"{name}/alone"] = score_table([scorer.score(*one) for one in items[:22:7]])
-    found["tiny-random"] = score_table(
-        load_scorer("tiny-random", max_length=256).score_many(items[:8])
-    )
+    scorer = load_scorer("tiny-random", max_length=256)
+    found["tiny-random"] = score_table(scorer.score_many(items[:8]))
     for family, compute in product(cases.FAMILIES, ("float32", "bfloat16")):
         model = random_model(folder / family, family)
         found[f"arrays/{family}/{compute}"] = logits_and_probabilities(model, compute)
@@ -452,16 +447,10 @@ def generation(folder: Path) -> dict[str, Any]:
         samples = generator.generate(prompts, sampling).samples
         logprobs = np.ravel(samples.logprobs).astype(float)
         found[name] = {"tokens": np.ravel(samples.tokens).tolist(), "logprobs": logprobs.tolist()}
-    (folder / "bon").mkdir()
-    best = run_best_of_n(
-        "tiny-random",
-        str(judge),
-        prompts,
-        folder / "bon",
-        SamplingConfig(8),
-        n=4,
-        compute="float32",
-    )
+    out = folder / "best_of_n"
+    out.mkdir()
+    policy, sampling = "tiny-random", SamplingConfig(8)
+    best = run_best_of_n(policy, str(judge), prompts, out, sampling, n=4, compute="float32")
     found["best_of_n"] = {"table": numbers(best["best_of"]), "rewards": numbers(best["rewards"])}
     return found
 
@@ -472,14 +461,16 @@ def exports(folder: Path) -> dict[str, Any]:
     found = {}
     for (name, source), dtype in product(sources.items(), (None, "bfloat16")):
         out = exported(source, folder / f"out-{name}-{dtype}", dtype)
-        before, after = (load_model(x, one_device(), dtype)[1] for x in (source, out))
+        before, after = (
+            digest_of_all(jax.tree.leaves(load_model(x, one_device(), dtype)[1]))
+            for x in (source, out)
+        )
         files = sorted(out.glob("*.safetensors"))
         found[f"{name}/{dtype}"] = {
             "files": digests({path.name: safetensors_content(path) for path in files}),
             "tensors": digests(tensors_of(out)),
             "config": digest(json.loads((out / "config.json").read_text())),
-            "imported_again": digest_of_all(jax.tree.leaves(before))
-            == digest_of_all(jax.tree.leaves(after)),
+            "imported_again": before == after,
         }
     return found
 
@@ -488,9 +479,7 @@ def adaptation(folder: Path) -> dict[str, Any]:
     source, found = cases.write_pairs(folder / "adapt.jsonl", 150), {}
     spec = make_spec(tiny_tokenizer(), max_length=192)
     for method, rate in {"full": 3e-3, "lora": 1e-2}.items():
-        settings = AdaptConfig(
-            method, 2, patience=1, learning_rate=rate, batch_size=8, max_length=192
-        )
+        settings = AdaptConfig(method, 2, 1, rate, batch_size=8, max_length=192)
         out = folder / f"adapted-{method}"
         adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
         params = load_model(out / "judge", one_device(), None)[1]
@@ -540,9 +529,7 @@ def server(folder: Path) -> dict[str, Any]:
         body = answer.json() if "json" in answer.headers["content-type"] else {}
         rows = [{k: v for k, v in row.items() if k != "created"} for row in body.pop("data", [])]
         rest = {k: v for k, v in body.items() if k not in ("id", "created")}
-        found[name] = {
-            "status": answer.status_code, "numbers": numbers(rest), "data": numbers(rows),
-        }  # fmt: skip
+        found[name] = {"status": answer.status_code, "numbers": numbers(rest), "data": numbers(rows)}  # fmt: skip
     with client(token="secret") as asked:
         for name, headers in {"without": {}, "with": {"authorization": "Bearer secret"}}.items():
             path, body = posts["pair"]
@@ -551,18 +538,18 @@ def server(folder: Path) -> dict[str, Any]:
 
 
 def plans(folder: Path) -> dict[str, Any]:
+    counts = {
+        "sequences": 32,
+        "tokens_requested": 30000,
+        "tokens_unique": 20000,
+        "attention_pairs": 9000000,
+    }
     found = {}
     for name, cfg in (PUBLISHED | {"tiny-random": model_config("tiny-random")}).items():
         found[name] = {
             "parameters": param_count(param_specs(cfg)),
             "scoring": numbers(dataclasses.astuple(scoring_flops(cfg, 16, 2048))),
-            "judging": judging_flops(
-                cfg,
-                sequences=32,
-                tokens_requested=30000,
-                tokens_unique=20000,
-                attention_pairs=9000000,
-            ),
+            "judging": judging_flops(cfg, **counts),
         }
         for run, (stage, changes) in RUNS.items():
             recipe = training_recipe(stage, folder, ["x"], **changes)
@@ -587,8 +574,8 @@ def compute(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for name in only:
         start = time.perf_counter()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                found |= flattened(quietly(SECTIONS[name], Path(folder)), name)
+            with tempfile.TemporaryDirectory() as folder, silence():
+                found |= flattened(SECTIONS[name](Path(folder)), name)
         except Exception:
             traceback.print_exc()
             failed.append(name)
@@ -596,9 +583,10 @@ def compute(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return json.loads(json.dumps(found, default=lambda x: x.item())), failed
 
 
-def quietly(function: Callable[[Path], Any], folder: Path) -> Any:
+@contextmanager
+def silence() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return function(folder)
+        yield
 
 
 def flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
