@@ -33,7 +33,7 @@ from sizes import SIZES
 from work import Workshop
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console
+from gram_jax.cli.console import Console
 from gram_jax.errors import GramError, StoppedError
 
 

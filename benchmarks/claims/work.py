@@ -20,7 +20,7 @@ from cells import Cell
 from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
-from gram_jax.console import Console
+from gram_jax.cli.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer

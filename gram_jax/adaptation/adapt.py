@@ -73,10 +73,17 @@ def adapt(
     accept: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> dict[str, Any]:
-    """Adapt a judge; returns what adaptation.json holds. Started again after an interruption, it goes on.
+    """Adapt a judge to a task; returns what adaptation.json holds. A call after an interruption resumes.
 
-    accept: export the best epoch also where the judge as it came was better. Raises NotBetterError where it was and
-    accept is not set, DataError for data that cannot be used, and what training raises.
+    accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is and accept is
+    not set, DataError for data that cannot be used, and what `train` raises.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "pairs.jsonl").write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}')
+    >>> adapt("tiny-random", str(folder / "pairs.jsonl"), folder / "adapted", AdaptConfig(num_train_epochs=1))
+    Traceback (most recent call last):
+    gram_jax.errors.DataError: ...
     """
     make_folder(out)
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)

@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from gram_jax.cli import evaluation, judging, models, training
-from gram_jax.console import Console, log_to
+from gram_jax.cli.console import Console, log_to
 from gram_jax.errors import GramError, GramWarning, StoppedError
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gram_jax.cli.console import Console
 from gram_jax.cli.options import MODEL, AtLeastOne, JudgeOptions, NotNegative, RowOptions
-from gram_jax.console import Console
 from gram_jax.errors import DataError
 
 ModelName = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]

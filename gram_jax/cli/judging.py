@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
+from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
@@ -15,7 +16,6 @@ from gram_jax.cli.options import (
     RowOptions,
     seconds,
 )
-from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
 
 Model = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]

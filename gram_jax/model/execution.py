@@ -20,6 +20,12 @@ class Execution:
     (docs/attention.md). remat: what the backward pass recomputes ("none": nothing; "full": whole
     layers; "dots": everything but matrix products). packed: a row may hold several documents; some
     back ends cannot keep these apart, so False is a promise.
+
+    >>> import jax
+    >>> from gram_jax.sharding import make_placement
+    >>> placement = make_placement({}, devices=jax.devices()[:1])
+    >>> hash(Execution("float32", "auto", "none", placement)) == hash(Execution("float32", "auto", "none", placement))
+    True
     """
 
     compute: Compute
