@@ -10,7 +10,7 @@ from model_cases import LABELS, random_params
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.interop.hf_names import slots
+from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.losses import next_token_nll
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits, unembedding
@@ -28,7 +28,7 @@ def in_pytorch(cfg, params):
     ).eval()
     leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(params)}
     weights = {}
-    for name, slot in slots(cfg, "hf").items():
+    for name, slot in tensor_mappings(cfg, "hf").items():
         leaf = leaves[slot.rule.path]
         leaf = leaf if slot.layer is None else leaf[slot.layer]
         weights[name] = torch.from_numpy(slot.to_stored(leaf).copy())
@@ -86,7 +86,7 @@ def test_loss_and_gradients_are_those_of_transformers(family, execution, one_dev
     ours, gradients = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
     leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(gradients)}
-    for name, slot in slots(cfg, "hf").items():
+    for name, slot in tensor_mappings(cfg, "hf").items():
         leaf = leaves[slot.rule.path]
         found = slot.to_stored(leaf if slot.layer is None else leaf[slot.layer])
         expected = model.get_parameter(name).grad.numpy()
