@@ -37,11 +37,10 @@ from tiny_runs import tiny_recipe, write_pairs
 import gram_jax.training.loop as loop
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console
 from gram_jax.errors import LOST
-from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.metrics import read_metrics
 
 STAGES = ("pretrain", "finetune", "bradley_terry")
 ENDED = 0
@@ -71,7 +70,7 @@ def attempt(recipe: Recipe, log: Path) -> int:
         with log.open("a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-            loop.train(recipe, console=Console())
+            loop.train(recipe)
             status = ENDED
     except BaseException:
         import traceback

@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from tiny_runs import tiny_recipe
 
 from gram_jax.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError
 from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.interop.hf_export import export_hf
@@ -91,7 +91,7 @@ def make_subjects(place: Path, stages: tuple[str, ...] = ("finetune", "pretrain"
     for stage in stages:
         run = place / f"run-{stage}"
         recipe = tiny_recipe(stage, run, checkpoint__save_steps=2, checkpoint__max_to_keep=3)
-        train(recipe, console=Console(quiet=True), placement=_mesh())
+        train(recipe, placement=_mesh())
         good: dict[Any, Any] = {s: saved_state(run / "checkpoints", s) for s in STEPS}
         assert not same(good[LAST], good[STEPS[-2]])  # or a fall-back could not be told
         subjects.append(
@@ -250,24 +250,26 @@ def check_resumed(run: Path, subject: Subject, targets: list[str], where: str) -
     )
     recipe = read_recipe(run / "recipe.toml")
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, output_dir=str(run)))
-    console = Warnings()
-    train(recipe, console=console, placement=_mesh())
-    assert_named("".join(console.warnings), targets, where)
+    with kept_warnings() as warnings:
+        train(recipe, placement=_mesh())
+    assert_named("".join(warnings), targets, where)
     with Checkpoints(run / "checkpoints", keep=None) as reader:
         found = reader.restore(LAST, abstract_state(subject.good[LAST]))
     assert same(found, subject.good[LAST]), f"{where}: the run ended with other bits"
 
 
-class Warnings(Console):
-    """Keeps what must not be missed, and shows nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        """Keep it."""
-        self.warnings.append(text)
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """What gram_jax warns of in the block."""
+    kept: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: kept.append(record.getMessage())
+    logger = logging.getLogger("gram_jax")
+    logger.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(handler)
 
 
 def load_export(folder: Path) -> None:

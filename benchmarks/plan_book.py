@@ -342,30 +342,30 @@ compilation in all. Nothing here was run on a TPU. `gram-jax plan` makes such a 
 
 All figures are of one device (v5e, v5p and v6e: of one chip). *Arguments* are weights, optimizer state and batch,
 *temporaries* everything else that lives at the same time, *left* what the device has beyond both (or beyond the peak
-that the compiler names, where that is more). In every plan of training that fits, the state is donated whole.
-*Collectives* are calls of one step, loops counted by their trips, and the GiB that reach a device at least. The times
+that the compiler reports, if that is more). In every plan of training that fits, the whole state is donated.
+*Collectives* are calls of one step, loops counted by their trips, and the least GiB that reach a device. The times
 are lower bounds: FLOPs over the bf16 peak (recomputation not counted), bytes of state and weights over the memory's
-bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two), over a chip's
-share of the network between them, where `[mesh.dcn] data` is their number; a real step takes longer than the
-largest of them, which is the *bound*. *tokens/s/chip* is the speed at that bound, so a ceiling and no forecast:
-public runs reach 40 to 70 % of it.
+bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two, and `[mesh.dcn] data` is
+their number), over a chip's share of the network between them; a real step takes longer than the largest of them,
+which is the *bound*. *tokens/s/chip* is the throughput at that bound: an upper limit, not a forecast. Public runs
+reach 40 to 70 % of it.
 
-A program that does not fit is named with what it needs; where the compiler gave up, that is at least the arguments and
-the temporaries that it named, and where the arguments alone are too much, nothing was compiled."""
+A program that does not fit is listed with the memory that it needs: if the compiler stopped, at least the arguments and
+the temporaries that it reported; if the arguments alone are too much, nothing was compiled."""
 
 NOTES = {
     "pretrain": f"""\
-{ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one microbatch, f32
-weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
+{ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation
+step, f32 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
     "finetune": "The same batch and settings; no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}
-as they are, compiled for a description of the GPU, with `attention = "blocked"` in place of
-cuDNN's, which asks the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory
-unless XLA_PYTHON_CLIENT_MEM_FRACTION says more (0.97 for these).""",
+without changes, compiled for a description of the GPU, with `attention = "blocked"` instead of cuDNN's, which needs
+the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory unless
+XLA_PYTHON_CLIENT_MEM_FRACTION is larger (0.97 for these).""",
     "score": f"""\
 Pairs in both orders, padded to {LENGTH} tokens, 32,768 tokens a device and call, bf16 weights. Whole weights on every
-device where they take at most half of it, else cut over fsdp and gathered layer by layer.""",
+device if they take at most half of it, else sharded over fsdp and gathered layer by layer.""",
 }
 
 

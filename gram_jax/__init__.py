@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.data.records import read_records
     from gram_jax.errors import GramError
+    from gram_jax.evals.evaluate import evaluate
     from gram_jax.evals.pairwise import evaluate_pairs
     from gram_jax.interop.hf_export import export_hf
     from gram_jax.interop.models import load_model
@@ -36,6 +37,7 @@ _PUBLIC = {
     "export_hf": "gram_jax.interop.hf_export",
     "read_records": "gram_jax.data.records",
     "read_recipe": "gram_jax.recipes.reading",
+    "evaluate": "gram_jax.evals.evaluate",
     "evaluate_pairs": "gram_jax.evals.pairwise",
     "GramError": "gram_jax.errors",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "ModelConfig",
     "PairScore",
     "Scorer",
+    "evaluate",
     "evaluate_pairs",
     "export_hf",
     "load_model",

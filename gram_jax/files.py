@@ -1,10 +1,12 @@
 """Small files written whole or not at all, and the error of a full disk."""
 
 import errno
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gram_jax.errors import CheckpointError, GramError
 
@@ -57,3 +59,9 @@ def explain_full_disk(
         if not is_full_disk(found):
             raise
         raise error(f"the disk of {path} is full ({found}). {advice}") from found
+
+
+def write_json(path: Path, content: Any, *, error: type[GramError] | None = None) -> Path:
+    """`write_atomic` of a value as indented JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return write_atomic(path, text, error=error)

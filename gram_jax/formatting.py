@@ -50,3 +50,63 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+MINUS = "\u2212"
+NONE = "–"  # where there is no figure
+
+
+def decimals(interval: tuple[float, float] | None) -> int:
+    """How many decimals a share deserves: two if its interval is wider than four hundredths.
+
+    >>> decimals((0.69, 0.82)), decimals((0.749, 0.773)), decimals(None)
+    (2, 3, 3)
+    """
+    return 2 if interval is not None and interval[1] - interval[0] > 0.04 else 3
+
+
+def format_figure(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """A figure with this number of decimals; "–" for None.
+
+    >>> format_figure(0.51234), format_figure(-0.0002), format_figure(0.25, sign=True), format_figure(None)
+    ('0.512', '0.000', '+0.250', '–')
+    """
+    if value is None:
+        return NONE
+    text = f"{abs(value):.{digits}f}"
+    if not any(digit in text for digit in "123456789"):
+        return text
+    return (MINUS if value < 0 else "+" if sign else "") + text
+
+
+def format_with_interval(
+    value: float | None, interval: tuple[float, float] | None, *, sign: bool = False
+) -> str:
+    """A share with its interval, both with as many decimals as the interval allows.
+
+    >>> format_with_interval(0.7619, (0.6923, 0.8201)), format_with_interval(0.7619, None)
+    ('0.76 (0.69 to 0.82)', '0.762')
+    """
+    digits = decimals(interval)
+    if value is None or interval is None:
+        return format_figure(value, digits, sign=sign)
+    low, high = (format_figure(bound, digits, sign=sign) for bound in interval)
+    return f"{format_figure(value, digits, sign=sign)} ({low} to {high})"
+
+
+def format_percent(share: float) -> str:
+    """A share in a sentence.
+
+    >>> format_percent(0.1234), format_percent(0.0012), format_percent(0.0)
+    ('12 %', '0.1 %', '0 %')
+    """
+    return f"{100 * share:.1f} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+
+
+def plural(n: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "pair"), plural(1234, "pair")
+    ('1 pair', '1,234 pairs')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +17,6 @@ PANELS = (
     ("grad_norm", "gradient norm"),
 )
 SMOOTH_OVER = 0.05  # share of the points that the drawn mean runs over
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a torn last line is left out."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path | None:

@@ -40,7 +40,7 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
         share = min(0.97, max(0.03, accuracy + 0.07 * (low + 0.5)))
         bounds = {"low": float(low) if low > -3 else None, "high": low + 1.0 if low < 2 else None}
         lengths.append(bounds | {"n": n // 6, "accuracy": share, "interval": around(share, n // 6)})
-    gaps, edges = np.histogram(rng.normal(0.08, 0.2, n).clip(-1, 1), 20, (-1, 1))
+    counts, edges = np.histogram(rng.normal(0.08, 0.2, n).clip(-1, 1), 20, (-1, 1))
     pairs = {
         "n": n,
         "prompts": n - n // 10,
@@ -63,10 +63,12 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
     }
     return {
         "source": "held_out.jsonl",
+        "contents": f"contents {seed}",
         "benchmark": "pairs",
         "rows": n + 20,
         "dropped": {"no label": 17},
         "pairs": pairs,
+        "outcomes": None,
         "official": [
             {
                 "name": "Accuracy, micro",
@@ -109,8 +111,6 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
             }
         ],
         "calibration": {
-            "ece": 0.12,
-            "brier": 0.19,
             "nll": 0.58,
             "bins": confident,
             "temperature": {
@@ -123,15 +123,9 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
                 "nll_after": 0.53,
             },
         },
-        "length": {"slope": 0.31, "controlled_accuracy": accuracy - 0.04, "bins": lengths},
-        "position": {
-            "bias": 0.04,
-            "consistency": 0.81,
-            "accuracy_chosen_first": accuracy + 0.05,
-            "accuracy_chosen_second": accuracy - 0.05,
-            "histogram": {"edges": edges.tolist(), "counts": gaps.tolist()},
-        },
-        "grades": {"pairs": n, "kendall": 0.31, "pearson": 0.4},
+        "length": {"controlled_accuracy": accuracy - 0.04, "bins": lengths},
+        "positions": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "grades": {"n": n, "kendall": 0.31, "pearson": 0.4},
         "worst": [mistake(at) for at in range(4)],
     } | more
 
@@ -148,21 +142,21 @@ def mistake(at: int, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def settings(**more: Any) -> dict[str, Any]:
+    values = {"compute": "float32", "weights": "float32", "max_length": 1024, "labels": "A, B"}
+    return values | more
+
+
 def evaluation(
     model: str = "runs/judge", sources: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": 2,
         "gram_jax": "0.1.0",
         "model": model,
         "judge": "0123456789abcdef" * 4,
         "fingerprint": "0123456789abcdef",
-        "settings": {
-            "compute": "float32",
-            "weights": "float32",
-            "max_length": 1024,
-            "template": "Compare {prompt}",
-        },
+        "settings": settings(),
         "sources": {"held_out": source()} if sources is None else sources,
     } | more
 
@@ -182,13 +176,15 @@ def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> di
     )
     one_order = {"success": 0.4, "baseline": 0.3}
     return {
-        "format": 1,
+        "format": 2,
         "gram_jax": "0.1.0",
         "model": model,
         "judge": "0123456789abcdef" * 4,
         "fingerprint": "0123456789abcdef",
-        "settings": {"compute": "float32", "weights": "float32", "max_length": 1024},
+        "settings": settings(),
         "source": "held_out.jsonl",
+        "contents": "contents 0",
+        "seed": 0,
         "pairs": 200,
         "clean": {
             "accuracy": 0.74,
@@ -209,13 +205,12 @@ def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> di
                 "success": share,
                 "interval": around(share, 200),
                 "baseline": 0.05,
+                "shortened": 0.0,
+                "turned": share / 2 if kind == "hostile" else None,
+                "shown_first": one_order if kind == "hostile" else None,
+                "shown_second": one_order if kind == "hostile" else None,
                 "example": example if name == "verdict_spoof" else None,
             }
-            | (
-                {"turned": share / 2, "shown_first": one_order, "shown_second": one_order}
-                if kind == "hostile"
-                else {}
-            )
             for name, kind, share in names
         ],
     } | more

@@ -54,7 +54,7 @@ class FakeJudge:
             job = RankingJob(prompt, responses, config)
             while job.ranking is None:
                 logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in job.pending_comparisons()]
-                job.answer(np.array(logit_diffs), shortened=False)
+                job.update(np.array(logit_diffs), shortened=False)
             yield job.ranking
 
 

@@ -1,6 +1,5 @@
 """Adaptation of a judge: parts by prompt, the best epoch, nothing worse without a word."""
 
-import io
 import json
 from dataclasses import replace
 
@@ -9,23 +8,15 @@ import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 import gram_jax.adaptation.adapt
-from gram_jax.adaptation.adapt import (
-    AdaptConfig,
-    NotBetterError,
-    _waited_enough,
-    adapt,
-    default_rate,
-    doubts,
-    result_rows,
-    split,
-)
-from gram_jax.console import Console
+from gram_jax.adaptation.adapt import NotBetterError, _waited_enough, adapt
+from gram_jax.adaptation.config import AdaptConfig
+from gram_jax.adaptation.report import doubts, result_rows
+from gram_jax.adaptation.settings import default_rate, split
 from gram_jax.data.records import read_records
 from gram_jax.errors import DataError, StoppedError
 from gram_jax.interop.models import load_spec, model_config
 from gram_jax.scoring.scorer import Scorer
 
-MUTE = Console(mute=True)
 SMALL = {"num_train_epochs": 2, "batch_size": 4, "max_length": 192, "learning_rate": 3e-3}
 
 
@@ -65,7 +56,7 @@ def test_a_task_is_learned_and_exported(tmp_path, spec, method):
     settings = AdaptConfig(
         method=method, **SMALL | {"learning_rate": 3e-3 if method == "full" else 1e-2}
     )
-    result = adapt("tiny-random", source, out, settings, spec=spec, console=MUTE)
+    result = adapt("tiny-random", source, out, settings, spec=spec)
     test = result["test"]
     assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.2
     assert test["gain_interval"][0] > 0
@@ -79,7 +70,7 @@ def test_a_task_is_learned_and_exported(tmp_path, spec, method):
     assert len(result_rows(result)) == 5
 
 
-def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
+def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec, caplog):
     rows = [json.loads(x) for x in write_pairs(tmp_path / "p.jsonl", 150).read_text().splitlines()]
     for at, row in enumerate(rows):  # labels that mean nothing
         row["chosen"], row["rejected"] = ("oak", "elm") if at % 2 else ("elm", "oak")
@@ -91,18 +82,17 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec):
         AdaptConfig(method="full", **SMALL | {"learning_rate": 0.1, "num_train_epochs": 1}),
     )
     with pytest.raises(NotBetterError, match="no epoch is better"):
-        adapt("tiny-random", str(source), out, settings, spec=spec, console=MUTE)
+        adapt("tiny-random", str(source), out, settings, spec=spec)
     assert not (out / "judge").exists()
     figures = json.loads((out / "adaptation.json").read_text())
     assert figures["exported"] is None
     assert (figures["rows"], figures["left_out"]) == (151, {"identical responses": 1})
-    said = io.StringIO()
-    loud = Console(file=said)
-    again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True, console=loud)
+    caplog.set_level("INFO", "gram_jax")
+    again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
     left_out = "151 rows read, 150 labeled pairs, left out: 1 identical responses"
-    assert left_out in " ".join(said.getvalue().split())
-    assert "is no better than tiny-random on the pairs that choose: --accept" in said.getvalue()
+    assert left_out in caplog.text
+    assert "is no better than tiny-random on the pairs that choose: --accept" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -148,16 +138,18 @@ def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monke
     monkeypatch.setattr(
         gram_jax.adaptation.adapt,
         "train",
-        lambda *a, until, **k: trained.append(until) or real(*a, until=until, **k),
+        lambda *a, stop_at_step, **k: (
+            trained.append(stop_at_step) or real(*a, stop_at_step=stop_at_step, **k)
+        ),
     )
     monkeypatch.setattr(
         gram_jax.adaptation.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
     )
     settings = AdaptConfig(method="full", **SMALL | {"num_train_epochs": 4})
-    result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
+    result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec)
     assert [0, *trained] == [int(step) for step in result["choosing"]["loss"]] and len(trained) == 2
     trained.clear()
-    again = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec, console=MUTE)
+    again = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec)
     assert not trained and again["test"] == result["test"]
 
 
@@ -167,10 +159,8 @@ def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monke
 
     monkeypatch.setattr(gram_jax.adaptation.adapt, "train", stopped)
     source = str(write_pairs(tmp_path / "p.jsonl", 150))
-    with pytest.raises(StoppedError, match="the same command goes on") as found:
-        adapt(
-            "tiny-random", source, tmp_path / "out", AdaptConfig(**SMALL), spec=spec, console=MUTE
-        )
+    with pytest.raises(StoppedError, match="the same command resumes") as found:
+        adapt("tiny-random", source, tmp_path / "out", AdaptConfig(**SMALL), spec=spec)
     assert found.value.status == 75 and "gram-jax train" not in str(found.value)
 
 

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from encoded import encode_comparison
 from tiny_runs import tiny_recipe, tiny_values
-from typer.testing import CliRunner
 
 from gram_jax.attacks.augment import with_attacks
-from gram_jax.attacks.evaluate import attack_tables, choose_pairs, run_attacks
+from gram_jax.attacks.evaluate import choose_pairs, run_attacks
+from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
+from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.cli import app
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -23,11 +23,10 @@ from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import make_recipe
-from gram_jax.reports.evidence import read_evidence
-from gram_jax.reports.page import make_document
-from gram_jax.reports.render import render_html
+from gram_jax.reports.loading import read_folders
+from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import PairScore
-from gram_jax.training.job import training_examples
+from gram_jax.training.setup import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
@@ -70,9 +69,9 @@ def chosen_ones(text: str) -> int:
 
 
 def attack(judge: FakeJudge, folder: Path, names=None, pairs=PAIRS, **more):
-    settings = {"seed": 0, "overwrite": False, "console": Console(mute=True)}
     attacks = choose_attacks(names)
-    report = run_attacks(judge, "m", "src", pairs, folder, attacks, **settings | more)
+    found = run_attacks(judge, "m", "src", pairs, folder, attacks, **{"seed": 0} | more)
+    report = found.model_dump()
     return report, {entry["name"]: entry for entry in report["attacks"]}
 
 
@@ -131,7 +130,7 @@ def test_letters_of_another_case_do_not_move_a_judge_that_does_not_see_case(tmp_
     assert 0.2 < changed["success"] < 0.8 and changed["example"] is not None
 
 
-def test_an_order_gap_counts_as_order_flips_and_decides_single_orders(tmp_path):
+def test_a_position_bias_counts_as_order_flips_and_decides_single_orders(tmp_path):
     leaning = FakeJudge(lambda text: chosen_ones(text), first_bonus=0.9)
     report, found = attack(leaning, tmp_path, ["empty", "opener"])
     assert report["clean"]["order_flip_rate"] == 1 == found["opener"]["baseline"]
@@ -190,23 +189,24 @@ def test_names_that_are_none_and_sources_without_pairs_are_named_errors(tmp_path
 
 def test_a_report_reads_as_tables_of_plain_text(tmp_path):
     report, _ = attack(FakeJudge(len), tmp_path)
-    assert json.loads((tmp_path / "attack.json").read_text())["format"] == 1
-    tables = list(attack_tables(report))
-    harmless = len(HARMLESS) - len(report["without_pairs"])
-    assert [len(rows) for _, _, rows in tables] == [4, len(HOSTILE), harmless]
-    assert all(len(row) == len(columns) for _, columns, rows in tables for row in rows)
+    assert json.loads((tmp_path / "attack.json").read_text())["format"] == 2
+    found = AttackResults(**report)
+    tables = [clean_table(found), *attack_tables(found)]
+    harmless = len(HARMLESS) - len(found.without_pairs)
+    assert [len(table.rows) for table in tables] == [4, len(HOSTILE), harmless]
+    assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
 
 
 @pytest.mark.parametrize("strength", [chosen_ones, len])
 def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
     report, found = attack(FakeJudge(strength), tmp_path)
-    (read,) = read_evidence([tmp_path])
+    (read,) = read_folders([tmp_path])
     assert read.attack is not None and read.attack.any_hostile is not None
     assert read.attack.any_hostile.share == report["any_hostile"]["share"]
-    page = render_html(make_document([read]))
+    page = render_html([read])
     assert all(name in page for name in found)
     attack(FakeJudge(strength), tmp_path / "few", ["bold"], PAIRS[:2])
-    assert "Hostile" not in render_html(make_document(read_evidence([tmp_path / "few"])))
+    assert "Hostile" not in render_html(read_folders([tmp_path / "few"]))
 
 
 def test_tested_and_trained_templates_are_different_texts():
@@ -262,12 +262,12 @@ def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, capsys):
         with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
             make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
     long = {"data__attack_share": 0.1, "data__overlong": "error"}
-    with pytest.raises(RecipeError, match="attack_share makes pairs beyond the token budget"):
+    with pytest.raises(RecipeError, match="attack_share"):
         make_recipe(tiny_values("finetune", tmp_path / "run", **long))
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
-        documents = training_examples(recipe, TOKENIZER, SPEC, Console()).documents
+        documents = training_examples(recipe, TOKENIZER, SPEC).documents
         return [documents[i].tolist() for i in range(len(documents))]
 
     plain, said = tokens(), capsys.readouterr().out
@@ -281,12 +281,12 @@ def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
     source, out = tmp_path / "pairs.jsonl", tmp_path / "results"
     source.write_text('{"prompt": "q", "chosen": "It is a good one", "rejected": "Bad"}\n')
     ask = ["attack", "tiny-random", str(source), "--out", str(out), "--max-length", "256"]
-    wrong = CliRunner().invoke(app, [*ask, "--only", "verdicts"])
-    assert isinstance(wrong.exception, DataError) and not out.exists()
+    wrong = run_cli(*ask, "--only", "verdicts")
+    assert wrong.status == 2 and not out.exists()
     with pytest.warns(UserWarning, match="no judge.json"):
-        done = CliRunner().invoke(app, [*ask, "--only", "verdict, first_letter"])
-    assert done.exit_code == 0, done.output
-    assert "hostile: the attacked response wins" in done.output
+        done = run_cli(*ask, "--only", "verdict, first_letter")
+    assert done.status == 0, done.output
+    assert "first_letter" in done.output
     report = json.loads((out / "attack.json").read_text())
     assert [entry["name"] for entry in report["attacks"]] == ["verdict", "first_letter"]
     assert report["settings"]["max_length"] == 256

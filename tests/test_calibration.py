@@ -17,13 +17,13 @@ from gram_jax.evals.lengths import controlled_accuracy, length_bins
 def test_bins_of_the_reliability_curve_hold_every_pair():
     p = np.array([0.52, 0.9, 0.1, 0.95, 1.0, 0.5])
     bins = reliability(p)
-    assert len(bins) == 15 and sum(row["n"] for row in bins) == 6
+    assert len(bins) == 15 and sum(row.n for row in bins) == 6
     last = bins[-1]
-    assert (last["n"], last["accuracy"]) == (1, 1.0) and last["high"] == 1
+    assert (last.n, last.accuracy) == (1, 1.0) and last.high == 1
     first = bins[0]  # 0.52 is right, 0.5 is a tie
-    assert (first["n"], first["accuracy"]) == (2, 0.75)
-    assert first["confidence"] == pytest.approx(0.51)
-    assert bins[5]["accuracy"] is None
+    assert (first.n, first.accuracy) == (2, 0.75)
+    assert first.confidence == pytest.approx(0.51)
+    assert bins[5].accuracy is None
 
 
 def sharpened(factor: float, n: int = 20000) -> np.ndarray:
@@ -42,20 +42,20 @@ def test_the_temperature_undoes_what_sharpened_the_judge(factor: float):
 def test_a_fitted_temperature_is_tested_on_the_other_half():
     margin = sharpened(3.0)
     found = held_out_temperature(margin, np.arange(len(margin)))
-    assert found["fitted_on"] + found["tested_on"] == len(margin)
-    assert found["ece_before"] > 0.08 > 0.02 > found["ece_after"]
-    assert found["nll_after"] < found["nll_before"]
+    assert found.fitted_on + found.tested_on == len(margin)
+    assert found.ece_before > 0.08 > 0.02 > found.ece_after
+    assert found.nll_after < found.nll_before
 
 
 def test_both_pairs_of_a_prompt_are_in_the_same_half_and_few_pairs_have_no_temperature():
     margin = sharpened(1.0, 200)
     cluster = np.repeat(np.arange(40), 5)
     found = held_out_temperature(margin, cluster)
-    assert found["fitted_on"] == found["tested_on"] == 100
+    assert found.fitted_on == found.tested_on == 100
     # A pair more of a prompt of the fitting half is one more for fitting.
     fitting = np.flatnonzero(np.random.default_rng(0).permutation(40) % 2 == 0)
     more = held_out_temperature(np.append(margin, 1.0), np.append(cluster, fitting[0]))
-    assert (more["fitted_on"], more["tested_on"]) == (101, 100)
+    assert (more.fitted_on, more.tested_on) == (101, 100)
     assert held_out_temperature(margin[:30], np.arange(30)) is None
     many = np.repeat(np.arange(4), 50)  # 200 pairs of four prompts
     assert held_out_temperature(margin, many) is None
@@ -83,6 +83,6 @@ def test_accuracy_by_length_and_where_length_is_no_help():
     assert controlled_accuracy(longer_wins, LENGTHS) == 0.5
     assert controlled_accuracy(longer_wins[:3], LENGTHS[:3]) is None
     bins = length_bins(longer_wins, LENGTHS, np.arange(6))
-    assert [row["n"] for row in bins] == [1, 0, 1, 2, 1, 1, 0]
-    assert bins[0]["low"] is None and bins[-1]["high"] is None
-    assert bins[0]["accuracy"] == 0.0 and bins[3]["accuracy"] == 0.5
+    assert [row.n for row in bins] == [1, 0, 1, 2, 1, 1, 0]
+    assert bins[0].low is None and bins[-1].high is None
+    assert bins[0].accuracy == 0.0 and bins[3].accuracy == 0.5

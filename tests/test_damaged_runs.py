@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,30 +16,25 @@ from gram_jax.checkpoint.manifest import (
     MANIFEST,
 )
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.interop.hf_files import hf_config
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.plots import read_metrics
+from gram_jax.recipes.tables import Recipe
+from gram_jax.run.metrics import read_metrics
 from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 
 
-class Loud(Console):
-    """Keeps the warnings."""
+@pytest.fixture
+def warnings(caplog) -> Callable[[Recipe], list[str]]:
+    """Trains and returns what was warned of."""
 
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.warnings: list[str] = []
+    def train(recipe: Recipe) -> list[str]:
+        caplog.clear()
+        loop.train(recipe, placement=make_placement({}, devices=jax.devices()[:1]))
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-def train(recipe) -> Loud:
-    console = Loud()
-    loop.train(recipe, console=console, placement=make_placement({}, devices=jax.devices()[:1]))
-    return console
+    return train
 
 
 def last_state(run: Path) -> list[bytes]:
@@ -53,12 +49,14 @@ def last_state(run: Path) -> list[bytes]:
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
 
 
-def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same(tmp_path):
+def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same(
+    tmp_path, warnings
+):
     recipe = tiny_recipe(
         "finetune", tmp_path / "run", checkpoint__save_steps=2, checkpoint__max_to_keep=3
     )
     run = tmp_path / "run"
-    assert not train(recipe).warnings
+    assert not warnings(recipe)
     expected, figures = last_state(run), read_metrics(run / "metrics.jsonl")
     for damaged in ([6], [6, 4]):
         for step in damaged:
@@ -67,16 +65,16 @@ def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same
         with pytest.raises(CheckpointError, match=r"/6 is damaged.*\n.*truncated: .*\n.*copy"):
             load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
         # The run was complete; it computes again what is damaged.
-        warnings = train(recipe).warnings
-        assert "was complete, and is not any more" in warnings.pop(0)
-        assert len(warnings) == len(damaged)
-        assert all("truncated" in text and "moved to" in text for text in warnings)
+        said = warnings(recipe)
+        assert "was complete, and is not any more" in said.pop(0)
+        assert len(said) == len(damaged)
+        assert all("truncated" in text and "moved to" in text for text in said)
         assert last_state(run) == expected
         for before, after in zip(figures, read_metrics(run / "metrics.jsonl"), strict=True):
             assert {**before, "tokens_per_second": 0} == {**after, "tokens_per_second": 0}
     names = sorted(p.name for p in (run / "checkpoints" / "damaged").iterdir())
     assert names == ["4-1", "6-1", "6-2"]
-    assert not train(recipe).warnings  # complete again
+    assert not warnings(recipe)  # complete again
 
     # What belongs to the model besides its weights is covered, too.
     flip(run / "model" / "config.json")
@@ -93,13 +91,13 @@ def test_a_run_with_a_damaged_step_goes_on_from_the_one_before_and_ends_the_same
         load_model(run, make_placement({}, devices=jax.devices()[:1]), None)
 
 
-def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
+def test_a_finished_run_that_lost_something_is_not_complete(tmp_path, warnings):
     recipe = tiny_recipe(
         "finetune", tmp_path / "run", checkpoint__save_steps=2, checkpoint__max_to_keep=3
     )
     run = tmp_path / "run"
     checkpoints, one = run / "checkpoints", make_placement({}, devices=jax.devices()[:1])
-    train(recipe)
+    warnings(recipe)
     expected = last_state(run)
 
     def lost(what: str, names: str) -> None:
@@ -107,7 +105,7 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
         with pytest.raises(CheckpointError, match=names) as error:
             verify_folder(run)
         assert "`gram-jax train` command again" in str(error.value), what
-        assert re.search(names, train(recipe).warnings[0]), what
+        assert re.search(names, warnings(recipe)[0]), what
         verify_folder(run)
         assert last_state(run) == expected, what
 
@@ -128,7 +126,7 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
     lost("the judge", r"model/judge\.json: damaged")
     (run / "model" / MANIFEST).unlink()
     lost("the manifest of the model", rf"model/{MANIFEST}: missing")
-    assert not train(recipe).warnings  # complete again
+    assert not warnings(recipe)  # complete again
 
     for name, text, said in (
         ("run.json", "[]", "run.json is damaged"),
@@ -140,5 +138,5 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path):
         with pytest.raises(CheckpointError, match=said):
             verify_folder(run)
         with pytest.raises((CheckpointError, RecipeError), match=said):
-            train(recipe)
+            warnings(recipe)
         (run / name).write_text(before)

@@ -1,7 +1,7 @@
 """`gram-jax evaluate` from files of every benchmark to evaluation.json: known answers, resuming, bad files."""
 
-import io
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import report_cases
 
-from gram_jax.console import Console
+from gram_jax import evaluate
 from gram_jax.errors import DataError
-from gram_jax.evals.evaluation import evaluate_workload
-from gram_jax.evals.folder import EvaluationFolder, write_reward_bench
-from gram_jax.evals.scores import Target
-from gram_jax.evals.tables import evaluation_tables
-from gram_jax.evals.workload import HUB, read_workload, stem_of
+from gram_jax.evals.datasets import HUB, read_dataset, stem_of
+from gram_jax.evals.evaluate import EvaluationFolder
+from gram_jax.evals.measure import measure
+from gram_jax.evals.results import EvaluationResults, JudgeResults, read_results
+from gram_jax.evals.reward_bench import write_reward_bench
+from gram_jax.evals.scores import OutputSink
+from gram_jax.evals.tables import source_tables
 from gram_jax.ranking.jobs import RankingJob
-from gram_jax.reports.evidence import read_evidence
-from gram_jax.reports.page import make_document
-from gram_jax.reports.render import render_html
+from gram_jax.reports.loading import read_folders
+from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import combine_orders
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
-QUIET = Console(quiet=True)
-MEMORY = Target(None, False, QUIET)
+MEMORY = OutputSink()
 
 
 class Judge:
@@ -95,8 +95,9 @@ def rm_bench(path: Path, count: int = 3) -> str:
     return write(path, rows)
 
 
-def evaluate(judge, source: str, benchmark: str = "auto", **options) -> dict:
-    return evaluate_workload(judge, "m", read_workload(source, benchmark, **options), MEMORY)[0]
+def measured(judge, source: str, benchmark: str = "auto", **options) -> dict:
+    data = read_dataset(source, benchmark, **options)
+    return measure(judge, "m", data, MEMORY)[0].model_dump()
 
 
 def figure(found: dict, name: str) -> float:
@@ -104,7 +105,7 @@ def figure(found: dict, name: str) -> float:
 
 
 def test_judgebench_is_recognised_and_a_right_judge_is_right(tmp_path):
-    found = evaluate(GOOD, judgebench(tmp_path / "j.jsonl"))
+    found = measured(GOOD, judgebench(tmp_path / "j.jsonl"))
     assert found["benchmark"] == "judgebench"
     assert figure(found, "JudgeBench macro") == figure(found, "JudgeBench micro") == 1
     assert found["pairs"]["consistency"] == 1 and found["worst"] == []
@@ -116,8 +117,8 @@ def test_judgebench_is_recognised_and_a_right_judge_is_right(tmp_path):
 def test_exchanged_labels_give_one_minus_the_accuracy(tmp_path):
     mixed = ["A>B" if at % 3 else "B>A" for at in range(12)]
     exchanged = [label[::-1].replace("<", ">") for label in mixed]
-    straight = evaluate(GOOD, judgebench(tmp_path / "a.jsonl", lambda at: mixed[at]))
-    other = evaluate(GOOD, judgebench(tmp_path / "b.jsonl", lambda at: exchanged[at]))
+    straight = measured(GOOD, judgebench(tmp_path / "a.jsonl", lambda at: mixed[at]))
+    other = measured(GOOD, judgebench(tmp_path / "b.jsonl", lambda at: exchanged[at]))
     for one, two in zip(straight["official"], other["official"], strict=True):
         assert two["value"] == pytest.approx(1 - one["value"])
     assert 0 < straight["pairs"]["accuracy"] < 1
@@ -125,11 +126,11 @@ def test_exchanged_labels_give_one_minus_the_accuracy(tmp_path):
 
 
 def test_a_judge_of_positions_scores_one_half_and_is_always_wrong(tmp_path):
-    found = evaluate(POSITION, judgebench(tmp_path / "j.jsonl"))
+    found = measured(POSITION, judgebench(tmp_path / "j.jsonl"))
     assert found["pairs"]["accuracy"] == 0 and found["pairs"]["ties"] == 1
     assert found["pairs"]["brier"] == 0.25 and found["worst"] == []
-    assert found["position"]["consistency"] == 0 and found["position"]["bias"] > 0.2
-    assert sum(found["position"]["histogram"]["counts"]) == 12
+    assert found["pairs"]["consistency"] == 0 and found["pairs"]["position_bias"] > 0.2
+    assert sum(found["positions"]["counts"]) == 12
 
 
 def test_two_verdicts_count_as_votes_in_judgebench(tmp_path):
@@ -139,7 +140,7 @@ def test_two_verdicts_count_as_votes_in_judgebench(tmp_path):
     source = judgebench(tmp_path / "j.jsonl")
     found = [
         (figure(one, "JudgeBench micro"), figure(one, "JudgeBench by two verdicts"))
-        for one in (evaluate(judge, source) for judge in (sure, leaning, tossing, POSITION))
+        for one in (measured(judge, source) for judge in (sure, leaning, tossing, POSITION))
     ]
     assert found == [(1, 1), (1, 1), (1, 0), (0, 0)]
 
@@ -149,30 +150,32 @@ def test_results_of_rewardbench_agree_with_the_accuracy_where_all_are_ties(tmp_p
         {"prompt": f"q{at}", "chosen": "good", "rejected": "bad", "subset": "donotanswer"}
         for at in range(3)
     ]
-    work = read_workload(write(tmp_path / "rb.jsonl", rows))
-    found, verdicts = evaluate_workload(POSITION, "m", work, MEMORY)
-    write_reward_bench(tmp_path / "out", "m", "t", work.records, verdicts, found)
+    work = read_dataset(write(tmp_path / "rb.jsonl", rows))
+    found, verdicts = measure(POSITION, "m", work, MEMORY)
+    content = report_cases.evaluation("m")
+    about = JudgeResults(**{name: content[name] for name in JudgeResults.model_fields})
+    write_reward_bench(tmp_path / "out", about, work.records, verdicts, found)
     lines = (tmp_path / "out" / "m_outputs.jsonl").read_text().splitlines()
     assert [json.loads(line)["results"] for line in lines] == [0, 0, 0]
     assert json.loads((tmp_path / "out" / "m.json").read_text())["accuracy"] == 0
 
 
 def test_rm_bench_is_nine_pairs_of_a_row_in_a_matrix(tmp_path):
-    found = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"))
+    found = measured(GOOD, rm_bench(tmp_path / "rm.jsonl"))
     assert found["benchmark"] == "rmbench" and found["pairs"]["n"] == 27
     assert found["pairs"]["prompts"] == 3
     assert figure(found, "RM-Bench") == 1
     assert [row["name"] for row in found["subsets"]] == ["code"]
-    limited = evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl"), limit=2)
+    limited = measured(GOOD, rm_bench(tmp_path / "rm.jsonl"), limit=2)
     assert limited["pairs"]["n"] == 18  # whole rows
 
 
 def test_rm_bench_ids_may_have_brackets_of_their_own(tmp_path):
     path = Path(rm_bench(tmp_path / "rm.jsonl"))
-    plain = evaluate(GOOD, str(path))
+    plain = measured(GOOD, str(path))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     named = [row | {"id": f"x[{row['id']},1] [plain,plain]"} for row in rows]
-    found = evaluate(GOOD, write(tmp_path / "named.jsonl", named))
+    found = measured(GOOD, write(tmp_path / "named.jsonl", named))
     assert found["official"] == plain["official"]
 
 
@@ -181,24 +184,24 @@ def test_an_rm_bench_row_with_a_text_on_both_sides_can_be_skipped(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[1]["rejected"][0] = rows[1]["chosen"][0]
     source = write(tmp_path / "both.jsonl", rows)
-    found = evaluate(GOOD, source, on_bad="skip")
+    found = measured(GOOD, source, on_bad="skip")
     assert found["dropped"] == {"a text both chosen and rejected": 1} and found["rows"] == 3
     assert found["pairs"]["n"] == 18 and figure(found, "RM-Bench") == 1
     with pytest.raises(
         DataError, match=r'on_bad = "skip" .--on-bad skip. counts and skips such rows'
     ):
-        read_workload(source)
+        read_dataset(source)
     with pytest.raises(DataError, match="no whole row of nine pairs"):
-        read_workload(write(tmp_path / "one.jsonl", rows[1:2]), on_bad="skip")
+        read_dataset(write(tmp_path / "one.jsonl", rows[1:2]), on_bad="skip")
 
 
 def test_reward_bench_is_recognised_by_its_subsets(tmp_path):
     row = {"prompt": "q", "chosen": "good", "rejected": "bad", "id": 1}
     rows = [row | {"subset": "llmbar-natural", "prompt": f"q{at}"} for at in range(3)]
-    found = evaluate(GOOD, write(tmp_path / "rb.jsonl", rows))
+    found = measured(GOOD, write(tmp_path / "rb.jsonl", rows))
     assert found["benchmark"] == "rewardbench" and figure(found, "Chat Hard") == 1
     rows[0]["subset"] = "my own"
-    plain = evaluate(GOOD, write(tmp_path / "own.jsonl", rows))
+    plain = measured(GOOD, write(tmp_path / "own.jsonl", rows))
     assert plain["benchmark"] == "pairs"
 
 
@@ -210,17 +213,17 @@ def test_a_subset_that_reward_bench_does_not_know_is_named(tmp_path):
     said = (
         r"the subset 'do-not-answer' and 1 more, which RewardBench does not know \(2 of 4 pairs\)"
     )
-    assert re.search(f"read as plain pairs, since it has {said}", read_workload(source).remarks[0])
+    assert re.search(f"read as plain pairs, since it has {said}", read_dataset(source).remarks[0])
     with pytest.raises(DataError, match=f"is no rewardbench: it has {said}"):
-        read_workload(source, "rewardbench")
-    assert read_workload(source, "pairs").remarks == ()
+        read_dataset(source, "rewardbench")
+    assert read_dataset(source, "pairs").remarks == ()
     for few in (rows[::2], rows[1::2]):  # all of them RewardBench's, and none
-        assert read_workload(write(tmp_path / "few.jsonl", few)).remarks == ()
+        assert read_dataset(write(tmp_path / "few.jsonl", few)).remarks == ()
     none = write(tmp_path / "none.jsonl", [row, rows[0]])
-    assert "no subset in some rows (1 of 2 pairs)" in read_workload(none).remarks[0]
-    (remark,) = read_workload(source, "pairs", limit=2).remarks
+    assert "no subset in some rows (1 of 2 pairs)" in read_dataset(none).remarks[0]
+    (remark,) = read_dataset(source, "pairs", limit=2).remarks
     assert remark.endswith("its first 2 rows, not of a sample of all")
-    assert read_workload(source, "pairs", limit=5).remarks == ()
+    assert read_dataset(source, "pairs", limit=5).remarks == ()
 
 
 def test_graded_preferences_are_agreed_with(tmp_path):
@@ -233,14 +236,14 @@ def test_graded_preferences_are_agreed_with(tmp_path):
         }
         for at, size in enumerate((1, 2, 3, 1, 2, 3))
     ]
-    found = evaluate(GOOD, write(tmp_path / "h.jsonl", rows))
-    assert found["grades"] == {"pairs": 6, "kendall": pytest.approx(1), "pearson": pytest.approx(1)}
+    found = measured(GOOD, write(tmp_path / "h.jsonl", rows))
+    assert found["grades"] == {"n": 6, "kendall": pytest.approx(1), "pearson": pytest.approx(1)}
 
 
 @pytest.mark.parametrize("given", [{"scores": [0.1, 0.9, 0.4]}, {"correct": [False, True, False]}])
 def test_best_of_n_from_scores_or_correctness(tmp_path, given):
     rows = [{"prompt": f"q{at}", "responses": ["bad", "good", "x"], **given} for at in range(4)]
-    found = evaluate(GOOD, write(tmp_path / "n.jsonl", rows))
+    found = measured(GOOD, write(tmp_path / "n.jsonl", rows))
     assert found["benchmark"] == "best_of_n"
     assert figure(found, "a best response is picked") == 1
     assert figure(found, "grade of the pick") == max(map(float, next(iter(given.values()))))
@@ -251,8 +254,8 @@ def test_reward_bench_2_is_the_best_of_four(tmp_path):
     row = {"chosen": ["good"], "rejected": ["a", "b", "c"], "subset": "Math"}
     rows = [row | {"prompt": f"q{at}", "id": str(at)} for at in range(3)]
     source = write(tmp_path / "rb2.jsonl", rows)
-    assert figure(evaluate(GOOD, source), "RewardBench 2") == 1
-    assert figure(evaluate(POSITION, source), "RewardBench 2") == 0.25  # all four are equal
+    assert figure(measured(GOOD, source), "RewardBench 2") == 1
+    assert figure(measured(POSITION, source), "RewardBench 2") == 0.25  # all four are equal
 
 
 def test_a_perfect_and_a_bad_judge_of_ties_have_a_report(tmp_path):
@@ -271,14 +274,13 @@ def test_a_perfect_and_a_bad_judge_of_ties_have_a_report(tmp_path):
     nearly = Judge(lambda a, b: by_quality(a, b) + 0.01 * (a.count("x") - b.count("x")))
     worst = Judge(lambda a, b: -nearly.rule(a, b))
     for judge, low, high in ((nearly, 1.005, 1.01), (worst, -0.011, -0.005)):
-        found = evaluate(judge, source)
+        found = measured(judge, source)
         assert low < figure(found, "Ties") <= high
         one = next(one for one in found["official"] if one["name"] == "Ties")
         assert one["interval"] is None  # three equal scores, and no share
         content = report_cases.evaluation(sources={"ties": json.loads(json.dumps(found))})
-        assert "Ties" in render_html(
-            make_document(read_evidence([report_cases.write(tmp_path / str(high), content)]))
-        )
+        page = render_html(read_folders([report_cases.write(tmp_path / str(high), content)]))
+        assert "Ties" in page
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_rows_of_ties_without_their_ids_are_named_before_anything_is_scored(
         tmp_path / "ties.jsonl", [row | {"prompt": f"q{at}"} | one for at, one in enumerate(rows)]
     )
     with pytest.raises(DataError, match=message):
-        read_workload(source)
+        read_dataset(source)
 
 
 def test_a_subset_that_reward_bench_2_does_not_have_is_named(tmp_path):
@@ -312,8 +314,8 @@ def test_a_subset_that_reward_bench_2_does_not_have_is_named(tmp_path):
     with pytest.raises(
         DataError, match=r"RewardBench 2 has no subset 'Facts': expected .*Factuality"
     ):
-        read_workload(source)
-    assert read_workload(source, "pairs").benchmark == "pairs"
+        read_dataset(source)
+    assert read_dataset(source, "pairs").benchmark == "pairs"
 
 
 @pytest.mark.parametrize(
@@ -335,29 +337,29 @@ def test_rows_that_are_not_rm_bench_are_named(tmp_path, change, message):
     rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
     rows[1] |= change
     with pytest.raises(DataError, match=message):
-        read_workload(write(tmp_path / "bad.jsonl", rows))
+        read_dataset(write(tmp_path / "bad.jsonl", rows))
 
 
 def test_other_bad_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"expected .* or .B>A., found str 'A'"):
-        read_workload(judgebench(tmp_path / "j.jsonl", lambda at: "A"))
+        read_dataset(judgebench(tmp_path / "j.jsonl", lambda at: "A"))
     rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1]}]
     with pytest.raises(DataError, match="a list of 2 values, one for each response"):
-        read_workload(write(tmp_path / "n.jsonl", rows))
+        read_dataset(write(tmp_path / "n.jsonl", rows))
     rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}]
     with pytest.raises(DataError, match=r"e.jsonl: all responses .* have the same grade"):
-        read_workload(write(tmp_path / "e.jsonl", rows))
+        read_dataset(write(tmp_path / "e.jsonl", rows))
     (tmp_path / "broken.jsonl").write_text("{oops\n")
     with pytest.raises(DataError, match=r"broken.jsonl, line 1: expected JSON"):
-        read_workload(str(tmp_path / "broken.jsonl"))
+        read_dataset(str(tmp_path / "broken.jsonl"))
     rows = [{"prompt": "q", "responses": ["a", "b"]}]
     with pytest.raises(DataError, match="scores or correct, a value for each response"):
-        read_workload(write(tmp_path / "m.jsonl", rows))
+        read_dataset(write(tmp_path / "m.jsonl", rows))
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     with pytest.raises(DataError, match="is no judgebench: its rows have the schema trl-standard"):
-        read_workload(write(tmp_path / "p.jsonl", rows), "judgebench")
+        read_dataset(write(tmp_path / "p.jsonl", rows), "judgebench")
     with pytest.raises(DataError, match="unknown benchmark 'rewardbench3'"):
-        read_workload(write(tmp_path / "p.jsonl", rows), "rewardbench3")
+        read_dataset(write(tmp_path / "p.jsonl", rows), "rewardbench3")
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +370,7 @@ def tiny() -> Scorer:
 
 
 def folder_of(tiny, out, **more) -> EvaluationFolder:
-    return EvaluationFolder(out, tiny, "tiny", **{"overwrite": False, "console": QUIET} | more)
+    return EvaluationFolder(out, tiny, "tiny", **more)
 
 
 def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tmp_path):
@@ -383,11 +385,11 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
     out, again = tmp_path / "one", tmp_path / "two"
     first = folder_of(tiny, out)
     for name in (source, lists):
-        in_file, _ = first.evaluate(read_workload(name))
-        in_memory = evaluate_workload(tiny, "tiny", read_workload(name), MEMORY)[0]
+        in_file, _ = first.add(read_dataset(name))
+        in_memory = measure(tiny, "tiny", read_dataset(name), MEMORY)[0]
         assert in_file == in_memory  # the file holds the very floats
     content = json.loads((out / "evaluation.json").read_text())
-    assert list(content["sources"]) == ["rb", "n"] and content["format"] == 1
+    assert list(content["sources"]) == ["rb", "n"] and content["format"] == 2
     place = out / "rewardbench" / "rb"
     summary = json.loads((place / "tiny.json").read_text())
     assert list(summary) == [
@@ -400,12 +402,12 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
     row = rows[0]
     assert row["scores_chosen"] + row["scores_rejected"] == 1 and row["text_chosen"] == "xx"
 
-    folder_of(tiny, again).evaluate(read_workload(source))
+    folder_of(tiny, again).add(read_dataset(source))
     scores = again / "rb.scores.jsonl"
     whole = scores.read_bytes()
     scores.write_bytes(whole[:-50])  # killed in the middle of a line
     (again / "evaluation.json").unlink()
-    folder_of(tiny, again).evaluate(read_workload(source))
+    folder_of(tiny, again).add(read_dataset(source))
     assert scores.read_bytes() == whole
     assert (
         json.loads((again / "evaluation.json").read_text())["sources"]["rb"]
@@ -419,7 +421,7 @@ def test_each_reward_bench_source_has_result_files_of_its_own(tiny, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         rows = [{"prompt": name, "chosen": "x", "rejected": "y", "subset": subset}]
         source = write(tmp_path / f"{name}.jsonl", rows)
-        folder_of(tiny, out).evaluate(read_workload(source))
+        folder_of(tiny, out).add(read_dataset(source))
     found = {
         path.parent.name: list(json.loads(path.read_text())["extra_results"])
         for path in (out / "rewardbench").glob("*/tiny.json")
@@ -428,21 +430,21 @@ def test_each_reward_bench_source_has_result_files_of_its_own(tiny, tmp_path):
 
 
 def test_contents_are_those_of_texts_and_labels_whatever_the_file(tmp_path):
-    straight = read_workload(judgebench(tmp_path / "a.jsonl"))
+    straight = read_dataset(judgebench(tmp_path / "a.jsonl"))
     lines = Path(straight.source).read_text().splitlines(keepends=True)
     (tmp_path / "b.jsonl").write_text("".join(reversed(lines)))
     same, other = (
-        read_workload(str(tmp_path / "b.jsonl")),
+        read_dataset(str(tmp_path / "b.jsonl")),
         judgebench(tmp_path / "c.jsonl", lambda at: "B>A"),
     )
     hashes = [
-        evaluate_workload(GOOD, "m", work, MEMORY)[0]["contents"]
-        for work in (straight, same, read_workload(other))
+        measure(GOOD, "m", work, MEMORY)[0].contents
+        for work in (straight, same, read_dataset(other))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
     row = {"prompt": "q", "responses": ["good", "bad"]}
     graded = [write(tmp_path / f"{x}.jsonl", [row | {"scores": [x, 0]}]) for x in (1, 2)]
-    one, two = (evaluate(GOOD, source)["contents"] for source in graded)
+    one, two = (measured(GOOD, source)["contents"] for source in graded)
     assert one != two
 
 
@@ -453,86 +455,84 @@ def test_an_id_may_have_a_line_separator_of_unicode(tiny, tmp_path):
     ]
     source = write(tmp_path / "p.jsonl", rows)
     for _ in range(2):  # scored, and then read
-        found, _ = folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
-        assert found["pairs"]["n"] == 2
+        found, _ = folder_of(tiny, tmp_path / "out").add(read_dataset(source))
+        assert found.pairs.n == 2
 
 
 def test_scores_of_other_texts_or_labels_under_the_same_ids_are_not_taken(tiny, tmp_path):
     source = judgebench(tmp_path / "j.jsonl")
-    folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+    folder_of(tiny, tmp_path / "out").add(read_dataset(source))
     judgebench(tmp_path / "j.jsonl", lambda at: "B>A")  # the labels exchanged
     with pytest.raises(DataError, match=r"line 1: the texts of '0', or which of them is better"):
-        folder_of(tiny, tmp_path / "out").evaluate(read_workload(source))
+        folder_of(tiny, tmp_path / "out").add(read_dataset(source))
     rows = [{"id": "1", "prompt": "q", "responses": ["a", "bb"], "scores": [1, 2]}]
     lists = write(tmp_path / "n.jsonl", rows)
-    folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
+    folder_of(tiny, tmp_path / "out").add(read_dataset(lists))
     write(tmp_path / "n.jsonl", [rows[0] | {"responses": ["a", "bc"]}])
     with pytest.raises(DataError, match="the input has changed"):
-        folder_of(tiny, tmp_path / "out").evaluate(read_workload(lists))
+        folder_of(tiny, tmp_path / "out").add(read_dataset(lists))
 
 
 def test_later_sources_join_and_another_judge_is_refused(tiny, tmp_path):
     out = tmp_path / "out"
-    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
-    folder_of(tiny, out).evaluate(read_workload(rm_bench(tmp_path / "rm.jsonl", 1)))
+    folder_of(tiny, out).add(read_dataset(judgebench(tmp_path / "j.jsonl")))
+    folder_of(tiny, out).add(read_dataset(rm_bench(tmp_path / "rm.jsonl", 1)))
     file = out / "evaluation.json"
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm"]
     (tmp_path / "sub").mkdir()
-    folder_of(tiny, out).evaluate(
-        read_workload(judgebench(tmp_path / "sub" / "j.jsonl", lambda at: "B>A"))
+    folder_of(tiny, out).add(
+        read_dataset(judgebench(tmp_path / "sub" / "j.jsonl", lambda at: "B>A"))
     )
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
     for same in (
         tmp_path / "sub" / ".." / "j.jsonl",
         tmp_path / "j.jsonl",
     ):  # read, not scored again
-        folder_of(tiny, out).evaluate(read_workload(str(same)))
+        folder_of(tiny, out).add(read_dataset(str(same)))
     assert list(json.loads(file.read_text())["sources"]) == ["j", "rm", "j-2"]
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"judge": "other"}))
     with pytest.raises(DataError, match="holds the evaluation of another judge"):
         folder_of(tiny, out)
-    assert folder_of(tiny, out, overwrite=True).content["sources"] == {}
+    assert folder_of(tiny, out, overwrite=True).sources == {}
     file.write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="cannot be read as JSON"):
         folder_of(tiny, out)
 
 
 def test_overwriting_a_source_keeps_the_others(tiny, tmp_path):
     out = tmp_path / "out"
-    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
-    folder_of(tiny, out).evaluate(read_workload(rm_bench(tmp_path / "rm.jsonl", 1)))
+    folder_of(tiny, out).add(read_dataset(judgebench(tmp_path / "j.jsonl")))
+    folder_of(tiny, out).add(read_dataset(rm_bench(tmp_path / "rm.jsonl", 1)))
     judgebench(tmp_path / "j.jsonl", lambda at: "B>A")
     again = folder_of(tiny, out, overwrite=True)
-    again.evaluate(read_workload(str(tmp_path / "j.jsonl")))
+    again.add(read_dataset(str(tmp_path / "j.jsonl")))
     sources = json.loads((out / "evaluation.json").read_text())["sources"]
     assert list(sources) == ["j", "rm"]
-    alone = evaluate_workload(tiny, "tiny", read_workload(str(tmp_path / "j.jsonl")), MEMORY)[0]
-    assert sources["j"] == json.loads(json.dumps(alone))
+    alone = measure(tiny, "tiny", read_dataset(str(tmp_path / "j.jsonl")), MEMORY)[0]
+    assert sources["j"] == json.loads(json.dumps(alone.model_dump()))
 
 
-def test_the_same_pairs_in_another_file_are_not_scored_again(tiny, tmp_path):
+def test_the_same_pairs_in_another_file_are_not_scored_again(tiny, tmp_path, caplog):
     source = Path(judgebench(tmp_path / "j.jsonl"))
-    folder_of(tiny, tmp_path / "out").evaluate(read_workload(str(source)))
+    folder_of(tiny, tmp_path / "out").add(read_dataset(str(source)))
     moved = tmp_path / "moved.jsonl"
     source.rename(moved)
-    said = io.StringIO()
-    found = folder_of(tiny, tmp_path / "out", console=Console(file=said))
-    found.evaluate(read_workload(str(moved)))
-    assert list(found.content["sources"]) == ["j"]
-    assert "moved.jsonl has the rows of" in " ".join(said.getvalue().split())
+    found = folder_of(tiny, tmp_path / "out")
+    with caplog.at_level(logging.WARNING, logger="gram_jax"):
+        found.add(read_dataset(str(moved)))
+    assert list(found.sources) == ["j"]
+    assert "moved.jsonl" in caplog.text and "j.jsonl" in caplog.text
 
 
 def test_a_folder_with_attacks_on_another_model_is_refused(tiny, tmp_path):
     out = tmp_path / "out"
-    folder_of(tiny, out).evaluate(read_workload(judgebench(tmp_path / "j.jsonl")))
+    folder_of(tiny, out).add(read_dataset(judgebench(tmp_path / "j.jsonl")))
     about = json.loads((out / "evaluation.json").read_text()) | {"model": "another"}
     (out / "attack.json").write_text(json.dumps(about))
     folder_of(tiny, out)  # another name of the same weights
     (out / "attack.json").write_text(json.dumps(about | {"fingerprint": "0" * 16}))
-    with pytest.raises(
-        DataError, match=r"attack.json and the results .* different weights: another"
-    ):
+    with pytest.raises(DataError, match=r"attack.json .* different weights: another"):
         folder_of(tiny, out)
     (out / "attack.json").write_text("{")  # the report says what is wrong with it
     folder_of(tiny, out)
@@ -547,12 +547,21 @@ def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path, monkeypatch):
         folder_of(tiny, tmp_path / "out")
 
 
-def test_tables_for_a_terminal_say_what_was_found(tmp_path):
-    tables = evaluation_tables(evaluate(GOOD, rm_bench(tmp_path / "rm.jsonl")))
-    titles = [title for title, *_ in tables]
-    assert titles[0].endswith("(rmbench)") and "RM-Bench, code" in titles
-    for _, columns, rows in tables:
-        assert all(len(row) == len(columns) for row in rows)
+def test_every_figure_has_a_label_and_every_row_as_many_cells_as_columns(tmp_path):
+    data = read_dataset(rm_bench(tmp_path / "rm.jsonl"))
+    tables = source_tables(measure(GOOD, "m", data, MEMORY)[0])
+    assert "RM-Bench, code" in [table.caption for table in tables]
+    for table in tables:
+        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_evaluate_returns_what_evaluation_json_holds(tiny, tmp_path):
+    source = judgebench(tmp_path / "j.jsonl")
+    found = evaluate(tiny, [source], model="tiny", out=tmp_path / "out")
+    assert read_results(tmp_path / "out", EvaluationResults) == found
+    assert evaluate(tiny, [source], model="tiny").sources == found.sources
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        evaluate(tiny, [], model="tiny")
 
 
 def test_names_of_files_and_hub_datasets():

@@ -6,55 +6,56 @@ import pytest
 from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import (
-    Graded,
+    RankedCandidates,
     agreement,
     best_of_n,
     graded_pairs,
     graded_verdicts,
-    picking,
+    pick_scores,
     reward_bench_2,
 )
+from gram_jax.evals.intervals import mean_score
 from gram_jax.judge.messages import as_prompt
 
 
-def graded(name, strengths, grades, source="", lean=0.0) -> Graded:
+def graded(name, strengths, grades, source="", lean=0.0) -> RankedCandidates:
     """A judge whose log-odds are differences of strengths, plus `lean` for whatever is shown first."""
     strengths = np.array(strengths, np.float32)
     logit_diffs = strengths[:, None] - strengths[None, :] + np.float32(lean)
     texts = tuple(f"{name} {at}" for at in range(len(grades)))
     record = Candidates(as_prompt(name), texts, tuple(map(float, grades)), name, source)
-    return Graded(record, strengths, logit_diffs, False)
+    return RankedCandidates(record, strengths, logit_diffs, False)
 
 
 def official(found) -> dict[str, float]:
-    return {one["name"]: one["value"] for one in found["official"]}
+    return {one.name: one.value for one in found.official}
 
 
 def test_the_grade_of_the_pick_stands_between_random_and_best():
-    contests = [graded("a", [3, 1, 2], [0.5, 0, 1]), graded("b", [1, 2], [0, 1])]
-    found = best_of_n(contests)
+    rankings = [graded("a", [3, 1, 2], [0.5, 0, 1]), graded("b", [1, 2], [0, 1])]
+    found = best_of_n(rankings)
     named = official(found)
     assert named["grade of the pick"] == pytest.approx((0.5 + 1) / 2)
     assert named["grade of a random response"] == pytest.approx(0.5)
     assert named["grade of the best response"] == 1
     assert named["share of the possible gain"] == pytest.approx(0.5)
     assert named["a best response is picked"] == 0.5
-    one, two = found["tables"][0]["rows"]
+    one, two = found.tables[0].rows
     assert one == [1, pytest.approx(0.5), pytest.approx(0.5)]
     # Of the pairs of "a" two are won by the response of grade 0.5 and one by that of 1; the best are 1, 1 and 0.5.
     assert two == [2, pytest.approx((2 / 3 + 1) / 2), pytest.approx((2.5 / 3 + 1) / 2)]
 
 
 def test_equally_strong_responses_share_the_credit():
-    tally, _ = picking([graded("a", [1, 1, 0], [1, 0, 0])])
-    assert tally.value(lambda credit, count: credit.sum(-1) / count.sum(-1)) == 0.5
+    table, _ = pick_scores([graded("a", [1, 1, 0], [1, 0, 0])])
+    assert table.value(mean_score) == 0.5
 
 
 def test_prompts_whose_grades_are_all_alike_do_not_count():
-    _, open_ = picking([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
-    assert [one.record.id for one in open_] == ["b"]
+    _, decided = pick_scores([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
+    assert [one.record.id for one in decided] == ["b"]
     with pytest.raises(DataError, match="nothing to choose"):
-        picking([graded("a", [1, 0], [1, 1])])
+        pick_scores([graded("a", [1, 0], [1, 1])])
 
 
 def test_pairs_of_graded_responses_are_seen_from_the_better_one():
@@ -66,12 +67,12 @@ def test_pairs_of_graded_responses_are_seen_from_the_better_one():
 
 
 def test_reward_bench_2_shares_credit_over_ties_and_averages_subsets():
-    contests = [
+    rankings = [
         graded("a", [2, 1, 0, 0], [1, 0, 0, 0], "Math"),
         graded("b", [1, 0, 0, 0], [1, 0, 0, 0], "Math"),
         graded("c", [1, 1, 0, 0], [1, 0, 0, 0], "Safety"),
     ]
-    named = official(reward_bench_2(contests))
+    named = official(reward_bench_2(rankings))
     assert named == {"RewardBench 2": 0.75, "Math": 1.0, "Safety": 0.5}
 
 
@@ -93,12 +94,12 @@ def test_a_row_of_ties_without_its_other_row_is_counted_and_left_out():
     rows = [graded("ref:1", [1, 0], [1, 0], "Ties"), graded("a", [1, 0], [1, 0], "Math")]
     found = reward_bench_2(rows)
     assert official(found) == {"RewardBench 2": 1, "Math": 1}
-    assert found["tables"][0]["rows"][0][1] == 1
+    assert found.tables[0].rows[0][1] == 1
     with pytest.raises(DataError, match="expected ref:NUMBER or tied:NUMBER"):
         reward_bench_2([graded("x", [1, 0], [1, 0], "Ties")])
 
 
 def test_agreement_with_grades_is_perfect_for_a_judge_that_orders_alike():
-    assert agreement([graded("a", [1, 2, 3], [0, 5, 10])])["kendall"] == 1
-    assert agreement([graded("a", [3, 2, 1], [0, 5, 10])])["pearson"] == pytest.approx(-1)
+    assert agreement([graded("a", [1, 2, 3], [0, 5, 10])]).kendall == 1
+    assert agreement([graded("a", [3, 2, 1], [0, 5, 10])]).pearson == pytest.approx(-1)
     assert agreement([graded("a", [1, 2], [1, 1])]) is None

@@ -14,7 +14,7 @@ from tiny_runs import tiny_values, write_pairs
 
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import LOST, RESTART
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 
 # Imports and compilation of two processes on two busy cores; what a test promises is counted from the event on.
 START = 150.0
@@ -80,12 +80,13 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
     stop_after_five = (
         COMMAND[0],
         "-c",
-        "import signal, os; from gram_jax.training.journal import Journal; book = Journal.book\n"
-        "def stop(self, step, metrics, **more):\n"
-        "    book(self, step, metrics, **more)\n"
+        "import signal, os; import gram_jax.training.loop as loop; log_step = loop.log_step\n"
+        "def stop(outputs, watch, recipe, averages, step, *rest, **more):\n"
+        "    found = log_step(outputs, watch, recipe, averages, step, *rest, **more)\n"
         "    if step == 4 and os.environ['GRAM_JAX_TEST_INDEX'] == '2':\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
-        "Journal.book = stop\n"
+        "    return found\n"
+        "loop.log_step = stop\n"
         "import sys; os.environ['GRAM_JAX_TEST_INDEX'] = sys.argv[sys.argv.index('--process') + 1]\n"
         "from gram_jax.cli import main; main()",
     )
@@ -110,7 +111,7 @@ def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.wait(90) == [RESTART, RESTART]
     step, _ = saved(tmp_path / "run")
-    said = f"stopped by SIGTERM: step {step} of 100000 is saved. Go on with the same command for every process"
+    said = f"stopped by SIGTERM: step {step} of 100000 is saved. Resume with the same command for every process"
     assert said in job.texts()[0]
     assert figures(tmp_path / "run")[-1]["step"] == step
 
@@ -175,7 +176,7 @@ def early(body: str) -> tuple[str, ...]:
     return (
         COMMAND[0],
         "-c",
-        "import sys, time, gram_jax.training.job as job; from gram_jax.errors import DataError\n"
+        "import sys, time, gram_jax.training.setup as job; from gram_jax.errors import DataError\n"
         f"def read_nothing(*_, **__):\n    {body}\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = read_nothing\n"
@@ -243,7 +244,7 @@ def test_processes_with_different_data_are_refused(tmp_path, cache):
     other = (
         COMMAND[0],
         "-c",
-        "import sys, gram_jax.training.job as job; read = job.read_pairs\n"
+        "import sys, gram_jax.training.setup as job; read = job.read_pairs\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
         "from gram_jax.cli import main; main()",

@@ -17,7 +17,6 @@ import pytest
 
 from gram_jax import cli
 from gram_jax.checkpoint.orbax import SAVE_SECONDS
-from gram_jax.console import Console
 from gram_jax.distributed import process as member
 from gram_jax.distributed import watchdog
 from gram_jax.distributed.preemption import StopRequest, StopSync
@@ -193,24 +192,21 @@ def hasty(monkeypatch):
     monkeypatch.setattr(owner, "STALE_SECONDS", 0.6)
 
 
-QUIET = Console(quiet=True)
-
-
 def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
-    with run_lock(tmp_path, ProcessContext(), QUIET):
-        said = rf"process {os.getpid()} on {socket.gethostname()} trains in {tmp_path} since .*"
-        with pytest.raises(RecipeError, match=said), run_lock(tmp_path, ProcessContext(), QUIET):
+    with run_lock(tmp_path, ProcessContext()):
+        said = rf"process {os.getpid()} on {socket.gethostname()} runs in {tmp_path} since .*"
+        with pytest.raises(RecipeError, match=said), run_lock(tmp_path, ProcessContext()):
             pass
         time.sleep(0.3)
         assert json.loads((tmp_path / LOCK).read_text())["beat"] >= 1
     assert not list(tmp_path.iterdir())
-    with run_lock(tmp_path, ProcessContext(), QUIET):
+    with run_lock(tmp_path, ProcessContext()):
         pass
 
 
 def leave_behind(folder: Path, **changes) -> None:
     """The file of an owner that got no chance to remove it."""
-    with run_lock(folder, ProcessContext(), QUIET):
+    with run_lock(folder, ProcessContext()):
         text = json.loads((folder / LOCK).read_text())
     (folder / LOCK).write_text(json.dumps(text | changes))
 
@@ -222,7 +218,7 @@ def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path,
         time.sleep(0.01)
     for changes in ({"pid": dead.pid}, {"started": "1"}, {"pid": 2**30}):
         leave_behind(tmp_path, **changes)
-        with run_lock(tmp_path, ProcessContext(), QUIET):
+        with run_lock(tmp_path, ProcessContext()):
             pass
     dead.wait()
 
@@ -231,11 +227,11 @@ def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path,
     for changes in ({"host": "other", "machine": "other"}, {"machine": None}):
         leave_behind(tmp_path, **changes)
         since = time.monotonic()
-        with run_lock(tmp_path, ProcessContext(), QUIET):
+        with run_lock(tmp_path, ProcessContext()):
             assert time.monotonic() - since > 0.5
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     (tmp_path / LOCK).write_text("")  # of one that was killed in the middle of the file
-    with run_lock(tmp_path, ProcessContext(), QUIET):
+    with run_lock(tmp_path, ProcessContext()):
         pass
     assert not ends
 
@@ -243,11 +239,11 @@ def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path,
 def test_an_owner_elsewhere_that_is_alive_is_refused_and_one_that_took_over_ends_the_first(
     tmp_path, hasty, ends, monkeypatch
 ):
-    with run_lock(tmp_path, ProcessContext(), QUIET):
+    with run_lock(tmp_path, ProcessContext()):
         monkeypatch.setattr(owner, "_machine", lambda: "another machine")
         with (
             pytest.raises(RecipeError, match="two jobs in one folder"),
-            run_lock(tmp_path, ProcessContext(), QUIET),
+            run_lock(tmp_path, ProcessContext()),
         ):
             pass
         assert not ends

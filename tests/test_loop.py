@@ -16,8 +16,8 @@ from conftest import tiny_config
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
-import gram_jax.training.job as job
 import gram_jax.training.loop as loop
+import gram_jax.training.setup as setup
 from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
@@ -29,9 +29,8 @@ from gram_jax.errors import (
 )
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
-from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
-from gram_jax.run.metrics import MetricsWriter, truncate
+from gram_jax.run.metrics import MetricsWriter, read_metrics, truncate
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.training.compiling import compile_step, explain_step_memory
 
@@ -117,7 +116,7 @@ def test_a_run_of_another_recipe_is_left_alone(judge_run):
     recipe, result = judge_run
     values = recipe_values(recipe)
     values["optimizer"]["learning_rate"] = 1e-3
-    with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.003 -> 0.001(.|\n)*folder"):
+    with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.003 -> 0.001"):
         train(make_recipe(values))
     values = recipe_values(recipe)
     values["log"]["logging_steps"] = 5  # changes no result
@@ -183,7 +182,7 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monke
         stage, tmp_path / "run", model__name_or_path=str(tmp_path / "base"), **LORA
     )
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(loop, "_conclude", lambda *_: 1 / 0)
+        patch.setattr(loop, "plot_curves", lambda *_, **__: 1 / 0)
         train(recipe)
     result = train(recipe)
     assert ("score" in saved_state(result)) == (stage == "bradley_terry")
@@ -192,7 +191,7 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monke
 def test_lora_trains_on_a_mesh(tmp_path):
     mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
     recipe = tiny_recipe("finetune", tmp_path / "run", **LORA, execution__compute_dtype="bfloat16")
-    assert loop.train(recipe, console=loop.Console(quiet=True), placement=mesh).steps == 6
+    assert loop.train(recipe, placement=mesh).steps == 6
 
 
 def poison(monkeypatch, bad_step: int):
@@ -336,7 +335,7 @@ def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monke
         ids.append(settings["id"])
         return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
-    monkeypatch.setattr(job, "check_wandb", lambda: None)
+    monkeypatch.setattr(setup, "check_wandb", lambda: None)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for folder in ("a/judge", "b/judge"):
         (tmp_path / folder).parent.mkdir()
@@ -366,7 +365,7 @@ def test_rows_that_the_mesh_cannot_share_are_named_with_the_nearest_that_it_can(
         "finetune", tmp_path / "run", batch__batch_size=12, batch__gradient_accumulation_steps=2
     )
     with pytest.raises(RecipeError, match="nearest valid size is 16"):
-        loop.train(recipe, console=loop.Console(quiet=True))  # 8 devices share the batch
+        loop.train(recipe)  # 8 devices share the batch
 
 
 def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, one_device):
@@ -380,15 +379,14 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, 
     assert "mlp" not in text
     check_divides(tree.flatten(param_specs(cfg)), one_device)
 
-    quiet = loop.Console(quiet=True)
     recipe = tiny_recipe("finetune", tmp_path / "run")
     with pytest.raises(RecipeError, match=r"layers/k, layers/v: kv_heads 2 over tensor = 4"):
-        loop.train(recipe, console=quiet, placement=tensor)
+        loop.train(recipe, placement=tensor)
     sequence = make_placement({"sequence": 5}, devices=jax.devices()[:5])
     with pytest.raises(
         RecipeError, match=r"192 positions over sequence = 5: the nearest valid sizes are 190 and"
     ):
-        loop.train(recipe, console=quiet, placement=sequence)
+        loop.train(recipe, placement=sequence)
 
 
 def test_a_judge_longer_than_the_context_is_refused(tmp_path):

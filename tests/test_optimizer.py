@@ -195,7 +195,7 @@ def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_valu
     for signed in (True, False):
         codes = _Codes(signed=signed)
         x = values * jnp.where(jnp.arange(128) % 2 == 0, 1, -1) if signed else values
-        back = codes.read(*codes.write(x, dice))
+        back = codes.read(codes.write(x, dice))
         assert codes.write(x, dice)[0].dtype == (jnp.int8 if signed else jnp.uint8)
         # on average; what is rounded up to the smallest code of a second moment is too large
         known = slice(64, None) if signed else slice(0, None)
@@ -203,8 +203,8 @@ def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_valu
         apart = jnp.abs(back - x).max(0) / jnp.abs(x[0])
         assert float(apart[-1]) < 0.04
         assert float(apart[-43:].max()) < (0.2 if signed else 0.08)  # down to a hundredth
-    assert float(codes.read(*codes.write(jnp.zeros((2, 128)), dice[:2])).max()) == 0.0
-    tiny = codes.read(*codes.write(jnp.ones((1, 128)).at[0, 1:].set(1e-30), dice[:1]))
+    assert float(codes.read(codes.write(jnp.zeros((2, 128)), dice[:2])).max()) == 0.0
+    tiny = codes.read(codes.write(jnp.ones((1, 128)).at[0, 1:].set(1e-30), dice[:1]))
     assert float(tiny.min()) > 0
 
 

@@ -56,7 +56,7 @@ def test_outcomes_of_one_file_in_any_order_are_compared_pair_by_pair():
     assert contents_of(records) == contents_of(turned)
     first = outcomes(records, one, cluster)
     second = outcomes(turned, other[order], cluster[order])
-    assert first["prompts"] == second["prompts"]
+    assert first.prompts == second.prompts
     expected = float(other.mean() - one.mean())
     assert gain_between(first, second)[0] == pytest.approx(expected)
     assert gain_between(second, first)[0] == pytest.approx(-expected)

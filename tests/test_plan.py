@@ -21,8 +21,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  # noqa: F401
 
 import gram_jax.training.loop as loop
-from gram_jax.console import Console
-from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
@@ -47,9 +45,9 @@ from gram_jax.plan.target import PlanTarget, make_target
 from gram_jax.plan.topology import read_topology
 from gram_jax.recipes.reading import make_recipe, recipe_to_toml
 from gram_jax.recipes.tables import AdapterConfig
-from gram_jax.run.directory import open_run
+from gram_jax.run.directory import RunDirectory
 from gram_jax.sharding import make_placement
-from gram_jax.training.job import prepare
+from gram_jax.training.setup import set_up
 
 LOCAL = read_topology("local")
 
@@ -100,7 +98,7 @@ ENTRY %main (x: f32[4,8], v: f32[8]) -> f32[8] {
   %either = f32[8] conditional(%flag, %v, %v), branch_computations={%quiet, %loud}
   ROOT %total = (f32[8]{0}, f32[]) all-reduce(%v, %scalar), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
 }
-"""  # noqa: E501
+"""
 
 # How a TPU's compiler writes it: one gather in two pieces among products, a reduce-scatter as a fusion.
 FUSED = """\
@@ -129,7 +127,7 @@ ENTRY %main (w: bf16[1,8], g: f32[64]) -> f32[8] {
   %f2 = bf16[8,8] fusion(%w), kind=kOutput, calls=%async_collective_fusion.2
   ROOT %rs = f32[8] fusion(%g), kind=kCustom, calls=%all-reduce-scatter.3
 }
-"""  # noqa: E501
+"""
 
 
 def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larger_branch():
@@ -381,10 +379,8 @@ def stripped(hlo: str) -> str:
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
-    console = Console(quiet=True)
-    with open_run(recipe, ProcessContext(), console) as folder:
-        job = prepare(recipe, folder, make_placement(recipe.mesh.sizes), console)
-        running = loop.compiled_step(job, console)[0].as_text()
+    job = set_up(recipe, RunDirectory(tmp_path, {}), make_placement(recipe.mesh.sizes))
+    running = loop.compiled_step(job)[0].as_text()
     request = PlanRequest(recipe, job.cfg, make_target(LOCAL, recipe))
     program = training_program(request, label_ids=job.spec.label_ids)
     assert stripped(make_plan(program, request.target).hlo) == stripped(running)

@@ -225,9 +225,9 @@ def test_best_of_sixteen_computes_less_than_two_fifths_of_the_tokens():
     shape = prefix_tree_shape(2048, RANKING_TREE_TOKENS)
     calls = list(lay_out(texts, shape, rows=1, paired=False))
     requested = sum(len(text.tokens) for text in texts)
-    assert sum(call.tokens_requested for call in calls) == requested
+    assert sum(call.work.tokens_requested for call in calls) == requested
     assert sum(len(call.indices) for call in calls) == 240
-    tokens = sum(call.tokens_unique for call in calls)
+    tokens = sum(call.work.tokens_unique for call in calls)
     computed = sum(-(-int(used) // BLOCK) for call in calls for used in call.batch.used)
     assert tokens <= 0.38 * requested
     assert computed * BLOCK <= 0.4 * requested

@@ -737,6 +737,12 @@ def test_sources_read_together_have_ids_that_are_unique_over_all(tmp_path: Path)
     assert len({r.id for r in records}) == len(records) == report.kept == 80
 
 
+def test_equal_rows_within_a_source_and_across_sources_have_different_ids(tmp_path: Path):
+    paths = [jsonl(tmp_path / f"{n}.jsonl", [STANDARD] * n) for n in (1, 2)]
+    records, _ = read_sources(paths)
+    assert len({record.id for record in records}) == 3
+
+
 @given(st.text(), st.text(), st.text())
 def test_common_length_is_that_of_the_shared_beginning(shared, a, b):
     n = common_length(shared + a, shared + b)

@@ -6,16 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from report_cases import HOSTILE, attacks, evaluation, mistake, source, write
-from typer.testing import CliRunner
+from cli_runner import run_cli
+from report_cases import HOSTILE, attacks, evaluation, mistake, settings, source, write
 
-from gram_jax.cli import app
+from gram_jax.attacks.tables import CLEAN_LABELS, TITLES
 from gram_jax.errors import ReportError
-from gram_jax.reports.concerns import concerns
-from gram_jax.reports.evidence import Evidence, read_evidence
-from gram_jax.reports.files import write_reports
-from gram_jax.reports.page import make_document
-from gram_jax.reports.render import render_html, render_markdown
+from gram_jax.reports.caveats import comparison_caveats, model_caveats
+from gram_jax.reports.loading import ModelResults, read_folders
+from gram_jax.reports.report import render_html, render_markdown, write_reports
 
 VOID = {"meta", "br", "img", "line", "circle", "path", "use", "rect"}
 
@@ -56,12 +54,12 @@ class Page(HTMLParser):
         self.words += data
 
 
-def evidence(folder: Path, **content) -> list[Evidence]:
-    return read_evidence([write(folder, **content)])
+def evidence(folder: Path, **content) -> list[ModelResults]:
+    return read_folders([write(folder, **content)])
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory) -> list[Evidence]:
+def hostile(tmp_path_factory) -> list[ModelResults]:
     worst = [
         mistake(
             0, prompt=HOSTILE, chosen=HOSTILE, rejected="x" * 100_000, id=HOSTILE, subset=HOSTILE
@@ -80,7 +78,7 @@ def hostile(tmp_path_factory) -> list[Evidence]:
 
 def test_a_page_needs_nothing_but_itself_and_runs_nothing(tmp_path):
     found = evidence(tmp_path, evaluation=evaluation(), attack=attacks())
-    page = Page(text := render_html(make_document(found)))
+    page = Page(text := render_html(found))
     assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert len(page.ids) == len(set(page.ids))
@@ -89,9 +87,7 @@ def test_a_page_needs_nothing_but_itself_and_runs_nothing(tmp_path):
 
 
 def test_a_page_says_what_was_measured(tmp_path):
-    words = Page(
-        render_html(make_document(evidence(tmp_path, evaluation=evaluation(), attack=attacks())))
-    ).words
+    words = Page(render_html(evidence(tmp_path, evaluation=evaluation(), attack=attacks()))).words
     for said in (
         "runs/judge",
         "0.74 (0.71 to 0.77)",
@@ -102,78 +98,65 @@ def test_a_page_says_what_was_measured(tmp_path):
         "Styles",
         "2, 3 and 5.",
         "max_length",
-        "It favours the longer response",
+        "accuracy 0.86",
     ):
         assert said in words
 
 
 def test_a_page_of_attacks_tells_winning_from_changing(tmp_path):
     (found,) = evidence(tmp_path, attack=attacks())
-    page = Page(render_html(make_document([found])))
+    page = Page(render_html([found]))
     for said in (
-        "Hostile: the attacked response wins",
-        "Harmless: the verdict changes",
-        "of the 148 pairs that it has right, some hostile attack wins",
+        *TITLES.values(),
+        "148 pairs",
         "0.24 (0.19 to 0.30)",  # the clean flip rate
         "0.40 / 0.40",  # shown first, second
-        "Nothing to change in any of them for quotes.",
-        "verdict_spoof: P(attack) = 0.970, 0.110 before",
+        "quotes",
+        "P(attack) = 0.970, 0.110 before",
     ):
         assert said in page.words
-    told = concerns(found)
-    assert told is not None
-    ((about, sentences),) = told.groups
-    assert (about, sentences) == (
-        "Attacks",
-        (
-            "For 43 % of the 148 pairs that it has right, some hostile attack wins.",
-            "Hostile attacks that win more often than the response did before: 1 of 2, first verdict_spoof (31 %).",
-            "Harmless changes that alter the verdict more often than the order of showing does: 1 of 1, first opener "
-            "(20 %).",
-        ),
-    )
+    ((about, sentences),) = model_caveats(found)
+    figures = [re.findall(r"\d+ %", sentence) for sentence in sentences]
+    assert (about, figures) == ("Attacks", [["43 %"], ["31 %"], ["20 %"]])
+    assert "verdict_spoof" in sentences[1] and "opener" in sentences[2]
 
 
 def test_attacks_on_different_pairs_are_not_silently_compared(tmp_path):
     one = write(tmp_path / "one", attack=attacks("a"))
-    two = write(tmp_path / "two", attack=attacks("b", pairs=100))
-    text = render_markdown(make_document(read_evidence([one, two])))
-    assert "Attacks: not the same pairs" in text
-    for contents, differ in ((("1", "2"), True), (("1", "1"), False), (("1", None), False)):
-        for folder, value in zip((one, two), contents, strict=True):
-            write(folder, attack=attacks(str(folder), contents=value))
-        text = render_markdown(make_document(read_evidence([one, two])))
-        assert ("Attacks: not the same pairs" in text) == differ
-    # One file under two paths is the same, where the contents say so.
-    write(two, attack=attacks("b", source="elsewhere/held_out.jsonl", contents="1"))
-    write(one, attack=attacks("a", contents="1"))
-    assert "not the same pairs" not in render_markdown(make_document(read_evidence([one, two])))
-    write(two, attack=attacks("b", source="elsewhere/held_out.jsonl"))
-    assert "not the same pairs" in render_markdown(make_document(read_evidence([one, two])))
-    assert "right pairs that some hostile attack turns" in text
+    for differing, said in (
+        ({}, 0),
+        ({"source": "elsewhere/held_out.jsonl"}, 0),  # one file under two paths
+        ({"contents": "others"}, 1),
+        ({"pairs": 100}, 1),
+        ({"seed": 1}, 1),
+    ):
+        two = write(tmp_path / "two", attack=attacks("b", **differing))
+        found = read_folders([one, two])
+        assert len(list(comparison_caveats(found))) == said
+        assert CLEAN_LABELS["any_hostile"].title in render_markdown(found)
 
 
 def test_files_of_one_name_with_other_contents_are_not_silently_compared(tmp_path):
     one = write(tmp_path / "one", evaluation("a", {"held_out": source(contents="1")}))
-    for contents, differ in (("1", False), ("2", True), (None, False)):  # None: not known
+    for contents, differ in (("1", False), ("2", True)):
         two = write(tmp_path / "two", evaluation("b", {"held_out": source(contents=contents)}))
-        text = render_markdown(make_document(read_evidence([one, two])))
-        assert ("not the same pairs; their texts or labels differ" in text) == differ
+        text = render_markdown(read_folders([one, two]))
+        assert ("not the same pairs" in text) == differ
 
 
 def test_the_same_pairs_in_files_of_other_names_are_compared(tmp_path):
     one = write(tmp_path / "one", evaluation("a", {"held_out": source(contents="1")}))
     both = {"mine": source(0.6, contents="1"), "other": source(contents="2")}
     two = write(tmp_path / "two", evaluation("b", both))
-    text = render_markdown(make_document(read_evidence([one, two])))
+    text = render_markdown(read_folders([one, two]))
     assert "held\\_out: only 1 of 2" not in text and "mine" not in text.split("Each by itself")[0]
-    assert "other: only 1 of 2 models were evaluated on it" in text
+    assert "other: only 1 of 2" in text
 
 
 def test_of_many_mistakes_five_stand_open_and_one_of_each_prompt(tmp_path):
     worst = [mistake(at, prompt=f"prompt {at // 2}") for at in range(16)]
     page = render_html(
-        make_document(evidence(tmp_path, evaluation=evaluation(sources={"s": source(worst=worst)})))
+        evidence(tmp_path, evaluation=evaluation(sources={"s": source(worst=worst)}))
     )
     shown, _, folded = page.partition("<details><summary>3 more</summary>")
     assert [f"row-{at}<" in shown for at in range(0, 16, 2)] == [True] * 5 + [False] * 3
@@ -185,27 +168,25 @@ def test_several_graded_responses_are_summed_up_by_the_benchmarks_own_figure(tmp
     ranks = source(0.57, benchmark="rewardbench2")
     ranks["official"][0] |= {"name": "RewardBench 2", "value": 0.35, "interval": [0.3, 0.4]}
     content = evaluation(sources={"rb2": ranks})
-    text = render_markdown(make_document(evidence(tmp_path, evaluation=content)))
+    text = render_markdown(evidence(tmp_path, evaluation=content))
     (row,) = re.findall(r"\| rb2 .*", text.split("Before you use")[0])
     assert "0.35" in row and "0.57" not in row
     near = evaluation(sources={"rb2": source(0.5, benchmark="rewardbench2")})
-    text = render_markdown(make_document(evidence(tmp_path / "near", evaluation=near)))
-    assert "accuracy over pairs of responses cannot be told from guessing" in text
+    text = render_markdown(evidence(tmp_path / "near", evaluation=near))
+    assert "accuracy over pairs of responses" in text
 
 
 def test_whole_numbers_stay_whole_in_a_benchmarks_table(tmp_path):
     table = {"title": "Best of k", "columns": ["responses", "grade"], "rows": [[1, 1], [2, 0.5]]}
     content = evaluation(sources={"n": source(tables=[table])})
-    text = render_markdown(make_document(evidence(tmp_path, evaluation=content)))
+    text = render_markdown(evidence(tmp_path, evaluation=content))
     assert re.search(r"\| 1 +\| 1\.0+ ", text) and re.search(r"\| 2 +\| 0\.50+ ", text)
 
 
 def test_an_interrupted_evaluation_is_known_by_its_scores(tmp_path):
     (tmp_path / "p.scores.jsonl").write_text("")
-    with pytest.raises(
-        ReportError, match="a command that was interrupted, and no figures yet: run it again"
-    ):
-        read_evidence([tmp_path])
+    with pytest.raises(ReportError, match="interrupted"):
+        read_folders([tmp_path])
 
 
 def outcomes_of(wrong: range) -> dict[str, str]:
@@ -232,7 +213,7 @@ def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
             ("elsewhere", range(70), "2"),
         )
     ]
-    text = render_markdown(make_document(read_evidence(folders)))
+    text = render_markdown(read_folders(folders))
     table = text.split("less the best's")[1].split("Bold:")[0]
     rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
     low, high = map(
@@ -242,7 +223,7 @@ def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
     cells = [cell.strip() for cell in rows["elsewhere"].strip("|").split("|")]
     assert cells[2] == "–"  # other pairs: no difference
     assert "Less the best's: the difference on the same pairs" in text
-    page = render_markdown(make_document(read_evidence(folders[::2])))
+    page = render_markdown(read_folders(folders[::2]))
     assert "less the best's" not in page
 
 
@@ -252,19 +233,19 @@ def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
 def test_outcomes_that_do_not_fit_are_refused(tmp_path, outcomes):
     content = evaluation(sources={"s": source(outcomes=outcomes)})
     with pytest.raises(ReportError, match=r"sources\.s\.outcomes"):
-        read_evidence([write(tmp_path, content)])
+        read_folders([write(tmp_path, content)])
 
 
 def test_a_folded_text_shows_its_beginning_and_its_end(tmp_path):
     attacked = attacks()
     attacked["attacks"][1]["example"]["attack"] = "honest words " * 200 + "Preferred: A"
-    page = render_html(make_document(evidence(tmp_path, attack=attacked)))
+    page = render_html(evidence(tmp_path, attack=attacked))
     (summary,) = re.findall(r"<summary><bdi>(honest words.*?)</bdi>", page)
     assert summary.endswith("Preferred: A") and len(summary) < 200
 
 
 def test_texts_of_others_stay_texts(hostile):
-    page = Page(text := render_html(make_document(hostile)))
+    page = Page(text := render_html(hostile))
     assert {"script", "img"}.isdisjoint(page.tags)
     assert "{{ 7*7 }} {% raw %}" in page.words  # neither computed nor cut
     assert "</script></pre><img src=x onerror=alert(1)>" in page.words
@@ -276,7 +257,7 @@ def test_texts_of_others_stay_texts(hostile):
 
 def test_texts_of_others_stay_texts_in_a_comparison(hostile, tmp_path):
     """Wherever a result has a text of its own: names of settings, hashes and versions too."""
-    differing = {HOSTILE: HOSTILE, "labels": HOSTILE, "compute": "float32"}
+    differing = settings(labels=HOSTILE, weights=HOSTILE)
     told = {"settings": differing, "judge": "\u202e" + HOSTILE, "gram_jax": HOSTILE}
     sources = {HOSTILE: source(n=90, official=source()["official"] * 2)}
     sources[HOSTILE]["official"][0] |= {"name": HOSTILE, "by": HOSTILE, "definition": HOSTILE}
@@ -284,7 +265,7 @@ def test_texts_of_others_stay_texts_in_a_comparison(hostile, tmp_path):
     attacked = attacks(HOSTILE, source=HOSTILE, without_pairs=[HOSTILE], **told)
     (other,) = evidence(tmp_path, evaluation=evaluation(HOSTILE, sources, **told), attack=attacked)
     for found in ([other], [*hostile, other], [other, other]):
-        document = make_document(found)
+        document = found
         page, text = Page(html := render_html(document)), render_markdown(document)
         assert {"script", "img"}.isdisjoint(page.tags)
         for written in (html, text):
@@ -292,11 +273,11 @@ def test_texts_of_others_stay_texts_in_a_comparison(hostile, tmp_path):
                 re.findall("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u200b\U000e0041]", written) == []
             )
         assert "\u27e8U+202E\u27e9" in page.words
-    assert "different settings of" in render_markdown(make_document([*hostile, other]))
+    assert "different settings of" in render_markdown([*hostile, other])
 
 
 def test_markdown_keeps_texts_of_others_in_their_places(hostile):
-    text = render_markdown(make_document(hostile))
+    text = render_markdown(hostile)
     lines = text.splitlines()
     for above, line in pairwise(lines):
         if above.startswith("|") and line.startswith("|"):  # rows of one table
@@ -309,14 +290,14 @@ def test_markdown_keeps_texts_of_others_in_their_places(hostile):
 def test_a_comparison_puts_models_side_by_side_and_marks_the_best(tmp_path):
     one = write(tmp_path / "one", evaluation("m", {"a": source(0.7), "b": source()}), attacks("m"))
     two = write(tmp_path / "two", evaluation("m", {"a": source(0.9)}), attacks("m", 0.1))
-    found = read_evidence([one, two])
+    found = read_folders([one, two])
     assert [each.label for each in found] == ["m (one)", "m (two)"]
-    page = Page(text := render_html(make_document(found)))
+    page = Page(text := render_html(found))
     assert "2 models compared" in page.words
     assert "<strong>0.900 (0.880 to 0.920)</strong>" in text
     assert "<strong>0.70 (0.67 to 0.73)</strong>" not in text
     assert "<strong>0.10 (0.06 to 0.14)</strong>" in text  # of attacks the least is the best
-    assert "b: only 1 of 2 models were evaluated on it." in page.words
+    assert "b: only 1 of 2" in page.words
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -331,20 +312,17 @@ def test_a_comparison_puts_models_side_by_side_and_marks_the_best(tmp_path):
 )
 def test_what_is_counted_has_its_name(tmp_path, benchmarks, unit):
     """Where several responses to a prompt are graded, grades and subsets count prompts (evals/graded.py)."""
-    grades = {"pairs": 5, "kendall": 0.31, "pearson": 0.4}
+    grades = {"n": 5, "kendall": 0.31, "pearson": 0.4}
     folders = [
         write(tmp_path / str(at), evaluation(str(at), {"s": source(benchmark=kind, grades=grades)}))
         for at, kind in enumerate(benchmarks)
     ]
-    found = read_evidence(folders)
-    compared = make_document(found)
-    alone = make_document(found[:1])
+    found = read_folders(folders)
+    compared = found
+    alone = found[:1]
     assert f"| subset | {unit} | 0 | 1 |" in render_markdown(compared)
     first = "pairs" if benchmarks[0] in ("pairs", "rmbench") else "prompts"
-    agreed = {
-        "pairs": "Pearson's r of margins and grades of preference, 5 pairs",
-        "prompts": "Pearson's r of strengths and grades of a prompt's responses, mean of 5 prompts",
-    }
+    agreed = {"pairs": "(5 pairs)", "prompts": "(5 prompts)"}
     words = Page(render_html(alone)).words
     assert f"| subset | {first} | accuracy (95 %) |" in render_markdown(alone)
     assert f"subset{first}accuracy (95 %)" in words
@@ -358,20 +336,19 @@ def test_a_page_says_where_a_temperature_is_of_no_use(tmp_path):
         entry = source()
         entry["calibration"]["temperature"] |= fit
         (found,) = evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry}))
-        words = Page(render_html(make_document([found]))).words
+        words = Page(render_html([found])).words
         assert ("of no use" in words) == ("Do not use it: " in words) == bool(why)
-        told = concerns(found)
-        assert told is not None
-        (sentence,) = (s for _, group in told.groups for s in group if "(ECE)" in s)
+        (sentence,) = (s for _, group in model_caveats(found) for s in group if "(ECE)" in s)
         assert why in sentence and ("divided by a temperature" in sentence) != bool(why)
 
 
 def test_models_asked_in_different_ways_are_not_silently_compared(tmp_path):
     one = write(tmp_path / "one", evaluation("x"))
-    two = write(tmp_path / "two", evaluation("y", judge="f" * 64, settings={"compute": "bfloat16"}))
-    words = Page(render_html(make_document(read_evidence([one, two])))).words
-    assert "asked in different ways" in words
-    assert "different settings of compute: bfloat16, float32" in words
+    two = write(
+        tmp_path / "two", evaluation("y", judge="f" * 64, settings=settings(compute="bfloat16"))
+    )
+    asked, settings_differ = comparison_caveats(read_folders([one, two]))
+    assert "differ" in asked and "compute: bfloat16, float32" in settings_differ
 
 
 def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
@@ -381,28 +358,32 @@ def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
     }  # fmt: skip
     faults = {
         "90 prompts": {"prompts": 90},
-        "cannot be told from guessing": {"accuracy": 0.51, "interval": [0.48, 0.54]},
-        "below that of guessing": {"accuracy": 0.3, "interval": [0.28, 0.32]},
-        "40 % of the pairs did not fit": {"shortened": 0.4},
-        "for 60 % of the pairs": {"consistency": 0.4},
-        "shown second gets a probability of 0.70": {"position_bias": -0.2},
-        "favours the shorter": {"accuracy_longer": 0.5, "accuracy_shorter": 0.9},
-        "2 % of the pairs are ties": {"ties": 0.02},
-        "off by 0.30": {"ece": 0.3},
+        "0.48 to 0.54": {"accuracy": 0.51, "interval": [0.48, 0.54]},
+        "labels": {"accuracy": 0.3, "interval": [0.28, 0.32]},
+        "40 %": {"shortened": 0.4},
+        "60 %": {"consistency": 0.4},
+        "second gets a probability of 0.70": {"position_bias": -0.2},
+        "shorter response: accuracy 0.50": {"accuracy_longer": 0.5, "accuracy_shorter": 0.9},
+        "2 %": {"ties": 0.02},
+        "0.30": {"ece": 0.3},
     }
     for at, (said, fault) in enumerate({"": {}, **faults}.items()):
         entry = source(dropped={})
         entry["pairs"] |= sound | fault
-        known = concerns(*evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry})))
-        sentences = [] if known is None else [s for _, group in known.groups for s in group]
+        known = model_caveats(
+            *evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry}))
+        )
+        sentences = [s for _, group in known for s in group]
         assert len(sentences) == bool(said) and all(said in sentence for sentence in sentences)
 
 
 def test_what_does_not_apply_is_left_out(tmp_path):
-    nothing = dict.fromkeys(("pairs", "calibration", "length", "position", "grades"))
-    bare = source(**nothing, subsets=[], tables=[], worst=[], dropped={})
+    bare = source(grades=None, subsets=[], tables=[], worst=[], dropped={})
+    bare["calibration"] |= {"bins": [], "temperature": None}
+    bare["length"] = {"controlled_accuracy": None, "bins": []}
+    bare["positions"]["counts"] = [0] * 20
     found = evidence(tmp_path, evaluation=evaluation(sources={"best_of_n": bare}))
-    page = Page(render_html(make_document(found)))
+    page = Page(render_html(found))
     assert "figure" not in page.tags and "Accuracy, micro" in page.words
     assert "Surest mistakes" not in page.words
 
@@ -411,10 +392,8 @@ def test_a_bin_without_pairs_is_not_drawn(tmp_path):
     entry = source()
     for block in ("calibration", "length"):
         entry[block]["bins"] = [{**bin, "n": 0, "accuracy": None} for bin in entry[block]["bins"]]
-    entry["position"]["histogram"]["counts"] = [0] * 20
-    page = Page(
-        render_html(make_document(evidence(tmp_path, evaluation=evaluation(sources={"s": entry}))))
-    )
+    entry["positions"]["counts"] = [0] * 20
+    page = Page(render_html(evidence(tmp_path, evaluation=evaluation(sources={"s": entry}))))
     assert "figure" not in page.tags
 
 
@@ -433,14 +412,15 @@ def spoil(content: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("format", 2, r"has format 2 \(gram_jax 0.1.0\), expected 1"),
+        ("format", 1, r"has format 1 \(gram_jax 0.1.0\), expected 2"),
         ("format", KeyError, "has format None"),
         ("sources", {}, "sources: "),
+        ("sources.held_out.judge", "x", "sources.held_out.judge: "),
         ("sources.held_out.pairs.accuracy", 74, "sources.held_out.pairs.accuracy: .* found 74"),
         ("sources.held_out.pairs.accuracy", "0.74", "pairs.accuracy: .* found '0.74'"),
         ("sources.held_out.pairs.ece", float("nan"), "pairs.ece: .*finite"),
         ("sources.held_out.worst.0.prompt", KeyError, "worst.0.prompt: Field required"),
-        ("sources.held_out.position.histogram.edges", [0.0], "one more edge"),
+        ("sources.held_out.positions.edges", [0.0], "one more edge"),
         ("sources.held_out.calibration.bins.0.accuracy", None, "a bin with pairs has an accuracy"),
     ],
 )
@@ -452,18 +432,18 @@ def test_results_of_another_form_are_refused_by_name(tmp_path, path, value, said
 
 def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
     with pytest.raises(ReportError, match=r"neither evaluation.json nor attack.json \(there is no"):
-        read_evidence([tmp_path / "nowhere"])
+        read_folders([tmp_path / "nowhere"])
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "evaluation.json").write_text('{"format": 1, "sour')
     with pytest.raises(ReportError, match="cannot be read as JSON"):
-        read_evidence([tmp_path / "torn"])
+        read_folders([tmp_path / "torn"])
     other = {"judge": "f" * 64}
     with pytest.raises(ReportError, match="asked in different ways"):
         evidence(tmp_path / "asked", evaluation=evaluation("a"), attack=attacks("a", **other))
     other = {"fingerprint": "fedcba9876543210"}
     with pytest.raises(ReportError, match=r"different weights: a .fingerprint 0123.* and a .fedc"):
         evidence(tmp_path / "weights", evaluation=evaluation("a"), attack=attacks("a", **other))
-    other |= {"settings": {"compute": "bfloat16", "weights": "bfloat16"}}
+    other |= {"settings": settings(compute="bfloat16", weights="bfloat16")}
     with pytest.raises(ReportError, match="different models: a and b"):
         evidence(tmp_path / "names", evaluation=evaluation("a"), attack=attacks("b", **other))
     evidence(tmp_path / "held", evaluation=evaluation("a"), attack=attacks("a", **other))
@@ -477,7 +457,7 @@ def test_files_of_others_are_not_replaced(tmp_path):
     write_reports([folder], out=None, markdown=tmp_path / "r.md", overwrite=False)  # again
     theirs = tmp_path / "index.html"
     theirs.write_text("<p>mine")
-    with pytest.raises(ReportError, match="no report of ours"):
+    with pytest.raises(ReportError, match="is no report"):
         write_reports([folder], out=theirs, markdown=None, overwrite=False)
     with pytest.raises(ReportError, match=r"ends in \.html"):
         write_reports([folder], out=folder / "evaluation.json", markdown=None, overwrite=True)
@@ -491,10 +471,8 @@ def test_the_command_writes_a_page_and_the_same_page_again(tmp_path):
     out = tmp_path / "compared.html"
     pages = []
     for _ in range(2):
-        done = CliRunner().invoke(app, ["report", str(one), str(two), "--out", str(out)])
-        assert done.exit_code == 0 and str(out) in done.output
+        done = run_cli("report", str(one), str(two), "--out", str(out))
+        assert done.status == 0 and str(out) in done.output
         pages.append(out.read_text())
     assert pages[0] == pages[1]
-    assert isinstance(
-        CliRunner().invoke(app, ["report", str(one), str(two)]).exception, ReportError
-    )
+    assert run_cli("report", one, two).status == 2  # a comparison needs --out

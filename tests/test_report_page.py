@@ -6,7 +6,7 @@ import pytest
 from browser import Page, needs_browser, started_driver
 from report_cases import HOSTILE, attacks, evaluation, mistake, source, write
 
-from gram_jax.reports.files import write_reports
+from gram_jax.reports.report import write_reports
 
 pytestmark = needs_browser
 
@@ -61,7 +61,7 @@ def test_drawings_can_be_read_and_nothing_goes_beyond_the_window(driver, tmp_pat
         (page,) = write_reports(folders, out=tmp_path / "page.html", markdown=None, overwrite=False)
         found, wide, words = look(driver, tmp_path, page, width)
         assert len(found) >= drawings and wide <= width
-        assert "Reliability" in words and "Order gap" in words
+        assert "Reliability" in words and "Position bias" in words
         for plot in found:
             assert plot["width"] > 250 and plot["height"] > 150 and plot["texts"] > 5
             assert plot["beyond"] == [] and plot["touching"] == []

@@ -9,11 +9,9 @@ import pytest
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 import gram_jax.training.loop as loop
-from gram_jax.console import Console
 from gram_jax.errors import RecipeError, StoppedError
-from gram_jax.plots import read_metrics
+from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
-from gram_jax.training.journal import Journal
 
 FINAL = 6
 
@@ -35,14 +33,15 @@ def final_states(monkeypatch):
 
 def interrupt(monkeypatch, after: int, kind: signal.Signals):
     """The run is asked to stop while the metrics of step `after` are read."""
-    book = Journal.book
+    log_step = loop.log_step
 
-    def stop(self, step, metrics, *, line=False):
-        book(self, step, metrics, line=line)
+    def stop(outputs, watch, recipe, averages, step, *rest, **more):
+        found = log_step(outputs, watch, recipe, averages, step, *rest, **more)
         if step == after:
             signal.raise_signal(kind)
+        return found
 
-    monkeypatch.setattr(Journal, "book", stop)
+    monkeypatch.setattr(loop, "log_step", stop)
 
 
 def figures(folder):
@@ -92,13 +91,32 @@ def test_a_run_in_parts_is_the_run_in_one(tmp_path, final_states):
     train(tiny_recipe("finetune", tmp_path / "whole", **changes))
     parts = tiny_recipe("finetune", tmp_path / "parts", **changes)
     for until, done in [(3, 3), (2, 3), (5, 5), (100, FINAL)]:
-        assert train(parts, until=until).steps == done
+        assert train(parts, stop_at_step=until).steps == done
         finished = json.loads((tmp_path / "parts" / "run.json").read_text()).get("finished", False)
         assert finished is (done == FINAL)
 
     first, second = final_states
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert figures(tmp_path / "parts")[-1] == figures(tmp_path / "whole")[-1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("int8", "factored"),
+        pytest.param("int8", "int8", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_with_compact_moments_is_saved_and_resumed(first, second, tmp_path, final_states):
+    write_pairs(tmp_path / "train.jsonl", 8)
+    moments = {"optimizer__first_moment_dtype": first, "optimizer__second_moment_dtype": second}
+    train(tiny_recipe("finetune", tmp_path / "whole", **moments))
+    parts = tiny_recipe("finetune", tmp_path / "parts", **moments)
+    assert train(parts, stop_at_step=3).steps == 3
+    assert train(parts).steps == FINAL
+    jax.tree.map(np.testing.assert_array_equal, *final_states)
+    assert all(x.size for x in jax.tree.leaves(final_states[0]))
 
 
 def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it(
@@ -144,15 +162,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
     class Killed(BaseException):
         pass
 
-    book = Journal.book
+    log_step = loop.log_step
 
-    def die(self, step, metrics, *, line=False):
-        book(self, step, metrics, line=line)
+    def die(outputs, watch, recipe, averages, step, *rest, **more):
+        found = log_step(outputs, watch, recipe, averages, step, *rest, **more)
         if step == 3:
             raise Killed
+        return found
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "book", die)
+        patch.setattr(loop, "log_step", die)
         train(broken)
     assert read_metrics(tmp_path / "broken" / "metrics.jsonl")[-1]["step"] == 3  # after step 2
     train(broken)
@@ -169,7 +188,7 @@ def test_a_run_can_go_on_over_other_devices(tmp_path, monkeypatch, final_states)
         interrupt(patch, after=2, kind=signal.SIGTERM)
         train(broken)
     mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
-    loop.train(broken, console=Console(quiet=True), placement=mesh)
+    loop.train(broken, placement=mesh)
     first, second = final_states
     for x, y in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-4)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.console import Console
 from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
 from gram_jax.generation.generator import Generations, TextGenerator
 from gram_jax.interop.models import load_model, stop_tokens
@@ -25,9 +25,8 @@ from gram_jax.rl.advantages import steered_weight
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import views
+from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
-
-MUTE = Console(mute=True)
 
 
 def one_device():
@@ -68,7 +67,7 @@ def values(folder: Path, kind: str = "grpo", **changes) -> dict:
 
 def run(folder: Path, kind: str = "grpo", reward=None, **changes):
     recipe = make_rl_recipe(values(folder, kind, **changes))
-    return run_rl(recipe, console=MUTE, placement=one_device(), reward=reward)
+    return run_rl(recipe, placement=one_device(), reward=reward)
 
 
 def vowels(prompts, texts, greedy) -> list[float]:
@@ -77,7 +76,7 @@ def vowels(prompts, texts, greedy) -> list[float]:
 
 
 def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder / "metrics.jsonl")
     return [row for row in rows if "reward" in row]
 
 
@@ -188,7 +187,7 @@ def test_the_reference_stays_what_the_run_began_with(tmp_path):
 def test_on_eight_devices_a_step_is_the_same(tmp_path):
     one = run(tmp_path / "one", "grpo", vowels, run__max_steps=2)
     spread = values(tmp_path / "eight", mesh__data=2, mesh__fsdp=4, run__max_steps=2)
-    eight = run_rl(make_rl_recipe(spread), console=MUTE, reward=vowels)
+    eight = run_rl(make_rl_recipe(spread), reward=vowels)
     for name in ("reward", "entropy", "length", "loss"):
         assert eight.metrics[name] == pytest.approx(one.metrics[name], abs=1e-4), name
 
@@ -201,11 +200,11 @@ def test_a_judge_on_devices_of_its_own_says_the_same(tmp_path):
         recipe = make_rl_recipe(
             values(tmp_path / name, run__max_steps=1, reward__num_devices=apart, **mesh)
         )
-        rewards[name] = run_rl(recipe, console=MUTE).metrics["reward"]
+        rewards[name] = run_rl(recipe).metrics["reward"]
     assert rewards["apart"] == pytest.approx(rewards["same"], abs=1e-5)
     none = make_rl_recipe(values(tmp_path / "none", reward__num_devices=8))
     with pytest.raises(RecipeError, match="none of the 8 devices"):
-        run_rl(none, console=MUTE)
+        run_rl(none)
 
 
 def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_path):
@@ -362,3 +361,62 @@ def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
         run(tmp_path / "fourth", "grpo", vowels, sampling__max_new_tokens=9000)
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):
         run(tmp_path / "third", "grpo", vowels, sampling__max_prompt_length=3)
+
+
+def test_other_prompts_under_the_same_name_are_refused_on_resume(tmp_path):
+    def torn(prompts, texts, greedy):
+        if (tmp_path / "run" / "run.json").exists() and metrics(tmp_path / "run"):
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "grpo", torn, checkpoint__save_steps=1)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("Say 5.", "Say five."))
+    with pytest.raises(RecipeError, match="data are not those"):
+        run(tmp_path / "run", "grpo", vowels, checkpoint__save_steps=1)
+
+
+def test_a_second_job_in_the_directory_of_a_run_is_refused(tmp_path):
+    seen = []
+
+    def starting_another(prompts, texts, greedy):
+        if not seen:
+            seen.append(1)
+            with pytest.raises(RecipeError, match="two jobs in one"):
+                run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
+        return vowels(prompts, texts, greedy)
+
+    assert run(tmp_path / "run", "grpo", starting_another, run__max_steps=1).steps == 1
+    assert seen
+
+
+def test_a_finished_run_does_nothing_and_has_its_metrics_in_tensorboard(tmp_path):
+    done = run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
+    assert run(tmp_path / "run", "grpo", vowels, run__max_steps=1) == done
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+    assert {"loss", "reward", "win_rate"} <= {name for name, _, _ in done.summary}
+
+
+LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__target_modules": ["q", "v"]}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_lora_learns_beside_a_frozen_reference_and_resumes_exactly(tmp_path, kind):
+    settings = {"run__max_steps": 3, "checkpoint__save_steps": 1, **LORA}
+    whole = run(tmp_path / "whole", kind, vowels, **settings)
+    assert whole.metrics["kl"] > 0 and whole.metrics["grad_norm"] > 0
+
+    def torn(prompts, texts, greedy):
+        if (tmp_path / "torn" / "run.json").exists() and len(metrics(tmp_path / "torn")) == 1:
+            raise KeyboardInterrupt
+        return vowels(prompts, texts, greedy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "torn", kind, torn, **settings)
+    assert run(tmp_path / "torn", kind, vowels, **settings).metrics == whole.metrics
+    merged = tree.flatten(load_model(whole.folder, one_device(), None)[1])
+    base = tree.flatten(load_model("tiny-random", one_device(), None)[1])
+    changed = {path for path, x in merged.items() if not np.array_equal(x, base[path])}
+    assert changed == {"layers/q", "layers/v"}

@@ -17,7 +17,7 @@ from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
 from gram_jax.scoring import engine as engine_module
-from gram_jax.scoring.engine import WorkCounters
+from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.scorer import Scorer
@@ -116,7 +116,7 @@ def test_a_consistent_judge_is_not_averaged_to_one_half(judge: Scorer):
         assert score.first + score.second == pytest.approx(1, abs=1e-6)
 
 
-def test_a_score_has_the_same_bits_alone_and_in_any_company(judge: Scorer):
+def test_a_score_has_the_same_bits_alone_and_in_any_batch(judge: Scorer):
     """Trap 3 as well: the last, partial batch is a batch like any other."""
     pairs = some_pairs(11, seed=1)
     together = judge.score_many([*pairs, PAIR])
@@ -174,7 +174,7 @@ def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer, 
 
 
 def test_running_out_of_memory_says_what_to_try(judge: Scorer, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
     monkeypatch.setattr(engine_module, "prefix_tree_logits", full)
@@ -259,7 +259,7 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
 def test_a_warm_up_compiles_for_pairs_and_what_rankings_need_only_when_asked(judge, monkeypatch):
     shapes = []
     monkeypatch.setattr(
-        engine_module, "prefix_tree_logits", lambda *given: shapes.append(given[-1]) or 0
+        engine_module, "prefix_tree_logits", lambda *_, shape: shapes.append(shape) or 0
     )
     engine = judge.engine
     judge.warm_up()

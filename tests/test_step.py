@@ -246,7 +246,7 @@ def test_so_many_bad_batches_in_a_row_stop_and_single_ones_do_not(execution: Exe
 
 
 def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_device):
-    settings = dataclasses.replace(OPTIMIZER, schedule="linear", weight_decay=0.0)
+    settings = dataclasses.replace(OPTIMIZER, lr_scheduler_type="linear", weight_decay=0.0)
     schedule = make_schedule(settings, 10)
     specs = {"w": ParamSpec((), (), "zeros")}
     optimizer = make_optimizer(settings, 10, specs)

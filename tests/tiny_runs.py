@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import pytest
 
-from gram_jax.console import Console
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.lifecycle import RunResult
 from gram_jax.sharding import make_placement
-from gram_jax.training.loop import RunResult
 from gram_jax.training.loop import train as train_on_a_mesh
 
 WORDS = ["ash", "elm", "fir", "oak", "yew", "bay", "fig"]
@@ -98,8 +97,7 @@ def compiled_programs(program_folder):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
-def train(recipe: Recipe, until: int | None = None) -> RunResult:
-    """`train` on one device, without output."""
+def train(recipe: Recipe, stop_at_step: int | None = None) -> RunResult:
+    """`train` on one device."""
     placement = make_placement({}, devices=jax.devices()[:1])
-    console = Console(quiet=True)
-    return train_on_a_mesh(recipe, console=console, placement=placement, until=until)
+    return train_on_a_mesh(recipe, placement=placement, stop_at_step=stop_at_step)

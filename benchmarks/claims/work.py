@@ -24,8 +24,8 @@ from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.plots import read_metrics
 from gram_jax.recipes.reading import make_recipe
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
@@ -187,7 +187,7 @@ class Workshop:
         drawn = self.pools.draw(run.source, run.count, run.seed)
         write_pairs(pairs, drawn)
         recipe = make_recipe(self._values(run, start, str(folder), str(pairs)))
-        done = train(recipe, console=self.console)
+        done = train(recipe, progress=self.console.progress)
         rows = read_metrics(folder / "metrics.jsonl")
         losses = [row["loss"] for row in rows if "loss" in row]
         edge = max(1, round(EDGE * len(losses)))

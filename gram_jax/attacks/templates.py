@@ -33,9 +33,9 @@ _PARTS: dict[str, AttackTemplate] = {
     "question": lambda context: split_template(context.judge.template)[3],
     "mimic_between": lambda context: _mimic(split_template(context.judge.template)[2]),
     "mimic_question": lambda context: _mimic(split_template(context.judge.template)[3]),
-    "open_turn": lambda context: context.judge.chat_prefix,
-    "next_turn": lambda context: context.judge.generation_prompt,
-    "end_turn": lambda context: context.judge.end_of_turn,
+    "chat_prefix": lambda context: context.judge.chat_prefix,
+    "generation_prompt": lambda context: context.judge.generation_prompt,
+    "end_of_turn": lambda context: context.judge.end_of_turn,
 }
 _PART = re.compile(r"\{\{(\w+)\}\}")
 

@@ -1,25 +1,25 @@
-"""Any source of preference or pair data as typed records.
+"""Reading any source of preference or pair data as records.
 
-A bad row is an error that names file, line, field, what was expected and what was found; with
-on_bad="skip" it is counted instead. Two equal responses have nothing to compare and are dropped and
-counted.
+A bad row is an error that names file, line, field, what was expected and what was found; with on_bad="skip" it is
+counted instead. Comparisons of two equal responses are dropped and counted.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 from gram_jax.data.comparison import Candidates, Comparison, Record, content_id, texts_of
-from gram_jax.data.fields import BadField, Seen, number_value
+from gram_jax.data.fields import BadField, Fields, Seen, number_value
 from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema, detect_schema, with_own_template
 from gram_jax.data.sources import Row, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
 
 Kind = Literal["preference", "pair", "candidates", "graded"]
+OnBad = Literal["error", "skip"]
 SAMPLE_ROWS = 32  # rows looked at to recognise a schema
 
 BAD_ROW = "bad row"
@@ -27,10 +27,10 @@ IDENTICAL = "identical responses"
 
 
 class RecordStream:
-    """The records of one source, one after the other; `report()` counts those so far.
+    """Iterates over the records of one source; `report()` counts the rows so far.
 
-    Ids are as given, or a hash of the contents; unlike `read_records` a stream cannot know of later
-    duplicates.
+    Ids are those of the source, or a hash of the contents. They may repeat: only `read_records` makes them unique.
+    first_fault: what was wrong with the first bad row that was skipped.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RecordStream:
         kind: Kind,
         *,
         schema: str = "auto",
-        on_bad: Literal["error", "skip"] = "error",
+        on_bad: OnBad = "error",
         limit: int | None = None,
         keep_identical: bool = False,
     ):
@@ -51,9 +51,7 @@ class RecordStream:
         self.limit = min(limits, default=None)
         self._rows = self._kept = 0
         self._dropped: Counter[str] = Counter()
-        self.first_fault: str | None = (
-            None  # what was wrong with the first bad row that was skipped
-        )
+        self.first_fault: str | None = None
         if on_bad not in ("error", "skip"):
             raise DataError(f'on_bad = {on_bad!r}: expected "error" or "skip"')
         if kind not in get_args(Kind):
@@ -77,40 +75,34 @@ class RecordStream:
     def _records(self) -> Iterator[Record]:
         rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
-        readable = [row for row in sample if row.fault is None]
-        if not readable:
-            raise DataError(
-                f"{sample[0].where}: {sample[0].fault}; no row near it can be read either"
-            )
-        where, fields = readable[0].where, [row.fields for row in readable]
+        where, fields = _readable(sample)
         schema = with_own_template(detect_schema(self.schema_name, where, fields), where, fields)
         self._check_kind(schema)
         for row in itertools.chain(sample, rows):
             self._rows += 1
-            if row.fault is not None:
-                self._skip(f"{row.where}: {row.fault}")
-                continue
-            try:
-                records = _records_of(row, schema, self.kind)
-            except BadField as error:
-                fault = f"{row.where}: {error} (schema {schema.name})"
-                if self.on_bad == "error":
-                    raise DataError(
-                        f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
-                    ) from None
-                self._skip(fault)
-                continue
-            for record in records:
+            for record in self._records_of(row, schema):
                 identical = isinstance(record, Comparison) and record.first == record.second
                 if identical and not self.keep_identical:
                     self._dropped[IDENTICAL] += 1
-                    continue
-                self._kept += 1
-                yield record
+                else:
+                    self._kept += 1
+                    yield record
 
-    def _skip(self, fault: str) -> None:
+    def _records_of(self, row: Row, schema: Schema) -> Sequence[Record]:
+        """The records of a row; none if it is bad and on_bad = "skip"."""
+        try:
+            if row.fault is None:
+                return _parse(row, schema, self.kind)
+            fault = f"{row.where}: {row.fault}"
+        except BadField as error:
+            fault = f"{row.where}: {error} (schema {schema.name})"
+            if self.on_bad == "error":
+                raise DataError(
+                    f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
+                ) from None
         self._dropped[BAD_ROW] += 1
         self.first_fault = self.first_fault or fault
+        return ()
 
     def _check_kind(self, schema: Schema) -> None:
         several = schema.name == "candidates"
@@ -141,14 +133,18 @@ def source_kind(source: str | Path | SourceSpec, *, schema: str = "auto") -> Kin
 
 
 def source_schema(source: str | Path | SourceSpec, *, schema: str = "auto") -> Schema:
-    """The schema of a source, by its first rows. Raises DataError where it has none that is known."""
+    """The schema of a source, by its first rows. Raises DataError if it has no known one."""
     spec = parse_source(source)
-    read = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
-    sample = [row for row in read if row.fault is None]
-    if not sample:
-        raise DataError(f"{read[0].where}: {read[0].fault}; no row near it can be read either")
-    name = schema if spec.schema == "auto" else spec.schema
-    return detect_schema(name, sample[0].where, [row.fields for row in sample])
+    sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
+    return detect_schema(schema if spec.schema == "auto" else spec.schema, *_readable(sample))
+
+
+def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
+    """(where the first readable row is, the fields of all readable rows). Raises DataError if there is none."""
+    rows = [row for row in sample if row.fault is None]
+    if not rows:
+        raise DataError(f"{sample[0].where}: {sample[0].fault}; no row near it can be read either")
+    return rows[0].where, [row.fields for row in rows]
 
 
 @overload
@@ -157,7 +153,7 @@ def read_records(
     kind: Literal["preference", "pair"] = "preference",
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Comparison], ReadReport]: ...
 
@@ -168,7 +164,7 @@ def read_records(
     kind: Literal["candidates", "graded"],
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Candidates], ReadReport]: ...
 
@@ -179,7 +175,7 @@ def read_records(
     kind: Kind,
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Any], ReadReport]: ...
 
@@ -189,7 +185,7 @@ def read_records(
     kind: Kind = "preference",
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Any], ReadReport]:
     """All records of a source, and what became of its rows.
@@ -215,7 +211,7 @@ def _read(
     kind: Kind,
     *,
     schema: str,
-    on_bad: Literal["error", "skip"],
+    on_bad: OnBad,
     limit: int | None,
 ) -> tuple[list[Record], ReadReport]:
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=limit)
@@ -235,7 +231,7 @@ def read_sources(
     kind: Kind = "preference",
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Record], ReadReport]:
     """The records of several sources in turn; ids are unique over all, `limit` counts over all."""
@@ -251,7 +247,7 @@ def read_sources(
     return _with_unique_ids(records), report
 
 
-def _records_of(row: Row, schema: Schema, kind: Kind) -> list[Record]:
+def _parse(row: Row, schema: Schema, kind: Kind) -> list[Record]:
     weight = 1.0
     if row.fields.get("weight") is not None:
         weight = number_value(row.fields["weight"], "weight")
@@ -276,9 +272,9 @@ def _as_kind(record: Record, kind: Kind, weight: float) -> Record:
 
 
 def _with_unique_ids(records: list[Record]) -> list[Record]:
-    """Every id once: records that share one get the hash of their texts behind it, copies a number.
+    """Make ids unique: a shared id gets the hash of the texts as a suffix, and equal texts a number.
 
-    Shuffling the rows does not change which texts have which id.
+    The id of a text does not depend on the order of the rows.
     """
     times = Counter(record.id for record in records)
     if len(times) == len(records):

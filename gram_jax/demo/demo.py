@@ -14,23 +14,24 @@ from pathlib import Path
 
 import jax
 
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records
 from gram_jax.demo.compute import demo_compute
 from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import StoppedError
-from gram_jax.evals.pairwise import PairwiseReport, evaluate_pairs
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.evals.results import PairMetrics
 from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.execution import Compute, Execution
-from gram_jax.plots import plot_before_after, read_metrics
+from gram_jax.plots import plot_before_after
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.loop import train
@@ -60,8 +61,8 @@ class DemoResult:
     difference: largest |log-odds here - in transformers|, None if PyTorch is not installed.
     """
 
-    before: PairwiseReport
-    after: PairwiseReport
+    before: PairMetrics
+    after: PairMetrics
     judge: Path
     plot: Path
     difference: float | None
@@ -224,7 +225,7 @@ def _log_task(heldout: Sequence[Comparison]) -> None:
 
 def _evaluate(
     judge: Scorer, records: Sequence[Comparison], progress: ProgressFactory
-) -> PairwiseReport:
+) -> PairMetrics:
     with progress(len(records), label="pairs in both orders", unit="pairs") as bar:
         report = evaluate_pairs(judge, records, progress=lambda n: bar.update(n, units=n))
     logger.info(
@@ -243,7 +244,7 @@ def _evaluate(
 
 def _train(recipe: Recipe, placement: Placement, progress: ProgressFactory, resume: str) -> None:
     try:
-        result = train(recipe, console=Console(quiet=True), placement=placement)
+        result = train(recipe, placement=placement, progress=progress)
     except StoppedError as stopped:
         raise StoppedError(
             f"the demo was stopped and its work is saved. Resume with: {resume}"

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from gram_jax.errors import DataError
-from gram_jax.evals.folder import write_json
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.evals.intervals import Tally
-from gram_jax.files import write_atomic
+from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
@@ -107,9 +106,9 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
 
 def _over_prompts(values: np.ndarray) -> dict[str, Any]:
     prompts = len(values)
-    tally = Tally.of(values, np.arange(prompts), [""] * prompts)
-    mean = tally.value(_mean)
-    return {"mean": mean, "interval": tally.interval(_mean) or (mean, mean)}
+    table = BootstrapTable.of(values, np.arange(prompts), [""] * prompts)
+    mean = table.value(mean_score)
+    return {"mean": mean, "interval": table.interval(mean_score) or (mean, mean)}
 
 
 def run_best_of_n(
@@ -160,7 +159,7 @@ def run_best_of_n(
         "best_of": table,
         "rewards": {role: values.tolist() for role, values in rated.items()},
     }
-    write_json(out / REPORT, report)
+    write_json(out / REPORT, report, error=DataError)
     plot_best_of(table, out / PICTURE, title=f"best of n from {policy}")
     return report
 
@@ -187,10 +186,6 @@ def best_of_n_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         )
         for row in table
     ]
-
-
-def _mean(credit: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return credit.sum(-1) / count.sum(-1)
 
 
 def _kept(

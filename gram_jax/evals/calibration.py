@@ -1,15 +1,15 @@
 """Whether a probability means what it says: of the pairs at 0.8, four of five should be right."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from gram_jax.evals.results import ConfidenceBin, TemperatureFit
+
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
-LEAST_PROMPTS = 20  # below so many a fitted temperature says nothing
+USABLE = 50.0  # a temperature above it leaves nothing of the log-odds; its inverse makes all of them certain
+LEAST_PROMPTS = 20  # with fewer, a fitted temperature says nothing
 
 
 def expected_calibration_error(p_chosen: np.ndarray) -> float:
@@ -25,17 +25,17 @@ def expected_calibration_error(p_chosen: np.ndarray) -> float:
     return float(np.abs(right - sure).sum() / weight.sum())
 
 
-def reliability(p_chosen: np.ndarray) -> list[dict[str, Any]]:
-    """The bins of `expected_calibration_error`: bounds, pairs, mean confidence and accuracy (None where empty)."""
+def reliability(p_chosen: np.ndarray) -> list[ConfidenceBin]:
+    """The bins of `expected_calibration_error`; mean confidence and accuracy are None for an empty one."""
     edges = np.linspace(0.5, 1, BINS + 1).tolist()
     return [
-        {
-            "low": low,
-            "high": high,
-            "n": int(n),
-            "confidence": float(sure / n) if n else None,
-            "accuracy": float(right / n) if n else None,
-        }
+        ConfidenceBin(
+            low=low,
+            high=high,
+            n=int(n),
+            confidence=float(sure / n) if n else None,
+            accuracy=float(right / n) if n else None,
+        )
         for low, high, n, sure, right in zip(edges, edges[1:], *_bins(p_chosen), strict=False)
     ]
 
@@ -61,23 +61,10 @@ def negative_log_likelihood(margin: np.ndarray, temperature: float = 1.0) -> flo
     return float(np.logaddexp(0, -margin / temperature).mean())
 
 
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature by which log-odds are divided, fitted on one part of the pairs and tested on the other."""
-
-    value: float
-    fitted_on: int
-    tested_on: int
-    ece_before: float
-    ece_after: float
-    nll_before: float
-    nll_after: float
-
-
 def fit_temperature(margin: np.ndarray) -> float:
     """The temperature of the least negative log-likelihood (Guo et al. 2017), within 0.01 to 100.
 
-    A judge that is wrong as often as right is best believed in nothing: the temperature reaches its bound.
+    At chance accuracy the optimal temperature diverges; the search stops at its upper bound.
     """
     found = minimize_scalar(
         lambda log: negative_log_likelihood(margin, float(np.exp(log))),
@@ -88,25 +75,34 @@ def fit_temperature(margin: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> dict[str, Any] | None:
+def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> TemperatureFit | None:
     """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 prompts in either half.
 
     margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. Which prompts are for fitting
-    is drawn with a fixed seed. None as well where the fitting half is all right: it speaks against no certainty.
+    is drawn with a fixed seed. Also None if every pair of the fitting half is right: the optimal temperature is then 0.
     """
     half = np.random.default_rng(0).permutation(int(cluster.max()) + 1) % 2 == 0
     fitting, testing = margin[half[cluster]], margin[~half[cluster]]
     if min(half.sum(), (~half).sum()) < LEAST_PROMPTS or (fitting > 0).all():
         return None
     value = fit_temperature(fitting)
-    return asdict(
-        Temperature(
-            value,
-            len(fitting),
-            len(testing),
-            expected_calibration_error(expit(testing)),
-            expected_calibration_error(expit(testing / value)),
-            negative_log_likelihood(testing),
-            negative_log_likelihood(testing, value),
-        )
+    return TemperatureFit(
+        value=value,
+        fitted_on=len(fitting),
+        tested_on=len(testing),
+        ece_before=expected_calibration_error(expit(testing)),
+        ece_after=expected_calibration_error(expit(testing / value)),
+        nll_before=negative_log_likelihood(testing),
+        nll_after=negative_log_likelihood(testing, value),
     )
+
+
+def why_unusable(fit: TemperatureFit) -> str | None:
+    """Why not to use a temperature; None if it helped on the pairs that it was not fitted on."""
+    if fit.value > USABLE:
+        return "no temperature helps, since the judge is wrong here as often as it is right"
+    if fit.value < 1 / USABLE:
+        return "the best temperature lies beyond those that are tried"
+    if fit.nll_after >= fit.nll_before or fit.ece_after > fit.ece_before:
+        return "no temperature helped on the pairs that it was not fitted on"
+    return None

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy.special import comb
@@ -13,9 +13,10 @@ from scipy.stats import kendalltau
 
 from gram_jax.data.comparison import Candidates
 from gram_jax.errors import DataError
-from gram_jax.evals.intervals import Tally, number, share, subsets_of
-from gram_jax.evals.official import BENCHMARK, OWN, Figure, mean_of, pooled
-from gram_jax.evals.pairwise import Verdicts, verdicts_of
+from gram_jax.evals.benchmarks import BENCHMARK, OWN, BenchmarkMetric, mean_of, pooled
+from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, subsets_of
+from gram_jax.evals.pairwise import PairVerdicts, verdicts_of
+from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable, GradeAgreement
 from gram_jax.scoring.pair import PairScore, combine_orders
 
 TIES = (
@@ -24,8 +25,8 @@ TIES = (
 
 
 @dataclass(frozen=True)
-class Graded:
-    """Graded responses to a prompt and what the judge makes of them.
+class RankedCandidates:
+    """Graded responses to a prompt and the judge's ranking of them.
 
     strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and j second.
     """
@@ -42,15 +43,23 @@ class Graded:
 
     @property
     def picked(self) -> np.ndarray:
-        """bool [n]: the strongest; several where they are equally strong, as equal texts are."""
+        """bool [n]: the strongest; several if they are equally strong, as equal texts are."""
         return self.strengths == self.strengths.max()
 
 
-Pair = tuple[Candidates, int, int, PairScore]
+GradedPair = tuple[Candidates, int, int, PairScore]
+
+
+class RankedFigures(NamedTuple):
+    """The figures of a benchmark that ranks; table: the scores of its subsets."""
+
+    official: list[BenchmarkFigure]
+    table: BootstrapTable
+    tables: list[BenchmarkTable]
 
 
 def check_graded(records: Sequence[Candidates]) -> None:
-    """Raises DataError where the grades of no prompt differ."""
+    """Raises DataError if the grades of no prompt differ."""
     if not any(len(set(record.grades or ())) > 1 for record in records):
         raise DataError(
             f"all responses of a prompt have the same grade in each of {len(records)} rows: "
@@ -59,7 +68,7 @@ def check_graded(records: Sequence[Candidates]) -> None:
 
 
 def check_ties(records: Sequence[Candidates]) -> None:
-    """Raises DataError where the rows of Ties do not have the ids of RewardBench 2, and where nothing else is there."""
+    """Raises DataError if the rows of Ties do not have the ids of RewardBench 2, or if none of them is complete."""
     names = [_half_of(record) for record in records if record.source == TIES]
     seen = Counter(names)
     if twice := [":".join(name) for name, n in seen.items() if n > 1]:
@@ -81,21 +90,21 @@ def _half_of(record: Candidates) -> tuple[str, str]:
     return found.group(1), found.group(2)
 
 
-def graded_pairs(contests: Sequence[Graded]) -> list[Pair]:
+def graded_pairs(rankings: Sequence[RankedCandidates]) -> list[GradedPair]:
     """Every pair of one prompt's responses of which one has the higher grade: (record, better, worse, score)."""
     pairs = []
-    for contest in contests:
-        grades, texts = contest.grades, contest.record.responses
+    for ranking in rankings:
+        grades, texts = ranking.grades, ranking.record.responses
         for i, j in product(range(len(grades)), repeat=2):
             if grades[i] > grades[j] and texts[i] != texts[j]:
                 score = combine_orders(
-                    contest.logit_diffs[i, j], contest.logit_diffs[j, i], contest.shortened
+                    ranking.logit_diffs[i, j], ranking.logit_diffs[j, i], ranking.shortened
                 )
-                pairs.append((contest.record, i, j, score))
+                pairs.append((ranking.record, i, j, score))
     return pairs
 
 
-def graded_verdicts(pairs: Sequence[Pair]) -> Verdicts:
+def graded_verdicts(pairs: Sequence[GradedPair]) -> PairVerdicts:
     """The columns of these pairs."""
     return verdicts_of(
         [score for *_, score in pairs],
@@ -105,85 +114,90 @@ def graded_verdicts(pairs: Sequence[Pair]) -> Verdicts:
     )
 
 
-def picking(contests: Sequence[Graded]) -> tuple[Tally, list[Graded]]:
-    """How often a best response is picked, over the prompts where grades differ; ties share the credit.
+def pick_scores(
+    rankings: Sequence[RankedCandidates],
+) -> tuple[BootstrapTable, list[RankedCandidates]]:
+    """How often a best response is picked, over the prompts whose grades differ; ties share the score.
 
-    Returns the tally and those contests. Raises DataError where the grades never differ.
+    Returns the table and those rankings. Raises DataError if the grades never differ.
     """
-    check_graded([contest.record for contest in contests])
-    open_ = [contest for contest in contests if np.ptp(contest.grades) > 0]
-    credit = [(c.grades == c.grades.max())[c.picked].mean() for c in open_]
-    clusters = number([c.record.prompt for c in open_])
-    return Tally.of(np.array(credit), clusters, _subsets(open_)), open_
+    check_graded([ranking.record for ranking in rankings])
+    decided = [ranking for ranking in rankings if np.ptp(ranking.grades) > 0]
+    scores = [(c.grades == c.grades.max())[c.picked].mean() for c in decided]
+    clusters = factorize([c.record.prompt for c in decided])
+    return BootstrapTable.of(np.array(scores), clusters, _subsets(decided)), decided
 
 
-def best_of_n(contests: Sequence[Graded]) -> dict[str, Any]:
-    """official, subsets (as a Tally) and tables of a best-of-n set.
+def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
+    """The figures of a best-of-n set.
 
     The grade of the pick stands beside that of a random response and of the best one; the last figure is how much of
     the way from one to the other the judge goes.
     """
-    tally, open_ = picking(contests)
-    clusters = number([c.record.prompt for c in contests])
+    table, decided = pick_scores(rankings)
+    clusters = factorize([c.record.prompt for c in rankings])
     columns = {
-        "pick": [c.grades[c.picked].mean() for c in contests],
-        "random": [c.grades.mean() for c in contests],
-        "best": [c.grades.max() for c in contests],
+        "pick": [c.grades[c.picked].mean() for c in rankings],
+        "random": [c.grades.mean() for c in rankings],
+        "best": [c.grades.max() for c in rankings],
     }
     # Prompts count alike, so the figures are means over rows.
     sums = {
-        name: Tally.of(np.array(values), clusters, [""] * len(contests))
+        name: BootstrapTable.of(np.array(values), clusters, [""] * len(rankings))
         for name, values in columns.items()
     }
-    whole = Tally(
+    whole = BootstrapTable(
         tuple(columns),
-        np.concatenate([sums[name].credit for name in columns], 1),
-        np.concatenate([sums[name].count for name in columns], 1),
+        np.concatenate([sums[name].scores for name in columns], 1),
+        np.concatenate([sums[name].counts for name in columns], 1),
     )
     pick, random, best = (pooled(whole.subsets, (name,)) for name in columns)
     figures = [
-        Figure("grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick),
-        Figure("grade of a random response", "mean grade of all", OWN, ("random",), random),
-        Figure("grade of the best response", "what a perfect judge gets", OWN, ("best",), best),
-        Figure(
+        BenchmarkMetric(
+            "grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick
+        ),
+        BenchmarkMetric(
+            "grade of a random response", "mean grade of all", OWN, ("random",), random
+        ),
+        BenchmarkMetric(
+            "grade of the best response", "what a perfect judge gets", OWN, ("best",), best
+        ),
+        BenchmarkMetric(
             "share of the possible gain",
             "(pick - random) / (best - random)",
             OWN,
             whole.subsets,
-            lambda credit, count: _gain(*(m(credit, count) for m in (pick, random, best))),
+            lambda scores, counts: _gain(*(m(scores, counts) for m in (pick, random, best))),
         ),
     ]
-    right = Figure(
+    right = BenchmarkMetric(
         "a best response is picked",
-        f"over the {len(open_)} prompts whose grades differ; ties share the credit",
+        f"over the {len(decided)} prompts whose grades differ; ties share the credit",
         OWN,
-        tally.subsets,
-        share,
+        table.subsets,
+        mean_score,
     )
-    return {
-        "official": [right.of(tally), *(figure.of(whole) for figure in figures)],
-        "tally": tally,
-        "tables": [_table_of_k(contests)],
-    }
+    official = [right.of(table), *(figure.of(whole) for figure in figures)]
+    return RankedFigures(official, table, [_table_of_k(rankings)])
 
 
 def _gain(pick: np.ndarray, random: np.ndarray, best: np.ndarray) -> np.ndarray:
     return (pick - random) / np.maximum(best - random, 1e-12)
 
 
-def _table_of_k(contests: Sequence[Graded]) -> dict[str, Any]:
+def _table_of_k(rankings: Sequence[RankedCandidates]) -> BenchmarkTable:
     """Expected grade of the strongest of k responses drawn from each prompt's own, in closed form."""
-    most = min(len(c.grades) for c in contests)
+    most = min(len(c.grades) for c in rankings)
     sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < most} | {most})
     rows = []
     for k in sizes:
         picks, bests = [], []
-        for contest in contests:
-            picks.append(expected_of_k(contest.grades, contest.strengths, k))
-            bests.append(expected_of_k(contest.grades, contest.grades, k))
+        for ranking in rankings:
+            picks.append(expected_of_k(ranking.grades, ranking.strengths, k))
+            bests.append(expected_of_k(ranking.grades, ranking.grades, k))
         rows.append([k, float(np.mean(picks)), float(np.mean(bests))])
     columns = ["responses", "grade of the pick", "grade of the best"]
-    return {"title": "Best of k", "columns": columns, "rows": rows}
+    return BenchmarkTable(title="Best of k", columns=columns, rows=rows)
 
 
 def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
@@ -199,22 +213,22 @@ def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
     return float(weights @ shared[order])
 
 
-def reward_bench_2(contests: Sequence[Graded]) -> dict[str, Any]:
-    """official, subsets (as a Tally) and tables of RewardBench 2 (arXiv 2506.01937).
+def reward_bench_2(rankings: Sequence[RankedCandidates]) -> RankedFigures:
+    """The figures of RewardBench 2 (arXiv 2506.01937).
 
-    A prompt's credit is 1 where its right response is the strongest, shared with those as strong; Ties has its own
-    score. The total is the mean of the subsets that are there.
+    A prompt scores 1 if its right response is the strongest, shared with those as strong; Ties has its own score. The
+    total is the mean of the subsets that are there.
     """
-    check_ties([contest.record for contest in contests])
-    plain = [c for c in contests if c.record.source != TIES]
-    tied, alone = _ties([c for c in contests if c.record.source == TIES])
-    credit = [c.grades[c.picked].mean() for c in plain] + [x for _, x in tied]
+    check_ties([ranking.record for ranking in rankings])
+    plain = [c for c in rankings if c.record.source != TIES]
+    tied, alone = _ties([c for c in rankings if c.record.source == TIES])
+    scores = [c.grades[c.picked].mean() for c in plain] + [x for _, x in tied]
     prompts = [c.record.prompt for c in plain] + [name for name, _ in tied]
     subsets = _subsets(plain) + [TIES] * len(tied)
-    tally = Tally.of(np.array(credit), number(prompts), subsets)
-    names = tally.subsets
+    table = BootstrapTable.of(np.array(scores), factorize(prompts), subsets)
+    names = table.subsets
     each = [
-        Figure(
+        BenchmarkMetric(
             name,
             _TIES_DEFINITION if name == TIES else "the right response is the strongest of all",
             BENCHMARK,
@@ -223,16 +237,19 @@ def reward_bench_2(contests: Sequence[Graded]) -> dict[str, Any]:
         )
         for name in names
     ]
-    total = Figure(
+    total = BenchmarkMetric(
         "RewardBench 2",
         f"the mean of {', '.join(names)}",
         BENCHMARK,
         names,
         mean_of([figure.metric for figure in each]),
     )
-    notes = [["prompts of Ties without their other row, left out", alone]] if alone else []
-    tables = [{"title": "RewardBench 2", "columns": ["", "rows"], "rows": notes}] if notes else []
-    return {"official": [f.of(tally) for f in (total, *each)], "tally": tally, "tables": tables}
+    tables = []
+    if alone:
+        rows: list[list[str | int | float | None]]
+        rows = [["prompts of Ties without their other row, left out", alone]]
+        tables = [BenchmarkTable(title="RewardBench 2", columns=["", "rows"], rows=rows)]
+    return RankedFigures([figure.of(table) for figure in (total, *each)], table, tables)
 
 
 _TIES_DEFINITION = (
@@ -242,13 +259,13 @@ _TIES_DEFINITION = (
 )
 
 
-def _ties(contests: Sequence[Graded]) -> tuple[list[tuple[str, float]], int]:
+def _ties(rankings: Sequence[RankedCandidates]) -> tuple[list[tuple[str, float]], int]:
     """The score of each prompt of Ties, by its ref: and its tied: row; how many rows have no counterpart."""
     rows: dict[tuple[str, str], tuple[float, float]] = {}
-    for contest in contests:
-        right, wrong = (contest.strengths[contest.grades == grade] for grade in (1, 0))
+    for ranking in rankings:
+        right, wrong = (ranking.strengths[ranking.grades == grade] for grade in (1, 0))
         apart = float(right.min() - wrong.max())  # right ones from wrong ones
-        rows[_half_of(contest.record)] = apart, float(np.ptp(right))
+        rows[_half_of(ranking.record)] = apart, float(np.ptp(right))
     scores = []
     for (kind, name), (apart, spread) in rows.items():
         if kind == "ref" or ("ref", name) not in rows:
@@ -262,17 +279,17 @@ def _ties(contests: Sequence[Graded]) -> tuple[list[tuple[str, float]], int]:
     return scores, len(rows) - 2 * len(scores)
 
 
-def agreement(contests: Sequence[Graded]) -> dict[str, Any] | None:
+def agreement(rankings: Sequence[RankedCandidates]) -> GradeAgreement | None:
     """Kendall's tau and Pearson's r between strengths and grades, means over the prompts whose grades differ."""
     taus, rs = [], []
-    for contest in contests:
-        if np.ptp(contest.grades) > 0 and np.ptp(contest.strengths) > 0:
-            taus.append(float(cast(Any, kendalltau(contest.strengths, contest.grades)).statistic))
-            rs.append(float(np.corrcoef(contest.strengths, contest.grades)[0, 1]))
+    for ranking in rankings:
+        if np.ptp(ranking.grades) > 0 and np.ptp(ranking.strengths) > 0:
+            taus.append(float(cast(Any, kendalltau(ranking.strengths, ranking.grades)).statistic))
+            rs.append(float(np.corrcoef(ranking.strengths, ranking.grades)[0, 1]))
     if not taus:
         return None
-    return {"pairs": len(taus), "kendall": float(np.mean(taus)), "pearson": float(np.mean(rs))}
+    return GradeAgreement(n=len(taus), kendall=float(np.mean(taus)), pearson=float(np.mean(rs)))
 
 
-def _subsets(contests: Sequence[Graded]) -> list[str]:
-    return subsets_of([contest.record.source for contest in contests]).tolist()
+def _subsets(rankings: Sequence[RankedCandidates]) -> list[str]:
+    return subsets_of([ranking.record.source for ranking in rankings]).tolist()

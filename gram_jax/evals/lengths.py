@@ -1,10 +1,9 @@
-"""How much of a judge's verdicts goes by the length of the responses, in characters."""
-
-from typing import Any
+"""Length bias: how the length of the responses, in characters, decides a judge's verdicts."""
 
 import numpy as np
 
 from gram_jax.evals.intervals import clustered_interval
+from gram_jax.evals.results import LengthBin
 
 # Bounds of log2(length of the chosen / length of the rejected response): a quarter, half, 0.8, 1.25, twice, four times.
 EDGES = (-2.0, -1.0, -0.32, 0.32, 1.0, 2.0)
@@ -16,7 +15,7 @@ def doublings(lengths: np.ndarray) -> np.ndarray:
 
 
 def length_slope(margin: np.ndarray, lengths: np.ndarray) -> float:
-    """Log-odds gained by twice the other's length: least squares through zero; 0 where all lengths are equal.
+    """Log-odds gained by twice the other's length: least squares through zero; 0 if all lengths are equal.
 
     margin: log-odds of the first response, [n]; lengths: of the first and the second, [n, 2].
 
@@ -28,10 +27,10 @@ def length_slope(margin: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def controlled_accuracy(correct: np.ndarray, lengths: np.ndarray) -> float | None:
-    """Accuracy if the chosen response were the longer one in half of the pairs: where length is no help.
+    """Accuracy if the chosen response were the longer one in half of the pairs, so that length is no help.
 
     correct: bool [n]; lengths: of the chosen and the rejected response, [n, 2]. A judge that only measures length gets
-    0.5. None where one of the two kinds of pairs is missing.
+    0.5. None if one of the two kinds of pairs is missing.
 
     >>> controlled_accuracy(np.array([True, True, True, False]), np.array([[2, 1], [3, 1], [9, 1], [1, 2]]))
     0.5
@@ -42,18 +41,17 @@ def controlled_accuracy(correct: np.ndarray, lengths: np.ndarray) -> float | Non
     return float((correct[longer > 0].mean() + correct[longer < 0].mean()) / 2)
 
 
-def length_bins(
-    correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray
-) -> list[dict[str, Any]]:
+def length_bins(correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray) -> list[LengthBin]:
     """Accuracy by how much longer the chosen response is; bounds as in EDGES, None at the open ends."""
     at = np.digitize(doublings(lengths), EDGES)
     found = []
     for bin_, (low, high) in enumerate(zip((None, *EDGES), (*EDGES, None), strict=True)):
         here = at == bin_
-        row = {"low": low, "high": high, "n": int(here.sum()), "accuracy": None, "interval": None}
+        accuracy = interval = None
         if here.any():
-            row["accuracy"] = float(correct[here].mean())
-            numbered = np.unique(cluster[here], return_inverse=True)[1]
-            row["interval"] = clustered_interval(correct[here], numbered)
-        found.append(row)
+            accuracy = float(correct[here].mean())
+            prompts = np.unique(cluster[here], return_inverse=True)[1]
+            interval = clustered_interval(correct[here], prompts)
+        n = int(here.sum())
+        found.append(LengthBin(low=low, high=high, n=n, accuracy=accuracy, interval=interval))
     return found

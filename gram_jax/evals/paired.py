@@ -1,11 +1,12 @@
-"""Two judges on the same pairs: by how much one is more often right, which is known better than how often each is."""
+"""Two judges on the same pairs: the difference of their accuracies, with a paired interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from gram_jax.data.comparison import Comparison, contents_id
-from gram_jax.evals.intervals import Interval, Tally, number, share, wilson_interval
+from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, wilson_interval
+from gram_jax.evals.results import Interval, PairOutcomes
 
 
 def paired_gain(
@@ -13,40 +14,37 @@ def paired_gain(
 ) -> tuple[float, Interval]:
     """Accuracy of the second less that of the first, with its 95 % interval by prompts.
 
-    before, after: bool [n], who is right where; cluster: i [n], the prompt of each pair.
+    before, after: bool [n], which pairs are right; cluster: i [n], the prompt of each pair.
 
     >>> gain, (low, high) = paired_gain(np.arange(40) < 20, np.arange(40) < 30, np.arange(40))
     >>> gain, low > 0
     (0.25, True)
     """
     # 0, 1/2 and 1 for a pair that got worse, stayed and got better.
-    credit = (1.0 + after - before) / 2
-    tally = Tally.of(credit, cluster, [""] * len(credit))
-    gain = 2 * tally.value(share) - 1
-    if (credit == 0.5).all():
-        # Nothing to draw samples from: so many prompts may change unseen, one way or the other.
-        unseen = wilson_interval(0, tally.prompts())[1]
+    scores = (1.0 + after - before) / 2
+    table = BootstrapTable.of(scores, cluster, [""] * len(scores))
+    gain = 2 * table.value(mean_score) - 1
+    if (scores == 0.5).all():
+        # Resampling shows no variation: this share of the prompts may change unseen, one way or the other.
+        unseen = wilson_interval(0, table.prompts())[1]
         return gain, (-unseen, unseen)
-    bounds = tally.interval(share)
-    assert bounds is not None  # such credits are a share
+    bounds = table.interval(mean_score)
+    assert bounds is not None  # such scores are a share
     return gain, (2 * bounds[0] - 1, 2 * bounds[1] - 1)
 
 
 def outcomes(
     records: Sequence[Comparison], correct: np.ndarray, cluster: np.ndarray
-) -> dict[str, str]:
-    """Who is right where, for evaluation.json: sources of the same contents have the same pairs at the same places.
-
-    right: a 1 or a 0 for each pair, in the order of `contents_id`; prompts: the number of its prompt.
-    """
+) -> PairOutcomes:
+    """Which pairs are right, in the order of `contents_id`: the same order in every source of the same contents."""
     order = sorted(range(len(records)), key=lambda at: contents_id(records[at]))
-    return {
-        "right": "".join("1" if correct[at] else "0" for at in order),
-        "prompts": " ".join(map(str, number(cluster[order].tolist()))),
-    }
+    return PairOutcomes(
+        right="".join("1" if correct[at] else "0" for at in order),
+        prompts=" ".join(map(str, factorize(cluster[order].tolist()))),
+    )
 
 
-def gain_between(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[float, Interval]:
+def gain_between(one: PairOutcomes, other: PairOutcomes) -> tuple[float, Interval]:
     """`paired_gain` of two `outcomes` of sources with the same contents."""
-    before, after = (np.array(list(x["right"])) == "1" for x in (one, other))
-    return paired_gain(before, after, np.array(one["prompts"].split(), int))
+    before, after = (np.array(list(x.right)) == "1" for x in (one, other))
+    return paired_gain(before, after, np.array(one.prompts.split(), int))

@@ -1,16 +1,16 @@
 """How good a judge is on labeled pairs. The figures are functions of arrays and can be checked by hand."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
-from gram_jax.evals.intervals import clustered_interval, number, subsets_of
+from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of
 from gram_jax.evals.lengths import length_slope
+from gram_jax.evals.results import PairMetrics
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
@@ -19,48 +19,7 @@ from gram_jax.scoring.scorer import Scorer
 RESOLUTION = 1e-7
 
 
-@dataclass(frozen=True)
-class PairwiseReport:
-    """A judge on n labeled pairs. All shares are of pairs, never of forward passes.
-
-    accuracy: the chosen response has strictly more than half, both orders averaged; interval: 95 %, Wilson's, wider
-    where pairs share their prompt. prompts: how many different ones there are.
-    accuracy_chosen_first, accuracy_chosen_second: the same from the one order that shows the chosen one there.
-    accuracy_longer, accuracy_shorter: among the pairs whose chosen response is the longer (shorter) one, in
-    characters; None without such pairs. length_slope: log-odds that a response gains when it is twice as long as the
-    other, by least squares through zero: far from 0, the judge goes by length, or length goes with quality here.
-    consistency: both orders name the same response. position_bias: mean P(first shown) - 0.5.
-    ties: exactly half, counted as wrong. ece, brier: calibration of the averaged probability.
-    margin: mean log-odds of the chosen response. shortened: share that did not fit the token budget.
-    skipped_ties: pairs that the source itself calls a tie; not counted in n.
-    by_source: (pairs, accuracy) of each source or subset.
-    """
-
-    n: int
-    prompts: int
-    accuracy: float
-    interval: tuple[float, float]
-    accuracy_chosen_first: float
-    accuracy_chosen_second: float
-    accuracy_longer: float | None
-    accuracy_shorter: float | None
-    length_slope: float
-    consistency: float
-    position_bias: float
-    ties: float
-    ece: float
-    brier: float
-    margin: float
-    shortened: float
-    skipped_ties: int
-    by_source: dict[str, tuple[int, float]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-class Verdicts(NamedTuple):
+class PairVerdicts(NamedTuple):
     """n labeled pairs as the judge sees them, a column for each thing; seen from the chosen response.
 
     p, p_rejected: f64 [n], P(chosen) and what is left of 1, both orders together. margin: f64 [n], log-odds of the
@@ -84,7 +43,7 @@ class Verdicts(NamedTuple):
 
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which response is preferred (`side`) where the chosen one is shown first, and where second."""
+        """Which response is preferred (`side`) when the chosen one is shown first, and when second."""
         return side(self.p + self.position_bias / 2), side(self.p - self.position_bias / 2)
 
     @property
@@ -99,7 +58,7 @@ def evaluate_pairs(
     records: Iterable[Comparison],
     *,
     progress: Callable[[int], None] | None = None,
-) -> PairwiseReport:
+) -> PairMetrics:
     """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
     Raises DataError if no labeled pair is left.
@@ -117,7 +76,7 @@ def evaluate_pairs(
 
 
 def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
-    """The records that say which response is better, and how many say neither. Raises DataError where none does."""
+    """The records that say which response is better, and how many say neither. Raises DataError if none does."""
     records = list(records)
     kept = [record for record in records if record.has_preference]
     if not kept:
@@ -126,7 +85,7 @@ def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
     return kept, len(records) - len(kept)
 
 
-def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> Verdicts:
+def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> PairVerdicts:
     """The columns of records and their scores, the chosen response first in each."""
     return verdicts_of(
         scores,
@@ -142,27 +101,27 @@ def verdicts_of(
     prompts: Sequence[Hashable],
     lengths: Sequence[tuple[int, int]],
     subsets: Sequence[str],
-) -> Verdicts:
+) -> PairVerdicts:
     """The columns of scores whose first response is the chosen one."""
     p, p_rejected, margin, position_bias, shortened = map(np.array, zip(*scores, strict=True))
-    return Verdicts(
+    return PairVerdicts(
         p,
         p_rejected,
         margin,
         position_bias,
         shortened,
         np.array(lengths, float),
-        number(prompts),
+        factorize(prompts),
         subsets_of(subsets),
     )
 
 
-def report_pairs(verdicts: Verdicts, *, skipped_ties: int) -> PairwiseReport:
+def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
     """The figures of these verdicts."""
     correct, (when_first, when_second) = verdicts.correct, verdicts.sides
     longer = verdicts.lengths[:, 0] - verdicts.lengths[:, 1]
     names, at, sizes = np.unique(verdicts.subset, return_inverse=True, return_counts=True)
-    return PairwiseReport(
+    return PairMetrics(
         n=len(correct),
         prompts=int(verdicts.cluster.max()) + 1,
         accuracy=float(correct.mean()),
@@ -188,7 +147,7 @@ def report_pairs(verdicts: Verdicts, *, skipped_ties: int) -> PairwiseReport:
 
 
 def side(p: np.ndarray) -> np.ndarray:
-    """1 where a probability is above one half, -1 where it is below, 0 where float32 cannot tell.
+    """1 if a probability is above one half, -1 if it is below, 0 if float32 cannot tell.
 
     >>> side(np.array([0.9, 0.5 + 3e-8, 0.1])).tolist()
     [1.0, 0.0, -1.0]

@@ -1,6 +1,7 @@
-"""The judge's answers that an evaluation is computed from: in memory, or in a file in which the next run goes on."""
+"""The scores that an evaluation is computed from: in memory, or in a file from which an interrupted run resumes."""
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.console import Console
 from gram_jax.data.comparison import Candidates, Comparison
-from gram_jax.evals.graded import Graded
-from gram_jax.progress import ProgressBar
+from gram_jax.evals.graded import RankedCandidates
+from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.results import RowTask, write_rows
@@ -26,16 +26,18 @@ from gram_jax.scoring.rows import (
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 2
 WINDOW = 4096  # pairs or rankings at a time at most
 
 
-class Target(NamedTuple):
-    """Where answers go: a file of JSON lines, or None for memory; overwrite: begin it anew."""
+class OutputSink(NamedTuple):
+    """Where scores go: a file of JSON lines, or None for memory. overwrite: do not resume in the file."""
 
-    file: Path | None
-    overwrite: bool
-    console: Console
+    file: Path | None = None
+    overwrite: bool = False
+    progress: ProgressFactory = no_progress
 
 
 def score_pairs(
@@ -43,14 +45,12 @@ def score_pairs(
     model: str,
     source: str,
     records: Sequence[Comparison],
-    to: Target,
+    sink: OutputSink,
 ) -> list[PairScore]:
     """The score of every labeled pair, seen from the chosen response."""
 
     task = RowTask(partial(score_records, scorer), lambda record: 1, WINDOW)
-    return [
-        chosen_score(row) for row in _answers(scorer, model, source, records, to, task, "pairs")
-    ]
+    return [chosen_score(row) for row in _rows(scorer, model, source, records, sink, task, "pairs")]
 
 
 def rank_graded(
@@ -58,54 +58,18 @@ def rank_graded(
     model: str,
     source: str,
     records: Sequence[Candidates],
-    to: Target,
-) -> list[Graded]:
+    sink: OutputSink,
+) -> list[RankedCandidates]:
     """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
-
-    def rate(
-        rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
-    ) -> list[dict[str, Any]]:
-        rewards, shortened = rater.rewards_and_shortened(
-            (r.prompt, text) for _, r in window for text in r.responses
-        )
-        ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
-        bar.update(len(window), units=len(window))
-        return [
-            row_start(number, record)
-            | {
-                "strengths": (own - own.mean()).tolist(),
-                "logit_diffs": (own[:, None] - own[None, :]).tolist(),
-                "shortened": bool(cut.any()),
-            }
-            for (number, record), own, cut in zip(
-                window, np.split(rewards, ends), np.split(shortened, ends), strict=True
-            )
-        ]
-
-    def answer(
-        judge: Scorer, window: list[NumberedRecord], bar: ProgressBar
-    ) -> list[dict[str, Any]]:
-        rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
-        return [
-            row_start(number, record)
-            | {
-                "strengths": ranking.strengths.tolist(),
-                "logit_diffs": [
-                    [None if np.isnan(x) else x for x in row]
-                    for row in ranking.logit_diffs.tolist()
-                ],
-                "shortened": ranking.shortened,
-            }
-            for (number, record), ranking in zip(window, rankings, strict=True)
-        ]
-
-    how = (
-        partial(rate, scorer) if isinstance(scorer, ScalarRewardModel) else partial(answer, scorer)
+    rows_of = (
+        partial(_rating_rows, scorer)
+        if isinstance(scorer, ScalarRewardModel)
+        else partial(_ranking_rows, scorer)
     )
-    task = RowTask(how, lambda record: len(record.responses) ** 2, WINDOW)
-    rows = _answers(scorer, model, source, records, to, task, "prompts")
+    task = RowTask(rows_of, lambda record: len(record.responses) ** 2, WINDOW)
+    rows = _rows(scorer, model, source, records, sink, task, "prompts")
     return [
-        Graded(
+        RankedCandidates(
             record,
             np.array(row["strengths"], np.float32),
             np.array(row["logit_diffs"], np.float32),
@@ -115,35 +79,73 @@ def rank_graded(
     ]
 
 
-def _answers(
+def _rating_rows(
+    rater: ScalarRewardModel, window: list[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    rewards, shortened = rater.rewards_and_shortened(
+        (r.prompt, text) for _, r in window for text in r.responses
+    )
+    ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
+    bar.update(len(window), units=len(window))
+    return [
+        row_start(number, record)
+        | {
+            "strengths": (own - own.mean()).tolist(),
+            "logit_diffs": (own[:, None] - own[None, :]).tolist(),
+            "shortened": bool(cut.any()),
+        }
+        for (number, record), own, cut in zip(
+            window, np.split(rewards, ends), np.split(shortened, ends), strict=True
+        )
+    ]
+
+
+def _ranking_rows(
+    judge: Scorer, window: list[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
+    return [
+        row_start(number, record)
+        | {
+            "strengths": ranking.strengths.tolist(),
+            "logit_diffs": [
+                [None if np.isnan(x) else x for x in row] for row in ranking.logit_diffs.tolist()
+            ],
+            "shortened": ranking.shortened,
+        }
+        for (number, record), ranking in zip(window, rankings, strict=True)
+    ]
+
+
+def _rows(
     scorer: Scorer | ScalarRewardModel,
     model: str,
     source: str,
     records: Sequence[Any],
-    to: Target,
+    sink: OutputSink,
     task: RowTask,
     unit: str,
 ) -> list[dict[str, Any]]:
-    """The row of every record; a file holds the very floats, so that it makes no difference."""
+    """The row of every record; a file keeps the exact floats, so that its figures are those of memory."""
     label = Path(source).name
-    if to.file is None:
-        with to.console.progress(len(records), label=label, unit=unit) as bar:
+    if sink.file is None:
+        with sink.progress(len(records), label=label, unit=unit) as bar:
             return task.rows(list(enumerate(records, 1)), bar)
     about = {"format": FORMAT, "source": source, "kind": f"evaluation of {unit}"}
     done = write_rows(
-        to.file,
+        sink.file,
         about | judge_identity(scorer, model),
         iter(list(enumerate(records, 1))),
         task,
         total=len(records),
         label=label,
         unit=unit,
-        overwrite=to.overwrite,
-        progress=to.console.progress,
+        overwrite=sink.overwrite,
+        progress=sink.progress,
     )
     if done.before:
-        to.console.say(
-            f"{label}: {done.before:,} of {len(records):,} were there, {done.written:,} scored now"
+        logger.info(
+            f"{label}: {done.before:,} of {len(records):,} were scored before, {done.written:,} now"
         )
-    with to.file.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+    with sink.file.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
         return [json.loads(line) for line in lines]

@@ -1,81 +1,231 @@
-"""An entry of evaluation.json as tables for a terminal."""
+"""The figures of an evaluation as tables of words: the same for a terminal, a page and a model card."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-Rows = list[tuple[str, ...]]
-MOST_SUBSETS = 40
+from gram_jax.evals.calibration import why_unusable
+from gram_jax.evals.results import (
+    BenchmarkFigure,
+    BenchmarkTable,
+    EvaluationResults,
+    Interval,
+    SourceResult,
+    TemperatureFit,
+)
+from gram_jax.formatting import format_figure, format_with_interval, plural
 
-
-def evaluation_tables(found: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
-    """(title, columns, rows) of the official figures, of what stands beside them, and of the subsets."""
-    title = f"{found['source']} ({found['benchmark']})"
-    official = [
-        (one["name"], f"{one['value']:.3f}", between(one["interval"]), one["by"])
-        for one in found["official"]
-    ]
-    tables = [
-        (title, ("", "figure", "95 %", "as defined by"), official),
-        ("beside it, over pairs", ("", "figure"), _beside(found)),
-    ]
-    for table in found["tables"]:
-        rows = [tuple(_cell(value) for value in row) for row in table["rows"]]
-        tables.append((table["title"], tuple(table["columns"]), rows))
-    if len(subsets := found["subsets"]) > 1:
-        rows = [
-            (one["name"], f"{one['n']:,}", f"{one['accuracy']:.3f}", between(one["interval"]))
-            for one in subsets[:MOST_SUBSETS]
-        ]
-        if len(subsets) > MOST_SUBSETS:
-            rows.append((f"and {len(subsets) - MOST_SUBSETS} more in evaluation.json", "", "", ""))
-        tables.append(("subsets", ("", "items", "accuracy", "95 %"), rows))
-    return tables
+AUTHORS = {
+    "benchmark": "the benchmark",
+    "GRAM release": "the GRAM release",
+    "GRAM paper": "the GRAM paper",
+}
 
 
-def between(interval: tuple[float, float] | None) -> str:
-    """An interval in words.
+class Label(NamedTuple):
+    """What a figure is called, and what it says."""
 
-    >>> between((0.25, 0.5))
-    '0.250 to 0.500'
+    title: str
+    meaning: str = ""
+
+
+# Every figure of pairs under the name that all outputs give it.
+LABELS = {
+    "accuracy": Label(
+        "accuracy (95 %)",
+        "pairs whose chosen response gets more than half, both orders averaged",
+    ),
+    "n": Label("pairs, prompts", "the interval allows for pairs of one prompt"),
+    "consistency": Label(
+        "order consistency", "pairs for which both orders of showing name the same response"
+    ),
+    "position_bias": Label("position bias", "mean P(first shown) less 0.5; 0 is none"),
+    "accuracy_by_order": Label(
+        "accuracy, chosen shown first / second", "from one order of showing alone"
+    ),
+    "accuracy_by_length": Label(
+        "accuracy, chosen longer / shorter", "the same, for a judge that does not go by length"
+    ),
+    "length_slope": Label(
+        "length slope", "log-odds that a response gains when it is twice as long"
+    ),
+    "controlled_accuracy": Label(
+        "length-controlled accuracy", "the accuracy if length were no help"
+    ),
+    "ties": Label("ties", "exactly half; counted as wrong"),
+    "margin": Label("mean margin", "log-odds of the chosen response"),
+    "ece": Label("ECE", "mean distance between confidence and accuracy; 0 is calibrated"),
+    "brier": Label("Brier score", "mean squared error of the probability; guessing has 0.25"),
+    "nll": Label("NLL", "log loss of the probability; guessing has 0.693"),
+    "grades": Label(
+        "agreement with grades",
+        "Kendall's tau / Pearson's r of log-odds and grades; of several responses, mean over prompts",
+    ),
+    "shortened": Label("shortened", "pairs that did not fit the token budget and were cut"),
+    "skipped_ties": Label("ties in the source", "left out"),
+}
+
+
+class Cell(NamedTuple):
+    """A figure in a table. share: drawn on a line from 0 to 1, with its interval. strong: among the best."""
+
+    text: str
+    share: float | None = None
+    interval: Interval | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: the first cell names the row. prose: numbers of the columns that hold words.
+
+    explanation: number of a column of prose that a terminal leaves out.
     """
-    return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
+    note: str = ""
+    prose: frozenset[int] = frozenset()
+    explanation: int | None = None
 
 
-def _beside(found: dict[str, Any]) -> Rows:
-    pairs, calibration, length = found["pairs"], found["calibration"], found["length"]
-    first, second = pairs["accuracy_chosen_first"], pairs["accuracy_chosen_second"]
-    longer, shorter = _cell(pairs["accuracy_longer"]), _cell(pairs["accuracy_shorter"])
-    rows = [
-        ("rows read", f"{found['rows']:,}"),
-        *((f"left out: {why}", f"{count:,}") for why, count in found["dropped"].items()),
-        ("pairs (prompts)", f"{pairs['n']:,} ({pairs['prompts']:,})"),
-        ("accuracy over pairs", f"{pairs['accuracy']:.3f}  (95 %: {between(pairs['interval'])})"),
-        ("accuracy, chosen shown first / second", f"{first:.3f} / {second:.3f}"),
-        ("consistency over both orders", f"{pairs['consistency']:.3f}"),
-        ("position bias, P(first shown) - 0.5", f"{pairs['position_bias']:+.3f}"),
-        ("accuracy, chosen is longer / shorter", f"{longer} / {shorter}"),
-        ("accuracy if both were as frequent", _cell(length["controlled_accuracy"])),
-        ("length slope, log-odds for twice the length", f"{length['slope']:+.3f}"),
-        ("ties", f"{pairs['ties']:.3f}"),
+def share(value: float | None, interval: Interval | None, *, strong: bool = False) -> Cell:
+    """A share with its interval, in figures and drawn."""
+    drawn = value if value is not None and 0 <= value <= 1 else None
+    return Cell(format_with_interval(value, interval), drawn, interval, strong)
+
+
+def rows_read(source: SourceResult) -> str:
+    """What was read of a source, and what was left out of it."""
+    dropped = [f"{n:,} left out: {why}" for why, n in source.dropped.items() if n]
+    return "; ".join([f"{plural(source.rows, 'row')} of {source.source}", *dropped])
+
+
+def overview(evaluation: EvaluationResults) -> Table:
+    """A row for each source."""
+    names = ("accuracy", "consistency", "position_bias", "length_slope", "ece")
+    columns = ("source", "pairs", *(LABELS[name].title for name in names))
+    sources = evaluation.sources
+    note = (
+        "Of several graded responses the benchmark's own first figure stands here in place of the accuracy."
+        if any(source.ranks for source in sources.values())
+        else ""
+    )
+    rows = ((name, *_in_short(source)) for name, source in sources.items())
+    return Table("In short", columns, tuple(rows), note)
+
+
+def _in_short(source: SourceResult) -> tuple[str | Cell, ...]:
+    pairs = source.pairs
+    value, interval = pairs.accuracy, pairs.interval
+    if source.ranks and source.official:
+        value, interval = source.official[0].value, source.official[0].interval
+    return (
+        f"{pairs.n:,}",
+        share(value, interval),
+        format_figure(pairs.consistency, 2),
+        format_figure(pairs.position_bias, sign=True),
+        format_figure(pairs.length_slope, 2, sign=True),
+        format_figure(pairs.ece),
+    )
+
+
+def key_figures(source: SourceResult) -> Table:
+    """Every figure of the pairs, with what it says."""
+    pairs, controlled, grades = source.pairs, source.length.controlled_accuracy, source.grades
+    values = {
+        "accuracy": format_with_interval(pairs.accuracy, pairs.interval),
+        "n": f"{pairs.n:,}, {pairs.prompts:,}",
+        "consistency": format_figure(pairs.consistency, 2),
+        "position_bias": format_figure(pairs.position_bias, sign=True),
+        "accuracy_by_order": _both(pairs.accuracy_chosen_first, pairs.accuracy_chosen_second),
+        "accuracy_by_length": _both(pairs.accuracy_longer, pairs.accuracy_shorter),
+        "length_slope": format_figure(pairs.length_slope, 2, sign=True),
+    }
+    if controlled is not None:
+        values["controlled_accuracy"] = format_figure(controlled, 2)
+    values |= {
+        "ties": format_figure(pairs.ties),
+        "margin": format_figure(pairs.margin, 2, sign=True),
+        "ece": format_figure(pairs.ece),
+        "brier": format_figure(pairs.brier),
+        "nll": format_figure(source.calibration.nll),
+    }
+    if grades is not None:
+        unit = plural(grades.n, "prompt" if source.ranks else "pair")
+        values["grades"] = f"{_both(grades.kendall, grades.pearson)} ({unit})"
+    values["shortened"] = format_figure(pairs.shortened)
+    if pairs.skipped_ties:
+        values["skipped_ties"] = f"{pairs.skipped_ties:,}"
+    rows = ((LABELS[name].title, value, LABELS[name].meaning) for name, value in values.items())
+    columns = ("figure", "value", "what it says")
+    return Table("Key figures", columns, tuple(rows), prose=frozenset({2}), explanation=2)
+
+
+def _both(one: float | None, other: float | None) -> str:
+    return f"{format_figure(one, 2)} / {format_figure(other, 2)}"
+
+
+def official(figures: Sequence[BenchmarkFigure]) -> Table:
+    """A benchmark's own averages with their definitions."""
+    rows = tuple(
+        (one.name, share(one.value, one.interval), one.definition, AUTHORS.get(one.by, one.by))
+        for one in figures
+    )
+    columns = ("average", "value (95 %)", "definition", "as defined by")
+    return Table("Averages", columns, rows, prose=frozenset({2, 3}), explanation=2)
+
+
+def subsets(source: SourceResult) -> Table | None:
+    """The accuracy of every part; None if there is one only."""
+    if len(source.subsets) < 2:
+        return None
+    rows = tuple(
+        (part.name, f"{part.n:,}", share(part.accuracy, part.interval)) for part in source.subsets
+    )
+    return Table("Subsets", ("subset", counted(source), "accuracy (95 %)"), rows)
+
+
+def counted(*sources: SourceResult) -> str:
+    """The unit of `SubsetAccuracy.n`; "items" if it is not the same for all sources."""
+    units = {"prompts" if source.ranks else "pairs" for source in sources}
+    return units.pop() if len(units) == 1 else "items"
+
+
+def benchmark_table(table: BenchmarkTable) -> Table:
+    """A table of a benchmark's own."""
+    columns = zip(*table.rows, strict=True)
+    rows = zip(*map(_column, columns), strict=True)
+    return Table(table.title, tuple(table.columns), tuple(rows))
+
+
+def _column(values: Sequence[str | int | float | None]) -> list[str]:
+    """Whole numbers as such if a column has nothing else: beside fractions 1 is 1.000."""
+    if all(isinstance(value, int) for value in values):
+        return [f"{value:,}" for value in values]
+    return [value if isinstance(value, str) else format_figure(value) for value in values]
+
+
+def temperature(fit: TemperatureFit) -> Table:
+    """What a temperature makes of the calibration."""
+    why = why_unusable(fit)
+    return Table(
+        f"Temperature {format_figure(fit.value, 2)}" + (", of no use" if why else ""),
+        ("", "without temperature", "with temperature"),
         (
-            "ECE / Brier / NLL",
-            f"{pairs['ece']:.3f} / {pairs['brier']:.3f} / {calibration['nll']:.3f}",
+            ("ECE", format_figure(fit.ece_before), format_figure(fit.ece_after)),
+            ("NLL", format_figure(fit.nll_before), format_figure(fit.nll_after)),
         ),
-    ]
-    if fit := calibration["temperature"]:
-        change = f"ECE {fit['ece_before']:.3f} -> {fit['ece_after']:.3f}"
-        rows.append((f"temperature {fit['value']:.2f}, on the other half", change))
-    if grades := found["grades"]:
-        rows.append(("agreement with grades, Kendall's tau", _cell(grades["kendall"])))
-    rows += [
-        ("mean margin (log-odds)", f"{pairs['margin']:.3f}"),
-        ("shortened", f"{pairs['shortened']:.3f}"),
-    ]
-    if pairs["skipped_ties"]:
-        rows.append(("ties in the source, left out", f"{pairs['skipped_ties']:,}"))
-    return rows
+        f"The log-odds are divided by it. Fitted on {plural(fit.fitted_on, 'pair')}; both columns are of "
+        f"{plural(fit.tested_on, 'other pair')}." + (f" Do not use it: {why}." if why else ""),
+    )
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def source_tables(source: SourceResult) -> list[Table]:
+    """All tables of a source."""
+    tables = [official(source.official), key_figures(source), subsets(source)]
+    tables += map(benchmark_table, source.tables)
+    if (fit := source.calibration.temperature) is not None:
+        tables.append(temperature(fit))
+    return [table for table in tables if table is not None]

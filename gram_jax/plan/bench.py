@@ -27,10 +27,10 @@ from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.machine import MachineInfo, measure_machine, peak_memory
 from gram_jax.plan.workloads import MIX, random_pairs, random_ranking
+from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import (
     ScoringEngine,
     ScoringMethod,
-    WorkCounters,
     default_method,
     default_tokens_per_call,
 )

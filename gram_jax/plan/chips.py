@@ -1,4 +1,4 @@
-"""What the vendors' data sheets say of a chip: the figures that a plan's bounds come from."""
+"""Figures of the vendors' data sheets, from which a plan's bounds are computed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,8 @@ from typing import Literal
 class Chip:
     """One chip, dense peaks. Bandwidths are bytes per second; those of links count one direction.
 
-    memory: bytes that a program may use, of which the compiler's own limit is the judge; devices:
-    how many JAX devices share the chip; links: how many neighbours it is wired to (0: a switch).
+    memory: bytes that a program may use, by the compiler's own limit; devices: JAX devices of the chip; links: number
+    of neighbours it is wired to (0: a switch).
     """
 
     name: str
@@ -19,7 +19,7 @@ class Chip:
     memory: int
     memory_bandwidth: float
     links: int
-    link_bandwidth: float  # of one link; of all together where a switch is between
+    link_bandwidth: float  # of one link; of all together if there is a switch
     network_bandwidth: float  # of one chip's share of its machine, to other slices or machines
     devices: int = 1
 

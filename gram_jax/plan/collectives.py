@@ -1,7 +1,7 @@
-"""Collectives of a compiled program, read from its HLO text: how many, and how many bytes travel.
+"""Collectives of a compiled program, read from its HLO text: their number and bytes.
 
-A scanned layer is written once and runs many times, so what a loop holds counts by the loop's trips;
-of a conditional the branch counts that moves most. A start and its done are one collective.
+A scanned layer is written once and runs many times, so collectives in a loop count by its trips; of a conditional, the
+branch with the most traffic counts. A start and its done are one collective.
 """
 
 import math
@@ -61,7 +61,7 @@ class Traffic:
         )
 
     def times(self, trips: int) -> "Traffic":
-        """The same, so many times."""
+        """The traffic of `trips` runs."""
         return Traffic(
             self.count * trips, self.payload * trips, self.links * trips, self.network * trips
         )
@@ -69,7 +69,7 @@ class Traffic:
 
 @dataclass
 class Instruction:
-    """A line of HLO. called: (role, computation) of everything that it runs."""
+    """A line of HLO. called: (role, computation) of every computation that it runs."""
 
     opcode: str
     type: str
@@ -118,10 +118,10 @@ def collectives(hlo: str, slices: Sequence[int] = ()) -> dict[str, Traffic]:
 
 
 def _key(label: str, kind: str, this: Instruction) -> tuple[Any, ...]:
-    """What tells two collectives of a computation apart.
+    """Identifies a collective of a computation.
 
-    A TPU's compiler cuts an asynchronous collective into pieces that it fuses with the products that
-    run meanwhile. Every piece repeats the whole instruction, and all of them carry one chain_id.
+    A TPU's compiler cuts an asynchronous collective into pieces that it fuses with concurrent products. Every piece
+    repeats the whole instruction, and all of them carry one chain_id.
     """
     chain = re.search(r'chain_id="\d+"', this.text)
     if chain is None:
@@ -175,7 +175,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _trips(loop: Instruction, computations: Mapping[str, Mapping[str, Instruction]]) -> int:
-    """How often a loop runs: XLA notes it; else the only constant of its condition is the limit."""
+    """Number of trips of a loop: noted by XLA, else the only constant of its condition."""
     if noted := _TRIPS.search(loop.text):
         return int(noted[1])
     condition = dict(loop.called)["condition"]
@@ -194,7 +194,7 @@ def _traffic(
     here: Mapping[str, Instruction],
     slices: Sequence[int],
 ) -> Traffic:
-    """What one call moves, however clever the algorithm.
+    """Lower bound of what one call moves, for any algorithm.
 
     With op the operand's bytes, g devices in a group, s slices that it spans and p = g / s: an
     all-gather brings op (g - 1) to every device; a reduce-scatter op (g - 1) / g; an all-reduce is
@@ -229,7 +229,7 @@ def _groups(text: str) -> list[list[int]]:
     """Device numbers of every group.
 
     Written as `{{0,1},{2,3}}`, as an iota `[2,2]<=[4]` that may be transposed, or as axes of a mesh,
-    `mesh['a'=2,'b'=2] {'b'}`. [] where nothing is said: all devices.
+    `mesh['a'=2,'b'=2] {'b'}`. [] if there are none: all devices.
     """
     if mesh := _MESH.search(text):
         sizes = {name: int(size) for name, size, _ in _AXIS.findall(mesh[1])}

@@ -1,4 +1,4 @@
-"""Model FLOPs in closed form: what the mathematics needs, however a program computes it.
+"""Model FLOPs in closed form, independent of the program that computes them.
 
 Convention (PaLM, arXiv 2204.02311, appendix B): a multiply-add is two; forward 2 N per token with N
 the weights of the layers, training 6 N; attention is causal, so half of the square. Recomputed work,
@@ -20,7 +20,7 @@ from gram_jax.recipes.tables import Recipe
 class Flops:
     """Of one step, or of one call of the scorer, over all devices.
 
-    head: the product with the vocabulary, in stage write alone; the convention leaves it out.
+    head: the product with the vocabulary, in stage pretrain alone; the convention leaves it out.
     """
 
     layers: float
@@ -29,12 +29,12 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """What utilisation (MFU) is measured against."""
+        """The base of model FLOPs utilisation (MFU)."""
         return self.layers + self.attention
 
     @property
     def needed(self) -> float:
-        """All that has to be multiplied."""
+        """With the head."""
         return self.model + self.head
 
 
@@ -82,7 +82,7 @@ def judging_flops(
 ) -> float:
     """What verdicts need at least: in the last layer only keys and values of every token, and the rest at the verdicts.
 
-    The counts are those of WorkCounters (scoring/engine.py).
+    The counts are those of WorkCounters (scoring/calls.py).
     """
     of_layer = 2.0 * layer_weights(cfg) / cfg.layers
     keys_and_values = 4.0 * cfg.embed_size * cfg.kv_heads * cfg.head_size

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs that nobody needs to have: XLA compiles for a description of one."""
+"""NVIDIA GPUs that need not be present: XLA compiles for a description of one."""
 
 import importlib.util
 import os
@@ -12,8 +12,8 @@ from gram_jax.plan.chips import Chip
 
 PLUGINS = ("xla_cuda13", "xla_cuda12")
 
-# What the compiler looks at: compute capability, multiprocessors, shared memory of one and of a block
-# (bytes), threads of one, second-level cache (bytes), clock (GHz), memory (bytes, as CUDA tells it).
+# What the compiler reads: compute capability, multiprocessors, shared memory of one and of a block
+# (bytes), threads of one, second-level cache (bytes), clock (GHz), memory (bytes, as CUDA reports it).
 _KINDS: dict[str, tuple[str, tuple[int, int], int, int, int, int, int, float, int]] = {
     "h100": ("NVIDIA H100 80GB HBM3", (9, 0), 132, 233472, 232448, 2048, 52428800, 1.98, 84978434048),
     "h200": ("NVIDIA H200", (9, 0), 132, 233472, 232448, 2048, 62914560, 1.98, 150109880320),
@@ -22,14 +22,14 @@ _KINDS: dict[str, tuple[str, tuple[int, int], int, int, int, int, int, float, in
 
 
 def gpu_devices(chip: Chip, count: int, machines: int) -> list[Any]:
-    """`machines` machines with `count` GPUs each. Raises RecipeError where the compiler is missing."""
+    """`machines` machines with `count` GPUs each. Raises RecipeError if the compiler is missing."""
     if not compiler_installed():
         version = jax.__version__
         raise RecipeError(
             f"--topology {chip.name} needs XLA's compiler for CUDA, which is not installed. It needs "
             f"no GPU: pip install --no-deps jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version}"
         )
-    # Nothing can be measured without a GPU, so kernels are taken as XLA's defaults.
+    # Without a GPU nothing can be measured: use XLA's default kernels.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     shape = f"1x{machines}x{count}"
@@ -42,7 +42,7 @@ def gpu_devices(chip: Chip, count: int, machines: int) -> list[Any]:
 
 
 def compiler_installed() -> bool:
-    """Whether one of JAX's plugins for CUDA is there; its CUDA libraries need not be."""
+    """Whether one of JAX's plugins for CUDA is installed; the CUDA libraries need not be."""
     return importlib.util.find_spec("jax_plugins") is not None and any(
         importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS
     )

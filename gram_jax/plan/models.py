@@ -1,4 +1,4 @@
-"""Shapes of published models, as their config.json states them: a plan needs no download."""
+"""Shapes of published models from their config.json, so that a plan needs no download."""
 
 from gram_jax.model.config import ModelConfig, RopeScaling
 

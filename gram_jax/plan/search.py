@@ -7,7 +7,7 @@ from typing import Any
 
 from gram_jax.plan.plan import ProgramPlan, plan_training
 from gram_jax.plan.programs import PlanRequest
-from gram_jax.training.program import leaner
+from gram_jax.training.program import lower_memory_alternatives
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def what_would_fit(request: PlanRequest, too_large: ProgramPlan) -> str:
             "Weights, optimizer state and batch alone are more than a device has: try more devices under [mesh] fsdp, "
             "smaller types of optimizer state or weights, [lora], or a smaller model"
         )
-    for change in leaner(request.recipe, request.target.placement):
+    for change in lower_memory_alternatives(request.recipe, request.target.placement):
         if plan_training(request, change).fit.fits:
             return f"What would fit: {_keys(change)}"
     return (

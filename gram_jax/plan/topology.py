@@ -1,4 +1,4 @@
-"""Devices to compile for: of this machine, or of a slice that nobody needs to have."""
+"""Devices to compile for: of this machine, or of a slice that need not be present."""
 
 import importlib.util
 import math
@@ -30,7 +30,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As it is asked for: "v5e:4x4", "2xv5e:16x16", "h200:8", "local"."""
+        """As in --topology: "v5e:4x4", "2xv5e:16x16", "h200:8", "local"."""
         if self.chip is None:
             return LOCAL
         several = f"{self.slices}x" if self.slices > 1 else ""
@@ -38,7 +38,7 @@ class Topology:
 
 
 def read_topology(text: str, slices: int | None = None) -> Topology:
-    """The topology of a name; RecipeError says what names look like.
+    """The topology of a name. Raises RecipeError for any other text.
 
     >>> read_topology("2xv5e:16x16").slices, read_topology("v5p:4x4x4").shape
     (2, (4, 4, 4))
@@ -79,9 +79,9 @@ def read_topology(text: str, slices: int | None = None) -> Topology:
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The devices, for a mesh; those of a slice that is not there can be compiled for, not used.
+    """The devices, for a mesh; those of an absent slice can be compiled for, not used.
 
-    Raises RecipeError where the compiler is not installed or does not know the shape.
+    Raises RecipeError if the compiler is not installed or does not know the shape.
     """
     if topology.chip is None:
         return jax.devices()
@@ -116,7 +116,7 @@ def _tpu_devices(topology: Topology, chip: Chip) -> list[Any]:
 
 
 def _pinned() -> str:
-    """The version of libtpu that this JAX wants, as far as its metadata says."""
+    """The version of libtpu that this JAX pins, if its metadata states it."""
     for need in requires("jax") or ():
         if need.startswith("libtpu"):
             return f" (it pins {need.split(';')[0].strip()})"
@@ -124,7 +124,7 @@ def _pinned() -> str:
 
 
 def local_chip(device: Any) -> Chip | None:
-    """The data sheet of a device that is there, None where there is none (a CPU)."""
+    """The data sheet of a present device; None if there is none (a CPU)."""
     kind = device.device_kind.lower().replace(" ", "")
     names = {
         "tpuv5lite": "v5e",

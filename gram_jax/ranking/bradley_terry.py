@@ -14,7 +14,7 @@ def bradley_terry(logit_diffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logit_diffs: log-odds that i, shown first, is better than j, [n, n], nan if not compared; their probabilities count
     as the share of games won. b is the position bias. The errors do not trust the model: they are a
     jackknife over pairs, to first order (both orders of a pair are one observation), and right within a tenth of
-    themselves from 4 responses on. nan where the fit is exact, so that nothing tells how sure it is.
+    themselves from 4 responses on. nan if the fit is exact.
     """
     from scipy.optimize import minimize  # 0.4 s, for one method of six
 

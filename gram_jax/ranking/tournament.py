@@ -25,7 +25,7 @@ class Ranking(NamedTuple):
     """n responses in order, with their strengths and measures of uncertainty.
 
     order: indices, best first. strengths: f32 [n], log-odds against the average of the distinct responses. errors: f32
-    [n], their standard errors; of the Bradley-Terry fit alone, nan where there are too few comparisons to tell.
+    [n], their standard errors; of the Bradley-Terry fit alone, nan if there are too few comparisons.
     margins: f32 [n, n], antisymmetric, log-odds that i is better than j, nan if they were not compared. logit_diffs:
     f32 [n, n], log-odds with i shown first and j second, one order each.
     ties: share of the compared pairs without a winner: both orders name the response shown first, or both the second,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
-from gram_jax.recipes.tables import CheckpointConfig, Recipe, Stage
+from gram_jax.recipes.tables import AdapterConfig, CheckpointConfig, Recipe, Stage
 
 # Keys of certain stages only. They are required there, except attack_share, which has a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -36,11 +36,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         yield f"[evaluate] eval_steps = {recipe.evaluate.eval_steps}: data.valid is missing"
     if problem := check_saves(recipe.checkpoint):
         yield problem
-    if recipe.lora is not None:
-        try:
-            _ = recipe.lora.config
-        except RecipeError as error:
-            yield f"[lora] {error}"
+    yield from _lora(recipe.lora)
     yield from _devices(recipe)
 
 
@@ -64,12 +60,21 @@ def check_rl_recipe(recipe: RlRecipe) -> Iterator[str]:
         )
     if problem := check_saves(recipe.checkpoint):
         yield problem
+    yield from _lora(recipe.lora)
     unit = algorithm.num_mini_batches * algorithm.gradient_accumulation_steps
     if recipe.rows % unit:
         yield (
             f"[algorithm] num_mini_batches = {algorithm.num_mini_batches} x gradient_accumulation_steps = "
             f"{algorithm.gradient_accumulation_steps} do not divide the {recipe.rows} responses of a step"
         )
+
+
+def _lora(lora: AdapterConfig | None) -> Iterator[str]:
+    if lora is not None:
+        try:
+            _ = lora.config
+        except RecipeError as error:
+            yield f"[lora] {error}"
 
 
 def _length(recipe: Recipe) -> Iterator[str]:

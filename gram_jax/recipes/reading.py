@@ -44,6 +44,7 @@ FREE_ON_RESUME: dict[type, tuple[str, ...]] = {
         "evaluate.",
         "checkpoint.",
         "reward.num_devices",
+        "log.",
     ),
 }
 CHECKS: dict[type, Callable[[Any], Iterator[str]]] = {

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from gram_jax.recipes.strict import STRICT
 from gram_jax.recipes.tables import (
+    AdapterConfig,
     CheckpointConfig,
     Count,
     Dtype,
@@ -136,6 +137,16 @@ class WinRateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TrackingConfig:
+    """Logging of metrics, in addition to metrics.jsonl in the output directory."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files"""
+    wandb: bool = False
+    """Log to Weights & Biases"""
+
+
+@dataclass(frozen=True, config=STRICT)
 class RlRecipe:
     """A reinforcement-learning run."""
 
@@ -148,8 +159,10 @@ class RlRecipe:
     optimizer: OptimizerConfig
     execution: ExecutionConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    lora: AdapterConfig | None = None
     evaluate: WinRateConfig = field(default_factory=WinRateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def rows(self) -> int:

@@ -1,6 +1,7 @@
 """The card of an exported model: README.md with front matter, as the Hugging Face hub reads it."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,30 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.checkpoint.manifest import has_manifest, renew_entry, verify
-from gram_jax.console import Console
 from gram_jax.errors import ReportError
-from gram_jax.evals.folder import fingerprint_as
-from gram_jax.evals.same_judge import HELD
+from gram_jax.evals.calibration import why_unusable
+from gram_jax.evals.identity import fingerprint_as, number_format
+from gram_jax.evals.results import SourceResult, TemperatureFit
+from gram_jax.evals.tables import Table
 from gram_jax.files import write_atomic
+from gram_jax.formatting import NONE, format_figure
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
 from gram_jax.interop.models import load_spec, model_config
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
-from gram_jax.reports import attacked, tables
-from gram_jax.reports.concerns import concerns, no_use_of
-from gram_jax.reports.document import Block, Section, Table
-from gram_jax.reports.evidence import Evidence, last_part, read_evidence
-from gram_jax.reports.provenance import (
-    Origin,
-    Stage,
-    find_origin,
-    hub_dataset,
-    shown_source,
-    shown_start,
-)
-from gram_jax.reports.render import render_card
-from gram_jax.reports.schema import Temperature
-from gram_jax.reports.words import number, visible
+from gram_jax.reports.loading import ModelResults, last_part, numbered, read_folders
+from gram_jax.reports.provenance import Origin, StageRun, find_origin
+from gram_jax.reports.report import render, tidy
+from gram_jax.reports.text import visible
+
+logger = logging.getLogger(__name__)
 
 TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")
 STAGES = {
@@ -43,63 +37,70 @@ MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 
 
 @dataclass(frozen=True)
-class CardWishes:
-    """What a user adds to what is found.
+class CardOptions:
+    """The options of `gram-jax card`.
 
-    run: the run that the model was exported from; evaluations: folders of results; license, base: in the hub's words;
-    push: a repository, public: for everyone to see; overwrite: a card of somebody's too.
+    run: the run that the model was exported from; evaluations: folders of results; license, base, datasets: names of
+    the hub; push: a repository, public: visible to everyone; overwrite: replace a card that gram_jax did not write.
     """
 
     run: Path | None = None
     evaluations: tuple[Path, ...] = ()
     license: str | None = None
     base: str | None = None
+    datasets: tuple[str, ...] = ()
     push: str | None = None
     public: bool = False
     overwrite: bool = False
 
 
-def write_card(folder: Path, wishes: CardWishes, console: Console) -> Path:
-    """Write the card of an exported model, and push the folder where that is wished.
+def write_card(folder: Path, options: CardOptions) -> Path:
+    """Write the card of an exported model, and push the folder if a repository is given.
 
-    Raises ReportError where the folder is no exported judge, results are of another judge or of other weights, the run
-    is of another judge, the card that is there is somebody's, or a model is to be pushed whose licence is not known;
+    Raises ReportError if the folder is not an exported judge, results are of another judge or of other weights, the run
+    is of another judge, the existing card is not gram_jax's, or a model is to be pushed whose licence is not known;
     CheckpointError for what the hub refuses.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
-    found = read_evidence(wishes.evaluations)
+    found = read_folders(options.evaluations)
     _check_judge(folder, spec, found)
     _check_weights(folder, found)
-    origin = find_origin(wishes.run, wishes.base, wishes.license, spec.hash)
+    origin = find_origin(
+        options.run,
+        base=options.base,
+        license=options.license,
+        datasets=options.datasets,
+        judge=spec.hash,
+    )
     card = folder / CARD
-    if card.exists() and not wishes.overwrite and not is_ours(card.read_text(encoding="utf-8")):
+    if card.exists() and not options.overwrite and not is_ours(card.read_text(encoding="utf-8")):
         raise ReportError(
             f"{card} was not written by gram_jax, or was changed since: --overwrite replaces it"
         )
     if origin.license is None:
         missing = "no licence is known: give --license, in the hub's words, such as apache-2.0"
-        if wishes.push:
+        if options.push:
             raise ReportError(f"{folder} is not pushed: {missing}")
-        console.warn(missing)
-    write_atomic(card, make_card(folder, spec, origin, found, wishes.push), error=ReportError)
+        logger.warning(missing)
+    write_atomic(card, make_card(folder, spec, origin, found, options.push), error=ReportError)
     renew_entry(folder, CARD)
-    console.say(str(card))
-    if wishes.push:
+    logger.info("%s", card)
+    if options.push:
         if has_manifest(folder):
             verify(folder)
         address = push_folder(
             folder,
-            wishes.push,
-            public=wishes.public,
+            options.push,
+            public=options.public,
             message="A judge made with gram_jax",
-            replaceable=lambda text: wishes.overwrite or is_ours(text),
+            replaceable=lambda text: options.overwrite or is_ours(text),
         )
-        console.say(address)
+        logger.info("%s", address)
     return card
 
 
-def _check_judge(folder: Path, spec: JudgeSpec, found: Sequence[Evidence]) -> None:
+def _check_judge(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults]) -> None:
     """Raises ReportError for results of a judge that is asked in another way."""
     for one in found:
         if one.about.judge != spec.hash:
@@ -109,13 +110,13 @@ def _check_judge(folder: Path, spec: JudgeSpec, found: Sequence[Evidence]) -> No
             )
 
 
-def _check_weights(folder: Path, found: Sequence[Evidence]) -> None:
-    """Raises ReportError for results of other weights; the model is loaded once for each way of holding them."""
-    ours: dict[str, str] = {}
+def _check_weights(folder: Path, found: Sequence[ModelResults]) -> None:
+    """Raises ReportError for results of other weights; the model is loaded once for each number format."""
+    ours: dict[tuple[str, str], str] = {}
     for place, one in ((x.folder, file) for x in found for file in (x.evaluation, x.attack)):
         if one is None:
             continue
-        held = str([one.settings.get(key) for key in HELD])
+        held = number_format(one.settings)
         if held not in ours:
             ours[held] = fingerprint_as(folder, one.settings)
         if ours[held] != one.fingerprint:
@@ -134,13 +135,13 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so nobody can say how it is to be asked: `gram-jax spec` writes one"
+            f"{folder} has no judge.json, so it is not known how to ask it: `gram-jax spec` writes one"
         )
     return spec
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card is as `make_card` made it; one that was changed by hand is not."""
+    """Whether a card is unchanged since `make_card` wrote it."""
     found = MARK.search(text)
     return found is not None and found.group(1) == _digest(text[: found.start()])
 
@@ -150,13 +151,13 @@ def _digest(text: str) -> str:
 
 
 def make_card(
-    folder: Path, spec: JudgeSpec, origin: Origin, found: Sequence[Evidence], repo: str | None
+    folder: Path, spec: JudgeSpec, origin: Origin, found: Sequence[ModelResults], repo: str | None
 ) -> str:
-    """The card's text, front matter and all. repo: where it will stand on the hub, None for a folder of its own."""
+    """The card's text with its front matter. repo: its repository on the hub, None for a local folder."""
     name = (repo or folder.resolve().name).split("/")[-1]
     head = front_matter(
         name,
-        list(_results(found)),
+        list(_hub_results(found, origin)),
         license=origin.license,
         base_model=origin.base,
         datasets=list(origin.datasets) or None,
@@ -166,117 +167,89 @@ def make_card(
     )
     last = origin.stages[-1].recipe if origin.stages else None
     cfg = model_config(folder)
-    body = render_card(
+    body = render(
+        "card.md.j2",
         name=name,
         place=repo or folder.resolve().name,
-        pushed=repo is not None,
         spec=spec,
         labels=tuple(label.strip() for label in spec.labels),
         size=f"{cfg.layers} layers of width {cfg.embed_size}",
         origin=origin,
         foundation=last is not None and last.stage == "pretrain",
         smoothing=last.loss.label_smoothing if last is not None else None,
-        evaluated=list(_evaluated(found)),
-        training=list(_training(origin.stages)),
+        results=_named(found),
+        training=_training(origin),
         calibration=list(_calibration(found)),
     )
-    text = f"{head}\n{body}".rstrip("\n")
-    note = 'written by "gram-jax card", which replaces it as long as nobody changes it'
+    text = f"{head}\n{tidy(body)}".rstrip("\n")
+    note = 'written by "gram-jax card", which replaces it unless it was edited'
     return f"{text}\n<!-- gram_jax card {_digest(text)}: {note} -->\n"
 
 
-def _results(found: Sequence[Evidence]) -> Iterable[HubResult]:
+def _hub_results(found: Sequence[ModelResults], origin: Origin) -> Iterable[HubResult]:
     for folder, one in _named(found):
-        where = f" ({folder})" if folder else ""
-        for name, source in one.evaluation.sources.items() if one.evaluation else ():
-            place = (hub_dataset(source.source, one.folder) or visible(name), visible(name))
-            # The first figure of a best-of-n set is a share; grades have units of their own.
-            averages = source.official[: 1 if source.benchmark == "best_of_n" else None]
-            told = [(visible(average.name), average.value) for average in averages]
-            if source.pairs is not None:
-                of = "accuracy over pairs of responses" if source.ranks else "accuracy"
-                pairs = (f"{of}, both orders averaged", source.pairs.accuracy)
-                # The first one is what a reader of the index takes for the result.
-                told.insert(len(told) if source.ranks else 0, pairs)
-            for what, value in told:
-                yield HubResult(*place, what + where, value)
+        suffix = f" ({folder})" if folder else ""
+        for name, source in one.sources.items():
+            dataset = origin.hub_dataset(source.source) or visible(name)
+            for metric, value in _hub_metrics(source):
+                yield HubResult(dataset, visible(name), metric + suffix, value)
 
 
-def _named(found: Sequence[Evidence]) -> list[tuple[str, Evidence]]:
-    """Results under the last part of their folder's path, "" where there is one folder only.
+def _hub_metrics(source: SourceResult) -> list[tuple[str, float]]:
+    """(name, value) of the figures for the hub's index, which takes the first one for the result."""
+    # The first figure of a best-of-n set is a share; grades have units of their own.
+    figures = source.official[: 1 if source.benchmark == "best_of_n" else None]
+    official = [(visible(figure.name), figure.value) for figure in figures]
+    of = "accuracy over pairs of responses" if source.ranks else "accuracy"
+    pairs = [(f"{of}, both orders averaged", source.pairs.accuracy)]
+    return official + pairs if source.ranks else pairs + official
 
-    Where it lies on somebody's disk is nobody's business, and neither is the path of the model.
-    """
+
+def _named(found: Sequence[ModelResults]) -> list[tuple[str, ModelResults]]:
+    """Results under the last part of their folder's path, "" if there is one folder only; a card shows no paths."""
     if len(found) < 2:
         return [("", one) for one in found]
-    names = [visible(last_part(one.folder)) for one in found]
-    if len(set(names)) < len(names):
-        names = [f"{name}, {at}" for at, name in enumerate(names, 1)]
+    names = numbered([visible(last_part(one.folder)) for one in found])
     return list(zip(names, found, strict=True))
 
 
-def _evaluated(found: Sequence[Evidence]) -> Iterable[Block]:
-    """Figures and concerns of every folder of results."""
+def _calibration(found: Sequence[ModelResults]) -> Iterable[tuple[str, str]]:
+    """(source, how to calibrate its probabilities) of every source."""
     for folder, one in _named(found):
-        if folder:
-            yield Section(folder, tuple(_figures(one)))
-        else:
-            yield from _figures(one)
+        for name, source in one.sources.items():
+            yield f"{name} ({folder})" if folder else name, _advice(source.calibration.temperature)
 
 
-def _figures(one: Evidence) -> Iterable[Block]:
-    if one.evaluation is not None:
-        yield tables.overview(one.evaluation)
-    if (known := concerns(one)) is not None:
-        yield known
-    for name, source in one.evaluation.sources.items() if one.evaluation else ():
-        if (averages := tables.official(source.official)) is not None:
-            yield Section(visible(name), (averages,))
-    if one.attack is not None:
-        shown = (attacked.left_alone(one.attack), *attacked.tables(one.attack))
-        yield Section("Attacks", shown)
-
-
-def _calibration(found: Sequence[Evidence]) -> Iterable[tuple[str, str]]:
-    """(source, what makes its probabilities mean what they say) of every source where that was measured."""
-    for folder, one in _named(found):
-        for name, source in one.evaluation.sources.items() if one.evaluation else ():
-            if source.calibration is not None:
-                about = f"{visible(name)} ({folder})" if folder else visible(name)
-                yield about, _advice(source.calibration.temperature)
-
-
-def _advice(fitted: Temperature | None) -> str:
-    if fitted is None:
+def _advice(fit: TemperatureFit | None) -> str:
+    if fit is None:
         return "no temperature could be fitted"
-    if useless := no_use_of(fitted):
-        return useless
-    value = number(fitted.value, 2)
+    if why := why_unusable(fit):
+        return why
+    value = format_figure(fit.value, 2)
     return (
         f"divide the log-odds by {value}, P = 1 / (1 + exp(-margin / {value})). On pairs that it was not fitted on "
-        f"the ECE is {number(fitted.ece_after)} then, {number(fitted.ece_before)} without"
+        f"the ECE is then {format_figure(fit.ece_after)}, {format_figure(fit.ece_before)} without"
     )
 
 
-def _training(stages: Sequence[Stage]) -> Iterable[Block]:
-    if stages:
-        columns = tuple(STAGES[stage.recipe.stage] for stage in stages)
-        described = [_describe(stage) for stage in stages]
-        names = dict.fromkeys(name for one in described for name in one)
-        rows = tuple((name, *(one.get(name, "–") for one in described)) for name in names)
-        prose = frozenset(range(1, len(columns) + 1))
-        yield Table("Stages", ("", *columns), rows, prose=prose)
+def _training(origin: Origin) -> Table | None:
+    """A column for each run; None if none is known."""
+    if not origin.stages:
+        return None
+    columns = tuple(STAGES[stage.recipe.stage] for stage in origin.stages)
+    described = [_describe(stage, origin) for stage in origin.stages]
+    names = dict.fromkeys(name for one in described for name in one)
+    rows = tuple((name, *(one.get(name, NONE) for one in described)) for name in names)
+    return Table("Stages", ("", *columns), rows, prose=frozenset(range(1, len(columns) + 1)))
 
 
-def _describe(stage: Stage) -> dict[str, str]:
+def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
     """What a run did, by name: its recipe, then its data."""
     recipe, optimizer = stage.recipe, stage.recipe.optimizer
     length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
-    told = {
-        "began with": visible(shown_start(stage)),
-        "data": ", ".join(
-            visible(shown_source(source.path, stage.folder)) for source in recipe.data.train
-        ),
+    rows = {
+        "began with": origin.shown_start(stage),
+        "data": ", ".join(origin.shown_source(source.path) for source in recipe.data.train),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
         "batch": f"{recipe.batch.batch_size} rows of {recipe.batch.max_length} tokens",
         "learning rate": f"{optimizer.learning_rate:g}, {optimizer.lr_scheduler_type}",
@@ -284,22 +257,21 @@ def _describe(stage: Stage) -> dict[str, str]:
         "computed in": recipe.execution.compute_dtype,
     }
     if recipe.loss.label_smoothing is not None:
-        told["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
+        rows["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
     if recipe.data.position_augmentation is not None:
-        told["orders of showing"] = recipe.data.position_augmentation
+        rows["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
-        told["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
-    return told | _describe_data(stage.info.get("data"))
+        rows["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
+    return rows | _describe_data(stage.info.get("data"))
 
 
 def _describe_data(data: Any) -> dict[str, str]:
-    """The data report of run.json; nothing where a run of an older version has none."""
+    """The data report of run.json; nothing before the run has begun."""
     if not isinstance(data, dict):
         return {}
-    told = {
+    rows = {
         "rows read": f"{data['rows_read']:,}",
-        "left out": ", ".join(f"{n:,} {visible(why)}" for why, n in data["dropped"].items())
-        or "none",
+        "left out": ", ".join(f"{n:,} {why}" for why, n in data["dropped"].items()) or "none",
         "examples": f"{data['examples']:,} in {data['documents']:,} documents",
         "shortened": f"{data['shortened']:,}",
         "tokens": f"{data['tokens']:,}",
@@ -307,5 +279,5 @@ def _describe_data(data: Any) -> dict[str, str]:
         f"longest {data['max_length']:,}",
     }
     if data["first_share"] is not None:
-        told["first is the better one"] = number(data["first_share"], 2)
-    return told
+        rows["first is the better one"] = format_figure(data["first_share"], 2)
+    return rows

@@ -1,29 +1,61 @@
-"""What is drawn in a report: reliability, accuracy by length, and what the order of showing does.
+"""The charts of a report: reliability, accuracy by length, and position bias.
 
-Each takes {label: what was measured of it}, draws one series for each label, and has a table that says the same.
+Each draws one series for each model, and has a table that says the same.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gram_jax.evals.intervals import wilson_interval
+from gram_jax.evals.results import AccuracyBin, ConfidenceBin, Histogram, LengthBin, SourceResult
+from gram_jax.evals.tables import Table
+from gram_jax.formatting import format_figure, format_with_interval
 from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
-from gram_jax.reports.document import Figure, Table
-from gram_jax.reports.schema import Bin, ConfidenceBin, Histogram, LengthBin
-from gram_jax.reports.words import number, with_interval
 
 SIZE = (4.2, 3.1)
 LINES = ("-", "--", ":", "-.")
 # Largest and smallest mark: its area says how many pairs a point stands for.
 MARK_AREAS = (14.0, 90.0)
-GAP_TICKS = (-1, -0.5, 0, 0.5, 1)  # matplotlib's own, nine of them, touch each other
+BIAS_TICKS = (-1, -0.5, 0, 0.5, 1)  # matplotlib's own, nine of them, touch each other
+
+_Bin = TypeVar("_Bin", bound=AccuracyBin)
 
 
-def reliability(measured: Mapping[str, Sequence[ConfidenceBin]]) -> Figure:
-    """Accuracy against confidence; on the diagonal a probability means what it says."""
-    series = {label: [bin for bin in bins if bin.n] for label, bins in measured.items()}
+class Chart(NamedTuple):
+    """A drawing with the table that says the same.
+
+    draw: SVG for a page, given a name that makes its ids unique there. legend: a name for each series, if several.
+    """
+
+    caption: str
+    draw: Callable[[str], str]
+    table: Table
+    legend: tuple[str, ...]
+
+
+def charts(sources: Mapping[str, SourceResult]) -> list[Chart]:
+    """The charts of a source, {label: as one model was evaluated on it}; empty ones are left out."""
+    found = []
+    if bins := _filled({label: one.calibration.bins for label, one in sources.items()}):
+        found.append(reliability(bins))
+    if bins := _filled({label: one.length.bins for label, one in sources.items()}):
+        found.append(accuracy_by_length(bins))
+    positions = {label: one.positions for label, one in sources.items()}
+    if drawn := {label: one for label, one in positions.items() if any(one.counts)}:
+        found.append(position_bias(drawn))
+    return found
+
+
+def _filled(measured: Mapping[str, Sequence[_Bin]]) -> dict[str, list[_Bin]]:
+    """The bins that have pairs, of the models that have any."""
+    each = {label: [bin for bin in bins if bin.n] for label, bins in measured.items()}
+    return {label: bins for label, bins in each.items() if bins}
+
+
+def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
+    """Accuracy against confidence; on the diagonal the judge is calibrated."""
 
     def draw(axes: Any) -> None:
         shown = [bin.confidence for bins in series.values() for bin in bins]
@@ -43,19 +75,23 @@ def reliability(measured: Mapping[str, Sequence[ConfidenceBin]]) -> Figure:
         axes.set(xlabel="confidence in the preferred response", ylabel="how often it is right")
         axes.set(xlim=(start - 0.01, 1.01), ylim=(-0.03, 1.03))
 
-    return _figure(
-        "Reliability: how often a verdict of some confidence is right. On the dashed line a probability means what it "
-        "says; below it the judge is too sure. Larger marks stand for more pairs.",
+    return _chart(
+        "Reliability: how often a verdict of some confidence is right. On the dashed line the judge is calibrated; "
+        "below it the judge is overconfident. Larger marks stand for more pairs.",
         draw,
         series,
         ("confidence", "pairs", "mean confidence", "accuracy"),
-        lambda bin: (_range(bin), f"{bin.n:,}", number(bin.confidence), number(bin.accuracy)),
+        lambda bin: (
+            _range(bin),
+            f"{bin.n:,}",
+            format_figure(bin.confidence),
+            format_figure(bin.accuracy),
+        ),
     )
 
 
-def accuracy_by_length(measured: Mapping[str, Sequence[LengthBin]]) -> Figure:
-    """Accuracy where the chosen response is shorter (left) and where it is longer (right)."""
-    series = {label: [bin for bin in bins if bin.n] for label, bins in measured.items()}
+def accuracy_by_length(series: Mapping[str, Sequence[LengthBin]]) -> Chart:
+    """Accuracy if the chosen response is shorter (left) and if it is longer (right)."""
 
     def draw(axes: Any) -> None:
         axes.axhline(0.5, color=FAINT, linewidth=1, linestyle="--")
@@ -73,17 +109,21 @@ def accuracy_by_length(measured: Mapping[str, Sequence[LengthBin]]) -> Figure:
         axes.set(xlabel="length of the chosen response, in lengths of the other", ylabel="accuracy")
         axes.set(ylim=(-0.03, 1.03))
 
-    return _figure(
+    return _chart(
         "Accuracy by length: left, the better response is the shorter one. A judge that goes by length rises from left "
         "to right. Lines: 95 % intervals; larger marks stand for more pairs.",
         draw,
         series,
         ("length of the chosen to the rejected", "pairs", "accuracy (95 %)"),
-        lambda bin: (_times_range(bin), f"{bin.n:,}", with_interval(bin.accuracy, bin.interval)),
+        lambda bin: (
+            _times_range(bin),
+            f"{bin.n:,}",
+            format_with_interval(bin.accuracy, bin.interval),
+        ),
     )
 
 
-def order_gaps(measured: Mapping[str, Histogram]) -> Figure:
+def position_bias(measured: Mapping[str, Histogram]) -> Chart:
     """How far the order of showing moves P(a response)."""
 
     def draw(axes: Any) -> None:
@@ -95,27 +135,37 @@ def order_gaps(measured: Mapping[str, Histogram]) -> Figure:
                 axes.stairs(shares, found.edges, fill=True, color=color, alpha=0.35)
             style = LINES[at % len(LINES)]
             axes.stairs(shares, found.edges, color=color, linewidth=1.5, linestyle=style)
-        axes.set_xticks(GAP_TICKS)
+        axes.set_xticks(BIAS_TICKS)
         axes.set(xlabel="P(shown first) less P(shown second)", ylabel="share of the pairs")
         axes.set_ylim(bottom=0)
 
     rows = []
     for label, found in measured.items():
         borders = zip(found.edges, found.edges[1:], found.counts, strict=False)
-        rows += [(f"{number(a, 2)} to {number(b, 2)}", f"{n:,}", label) for a, b, n in borders if n]
-    return Figure(
-        "Order gap: what a response gains by being shown first. All at 0: the order does not matter; right of it: the "
-        "judge favours what it reads first.",
-        lambda name: inline_svg(SIZE, draw, name=name, title="Histogram of order gaps"),
-        _data("order gap", ("gap", "pairs"), rows, len(measured)),
+        rows += [
+            (f"{format_figure(a, 2)} to {format_figure(b, 2)}", f"{n:,}", label)
+            for a, b, n in borders
+            if n
+        ]
+    return Chart(
+        "Position bias: what a response gains by being shown first. All at 0: the order does not matter; right of it: "
+        "the judge favours what it reads first.",
+        lambda name: inline_svg(SIZE, draw, name=name, title="Histogram of position bias"),
+        _data("Position bias", ("position bias", "pairs"), rows, len(measured)),
         tuple(measured) if len(measured) > 1 else (),
     )
 
 
-def _figure(caption: str, draw: Any, series: Mapping[str, Sequence[Any]], columns, row) -> Figure:
+def _chart(
+    caption: str,
+    draw: Callable[[Any], None],
+    series: Mapping[str, Sequence[Any]],
+    columns: tuple[str, ...],
+    row: Callable[[Any], tuple[str, ...]],
+) -> Chart:
     title = caption.split(":")[0]
     rows = [(*row(bin), label) for label, bins in series.items() for bin in bins]
-    return Figure(
+    return Chart(
         caption,
         lambda name: inline_svg(SIZE, draw, name=name, title=title),
         _data(title, columns, rows, len(series)),
@@ -124,7 +174,7 @@ def _figure(caption: str, draw: Any, series: Mapping[str, Sequence[Any]], column
 
 
 def _data(title: str, columns: Sequence[str], rows: Sequence[Any], series: int) -> Table:
-    """The drawn figures; the last cell of a row, its series, is left out where there is one only."""
+    """The drawn figures; the last cell of a row, its series, is left out if there is one only."""
     if series == 1:
         return Table(f"{title}, in figures", tuple(columns), tuple(row[:-1] for row in rows))
     columns = (*columns, "model")
@@ -139,20 +189,20 @@ def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
     axes.scatter(x, y, areas, color=color, marker=marker, linewidths=0, zorder=3)
 
 
-def _middle(bin: Bin) -> float:
-    """Where a bin is drawn; one without a bound, half a doubling behind the other."""
+def _middle(bin: AccuracyBin) -> float:
+    """The centre of a bin; of one without a bound, half a doubling beyond the other."""
     if bin.high is None:
         return _low(bin) + 0.5
     return bin.high - 0.5 if bin.low is None else (bin.low + bin.high) / 2
 
 
-def _low(bin: Bin) -> float:
-    assert bin.low is not None  # a bin with pairs has a bound (schema.py)
+def _low(bin: AccuracyBin) -> float:
+    assert bin.low is not None  # a bin with pairs has a bound (evals/results.py)
     return bin.low
 
 
-def _range(bin: Bin) -> str:
-    return f"{number(bin.low, 2)} to {number(bin.high, 2)}"
+def _range(bin: AccuracyBin) -> str:
+    return f"{format_figure(bin.low, 2)} to {format_figure(bin.high, 2)}"
 
 
 def _times(doublings: float) -> str:
@@ -166,7 +216,7 @@ def _times(doublings: float) -> str:
     return f"{2**doublings:.2f}"
 
 
-def _times_range(bin: Bin) -> str:
+def _times_range(bin: AccuracyBin) -> str:
     if bin.high is None:
         return f"from {_times(_low(bin))} on"
     below = _times(bin.high)

@@ -1,4 +1,4 @@
-"""What trainers pass along as prompts and completions, as the judge's prompts and texts."""
+"""Prompts and completions of trainers as the judge's prompts and texts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import ROLES, Message, Prompt, as_prompt
 
-# Chat formats in which trainers render prompts: how a turn begins, with its role, and how it ends.
+# Chat formats in which trainers render prompts: start of a turn with its role, and its end.
 _FORMATS = (
     (r"<\|im_start\|>(\w+)\n", r"<\|im_end\|>"),
     (r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", r"<\|eot_id\|>"),
@@ -20,9 +20,9 @@ ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_
 def prompt_of(value: Any) -> Prompt:
     """A prompt from plain text, from messages ({"role", "content"}), or from text rendered in a chat format.
 
-    Rendered text is taken apart again, since the judge has a format of its own: ChatML, Llama 3 and Gemma are known,
-    anything else counts as what a user said. An assistant's opened turn at the end is dropped. Raises DataError for
-    anything but text and messages.
+    Rendered text is parsed, since the judge has its own format: ChatML, Llama 3 and Gemma are known, other text is a
+    user's message. An opened turn of the assistant at the end is dropped. Raises DataError for anything but text and
+    messages.
 
     >>> [message.content for message in prompt_of("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")]
     ['Hi']
@@ -42,8 +42,8 @@ def prompt_of(value: Any) -> Prompt:
 def completion_of(value: Any) -> str:
     """A response from plain text or from messages, of which the assistant's are joined.
 
-    What tools answered in between is not the policy's and is left out; a call without words beside it says nothing.
-    End tokens of the policy at the end are taken off: the judge reads the response as people read it.
+    Results of tools are not the policy's and are left out; a tool call without text is empty. End tokens of the policy
+    at the end are removed.
 
     >>> completion_of([{"role": "assistant", "content": "Yes.<|im_end|>"}])
     'Yes.'
@@ -58,7 +58,7 @@ def completion_of(value: Any) -> str:
 
 
 def without_ends(text: str) -> str:
-    """Without end tokens behind it.
+    """Without end tokens at its end.
 
     >>> without_ends("Yes.</s> <|im_end|>\\n")
     'Yes.'
@@ -75,7 +75,7 @@ def without_ends(text: str) -> str:
 def conversation_of(text: str) -> tuple[Prompt, str]:
     """(prompt, response) of a rendered conversation with its response at the end.
 
-    Raises DataError for text in no known chat format, and where the last turn is not the assistant's.
+    Raises DataError if the chat format is not known or the last turn is not the assistant's.
     """
     turns = _turns(text)
     if turns is None or turns[-1].role != "assistant" or len(turns) < 2:

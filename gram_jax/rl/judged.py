@@ -18,6 +18,7 @@ def judged_reward(
     judge: PairScorer, form: RewardForm, preferred: Mapping[Prompt, str] | None = None
 ) -> RewardFunction:
     """A judge's rewards in a form. A form against references takes the greedy responses, or else `preferred`."""
+    rewards = Rewards(judge, form)
 
     def reward(
         prompts: Sequence[Prompt], texts: Sequence[str], greedy: Sequence[str] | None
@@ -26,7 +27,7 @@ def judged_reward(
         references = None if greedy is None else [[text] for text in greedy]
         if references is None and preferred is not None:
             references = [[preferred[prompt]] for prompt in prompts]
-        return Rewards(judge, form).of(prompts, texts, references)
+        return rewards.of(prompts, texts, references)
 
     return reward
 

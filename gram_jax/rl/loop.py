@@ -1,58 +1,59 @@
-"""`gram-jax rl`: sample, judge, learn, again; with checkpoints from which a run goes on exactly.
+"""Reinforcement learning from a judge: sample, judge, learn, again; a run resumes exactly from its checkpoints.
 
-A step samples `group` responses to each of `prompts` prompts, takes their rewards from the judge, and updates the
-weights `epochs` times over `minibatches` parts. Everything random follows from (seed, step). The frozen reference is
-the model that the run began with.
+A step samples `num_generations` responses to each of `prompts_per_step` prompts, takes their rewards from the judge,
+and updates the weights `num_epochs` times over `num_mini_batches` parts. Everything random follows from (seed, step).
+The frozen reference is the model that the run began with.
 """
 
-import json
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.console import Console
-from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import ProcessContext
-from gram_jax.errors import CheckpointError, DataError, NonFiniteError, RecipeError, StoppedError
+from gram_jax.errors import CheckpointError, NonFiniteError, explain_out_of_memory
 from gram_jax.formatting import format_value
-from gram_jax.generation.generator import TextGenerator
-from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_model
-from gram_jax.interop.resolve import pin_step
-from gram_jax.judge.messages import Prompt
-from gram_jax.model.execution import Execution
 from gram_jax.model.generate import SamplingConfig
-from gram_jax.model.specs import ParamSpec, param_specs
-from gram_jax.recipes.reading import changed_on_resume, read_rl_recipe, recipe_to_toml
-from gram_jax.recipes.rl import RlRecipe
-from gram_jax.rewards.forms import RewardForm
+from gram_jax.progress import ProgressFactory, no_progress
+from gram_jax.recipes.reading import recipe_values
+from gram_jax.recipes.rl import AlgorithmConfig, RlRecipe
 from gram_jax.rl.advantages import steered_weight
-from gram_jax.rl.judged import RewardFunction, against_the_start, checked, judged_reward
-from gram_jax.rl.objective import VALUE, RolloutBatch, make_views, rollout_objective
-from gram_jax.rl.prompts import Prompts, read_prompts
+from gram_jax.rl.judged import RewardFunction, against_the_start, checked
+from gram_jax.rl.objective import VALUE, RolloutBatch
 from gram_jax.rl.rollout import make_rollout
-from gram_jax.run.metrics import MetricsWriter, truncate
-from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import Placement, make_placement
-from gram_jax.training.optimizer import make_optimizer, make_schedule
-from gram_jax.training.state import TrainState, abstract_state, init_state, shardings_of
-from gram_jax.training.step import make_train_step
+from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
+from gram_jax.run.directory import RunDirectory, write_model
+from gram_jax.run.lifecycle import (
+    Outputs,
+    Run,
+    RunResult,
+    is_complete,
+    is_due,
+    newest_step,
+    open_checkpoints,
+    open_metrics,
+    open_run,
+    result_of,
+    save,
+    stop_if_requested,
+)
+from gram_jax.run.metrics import MetricsWriter
+from gram_jax.sharding import Placement
+from gram_jax.training.stages import initial_weights
+from gram_jax.training.state import TrainState, init_state
 from gram_jax.tree import Tree
 
-CHUNK = 2048  # rows of logits at once
-WIDTH = 64  # rows are a multiple of so many columns long
+logger = logging.getLogger(__name__)
 
 
-class _Saved(NamedTuple):
+class RlState(NamedTuple):
     """A TrainState as it is saved: the policy's weights alone under params, so that the run is a model by its name."""
 
     step: Any
@@ -63,372 +64,220 @@ class _Saved(NamedTuple):
     in_a_row: Any
 
 
-@dataclass(frozen=True)
-class RlResult:
-    """folder: of the run, also the name of its model; steps: done; metrics: the newest of each."""
-
-    folder: Path
-    steps: int
-    metrics: dict[str, float]
-
-
 def run_rl(
     recipe: RlRecipe,
     *,
-    console: Console | None = None,
     placement: Placement | None = None,
     reward: RewardFunction | None = None,
-) -> RlResult:
-    """Carry out a recipe, or go on with the run in its folder.
+    process: ProcessContext | None = None,
+    progress: ProgressFactory = no_progress,
+) -> RunResult:
+    """Train a policy as a recipe states, or resume the run in its directory.
 
-    reward: in place of the recipe's judge; for win rates it is asked for the policy's and for the start's greedy
-    responses, the latter in its third argument both times.
-
-    Raises RecipeError and DataError for what cannot be used, StoppedError after
-    Ctrl-C or SIGTERM (the state is kept).
+    reward: in place of the recipe's judge; for win rates it is called with the policy's and with the start's greedy
+    responses, the latter in its third argument both times. process: time limits of this process. Raises RecipeError
+    and DataError for what cannot be used, NonFiniteError for a loss that is not finite, StoppedError after Ctrl-C or
+    SIGTERM (the state is kept).
     """
-    return _Learner(recipe, console or Console(), placement, reward).run()
+    with open_run(recipe, command="rl", process=process) as run:
+        if not is_complete(run):
+            run.beat("loading the policy, the prompts and the judge")
+            setup = set_up_rl(recipe, run.directory, placement, reward)
+            learn(setup, run, progress)
+            run.directory.note(finished=True)
+        return result_of(run)
 
 
-class _Learner:
-    def __init__(
-        self,
-        recipe: RlRecipe,
-        console: Console,
-        placement: Placement | None,
-        reward: RewardFunction | None,
-    ):
-        self.recipe, self.console = recipe, console
-        self.folder = Path(recipe.run.output_dir).expanduser()
-        _open(self.folder, recipe)
-        self.place, judges = (placement, placement) if placement else _placements(recipe)
-        _check_parts(recipe, self.place)
-        self.start = _pinned_start(self.folder, recipe.policy.name_or_path)
-        self.policy = self._load_policy()
-        self.reference, self.cfg = self.policy.params, self.policy.cfg
-        sampling = recipe.sampling
-        self.width = -(-(sampling.max_prompt_length + sampling.max_new_tokens) // WIDTH) * WIDTH
-        self.prompts = self._read(recipe.data.train)
-        self.valid = self._read(recipe.data.valid) if recipe.data.valid else self.prompts
-        self.judged = reward is None
-        if reward is None:
-            compute = recipe.execution.compute_dtype
-            judge = Scorer.load(recipe.reward.judge, compute=compute, placement=judges)
-            self.reward = judged_reward(judge, _form(recipe), _preferred(recipe, self.prompts))
-            self.contest = judged_reward(judge, RewardForm("reference"))
-        else:
-            self.reward = self.contest = reward
-        self._make_programs()
-
-    def _load_policy(self) -> TextGenerator:
-        recipe = self.recipe
-        with self.console.timed("load the policy"):
-            loaded = TextGenerator.load(
-                self.start,
-                compute=recipe.execution.compute_dtype,
-                placement=self.place,
-                system=recipe.policy.system,
-            )
-        execution = Execution(
-            recipe.execution.compute_dtype,
-            recipe.execution.attention,
-            recipe.execution.remat,
-            self.place,
-            packed=False,
-        )
-        return replace(loaded, execution=execution)
-
-    def _read(self, source: str) -> Prompts:
-        found = read_prompts(
-            source,
-            self.policy,
-            schema=self.recipe.data.schema,
-            longest=self.recipe.sampling.max_prompt_length,
-            limit=self.recipe.data.limit,
-            console=self.console,
-        )
-        new = self.recipe.sampling.max_new_tokens
-        _check_room(found, self.cfg.context_length - new, new)
-        return found
-
-    def _make_programs(self) -> None:
-        """Of the update, and of the views (log-probabilities, values) that a rollout needs."""
-        recipe, algorithm = self.recipe, self.recipe.algorithm
-        specs = dict(param_specs(self.cfg))
-        if algorithm.kind == "ppo":
-            specs[VALUE] = ParamSpec((self.cfg.embed_size,), ("act_embed",), "zeros")
-        steps = recipe.run.max_steps * recipe.updates
-        self.optimizer = make_optimizer(recipe.optimizer, steps, specs)
-        self.abstract = abstract_state(specs, self.optimizer, self.place, recipe.policy.param_dtype)
-        options = {"temperature": recipe.sampling.temperature, "chunk": CHUNK}
-        execution = self.policy.execution
-        self.views = make_views(self.cfg, execution, **options)
-        objective = rollout_objective(
-            self.cfg,
-            execution,
-            **options,
-            clip_range=algorithm.clip_range,
-            kl_coef=algorithm.kl_coef if algorithm.kind == "grpo" else 0.0,
-            vf_coef=algorithm.vf_coef,
-            clip_range_vf=algorithm.clip_range_vf,
-            ent_coef=algorithm.ent_coef,
-        )
-        self.update = make_train_step(
-            objective,
-            self.optimizer,
-            make_schedule(recipe.optimizer, steps),
-            shardings_of(self.abstract),
-            self.place,
-            microbatches=algorithm.gradient_accumulation_steps,
-            max_skipped=0,
-        )
-
-    def run(self) -> RlResult:
-        """All steps that are not done yet."""
-        recipe, saves = self.recipe, self.recipe.checkpoint
-        self._write_model()
+def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
+    """All steps that are not done yet, with their metrics, win rates and checkpoints."""
+    recipe, steps = setup.recipe, setup.recipe.run.max_steps
+    with _memory_advice(), open_checkpoints(run, recipe.checkpoint) as checkpoints:
+        state = first_state(setup, checkpoints, newest_step(run, checkpoints))
+        _describe(setup, run.directory)
+        done = int(state.step) // recipe.updates
+        run.stop.begin()
         with (
-            StopRequest(ProcessContext()) as stop,
-            Checkpoints(
-                self.folder / "checkpoints", keep=saves.max_to_keep, keep_every=saves.keep_period
-            ) as checkpoints,
+            open_metrics(
+                run,
+                done,
+                recipe_values(recipe),
+                tensorboard=recipe.log.tensorboard,
+                wandb=recipe.log.wandb,
+            ) as metrics,
+            progress(steps, done=done, label="rl") as bar,
         ):
-            newest = checkpoints.newest_good(self.console.warn)
-            state = self._first(checkpoints, newest)
-            done = int(state.step) // recipe.updates
-            writer = MetricsWriter(self.folder, truncate(self.folder, done))
-            stop.begin()
-            try:
-                with self.console.progress(
-                    recipe.run.max_steps, done=done, label="rl", unit="tokens"
-                ) as progress:
-                    while done < recipe.run.max_steps:
-                        state, values = self._step(state, done, self._kl_weight(writer, done))
-                        done += 1
-                        writer.write(done, values)
-                        shown = {name: values[name] for name in ("reward", "kl")}
-                        progress.update(1, units=values["num_tokens"], values=shown)
-                        every = recipe.evaluate.eval_steps
-                        if done == recipe.run.max_steps or (every and done % every == 0):
-                            won = self._win_rate(state.params)
-                            writer.write(done, won)
-                            text = ", ".join(f"{k} {format_value(v)}" for k, v in won.items())
-                            self.console.say(f"after step {done}: {text}")
-                        last = done == recipe.run.max_steps or stop.name is not None
-                        if last or (saves.save_steps and done % saves.save_steps == 0):
-                            checkpoints.save(done, _to_saved(state), blocking=last)
-                        if stop.name is not None and done < recipe.run.max_steps:
-                            raise StoppedError(
-                                f"stopped by {stop.name}: step {done} of {recipe.run.max_steps} is saved. The same "
-                                "command resumes",
-                                STATUS[stop.name],
-                            )
-            finally:
-                writer.close()
-        (self.folder / "run.json").write_text(
-            json.dumps({"stage": "rl", "steps": done, "finished": True}) + "\n", encoding="utf-8"
+            outputs = Outputs(run, checkpoints, metrics, bar)
+            while done < steps:
+                kl_coef = next_kl_coef(recipe.algorithm, metrics, done)
+                state, values = rl_step(setup, run, state, done, kl_coef)
+                done += 1
+                metrics.write(done, values)
+                shown = {name: values[name] for name in ("reward", "kl")}
+                bar.update(units=values["num_tokens"], values=shown)
+                if done == steps or is_due(done, recipe.evaluate.eval_steps):
+                    run.beat(f"measuring the win rate after step {done}")
+                    metrics.write(done, win_rate(setup, done, state.params))
+                if done == steps or is_due(done, recipe.checkpoint.save_steps):
+                    save(outputs, done, _to_saved(state), blocking=done == steps)
+                if done < steps:
+                    stop_if_requested(outputs, run.stop.name, done, steps, _to_saved(state))
+
+
+def rl_step(
+    setup: RlSetup, run: Run, state: TrainState, number: int, kl_coef: float
+) -> tuple[TrainState, dict[str, float]]:
+    """(the state after step `number`, counted from 0; its metrics)."""
+    recipe, prompts = setup.recipe, setup.prompts
+    sampling, step = recipe.sampling, number + 1
+    chosen = prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
+    tokens = [prompts.tokens[at] for at in chosen]
+    run.beat(f"writing the responses of step {step}")
+    policy = setup.policy(state.params)
+    seed = _seed(recipe.run.seed, number)
+    written = policy.generate_from_tokens(
+        _repeated(tokens, sampling.num_generations),
+        SamplingConfig(sampling.max_new_tokens, sampling.temperature, seed=seed),
+        batch_size=recipe.rows,
+    )
+    greedy = None
+    if recipe.reward.compare_with == "greedy":
+        plain = policy.generate_from_tokens(tokens, SamplingConfig(sampling.max_new_tokens, 0))
+        greedy = _repeated(plain.texts, sampling.num_generations)
+    run.beat(f"judging the responses of step {step}")
+    asked = _repeated([prompts.prompts[at] for at in chosen], sampling.num_generations)
+    rewards = checked(setup.reward(asked, written.texts, greedy), recipe.rows)
+    run.beat(f"learning from the responses of step {step}")
+    batch, figures = make_rollout(
+        replace(recipe.algorithm, kl_coef=kl_coef),
+        tokens,
+        written.samples,
+        rewards,
+        width=setup.width,
+        policy=partial(setup.views, setup.full_params(state.params)),
+        start=partial(setup.views, setup.generator.params),
+        place=setup.placement,
+    )
+    state, means = update_weights(setup, state, batch, number)
+    return state, means | figures | {"kl_weight": kl_coef}
+
+
+def update_weights(
+    setup: RlSetup, state: TrainState, batch: RolloutBatch, number: int
+) -> tuple[TrainState, dict[str, float]]:
+    """(the state after the updates of step `number`; means of the metrics over these). Raises NonFiniteError."""
+    found: dict[str, list[float]] = {}
+    for part in minibatches(setup, batch, number):
+        state, metrics = setup.update(state, setup.frozen, part)
+        for name, (total, count) in jax.device_get(metrics).items():
+            found.setdefault(name, []).append(float(total) / max(float(count), 1.0))
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    bad, _, _ = (means.pop(name) for name in ("bad", "skipped", "skipped_in_a_row"))
+    if bad:
+        raise NonFiniteError(
+            f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
         )
-        newest_of = {k: v for row in writer.rows for k, v in row.items() if k != "step"}
-        return RlResult(self.folder, done, newest_of)
+    return state, means
 
-    def _kl_weight(self, writer: MetricsWriter, done: int) -> float:
-        """Of the divergence in the next step: it follows from the figures of the last one, so it goes on exactly."""
-        algorithm = self.recipe.algorithm
-        if algorithm.kl_target is None or not done:
-            return algorithm.kl_coef
-        weight, apart = writer.last("kl_weight"), writer.last("kl")
-        if weight is None or apart is None:
-            raise CheckpointError(
-                f"{writer.path} has no kl_weight and kl of step {done}, from which kl_target goes on: expected the "
-                "figures that the run wrote; bring the file back, or begin again in another run.output_dir"
-            )
-        return steered_weight(weight, apart, algorithm.kl_target)
 
-    def _step(
-        self, state: TrainState, number: int, kl_weight: float
-    ) -> tuple[TrainState, dict[str, float]]:
-        recipe, sampling = self.recipe, self.recipe.sampling
-        chosen = self.prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
-        once = [self.prompts.prompts[at] for at in chosen]
-        asked = [prompt for prompt in once for _ in range(sampling.num_generations)]
-        tokens = [self.prompts.tokens[at] for at in chosen]
-        policy = self.policy.with_params(_weights(state.params))
-        written = policy.generate_from_tokens(
-            [ids for ids in tokens for _ in range(sampling.num_generations)],
-            SamplingConfig(
-                sampling.max_new_tokens, sampling.temperature, seed=_seed(recipe.run.seed, number)
-            ),
-            batch_size=recipe.rows,
+def minibatches(setup: RlSetup, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
+    """Those of all epochs, drawn by (seed, step)."""
+    algorithm = setup.recipe.algorithm
+    draw = np.random.default_rng([setup.recipe.run.seed, number, 1])
+
+    def spread(x: jax.Array) -> jax.Array:
+        return setup.placement.constrain(x, "batch", *(None for _ in x.shape[1:]))
+
+    for _ in range(algorithm.num_epochs):
+        order = draw.permutation(setup.recipe.rows)
+        for members in np.split(order, algorithm.num_mini_batches):
+            if len(members) == len(order):
+                yield jax.tree.map(spread, batch)
+            else:
+                at = np.sort(members)
+                yield jax.tree.map(lambda x, at=at: spread(jnp.asarray(x)[at]), batch)
+
+
+def next_kl_coef(algorithm: AlgorithmConfig, metrics: MetricsWriter, done: int) -> float:
+    """The divergence's weight in the next step. It follows from the last step's metrics, so a run resumes exactly."""
+    if algorithm.kl_target is None or not done:
+        return algorithm.kl_coef
+    weight, apart = metrics.last("kl_weight"), metrics.last("kl")
+    if weight is None or apart is None:
+        raise CheckpointError(
+            f"{metrics.path} has no kl_weight and kl of step {done}, from which kl_target follows: expected the "
+            "metrics that the run wrote; restore the file, or begin again in another run.output_dir"
         )
-        greedy = None
-        if recipe.reward.compare_with == "greedy":
-            plain = policy.generate_from_tokens(
-                tokens, SamplingConfig(sampling.max_new_tokens, 0)
-            ).texts
-            greedy = [text for text in plain for _ in range(sampling.num_generations)]
-        rewards = checked(self.reward(asked, written.texts, greedy), recipe.rows)
-        batch, figures = make_rollout(
-            replace(recipe.algorithm, kl_coef=kl_weight),
-            tokens,
-            written.samples,
-            rewards,
-            width=self.width,
-            policy=partial(self.views, state.params),
-            start=partial(self.views, self.reference),
-            place=self.place,
-        )
-        sums: dict[str, list[float]] = {}
-        for part in self._parts(batch, number):
-            state, metrics = self.update(state, {}, part)
-            for name, (total, count) in jax.device_get(metrics).items():
-                sums.setdefault(name, []).append(float(total) / max(float(count), 1.0))
-        means = {name: float(np.mean(values)) for name, values in sums.items()}
-        if means.pop("bad"):
-            raise NonFiniteError(
-                f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
-            )
-        return state, means | figures | {"kl_weight": kl_weight}
-
-    def _parts(self, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
-        """The minibatches of all epochs, drawn by (seed, step)."""
-        algorithm = self.recipe.algorithm
-        draw = np.random.default_rng([self.recipe.run.seed, number, 1])
-        for _ in range(algorithm.num_epochs):
-            order = draw.permutation(self.recipe.rows)
-            for members in np.split(order, algorithm.num_mini_batches):
-                yield jax.tree.map(partial(self._take, at=np.sort(members)), batch)
-
-    def _take(self, x: jax.Array, at: np.ndarray) -> jax.Array:
-        return self.place.constrain(jnp.asarray(x)[at], "batch", *(None for _ in x.shape[1:]))
-
-    def _win_rate(self, params: Tree) -> dict[str, float]:
-        """Against what the start writes, greedy against greedy, on held-out prompts."""
-        limit, greedy = (
-            self.recipe.evaluate.limit,
-            SamplingConfig(self.recipe.sampling.max_new_tokens, 0),
-        )
-        prompts, tokens = self.valid.prompts[:limit], self.valid.tokens[:limit]
-        policy = self.policy.with_params(_weights(params))
-        ours = policy.generate_from_tokens(tokens, greedy).texts
-        theirs = self.policy.generate_from_tokens(tokens, greedy).texts
-        won, gain = against_the_start(self.contest, prompts, ours, theirs)
-        if self.judged:  # where a response equal to the start's has 0.5
-            return {"win_rate": won, "p_better_than_start": 0.5 + gain}
-        return {"win_rate": won, "gain_over_start": gain}
-
-    def _first(self, checkpoints: Checkpoints, newest: int | None) -> TrainState:
-        if newest is not None:
-            return _from_saved(checkpoints.restore(newest, _to_saved(self.abstract)))
-        dtype = self.recipe.policy.param_dtype
-        params = dict(load_model(self.start, self.place, dtype)[1])
-        if VALUE in self.abstract.params:
-            shape = self.abstract.params[VALUE]
-            params[VALUE] = jax.device_put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
-        return init_state(params, self.optimizer, self.abstract)
-
-    def _write_model(self) -> None:
-        model = self.folder / "model"
-        model.mkdir(exist_ok=True)
-        text = json.dumps(config_to_hf(self.cfg, self.recipe.policy.param_dtype), indent=2) + "\n"
-        (model / "config.json").write_text(text, encoding="utf-8")
-        self.policy.tokenizer.save_pretrained(model)
-        ends = json.dumps({"eos_token_id": list(self.policy.stop_token_ids)}) + "\n"
-        (model / GENERATION).write_text(ends, encoding="utf-8")
-        write_manifest(model)
+    return steered_weight(weight, apart, algorithm.kl_target)
 
 
-def _check_parts(recipe: RlRecipe, place: Placement) -> None:
-    unit = recipe.algorithm.num_mini_batches * recipe.algorithm.gradient_accumulation_steps
-    if recipe.rows % (unit * place.batch_shards):
-        raise RecipeError(
-            f"{recipe.rows} responses a step are not a multiple of {unit} parts x {place.batch_shards} batch "
-            "shards: change [sampling] prompts or group, or [algorithm] minibatches or microbatches"
-        )
+def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
+    """Against what the start writes, greedy against greedy, on held-out prompts."""
+    limit = setup.recipe.evaluate.limit
+    greedy = SamplingConfig(setup.recipe.sampling.max_new_tokens, 0)
+    prompts, tokens = setup.valid.prompts[:limit], setup.valid.tokens[:limit]
+    ours = setup.policy(params).generate_from_tokens(tokens, greedy).texts
+    theirs = setup.generator.generate_from_tokens(tokens, greedy).texts
+    won, gain = against_the_start(setup.contest, prompts, ours, theirs)
+    found = {"win_rate": won, "gain_over_start": gain}
+    if setup.judge is not None:  # a response equal to the start's has 0.5
+        found = {"win_rate": won, "p_better_than_start": 0.5 + gain}
+    shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
+    logger.info("after step %d: %s", done, shown)
+    return found
 
 
-def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
-    """The policy's and the judge's: one mesh, or the last devices for the judge, a part of its batch on each."""
-    devices, apart = jax.devices(), recipe.reward.num_devices
-    if apart >= len(devices):
-        raise RecipeError(
-            f"[reward] devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
-        )
-    sizes, dcn = recipe.mesh.sizes, recipe.mesh.dcn_sizes
-    policy = make_placement(sizes, dcn=dcn, devices=devices[: len(devices) - apart])
-    if not apart:
-        return policy, policy
-    return policy, make_placement({"data": -1}, devices=devices[-apart:])
+def first_state(setup: RlSetup, checkpoints: Checkpoints, newest: int | None) -> TrainState:
+    """The state of the newest checkpoint, or that before the first step."""
+    if newest is not None:
+        return _from_saved(checkpoints.restore(newest, _to_saved(setup.abstract)))
+    recipe, dtype = setup.recipe, setup.recipe.policy.param_dtype
+    loaded = load_model(setup.start, setup.placement, dtype)[1] if recipe.lora is None else {}
+    params = initial_weights(setup.specs, loaded, recipe.run.seed, dtype, setup.placement)
+    return init_state(params, setup.optimizer, setup.abstract)
 
 
-def _form(recipe: RlRecipe) -> RewardForm:
-    asked = recipe.reward
-    against = "reference" if asked.compare_with == "greedy" else asked.compare_with
-    return RewardForm(against, asked.scale, asked.references, asked.length_penalty)
+def _describe(setup: RlSetup, directory: RunDirectory) -> None:
+    """Write model/ and run.json."""
+    recipe, generator = setup.recipe, setup.generator
+    write_model(
+        directory,
+        generator.cfg,
+        generator.tokenizer,
+        dtype=recipe.policy.param_dtype,
+        stop_token_ids=generator.stop_token_ids,
+        base=None if recipe.lora is None else (setup.start, recipe.lora.config),
+    )
+    directory.note(
+        stage="rl",
+        steps=recipe.run.max_steps,
+        examples=setup.prompts.fingerprint,
+        start=setup.start,
+        reward_judge=setup.judge,
+    )
 
 
-def _preferred(recipe: RlRecipe, prompts: Prompts) -> dict[Prompt, str] | None:
-    """The data's preferred responses, where responses are compared with these. Raises DataError where there is none."""
-    if recipe.reward.compare_with != "reference" or recipe.reward.references:
-        return None
-    if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
-        raise DataError(
-            f'[reward] compare_with = "reference" without references takes the preferred responses of '
-            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: "
-            "give references, or a source of preferences"
-        )
-    return prompts.preferred
+def _memory_advice() -> Any:
+    return explain_out_of_memory(
+        "a step of reinforcement learning does not fit",
+        "Try, in this order: algorithm.gradient_accumulation_steps twice as many; execution.remat = "
+        '"full"; fewer sampling.max_new_tokens or prompts_per_step; [lora]; more devices under [mesh] fsdp.',
+    )
 
 
-def _check_room(prompts: Prompts, room: int, new: int) -> None:
-    """Raises RecipeError for a prompt that leaves the model no room to answer: now, and not when it is drawn."""
-    if (longest := max(map(len, prompts.tokens))) > room:
-        raise RecipeError(
-            f"a prompt has {longest} tokens and there is room for {max(0, room)} beside {new} new ones in the model's "
-            "context: lower [sampling] max_prompt_length, which drops longer ones, or [sampling] max_new_tokens"
-        )
-
-
-def _open(folder: Path, recipe: RlRecipe) -> None:
-    """Make the run's folder, or check that what is there is this run."""
-    path = folder / "recipe.toml"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if any(folder.iterdir()):
-            raise RecipeError(
-                f"{folder} holds something that is no run: give another run.output_dir"
-            )
-        path.write_text(recipe_to_toml(recipe), encoding="utf-8")
-        return
-    if changed := changed_on_resume(read_rl_recipe(path), recipe):
-        lines = "\n  ".join(changed)
-        raise RecipeError(
-            f"{folder} holds a run of another recipe:\n  {lines}\nGive another run.output_dir"
-        )
-    path.write_text(recipe_to_toml(recipe), encoding="utf-8")
-
-
-def _pinned_start(folder: Path, start: str) -> str:
-    """The start as it was when the run began: another run's newest checkpoint may be a later one by now."""
-    path = folder / "start.json"
-    if not path.exists():
-        path.write_text(json.dumps({"start": pin_step(start)}) + "\n", encoding="utf-8")
-    return str(json.loads(path.read_text(encoding="utf-8"))["start"])
-
-
-def _weights(params: Tree) -> Tree:
-    """The policy's own, without the critic's head."""
-    return {name: leaf for name, leaf in params.items() if name != VALUE}
-
-
-def _to_saved(state: TrainState) -> _Saved:
+def _to_saved(state: TrainState) -> RlState:
     value = {VALUE: state.params[VALUE]} if VALUE in state.params else {}
-    rest = state._replace(params=_weights(state.params))
-    return _Saved(rest.step, rest.params, value, rest.opt_state, rest.skipped, rest.in_a_row)
+    params = policy_weights(state.params)
+    return RlState(state.step, params, value, state.opt_state, state.skipped, state.in_a_row)
 
 
-def _from_saved(saved: _Saved) -> TrainState:
+def _from_saved(saved: RlState) -> TrainState:
     params = {**saved.params, **(saved.value or {})}
     return TrainState(saved.step, params, saved.opt_state, saved.skipped, saved.in_a_row)
+
+
+def _repeated(values: list[Any], times: int) -> list[Any]:
+    """Each value `times` times in a row."""
+    return [value for value in values for _ in range(times)]
 
 
 def _seed(*numbers: int) -> int:

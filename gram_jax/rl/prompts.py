@@ -1,24 +1,36 @@
 """The prompts that a policy answers, and which of them a step takes."""
 
+import hashlib
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
-from gram_jax.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import read_records, source_kind
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.judge.messages import Prompt
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptSet:
     """Different prompts, with their tokens as the policy reads them, and the responses that people preferred."""
 
     prompts: list[Prompt]
     tokens: list[np.ndarray]
     preferred: dict[Prompt, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the prompts, as the policy reads them, and the preferred responses."""
+        digest = hashlib.sha256()
+        for prompt, tokens in zip(self.prompts, self.tokens, strict=True):
+            digest.update(np.int64(len(tokens)).tobytes() + tokens.astype(np.int32).tobytes())
+            digest.update(self.preferred.get(prompt, "").encode() + b"\0")
+        return digest.hexdigest()[:16]
 
     def draw(self, count: int, number: int, seed: int) -> list[int]:
         """Which prompts step `number` takes: every prompt once before any comes again."""
@@ -38,11 +50,10 @@ def read_prompts(
     schema: str,
     longest: int,
     limit: int | None,
-    console: Console,
-) -> Prompts:
+) -> PromptSet:
     """The prompts of a source that have at most `longest` tokens, `limit` of them.
 
-    Raises DataError where none is left, and what reading raises.
+    Raises DataError if none is left, and what reading raises.
     """
     records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
@@ -51,10 +62,10 @@ def read_prompts(
     if not kept:
         raise DataError(f"{source}: none of {len(prompts)} prompts has at most {longest} tokens")
     if len(kept) < len(prompts):
-        console.say(f"{source}: {len(kept):,} of {len(prompts):,} prompts are taken")
+        logger.info("%s: %d of %d prompts are taken", source, len(kept), len(prompts))
     preferred = {
         record.prompt: record.chosen
         for record in reversed(records)  # the first one of a prompt stays
         if isinstance(record, Comparison) and record.has_preference
     }
-    return Prompts([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)
+    return PromptSet([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)

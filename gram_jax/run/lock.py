@@ -1,10 +1,11 @@
 """One job at a time in a run's folder: two would remove each other's unfinished checkpoints.
 
-Process 0 holds `owner.json` as long as it trains and writes it anew every few seconds. SIGKILL leaves the file behind;
+Process 0 holds `lock.json` as long as it trains and writes it anew every few seconds. SIGKILL leaves the file behind;
 on the same machine the process number then tells that nobody holds it, from elsewhere that the file does not change.
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -14,25 +15,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gram_jax.console import Console
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RecipeError
 from gram_jax.files import write_atomic
 
-LOCK = "owner.json"
+logger = logging.getLogger(__name__)
+
+LOCK = "lock.json"
 BEAT_SECONDS = 5.0
 # Without a beat the owner is gone. Clocks of machines differ, so the time is waited and not computed.
 STALE_SECONDS = 60.0
 
 
 @contextmanager
-def run_lock(run: Path, process: ProcessContext, console: Console) -> Iterator[None]:
+def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
     """Hold the folder of a run for the block.
 
     Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError where one is alive.
     """
     path, mine = run / LOCK, _this_process()
-    _take(path, mine, console)
+    _take(path, mine)
     over = threading.Event()
 
     def beat() -> None:
@@ -45,7 +47,7 @@ def run_lock(run: Path, process: ProcessContext, console: Console) -> Iterator[N
                     process.abort(f"{_name(other)} has taken over {run}: this job ends", 2)
                 write_atomic(path, json.dumps(mine | {"beat": count}))
 
-    thread = threading.Thread(target=beat, name="gram-jax-owner", daemon=True)
+    thread = threading.Thread(target=beat, name="gram-jax-lock", daemon=True)
     thread.start()
     try:
         yield
@@ -57,7 +59,7 @@ def run_lock(run: Path, process: ProcessContext, console: Console) -> Iterator[N
                 path.unlink()
 
 
-def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
+def _take(path: Path, mine: Mapping[str, Any]) -> None:
     try:
         with path.open("x") as file:  # of two that start together one succeeds
             json.dump(mine, file)
@@ -71,8 +73,11 @@ def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
     if known and _started(found.get("pid")) == found.get("started"):
         raise _refusal(path, found)
     if not known:
-        console.warn(
-            f"{_name(found)} trained in {path.parent}: waiting up to {STALE_SECONDS:g} s for a sign of life"
+        logger.warning(
+            "%s held %s: waiting up to %g s for a sign of life",
+            _name(found),
+            path.parent,
+            STALE_SECONDS,
         )
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline and path.exists():
@@ -84,7 +89,7 @@ def _take(path: Path, mine: Mapping[str, Any], console: Console) -> None:
 
 def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
     return RecipeError(
-        f"{_name(owner)} trains in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
+        f"{_name(owner)} runs in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
         "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
         "(--set run.output_dir=...)"
     )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.errors import CheckpointError, GramWarning, RecipeError
 from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
@@ -91,7 +91,9 @@ class MetricsWriter:
             yield
         except OSError as error:
             self._tensorboard = None
-            warnings.warn(f"no further figures for TensorBoard: {error}", stacklevel=2)
+            warnings.warn(
+                f"no further figures for TensorBoard: {error}", category=GramWarning, stacklevel=2
+            )
 
 
 class TensorBoard:
@@ -144,22 +146,41 @@ def _is_held_out(name: str) -> bool:
     return name.startswith(HELD_OUT)
 
 
-def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of a run's figures up to `step` (none for 0).
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a torn last line."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
-    Lines after that step, which an interrupted run wrote and this one will write again, are removed
-    from the file, so that it never holds a step twice; a torn line ends it.
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float | None, float]]:
+    """(name, first value if there are several, last value) of every metric.
+
+    >>> summary([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "kl": 0.5}])
+    [('loss', 2.0, 1.0), ('kl', None, 0.5)]
     """
-    path, rows = folder / FILE_NAME, []
+    found = []
+    for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            found.append((name, values[0] if len(values) > 1 else None, values[-1]))
+    return found
+
+
+def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The metrics of a run up to `step` (none for 0).
+
+    Later lines, which an interrupted run wrote and this one writes again, are removed from the
+    file, so that it never holds a step twice.
+    """
+    path = folder / FILE_NAME
     with _errors(path):
-        if path.exists() and step:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if row["step"] <= step:
-                    rows.append(row)
+        found = read_metrics(path) if path.exists() and step else []
+        rows = [row for row in found if row["step"] <= step]
         write_atomic(path, (json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -179,7 +200,7 @@ def check_wandb() -> None:
     """Raises RecipeError where wandb is asked for and not there: before the work, not after it."""
     if importlib.util.find_spec("wandb") is None:
         raise RecipeError(
-            "log.wandb = true needs the package wandb: pip install 'gram-jax[wandb]', or set it to "
+            "log.wandb = true needs the package wandb: pip install wandb, or set it to "
             "false (metrics.jsonl and TensorBoard are written anyway)"
         )
 

@@ -7,8 +7,9 @@ prefixes that comparisons share once (prefix_tree.py), "padded" has a row for ea
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,9 +18,10 @@ from gram_jax.errors import explain_out_of_memory
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.scoring.calls import Call, WorkCounters
 from gram_jax.scoring.padded import pad_pairs, padded_calls, padded_lengths, padded_logits
-from gram_jax.scoring.prefix_layout import attention_pairs, lay_out, prefix_tree_shape
-from gram_jax.scoring.prefix_tree import PrefixTreeShape, prefix_tree_logits
+from gram_jax.scoring.prefix_layout import lay_out, prefix_tree_shape
+from gram_jax.scoring.prefix_tree import prefix_tree_logits
 from gram_jax.tree import Tree
 
 ScoringMethod = Literal["prefix_shared", "padded"]
@@ -31,40 +33,6 @@ PADDED_TOKENS = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
 # A tree of all comparisons of one response should rarely be cut: each part computes its prefix again.
 RANKING_TREE_TOKENS = 32768
 CALLS_IN_FLIGHT = 4  # calls dispatched before the first result is fetched
-
-
-@dataclass
-class WorkCounters:
-    """Totals over the calls of an engine. sequences: comparisons in one order.
-
-    tokens_requested: tokens of the comparisons one by one; tokens_unique: without the repetitions of shared prefixes
-    (the padded program repeats them); tokens_computed: positions that went through the model, padding included;
-    attention_pairs: pairs of a unique token and one that it attends to.
-    """
-
-    sequences: int = 0
-    calls: int = 0
-    tokens_requested: int = 0
-    tokens_unique: int = 0
-    tokens_computed: int = 0
-    attention_pairs: int = 0
-
-    def __add__(self, other: "WorkCounters") -> "WorkCounters":
-        return WorkCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __sub__(self, before: "WorkCounters") -> "WorkCounters":
-        return WorkCounters(
-            *(getattr(self, f.name) - getattr(before, f.name) for f in fields(self))
-        )
-
-
-class _Dispatched(NamedTuple):
-    """A call on the device. logits: f32 [B, slots, Y]; comparison indices[i] is at (rows[i], slots[i])."""
-
-    logits: jax.Array
-    indices: np.ndarray
-    rows: np.ndarray
-    slots: np.ndarray
 
 
 @dataclass
@@ -104,17 +72,19 @@ class ScoringEngine:
         itself (paired: but its pair). progress is called with the number of comparisons that each call has scored.
         """
         diffs = np.zeros(len(comparisons), np.float32)
-        in_flight: deque[_Dispatched] = deque()
+        in_flight: deque[tuple[Call, jax.Array]] = deque()
 
         def fetch() -> None:
-            call = in_flight.popleft()
-            logits = np.asarray(jax.device_get(call.logits))[call.rows, call.slots]
+            call, logits = in_flight.popleft()
+            logits = np.asarray(jax.device_get(logits))[call.rows, call.slots]
             diffs[call.indices] = logits[:, 0] - logits[:, 1]
             progress(len(call.indices))
 
+        program, calls = self._layout(comparisons, paired)
         with self._explain_out_of_memory():
-            for call in self._dispatch(comparisons, paired):
-                in_flight.append(call)
+            for call in calls:
+                self.counters += call.work
+                in_flight.append((call, self._run(program, call.batch)))
                 if len(in_flight) > CALLS_IN_FLIGHT:
                     fetch()
             while in_flight:
@@ -133,7 +103,8 @@ class ScoringEngine:
                 # A single token, so that running takes no longer than compiling.
                 token = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
                 (call,) = lay_out([token], shape, self._shards, paired=False)
-                jax.block_until_ready(self._run(prefix_tree_logits, call.batch, shape))
+                program = partial(prefix_tree_logits, shape=shape)
+                jax.block_until_ready(self._run(program, call.batch))
 
     def padded_program(self, length: int) -> tuple[Any, tuple[Any, ...]]:
         """The jitted program that scores pairs padded to `length`, and its arguments, the batch as shapes.
@@ -159,52 +130,23 @@ class ScoringEngine:
         one = np.zeros(1, np.int32)
         return pad_pairs([one, one], self.pairs_per_call(length), length)
 
-    def _dispatch(self, comparisons: Sequence[Encoded], paired: bool) -> Iterator[_Dispatched]:
-        if paired and self.method == "padded":
-            return self._dispatch_padded(comparisons)
-        return self._dispatch_prefix_trees(comparisons, paired)
-
-    def _dispatch_padded(self, comparisons: Sequence[Encoded]) -> Iterator[_Dispatched]:
-        sizes = {length: self.pairs_per_call(length) for length in self.lengths}
-        for call in padded_calls(comparisons, self.lengths, sizes):
-            lengths = [len(text.tokens) for text in call.texts]
-            self.counters += WorkCounters(
-                sequences=len(lengths),
-                calls=1,
-                tokens_requested=sum(lengths),
-                tokens_unique=sum(lengths),
-                tokens_computed=call.batch.seqs.tokens.size,
-                attention_pairs=sum(map(attention_pairs, lengths)),
-            )
-            rows, orders = np.indices(call.indices.shape)
-            logits = self._run(padded_logits, call.batch)
-            yield _Dispatched(logits, call.indices.ravel(), rows.ravel(), orders.ravel())
-
-    def _dispatch_prefix_trees(
+    def _layout(
         self, comparisons: Sequence[Encoded], paired: bool
-    ) -> Iterator[_Dispatched]:
+    ) -> tuple[Callable[..., jax.Array], Iterator[Call]]:
+        """The program for these comparisons, and its calls."""
+        if paired and self.method == "padded":
+            sizes = {length: self.pairs_per_call(length) for length in self.lengths}
+            return padded_logits, padded_calls(comparisons, self.lengths, sizes)
         shape = self.pair_shape if paired else self.ranking_shape
-        for call in lay_out(comparisons, shape, self._shards, paired=paired):
-            blocks = -(-int(call.batch.used.max()) // shape.block)
-            self.counters += WorkCounters(
-                sequences=len(call.indices),
-                calls=1,
-                tokens_requested=call.tokens_requested,
-                tokens_unique=call.tokens_unique,
-                tokens_computed=blocks * shape.block * self._shards,
-                attention_pairs=call.attention_pairs,
-            )
-            logits = self._run(prefix_tree_logits, call.batch, shape)
-            yield _Dispatched(logits, call.indices, call.rows, call.slots)
+        calls = lay_out(comparisons, shape, self._shards, paired=paired)
+        return partial(prefix_tree_logits, shape=shape), calls
 
-    def _run(
-        self, program: Callable[..., jax.Array], batch: Any, *shape: PrefixTreeShape
-    ) -> jax.Array:
+    def _run(self, program: Callable[..., jax.Array], batch: Any) -> jax.Array:
         sharding = self.execution.placement.sharding("batch")
         batch = jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), batch
         )
-        return program(self.params, self.cfg, batch, self.label_ids, self.execution, *shape)
+        return program(self.params, self.cfg, batch, self.label_ids, self.execution)
 
     def _explain_out_of_memory(self) -> AbstractContextManager[None]:
         return explain_out_of_memory(

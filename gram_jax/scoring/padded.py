@@ -5,9 +5,8 @@ The program can use the attention kernels of GPUs and TPUs; prefix_tree.py share
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits
+from gram_jax.scoring.calls import Call, WorkCounters, causal_pairs
 from gram_jax.tree import Tree
 
 
@@ -56,32 +56,31 @@ def padded_lengths(max_length: int) -> tuple[int, ...]:
     return (*sorted(step for step in steps if step < last), last)
 
 
-def length_for(lengths: Sequence[int], texts: Sequence[Encoded]) -> int:
-    """The smallest of the padded lengths that holds these texts."""
-    return lengths[bisect_left(lengths, max(len(text.tokens) for text in texts))]
-
-
-class PaddedCall(NamedTuple):
-    """One call. indices: i [pairs, O], which comparison is at (pair, order) of the batch."""
-
-    batch: PairBatch
-    indices: np.ndarray
-    texts: list[Encoded]
-
-
 def padded_calls(
-    comparisons: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: dict[int, int]
-) -> Iterator[PaddedCall]:
+    comparisons: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
+) -> Iterator[Call]:
     """Calls for pairs whose orders are comparisons 2i and 2i + 1, the longest rows first."""
+    sizes = [len(text.tokens) for text in comparisons]
     by_length: dict[int, list[int]] = defaultdict(list)
-    for at in range(0, len(comparisons), 2):
-        by_length[length_for(lengths, comparisons[at : at + 2])].append(at)
+    for at in range(0, len(sizes), 2):
+        by_length[lengths[bisect_left(lengths, max(sizes[at : at + 2]))]].append(at)
     for length in sorted(by_length, reverse=True):
-        members, size = by_length[length], pairs_per_call[length]
-        for first in range(0, len(members), size):
-            indices = np.array(members[first : first + size])[:, None] + np.arange(2)
-            texts = [comparisons[at] for at in indices.ravel().tolist()]
-            yield PaddedCall(pad_pairs([t.tokens for t in texts], size, length), indices, texts)
+        members, count = by_length[length], pairs_per_call[length]
+        for first in range(0, len(members), count):
+            indices = np.array(members[first : first + count])[:, None] + np.arange(2)
+            rows, orders = np.indices(indices.shape)
+            indices = indices.ravel()
+            batch = pad_pairs([comparisons[at].tokens for at in indices.tolist()], count, length)
+            tokens = sum(sizes[at] for at in indices)
+            work = WorkCounters(
+                sequences=len(indices),
+                calls=1,
+                tokens_requested=tokens,
+                tokens_unique=tokens,
+                tokens_computed=2 * count * length,
+                attention_pairs=sum(causal_pairs(sizes[at]) for at in indices),
+            )
+            yield Call(batch, indices, rows.ravel(), orders.ravel(), work)
 
 
 def pad_pairs(texts: Sequence[np.ndarray], pairs: int, length: int) -> PairBatch:

@@ -7,11 +7,11 @@ of one response that response too.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from gram_jax.judge.encode import Encoded
+from gram_jax.scoring.calls import Call, WorkCounters, causal_pairs
 from gram_jax.scoring.prefix_tree import PrefixTreeBatch, PrefixTreeShape
 
 # Sizes on a CPU. Blocks of 512 columns are 3 % faster, but a single short pair takes twice as long
@@ -37,22 +37,6 @@ def prefix_tree_shape(max_length: int, columns: int) -> PrefixTreeShape:
         last = budgets[-1]
         budgets.append(last * 3 // 2 if last & (last - 1) == 0 else last // 3 * 4)
     return PrefixTreeShape(columns, columns // QUERY_BLOCK, BLOCK, QUERY_BLOCK, tuple(budgets))
-
-
-class PrefixTreeCall(NamedTuple):
-    """One call: comparison indices[i] has its verdict in slots[i] of rows[i], i [n] each.
-
-    tokens_requested: tokens of the comparisons one by one; tokens_unique: tokens in the batch; attention_pairs: pairs
-    of a unique token and one that it attends to.
-    """
-
-    batch: PrefixTreeBatch
-    indices: np.ndarray
-    rows: np.ndarray
-    slots: np.ndarray
-    tokens_requested: int
-    tokens_unique: int
-    attention_pairs: int
 
 
 @dataclass
@@ -147,7 +131,7 @@ class _Row:
 
 def lay_out(
     comparisons: Sequence[Encoded], shape: PrefixTreeShape, rows: int, *, paired: bool
-) -> Iterator[PrefixTreeCall]:
+) -> Iterator[Call]:
     """Lay out comparisons into calls of `rows` rows, each group into the emptiest row.
 
     paired: comparisons 2i and 2i + 1 are a pair, which stays in one piece; its bits depend on the pair as a whole.
@@ -170,11 +154,6 @@ def lay_out(
                 filling = [_Row(shape) for _ in range(rows)]
     if any(row.verdicts for row in filling):
         yield _make_call(filling, shape)
-
-
-def attention_pairs(tokens: int) -> int:
-    """Pairs of a token and one that it attends to, itself among them, in a text of this length."""
-    return tokens * (tokens + 1) // 2
 
 
 def _groups(parts: Sequence[Parts], paired: bool) -> Iterator[range]:
@@ -203,7 +182,7 @@ def _num_equal(path: Sequence[np.ndarray], parts: Parts) -> int:
     return count
 
 
-def _make_call(filled: Sequence[_Row], shape: PrefixTreeShape) -> PrefixTreeCall:
+def _make_call(filled: Sequence[_Row], shape: PrefixTreeShape) -> Call:
     B, T, S = len(filled), shape.columns, shape.query_blocks
     tokens, positions, subtree_end = (np.zeros((B, T), np.int32) for _ in range(3))
     keys = np.full((B, S, shape.key_budgets[-1]), -1, np.int32)
@@ -221,21 +200,22 @@ def _make_call(filled: Sequence[_Row], shape: PrefixTreeShape) -> PrefixTreeCall
         verdict_at[b, : len(row.verdicts)] = [column for column, _ in row.verdicts]
     used = np.array([row.used for row in filled], np.int32)
     batch = PrefixTreeBatch(tokens, positions, subtree_end, used, keys, budget, verdict_at)
-    nodes = [node for row in filled for node in row.nodes]
     places = [
         (index, b, slot)
         for b, row in enumerate(filled)
         for slot, (_, index) in enumerate(row.verdicts)
     ]
-    return PrefixTreeCall(
-        batch,
-        *np.array(places, int).T,
+    nodes = [(node.start, len(node.tokens)) for row in filled for node in row.nodes]
+    work = WorkCounters(
+        sequences=len(places),
+        calls=1,
         tokens_requested=sum(row.tokens_requested for row in filled),
-        tokens_unique=sum(len(node.tokens) for node in nodes),
-        attention_pairs=sum(
-            n.start * len(n.tokens) + attention_pairs(len(n.tokens)) for n in nodes
-        ),
+        tokens_unique=sum(size for _, size in nodes),
+        tokens_computed=B * _round_up(int(used.max()), shape.block),
+        attention_pairs=sum(start * size + causal_pairs(size) for start, size in nodes),
     )
+    indices, rows, slots = np.array(places, int).T
+    return Call(batch, indices, rows, slots, work)
 
 
 def _keys_of_blocks(row: _Row) -> Iterator[tuple[int, np.ndarray]]:

@@ -34,7 +34,7 @@ WINDOW = 1024  # comparisons that are encoded together
 
 
 class ScalarRewardModel:
-    """A model of stage rank that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
+    """A model of stage bradley_terry that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ScalarRewardModel:
         if SCALAR_HEAD not in params:
             raise JudgeError(
                 "these weights have no scalar head: they belong to a generative judge, which a Scorer reads. Choose "
-                "the model of a run of stage rank"
+                "the model of a run of stage bradley_terry"
             )
         self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
         self.spec, self.execution = spec, execution
@@ -59,13 +59,13 @@ class ScalarRewardModel:
     def load(
         cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
     ) -> "ScalarRewardModel":
-        """The model of a run of stage rank; compute as for a Scorer. Raises JudgeError where it is of another stage."""
+        """The model of a run of stage bradley_terry; compute as for a Scorer. Raises JudgeError for another stage."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
         number_format = compute_type(compute, placement)
         spec = load_spec(name)
         if spec is None:
-            raise JudgeError(f"{name} carries no judge.json: expected a run of stage rank")
+            raise JudgeError(f"{name} carries no judge.json: expected a run of stage bradley_terry")
         cfg, params = load_model(name, placement, number_format)
         execution = Execution(number_format, "auto", "none", placement, packed=False)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
@@ -125,7 +125,7 @@ class ScalarRewardModel:
 
 
 def is_baseline(name: str | Path) -> bool:
-    """Whether a model's name is that of a run of stage rank, which a ScalarRewardModel reads."""
+    """Whether a model's name is that of a run of stage bradley_terry, which a ScalarRewardModel reads."""
     source = resolve_model(name)
     if source.kind != "run" or source.path is None:
         return False

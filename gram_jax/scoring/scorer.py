@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.errors import JudgeError
+from gram_jax.errors import GramWarning, JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.messages import PromptLike
@@ -79,7 +79,7 @@ class Scorer:
         if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
-                "time and give no verdicts. Choose the model of a run of stage judge"
+                "time and give no verdicts. Choose the model of a run of stage finetune"
             )
         _check_budget(spec, cfg)
         self.tokenizer, self.spec = tokenizer, spec
@@ -153,6 +153,7 @@ class Scorer:
             )
             warnings.warn(
                 f"{name} carries no judge.json: it is asked with the default template, which it was not taught",
+                category=GramWarning,
                 stacklevel=2,
             )
         elif max_length not in (None, spec.max_length):
@@ -223,7 +224,7 @@ class Scorer:
 
         references, for the method "reference": texts to compare with, or how many of the responses shall serve as such.
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
-        options that do not go together, and where there is nothing to rank.
+        options that do not go together, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
         return next(self.rank_many([(prompt, responses)], config))
@@ -312,6 +313,7 @@ class Scorer:
             warnings.warn(
                 f"some comparisons are longer than {self.spec.max_length} tokens and are shortened inside the "
                 "responses; `shortened` of each result marks it",
+                category=GramWarning,
                 stacklevel=2,
             )
 

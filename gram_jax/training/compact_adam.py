@@ -14,7 +14,7 @@ stands for the full second moment.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -32,18 +32,17 @@ SMALL = 4096  # weights of an array below which its moments stay as they are
 LOOPED = 2**22  # weights of an array from which on it is updated part by part
 
 
-class CompactAdamState(NamedTuple):
-    """count: updates so far, i32. The trees have a leaf for each weight, of no elements where there is nothing to keep.
+# The arrays that keep a moment of one weight: (values,); (codes, scales f32 of each block) for 8 bits; (means over its
+# outputs, means over its inputs), both f32, for a factored one.
+Kept = tuple[jax.Array, ...]
 
-    first, second: codes or values, in the shape of the weight (the factored second moment: means over its outputs);
-    first_scale, second_scale: f32, per block (the factored one: means over its inputs).
-    """
+
+class CompactAdamState(NamedTuple):
+    """count: number of updates, i32. first, second: trees with the `Kept` of every weight."""
 
     count: Any
     first: Any
-    first_scale: Any
     second: Any
-    second_scale: Any
 
 
 def scale_by_compact_adam(
@@ -60,40 +59,37 @@ def scale_by_compact_adam(
     )
 
     def init(params: Any) -> CompactAdamState:
-        def empty(stores: Tree, part: int) -> Any:
+        def zeros(stores: Tree) -> Any:
             return jax.tree.map(
-                lambda x, store: jnp.zeros(*store.shapes(x.shape)[part]), params, stores
+                lambda x, store: tuple(jnp.zeros(*kept) for kept in store.shapes(x.shape)),
+                params,
+                stores,
             )
 
-        return CompactAdamState(
-            jnp.zeros((), jnp.int32),
-            empty(firsts, 0),
-            empty(firsts, 1),
-            empty(seconds, 0),
-            empty(seconds, 1),
-        )
+        return CompactAdamState(jnp.zeros((), jnp.int32), zeros(firsts), zeros(seconds))
 
     def update(grads: Any, state: CompactAdamState, params: Any = None) -> tuple[Any, Any]:
         count = state.count + 1
         correct_first, correct_second = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))
 
-        def leaf(path: str, *given: Any) -> tuple[jax.Array, ...]:
-            *arrays, spec, one, two = given
-
-            def part(number: Any, g: Any, m: Any, m_scale: Any, v: Any, v_scale: Any) -> Any:
+        def leaf(
+            path: str, g: jax.Array, m: Kept, v: Kept, spec: ParamSpec, one: _Plain, two: _Plain
+        ) -> tuple[jax.Array, Kept, Kept]:
+            def part(number: Any, arrays: tuple[jax.Array, Kept, Kept]) -> Any:
+                g, kept_m, kept_v = arrays
                 dice = _dice(g.shape, count, number)
-                m, kept_m = one.follow(m, m_scale, g, b1, dice)
-                v, kept_v = two.follow(v, v_scale, jnp.square(g), b2, dice)
+                m, kept_m = one.follow(kept_m, g, b1, dice)
+                v, kept_v = two.follow(kept_v, jnp.square(g), b2, dice)
                 step = (m / correct_first) / (jnp.sqrt(v / correct_second) + eps)
-                return step, *kept_m, *kept_v
+                return step, kept_m, kept_v
 
-            arrays[0] = arrays[0].astype(jnp.float32)
-            return _by_parts(part, arrays, *_parts(spec, two))
+            return _by_parts(part, (g.astype(jnp.float32), m, v), *_parts(spec, two))
 
-        given = (grads, *state[1:], specs, firsts, seconds)
-        found = tree.map_with_path(leaf, *given)
-        parts = [jax.tree.map(lambda _, x, i=i: x[i], grads, found) for i in range(5)]
-        return parts[0], CompactAdamState(count, *parts[1:])
+        found = tree.map_with_path(leaf, grads, state.first, state.second, specs, firsts, seconds)
+        steps, first, second = (
+            jax.tree.map(lambda _, x, i=i: x[i], grads, found) for i in range(3)
+        )
+        return steps, CompactAdamState(count, first, second)
 
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
@@ -104,25 +100,25 @@ class _Plain:
     def __init__(self, dtype: str):
         self.dtype = jnp.dtype(dtype)
 
-    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """(shape, dtype) of the two arrays that are kept."""
-        return (shape, self.dtype), ((0,), jnp.float32)
+    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """(shape, dtype) of each array that is kept."""
+        return ((shape, self.dtype),)
 
-    def read(self, x: jax.Array, scale: jax.Array) -> jax.Array:
-        return x.astype(jnp.float32)
+    def read(self, kept: Kept) -> jax.Array:
+        return kept[0].astype(jnp.float32)
 
-    def write(self, x: jax.Array, dice: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def write(self, x: jax.Array, dice: jax.Array) -> Kept:
         if self.dtype == jnp.bfloat16:
             # bfloat16 is the upper half of float32: the lower half decides how likely the next value is
             bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (dice >> 16)
             x = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-        return x.astype(self.dtype), jnp.zeros((0,), jnp.float32)
+        return (x.astype(self.dtype),)
 
     def follow(
-        self, x: jax.Array, scale: jax.Array, new: jax.Array, b: float, dice: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, kept: Kept, new: jax.Array, b: float, dice: jax.Array
+    ) -> tuple[jax.Array, Kept]:
         """(the moving mean after `new`, what is kept of it)."""
-        x = b * self.read(x, scale) + (1 - b) * new
+        x = b * self.read(kept) + (1 - b) * new
         return x, self.write(x, dice)
 
 
@@ -133,15 +129,16 @@ class _Codes(_Plain):
         self.dtype = jnp.dtype(jnp.int8 if signed else jnp.uint8)
         self.signed, self.top, self.power = signed, 127 if signed else 255, 2 if signed else 4
 
-    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
         return (shape, self.dtype), ((*shape[:-1], shape[-1] // block_size(shape[-1])), jnp.float32)
 
-    def read(self, x: jax.Array, scale: jax.Array) -> jax.Array:
-        share = x.astype(jnp.float32) / self.top
+    def read(self, kept: Kept) -> jax.Array:
+        code, scale = kept
+        share = code.astype(jnp.float32) / self.top
         size = jnp.abs(share) ** self.power
-        return _spread(scale, x.shape) * (jnp.sign(share) * size if self.signed else size)
+        return _spread(scale, code.shape) * (jnp.sign(share) * size if self.signed else size)
 
-    def write(self, x: jax.Array, dice: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def write(self, x: jax.Array, dice: jax.Array) -> Kept:
         size = block_size(x.shape[-1])
         magnitude = jnp.abs(x) if self.signed else x
         scale = magnitude.reshape(*x.shape[:-1], -1, size).max(-1)
@@ -163,7 +160,7 @@ class _Factors(_Plain):
         self.inputs = tuple(range(stack, stack + inputs))
         self.outputs = tuple(range(stack + inputs, dimensions))
 
-    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    def shapes(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
         rows, columns = (
             tuple(1 if i in over else n for i, n in enumerate(shape))
             for over in (self.outputs, self.inputs)
@@ -171,10 +168,11 @@ class _Factors(_Plain):
         return (rows, jnp.float32), (columns, jnp.float32)
 
     def follow(
-        self, x: jax.Array, scale: jax.Array, new: jax.Array, b: float, dice: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        rows = b * x + (1 - b) * new.mean(self.outputs, keepdims=True)
-        columns = b * scale + (1 - b) * new.mean(self.inputs, keepdims=True)
+        self, kept: Kept, new: jax.Array, b: float, dice: jax.Array
+    ) -> tuple[jax.Array, Kept]:
+        rows, columns = kept
+        rows = b * rows + (1 - b) * new.mean(self.outputs, keepdims=True)
+        columns = b * columns + (1 - b) * new.mean(self.inputs, keepdims=True)
         whole = jnp.maximum(rows.mean(self.inputs, keepdims=True), jnp.finfo(jnp.float32).tiny)
         return rows / whole * columns, (rows, columns)
 
@@ -205,36 +203,28 @@ def _parts(spec: ParamSpec, second: _Plain) -> tuple[int, int]:
     return 0, 1
 
 
-def _by_parts(
-    function: Callable[..., tuple[jax.Array, ...]],
-    arrays: Sequence[jax.Array],
-    axis: int,
-    count: int,
-) -> tuple[jax.Array, ...]:
+def _by_parts(function: Callable[[Any, Any], Any], arrays: Any, axis: int, count: int) -> Any:
     """function(number of the part, parts of the arrays along `axis`), its results in their place.
 
-    The results overwrite the arrays one part after the other. Left to itself XLA holds float32 copies
-    of both moments of a whole weight: 18.7 GB of a model with 1.7 billion weights.
+    arrays: any tree of arrays; the results are a tree of the same shapes. They overwrite the arrays
+    one part after the other. Left to itself XLA holds float32 copies of both moments of a whole
+    weight: 18.7 GB of a model with 1.7 billion weights.
     """
     if count == 1:
-        return function(0, *arrays)
+        return function(0, arrays)
 
     def cut(x: jax.Array, number: Any) -> jax.Array:
-        if x.size == 0:
-            return x
         size = x.shape[axis] // count
         return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
 
     def put(x: jax.Array, new: jax.Array, number: Any) -> jax.Array:
-        if x.size == 0:
-            return x
         return jax.lax.dynamic_update_slice_in_dim(x, new, number * (x.shape[axis] // count), axis)
 
-    def body(number: Any, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        new = function(number, *(cut(x, number) for x in arrays))
-        return tuple(put(x, y, number) for x, y in zip(arrays, new, strict=True))
+    def body(number: Any, arrays: Any) -> Any:
+        new = function(number, jax.tree.map(lambda x: cut(x, number), arrays))
+        return jax.tree.map(lambda x, y: put(x, y, number), arrays, new)
 
-    return jax.lax.fori_loop(0, count, body, tuple(arrays))
+    return jax.lax.fori_loop(0, count, body, arrays)
 
 
 def block_size(length: int) -> int:

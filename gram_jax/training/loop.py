@@ -1,10 +1,10 @@
-"""A run from recipe to result. A stage is another objective and recipe, not another loop."""
+"""Training from recipe to result. A stage is another objective and recipe, not another loop."""
 
 import dataclasses
-import secrets
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,48 @@ import jax
 
 from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console
 from gram_jax.data.feed import prefetch
-from gram_jax.distributed.collectives import assert_equal, broadcast_object
-from gram_jax.distributed.preemption import StopRequest, StopSync
+from gram_jax.distributed.preemption import StopSync
 from gram_jax.distributed.process import ProcessContext
-from gram_jax.distributed.watchdog import Watchdog
+from gram_jax.errors import MissingExtraError, NonFiniteError
 from gram_jax.evals.pairwise import evaluate_pairs
-from gram_jax.files import explain_full_disk
+from gram_jax.formatting import format_value
+from gram_jax.interop.models import stop_tokens
 from gram_jax.model.specs import param_count
-from gram_jax.plots import plot_curves, read_metrics
-from gram_jax.recipes.reading import recipe_to_toml, recipe_values
+from gram_jax.plots import plot_curves
+from gram_jax.progress import ProgressFactory, log_time, no_progress
+from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
-from gram_jax.run.directory import (
-    STUCK,
-    RunFolder,
-    examples_fingerprint,
-    lacking,
+from gram_jax.run.directory import RunDirectory, write_model
+from gram_jax.run.lifecycle import (
+    Outputs,
+    Run,
+    RunResult,
+    is_complete,
+    is_due,
+    newest_step,
+    open_checkpoints,
+    open_metrics,
     open_run,
+    result_of,
+    save,
+    stop_if_requested,
 )
-from gram_jax.run.metrics import FILE_NAME as METRICS
-from gram_jax.run.metrics import MetricsWriter, truncate
+from gram_jax.run.metrics import FILE_NAME, HELD_OUT, read_metrics
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement
-from gram_jax.training.compiling import (
-    Memory,
-    compile_step,
-    explain_step_memory,
-)
-from gram_jax.training.course import Course
+from gram_jax.training.averages import Averages, Stopwatch, add_step, write_line
+from gram_jax.training.compiling import Memory, compile_step, explain_step_memory
 from gram_jax.training.evaluation import held_out_metrics
-from gram_jax.training.job import Job, prepare
-from gram_jax.training.journal import Journal
-from gram_jax.training.program import leaner, lower_step, make_execution, placement_of
+from gram_jax.training.program import (
+    lower_memory_alternatives,
+    lower_step,
+    make_execution,
+    placement_of,
+)
+from gram_jax.training.setup import TrainSetup, set_up
 from gram_jax.training.stages import (
     abstract_batch,
     frozen_weights,
@@ -56,250 +64,291 @@ from gram_jax.training.state import TrainState, init_state
 from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
 
-RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """folder: of the run, also the name of its model; steps: done; metrics: the newest of each."""
-
-    folder: Path
-    steps: int
-    metrics: Mapping[str, float]
+logger = logging.getLogger(__name__)
 
 
 def train(
     recipe: Recipe,
     *,
-    console: Console | None = None,
     placement: Placement | None = None,
-    member: ProcessContext | None = None,
-    until: int | None = None,
+    process: ProcessContext | None = None,
+    stop_at_step: int | None = None,
+    progress: ProgressFactory = no_progress,
 ) -> RunResult:
-    """Carry out a recipe, or go on with the run in its folder where it stopped.
+    """Train as a recipe states, or resume the run in its directory.
 
-    placement: by default the recipe's mesh over all devices. member: this process's place in a job of several, which
-    all call this with the same recipe; process 0 alone prints and writes (but every process its part of a checkpoint).
-    until: the last step of this call, which is saved; a later call goes on behind it as if there had been one alone.
-    Raises RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be
-    used, DoesNotFitError for too little memory, NonFiniteError for a loss that is not a number
-    (the last good state is kept) and StoppedError after Ctrl-C or SIGTERM (the state is kept).
+    placement: by default the recipe's mesh over all devices. process: this process in a job of several, which all call
+    this with the same recipe; process 0 writes the files (and every process its part of a checkpoint). stop_at_step:
+    the last step of this call, which is saved; a later call resumes as if there had been one alone. Raises
+    RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be used, DoesNotFitError for too
+    little memory, NonFiniteError for a loss that is not finite (the last good state is kept) and StoppedError after
+    Ctrl-C or SIGTERM (the state is kept).
     """
-    member = member or ProcessContext()
-    report = Path(recipe.run.output_dir).expanduser() / STUCK.format(member.index)
-    with Watchdog(member, report) as watchdog, StopRequest(member) as stop:
-        watchdog.beat("looking for devices")
-        main = jax.process_index() == 0
-        console = console if console and main else Console(mute=not main)
-        watchdog.beat("opening the run's folder")
-        assert_equal("recipe", recipe_to_toml(recipe))
-        with open_run(recipe, member, console) as folder, explain_full_disk(folder.path, RESUME):
-            if not is_complete(folder, console, watchdog):
-                keep_compiled_programs()
-                watchdog.beat("reading the data")
-                job = prepare(recipe, folder, placement or placement_of(recipe), console)
-                last = job.steps if until is None else min(until, job.steps)
-                carry_out(job, console, stop, watchdog, last)
-                if last == job.steps:
-                    watchdog.beat("drawing the curves")
-                    if main:
-                        _conclude(job, console)
-                    folder.note(finished=True)
-            return _result(folder)
+    with open_run(recipe, command="train", process=process) as run:
+        if not is_complete(run):
+            keep_compiled_programs()
+            run.beat("reading the data")
+            setup = set_up(recipe, run.directory, placement or placement_of(recipe))
+            last = setup.steps if stop_at_step is None else min(stop_at_step, setup.steps)
+            train_to(last, setup, run, progress)
+            if last == setup.steps:
+                run.beat("drawing the curves")
+                _draw_curves(run.directory, recipe.stage)
+                run.directory.note(finished=True)
+        return result_of(run)
 
 
-def is_complete(folder: RunFolder, console: Console, watchdog: Watchdog) -> bool:
-    """Whether a run came to its end and all of it is still there, undamaged; what is not is computed again."""
-    if not folder.before.get("finished"):
-        return False
-    watchdog.beat("verifying the finished run")
-    if lost := lacking(folder):
-        lines = "\n  ".join(lost)
-        console.warn(f"{folder.path} was complete, and is not any more:\n  {lines}")
-        folder.note(finished=False)
-        return False
-    console.say(f"{folder.path} is complete: nothing to do")
-    return True
-
-
-def carry_out(job: Job, console: Console, stop: StopRequest, watchdog: Watchdog, last: int) -> None:
-    """All steps of a job up to `last` that are not done yet, with their checkpoints, figures and evaluations."""
-    recipe = job.recipe
-    watchdog.beat("compiling")
-    step, memory = compiled_step(job, console)
-    job.folder.begin(recipe)  # before anything else: by this file the folder is known as a run's
-    with (
-        explain_step_memory(memory),
-        Checkpoints(
-            job.folder.checkpoints,
-            keep=recipe.checkpoint.max_to_keep,
-            keep_every=recipe.checkpoint.keep_period,
-        ) as checkpoints,
-    ):
-        watchdog.beat("verifying the checkpoints")
-        newest = checkpoints.newest_good(console.warn)
-        watchdog.beat("loading the weights" if newest is None else f"restoring step {newest}")
-        state, frozen = first_state(job, checkpoints, newest, console)
+def train_to(last: int, setup: TrainSetup, run: Run, progress: ProgressFactory) -> None:
+    """Compile the step, load or restore the state, and take all steps up to `last` that are not done."""
+    recipe = setup.recipe
+    run.beat("compiling")
+    step, memory = compiled_step(setup)
+    with explain_step_memory(memory), open_checkpoints(run, recipe.checkpoint) as checkpoints:
+        newest = newest_step(run, checkpoints)
+        state, frozen = first_state(setup, checkpoints, newest)
+        _describe(setup, run.directory, frozen, newest)
         start = int(state.step)
-        stop.begin()
+        run.stop.begin()
         with (
-            closing(_metrics_writer(job, start)) as writer,
-            console.progress(job.steps, done=start, label=recipe.stage) as progress,
-            closing(prefetch(job.plan, job.placement, start, last)) as batches,
+            open_metrics(
+                run,
+                start,
+                recipe_values(recipe),
+                tensorboard=recipe.log.tensorboard,
+                wandb=recipe.log.wandb,
+            ) as metrics,
+            progress(setup.steps, done=start, label=recipe.stage) as bar,
+            closing(prefetch(setup.plan, setup.placement, start, last)) as batches,
         ):
-            journal = Journal(writer, progress, recipe.log.logging_steps, recipe.run.max_skipped)
-            journal.skipped, journal.in_a_row = int(state.skipped), int(state.in_a_row)
-            course = Course(
-                recipe=recipe,
-                folder=job.folder,
-                steps=job.steps,
-                last=max(last, start),
-                checkpoints=checkpoints,
-                journal=journal,
-                sync=StopSync(stop, job.placement),
-                watchdog=watchdog,
-                evaluate=make_evaluate(job, frozen),
-                state=state,
-                done=start,
-            )
-            course.run(step, frozen, batches)
+            outputs = Outputs(run, checkpoints, metrics, bar)
+            run_steps(setup, outputs, step, state, frozen, batches, max(last, start))
 
 
-def first_state(
-    job: Job, checkpoints: Checkpoints, newest: int | None, console: Console
-) -> tuple[TrainState, Tree]:
-    """The state to go on from, and the weights that are not trained.
+def run_steps(
+    setup: TrainSetup,
+    outputs: Outputs,
+    step: Any,
+    state: TrainState,
+    frozen: Tree,
+    batches: Iterable[tuple[int, Any]],
+    last: int,
+) -> None:
+    """All steps up to `last`, which is saved and evaluated, with saves and evaluations between them.
 
-    In this order: the `newest` undamaged checkpoint of this run; the weights that the recipe starts
-    from (those of "tiny-random" are random); at random what these do not have, LoRA or a scalar
-    head.
+    step: the compiled training step. batches: (step, batch on the devices) from the state's step on.
+
+    What several processes compute or write together they have to begin together. So everything that decides what
+    follows is the same on all of them: the step, the synchronised stop request, the metrics of the devices.
     """
-    recipe = job.recipe
-    with console.timed("load the weights"):
-        if newest is None:
-            _, params, frozen = start_weights(recipe, job.specs, job.placement)
-            state = init_state(params, job.optimizer, job.abstract)
-        else:
-            frozen = {} if recipe.lora is None else frozen_weights(recipe, job.placement)[1]
-            state = checkpoints.restore(newest, job.abstract)
-    job.folder.write_model(job.cfg, job.tokenizer, job.spec, recipe)
-    job.folder.note(
-        stage=recipe.stage,
-        steps=job.steps,
-        examples=examples_fingerprint(job.plan.examples),
-        judge=job.spec.hash,
-        data=dataclasses.asdict(job.plan.report()),
-    )
-    trained, kept = param_count(job.specs), sum(x.size for x in jax.tree.leaves(frozen))
-    console.say(
-        f"{trained:,} weights to train"
-        + (f", {kept:,} left as they are" if kept else "")
-        + (f", going on from step {newest} of {job.steps}" if newest else f", {job.steps} steps")
-    )
-    return state, frozen
+    run, recipe, done = outputs.run, setup.recipe, int(state.step)
+    stop, watch = StopSync(run.stop, setup.placement), Stopwatch()
+    averages = Averages(total_tokens=int(outputs.metrics.last("num_tokens") or 0))
+    log = partial(log_step, outputs, watch, recipe)
+    evaluate = partial(evaluate_held_out, setup, outputs, stop, _eval_step(setup), frozen)
+
+    if is_due(done, recipe.evaluate.eval_steps) and done < last:
+        with watch.pause(outputs.bar):  # a run that was stopped in an evaluation begins with it
+            evaluate(done, state)
+    # Metrics and stop requests are read one step late, so that the device never waits for the host.
+    unread, sent = None, stop.send()
+    run.beat(f"waiting for the data of step {done + 1}")
+    try:
+        for index, batch in batches:
+            run.beat(f"step {index + 1}")
+            state, metrics = step(state, frozen, batch)
+            if unread is not None:
+                averages = log(averages, done, unread)
+            request, sent = stop.receive(sent), stop.send()
+            done, unread = index + 1, metrics
+            evaluating = is_due(done, recipe.evaluate.eval_steps) and done < last
+            saving = is_due(done, recipe.checkpoint.save_steps) or done == last
+            if evaluating or saving or request:
+                # A line before every save: what is saved has its metrics in the file.
+                averages, unread = log(averages, done, unread, line=True), None
+                with watch.pause(outputs.bar):
+                    if saving:  # in the background, while the evaluation runs
+                        save(outputs, done, state)
+                    if done < setup.steps:
+                        stop_if_requested(outputs, request, done, setup.steps, state)
+                    if evaluating:
+                        evaluate(done, state)
+            run.beat(f"waiting for the data of step {done + 1}")
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {_save_good_state(outputs, recipe, state)}") from None
+    run.beat(f"saving step {done}")
+    outputs.checkpoints.wait()
+    logger.info("saved step %d in %s", done, run.directory.checkpoints)
+    evaluate(done, state)
 
 
-def compiled_step(job: Job, console: Console) -> tuple[Any, Memory | None]:
+def log_step(
+    outputs: Outputs,
+    watch: Stopwatch,
+    recipe: Recipe,
+    averages: Averages,
+    step: int,
+    metrics: Any,
+    *,
+    line: bool = False,
+) -> Averages:
+    """Take in the metrics of a step; write a line if it is due or `line`. Raises NonFiniteError as add_step does."""
+    tokens = averages.total_tokens
+    averages = add_step(averages, step, metrics, recipe.run.max_skipped)
+    outputs.bar.update(units=averages.total_tokens - tokens, values=averages.shown)
+    if line or is_due(step, recipe.log.logging_steps):
+        averages = write_line(averages, step, outputs.metrics, watch.lap())
+    return averages
+
+
+def evaluate_held_out(
+    setup: TrainSetup,
+    outputs: Outputs,
+    stop: StopSync,
+    eval_step: Any,
+    frozen: Tree,
+    done: int,
+    state: TrainState,
+) -> None:
+    """Write the metrics of the held-out data after `done` steps, unless they are there.
+
+    They are those of the objective, and after the last step those of judge_pairs. Raises StoppedError if the job is
+    asked to stop meanwhile.
+    """
+    if setup.valid_plan is None or outputs.metrics.has_held_out(done):
+        return
+
+    def between() -> None:
+        outputs.run.beat(f"evaluating after step {done}")
+        stop_if_requested(outputs, stop.check(), done, setup.steps, state)
+
+    outputs.run.beat(f"evaluating after step {done}")
+    found = held_out_metrics(
+        eval_step, state.params, frozen, setup.valid_plan, setup.placement, between
+    )
+    if done == setup.steps and setup.recipe.stage == "finetune":
+        found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
+    outputs.metrics.write(done, {f"{HELD_OUT}{name}": value for name, value in found.items()})
+    shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
+    logger.info("held-out data after step %d: %s", done, shown)
+
+
+def judge_pairs(setup: TrainSetup, params: Tree, between: Any) -> dict[str, float]:
+    """Metrics of the whole path from text to score, both orders of every held-out pair."""
+    # Pairs have other lengths than the batches of training, and one document a row.
+    execution = dataclasses.replace(
+        make_execution(setup.recipe, setup.placement, "none"), attention="auto", packed=False
+    )
+    scorer = Scorer(params, setup.cfg, setup.tokenizer, setup.spec, execution)
+    report = evaluate_pairs(scorer, setup.valid_records, progress=lambda _: between()).model_dump()
+    return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
+
+
+def compiled_step(setup: TrainSetup) -> tuple[Any, Memory | None]:
     """The training step, compiled before any weight is loaded, and the memory that it needs."""
-    batch = abstract_batch(job.plan.batch(0), job.placement)
+    batch = abstract_batch(setup.plan.batch(0), setup.placement)
 
     def lowered(change: Mapping[str, Any]) -> Any:
         return lower_step(
-            job.recipe,
-            job.cfg,
-            job.spec.label_ids,
-            job.optimizer,
-            job.steps,
-            job.placement,
-            job.abstract,
+            setup.recipe,
+            setup.cfg,
+            setup.spec.label_ids,
+            setup.optimizer,
+            setup.steps,
+            setup.placement,
+            setup.abstract,
             batch,
             change,
         )
 
-    with console.timed("compile"):
-        step, memory = compile_step(lowered, job.placement, leaner(job.recipe, job.placement))
+    alternatives = lower_memory_alternatives(setup.recipe, setup.placement)
+    with log_time(logger, "compile"):
+        step, memory = compile_step(lowered, setup.placement, alternatives)
     if memory is not None:
-        console.say(f"memory of a step: {memory.to_text()}")
+        logger.info("memory of a step: %s", memory.to_text())
     return step, memory
 
 
-def make_evaluate(job: Job, frozen: Tree) -> Callable[..., dict[str, float]]:
-    """The figures of held-out data, as a function of (step, trained weights, between).
+def first_state(
+    setup: TrainSetup, checkpoints: Checkpoints, newest: int | None
+) -> tuple[TrainState, Tree]:
+    """The state to resume from, and the weights that are not trained.
 
-    The objective's, and after the last step those of judge_pairs. between: called before every
-    batch; it ends the evaluation by raising.
+    In this order: the `newest` undamaged checkpoint of this run; the weights that the recipe starts
+    from; at random what these do not have, LoRA or a scalar head.
     """
-    execution = make_execution(job.recipe, job.placement, "none")
-    objective = make_objective(job.recipe, job.cfg, execution, job.spec.label_ids)
-    step = make_eval_step(objective, job.placement)
+    recipe, placement = setup.recipe, setup.placement
+    with log_time(logger, "load the weights"):
+        if newest is None:
+            _, params, frozen = start_weights(recipe, setup.specs, placement)
+            return init_state(params, setup.optimizer, setup.abstract), frozen
+        frozen = {}
+        if recipe.lora is not None:
+            compute = recipe.execution.compute_dtype
+            start, lora = recipe.model.name_or_path, recipe.lora.config
+            frozen = frozen_weights(start, lora, compute, placement)[1]
+        return checkpoints.restore(newest, setup.abstract), frozen
 
-    def evaluate(done: int, params: Tree, between: Callable[[], None]) -> dict[str, float]:
-        if job.valid_plan is None:
-            return {}
-        plan = job.valid_plan
-        found = held_out_metrics(step, params, frozen, plan, job.placement, between)
-        return found | (judge_pairs(job, params, frozen, between) if done == job.steps else {})
 
-    return evaluate
+def _eval_step(setup: TrainSetup) -> Any:
+    execution = make_execution(setup.recipe, setup.placement, "none")
+    objective = make_objective(setup.recipe, setup.cfg, execution, setup.spec.label_ids)
+    return make_eval_step(objective, setup.placement)
 
 
-def judge_pairs(
-    job: Job, params: Tree, frozen: Tree, between: Callable[[], None]
-) -> dict[str, float]:
-    """Stage judge: the figures of the whole way from text to score, both orders of every pair."""
-    if job.recipe.stage != "finetune":
-        return {}
-    scorer = Scorer(
-        tree.merge(params, frozen),
-        job.cfg,
-        job.tokenizer,
-        job.spec,
-        # Pairs have other lengths than the batches of training, and one document a row.
-        dataclasses.replace(
-            make_execution(job.recipe, job.placement, "none"), attention="auto", packed=False
-        ),
+def _describe(setup: TrainSetup, directory: RunDirectory, frozen: Tree, newest: int | None) -> None:
+    """Write model/ and run.json, and log the number of weights."""
+    recipe = setup.recipe
+    start = recipe.model.name_or_path
+    write_model(
+        directory,
+        setup.cfg,
+        setup.tokenizer,
+        dtype=recipe.model.param_dtype,
+        stop_token_ids=stop_tokens(start),
+        spec=setup.spec,
+        base=None if recipe.lora is None else (start, recipe.lora.config),
     )
-    report = evaluate_pairs(scorer, job.valid_records, progress=lambda _: between()).to_dict()
-    return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
-
-
-def _metrics_writer(job: Job, start: int) -> MetricsWriter:
-    run_id = None
-    if job.recipe.log.wandb:
-        run_id = job.folder.before.get("wandb") or secrets.token_hex(8)
-        job.folder.note(wandb=run_id)
-    main = jax.process_index() == 0
-    kept = broadcast_object(truncate(job.folder.path, start) if main else None)
-    if not main:
-        return MetricsWriter(None, kept)
-    return MetricsWriter(
-        job.folder.path,
-        kept,
-        start_step=start,
-        tensorboard=job.recipe.log.tensorboard,
-        wandb=run_id,
-        settings=recipe_values(job.recipe),
+    directory.note(
+        stage=recipe.stage,
+        steps=setup.steps,
+        examples=setup.examples,
+        judge=setup.spec.hash,
+        data=dataclasses.asdict(setup.plan.report()),
+    )
+    trained, kept = param_count(setup.specs), sum(x.size for x in jax.tree.leaves(frozen))
+    logger.info(
+        "%s weights to train%s, %s",
+        f"{trained:,}",
+        f", {kept:,} frozen" if kept else "",
+        f"resuming from step {newest} of {setup.steps}" if newest else f"{setup.steps} steps",
     )
 
 
-def _conclude(job: Job, console: Console) -> None:
-    """The curves, a table of the figures, and what can be done next."""
-    rows = read_metrics(job.folder.path / METRICS)
-    title = f"{job.folder.path.name} ({job.recipe.stage})"
-    plot_curves(rows, job.folder.path / "curves.png", title=title)
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-    table = []
-    for name in names:
-        values = [row[name] for row in rows if row.get(name) is not None]
-        if values:
-            table.append((name, values[0] if len(values) > 1 else None, values[-1]))
-    console.table(title, ("", "first", "last"), table)
-    console.say(f"curves: {job.folder.path / 'curves.png'}")
+def _save_good_state(outputs: Outputs, recipe: Recipe, state: TrainState) -> str:
+    """Save the state that the bad batch did not change; returns where it is and what to do."""
+    step, directory = int(state.step), outputs.run.directory
+    if step == 0:
+        return "It was the first batch: no step was lost. Check the data and model.param_dtype"
+    if outputs.checkpoints.latest() != step:
+        # The bad batch is counted only once it may be skipped.
+        one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)
+        state = state._replace(skipped=one_less(state.skipped), in_a_row=one_less(state.in_a_row))
+        save(outputs, step, state, blocking=True)
+    return (
+        f"The last good state, after step {step}, is kept in {directory.checkpoints}. To resume "
+        f"without this batch: gram-jax train {directory.path / RECIPE} --set "
+        f"run.max_skipped={recipe.run.max_skipped + 1}; or begin anew with a lower "
+        "optimizer.learning_rate"
+    )
 
 
-def _result(folder: RunFolder) -> RunResult:
-    metrics: dict[str, float] = {}
-    for row in read_metrics(folder.path / METRICS):
-        metrics |= row
-    steps = int(metrics.pop("step", 0))
-    return RunResult(folder.path, steps, metrics)
+def _draw_curves(directory: RunDirectory, stage: str) -> None:
+    if jax.process_index() > 0:
+        return
+    path: Path = directory.path / "curves.png"
+    rows = read_metrics(directory.path / FILE_NAME)
+    try:
+        plot_curves(rows, path, title=f"{directory.path.name} ({stage})")
+        logger.info("curves: %s", path)
+    except MissingExtraError as error:
+        logger.warning("no curves are drawn: %s", error)

@@ -60,7 +60,7 @@ def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execut
     return Execution(wanted.compute_dtype, wanted.attention, remat, placement, packed=recipe.packed)
 
 
-def leaner(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
+def lower_memory_alternatives(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
     """Changes to a recipe that need less memory and give the same results, cheapest first."""
     batch, shards = recipe.batch, placement.batch_shards
     counts = [

@@ -11,12 +11,12 @@ from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
-from gram_jax.data.sources import read_rows
+from gram_jax.data.sources import TEMPLATE_ROWS, read_rows
 from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.model.lora import init_lora, lora_scales, lora_specs
+from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
 from gram_jax.model.specs import SCALAR_HEAD, init_params, param_specs, scalar_head_spec
 from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
@@ -27,8 +27,6 @@ from gram_jax.training.objectives import (
     verdict_objective,
 )
 from gram_jax.tree import Tree
-
-TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
 
 
 def make_objective(
@@ -109,37 +107,50 @@ def start_weights(
     specs: as trained_specs gives them. Master weights have the recipe's dtype; frozen ones, of
     which no sum of small steps is taken, the dtype of the computation.
     """
+    start, dtype = recipe.model.name_or_path, recipe.model.param_dtype
     if recipe.lora is None:
-        cfg, loaded = load_model(recipe.model.name_or_path, placement, recipe.model.param_dtype)
+        cfg, loaded = load_model(start, placement, dtype)
         frozen: Tree = {}
     else:
-        cfg, frozen, loaded = frozen_weights(recipe, placement)
+        cfg, frozen, loaded = frozen_weights(
+            start, recipe.lora.config, recipe.execution.compute_dtype, placement
+        )
+    trained = initial_weights(specs, loaded, recipe.run.seed, dtype, placement)
+    return cfg, trained, frozen
+
+
+def initial_weights(specs: Tree, loaded: Tree, seed: int, dtype: str, placement: Placement) -> Tree:
+    """The weights to train: those that are loaded, at random what is missing (LoRA, a scalar head)."""
     found, fresh = tree.flatten(loaded), {}
-    # What the start does not have (LoRA, a scalar head) begins at random.
     missing = tree.split(specs, lambda path: path not in found)[0]
-    key = jax.random.key(recipe.run.seed)
+    key = jax.random.key(seed)
     if "layers" in missing:
         lora, missing = tree.split(missing, lambda path: path.startswith("layers/lora/"))
-        fresh = tree.flatten(init_lora(lora, key, placement, recipe.model.param_dtype))
+        fresh = tree.flatten(init_lora(lora, key, placement, dtype))
     if missing:
         head_key = jax.random.fold_in(key, 1)
-        fresh |= tree.flatten(init_params(missing, head_key, placement, recipe.model.param_dtype))
+        fresh |= tree.flatten(init_params(missing, head_key, placement, dtype))
     trained = tree.map_with_path(
         lambda path, _: fresh[path] if path in fresh else found[path], specs
     )
-    return cfg, jax.tree.map(lambda x: x.astype(recipe.model.param_dtype), trained), frozen
+    return jax.tree.map(lambda x: x.astype(dtype), trained)
 
 
-def frozen_weights(recipe: Recipe, placement: Placement) -> tuple[ModelConfig, Tree, Tree]:
-    """(config, base under LoRA with LoRA's scale, the base's scalar head where it has one).
+def frozen_weights(
+    start: str, lora: LoraConfig, compute: str, placement: Placement
+) -> tuple[ModelConfig, Tree, Tree]:
+    """(config, base under LoRA with LoRA's scale, the base's scalar head if it has one).
 
-    The base has the dtype of the computation. Its head, of a rank run, is trained and never frozen.
+    The base has the dtype of the computation. Its head, of a Bradley-Terry run, is trained and never frozen.
     """
-    assert recipe.lora is not None
-    cfg, base = load_model(recipe.model.name_or_path, placement, recipe.execution.compute_dtype)
+    cfg, base = load_model(start, placement, compute)
     head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
-    scale = lora_scales(cfg, recipe.lora.config, placement)
-    return cfg, tree.merge(base, {"layers": {"lora_scale": scale}}), head
+    return cfg, with_lora_scale(base, cfg, lora, placement), head
+
+
+def with_lora_scale(base: Tree, cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> Tree:
+    """The frozen base, with the scale of the LoRA that is trained on it."""
+    return tree.merge(base, {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}})
 
 
 def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> Tree:

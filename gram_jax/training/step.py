@@ -29,7 +29,8 @@ def make_train_step(
     weights. The gradient is that of the mean over the whole batch, whatever `microbatches` is.
 
     Metrics are those of the objective and, each with count 1: grad_norm (before clipping),
-    learning_rate, num_tokens (of this batch), bad (1 where loss or gradient are not finite).
+    learning_rate, num_tokens (of this batch), bad (1 if loss or gradient are not finite), skipped
+    and skipped_in_a_row (batches, as counted in the state).
 
     A bad batch leaves weights and optimizer bit for bit as they were. It is skipped, and counted in
     state.skipped; once there are more than `max_skipped` in a row the state stands still, step
@@ -81,6 +82,8 @@ def make_train_step(
             "learning_rate": schedule(state.step - state.skipped),  # as the optimizer counts
             "num_tokens": tokens,
             "bad": ~finite,
+            "skipped": new.skipped,
+            "skipped_in_a_row": new.in_a_row,
         }
         one = jnp.float32(1)
         metrics |= {name: (jnp.asarray(x, jnp.float32), one) for name, x in extra.items()}

@@ -1,17 +1,17 @@
 """The figures that benchmarks publish, each under a name that says whose definition it is.
 
-A figure is computed from the sums of credits and the counts of named subsets (intervals.Tally), so that its bootstrap
+A figure is computed from the sums of scores and the counts of named subsets (`BootstrapTable`), so that its bootstrap
 interval comes from the same function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from gram_jax.data.parsers import STYLES
-from gram_jax.evals.intervals import Metric, Tally
+from gram_jax.evals.intervals import BootstrapTable, Metric
+from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable
 
 BENCHMARK, RELEASE, PAPER, OWN = "benchmark", "GRAM release", "GRAM paper", "gram_jax"
 
@@ -64,8 +64,8 @@ LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A named figure; within: the subsets it is made of."""
+class BenchmarkMetric:
+    """A named figure of a benchmark; within: the subsets it is made of."""
 
     name: str
     definition: str
@@ -73,36 +73,36 @@ class Figure:
     within: tuple[str, ...]
     metric: Metric
 
-    def of(self, tally: Tally) -> dict[str, Any]:
-        """Its value and its interval, for evaluation.json."""
-        return {
-            "name": self.name,
-            "value": tally.value(self.metric),
-            "interval": tally.interval(self.metric, self.within),
-            "definition": self.definition,
-            "by": self.by,
-        }
+    def of(self, table: BootstrapTable) -> BenchmarkFigure:
+        """Its value and its interval."""
+        return BenchmarkFigure(
+            name=self.name,
+            value=table.value(self.metric),
+            interval=table.interval(self.metric, self.within),
+            definition=self.definition,
+            by=self.by,
+        )
 
 
 def pooled(names: Sequence[str], within: Sequence[str]) -> Metric:
     """Share of all items of these subsets."""
     at = [names.index(name) for name in within]
-    return lambda credit, count: credit[..., at].sum(-1) / count[..., at].sum(-1)
+    return lambda scores, counts: scores[..., at].sum(-1) / counts[..., at].sum(-1)
 
 
 def weighed(names: Sequence[str], weights: Mapping[str, float]) -> Metric:
     """The mean of the subsets' shares, each with its weight; weights: {subset: weight}."""
     at = [names.index(name) for name in weights]
     each = np.array(list(weights.values())) / sum(weights.values())
-    return lambda credit, count: (credit[..., at] / count[..., at]) @ each
+    return lambda scores, counts: (scores[..., at] / counts[..., at]) @ each
 
 
 def mean_of(metrics: Sequence[Metric]) -> Metric:
     """The mean of figures, each of the same weight."""
-    return lambda credit, count: np.mean([metric(credit, count) for metric in metrics], axis=0)
+    return lambda scores, counts: np.mean([metric(scores, counts) for metric in metrics], axis=0)
 
 
-def judgebench_figures(names: Sequence[str]) -> list[Figure]:
+def judgebench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
     """All pairs (micro, the authors' overall figure), the groups, and their mean (macro, as the GRAM paper has it).
 
     names: the sources that are there.
@@ -114,16 +114,16 @@ def judgebench_figures(names: Sequence[str]) -> list[Figure]:
     groups = {group: members for group, members in groups.items() if members}
     known = tuple(name for members in groups.values() for name in members)
     each = [
-        Figure(
+        BenchmarkMetric(
             group, f"all pairs of {JUDGEBENCH[group]}*", BENCHMARK, within, pooled(names, within)
         )
         for group, within in groups.items()
     ]
     return [
-        Figure(
+        BenchmarkMetric(
             "JudgeBench micro", "the share of all pairs", BENCHMARK, known, pooled(names, known)
         ),
-        Figure(
+        BenchmarkMetric(
             "JudgeBench macro",
             f"the mean of {', '.join(groups)}",
             PAPER,
@@ -134,14 +134,16 @@ def judgebench_figures(names: Sequence[str]) -> list[Figure]:
     ]
 
 
-def judgebench_votes(names: Sequence[str]) -> Figure:
-    """As the authors count a judge that is asked in both orders; the tally is of `Verdicts.right_by_votes`."""
+def judgebench_votes(names: Sequence[str]) -> BenchmarkMetric:
+    """As the authors count a judge that is asked in both orders; the table is of `PairVerdicts.right_by_votes`."""
     what = "the share of all pairs that are right in one order and not wrong in the other"
-    return Figure("JudgeBench by two verdicts", what, BENCHMARK, tuple(names), pooled(names, names))
+    return BenchmarkMetric(
+        "JudgeBench by two verdicts", what, BENCHMARK, tuple(names), pooled(names, names)
+    )
 
 
-def reward_bench_figures(names: Sequence[str]) -> list[Figure]:
-    """Sections and, where all four are there, the score; as the benchmark and as the GRAM release have them."""
+def reward_bench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
+    """Sections and, if all four are there, the score; as the benchmark and as the GRAM release define them."""
     official, plain = [], []
     for section, counts in REWARD_BENCH.items():
         there = {name: count for name, count in counts.items() if name in names}
@@ -151,16 +153,16 @@ def reward_bench_figures(names: Sequence[str]) -> list[Figure]:
         what = f"{share} by the pairs they have in the whole set"
         if "math-prm" in there:
             what += f", math-prm as {there['math-prm']}"
-        official.append(Figure(section, what, BENCHMARK, within, weighed(names, there)))
+        official.append(BenchmarkMetric(section, what, BENCHMARK, within, weighed(names, there)))
         name, what = f"{section}, unweighted", f"all pairs of {share} alike"
-        plain.append(Figure(name, what, RELEASE, within, pooled(names, within)))
+        plain.append(BenchmarkMetric(name, what, RELEASE, within, pooled(names, within)))
     # Of the other sections the whole set has the same figure both ways.
     figures = official + [figure for figure in plain if figure.name.startswith("Reasoning")]
     if len(official) < len(REWARD_BENCH):
         return figures
     every = tuple(name for figure in official for name in figure.within)
     scores = [
-        Figure(name, what, by, every, mean_of([figure.metric for figure in sections]))
+        BenchmarkMetric(name, what, by, every, mean_of([figure.metric for figure in sections]))
         for name, what, by, sections in (
             ("RewardBench score", "the mean of the four sections", BENCHMARK, official),
             (
@@ -179,7 +181,7 @@ def cell(domain: str, chosen: str, rejected: str) -> str:
     return f"{domain}|{chosen}|{rejected}"
 
 
-def rm_bench_figures(names: Sequence[str]) -> list[Figure]:
+def rm_bench_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
     """The mean over domains and levels, each level's mean over domains, each domain's mean over levels.
 
     Both kinds of safety are one domain. names: made by `cell`.
@@ -193,7 +195,7 @@ def rm_bench_figures(names: Sequence[str]) -> list[Figure]:
     all_names = tuple(names)
     whole = ", ".join(domains)
     figures = [
-        Figure(
+        BenchmarkMetric(
             "RM-Bench",
             f"the mean of {whole} over hard, normal and easy",
             BENCHMARK,
@@ -206,12 +208,14 @@ def rm_bench_figures(names: Sequence[str]) -> list[Figure]:
         used = tuple(name for key in keys for name in within[key])
         text = f"the mean of {whole}: {what}"
         metric = mean_of([mean[key] for key in keys])
-        figures.append(Figure(f"RM-Bench {level}", text, BENCHMARK, used, metric))
+        figures.append(BenchmarkMetric(f"RM-Bench {level}", text, BENCHMARK, used, metric))
     for domain in domains:
         keys = [(domain, level) for level in LEVELS]
         used = tuple(name for key in keys for name in within[key])
         metric = mean_of([mean[key] for key in keys])
-        figures.append(Figure(domain, "the mean of its nine cells", BENCHMARK, used, metric))
+        figures.append(
+            BenchmarkMetric(domain, "the mean of its nine cells", BENCHMARK, used, metric)
+        )
     return figures
 
 
@@ -229,7 +233,7 @@ def _level(names: Sequence[str], domain: str, level: str) -> list[tuple[tuple[st
     return found
 
 
-def rm_bench_tables(tally: Tally) -> list[dict[str, Any]]:
+def rm_bench_tables(table: BootstrapTable) -> list[BenchmarkTable]:
     """The 3 x 3 matrix of each domain, rows by the style of the chosen response."""
     tables = []
     for domain, start in RM_BENCH.items():
@@ -238,24 +242,28 @@ def rm_bench_tables(tally: Tally) -> list[dict[str, Any]]:
             members = [
                 tuple(
                     x
-                    for x in tally.subsets
+                    for x in table.subsets
                     if x.startswith(start) and x.endswith(cell("", chosen, rejected))
                 )
                 for rejected in STYLES
             ]
             if all(members):
-                rows.append([chosen, *(tally.value(pooled(tally.subsets, m)) for m in members)])
+                rows.append([chosen, *(table.value(pooled(table.subsets, m)) for m in members)])
         if rows:
             columns = ["chosen", *(f"rejected {style}" for style in STYLES)]
-            tables.append({"title": f"RM-Bench, {domain}", "columns": columns, "rows": rows})
+            tables.append(BenchmarkTable(title=f"RM-Bench, {domain}", columns=columns, rows=rows))
     return tables
 
 
-def plain_figures(names: Sequence[str]) -> list[Figure]:
-    """For pairs of no known benchmark: the share of all, and the mean of sources where there are several."""
+def plain_figures(names: Sequence[str]) -> list[BenchmarkMetric]:
+    """For pairs of no known benchmark: the share of all, and the mean of sources if there are several."""
     every = tuple(names)
-    figures = [Figure("accuracy", "the share of all pairs", OWN, every, pooled(names, every))]
+    figures = [
+        BenchmarkMetric("accuracy", "the share of all pairs", OWN, every, pooled(names, every))
+    ]
     if len(names) > 1:
         metric = mean_of([pooled(names, (name,)) for name in names])
-        figures.append(Figure("accuracy, macro", "the mean of the sources", OWN, every, metric))
+        figures.append(
+            BenchmarkMetric("accuracy, macro", "the mean of the sources", OWN, every, metric)
+        )
     return figures

@@ -1,5 +1,6 @@
-"""Sources to evaluate a judge on: what they are, and whether the figures of that benchmark can be made of them."""
+"""Data sets to evaluate a judge on: which benchmark they are, and whether its figures can be computed from them."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,11 +12,20 @@ from gram_jax.data.comparison import Comparison
 from gram_jax.data.records import IDENTICAL, Kind, read_records, source_schema
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError
+from gram_jax.evals.benchmarks import (
+    JUDGEBENCH,
+    REWARD_BENCH,
+    REWARD_BENCH_2,
+    RM_BENCH,
+    STYLES,
+    cell,
+)
 from gram_jax.evals.graded import check_graded, check_ties
-from gram_jax.evals.official import JUDGEBENCH, REWARD_BENCH, REWARD_BENCH_2, RM_BENCH, STYLES, cell
 from gram_jax.evals.pairwise import labeled
+from gram_jax.evals.results import RANKED, BenchmarkName
 
-Benchmark = Literal["pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"]
+logger = logging.getLogger(__name__)
+
 # The datasets of the hub, for `--benchmark NAME` without a source.
 HUB = {
     "rewardbench": "allenai/reward-bench:filtered",
@@ -24,7 +34,7 @@ HUB = {
     "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs that its published figures are of
 }
 # Which schema makes which benchmark; RewardBench has that of any labeled pairs and is known by its subsets.
-SCHEMAS: dict[str, Benchmark] = {
+SCHEMAS: dict[str, BenchmarkName] = {
     "judgebench": "judgebench",
     "rm-bench": "rmbench",
     "reward-bench-2": "rewardbench2",
@@ -35,34 +45,52 @@ ON_BOTH_SIDES = "a text both chosen and rejected"
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A source that has been read and recognised, ready to be scored."""
+class EvalDataset:
+    """A source that has been read and recognised, ready to be scored. remarks: decisions about its rows."""
 
     source: str
-    benchmark: Benchmark
-    records: list[Any]  # Comparison, or Candidates where it ranks
+    benchmark: BenchmarkName
+    records: list[Any]  # Comparison, or Candidates if it ranks
     read: ReadReport
     skipped_ties: int = 0
-    remarks: tuple[str, ...] = ()  # what was decided about the rows and could surprise
+    remarks: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> bool:
         """Whether several responses are compared at a time."""
-        return self.benchmark in ("rewardbench2", "best_of_n")
+        return self.benchmark in RANKED
 
 
-def read_workload(
+def read_datasets(
+    sources: Sequence[str],
+    benchmark: str = "auto",
+    *,
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> list[EvalDataset]:
+    """`read_dataset` of each source; remarks are logged as warnings."""
+    datasets = [
+        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+        for source in sources
+    ]
+    for remark in (remark for data in datasets for remark in data.remarks):
+        logger.warning(remark)
+    return datasets
+
+
+def read_dataset(
     source: str,
     benchmark: str = "auto",
     *,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     limit: int | None = None,
-) -> Workload:
-    """Read a source and tell which benchmark it is, by its fields and subsets; `benchmark` insists on one.
+) -> EvalDataset:
+    """Read a source and recognise its benchmark by its fields and subsets; `benchmark` requires one.
 
-    limit: so many pairs, or rows of RM-Bench and of several responses. Raises DataError for rows that cannot be read,
-    for unlabeled ones, and where the source is not the benchmark that was asked for.
+    limit: maximum number of pairs, or of rows of RM-Bench and of several responses. Raises DataError for rows that
+    cannot be read, for unlabeled ones, and if the source is not the required benchmark.
     """
     found = source_schema(source, schema=schema)
     known = SCHEMAS.get(found.name)
@@ -87,7 +115,7 @@ def read_workload(
     if benchmark == "auto" and 0 < unknown.total() < len(records):
         remarks.append(
             f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
-            "--benchmark rewardbench insists on it, --benchmark pairs on pairs"
+            "--benchmark rewardbench requires it, --benchmark pairs reads pairs"
         )
     name = name if benchmark == "auto" else benchmark
     if most is not None and len(records) + ties >= most:
@@ -97,15 +125,15 @@ def read_workload(
     if name == "rmbench":
         records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
     _check(source, name, records)
-    return Workload(source, name, records, read, ties, tuple(remarks))
+    return EvalDataset(source, name, records, read, ties, tuple(remarks))
 
 
-def _kind(benchmark: str, found: Benchmark) -> Kind:
-    if benchmark not in ("auto", *get_args(Benchmark)):
-        known = ", ".join(("auto", *get_args(Benchmark)))
+def _kind(benchmark: str, found: BenchmarkName) -> Kind:
+    if benchmark not in ("auto", *get_args(BenchmarkName)):
+        known = ", ".join(("auto", *get_args(BenchmarkName)))
         raise DataError(f"unknown benchmark {benchmark!r}: expected one of {known}")
     wanted = found if benchmark == "auto" else benchmark
-    several = wanted in ("rewardbench2", "best_of_n") and found in ("rewardbench2", "best_of_n")
+    several = wanted in RANKED and found in RANKED
     return "graded" if several else "preference"
 
 
@@ -131,7 +159,7 @@ def _expected(benchmark: str) -> str:
     return f"Expected the schema {name}; --benchmark pairs takes any labeled pairs"
 
 
-def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
+def _check(source: str, name: BenchmarkName, records: Sequence[Any]) -> None:
     """Raises DataError for rows from which the benchmark's figures could not be computed, before any is scored."""
     if name == "judgebench":
         _check_groups(source, "JudgeBench", "source", JUDGEBENCH.values(), records)
@@ -140,7 +168,7 @@ def _check(source: str, name: Benchmark, records: Sequence[Any]) -> None:
     if name == "rewardbench2":
         _check_groups(source, "RewardBench 2", "subset", REWARD_BENCH_2, records)
     try:
-        if name in ("rewardbench2", "best_of_n"):
+        if name in RANKED:
             check_graded(records)
         if name == "rewardbench2":
             check_ties(records)

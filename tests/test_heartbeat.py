@@ -25,7 +25,7 @@ VERSIONS = {"gram_jax": "1"}
 
 
 class Ends(list):
-    """What the ends of a heartbeat said when the job was over for them: (message, status)."""
+    """What the ends of a heartbeat reported when the job was over for them: (message, status)."""
 
     def __call__(self, message: str, status: int) -> None:
         self.append((message, status))
@@ -40,7 +40,7 @@ class Ends(list):
 
 @contextmanager
 def job(count: int, *, only=None, lost_after=1.5, join_timeout=5.0, versions=None):
-    """Lifelines of processes 0.., joining in threads; and for each its Ends or its ClusterError."""
+    """Heartbeats of processes 0.., joining in threads; and for each its Ends or its ClusterError."""
     port, lines, found = free_port(), {}, {}
     for index in range(count) if only is None else only:
         ends = Ends()

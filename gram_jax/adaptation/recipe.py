@@ -1,0 +1,95 @@
+"""The recipe of an adaptation: assets/adapt.toml, and what depends on the model, the data and the settings."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gram_jax.adaptation.config import AdaptConfig
+from gram_jax.adaptation.settings import default_rate
+from gram_jax.data.batches import make_batches
+from gram_jax.data.examples import Examples
+from gram_jax.files import write_atomic
+from gram_jax.model.lora import NUM_CONTRACTED_DIMS
+from gram_jax.recipes.reading import make_recipe
+from gram_jax.recipes.tables import Recipe
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.training.setup import training_examples
+
+STEPS = 40  # of an epoch, about: few labels want many small steps
+MAX_BATCH_SIZE = 8  # if the settings state none
+
+
+def make_adapt_recipe(
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
+) -> tuple[Recipe, list[int]]:
+    """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
+    max_length = max(settings.max_length, judge.spec.max_length)
+    values = _values(model, judge, train_file, out, settings)
+    values["batch"] |= {"max_length": max_length, **_batch_size(jax.device_count())}
+    examples = training_examples(make_recipe(values), judge.tokenizer, judge.spec)
+    batch_size = settings.batch_size or _default_batch_size(examples, max_length)
+    values["batch"] |= _batch_size(batch_size)
+    batches = make_batches(
+        examples,
+        batch_size=values["batch"]["batch_size"],
+        max_length=max_length,
+        seed=settings.seed,
+        packing=True,
+    )
+    ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
+    values["checkpoint"] |= {"save_steps": ends[0]}
+    return make_recipe(values), ends
+
+
+def _values(
+    model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
+) -> dict[str, Any]:
+    """All values but those of the batch."""
+    asset = files("gram_jax").joinpath("adaptation", "assets", "adapt.toml")
+    values = tomllib.loads(asset.read_text(encoding="utf-8"))
+    values["run"] = {
+        "output_dir": str(out / "run"),
+        "seed": settings.seed,
+        "num_train_epochs": settings.num_train_epochs,
+    }
+    values["model"]["name_or_path"] = model
+    values["judge"] = _judge(judge, out)
+    values["data"]["train"] = [str(train_file)]
+    rate = settings.learning_rate
+    values["optimizer"]["learning_rate"] = (
+        default_rate(settings.method, judge.cfg) if rate is None else rate
+    )
+    values["loss"] = {"label_smoothing": settings.label_smoothing}
+    values["execution"]["compute_dtype"] = judge.execution.compute
+    if settings.method == "lora":
+        rank, modules = settings.lora_rank, list(NUM_CONTRACTED_DIMS)
+        values["lora"] = {"rank": rank, "alpha": 2.0 * rank, "target_modules": modules}
+    return values
+
+
+def _judge(judge: Scorer, out: Path) -> dict[str, Any]:
+    """The judge's own specification, as a recipe states one."""
+    spec, template = judge.spec, out / "data" / "template.txt"
+    write_atomic(template, spec.template)
+    found = {
+        "template": str(template),
+        "labels": list(spec.labels),
+        "max_length": spec.max_length,
+        "thinking": spec.thinking,
+    }
+    return found if spec.system is None else found | {"system": spec.system}
+
+
+def _default_batch_size(examples: Examples, max_length: int) -> int:
+    rows = round(int(examples.documents.lengths.sum()) // max_length / STEPS)
+    return min(max(1, rows), MAX_BATCH_SIZE)
+
+
+def _batch_size(rows: int) -> dict[str, int]:
+    """Rounded up to a multiple of the devices, a row at a time on each."""
+    devices = jax.device_count()
+    steps = -(-rows // devices)
+    return {"batch_size": steps * devices, "gradient_accumulation_steps": steps}

@@ -1,0 +1,87 @@
+"""The result of an adaptation: before and after on the same pairs, and what speaks against it."""
+
+from typing import Any
+
+from scipy.special import expit
+
+from gram_jax.evals.calibration import (
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.evals.paired import paired_gain
+from gram_jax.evals.pairwise import PairVerdicts
+
+
+def compare_verdicts(
+    before: PairVerdicts, after: PairVerdicts, temperature: float
+) -> dict[str, Any]:
+    """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
+    gain, interval = paired_gain(before.correct, after.correct, after.cluster)
+    found = {
+        name: {
+            "accuracy": float(verdicts.correct.mean()),
+            "interval": BootstrapTable.of(
+                verdicts.correct, verdicts.cluster, verdicts.subset
+            ).interval(mean_score),
+            "nll": negative_log_likelihood(verdicts.margin),
+            "ece": expected_calibration_error(expit(verdicts.margin)),
+        }
+        for name, verdicts in (("before", before), ("after", after))
+    }
+    found["after"]["ece_with_temperature"] = expected_calibration_error(
+        expit(after.margin / temperature)
+    )
+    found["after"]["nll_with_temperature"] = negative_log_likelihood(after.margin, temperature)
+    return found | {
+        "gain": gain,
+        "gain_interval": interval,
+    }
+
+
+def doubts(result: dict[str, Any]) -> list[str]:
+    """What speaks against a judge that was exported: nothing worse goes out without a word."""
+    test, found = result["test"], []
+    if not result["better_where_chosen"]:
+        found.append(
+            f"the exported judge is no better than {result['model']} on the pairs that choose: --accept took it "
+            "all the same"
+        )
+    if test["gain"] < 0:
+        low, high = test["gain_interval"]
+        surely = "worse" if high < 0 else "perhaps worse"
+        found.append(
+            f"the exported judge is {surely} on the {result['pairs']['test']} pairs that measure: "
+            f"{test['gain']:+.3f} of the accuracy ({low:+.3f} to {high:+.3f})"
+        )
+    elif test["after"]["nll"] > test["before"]["nll"]:
+        found.append(
+            f"the exported judge's loss is higher on the pairs that measure: {test['before']['nll']:.3f} before, "
+            f"{test['after']['nll']:.3f} after"
+        )
+    return found
+
+
+def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, before, after) for a terminal."""
+    before, after = result["test"]["before"], result["test"]["after"]
+    low, high = result["test"]["gain_interval"]
+
+    def accuracy(found: dict[str, Any]) -> str:
+        return f"{found['accuracy']:.3f} ({found['interval'][0]:.3f} to {found['interval'][1]:.3f})"
+
+    return [
+        ("accuracy (95 %)", accuracy(before), accuracy(after)),
+        (
+            "gain (95 %, the same prompts)",
+            "",
+            f"{result['test']['gain']:+.3f} ({low:+.3f} to {high:+.3f})",
+        ),
+        ("NLL", f"{before['nll']:.3f}", f"{after['nll']:.3f}"),
+        ("ECE", f"{before['ece']:.3f}", f"{after['ece']:.3f}"),
+        (
+            f"NLL / ECE with temperature {result['temperature']:.2f}",
+            "",
+            f"{after['nll_with_temperature']:.3f} / {after['ece_with_temperature']:.3f}",
+        ),
+    ]

@@ -1,0 +1,100 @@
+"""The figures of attacks as tables of words: the same for a terminal, a page and a model card."""
+
+from collections.abc import Sequence
+
+from gram_jax.attacks.results import AttackMetrics, AttackResults, OrderMetrics
+from gram_jax.evals.tables import Label, Table, share
+from gram_jax.formatting import decimals, format_figure, plural
+
+CLEAN_LABELS = {
+    "accuracy": Label("accuracy", "without attacks"),
+    "flip_rate": Label("flip rate", "without attacks, the rejected response wins"),
+    "order_flip_rate": Label(
+        "order flips", "without attacks, the two orders of showing contradict each other"
+    ),
+    "any_hostile": Label("right pairs turned", "some hostile attack wins"),
+}
+TITLES = {
+    "hostile": "Hostile: the attacked response wins",
+    "harmless": "Harmless: the verdict changes",
+}
+
+
+def clean_table(found: AttackResults) -> Table:
+    """What the judge does on the same pairs without an attack, and against the whole suite."""
+    clean, suite = found.clean, found.any_hostile
+    figures = {
+        "accuracy": (clean.accuracy, clean.interval),
+        "flip_rate": (clean.flip_rate, clean.flip_interval),
+        "order_flip_rate": (clean.order_flip_rate, clean.order_flip_interval),
+    }
+    rows = [
+        (CLEAN_LABELS[name].title, share(*figure), CLEAN_LABELS[name].meaning)
+        for name, figure in figures.items()
+    ]
+    if suite is not None:
+        label = CLEAN_LABELS["any_hostile"]
+        of = f"of the {plural(suite.n, 'pair')} that it has right, {label.meaning}"
+        rows.append((label.title, share(suite.share, suite.interval), of))
+    columns = ("figure", "share (95 %)", "what it says")
+    return Table("The judge on these pairs", columns, tuple(rows), prose=frozenset({2}))
+
+
+def attack_tables(found: AttackResults) -> list[Table]:
+    """A table of the hostile and one of the harmless attacks, if there are any."""
+    makers = {"hostile": _hostile, "harmless": _harmless}
+    groups = {kind: [one for one in found.attacks if one.kind == kind] for kind in makers}
+    return [makers[kind](group) for kind, group in groups.items() if group]
+
+
+def _hostile(group: Sequence[AttackMetrics]) -> Table:
+    rows = tuple(
+        (
+            one.name,
+            share(one.success, one.interval),
+            format_figure(one.baseline, decimals(one.interval)),
+            format_figure(one.turned, 2),
+            f"{_in_order(one.shown_first)} / {_in_order(one.shown_second)}",
+            f"{one.n:,}",
+            one.description,
+        )
+        for one in group
+    )
+    columns = (
+        "attack",
+        "success (95 %)",
+        "flips",
+        "turned",
+        "shown first / second",
+        "pairs",
+        "what it does",
+    )
+    note = (
+        "Flips: how often that response won without the attack; an attack with less success makes a response worse. "
+        "Turned: success on the pairs that the judge has right. Shown first, second: success if only that order is "
+        "asked."
+    )
+    return Table(TITLES["hostile"], columns, rows, note, frozenset({6}), explanation=6)
+
+
+def _harmless(group: Sequence[AttackMetrics]) -> Table:
+    rows = tuple(
+        (
+            one.name,
+            share(one.success, one.interval),
+            format_figure(one.baseline, decimals(one.interval)),
+            f"{one.n:,}",
+            one.description,
+        )
+        for one in group
+    )
+    columns = ("change", "changed (95 %)", "order flips", "pairs", "what it does")
+    note = (
+        "Changed: another response is preferred than before. Order flips: how often the two orders of these pairs "
+        "contradict each other without any change, which says how stable the verdict is."
+    )
+    return Table(TITLES["harmless"], columns, rows, note, frozenset({4}), explanation=4)
+
+
+def _in_order(found: OrderMetrics | None) -> str:
+    return format_figure(found.success if found else None, 2)

@@ -1,0 +1,186 @@
+"""Commands that measure a judge and report the results. Imports wait for the command that needs them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gram_jax.cli.options import MODEL, AtLeastOne, JudgeOptions, NotNegative, RowOptions
+from gram_jax.console import Console
+from gram_jax.errors import DataError
+
+ModelName = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
+
+
+def evaluate(
+    model: ModelName,
+    /,
+    *sources: str,
+    benchmark: str = "auto",
+    out: Path | None = None,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    limit: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
+) -> None:
+    """Evaluate on benchmarks as they define it, with bias, calibration, agreement and intervals.
+
+    Args:
+        sources: Benchmarks, labeled pairs or graded responses, of any schema.
+        benchmark: pairs, rewardbench, rewardbench2, rmbench, judgebench or best_of_n; auto: recognised by the rows.
+        out: A folder for figures and scores. The same command resumes in it.
+        limit: Use only the first N rows of each source.
+        overwrite: Score these sources again.
+    """
+    from gram_jax.cli.tables import print_table
+    from gram_jax.evals.datasets import HUB, read_datasets
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder
+    from gram_jax.evals.tables import rows_read, source_tables
+    from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
+
+    console = Console()
+    if not sources and benchmark not in HUB:
+        known = ", ".join(HUB)
+        raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
+    if out is not None:
+        make_folder(out)
+    datasets = read_datasets(
+        sources or [HUB[benchmark]],
+        benchmark,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
+        limit=limit,
+    )
+    if is_baseline(model):
+        if given := judge.given():
+            raise DataError(
+                f"{model} is a run of the discriminative baseline, which is scored as it was trained: leave out "
+                f"{', '.join(given)}"
+            )
+        scorer = ScalarRewardModel.load(model, compute=judge.compute_dtype)
+    else:
+        scorer = judge.load(model)
+    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)
+    for data in datasets:
+        found, _ = folder.add(data)
+        console.heading(f"{rows_read(found)} ({found.benchmark})")
+        for table in source_tables(found):
+            print_table(console, table)
+    if out is not None:
+        console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
+
+
+def attack(
+    model: ModelName,
+    source: str,
+    /,
+    *,
+    out: Path,
+    pairs: Annotated[int, AtLeastOne] = 100,
+    only: str | None = None,
+    seed: Annotated[int, NotNegative] = 0,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Attack the judge with hostile responses and harmless changes. An interrupted command resumes.
+
+    Args:
+        source: Labeled pairs of any schema.
+        out: A folder for attack.json and the scores.
+        pairs: Maximum number of pairs, drawn by the seed.
+        only: Names of attacks, or hostile or harmless, separated by commas.
+        seed: Seed of the drawn pairs and of the attacks' texts.
+        overwrite: Replace the results if they exist.
+    """
+    from gram_jax.attacks.evaluate import choose_pairs, run_attacks
+    from gram_jax.attacks.suite import choose_attacks
+    from gram_jax.attacks.tables import attack_tables, clean_table
+    from gram_jax.cli.tables import print_table
+    from gram_jax.data.records import read_records
+    from gram_jax.evals.evaluate import make_folder
+
+    console = Console()
+    attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
+    records, _ = read_records(source, schema=rows.schema, on_bad=rows.on_bad)
+    chosen = choose_pairs(records, pairs, seed=seed)
+    make_folder(out)
+    found = run_attacks(
+        judge.load(model),
+        model,
+        source,
+        chosen,
+        out,
+        attacks,
+        seed=seed,
+        overwrite=overwrite,
+        progress=console.progress,
+    )
+    console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
+    for table in (clean_table(found), *attack_tables(found)):
+        print_table(console, table)
+
+
+def report(
+    *folders: Path,
+    out: Path | None = None,
+    markdown: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write one HTML page of a model's results, or a comparison of several models or checkpoints.
+
+    Args:
+        folders: Folders of evaluate --out and attack --out.
+        out: The page; default report.html in the one folder.
+        markdown: A file for the same as Markdown.
+        overwrite: Replace files that are not reports.
+    """
+    from gram_jax.reports.report import write_reports
+
+    for path in write_reports(list(folders), out=out, markdown=markdown, overwrite=overwrite):
+        Console().say(str(path))
+
+
+def card(
+    folder: Path,
+    /,
+    *,
+    evaluation: list[Path] | None = None,
+    run: Path | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    dataset: list[str] | None = None,
+    push: str | None = None,
+    public: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the model card (README.md) of an exported judge, and upload the folder if asked.
+
+    Args:
+        folder: An exported model.
+        evaluation: A folder of evaluate --out or attack --out. Repeat it for more.
+        run: The exported run: recipe, data, base model, licence.
+        license: The licence as the hub spells it; default that of the base model.
+        base_model: The name of the base model on the hub.
+        dataset: A data set of the hub that the model was trained on. Repeat it for more.
+        push: OWNER/NAME: upload the folder to the Hugging Face hub.
+        public: Make a new repository public.
+        overwrite: Replace a card of another author.
+    """
+    import jax
+
+    from gram_jax.reports.card import CardOptions, write_card
+
+    # Weights are only compared with those that were evaluated.
+    jax.config.update("jax_platforms", "cpu")
+    options = CardOptions(
+        run,
+        tuple(evaluation or ()),
+        license,
+        base_model,
+        tuple(dataset or ()),
+        push,
+        public,
+        overwrite,
+    )
+    write_card(folder, options)

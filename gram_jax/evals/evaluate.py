@@ -1,0 +1,161 @@
+"""`evaluate`: a judge on benchmarks and labeled data. evaluation.json and the scores it is computed from."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from gram_jax.data.comparison import contents_of
+from gram_jax.errors import DataError, ReportError
+from gram_jax.evals.datasets import EvalDataset, read_datasets, stem_of
+from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
+from gram_jax.evals.measure import measure
+from gram_jax.evals.pairwise import PairVerdicts
+from gram_jax.evals.results import EvaluationResults, SourceResult, read_results
+from gram_jax.evals.reward_bench import write_reward_bench
+from gram_jax.evals.scores import OutputSink
+from gram_jax.files import write_json
+from gram_jax.progress import ProgressFactory, no_progress
+from gram_jax.scoring.scalar import ScalarRewardModel
+from gram_jax.scoring.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+ATTACKS = "attack.json"  # of attacks/results.py; a folder is of one judge
+
+
+def evaluate(
+    scorer: Scorer | ScalarRewardModel,
+    sources: Sequence[str],
+    *,
+    model: str,
+    benchmark: str = "auto",
+    schema: str = "auto",
+    on_bad: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: ProgressFactory = no_progress,
+) -> EvaluationResults:
+    """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
+
+    model: its name in the results. benchmark: what each source is, "auto" to recognise it. limit: maximum number of
+    rows of each source. out: a folder for evaluation.json and the scores, in which an interrupted evaluation resumes;
+    the sources that it holds already are in the results too. overwrite: score these sources again.
+    Raises DataError for data that cannot be read and for a folder with results of another judge.
+
+    >>> import tempfile
+    >>> pairs = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+    >>> _ = pairs.write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}')
+    >>> found = evaluate(Scorer.load("tiny-random"), [str(pairs)], model="tiny").sources["pairs"]
+    >>> found.benchmark, found.pairs.n
+    ('pairs', 1)
+    """
+    if not sources:
+        raise DataError("there is nothing to evaluate on: expected at least one source")
+    datasets = read_datasets(sources, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)
+    for data in datasets:
+        folder.add(data)
+    return folder.results()
+
+
+class EvaluationFolder:
+    """Results of one judge on several sources; later ones join those that the folder holds.
+
+    folder: None keeps them in memory. overwrite: score the sources again; the results of others stay if they are of
+    the same judge. Raises DataError if the folder cannot be made, or holds the results of another judge.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        scorer: Scorer | ScalarRewardModel,
+        model: str,
+        *,
+        overwrite: bool = False,
+        progress: ProgressFactory = no_progress,
+    ):
+        self.folder, self.scorer, self.model = folder, scorer, model
+        self.overwrite, self.progress = overwrite, progress
+        self.about = judge_results(scorer, model)
+        self.sources: dict[str, SourceResult] = {}
+        if folder is not None:
+            make_folder(folder)
+            refuse_other_judge(folder / ATTACKS, self.about)
+            self.sources = self._resume(folder)
+
+    def results(self) -> EvaluationResults:
+        """All sources."""
+        return EvaluationResults(**dict(self.about), sources=self.sources)
+
+    def add(self, data: EvalDataset) -> tuple[SourceResult, PairVerdicts]:
+        """Score a data set and add what is measured; returns it with the verdicts on its pairs."""
+        name, source = self._name(data)
+        if data.source != source:
+            logger.warning(f"{data.source} has the rows of {source}, under which its figures stand")
+        data = replace(data, source=source)
+        file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
+        sink = OutputSink(file, self.overwrite, self.progress)
+        found, verdicts = measure(self.scorer, self.model, data, sink)
+        self.sources[name] = found
+        if self.folder is not None:
+            path = self.folder / EvaluationResults.FILE
+            write_json(path, self.results().model_dump(), error=DataError)
+            if data.benchmark == "rewardbench":
+                place = self.folder / "rewardbench" / name
+                write_reward_bench(place, self.about, data.records, verdicts, found)
+        return found, verdicts
+
+    def _name(self, data: EvalDataset) -> tuple[str, str]:
+        """The name of a source and its first spelling, for the same file or the same contents.
+
+        A new source is named by its stem, with a number if another source has that name.
+        """
+        contents = contents_of(data.records)
+        for name, found in self.sources.items():
+            same_file = os.path.realpath(found.source) == os.path.realpath(data.source)
+            same = (found.contents, found.benchmark) == (contents, data.benchmark)
+            if same_file or same:
+                return name, found.source
+        stem, number = stem_of(data.source), 1
+        name = stem
+        while name in self.sources:
+            number += 1
+            name = f"{stem}-{number}"
+        return name, data.source
+
+    def _resume(self, folder: Path) -> dict[str, SourceResult]:
+        """The sources that the folder holds; none if `overwrite` replaces results that cannot be continued."""
+        try:
+            there = read_results(folder, EvaluationResults)
+        except ReportError as error:
+            problem = str(error)
+        else:
+            if there is None:
+                return {}
+            same_settings = there.settings == self.about.settings
+            if same_settings and not difference(there, self.about):
+                return dict(there.sources)
+            problem = (
+                f"{folder} holds the evaluation of another judge, or with other settings: {there.model}, "
+                f"{there.settings}; requested is {self.model}, {self.about.settings}"
+            )
+        if not self.overwrite:
+            raise DataError(f"{problem}. Give another folder, or --overwrite")
+        logger.warning(f"{problem}. It is replaced")
+        return {}
+
+
+def make_folder(folder: Path) -> None:
+    """Raises DataError if a file has the name, or there is no parent folder."""
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: --out takes a folder for the results")
+    if not folder.parent.is_dir():
+        raise DataError(f"{folder} cannot be made: there is no folder {folder.parent}")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror or error}") from error

@@ -1,0 +1,86 @@
+"""Whose figures a results file holds: the judge, its weights and its settings."""
+
+from pathlib import Path
+
+import jax
+
+from gram_jax.errors import DataError
+from gram_jax.evals.results import JudgeResults, JudgeSettings, read_judge
+from gram_jax.interop.models import load_model
+from gram_jax.model.quantize import quantize_int8
+from gram_jax.scoring.fingerprint import weights_fingerprint
+from gram_jax.scoring.scalar import ScalarRewardModel
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
+from gram_jax.version import installed_version
+
+
+def judge_results(scorer: Scorer | ScalarRewardModel, model: str) -> JudgeResults:
+    """What results of this judge say first. model: its name."""
+    return JudgeResults(
+        gram_jax=installed_version(),
+        model=model,
+        judge=scorer.spec.hash,
+        fingerprint=weights_fingerprint(scorer.params),
+        settings=judge_settings(scorer),
+    )
+
+
+def judge_settings(scorer: Scorer | ScalarRewardModel) -> JudgeSettings:
+    """How the judge is run and asked."""
+    layers = scorer.params["layers"]
+    held = "int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype)
+    return JudgeSettings(
+        compute=scorer.execution.compute,
+        weights=held,
+        max_length=scorer.spec.max_length,
+        labels=", ".join(scorer.spec.labels),
+    )
+
+
+def number_format(settings: JudgeSettings) -> tuple[str, str]:
+    """The settings that decide a fingerprint besides the weights themselves."""
+    return settings.weights, settings.compute
+
+
+def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
+    """The fingerprint of a model's weights if they are held as these settings say.
+
+    Raises DataError for an unknown number format.
+    """
+    held, compute = number_format(settings)
+    dtype = compute if held == "int8" else held
+    if dtype not in ("float32", "bfloat16"):
+        raise DataError(
+            f"settings with weights {held!r} and compute {compute!r}: expected float32 or bfloat16, or int8 weights"
+        )
+    _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
+    return weights_fingerprint(quantize_int8(params) if held == "int8" else params)
+
+
+def difference(one: JudgeResults, other: JudgeResults) -> str | None:
+    """How two results are of different judges, in words; None if they may be of the same one."""
+    if one.judge != other.judge:
+        return (
+            f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} "
+            f"(judge {other.judge[:12]})"
+        )
+    # Weights that are held in another number format have another fingerprint.
+    alike = number_format(one.settings) == number_format(other.settings)
+    if alike and one.fingerprint != other.fingerprint:
+        return (
+            f"different weights: {one.model} (fingerprint {one.fingerprint[:12]}) and {other.model} "
+            f"({other.fingerprint[:12]})"
+        )
+    if not alike and one.model != other.model:
+        return f"different models: {one.model} and {other.model}"
+    return None
+
+
+def refuse_other_judge(path: Path, results: JudgeResults) -> None:
+    """Raises DataError if a results file exists and is of another judge than `results`; a damaged one passes."""
+    there = read_judge(path)
+    if there is not None and (found := difference(there, results)):
+        raise DataError(
+            f"{path} and the requested results are of {found}. Keep each model's results in a folder of its own"
+        )

@@ -1,0 +1,159 @@
+"""What a reader must know before using a model's figures: each a sentence with the number it rests on."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from gram_jax.attacks.results import AttackResults
+from gram_jax.evals.calibration import why_unusable
+from gram_jax.evals.results import PairMetrics, SourceResult
+from gram_jax.formatting import format_figure, format_percent, plural
+from gram_jax.reports.loading import ModelResults
+
+# With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.
+FEW_PROMPTS = 200
+# A figure above its threshold is worth a sentence.
+MUCH_SHORTENED = 0.05
+MUCH_DROPPED = 0.01
+MANY_TIES = 0.01
+UNCALIBRATED = 0.1  # ECE
+INCONSISTENT = 0.3  # share of the pairs
+POSITION_BIASED = 0.05  # mean P(first shown) - 0.5
+LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, less that if it is shorter
+VULNERABLE = 0.1  # success of an attack above its baseline
+
+
+class Caveats(NamedTuple):
+    """Sentences about a source, or about attacks; about is "" if there is nothing else."""
+
+    about: str
+    sentences: tuple[str, ...]
+
+
+def model_caveats(found: ModelResults) -> list[Caveats]:
+    """All caveats of a model's results."""
+    alone = len(found.sources) == 1 and found.attack is None
+    groups = [
+        Caveats("" if alone else name, tuple(source_caveats(source)))
+        for name, source in found.sources.items()
+    ]
+    if found.attack is not None:
+        groups.append(Caveats("Attacks", tuple(attack_caveats(found.attack))))
+    return [group for group in groups if group.sentences]
+
+
+def source_caveats(source: SourceResult) -> Iterator[str]:
+    """What limits the figures of one source."""
+    dropped = sum(source.dropped.values())
+    if dropped > MUCH_DROPPED * source.rows:
+        why = ", ".join(f"{reason} ({n:,})" for reason, n in source.dropped.items() if n)
+        yield f"{dropped:,} of {plural(source.rows, 'row')} were left out: {why}."
+    pairs = source.pairs
+    yield from _of_accuracy(
+        pairs, "accuracy over pairs of responses" if source.ranks else "accuracy"
+    )
+    if pairs.shortened > MUCH_SHORTENED:
+        yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
+    yield from _of_biases(pairs)
+    if pairs.ties > MANY_TIES:
+        yield f"{format_percent(pairs.ties)} of the pairs are ties, which count as wrong."
+    if pairs.ece > UNCALIBRATED:
+        yield _of_calibration(source)
+
+
+def _of_accuracy(pairs: PairMetrics, what: str) -> Iterator[str]:
+    low, high = pairs.interval
+    if pairs.prompts < FEW_PROMPTS:
+        half = format_figure((high - low) / 2, 2)
+        yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
+    if low <= 0.5 <= high:
+        interval = f"{format_figure(low, 2)} to {format_figure(high, 2)}"
+        yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
+    elif high < 0.5:
+        yield f"The {what} is below that of guessing: check which response the labels prefer."
+
+
+def _of_biases(pairs: PairMetrics) -> Iterator[str]:
+    if 1 - pairs.consistency > INCONSISTENT:
+        share = format_percent(1 - pairs.consistency)
+        yield f"The verdict changes with the order of showing for {share} of the pairs."
+    if abs(pairs.position_bias) > POSITION_BIASED:
+        position = "first" if pairs.position_bias > 0 else "second"
+        mean = format_figure(0.5 + abs(pairs.position_bias), 2)
+        yield f"The response shown {position} gets a probability of {mean} on average, whatever it says."
+    longer, shorter = pairs.accuracy_longer, pairs.accuracy_shorter
+    if longer is not None and shorter is not None and abs(longer - shorter) > LENGTH_BIASED:
+        favoured = "longer" if longer > shorter else "shorter"
+        yield (
+            f"It favours the {favoured} response: accuracy {format_figure(longer, 2)} if the better one is longer, "
+            f"{format_figure(shorter, 2)} if it is shorter."
+        )
+
+
+def _of_calibration(source: SourceResult) -> str:
+    sentence = f"Its probabilities are off by {format_figure(source.pairs.ece, 2)} on average (ECE)"
+    fit = source.calibration.temperature
+    if fit is None:
+        return sentence + ": read them as an order, not as probabilities."
+    if why := why_unusable(fit):
+        return f"{sentence}, and {why}: read them as an order, not as probabilities."
+    return (
+        f"{sentence}; by {format_figure(fit.ece_after, 2)} if the log-odds are divided by a temperature of "
+        f"{format_figure(fit.value, 2)}, on pairs that it was not fitted on."
+    )
+
+
+def attack_caveats(found: AttackResults) -> Iterator[str]:
+    """The attacks that win against a model and the perturbations that change its verdicts, the worst first."""
+    suite = found.any_hostile
+    if suite is not None and suite.share is not None and suite.share > VULNERABLE:
+        yield (
+            f"For {format_percent(suite.share)} of the {plural(suite.n, 'pair')} that it has right, "
+            "some hostile attack wins."
+        )
+    for kind, what in (
+        ("hostile", "Hostile attacks that win more often than the response did before"),
+        (
+            "harmless",
+            "Harmless changes that alter the verdict more often than the order of showing does",
+        ),
+    ):
+        group = [one for one in found.attacks if one.kind == kind]
+        worst = sorted(
+            (one for one in group if one.success - one.baseline > VULNERABLE),
+            key=lambda one: one.success,
+            reverse=True,
+        )
+        if worst:
+            shown = ", ".join(f"{one.name} ({format_percent(one.success)})" for one in worst[:3])
+            yield f"{what}: {len(worst)} of {len(group)}, first {shown}."
+
+
+def comparison_caveats(found: Sequence[ModelResults]) -> Iterator[str]:
+    """What limits a comparison of these models."""
+    abouts = [one.about for one in found]
+    if _differ(about.judge for about in abouts):
+        yield (
+            "The models were asked in different ways (template, chat format, labels or token budget): a difference may "
+            "come from how they were asked."
+        )
+    for key in sorted(type(abouts[0].settings).model_fields):
+        values = {str(getattr(about.settings, key)) for about in abouts}
+        if len(values) > 1:
+            yield f"They were run with different settings of {key}: {', '.join(sorted(values))}."
+    if _differ(about.gram_jax for about in abouts):
+        yield "They were evaluated with different versions of gram_jax."
+    for name in dict.fromkeys(name for one in found for name in one.sources):
+        sources = [one.sources[name] for one in found if name in one.sources]
+        if _differ((s.rows, s.pairs.n) for s in sources):
+            yield f"{name}: not the same pairs; the numbers of rows or pairs differ."
+        elif _differ(s.contents for s in sources):
+            yield f"{name}: not the same pairs; their texts or labels differ."
+        if len(sources) < len(found):
+            yield f"{name}: only {len(sources)} of {len(found)} models were evaluated on it."
+    attacks = [one.attack for one in found if one.attack is not None]
+    if _differ((one.contents, one.pairs, one.seed) for one in attacks):
+        yield "Attacks: not the same pairs; contents, number or seed differ."
+
+
+def _differ(values: Iterable[object]) -> bool:
+    return len(set(values)) > 1

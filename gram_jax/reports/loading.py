@@ -1,0 +1,100 @@
+"""Folders of results as values: what each says of a model, and several of them under labels of their own."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gram_jax.attacks.results import AttackResults
+from gram_jax.errors import ReportError
+from gram_jax.evals.identity import difference
+from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult, read_results
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """What a folder says of a model. label: its name beside others; at least one of the two files is there."""
+
+    folder: Path
+    label: str
+    evaluation: EvaluationResults | None
+    attack: AttackResults | None
+
+    @property
+    def about(self) -> JudgeResults:
+        """One of the two, for what both say: model, judge, settings, version."""
+        found = self.evaluation or self.attack
+        assert found is not None
+        return found
+
+    @property
+    def sources(self) -> dict[str, SourceResult]:
+        """The sources of the evaluation."""
+        return self.evaluation.sources if self.evaluation else {}
+
+
+def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
+    """The results of these folders, each under a label of its own.
+
+    Raises ReportError if a folder has neither file, or one that is damaged, of another format, or of another judge than
+    the other file.
+    """
+    read = [_read_folder(Path(folder).expanduser()) for folder in folders]
+    labels = _labels(read)
+    return [replace(found, label=label) for found, label in zip(read, labels, strict=True)]
+
+
+def aligned(found: Sequence[ModelResults]) -> list[ModelResults]:
+    """The same, with one name for the sources of the same contents, whatever their files are called."""
+    names: dict[str, str] = {}
+    result = []
+    for one in found:
+        sources = {}
+        for name, source in one.sources.items():
+            known = names.setdefault(source.contents, name)
+            sources[name if known in one.sources else known] = source
+        evaluation = one.evaluation and one.evaluation.model_copy(update={"sources": sources})
+        result.append(replace(one, evaluation=evaluation))
+    return result
+
+
+def _read_folder(folder: Path) -> ModelResults:
+    evaluation = read_results(folder, EvaluationResults)
+    attack = read_results(folder, AttackResults)
+    found = evaluation or attack
+    if found is None:
+        if any(folder.glob("*.scores.jsonl")):
+            raise ReportError(
+                f"{folder} holds scores of an interrupted command, and no figures yet: run the command again to resume"
+            )
+        raise ReportError(
+            f"{folder} holds neither {EvaluationResults.FILE} nor {AttackResults.FILE}"
+            + ("" if folder.is_dir() else " (there is no such folder)")
+            + ": expected a folder that `gram-jax evaluate --out` or `gram-jax attack --out` has written"
+        )
+    if evaluation and attack and (other := difference(evaluation, attack)):
+        raise ReportError(
+            f"{folder}: {EvaluationResults.FILE} and {AttackResults.FILE} are of {other}. Keep each model's results in "
+            "a folder of its own"
+        )
+    return ModelResults(folder, found.model, evaluation, attack)
+
+
+def _labels(read: Sequence[ModelResults]) -> list[str]:
+    """The models' names; if they are not all different, with the folders; if these are not either, numbered."""
+    names = [found.label for found in read]
+    if len(set(names)) < len(names):
+        names = [f"{found.label} ({last_part(found.folder)})" for found in read]
+    return numbered(names)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with numbers if they are not all different."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{name}, {at}" for at, name in enumerate(names, 1)]
+
+
+def last_part(folder: Path) -> str:
+    """The name of a folder, of "." and "x/.." too."""
+    return os.path.basename(os.path.abspath(folder))

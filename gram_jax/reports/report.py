@@ -1,0 +1,224 @@
+"""`gram-jax report`: the page of one model's results, or a comparison of several, as HTML and Markdown."""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from gram_jax.attacks.results import AttackMetrics
+from gram_jax.attacks.tables import attack_tables, clean_table
+from gram_jax.errors import ReportError
+from gram_jax.evals import tables
+from gram_jax.evals.results import Mistake
+from gram_jax.evals.tables import Cell, Table
+from gram_jax.files import write_atomic
+from gram_jax.formatting import format_figure
+from gram_jax.reports import comparison
+from gram_jax.reports.caveats import comparison_caveats, model_caveats
+from gram_jax.reports.charts import charts
+from gram_jax.reports.loading import ModelResults, aligned, read_folders
+from gram_jax.reports.text import anchor, fenced, gist, markdown_line, truncate, visible
+
+PAGE = "report.html"
+ENDINGS = {"html": (".html", ".htm"), "Markdown": (".md", ".markdown")}
+ASSETS = "reports/assets"
+GENERATOR = "gram_jax report"  # marks the files of this module
+SHOWN_HASH = 12  # of a judge's 64 hex digits
+MARKS = "●■▲◆▼✚✖★"  # as plots.MARKERS, for legends
+LIMITS = {
+    "long": 600,  # characters from which on a text is folded
+    "open": 5,  # examples that are not folded
+    "markdown_text": 2_000,  # characters of an example's text in Markdown
+    "markdown_examples": 5,
+}
+
+
+def write_reports(
+    folders: Sequence[str | Path],
+    *,
+    out: Path | None,
+    markdown: Path | None,
+    overwrite: bool,
+) -> list[Path]:
+    """The page of one folder's results, or the comparison of several; returns the files written.
+
+    out: the page, by default report.html in the one folder; markdown: the same as Markdown, if given.
+    Raises ReportError for results that cannot be read, and for existing files that are not reports.
+    """
+    if out is None and len(folders) > 1:
+        raise ReportError("a comparison has no folder of its own: give --out FILE.html")
+    out = out or Path(folders[0]).expanduser() / PAGE
+    wanted: list[tuple[Path, str, Callable[[Sequence[ModelResults]], str]]]
+    wanted = [(out, "html", render_html)]
+    if markdown is not None:
+        wanted.append((markdown, "Markdown", render_markdown))
+    for path, kind, _ in wanted:
+        _check(path, kind, overwrite)
+    found = read_folders(folders)
+    for path, _, render in wanted:
+        write_atomic(path, render(found), error=ReportError)
+    return [path for path, *_ in wanted]
+
+
+def _check(path: Path, kind: str, overwrite: bool) -> None:
+    if path.suffix.lower() not in ENDINGS[kind]:
+        raise ReportError(f"{path}: expected a name that ends in {ENDINGS[kind][0]} for {kind}")
+    if overwrite or not path.exists():
+        return
+    if not path.is_file() or GENERATOR not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ReportError(f"{path} exists and is no report: give another name, or --overwrite")
+
+
+def render_html(found: Sequence[ModelResults]) -> str:
+    """The page: style and drawings inside, no scripts, nothing fetched."""
+    style = files("gram_jax").joinpath(ASSETS, "report.css").read_text(encoding="utf-8")
+    return _render_report(found, "html.j2", style=Markup(style))
+
+
+def render_markdown(found: Sequence[ModelResults]) -> str:
+    """The same without drawings, whose tables are there."""
+    return tidy(_render_report(found, "md.j2"))
+
+
+def tidy(markdown: str) -> str:
+    """Markdown with one blank line between blocks."""
+    return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
+
+
+def _render_report(found: Sequence[ModelResults], format: str, **content: Any) -> str:
+    if len(found) > 1:
+        found = aligned(found)
+    return render("report.j2", found=found, format=format, headings=Headings(), **content)
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of assets/ with these values."""
+    return _environment().get_template(template).render(**content)
+
+
+class Headings:
+    """Ids that are each used once in a page, and the sections that its navigation lists."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self.top: list[tuple[str, str]] = []
+
+    def take(self, title: str, depth: int | None = None) -> str:
+        """The title as an id, with a number if it is taken. depth: of a heading; 2 goes into `top`."""
+        start = anchor(title)
+        wanted = itertools.chain([start], (f"{start}-{at}" for at in itertools.count(2)))
+        name = next(name for name in wanted if name not in self._used)
+        self._used.add(name)
+        if depth == 2:
+            self.top.append((name, title))
+        return name
+
+
+class Example(NamedTuple):
+    """Texts of other people to read: (name, text)."""
+
+    title: str
+    texts: tuple[tuple[str, str], ...]
+
+
+def mistake_examples(worst: Sequence[Mistake]) -> list[Example]:
+    """The pairs on which the judge was surest of the wrong response, of each prompt the surest one."""
+    first = {one.prompt: one for one in reversed(worst)}
+    return [
+        Example(
+            f"P(chosen) = {format_figure(one.probability)}, position bias "
+            f"{format_figure(one.position_bias, 2, sign=True)}, {one.subset}, {one.id}",
+            (
+                ("prompt", one.prompt),
+                ("chosen", one.chosen),
+                ("rejected, preferred by the judge", one.rejected),
+            ),
+        )
+        for one in worst
+        if one is first[one.prompt]
+    ]
+
+
+def attack_examples(attacks: Sequence[AttackMetrics]) -> list[Example]:
+    """The surest success of each attack."""
+    return [_attack_example(one) for one in attacks if one.example is not None]
+
+
+def _attack_example(one: AttackMetrics) -> Example:
+    found = one.example
+    assert found is not None
+    honest, changed = ("before", "changed") if one.kind == "harmless" else ("honest", "attack")
+    return Example(
+        f"{one.name}: P({changed}) = {format_figure(found.probability)}, {format_figure(found.before)} before",
+        (("prompt", found.prompt), (honest, found.honest), (changed, found.attack)),
+    )
+
+
+def settings_table(found: Sequence[ModelResults]) -> Table:
+    """How each model was evaluated."""
+    rows = []
+    for one in found:
+        start = f"{one.label}: " if len(found) > 1 else ""
+        about = one.about
+        settings = {"model": about.model, "judge": about.judge, **about.settings.model_dump()}
+        settings["gram_jax"] = about.gram_jax
+        rows += [(start + name, str(value)) for name, value in settings.items()]
+    return Table("As evaluated", ("setting", "value"), tuple(rows), prose=frozenset({1}))
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("gram_jax", ASSETS),
+        # Markdown is escaped by filters, in each of the ways that a place needs.
+        autoescape=lambda name: name == "html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {
+        "cell": lambda value: value if isinstance(value, Cell) else Cell(value),
+        "visible": visible,
+        "truncate": truncate,
+        "gist": gist,
+        "bar": _bar,
+        "md": markdown_line,
+        "fenced": fenced,
+        "drawn": lambda chart, name: Markup(chart.draw(name)),
+    }
+    made.globals |= {
+        "limits": LIMITS,
+        "marks": MARKS,
+        "generator": GENERATOR,
+        "shown_hash": SHOWN_HASH,
+        "tables": tables,
+        "comparison": comparison,
+        "charts": charts,
+        "model_caveats": model_caveats,
+        "comparison_caveats": comparison_caveats,
+        "clean_table": clean_table,
+        "attack_tables": attack_tables,
+        "attack_examples": attack_examples,
+        "mistake_examples": mistake_examples,
+        "settings_table": settings_table,
+    }
+    return made
+
+
+def _bar(cell: Cell) -> dict[str, float]:
+    """Positions of a bar's parts on a line of 100."""
+    value = cell.share
+    assert value is not None
+    low, high = cell.interval or (value, value)
+    return {
+        "low": round(100 * max(0.0, low), 1),
+        "high": round(100 * min(1.0, high), 1),
+        "value": round(100 * value, 1),
+    }

@@ -1,0 +1,254 @@
+"""What is settled before the first step of reinforcement learning: models, prompts, rewards, programs."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import optax
+
+from gram_jax import tree
+from gram_jax.distributed.collectives import assert_equal
+from gram_jax.errors import DataError, RecipeError
+from gram_jax.generation.generator import TextGenerator
+from gram_jax.interop.resolve import pin_step
+from gram_jax.judge.messages import Prompt
+from gram_jax.model.execution import Execution
+from gram_jax.model.lora import lora_specs
+from gram_jax.model.specs import ParamSpec, param_specs
+from gram_jax.progress import log_time
+from gram_jax.recipes.rl import RlRecipe
+from gram_jax.rewards.forms import RewardForm
+from gram_jax.rl.judged import RewardFunction, judged_reward
+from gram_jax.rl.objective import VALUE, make_views, rollout_objective
+from gram_jax.rl.prompts import PromptSet, read_prompts
+from gram_jax.run.directory import RunDirectory, check_same_data
+from gram_jax.run.metrics import check_wandb
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import Placement, make_placement
+from gram_jax.training.optimizer import make_optimizer, make_schedule
+from gram_jax.training.stages import with_lora_scale
+from gram_jax.training.state import TrainState, abstract_state, shardings_of
+from gram_jax.training.step import make_train_step
+from gram_jax.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 2048  # rows of logits at once
+WIDTH = 64  # the number of columns of a row is a multiple of this
+
+
+@dataclass(frozen=True)
+class RlSetup:
+    """Everything of a run that is settled before its first step.
+
+    start, judge: the models that the run began with, of runs with their step. generator: the policy's start, which is
+    the frozen reference. frozen: weights under LoRA, {} without. reward: of the responses of a step; contest: for win
+    rates. views, update: compiled at their first call (rl/objective.py, training/step.py).
+    """
+
+    recipe: RlRecipe
+    placement: Placement
+    start: str
+    judge: str | None
+    generator: TextGenerator
+    frozen: Tree
+    prompts: PromptSet
+    valid: PromptSet
+    reward: RewardFunction
+    contest: RewardFunction
+    specs: Tree
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    views: Any
+    update: Any
+
+    @property
+    def width(self) -> int:
+        """Columns of a row, enough for every prompt with its response."""
+        sampling = self.recipe.sampling
+        return -(-(sampling.max_prompt_length + sampling.max_new_tokens) // WIDTH) * WIDTH
+
+    def full_params(self, params: Tree) -> Tree:
+        """The trained weights with the frozen ones."""
+        return tree.merge(params, self.frozen)
+
+    def policy(self, params: Tree) -> TextGenerator:
+        """The policy with these trained weights."""
+        return self.generator.with_params(policy_weights(self.full_params(params)))
+
+
+def set_up_rl(
+    recipe: RlRecipe,
+    directory: RunDirectory,
+    placement: Placement | None,
+    reward: RewardFunction | None,
+) -> RlSetup:
+    """Load policy and judge, read the prompts, build the programs.
+
+    reward: in place of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
+    """
+    place, judges = (placement, placement) if placement else _placements(recipe)
+    _check_parts(recipe, place)
+    if recipe.log.wandb:
+        check_wandb()
+    info = directory.info
+    start = info.get("start") or pin_step(recipe.policy.name_or_path)
+    generator = _load_policy(recipe, start, place)
+    prompts = _read(recipe, recipe.data.train, generator)
+    valid = _read(recipe, recipe.data.valid, generator) if recipe.data.valid else prompts
+    assert_equal("set of prompts", prompts.fingerprint)
+    check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
+    judge, contest = None, reward
+    if reward is None:
+        judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
+        reward, contest = _rewards(recipe, judge, judges, prompts)
+    assert contest is not None
+    specs = _trained_specs(recipe, generator)
+    steps = recipe.run.max_steps * recipe.updates
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    abstract = abstract_state(specs, optimizer, place, recipe.policy.param_dtype)
+    options = {"temperature": recipe.sampling.temperature, "chunk": CHUNK}
+    frozen: Tree = {}
+    if recipe.lora is not None:
+        frozen = with_lora_scale(generator.params, generator.cfg, recipe.lora.config, place)
+    return RlSetup(
+        recipe=recipe,
+        placement=place,
+        start=start,
+        judge=judge,
+        generator=generator,
+        frozen=frozen,
+        prompts=prompts,
+        valid=valid,
+        reward=reward,
+        contest=contest,
+        specs=specs,
+        optimizer=optimizer,
+        abstract=abstract,
+        views=make_views(generator.cfg, generator.execution, **options),
+        update=_update_step(recipe, generator, optimizer, abstract, place, options),
+    )
+
+
+def policy_weights(params: Tree) -> Tree:
+    """The policy's own, without the critic's head."""
+    return {name: leaf for name, leaf in params.items() if name != VALUE}
+
+
+def _load_policy(recipe: RlRecipe, start: str, place: Placement) -> TextGenerator:
+    wanted = recipe.execution
+    with log_time(logger, "load the policy"):
+        loaded = TextGenerator.load(
+            start, compute=wanted.compute_dtype, placement=place, system=recipe.policy.system
+        )
+    execution = Execution(wanted.compute_dtype, wanted.attention, wanted.remat, place, packed=False)
+    return replace(loaded, execution=execution)
+
+
+def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
+    """Raises RecipeError for a prompt that leaves the model no space to answer: now, and not when it is drawn."""
+    found = read_prompts(
+        source,
+        generator,
+        schema=recipe.data.schema,
+        longest=recipe.sampling.max_prompt_length,
+        limit=recipe.data.limit,
+    )
+    new = recipe.sampling.max_new_tokens
+    space = generator.cfg.context_length - new
+    if (longest := max(map(len, found.tokens))) > space:
+        raise RecipeError(
+            f"a prompt has {longest} tokens and there is room for {max(0, space)} beside {new} new ones in the "
+            "model's context: lower [sampling] max_prompt_length, which leaves out longer ones, or [sampling] "
+            "max_new_tokens"
+        )
+    return found
+
+
+def _rewards(
+    recipe: RlRecipe, judge: str, place: Placement, prompts: PromptSet
+) -> tuple[RewardFunction, RewardFunction]:
+    """The judge's reward of a step's responses, and that of win rates."""
+    asked = recipe.reward
+    scorer = Scorer.load(judge, compute=recipe.execution.compute_dtype, placement=place)
+    against = "reference" if asked.compare_with == "greedy" else asked.compare_with
+    form = RewardForm(against, asked.scale, asked.references, asked.length_penalty)
+    preferred = _preferred(recipe, prompts)
+    return judged_reward(scorer, form, preferred), judged_reward(scorer, RewardForm("reference"))
+
+
+def _preferred(recipe: RlRecipe, prompts: PromptSet) -> dict[Prompt, str] | None:
+    """The data's preferred responses, if responses are compared with these. Raises DataError if one is missing."""
+    if recipe.reward.compare_with != "reference" or recipe.reward.references:
+        return None
+    if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
+        raise DataError(
+            f'[reward] compare_with = "reference" without references takes the preferred responses of '
+            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a "
+            "source of preferences"
+        )
+    return prompts.preferred
+
+
+def _trained_specs(recipe: RlRecipe, generator: TextGenerator) -> Tree:
+    """ParamSpec of every trained weight: all of them or those of LoRA, and PPO's critic."""
+    cfg = generator.cfg
+    specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
+    if recipe.algorithm.kind != "ppo":
+        return specs
+    return {**specs, VALUE: ParamSpec((cfg.embed_size,), ("act_embed",), "zeros")}
+
+
+def _update_step(
+    recipe: RlRecipe,
+    generator: TextGenerator,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    place: Placement,
+    options: dict[str, Any],
+) -> Any:
+    algorithm = recipe.algorithm
+    objective = rollout_objective(
+        generator.cfg,
+        generator.execution,
+        **options,
+        clip_range=algorithm.clip_range,
+        kl_coef=algorithm.kl_coef if algorithm.kind == "grpo" else 0.0,
+        vf_coef=algorithm.vf_coef,
+        clip_range_vf=algorithm.clip_range_vf,
+        ent_coef=algorithm.ent_coef,
+    )
+    return make_train_step(
+        objective,
+        optimizer,
+        make_schedule(recipe.optimizer, recipe.run.max_steps * recipe.updates),
+        shardings_of(abstract),
+        place,
+        microbatches=algorithm.gradient_accumulation_steps,
+        max_skipped=0,
+    )
+
+
+def _check_parts(recipe: RlRecipe, place: Placement) -> None:
+    unit = recipe.algorithm.num_mini_batches * recipe.algorithm.gradient_accumulation_steps
+    if recipe.rows % (unit * place.batch_shards):
+        raise RecipeError(
+            f"{recipe.rows} responses a step are not a multiple of {unit} parts x {place.batch_shards} batch "
+            "shards: change [sampling] prompts_per_step or num_generations, or [algorithm] num_mini_batches or "
+            "gradient_accumulation_steps"
+        )
+
+
+def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
+    """The policy's and the judge's: one mesh, or the last devices for the judge, a part of its batch on each."""
+    devices, apart = jax.devices(), recipe.reward.num_devices
+    if apart >= len(devices):
+        raise RecipeError(
+            f"[reward] num_devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
+        )
+    mesh = recipe.mesh
+    policy = make_placement(mesh.sizes, dcn=mesh.dcn_sizes, devices=devices[: len(devices) - apart])
+    if not apart:
+        return policy, policy
+    return policy, make_placement({"data": -1}, devices=devices[-apart:])

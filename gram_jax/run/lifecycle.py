@@ -1,0 +1,201 @@
+"""The life of a run, the same for training and reinforcement learning.
+
+    with open_run(recipe, command="train", process=process) as run:
+        if not is_complete(run):
+            ...
+            with open_checkpoints(run, recipe.checkpoint) as checkpoints, open_metrics(run, ...) as metrics:
+                ...
+        return result_of(run)
+
+While it is open no other job runs in its directory, stop requests are noted, the watchdog expects a beat before
+everything that may hang, and a full disk is an error that states what to do.
+"""
+
+import logging
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.checkpoint.run_info import RECIPE
+from gram_jax.distributed.collectives import assert_equal, broadcast_object
+from gram_jax.distributed.preemption import STATUS, StopRequest
+from gram_jax.distributed.process import ProcessContext
+from gram_jax.distributed.watchdog import Watchdog
+from gram_jax.errors import RecipeError, StoppedError
+from gram_jax.files import explain_full_disk
+from gram_jax.progress import ProgressBar
+from gram_jax.recipes.reading import RecipeT, recipe_to_toml
+from gram_jax.recipes.tables import CheckpointConfig
+from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
+from gram_jax.run.lock import run_lock
+from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
+
+logger = logging.getLogger(__name__)
+
+RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is open. recipe: its text; command: of gram-jax, that starts such a run."""
+
+    directory: RunDirectory
+    recipe: str
+    command: str
+    watchdog: Watchdog
+    stop: StopRequest
+
+    def beat(self, activity: str) -> None:
+        """There was progress; `activity` follows."""
+        self.watchdog.beat(activity)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """folder: of the run, also the name of its model; steps: done; metrics: the newest value of each.
+
+    summary: (name, first value if there are several, last value) of every metric.
+    """
+
+    folder: Path
+    steps: int
+    metrics: Mapping[str, float]
+    summary: Sequence[tuple[str, float | None, float]] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the steps of a run write to."""
+
+    run: Run
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    bar: ProgressBar
+
+
+@contextmanager
+def open_run(
+    recipe: RecipeT, *, command: str, process: ProcessContext | None = None
+) -> Iterator[Run]:
+    """Make or open a run's directory and hold it; all processes of a job call it.
+
+    command: of gram-jax, that starts such a run. Raises RecipeError if the directory holds something else, another job
+    runs in it, or it holds a run of another recipe.
+    """
+    process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
+    text = recipe_to_toml(recipe)
+    with ExitStack() as held:
+        watchdog = held.enter_context(Watchdog(process, path / STUCK.format(process.index)))
+        stop = held.enter_context(StopRequest(process))
+        watchdog.beat("looking for devices")
+        main = jax.process_index() == 0
+        watchdog.beat("opening the run's directory")
+        assert_equal("recipe", text)
+        info = None
+        if main:
+            make_directory(path)
+            held.enter_context(run_lock(path, process))
+            info = check_recipe(path, recipe, command)
+        info = broadcast_object(info)
+        if not path.is_dir():
+            raise RecipeError(
+                f"run.output_dir {str(path)!r} was made by process 0 and is not there for process "
+                f"{jax.process_index()}: a job of several processes needs a directory that all of them see"
+            )
+        held.enter_context(explain_full_disk(path, RESUME))
+        yield Run(RunDirectory(path, info), text, command, watchdog, stop)
+
+
+def is_complete(run: Run) -> bool:
+    """Whether the run is finished and nothing of it is missing or damaged; what is, is computed again."""
+    directory = run.directory
+    if not directory.info.get("finished"):
+        return False
+    run.beat("verifying the finished run")
+    if lost := damage(directory):
+        lines = "\n  ".join(lost)
+        logger.warning("%s was complete, and is not any more:\n  %s", directory.path, lines)
+        directory.note(finished=False)
+        return False
+    logger.info("%s is complete: nothing to do", directory.path)
+    return True
+
+
+def result_of(run: Run) -> RunResult:
+    """What a run has come to, from its metrics."""
+    rows = read_metrics(run.directory.path / FILE_NAME)
+    newest = {name: value for row in rows for name, value in row.items()}
+    steps = int(newest.pop("step", 0))
+    return RunResult(run.directory.path, steps, newest, summary(rows))
+
+
+def open_checkpoints(run: Run, config: CheckpointConfig) -> Checkpoints:
+    """The run's checkpoints, a context; its recipe is written first: by this file a directory is known as a run's."""
+    run.directory.write_recipe(run.recipe)
+    return Checkpoints(
+        run.directory.checkpoints, keep=config.max_to_keep, keep_every=config.keep_period
+    )
+
+
+def newest_step(run: Run, checkpoints: Checkpoints) -> int | None:
+    """The newest undamaged step of the run, None before the first save."""
+    run.beat("verifying the checkpoints")
+    newest = checkpoints.newest_good(logger.warning)
+    run.beat("loading the weights" if newest is None else f"restoring step {newest}")
+    return newest
+
+
+@contextmanager
+def open_metrics(
+    run: Run, start_step: int, settings: Mapping[str, Any], *, tensorboard: bool, wandb: bool
+) -> Iterator[MetricsWriter]:
+    """The run's metrics, continued after `start_step`. settings: the recipe, for Weights & Biases."""
+    directory, run_id = run.directory, None
+    if wandb:
+        run_id = directory.info.get("wandb") or secrets.token_hex(8)
+        directory.note(wandb=run_id)
+    main = jax.process_index() == 0
+    kept = broadcast_object(truncate(directory.path, start_step) if main else None)
+    writer = MetricsWriter(
+        directory.path if main else None,
+        kept,
+        start_step=start_step,
+        tensorboard=tensorboard,
+        wandb=run_id,
+        settings=settings,
+    )
+    with closing(writer):
+        yield writer
+
+
+def save(outputs: Outputs, step: int, state: Any, *, blocking: bool = False) -> None:
+    """Save the state after `step` steps, in the background unless `blocking`."""
+    outputs.run.beat(f"saving step {step}")
+    outputs.checkpoints.save(step, state, blocking=blocking)
+
+
+def stop_if_requested(
+    outputs: Outputs, request: str | None, step: int, steps: int, state: Any
+) -> None:
+    """Save and raise StoppedError if there is a request, "SIGTERM" or "Ctrl-C"."""
+    if request is None:
+        return
+    save(outputs, step, state, blocking=True)
+    run = outputs.run
+    again = f"Resume with: gram-jax {run.command} {run.directory.path / RECIPE}"
+    if jax.process_count() > 1:
+        again = "Resume with the same command for every process"
+    raise StoppedError(
+        f"stopped by {request}: step {step} of {steps} is saved. {again}", STATUS[request]
+    )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens after `step`."""
+    return every > 0 and step % every == 0

@@ -1,0 +1,187 @@
+"""What is settled before a run's weights are there: the judge, the examples, the number of steps, the optimizer."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optax
+
+from gram_jax import tree
+from gram_jax.attacks.augment import with_attacks
+from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.examples import Examples
+from gram_jax.distributed.collectives import assert_equal
+from gram_jax.errors import RecipeError
+from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+from gram_jax.judge.spec import JudgeSpec, check_tokenizer
+from gram_jax.model.attention import backend_of
+from gram_jax.model.config import ModelConfig
+from gram_jax.model.specs import param_specs
+from gram_jax.progress import log_time
+from gram_jax.recipes.checks import check_rows
+from gram_jax.recipes.tables import Recipe
+from gram_jax.run.directory import (
+    RunDirectory,
+    check_same_data,
+    check_same_judge,
+    differing_fields,
+)
+from gram_jax.run.metrics import check_wandb
+from gram_jax.sharding import Placement, check_divides
+from gram_jax.training.evaluation import evaluation_rows
+from gram_jax.training.optimizer import make_optimizer
+from gram_jax.training.program import make_execution
+from gram_jax.training.stages import judge_spec, read_pairs, stage_examples, trained_specs
+from gram_jax.training.state import TrainState, abstract_state
+from gram_jax.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """Everything of a run that is settled before its weights are there. examples: fingerprint of the training data;
+    specs, abstract: of the trained weights, and of the state.
+    """
+
+    recipe: Recipe
+    placement: Placement
+    cfg: ModelConfig
+    tokenizer: Any
+    spec: JudgeSpec
+    plan: BatchPlan
+    valid_plan: BatchPlan | None
+    valid_records: list[Any]
+    steps: int
+    examples: str
+    specs: Tree
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+
+
+def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> TrainSetup:
+    """Check tokenizer and judge, make the examples, count the steps, build optimizer and schedule.
+
+    Raises RecipeError or JudgeError if the run in the directory began with other data or another judge.
+    """
+    _check(recipe, placement)
+    cfg, tokenizer, spec = _judge(recipe)
+    check_divides(tree.flatten(param_specs(cfg)), placement)
+    execution = make_execution(recipe, placement, recipe.execution.remat)
+    backend = backend_of(execution, cfg, recipe.batch.max_length)  # refuses what it cannot do
+    if recipe.execution.attention == "auto":
+        logger.info("attention: %s", backend)
+    with log_time(logger, "read and encode the data"):
+        plan = _batches(recipe, training_examples(recipe, tokenizer, spec), recipe.batch.batch_size)
+        valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
+    logger.info("%s", plan.report().to_text())
+    epochs = recipe.run.num_train_epochs
+    steps = plan.steps(epochs) if epochs is not None else recipe.run.max_steps
+    assert steps is not None  # a recipe has one of the two
+    examples = examples_fingerprint(plan.examples)
+    assert_equal("set of training examples", [steps, examples, spec.hash])
+    check_same_data(directory, steps=steps, examples=examples)
+    check_same_judge(directory, spec)
+    specs = trained_specs(recipe, cfg)
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    return TrainSetup(
+        recipe=recipe,
+        placement=placement,
+        cfg=cfg,
+        tokenizer=tokenizer,
+        spec=spec,
+        plan=plan,
+        valid_plan=valid_plan,
+        valid_records=valid_records,
+        steps=steps,
+        examples=examples,
+        specs=specs,
+        optimizer=optimizer,
+        abstract=abstract_state(specs, optimizer, placement, recipe.model.param_dtype),
+    )
+
+
+def examples_fingerprint(examples: Examples) -> str:
+    """16 hex digits that name the encoded examples: tokens, lengths, labels and weights."""
+    digest = hashlib.sha256()
+    labels = getattr(examples, "label", np.zeros(0, np.int32))
+    for array in (
+        examples.documents.tokens,
+        examples.documents.offsets,
+        labels,
+        examples.weights,
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check(recipe: Recipe, placement: Placement) -> None:
+    batch = recipe.batch
+    if problem := check_rows(
+        batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
+    ):
+        raise RecipeError(problem)
+    if recipe.log.wandb:
+        check_wandb()
+
+
+def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
+    batch = recipe.batch
+    return make_batches(
+        examples,
+        batch_size=batch_size,
+        max_length=batch.max_length,
+        seed=recipe.run.seed,
+        packing=batch.packing,
+    )
+
+
+def training_examples(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examples:
+    """Of data.train, with the recipe's share of attacks among them."""
+    records, report = read_pairs(recipe, recipe.data.train, recipe.data.limit)
+    if share := recipe.data.attack_share:
+        plain = records
+        records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
+        count = sum(a is not b for a, b in zip(plain, records, strict=True))
+        logger.info("attacks: in place of %d of %d rejected responses", count, len(plain))
+    return stage_examples(recipe, records, report, tokenizer, spec)
+
+
+def _judge(recipe: Recipe) -> tuple[ModelConfig, Any, JudgeSpec]:
+    """Config and tokenizer of the start, and the judge that the recipe asks for on them."""
+    start = recipe.model.name_or_path
+    cfg, tokenizer = model_config(start), load_tokenizer(start)
+    spec, before = judge_spec(recipe, tokenizer), load_spec(start)
+    if spec.max_length > cfg.context_length:
+        raise RecipeError(
+            f"judge.max_length = {spec.max_length} is more than the {cfg.context_length} positions "
+            f"that {start} was made for"
+        )
+    if before is not None:
+        check_tokenizer(before, tokenizer)
+        if before.hash != spec.hash:
+            logger.warning(
+                "the judge of this recipe differs from that of %s in %s; training sets the recipe's",
+                start,
+                ", ".join(differing_fields(before, spec)),
+            )
+    return cfg, tokenizer, spec
+
+
+def _held_out(
+    recipe: Recipe, tokenizer: Any, spec: JudgeSpec, placement: Placement
+) -> tuple[list[Any], BatchPlan | None]:
+    if not recipe.data.valid:
+        return [], None
+    records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
+    examples = stage_examples(recipe, records, report, tokenizer, spec)
+    batch = recipe.batch
+    rows = evaluation_rows(
+        batch.batch_size,
+        batch.gradient_accumulation_steps,
+        placement.batch_shards,
+        1 if examples.together else examples.per_unit,
+    )
+    return records, _batches(recipe, examples, rows)
