@@ -1,5 +1,6 @@
 """`gram-jax`: every command parses, builds and calls. Imports wait for the command that needs them."""
 
+import logging
 import sys
 import warnings
 
@@ -54,6 +55,8 @@ def main() -> None:
     """
     warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
     log_to(Console())
+    # JAX and Orbax give the root logger a handler, which would print every record again.
+    logging.getLogger("gram_jax").propagate = False
     try:
         app()
     except StoppedError as stopped:
