@@ -13,7 +13,9 @@ import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import save_file
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, MLP, VOCABULARY = 64, 2, 4, 2, 16, 128, 320
+from gram_jax.interop.hf_config import config_from_hf
+from gram_jax.interop.hf_names import tensor_mappings
+
 ROPE_SCALING = {
     "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 512,
@@ -36,42 +38,19 @@ def write_model(folder: Path, family: str, tokenizer: Any) -> Path:
     kind = family.removesuffix("3") if family == "llama3" else family
     config = {
         "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind, "hidden_act": "silu",
-        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_SIZE, "rms_norm_eps": 1e-6,
+        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0, "max_position_embeddings": 1024, "torch_dtype": "float32",
     }  # fmt: skip
     config |= FAMILIES[family]
-    rng = np.random.default_rng(0)
-    shapes = _tensor_shapes(family, tied=config["tie_word_embeddings"])
-    drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in sorted(shapes.items())}
+    rng, tensors = np.random.default_rng(0), tensor_mappings(config_from_hf(config), "hf")
+    drawn = {x: rng.standard_normal(tensors[x].stored_shape, np.float32) for x in sorted(tensors)}
     weights = {n: 1 + x / 8 if n.endswith("norm.weight") else x / 4 for n, x in drawn.items()}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def _tensor_shapes(family: str, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    D, q, kv = HIDDEN, HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, D),
-        "model.norm.weight": (D,),
-    }
-    if not tied:
-        found["lm_head.weight"] = (VOCABULARY, D)
-    for at in range(LAYERS):
-        layer, sizes = f"model.layers.{at}", {"q": q, "k": kv, "v": kv}
-        found |= {f"{layer}.self_attn.{x}_proj.weight": (n, D) for x, n in sizes.items()}
-        found[f"{layer}.self_attn.o_proj.weight"] = (D, q)
-        found |= {f"{layer}.mlp.{x}_proj.weight": (MLP, D) for x in ("gate", "up")}
-        found[f"{layer}.mlp.down_proj.weight"] = (D, MLP)
-        found |= {f"{layer}.{x}_layernorm.weight": (D,) for x in ("input", "post_attention")}
-        if family == "qwen2":
-            found |= {f"{layer}.self_attn.{x}_proj.bias": (n,) for x, n in sizes.items()}
-        if family == "qwen3":
-            found |= {f"{layer}.self_attn.{x}_norm.weight": (HEAD_SIZE,) for x in "qk"}
-    return found
 
 
 def words(draw: random.Random, count: int) -> str:

@@ -88,7 +88,7 @@ HEAVY = [
     ),
     *("orbax.checkpoint", "safetensors.numpy", "gguf", "pyarrow.parquet", "datasets", "tokenizers"),
     *("transformers", "transformers.models.llama.modeling_llama", "torch", "jinja2", "pydantic"),
-    *("flax.nnx", "typer", "rich", "hypothesis", "fastapi.testclient", "matplotlib.pyplot"),
+    *("flax.nnx", "cyclopts", "rich", "hypothesis", "fastapi.testclient", "matplotlib.pyplot"),
 ]
 SETTLED = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import annotated_types
-import typer
 from pydantic.fields import FieldInfo
 
 from gram_jax import cli, errors
@@ -241,57 +240,19 @@ def _docstring(thing: Any) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options."""
-    parts = [
+    statuses = [(f"`{n}`", words) for n, words in errors.STATUSES.items()]
+    head = [
         "# Commands",
         BY,
-        "`-h` behind any of them shows the same. `python -m gram_jax` is the same program.",
+        "`-h` after a command shows the same. `python -m gram_jax` is the same program.",
         "## Exit statuses",
-        _table(("status", "meaning"), [(f"`{n}`", words) for n, words in errors.STATUSES.items()]),
+        _table(("status", "meaning"), statuses),
     ]
-    for group, prefix in ((cli.app, "gram-jax"), (cli.data_app, "gram-jax data")):
-        for command in group.registered_commands:
-            name = command.name or command.callback.__name__.replace("_", "-")
-            parts += [
-                f"## {prefix} {name}",
-                _docstring(command.callback),
-                _parameters(command.callback),
-            ]
-    return _page(parts)
-
-
-def _parameters(callback: Any) -> str:
-    hints = typing.get_type_hints(callback, include_extras=True)
-    rows = []
-    for name, parameter in inspect.signature(callback).parameters.items():
-        kind, info = typing.get_args(hints[name])[:2]
-        if isinstance(info, typer.models.ArgumentInfo):
-            shown = f"`{name.rstrip('_').upper()}`"
-        else:
-            # Inside Annotated, typer takes the first name for a default.
-            declared = [info.default, *(info.param_decls or ())]
-            declared = [word for word in declared if isinstance(word, str) and word.startswith("-")]
-            shown = ", ".join(
-                f"`{word}`" for word in declared or [f"--{name.rstrip('_').replace('_', '-')}"]
-            )
-        limits = [
-            f"from {info.min}" if info.min is not None else "",
-            f"to {info.max}" if info.max is not None else "",
-        ]
-        words = " ".join(filter(None, [_kind(kind), *limits]))
-        if words.startswith("list of "):
-            words = words.removeprefix("list of ") + ", any number of times"
-        environment = f" (`${info.envvar}`)" if info.envvar else ""
-        missing = parameter.default is inspect.Parameter.empty
-        default = (
-            "required"
-            if missing
-            else ""
-            if parameter.default is None or parameter.default is False
-            else f"`{parameter.default}`"
-        )
-        meaning = re.sub(r"\s+", " ", info.help or "").replace("|", "\\|")
-        rows.append((shown, words, default, meaning + environment))
-    return _table(("", "value", "default", "meaning"), rows) if rows else ""
+    written = cli.app.generate_docs(include_hidden=False)
+    # cyclopts shows a program started by `python -m NAME` under that name.
+    written = re.sub(r"^(gram-jax[a-z ]*) -m \w+", r"\1", written, flags=re.M)
+    body = written[written.index("## gram-jax ") :].replace("```console", "```text")
+    return _page(head) + "\n" + body.rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ class GramError(Exception):
     status = 2
 
 
+class GramWarning(UserWarning):
+    """Something that a user should know and that stops nothing; the command line logs it."""
+
+
 class RecipeError(GramError):
     """A recipe, or a value in it, cannot be used."""
 

@@ -1,4 +1,4 @@
-"""Losses: arrays in, arrays out. None of them knows the model."""
+"""Losses: arrays in, arrays out, without the model."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,24 @@ import jax.numpy as jnp
 def smoothed_verdict_nll(logits: jax.Array, label: jax.Array, smoothing: float) -> jax.Array:
     """Cross-entropy over the two verdict labels, smoothing mass spread over both (GRAM, stage 2).
 
-    With t the preferred label's logit minus the other's and e = `smoothing` (torch's
-    `label_smoothing`: e/2 on the wrong label) this is softplus(-t) + (e/2) t: the Bradley-Terry
-    loss plus a linear pull on the margin. Its minimum is at t = log((2 - e) / e) and its gradient
-    in t is sigma(t) - (1 - e/2).
+    With t the margin (`label_margin`) and e = `smoothing` (torch's `label_smoothing`: e/2 on the
+    wrong label) this is softplus(-t) + (e/2) t: the Bradley-Terry loss plus a linear term in the
+    margin. Its minimum is at t = log((2 - e) / e) and its gradient in t is sigma(t) - (1 - e/2).
 
     logits: [..., Y=2]; label: i32 [...], 0 or 1. Returns f32 [...].
 
     >>> smoothed_verdict_nll(jnp.array([2.0, 0.0]), jnp.array(0), 0.1).round(6).item()
     0.2269279956817627
     """
-    logits = logits.astype(jnp.float32)
-    gap = logits[..., 0] - logits[..., 1]
-    margin = jnp.where(label == 0, gap, -gap)
+    margin = label_margin(logits, label)
     return jax.nn.softplus(-margin) + 0.5 * smoothing * margin
+
+
+def label_margin(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The preferred label's logit minus the other's, f32 [...]. Arguments as of smoothed_verdict_nll."""
+    logits = logits.astype(jnp.float32)
+    logit_diff = logits[..., 0] - logits[..., 1]
+    return jnp.where(label == 0, logit_diff, -logit_diff)
 
 
 def ranking_nll(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
@@ -34,29 +38,29 @@ def next_token_nll(
     targets: jax.Array,
     weights: jax.Array,
     *,
-    chunk: int,
+    chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy of the next token, without ever holding [B, T, V] logits.
 
-    hidden: [B, T, D]; unembedding: [V, D]; targets: i32 [B, T]; weights: f32 [B, T]; chunk: rows of
-    logits that may exist at once, over all devices (at least B). Products take hidden's dtype and
+    hidden: [B, T, D]; unembedding: [V, D]; targets: i32 [B, T]; weights: f32 [B, T]; chunk_size:
+    rows of logits that may exist at once, over all devices (at least B). Products take hidden's dtype and
     add up in f32. Returns (sum of weighted nll, sum of weights), f32 scalars.
     """
-    pieces = _time_pieces(hidden, targets, weights, chunk)
+    pieces = _time_pieces(hidden, targets, weights, chunk_size)
     total = _chunked_nll(pieces[0], unembedding.astype(hidden.dtype), *pieces[1:])
     return total, weights.sum(dtype=jnp.float32)
 
 
 def _time_pieces(
-    hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+    hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cut time into the fewest pieces of at most `chunk` positions: [pieces, B, time, ...].
+    """Split time into the fewest pieces of at most `chunk_size` positions: [pieces, B, time, ...].
 
-    Piece i takes every n-th column from i on. So both the batch and the time axis of a piece stay
-    spread over the mesh as they were. Columns are added with weight 0 where n does not divide T.
+    Piece i takes every n-th column from i on. So both the batch and the time axis of a piece keep
+    their sharding. Columns are added with weight 0 if n does not divide T.
     """
     B, T = targets.shape
-    time = max(1, chunk // B)
+    time = max(1, chunk_size // B)
     n = -(-T // time)
     time = -(-T // n)
 

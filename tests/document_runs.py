@@ -31,14 +31,12 @@ import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from cli_runner import run_cli
 from documents import HOW, ROOT, Block, BlockError, blocks_of
 from launch_fakes import write_program
 from test_judge import GRAM_LIKE, rows_of
 from tiny_runs import write_pairs
-from typer.testing import CliRunner
 
-from gram_jax import cli
-from gram_jax.errors import GramError
 from gram_jax.interop import resolve
 
 # How commands are run where that is not as they stand on the page: of a command in which all words of the left column
@@ -260,13 +258,10 @@ class Folder:
         """(status, standard output, standard error) of a command, done in this process."""
         if words[0] == "gram-jax":
             with self._at_the_terminal(), mock.patch("gram_jax.serve.run.serve", self._serve):
-                done = CliRunner().invoke(cli.app, words[1:])
-            err = done.stderr
-            if done.exception and not isinstance(done.exception, SystemExit):
-                known = isinstance(done.exception, GramError)
-                trace = "" if known else "".join(traceback.format_exception(done.exception))
-                return 2, done.stdout, f"{err}{trace}error: {done.exception}\n"
-            return done.exit_code, done.stdout, err
+                try:
+                    return run_cli(*words[1:])
+                except Exception:
+                    return 1, "", traceback.format_exc()
         if words[0] == "python" and words[1].endswith(".py"):
             return _run_script(words[1:])
         if words[0] == "curl" and self.servers:

@@ -9,8 +9,9 @@ from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 import gram_jax.adaptation.adapt
 from gram_jax.adaptation.adapt import NotBetterError, _waited_enough, adapt
+from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.report import doubts, result_rows
-from gram_jax.adaptation.settings import AdaptConfig, default_rate, split
+from gram_jax.adaptation.settings import default_rate, split
 from gram_jax.data.records import read_records
 from gram_jax.errors import DataError, StoppedError
 from gram_jax.interop.models import load_spec, model_config

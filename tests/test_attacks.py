@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from encoded import encode_comparison
 from tiny_runs import tiny_recipe, tiny_values
-from typer.testing import CliRunner
 
 from gram_jax.attacks.augment import with_attacks
 from gram_jax.attacks.evaluate import choose_pairs, run_attacks
@@ -16,7 +16,6 @@ from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.cli import app
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -282,11 +281,11 @@ def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
     source, out = tmp_path / "pairs.jsonl", tmp_path / "results"
     source.write_text('{"prompt": "q", "chosen": "It is a good one", "rejected": "Bad"}\n')
     ask = ["attack", "tiny-random", str(source), "--out", str(out), "--max-length", "256"]
-    wrong = CliRunner().invoke(app, [*ask, "--only", "verdicts"])
-    assert isinstance(wrong.exception, DataError) and not out.exists()
+    wrong = run_cli(*ask, "--only", "verdicts")
+    assert wrong.status == 2 and not out.exists()
     with pytest.warns(UserWarning, match="no judge.json"):
-        done = CliRunner().invoke(app, [*ask, "--only", "verdict, first_letter"])
-    assert done.exit_code == 0, done.output
+        done = run_cli(*ask, "--only", "verdict, first_letter")
+    assert done.status == 0, done.output
     assert "first_letter" in done.output
     report = json.loads((out / "attack.json").read_text())
     assert [entry["name"] for entry in report["attacks"]] == ["verdict", "first_letter"]

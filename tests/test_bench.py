@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from conftest import tiny_config
-from typer.testing import CliRunner
 
-from gram_jax.cli import app
 from gram_jax.errors import GramError, JudgeError
 from gram_jax.plan.bench import MIX, BenchConfig, run_bench
 from gram_jax.plan.flops import judging_flops, layer_weights
@@ -93,7 +92,7 @@ def test_texts_are_measured_from_text_to_score(tmp_path: Path):
         "1",
         "--json",
     ]
-    done = CliRunner().invoke(app, [*arguments, "--weights", "int8", "--method", "padded"])
+    done = run_cli(*arguments, "--weights", "int8", "--method", "padded")
     found = json.loads(done.stdout)
     assert found["program"] == "padded" and found["workloads"][0]["comparisons"] == 4
     assert "tokenize" in found["seconds_before"]

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from cli_runner import run_cli
 
 from gram_jax.checkpoint.manifest import write_manifest
-from gram_jax.cli import app
 from gram_jax.errors import CheckpointError
 from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate
 from gram_jax.evals.graded import expected_of_k
@@ -169,16 +168,16 @@ def test_the_command_samples_once_rates_and_draws(tmp_path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]
-    words += ["--max-new-tokens", "5", "--oracle", "tiny-random", "--compute", "float32"]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
+    words += ["--max-new-tokens", "5", "--oracle", "tiny-random", "--compute-dtype", "float32"]
+    done = run_cli(*words)
+    assert done.status == 0, done.output
     report = json.loads((out / "bon.json").read_text())
     assert [row["k"] for row in report["best_of"]] == [1, 2, 4]
     assert np.shape(report["rewards"]["proxy"]) == (3, 4)
     assert report["rewards"]["proxy"] == report["rewards"]["oracle"]
     assert (out / "bon.png").stat().st_size > 10_000
     before = (out / "samples.jsonl").stat().st_mtime_ns
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run_cli(*words).status == 0
     assert (out / "samples.jsonl").stat().st_mtime_ns == before
-    other = CliRunner().invoke(app, [*words, "--seed", "1"])
-    assert "holds samples of other prompts or settings" in str(other.exception)
+    other = run_cli(*words, "--seed", "1")
+    assert "holds samples of other prompts or settings" in other.output

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import huggingface_hub
 import jax
 import pytest
+from cli_runner import run_cli
 from report_cases import HOSTILE, attacks, evaluation, settings, source, write
-from typer.testing import CliRunner
 
 from gram_jax.checkpoint.manifest import find_damage
-from gram_jax.cli import app
 from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.evals.identity import fingerprint_as, judge_results
 from gram_jax.evals.results import JudgeSettings
@@ -412,8 +411,8 @@ def test_a_damaged_folder_is_not_pushed(model, monkeypatch, tmp_path):
 def test_the_command_takes_several_evaluations(model, judge, tmp_path):
     folders = [results(tmp_path / name, judge) for name in ("one", "two")]
     options = [word for folder in folders for word in ("--evaluation", str(folder))]
-    done = CliRunner().invoke(app, ["card", str(model), *options, "--license", "mit"])
-    assert done.exit_code == 0, done.exception
+    done = run_cli("card", str(model), *options, "--license", "mit")
+    assert done.status == 0, done.output
     text = (model / "README.md").read_text()
     assert "\n### one\n" in text and "\n### two\n" in text
     assert "/home" not in text and "secret" not in text and str(tmp_path) not in text

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cli_runner import run_cli
 
 from gram_jax.judge.spec import JudgeSpec
 
@@ -68,13 +69,9 @@ def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
     ["--stuck-after=-5", "--grace=-1", "--grace=nan", "--join-timeout=-3", "--lost-after=inf"],
 )
 def test_times_that_are_none_are_refused_by_name(arguments):
-    from typer.testing import CliRunner
-
-    from gram_jax.cli import app
-
     recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
-    done = CliRunner().invoke(app, ["train", str(recipe), arguments])
-    assert done.exit_code == 2
+    done = run_cli("train", recipe, arguments)
+    assert done.status == 2
     assert arguments.partition("=")[0] in done.output and "seconds" in done.output
 
 
@@ -103,7 +100,7 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "Traceback" not in said and "the same command goes on" in said
+    assert "Traceback" not in said and str(out) in said
     assert out.read_bytes().endswith(b"\n") and 0 < len(out.read_bytes().splitlines()) < 20_000
 
 
@@ -155,28 +152,24 @@ def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: 
 
 
 def test_a_judge_keeps_how_it_is_asked_and_gets_room_for_longer_pairs(tmp_path):
-    from typer.testing import CliRunner
-
-    from gram_jax.cli import app
-
     def judge(out: str, *words: str):
-        return CliRunner().invoke(app, ["spec", str(tmp_path / out), *words])
+        return run_cli("spec", tmp_path / out, *words)
 
     model = tmp_path / "model"
-    assert CliRunner().invoke(app, ["convert", "tiny-random", str(model)]).exit_code == 0
+    assert run_cli("convert", "tiny-random", model).status == 0
     written = judge("model", "--model", str(model), "--labels", "1", "2", "--max-length", "299")
-    assert written.exit_code == 0, written.output
+    assert written.status == 0, written.output
     own = JudgeSpec.load(model)
 
-    assert judge("long.json", "--model", str(model), "--max-length", "512").exit_code == 0
+    assert judge("long.json", "--model", str(model), "--max-length", "512").status == 0
     assert JudgeSpec.load(tmp_path / "long.json") == replace(own, max_length=512)
     other = judge("other.json", "--model", str(model), "--labels", "A", "B")
-    assert other.exit_code and "--template" in str(other.exception)
-    assert judge("no.json", "--model", str(model), "--max-length", "4").exit_code
+    assert other.status and "--template" in other.output
+    assert judge("no.json", "--model", str(model), "--max-length", "4").status
     fresh = judge(
         "other.json", "--model", str(model), "--labels", "A", "B", "--template", "default"
     )
-    assert fresh.exit_code == 0
+    assert fresh.status == 0
     assert JudgeSpec.load(tmp_path / "other.json").labels == ("A", "B")
 
 
@@ -200,7 +193,7 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, t
     # Its own rows are read, and rendered as they were.
     with rows.open("a") as file:
         file.write("no row\n")
-    asked = ("--judge", judge, "--on-bad", "skip")
+    asked = ("--spec", judge, "--on-bad", "skip")
     shown = gram_jax("data", "inspect", rows, "--model", "tiny-random", "--limit", 9, *asked)
     assert shown.returncode == 0, shown.stderr
     assert "<question>\nq0\n<one>\n" in shown.stdout and "1 bad row" in shown.stdout

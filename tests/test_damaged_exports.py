@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cli_runner import run_cli
 from damage import exchange, exported, flip, three_steps, truncate
 from test_orbax import assert_same
 
@@ -96,13 +97,9 @@ def test_an_export_is_no_part_of_a_run_by_its_name_alone(tmp_path, one_device):
 
 
 def test_a_judge_that_our_own_command_replaces_is_taken_in(export, one_device):
-    from typer.testing import CliRunner
-
-    from gram_jax.cli import app
-
     before = load_spec(export)
     arguments = ["spec", str(export), "-m", str(export), "--max-length", "150", "--overwrite"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert run_cli(*arguments).status == 0
     load_all(export, one_device)
     assert before.max_length == 200 and load_spec(export).max_length == 150
 

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from cli_runner import run_cli
 
-from gram_jax.cli import app
 from gram_jax.demo.demo import ASSETS, HELDOUT, DemoResult, run_demo
 from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import CheckpointError, StoppedError
@@ -79,8 +78,8 @@ def test_a_finished_demo_is_shown_again_without_training_and_ends_with_a_table_a
     folder, result = shown
     metrics = folder / "stage2" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    done = CliRunner().invoke(app, ["demo", "--fast", "--folder", str(folder)])
-    assert done.exit_code == 0, done.output
+    done = run_cli("demo", "--fast", "--folder", str(folder))
+    assert done.status == 0, done.output
     assert metrics.stat().st_mtime_ns == before
     table, commands = done.output.split("Try next")
     (row,) = (line for line in table.splitlines() if "accuracy" in line)

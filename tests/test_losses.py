@@ -99,7 +99,7 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
 
     def chunked(hidden, head):
         # Twice, to see that an outer gradient passes through.
-        return 2.0 * next_token_nll(hidden, head, targets, weights, chunk=chunk)[0]
+        return 2.0 * next_token_nll(hidden, head, targets, weights, chunk_size=chunk)[0]
 
     def plain(hidden, head):
         return 2.0 * plain_nll(hidden, head, targets, weights)
@@ -110,7 +110,7 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
     np.testing.assert_allclose(jax.jit(chunked)(hidden, head), expected, rtol=1e-5)
     for a, b in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    total, count = next_token_nll(hidden, head, targets, weights, chunk=chunk)
+    total, count = next_token_nll(hidden, head, targets, weights, chunk_size=chunk)
     np.testing.assert_allclose(count, weights.sum(), rtol=1e-6)
     assert total.dtype == count.dtype == jnp.float32
 
@@ -118,9 +118,11 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
 def test_tokens_of_weight_zero_cost_nothing(written):
     hidden, head, targets, weights = written
     other = np.where(weights > 0, targets, 0)
-    loss = [next_token_nll(hidden, head, t, weights, chunk=10)[0] for t in (targets, other)]
+    loss = [next_token_nll(hidden, head, t, weights, chunk_size=10)[0] for t in (targets, other)]
     assert loss[0] == loss[1]
-    gradient = jax.grad(lambda h: next_token_nll(h, head, targets, weights, chunk=10)[0])(hidden)
+    gradient = jax.grad(lambda h: next_token_nll(h, head, targets, weights, chunk_size=10)[0])(
+        hidden
+    )
     assert not gradient[weights == 0].any()
 
 
@@ -128,7 +130,7 @@ def test_bfloat16_hidden_states_give_f32_sums(written):
     hidden, head, targets, weights = written
 
     def loss(h, w):
-        return next_token_nll(h, w, targets, weights, chunk=10)[0]
+        return next_token_nll(h, w, targets, weights, chunk_size=10)[0]
 
     half = jnp.asarray(hidden, jnp.bfloat16)
     got, grads = jax.value_and_grad(loss, (0, 1))(half, head)
@@ -142,7 +144,7 @@ def test_no_array_holds_more_logits_than_a_chunk(written):
     chunk = 16  # = D, so that the head and its gradient are as large as a chunk of logits
 
     def loss(hidden, head):
-        return next_token_nll(hidden, head, targets, weights, chunk=chunk)[0]
+        return next_token_nll(hidden, head, targets, weights, chunk_size=chunk)[0]
 
     step = jax.value_and_grad(loss, (0, 1))
     sizes = [math.prod(shape) for _, shape in shapes_in(step, hidden, head) if V in shape]
@@ -159,7 +161,7 @@ def test_float32_products_ask_for_float32_and_bfloat16_ones_for_one_pass(kind, e
     hidden, head = hidden.astype(kind), head.astype(kind)
 
     def loss(hidden, head):
-        return next_token_nll(hidden, head, targets, weights, chunk=10)[0]
+        return next_token_nll(hidden, head, targets, weights, chunk_size=10)[0]
 
     for function in (loss, jax.grad(loss, (0, 1))):
         found = re.findall(

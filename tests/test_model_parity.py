@@ -1,5 +1,6 @@
 """The same numbers as transformers in PyTorch, for every family."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from model_cases import LABELS, random_params
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.interop.hf_names import slots
+from gram_jax.interop.hf_names import tensor_mappings
+from gram_jax.losses import next_token_nll
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.model.rope import rotary_frequencies
@@ -26,7 +28,7 @@ def in_pytorch(cfg, params):
     ).eval()
     leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(params)}
     weights = {}
-    for name, slot in slots(cfg, "hf").items():
+    for name, slot in tensor_mappings(cfg, "hf").items():
         leaf = leaves[slot.rule.path]
         leaf = leaf if slot.layer is None else leaf[slot.layer]
         weights[name] = torch.from_numpy(slot.to_stored(leaf).copy())
@@ -59,6 +61,36 @@ def test_logits_are_those_of_transformers(family, tied, execution, one_device):
     labels = label_logits(params, cfg, seqs, verdict_at, LABELS, execution)
     picked = np.stack([theirs[0, 39, list(LABELS)], theirs[1, 11, list(LABELS)]])[:, None]
     np.testing.assert_allclose(labels, picked, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_transformers(family, execution, one_device):
+    torch = pytest.importorskip("torch")
+    cfg = tiny_config(family, tied=family != "llama3")
+    params = random_params(cfg, one_device)
+    tokens = np.random.default_rng(2).integers(0, cfg.vocab_size, (2, 24)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(24, dtype=np.int32), tokens.shape)
+    seqs = Sequences(tokens, positions, np.ones_like(tokens))
+
+    def loss(params):
+        hidden = hidden_states(params, cfg, seqs, execution)[:, :-1]
+        weights = np.ones((2, 23), np.float32)
+        head = unembedding(params, cfg)
+        return next_token_nll(hidden, head, tokens[:, 1:], weights, chunk_size=16)[0]
+
+    model = in_pytorch(cfg, params)
+    ids = torch.from_numpy(tokens).long()
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    theirs = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum")
+    theirs.backward()
+    ours, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+    leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(gradients)}
+    for name, slot in tensor_mappings(cfg, "hf").items():
+        leaf = leaves[slot.rule.path]
+        found = slot.to_stored(leaf if slot.layer is None else leaf[slot.layer])
+        expected = model.get_parameter(name).grad.numpy()
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max(), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

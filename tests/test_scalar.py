@@ -5,10 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
-from typer.testing import CliRunner
 
-from gram_jax.cli import app
 from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
@@ -93,8 +92,8 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     row = {"prompt": "1", "responses": ["oak zzz fir", "ash", "ash"], "scores": [2, 1, 1]}
     lists.write_text("".join(json.dumps(row | {"prompt": str(at)}) + "\n" for at in range(3)))
     words = ["evaluate", str(done.folder), str(valid), str(lists), "--out", str(tmp_path / "e")]
-    ran = CliRunner().invoke(app, [*words, "--compute", "float32"])
-    assert ran.exit_code == 0, ran.output
+    ran = run_cli(*words, "--compute-dtype", "float32")
+    assert ran.status == 0, ran.output
     found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["sources"]
     assert found["valid"]["pairs"]["accuracy"] == report.accuracy
     assert found["n"]["benchmark"] == "best_of_n" and found["n"]["pairs"]["consistency"] == 1
@@ -102,10 +101,8 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     row["responses"][0] = "oak " * 600
     lists.write_text("".join(json.dumps(row | {"prompt": str(at)}) + "\n" for at in range(3)))
     out = str(tmp_path / "long")
-    ran = CliRunner().invoke(app, ["evaluate", str(done.folder), str(lists), "--out", out])
+    ran = run_cli("evaluate", str(done.folder), str(lists), "--out", out)
     found = json.loads((tmp_path / "long" / "evaluation.json").read_text())["sources"]["n"]
     assert found["pairs"]["shortened"] == 1
-    ran = CliRunner().invoke(app, [*words, "--weights", "int8", "--max-length", "128"])
-    assert ran.exit_code != 0 and "leave out --weights, --max-length" in str(
-        ran.exception or ran.output
-    )
+    ran = run_cli(*words, "--weights", "int8", "--max-length", "128")
+    assert ran.status == 2 and "leave out --weights, --max-length" in ran.output

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.recipe import make_adapt_recipe
 from gram_jax.adaptation.report import compare_verdicts, doubts
-from gram_jax.adaptation.settings import PARTS, AdaptConfig, split, write_split
+from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from gram_jax.adaptation.settings import AdaptConfig, default_rate
+from gram_jax.adaptation.config import AdaptConfig
+from gram_jax.adaptation.settings import default_rate
 from gram_jax.data.batches import make_batches
 from gram_jax.data.examples import Examples
 from gram_jax.files import write_atomic

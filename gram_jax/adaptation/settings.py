@@ -1,54 +1,19 @@
-"""How a judge is adapted: settings, and the parts of the labeled pairs."""
+"""The splits of the labeled pairs, and the default learning rate."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from gram_jax.adaptation.config import Method
 from gram_jax.data.comparison import Comparison
 from gram_jax.errors import DataError
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.config import ModelConfig
 
-Method = Literal["lora", "full"]
 FULL_RATE = 3e-5  # as in stage 2
 LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
 PARTS = ("train", "choose", "test")
-
-
-@dataclass(frozen=True)
-class AdaptConfig:
-    """How a judge is adapted.
-
-    patience: number of epochs without a new least loss on the selection split after which training ends; 0: never.
-    held_out: share of the prompts in each of the two splits that are not trained on. learning_rate: at its peak, None:
-    `default_rate`. batch_size: rows of a step, rounded up to a multiple of the devices; None: about 40 steps an epoch,
-    at most 8 rows. max_length: tokens of a row.
-    """
-
-    method: Method = "lora"
-    num_train_epochs: int = 3
-    patience: int = 1
-    learning_rate: float | None = None
-    label_smoothing: float = 0.1
-    lora_rank: int = 16
-    held_out: float = 0.2
-    batch_size: int | None = None
-    max_length: int = 1024
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises DataError for shares that leave nothing to train on, and for other values out of range."""
-        if not 0 < self.held_out < 0.5:
-            raise DataError(
-                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
-            )
-        if not 0 <= self.label_smoothing < 1 or self.num_train_epochs < 1 or self.patience < 0:
-            raise DataError(
-                "expected label_smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
-            )
 
 
 def default_rate(method: Method, cfg: ModelConfig) -> float:

@@ -1,28 +1,32 @@
-"""`gram-jax`: every command parses, builds and calls. Imports wait for the command that needs them."""
+"""`gram-jax`: every command parses, builds values and calls one function. Imports wait for the command."""
 
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import typer
+from cyclopts import App, CycloptsError, Parameter
 
 from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.console import Console, log_to
-from gram_jax.errors import GramError, StoppedError
+from gram_jax.errors import GramError, GramWarning, StoppedError
 
-app = typer.Typer(
+logger = logging.getLogger(__name__)
+
+app = App(
     name="gram-jax",
     help="Generative foundation reward models in JAX: train a judge, score pairs, rank responses, convert weights.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    help_flags=["-h", "--help"],
+    version_flags=[],
+    default_parameter=Parameter(negative=()),
+    result_action="return_value",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data as the model will see it.")
-app.add_typer(data_app, name="data")
+data_app = App(name="data", help="Show data as the model reads it.", sort_key=99)
 
 # In the order of the help.
-for command in (
+COMMANDS = (
     training.train,
     training.recipe,
     judging.score,
@@ -42,30 +46,58 @@ for command in (
     training.plan,
     models.demo,
     models.version,
-):
-    app.command()(command)
-data_app.command()(models.inspect)
+)
+for at, command in enumerate(COMMANDS):
+    app.command(command, name=command.__name__, sort_key=at)
+data_app.command(models.inspect, name="inspect")
+app.command(data_app)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run one command and return its exit status.
+
+    2: a usage or data error, printed without a traceback. 130: stopped by Ctrl-C, with finished work kept. 75 and 76
+    ask to be restarted (errors.py). Any other exception is a bug and passes.
+    """
+    errors = Console(stderr=True)
+    log_to(Console())
+    with _own_warnings_logged():
+        try:
+            return app(list(words), exit_on_error=False, print_error=False) or 0
+        except CycloptsError as error:
+            errors.error(f"{error}\nTry: gram-jax {' '.join(words[:1])} --help".rstrip())
+            return 2
+        except StoppedError as stopped:
+            errors.warn(str(stopped))
+            return stopped.status
+        except GramError as error:
+            errors.error(str(error))
+            return error.status
+        except KeyboardInterrupt:
+            errors.warn("stopped by Ctrl-C")
+            return 130
+
+
+@contextmanager
+def _own_warnings_logged() -> Iterator[None]:
+    """Inside, warnings of gram_jax are log lines; those of other packages are shown as ever."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def log_or_show(
+            message: Warning | str, category: type[Warning], *place: Any, **named: Any
+        ) -> None:
+            if issubclass(category, GramWarning):
+                logger.warning(str(message))
+            else:
+                show(message, category, *place, **named)
+
+        warnings.showwarning = log_or_show
+        yield
 
 
 def main() -> None:
-    """The console script.
-
-    Status 2: an error made for people, printed without a traceback. 130: stopped by Ctrl-C, with whatever was
-    finished kept; 75 and 76 ask to be started again (errors.py). Everything else is a bug with its traceback.
-    """
-    warnings.showwarning = lambda message, *_: Console(stderr=True).warn(str(message))
-    log_to(Console())
+    """The console script."""
     # JAX and Orbax give the root logger a handler, which would print every record again.
     logging.getLogger("gram_jax").propagate = False
-    try:
-        app()
-    except StoppedError as stopped:
-        Console(stderr=True).warn(str(stopped))
-        sys.exit(stopped.status)
-    except GramError as error:
-        Console(stderr=True).error(str(error))
-        sys.exit(error.status)
-    except SystemExit as ended:
-        if ended.code == 130:  # typer turns KeyboardInterrupt into this, without a word
-            Console(stderr=True).warn("stopped by Ctrl-C")
-        raise
+    sys.exit(run_command(sys.argv[1:]))

@@ -4,52 +4,53 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter, validators
 
 from gram_jax.cli.options import (
-    MODEL_HELP,
-    Compute,
-    JudgeOption,
-    MaxLength,
-    Method,
-    ModelOption,
-    OnBad,
-    Schema,
-    TokensPerCall,
-    Weights,
-    load_scorer,
+    MODEL,
+    AtLeastOne,
+    ComputeDtype,
+    JudgeOptions,
+    NotNegative,
+    RowOptions,
     seconds,
 )
 from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
 
+Model = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
+Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
+TwoOrMore = Parameter(validator=validators.Number(gte=2))
+
 
 def score(
-    source: Annotated[str, typer.Argument(help="pairs, preferences or candidates of any schema")],
-    out: Annotated[Path, typer.Argument(help="scores as JSON lines")],
-    model: ModelOption,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    schema: Schema = "auto",
-    on_bad: OnBad = "error",
-    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+    source: str,
+    out: Path,
+    /,
+    *,
+    model: Model,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
 ) -> None:
-    """Score every pair of a file in both orders; an interrupted run goes on. `rank` is for lists of candidates."""
+    """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
+
+    Args:
+        source: Pairs, preferences or candidates of any schema.
+        out: Scores as JSON lines.
+        overwrite: Replace the output if it exists.
+    """
     from gram_jax.scoring.files import check_files, score_file
 
     console = Console()
-    check_files(source, out, schema=schema)
-    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    check_files(source, out, schema=rows.schema)
     done = score_file(
-        scorer,
+        judge.load(model),
         model,
         source,
         out,
-        schema=schema,
-        on_bad=on_bad,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -57,46 +58,42 @@ def score(
 
 
 def rank(
-    source: Annotated[str, typer.Argument(help="rows with prompt and responses; pairs also go")],
-    out: Annotated[Path, typer.Argument(help="rankings as JSON lines")],
-    model: ModelOption,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="default: groups from 5 responses on, else round_robin (docs/ranking.md)"
-        ),
-    ] = None,
-    orders: Annotated[
-        Literal["both", "one"], typer.Option(help="of showing a pair; one costs half")
-    ] = "both",
-    references: Annotated[
-        int, typer.Option(min=0, help="with --method reference: responses that all others meet")
-    ] = 0,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    schema: Schema = "auto",
-    on_bad: OnBad = "error",
-    overwrite: Annotated[bool, typer.Option(help="begin anew where the output exists")] = False,
+    source: str,
+    out: Path,
+    /,
+    *,
+    model: Model,
+    method: Method | None = None,
+    order_mode: Literal["both", "one"] = "both",
+    references: Annotated[int, NotNegative] = 0,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
 ) -> None:
-    """Rank the responses of every row, best first; an interrupted run goes on."""
+    """Rank the responses of every row, best first. An interrupted command resumes.
+
+    Args:
+        source: Rows with a prompt and responses; a pair is two responses.
+        out: Rankings as JSON lines.
+        method: Default: groups for 5 or more responses, else round_robin (docs/ranking.md).
+        order_mode: Orders in which a pair is shown; one costs half.
+        references: With --method reference: number of responses that all others are compared with.
+        overwrite: Replace the output if it exists.
+    """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, rank_file
 
     console = Console()
-    contest = RankingConfig(method, orders, references)
-    check_files(source, out, schema=schema, ranked=True)
-    scorer = load_scorer(model, compute, weights, judge, max_length, tokens_per_call)
+    config = RankingConfig(method, order_mode, references)
+    check_files(source, out, schema=rows.schema, ranked=True)
     done = rank_file(
-        scorer,
+        judge.load(model),
         model,
         source,
         out,
-        contest,
-        schema=schema,
-        on_bad=on_bad,
+        config,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -104,29 +101,38 @@ def rank(
 
 
 def bon(
-    policy: Annotated[str, typer.Argument(help=f"Policy model: {MODEL_HELP}")],
-    judge: Annotated[str, typer.Argument(help=f"Judge model that picks: {MODEL_HELP}")],
-    prompts: Annotated[
-        str, typer.Argument(help="Pairs or candidates, of which the prompts are used")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for samples, figures and the plot")],
-    oracle: Annotated[
-        str | None, typer.Option(help="A better judge, which shows over-optimisation")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Responses to each prompt")] = 16,
-    limit: Annotated[int, typer.Option(min=2, help="Maximum number of prompts")] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens of a response")
-    ] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Sample from the likeliest tokens of this mass")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling")] = 0,
-    compute: Compute = "auto",
-    schema: Schema = "auto",
+    policy: str,
+    judge: str,
+    prompts: str,
+    /,
+    *,
+    out: Path,
+    oracle: str | None = None,
+    n: Annotated[int, TwoOrMore] = 16,
+    limit: Annotated[int, TwoOrMore] = 64,
+    max_new_tokens: Annotated[int, AtLeastOne] = 256,
+    temperature: Annotated[float, Parameter(validator=validators.Number(gte=0.01))] = 1.0,
+    top_p: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1))] = 1.0,
+    seed: Annotated[int, NotNegative] = 0,
+    compute_dtype: ComputeDtype = "auto",
+    schema: str = "auto",
 ) -> None:
-    """Sample n responses from a policy, pick the best by the judge, and rate the pick by an oracle."""
+    """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
+
+    Args:
+        policy: The model that writes.
+        judge: The model that selects.
+        prompts: Pairs or candidates, whose prompts are used.
+        out: A folder for samples, figures and the plot.
+        oracle: A better judge, which shows over-optimisation.
+        n: Number of responses to each prompt.
+        limit: Maximum number of prompts.
+        max_new_tokens: Maximum number of tokens of a response.
+        temperature: Sampling temperature.
+        top_p: Sample from the most likely tokens of this total probability.
+        seed: Seed of sampling.
+        schema: Schema of the rows; auto: recognised by their fields.
+    """
     from gram_jax.data.records import read_records, source_kind
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
     from gram_jax.evals.evaluate import make_folder
@@ -137,7 +143,7 @@ def bon(
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
     report = run_best_of_n(
-        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute
+        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute_dtype
     )
     console = Console()
     title = f"best of n from {policy}: P(better than its greedy response)"
@@ -145,58 +151,99 @@ def bon(
     console.say(f"curves: {out / PICTURE}")
 
 
-def serve(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 8000,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token that requests must carry")
-    ] = None,
-    compare_with: Annotated[
-        Literal["group", "neighbors"] | None,
-        typer.Option(
-            help="What a response without a reference is compared with; default group, all others to its prompt"
-        ),
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(help="JSON list of texts that every response is compared with instead"),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Model whose greedy response every response is compared with instead: {MODEL_HELP}"
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of tokens of the greedy response; default 256"),
-    ] = None,
-    scale: Annotated[
-        Literal["probability", "log_odds", "normalized"], typer.Option(help="Scale of rewards")
-    ] = "probability",
-    max_queue: Annotated[int, typer.Option(min=2, help="Sequences that may wait")] = 8192,
-    max_batch: Annotated[int, typer.Option(min=2, help="Sequences scored in one call")] = 512,
-    max_requests: Annotated[int, typer.Option(min=1, help="Concurrent requests")] = 512,
-    deadline: Annotated[
-        float,
-        typer.Option(min=0.1, callback=seconds(0.1), help="Largest time of a request, seconds"),
-    ] = 60,
-    max_body_mb: Annotated[float, typer.Option(min=0.01, max=1024, help="Largest body, MiB")] = 8,
-    group_wait: Annotated[
-        float,
-        typer.Option(min=0, callback=seconds(0), help="Seconds that /compare waits for a group"),
-    ] = 2,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds for open requests at the end")] = 60,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
+def bench(
+    source: str | None = None,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help=f"{MODEL}.")] = None,
+    model_config: str | None = None,
+    length: list[str] | None = None,
+    best_of: Annotated[list[int] | None, TwoOrMore] = None,
+    pairs: Annotated[int, AtLeastOne] = 32,
+    rounds: Annotated[int, AtLeastOne] = 3,
+    judge: JudgeOptions = JudgeOptions(),
+    method: Literal["prefix_shared", "padded"] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md)."""
+    """Measure scoring on this machine: pairs, tokens and FLOPs per second, useful shares, times and memory.
+
+    Args:
+        source: Pairs of any schema; random tokens if left out.
+        model_config: Random weights of a config.json or of a shape such as qwen3-1.7b.
+        length: Number of tokens of a sequence, or mix, the default. Repeat it for more.
+        best_of: Also rank this number of responses. Repeat it for more.
+        pairs: Number of pairs of each workload.
+        rounds: Number of timed rounds, after one warm-up round.
+        method: Scoring program; default: the one that suits the devices.
+        as_json: Print one JSON object.
+    """
+    from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
+
+    config = BenchConfig(
+        model=model,
+        model_config=model_config,
+        source=source,
+        lengths=tuple(length or [MIX]),
+        best_of=tuple(best_of or []),
+        pairs=pairs,
+        rounds=rounds,
+        compute=judge.compute_dtype,
+        weights=judge.weights,
+        max_length=judge.max_length,
+        tokens_per_call=judge.tokens_per_call,
+        method=method,
+    )
+    report = run_bench(config)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console()
+    columns = ("", *(workload.name for workload in report.workloads))
+    console.table("", columns, report_rows(report))
+    for line in report_lines(report):
+        console.say(line)
+
+
+def serve(
+    model: Annotated[str, Parameter(help=f"The judge: {MODEL}.")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = 8000,
+    token_file: Path | None = None,
+    compare_with: Literal["group", "neighbors"] | None = None,
+    references: Path | None = None,
+    policy: str | None = None,
+    max_new_tokens: Annotated[int | None, AtLeastOne] = None,
+    scale: Literal["probability", "log_odds", "normalized"] = "probability",
+    max_queue: Annotated[int, TwoOrMore] = 8192,
+    max_batch: Annotated[int, TwoOrMore] = 512,
+    max_requests: Annotated[int, AtLeastOne] = 512,
+    deadline: Annotated[float, Parameter(validator=seconds(0.1))] = 60,
+    max_body_mb: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1024))] = 8,
+    group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
+    grace: Annotated[int, AtLeastOne] = 60,
+    judge: JudgeOptions = JudgeOptions(),
+) -> None:
+    """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
+
+    Args:
+        host: Address to listen on; 0.0.0.0 for every interface.
+        port: Port to listen on.
+        token_file: A file with the bearer token that requests must carry.
+        compare_with: What a response without a reference is compared with; default group.
+        references: A JSON list of texts that every response is compared with, instead of its group.
+        policy: A model whose greedy response to the prompt is what responses are compared with.
+        max_new_tokens: Maximum number of tokens of that greedy response; default 256.
+        scale: Scale of rewards.
+        max_queue: Maximum number of sequences that wait.
+        max_batch: Maximum number of sequences scored in one call.
+        max_requests: Maximum number of concurrent requests.
+        deadline: Maximum time of a request in seconds.
+        max_body_mb: Maximum size of a body in MiB.
+        group_wait: Seconds that /compare waits for a group.
+        grace: Seconds for open requests at shutdown.
+    """
     from gram_jax.extras import needs_extra
 
     with needs_extra("serve"):
@@ -217,10 +264,10 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        generator = TextGenerator.load(policy, compute=compute)
+        generator = TextGenerator.load(policy, compute=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        load_scorer(model, compute, weights, judge, max_length, tokens_per_call),
+        judge.load(model),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
@@ -234,106 +281,50 @@ def serve(
     run(app, host=host, port=port, grace=grace)
 
 
-def bench(
-    source: Annotated[
-        str | None, typer.Argument(help="Pairs of any schema; default: random tokens")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
-    model_config: Annotated[
-        str | None,
-        typer.Option(help="Random weights of a config.json or a shape such as qwen3-1.7b"),
-    ] = None,
-    length: Annotated[
-        list[str] | None, typer.Option(help="Tokens of a sequence, or mix, the default")
-    ] = None,
-    best_of: Annotated[
-        list[int] | None, typer.Option(min=2, help="Rank this many responses as well")
-    ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of each workload")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, after a warm-up")] = 3,
-    compute: Compute = "auto",
-    weights: Weights = "auto",
-    max_length: MaxLength = None,
-    tokens_per_call: TokensPerCall = None,
-    method: Annotated[
-        Literal["prefix_shared", "padded"] | None,
-        typer.Option(help="Scoring program; default: what suits the devices"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
-) -> None:
-    """Measure pairs, tokens and FLOPs per second, useful shares, times and memory of scoring on this machine."""
-    from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
-
-    config = BenchConfig(
-        model=model,
-        model_config=model_config,
-        source=source,
-        lengths=tuple(length or [MIX]),
-        best_of=tuple(best_of or []),
-        pairs=pairs,
-        rounds=rounds,
-        compute=compute,
-        weights=weights,
-        max_length=max_length,
-        tokens_per_call=tokens_per_call,
-        method=method,
-    )
-    report = run_bench(config)
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return
-    console = Console()
-    columns = ("", *(workload.name for workload in report.workloads))
-    console.table("", columns, report_rows(report))
-    for line in report_lines(report):
-        console.say(line)
-
-
 def spec(
-    out: Annotated[Path, typer.Argument(help="a .json file, or a folder for judge.json")],
-    model: ModelOption,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help='"default", "from-dataset", or a text file; without it a judge keeps how it is asked, and any '
-            'other model gets "default"'
-        ),
-    ] = None,
-    template_rows: Annotated[
-        str | None, typer.Option(help="Rendered GRAM rows, for the template from-dataset")
-    ] = None,
-    labels: Annotated[
-        tuple[str, str] | None, typer.Option(help="the verdicts; default A B, or those of the rows")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="a system turn; empty text drops the chat format's own")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="token budget of a pair")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the file where it exists")] = False,
+    out: Path,
+    /,
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")],
+    template: str | None = None,
+    template_rows: str | None = None,
+    labels: tuple[str, str] | None = None,
+    system: str | None = None,
+    max_length: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write the judge specification (judge.json) of a model, for --judge or to put beside the model."""
+    """Write a judge specification (judge.json): pass it with --spec, or put it beside the model.
+
+    Args:
+        out: A .json file, or a folder for judge.json.
+        template: "default", "from-dataset", or a text file. Without it a judge keeps its own; others get "default".
+        template_rows: Rendered GRAM rows, for the template from-dataset.
+        labels: The two verdicts; default A B, or those of the rows.
+        system: A system turn; empty text drops the one of the chat template.
+        max_length: Maximum number of tokens of a pair.
+        overwrite: Replace the file if it exists.
+    """
     from gram_jax.checkpoint.manifest import renew_entry
-    from gram_jax.data.sources import first_rows
+    from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
-    from gram_jax.training.stages import TEMPLATE_ROWS
 
     if judge_file(out).exists() and not overwrite:
         raise JudgeError(f"{judge_file(out)} exists: give another file, or --overwrite")
     if (template == "from-dataset") != (template_rows is not None):
         raise JudgeError(
-            "--template from-dataset and --template-rows need each other: give both or neither"
+            "--template from-dataset and --template-rows go together: give both or neither"
         )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
     own = load_spec(model) if template is None else None
     if own is not None:
         if labels is not None or system is not None:
             raise JudgeError(
-                f"{model} is a judge and keeps how it is asked: --labels and --system go with a --template"
+                f"{model} is a judge and keeps its specification: --labels and --system need a --template"
             )
-        found = with_length(own, tokenizer, max_length or own.max_length)
+        made = with_length(own, tokenizer, max_length or own.max_length)
     else:
-        found = make_spec(
+        made = make_spec(
             tokenizer,
             template=template or "default",
             labels=labels,
@@ -341,6 +332,6 @@ def spec(
             system=system,
             rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
-    path = found.save(out)
+    path = made.save(out)
     renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
-    Console().say(f"{path}: labels {found.labels}, {found.max_length} tokens, {found.hash}")
+    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens, {made.hash}")

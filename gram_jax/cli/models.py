@@ -5,34 +5,39 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from gram_jax.cli.options import MODEL_HELP, JudgeOption, MaxLength, ModelOption, OnBad, Schema
+from gram_jax.cli.options import MODEL, AtLeastOne, RowOptions
 from gram_jax.console import Console
 from gram_jax.formatting import format_seconds
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    out: Annotated[Path, typer.Argument(help="a new folder in Hugging Face's layout")],
-    dtype: Annotated[
-        Literal["stored", "float32", "bfloat16", "float16"], typer.Option(help="of the weights")
-    ] = "stored",
-    overwrite: Annotated[bool, typer.Option(help="replace the folder where it exists")] = False,
+    model: Annotated[str, Parameter(help=f"{MODEL}.")],
+    out: Path,
+    /,
+    *,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    overwrite: bool = False,
 ) -> None:
-    """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json."""
+    """Write a model as a folder that transformers opens, with tokenizer, chat template and judge.json.
+
+    Args:
+        out: A new folder in Hugging Face's layout.
+        dtype: Type of the written weights.
+        overwrite: Replace the folder if it exists.
+    """
     import jax
 
     from gram_jax.interop.hf_export import export_hf
     from gram_jax.interop.models import load_model, load_spec, load_tokenizer, stop_tokens
     from gram_jax.sharding import make_placement
 
-    # Weights are only rearranged, and a model that no accelerator holds alone may fit the machine's memory.
+    # Weights are only rearranged, and a model too large for one accelerator may fit the machine's memory.
     jax.config.update("jax_platforms", "cpu")
     spec, tokenizer = load_spec(model), load_tokenizer(model)
-    cfg, params = load_model(
-        model, make_placement({}, devices=jax.devices()[:1]), None if dtype == "stored" else dtype
-    )
+    one = make_placement({}, devices=jax.devices()[:1])
+    cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
     export_hf(
         out,
         cfg,
@@ -46,13 +51,13 @@ def convert(
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
 
 
-def verify(
-    folder: Annotated[Path, typer.Argument(help="a run, or an exported folder")],
-    accept: Annotated[
-        bool, typer.Option(help="files were changed on purpose: write a new manifest")
-    ] = False,
-) -> None:
-    """Hash every file of a run's checkpoints or of an export; damage ends with status 2 and names."""
+def verify(folder: Path, /, *, accept: bool = False) -> None:
+    """Check the hash of every file of a run's checkpoints or of an export. Damage is listed and ends with status 2.
+
+    Args:
+        folder: A run, or an exported folder.
+        accept: Write a new manifest, because files were changed on purpose.
+    """
     from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
 
@@ -64,49 +69,51 @@ def verify(
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(help="a file, folder or dataset of any schema")],
-    model: ModelOption = "smollm2-135m",
-    stage: Annotated[
-        Literal["pretrain", "finetune", "bradley_terry"],
-        typer.Option(help="stage 1, stage 2, or the baseline"),
-    ] = "finetune",
-    limit: Annotated[int, typer.Option(min=1, help="records to show")] = 3,
-    schema: Schema = "auto",
-    on_bad: OnBad = "error",
-    judge: JudgeOption = None,
-    max_length: MaxLength = None,
+    source: str,
+    /,
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")] = "smollm2-135m",
+    stage: Literal["pretrain", "finetune", "bradley_terry"] = "finetune",
+    limit: Annotated[int, AtLeastOne] = 3,
+    rows: RowOptions = RowOptions(),
+    spec: Path | None = None,
+    max_length: Annotated[int | None, AtLeastOne] = None,
 ) -> None:
-    """Show rendered examples as the model reads them; ⟦ ⟧ mark what the loss counts."""
+    """Show examples as the model reads them; ⟦ ⟧ mark what the loss counts.
+
+    Args:
+        source: A file, folder or dataset of any schema.
+        stage: Stage 1, stage 2, or the baseline.
+        limit: Number of records to show.
+        spec: A judge.json to use instead of the one saved with the model.
+        max_length: Maximum number of tokens of a pair, for a model without judge.json.
+    """
     from gram_jax.data.inspect import inspect_source
     from gram_jax.interop.models import load_spec, load_tokenizer
     from gram_jax.judge.spec import JudgeSpec, make_spec
 
     tokenizer = load_tokenizer(model)
-    spec = load_spec(model) if judge is None else JudgeSpec.load(judge)
-    spec = spec or make_spec(tokenizer, max_length=max_length)
+    own = load_spec(model) if spec is None else JudgeSpec.load(spec)
     console = Console()
     for text in inspect_source(
         source,
         tokenizer=tokenizer,
-        spec=spec,
+        spec=own or make_spec(tokenizer, max_length=max_length),
         stage=stage,
         limit=limit,
-        schema=schema,
-        on_bad=on_bad,
+        schema=rows.schema,
+        on_bad=rows.on_bad,
     ):
         console.say(text)
 
 
-def demo(
-    fast: Annotated[
-        bool,
-        typer.Option(help="Use a tiny random model: under a minute, and its figures mean nothing"),
-    ] = False,
-    folder: Annotated[
-        Path | None, typer.Option(help="Output folder; default runs/demo, or runs/demo-fast")
-    ] = None,
-) -> None:
-    """Turn SmolLM2-135M-Instruct into a judge: ten minutes on two cores."""
+def demo(*, fast: bool = False, folder: Path | None = None) -> None:
+    """Train a working judge from SmolLM2-135M-Instruct in ten minutes on two cores.
+
+    Args:
+        fast: Use a tiny random model; under a minute.
+        folder: Default runs/demo, or runs/demo-fast.
+    """
     from gram_jax.demo.demo import HELDOUT, PREFERENCES, result_rows, run_demo
 
     console = Console()
@@ -134,7 +141,7 @@ def _from_here(path: Path) -> Path:
 
 
 def version() -> None:
-    """Versions of gram_jax, JAX and the devices it sees."""
+    """Print the versions of gram_jax and JAX, and the devices that JAX finds."""
     import jax
 
     from gram_jax.version import installed_version

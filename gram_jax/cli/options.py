@@ -1,73 +1,126 @@
-"""Options that several commands have, and what they are read into."""
+"""Options that several commands have. This module imports nothing heavy: `--help` needs no jax."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from cyclopts import Group, Parameter, validators
 
 if TYPE_CHECKING:
     from gram_jax.scoring.scorer import Scorer
 
-MODEL_HELP = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
-RECIPE_HELP = "a TOML file, or a name that `gram-jax recipe` lists"
-ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
-Compute = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="auto: bfloat16 on accelerators, float32 on a CPU"),
-]
-Weights = Annotated[
-    Literal["auto", "float32", "bfloat16", "int8"],
-    typer.Option(help="how they are held; auto: as they are computed with"),
-]
-# As ranking/tournament.py has them, which is not imported before it is needed.
-Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
-Schema = Annotated[str, typer.Option(help="schema of the rows; auto looks at their fields")]
-OnBad = Annotated[Literal["error", "skip"], typer.Option(help="what to do with a bad row")]
-JudgeOption = Annotated[
-    Path | None,
-    typer.Option(help="a judge.json to ask with, in place of the one saved with the model"),
-]
-MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="token budget of a pair, for a model without judge.json")
-]
-TokensPerCall = Annotated[
-    int | None,
-    typer.Option(min=1, help="tokens that a device takes at a time; less needs less memory"),
+MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
+RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
+JOB = Group("Several processes (detected inside Slurm and on TPU pods)", sort_key=9)
+
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+AtLeastOne = Parameter(validator=validators.Number(gte=1))
+NotNegative = Parameter(validator=validators.Number(gte=0))
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Change a key of the recipe, as optimizer.learning_rate=1e-5."),
 ]
 
 
-def seconds(least: float) -> Any:
-    """Checks an option of so many seconds at least; "nan" is less than nothing and would pass typer's min."""
+def seconds(least: float) -> Callable[[Any, float], None]:
+    """A validator of durations, which refuses nan and inf as well."""
 
-    def check(value: float) -> float:
+    def check(_: Any, value: float) -> None:
         if not least <= value < math.inf:
-            raise typer.BadParameter(f"{value:g} s: expected a number of seconds from {least:g} on")
-        return value
+            raise ValueError(f"{value:g} s: expected a number of seconds of at least {least:g}")
 
     return check
 
 
-JOB = "Several processes (found by itself inside Slurm and on TPU pods)"
+@Parameter(name="*")
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a judge is loaded."""
+
+    compute_dtype: ComputeDtype = "auto"
+    """Type of matrix products; auto: bfloat16 on accelerators, float32 on a CPU."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Type in which weights are stored; auto: the compute dtype."""
+    spec: Path | None = None
+    """A judge.json to use instead of the one saved with the model."""
+    max_length: Annotated[int | None, AtLeastOne] = None
+    """Maximum number of tokens of a pair, for a model without judge.json."""
+    tokens_per_call: Annotated[int | None, AtLeastOne] = None
+    """Number of tokens that a device computes in one call; fewer need less memory."""
+
+    def load(self, model: str) -> "Scorer":
+        """The judge."""
+        from gram_jax.judge.spec import JudgeSpec
+        from gram_jax.scoring.scorer import Scorer
+
+        return Scorer.load(
+            model,
+            compute=self.compute_dtype,
+            weights=self.weights,
+            max_length=self.max_length,
+            tokens_per_call=self.tokens_per_call,
+            spec=None if self.spec is None else JudgeSpec.load(self.spec),
+        )
+
+    def given(self) -> list[str]:
+        """The options other than --compute-dtype that were given."""
+        named = {
+            "--weights": self.weights != "auto",
+            "--spec": self.spec,
+            "--max-length": self.max_length,
+            "--tokens-per-call": self.tokens_per_call,
+        }
+        return [option for option, value in named.items() if value]
 
 
-def load_scorer(
-    model: str,
-    compute: Compute,
-    weights: Weights,
-    judge: Path | None,
-    max_length: int | None,
-    tokens_per_call: int | None,
-) -> "Scorer":
-    """The judge that the shared options name."""
-    from gram_jax.judge.spec import JudgeSpec
-    from gram_jax.scoring.scorer import Scorer
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows of data are read."""
 
-    return Scorer.load(
-        model,
-        compute=compute,
-        weights=weights,
-        max_length=max_length,
-        tokens_per_call=tokens_per_call,
-        spec=None if judge is None else JudgeSpec.load(judge),
+    schema: str = "auto"
+    """Schema of the rows; auto: recognised by their fields."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with a bad row."""
+
+
+@Parameter(name="*", group=JOB)
+@dataclass(frozen=True)
+class JobOptions:
+    """This process's place in a job of several."""
+
+    coordinator: Annotated[str | None, Parameter(env_var="GRAM_JAX_COORDINATOR")] = None
+    """host:port of process 0."""
+    processes: Annotated[int | None, AtLeastOne, Parameter(env_var="GRAM_JAX_PROCESSES")] = None
+    """Number of processes."""
+    process: Annotated[int | None, Parameter(env_var="GRAM_JAX_PROCESS")] = None
+    """Index of this process."""
+    local_devices: Annotated[str | None, Parameter(env_var="JAX_LOCAL_DEVICE_IDS")] = None
+    """GPUs of this machine that this process uses, as 0,1; default all."""
+    cluster: Literal["auto", "none"] = "auto"
+    """none: one process, whatever Slurm or the TPU pod says."""
+    join_timeout: Annotated[
+        float, Parameter(env_var="GRAM_JAX_JOIN_TIMEOUT", validator=seconds(1))
+    ] = 300
+    """Seconds to wait for all processes."""
+    # At least three heartbeats.
+    lost_after: Annotated[float, Parameter(env_var="GRAM_JAX_LOST_AFTER", validator=seconds(3))] = (
+        30
     )
+    """Seconds without a heartbeat after which a process is lost."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StopOptions:
+    """When a process of a run exits."""
+
+    grace: Annotated[float, Parameter(env_var="GRAM_JAX_GRACE", validator=seconds(0))] = 25
+    """Seconds from SIGTERM until the process has to exit."""
+    # More than a save may take (checkpoint/orbax.py).
+    stuck_after: Annotated[
+        float, Parameter(env_var="GRAM_JAX_STUCK_AFTER", validator=seconds(0))
+    ] = 4500
+    """Seconds without progress after which the process prints its stacks and exits; 0: never."""

@@ -132,6 +132,9 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
 
 
+TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" reads
+
+
 def first_rows(source: "str | Path | SourceSpec", count: int) -> list[dict[str, Any]]:
     """The fields of the first rows of a source, as they lie there."""
     return [row.fields for row in itertools.islice(read_rows(source), count)]

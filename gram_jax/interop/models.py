@@ -9,7 +9,7 @@ import jax
 
 from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
-from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.interop.hf_config import check_vocabulary
 from gram_jax.interop.hf_files import (
     GENERATION,
@@ -184,7 +184,11 @@ def _check_final(run: Path, newest: int | None) -> None:
             f"{run} was finished with step {steps}, and its newest checkpoint is step {newest}: the last one is lost. "
             "Restore it from a copy; or start the run's `gram-jax train` command again, which computes it anew"
         )
-    warnings.warn(f"{run} is not finished: this is step {newest} of {steps}", stacklevel=2)
+    warnings.warn(
+        f"{run} is not finished: this is step {newest} of {steps}",
+        category=GramWarning,
+        stacklevel=2,
+    )
 
 
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:

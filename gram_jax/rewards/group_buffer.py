@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from gram_jax.errors import GramWarning
+
 MAX_GROUPS = 1024
 
 # (responses of a group, deadline of time.monotonic) -> a reward for each
@@ -116,5 +118,6 @@ class GroupBuffer:
             f"a group of responses arrives in parts: {found} of at least {needed} in one call, compared with {earlier} "
             "of earlier calls. A response without any other has 0.5. Larger batches or references avoid this (reported "
             "once)",
+            category=GramWarning,
             stacklevel=2,
         )

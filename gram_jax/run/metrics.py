@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.errors import CheckpointError, GramWarning, RecipeError
 from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
@@ -91,7 +91,9 @@ class MetricsWriter:
             yield
         except OSError as error:
             self._tensorboard = None
-            warnings.warn(f"no further figures for TensorBoard: {error}", stacklevel=2)
+            warnings.warn(
+                f"no further figures for TensorBoard: {error}", category=GramWarning, stacklevel=2
+            )
 
 
 class TensorBoard:

@@ -1,8 +1,10 @@
 """From label logits to the score of a pair: one formula for arrays, texts, files, rewards and the server."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.batch import PairBatch
@@ -36,13 +38,14 @@ class PairScore(NamedTuple):
         return self._replace(first=self.second, second=self.first, margin=-self.margin)
 
 
+@partial(jax.jit, static_argnames=("cfg", "label_ids", "execution"))
 def score_pair(
     params: Tree,
     cfg: ModelConfig,
     pair: PairBatch,
     label_ids: tuple[int, int],
     execution: Execution,
-) -> np.ndarray:
+) -> jax.Array:
     """Probability that each of two responses is the better one, averaged over both orders.
 
     pair.seqs: i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at: i32 [B, O].
@@ -61,7 +64,7 @@ def score_pair(
     >>> scores.shape, round(float(scores.sum()), 6)
     ((1, 2), 1.0)
     """
-    logits = jax.device_get(padded_logits(params, cfg, pair, label_ids, execution))
+    logits = padded_logits(params, cfg, pair, label_ids, execution)
     return pair_probabilities(logits[..., 0] - logits[..., 1])
 
 
@@ -80,10 +83,11 @@ def combine_orders(
     )
 
 
-def pair_probabilities(logit_diffs: np.ndarray) -> np.ndarray:
+def pair_probabilities(logit_diffs: Any) -> Any:
     """Softmax over the labels in each order, swapped columns exchanged, mean.
 
-    logit_diffs: [..., O], label logit differences as shown. Returns f32 [..., 2].
+    logit_diffs: [..., O], label logit differences as shown, a numpy or a JAX array. Returns f32 [..., 2] of the same
+    kind, computed in f64 by numpy and in f32 by JAX.
 
     A softmax over two is (1 + tanh(difference / 2)) / 2. The larger mean is rounded to float32 and the smaller one is
     what is left of 1, which is exact: both sum to exactly 1, exchanging the responses exchanges them bit for bit, and
@@ -92,8 +96,9 @@ def pair_probabilities(logit_diffs: np.ndarray) -> np.ndarray:
     >>> pair_probabilities(np.array([[2.0, 2.0], [2.0, -2.0]])).round(3).tolist()
     [[0.5, 0.5], [0.881, 0.119]]
     """
-    towards_shown_first = np.tanh(np.asarray(logit_diffs, np.float64) / 2)
+    xp, wide = (jnp, jnp.float32) if isinstance(logit_diffs, jax.Array) else (np, np.float64)
+    towards_shown_first = xp.tanh(logit_diffs.astype(wide) / 2)
     lead = (towards_shown_first[..., 0] - towards_shown_first[..., 1]) / 4
-    high = (0.5 + np.abs(lead)).astype(np.float32)
-    both = np.stack([high, 1 - high], axis=-1)
-    return np.where(lead[..., None] >= 0, both, both[..., ::-1])
+    high = (0.5 + xp.abs(lead)).astype(xp.float32)
+    both = xp.stack([high, 1 - high], axis=-1)
+    return xp.where(lead[..., None] >= 0, both, both[..., ::-1])

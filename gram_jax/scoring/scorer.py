@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.errors import JudgeError
+from gram_jax.errors import GramWarning, JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.encode import Encoded, encode_items
 from gram_jax.judge.messages import PromptLike
@@ -153,6 +153,7 @@ class Scorer:
             )
             warnings.warn(
                 f"{name} carries no judge.json: it is asked with the default template, which it was not taught",
+                category=GramWarning,
                 stacklevel=2,
             )
         elif max_length not in (None, spec.max_length):
@@ -312,6 +313,7 @@ class Scorer:
             warnings.warn(
                 f"some comparisons are longer than {self.spec.max_length} tokens and are shortened inside the "
                 "responses; `shortened` of each result marks it",
+                category=GramWarning,
                 stacklevel=2,
             )
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
-from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
+from gram_jax.losses import label_margin, next_token_nll, ranking_nll, smoothed_verdict_nll
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
@@ -34,7 +34,7 @@ def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) ->
     def objective(params: Tree, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
         head = unembedding(params, cfg)
-        loss, count = next_token_nll(hidden, head, batch.targets, batch.weights, chunk=chunk)
+        loss, count = next_token_nll(hidden, head, batch.targets, batch.weights, chunk_size=chunk)
         return loss, {"loss": (loss, count)}
 
     return objective
@@ -52,14 +52,13 @@ def verdict_objective(
 
     def objective(params: Tree, batch: VerdictBatch) -> tuple[jax.Array, Metrics]:
         logits = label_logits(params, cfg, batch.seqs, batch.verdict_at, label_ids, execution)
-        gap = logits[..., 0] - logits[..., 1]
-        margin = jnp.where(batch.label == 0, gap, -gap)
+        margin = label_margin(logits, batch.label)
         metrics = _weighted(
             batch.weights,
             loss=smoothed_verdict_nll(logits, batch.label, smoothing),
             accuracy=margin > 0,
             margin=margin,
-            p_first=jax.nn.sigmoid(gap),
+            p_first=jax.nn.sigmoid(logits[..., 0] - logits[..., 1]),
         )
         return metrics["loss"][0], metrics
 

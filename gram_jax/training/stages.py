@@ -11,7 +11,7 @@ from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
-from gram_jax.data.sources import read_rows
+from gram_jax.data.sources import TEMPLATE_ROWS, read_rows
 from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
@@ -27,8 +27,6 @@ from gram_jax.training.objectives import (
     verdict_objective,
 )
 from gram_jax.tree import Tree
-
-TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" looks at
 
 
 def make_objective(
