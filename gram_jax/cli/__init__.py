@@ -98,4 +98,6 @@ def _own_warnings_logged() -> Iterator[None]:
 
 def main() -> None:
     """The console script."""
+    # JAX and Orbax give the root logger a handler, which would print every record again.
+    logging.getLogger("gram_jax").propagate = False
     sys.exit(run_command(sys.argv[1:]))
