@@ -163,7 +163,7 @@ def random_judge(folder: Path) -> Path:
 
 
 def load_scorer(name: str | Path, **options: Any) -> Scorer:
-    defaults = {"compute": "float32", "method": "prefix_shared", "placement": one_device()}
+    defaults = {"compute_dtype": "float32", "method": "prefix_shared", "placement": one_device()}
     return Scorer.load(name, **(defaults | options))
 
 
@@ -261,20 +261,20 @@ def safetensors_content(path: Path) -> list[Any]:
 def scores(folder: Path) -> dict[str, Any]:
     judge, items, found = random_judge(folder), cases.comparisons(), {}
     kinds = [*product(METHODS, ("float32", "bfloat16"), ("auto",)), ("prefix_shared", "float32", "int8")]  # fmt: skip
-    for method, compute, weights in kinds:
-        scorer = load_scorer(judge, method=method, compute=compute, weights=weights)
-        name = f"{method}/{compute}/{weights}"
+    for method, compute_dtype, weights in kinds:
+        scorer = load_scorer(judge, method=method, compute_dtype=compute_dtype, weights=weights)
+        name = f"{method}/{compute_dtype}/{weights}"
         found[name] = score_table(scorer.score_many(items))
         found[f"{name}/alone"] = score_table([scorer.score(*one) for one in items[:22:7]])
     scorer = load_scorer("tiny-random", max_length=256)
     found["tiny-random"] = score_table(scorer.score_many(items[:8]))
-    for family, compute in product(cases.FAMILIES, ("float32", "bfloat16")):
+    for family, compute_dtype in product(cases.FAMILIES, ("float32", "bfloat16")):
         model = random_model(folder / family, family)
-        found[f"arrays/{family}/{compute}"] = logits_and_probabilities(model, compute)
+        found[f"arrays/{family}/{compute_dtype}"] = logits_and_probabilities(model, compute_dtype)
     return found
 
 
-def logits_and_probabilities(name: Path, compute: str) -> dict[str, Any]:
+def logits_and_probabilities(name: Path, compute_dtype: str) -> dict[str, Any]:
     """Of random tokens [B, O, T]; the last positions of every other row are padding."""
     tokens = np.random.default_rng(1).integers(3, 280, (3, 2, 40), dtype=np.int32)
     T = tokens.shape[-1]
@@ -282,8 +282,8 @@ def logits_and_probabilities(name: Path, compute: str) -> dict[str, Any]:
     segments = (np.arange(T) <= last[..., None]).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
     pair = PairBatch(Sequences(tokens, positions, segments), last.astype(np.int32))
-    cfg, params = load_model(name, one_device(), compute)
-    execution = Execution(compute, "blocked", "none", one_device())
+    cfg, params = load_model(name, one_device(), compute_dtype)
+    execution = Execution(compute_dtype, "blocked", "none", one_device())
     logits = padded_logits(params, cfg, pair, (35, 36), execution)
     shares = score_pair(params, cfg, pair, (35, 36), execution)
     return {"logits": np.ravel(logits).tolist(), "probabilities": np.ravel(shares).tolist()}
@@ -419,7 +419,7 @@ def optimizer_steps(first: str, second: str) -> dict[str, str]:
 
 def baseline(folder: Path) -> dict[str, Any]:
     run, items = trained(folder, "bradley_terry"), cases.comparisons()
-    model = ScalarRewardModel.load(run, compute="float32", placement=one_device())
+    model = ScalarRewardModel.load(run, compute_dtype="float32", placement=one_device())
     rewards = model.rewards([one[:2] for one in items]).tolist()
     return {"rewards": rewards, **score_table(list(model.stream(items)))}
 
@@ -436,7 +436,7 @@ def reinforcement(folder: Path) -> dict[str, Any]:
 
 def generation(folder: Path) -> dict[str, Any]:
     judge, found = random_judge(folder), {}
-    generator = TextGenerator.load(judge, compute="float32", placement=one_device())
+    generator = TextGenerator.load(judge, compute_dtype="float32", placement=one_device())
     prompts = [as_prompt(text) for text in ("Name a tree.", "Why?", "a " * 90)]
     settings = {
         "greedy": SamplingConfig(12, 0),
@@ -450,7 +450,7 @@ def generation(folder: Path) -> dict[str, Any]:
     out = folder / "best_of_n"
     out.mkdir()
     policy, sampling = "tiny-random", SamplingConfig(8)
-    best = run_best_of_n(policy, str(judge), prompts, out, sampling, n=4, compute="float32")
+    best = run_best_of_n(policy, str(judge), prompts, out, sampling, n=4, compute_dtype="float32")
     found["best_of_n"] = {"table": numbers(best["best_of"]), "rewards": numbers(best["rewards"])}
     return found
 
@@ -567,7 +567,7 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 # The command.
 
 
-def compute(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def compute_dtype(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """({name: value as JSON holds it, which keeps every bit of a float}, the sections that failed)."""
     found: dict[str, Any] = {}
     failed = []
@@ -614,7 +614,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable()
     print(f"gram_jax of {Path(gram_jax.__file__).parent}", file=sys.stderr)
-    found, failed = compute(asked.only)
+    found, failed = compute_dtype(asked.only)
     if asked.action == "record":
         if failed:
             sys.exit(f"failed: {', '.join(failed)}; nothing was recorded")

@@ -48,7 +48,7 @@ class FakeJudge:
     """P(first) = 0.9 where `strength` of the first response is larger, 0.5 where both are equally strong."""
 
     spec = SPEC
-    execution = SimpleNamespace(compute="float32")
+    execution = SimpleNamespace(compute_dtype="float32")
     window = 8
 
     def __init__(self, strength, *, first_bonus: float = 0.0):

@@ -224,7 +224,7 @@ def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_
 
 
 def test_log_probabilities_of_learning_are_those_of_sampling():
-    policy = TextGenerator.load("tiny-random", compute="float32", placement=one_device())
+    policy = TextGenerator.load("tiny-random", compute_dtype="float32", placement=one_device())
     prompt = policy.encode(as_prompt("Say 3."))
     found = policy.generate([as_prompt("Say 3.")], SamplingConfig(7, 0.8, seed=2)).samples
     length = int(found.lengths[0])

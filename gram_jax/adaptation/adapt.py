@@ -66,7 +66,7 @@ def adapt(
     out: Path,
     settings: AdaptConfig,
     *,
-    compute: Literal["auto", "float32", "bfloat16"] = "auto",
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     spec: JudgeSpec | None = None,
@@ -89,7 +89,7 @@ def adapt(
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
-    judge = Scorer.load(model, compute=compute, spec=spec)
+    judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec)
     files = {part: write_split(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
     recipe, ends = make_adapt_recipe(model, judge, files["train"], out, settings)
     tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
@@ -108,7 +108,7 @@ def adapt(
     del judge  # its weights make room for training
 
     def at(step: int) -> Scorer:
-        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute=compute)
+        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)
 
     margins: dict[int, np.ndarray] = {}
     for end in ends:

@@ -57,7 +57,7 @@ def evaluate(
                 f"{model} is a run of the discriminative baseline, which is scored as it was trained: leave out "
                 f"{', '.join(given)}"
             )
-        scorer = ScalarRewardModel.load(model, compute=judge.compute_dtype)
+        scorer = ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
     else:
         scorer = judge.load(model)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)

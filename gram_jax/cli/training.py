@@ -120,7 +120,7 @@ def adapt(
         source,
         out,
         config,
-        compute=compute_dtype,
+        compute_dtype=compute_dtype,
         schema=rows.schema,
         on_bad=rows.on_bad,
         spec=None if spec is None else JudgeSpec.load(spec),

@@ -140,7 +140,7 @@ def _load_policy(recipe: RlRecipe, start: str, place: Placement) -> TextGenerato
     wanted = recipe.execution
     with log_time(logger, "load the policy"):
         loaded = TextGenerator.load(
-            start, compute=wanted.compute_dtype, placement=place, system=recipe.policy.system
+            start, compute_dtype=wanted.compute_dtype, placement=place, system=recipe.policy.system
         )
     execution = Execution(wanted.compute_dtype, wanted.attention, wanted.remat, place, packed=False)
     return replace(loaded, execution=execution)
@@ -171,7 +171,7 @@ def _rewards(
 ) -> tuple[RewardFunction, RewardFunction]:
     """The judge's reward of a step's responses, and that of win rates."""
     asked = recipe.reward
-    scorer = Scorer.load(judge, compute=recipe.execution.compute_dtype, placement=place)
+    scorer = Scorer.load(judge, compute_dtype=recipe.execution.compute_dtype, placement=place)
     against = "reference" if asked.compare_with == "greedy" else asked.compare_with
     form = RewardForm(against, asked.scale, asked.references, asked.length_penalty)
     preferred = _preferred(recipe, prompts)

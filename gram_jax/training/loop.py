@@ -295,9 +295,9 @@ def first_state(
             return init_state(params, setup.optimizer, setup.abstract), frozen
         frozen = {}
         if recipe.lora is not None:
-            compute = recipe.execution.compute_dtype
+            compute_dtype = recipe.execution.compute_dtype
             start, lora = recipe.model.name_or_path, recipe.lora.config
-            frozen = frozen_weights(start, lora, compute, placement)[1]
+            frozen = frozen_weights(start, lora, compute_dtype, placement)[1]
         return checkpoints.restore(newest, setup.abstract), frozen
 
 
