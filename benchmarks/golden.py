@@ -567,7 +567,7 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 # The command.
 
 
-def compute_dtype(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def compute(only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """({name: value as JSON holds it, which keeps every bit of a float}, the sections that failed)."""
     found: dict[str, Any] = {}
     failed = []

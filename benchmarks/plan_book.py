@@ -182,7 +182,7 @@ def main() -> None:
             continue
         if time.monotonic() > end:
             break
-        result = compute_dtype(cell, chosen.runner.split())
+        result = compute(cell, chosen.runner.split())
         print(cell, verdict(result), flush=True)
         if "refused" in result:  # nothing about the cell: something is missing here
             continue
@@ -209,7 +209,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
     return found
 
 
-def compute_dtype(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
+def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
     """The plan as plain values, or {"error": ...}, or {"refused": ...} where it could not be asked."""
     code = "from gram_jax.cli import main; main()"
     try:
