@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "claims"
 ROOMS = tuple(sorted(path.stem for path in FOLDER.glob("*.py")))
 

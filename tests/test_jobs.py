@@ -16,6 +16,8 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import LOST, RESTART
 from gram_jax.run.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 # Imports and compilation of two processes on two busy cores; what a test promises is counted from the event on.
 START = 150.0
 

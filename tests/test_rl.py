@@ -28,6 +28,8 @@ from gram_jax.rl.objective import views
 from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 
 def one_device():
     return make_placement({}, devices=jax.devices()[:1])
