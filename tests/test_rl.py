@@ -394,8 +394,9 @@ def test_a_second_job_in_the_directory_of_a_run_is_refused(tmp_path):
 
 
 def test_a_finished_run_does_nothing_and_has_its_metrics_in_tensorboard(tmp_path):
-    done = run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
-    assert run(tmp_path / "run", "grpo", vowels, run__max_steps=1) == done
+    settings = {"run__max_steps": 1, "log__tensorboard": True}
+    done = run(tmp_path / "run", "grpo", vowels, **settings)
+    assert run(tmp_path / "run", "grpo", vowels, **settings) == done
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     assert {"loss", "reward", "win_rate"} <= {name for name, _, _ in done.summary}

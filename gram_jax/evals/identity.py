@@ -52,7 +52,7 @@ def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
     dtype = compute_dtype if held == "int8" else held
     if dtype not in ("float32", "bfloat16"):
         raise DataError(
-            f"settings with weights {held!r} and compute {compute_dtype!r}: expected float32 or bfloat16, or int8 weights"
+            f"settings with weights {held!r} and {compute_dtype!r}: expected float32, bfloat16 or int8 weights"
         )
     _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
     return weights_fingerprint(quantize_int8(params) if held == "int8" else params)

@@ -23,7 +23,7 @@ from gram_jax.rl.judged import RewardFunction, judged_reward
 from gram_jax.rl.objective import VALUE, make_views, rollout_objective
 from gram_jax.rl.prompts import PromptSet, read_prompts
 from gram_jax.run.directory import RunDirectory, check_same_data
-from gram_jax.run.metrics import check_wandb
+from gram_jax.run.metrics import check_writers
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.optimizer import make_optimizer, make_schedule
@@ -90,8 +90,7 @@ def set_up_rl(
     """
     place, judges = (placement, placement) if placement else _placements(recipe)
     _check_parts(recipe, place)
-    if recipe.log.wandb:
-        check_wandb()
+    check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     info = directory.info
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
     generator = _load_policy(recipe, start, place)
