@@ -1,7 +1,7 @@
-"""`gram-jax adapt`: a foundation judge becomes the judge of a task, from a small labeled set.
+"""`gram-jax adapt`: adapt a foundation judge to a task with a small labeled set.
 
-The prompts are divided into three parts: what is trained on, what chooses the epoch (the judge as it came among the
-candidates) and fits a temperature, and what the result is measured on, before and after. docs/adapt.md has the files.
+The prompts are split in three: the training split, the selection split, which selects the epoch (the unadapted judge is
+one of the candidates) and fits a temperature, and the test split, on which the result is measured before and after.
 """
 
 import logging
@@ -45,9 +45,9 @@ FILE = "adaptation.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """Which step of the training is taken; better: than the judge as it came.
+    """The selected step of the training. better: whether its loss is lower than the unadapted judge's.
 
-    losses: {step: loss where it is chosen}, 0 for the judge as it came.
+    losses: {step: loss on the selection split}, 0 for the unadapted judge.
     """
 
     step: int
@@ -57,7 +57,7 @@ class Choice:
 
 
 class NotBetterError(GramError):
-    """No epoch was better than the judge as it came; the report is written, nothing is exported."""
+    """No epoch is better than the unadapted judge; the report is written, nothing is exported."""
 
 
 def adapt(
@@ -104,7 +104,7 @@ def adapt(
         return verdicts_on(parts["choose"], scores).margin
 
     before = measured(judge, "before")
-    as_it_came = negative_log_likelihood(on_choose(judge))
+    unadapted = negative_log_likelihood(on_choose(judge))
     del judge  # its weights make room for training
 
     def at(step: int) -> Scorer:
@@ -117,7 +117,7 @@ def adapt(
         margins[end] = on_choose(at(end))
         if _waited_enough(margins, settings.patience):
             break
-    choice = _choose(margins, as_it_came)
+    choice = _choose(margins, unadapted)
     after = measured(at(choice.step), "after")
     result = {
         "format": 1,
@@ -136,10 +136,10 @@ def adapt(
     write_json(out / FILE, result, error=DataError)
     if not choice.better and not accept:
         raise NotBetterError(
-            f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
-            f"{as_it_came:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
+            f"no epoch is better than {model} unadapted: its loss on the {len(parts['choose'])} selection pairs is "
+            f"{unadapted:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
-            "all the same"
+            "anyway"
         )
     result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
     write_json(out / FILE, result, error=DataError)
@@ -175,12 +175,12 @@ def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _choose(margins: Mapping[int, np.ndarray], as_it_came: float) -> Choice:
+def _choose(margins: Mapping[int, np.ndarray], unadapted: float) -> Choice:
     """The step with the least loss, from {step: margins of the chosen responses}."""
     losses = {step: negative_log_likelihood(found) for step, found in margins.items()}
     best = min(losses, key=losses.__getitem__)
     temperature = fit_temperature(margins[best])
-    return Choice(best, losses[best] < as_it_came, temperature, {0: as_it_came, **losses})
+    return Choice(best, losses[best] < unadapted, temperature, {0: unadapted, **losses})
 
 
 def _export(run: str, step: int, folder: Path) -> Path:
