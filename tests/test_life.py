@@ -1,6 +1,5 @@
 """Grace and the watchdog, in one process."""
 
-import inspect
 import json
 import os
 import signal
@@ -15,8 +14,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from gram_jax import cli
 from gram_jax.checkpoint.orbax import SAVE_SECONDS
+from gram_jax.cli.options import StopOptions
 from gram_jax.distributed import process as member
 from gram_jax.distributed import watchdog
 from gram_jax.distributed.preemption import StopRequest, StopSync
@@ -135,8 +134,7 @@ def test_beats_keep_the_watchdog_quiet_and_none_is_needed_without_a_limit(ends, 
 
 
 def test_a_save_may_take_its_time_before_the_watchdog_ends_it():
-    default = inspect.signature(cli.training.train).parameters["stuck_after"].default
-    assert default > SAVE_SECONDS
+    assert StopOptions().stuck_after > SAVE_SECONDS
 
 
 # --- the GPUs of a job of one process

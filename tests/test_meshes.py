@@ -25,7 +25,6 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import OptimizerConfig
-from gram_jax.scoring.padded import padded_logits
 from gram_jax.scoring.pair import score_pair
 from gram_jax.sharding import MESH_AXES, Placement, granules_of, hybrid_mesh, make_placement
 from gram_jax.training.objectives import pretrain_objective, verdict_objective
@@ -153,10 +152,10 @@ def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, a
         np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
         assert programs == 1
         assert found[-1] != found[0]
-    before = padded_logits._cache_size()
+    before = score_pair._cache_size()
     np.testing.assert_allclose(scores(placement), alone["scores"], atol=1e-5, rtol=0)
     scores(placement)
-    assert padded_logits._cache_size() == before + 1
+    assert score_pair._cache_size() == before + 1
 
 
 def parts_of(leaf: jax.Array) -> int:

@@ -93,7 +93,7 @@ def pair_probabilities(logit_diffs: Any) -> Any:
     what is left of 1, which is exact: both sum to exactly 1, exchanging the responses exchanges them bit for bit, and
     a judge that looks at the position alone gives exactly 0.5.
 
-    >>> pair_probabilities(np.array([[2.0, 2.0], [2.0, -2.0]])).round(3).tolist()
+    >>> pair_probabilities(np.array([[2.0, 2.0], [2.0, -2.0]])).astype(float).round(3).tolist()
     [[0.5, 0.5], [0.881, 0.119]]
     """
     xp, wide = (jnp, jnp.float32) if isinstance(logit_diffs, jax.Array) else (np, np.float64)
