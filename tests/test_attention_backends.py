@@ -175,6 +175,7 @@ def loss_and_gradients(backend, mesh, remat):
     return jax.tree.map(np.asarray, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend, mesh, remat",
     [

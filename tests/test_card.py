@@ -315,6 +315,7 @@ def test_texts_of_others_stay_texts_in_a_card(model, judge, tmp_path):
     assert read_front_matter(model / "README.md")["model-index"][0]["name"] == "tiny-judge"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_snippets_run_as_they_stand(model, monkeypatch):
     torch = pytest.importorskip("torch")

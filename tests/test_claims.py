@@ -211,11 +211,11 @@ def test_a_grid_that_was_killed_in_training_and_while_asking_finds_what_an_undis
     whole, out = tmp_path / "whole", tmp_path / "out"
     real_run(whole, 4)
     # The second judge is the one that goes on from stage 1.
-    real_run(out, 4, killed=("saving step 3 of judge", 2))
+    real_run(out, 4, killed=("saving step 3 of finetune", 2))
     assert len(results_of(out)) == 3
     real_run(out, 1, killed=("writing sets", 2))
     assert len(results_of(out)) == 3
-    assert "going on from step" in (out / "log.txt").read_text()
+    assert "resuming from step" in (out / "log.txt").read_text()
     (asked,) = (out / "sets").iterdir()
     half = json.loads(asked.read_text())
     real_run(out, 1)

@@ -45,6 +45,7 @@ def test_help_does_not_import_jax():
     assert all(name in done.stdout for name in ("train", "score", "evaluate", "convert", "demo"))
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named_and_ends_with_status_2(tmp_path: Path):
     done = gram_jax("evaluate", "tiny-random", tmp_path / "nothing.jsonl")
     assert done.returncode == 2
@@ -57,6 +58,7 @@ def test_an_unknown_model_lists_what_a_model_may_be(pairs: Path):
     assert "smollm2-135m" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
     recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
     done = gram_jax("train", recipe, "--set", "optimizer.learning_rat=1e-5")
@@ -81,6 +83,7 @@ def test_an_impossible_output_is_refused_before_the_model_is_looked_at(pairs: Pa
     assert "is the input itself" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Path):
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20_000)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,6 +107,7 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
     assert out.read_bytes().endswith(b"\n") and 0 < len(out.read_bytes().splitlines()) < 20_000
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
     listed = gram_jax("recipe").stdout
     assert "smollm2-135m-finetune" in listed and "Stage 2 on a laptop" in listed
@@ -132,6 +136,7 @@ def read_sources(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())["sources"]
 
 
+@pytest.mark.slow
 def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: Path):
     scored = gram_jax("score", pairs, tmp_path / "scores.jsonl", "--model", "tiny-random")
     assert scored.returncode == 0, scored.stderr
@@ -173,6 +178,7 @@ def test_a_judge_keeps_how_it_is_asked_and_gets_room_for_longer_pairs(tmp_path):
     assert JudgeSpec.load(tmp_path / "other.json").labels == ("A", "B")
 
 
+@pytest.mark.slow
 def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, tmp_path):
     text = "Judge.\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
     rendered = [

@@ -373,6 +373,7 @@ def folder_of(tiny, out, **more) -> EvaluationFolder:
     return EvaluationFolder(out, tiny, "tiny", **more)
 
 
+@pytest.mark.slow
 def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tmp_path):
     rows = [
         {"prompt": f"q{at}", "chosen": "x" * at, "rejected": "y", "subset": "donotanswer"}

@@ -37,6 +37,7 @@ def small():
     return cfg, random_params(cfg, placement), Execution("float32", "blocked", "none", placement)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_transformers(family, execution, one_device):
@@ -70,6 +71,7 @@ def whole_logprobs(cfg, params, execution, tokens, temperature=1.0):
     return np.asarray(jax.nn.log_softmax(logits, -1))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_logprobs_are_those_of_a_pass_over_the_whole_text(small, temperature):
     cfg, params, execution = small
@@ -83,6 +85,7 @@ def test_logprobs_are_those_of_a_pass_over_the_whole_text(small, temperature):
         np.testing.assert_allclose(found.logprobs[row, : len(written)], expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_is_sampled_does_not_depend_on_the_batch(small):
     cfg, params, execution = small
     prompts = prompts_of((5, 17, 70, 3, 33), cfg.vocab_size)
@@ -141,6 +144,7 @@ def test_float32_is_computed_in_float32(small, compute_dtype, expected):
     assert len(kinds) > 10 and all(kind == [expected] for kind in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(7,), (1, 6), (3, 4)])
 def test_reading_text_in_pieces_gives_the_hidden_states_of_the_whole(small, pieces):
     """Right-aligned rows of 5 and 9 tokens, and then 7 more of each."""

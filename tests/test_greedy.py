@@ -52,6 +52,7 @@ def test_each_prompt_is_written_once_in_batches_of_few_sizes():
     assert writer.batches == [(3, 4, 4), (1, 1, 1), (40, 64, 32)]
 
 
+@pytest.mark.slow
 def test_callers_that_wait_are_written_for_together():
     writer = Writer()
     write = GreedyResponses(writer, max_new_tokens=8)

@@ -62,6 +62,7 @@ def test_a_channel_of_zeros_stays_zero():
     assert all(not np.asarray(leaf).any() for leaf in tree.flatten(multiplied_out(found)).values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no judge.json")
 def test_both_programs_and_several_devices_score_with_them():
     pairs = [("q", "one", "two"), ("Name a prime.", "Seven.", "Nine is a prime, I think.")]

@@ -85,4 +85,4 @@ def test_local_processes_save_at_sigterm_and_go_on_when_started_again(slurm: Slu
         again.kill()
     assert again.returncode == 0
     assert finished(tmp_path)
-    assert "going on from step" in (tmp_path / "logs" / "process-0.log").read_text()
+    assert "resuming from step" in (tmp_path / "logs" / "process-0.log").read_text()

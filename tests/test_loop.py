@@ -60,6 +60,7 @@ def saved_state(result):
     return tree.flatten(load_model(result.folder, placement, None)[1])
 
 
+@pytest.mark.slow
 def test_a_judge_learns_what_can_be_learned(judge_run):
     _, result = judge_run
     rows = read_metrics(result.folder / "metrics.jsonl")
@@ -123,6 +124,7 @@ def test_a_run_of_another_recipe_is_left_alone(judge_run):
     assert train(make_recipe(values)).steps == result.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "bradley_terry"])
 def test_the_other_stages_run_to_their_end_and_can_be_loaded(stage, tmp_path):
     valid = str(write_pairs(tmp_path / "valid.jsonl", 4, seed=1))
@@ -136,6 +138,7 @@ def test_the_other_stages_run_to_their_end_and_can_be_loaded(stage, tmp_path):
     assert result.steps == 6
 
 
+@pytest.mark.slow
 def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
     write = train(tiny_recipe("pretrain", tmp_path / "write"))
     recipe = tiny_recipe("finetune", tmp_path / "judge", model__name_or_path=str(write.folder))
@@ -153,6 +156,7 @@ def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
         np.testing.assert_array_equal(x, tree.flatten(seen[0])[path])
 
 
+@pytest.mark.slow
 def test_lora_trains_and_is_merged_when_loaded(tmp_path):
     result = train(tiny_recipe("finetune", tmp_path / "run", **LORA))
     base = tree.flatten(
@@ -166,6 +170,7 @@ def test_lora_trains_and_is_merged_when_loaded(tmp_path):
 LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__target_modules": ["q", "v"]}
 
 
+@pytest.mark.slow
 def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
     train(tiny_recipe("pretrain", tmp_path / "base", run__max_steps=1, optimizer__warmup_steps=0.0))
     monkeypatch.chdir(tmp_path)
@@ -175,6 +180,7 @@ def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
     assert saved_state(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "bradley_terry"])
 def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monkeypatch):
     train(tiny_recipe("bradley_terry", tmp_path / "base"))
@@ -188,6 +194,7 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monke
     assert ("score" in saved_state(result)) == (stage == "bradley_terry")
 
 
+@pytest.mark.slow
 def test_lora_trains_on_a_mesh(tmp_path):
     mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
     recipe = tiny_recipe("finetune", tmp_path / "run", **LORA, execution__compute_dtype="bfloat16")
@@ -207,6 +214,7 @@ def poison(monkeypatch, bad_step: int):
     monkeypatch.setattr(BatchPlan, "batch", batch)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path, monkeypatch):
     poison(monkeypatch, bad_step=3)
     recipe = tiny_recipe("finetune", tmp_path / "run")
@@ -239,6 +247,7 @@ def loop_state(folder, step):
         return jax.tree.leaves(checkpoints.restore_params(step, abstract))
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     recipe = tiny_recipe("finetune", tmp_path / "run", checkpoint__save_steps=2)
     usage = shutil.disk_usage
@@ -258,6 +267,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     assert train(recipe).steps == 6
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_path, monkeypatch):
     recipe = tiny_recipe(
         "finetune", tmp_path / "run", data__valid=[str(write_pairs(tmp_path / "valid.jsonl", 4))]
@@ -328,6 +338,7 @@ def test_tensorboard_gets_the_figures_and_where_a_run_goes_on(tmp_path):
     assert figures == {"train/loss": 0.5, "valid/loss": 2.0}
 
 
+@pytest.mark.slow
 def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monkeypatch):
     ids = []
 
@@ -400,6 +411,7 @@ def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):
         train(tiny_recipe("finetune", tmp_path / "run", log__wandb=True))
 
 
+@pytest.mark.slow
 def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
     shown = "[The Start of Assistant {0}'s Answer]\n{{}}\n[The End of Assistant {0}'s Answer]\n\n"
     text = "[User Question]\n{}\n\n" + shown.format("A") + shown.format("B") + "Better:"
@@ -420,6 +432,7 @@ def test_the_judge_of_rendered_rows_is_recovered_and_saved(tmp_path):
     assert load_spec(result.folder).template == text.format("{prompt}", "{first}", "{second}")
 
 
+@pytest.mark.slow
 def test_compute_in_bfloat16_keeps_float32_masters_and_learns_as_well(judge_run, tmp_path):
     recipe, _ = judge_run
     values = recipe_values(recipe)

@@ -31,6 +31,7 @@ def test_an_untouched_folder_has_no_damage(folder):
     assert sorted(read_manifest(folder).files) == ["a", "b", "e", "sub/c"]
 
 
+@pytest.mark.slow
 def test_every_bit_and_every_length_of_the_manifest_itself_is_covered(folder):
     path = folder / MANIFEST
     raw = path.read_bytes()

@@ -35,6 +35,7 @@ def by_definition(q, k, v, segments):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla", "blocked"])
 def test_attention_is_its_definition(backend, inputs, execution):
     q, k, v, segments, _ = inputs

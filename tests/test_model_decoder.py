@@ -140,6 +140,7 @@ def loss_of(cfg, seqs, execution):
     return loss
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_gradient(execution, one_device):
     cfg = tiny_config("qwen2", True)
     params = random_params(cfg, one_device)
@@ -156,6 +157,7 @@ def test_recomputation_changes_no_gradient(execution, one_device):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_bfloat16_runs_finite_near_float32(remat, execution, one_device):
     cfg = tiny_config("llama", False)
@@ -219,6 +221,7 @@ def adapted(cfg, one_device, *, trained):
     return params, merge(merge(params, lora), scale)
 
 
+@pytest.mark.slow
 def test_a_fresh_lora_is_the_frozen_model(execution, one_device):
     cfg = tiny_config("llama", True)
     params, with_lora = adapted(cfg, one_device, trained=False)
@@ -244,6 +247,7 @@ def test_a_lora_is_not_merged_into_int8(one_device):
         merge_lora({**small, "layers": {**with_lora["layers"], **small["layers"]}})
 
 
+@pytest.mark.slow
 def test_lora_needs_no_gradient_of_the_frozen_matrices(execution, one_device):
     cfg = tiny_config("llama", True)
     _, with_lora = adapted(cfg, one_device, trained=True)

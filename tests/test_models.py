@@ -219,6 +219,7 @@ def test_the_default_model_carries_its_tokenizer():
     assert tokenizer.all_special_ids
 
 
+@pytest.mark.slow
 @needs_smollm2
 def test_the_default_model_knows_the_capital_of_france(one_device, execution):
     cfg, params = load_model("smollm2-135m", one_device, "float32")

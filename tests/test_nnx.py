@@ -135,6 +135,7 @@ def test_forms_that_do_not_fit_are_refused(execution, one_device):
         view(tokens, positions, segment_ids=REAL[:, :3])
 
 
+@pytest.mark.slow
 def test_gradients_and_updates_are_those_of_our_functions(execution, one_device):
     cfg = tiny_config("llama", tied=False)
     params = random_params(cfg, one_device)

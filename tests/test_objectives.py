@@ -78,6 +78,7 @@ def step(stage, execution):
     return run(params_of(stage, execution.placement), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["blocked", "xla"])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_eight_devices_compute_what_one_computes(stage, backend, execution, cube):

@@ -141,6 +141,7 @@ def test_bootstrap_intervals_of_independent_pairs_agree_with_wilson():
     assert table.interval(mean_score) == pytest.approx(wilson_interval(280, 400), abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1] * 100 + [2], [1] * 50 + [10], [2] * 60, [100, 3, 3, 3]])
 def test_small_subsets_make_no_interval_of_all_pairs_narrow(sizes):
     rng = np.random.default_rng(0)

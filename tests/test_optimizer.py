@@ -69,6 +69,7 @@ def test_a_warm_up_as_long_as_the_run_is_refused():
         make_schedule(changed(warmup_steps=5), 5)
 
 
+@pytest.mark.slow
 def test_weight_decay_touches_matrices_only():
     specs = param_specs(tiny_config("qwen2", tied=False))
     optimizer = make_optimizer(changed(weight_decay=0.5, warmup_steps=0), 10, specs)

@@ -292,6 +292,7 @@ def test_a_small_slice_has_fewer_links():
     assert link_bandwidth(CHIPS["tpu7x"], (4, 4, 4)) == 6 * 100e9 / 2
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
     chip = CHIPS["tpu7x"]
     recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=2, batch__batch_size=8)
@@ -306,6 +307,7 @@ def plan_of(tmp_path: Path, stage: str, target: PlanTarget | None = None, **chan
     return planned(recipe, model_config("tiny-random"), target or make_target(LOCAL, recipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_state_is_donated_whole(stage: str, tmp_path: Path):
     plan = plan_of(tmp_path, stage)
@@ -315,6 +317,7 @@ def test_the_state_is_donated_whole(stage: str, tmp_path: Path):
     assert plan.fit.donated >= 0.9 * plan.fit.arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
 def test_no_device_ever_holds_the_hidden_states_of_the_whole_batch(mesh, tmp_path: Path):
     """On a pod the batch is what grows: an array of all its rows on each device ends every large run.
@@ -376,6 +379,7 @@ def stripped(hlo: str) -> str:
     return re.sub(r"stack_frame_id=\d+", "", hlo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
     recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)

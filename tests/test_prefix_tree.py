@@ -84,6 +84,7 @@ def check(engine: ScoringEngine, groups: Sequence[Sequence[Encoded]], *, paired:
     np.testing.assert_allclose(expit(found), expit(expected), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_beginnings_change_no_logit(family):
     """All ordered comparisons of 2 to 16 responses, ragged, and both orders of pairs."""
@@ -128,6 +129,7 @@ def test_a_group_that_does_not_fit_one_call_continues_in_the_next(monkeypatch):
     check(cut, [group], paired=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_several_devices_find_the_same(mesh):
     engine, random = make_engine("qwen3", make_placement(mesh)), np.random.default_rng(5)

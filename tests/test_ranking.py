@@ -176,6 +176,7 @@ def test_a_one_sided_judge_does_not_break_the_fit():
     assert not np.isinf(errors).any()
 
 
+@pytest.mark.slow
 def test_groups_choose_nearly_as_well_as_a_round_robin_for_a_third():
     """The claim of docs/ranking.md, with few runs and a tolerance for their scatter."""
     for count, runs, share in ((16, 400, 0.35), (64, 60, 0.10)):

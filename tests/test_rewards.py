@@ -354,6 +354,7 @@ def test_samples_of_many_threads_are_scored_together(monkeypatch):
     assert judge.calls <= 2 and judge.asked == 2 * 15
 
 
+@pytest.mark.slow
 def test_an_environment_with_a_policy_compares_with_its_greedy_response(monkeypatch):
     environment.load_rewards.cache_clear()
     for name, value in {

@@ -51,6 +51,7 @@ def judge(tmp_path_factory):
     return done.folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_a_policy_learns_from_a_trained_judge_what_the_judge_learned(judge, tmp_path, kind):
     settings = {"run__max_steps": 30, "reward__judge": str(judge), "evaluate__limit": 8}

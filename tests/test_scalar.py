@@ -74,6 +74,7 @@ def test_weights_without_a_head_are_refused(tiny):
         model_of(params, execution, cfg)
 
 
+@pytest.mark.slow
 def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     valid = write_pairs(tmp_path / "valid.jsonl", 12, seed=1)
     recipe = tiny_recipe(

@@ -206,6 +206,7 @@ def test_no_pairs_give_no_scores(judge: Scorer):
     assert judge.score_many([]) == []
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_scores_of_one(judge: Scorer):
     from gram_jax.sharding import make_placement
 
@@ -230,6 +231,7 @@ def test_a_specification_may_be_given_in_place_of_the_saved_one(judge: Scorer):
         Scorer.load("tiny-random", spec=make_spec(tokenizer, max_length=200))
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     """Compiled programs are kept without being asked to."""
     code = "\n".join(

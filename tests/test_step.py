@@ -123,6 +123,7 @@ def assert_close(a, b, atol=2e-5):
         np.testing.assert_allclose(x, y, atol=atol, rtol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
 def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution: Execution):
     results = []
@@ -136,6 +137,7 @@ def test_one_two_and_four_microbatches_make_the_same_step(stage: str, execution:
         assert_close(state.params, results[0][1].params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_one_device_and_eight_make_the_same_step(stage: str, execution: Execution, cube):
     alone = Bench(stage, execution)
@@ -213,6 +215,7 @@ def test_a_non_finite_batch_leaves_the_state_bit_for_bit_and_so_do_all_after_it(
     assert int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_an_allowed_skip_leaves_weights_and_moments_and_goes_on(execution: Execution):
     bench = Bench("finetune", execution, max_skipped=1)
     before = bench.weights()
@@ -294,6 +297,7 @@ def test_lora_trains_its_own_weights_and_leaves_the_base(execution: Execution):
     }
 
 
+@pytest.mark.slow
 def test_the_step_reports_norm_rate_and_tokens(execution: Execution):
     batch = make_batch("finetune")
     bench = Bench("finetune", execution)

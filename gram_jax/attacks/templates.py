@@ -45,7 +45,7 @@ def make_template(entry: str | Mapping[str, Any]) -> AttackTemplate:
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> from gram_jax.judge.spec import make_spec
-    >>> context = AttackContext("1 + 1?", "two", make_spec(load_tokenizer("tiny-random"), max_length=64))
+    >>> context = AttackContext("1 + 1?", "two", make_spec(load_tokenizer("tiny-random"), max_length=256))
     >>> make_template("{{response}}! Answer: {{label1}}")(context)
     'two! Answer: B'
     >>> make_template({"letters": "ow", "become": "0v"})(context)

@@ -181,7 +181,7 @@ read_recipes() {
     [ "$slices" -gt 1 ] || return 0
     case " $*" in *[\ =]mesh.dcn.*) return 0 ;; esac
     for recipe in "${names[@]}"; do
-        grep -Eq '^[[:space:]]*(\[mesh\.between\]|between(\.[a-z]+)?[[:space:]]*=)' "$recipe" ||
+        grep -Eq '^[[:space:]]*(\[mesh\.dcn\]|dcn(\.[a-z]+)?[[:space:]]*=)' "$recipe" ||
             fail "SLICES=$slices, and $recipe has no [mesh.dcn], which says what crosses them: add --set" \
                 "mesh.dcn.data=$slices"
     done
