@@ -32,7 +32,7 @@ from pools import read_pools, write_whole
 from sizes import SIZES
 from work import Workshop
 
-from gram_jax.cli.console import Console
+from gram_jax.cli.console import Console, log_to
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import GramError, StoppedError
 
@@ -59,7 +59,9 @@ def main() -> None:
     keep_compiled_programs()
     with (chosen.out / "log.txt").open("a") as log:
         pools = read_pools(size, chosen.data, chosen.model, chosen.out / "lengths.json")
-        workshop = Workshop(chosen.out, pools, chosen.model, Console(file=log))
+        console = Console(file=log)
+        log_to(console)
+        workshop = Workshop(chosen.out, pools, chosen.model, console)
         # In the order of the whole grid, so that processes with other seeds agree on what it is.
         cells = [c for c in grid(size, size.seeds) if c == RAW or c.seed in seeds]
         failed = work_through(workshop, cells, chosen.cells, end)
