@@ -78,8 +78,8 @@ def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str
     """The HLO of one step: one micro-batch, AdamW, clipping, bfloat16 products, float32 weights."""
     platform = placement.mesh.devices.flat[0].platform
     # A CPU's compiler turns bfloat16 into float32 where it likes, also in collectives.
-    compute = "float32" if platform == "cpu" else "bfloat16"
-    execution = Execution(compute, "auto", remat, placement)
+    compute_dtype = "float32" if platform == "cpu" else "bfloat16"
+    execution = Execution(compute_dtype, "auto", remat, placement)
     if stage == "pretrain":
         objective = pretrain_objective(cfg, execution, chunk=ROWS * LENGTH)
     else:

@@ -39,22 +39,14 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import load_file
 
 import gram_jax
-from gram_jax.adaptation.adapt import AdaptConfig, adapt
 from gram_jax.attacks.evaluate import choose_pairs, run_attacks
 from gram_jax.attacks.suite import choose_attacks
-from gram_jax.batch import PairBatch, Sequences
 from gram_jax.data.batches import make_batches
-from gram_jax.data.records import read_records
 from gram_jax.evals.best_of_n import run_best_of_n
-from gram_jax.evals.evaluate import evaluate
-from gram_jax.generation.generator import TextGenerator
-from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.models import load_model, load_tokenizer, model_config
+from gram_jax.interop.models import model_config
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
 from gram_jax.judge.messages import as_prompt
-from gram_jax.judge.spec import make_spec
-from gram_jax.model.execution import Execution
 from gram_jax.model.generate import SamplingConfig
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan.flops import judging_flops, scoring_flops, training_flops
@@ -63,12 +55,8 @@ from gram_jax.recipes.reading import make_recipe, make_rl_recipe
 from gram_jax.reports.report import write_reports
 from gram_jax.rl.loop import run_rl
 from gram_jax.scoring.padded import padded_logits
-from gram_jax.scoring.pair import PairScore, score_pair
 from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve.app import make_app
-from gram_jax.sharding import make_placement
-from gram_jax.training.loop import train
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.setup import training_examples
 
@@ -147,7 +135,7 @@ def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_device() -> Any:
-    return make_placement({}, devices=jax.devices()[:1])
+    return gram_jax.make_placement({}, devices=jax.devices()[:1])
 
 
 def random_model(folder: Path, family: str) -> Path:
@@ -158,21 +146,21 @@ def random_model(folder: Path, family: str) -> Path:
 def random_judge(folder: Path) -> Path:
     """A random judge with a budget of 256 tokens."""
     made = random_model(folder / "judge", "llama")
-    make_spec(tiny_tokenizer(), max_length=256).save(made)
+    gram_jax.make_spec(tiny_tokenizer(), max_length=256).save(made)
     return made
 
 
-def load_scorer(name: str | Path, **options: Any) -> Scorer:
-    defaults = {"compute": "float32", "method": "prefix_shared", "placement": one_device()}
-    return Scorer.load(name, **(defaults | options))
+def load_scorer(name: str | Path, **options: Any) -> gram_jax.Scorer:
+    defaults = {"compute_dtype": "float32", "method": "prefix_shared", "placement": one_device()}
+    return gram_jax.Scorer.load(name, **(defaults | options))
 
 
 def exported(name: str | Path, folder: Path, dtype: str | None = None) -> Path:
     """The export of a model, in files of at most 100 kB."""
-    cfg, params = load_model(name, one_device(), None)
+    cfg, params = gram_jax.load_model(name, one_device(), None)
     params = {key: value for key, value in params.items() if key != "score"}
     options = {"tokenizer": None, "spec": None, "shard_bytes": 100_000}
-    return export_hf(folder, cfg, params, dtype=dtype, **options)
+    return gram_jax.export_hf(folder, cfg, params, dtype=dtype, **options)
 
 
 def metrics_of(run: Path) -> dict[str, list[Any]]:
@@ -244,8 +232,8 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, bool | int | float | np.number) else []
 
 
-def score_table(scores: Sequence[PairScore]) -> dict[str, list[Any]]:
-    return {name: [getattr(score, name) for score in scores] for name in PairScore._fields}
+def score_table(scores: Sequence[gram_jax.PairScore]) -> dict[str, list[Any]]:
+    return {name: [getattr(score, name) for score in scores] for name in gram_jax.PairScore._fields}
 
 
 def safetensors_content(path: Path) -> list[Any]:
@@ -261,31 +249,33 @@ def safetensors_content(path: Path) -> list[Any]:
 def scores(folder: Path) -> dict[str, Any]:
     judge, items, found = random_judge(folder), cases.comparisons(), {}
     kinds = [*product(METHODS, ("float32", "bfloat16"), ("auto",)), ("prefix_shared", "float32", "int8")]  # fmt: skip
-    for method, compute, weights in kinds:
-        scorer = load_scorer(judge, method=method, compute=compute, weights=weights)
-        name = f"{method}/{compute}/{weights}"
+    for method, compute_dtype, weights in kinds:
+        scorer = load_scorer(judge, method=method, compute_dtype=compute_dtype, weights=weights)
+        name = f"{method}/{compute_dtype}/{weights}"
         found[name] = score_table(scorer.score_many(items))
         found[f"{name}/alone"] = score_table([scorer.score(*one) for one in items[:22:7]])
     scorer = load_scorer("tiny-random", max_length=256)
     found["tiny-random"] = score_table(scorer.score_many(items[:8]))
-    for family, compute in product(cases.FAMILIES, ("float32", "bfloat16")):
+    for family, compute_dtype in product(cases.FAMILIES, ("float32", "bfloat16")):
         model = random_model(folder / family, family)
-        found[f"arrays/{family}/{compute}"] = logits_and_probabilities(model, compute)
+        found[f"arrays/{family}/{compute_dtype}"] = logits_and_probabilities(model, compute_dtype)
     return found
 
 
-def logits_and_probabilities(name: Path, compute: str) -> dict[str, Any]:
+def logits_and_probabilities(name: Path, compute_dtype: str) -> dict[str, Any]:
     """Of random tokens [B, O, T]; the last positions of every other row are padding."""
     tokens = np.random.default_rng(1).integers(3, 280, (3, 2, 40), dtype=np.int32)
     T = tokens.shape[-1]
     last = np.where(np.arange(len(tokens))[:, None] % 2, T - 5, T - 1) + np.zeros((1, 2), np.int32)
     segments = (np.arange(T) <= last[..., None]).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
-    pair = PairBatch(Sequences(tokens, positions, segments), last.astype(np.int32))
-    cfg, params = load_model(name, one_device(), compute)
-    execution = Execution(compute, "blocked", "none", one_device())
+    pair = gram_jax.PairBatch(
+        gram_jax.Sequences(tokens, positions, segments), last.astype(np.int32)
+    )
+    cfg, params = gram_jax.load_model(name, one_device(), compute_dtype)
+    execution = gram_jax.Execution(compute_dtype, "blocked", "none", one_device())
     logits = padded_logits(params, cfg, pair, (35, 36), execution)
-    shares = score_pair(params, cfg, pair, (35, 36), execution)
+    shares = gram_jax.score_pair(params, cfg, pair, (35, 36), execution)
     return {"logits": np.ravel(logits).tolist(), "probabilities": np.ravel(shares).tolist()}
 
 
@@ -320,7 +310,7 @@ def encoding(folder: Path) -> dict[str, Any]:
     encoders = {"truncate": encode_items, "drop": encode_fitting_items}
     found = {}
     for name, (tokenizer, options) in kinds.items():
-        spec = make_spec(tokenizer, **{"max_length": 256, **options})
+        spec = gram_jax.make_spec(tokenizer, **{"max_length": 256, **options})
         found[f"{name}/spec"] = digests(dataclasses.asdict(spec))
         for layout, overlong in product(("comparison", "pretraining", "response"), encoders):
             items = [one[:2] if layout == "response" else one for one in cases.comparisons()]
@@ -333,7 +323,7 @@ def encoding(folder: Path) -> dict[str, Any]:
 
 def data(folder: Path) -> dict[str, Any]:
     def records_of(source: Path, kind: str, **options: Any) -> str:
-        records, report = read_records(source, kind, **options)
+        records, report = gram_jax.read_records(source, kind, **options)
         rows = [dataclasses.asdict(record) for record in records]
         return digest([report.rows, report.kept, list(report.dropped.values()), rows])
 
@@ -366,11 +356,11 @@ def batches(folder: Path) -> dict[str, Any]:
         "finetune/truncate": ("finetune", {"data__overlong": "truncate", "judge__max_length": 256}),
         "finetune/attacks": ("finetune", {"data__attack_share": 0.3}),
     }
-    tokenizer, found = load_tokenizer("tiny-random"), {}
+    tokenizer, found = gram_jax.load_tokenizer("tiny-random"), {}
     for (name, (stage, changes)), packing in product(kinds.items(), (False, True)):
         source = DEMO / f"demo_{'unlabeled' if stage == 'pretrain' else 'preferences'}.jsonl.gz"
         recipe = training_recipe(stage, folder / "none", [source], **(size | changes))
-        spec = make_spec(tokenizer, max_length=recipe.judge.max_length)
+        spec = gram_jax.make_spec(tokenizer, max_length=recipe.judge.max_length)
         examples = training_examples(recipe, tokenizer, spec)
         plan = make_batches(examples, batch_size=4, max_length=384, seed=0, packing=packing)
         for step in range(6):
@@ -389,7 +379,7 @@ def trained(folder: Path, name: str) -> Path:
     valid = cases.write_pairs(folder / "valid.jsonl", 6, seed=1)
     held_out = {"data__valid": [str(valid)], "evaluate__eval_steps": 2}
     recipe = training_recipe(stage, run, [source], **held_out, **changes)
-    train(recipe, placement=one_device())
+    gram_jax.train(recipe, placement=one_device())
     return run
 
 
@@ -408,7 +398,7 @@ def optimizer_steps(first: str, second: str) -> dict[str, str]:
     changes = {"optimizer__first_moment_dtype": first, "optimizer__second_moment_dtype": second}
     recipe = training_recipe("finetune", Path("x"), ["x"], **changes)
     optimizer = make_optimizer(recipe.optimizer, 10, param_specs(model_config("tiny-random")))
-    params = load_model("tiny-random", one_device(), None)[1]
+    params = gram_jax.load_model("tiny-random", one_device(), None)[1]
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     updates = None
     for _ in range(3):
@@ -419,7 +409,7 @@ def optimizer_steps(first: str, second: str) -> dict[str, str]:
 
 def baseline(folder: Path) -> dict[str, Any]:
     run, items = trained(folder, "bradley_terry"), cases.comparisons()
-    model = ScalarRewardModel.load(run, compute="float32", placement=one_device())
+    model = ScalarRewardModel.load(run, compute_dtype="float32", placement=one_device())
     rewards = model.rewards([one[:2] for one in items]).tolist()
     return {"rewards": rewards, **score_table(list(model.stream(items)))}
 
@@ -436,7 +426,7 @@ def reinforcement(folder: Path) -> dict[str, Any]:
 
 def generation(folder: Path) -> dict[str, Any]:
     judge, found = random_judge(folder), {}
-    generator = TextGenerator.load(judge, compute="float32", placement=one_device())
+    generator = gram_jax.TextGenerator.load(judge, compute_dtype="float32", placement=one_device())
     prompts = [as_prompt(text) for text in ("Name a tree.", "Why?", "a " * 90)]
     settings = {
         "greedy": SamplingConfig(12, 0),
@@ -450,7 +440,7 @@ def generation(folder: Path) -> dict[str, Any]:
     out = folder / "best_of_n"
     out.mkdir()
     policy, sampling = "tiny-random", SamplingConfig(8)
-    best = run_best_of_n(policy, str(judge), prompts, out, sampling, n=4, compute="float32")
+    best = run_best_of_n(policy, str(judge), prompts, out, sampling, n=4, compute_dtype="float32")
     found["best_of_n"] = {"table": numbers(best["best_of"]), "rewards": numbers(best["rewards"])}
     return found
 
@@ -462,7 +452,7 @@ def exports(folder: Path) -> dict[str, Any]:
     for (name, source), dtype in product(sources.items(), (None, "bfloat16")):
         out = exported(source, folder / f"out-{name}-{dtype}", dtype)
         before, after = (
-            digest_of_all(jax.tree.leaves(load_model(x, one_device(), dtype)[1]))
+            digest_of_all(jax.tree.leaves(gram_jax.load_model(x, one_device(), dtype)[1]))
             for x in (source, out)
         )
         files = sorted(out.glob("*.safetensors"))
@@ -477,12 +467,12 @@ def exports(folder: Path) -> dict[str, Any]:
 
 def adaptation(folder: Path) -> dict[str, Any]:
     source, found = cases.write_pairs(folder / "adapt.jsonl", 150), {}
-    spec = make_spec(tiny_tokenizer(), max_length=192)
+    spec = gram_jax.make_spec(tiny_tokenizer(), max_length=192)
     for method, rate in {"full": 3e-3, "lora": 1e-2}.items():
-        settings = AdaptConfig(method, 2, 1, rate, batch_size=8, max_length=192)
+        settings = gram_jax.AdaptConfig(method, 2, 1, rate, batch_size=8, max_length=192)
         out = folder / f"adapted-{method}"
-        adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
-        params = load_model(out / "judge", one_device(), None)[1]
+        gram_jax.adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
+        params = gram_jax.load_model(out / "judge", one_device(), None)[1]
         held = json.loads((out / "adaptation.json").read_text())
         found[method] = {name: numbers(held[name]) for name in ADAPTATION}
         found[method]["weights"] = digest_of_all(jax.tree.leaves(params))
@@ -494,13 +484,15 @@ def evaluation(folder: Path) -> dict[str, Any]:
     scorer = load_scorer(random_judge(folder))
     names = ("several", "judgebench", "labeled", "rmbench", "rewardbench", "rewardbench2")
     sources = {x: cases.write_lines(folder / f"{x}.jsonl", cases.schema_rows()[x]) for x in names}
-    evaluate(scorer, [str(demo), *map(str, sources.values())], model="golden", limit=60, out=out)
+    gram_jax.evaluate(
+        scorer, [str(demo), *map(str, sources.values())], model="golden", limit=60, out=out
+    )
     held = json.loads((out / "evaluation.json").read_text())["sources"].values()
     found: dict[str, Any] = {
         name: {key: numbers(value) for key, value in values.items()}
         for name, values in zip(("demo", *sources), held, strict=True)
     }
-    pairs = choose_pairs(read_records(demo)[0], 8, seed=0)
+    pairs = choose_pairs(gram_jax.read_records(demo)[0], 8, seed=0)
     report = run_attacks(scorer, "golden", str(demo), pairs, out, choose_attacks(None), seed=0)
     found["attacks/clean"] = numbers(report.clean.model_dump())
     found["attacks/any"] = numbers(report.any_hostile.model_dump())

@@ -53,7 +53,7 @@ def work(model: str, scores: int, pool: int, alone: Path) -> dict[str, Any]:
 
     from gram_jax.scoring.scorer import Scorer
 
-    judge = Scorer.load(model, compute="float32", max_length=512)
+    judge = Scorer.load(model, compute_dtype="float32", max_length=512)
     judge.warm_up(rankings=True)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

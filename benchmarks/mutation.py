@@ -38,8 +38,19 @@ ROOT = Path(__file__).parents[1]
 # other things and take too long.
 TESTS = {
     "losses": ["losses"],
-    "objectives": ["objectives", "step"],
-    "data.encode": ["encode", "judge", "tails"],
+    "model.layer": ["model_decoder", "model_parity"],
+    "model.heads": ["model_decoder", "pair"],
+    "model.cache": ["generate"],
+    "model.generate": ["generate"],
+    "training.objectives": ["objectives", "step"],
+    "judge.spec": ["judge", "tails"],
+    "judge.labels": ["judge", "tails"],
+    "judge.template": ["judge", "encode"],
+    "judge.guard": ["encode", "judge", "tails"],
+    "judge.encode": ["encode", "judge", "tails"],
+    "judge.truncate": ["encode"],
+    "judge.recover": ["judge"],
+    "data.comparison": ["records", "pairwise"],
     "data.packing": ["batches"],
     "data.batches": ["batches", "feed"],
     "data.examples": ["batches"],
@@ -47,27 +58,33 @@ TESTS = {
     "scoring.pair": ["pair"],
     "scoring.padded": ["scorer"],
     "scoring.prefix_layout": ["prefix_tree", "scorer"],
+    "scoring.scorer": ["scorer", "score_files", "ranking"],
+    "scoring.rows": ["score_files"],
+    "scoring.fingerprint": ["fingerprint"],
     "ranking.jobs": ["ranking", "score_files"],
     "ranking.tournament": ["ranking"],
     "ranking.bradley_terry": ["ranking"],
-    "scoring.scorer": ["scorer", "score_files", "ranking"],
-    "checkpoint.hf_files": ["hf_files", "models", "damaged_exports"],
-    "checkpoint.hf_export": ["hf_files", "models", "damaged_exports"],
-    "checkpoint.hf_names": ["hf_names", "hf_files"],
-    "checkpoint.hf_config": ["hf_config", "models"],
+    "interop.hf_files": ["hf_files", "models", "damaged_exports"],
+    "interop.hf_export": ["hf_files", "models", "damaged_exports"],
+    "interop.hf_names": ["hf_names", "hf_files"],
+    "interop.hf_config": ["hf_config", "models"],
     "checkpoint.orbax": ["orbax", "damaged_steps"],
-    "checkpoint.integrity": ["manifests", "hf_files", "damaged_exports", "damaged_steps"],
+    "checkpoint.manifest": ["manifests", "hf_files", "damaged_exports", "damaged_steps"],
+    "run.directory": ["loop", "resume", "damaged_runs"],
+    "run.lifecycle": ["loop", "resume", "rl"],
+    "run.lock": ["life"],
+    "run.metrics": ["loop"],
 }
 
 # Mutants that compute the same, judged by reading: module -> (its line, its change) -> why.
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
-    "checkpoint.integrity": {
+    "checkpoint.manifest": {
         (
             "THREADS = 8  # files read at once: hashlib lets go of the interpreter, and network disks have queues",
             "8 -> 9",
         ): "how many files are read at once",
     },
-    "checkpoint.hf_export": {
+    "interop.hf_export": {
         ("shard_bytes: int = 5_000_000_000,", "5_000_000_000 -> 5000000001"): "as large a file",
     },
 }
@@ -188,7 +205,7 @@ class Workshop:
         self.notes = results.with_suffix(".lines.json")
         self.report = copy.parent / "report.json"
         self.output = results.with_suffix(".output")
-        for name in ("gram_jax", "tests", "configs", "benchmarks", "launch", "docs"):
+        for name in ("gram_jax", "tests", "configs", "benchmarks", "launch", "docs", "tools"):
             ignored = shutil.ignore_patterns("__pycache__", "runs")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         for name in ("pyproject.toml", "README.md", "BUILD.md", "Makefile"):
@@ -286,7 +303,17 @@ class Workshop:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         jax.config.settled("jax_compilation_cache_dir", str(self.cache.resolve()))
         jax.config.settled("jax_persistent_cache_min_compile_time_secs", 0.0)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=short"]
+        options = [
+            "-x",
+            "-q",
+            "-m",
+            "",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            "--tb=short",
+        ]
         options += ["--basetemp", str(self.copy.parent / "basetemp")]
         return int(pytest.main([*options, *files], plugins=[plugin]))
 

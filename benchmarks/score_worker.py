@@ -35,7 +35,9 @@ def ours(folder: Path, given: Any, side: str) -> Callable[[], dict[str, Any]]:
     from gram_jax.scoring.scorer import Scorer
 
     judge = Scorer.load(
-        folder, compute="float32", method="padded" if side.endswith("padded") else "prefix_shared"
+        folder,
+        compute_dtype="float32",
+        method="padded" if side.endswith("padded") else "prefix_shared",
     )
     judge.warm_up(rankings=side == "compare")
 

@@ -32,7 +32,7 @@ def main() -> None:
     reference: dict[str, np.ndarray] = {}
     rows = {source: [] for source in drawn}
     for weights in FORMATS:
-        judge = Scorer.load(options.judge, compute="float32", weights=weights)
+        judge = Scorer.load(options.judge, compute_dtype="float32", weights=weights)
         size = format_bytes(sum(leaf.nbytes for leaf in jax.tree.leaves(judge.params)))
         for source, pairs in drawn.items():
             scores = judge.score_many((r.prompt, r.first, r.second) for r in pairs)

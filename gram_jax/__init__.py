@@ -14,17 +14,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the public names once more, for type checkers and editors
+    from gram_jax.adaptation.adapt import adapt
+    from gram_jax.adaptation.config import AdaptConfig
+    from gram_jax.batch import PairBatch, Sequences
+    from gram_jax.data.comparison import Candidates, Comparison
     from gram_jax.data.records import read_records
     from gram_jax.errors import GramError
     from gram_jax.evals.evaluate import evaluate
     from gram_jax.evals.pairwise import evaluate_pairs
+    from gram_jax.generation.generator import TextGenerator
+    from gram_jax.generation.greedy import GreedyResponses
     from gram_jax.interop.hf_export import export_hf
-    from gram_jax.interop.models import load_model
+    from gram_jax.interop.models import load_model, load_tokenizer
     from gram_jax.judge.spec import JudgeSpec, make_spec
     from gram_jax.model.config import ModelConfig
+    from gram_jax.model.execution import Execution
     from gram_jax.recipes.reading import read_recipe
+    from gram_jax.rewards.forms import RewardForm
     from gram_jax.scoring.pair import PairScore, score_pair
     from gram_jax.scoring.scorer import Scorer
+    from gram_jax.sharding import Placement, make_placement
+    from gram_jax.training.loop import train
 
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
@@ -40,22 +50,50 @@ _PUBLIC = {
     "evaluate": "gram_jax.evals.evaluate",
     "evaluate_pairs": "gram_jax.evals.pairwise",
     "GramError": "gram_jax.errors",
+    "train": "gram_jax.training.loop",
+    "adapt": "gram_jax.adaptation.adapt",
+    "AdaptConfig": "gram_jax.adaptation.config",
+    "Comparison": "gram_jax.data.comparison",
+    "Candidates": "gram_jax.data.comparison",
+    "PairBatch": "gram_jax.batch",
+    "Sequences": "gram_jax.batch",
+    "Execution": "gram_jax.model.execution",
+    "Placement": "gram_jax.sharding",
+    "make_placement": "gram_jax.sharding",
+    "load_tokenizer": "gram_jax.interop.models",
+    "TextGenerator": "gram_jax.generation.generator",
+    "GreedyResponses": "gram_jax.generation.greedy",
+    "RewardForm": "gram_jax.rewards.forms",
 }
 
 __all__ = [
+    "AdaptConfig",
+    "Candidates",
+    "Comparison",
+    "Execution",
     "GramError",
+    "GreedyResponses",
     "JudgeSpec",
     "ModelConfig",
+    "PairBatch",
     "PairScore",
+    "Placement",
+    "RewardForm",
     "Scorer",
+    "Sequences",
+    "TextGenerator",
+    "adapt",
     "evaluate",
     "evaluate_pairs",
     "export_hf",
     "load_model",
+    "load_tokenizer",
+    "make_placement",
     "make_spec",
     "read_recipe",
     "read_records",
     "score_pair",
+    "train",
 ]
 
 

@@ -12,7 +12,15 @@ Array = Any
 
 
 class Sequences(NamedTuple):
-    """Packed token rows. All i32 [B, T] (or [B, O, T] inside a PairBatch)."""
+    """Packed token rows. All i32 [B, T] (or [B, O, T] inside a PairBatch).
+
+    positions: of each token in its document; segments: 0 for padding, 1, 2, ... for the documents of a row.
+
+    >>> import numpy as np
+    >>> row = np.array([[7, 8, 9]])
+    >>> Sequences(row, positions=np.array([[0, 1, 2]]), segments=np.ones_like(row)).tokens.shape
+    (1, 3)
+    """
 
     tokens: Array
     positions: Array
@@ -59,6 +67,11 @@ class PairBatch(NamedTuple):
     """Scoring: order 0 shows the responses as given, order 1 swapped.
 
     seqs: i32 [B, O, T], one document a row, padded on the right; verdict_at: i32 [B, O], the last real column.
+
+    >>> import numpy as np
+    >>> row = np.array([[[5, 9, 2], [9, 5, 2]]])
+    >>> PairBatch(Sequences(row, np.arange(3) + 0 * row, np.ones_like(row)), np.array([[2, 2]])).verdict_at.shape
+    (1, 2)
     """
 
     seqs: Sequences

@@ -44,7 +44,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """A mesh and its rules: hashable, so that it can be a static argument of a jitted function."""
+    """A mesh and its rules: hashable, so that it can be a static argument of a jitted function.
+
+    >>> placement = make_placement({}, devices=jax.devices()[:1])
+    >>> isinstance(placement, Placement), placement.sharding("batch").is_fully_replicated
+    (True, True)
+    """
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
@@ -104,6 +109,9 @@ def make_placement(
     slower data-center network between them; `sizes` are then those inside a granule (ICI), and an
     axis is as large as both multiplied. Raises RecipeError if the sizes do not multiply to the
     number of devices, or those of `dcn` to the number of granules; several slices need `dcn`.
+
+    >>> make_placement({"fsdp": -1}, devices=jax.devices()[:1]).mesh.size
+    1
     """
     devices = list(jax.devices() if devices is None else devices)
     ici_sizes = {axis: 1 for axis in MESH_AXES} | dict({"fsdp": -1} if sizes is None else sizes)

@@ -143,7 +143,12 @@ def mistake(at: int, **more: Any) -> dict[str, Any]:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    values = {"compute": "float32", "weights": "float32", "max_length": 1024, "labels": "A, B"}
+    values = {
+        "compute_dtype": "float32",
+        "weights": "float32",
+        "max_length": 1024,
+        "labels": "A, B",
+    }
     return values | more
 
 

@@ -17,6 +17,8 @@ from gram_jax.errors import DataError, StoppedError
 from gram_jax.interop.models import load_spec, model_config
 from gram_jax.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"num_train_epochs": 2, "batch_size": 4, "max_length": 192, "learning_rate": 3e-3}
 
 

@@ -64,21 +64,21 @@ def inputs(heads="GQA", seed=0):
 
 
 @cache
-def compiled(backend, mesh, compute):
+def compiled(backend, mesh, compute_dtype):
     """The output, and the gradients of q, k and v, of (q, k, v, weight, segments)."""
-    execution = Execution(compute, backend, "none", placement_of(mesh))
+    execution = Execution(compute_dtype, backend, "none", placement_of(mesh))
 
     def loss(q, k, v, weight, segments):
         out = attention(q, k, v, segments, execution)
-        assert out.dtype == compute
+        assert out.dtype == compute_dtype
         return jnp.sum(out.astype(jnp.float32) * weight), out
 
     return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
 
 
-def outcome(backend, mesh, q, k, v, weight, segments, compute="float32"):
-    q, k, v = (jnp.asarray(x, compute) for x in (q, k, v))
-    gradients, out = compiled(backend, mesh, compute)(q, k, v, weight, segments)
+def outcome(backend, mesh, q, k, v, weight, segments, compute_dtype="float32"):
+    q, k, v = (jnp.asarray(x, compute_dtype) for x in (q, k, v))
+    gradients, out = compiled(backend, mesh, compute_dtype)(q, k, v, weight, segments)
     return [np.asarray(x.astype(jnp.float32)) for x in (out, *gradients)]
 
 
@@ -103,7 +103,7 @@ def test_every_back_end_is_the_definition_forward_and_backward(backend, mesh, he
 )
 def test_bfloat16_stays_near_float32(backend, mesh):
     asked = inputs()
-    found = outcome(backend, mesh, *asked, compute="bfloat16")
+    found = outcome(backend, mesh, *asked, compute_dtype="bfloat16")
     for got, want in zip(found, outcome("xla", "one", *asked), strict=True):
         # 8 bits of mantissa in inputs, probabilities and results
         assert np.abs(got - want).max() < 0.02 * np.abs(want).max()

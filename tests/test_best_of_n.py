@@ -71,7 +71,7 @@ def test_the_change_since_one_is_of_the_same_prompts():
 
 
 def test_a_greedy_response_without_text_is_compared_with_as_it_is():
-    judge = Scorer.load("tiny-random", compute="float32")
+    judge = Scorer.load("tiny-random", compute_dtype="float32")
     rows = [{"greedy": "", "responses": ["", "some text"]}]
     rated = rate(judge, [as_prompt("Say nothing.")], rows)
     assert rated.shape == (1, 2) and rated[0, 0] == 0.5 and 0 < rated[0, 1] < 1
@@ -79,7 +79,7 @@ def test_a_greedy_response_without_text_is_compared_with_as_it_is():
 
 @pytest.fixture(scope="module")
 def policy() -> TextGenerator:
-    return TextGenerator.load("tiny-random", compute="float32")
+    return TextGenerator.load("tiny-random", compute_dtype="float32")
 
 
 def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy):
@@ -107,11 +107,13 @@ def test_what_ends_a_response_is_also_what_the_models_settings_say(policy, tmp_p
         spec=None,
     )
     path = folder / GENERATION
-    assert TextGenerator.load(folder, compute="float32").stop_token_ids == policy.stop_token_ids
+    assert (
+        TextGenerator.load(folder, compute_dtype="float32").stop_token_ids == policy.stop_token_ids
+    )
     for said, more in (([7, 9], (7, 9)), (7, (7,)), (None, ())):
         path.write_text(json.dumps({"eos_token_id": said}))
         write_manifest(folder)
-        assert TextGenerator.load(folder, compute="float32").stop_token_ids == (
+        assert TextGenerator.load(folder, compute_dtype="float32").stop_token_ids == (
             *policy.stop_token_ids,
             *more,
         )
@@ -148,7 +150,7 @@ def test_roles_that_the_template_does_not_take_are_one_users_text(policy):
 
 
 def test_a_policys_own_system_turn_gives_way_to_the_prompts():
-    spoken = TextGenerator.load("tiny-random", compute="float32", system="Sing.")
+    spoken = TextGenerator.load("tiny-random", compute_dtype="float32", system="Sing.")
     shown = spoken.tokenizer.decode(spoken.encode((Message("user", "a"), Message("user", "b"))))
     assert shown.count("Sing.") == 1
     own = (Message("system", "Hum."), Message("user", "a"))

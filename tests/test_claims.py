@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "claims"
 ROOMS = tuple(sorted(path.stem for path in FOLDER.glob("*.py")))
 
@@ -68,14 +70,14 @@ def test_the_grid_has_every_cell_once_and_the_main_four_first(claims):
     assert {c.unlabeled for c in grid} == set(cells.SHARES)
 
 
-def run(claims, monkeypatch, data, out, *more: str, compute=None) -> list[str]:
+def run(claims, monkeypatch, data, out, *more: str, compute_dtype=None) -> list[str]:
     """The names of the cells that a run computes; training is left out."""
     computed = []
 
     def pretend(workshop, cell):
         computed.append(cell.name)
-        if compute is not None:
-            compute(len(computed))
+        if compute_dtype is not None:
+            compute_dtype(len(computed))
         sets = {
             name: {"p": [0.6 if cell.kind == "generative" else 0.4] * len(pairs), "gap": []}
             for name, pairs in workshop.sets(cell).items()
@@ -98,7 +100,7 @@ def test_runs_add_up_and_go_on_after_a_kill(claims, monkeypatch, data, tmp_path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(claims, monkeypatch, data, out, compute=killed)
+        run(claims, monkeypatch, data, out, compute_dtype=killed)
     assert len(list((out / "cells").glob("*.json"))) == 3
     # What a kill leaves of a file that was being written is no result.
     (out / "cells" / "0123.json.77.partial").write_text('{"name": "a half')
@@ -133,7 +135,7 @@ def test_a_cell_that_fails_is_named_at_the_end_and_the_others_have_their_turn(
 
     with pytest.raises(SystemExit) as end:
         more = ("--cells", "4", "--markdown", page)
-        run(claims, monkeypatch, data, tmp_path / "out", *more, compute=fails)
+        run(claims, monkeypatch, data, tmp_path / "out", *more, compute_dtype=fails)
     assert names[1] in str(end.value) and names[2] not in str(end.value)
     assert f"{names[1]}: too little of everything" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "cells").glob("*.json"))) == 3 and page.exists()

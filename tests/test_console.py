@@ -2,7 +2,7 @@
 
 import io
 
-from gram_jax.console import Console
+from gram_jax.cli.console import Console
 
 
 def plain() -> tuple[Console, io.StringIO]:
@@ -60,7 +60,7 @@ def test_quiet_keeps_warnings_only():
 
 def test_time_left_forgets_the_first_step_which_compiled(monkeypatch):
     clock = iter([0.0, 0.0, 60.0, 61.0, 62.0])
-    monkeypatch.setattr("gram_jax.console.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("gram_jax.cli.console.time.perf_counter", lambda: next(clock))
     console, _ = plain()
     with console.progress(100, label="judge") as progress:
         progress.update()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import compiled_programs  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corruption.py"
 
 

@@ -24,6 +24,8 @@ from gram_jax.run.metrics import read_metrics
 from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def warnings(caplog) -> Callable[[Recipe], list[str]]:

@@ -14,6 +14,8 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> tuple[Path, DemoResult]:

@@ -15,6 +15,8 @@ import pytest
 from document_runs import GRANTED, SMALL, Folder, form_of, form_of_comment
 from documents import NEEDS, PAGES, ROOT, SHOWS, Block, BlockError, blocks_of
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [page for page in PAGES if any(block.page == page and block.is_run for block in BLOCKS)]
 

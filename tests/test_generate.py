@@ -124,10 +124,12 @@ def test_padding_before_a_prompt_is_told_apart_whatever_the_execution_promises(s
     assert asked and all(execution.packed for execution in asked)
 
 
-@pytest.mark.parametrize(("compute", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
-def test_float32_is_computed_in_float32(small, compute, expected):
+@pytest.mark.parametrize(
+    ("compute_dtype", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")]
+)
+def test_float32_is_computed_in_float32(small, compute_dtype, expected):
     cfg, params, execution = small
-    execution = dataclasses.replace(execution, compute=compute)
+    execution = dataclasses.replace(execution, compute_dtype=compute_dtype)
 
     def run(tokens, lengths):
         _, cache = prefill(params, cfg, tokens, lengths, execution, capacity=2)

@@ -150,7 +150,7 @@ def test_a_failure_is_its_callers_and_the_next_is_answered():
 
 
 def test_a_real_model_generates_what_it_generates_alone():
-    generator = TextGenerator.load("tiny-random", compute="float32")
+    generator = TextGenerator.load("tiny-random", compute_dtype="float32")
     prompts = asked("Hi", "Name a tree.", "Count to three, and then to four.")
     greedy = SamplingConfig(max_new_tokens=6, temperature=0)
     alone = [generator.generate([prompt], greedy).texts[0] for prompt in prompts]

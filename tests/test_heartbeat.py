@@ -21,6 +21,8 @@ from gram_jax.distributed.cluster import (
 from gram_jax.distributed.heartbeat import Heartbeat
 from gram_jax.errors import LOST, ClusterError
 
+pytestmark = pytest.mark.slow
+
 VERSIONS = {"gram_jax": "1"}
 
 

@@ -80,9 +80,9 @@ def test_both_programs_and_several_devices_score_with_them():
     cut = Scorer.load("tiny-random", placement=spread, weights="int8").score_many(pairs)
     for other in (rows, cut):
         np.testing.assert_allclose([s.margin for s in other], [s.margin for s in found], atol=1e-5)
-    half = Scorer.load("tiny-random", placement=alone, weights="bfloat16", compute="float32")
+    half = Scorer.load("tiny-random", placement=alone, weights="bfloat16", compute_dtype="float32")
     assert half.params["layers"]["q"].dtype == "bfloat16"
-    assert isinstance(half.execution, Execution) and half.execution.compute == "float32"
+    assert isinstance(half.execution, Execution) and half.execution.compute_dtype == "float32"
 
 
 def _parts(judge: Scorer) -> tuple:

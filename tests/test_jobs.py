@@ -16,6 +16,8 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import LOST, RESTART
 from gram_jax.run.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 # Imports and compilation of two processes on two busy cores; what a test promises is counted from the event on.
 START = 150.0
 
@@ -107,7 +109,7 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
 def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
     recipe = endless(tmp_path)
     job = start_job(tmp_path, recipe, 2, cache=cache)
-    job.wait_for("judge 1/")
+    job.wait_for("finetune 1/")
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.wait(90) == [RESTART, RESTART]
     step, _ = saved(tmp_path / "run")
@@ -119,7 +121,7 @@ def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path, cache):
     job = start_job(tmp_path, endless(tmp_path), 2, cache=cache)
-    job.wait_for("judge 1/")
+    job.wait_for("finetune 1/")
     job.processes[victim].kill()
     other = 1 - victim
     ends = job.wait(60)
@@ -131,7 +133,7 @@ def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_frozen_process_is_given_up_after_the_stated_time(victim, tmp_path, cache):
     job = start_job(tmp_path, endless(tmp_path), 2, "--lost-after", "4", cache=cache)
-    job.wait_for("judge 1/")
+    job.wait_for("finetune 1/")
     job.processes[victim].send_signal(signal.SIGSTOP)
     since = time.monotonic()
     assert job.processes[1 - victim].wait(60) == LOST
@@ -163,7 +165,7 @@ HANGING = (
 
 def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path, cache):
     job = start_job(tmp_path, endless(tmp_path), 2, command=HANGING, cache=cache)
-    job.wait_for("judge 1/")
+    job.wait_for("finetune 1/")
     assert job.wait(120) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
     assert "no progress for 8 s, at: waiting for the data of step 6" in report

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launch_fakes import FOR_PEOPLE, LAUNCH, ROOT, START_AGAIN, UNTIL_SIGTERM, Place
 
+pytestmark = pytest.mark.slow
+
 ONE = str(LAUNCH / "one_machine.sh")
 LOCAL = str(LAUNCH / "local_processes.sh")
 SCRIPTS = sorted({*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")})

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launch_fakes import LAUNCH, ROOT
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILES = sorted((LAUNCH / "docker").glob("Dockerfile.*"))
 
 

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from launch_fakes import FOR_PEOPLE, LAUNCH, ROOT, START_AGAIN
 
+pytestmark = pytest.mark.slow
+
 FOLDER = LAUNCH / "kubernetes"
 RENDER = FOLDER / "render.py"
 WRITE, JUDGE = (

@@ -13,6 +13,8 @@ from launch_fakes import LAUNCH
 from test_launch_slurm import SCRIPT, Slurm
 from tiny_runs import tiny_values, write_pairs
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 200  # for two lives of two processes on a busy machine
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launch_fakes import FOR_PEOPLE, LAUNCH, START_AGAIN, UNTIL_SIGTERM, Place
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = str(LAUNCH / "slurm" / "train.sbatch")
 FAKE = Path(__file__).with_name("fake_slurm.py")
 

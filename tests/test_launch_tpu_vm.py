@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from launch_fakes import LAUNCH, Place
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = str(LAUNCH / "tpu_vm" / "pod.sh")
 FAKE = Path(__file__).with_name("fake_gcloud.py")
 BASE = {

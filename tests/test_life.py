@@ -26,6 +26,8 @@ from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
 from gram_jax.run import lock as owner
 from gram_jax.run.lock import LOCK, run_lock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ends(monkeypatch):

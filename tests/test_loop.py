@@ -17,13 +17,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 import gram_jax.training.loop as loop
-import gram_jax.training.setup as setup
 from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
     CheckpointError,
     DoesNotFitError,
+    MissingExtraError,
     NonFiniteError,
     RecipeError,
 )
@@ -335,7 +335,6 @@ def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monke
         ids.append(settings["id"])
         return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
-    monkeypatch.setattr(setup, "check_wandb", lambda: None)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for folder in ("a/judge", "b/judge"):
         (tmp_path / folder).parent.mkdir()
@@ -397,7 +396,7 @@ def test_a_judge_longer_than_the_context_is_refused(tmp_path):
 def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="needs the package wandb"):
+    with pytest.raises(MissingExtraError, match=r"\[wandb\]"):
         train(tiny_recipe("finetune", tmp_path / "run", log__wandb=True))
 
 

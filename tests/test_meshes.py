@@ -33,6 +33,8 @@ from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 from gram_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.slow
+
 # Eight heads of each kind, so that every mesh of eight devices can cut them.
 CFG = ModelConfig(
     family="llama",

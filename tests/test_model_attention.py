@@ -43,20 +43,20 @@ def test_attention_is_its_definition(backend, inputs, execution):
     np.testing.assert_allclose(got, by_definition(q, k, v, segments), atol=1e-5)
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_blocked_and_xla_agree_forward_and_backward(compute, inputs, execution):
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_blocked_and_xla_agree_forward_and_backward(compute_dtype, inputs, execution):
     q, k, v, segments, weight = inputs
 
     def result(backend):
         def loss(q, k, v):
             out = attention(q, k, v, segments, dataclasses.replace(execution, attention=backend))
-            assert out.dtype == compute
+            assert out.dtype == compute_dtype
             return jnp.sum(out.astype(jnp.float32) * weight)
 
-        cast = [jnp.asarray(x, compute) for x in (q, k, v)]
+        cast = [jnp.asarray(x, compute_dtype) for x in (q, k, v)]
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*cast)
 
-    tolerance = 1e-4 if compute == "float32" else 0.2
+    tolerance = 1e-4 if compute_dtype == "float32" else 0.2
     (loss_a, grads_a), (loss_b, grads_b) = result("xla"), result("blocked")
     np.testing.assert_allclose(loss_a, loss_b, atol=10 * tolerance)
     for a, b in zip(grads_a, grads_b, strict=True):

@@ -161,7 +161,7 @@ def test_bfloat16_runs_finite_near_float32(remat, execution, one_device):
     cfg = tiny_config("llama", False)
     params = random_params(cfg, one_device)
     seqs = random_rows(cfg, [[20, 11], [30]], 32)
-    half = dataclasses.replace(execution, compute="bfloat16", remat=remat)
+    half = dataclasses.replace(execution, compute_dtype="bfloat16", remat=remat)
     hidden = run(params, cfg, seqs, half)
     assert hidden.dtype == jnp.bfloat16
     real = seqs.segments > 0

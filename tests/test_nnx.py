@@ -73,10 +73,11 @@ def test_variables_are_the_arrays_of_the_tree(family, execution, one_device):
 
 
 @pytest.mark.parametrize(
-    ("family", "compute"), [("llama3", "float32"), ("qwen2", "bfloat16"), ("qwen3", "float32")]
+    ("family", "compute_dtype"),
+    [("llama3", "float32"), ("qwen2", "bfloat16"), ("qwen3", "float32")],
 )
-def test_logits_are_ours_bit_for_bit(family, compute, one_device):
-    execution = Execution(compute, "blocked", "none", one_device)
+def test_logits_are_ours_bit_for_bit(family, compute_dtype, one_device):
+    execution = Execution(compute_dtype, "blocked", "none", one_device)
     cfg = tiny_config(family, tied=family == "qwen2")
     params = random_params(cfg, one_device)
     seqs = random_rows(cfg, [[7, 5], [16], [3]], T)

@@ -14,6 +14,8 @@ from gram_jax.interop.models import load_tokenizer, model_config
 from gram_jax.interop.nnx import nnx_model, to_params
 from gram_jax.model.generate import SamplingConfig, generate
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tunix")
 
 

@@ -345,10 +345,11 @@ def test_a_page_says_where_a_temperature_is_of_no_use(tmp_path):
 def test_models_asked_in_different_ways_are_not_silently_compared(tmp_path):
     one = write(tmp_path / "one", evaluation("x"))
     two = write(
-        tmp_path / "two", evaluation("y", judge="f" * 64, settings=settings(compute="bfloat16"))
+        tmp_path / "two",
+        evaluation("y", judge="f" * 64, settings=settings(compute_dtype="bfloat16")),
     )
     asked, settings_differ = comparison_caveats(read_folders([one, two]))
-    assert "differ" in asked and "compute: bfloat16, float32" in settings_differ
+    assert "differ" in asked and "compute_dtype: bfloat16, float32" in settings_differ
 
 
 def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
@@ -443,7 +444,7 @@ def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
     other = {"fingerprint": "fedcba9876543210"}
     with pytest.raises(ReportError, match=r"different weights: a .fingerprint 0123.* and a .fedc"):
         evidence(tmp_path / "weights", evaluation=evaluation("a"), attack=attacks("a", **other))
-    other |= {"settings": settings(compute="bfloat16", weights="bfloat16")}
+    other |= {"settings": settings(compute_dtype="bfloat16", weights="bfloat16")}
     with pytest.raises(ReportError, match="different models: a and b"):
         evidence(tmp_path / "names", evaluation=evaluation("a"), attack=attacks("b", **other))
     evidence(tmp_path / "held", evaluation=evaluation("a"), attack=attacks("a", **other))

@@ -8,7 +8,7 @@ from report_cases import HOSTILE, attacks, evaluation, mistake, source, write
 
 from gram_jax.reports.report import write_reports
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 # Of every drawing: its size, texts that go beyond it, and pairs of texts that touch each other.
 DRAWINGS = """

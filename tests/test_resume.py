@@ -13,6 +13,8 @@ from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 FINAL = 6
 
 

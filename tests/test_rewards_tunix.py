@@ -13,6 +13,8 @@ from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tunix")
 nnx = pytest.importorskip("flax.nnx")
 

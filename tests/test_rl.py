@@ -28,6 +28,8 @@ from gram_jax.rl.objective import views
 from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 
 def one_device():
     return make_placement({}, devices=jax.devices()[:1])
@@ -224,7 +226,7 @@ def test_the_judge_is_the_reward_and_the_win_rate_is_that_against_the_start(tmp_
 
 
 def test_log_probabilities_of_learning_are_those_of_sampling():
-    policy = TextGenerator.load("tiny-random", compute="float32", placement=one_device())
+    policy = TextGenerator.load("tiny-random", compute_dtype="float32", placement=one_device())
     prompt = policy.encode(as_prompt("Say 3."))
     found = policy.generate([as_prompt("Say 3.")], SamplingConfig(7, 0.8, seed=2)).samples
     length = int(found.lengths[0])
@@ -392,8 +394,9 @@ def test_a_second_job_in_the_directory_of_a_run_is_refused(tmp_path):
 
 
 def test_a_finished_run_does_nothing_and_has_its_metrics_in_tensorboard(tmp_path):
-    done = run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
-    assert run(tmp_path / "run", "grpo", vowels, run__max_steps=1) == done
+    settings = {"run__max_steps": 1, "log__tensorboard": True}
+    done = run(tmp_path / "run", "grpo", vowels, **settings)
+    assert run(tmp_path / "run", "grpo", vowels, **settings) == done
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     assert {"loss", "reward", "win_rate"} <= {name for name, _, _ in done.summary}

@@ -16,7 +16,7 @@ ASKED = [as_prompt(f"Say {at % 8}.") for at in range(640)]  # the prompts of tes
 
 
 def write(name, count: int, seed: int) -> list[str]:
-    policy = TextGenerator.load(name, compute="float32", placement=one_device())
+    policy = TextGenerator.load(name, compute_dtype="float32", placement=one_device())
     return policy.generate(ASKED[:count], SamplingConfig(8, seed=seed), batch_size=80).texts
 
 

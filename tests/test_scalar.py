@@ -81,7 +81,7 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     )
     done = train(recipe)
     records = read_records(valid)[0]
-    report = evaluate_pairs(ScalarRewardModel.load(done.folder, compute="float32"), records)
+    report = evaluate_pairs(ScalarRewardModel.load(done.folder, compute_dtype="float32"), records)
     assert report.accuracy == pytest.approx(done.metrics["valid_accuracy"])
     assert report.margin == pytest.approx(done.metrics["valid_margin"], abs=1e-4)
     assert report.consistency == 1

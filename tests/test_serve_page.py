@@ -8,7 +8,7 @@ from server import FakeJudge, serving
 
 from gram_jax.serve.middleware import Limits
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 class Leaning(FakeJudge):

@@ -16,6 +16,8 @@ from server import PAIR, FakeJudge, serving
 from gram_jax.serve.app import make_app
 from gram_jax.serve.middleware import Limits
 
+pytestmark = pytest.mark.slow
+
 FUZZ = settings(
     max_examples=40,
     deadline=None,

@@ -12,6 +12,8 @@ from gram_jax.rewards.trl import async_trl_reward, trl_reward
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
+pytestmark = pytest.mark.slow
+
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 
 

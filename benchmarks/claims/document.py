@@ -103,7 +103,7 @@ class _Report:
             "",
             f"From {self.model}: stage 1 on {unlabeled:,} unlabeled pairs (100 %), stage 2 on",
             f"{pools.count('labels', size.base):,} labeled ones where nothing else is said, {size.epochs} epoch(s),",
-            f"at most {size.fit} tokens a pair, compute {size.compute}, peak rates {rates}.",
+            f"at most {size.fit} tokens a pair, compute {size.compute_dtype}, peak rates {rates}.",
             f"Tested pairs, both orders: {tests}.",
         ]
         if size.clear:

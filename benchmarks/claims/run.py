@@ -32,8 +32,8 @@ from pools import read_pools, write_whole
 from sizes import SIZES
 from work import Workshop
 
+from gram_jax.cli.console import Console
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.console import Console
 from gram_jax.errors import GramError, StoppedError
 
 

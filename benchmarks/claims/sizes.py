@@ -48,7 +48,7 @@ class Size:
     rank_rows: int
     rank_length: int
     rates: Mapping[str, float]
-    compute: str
+    compute_dtype: str
     save_every: int
     seeds: tuple[int, ...]
 
@@ -79,7 +79,7 @@ SIZES = {
         rank_rows=4,
         rank_length=4096,
         rates={"pretrain": 2e-5, "finetune": 5e-5, "bradley_terry": 5e-5},
-        compute="bfloat16",
+        compute_dtype="bfloat16",
         save_every=200,
         seeds=(0, 1, 2, 3, 4),
     ),
@@ -109,7 +109,7 @@ SIZES = {
         rank_rows=1,
         rank_length=512,
         rates={"pretrain": 5e-5, "finetune": 7e-5, "bradley_terry": 7e-5},
-        compute="bfloat16",
+        compute_dtype="bfloat16",
         save_every=100,
         seeds=(0, 1, 2, 3, 4),
     ),
@@ -138,7 +138,7 @@ SIZES = {
         rank_rows=1,
         rank_length=192,
         rates={"pretrain": 1e-3, "finetune": 3e-3, "bradley_terry": 3e-3},
-        compute="float32",
+        compute_dtype="float32",
         save_every=1,
         seeds=(0, 1),
     ),

@@ -20,7 +20,7 @@ from cells import Cell
 from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
-from gram_jax.console import Console
+from gram_jax.cli.console import Console
 from gram_jax.data.comparison import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
@@ -123,7 +123,7 @@ class Workshop:
         tested = {name: self._test_digests[name] for name in self.sets(cell)}
         if cell.domain:
             tested["part"] = cell.seed
-        asked = [self.pools.spec.hash, self.size.compute, cell.kind]
+        asked = [self.pools.spec.hash, self.size.compute_dtype, cell.kind]
         return _hash([trained, tested, asked])
 
     def done(self, cell: Cell) -> Path:
@@ -230,7 +230,11 @@ class Workshop:
             },
             "optimizer": {"learning_rate": size.rates[run.stage] * run.rate, **OPTIMIZER},
             "loss": loss[run.stage],
-            "execution": {"compute_dtype": size.compute, "attention": "auto", "remat": "none"},
+            "execution": {
+                "compute_dtype": size.compute_dtype,
+                "attention": "auto",
+                "remat": "none",
+            },
             "checkpoint": {"save_steps": size.save_every, "max_to_keep": 1},
             "log": {"tensorboard": False},
         }
@@ -286,8 +290,8 @@ class Workshop:
 
     def _reader(self, cell: Cell, model: str) -> Scorer | ScalarRewardModel:
         if cell.kind == "discriminative":
-            return ScalarRewardModel.load(model, compute=self.size.compute)
-        return Scorer.load(model, compute=self.size.compute, spec=self.pools.spec)
+            return ScalarRewardModel.load(model, compute_dtype=self.size.compute_dtype)
+        return Scorer.load(model, compute_dtype=self.size.compute_dtype, spec=self.pools.spec)
 
     def _folder(self, run: Run) -> Path:
         return self.folder / "runs" / f"{run.stage}-{self.run_key(run)}"

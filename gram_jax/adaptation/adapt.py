@@ -1,7 +1,7 @@
-"""`gram-jax adapt`: a foundation judge becomes the judge of a task, from a small labeled set.
+"""`gram-jax adapt`: adapt a foundation judge to a task with a small labeled set.
 
-The prompts are divided into three parts: what is trained on, what chooses the epoch (the judge as it came among the
-candidates) and fits a temperature, and what the result is measured on, before and after. docs/adapt.md has the files.
+The prompts are split in three: the training split, the selection split, which selects the epoch (the unadapted judge is
+one of the candidates) and fits a temperature, and the test split, on which the result is measured before and after.
 """
 
 import logging
@@ -45,9 +45,9 @@ FILE = "adaptation.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """Which step of the training is taken; better: than the judge as it came.
+    """The selected step of the training. better: whether its loss is lower than the unadapted judge's.
 
-    losses: {step: loss where it is chosen}, 0 for the judge as it came.
+    losses: {step: loss on the selection split}, 0 for the unadapted judge.
     """
 
     step: int
@@ -57,7 +57,7 @@ class Choice:
 
 
 class NotBetterError(GramError):
-    """No epoch was better than the judge as it came; the report is written, nothing is exported."""
+    """No epoch is better than the unadapted judge; the report is written, nothing is exported."""
 
 
 def adapt(
@@ -66,23 +66,30 @@ def adapt(
     out: Path,
     settings: AdaptConfig,
     *,
-    compute: Literal["auto", "float32", "bfloat16"] = "auto",
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     spec: JudgeSpec | None = None,
     accept: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> dict[str, Any]:
-    """Adapt a judge; returns what adaptation.json holds. Started again after an interruption, it goes on.
+    """Adapt a judge to a task; returns what adaptation.json holds. A call after an interruption resumes.
 
-    accept: export the best epoch also where the judge as it came was better. Raises NotBetterError where it was and
-    accept is not set, DataError for data that cannot be used, and what training raises.
+    accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is and accept is
+    not set, DataError for data that cannot be used, and what `train` raises.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "pairs.jsonl").write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}')
+    >>> adapt("tiny-random", str(folder / "pairs.jsonl"), folder / "adapted", AdaptConfig(num_train_epochs=1))
+    Traceback (most recent call last):
+    gram_jax.errors.DataError: ...
     """
     make_folder(out)
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
-    judge = Scorer.load(model, compute=compute, spec=spec)
+    judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec)
     files = {part: write_split(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
     recipe, ends = make_adapt_recipe(model, judge, files["train"], out, settings)
     tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
@@ -97,11 +104,11 @@ def adapt(
         return verdicts_on(parts["choose"], scores).margin
 
     before = measured(judge, "before")
-    as_it_came = negative_log_likelihood(on_choose(judge))
+    unadapted = negative_log_likelihood(on_choose(judge))
     del judge  # its weights make room for training
 
     def at(step: int) -> Scorer:
-        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute=compute)
+        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)
 
     margins: dict[int, np.ndarray] = {}
     for end in ends:
@@ -110,7 +117,7 @@ def adapt(
         margins[end] = on_choose(at(end))
         if _waited_enough(margins, settings.patience):
             break
-    choice = _choose(margins, as_it_came)
+    choice = _choose(margins, unadapted)
     after = measured(at(choice.step), "after")
     result = {
         "format": 1,
@@ -129,10 +136,10 @@ def adapt(
     write_json(out / FILE, result, error=DataError)
     if not choice.better and not accept:
         raise NotBetterError(
-            f"no epoch is better than {model} as it came: its loss on the {len(parts['choose'])} pairs that choose is "
-            f"{as_it_came:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
+            f"no epoch is better than {model} unadapted: its loss on the {len(parts['choose'])} selection pairs is "
+            f"{unadapted:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
-            "all the same"
+            "anyway"
         )
     result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
     write_json(out / FILE, result, error=DataError)
@@ -168,12 +175,12 @@ def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _choose(margins: Mapping[int, np.ndarray], as_it_came: float) -> Choice:
+def _choose(margins: Mapping[int, np.ndarray], unadapted: float) -> Choice:
     """The step with the least loss, from {step: margins of the chosen responses}."""
     losses = {step: negative_log_likelihood(found) for step, found in margins.items()}
     best = min(losses, key=losses.__getitem__)
     temperature = fit_temperature(margins[best])
-    return Choice(best, losses[best] < as_it_came, temperature, {0: as_it_came, **losses})
+    return Choice(best, losses[best] < unadapted, temperature, {0: unadapted, **losses})
 
 
 def _export(run: str, step: int, folder: Path) -> Path:

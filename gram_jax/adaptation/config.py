@@ -10,7 +10,11 @@ Method = Literal["lora", "full"]
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """How a judge is adapted. Raises DataError for values out of range."""
+    """How a judge is adapted. Raises DataError for values out of range.
+
+    >>> AdaptConfig(method="full", num_train_epochs=2).label_smoothing
+    0.1
+    """
 
     method: Method = "lora"
     """Which weights are trained."""

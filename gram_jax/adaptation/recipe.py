@@ -63,7 +63,7 @@ def _values(
         default_rate(settings.method, judge.cfg) if rate is None else rate
     )
     values["loss"] = {"label_smoothing": settings.label_smoothing}
-    values["execution"]["compute_dtype"] = judge.execution.compute
+    values["execution"]["compute_dtype"] = judge.execution.compute_dtype
     if settings.method == "lora":
         rank, modules = settings.lora_rank, list(NUM_CONTRACTED_DIMS)
         values["lora"] = {"rank": rank, "alpha": 2.0 * rank, "target_modules": modules}

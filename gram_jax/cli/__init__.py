@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from gram_jax.cli import evaluation, judging, models, training
-from gram_jax.console import Console, log_to
+from gram_jax.cli.console import Console, log_to
 from gram_jax.errors import GramError, GramWarning, StoppedError
 
 logger = logging.getLogger(__name__)
@@ -98,4 +98,6 @@ def _own_warnings_logged() -> Iterator[None]:
 
 def main() -> None:
     """The console script."""
+    # JAX and Orbax give the root logger a handler, which would print every record again.
+    logging.getLogger("gram_jax").propagate = False
     sys.exit(run_command(sys.argv[1:]))

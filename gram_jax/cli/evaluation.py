@@ -5,8 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gram_jax.cli.console import Console
 from gram_jax.cli.options import MODEL, AtLeastOne, JudgeOptions, NotNegative, RowOptions
-from gram_jax.console import Console
 from gram_jax.errors import DataError
 
 ModelName = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
@@ -57,7 +57,7 @@ def evaluate(
                 f"{model} is a run of the discriminative baseline, which is scored as it was trained: leave out "
                 f"{', '.join(given)}"
             )
-        scorer = ScalarRewardModel.load(model, compute=judge.compute_dtype)
+        scorer = ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
     else:
         scorer = judge.load(model)
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
+from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
@@ -15,7 +16,6 @@ from gram_jax.cli.options import (
     RowOptions,
     seconds,
 )
-from gram_jax.console import Console
 from gram_jax.errors import DataError, JudgeError
 
 Model = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
@@ -143,7 +143,7 @@ def bon(
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
     report = run_best_of_n(
-        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute=compute_dtype
+        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute_dtype=compute_dtype
     )
     console = Console()
     title = f"best of n from {policy}: P(better than its greedy response)"
@@ -187,7 +187,7 @@ def bench(
         best_of=tuple(best_of or []),
         pairs=pairs,
         rounds=rounds,
-        compute=judge.compute_dtype,
+        compute_dtype=judge.compute_dtype,
         weights=judge.weights,
         max_length=judge.max_length,
         tokens_per_call=judge.tokens_per_call,
@@ -264,7 +264,7 @@ def serve(
     check_address(host, port)
     write = None
     if policy:
-        generator = TextGenerator.load(policy, compute=judge.compute_dtype)
+        generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
         judge.load(model),

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from gram_jax.cli.console import Console
 from gram_jax.cli.options import MODEL, AtLeastOne, RowOptions
-from gram_jax.console import Console
 from gram_jax.formatting import format_seconds
 
 

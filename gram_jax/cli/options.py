@@ -57,7 +57,7 @@ class JudgeOptions:
 
         return Scorer.load(
             model,
-            compute=self.compute_dtype,
+            compute_dtype=self.compute_dtype,
             weights=self.weights,
             max_length=self.max_length,
             tokens_per_call=self.tokens_per_call,

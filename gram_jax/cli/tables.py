@@ -1,6 +1,6 @@
 """Tables of results on a terminal."""
 
-from gram_jax.console import Console
+from gram_jax.cli.console import Console
 from gram_jax.evals.tables import Cell, Table
 from gram_jax.reports.text import visible
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gram_jax.adaptation.config import AdaptConfig
+from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
     MODEL,
     RECIPE,
@@ -18,7 +19,6 @@ from gram_jax.cli.options import (
     RowOptions,
     StopOptions,
 )
-from gram_jax.console import Console, log_to
 
 RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Adaptation = Annotated[AdaptConfig, Parameter(name="*")]
@@ -120,7 +120,7 @@ def adapt(
         source,
         out,
         config,
-        compute=compute_dtype,
+        compute_dtype=compute_dtype,
         schema=rows.schema,
         on_bad=rows.on_bad,
         spec=None if spec is None else JudgeSpec.load(spec),

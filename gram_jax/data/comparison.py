@@ -79,6 +79,10 @@ class Candidates:
     """Responses to one prompt, to be ranked.
 
     grades: quality of each response in the unit of the source, 1 and 0 for right and wrong; None if unknown.
+
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> Candidates(as_prompt("Name a prime."), ("Seven.", "Nine."), grades=(1.0, 0.0)).responses[0]
+    'Seven.'
     """
 
     prompt: Prompt

@@ -31,7 +31,7 @@ def demo_compute(folder: Path, *, fast: bool) -> Compute:
     if path.is_file():
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            found, compute = state["kind"], state["compute"]
+            found, compute_dtype = state["kind"], state["compute_dtype"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is damaged: delete {folder} to start the demo again, or give another --folder"
@@ -41,18 +41,18 @@ def demo_compute(folder: Path, *, fast: bool) -> Compute:
                 f"{folder} holds a {found} demo, not a {kind} one: give another --folder, or delete it"
             )
         logger.info("Resuming the demo in %s (delete the folder to start again)", folder)
-        return compute
+        return compute_dtype
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no demo: give another --folder")
     speeds = matmul_speeds()
-    compute: Compute = "float32"
+    compute_dtype: Compute = "float32"
     if not fast and speeds["bfloat16"] > WORTH_BFLOAT16 * speeds["float32"]:
-        compute = "bfloat16"
+        compute_dtype = "bfloat16"
     shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-    logger.info("Speed of a matrix product in GFLOP/s: %s. Compute type: %s.", shown, compute)
+    logger.info("Speed of a matrix product in GFLOP/s: %s. Compute type: %s.", shown, compute_dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"kind": kind, "compute": compute}) + "\n")
-    return compute
+    write_atomic(path, json.dumps({"kind": kind, "compute_dtype": compute_dtype}) + "\n")
+    return compute_dtype
 
 
 def matmul_speeds() -> dict[str, float]:

@@ -105,11 +105,11 @@ def run_demo(
     logger.info("All output is in %s. The same command resumes an interrupted demo.", folder)
 
     steps.begin("The weights")
-    compute = demo_compute(folder, fast=fast)
-    stage1 = _recipe("pretrain", folder / "stage1", model, compute, fast)
-    stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute, fast)
+    compute_dtype = demo_compute(folder, fast=fast)
+    stage1 = _recipe("pretrain", folder / "stage1", model, compute_dtype, fast)
+    stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute_dtype, fast)
     spec = judge_spec(stage2, load_tokenizer(model))
-    judge = _judge(model, spec, compute, placement)
+    judge = _judge(model, spec, compute_dtype, placement)
     count = sum(x.size for x in jax.tree.leaves(judge.params))
     logger.info("%s weights from %s", f"{count:,}", _origin(model))
 
@@ -128,9 +128,9 @@ def run_demo(
     _train(stage2, placement, progress, resume)
 
     steps.begin("After training, on questions that are not in the training data")
-    judge = _judge(folder / "stage2", spec, compute, placement)
+    judge = _judge(folder / "stage2", spec, compute_dtype, placement)
     after = _evaluate(judge, heldout, progress)
-    if compute != "float32":  # the float32 master weights are exported and compared
+    if compute_dtype != "float32":  # the float32 master weights are exported and compared
         judge = _judge(folder / "stage2", spec, "float32", placement)
 
     steps.begin("One pair in both orders")
@@ -176,7 +176,7 @@ def result_rows(result: DemoResult) -> list[tuple[str, str, str]]:
     ]
 
 
-def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> Recipe:
+def _recipe(stage: str, folder: Path, start: str, compute_dtype: str, fast: bool) -> Recipe:
     """The shipped recipe of a stage with the paths of this machine."""
     data = UNLABELED if stage == "pretrain" else PREFERENCES
     values = {
@@ -184,15 +184,17 @@ def _recipe(stage: str, folder: Path, start: str, compute: str, fast: bool) -> R
         "model.name_or_path": start,
         "judge.template": str(ASSETS / "demo-template.txt"),
         "data.train": [str(data)],
-        "execution.compute_dtype": compute,
+        "execution.compute_dtype": compute_dtype,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])
 
 
-def _judge(name: str | Path, spec: JudgeSpec, compute: Compute, placement: Placement) -> Scorer:
-    cfg, params = load_model(name, placement, compute)
-    execution = Execution(compute, "auto", "none", placement, packed=False)
+def _judge(
+    name: str | Path, spec: JudgeSpec, compute_dtype: Compute, placement: Placement
+) -> Scorer:
+    cfg, params = load_model(name, placement, compute_dtype)
+    execution = Execution(compute_dtype, "auto", "none", placement, packed=False)
     return Scorer(params, cfg, load_tokenizer(name), spec, execution)
 
 

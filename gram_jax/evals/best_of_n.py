@@ -120,7 +120,7 @@ def run_best_of_n(
     *,
     n: int,
     oracle: str | None = None,
-    compute: AskedCompute = "auto",
+    compute_dtype: AskedCompute = "auto",
 ) -> dict[str, Any]:
     """Sample n responses to each prompt, rate them, and write samples, figures and a plot into a folder.
 
@@ -140,7 +140,7 @@ def run_best_of_n(
     }
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
-        generator = TextGenerator.load(policy, compute=compute)
+        generator = TextGenerator.load(policy, compute_dtype=compute_dtype)
         rows = write_samples(generator, prompts, sampling, n=n)
         del generator
         lines = [json.dumps({"settings": settings}), *map(json.dumps, rows)]
@@ -149,7 +149,7 @@ def run_best_of_n(
     for role, name in (("proxy", judge), ("oracle", oracle)):
         if name is not None:
             with log_time(logger, f"rate with the {role}"):
-                rated[role] = rate(Scorer.load(name, compute=compute), prompts, rows)
+                rated[role] = rate(Scorer.load(name, compute_dtype=compute_dtype), prompts, rows)
     table = best_of(rated["proxy"], rated.get("oracle"))
     report = {
         "format": 1,

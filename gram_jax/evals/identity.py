@@ -31,7 +31,7 @@ def judge_settings(scorer: Scorer | ScalarRewardModel) -> JudgeSettings:
     layers = scorer.params["layers"]
     held = "int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype)
     return JudgeSettings(
-        compute=scorer.execution.compute,
+        compute_dtype=scorer.execution.compute_dtype,
         weights=held,
         max_length=scorer.spec.max_length,
         labels=", ".join(scorer.spec.labels),
@@ -40,7 +40,7 @@ def judge_settings(scorer: Scorer | ScalarRewardModel) -> JudgeSettings:
 
 def number_format(settings: JudgeSettings) -> tuple[str, str]:
     """The settings that decide a fingerprint besides the weights themselves."""
-    return settings.weights, settings.compute
+    return settings.weights, settings.compute_dtype
 
 
 def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
@@ -48,11 +48,11 @@ def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
 
     Raises DataError for an unknown number format.
     """
-    held, compute = number_format(settings)
-    dtype = compute if held == "int8" else held
+    held, compute_dtype = number_format(settings)
+    dtype = compute_dtype if held == "int8" else held
     if dtype not in ("float32", "bfloat16"):
         raise DataError(
-            f"settings with weights {held!r} and compute {compute!r}: expected float32 or bfloat16, or int8 weights"
+            f"settings with weights {held!r} and {compute_dtype!r}: expected float32, bfloat16 or int8 weights"
         )
     _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
     return weights_fingerprint(quantize_int8(params) if held == "int8" else params)

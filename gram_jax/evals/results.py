@@ -239,7 +239,7 @@ class SourceResult(ResultModel):
 class JudgeSettings(ResultModel):
     """How the judge is run and asked; weights: the number format in which they are held, or int8."""
 
-    compute: str
+    compute_dtype: str
     weights: str
     max_length: Count
     labels: str

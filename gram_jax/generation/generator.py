@@ -38,7 +38,7 @@ class TextGenerator:
     assistant's turn among them.
 
     >>> from gram_jax.rewards.messages import prompt_of
-    >>> generator = TextGenerator.load("tiny-random", compute="float32")
+    >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
     >>> found = generator.generate([prompt_of("Hi")], SamplingConfig(max_new_tokens=4))
     >>> len(found.texts), found.samples.tokens.shape
     (1, (1, 4))
@@ -57,14 +57,14 @@ class TextGenerator:
         cls,
         name: str | Path,
         *,
-        compute: AskedCompute = "auto",
+        compute_dtype: AskedCompute = "auto",
         placement: Placement | None = None,
         system: str | None = None,
     ) -> "TextGenerator":
         """A model by name, as everywhere; system as in a judge's specification (None: the chat format's own)."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        number_format = compute_type(compute, placement)
+        number_format = compute_type(compute_dtype, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
         _, params = load_model(name, placement, number_format)

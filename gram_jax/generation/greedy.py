@@ -26,7 +26,7 @@ class GreedyResponses:
     cached, everything that is compared with a prompt's response is compared with the same one.
 
     >>> from gram_jax.rewards.messages import prompt_of
-    >>> generator = TextGenerator.load("tiny-random", compute="float32")
+    >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
     >>> first, again = GreedyResponses(generator, max_new_tokens=4)([prompt_of("Hi")] * 2)
     >>> greedy = SamplingConfig(max_new_tokens=4, temperature=0)
     >>> first == again == generator.generate([prompt_of("Hi")], greedy).texts[0]

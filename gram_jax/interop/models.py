@@ -81,8 +81,10 @@ def model_config(name: str | Path) -> ModelConfig:
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
-    """Tokenizer of a model by name. Raises LayoutError where it has ids that the weights have no
-    row for.
+    """Tokenizer of a model by name. Raises LayoutError if it has ids that the weights have no row for.
+
+    >>> load_tokenizer("tiny-random").decode([35, 36])
+    'AB'
     """
     source = resolve_model(name)
     if source.kind == "random":

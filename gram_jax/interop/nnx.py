@@ -112,7 +112,9 @@ class NnxModel(nnx.Module):
     @property
     def config(self) -> Sizes:
         cfg = self.cfg
-        return Sizes(cfg.layers, cfg.kv_heads, cfg.head_size, jnp.dtype(self.execution.compute))
+        return Sizes(
+            cfg.layers, cfg.kv_heads, cfg.head_size, jnp.dtype(self.execution.compute_dtype)
+        )
 
     @property
     def num_embed(self) -> int:

@@ -45,7 +45,7 @@ def embed_tokens(table: jax.Array, tokens: jax.Array, execution: Execution) -> j
     table = place(place(table, "lookup_vocab", "embed"), None, "embed")
     tokens = place(tokens, "lookup_rows", "time")
     found = place(jnp.take(table, tokens, axis=0), "lookup_rows", "time", "embed")
-    return found.astype(execution.compute)
+    return found.astype(execution.compute_dtype)
 
 
 def _with_remat(step: Callable, execution: Execution) -> Callable:

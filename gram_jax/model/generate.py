@@ -177,7 +177,7 @@ def _generate(
 ) -> Samples:
     """tokens: i32 [B, P], right-aligned; lengths: i32 [B]; keys: [B]. Ends when every row has stopped."""
     rows = tokens.shape[0]
-    table = unembedding(params, cfg).astype(execution.compute)
+    table = unembedding(params, cfg).astype(execution.compute_dtype)
 
     def logits_of(hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden [B, 1, D], f32 [B, V]."""

@@ -59,7 +59,7 @@ def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tr
             return weight
         if path in scales:
             weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/quantize.py)
-        weight = weight.astype(execution.compute)
+        weight = weight.astype(execution.compute_dtype)
         if path in specs:
             axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])
             weight = execution.placement.constrain(weight, *axes)

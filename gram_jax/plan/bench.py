@@ -54,7 +54,7 @@ class BenchConfig:
     best_of: tuple[int, ...] = ()
     pairs: int = 32
     rounds: int = 3
-    compute: AskedCompute = "auto"
+    compute_dtype: AskedCompute = "auto"
     weights: Weights = "auto"
     max_length: int | None = None
     tokens_per_call: int | None = None
@@ -132,7 +132,7 @@ def run_bench(config: BenchConfig) -> BenchReport:
     times: dict[str, float] = {}
     with _timed(times, "load"):
         scorer, engine = _load(config)
-    machine = measure_machine(engine.execution.placement, engine.execution.compute)
+    machine = measure_machine(engine.execution.placement, engine.execution.compute_dtype)
     with _timed(times, "compile and warm up"):
         engine.warm_up(rankings=bool(config.best_of))
     if scorer is not None and config.source is not None:
@@ -150,7 +150,7 @@ def report_lines(report: BenchReport) -> list[str]:
     peak = "" if machine.peak is None else f", {format_count(machine.peak)}FLOP/s by its data sheet"
     times = (f"{what}: {format_seconds(took)}" for what, took in report.seconds_before.items())
     return [
-        f"{machine.devices} device(s): {machine.kind}; {machine.compute}, "
+        f"{machine.devices} device(s): {machine.kind}; {machine.compute_dtype}, "
         f"{format_count(machine.ceiling)}FLOP/s in a matrix product{peak}; program: {report.program}",
         "; ".join(times),
         f"peak memory {report.peak_bytes_of}: {format_bytes(report.peak_bytes)}",
@@ -190,7 +190,7 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
     if config.model is not None:
         scorer = Scorer.load(
             config.model,
-            compute=config.compute,
+            compute_dtype=config.compute_dtype,
             weights=config.weights,
             max_length=config.max_length,
             tokens_per_call=config.tokens_per_call,
@@ -200,10 +200,10 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
     assert config.model_config is not None  # __post_init__: one of the two
     cfg = named_config(config.model_config)
     placement = make_placement({"data": -1})
-    compute = compute_type(config.compute, placement)
-    stored = compute if config.weights in ("auto", "int8") else config.weights
+    compute_dtype = compute_type(config.compute_dtype, placement)
+    stored = compute_dtype if config.weights in ("auto", "int8") else config.weights
     params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
-    execution = Execution(compute, "auto", "none", placement, packed=False)
+    execution = Execution(compute_dtype, "auto", "none", placement, packed=False)
     method = config.method or default_method(execution)
     return None, ScoringEngine(
         quantize_int8(params) if config.weights == "int8" else params,

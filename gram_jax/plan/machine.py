@@ -21,30 +21,30 @@ class MachineInfo:
 
     devices: int
     kind: str
-    compute: str
+    compute_dtype: str
     ceiling: float
     peak: float | None
 
 
-def measure_machine(placement: Placement, compute: str) -> MachineInfo:
+def measure_machine(placement: Placement, compute_dtype: str) -> MachineInfo:
     """The devices of a mesh, and the speed of a matrix product on one of them."""
     devices = placement.mesh.devices
     first = devices.flat[0]
     chip, peak = local_chip(first), None
     if chip is not None:
-        peak = chip.f32_flops if compute == "float32" else chip.bf16_flops
+        peak = chip.f32_flops if compute_dtype == "float32" else chip.bf16_flops
         peak *= devices.size / chip.devices
     # Fake CPU devices share one machine, of which one product reaches the ceiling.
     count = 1 if first.platform == "cpu" else devices.size
-    ceiling = matmul_flops(first.platform, compute) * count
-    return MachineInfo(devices.size, first.device_kind, compute, ceiling, peak)
+    ceiling = matmul_flops(first.platform, compute_dtype) * count
+    return MachineInfo(devices.size, first.device_kind, compute_dtype, ceiling, peak)
 
 
-def matmul_flops(platform: str, compute: str) -> float:
+def matmul_flops(platform: str, compute_dtype: str) -> float:
     """FLOP/s of a square matrix product on one device, the best of PRODUCT_RUNS."""
     size = PRODUCT_SIZE.get(platform, PRODUCT_SIZE["gpu"])
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size)).astype(compute)
-    precision = "highest" if compute == "float32" else "default"
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size)).astype(compute_dtype)
+    precision = "highest" if compute_dtype == "float32" else "default"
     matmul = jax.jit(lambda a, b: jnp.dot(a, b, precision=precision))
     jax.block_until_ready(matmul(a, b))
     best = float("inf")

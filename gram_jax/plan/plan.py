@@ -165,7 +165,9 @@ def _bounds(
     chip = target.chip
     if chip is None:
         return {}
-    peak = (chip.bf16_flops if program.compute == "bfloat16" else chip.f32_flops) / chip.devices
+    peak = (
+        chip.bf16_flops if program.compute_dtype == "bfloat16" else chip.f32_flops
+    ) / chip.devices
     moved = fit.arguments + fit.results + fit.donated + program.weight_reads
     found = {
         "compute": program.flops.needed / target.devices / peak,

@@ -56,7 +56,7 @@ class Program:
     settings: Mapping[str, Any]
     tokens: int
     flops: Flops
-    compute: Compute
+    compute_dtype: Compute
     weight_reads: float = 0.0
     state_leaves: int = 0
 
@@ -72,7 +72,7 @@ def training_program(
     Raises RecipeError if the mesh does not divide the model or the batch.
     """
     recipe, cfg, placement = request.recipe, request.cfg, request.target.placement
-    batch, mesh, compute = recipe.batch, placement.mesh.shape, recipe.execution.compute_dtype
+    batch, mesh, compute_dtype = recipe.batch, placement.mesh.shape, recipe.execution.compute_dtype
     accumulation = change.get(
         "batch.gradient_accumulation_steps", batch.gradient_accumulation_steps
     )
@@ -92,7 +92,7 @@ def training_program(
     rows = abstract_batch(abstract_rows(recipe, request.slots), placement)
     moments = recipe.optimizer
     # Forward and backward pass read every layer's weights, whole along fsdp, once a micro-batch.
-    layer_bytes = layer_weights(cfg) * jnp.dtype(compute).itemsize / mesh["tensor"]
+    layer_bytes = layer_weights(cfg) * jnp.dtype(compute_dtype).itemsize / mesh["tensor"]
     return Program(
         name=f"train, stage {recipe.stage}",
         lower=lambda: lower_step(
@@ -105,13 +105,13 @@ def training_program(
             "gradient_accumulation_steps": accumulation,
             "remat": change.get("execution.remat", recipe.execution.remat),
             "attention": recipe.execution.attention,
-            "compute_dtype": compute,
+            "compute_dtype": compute_dtype,
             "param_dtype": recipe.model.param_dtype,
             "moments": f"{moments.first_moment_dtype}, {moments.second_moment_dtype}",
         },
         tokens=batch.batch_size * batch.max_length,
         flops=training_flops(recipe, cfg),
-        compute=compute,
+        compute_dtype=compute_dtype,
         weight_reads=2 * accumulation * layer_bytes,
         state_leaves=len(jax.tree.leaves(state)),
     )
@@ -123,13 +123,13 @@ def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Progra
     pairs: over all devices; by default as many as the scorer takes.
     """
     recipe, cfg, placement = request.recipe, request.cfg, request.target.placement
-    compute = recipe.execution.compute_dtype
+    compute_dtype = recipe.execution.compute_dtype
     check_divides(tree.flatten(param_specs(cfg)), placement)
     if pairs and (problem := check_rows(pairs, 1, placement.batch_shards)):
         raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
     weights = tree.map_with_path(
         lambda _, spec: jax.ShapeDtypeStruct(
-            spec.shape, jnp.dtype(compute), sharding=placement.sharding(*spec.axes)
+            spec.shape, jnp.dtype(compute_dtype), sharding=placement.sharding(*spec.axes)
         ),
         param_specs(cfg),
     )
@@ -149,12 +149,12 @@ def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Progra
             "pairs": pairs,
             "max_length": length,
             "attention": recipe.execution.attention,
-            "compute_dtype": compute,
-            "param_dtype": compute,
+            "compute_dtype": compute_dtype,
+            "param_dtype": compute_dtype,
         },
         tokens=2 * pairs * length,
         flops=scoring_flops(cfg, pairs, length),
-        compute=compute,
+        compute_dtype=compute_dtype,
     )
 
 

@@ -142,7 +142,7 @@ def _attention_task(recipe: Recipe) -> AttentionTask:
     return AttentionTask(
         packed=recipe.packed,
         length=recipe.batch.max_length,
-        compute=recipe.execution.compute_dtype,
+        compute_dtype=recipe.execution.compute_dtype,
         sequence=sizes["sequence"],
         tensor=sizes["tensor"],
     )

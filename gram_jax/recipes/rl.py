@@ -140,10 +140,10 @@ class WinRateConfig:
 class TrackingConfig:
     """Logging of metrics, in addition to metrics.jsonl in the output directory."""
 
-    tensorboard: bool = True
-    """Write TensorBoard event files"""
+    tensorboard: bool = False
+    """Write TensorBoard event files (extra tensorboard)"""
     wandb: bool = False
-    """Log to Weights & Biases"""
+    """Log to Weights & Biases (extra wandb)"""
 
 
 @dataclass(frozen=True, config=STRICT)

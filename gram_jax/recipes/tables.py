@@ -278,10 +278,10 @@ class LoggingConfig:
 
     logging_steps: Positive = 1
     """Number of steps between two lines of metrics, which hold means over these steps"""
-    tensorboard: bool = True
-    """Write TensorBoard event files"""
+    tensorboard: bool = False
+    """Write TensorBoard event files (extra tensorboard)"""
     wandb: bool = False
-    """Log to Weights & Biases"""
+    """Log to Weights & Biases (extra wandb)"""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -54,6 +54,9 @@ class RewardForm:
     what is compared with; "log_odds", the mean log-odds; "normalized", log-odds with mean 0 and standard deviation 1 in
     the group. references: texts that responses are compared with if a call gives none. length_penalty: subtracted for
     every 1,000 characters. group_size: number of responses to a prompt (used by a GroupBuffer).
+
+    >>> RewardForm("reference", "log_odds", references=("Seven.",)).compare_with
+    'reference'
     """
 
     compare_with: ComparedWith = "group"

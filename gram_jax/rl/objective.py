@@ -58,7 +58,7 @@ def views(
 ) -> Views:
     """What the model says of every column. chunk: rows of logits that may exist at once."""
     hidden = hidden_states(params, cfg, seqs, execution)
-    table = unembedding(params, cfg).astype(execution.compute)
+    table = unembedding(params, cfg).astype(execution.compute_dtype)
     rows, width = targets.shape
     pieces = -(-rows * width // max(chunk, rows))
     size = -(-width // pieces)

@@ -23,7 +23,7 @@ from gram_jax.rl.judged import RewardFunction, judged_reward
 from gram_jax.rl.objective import VALUE, make_views, rollout_objective
 from gram_jax.rl.prompts import PromptSet, read_prompts
 from gram_jax.run.directory import RunDirectory, check_same_data
-from gram_jax.run.metrics import check_wandb
+from gram_jax.run.metrics import check_writers
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.optimizer import make_optimizer, make_schedule
@@ -90,8 +90,7 @@ def set_up_rl(
     """
     place, judges = (placement, placement) if placement else _placements(recipe)
     _check_parts(recipe, place)
-    if recipe.log.wandb:
-        check_wandb()
+    check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     info = directory.info
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
     generator = _load_policy(recipe, start, place)
@@ -140,7 +139,7 @@ def _load_policy(recipe: RlRecipe, start: str, place: Placement) -> TextGenerato
     wanted = recipe.execution
     with log_time(logger, "load the policy"):
         loaded = TextGenerator.load(
-            start, compute=wanted.compute_dtype, placement=place, system=recipe.policy.system
+            start, compute_dtype=wanted.compute_dtype, placement=place, system=recipe.policy.system
         )
     execution = Execution(wanted.compute_dtype, wanted.attention, wanted.remat, place, packed=False)
     return replace(loaded, execution=execution)
@@ -171,7 +170,7 @@ def _rewards(
 ) -> tuple[RewardFunction, RewardFunction]:
     """The judge's reward of a step's responses, and that of win rates."""
     asked = recipe.reward
-    scorer = Scorer.load(judge, compute=recipe.execution.compute_dtype, placement=place)
+    scorer = Scorer.load(judge, compute_dtype=recipe.execution.compute_dtype, placement=place)
     against = "reference" if asked.compare_with == "greedy" else asked.compare_with
     form = RewardForm(against, asked.scale, asked.references, asked.length_penalty)
     preferred = _preferred(recipe, prompts)

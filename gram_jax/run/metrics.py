@@ -1,6 +1,5 @@
 """Where the figures of a run go: metrics.jsonl, TensorBoard, and Weights & Biases where asked for."""
 
-import importlib.util
 import json
 import math
 import time
@@ -10,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from gram_jax.errors import CheckpointError, GramWarning, RecipeError
+from gram_jax.errors import CheckpointError, GramWarning
+from gram_jax.extras import needs_extra
 from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
@@ -196,13 +196,14 @@ def _errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_wandb() -> None:
-    """Raises RecipeError where wandb is asked for and not there: before the work, not after it."""
-    if importlib.util.find_spec("wandb") is None:
-        raise RecipeError(
-            "log.wandb = true needs the package wandb: pip install wandb, or set it to "
-            "false (metrics.jsonl and TensorBoard are written anyway)"
-        )
+def check_writers(*, tensorboard: bool, wandb: bool) -> None:
+    """Raises MissingExtraError before the work if a requested writer's package is not installed."""
+    if tensorboard:
+        with needs_extra("tensorboard"):
+            import tensorboardX  # noqa: F401
+    if wandb:
+        with needs_extra("wandb"):
+            import wandb as _  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 def _start_wandb(folder: Path, run_id: str, settings: Mapping[str, Any]) -> Any:

@@ -87,7 +87,7 @@ def prefix_tree_logits(
     x = place(embed_tokens(params["embed"], batch.tokens, execution), "batch", None, "act_embed")
     rope = rope_angles(batch.positions, cfg)
     blocks = (jnp.max(batch.used) + shape.block - 1) // shape.block
-    empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute)
+    empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute_dtype)
     empty = place(empty, "batch", "act_kv_heads", None, "head_size")
     attend = partial(_attend, batch, shape, execution)
 

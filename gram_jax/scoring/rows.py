@@ -23,7 +23,7 @@ def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, 
         "model": model,
         "weights": weights_fingerprint(scorer.params),
         "judge": scorer.spec.hash,
-        "compute": scorer.execution.compute,
+        "compute_dtype": scorer.execution.compute_dtype,
     }
 
 

@@ -57,12 +57,16 @@ class ScalarRewardModel:
 
     @classmethod
     def load(
-        cls, name: str | Path, *, compute: AskedCompute = "auto", placement: Placement | None = None
+        cls,
+        name: str | Path,
+        *,
+        compute_dtype: AskedCompute = "auto",
+        placement: Placement | None = None,
     ) -> "ScalarRewardModel":
         """The model of a run of stage bradley_terry; compute as for a Scorer. Raises JudgeError for another stage."""
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        number_format = compute_type(compute, placement)
+        number_format = compute_type(compute_dtype, placement)
         spec = load_spec(name)
         if spec is None:
             raise JudgeError(f"{name} carries no judge.json: expected a run of stage bradley_terry")

@@ -101,7 +101,7 @@ class Scorer:
         cfg, spec = self.cfg, self.spec
         return (
             f"Scorer({cfg.family}, {cfg.layers} layers of {cfg.embed_size}, judge {spec.hash[:12]}, at most "
-            f"{spec.max_length} tokens, {self.execution.compute})"
+            f"{spec.max_length} tokens, {self.execution.compute_dtype})"
         )
 
     @property
@@ -124,7 +124,7 @@ class Scorer:
         cls,
         name: str | Path,
         *,
-        compute: AskedCompute = "auto",
+        compute_dtype: AskedCompute = "auto",
         weights: Weights = "auto",
         max_length: int | None = None,
         tokens_per_call: int | None = None,
@@ -144,7 +144,7 @@ class Scorer:
         """
         keep_compiled_programs()
         placement = placement or make_placement({"data": -1})
-        number_format = compute_type(compute, placement)
+        number_format = compute_type(compute_dtype, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         spec = spec or load_spec(name)
         if spec is None:

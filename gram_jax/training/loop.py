@@ -83,6 +83,18 @@ def train(
     RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be used, DoesNotFitError for too
     little memory, NonFiniteError for a loss that is not finite (the last good state is kept) and StoppedError after
     Ctrl-C or SIGTERM (the state is kept).
+
+    >>> import json, tempfile
+    >>> from gram_jax import read_recipe, train
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> rows = [{"prompt": f"{n} + 1?", "chosen": str(n + 1), "rejected": str(n)} for n in range(8)]
+    >>> _ = (folder / "pairs.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+    >>> changes = {"run.output_dir": folder / "run", "run.max_steps": 2, "model.name_or_path": "tiny-random",
+    ...     "data.train": f'["{folder / "pairs.jsonl"}"]', "batch.batch_size": 8, "batch.max_length": 256,
+    ...     "judge.max_length": 256, "batch.gradient_accumulation_steps": 1, "optimizer.warmup_steps": 0}
+    >>> recipe = read_recipe("smollm2-135m-finetune", [f"{key}={value}" for key, value in changes.items()])
+    >>> train(recipe).steps
+    2
     """
     with open_run(recipe, command="train", process=process) as run:
         if not is_complete(run):
@@ -283,9 +295,9 @@ def first_state(
             return init_state(params, setup.optimizer, setup.abstract), frozen
         frozen = {}
         if recipe.lora is not None:
-            compute = recipe.execution.compute_dtype
+            compute_dtype = recipe.execution.compute_dtype
             start, lora = recipe.model.name_or_path, recipe.lora.config
-            frozen = frozen_weights(start, lora, compute, placement)[1]
+            frozen = frozen_weights(start, lora, compute_dtype, placement)[1]
         return checkpoints.restore(newest, setup.abstract), frozen
 
 

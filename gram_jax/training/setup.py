@@ -28,7 +28,7 @@ from gram_jax.run.directory import (
     check_same_judge,
     differing_fields,
 )
-from gram_jax.run.metrics import check_wandb
+from gram_jax.run.metrics import check_writers
 from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.evaluation import evaluation_rows
 from gram_jax.training.optimizer import make_optimizer
@@ -123,8 +123,7 @@ def _check(recipe: Recipe, placement: Placement) -> None:
         batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
     ):
         raise RecipeError(problem)
-    if recipe.log.wandb:
-        check_wandb()
+    check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
 
 
 def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:

@@ -137,13 +137,13 @@ def initial_weights(specs: Tree, loaded: Tree, seed: int, dtype: str, placement:
 
 
 def frozen_weights(
-    start: str, lora: LoraConfig, compute: str, placement: Placement
+    start: str, lora: LoraConfig, compute_dtype: str, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
     """(config, base under LoRA with LoRA's scale, the base's scalar head if it has one).
 
     The base has the dtype of the computation. Its head, of a Bradley-Terry run, is trained and never frozen.
     """
-    cfg, base = load_model(start, placement, compute)
+    cfg, base = load_model(start, placement, compute_dtype)
     head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
     return cfg, with_lora_scale(base, cfg, lora, placement), head
 

@@ -43,7 +43,7 @@ def attention(
     """
     placement = execution.placement
     _, T, K, H = k.shape
-    task = attention_task(execution, length=T, kv_heads=K, head_size=H, compute=str(q.dtype))
+    task = attention_task(execution, length=T, kv_heads=K, head_size=H, compute_dtype=str(q.dtype))
     local = _local(resolve_backend(execution.attention, task), placement)
     if placement.mesh.size == 1:
         return local(q, k, v, segments)
@@ -61,12 +61,12 @@ def attention(
 def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
     """The back end that computes rows of this length. Raises RecipeError if it does not support them."""
     sizes = {"kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
-    task = attention_task(execution, length=length, **sizes, compute=execution.compute)
+    task = attention_task(execution, length=length, **sizes, compute_dtype=execution.compute_dtype)
     return resolve_backend(execution.attention, task)
 
 
 def attention_task(
-    execution: Execution, *, length: int, kv_heads: int, head_size: int, compute: str
+    execution: Execution, *, length: int, kv_heads: int, head_size: int, compute_dtype: str
 ) -> AttentionTask:
     """What rows of this length require of a back end."""
     placement = execution.placement
@@ -79,7 +79,7 @@ def attention_task(
         length=length,
         kv_heads=kv_heads,
         head_size=head_size,
-        compute=compute,
+        compute_dtype=compute_dtype,
         sequence=_parts(placement, "time"),
         tensor=_parts(placement, "act_kv_heads"),
     )

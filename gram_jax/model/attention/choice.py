@@ -42,7 +42,7 @@ class AttentionTask:
     length: int | None = None
     kv_heads: int | None = None
     head_size: int | None = None
-    compute: str | None = None
+    compute_dtype: str | None = None
     sequence: int | None = None
     tensor: int | None = None
 
@@ -86,7 +86,7 @@ def _of_the_mesh(task: AttentionTask) -> Iterator[str]:
 def _of_cudnn(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "gpu"):
         yield f'it needs an NVIDIA GPU, found platform "{task.platform}": use "auto" or "blocked"'
-    if task.compute == "float32":
+    if task.compute_dtype == "float32":
         yield 'it computes in bfloat16 or float16, asked for is float32: use compute = "bfloat16"'
     if task.packed:
         yield (
@@ -108,7 +108,7 @@ def _of_cudnn(task: AttentionTask) -> Iterator[str]:
 def _of_splash(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "tpu", INTERPRETED):
         yield f'it needs a TPU, found platform "{task.platform}": use "auto" or "blocked"'
-    if task.compute == "float32" and task.platform != INTERPRETED:
+    if task.compute_dtype == "float32" and task.platform != INTERPRETED:
         yield (
             'its products are bfloat16, asked for is float32: use compute = "bfloat16" or "blocked"'
         )
