@@ -25,10 +25,11 @@ def masked_attention(
     """
     (B, T, N, H), K = q.shape, k.shape[2]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    scores = dot("bkgth,bskh->bkgts", q, k) * scale
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = dot("bkgth,bksh->bkgts", q, k) * scale
     scores = jnp.where(visible[:, None, None], scores, MASK_VALUE)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = dot("bkgts,bskh->bkgth", probs, v).astype(v.dtype)
+    out = dot("bkgts,bksh->bkgth", probs, v).astype(v.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
