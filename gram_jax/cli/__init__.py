@@ -76,6 +76,8 @@ def run_command(words: Sequence[str]) -> int:
         except KeyboardInterrupt:
             errors.warn("stopped by Ctrl-C")
             return 130
+        finally:
+            log_to(None)
 
 
 @contextmanager

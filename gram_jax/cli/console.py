@@ -199,10 +199,11 @@ class _LogHandler(logging.Handler):
             self.console.say(text)
 
 
-def log_to(console: Console) -> None:
-    """Print what the library logs on `console`, in place of an earlier one."""
+def log_to(console: Console | None) -> None:
+    """Print what the library logs on `console`, in place of an earlier one; None: print nothing."""
     logger = logging.getLogger("gram_jax")
     for handler in [h for h in logger.handlers if isinstance(h, _LogHandler)]:
         logger.removeHandler(handler)
-    logger.addHandler(_LogHandler(console))
-    logger.setLevel(logging.INFO)
+    if console is not None:
+        logger.addHandler(_LogHandler(console))
+    logger.setLevel(logging.NOTSET if console is None else logging.INFO)
