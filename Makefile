@@ -46,7 +46,7 @@ test: $(VENV)/.ready-dev
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 	test -n "$(TESTS)" || $(MAKE) types
 
-# The whole suite; continuous integration runs this.
+# The whole suite.
 test-all: $(VENV)/.ready-dev
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "" $(TESTS)
