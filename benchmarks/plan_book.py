@@ -351,12 +351,12 @@ which is the *bound*. *tokens/s/chip* is the throughput at that bound: an upper 
 reach 40 to 70 % of it.
 
 A program that does not fit is listed with the memory that it needs: if the compiler stopped, at least the arguments and
-the temporaries that it reported; if the arguments alone are too much, nothing was compiled."""
+the temporaries that it reported; if the arguments alone are too much, nothing was compiled."""  # noqa: E501
 
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation
-step, f32 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",
+step, f32 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",  # noqa: E501
     "finetune": "The same batch and settings; no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}

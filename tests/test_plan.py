@@ -98,7 +98,7 @@ ENTRY %main (x: f32[4,8], v: f32[8]) -> f32[8] {
   %either = f32[8] conditional(%flag, %v, %v), branch_computations={%quiet, %loud}
   ROOT %total = (f32[8]{0}, f32[]) all-reduce(%v, %scalar), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
 }
-"""
+"""  # noqa: E501
 
 # How a TPU's compiler writes it: one gather in two pieces among products, a reduce-scatter as a fusion.
 FUSED = """\
@@ -127,7 +127,7 @@ ENTRY %main (w: bf16[1,8], g: f32[64]) -> f32[8] {
   %f2 = bf16[8,8] fusion(%w), kind=kOutput, calls=%async_collective_fusion.2
   ROOT %rs = f32[8] fusion(%g), kind=kCustom, calls=%all-reduce-scatter.3
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larger_branch():
