@@ -36,7 +36,7 @@ def default_rate(method: Method, cfg: ModelConfig) -> float:
 def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str, list[Comparison]]:
     """Records by part: all of a prompt lie in one, by a hash of (seed, prompt).
 
-    Raises DataError where a part has fewer than 10 pairs.
+    Raises DataError if a part has fewer than 10 pairs.
     """
     edges = (held_out, 2 * held_out)
     parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}

@@ -59,7 +59,7 @@ def has_manifest(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder. Raises CheckpointError where it is missing or damaged itself."""
+    """The manifest of a folder. Raises CheckpointError if it is missing or damaged itself."""
     found = _read(folder / MANIFEST)
     if isinstance(found, str):
         raise CheckpointError(f"{folder}/{found}")

@@ -159,7 +159,7 @@ class Checkpoints:
 
         Newer steps that are damaged are named to `report` with their files and, unless the folder
         was opened for reading only, moved into the folder `damaged`, so that the run can save
-        them anew. Raises CheckpointError where every step is damaged; none is moved then.
+        them anew. Raises CheckpointError if every step is damaged; none is moved then.
         """
         refused: dict[int, list[str]] = {}
         newest = None
@@ -197,7 +197,7 @@ class Checkpoints:
     def restore(self, step: int | None, abstract: Any) -> Any:
         """The state of `step` (None: the newest) in the structure of `abstract`.
 
-        abstract: jax.ShapeDtypeStructs with shardings, on any mesh. Raises CheckpointError where
+        abstract: jax.ShapeDtypeStructs with shardings, on any mesh. Raises CheckpointError if
         the checkpoint is missing or damaged, with the names of the files, LayoutError where it
         holds another state.
         """

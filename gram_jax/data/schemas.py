@@ -200,7 +200,7 @@ def _has(schema: Schema, row: Fields) -> bool:
 def with_own_template(schema: Schema, where: str, sample: Sequence[Fields]) -> Schema:
     """The schema as it is, but for rendered GRAM rows that do not have the published frame and labels.
 
-    Those are read by the template and the labels that the sample shares. Raises DataError where it
+    Those are read by the template and the labels that the sample shares. Raises DataError if it
     leaves them open.
     """
     if schema.name != "gram" or any(is_published(row) for row in sample):

@@ -341,7 +341,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 
 async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """The next message. Raises ConnectionError where the other side has closed."""
+    """The next message. Raises ConnectionError if the other side has closed."""
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise ConnectionError("closed")

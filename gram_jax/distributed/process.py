@@ -70,7 +70,7 @@ def distributed_session(
 
     devices: the GPUs of this machine that a job of one process takes, None for all; of several, `place` says it.
     In a job of several processes no exception leaves the block: an error is told to the others and ends this process
-    and them, since the way out of Python would wait for processes that are gone. Raises ClusterError where the job
+    and them, since the way out of Python would wait for processes that are gone. Raises ClusterError if the job
     does not come together, or has not the devices that it asked for.
     """
     if place is None:
@@ -110,7 +110,7 @@ def distributed_session(
 
 
 def _start_jax(place: ClusterSpec, join_timeout: float, lost_after: float) -> None:
-    """jax.distributed, at the port above the heartbeat's. Raises ClusterError where that is taken."""
+    """jax.distributed, at the port above the heartbeat's. Raises ClusterError if that is taken."""
     # Our own handlers decide what SIGTERM means (distributed/preemption.py).
     jax.config.update("jax_enable_preemption_service", False)
     if place.index == 0:

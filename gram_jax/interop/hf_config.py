@@ -213,7 +213,7 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Any, cfg: ModelConfig) -> None:
-    """Raises LayoutError where a token's id lies outside the embedding table (a larger table is usual)."""
+    """Raises LayoutError if a token's id lies outside the embedding table (a larger table is usual)."""
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= cfg.vocab_size or len(tokenizer) > cfg.vocab_size:
         raise LayoutError(

@@ -116,7 +116,7 @@ def _advice(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError where there is none."""
+    """A JSON object from a file. Raises CheckpointError if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -101,7 +101,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 def stop_tokens(name: str | Path) -> tuple[int, ...]:
     """Ids that end a text by the model's generation_config.json, () where there is none.
 
-    Raises CheckpointError where it is damaged.
+    Raises CheckpointError if it is damaged.
     """
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
@@ -136,7 +136,7 @@ def load_run(
     """The model of a run's newest checkpoint, of a finished run its last, or of a step. A run that trained LoRA has
     its base loaded and merged.
 
-    Raises CheckpointError where a finished run has lost its last step, or the one that is asked for is not there;
+    Raises CheckpointError if a finished run has lost its last step, or the one that is asked for is not there;
     warns of one that is not finished.
     """
     from gram_jax.checkpoint.orbax import Checkpoints  # 0.4 s, which exported folders need not pay

@@ -122,7 +122,7 @@ class NnxModel(nnx.Module):
         return self.cfg.vocab_size
 
     def _check_own(self) -> None:
-        """Raises LayoutError where a tool put something beside or instead of our weights while they were used.
+        """Raises LayoutError if a tool put something beside or instead of our weights while they were used.
 
         qwix does: it knows the embedding and the head, not the layers, whose weights are read inside a scan.
         """
@@ -150,7 +150,7 @@ class NnxModel(nnx.Module):
 def nnx_model(params: Tree, cfg: ModelConfig, execution: Execution) -> NnxModel:
     """A view of the model: its variables hold the arrays of `params`, not copies.
 
-    Weights are nnx.Param, those of a LoRA nnx.LoRAParam, what nobody trains Frozen. Raises LayoutError where the tree
+    Weights are nnx.Param, those of a LoRA nnx.LoRAParam, what nobody trains Frozen. Raises LayoutError if the tree
     is not this model's, RecipeError where the execution cannot tell padding from text.
     """
     if not execution.packed:
@@ -166,7 +166,7 @@ def nnx_model(params: Tree, cfg: ModelConfig, execution: Execution) -> NnxModel:
 def to_params(view: NnxModel) -> Tree:
     """The view's arrays as our tree: for scoring, export and checkpoints.
 
-    Raises LayoutError where a tool has added variables or put others in the place of ours.
+    Raises LayoutError if a tool has added variables or put others in the place of ours.
     """
     found = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(view))}
     if strange := sorted(found.keys() ^ set(view.paths)):

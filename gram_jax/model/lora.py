@@ -70,7 +70,7 @@ def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax
 def merge_lora(params: Tree) -> Tree:
     """The same model without LoRA: W + (alpha / r) a b, added in f32 and stored in W's dtype.
 
-    Raises LayoutError where W is int8, whose steps are coarser than most updates.
+    Raises LayoutError if W is int8, whose steps are coarser than most updates.
     """
     layers = dict(params["layers"])
     if eight := sorted(layers.get("scales", {}).keys() & layers["lora"].keys()):

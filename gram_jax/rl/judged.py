@@ -33,7 +33,7 @@ def judged_reward(
 
 
 def checked(rewards: Sequence[float], count: int) -> np.ndarray:
-    """f32 [count]. Raises DataError where a reward function gave another number of them, or none that is finite."""
+    """f32 [count]. Raises DataError if a reward function gave another number of them, or none that is finite."""
     try:
         found = np.array(rewards, np.float32)
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ STALE_SECONDS = 60.0
 def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
     """Hold the folder of a run for the block.
 
-    Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError where one is alive.
+    Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError if one is alive.
     """
     path, mine = run / LOCK, _this_process()
     _take(path, mine)

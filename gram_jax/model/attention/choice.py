@@ -48,7 +48,7 @@ class AttentionTask:
 
 
 def resolve_backend(wanted: str, task: AttentionTask) -> str:
-    """The back end that runs. Raises RecipeError where the wanted one cannot do the task."""
+    """The back end that runs. Raises RecipeError if the wanted one cannot do the task."""
     if wanted != "auto":
         if problems := refusals(wanted, task):
             raise RecipeError("\n  ".join([f'attention = "{wanted}" cannot do this:', *problems]))
