@@ -81,17 +81,17 @@ def rank(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.ranking.jobs import RankingConfig
-    from gram_jax.scoring.files import check_files, rank_file
+    from gram_jax.scoring.files import check_files, score_file
 
     console = Console()
     config = RankingConfig(method, order_mode, references)
     check_files(source, out, schema=rows.schema, ranked=True)
-    done = rank_file(
+    done = score_file(
         judge.load(model),
         model,
         source,
         out,
-        config,
+        ranking=config,
         schema=rows.schema,
         on_bad=rows.on_bad,
         overwrite=overwrite,

@@ -27,7 +27,7 @@ class PlanTarget:
     @property
     def platform(self) -> str:
         """Of the devices, as JAX names it."""
-        return self.placement.mesh.devices.flat[0].platform
+        return self.placement.platform
 
     @property
     def capacity(self) -> int | None:
