@@ -238,7 +238,7 @@ def _evaluate(
     )
     logger.info(
         "The response shown first has %.2f on average; the verdict is the same both ways for %.0f %% of the pairs.",
-        0.5 + report.position_bias,
+        0.5 + report.position_bias / 2,
         100 * report.consistency,
     )
     return report
