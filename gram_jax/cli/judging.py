@@ -45,9 +45,14 @@ def score(
 
     console = Console()
     check_files(source, out, schema=rows.schema)
-    scorer, progress = judge.load(model), console.progress
     done = score_file(
-        scorer, model, source, out, **vars(rows), overwrite=overwrite, progress=progress
+        judge.load(model),
+        model,
+        source,
+        out,
+        **vars(rows),
+        overwrite=overwrite,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 
@@ -76,14 +81,20 @@ def rank(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.ranking.jobs import RankingConfig
-    from gram_jax.scoring.files import check_files, rank_file
+    from gram_jax.scoring.files import check_files, score_file
 
     console = Console()
     config = RankingConfig(method, order_mode, references)
     check_files(source, out, schema=rows.schema, ranked=True)
-    scorer, progress = judge.load(model), console.progress
-    done = rank_file(
-        scorer, model, source, out, config, **vars(rows), overwrite=overwrite, progress=progress
+    done = score_file(
+        judge.load(model),
+        model,
+        source,
+        out,
+        ranking=config,
+        **vars(rows),
+        overwrite=overwrite,
+        progress=console.progress,
     )
     console.say(f"{out}: {done.to_text()}")
 

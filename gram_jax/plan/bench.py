@@ -20,7 +20,7 @@ from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec
-from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.model.execution import AskedCompute, inference_execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
@@ -28,14 +28,8 @@ from gram_jax.plan.flops import judging_flops
 from gram_jax.plan.machine import MachineInfo, measure_machine, peak_memory
 from gram_jax.plan.workloads import MIX, random_pairs, random_ranking
 from gram_jax.scoring.calls import WorkCounters
-from gram_jax.scoring.engine import (
-    ScoringEngine,
-    ScoringMethod,
-    default_method,
-    default_tokens_per_call,
-)
-from gram_jax.scoring.scorer import Scorer, Weights, compute_type
-from gram_jax.sharding import make_placement
+from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
+from gram_jax.scoring.scorer import Scorer, Weights
 
 # Rows of the table: key of WorkloadResult.rates, label, format.
 FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -203,20 +197,17 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
         return scorer, scorer.engine
     assert config.model_config is not None  # __post_init__: one of the two
     cfg = named_config(config.model_config)
-    placement = make_placement({"data": -1})
-    compute_dtype = compute_type(config.compute_dtype, placement)
-    stored = compute_dtype if config.weights in ("auto", "int8") else config.weights
-    params = init_params(param_specs(cfg), jax.random.key(0), placement, stored)
-    execution = Execution(compute_dtype, "auto", "none", placement, packed=False)
-    method = config.method or default_method(execution)
+    execution = inference_execution(config.compute_dtype)
+    held = execution.compute_dtype if config.weights in ("auto", "int8") else config.weights
+    params = init_params(param_specs(cfg), jax.random.key(0), execution.placement, held)
     return None, ScoringEngine(
         quantize_int8(params) if config.weights == "int8" else params,
         cfg,
         (0, 1),  # any two labels
         execution,
         config.max_length or min(DEFAULT_LENGTH, cfg.context_length),
-        method,
-        config.tokens_per_call or default_tokens_per_call(execution, method),
+        config.method,
+        config.tokens_per_call,
     )
 
 

@@ -17,7 +17,7 @@ from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_fl
 from gram_jax.plan.topology import PlanTarget
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
-from gram_jax.scoring.engine import ScoringEngine, default_tokens_per_call
+from gram_jax.scoring.engine import ScoringEngine
 from gram_jax.sharding import check_divides
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import lower_step, make_execution
@@ -132,8 +132,7 @@ def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Progra
         param_specs(cfg),
     )
     execution, max_length = make_execution(recipe, placement, "none"), recipe.judge.max_length
-    tokens = default_tokens_per_call(execution, "padded")
-    engine = ScoringEngine(weights, cfg, LABEL_IDS, execution, max_length, "padded", tokens)
+    engine = ScoringEngine(weights, cfg, LABEL_IDS, execution, max_length, "padded")
     length = engine.lengths[-1]
     if pairs:
         engine.tokens_per_call = pairs // placement.batch_shards * 2 * length

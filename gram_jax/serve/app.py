@@ -70,7 +70,7 @@ def make_app(
         yield
         # By now every accepted request is answered, or its time is over.
         service.drain()
-        await anyio.to_thread.run_sync(service.batcher.stop)
+        await anyio.to_thread.run_sync(lambda: service.batcher.close(finish_queued=False))
 
     app = FastAPI(
         title="gram_jax",
