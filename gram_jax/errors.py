@@ -5,6 +5,7 @@ The command line prints the message of a `GramError` and exits with its status; 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, get_args
 
 # Exit statuses after which a launcher starts the command again.
 RESTART = 75  # stopped by SIGTERM, state saved
@@ -108,6 +109,12 @@ def nearest_multiple(value: int, unit: int) -> str:
     """
     below = value // unit * unit
     return nearest(value, [n for n in (below, below + unit) if n])
+
+
+def check_choice(name: str, value: Any, choices: Any, error: type[GramError]) -> None:
+    """Raises `error` unless the value called `name` is one of those of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise error(f"{name} = {value!r}: expected one of {', '.join(get_args(choices))}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -70,6 +70,11 @@ class Placement:
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
     @property
+    def platform(self) -> str:
+        """Of its devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def batch_shards(self) -> int:
         """Number of shards of the batch dimension."""
         return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"])

@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan, make_batches
 from gram_jax.data.comparison import Comparison
-from gram_jax.data.examples import (
-    BradleyTerryExamples,
-    TokenExamples,
-    VerdictExamples,
-    bradley_terry_examples,
-    flat_documents,
-    pretrain_examples,
-    shown_first,
-    verdict_examples,
-)
+from gram_jax.data.examples import Examples, flat_documents, make_examples, shown_first
 from gram_jax.data.packing import epoch_order, pack_epoch
 from gram_jax.data.report import ReadReport, length_histogram
 from gram_jax.errors import DataError, RecipeError
@@ -33,27 +24,28 @@ from gram_jax.judge.spec import make_spec
 KINDS = ("verdict", "verdict both", "token", "token both", "ranking")
 
 
-def make_examples(kind: str, lengths: list[int]):
-    """Examples whose tokens all differ, so that each can be found again. A unit of two has n and n
-    + 1 tokens.
-    """
-    pairs = kind in ("verdict both", "token both", "ranking")
-    sizes = [n + d for n in lengths for d in range(2 if pairs else 1)]
+def distinct_examples(kind: str, lengths: list[int]) -> Examples:
+    """Examples whose tokens are all different. The two documents of a unit have n and n + 1 tokens."""
+    per_unit = 1 if kind in ("verdict", "token") else 2
+    sizes = [n + d for n in lengths for d in range(per_unit)]
     ends = np.cumsum(sizes)
-    documents = flat_documents(
-        np.arange(end - n + 1, end + 1) for n, end in zip(sizes, ends, strict=True)
-    )
-    ids = tuple(f"r{i}" for i in range(len(lengths)))
-    rows = ReadReport(len(lengths), len(lengths))
-    per_unit = 2 if pairs else 1
     weights = np.linspace(0.5, 2.0, len(sizes), dtype=np.float32)
-    if kind.startswith("verdict"):
-        label = np.arange(len(sizes), dtype=np.int32) % 2
-        return VerdictExamples(documents, label, weights, ids, per_unit, rows)
     if kind.startswith("token"):
-        per_token = np.linspace(0, 1, int(ends[-1]), dtype=np.float32)
-        return TokenExamples(documents, per_token, ids, per_unit, rows)
-    return BradleyTerryExamples(documents, weights[::2], ids, rows)
+        weights = np.linspace(0, 1, int(ends[-1]), dtype=np.float32)
+    stage = {"verdict": "finetune", "token": "pretrain", "ranking": "bradley_terry"}[
+        kind.split()[0]
+    ]
+    return Examples(
+        stage=stage,
+        documents=flat_documents(
+            np.arange(end - n + 1, end + 1) for n, end in zip(sizes, ends, strict=True)
+        ),
+        weights=weights[::2] if kind == "ranking" else weights,
+        label=np.arange(len(sizes) if stage == "finetune" else 0, dtype=np.int32) % 2,
+        ids=tuple(f"r{i}" for i in range(len(lengths))),
+        per_unit=per_unit,
+        read=ReadReport(len(lengths), len(lengths)),
+    )
 
 
 def epoch_of(plan: BatchPlan, epoch: int = 0) -> list:
@@ -84,9 +76,8 @@ def plan_for(kind: str, sizes: list[int], shape: tuple[int, int, bool], seed: in
     rows, length, pack = shape
     if not pack and rows % 2 and kind.endswith("both"):
         rows += 1
-    return make_batches(
-        make_examples(kind, sizes), batch_size=rows, max_length=length, seed=seed, packing=pack
-    )
+    examples = distinct_examples(kind, sizes)
+    return make_batches(examples, batch_size=rows, max_length=length, seed=seed, packing=pack)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,11 +103,8 @@ def test_shapes_are_constant_and_documents_never_mix(kind, sizes, shape):
     expected = (plan.batch_size, plan.max_length)
     for batch in epoch_of(plan):
         assert all(x.shape == expected and x.dtype == np.int32 for x in batch.seqs)
-        assert all(
-            x.shape
-            == (expected if isinstance(batch, TokenBatch) else (plan.batch_size, plan.slots))
-            for x in batch[1:]
-        )
+        others = expected if isinstance(batch, TokenBatch) else (plan.batch_size, plan.slots)
+        assert all(x.shape == others for x in batch[1:])
         for tokens, positions, segments in zip(*batch.seqs, strict=True):
             used = int((segments > 0).sum())
             assert (segments[:used] > 0).all() and not tokens[used:].any()
@@ -250,22 +238,18 @@ def test_examples_longer_than_a_row_are_dropped_and_counted():
         assert plan.examples.ids == ("r0", "r1", "r3")
         assert plan.examples.read.kept == 3
         epoch_of(plan)
-    with pytest.raises(DataError, match=r"no example is left .* the shortest example needs 70"):
+    with pytest.raises(DataError, match=r"2 longer than a row.* needs 70"):
         plan_for("token", [100, 70], (2, 64, True))
 
 
 def test_shapes_that_hold_nothing_are_refused():
-    with pytest.raises(RecipeError, match="even number"):
-        make_batches(
-            make_examples("verdict both", [5]), batch_size=3, max_length=64, seed=0, packing=False
-        )
-    with pytest.raises(RecipeError, match="holds nothing"):
-        make_batches(
-            make_examples("verdict", [5]), batch_size=0, max_length=64, seed=0, packing=True
-        )
-    plan = plan_for("verdict", [5], (4, 64, True))
+    both = distinct_examples("verdict both", [5])
+    with pytest.raises(RecipeError, match="batch_size = 3 "):
+        make_batches(both, batch_size=3, max_length=64, seed=0, packing=False)
+    with pytest.raises(RecipeError, match="0 rows"):
+        make_batches(both, batch_size=0, max_length=64, seed=0, packing=True)
     with pytest.raises(RecipeError, match="shard 0 of 3"):
-        plan.batch(0, (0, 3))
+        plan_for("verdict", [5], (4, 64, True)).batch(0, (0, 3))
 
 
 def test_packing_stays_near_the_permutation_and_fills_the_rows():
@@ -281,11 +265,12 @@ def test_packing_stays_near_the_permutation_and_fills_the_rows():
     assert np.abs(plan.row // 8 - expected).max() < 0.1 * plan.batches
 
 
-def test_no_token_is_lost_without_packing_and_a_row_holds_one_document():
-    plan = plan_for("token", [5, 9, 4, 7, 6], (2, 42, False))
-    assert plan.steps_per_epoch == 3
+@pytest.mark.parametrize(("kind", "documents"), [("token", 1), ("verdict both", 1), ("ranking", 2)])
+def test_without_packing_a_row_holds_one_document_or_one_ranking_pair(kind, documents):
+    plan = plan_for(kind, [5, 9, 4, 7, 6], (2, 42, False))
+    assert plan.steps_per_epoch == (5 if kind == "verdict both" else 3)
     for batch in epoch_of(plan):
-        assert batch.seqs.segments.max() == 1
+        assert batch.seqs.segments.max() == documents
 
 
 # From records
@@ -300,26 +285,27 @@ def judge():
 def preferences(count: int, **changes) -> list[Comparison]:
     """Comparisons whose chosen response is "good N", the first one."""
     return [
-        Comparison(
-            as_prompt(f"question {i}"), f"good {i}", f"bad {i}", label=0, id=f"p{i}", **changes
-        )
+        Comparison(as_prompt(f"question {i}"), f"good {i}", f"bad {i}", 0, id=f"p{i}", **changes)
         for i in range(count)
     ]
 
 
-def swapped(records: list[Comparison]) -> list[Comparison]:
-    return [record.swapped() for record in records]
+def examples_of(
+    stage: str, records: list[Comparison], judge, orders="hash", seed=0, overlong="drop"
+) -> Examples:
+    return make_examples(
+        stage,
+        records,
+        *judge,
+        position_augmentation=orders,
+        seed=seed,
+        overlong=overlong,
+        read=ReadReport(10, len(records)),
+    )
 
 
-READ = ReadReport(10, 10)
-
-
-def settings_of(orders: str = "hash", seed: int = 0, overlong: str = "drop") -> dict:
-    return {"position_augmentation": orders, "seed": seed, "overlong": overlong, "read": READ}
-
-
-def text_of(tokenizer, examples, document: int) -> str:
-    return tokenizer.decode(examples.documents[document])
+def text_of(judge, examples: Examples, document: int) -> str:
+    return judge[0].decode(examples.documents[document])
 
 
 def test_the_side_shown_first_is_balanced_and_depends_on_seed_and_id_alone(judge):
@@ -329,41 +315,31 @@ def test_the_side_shown_first_is_balanced_and_depends_on_seed_and_id_alone(judge
     assert [shown_first(7, name) for name in "abcdefgh"] == [0, 1, 1, 0, 0, 0, 1, 1]
     records = preferences(40)
     shuffled = random.Random(0).sample(records, len(records))
-    a, b = (verdict_examples(r, *judge, **settings_of()) for r in (records, shuffled))
+    a, b = (examples_of("finetune", r, judge) for r in (records, shuffled))
     labels = dict(zip(a.ids, a.label, strict=True))
     assert labels == dict(zip(b.ids, b.label, strict=True)) and set(labels.values()) == {0, 1}
 
 
-def test_a_label_says_which_of_the_shown_responses_is_the_chosen_one(judge):
-    tokenizer, _ = judge
-    for orders in ("hash", "both", "fixed"):
-        for records in (preferences(20), swapped(preferences(20))):
-            examples = verdict_examples(records, *judge, **settings_of(orders))
-            for d, label in enumerate(examples.label):
-                text = text_of(tokenizer, examples, d)
-                assert (text.index("good") < text.index("bad")) == (label == 0)
+@pytest.mark.parametrize("orders", ["hash", "both", "fixed"])
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_label_says_which_of_the_shown_responses_is_the_chosen_one(judge, orders, turn):
+    records = [record.swapped() if turn else record for record in preferences(20)]
+    examples = examples_of("finetune", records, judge, orders)
+    for d, label in enumerate(examples.label):
+        text = text_of(judge, examples, d)
+        assert (text.index("good") < text.index("bad")) == (label == 0)
+    if orders == "both":  # neighbours with opposite labels, which count as one example
+        assert len(examples.documents) == 40 and examples.per_unit == 2
+        assert len(examples.ids) == 20
+        assert (examples.label[::2] + examples.label[1::2] == 1).all()
+    if orders == "fixed":
+        assert (examples.label == turn).all()
 
 
-def test_both_orders_are_neighbours_with_opposite_labels_and_count_as_one_example(judge):
-    examples = verdict_examples(preferences(5), *judge, **settings_of("both"))
-    assert len(examples.documents) == 10 and len(examples.ids) == 5 and examples.per_unit == 2
-    assert (examples.label[::2] + examples.label[1::2] == 1).all()
-    assert (
-        make_batches(examples, batch_size=2, max_length=400, seed=0, packing=True).report().examples
-        == 5
-    )
-
-
-def test_fixed_order_shows_what_the_source_showed_first(judge):
-    examples = verdict_examples(preferences(4), *judge, **settings_of("fixed"))
-    assert not examples.label.any()
-    assert verdict_examples(swapped(preferences(4)), *judge, **settings_of("fixed")).label.all()
-
-
-def test_swapping_the_preferences_turns_every_label_around(judge):
+def test_exchanging_the_preferences_exchanges_every_label(judge):
     records = preferences(30)
     exchanged = [replace(record, label=1) for record in records]
-    a, b = (verdict_examples(r, *judge, **settings_of()) for r in (records, exchanged))
+    a, b = (examples_of("finetune", r, judge) for r in (records, exchanged))
     assert (a.label + b.label == 1).all()
     assert np.array_equal(a.documents.tokens, b.documents.tokens)
 
@@ -374,52 +350,49 @@ def test_ties_and_long_records_are_dropped_and_counted(judge):
         Comparison(as_prompt("q"), "a", "b", "tie", id="tie"),
         Comparison(as_prompt("q"), "a" * 900, "b", 0, id="long"),
     ]
-    for make in (
-        lambda: verdict_examples(records, *judge, **settings_of()),
-        lambda: bradley_terry_examples(records, *judge, overlong="drop", read=READ),
-    ):
-        examples = make()
+    for stage in ("finetune", "bradley_terry"):
+        examples = examples_of(stage, records, judge)
         assert examples.ids == ("p0", "p1", "p2")
         assert examples.read.dropped == {"tie": 1, "longer than max_length": 1}
         assert (examples.read.rows, examples.read.kept) == (10, 3)
+    assert examples_of("pretrain", records, judge).ids == ("p0", "p1", "p2", "tie")
     with pytest.raises(DataError, match="record 'long'"):
-        verdict_examples(records, *judge, **settings_of(overlong="error"))
+        examples_of("finetune", records, judge, overlong="error")
 
 
-def test_unknown_orders_and_treatments_of_long_records_are_refused(judge):
-    for make in (verdict_examples, pretrain_examples):
-        with pytest.raises(DataError, match="position_augmentation = 'neither': expected"):
-            make(preferences(1), *judge, **settings_of("neither"))
-        with pytest.raises(DataError, match="overlong = 'shorten': expected"):
-            make(preferences(1), *judge, **settings_of(overlong="shorten"))
+def test_unknown_settings_are_refused(judge):
+    for setting in ({"orders": "neither"}, {"orders": None}, {"overlong": "shorten"}):
+        with pytest.raises(DataError, match=f"= {next(iter(setting.values()))!r}: expected"):
+            examples_of("finetune", preferences(1), judge, **setting)
+    with pytest.raises(DataError, match="stage = 'score'"):
+        examples_of("score", preferences(1), judge)
 
 
-def test_shortened_records_are_counted_and_those_that_become_alike_dropped(judge):
+def test_truncated_records_are_counted_and_those_that_become_equal_dropped(judge):
     records = [
         Comparison(as_prompt("q"), "a" * 900, "b" * 900, 0, id="long"),
         Comparison(as_prompt("q"), "a" * 1000, "a" * 500 + "b" + "a" * 499, 0, id="alike"),
     ]
-    examples = verdict_examples(records, *judge, **settings_of(overlong="truncate"))
-    assert examples.shortened == 1 and examples.ids == ("long",)
-    assert examples.read.dropped == {"identical after shortening": 1}
-    assert examples.documents.lengths.max() <= 400
+    for stage in ("finetune", "bradley_terry"):
+        examples = examples_of(stage, records, judge, overlong="truncate")
+        assert examples.shortened == 1 and examples.ids == ("long",)
+        assert examples.read.dropped == {"identical after shortening": 1}
+        assert examples.documents.lengths.max() <= 400
 
 
 def test_weights_of_records_reach_the_loss(judge):
-    records = [*preferences(2), *preferences(1, weight=3.0)[:1]]
-    verdicts = verdict_examples(records, *judge, **settings_of("both"))
-    assert verdicts.weights.tolist() == [1, 1, 1, 1, 3, 3]
-    writing = pretrain_examples(records, *judge, **settings_of())
+    records = [*preferences(2), *preferences(1, weight=3.0)]
+    assert examples_of("finetune", records, judge, "both").weights.tolist() == [1, 1, 1, 1, 3, 3]
+    writing = examples_of("pretrain", records, judge)
     first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
     assert first.max() == 1 and np.array_equal(third, 3 * first)
-    ranking = bradley_terry_examples(records, *judge, overlong="drop", read=READ)
-    assert ranking.weights.tolist() == [1, 1, 3]
+    assert examples_of("bradley_terry", records, judge, None).weights.tolist() == [1, 1, 3]
 
 
 def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
     tokenizer, _ = judge
     pairs = [Comparison(as_prompt("the question"), "one answer", "another answer", id="u")]
-    examples = pretrain_examples(pairs, *judge, **settings_of("fixed"))
+    examples = examples_of("pretrain", pairs, judge, "fixed")
     learned = tokenizer.decode(examples.documents.tokens[examples.weights > 0])
     given = tokenizer.decode(examples.documents.tokens[examples.weights == 0])
     assert "one answer" in learned and "another answer" in learned
@@ -428,16 +401,14 @@ def test_stage_one_learns_to_write_both_responses_and_not_the_prompt(judge):
 
 
 def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
-    tokenizer, _ = judge
-    examples = bradley_terry_examples(preferences(3), *judge, overlong="drop", read=READ)
-    for unit in range(3):
-        assert f"good {unit}" in text_of(tokenizer, examples, 2 * unit)
-        assert f"bad {unit}" in text_of(tokenizer, examples, 2 * unit + 1)
+    examples = examples_of("bradley_terry", preferences(3), judge, None)
+    for document in range(6):
+        side = ("good", "bad")[document % 2]
+        assert f"{side} {document // 2}" in text_of(judge, examples, document)
 
 
 def test_the_report_counts_what_is_in_the_batches(judge):
-    records = preferences(50)
-    examples = verdict_examples(records, *judge, **settings_of("both"))
+    examples = examples_of("finetune", preferences(50), judge, "both")
     plan = make_batches(examples, batch_size=4, max_length=400, seed=0, packing=True)
     report = plan.report()
     batches = epoch_of(plan)
@@ -446,9 +417,8 @@ def test_the_report_counts_what_is_in_the_batches(judge):
     assert report.padding == pytest.approx(1 - filled / (len(batches) * 1600))
     assert sum(count for _, _, count in report.histogram) == report.documents == 100
     assert report.first_share == 0.5 and report.examples == 50
-    for part in ("rows read", "padding", "epoch", "first is better  50.0%"):
-        assert part in report.to_text()
     assert report.rows_read == 10
+    assert "50 in 100 documents" in report.to_text() and "50.0%" in report.to_text()
 
 
 def test_the_histogram_counts_every_length_once():

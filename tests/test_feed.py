@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 
 from gram_jax.data.batches import make_batches
-from gram_jax.data.examples import TokenExamples, VerdictExamples, flat_documents
+from gram_jax.data.examples import Examples, flat_documents
 from gram_jax.data.feed import POLL_SECONDS, prefetch, process_shard, to_device
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import RecipeError
 from gram_jax.sharding import make_placement
 
 
+def plan_of(stage: str, lengths: list[int], batch_size: int):
+    documents = flat_documents(np.arange(1, n + 1) for n in lengths)
+    count = len(lengths)
+    weights = np.ones(count if stage == "finetune" else len(documents.tokens), np.float32)
+    label = np.zeros(count if stage == "finetune" else 0, np.int32)
+    ids = tuple(map(str, range(count)))
+    examples = Examples(stage, documents, weights, label, ids, 1, ReadReport(count, count))
+    return make_batches(examples, batch_size=batch_size, max_length=16, seed=0, packing=True)
+
+
 @pytest.fixture
 def plan():
-    documents = flat_documents(np.arange(1, 6 + i % 7) for i in range(60))
-    ids = tuple(map(str, range(60)))
-    label, weights = np.zeros(60, np.int32), np.ones(60, np.float32)
-    examples = VerdictExamples(documents, label, weights, ids, 1, ReadReport(60, 60))
-    return make_batches(examples, batch_size=8, max_length=16, seed=0, packing=True)
+    return plan_of("finetune", [5 + i % 7 for i in range(60)], 8)
 
 
 def feeders() -> list[threading.Thread]:
@@ -129,9 +135,6 @@ def test_a_process_provides_the_rows_that_its_devices_hold(monkeypatch):
 
 
 def test_stage_one_batches_travel_too(one_device):
-    documents = flat_documents(np.arange(1, 9) for _ in range(6))
-    weights = np.ones(48, np.float32)
-    examples = TokenExamples(documents, weights, tuple("abcdef"), 1, ReadReport(6, 6))
-    plan = make_batches(examples, batch_size=2, max_length=16, seed=0, packing=True)
+    plan = plan_of("pretrain", [8] * 6, 2)
     total = sum(float(batch.weights.sum()) for _, batch in prefetch(plan, one_device, 0, 2))
     assert total == 42

@@ -75,7 +75,7 @@ def test_limit_and_shortening_are_reported(source):
 
 
 def test_wrong_stages_and_tokenizers_are_errors(source):
-    with pytest.raises(DataError, match="stage is"):
+    with pytest.raises(DataError, match="score"):
         inspect(source, "score")
     other = tiny_tokenizer()
     other.add_tokens(["extra"])

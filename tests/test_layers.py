@@ -50,14 +50,12 @@ LAYERS = [
 SERVER = {
     "serve.app",
     "serve.errors",
-    "serve.group_judge",
-    "serve.llama_factory",
     "serve.middleware",
     "serve.native",
-    "serve.openrlhf",
     "serve.operations",
     "serve.run",
     "serve.service",
+    "serve.trainers",
     "serve.vllm",
 }
 
@@ -75,11 +73,10 @@ THIRD_PARTIES = {
     "pydantic": {
         "serve.fields",
         "serve.native",
-        "serve.openrlhf",
-        "serve.llama_factory",
-        "serve.group_judge",
+        "serve.trainers",
         "serve.vllm",
         "serve.operations",
+        "serve.run",
         "recipes.rl",
         "recipes.strict",
         "recipes.tables",

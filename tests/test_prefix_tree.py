@@ -17,8 +17,8 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits
 from gram_jax.scoring import engine as engine_module
 from gram_jax.scoring.engine import RANKING_TREE_TOKENS, ScoringEngine
-from gram_jax.scoring.prefix_layout import BLOCK, lay_out, prefix_tree_shape
-from gram_jax.scoring.prefix_tree import prefix_tree_logits
+from gram_jax.scoring.prefix_layout import lay_out, prefix_tree_shape
+from gram_jax.scoring.prefix_tree import BLOCK, prefix_tree_logits
 from gram_jax.sharding import make_placement
 
 LONGEST = 256

@@ -49,6 +49,7 @@ GRAM_PAIR = FIRST.format("good") + "\n\n" + SECOND.format("bad")
 
 # schema, a row of it, and what the row means
 QUESTION = turns(user("Why?"))
+WHOLE = {"chosen": [user("Why?"), bot("good")], "rejected": [user("Why?"), bot("bad")]}
 GOLDEN = {
     "trl-standard": (
         {"prompt": "Why?", "chosen": "good", "rejected": "bad", "margin": 0.5, "weight": 2},
@@ -70,24 +71,13 @@ GOLDEN = {
         },
         {"prompt": turns(user("Hi"), bot("Yes?"), user("Why?"))},
     ),
-    "trl-conversational (implicit)": (
-        {"chosen": [user("Why?"), bot("good")], "rejected": [user("Why?"), bot("bad")]},
-        {"prompt": QUESTION},
-    ),
+    "trl-conversational (implicit)": (WHOLE, {"prompt": QUESTION}),
     "trl-conversational (prompt repeated)": (
-        {
-            "prompt": [user("Why?")],
-            "chosen": [user("Why?"), bot("good")],
-            "rejected": [user("Why?"), bot("bad")],
-        },
+        {"prompt": [user("Why?")], **WHOLE},
         {"prompt": QUESTION},
     ),
     "trl-conversational (skywork)": (
-        {
-            "chosen": [user("Why?"), bot("good")],
-            "rejected": [user("Why?"), bot("bad")],
-            "source": "magpie",
-        },
+        {**WHOLE, "source": "magpie"},
         {"prompt": QUESTION, "source": "magpie"},
     ),
     "unified-feedback": (
@@ -99,13 +89,7 @@ GOLDEN = {
             "conv_B_rating": 3.5,
             "source": "chatbot_arena",
         },
-        {
-            "id": "u1",
-            "prompt": QUESTION,
-            "margin": 2.5,
-            "label": 1,
-            "source": "chatbot_arena",
-        },
+        {"id": "u1", "prompt": QUESTION, "margin": 2.5, "label": 1, "source": "chatbot_arena"},
     ),
     "gram": (
         {
@@ -117,11 +101,10 @@ GOLDEN = {
     ),
     "ultrafeedback-binarized": (
         {
+            **WHOLE,
             "prompt": "Why?",
             "prompt_id": "p7",
-            "chosen": [user("Why?"), bot("good")],
-            "rejected": [user("Why?"), bot("bad")],
-            "messages": [user("Why?"), bot("good")],
+            "messages": WHOLE["chosen"],
             "score_chosen": 8.5,
             "score_rejected": 6.0,
         },
@@ -186,9 +169,11 @@ def test_a_row_of_each_labeled_schema_means_its_preference(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_naming_the_schema_gives_the_same_as_detecting_it(name: str, tmp_path: Path):
+def test_the_name_of_the_schema_and_the_order_of_the_fields_change_nothing(name: str, tmp_path):
     row, _ = GOLDEN[name]
-    assert read_one(tmp_path, row) == read_one(tmp_path, row, schema=name.split(" ")[0])
+    record = read_one(tmp_path, row)
+    assert read_one(tmp_path, row, schema=name.split(" ")[0]) == record
+    assert read_one(tmp_path, dict(reversed(row.items()))) == record
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -198,12 +183,6 @@ def test_a_labeled_row_can_be_read_as_a_pair_in_the_order_of_its_source(name: st
     shown = ("bad", "good") if expected.get("label") == 1 else ("good", "bad")
     assert (pair.prompt, pair.first, pair.second) == (expected["prompt"], *shown)
     assert (pair.label, pair.margin) == (None, None)
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_the_fields_of_a_row_may_come_in_any_order(name: str, tmp_path: Path):
-    row, _ = GOLDEN[name]
-    assert read_one(tmp_path, dict(reversed(row.items()))) == read_one(tmp_path, row)
 
 
 def test_every_schema_has_a_golden_row():
@@ -225,7 +204,7 @@ def test_gram_stage_one_rows_are_pairs_and_have_no_label(tmp_path: Path):
     row = {"instruction": "[User Question]\nWhy?\n\n", "input": "", "output": GRAM_PAIR}
     pair = read_one(tmp_path, row, "pair")
     assert (pair.prompt, pair.first, pair.second) == (QUESTION, "good", "bad")
-    with pytest.raises(DataError, match="which response is better"):
+    with pytest.raises(DataError, match="field 'label'"):
         read_one(tmp_path, row)
 
 
@@ -237,18 +216,11 @@ def test_a_response_that_forges_the_frame_of_gram_rows_is_refused(tmp_path: Path
 
 
 def test_rm_bench_rows_give_nine_pairs_that_name_their_styles(tmp_path: Path):
-    row = {
-        "id": 8,
-        "prompt": "Why?",
-        "chosen": ["g0", "g1", "g2"],
-        "rejected": ["b0", "b1", "b2"],
-        "domain": "code",
-    }
+    good, bad = ["g0", "g1", "g2"], ["b0", "b1", "b2"]
+    row = {"id": 8, "prompt": "Why?", "chosen": good, "rejected": bad, "domain": "code"}
     records, report = read_records(jsonl(tmp_path / "rm.jsonl", [row]))
     assert (report.rows, report.kept) == (1, 9)
-    assert [(r.chosen, r.rejected) for r in records[:4]] == [
-        ("g0", "b0"), ("g0", "b1"), ("g0", "b2"), ("g1", "b0")
-    ]  # fmt: skip
+    assert [(r.chosen, r.rejected) for r in records] == [(g, b) for g in good for b in bad]
     assert records[5].id == "8[plain,markdown]" and records[5].source == "code"
     with pytest.raises(DataError, match="three responses"):
         read_records(jsonl(tmp_path / "rm.jsonl", [row | {"rejected": ["b0"]}]))
@@ -256,30 +228,20 @@ def test_rm_bench_rows_give_nine_pairs_that_name_their_styles(tmp_path: Path):
 
 @pytest.mark.parametrize(("good", "bad"), [(1, 3), (2, 2), (3, 3)])
 def test_reward_bench_2_rows_give_every_chosen_against_every_rejected(tmp_path, good, bad):
-    row = {
-        "id": "t",
-        "prompt": "Why?",
-        "chosen": [f"g{i}" for i in range(good)],
-        "rejected": [f"b{i}" for i in range(bad)],
-        "subset": "Ties",
-    }
+    sides = {"chosen": [f"g{i}" for i in range(good)], "rejected": [f"b{i}" for i in range(bad)]}
+    row = {"id": "t", "prompt": "Why?", "subset": "Ties", **sides}
     assert detect_schema("auto", "here", [row]).name == "reward-bench-2"
-    records, report = read_records(jsonl(tmp_path / "rb2.jsonl", [row]))
+    path = tmp_path / "rb2.jsonl"
+    records, report = read_records(jsonl(path, [row]))
     assert (report.rows, report.kept) == (1, good * bad)
-    assert {(r.chosen, r.rejected) for r in records} == {
-        (g, b) for g in row["chosen"] for b in row["rejected"]
-    }
+    pairs = [(g, b) for g in sides["chosen"] for b in sides["rejected"]]
+    assert [(r.chosen, r.rejected) for r in records] == pairs
     assert {(r.prompt, r.source) for r in records} == {(QUESTION, "Ties")}
     assert records[-1].id == f"t[{good - 1},{bad - 1}]"
-
-
-@pytest.mark.parametrize("empty", ["chosen", "rejected"])
-def test_a_reward_bench_2_row_without_a_response_is_named(tmp_path, empty):
-    row = {"id": "t", "prompt": "Why?", "chosen": ["g"], "rejected": ["b"], "subset": "Ties"}
-    path = jsonl(tmp_path / "rb2.jsonl", [row | {empty: []}])
-    for wanted in ("preference", "candidates"):
-        with pytest.raises(DataError, match=rf"line 1: field '{empty}'.*schema reward-bench-2"):
-            read_records(path, wanted)
+    for empty in sides:
+        for wanted in ("preference", "candidates"):
+            with pytest.raises(DataError, match=rf"line 1: field '{empty}'.*reward-bench-2"):
+                read_records(jsonl(path, [row | {empty: []}]), wanted)
 
 
 OWN = "Which is better?\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
@@ -299,12 +261,9 @@ def test_rendered_rows_of_another_template_are_read_by_the_template_they_share(t
     ]
     assert [r.label for r in records] == [0, 1, 1, 0]
     late = [*own_rows("12" * 16), {"instruction": "something else", "output": "1"}]
-    with pytest.raises(DataError, match=r"line 33: .*the template that the first rows share"):
+    with pytest.raises(DataError, match=r"line 33: field 'instruction'"):
         read_records(jsonl(tmp_path / "own.jsonl", late))
-
-
-def test_rendered_rows_whose_template_stays_open_say_why(tmp_path: Path):
-    with pytest.raises(DataError, match=r"neither the published frame .* labels; found 1"):
+    with pytest.raises(DataError, match=r"own.jsonl, line 1: .*found 1"):
         read_records(jsonl(tmp_path / "own.jsonl", own_rows("11")))
 
 
@@ -346,7 +305,7 @@ def test_the_prompt_of_a_whole_conversation_is_not_added_twice(tmp_path: Path):
     assert read_one(tmp_path, row).prompt == turns(*chosen[:-1])
     scored = row | {"score_chosen": 1.0, "score_rejected": 0.0}
     assert read_one(tmp_path, scored).prompt == turns(*chosen[:-1])
-    with pytest.raises(DataError, match="text of a turn of chosen"):
+    with pytest.raises(DataError, match=r"field 'prompt'.*something else"):
         read_one(tmp_path, row | {"prompt": "something else"})
 
 
@@ -355,36 +314,33 @@ def test_answers_that_begin_like_a_short_prompt_keep_their_beginning(tmp_path: P
     assert (record.chosen, record.rejected) == ("Hi there", "Hi you")
 
 
-def test_conversations_that_part_before_the_last_turn_are_an_error(tmp_path: Path):
-    row = {
-        "chosen": [user("Why?"), bot("a"), user("So?"), bot("b")],
-        "rejected": [user("Why?"), bot("x"), user("So?"), bot("y")],
-    }
-    with pytest.raises(DataError, match="difference at turn 2"):
-        read_one(tmp_path, row)
+def test_conversations_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+    chosen, rejected = (
+        [user("Why?"), bot(first), user("So?"), bot(last)] for first, last in ("ab", "xy")
+    )
+    with pytest.raises(DataError, match="turn 2"):
+        read_one(tmp_path, {"chosen": chosen, "rejected": rejected})
 
 
 @pytest.mark.parametrize("preference", range(-3, 4))
 def test_the_sign_of_helpsteer_preferences(preference: int, tmp_path: Path):
     record = read_one(tmp_path, GOLDEN["helpsteer3"][0] | {"overall_preference": preference})
-    assert (record.label == "tie") == (preference == 0) and record.margin == abs(preference)
-    if preference:  # response 1 is "bad" here; negative says that it is the better one
-        assert record.chosen == ("bad" if preference < 0 else "good")
+    # response 1 is better if negative
+    assert record.label == ("tie" if preference == 0 else int(preference > 0))
+    assert record.margin == abs(preference)
 
 
-@pytest.mark.parametrize("ratings", [(1, 3), (3, 1), (2, 2)])
-def test_unified_feedback_ratings_decide_and_equal_ones_tie(ratings, tmp_path: Path):
-    a, b = ratings
+@pytest.mark.parametrize(("a", "b"), [(1, 3), (3, 1), (2, 2)])
+def test_unified_feedback_ratings_decide_and_equal_ones_tie(a, b, tmp_path: Path):
     row = GOLDEN["unified-feedback"][0] | {"conv_A_rating": a, "conv_B_rating": b}
     record = read_one(tmp_path, row)
-    assert record.label == ("tie" if a == b else int(a < b))
-    assert record.margin == abs(a - b)
+    assert (record.label, record.margin) == ("tie" if a == b else int(a < b), abs(a - b))
 
 
 def test_equal_scores_are_a_tie_and_reversed_scores_an_error(tmp_path: Path):
     row = GOLDEN["ultrafeedback-binarized"][0]
     assert read_one(tmp_path, row | {"score_rejected": 8.5}).label == "tie"
-    with pytest.raises(DataError, match="at least score_rejected"):
+    with pytest.raises(DataError, match="field 'score_chosen'"):
         read_one(tmp_path, row | {"score_rejected": 9.0})
 
 
@@ -416,13 +372,6 @@ def test_a_bad_value_is_named_with_file_line_field_expected_and_found(field, val
     assert report.dropped == {"bad row": 1} and len(records) == 2
 
 
-@pytest.mark.parametrize("prompt", ["", " \n", []])
-def test_an_empty_prompt_is_an_error(prompt, tmp_path: Path):
-    path = jsonl(tmp_path / "bad.jsonl", [STANDARD, STANDARD | {"prompt": prompt}])
-    with pytest.raises(DataError, match="field 'prompt'"):
-        read_records(path)
-
-
 @pytest.mark.parametrize("field", STANDARD)
 def test_a_missing_field_in_a_later_row_is_named(field, tmp_path: Path):
     short = {k: v for k, v in STANDARD.items() if k != field}
@@ -432,11 +381,13 @@ def test_a_missing_field_in_a_later_row_is_named(field, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("margin", "big"), ("margin", float("inf")), ("weight", -1), ("weight", float("nan"))],
-)
-def test_margins_and_weights_are_finite_numbers(field, value, tmp_path: Path):
-    with pytest.raises(DataError, match=f"field '{field}'"):
-        read_one(tmp_path, STANDARD | {field: value})
+    [("margin", "big"), ("margin", float("inf")), ("weight", -1), ("weight", float("nan")),
+     ("prompt", ""), ("prompt", " \n"), ("prompt", [])],
+)  # fmt: skip
+def test_margins_and_weights_are_finite_and_prompts_not_empty(field, value, tmp_path: Path):
+    path = jsonl(tmp_path / "bad.jsonl", [STANDARD, STANDARD | {field: value}])
+    with pytest.raises(DataError, match=f"line 2: field '{field}'"):
+        read_records(path)
 
 
 @pytest.mark.parametrize(
@@ -458,20 +409,17 @@ def test_a_broken_line_is_named_or_skipped(line: bytes, expected: str, tmp_path:
     assert (report.rows, len(records), report.dropped) == (3, 2, {"bad row": 1})
 
 
-def test_messages_without_text_or_with_an_unknown_role_are_named(tmp_path: Path):
-    row = {"chosen": [user("Why?"), bot("a")], "rejected": [user("Why?"), bot("b")]}
-    broken = row | {"chosen": [user("Why?"), {"role": "assistant", "content": None}]}
-    with pytest.raises(DataError, match=r"chosen\[1\].content"):
-        read_one(tmp_path, broken)
-    broken = row | {"chosen": [{"role": "wizard", "content": "x"}, bot("a")]}
-    with pytest.raises(DataError, match=r"chosen\[0\].role.*wizard"):
-        read_one(tmp_path, broken)
-
-
-def test_a_response_that_is_not_the_assistants_is_an_error(tmp_path: Path):
-    row = {"chosen": [user("Why?"), user("a")], "rejected": [user("Why?"), bot("b")]}
-    with pytest.raises(DataError, match="assistant turn"):
-        read_one(tmp_path, row)
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ([user("Why?"), {"role": "assistant", "content": None}], r"chosen\[1\].content"),
+        ([{"role": "wizard", "content": "x"}, bot("a")], r"chosen\[0\].role.*wizard"),
+        ([user("Why?"), user("a")], "assistant turn"),
+    ],
+)
+def test_a_bad_message_is_named(chosen, named, tmp_path: Path):
+    with pytest.raises(DataError, match=named):
+        read_one(tmp_path, WHOLE | {"chosen": chosen})
 
 
 def test_unknown_fields_list_what_was_found_and_the_nearest_schema(tmp_path: Path):
@@ -485,7 +433,7 @@ def test_unknown_fields_list_what_was_found_and_the_nearest_schema(tmp_path: Pat
 
 def test_no_schema_is_called_the_nearest_where_nothing_but_the_question_is_known(tmp_path: Path):
     for row in ({"Question": "q", "Answer 1": "a"}, {"prompt": "q", "one": "a", "winner": "1"}):
-        with pytest.raises(DataError, match="the plainest first:\n  trl-standard: ") as error:
+        with pytest.raises(DataError, match="first:\n  trl-standard: ") as error:
             read_one(tmp_path, row)
         assert "nearest" not in str(error.value)
 
@@ -494,9 +442,7 @@ def test_where_no_row_is_left_the_first_bad_one_is_named(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "1"}
     path.write_text(f"{json.dumps(row)}\n" * 2 + "broken\n")
-    with pytest.raises(
-        DataError, match=r"of 3 rows: 3 bad row\nthe first bad row: p.jsonl, line 1: field 'label'"
-    ):
+    with pytest.raises(DataError, match=r"3 rows: 3 bad row\n.*: p.jsonl, line 1: field 'label'"):
         read_records(path, on_bad="skip")
 
 
@@ -527,49 +473,21 @@ def test_any_row_of_values_is_read_or_refused_with_a_data_error(tmp_path_factory
 ROWS = [STANDARD | {"chosen": f"good {i}", "id": f"r{i}"} for i in range(40)]
 
 
-def as_jsonl(path: Path) -> Path:
-    return jsonl(path / "x.jsonl", ROWS)
-
-
-def as_json(path: Path) -> Path:
-    (path / "x.json").write_text(json.dumps(ROWS, indent=1))
-    return path / "x.json"
-
-
-def as_gz(path: Path) -> Path:
-    (path / "x.jsonl.gz").write_bytes(gzip.compress(as_jsonl(path).read_bytes()))
-    return path / "x.jsonl.gz"
-
-
-def as_json_gz(path: Path) -> Path:
-    (path / "x.json.gz").write_bytes(gzip.compress(as_json(path).read_bytes()))
-    return path / "x.json.gz"
-
-
-def as_lines_with_blanks_and_bom(path: Path) -> Path:
-    lines = "\r\n\r\n".join(json.dumps(row) for row in ROWS)
-    (path / "x.json").write_bytes(b"\xef\xbb\xbf" + lines.encode())
-    return path / "x.json"
-
-
-def as_parquet(path: Path) -> Path:
+def as_parquet(path: Path, rows: list = ROWS) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(ROWS), path / "x.parquet", row_group_size=7)
-    return path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    return path
 
 
 def as_folder_of_parquet(path: Path) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder = path / "set" / "data"
+    folder = path / "data"
     folder.mkdir(parents=True)
     for i, part in enumerate((ROWS[:20], ROWS[20:])):
-        pq.write_table(pa.Table.from_pylist(part), folder / f"train-0000{i}-of-00002.parquet")
-    pq.write_table(pa.Table.from_pylist(ROWS[:3]), folder / "test-00000-of-00001.parquet")
-    return path / "set"
+        as_parquet(folder / f"train-0000{i}-of-00002.parquet", part)
+    as_parquet(folder / "test-00000-of-00001.parquet", ROWS[:3])
+    return path
 
 
 def as_saved_dataset(path: Path) -> Path:
@@ -577,40 +495,61 @@ def as_saved_dataset(path: Path) -> Path:
 
     whole = datasets.Dataset.from_list(ROWS)
     split = datasets.DatasetDict({"train": whole, "test": whole.select(range(3))})
-    split.save_to_disk(str(path / "saved"))
-    return path / "saved"
+    split.save_to_disk(str(path))
+    return path
 
 
-@pytest.mark.parametrize(
-    "write",
-    [as_jsonl, as_json, as_gz, as_json_gz, as_lines_with_blanks_and_bom, as_parquet,
-     as_folder_of_parquet, as_saved_dataset],
-)  # fmt: skip
-def test_every_kind_of_file_holds_the_same_records(write, tmp_path: Path):
-    records, report = read_records(str(write(tmp_path)))
+LINES, LIST = "".join(json.dumps(row) + "\n" for row in ROWS).encode(), json.dumps(ROWS).encode()
+FILES = {
+    "x.jsonl": LINES,
+    "x.json": LIST,
+    "x.jsonl.gz": gzip.compress(LINES),
+    "x.json.gz": gzip.compress(LIST),
+    "lines.json": b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\r\n"),
+}
+WRITERS = {"x.parquet": as_parquet, "set": as_folder_of_parquet, "saved": as_saved_dataset}
+
+
+def write(folder: Path, name: str) -> Path:
+    """ROWS in a file or folder of this name."""
+    if name in WRITERS:
+        return WRITERS[name](folder / name)
+    (folder / name).write_bytes(FILES[name])
+    return folder / name
+
+
+@pytest.mark.parametrize("name", [*FILES, *WRITERS])
+def test_every_kind_of_file_holds_the_same_records(name, tmp_path: Path):
+    records, report = read_records(str(write(tmp_path, name)))
     assert [(r.id, r.chosen) for r in records] == [(r["id"], r["chosen"]) for r in ROWS]
     assert (report.rows, report.kept, report.dropped) == (40, 40, {})
 
 
-@pytest.mark.parametrize("write", [as_folder_of_parquet, as_saved_dataset])
-def test_a_split_is_named_behind_a_colon(write, tmp_path: Path):
-    folder = write(tmp_path)
+@pytest.mark.parametrize("name", ["set", "saved"])
+def test_a_split_is_named_after_a_colon(name, tmp_path: Path):
+    folder = write(tmp_path, name)
     assert len(read_records(f"{folder}:test")[0]) == 3
     assert len(read_records(SourceSpec(str(folder), split="test"))[0]) == 3
-    with pytest.raises(DataError, match=r"no split 'dev'; it has test, train"):
+    with pytest.raises(DataError, match=r"'dev'.* test, train"):
         read_records(f"{folder}:dev")
 
 
-def test_a_slice_of_a_split_is_read(tmp_path: Path):
-    folder = as_saved_dataset(tmp_path)
-    assert [r.id for r in read_records(f"{folder}:train[10%:15%]")[0]] == ["r4", "r5"]
+@pytest.mark.parametrize(
+    ("piece", "rows"),
+    [("10%:15%", range(4, 6)), (":3", range(3)), ("95%:", range(38, 40)), ("38:99", range(38, 40))],
+)
+def test_a_slice_of_a_split_is_read(piece: str, rows: range, tmp_path: Path):
+    folder = write(tmp_path, "saved")
+    assert [r.id for r in read_records(f"{folder}:train[{piece}]")[0]] == [f"r{i}" for i in rows]
+    with pytest.raises(DataError, match=r"\[3\]"):
+        read_records(f"{folder}:train[3]")
 
 
 def test_a_tensorflow_dataset_on_disk_is_read_without_tensorflow(tmp_path: Path):
     tfds = pytest.importorskip("tensorflow_datasets")
-    text, messages = tfds.features.Text, {"role": None, "content": None}
-    messages = tfds.features.Sequence({name: text() for name in messages})
-    features = {"prompt": text(), "chosen": messages, "rejected": messages}
+    text = tfds.features.Text()
+    messages = tfds.features.Sequence({"role": text, "content": text})
+    features = {"prompt": text, "chosen": messages, "rejected": messages}
 
     class TinyPairs(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -633,14 +572,14 @@ def test_a_tensorflow_dataset_on_disk_is_read_without_tensorflow(tmp_path: Path)
     records, _ = read_records(str(builder.data_dir))
     assert {r.chosen for r in records} == {f"good é {i}" for i in range(4)}
     assert len(read_records(f"{builder.data_dir}:test")[0]) == 2
+    assert len(read_records(f"{builder.data_dir}:train[1:50%]")[0]) == 1
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
-    as_jsonl(tmp_path)
-    jsonl(tmp_path / "preference_train.jsonl", ROWS)
-    with pytest.raises(DataError, match=r"does not exist.*preference_train.jsonl"):
+    (tmp_path / "preference_train.jsonl").touch()
+    with pytest.raises(DataError, match=r"preference_train.jsonl"):
         read_records(tmp_path / "preferences_train.jsonl")
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="no folder"):
         read_records(tmp_path / "no" / "such" / "x.jsonl")
 
 
@@ -653,7 +592,7 @@ def test_an_empty_file_is_an_error(content: bytes, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.parquet", "x.json"])
 def test_a_damaged_file_is_a_data_error(name: str, tmp_path: Path):
-    whole = {"x.jsonl.gz": as_gz, "x.parquet": as_parquet, "x.json": as_json}[name](tmp_path)
+    whole = write(tmp_path, name)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(DataError, match=name):
         read_records(whole)
@@ -661,10 +600,9 @@ def test_a_damaged_file_is_a_data_error(name: str, tmp_path: Path):
 
 def test_a_file_of_unknown_form_and_an_empty_folder_are_errors(tmp_path: Path):
     (tmp_path / "x.xlsx").write_text("a,b\n")
-    with pytest.raises(DataError, match="jsonl"):
-        read_records(tmp_path / "x.xlsx")
-    with pytest.raises(DataError, match="holds no file"):
-        read_records(tmp_path)
+    for source in (tmp_path / "x.xlsx", tmp_path):
+        with pytest.raises(DataError, match=r"\.jsonl"):
+            read_records(source)
 
 
 def test_a_hub_name_that_cannot_be_loaded_is_a_data_error(monkeypatch):
@@ -694,19 +632,19 @@ def test_source_names_are_taken_apart(text, path, split):
 
 
 def test_a_limit_keeps_the_first_records(tmp_path: Path):
-    path = as_jsonl(tmp_path)
+    path = write(tmp_path, "x.jsonl")
     assert [r.id for r in read_records(path, limit=3)[0]] == ["r0", "r1", "r2"]
     assert len(read_records(SourceSpec(str(path), limit=2), limit=5)[0]) == 2
     assert len(read_sources([path, path], limit=50)[0]) == 50
 
 
 def test_a_stream_holds_no_more_than_it_has_to(tmp_path: Path):
-    stream = iter(RecordStream(as_parquet(tmp_path), "pair"))
+    stream = iter(RecordStream(write(tmp_path, "x.parquet"), "pair"))
     assert next(stream).id == "r0"
 
 
 def test_rows_can_be_read_as_they_lie(tmp_path: Path):
-    rows = list(read_rows(as_json(tmp_path)))
+    rows = list(read_rows(write(tmp_path, "x.json")))
     assert rows[1].where == "x.json, row 2" and rows[1].fields == ROWS[1]
 
 
@@ -732,15 +670,10 @@ def test_ids_of_the_same_contents_are_the_same_on_every_machine(tmp_path: Path):
 
 def test_sources_read_together_have_ids_that_are_unique_over_all(tmp_path: Path):
     other = [row | {"chosen": "other"} for row in ROWS]
-    paths = [as_jsonl(tmp_path), jsonl(tmp_path / "y.jsonl", other)]
+    groups = {"x": ROWS, "y": other, "once": [STANDARD], "twice": [STANDARD] * 2}
+    paths = [jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in groups.items()]
     records, report = read_sources(paths)
-    assert len({r.id for r in records}) == len(records) == report.kept == 80
-
-
-def test_equal_rows_within_a_source_and_across_sources_have_different_ids(tmp_path: Path):
-    paths = [jsonl(tmp_path / f"{n}.jsonl", [STANDARD] * n) for n in (1, 2)]
-    records, _ = read_sources(paths)
-    assert len({record.id for record in records}) == 3
+    assert len({r.id for r in records}) == len(records) == report.kept == 83
 
 
 @given(st.text(), st.text(), st.text())

@@ -14,7 +14,7 @@ from gram_jax.errors import DataError
 from gram_jax.judge.messages import as_prompt
 from gram_jax.progress import no_progress
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.files import check_files, rank_file, score_file
+from gram_jax.scoring.files import check_files, score_file
 from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
@@ -154,7 +154,7 @@ def test_a_changed_input_is_noticed(judge: Scorer, source: Path, tmp_path: Path)
 def test_a_foreign_file_is_not_overwritten(judge: Scorer, source: Path, tmp_path: Path):
     out = tmp_path / "notes.txt"
     out.write_text("precious\n")
-    with pytest.raises(DataError, match="nothing says how it was made"):
+    with pytest.raises(DataError, match="missing or damaged"):
         run(judge, source, out)
     assert out.read_text() == "precious\n"
 
@@ -167,7 +167,7 @@ def test_an_impossible_output_is_refused_before_a_model_is_needed(source: Path, 
     ]:
         with pytest.raises(DataError, match=message):
             check_files(str(source), out)
-    with pytest.raises(DataError, match="put the results somewhere else"):
+    with pytest.raises(DataError, match="is inside the folder"):
         check_files(str(tmp_path), tmp_path / "out.jsonl")
     assert check_files(str(source), tmp_path / "out.jsonl") == "preference"
 
@@ -181,7 +181,7 @@ def test_unlabeled_pairs_have_their_own_columns(judge: Scorer, tmp_path: Path):
 
 
 def rank(judge: Scorer, source: Path, out: Path, config: RankingConfig | None = None, **more):
-    return rank_file(judge, "m", str(source), out, config or RankingConfig(), **more)
+    return score_file(judge, "m", str(source), out, ranking=config or RankingConfig(), **more)
 
 
 @pytest.fixture

@@ -1,31 +1,21 @@
 """Batches of constant shape as a pure function of (examples, seed, step, shard).
 
-Every epoch has its own permutation and its own packing. The last batch of an epoch is filled with
-empty rows (segment 0, weight 0): averages are sums over counts, so an empty row changes none.
-Letters as in batch.py.
+Every epoch has its own permutation and its own packing. The last batch of an epoch is filled with empty rows (segment
+0, weight 0); averages are sums over counts, so an empty row changes none. Letters as in batch.py.
 """
 
 import bisect
-import dataclasses
 import threading
-from typing import TypeVar
 
 import numpy as np
 
 from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.data.examples import (
-    BradleyTerryExamples,
-    Documents,
-    Examples,
-    TokenExamples,
-    VerdictExamples,
-)
+from gram_jax.data.examples import Examples
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
-from gram_jax.data.report import DataReport, add_counts, length_histogram
+from gram_jax.data.report import DataReport, length_histogram
 from gram_jax.errors import DataError, RecipeError
 
 Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
-E = TypeVar("E", bound=Examples)
 
 LONGER_THAN_A_ROW = "longer than a row"
 
@@ -35,9 +25,9 @@ def make_batches(
 ) -> "BatchPlan":
     """Plan batches of `batch_size` rows (over all processes) of `max_length` positions.
 
-    packing: several documents share a row; else each row holds one document (or one pair of the
-    baseline). Examples longer than a row are dropped and counted. Both orders of a pair share a
-    batch. Raises DataError if nothing is left, RecipeError if a batch cannot hold both orders.
+    packing: several documents share a row; else each row holds one document (one pair of the baseline). Examples longer
+    than a row are dropped and counted. Both orders of a pair share a batch. Raises DataError if no example is left,
+    RecipeError if a batch cannot hold both orders.
     """
     if batch_size < 1 or max_length < 2:
         raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions holds nothing")
@@ -55,7 +45,7 @@ def make_batches(
 class BatchPlan:
     """The batch of every step. `batch(step)` may be called in any order, on any process.
 
-    The packing of an epoch is computed at the first of its steps; those of two epochs are cached.
+    An epoch is packed at the first use of one of its steps; two epochs are cached.
     """
 
     def __init__(
@@ -71,19 +61,17 @@ class BatchPlan:
         self.examples = examples
         self.batch_size, self.max_length = batch_size, max_length
         self.seed, self.packing, self.together = seed, packing, together
-        self._unit_lengths = examples.documents.lengths.reshape(-1, examples.per_unit)
         self._plans: dict[int, EpochPlan] = {}
-        # the feed's thread and the training loop ask at the same time
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # for the thread of the feed and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
-        pairs = isinstance(self.examples, BradleyTerryExamples)
+        pairs = self.examples.together
         if not self.packing:
-            return 1 if pairs or not self.together else self.examples.per_unit
-        sizes = self._unit_lengths.sum(1) if pairs else self.examples.documents.lengths
+            return self.examples.per_unit if self.together and not pairs else 1
+        sizes = self.examples.unit_lengths.sum(1) if pairs else self.examples.documents.lengths
         return most_units_in_a_row(sizes, self.max_length)
 
     @property
@@ -109,10 +97,9 @@ class BatchPlan:
         return epoch, step - self.steps(epoch)
 
     def batch(self, step: int, shard: tuple[int, int] = (0, 1)) -> Batch:
-        """The batch of a step, or of its rows the block `index` of `count` equal ones.
+        """The batch of a step, or the block `index` of `count` equal blocks of its rows.
 
-        All blocks in order are the whole batch. Arrays are i32 and f32 of shape [rows / count,
-        length or slots].
+        All blocks in order are the whole batch. Arrays are i32 and f32 [rows / count, length or slots].
         """
         index, count = shard
         if count < 1 or self.batch_size % count or not 0 <= index < count:
@@ -123,26 +110,21 @@ class BatchPlan:
         epoch, batch = self.locate(step)
         rows = self.batch_size // count
         low = batch * self.batch_size + index * rows
-        plan = self._plan(epoch)
-        here = slice(*np.searchsorted(plan.row, [low, low + rows]))
-        places = EpochPlan(
-            plan.document[here], plan.row[here] - low, plan.start[here], plan.slot[here], 1
-        )
+        places = self._plan(epoch).rows(low, low + rows)
         return _fill(self.examples, places, rows, self.max_length, self.slots)
 
     def report(self) -> DataReport:
         """Figures of the data and of the first epoch."""
-        documents = self.examples.documents
-        lengths = documents.lengths
-        steps = self.steps_per_epoch
+        examples, steps = self.examples, self.steps_per_epoch
+        lengths = examples.documents.lengths
         tokens = int(lengths.sum())
-        labels = self.examples.label if isinstance(self.examples, VerdictExamples) else None
+        verdicts = examples.stage == "finetune"
         return DataReport(
-            rows_read=self.examples.read.rows,
-            dropped=dict(self.examples.read.dropped),
-            examples=len(self.examples.ids),
-            documents=len(documents),
-            shortened=self.examples.shortened,
+            rows_read=examples.read.rows,
+            dropped=dict(examples.read.dropped),
+            examples=len(examples.ids),
+            documents=len(lengths),
+            shortened=examples.shortened,
             tokens=tokens,
             mean_length=float(lengths.mean()),
             median_length=float(np.median(lengths)),
@@ -152,9 +134,9 @@ class BatchPlan:
             row_length=self.max_length,
             steps_per_epoch=steps,
             tokens_per_step=tokens / steps,
-            examples_per_step=len(self.examples.ids) / steps,
+            examples_per_step=len(examples.ids) / steps,
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
-            first_share=None if labels is None else float(np.mean(labels == 0)),
+            first_share=float(np.mean(examples.label == 0)) if verdicts else None,
         )
 
     def _plan(self, epoch: int) -> EpochPlan:
@@ -162,9 +144,10 @@ class BatchPlan:
             if epoch not in self._plans:
                 while len(self._plans) > 1:
                     self._plans.pop(next(iter(self._plans)))
+                units = self.examples.unit_lengths
                 self._plans[epoch] = pack_epoch(
-                    self._unit_lengths,
-                    epoch_order(len(self._unit_lengths), self.seed, epoch),
+                    units,
+                    epoch_order(len(units), self.seed, epoch),
                     rows=self.batch_size,
                     length=self.max_length,
                     pack=self.packing,
@@ -173,92 +156,55 @@ class BatchPlan:
             return self._plans[epoch]
 
 
-def _without_long(examples: E, length: int, together: bool) -> E:
-    lengths = examples.documents.lengths.reshape(-1, examples.per_unit)
-    needed = lengths.sum(1) if together else lengths.max(1, initial=0)
-    keep = needed <= length
-    dropped = int(np.sum(~keep))
-    counts = add_counts(examples.read.dropped, {LONGER_THAN_A_ROW: dropped} if dropped else {})
-    if not keep.any():
+def _without_long(examples: Examples, length: int, together: bool) -> Examples:
+    units = examples.unit_lengths
+    needed = units.sum(1) if together else units.max(1, initial=0)
+    kept = examples.select(needed <= length, LONGER_THAN_A_ROW)
+    if not kept.ids:
         raise DataError(
-            f"no example is left for training: {counts or 'there were none'}; a row has {length} "
-            f"positions and the shortest example needs {needed.min() if len(needed) else 0}"
+            f"no example is left for training: {kept.read.dropped_text or 'there were none'}; a row has "
+            f"{length} positions and the shortest example needs {min(needed, default=0)}"
         )
-    read = dataclasses.replace(examples.read, kept=examples.read.kept - dropped, dropped=counts)
-    if not dropped:
-        return dataclasses.replace(examples, read=read)
-    by_document = np.repeat(keep, examples.per_unit)
-    by_token = np.repeat(by_document, examples.documents.lengths)
-    changed = {
-        "documents": Documents(
-            examples.documents.tokens[by_token],
-            np.cumsum(np.r_[0, examples.documents.lengths[by_document]]),
-        ),
-        "ids": tuple(name for name, kept in zip(examples.ids, keep, strict=True) if kept),
-        "read": read,
-    }
-    if isinstance(examples, TokenExamples):
-        changed["weights"] = examples.weights[by_token]
-    elif isinstance(examples, BradleyTerryExamples):
-        changed["weights"] = examples.weights[keep]
-    else:
-        changed["weights"] = examples.weights[by_document]
-        changed["label"] = examples.label[by_document]
-    return dataclasses.replace(examples, **changed)
+    return kept
 
 
 def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: int) -> Batch:
-    seqs = Sequences(*(np.zeros((rows, length), np.int32) for _ in range(3)))
-    lengths = examples.documents.lengths[places.document]
-    for document, row, start, slot in zip(*(p.tolist() for p in places[:4]), strict=True):
-        tokens = examples.documents[document]
-        here = (row, slice(start, start + len(tokens)))
-        seqs.tokens[here] = tokens
-        seqs.positions[here] = np.arange(len(tokens))
-        seqs.segments[here] = slot + 1
-    last = places.start + lengths - 1
-    if isinstance(examples, TokenExamples):
-        return _token_batch(seqs, examples, places)
-    if isinstance(examples, VerdictExamples):
-        return _verdict_batch(seqs, examples, places, last, slots)
-    return _ranking_batch(seqs, examples, places, last, slots)
+    documents, placed = examples.documents, places.document
+    lengths = documents.lengths[placed]
+    # for every token: its row, column, position in the document and index in documents.tokens
+    row, start, slot = (np.repeat(x, lengths) for x in (places.row, places.start, places.slot))
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    column, source = start + within, np.repeat(documents.offsets[placed], lengths) + within
+    shape, at = (rows, length), (row, column)
+    seqs = Sequences(
+        tokens=_scatter(shape, at, documents.tokens[source]),
+        positions=_scatter(shape, at, within),
+        segments=_scatter(shape, at, slot + 1),
+    )
+    if examples.stage == "pretrain":
+        # Targets are shifted inside a document, so its last token predicts nothing.
+        inside = within < np.repeat(lengths, lengths) - 1
+        at, target = (row[inside], column[inside]), source[inside] + 1
+        weights = _scatter(shape, at, examples.weights[target], np.float32)
+        return TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
 
-
-def _token_batch(seqs: Sequences, examples: TokenExamples, places: EpochPlan) -> TokenBatch:
-    """Targets are shifted inside a document: none is predicted from the document before."""
-    targets = np.zeros_like(seqs.tokens)
-    weights = np.zeros(seqs.tokens.shape, np.float32)
-    offsets = examples.documents.offsets
-    for document, row, start in zip(*(p.tolist() for p in places[:3]), strict=True):
-        low, high = int(offsets[document]) + 1, int(offsets[document + 1])
-        here = (row, slice(start, start + high - low))
-        targets[here] = examples.documents.tokens[low:high]
-        weights[here] = examples.weights[low:high]
-    return TokenBatch(seqs, targets, weights)
-
-
-def _verdict_batch(
-    seqs: Sequences, examples: VerdictExamples, places: EpochPlan, last: np.ndarray, slots: int
-) -> VerdictBatch:
-    shape = (len(seqs.tokens), slots)
-    verdict_at, label = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    weights = np.zeros(shape, np.float32)
-    here = (places.row, places.slot)
-    verdict_at[here] = last
-    label[here] = examples.label[places.document]
-    weights[here] = examples.weights[places.document]
-    return VerdictBatch(seqs, verdict_at, label, weights)
-
-
-def _ranking_batch(
-    seqs: Sequences, examples: BradleyTerryExamples, places: EpochPlan, last: np.ndarray, slots: int
-) -> BradleyTerryBatch:
-    shape = (len(seqs.tokens), slots)
-    chosen_at, rejected_at = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    weights = np.zeros(shape, np.float32)
-    here = (places.row, places.slot // 2)  # the two documents of a pair are neighbours in their row
-    for at, side in ((chosen_at, 0), (rejected_at, 1)):
-        mine = places.document % 2 == side
-        at[here[0][mine], here[1][mine]] = last[mine]
-    weights[here] = examples.weights[places.document // 2]
+    shape, last = (rows, slots), places.start + lengths - 1
+    if examples.stage == "finetune":
+        at = (places.row, places.slot)
+        weights = _scatter(shape, at, examples.weights[placed], np.float32)
+        label = _scatter(shape, at, examples.label[placed])
+        return VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
+    # The two documents of a pair are neighbours in their row.
+    at = (places.row[::2], places.slot[::2] // 2)
+    chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))
+    weights = _scatter(shape, at, examples.weights[placed[::2] // 2], np.float32)
     return BradleyTerryBatch(seqs, chosen_at, rejected_at, weights)
+
+
+def _scatter(
+    shape: tuple[int, int], at: tuple[np.ndarray, ...], values: np.ndarray, dtype: type = np.int32
+) -> np.ndarray:
+    """Zeros, and `values` at the rows and columns `at`."""
+    array = np.zeros(shape, dtype)
+    array[at] = values
+    return array

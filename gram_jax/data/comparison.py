@@ -12,15 +12,14 @@ from typing import Literal
 from gram_jax.judge.messages import Prompt
 
 Label = Literal[0, 1, "tie"]
-_SWAPPED: dict[Label | None, Label] = {0: 1, 1: 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two responses to a prompt, in the order of the source.
 
-    label: 0 if the first response is better, 1 if the second is, "tie", None if the source does not say.
-    margin: by how much one is better, in the unit of the source. weight: factor of the comparison in the loss.
+    label: 0 if the first response is better, 1 if the second is, "tie", None if the source states none.
+    margin: size of the preference in the unit of the source. weight: factor of the comparison in the loss.
     source: the data set or subset that the row names.
 
     >>> from gram_jax.judge.messages import as_prompt
@@ -66,7 +65,7 @@ class Comparison:
 
     def swapped(self) -> "Comparison":
         """The same comparison with its responses in the other order."""
-        label = _SWAPPED.get(self.label, self.label)
+        label = 1 - self.label if self.label in (0, 1) else self.label
         return replace(self, first=self.second, second=self.first, label=label)
 
     def with_rejected(self, text: str) -> "Comparison":
@@ -110,7 +109,7 @@ def content_id(prompt: Prompt, *responses: str) -> str:
 
 
 def contents_id(record: Record) -> str:
-    """A hash of what a record asks: its prompt, its responses, and which of two is better.
+    """A hash of a record's prompt, responses and preference.
 
     >>> from gram_jax.judge.messages import as_prompt
     >>> pair = Comparison(as_prompt("q"), "yes", "no", label=0)
@@ -126,15 +125,15 @@ def contents_id(record: Record) -> str:
 
 
 def contents_of(records: Sequence[Record]) -> str:
-    """A hash of all records that does not depend on their ids, their sources and the order of the rows.
+    """A hash of all records that does not depend on their ids, sources and order.
 
     >>> from gram_jax.judge.messages import as_prompt
     >>> one, other = (Comparison(as_prompt(x), "yes", "no", label=0) for x in "ab")
     >>> contents_of([one, other]) == contents_of([other, one]) != contents_of([one])
     True
     """
-    asked = (
+    lines = (
         f"{contents_id(record)} {record.grades if isinstance(record, Candidates) else ''}"
         for record in records
     )
-    return hashlib.blake2b("\n".join(sorted(asked)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()

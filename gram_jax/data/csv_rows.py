@@ -1,4 +1,4 @@
-"""Tables as text: CSV and TSV files as spreadsheets and data frames write them."""
+"""CSV and TSV files as spreadsheets and data frames write them."""
 
 import csv
 import io
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-DELIMITERS = ",;\t|"  # the one that the header has most of
+DELIMITERS = ",;\t|"  # the most frequent one in the header is used
 NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_preference")
-# Columns that are known also as people head them: "Response A", "PROMPT".
+# Columns that are also recognised in another spelling: "Response A", "PROMPT".
 KNOWN = frozenset(
     ("id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", *NUMBERS)
 )
@@ -17,10 +17,10 @@ LONGEST = 2**31 - 1  # characters of a cell
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """(line at which it begins, cells by column, why it could not be read) of every row that is not blank.
+    """(first line, cells by column, why it could not be read) of every row that is not blank.
 
-    The first row names the columns. All cells are text, without what belongs to nobody: blank rows, columns without a
-    name. Raises ValueError for a file that is no such table, with what was expected and found.
+    The first row names the columns; columns without a name are left out. Raises ValueError for a file that is not such
+    a table.
     """
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -43,7 +43,7 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, An
 
 
 def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line at which it begins, cells) of every row that is not blank."""
+    """(first line, cells) of every row that is not blank."""
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     begin = 1
     try:
@@ -52,10 +52,10 @@ def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[st
                 yield begin, row
             begin = reader.line_num + 1
     except csv.Error as error:
-        ends = f", a row that goes on to line {reader.line_num}" if reader.line_num > begin else ""
+        ends = f", a row that ends in line {reader.line_num}" if reader.line_num > begin else ""
         raise ValueError(
-            f"line {begin}{ends}: {error}; expected a text with commas, quotes or line breaks to stand in "
-            'quotes, and a quote inside it as ""'
+            f"line {begin}{ends}: {error}; expected quotes around a text with commas, quotes or line "
+            'breaks, and a quote inside it as ""'
         ) from error
 
 
@@ -73,7 +73,7 @@ def _names(head: list[str]) -> list[str]:
 def _cells(names: list[str], row: list[str]) -> tuple[dict[str, Any], str | None]:
     if len(row) < len(names) or any(map(str.strip, row[len(names) :])):
         fault = f"expected {len(names)} cells, found {len(row)}"
-        return {}, f"{fault}: a text with a separator in it must stand in quotes"
+        return {}, f"{fault}: a text with a separator must be quoted"
     cells: dict[str, Any] = {name: cell for name, cell in zip(names, row, strict=False) if name}
     for name in NUMBERS:
         if name in cells:
@@ -82,7 +82,7 @@ def _cells(names: list[str], row: list[str]) -> tuple[dict[str, Any], str | None
 
 
 def _number(cell: str) -> Any:
-    """A number; nothing for an empty cell; anything else stays what it is, for a message about it."""
+    """A number, None for an empty cell, or the text unchanged, which the reader of the field reports."""
     try:
         return float(cell) if cell.strip() else None
     except ValueError:

@@ -11,20 +11,19 @@ from gram_jax.data.batches import Batch, BatchPlan
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.sharding import Placement
 
-POLL_SECONDS = 0.1  # how soon the background thread notices that nobody is listening any more
+POLL_SECONDS = 0.1  # interval at which the background thread checks whether the iterator is closed
 
 
 def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
-    """(index, count): which of `count` equal blocks of a batch's rows this process has to provide.
+    """(index, count): the block of `count` equal blocks of a batch's rows that this process provides.
 
-    Processes that differ only in tensor or sequence position hold the same rows, so count may be
-    less than the number of processes. Raises RecipeError if the rows do not divide over the batch
-    axes of the mesh.
+    Processes that differ only in tensor or sequence position hold the same rows, so count may be less than the number
+    of processes. Raises RecipeError if the rows do not divide over the batch axes of the mesh.
     """
     shards = placement.batch_shards
     if rows % shards:
         raise RecipeError(
-            f"batch.batch_size = {rows} cannot be cut into {shards} parts (mesh axes "
+            f"batch.batch_size = {rows} cannot be divided into {shards} parts (mesh axes "
             f"{' x '.join(dict(placement.rules)['batch'])}): {nearest_multiple(rows, shards)}"
         )
     held = placement.sharding("batch").addressable_devices_indices_map((rows,)).values()
@@ -40,10 +39,10 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
 
 
 def to_device(batch: Batch, placement: Placement, *, rows: int | None = None) -> Batch:
-    """This process's rows of a batch as global arrays, cut over the batch axes of the mesh.
+    """This process's rows of a batch as global arrays, sharded over the batch axes of the mesh.
 
-    batch: numpy arrays of [rows / count, ...] as `plan.batch(step, process_shard(...))` gives them;
-    rows: of the whole batch, by default those given (one process).
+    batch: numpy arrays [rows / count, ...] of `plan.batch(step, process_shard(...))`. rows: of the whole batch; default
+    those of `batch` (one process).
     """
     sharding = placement.sharding("batch")
 
@@ -57,10 +56,10 @@ def to_device(batch: Batch, placement: Placement, *, rows: int | None = None) ->
 def prefetch(
     plan: BatchPlan, placement: Placement, start: int, stop: int, *, depth: int = 2
 ) -> Generator[tuple[int, Batch], None, None]:
-    """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in the background.
+    """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in a background thread.
 
-    Up to `depth` batches wait. An exception in the thread comes out here with its own traceback;
-    closing the iterator, or leaving the loop in any way, ends the thread.
+    At most `depth` batches are queued. An exception in the thread is raised here with its own traceback; closing the
+    iterator, or leaving the loop in any way, ends the thread.
     """
     shard = process_shard(placement, plan.batch_size)
     ready: queue.Queue = queue.Queue(maxsize=depth)
@@ -81,7 +80,7 @@ def prefetch(
                     return
                 put((step, to_device(plan.batch(step, shard), placement, rows=plan.batch_size)))
             put((None, None))
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+        except BaseException as error:  # any error, or the consumer would wait forever
             put((None, error))
 
     thread = threading.Thread(target=work, name="gram-jax-feed", daemon=True)

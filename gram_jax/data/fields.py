@@ -1,4 +1,4 @@
-"""Reading the fields of a row: each function returns what was wanted or raises BadField."""
+"""Reading the fields of a row. Each function returns a checked value or raises BadField."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ Fields = Mapping[str, Any]
 
 
 class Seen(str):
-    """What was found, in words; it stands in a message as it is."""
+    """A description of what was found, shown in a message as it is."""
 
 
 class BadField(Exception):
-    """A field is not what its schema says. The reader adds file and line."""
+    """A field does not match its schema. The reader adds file and line."""
 
     def __init__(self, field: str, expected: str, found: Any):
         self.field, self.expected, self.found = field, expected, found
@@ -51,7 +51,7 @@ def number_value(value: Any, field: str) -> float:
 
 
 def optional_number(row: Fields, field: str) -> float | None:
-    """A field that may be missing or null, else a finite number."""
+    """A finite number, or None if the field is missing or null."""
     return None if row.get(field) is None else number_value(row[field], field)
 
 
@@ -61,14 +61,14 @@ def text_of(row: Fields, field: str) -> str:
 
 
 def need(row: Fields, field: str) -> Any:
-    """The value of a field that has to be there."""
+    """The value of a required field."""
     if field not in row:
         raise BadField(field, "this field", Seen(f"only the fields {', '.join(map(str, row))}"))
     return row[field]
 
 
 def optional_text(row: Fields, field: str) -> str:
-    """A field of text that may be missing or null, which reads as nothing."""
+    """A field of text, or "" if it is missing or null."""
     return "" if row.get(field) is None else text_of(row, field)
 
 
@@ -95,7 +95,7 @@ _ROLE_NAMES = {
 
 
 def messages_value(value: Any, field: str) -> Prompt:
-    """[{role, content}] or [{from, value}] as messages, or the dict of lists that stores keep."""
+    """Messages from [{role, content}], [{from, value}] or a dict of their columns."""
     if isinstance(value, Mapping) and all(isinstance(v, list | tuple) for v in value.values()):
         columns = list(value.values())
         if len({len(column) for column in columns}) > 1:
@@ -103,30 +103,27 @@ def messages_value(value: Any, field: str) -> Prompt:
         value = [dict(zip(value, item, strict=True)) for item in zip(*columns, strict=True)]
     if not isinstance(value, list | tuple) or not value:
         raise BadField(field, "a list of messages with role and content", value)
-    return tuple(message_value(item, f"{field}[{i}]") for i, item in enumerate(value))
+    return tuple(_message(item, f"{field}[{i}]") for i, item in enumerate(value))
 
 
-def message_value(value: Any, field: str) -> Message:
-    """One {role, content} or {from, value}."""
+def _message(value: Any, field: str) -> Message:
     if not isinstance(value, Mapping):
         raise BadField(field, "a message with role and content", value)
     role_key, content_key = ("from", "value") if "from" in value else ("role", "content")
     role = _ROLE_NAMES.get(str(value.get(role_key)).lower())
     if role is None:
-        raise BadField(
-            f"{field}.{role_key}", f"one of {', '.join(_ROLE_NAMES)}", value.get(role_key)
-        )
+        known = f"one of {', '.join(_ROLE_NAMES)}"
+        raise BadField(f"{field}.{role_key}", known, value.get(role_key))
     return Message(role, text_value(value.get(content_key), f"{field}.{content_key}"))
 
 
 def prompt_value(prompt: Prompt, field: str) -> Prompt:
-    """The prompt if it ends with something to answer."""
+    """The prompt if it ends with a turn that is not empty and not the assistant's."""
     if not prompt:
         raise BadField(field, "at least one turn before the response", Seen("none"))
     if prompt[-1].role not in ("user", "tool"):
-        raise BadField(
-            field, "a prompt that ends with the user's turn", Seen(f"the {prompt[-1].role}'s last")
-        )
+        last = Seen(f"the {prompt[-1].role}'s last")
+        raise BadField(field, "a prompt that ends with the user's turn", last)
     if not prompt[-1].content.strip():
         raise BadField(field, "a prompt that is not empty", prompt[-1].content)
     return prompt
@@ -143,7 +140,7 @@ def question_of(row: Fields, field: str) -> Prompt:
 
 
 def answer_value(messages: Prompt, field: str) -> str:
-    """The text of the one assistant turn that is left when the prompt is taken off."""
+    """The text of the one assistant turn after the prompt."""
     if len(messages) != 1:
         raise BadField(field, "one assistant turn after the prompt", Seen(f"{len(messages)} turns"))
     if messages[0].role != "assistant":
@@ -154,18 +151,14 @@ def answer_value(messages: Prompt, field: str) -> str:
 def split_shared(first: Prompt, second: Prompt, fields: tuple[str, str]) -> tuple[Prompt, str, str]:
     """(shared prompt, first response, second response) of two whole conversations."""
     if first[:-1] != second[:-1]:
-        same = common_length(first, second)
-        raise BadField(
-            fields[1],
-            f"the turns of {fields[0]} up to the last",
-            Seen(f"a difference at turn {same + 1}"),
-        )
+        found = Seen(f"a difference at turn {common_length(first, second) + 1}")
+        raise BadField(fields[1], f"the turns of {fields[0]} up to the last", found)
     prompt = prompt_value(first[:-1], fields[0])
     return prompt, answer_value(first[-1:], fields[0]), answer_value(second[-1:], fields[1])
 
 
 def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many items from the start are equal."""
+    """Number of equal items at the start."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
@@ -180,7 +173,7 @@ def id_of(row: Fields) -> str:
 
 
 def source_of(row: Fields) -> str:
-    """Where a row says it comes from, or nothing."""
+    """The data set or subset that a row names, or ""."""
     for field in ("source", "subset", "domain"):
         if isinstance(row.get(field), str):
             return text_value(row[field], field)

@@ -1,16 +1,7 @@
-"""GRAM's rendered rows, which hold a whole judge prompt and its verdict: taken apart again."""
+"""GRAM's rendered rows, each a whole judge prompt and its verdict, as comparisons."""
 
 from gram_jax.data.comparison import Comparison, Label
-from gram_jax.data.fields import (
-    BadField,
-    Fields,
-    Seen,
-    id_of,
-    optional_text,
-    prompt_value,
-    source_of,
-    text_of,
-)
+from gram_jax.data.fields import BadField, Fields, Seen, optional_text, prompt_value, text_of
 from gram_jax.judge.messages import Message
 from gram_jax.judge.recover import render, row_prompt, take_apart
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
@@ -24,28 +15,17 @@ def gram(row: Fields) -> list[Comparison]:
     Stage 1 has the question in `instruction` and both responses in `output`; stage 2 has all three in `instruction`
     and the verdict in `output`.
     """
-    instruction = _prompt(row)
-    output = text_of(row, "output")
+    instruction, output = _prompt(row), text_of(row, "output")
     verdict = _VERDICTS.get(output.strip())
-    field = "output" if verdict is None else "instruction"
-    first, second = (
-        _between(output if verdict is None else instruction, start, end, field)
-        for start, end in GRAM_RESPONSES
-    )
-    if verdict is None:
-        question = instruction
-        if GRAM_QUESTION in question:
-            question = _once(question, GRAM_QUESTION, "instruction")[1]
-    else:
+    field, text = ("output", output) if verdict is None else ("instruction", instruction)
+    first, second = (_between(text, start, end, field) for start, end in GRAM_RESPONSES)
+    if verdict is not None:
         question = _between(instruction, GRAM_QUESTION, GRAM_RESPONSES[0][0], field)
-    prompt = prompt_value((Message("user", question.strip("\n")),), "instruction")
-    return [Comparison(prompt, first, second, verdict, id=id_of(row), source=source_of(row))]
-
-
-def _prompt(row: Fields) -> str:
-    return row_prompt(
-        {"instruction": text_of(row, "instruction"), "input": optional_text(row, "input")}
-    )
+    elif GRAM_QUESTION in instruction:
+        question = _once(instruction, GRAM_QUESTION, "instruction")[1]
+    else:
+        question = instruction
+    return [_comparison(question.strip("\n"), first, second, verdict)]
 
 
 def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Comparison]:
@@ -57,17 +37,26 @@ def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Compar
         raise BadField("instruction", expected, text)
     if output not in labels:
         raise BadField("output", f"one of {', '.join(map(repr, labels))}", output)
-    question, first, second = found
-    prompt = prompt_value((Message("user", question),), "instruction")
-    verdict: Label = 0 if output == labels[0] else 1
-    return [Comparison(prompt, first, second, verdict, id=id_of(row), source=source_of(row))]
+    return [_comparison(*found, 0 if output == labels[0] else 1)]
 
 
 def is_published(row: Fields) -> bool:
+    """Whether the row has the published delimiters."""
     try:
         return bool(gram(row))
     except BadField:
         return False
+
+
+def _prompt(row: Fields) -> str:
+    return row_prompt(
+        {"instruction": text_of(row, "instruction"), "input": optional_text(row, "input")}
+    )
+
+
+def _comparison(question: str, first: str, second: str, label: Label | None) -> Comparison:
+    prompt = prompt_value((Message("user", question),), "instruction")
+    return Comparison(prompt, first, second, label)
 
 
 def _between(text: str, start: str, end: str, field: str) -> str:
@@ -75,10 +64,9 @@ def _between(text: str, start: str, end: str, field: str) -> str:
 
 
 def _once(text: str, mark: str, field: str) -> tuple[str, str]:
-    """Text before and after a mark; standing twice, it would let the row be read in two ways."""
+    """Text before and after a mark. A second occurrence would make the row ambiguous."""
     if text.count(mark) != 1:
-        raise BadField(
-            field, f"{mark.strip()!r} exactly once", Seen(f"it {text.count(mark)} times")
-        )
+        found = Seen(f"it {text.count(mark)} times")
+        raise BadField(field, f"{mark.strip()!r} exactly once", found)
     before, _, after = text.partition(mark)
     return before, after

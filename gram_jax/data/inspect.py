@@ -1,49 +1,38 @@
-"""Examples as the model will see them, as text: what `gram-jax data inspect SOURCE` prints."""
+"""Examples as the model reads them, as text: the output of `gram-jax data inspect SOURCE`."""
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from gram_jax.data.examples import (
-    BradleyTerryExamples,
-    Examples,
-    Overlong,
-    PositionAugmentation,
-    Stage,
-    VerdictExamples,
-    make_examples,
-)
-from gram_jax.data.records import read_records
+from gram_jax.data.examples import Examples, Overlong, PositionAugmentation, Stage, make_examples
+from gram_jax.data.records import OnBad, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
-from gram_jax.data.sources import SourceSpec
+from gram_jax.data.sources import Source
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 
-# Around what carries the loss (stage 1), the verdict to learn (stage 2), or where the score is read
-# (baseline).
+# Around the tokens with a loss (stage 1), the verdict (stage 2), or the token whose score is read (baseline).
 OPEN, CLOSE = "⟦", "⟧"
 
 
 def inspect_source(
-    source: str | Path | SourceSpec,
+    source: Source,
     *,
     tokenizer: Any,
     spec: JudgeSpec,
     stage: Stage,
     limit: int,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     position_augmentation: PositionAugmentation = "hash",
     seed: int = 0,
     overlong: Overlong = "truncate",
 ) -> Iterator[str]:
-    """A text for each of the first `limit` records, then one that says what became of their rows and how long they are.
+    """A text for each document of the first `limit` records, then a summary of rows and lengths.
 
-    Tokens are decoded exactly as they are, control tokens included; ⟦ ⟧ mark what the loss counts.
-    Raises DataError for a source that cannot be read, JudgeError if the tokenizer is not the one of
-    the specification.
+    Tokens are decoded exactly, control tokens included; ⟦ ⟧ mark what the loss counts. Raises DataError for a source
+    that cannot be read, JudgeError if the tokenizer is not the one of the specification.
     """
     check_tokenizer(spec, tokenizer)
     kind = "pair" if stage == "pretrain" else "preference"
@@ -59,54 +48,42 @@ def inspect_source(
         read=report,
     )
     for document in range(len(examples.documents)):
-        title = _title(examples, document, spec)
-        yield f"{title}\n{show_document(examples, document, tokenizer, spec)}\n"
-    dropped = ", ".join(f"{count} {why}" for why, count in examples.read.dropped.items())
+        yield _show_document(examples, document, tokenizer, spec)
     summary = (
         f"{examples.read.rows} rows read, {len(examples.documents)} documents, {examples.shortened} shortened, "
-        f"dropped: {dropped or 'none'}"
+        f"dropped: {examples.read.dropped_text or 'none'}"
     )
     lengths = histogram_lines(length_histogram(examples.documents.lengths))
     yield "\n".join([summary, *(["tokens of a document:"] if lengths else []), *lengths])
 
 
-def show_document(examples: Examples, document: int, tokenizer: Any, spec: JudgeSpec) -> str:
-    """One document decoded, with marks around what the loss counts."""
-    tokens = examples.documents[document]
-    if isinstance(examples, VerdictExamples):
-        answer = [spec.label_ids[examples.label[document]]]
-        return marked(tokenizer, [*tokens, *answer], np.arange(len(tokens) + 1) == len(tokens))
-    if isinstance(examples, BradleyTerryExamples):
-        return marked(tokenizer, tokens, np.arange(len(tokens)) == len(tokens) - 1)
-    start = examples.documents.offsets[document]
-    return marked(tokenizer, tokens, examples.weights[start : start + len(tokens)] > 0)
+def _show_document(examples: Examples, document: int, tokenizer: Any, spec: JudgeSpec) -> str:
+    """A title, and the decoded document with marks around what the loss counts."""
+    tokens = examples.documents[document].tolist()
+    size = len(tokens)
+    counts = np.zeros(size, bool)
+    if examples.stage == "finetune":
+        label = examples.label[document]
+        tokens, counts = [*tokens, spec.label_ids[label]], np.arange(size + 1) == size
+        about = f"verdict {spec.labels[label]} (the {('first', 'second')[label]} is better)"
+    elif examples.stage == "bradley_terry":
+        counts[-1] = True
+        about = "rejected" if document % 2 else "chosen"
+    else:
+        start = examples.documents.offsets[document]
+        counts = examples.weights[start : start + size] > 0
+        about = f"{np.count_nonzero(counts)} of them carry the loss"
+    name = examples.ids[document // examples.per_unit]
+    return f"--- record {name} | {size} tokens | {about}\n{_marked(tokenizer, tokens, counts)}\n"
 
 
-def marked(tokenizer: Any, tokens: Any, counts: np.ndarray) -> str:
+def _marked(tokenizer: Any, tokens: list[int], counts: np.ndarray) -> str:
     """The decoded tokens, runs of those that count between ⟦ and ⟧. counts: bool, as long as tokens."""
     bounds = [0, *(np.flatnonzero(np.diff(counts)) + 1), len(counts)]
     shown = []
     for start, stop in itertools.pairwise(bounds):
         text = tokenizer.decode(
-            [int(t) for t in tokens[start:stop]],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
+            tokens[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         shown.append(f"{OPEN}{text}{CLOSE}" if counts[start] else text)
     return "".join(shown)
-
-
-def _title(examples: Examples, document: int, spec: JudgeSpec) -> str:
-    tokens = len(examples.documents[document])
-    parts = [f"record {examples.ids[document // examples.per_unit]}", f"{tokens} tokens"]
-    if isinstance(examples, VerdictExamples):
-        label = int(examples.label[document])
-        which = ("first", "second")[label]
-        parts.append(f"verdict {spec.labels[label]} (the {which} is better)")
-    elif isinstance(examples, BradleyTerryExamples):
-        parts.append("rejected" if document % 2 else "chosen")
-    else:
-        start = examples.documents.offsets[document]
-        weights = examples.weights[start : start + tokens]
-        parts.append(f"{np.count_nonzero(weights)} of them carry the loss")
-    return "--- " + " | ".join(parts)

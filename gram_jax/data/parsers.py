@@ -1,7 +1,7 @@
-"""What the fields of a row mean: a parser for each published form of preference and pair data.
+"""A parser for each published form of preference and pair data.
 
-A parser takes the fields of one row and returns its records, or raises BadField; the id is "" if the row has none.
-schemas.py says which form a row has; rendered GRAM rows are in gram_rows.py.
+A parser takes the fields of one row and returns its records, or raises BadField. `records` adds the row's id, source
+and weight. `schemas` detects the form of a row; rendered GRAM rows are in gram_rows.py.
 """
 
 import re
@@ -17,7 +17,6 @@ from gram_jax.data.fields import (
     answer_value,
     common_length,
     id_of,
-    message_value,
     messages_value,
     need,
     number_value,
@@ -25,7 +24,6 @@ from gram_jax.data.fields import (
     optional_text,
     prompt_value,
     question_of,
-    source_of,
     split_shared,
     text_of,
     text_value,
@@ -37,8 +35,7 @@ BOTH = ("chosen", "rejected")
 
 
 def _chosen(row: Fields, prompt: Prompt, chosen: str, rejected: str) -> list[Comparison]:
-    margin = optional_number(row, "margin")
-    return [Comparison(prompt, chosen, rejected, 0, margin, id=id_of(row), source=source_of(row))]
+    return [Comparison(prompt, chosen, rejected, 0, optional_number(row, "margin"))]
 
 
 def trl_standard(row: Fields) -> list[Comparison]:
@@ -48,7 +45,7 @@ def trl_standard(row: Fields) -> list[Comparison]:
 
 
 def trl_repeated(row: Fields) -> list[Comparison]:
-    """Both responses repeat the prompt, which is taken off."""
+    """Both responses repeat the prompt, which is removed."""
     prompt = text_of(row, "prompt")
     answers = []
     for field in BOTH:
@@ -60,7 +57,7 @@ def trl_repeated(row: Fields) -> list[Comparison]:
 
 
 def trl_implicit(row: Fields) -> list[Comparison]:
-    """The shared beginning is the prompt, whole words of it: "blue" and "black" share no "bl"."""
+    """The prompt is the shared beginning in whole words: "blue" and "black" share nothing."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     same = common_length(chosen, rejected)
     if same < max(len(chosen), len(rejected)):
@@ -79,7 +76,7 @@ def trl_conversational(row: Fields) -> list[Comparison]:
     given = row.get("prompt")
     if given is None or (isinstance(given, str) and len(chosen) > 1):
         prompt, *answers = split_shared(chosen, rejected, BOTH)
-        # The prompt column repeats a turn of the conversation, so it must not be added again.
+        # The prompt column repeats a turn of the conversation, so it is not added again.
         if given is not None and all(message.content != given for message in prompt):
             raise BadField("prompt", "the text of a turn of chosen", given)
         return _chosen(row, prompt, *answers)
@@ -90,7 +87,7 @@ def trl_conversational(row: Fields) -> list[Comparison]:
 
 
 def ultrafeedback(row: Fields) -> list[Comparison]:
-    """chosen and rejected are whole conversations, the scores of the two give the margin."""
+    """Whole conversations; the scores of the two responses give the margin."""
     (pair,) = trl_conversational(row)
     high, low = (optional_number(row, f) for f in ("score_chosen", "score_rejected"))
     if high is None or low is None:
@@ -101,7 +98,7 @@ def ultrafeedback(row: Fields) -> list[Comparison]:
 
 
 def hh_rlhf(row: Fields) -> list[Comparison]:
-    """One transcript each, split at the last assistant turn. Both must agree up to there."""
+    """One transcript for each response, split at the last assistant turn; both are equal up to there."""
     parts = []
     for field in BOTH:
         text = text_of(row, field)
@@ -135,10 +132,9 @@ def unified_feedback(row: Fields) -> list[Comparison]:
     first, second = (messages_value(need(row, f), f) for f in ("conv_A", "conv_B"))
     prompt, a, b = split_shared(first, second, ("conv_A", "conv_B"))
     x, y = (optional_number(row, f) for f in ("conv_A_rating", "conv_B_rating"))
-    pair = Comparison(prompt, a, b, id=id_of(row), source=source_of(row))
     if x is None or y is None:
-        return [pair]
-    return [replace(pair, label=_label(x - y), margin=abs(x - y))]
+        return [Comparison(prompt, a, b)]
+    return [Comparison(prompt, a, b, _label(x - y), abs(x - y))]
 
 
 def _label(first_minus_second: float) -> Label:
@@ -152,17 +148,9 @@ def helpsteer3(row: Fields) -> list[Comparison]:
     preference = number_value(need(row, "overall_preference"), "overall_preference")
     if preference not in range(-3, 4):
         raise BadField("overall_preference", "a whole number from -3 to 3", preference)
-    return [
-        Comparison(
-            prompt,
-            text_of(row, "response1"),
-            text_of(row, "response2"),
-            _label(-preference),  # negative: response 1 is better
-            abs(preference),
-            id=id_of(row),
-            source=source_of(row),
-        )
-    ]
+    label = _label(-preference)  # negative: response 1 is better
+    first, second = text_of(row, "response1"), text_of(row, "response2")
+    return [Comparison(prompt, first, second, label, abs(preference))]
 
 
 def factory_alpaca(row: Fields) -> list[Comparison]:
@@ -187,19 +175,14 @@ def factory_sharegpt(row: Fields) -> list[Comparison]:
     answers = []
     for field in BOTH:
         value = need(row, field)
-        messages = (
-            (message_value(value, field),)
-            if isinstance(value, Mapping)
-            else messages_value(value, field)
-        )
-        answers.append(answer_value(messages, field))
+        value = [value] if isinstance(value, Mapping) else value
+        answers.append(answer_value(messages_value(value, field), field))
     return _chosen(row, prompt_value(prompt, "conversations"), *answers)
 
 
 def pairs(row: Fields) -> list[Comparison]:
-    prompt = question_of(row, "prompt")
     a, b = text_of(row, "response_a"), text_of(row, "response_b")
-    return [Comparison(prompt, a, b, id=id_of(row), source=source_of(row))]
+    return [Comparison(question_of(row, "prompt"), a, b)]
 
 
 _LABELS: dict[str | None, Label] = {
@@ -224,27 +207,23 @@ def candidates(row: Fields) -> list[Candidates]:
     responses = texts_of(row, "responses")
     if len(responses) < 2:
         raise BadField("responses", "at least two responses", list(responses))
-    prompt = question_of(row, "prompt")
-    return [Candidates(prompt, responses, id=id_of(row), source=source_of(row))]
-
-
-_GRADES = ("scores", "correct")
+    return [Candidates(question_of(row, "prompt"), responses)]
 
 
 def graded_candidates(row: Fields) -> Candidates:
-    """A number for each response in `scores`, or right and wrong in `correct`."""
+    """A number for each response in `scores`, or true and false in `correct`."""
     (record,) = candidates(row)
-    given = [field for field in _GRADES if row.get(field) is not None]
+    given = [field for field in ("scores", "correct") if row.get(field) is not None]
     if len(given) != 1:
         raise BadField("scores", "scores or correct, a value for each response", Seen(given))
-    (field,), values = given, row[given[0]]
-    count = len(record.responses)
+    field, count = given[0], len(record.responses)
+    values = row[field]
     if not isinstance(values, list | tuple) or len(values) != count:
         raise BadField(field, f"a list of {count} values, one for each response", values)
     if field == "correct" and any(value not in (0, 1) for value in values):
         raise BadField(field, "true or false for each response", values)
-    grades = tuple(number_value(float(x) if x is True or x is False else x, field) for x in values)
-    return replace(record, grades=grades)
+    values = [int(x) if isinstance(x, bool) else x for x in values]
+    return replace(record, grades=tuple(number_value(x, field) for x in values))
 
 
 def judgebench(row: Fields) -> list[Comparison]:
@@ -253,9 +232,7 @@ def judgebench(row: Fields) -> list[Comparison]:
     if plain not in ("A>B", "B>A", "A=B"):
         raise BadField("label", '"A>B" or "B>A"', label)
     a, b = text_of(row, "response_A"), text_of(row, "response_B")
-    verdict = _LABELS[plain.lower()]
-    prompt = question_of(row, "question")
-    return [Comparison(prompt, a, b, verdict, id=id_of(row), source=source_of(row))]
+    return [Comparison(question_of(row, "question"), a, b, _LABELS[plain.lower()])]
 
 
 STYLES = ("concise", "plain", "markdown")
@@ -266,33 +243,32 @@ def rm_bench(row: Fields) -> list[Comparison]:
     for field in BOTH:
         if len(texts := texts_of(row, field)) != len(STYLES):
             raise BadField(field, f"three responses ({', '.join(STYLES)})", list(texts))
-    return _every_pair(row, str(row.get("domain") or source_of(row)), STYLES, STYLES)
+    return _every_pair(row, str(row.get("domain") or ""), STYLES, STYLES)
 
 
 def reward_bench_2(row: Fields) -> list[Comparison]:
-    """One or more right responses and several wrong ones: every right one against every wrong one."""
-    return _every_pair(row, source_of(row), *(range(len(texts)) for texts in _right_and_wrong(row)))
+    """One or more right responses and several wrong ones: each right one with each wrong one."""
+    return _every_pair(row, "", *(range(len(texts)) for texts in _right_and_wrong(row)))
 
 
 def graded_reward_bench_2(row: Fields) -> Candidates:
     """All responses of a row, graded 1 and 0."""
     right, wrong = _right_and_wrong(row)
     grades = (1.0,) * len(right) + (0.0,) * len(wrong)
-    return Candidates(question_of(row, "prompt"), right + wrong, grades, id_of(row), source_of(row))
+    return Candidates(question_of(row, "prompt"), right + wrong, grades)
 
 
 def _right_and_wrong(row: Fields) -> list[tuple[str, ...]]:
-    both = [texts_of(row, field) for field in BOTH]
-    for field, texts in zip(BOTH, both, strict=True):
-        if not texts:
+    for field in BOTH:
+        if not texts_of(row, field):
             raise BadField(field, "at least one response", [])
-    return both
+    return [texts_of(row, field) for field in BOTH]
 
 
 def _every_pair(
     row: Fields, source: str, good_names: Sequence[Any], bad_names: Sequence[Any]
 ) -> list[Comparison]:
-    """Each chosen response with each rejected one; their names stand in the pair's id."""
+    """Each chosen response with each rejected one; the pair's id has the names of both."""
     prompt, name = question_of(row, "prompt"), id_of(row)
     return [
         Comparison(prompt, good, bad, 0, id=name and f"{name}[{i},{j}]", source=source)

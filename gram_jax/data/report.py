@@ -1,5 +1,6 @@
-"""What training will see, in figures: rows and why some were dropped, lengths, padding, steps."""
+"""Figures of the data: rows read, records kept and dropped by reason, lengths, padding, steps."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,9 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What became of the rows of a source: rows read, records kept, records dropped by reason.
+    """Numbers of rows read, records kept, and records dropped by reason.
 
-    A row may give several records (RM-Bench gives nine), so kept + dropped is not always rows.
+    A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows.
+
+    >>> ReadReport(3, 3).without({"tie": 1, "too long": 0})
+    ReadReport(rows=3, kept=2, dropped={'tie': 1})
     """
 
     rows: int
@@ -18,33 +22,26 @@ class ReadReport:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "ReadReport") -> "ReadReport":
-        return ReadReport(
-            self.rows + other.rows, self.kept + other.kept, add_counts(self.dropped, other.dropped)
-        )
+        dropped = dict(Counter(self.dropped) + Counter(other.dropped))
+        return ReadReport(self.rows + other.rows, self.kept + other.kept, dropped)
 
+    def without(self, dropped: Mapping[str, int]) -> "ReadReport":
+        """The report after more of the kept records are dropped."""
+        return self + ReadReport(0, -sum(dropped.values()), dropped)
 
-def add_counts(*counts: Mapping[str, int]) -> dict[str, int]:
-    """Sum of counts by reason, in the order of first appearance.
-
-    >>> add_counts({"tie": 1}, {"tie": 2, "too long": 1})
-    {'tie': 3, 'too long': 1}
-    """
-    total: dict[str, int] = {}
-    for count in counts:
-        for reason, number in count.items():
-            total[reason] = total.get(reason, 0) + number
-    return total
+    @property
+    def dropped_text(self) -> str:
+        """The numbers dropped as one line, "" if none were."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """Figures of one set of examples and its first epoch.
+    """Figures of examples and their first epoch.
 
-    examples: units (pairs or sequences); documents: token sequences (two for a unit with both
-    orders); shortened: examples that were cut to fit the token budget; histogram: (shortest,
-    longest, documents); padding: share of the positions of an epoch that hold no token;
-    first_share: share of verdicts whose first response is the better one, None where there are no
-    verdicts.
+    examples: units (pairs or sequences); documents: token sequences (two for a unit with both orders); shortened:
+    truncated examples; histogram: (shortest, longest, documents); padding: share of the positions of an epoch without
+    a token; first_share: share of verdicts whose first response is better, None without verdicts.
     """
 
     rows_read: int
@@ -66,7 +63,7 @@ class DataReport:
     first_share: float | None
 
     def to_text(self) -> str:
-        """The report as a person reads it."""
+        """The report as text."""
         lines = [
             f"rows read        {self.rows_read:,}",
             f"examples         {self.examples:,} in {self.documents:,} documents",
@@ -93,7 +90,7 @@ class DataReport:
 
 
 def histogram_lines(histogram: Sequence[tuple[int, int, int]]) -> list[str]:
-    """A histogram as bars of text."""
+    """Lines of text with a bar for each bin."""
     top = max((count for _, _, count in histogram), default=1)
     return [
         f"  {low:>6} to {high:>6}  {count:>8,} {'#' * round(40 * count / top)}".rstrip()

@@ -1,10 +1,8 @@
-"""Where rows come from: files, folders, Hugging Face datasets, TensorFlow Datasets.
+"""Rows of files, folders, Hugging Face datasets and TensorFlow Datasets.
 
-A source is named by a string: a file (.jsonl, .json, .csv, .tsv, each also
-with .gz, .parquet), a folder (of such
-files, of `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on
-the Hugging Face hub, or "tfds:name". Folders and datasets take a split behind a colon,
-"folder:validation"; without one it is "train".
+A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a folder (of such files, of
+`Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on the Hugging Face hub, or
+"tfds:name". Folders and datasets take a split after a colon, "folder:validation"; the default is "train".
 """
 
 import difflib
@@ -14,7 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -27,27 +25,31 @@ PARQUET_ROWS = 1024  # rows held as Python objects at a time
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source with its settings; schema: a name in schemas.SCHEMAS; limit: so many records."""
+    """A source with its settings. schema: a name in schemas.SCHEMAS; limit: maximum number of records."""
 
     path: str
     schema: str = "auto"
     split: str | None = None
     limit: int | None = None
 
+    def schema_or(self, default: str) -> str:
+        """The schema of the source, or `default` if it states none."""
+        return default if self.schema == "auto" else self.schema
+
+
+Source = str | Path | SourceSpec
+
 
 class Row(NamedTuple):
-    """One row and where it stands ("train.jsonl, line 12"), for messages.
-
-    fault: why the row could not be taken apart into fields, None if it could.
-    """
+    """One row and its place ("train.jsonl, line 12"). fault: why the row has no fields, None if it has."""
 
     where: str
     fields: dict[str, Any]
     fault: str | None = None
 
 
-def parse_source(source: "str | Path | SourceSpec") -> SourceSpec:
-    """The source as a SourceSpec; a split may stand behind a colon.
+def parse_source(source: Source) -> SourceSpec:
+    """The source as a SourceSpec; a string may have a split after a colon.
 
     >>> parse_source("anthropic/hh-rlhf:test").split
     'test'
@@ -56,46 +58,33 @@ def parse_source(source: "str | Path | SourceSpec") -> SourceSpec:
         if source.split is not None:
             return source
         named = parse_source(source.path)
-        return SourceSpec(named.path, source.schema, named.split, source.limit)
+        return replace(source, path=named.path, split=named.split)
     text = str(source)
-    name = text.removeprefix("tfds:")
-    if Path(text).exists():
+    # A split is a word with an optional slice: "train[:10%]". One letter before the colon is a Windows drive.
+    found = re.fullmatch(r"(tfds:.+?|(?!tfds:).{2,}?):([A-Za-z_][\w.-]*(?:\[[^\]]*\])?)", text)
+    if found is None or Path(text).exists():
         return SourceSpec(text)
-    # A split is a word, perhaps with a slice: "train[:10%]". One letter before the colon is a
-    # Windows drive.
-    found = re.fullmatch(r"(.{2,}?):([A-Za-z_][\w.-]*(?:\[[^\]]*\])?)", name)
-    if found is None:
-        return SourceSpec(text)
-    prefix = text[: len(text) - len(name)]
-    return SourceSpec(prefix + found.group(1), split=found.group(2))
+    return SourceSpec(found.group(1), split=found.group(2))
 
 
-def read_rows(source: "str | Path | SourceSpec", *, keep_faulty: bool = False) -> Iterator[Row]:
-    """Every row of a source, in its order, as it lies there.
+def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
+    """Every row of a source, in its order and unchanged.
 
-    keep_faulty: a row that is no row (a broken line of JSON) is passed on with its fault, else it
-    is a DataError, as are a missing, unreadable or empty source.
+    keep_faulty: yield a row that cannot be read (a broken line of JSON) with its fault; else it raises DataError, as
+    does a missing, unreadable or empty source.
     """
-    for row in _read_rows(source):
-        if row.fault is not None and not keep_faulty:
-            raise DataError(f"{row.where}: {row.fault}")
-        yield row
-
-
-def _read_rows(source: "str | Path | SourceSpec") -> Iterator[Row]:
     spec = parse_source(source)
-    rows = _open(spec)
+    row = None
     try:
-        first = next(rows, None)
+        for row in _open(spec):
+            if row.fault is not None and not keep_faulty:
+                raise DataError(f"{row.where}: {row.fault}")
+            yield row
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{spec.path} cannot be read: {error}") from error
-    if first is None:
+        found = f"cannot be read after {row.where}" if row else "cannot be read"
+        raise DataError(f"{spec.path} {found}: {error}") from error
+    if row is None:
         raise DataError(f"{spec.path} is empty: expected at least one row")
-    yield first
-    try:
-        yield from rows
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{spec.path} cannot be read to its end: {error}") from error
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
@@ -114,9 +103,8 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
 
 
 def _looks_like_a_file(text: str) -> bool:
-    name = text.lower()
     return (
-        name.endswith(FILE_SUFFIXES)
+        text.lower().endswith(FILE_SUFFIXES)
         or text.startswith((".", "/", "~"))
         or not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", text)
         or ("/" in text and Path(text.split("/")[0]).is_dir())
@@ -124,37 +112,37 @@ def _looks_like_a_file(text: str) -> bool:
 
 
 def _missing(path: Path) -> str:
-    folder = next(parent for parent in [path.parent, *path.parents] if parent.is_dir())
+    folder = path.parent
+    if not folder.is_dir():
+        found = next(parent for parent in folder.parents if parent.is_dir())
+        return f"{path} does not exist: there is no folder {folder} in {found}"
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.name.endswith(FILE_SUFFIXES)]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
-    if folder != path.parent:
-        return f"{path} does not exist: there is no folder {path.parent}; {folder} is there"
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
 
 
-TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" reads
+TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" is recovered from
 
 
-def first_rows(source: "str | Path | SourceSpec", count: int) -> list[dict[str, Any]]:
-    """The fields of the first rows of a source, as they lie there."""
+def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
+    """The fields of the first rows of a source."""
     return [row.fields for row in itertools.islice(read_rows(source), count)]
 
 
-def count_rows(source: "str | Path | SourceSpec") -> int | None:
-    """How many rows a source has, for a progress bar: None where only reading it would tell."""
+def count_rows(source: Source) -> int | None:
+    """Number of rows of a source, for a progress bar; None if it would have to be parsed."""
     path = Path(parse_source(source).path).expanduser()
-    name = path.name.lower()
     if not path.is_file():
         return None
-    if name.endswith(".parquet"):
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_metadata(path).num_rows
-    if name.endswith(".jsonl"):
+    if path.suffix.lower() == ".jsonl":
         with path.open("rb") as file:
-            is_list = file.read(1) == b"["
-            file.seek(0)
-            return None if is_list else sum(1 for line in file if line.strip())
+            lines = (line.strip() for line in file)
+            first = next(lines, b"")
+            return None if first.startswith(b"[") else bool(first) + sum(map(bool, lines))
     return None
 
 
@@ -174,12 +162,12 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 def _open_binary(path: Path) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))  # it can all that is asked of one here
+        return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """A JSON list or one object a line, whichever the file holds; its name does not decide."""
+    """A JSON list or one object in each line, by the content of the file and not its name."""
     with _open_binary(path) as file:
         is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
         file.seek(0)
@@ -187,18 +175,16 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _line_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
-    # Lines of bytes end at "\n" only; str.splitlines would also cut at U+2028 inside a string.
+    # Lines of bytes end at "\n" only; str.splitlines also splits at U+2028 inside a string.
     for number, line in enumerate(file, start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
             where = f"{name}, line {number}"
             try:
-                value = _parse_json(line)
+                yield _row(where, _parse_json(line))
             except ValueError as error:
                 yield Row(where, {}, str(error))
-            else:
-                yield _row(where, value)
 
 
 def _list_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
@@ -211,7 +197,6 @@ def _list_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
 
 
 def _parse_json(data: bytes) -> Any:
-    """The value. Raises ValueError with what was expected and found."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -268,7 +253,7 @@ def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
 
 
 def _files_of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
-    """Hub folders name files "test-00000-of-00002.parquet"; other files are of "train"."""
+    """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; any other is of "train"."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         stem = file.name.split(".")[0]
@@ -299,7 +284,8 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
             f"{folder} cannot be read as a saved Hugging Face dataset: {error}"
         ) from error
     if isinstance(found, datasets.DatasetDict):
-        found = _pick_split(str(folder), dict(found), split)
+        found, chosen = _pick_split(str(folder), dict(found), split)
+        found = found.select(chosen)
     elif split is not None:
         raise DataError(f"{folder} holds one dataset and has no split {split!r}")
     return _number(folder.name, found)
@@ -316,30 +302,27 @@ def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
             f"{name} is no file or folder here, and no Hugging Face dataset that can be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return _number(name, _pick_split(name, dict(found), split))
+    rows, chosen = _pick_split(name, dict(found), split)
+    return _number(name, rows.select(chosen))
 
 
-def _pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> Any:
+def _pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> tuple[Any, range]:
+    """(the data of a split, the rows of its slice)."""
     wanted = split or ("train" if len(splits) > 1 else next(iter(splits)))
     base, _, piece = wanted.partition("[")
     if base not in splits:
         raise DataError(f"{name} has no split {base!r}; it has {', '.join(sorted(splits))}")
-    if not piece:
-        return splits[base]
-    return splits[base].select(range(*_slice(name, piece.removesuffix("]"), len(splits[base]))))
-
-
-def _slice(name: str, text: str, rows: int) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d*)(%?):(\d*)(%?)", text)
+    rows = len(splits[base])
+    found = re.fullmatch(r"(?:(\d*)(%?):(\d*)(%?)\])?", piece)
     if found is None:
-        raise DataError(f"{name}: expected a slice such as [:10%] or [100:200], found [{text}]")
-    low, low_percent, high, high_percent = found.groups()
+        raise DataError(f"{name}: expected a slice such as [:10%] or [100:200], found [{piece}")
 
-    def place(number: str, percent: str, default: int) -> int:
-        value = int(number) if number else default
-        return min(rows, value * rows // 100 if number and percent else value)
+    def place(number: str | None, percent: str | None, default: int) -> int:
+        if not number:
+            return default
+        return min(rows, int(number) * rows // 100 if percent else int(number))
 
-    return place(low, low_percent, 0), place(high, high_percent, rows)
+    return splits[base], range(place(found[1], found[2], 0), place(found[3], found[4], rows))
 
 
 def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
@@ -351,7 +334,7 @@ def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
 
 
 def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
-    """Through `as_data_source`, which needs no TensorFlow; text comes as bytes."""
+    """Rows of `as_data_source`, which does not need TensorFlow."""
     import tensorflow_datasets as tfds
 
     is_folder = isinstance(source, Path)
@@ -374,21 +357,19 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
         raise DataError(
             f"{source} cannot be opened with TensorFlow Datasets: {type(error).__name__}: {error}"
         ) from error
-    rows = _pick_split(str(source), dict(splits), split)
+    rows, chosen = _pick_split(str(source), dict(splits), split)
     name = source.name if is_folder else source
-    for number in range(len(rows)):
-        where = f"{name}, row {number + 1}"
+    for number, index in enumerate(chosen, start=1):
+        where = f"{name}, row {number}"
         try:
-            fields = _plain(rows[number])
+            yield Row(where, _plain(rows[index]))
         except UnicodeDecodeError as error:
             yield Row(where, {}, f"expected UTF-8 text, found {error}")
-        else:
-            yield Row(where, fields)
 
 
 def _plain(value: Any) -> Any:
     """TFDS values as Python values: bytes are UTF-8 text, arrays are lists."""
-    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy for it
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytes):
         return value.decode("utf-8")

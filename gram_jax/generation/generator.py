@@ -8,17 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
 from gram_jax.judge.messages import Prompt, render_turns, turns_of
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.generate import Samples, SamplingConfig, check_lengths, generate
-from gram_jax.scoring.scorer import compute_type
-from gram_jax.sharding import Placement, make_placement
+from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 
@@ -62,17 +60,14 @@ class TextGenerator:
         system: str | None = None,
     ) -> "TextGenerator":
         """A model by name, as everywhere; system as in a judge's specification (None: the chat format's own)."""
-        keep_compiled_programs()
-        placement = placement or make_placement({"data": -1})
-        number_format = compute_type(compute_dtype, placement)
+        execution = inference_execution(compute_dtype, placement, packed=True)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
-        _, params = load_model(name, placement, number_format)
+        _, params = load_model(name, execution.placement, execution.compute_dtype)
         turn_end = text_encoder(tokenizer).frame(frame.end_of_turn)[:1].tolist()
         text_end: Any = tokenizer.eos_token_id
         own = () if text_end is None else (text_end,)
         stop_token_ids = tuple(dict.fromkeys((*turn_end, *own, *stop_tokens(name))))
-        execution = Execution(number_format, "auto", "none", placement)
         return cls(params, cfg, tokenizer, frame, system, stop_token_ids, execution)
 
     def with_params(self, params: Tree) -> "TextGenerator":

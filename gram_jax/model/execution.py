@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gram_jax.sharding import Placement
+from gram_jax.compile_cache import keep_compiled_programs
+from gram_jax.sharding import Placement, make_placement
 
 Compute = Literal["float32", "bfloat16"]
 AskedCompute = Literal["auto", "float32", "bfloat16"]
@@ -33,3 +34,18 @@ class Execution:
     remat: Remat
     placement: Placement
     packed: bool = True
+
+
+def inference_execution(
+    compute_dtype: AskedCompute, placement: Placement | None = None, *, packed: bool = False
+) -> Execution:
+    """How a loaded model is run; compiled programs are kept (compile_cache.py).
+
+    compute_dtype "auto": float32 on a CPU, else bfloat16. Without a placement every device holds all weights and
+    computes rows of its own.
+    """
+    keep_compiled_programs()
+    placement = placement or make_placement({"data": -1})
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if placement.platform == "cpu" else "bfloat16"
+    return Execution(compute_dtype, "auto", "none", placement, packed)

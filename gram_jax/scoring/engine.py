@@ -7,7 +7,6 @@ prefixes that comparisons share once (prefix_tree.py), "padded" has a row for ea
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -19,44 +18,52 @@ from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.scoring.calls import Call, WorkCounters
-from gram_jax.scoring.padded import pad_pairs, padded_calls, padded_lengths, padded_logits
+from gram_jax.scoring.padded import pad_items, padded_calls, padded_lengths, padded_logits
 from gram_jax.scoring.prefix_layout import lay_out, prefix_tree_shape
 from gram_jax.scoring.prefix_tree import prefix_tree_logits
 from gram_jax.tree import Tree
 
 ScoringMethod = Literal["prefix_shared", "padded"]
-# Positions of one call and device. A prefix tree call computes only the blocks in use; a longer row lets more
+# Positions of one call and device. On a CPU a padded call has a fixed number of positions, so a larger one makes a
+# single pair wait for dummy rows; a prefix tree call computes only the blocks in use, but a longer row lets more
 # comparisons wait for each other, and its keys and values take memory.
-PREFIX_TREE_TOKENS = {"cpu": 8192, "gpu": 32768, "tpu": 32768}
-# A padded call has a fixed number of positions, so a larger one makes a single pair wait for dummy rows.
-PADDED_TOKENS = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
+CPU_TOKENS = {"prefix_shared": 8192, "padded": 1024}
+ACCELERATOR_TOKENS = 32768
 # A tree of all comparisons of one response should rarely be cut: each part computes its prefix again.
 RANKING_TREE_TOKENS = 32768
 CALLS_IN_FLIGHT = 4  # calls dispatched before the first result is fetched
 
 
-@dataclass
 class ScoringEngine:
-    """A judge's weights and the programs over them.
+    """A judge's weights and the programs over them."""
 
-    method: which program scores pairs; rankings always share prefixes. max_length: tokens of the longest comparison.
-    tokens_per_call: positions of one call and device.
-    """
+    def __init__(
+        self,
+        params: Tree,
+        cfg: ModelConfig,
+        label_ids: tuple[int, int],
+        execution: Execution,
+        max_length: int,
+        method: ScoringMethod | None = None,
+        tokens_per_call: int | None = None,
+    ):
+        """max_length: tokens of the longest comparison. tokens_per_call: positions of one call and device.
 
-    params: Tree
-    cfg: ModelConfig
-    label_ids: tuple[int, int]
-    execution: Execution
-    max_length: int
-    method: ScoringMethod
-    tokens_per_call: int
-    counters: WorkCounters = field(default_factory=WorkCounters)
-
-    def __post_init__(self) -> None:
-        self.lengths = padded_lengths(self.max_length)
-        self.pair_shape = prefix_tree_shape(self.max_length, self.tokens_per_call)
+        method: which program scores pairs, by default prefix sharing on CPUs, else padded rows: GPUs and TPUs have
+        attention kernels that a prefix tree cannot use, and rows that are sharded over a sequence axis need ring
+        attention. Rankings always share prefixes.
+        """
+        self.params, self.cfg, self.label_ids = params, cfg, label_ids
+        self.execution, self.max_length = execution, max_length
+        placement = execution.placement
+        shared = placement.platform == "cpu" and placement.mesh.shape["sequence"] == 1
+        self.method: ScoringMethod = method or ("prefix_shared" if shared else "padded")
+        self.tokens_per_call = tokens_per_call or default_tokens_per_call(execution, self.method)
+        self.counters = WorkCounters()
+        self.lengths = padded_lengths(max_length)
+        self.pair_shape = prefix_tree_shape(max_length, self.tokens_per_call)
         columns = max(RANKING_TREE_TOKENS, self.tokens_per_call)
-        self.ranking_shape = prefix_tree_shape(self.max_length, columns)
+        self.ranking_shape = prefix_tree_shape(max_length, columns)
 
     def label_logit_diffs(
         self,
@@ -99,9 +106,9 @@ class ScoringEngine:
                     batch = self._empty_pairs(length)
                     jax.block_until_ready(self._run(padded_logits, batch))
             shapes = [self.pair_shape] * (self.method == "prefix_shared")
+            # A single token, so that running takes no longer than compiling.
+            token = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
             for shape in shapes + [self.ranking_shape] * rankings:
-                # A single token, so that running takes no longer than compiling.
-                token = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
                 (call,) = lay_out([token], shape, self._shards, paired=False)
                 program = partial(prefix_tree_logits, shape=shape)
                 jax.block_until_ready(self._run(program, call.batch))
@@ -127,8 +134,7 @@ class ScoringEngine:
         return self.execution.placement.batch_shards
 
     def _empty_pairs(self, length: int) -> Any:
-        one = np.zeros(1, np.int32)
-        return pad_pairs([one, one], self.pairs_per_call(length), length)
+        return pad_items([np.zeros(1, np.int32)] * 2 * self.pairs_per_call(length), 2, length)
 
     def _layout(
         self, comparisons: Sequence[Encoded], paired: bool
@@ -156,19 +162,7 @@ class ScoringEngine:
         )
 
 
-def default_method(execution: Execution) -> ScoringMethod:
-    """The program for pairs: prefix sharing on CPUs, else padded rows.
-
-    GPUs and TPUs have attention kernels that a prefix tree cannot use, and rows that are sharded over a sequence axis
-    need ring attention.
-    """
-    mesh = execution.placement.mesh
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    return "prefix_shared" if cpu and mesh.shape["sequence"] == 1 else "padded"
-
-
 def default_tokens_per_call(execution: Execution, method: ScoringMethod) -> int:
     """Positions of a call and device."""
-    platform = execution.placement.mesh.devices.flat[0].platform
-    table = PREFIX_TREE_TOKENS if method == "prefix_shared" else PADDED_TOKENS
-    return table.get(platform, table["gpu"])
+    cpu = execution.placement.platform == "cpu"
+    return CPU_TOKENS[method] if cpu else ACCELERATOR_TOKENS

@@ -1,21 +1,23 @@
 """`gram-jax score` and `gram-jax rank`: a file of records in, a file of scores or rankings out."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from gram_jax.data.records import Kind, RecordStream, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.results import RowTask, WriteSummary, write_rows
 from gram_jax.scoring.rows import (
     NumberedRecord,
     judge_identity,
     rank_records,
-    ranking_row,
+    row_start,
     score_records,
 )
 from gram_jax.scoring.scorer import Scorer
@@ -23,38 +25,18 @@ from gram_jax.scoring.scorer import Scorer
 FORMAT = 4
 
 
-@dataclass(frozen=True)
-class FileReport:
-    """Rows written now, rows found in the file, rows with shortened texts, and rows left out by reason."""
-
-    written: int
-    before: int
-    shortened: int
-    dropped: dict[str, int]
-
-    def to_text(self) -> str:
-        """For the command's last line."""
-        dropped = "".join(f", {count:,} left out ({why})" for why, count in self.dropped.items())
-        return (
-            f"{self.written:,} rows written, {self.before:,} were there, {self.shortened:,} "
-            f"shortened{dropped}"
-        )
-
-
 def check_files(
     source: str, out: str | Path, *, schema: str = "auto", ranked: bool = False
 ) -> Kind:
     """What `source` is read as, for scores or to be ranked.
 
-    Refuses an unreadable input and an impossible output before a model is loaded.
+    Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
     path, out = Path(parse_source(source).path).expanduser(), Path(out)
     if path.exists() and out.exists() and path.samefile(out):
-        raise DataError(f"{out} is the input itself: give the results a file of their own")
+        raise DataError(f"{out} is the input itself: give another file for the results")
     if path.is_dir() and path.resolve() in out.resolve().parents:
-        raise DataError(
-            f"{out} lies in the folder {path} that is read: put the results somewhere else"
-        )
+        raise DataError(f"{out} is inside the folder {path} that is read: give a file outside it")
     if out.is_dir():
         raise DataError(f"{out} is a folder: expected the name of a file for the results")
     if not out.parent.is_dir():
@@ -73,102 +55,54 @@ def score_file(
     source: str,
     out: str | Path,
     *,
+    ranking: RankingConfig | None = None,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
     overwrite: bool = False,
     progress: ProgressFactory = no_progress,
-) -> FileReport:
-    """Score every pair of `source` into `out`, or resume after the rows that an interrupted run left there.
+) -> WriteSummary:
+    """Score every pair of `source` into `out`, or rank every row, or resume after the rows of an interrupted run.
 
-    A labeled pair gives score_chosen and score_rejected, an unlabeled one or a tie score_first and score_second (in the
-    order of the source). Each row has the number of its row in the input, from 1, and the source that the input names.
+    A row has the id, the number of its row in the input, from 1, the source that the input names, and the columns of
+    `score_records`. ranking: rank the candidates of every row instead; a pair is two candidates. A row then has
+    `ranking`, the indices of the responses, best first, `scores`, their strengths in log-odds, `errors` if the method
+    gives them, and ties, cycles and comparisons as in a Ranking.
+
     Raises DataError if `out` holds something else or cannot be written; its complete rows are kept.
     """
-    return _write_file(
-        scorer,
-        model,
-        source,
-        Path(out),
-        RowTask(partial(score_records, scorer), lambda record: 1, scorer.window),
-        kind=check_files(source, out, schema=schema),
-        schema=schema,
-        on_bad=on_bad,
-        overwrite=overwrite,
-        progress=progress,
-        label="scored",
-        unit="pairs",
-    )
-
-
-def rank_file(
-    scorer: Scorer,
-    model: str,
-    source: str,
-    out: str | Path,
-    config: RankingConfig,
-    *,
-    schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
-    overwrite: bool = False,
-    progress: ProgressFactory = no_progress,
-) -> FileReport:
-    """Rank the candidates of every row of `source` into `out`; a pair is two candidates. Else as `score_file`.
-
-    A row has `ranking`, the indices of the responses, best first, `scores`, their strengths in log-odds, `errors` if
-    the method gives them, and ties, cycles and comparisons as in a Ranking.
-    """
-
-    def rows(window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
-        rankings = rank_records(scorer, window, config, bar)
-        return [
-            ranking_row(number, record, ranking)
-            for (number, record), ranking in zip(window, rankings, strict=True)
-        ]
-
-    return _write_file(
-        scorer,
-        model,
-        source,
-        Path(out),
-        RowTask(rows, lambda record: len(record.responses), scorer.window),
-        kind=check_files(source, out, schema=schema, ranked=True),
-        schema=schema,
-        on_bad=on_bad,
-        overwrite=overwrite,
-        progress=progress,
-        label="ranked",
-        unit="prompts",
-        ranking=asdict(config),
-    )
-
-
-def _write_file(
-    scorer: Scorer,
-    model: str,
-    source: str,
-    out: Path,
-    task: RowTask,
-    *,
-    kind: Kind,
-    schema: str,
-    on_bad: Literal["error", "skip"],
-    overwrite: bool,
-    progress: ProgressFactory,
-    label: str,
-    unit: str,
-    **metadata: Any,
-) -> FileReport:
-    about = {"format": FORMAT, "source": str(source), "kind": kind}
+    kind = check_files(source, out, schema=schema, ranked=ranking is not None)
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
+    metadata = {"format": FORMAT, "source": str(source), "kind": kind}
+    metadata |= judge_identity(scorer, model)
+    if ranking is None:
+        rows, label, unit = partial(score_records, scorer), "scored", "pairs"
+    else:
+        rows, label, unit = partial(_ranking_rows, scorer, ranking), "ranked", "prompts"
+        metadata |= {"ranking": asdict(ranking)}
     summary = write_rows(
-        out,
-        about | judge_identity(scorer, model) | metadata,
+        Path(out),
+        metadata,
         ((stream.row, record) for record in stream),
-        task,
+        RowTask(rows, lambda record: len(record.responses) if ranking else 1, scorer.window),
         total=count_rows(source),
         label=label,
         unit=unit,
         overwrite=overwrite,
         progress=progress,
     )
-    return FileReport(*summary, dropped=dict(stream.report().dropped))
+    return replace(summary, dropped=dict(stream.report().dropped))
+
+
+def _ranking_rows(
+    scorer: Scorer, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
+) -> list[dict[str, Any]]:
+    rows = []
+    rankings = rank_records(scorer, window, config, bar)
+    for (number, record), ranking in zip(window, rankings, strict=True):
+        row = row_start(number, record)
+        row |= {"ranking": ranking.order, "scores": ranking.strengths.tolist()}
+        if ranking.errors is not None:
+            row["errors"] = [float(x) if np.isfinite(x) else None for x in ranking.errors]
+        names = ("ties", "cycles", "comparisons", "shortened")
+        rows.append(row | {name: getattr(ranking, name) for name in names})
+    return rows

@@ -3,8 +3,6 @@
 The program can use the attention kernels of GPUs and TPUs; prefix_tree.py shares prefixes instead.
 """
 
-from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -50,9 +48,7 @@ def padded_lengths(max_length: int) -> tuple[int, ...]:
     (64, 128, 192, 256, 384, 512, 704)
     """
     last = -(-max_length // 64) * 64
-    steps = {64 << i for i in range(last.bit_length())} | {
-        192 << i for i in range(last.bit_length())
-    }
+    steps = {unit << i for unit in (64, 192) for i in range(last.bit_length())}
     return (*sorted(step for step in steps if step < last), last)
 
 
@@ -60,44 +56,49 @@ def padded_calls(
     comparisons: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
 ) -> Iterator[Call]:
     """Calls for pairs whose orders are comparisons 2i and 2i + 1, the longest rows first."""
-    sizes = [len(text.tokens) for text in comparisons]
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for at in range(0, len(sizes), 2):
-        by_length[lengths[bisect_left(lengths, max(sizes[at : at + 2]))]].append(at)
-    for length in sorted(by_length, reverse=True):
-        members, count = by_length[length], pairs_per_call[length]
+    texts = [text.tokens for text in comparisons]
+    for indices, batch in padded_batches(texts, 2, lengths, pairs_per_call):
+        rows, orders = np.indices(indices.shape)
+        sizes = [len(texts[at]) for at in indices.ravel().tolist()]
+        work = WorkCounters(
+            sequences=len(sizes),
+            calls=1,
+            tokens_requested=sum(sizes),
+            tokens_unique=sum(sizes),
+            tokens_computed=batch.seqs.tokens.size,
+            attention_pairs=sum(map(causal_pairs, sizes)),
+        )
+        yield Call(batch, indices.ravel(), rows.ravel(), orders.ravel(), work)
+
+
+def padded_batches(
+    texts: Sequence[np.ndarray],
+    orders: int,
+    lengths: Sequence[int],
+    items_per_call: Mapping[int, int],
+) -> Iterator[tuple[np.ndarray, PairBatch]]:
+    """Batches of items of one padded length, the longest first; an item is `orders` consecutive texts.
+
+    Yields the indices of the texts, i [n, O], and the batch of items_per_call[length] items: the last one repeats.
+    """
+    indices = np.arange(len(texts)).reshape(-1, orders)
+    sizes = np.array([len(text) for text in texts], int).reshape(-1, orders).max(axis=1)
+    padded = np.array(lengths)[np.searchsorted(lengths, sizes)]
+    for length in sorted(set(padded.tolist()), reverse=True):
+        members, count = indices[padded == length], items_per_call[length]
         for first in range(0, len(members), count):
-            indices = np.array(members[first : first + count])[:, None] + np.arange(2)
-            rows, orders = np.indices(indices.shape)
-            indices = indices.ravel()
-            batch = pad_pairs([comparisons[at].tokens for at in indices.tolist()], count, length)
-            tokens = sum(sizes[at] for at in indices)
-            work = WorkCounters(
-                sequences=len(indices),
-                calls=1,
-                tokens_requested=tokens,
-                tokens_unique=tokens,
-                tokens_computed=2 * count * length,
-                attention_pairs=sum(causal_pairs(sizes[at]) for at in indices),
-            )
-            yield Call(batch, indices, rows.ravel(), orders.ravel(), work)
+            here = members[first : first + count]
+            filled = np.pad(here, ((0, count - len(here)), (0, 0)), mode="edge")
+            yield here, pad_items([texts[at] for at in filled.ravel().tolist()], orders, length)
 
 
-def pad_pairs(texts: Sequence[np.ndarray], pairs: int, length: int) -> PairBatch:
-    """Both orders of each pair, one after another, padded to `length`; the last pair fills the batch up to `pairs`."""
-    missing = pairs - len(texts) // 2
-    seqs, last = pad_rows([*texts, *([*texts[-2:]] * missing)], length)
-    return PairBatch(
-        Sequences(*(x.reshape(pairs, 2, length) for x in seqs)), last.reshape(pairs, 2)
-    )
-
-
-def pad_rows(texts: Sequence[np.ndarray], length: int) -> tuple[Sequences, np.ndarray]:
-    """One text a row, padded on the right: i32 [B, T], and the column of each last token, i32 [B]."""
+def pad_items(texts: Sequence[np.ndarray], orders: int, length: int) -> PairBatch:
+    """Texts padded on the right to `length`, and the column of each last token."""
     tokens = np.zeros((len(texts), length), np.int32)
-    sizes = np.array([len(text) for text in texts], np.int32)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = text
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = text
+    tokens = tokens.reshape(-1, orders, length)
+    sizes = np.array([len(text) for text in texts], np.int32).reshape(-1, orders)
     columns = np.arange(length, dtype=np.int32)
-    segments = (columns < sizes[:, None]).astype(np.int32)
-    return Sequences(tokens, np.broadcast_to(columns, tokens.shape), segments), sizes - 1
+    segments = (columns < sizes[..., None]).astype(np.int32)
+    return PairBatch(Sequences(tokens, np.broadcast_to(columns, tokens.shape), segments), sizes - 1)

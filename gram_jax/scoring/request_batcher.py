@@ -1,6 +1,6 @@
 """Request batching: many threads submit, one thread scores, with a bounded queue between them.
 
-Requests that arrive while a batch is scored form the next batch; so batches grow with the load, and no request waits
+Requests that arrive while a batch is scored form the next batch, so batches grow with the load, and no request waits
 for another one longer than a batch takes.
 """
 
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.jobs import RankingConfig
@@ -41,9 +41,8 @@ class DeadlineExceededError(Exception):
 
 @dataclass(eq=False)
 class _Request:
-    kind: Literal["pairs", "rank"]
     items: list[Any]
-    config: RankingConfig | None
+    config: RankingConfig | None  # None: the items are pairs
     cost: int  # sequences
     deadline: float
     future: "Future[list[Any]]" = field(default_factory=Future)
@@ -68,46 +67,43 @@ class RequestBatcher:
         """Whether requests are scored."""
         return self._thread.is_alive() and not self._closed
 
-    @property
-    def num_queued(self) -> int:
-        """Number of requests in the queue."""
-        return len(self._queue)
+    def submit(
+        self, items: list[Any], config: RankingConfig | None, *, cost: int, deadline: float
+    ) -> list[Any]:
+        """Results as of Scorer.score_many, or with a config as of rank_many. cost: sequences.
 
-    def pairs(
-        self, triples: Sequence[tuple[PromptLike, str, str]], deadline: float
-    ) -> list[PairScore]:
-        """As Scorer.score_many. deadline: of time.monotonic, or inf.
-
-        Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
+        deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
         """
-        return self._submit(_Request("pairs", list(triples), None, 2 * len(triples), deadline))
-
-    def rank(
-        self,
-        items: Iterable[tuple[PromptLike, Sequence[str]]],
-        config: RankingConfig,
-        deadline: float,
-    ) -> list[Ranking]:
-        """As Scorer.rank_many. The cost of a ranking counts as a round robin."""
-        items = list(items)
-        cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
-        return self._submit(_Request("rank", items, config, cost, deadline))
-
-    def close(self, timeout: float | None = None) -> None:
-        """Reject new requests, score the queued ones, and stop."""
+        if not items:
+            return []
+        request = _Request(items, config, cost, deadline)
         with self._changed:
-            self._closed = True
+            if self._closed:
+                raise BatcherClosedError
+            # A request that is larger than the queue itself is accepted if nothing else waits.
+            if self.waiting and self.waiting + cost > self.max_queue:
+                raise QueueFullError(self.retry_after())
+            self.waiting += cost
+            self._queue.append(request)
             self._changed.notify_all()
-        self._thread.join(timeout)
+        left = deadline - time.monotonic()
+        try:
+            return request.future.result(None if math.isinf(left) else max(0.0, left))
+        except TimeoutError:
+            if self._withdraw(request):
+                raise DeadlineExceededError from None
+            return request.future.result()  # it is being scored already
 
-    def stop(self) -> None:
-        """As close, but queued requests raise BatcherClosedError: only the current batch is finished."""
+    def close(self, *, finish_queued: bool = True) -> None:
+        """Reject new requests and stop. Queued ones are scored, or raise BatcherClosedError."""
         with self._changed:
             self._closed = True
-            queued = list(self._queue)
-            self._queue.clear()
-        self._finish(queued, BatcherClosedError())
-        self.close()
+            rejected = [] if finish_queued else list(self._queue)
+            for request in rejected:
+                self._queue.remove(request)
+            self._changed.notify_all()
+        self._finish(rejected, BatcherClosedError())
+        self._thread.join()
 
     def full(self) -> int | None:
         """`retry_after` if the queue has no space for a pair, else None."""
@@ -116,26 +112,6 @@ class RequestBatcher:
     def retry_after(self) -> int:
         """Whole seconds until half of the waiting sequences are likely to be scored: 1 to 60."""
         return min(60, max(1, math.ceil(self.waiting / 2 / self.speed))) if self.speed else 1
-
-    def _submit(self, request: _Request) -> list[Any]:
-        if not request.items:
-            return []
-        with self._changed:
-            if self._closed:
-                raise BatcherClosedError
-            # A request that is larger than the queue itself is accepted if nothing else waits.
-            if self.waiting and self.waiting + request.cost > self.max_queue:
-                raise QueueFullError(self.retry_after())
-            self.waiting += request.cost
-            self._queue.append(request)
-            self._changed.notify_all()
-        left = request.deadline - time.monotonic()
-        try:
-            return request.future.result(None if math.isinf(left) else max(0.0, left))
-        except TimeoutError:
-            if self._withdraw(request):
-                raise DeadlineExceededError from None
-            return request.future.result()  # it is being scored already
 
     def _withdraw(self, request: _Request) -> bool:
         """Remove a request from the queue; False if it is not there any more."""
@@ -150,15 +126,17 @@ class RequestBatcher:
         while (batch := self._next()) is not None:
             started = time.monotonic()
             late = [request for request in batch if request.deadline < started]
-            batch = [request for request in batch if request.deadline >= started]
             self._finish(late, DeadlineExceededError())
-            for requests in _compatible(batch):
+            by_config: dict[RankingConfig | None, list[_Request]] = {}
+            for request in batch:
+                if request.deadline >= started:
+                    by_config.setdefault(request.config, []).append(request)
+            for requests in by_config.values():  # one call of the scorer each
                 self._score(requests)
-            if cost := sum(request.cost for request in batch):
+            if cost := sum(request.cost for requests in by_config.values() for request in requests):
                 speed = cost / max(time.monotonic() - started, 1e-6)
-                self.speed = (
-                    speed if not self.speed else SMOOTHING * self.speed + (1 - SMOOTHING) * speed
-                )
+                smoothed = SMOOTHING * self.speed + (1 - SMOOTHING) * speed
+                self.speed = smoothed if self.speed else speed
                 self.batches += 1
                 self.scored += cost
 
@@ -171,22 +149,21 @@ class RequestBatcher:
                 self._changed.wait()
             if sum(request.cost for request in self._queue) < self.max_batch and not self._closed:
                 self._changed.wait(BATCH_WAIT)
-            if not self._queue:  # its request was withdrawn meanwhile
-                return []
-            batch = [self._queue.popleft()]
-            size = batch[0].cost
-            while self._queue and size + self._queue[0].cost <= self.max_batch:
-                size += self._queue[0].cost
+            batch, size = [], 0
+            # The queue is empty if its request was withdrawn meanwhile.
+            while self._queue and (not batch or size + self._queue[0].cost <= self.max_batch):
                 batch.append(self._queue.popleft())
+                size += batch[-1].cost
             return batch
 
     def _score(self, requests: list[_Request]) -> None:
-        items = [item for request in requests for item in request.items]
+        items, config = [item for request in requests for item in request.items], requests[0].config
         try:
-            if requests[0].kind == "pairs":
-                found = self.scorer.score_many(items)
-            else:
-                found = list(self.scorer.rank_many(items, requests[0].config))
+            found = iter(
+                self.scorer.score_many(items)
+                if config is None
+                else list(self.scorer.rank_many(items, config))
+            )
         except Exception as error:  # perhaps of one request: the others are scored one by one
             if len(requests) == 1:
                 self._finish(requests, error)
@@ -194,11 +171,10 @@ class RequestBatcher:
             for request in requests:
                 self._score([request])
             return
-        results = iter(found)
         for request in requests:
-            self._finish([request], [next(results) for _ in request.items])
+            self._finish([request], [next(found) for _ in request.items])
 
-    def _finish(self, requests: Sequence[_Request], found: Any) -> None:
+    def _finish(self, requests: Sequence[_Request], found: list[Any] | Exception) -> None:
         for request in requests:
             with self._changed:
                 self.waiting -= request.cost
@@ -208,26 +184,22 @@ class RequestBatcher:
                 request.future.set_result(found)
 
 
-def _compatible(batch: Sequence[_Request]) -> list[list[_Request]]:
-    """Requests that one call of the scorer can serve."""
-    groups: dict[Any, list[_Request]] = {}
-    for request in batch:
-        groups.setdefault((request.kind, request.config), []).append(request)
-    return list(groups.values())
-
-
 class BatchedScorer:
-    """The batcher until a deadline, with the methods of a Scorer that rewards use."""
+    """A batcher's client until a deadline, with the methods of a Scorer that rewards use."""
 
     def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
+        """deadline: of time.monotonic."""
         self.batcher, self.deadline = batcher, deadline
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
-        return self.batcher.pairs(comparisons, self.deadline)
+        cost = 2 * len(comparisons)
+        return self.batcher.submit(list(comparisons), None, cost=cost, deadline=self.deadline)
 
     def rank_many(
         self, items: Iterable[tuple[PromptLike, Sequence[str]]], config: RankingConfig | None = None
     ) -> list[Ranking]:
-        """As Scorer.rank_many."""
-        return self.batcher.rank(items, config or RankingConfig(), self.deadline)
+        """As Scorer.rank_many. A ranking counts as a round robin in the queue."""
+        items, config = list(items), config or RankingConfig()
+        cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
+        return self.batcher.submit(items, config, cost=cost, deadline=self.deadline)

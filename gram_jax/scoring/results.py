@@ -1,7 +1,7 @@
 """JSON lines that a long run writes: a row for each record of the input, in its order.
 
-Beside OUT stands OUT.meta.json, which says what the rows were made from. An interrupted run resumes after the last
-complete line; a torn last line is cut off.
+OUT.meta.json records what the rows were made from. An interrupted run resumes after the last complete line; an
+incomplete last line is cut off.
 """
 
 import json
@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gram_jax.data.comparison import Record, contents_id
 from gram_jax.errors import DataError
@@ -21,7 +22,7 @@ from gram_jax.scoring.rows import NumberedRecord
 
 logger = logging.getLogger(__name__)
 
-# An interruption costs at most about this much work. The size of a window does not change results, so it follows from
+# An interruption loses at most about this much work: the size of a window, which does not change results, follows from
 # the speed.
 WRITE_SECONDS = 30.0
 FIRST_WINDOW = 8
@@ -29,6 +30,7 @@ FIRST_WINDOW = 8
 NAMES = ("model",)
 # In every row, a hash of the record: ids may stay the same when texts or labels change.
 TEXTS = "texts"
+ADVICE = "Give another output file, or --overwrite"
 
 
 class RowTask(NamedTuple):
@@ -43,12 +45,22 @@ class RowTask(NamedTuple):
     max_cost: int
 
 
-class WriteSummary(NamedTuple):
-    """Rows written now, rows found in the file, and how many of those written have shortened texts."""
+@dataclass(frozen=True)
+class WriteSummary:
+    """Rows written now, rows found in the file, rows with shortened texts, and rows left out by reason."""
 
     written: int
     before: int
     shortened: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """For the command's last line."""
+        dropped = "".join(f", {count:,} left out ({why})" for why, count in self.dropped.items())
+        return (
+            f"{self.written:,} rows written, {self.before:,} were there, {self.shortened:,} "
+            f"shortened{dropped}"
+        )
 
 
 def write_rows(
@@ -83,8 +95,11 @@ def write_rows(
             while window := _take_window(records, size, task.cost):
                 start = time.perf_counter()
                 rows = task.rows(window, bar)
-                contents = ({TEXTS: contents_id(record)} for _, record in window)
-                _append(file, [row | text for row, text in zip(rows, contents, strict=True)])
+                for row, (_, record) in zip(rows, window, strict=True):
+                    row = row | {TEXTS: contents_id(record)}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
                 written += len(rows)
                 shortened += sum(row["shortened"] for row in rows)
                 done = sum(task.cost(record) for _, record in window)
@@ -114,24 +129,22 @@ def _resume(out: Path, metadata: dict[str, Any], records: Iterator[NumberedRecor
         found["format"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise DataError(
-            f"{out} exists and nothing says how it was made ({_metadata_path(out).name} is missing or damaged): "
-            "give another output file, or --overwrite"
+            f"{out} exists and its {_metadata_path(out).name} is missing or damaged. {ADVICE}"
         ) from None
     now = json.loads(json.dumps(metadata))
-    keys = [key for key in now | found if key not in NAMES and found.get(key) != now.get(key)]
-    if keys:
-        lines = "\n  ".join(
-            f"{key}: {found.get(key)!r} there, {now.get(key)!r} now" for key in keys
-        )
-        raise DataError(
-            f"{out} holds other results (made with {found.get('model')!r}, asked for is {metadata['model']!r}):\n"
-            f"  {lines}\nGive another output file, or --overwrite"
-        )
+    different = [
+        f"  {key}: {found.get(key)!r} there, {now.get(key)!r} now"
+        for key in now | found
+        if key not in NAMES and found.get(key) != now.get(key)
+    ]
+    if different:
+        whose = f"made with {found.get('model')!r}, asked for is {metadata['model']!r}"
+        raise DataError("\n".join([f"{out} holds other results ({whose}):", *different, ADVICE]))
     count = end = 0
     with open(out, "r+b") as file:
         for line in file:
             if not line.endswith(b"\n"):
-                break  # torn by an interruption
+                break  # incomplete, of an interrupted run
             _check_row(out, count + 1, line, next(records, (0, None))[1])
             count, end = count + 1, end + len(line)
         file.truncate(end)
@@ -140,31 +153,33 @@ def _resume(out: Path, metadata: dict[str, Any], records: Iterator[NumberedRecor
 
 def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> None:
     """Raises DataError unless a line is the row of this record, with the same texts."""
+    where = f"{out}, line {number}"
     try:
         row = json.loads(line)
         there, texts = row["id"], row[TEXTS]
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"{out}, line {number} is no row of results: the file was damaged or edited. Give another output file, or "
-            "--overwrite"
+            f"{where} is no row of results: the file was damaged or edited. {ADVICE}"
         ) from None
-    if record is None or there != record.id:
-        expected = "ends before it" if record is None else f"has {record.id!r} there"
-        changed = "it has changed" + (", or is cut off by a limit" if record is None else "")
+    if record is None:
         raise DataError(
-            f"{out}, line {number} is the row of {there!r}, the input {expected}: {changed}. Give another output, or "
-            "--overwrite"
+            f"{where} is the row of {there!r}, the input ends before it: it has changed, or is cut off by a limit. "
+            f"{ADVICE}"
+        )
+    if there != record.id:
+        raise DataError(
+            f"{where} is the row of {there!r}, the input has {record.id!r} there: it has changed. {ADVICE}"
         )
     if texts != contents_id(record):
         raise DataError(
-            f"{out}, line {number}: the texts of {there!r}, or which of them is better, are not those of the input: "
-            "the input has changed. Give another output file, or --overwrite"
+            f"{where}: the texts of {there!r}, or which of them is better, are not those of the input, which has "
+            f"changed. {ADVICE}"
         )
 
 
 @contextmanager
 def _explain_interruption(out: Path) -> Iterator[None]:
-    """Raises DataError for a full disk or a file that cannot be written; Ctrl-C logs that nothing is lost."""
+    """Raises DataError for a full disk or a file that cannot be written; Ctrl-C logs how to resume."""
     advice = "The complete rows are kept: free some space and run the same command again"
     try:
         with explain_full_disk(out, advice, error=DataError):
@@ -174,12 +189,6 @@ def _explain_interruption(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
-
-
-def _append(file: IO[str], rows: list[dict[str, Any]]) -> None:
-    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _metadata_path(out: Path) -> Path:

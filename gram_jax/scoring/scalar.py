@@ -1,4 +1,4 @@
-"""The discriminative baseline at work: one response at a time gets a reward, and two rewards make a pair's score."""
+"""The discriminative baseline: one response at a time gets a reward, and two rewards make a pair's score."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gram_jax.batch import Sequences
+from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.run_info import read_info
-from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
@@ -20,14 +19,14 @@ from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
-from gram_jax.model.execution import AskedCompute, Execution
+from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.heads import hidden_at, scalar_reward
 from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import default_tokens_per_call
-from gram_jax.scoring.padded import pad_rows, padded_lengths
+from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.scorer import PairTexts, compute_type
-from gram_jax.sharding import Placement, make_placement
+from gram_jax.scoring.scorer import PairTexts
+from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 WINDOW = 1024  # comparisons that are encoded together
@@ -47,13 +46,17 @@ class ScalarRewardModel:
         check_tokenizer(spec, tokenizer)
         if SCALAR_HEAD not in params:
             raise JudgeError(
-                "these weights have no scalar head: they belong to a generative judge, which a Scorer reads. Choose "
-                "the model of a run of stage bradley_terry"
+                "these weights have no scalar head: they are of a generative judge, which a Scorer reads. Choose the "
+                "model of a run of stage bradley_terry"
             )
         self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
         self.spec, self.execution = spec, execution
-        self.lengths = padded_lengths(spec.max_length)
-        self.tokens_per_call = default_tokens_per_call(execution, "padded")
+        tokens, shards = (
+            default_tokens_per_call(execution, "padded"),
+            execution.placement.batch_shards,
+        )
+        lengths = padded_lengths(spec.max_length)
+        self.rows_per_call = {length: max(1, tokens // length) * shards for length in lengths}
 
     @classmethod
     def load(
@@ -63,15 +66,12 @@ class ScalarRewardModel:
         compute_dtype: AskedCompute = "auto",
         placement: Placement | None = None,
     ) -> "ScalarRewardModel":
-        """The model of a run of stage bradley_terry; compute as for a Scorer. Raises JudgeError for another stage."""
-        keep_compiled_programs()
-        placement = placement or make_placement({"data": -1})
-        number_format = compute_type(compute_dtype, placement)
+        """The model of a run of stage bradley_terry; options as of a Scorer. Raises JudgeError for another stage."""
+        execution = inference_execution(compute_dtype, placement)
         spec = load_spec(name)
         if spec is None:
             raise JudgeError(f"{name} carries no judge.json: expected a run of stage bradley_terry")
-        cfg, params = load_model(name, placement, number_format)
-        execution = Execution(number_format, "auto", "none", placement, packed=False)
+        cfg, params = load_model(name, execution.placement, execution.compute_dtype)
         return cls(params, cfg, load_tokenizer(name), spec, execution)
 
     def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
@@ -82,14 +82,14 @@ class ScalarRewardModel:
         self, items: Iterable[tuple[PromptLike, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
-        texts = self._encode(items)
+        texts = encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
         return self._rewards(texts), np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
         comparisons: Iterable[PairTexts],
         *,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[PairScore]:
         """PairScore of every (prompt, first, second), by the Bradley-Terry model; position_bias is 0.
 
@@ -97,35 +97,19 @@ class ScalarRewardModel:
         """
         remaining = iter(comparisons)
         while window := list(islice(remaining, WINDOW)):
-            texts = self._encode((p, text) for p, *pair in window for text in pair)
-            rewards = self._rewards(texts)
-            if progress is not None:
-                progress(len(window))
-            for at in range(len(window)):
-                first, second = rewards[2 * at : 2 * at + 2].tolist()
-                cut = any(text.shortened for text in texts[2 * at : 2 * at + 2])
-                yield combine_orders(first - second, second - first, cut)
-
-    def _encode(self, items: Iterable[tuple[PromptLike, str]]) -> list[Encoded]:
-        return encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
+            items = ((prompt, text) for prompt, *pair in window for text in pair)
+            rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))
+            progress(len(window))
+            for (first, second), cut in zip(rewards.tolist(), shortened, strict=True):
+                yield combine_orders(first - second, second - first, bool(cut.any()))
 
     def _rewards(self, texts: list[Encoded]) -> np.ndarray:
-        """Texts of one padded length at a time: rows of one call, the last call filled up with its last text."""
-        found = np.zeros(len(texts), np.float32)
-        sizes = np.array([len(text.tokens) for text in texts])
-        shards = self.execution.placement.batch_shards
-        for low, length in zip((0, *self.lengths), self.lengths, strict=False):
-            members = np.flatnonzero((sizes > low) & (sizes <= length))
-            rows = max(1, self.tokens_per_call // length) * shards
-            for start in range(0, len(members), rows):
-                here = members[start : start + rows]
-                filled = np.pad(here, (0, rows - len(here)), mode="edge")
-                seqs, last = pad_rows([texts[i].tokens for i in filled], length)
-                rewards = _scalar_rewards(
-                    self.params, self.cfg, seqs, last[:, None], self.execution
-                )
-                found[here] = np.asarray(jax.device_get(rewards))[: len(here)]
-        return found
+        found = np.zeros((len(texts), 1), np.float32)
+        tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
+        for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
+            rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
+            found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        return found[:, 0]
 
 
 def is_baseline(name: str | Path) -> bool:
@@ -138,10 +122,10 @@ def is_baseline(name: str | Path) -> bool:
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))
 def _scalar_rewards(
-    params: Tree, cfg: ModelConfig, seqs: Sequences, at: jax.Array, execution: Execution
+    params: Tree, cfg: ModelConfig, batch: PairBatch, execution: Execution
 ) -> jax.Array:
-    """seqs: i32 [B, T]; at: i32 [B, 1], the last real columns. Returns f32 [B]."""
+    """batch.seqs: i32 [B, 1, T]; batch.verdict_at: i32 [B, 1], the last real columns. Returns f32 [B, 1]."""
     constrain = execution.placement.constrain
-    seqs = Sequences(*(constrain(x, "batch", "time") for x in seqs))
-    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), at)
-    return constrain(scalar_reward(params, hidden)[:, 0])
+    seqs = Sequences(*(constrain(x[:, 0], "batch", "time") for x in batch.seqs))
+    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), batch.verdict_at)
+    return constrain(scalar_reward(params, hidden))

@@ -106,13 +106,8 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
 def examples_fingerprint(examples: Examples) -> str:
     """16 hex digits that name the encoded examples: tokens, lengths, labels and weights."""
     digest = hashlib.sha256()
-    labels = getattr(examples, "label", np.zeros(0, np.int32))
-    for array in (
-        examples.documents.tokens,
-        examples.documents.offsets,
-        labels,
-        examples.weights,
-    ):
+    documents = examples.documents
+    for array in (documents.tokens, documents.offsets, examples.label, examples.weights):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
