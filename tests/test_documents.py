@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from gram_jax import cli
+import gram_jax
+from gram_jax import cli, read_records
+from gram_jax.data.schemas import SCHEMAS, detect_schema
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 from make_reference import references  # noqa: E402
+from site_pages import API  # noqa: E402
 
 PAGES = sorted(
     [
@@ -80,9 +84,9 @@ def section(page: Path, anchor: str) -> str:
 
 
 def figures_of_the_readme() -> list[str]:
-    """Rows of the table of figures."""
+    """Rows of the table of figures, below its head."""
     table = section(ROOT / "README.md", "figures")
-    return [line for line in table.splitlines() if re.match(r"\| \w", line)]
+    return [line for line in table.splitlines() if re.match(r"\| \w", line)][1:]
 
 
 @pytest.mark.parametrize("row", figures_of_the_readme(), ids=lambda row: row[2:40])
@@ -103,6 +107,36 @@ def test_the_readme_has_figures_of_quality_speed_and_reliability():
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
 def test_every_document_is_in_the_index(name):
     assert name == "docs/README.md" or f"({Path(name).name})" in text_of("docs/README.md")
+
+
+def test_every_public_name_is_on_one_page_of_the_api_reference():
+    names = [name for _, names in API.values() for name in names]
+    assert sorted(name for name in names if name in gram_jax.__all__) == gram_jax.__all__
+
+
+def test_every_document_is_in_the_navigation_of_the_site():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    missing = [page.name for page in ROOT.glob("docs/*.md") if f" {page.name}\n" not in nav]
+    assert not missing
+
+
+FORMATS = re.findall(
+    r"^### (\S+)\n.*?^```json\n(.*?)^```", text_of("docs/formats.md"), flags=re.M | re.S
+)
+
+
+def test_every_format_has_an_example():
+    assert {name for name, _ in FORMATS} == {schema.name for schema in SCHEMAS.values()}
+
+
+@pytest.mark.parametrize(("name", "example"), FORMATS)
+def test_the_example_of_a_format_is_recognised_and_read(name, example, tmp_path):
+    row = json.loads(example)
+    assert detect_schema("auto", name, [row]).name == name
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    kind = "graded" if name == "candidates" else "pair"
+    records, report = read_records(tmp_path / "rows.jsonl", kind=kind)
+    assert records and report.rows == 1
 
 
 def commands_of(text: str) -> list[list[str]]:

@@ -145,7 +145,7 @@ def test_every_import_has_a_dependency():
 
 def test_the_build_notes_say_why_each_dependency_is_here():
     notes = (ROOT / "BUILD.md").read_text()
-    table = notes[notes.index("### Dependencies, and why") : notes.index("## The demo")]
+    table = notes[notes.index("### Dependencies, and why") : notes.index("## How figures are made")]
     table = table.lower().replace("_", "-")
     extras = PROJECT["optional-dependencies"]
     wanted = declared() | {named(r) for r in extras["dev"]} | set(extras)
