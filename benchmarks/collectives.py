@@ -137,8 +137,8 @@ def places(hlo: str) -> list[str]:
         for this in computation.values():
             kind = this.opcode.removesuffix("-start")
             if kind in KINDS:
-                source = re.search(r'op_name="([^"]*)"', this.text)
-                groups = re.search(r"(?:replica_groups|source_target_pairs)=\S+", this.text)
+                source = re.search(r'op_name="([^"]*)"', this.attributes)
+                groups = re.search(r"(?:replica_groups|source_target_pairs)=\S+", this.attributes)
                 shapes = re.sub(r"\{[^}]*\}", "", this.type)
                 lines.append(
                     f"    {kind} {shapes} {groups[0][:60] if groups else ''} {name} {source[1] if source else ''}"

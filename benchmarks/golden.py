@@ -54,6 +54,7 @@ from gram_jax.plan.models import PUBLISHED
 from gram_jax.recipes.reading import make_recipe, make_rl_recipe
 from gram_jax.reports.report import write_reports
 from gram_jax.rl.loop import run_rl
+from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.padded import padded_logits
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.serve.app import make_app
@@ -530,18 +531,15 @@ def server(folder: Path) -> dict[str, Any]:
 
 
 def plans(folder: Path) -> dict[str, Any]:
-    counts = {
-        "sequences": 32,
-        "tokens_requested": 30000,
-        "tokens_unique": 20000,
-        "attention_pairs": 9000000,
-    }
+    work = WorkCounters(
+        sequences=32, tokens_requested=30000, tokens_unique=20000, attention_pairs=9000000
+    )
     found = {}
     for name, cfg in (PUBLISHED | {"tiny-random": model_config("tiny-random")}).items():
         found[name] = {
             "parameters": param_count(param_specs(cfg)),
             "scoring": numbers(dataclasses.astuple(scoring_flops(cfg, 16, 2048))),
-            "judging": judging_flops(cfg, **counts),
+            "judging": judging_flops(cfg, work),
         }
         for run, (stage, changes) in RUNS.items():
             recipe = training_recipe(stage, folder, ["x"], **changes)

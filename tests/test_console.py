@@ -1,4 +1,4 @@
-"""What a run says while it works, on a terminal and in a log file."""
+"""The output of a command in a log file."""
 
 import io
 
@@ -18,9 +18,7 @@ def test_without_a_terminal_progress_is_plain_lines_now_and_then():
     lines = file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/100", "100/100"]
     assert "\x1b" not in file.getvalue()
-    assert "loss 0.5" in lines[0]
-    assert "tokens/s" in lines[0]
-    assert " left" in lines[0]
+    assert all(part in lines[0] for part in ("loss 0.5", "tokens/s", " left"))
     assert " left" not in lines[-1]
 
 
@@ -47,25 +45,30 @@ def test_brackets_in_a_line_are_no_mark_up():
     assert file.getvalue() == "[optimizer] b1 [/nothing]\nwarning: [bold]\n"
 
 
-def test_quiet_keeps_warnings_only():
+def test_a_muted_console_prints_nothing():
     file = io.StringIO()
-    console = Console(quiet=True, file=file)
+    console = Console(mute=True, file=file)
     console.say("a")
     console.table("t", ("x", "y"), [("a", 1)])
-    with console.timed("work"), console.progress(2, label="p") as progress:
+    with console.progress(2, label="p") as progress:
         progress.update(2)
     console.warn("look")
-    assert file.getvalue() == "warning: look\n"
+    assert file.getvalue() == ""
 
 
 def test_time_left_forgets_the_first_step_which_compiled(monkeypatch):
-    clock = iter([0.0, 0.0, 60.0, 61.0, 62.0])
+    clock = iter([0.0, 60.0, 61.0, 62.0])
     monkeypatch.setattr("gram_jax.cli.console.time.perf_counter", lambda: next(clock))
     console, _ = plain()
     with console.progress(100, label="judge") as progress:
-        progress.update()
-        assert progress.seconds_left == 99 * 60
-        progress.update()
-        assert progress.seconds_left == 98
-        progress.update()
-        assert progress.seconds_left == 97
+        for left in (99 * 60, 98, 97):
+            progress.update()
+            assert progress.seconds_left == left
+
+
+def test_on_a_terminal_progress_is_one_line_that_is_drawn_again(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console, file = plain()
+    with console.progress(2, label="judge", unit="pairs") as progress:
+        progress.update(2, units=2)
+    assert "\x1b" in file.getvalue() and "2/2" in file.getvalue()

@@ -1,6 +1,5 @@
-"""Plans: what is read from a program, what is reckoned in closed form, and that the program is the one that runs."""
+"""Plans: what is read from a program, what is computed in closed form, and that the program is the one that runs."""
 
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -10,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,42 +18,58 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny_runs import compiled_programs, tiny_recipe, tiny_values, write_pairs  # noqa: F401
+from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 import gram_jax.training.loop as loop
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
 from gram_jax.model.specs import param_count, param_specs
-from gram_jax.plan.chips import CHIPS, link_bandwidth
+from gram_jax.plan.chips import CHIPS, chip_of, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
 from gram_jax.plan.command import PlanOptions, run_plan
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
-from gram_jax.plan.gpu import compiler_installed
 from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.plan import (
     ProgramPlan,
     bytes_on_a_device,
     donated_leaves,
     make_plan,
-    plan_scoring,
     plan_training,
 )
-from gram_jax.plan.programs import PlanRequest, Program, training_program
+from gram_jax.plan.programs import PlanRequest, Program, scoring_program, training_program
 from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
-from gram_jax.plan.target import PlanTarget, make_target
-from gram_jax.plan.topology import read_topology
-from gram_jax.recipes.reading import make_recipe, recipe_to_toml
+from gram_jax.plan.topology import (
+    PlanTarget,
+    cuda_compiler_installed,
+    make_target,
+    read_topology,
+)
+from gram_jax.recipes.reading import recipe_to_toml
 from gram_jax.recipes.tables import AdapterConfig
 from gram_jax.run.directory import RunDirectory
 from gram_jax.sharding import make_placement
 from gram_jax.training.setup import set_up
 
 LOCAL = read_topology("local")
+CFG = model_config("tiny-random")
+V5E = CHIPS["v5e"]
 
 
-def planned(recipe, cfg, target, **options) -> ProgramPlan:
-    return plan_training(PlanRequest(recipe, cfg, target), **options)
+def planned(recipe, cfg=CFG, target: PlanTarget | None = None) -> ProgramPlan:
+    return plan_training(PlanRequest(recipe, cfg, target or make_target(LOCAL, recipe)))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    """Makes recipes: of a stage, sharded over eight devices unless `changes` say otherwise."""
+
+    def make(stage: str = "finetune", **changes: Any):
+        return tiny_recipe(
+            stage, tmp_path / "run", **{"mesh__fsdp": 8, "batch__batch_size": 8} | changes
+        )
+
+    return make
 
 
 # A loop of three trips around an asynchronous all-gather, a conditional whose second branch moves more, and one
@@ -214,21 +230,18 @@ def test_flops_are_those_counted_by_hand():
     assert flops.model / 2048 == pytest.approx(2.94e9, rel=2e-3)  # GFLOP a token
 
 
-def test_training_is_three_forward_passes_and_stage_one_has_a_head(tmp_path: Path):
-    cfg = model_config("tiny-random")
-    write, judge = (tiny_recipe(stage, tmp_path / "run") for stage in ("pretrain", "finetune"))
-    a, b = training_flops(write, cfg), training_flops(judge, cfg)
-    tokens = 4 * 192
-    assert a.layers == b.layers == 6 * layer_weights(cfg) * tokens
+def test_training_is_three_forward_passes_and_stage_one_has_a_head(recipe):
+    judge = recipe("finetune")
+    a, b = training_flops(recipe("pretrain"), CFG), training_flops(judge, CFG)
+    tokens = 8 * 192
+    assert a.layers == b.layers == 6 * layer_weights(CFG) * tokens
     assert a.model == b.model and b.head == 0
-    assert a.head == 6 * cfg.vocab_size * cfg.embed_size * tokens
-    assert a.attention == 3 * scoring_flops(cfg, 2, 192).attention
-    thin = dataclasses.replace(
-        judge, lora=AdapterConfig(rank=4, alpha=8.0, target_modules=("q", "v"))
-    )
+    assert a.head == 6 * CFG.vocab_size * CFG.embed_size * tokens
+    assert a.attention == 3 * scoring_flops(CFG, 4, 192).attention
+    thin = replace(judge, lora=AdapterConfig(rank=4, alpha=8.0, target_modules=("q", "v")))
     # two layers; q: 64 x 4 and 4 x 64; v: 64 x 4 and 4 x 32
     extra = 2 * (64 * 4 + 4 * 64 + 64 * 4 + 4 * 32)
-    assert training_flops(thin, cfg).layers == (4 * layer_weights(cfg) + 6 * extra) * tokens
+    assert training_flops(thin, CFG).layers == (4 * layer_weights(CFG) + 6 * extra) * tokens
 
 
 @pytest.mark.parametrize(
@@ -250,7 +263,7 @@ def test_published_shapes_have_the_published_number_of_weights(name: str, count:
     assert param_count(param_specs(PUBLISHED[name])) == count
 
 
-def test_a_published_shape_is_known_by_its_hub_name():
+def test_a_published_shape_has_its_hub_name_too():
     assert published_config("Qwen/Qwen3-8B-Base") == PUBLISHED["qwen3-8b"]
     assert published_config("meta-llama/Llama-3.3-70B-Instruct") == PUBLISHED["llama3.3-70b"]
     assert published_config("Qwen/Qwen3-7B") is None
@@ -260,77 +273,71 @@ def test_topologies_are_read_as_they_are_written():
     two = read_topology("2xv5e:16x16")
     assert (two.chip.name, two.shape, two.slices, two.name) == ("v5e", (16, 16), 2, "2xv5e:16x16")
     assert read_topology("v5e:16x16", slices=2) == two
-    assert read_topology("v5p:2x2x1").shape == (2, 2, 1)
-    assert read_topology("v6e:1").shape == (1, 1)
-    assert read_topology("h200").shape == (1,)
-    assert read_topology("local").chip is None
+    shapes = {"v5p:2x2x1": (2, 2, 1), "v6e:1": (1, 1), "h200": (1,), "h200:8": (8,)}
+    assert {name: read_topology(name).shape for name in shapes} == shapes
+    assert LOCAL.chip is None
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "0xv5e:4x4", "512xv5e:4x4", ""],
+    ("text", "slices"),
+    [
+        *((text, None) for text in ("v5e:4", "v5p:4x4", "v9:2x2", "4x4", "v5e-16", "v5e:0x4", "")),
+        *((text, None) for text in ("0xv5e:4x4", "512xv5e:4x4")),
+        *(("2xv5e:4x4", 4), ("local", 2), ("v5e:2x2", 9999)),
+    ],
 )
-def test_other_topologies_are_refused_with_an_example(text: str):
-    with pytest.raises(RecipeError, match="such as"):
-        read_topology(text)
+def test_other_topologies_are_rejected(text: str, slices: int | None):
+    with pytest.raises(RecipeError, match=r"--(topology|slices)"):
+        read_topology(text, slices)
 
 
-def test_contradicting_numbers_of_slices_are_refused():
-    with pytest.raises(RecipeError, match="slices"):
-        read_topology("2xv5e:4x4", slices=4)
-    with pytest.raises(RecipeError, match="name a chip and a shape"):
-        read_topology("local", slices=2)
-    with pytest.raises(RecipeError, match="9999 slices, expected 1 to 511"):
-        read_topology("v5e:2x2", slices=9999)
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU7x", "tpu7x"), ("NVIDIA H200", "h200")],
+)
+def test_the_data_sheet_of_a_device_is_found_by_its_kind(kind: str, chip: str):
+    assert chip_of(SimpleNamespace(device_kind=kind)) is CHIPS[chip]
+
+
+def test_a_device_without_a_data_sheet_has_no_chip():
+    assert chip_of(jax.devices("cpu")[0]) is chip_of(SimpleNamespace(device_kind="TPU v9")) is None
 
 
 def test_a_small_slice_has_fewer_links():
-    v5e = CHIPS["v5e"]
-    assert link_bandwidth(v5e, (2, 2)) == 2 * 50e9
-    assert link_bandwidth(v5e, (4, 4)) == link_bandwidth(v5e, ()) == 4 * 50e9
-    assert link_bandwidth(v5e, (1, 1)) == 0
+    assert link_bandwidth(V5E, (2, 2)) == 2 * 50e9
+    assert link_bandwidth(V5E, (4, 4)) == link_bandwidth(V5E, ()) == 4 * 50e9
+    assert link_bandwidth(V5E, (1, 1)) == 0
     assert link_bandwidth(CHIPS["tpu7x"], (4, 4, 4)) == 6 * 100e9 / 2
 
 
 @pytest.mark.slow
-def test_two_devices_of_one_chip_have_no_bound_by_links(tmp_path: Path):
-    chip = CHIPS["tpu7x"]
-    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=2, batch__batch_size=8)
+def test_two_devices_of_one_chip_have_no_bound_by_links(recipe):
     placement = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
-    target = PlanTarget(read_topology("tpu7x:1x1x1"), placement, chip)
-    plan = planned(recipe, model_config("tiny-random"), target)
+    target = PlanTarget(read_topology("tpu7x:1x1x1"), placement, CHIPS["tpu7x"])
+    plan = planned(recipe(mesh__fsdp=2), target=target)
     assert plan.traffic and plan.seconds.keys() == {"compute", "memory"}
-
-
-def plan_of(tmp_path: Path, stage: str, target: PlanTarget | None = None, **changes) -> ProgramPlan:
-    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, **changes)
-    return planned(recipe, model_config("tiny-random"), target or make_target(LOCAL, recipe))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
-def test_the_state_is_donated_whole(stage: str, tmp_path: Path):
-    plan = plan_of(tmp_path, stage)
-    leaves, donated = plan.state
-    assert leaves == donated > 30
+def test_the_state_is_donated_whole(stage: str, recipe):
+    plan = planned(recipe(stage))
+    assert plan.program.state_leaves == plan.donated > 30
     assert plan.fit.fits and plan.fit.results < 1000
     assert plan.fit.donated >= 0.9 * plan.fit.arguments
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
-def test_no_device_ever_holds_the_hidden_states_of_the_whole_batch(mesh, tmp_path: Path):
+def test_no_device_ever_holds_the_hidden_states_of_the_whole_batch(mesh, recipe):
     """On a pod the batch is what grows: an array of all its rows on each device ends every large run.
 
     With a vocabulary much smaller than the batch XLA would gather the table, and there would be nothing to see.
     """
     axes = {f"mesh__{axis}": size for axis, size in mesh.items()}
-    recipe = tiny_recipe("finetune", tmp_path / "run", batch__batch_size=24, **axes)
-    cfg = dataclasses.replace(model_config("tiny-random"), vocab_size=16 * 1009)
-    plan = planned(recipe, cfg, make_target(LOCAL, recipe))
+    plan = planned(recipe(batch__batch_size=24, **axes), replace(CFG, vocab_size=16 * 1009))
     shapes = {dims for _, dims in re.findall(r"\b(f32|bf16)\[([0-9,]+)\]", plan.hlo)}
-    wide = {"24,192,64", "4608,64", "24,192,32", "4608,32"}
-    assert not shapes & wide
+    assert not shapes & {"24,192,64", "4608,64", "24,192,32", "4608,32"}
     assert any(dims.endswith(",192,64") for dims in shapes)  # of its own rows it does
 
 
@@ -343,33 +350,23 @@ def vocabulary_products(hlo: str, size: int) -> list[str]:
     return [line for line in hlo.splitlines() if pattern.search(line)]
 
 
-def odd_vocabulary():
-    """The tiny model with a vocabulary whose size no other dimension has, on any of its shards."""
-    return dataclasses.replace(model_config("tiny-random"), vocab_size=8 * 1009)
-
-
 @pytest.mark.slow
-def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scoring(tmp_path: Path):
-    cfg = odd_vocabulary()
-    recipes = {
-        stage: tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
-        for stage in ("pretrain", "finetune")
-    }
-    target = make_target(LOCAL, recipes["finetune"])
-    judge = planned(recipes["finetune"], cfg, target)
-    score = plan_scoring(PlanRequest(recipes["finetune"], cfg, target), pairs=8)
-    assert not vocabulary_products(judge.hlo, cfg.vocab_size)
-    assert not vocabulary_products(score.hlo, cfg.vocab_size)
-    # The look that finds none does find the head of stage 1.
-    assert vocabulary_products(planned(recipes["pretrain"], cfg, target).hlo, cfg.vocab_size)
-    # Nor is anything of [rows, T, vocabulary] there, whatever computes it.
-    for plan in (judge, score):
+def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scoring(recipe):
+    cfg = replace(CFG, vocab_size=8 * 1009)  # no other dimension has this size, on any shard
+    finetune = recipe("finetune")
+    target = make_target(LOCAL, finetune)
+    score = scoring_program(PlanRequest(finetune, cfg, target), pairs=8)
+    for plan in (planned(finetune, cfg, target), make_plan(score, target)):
+        assert not vocabulary_products(plan.hlo, cfg.vocab_size)
+        # Nor is there an array [rows, T, vocabulary], whatever computes it.
         held = {
             tuple(int(n) for n in dims.split(","))
             for dims in re.findall(r"\w+\[([0-9,]+)\]", plan.hlo)
         }
         wide = [d for d in held if any(n in (8072, 4036, 2018, 1009) for n in d)]
         assert max(math.prod(d) for d in wide) <= cfg.vocab_size * cfg.embed_size
+    # The same search finds the head of stage 1.
+    assert vocabulary_products(planned(recipe("pretrain"), cfg, target).hlo, cfg.vocab_size)
 
 
 def stripped(hlo: str) -> str:
@@ -381,11 +378,11 @@ def stripped(hlo: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
-def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
-    recipe = tiny_recipe(stage, tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
-    job = set_up(recipe, RunDirectory(tmp_path, {}), make_placement(recipe.mesh.sizes))
+def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, recipe, tmp_path: Path):
+    chosen = recipe(stage)
+    job = set_up(chosen, RunDirectory(tmp_path, {}), make_placement(chosen.mesh.sizes))
     running = loop.compiled_step(job)[0].as_text()
-    request = PlanRequest(recipe, job.cfg, make_target(LOCAL, recipe))
+    request = PlanRequest(chosen, job.cfg, make_target(LOCAL, chosen))
     program = training_program(request, label_ids=job.spec.label_ids)
     assert stripped(make_plan(program, request.target).hlo) == stripped(running)
     assert len(running) > 10_000
@@ -394,77 +391,66 @@ def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, tmp_path: Path):
 
 
 def tight(target: PlanTarget, capacity: int) -> PlanTarget:
-    """The same devices with so little memory."""
-    chip = dataclasses.replace(CHIPS["v5e"], memory=capacity)
-    topology = dataclasses.replace(read_topology("v5e:2x4"), chip=chip)
-    return dataclasses.replace(target, topology=topology, chip=chip)
+    """The same devices with this little memory."""
+    chip = replace(V5E, memory=capacity)
+    return replace(target, topology=replace(read_topology("v5e:2x4"), chip=chip), chip=chip)
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_an_answer_with_what_would_fit(tmp_path: Path):
-    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=64)
-    cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
-    needed = planned(recipe, cfg, target).fit.needed
-    small = tight(target, needed - 1)
-    plan = planned(recipe, cfg, small)
-    assert not plan.fit.fits and "does not fit: needs" in does_not_fit(plan.fit)
-    assert "batch.gradient_accumulation_steps = 2" in what_would_fit(
-        PlanRequest(recipe, cfg, small), plan
-    )
+def test_too_little_memory_is_an_answer_with_what_would_fit(recipe):
+    large = recipe(batch__batch_size=64)
+    target = make_target(LOCAL, large)
+    small = tight(target, planned(large).fit.needed - 1)
+    plan = planned(large, target=small)
+    assert not plan.fit.fits
+    advice = what_would_fit(PlanRequest(large, CFG, small), plan)
+    assert "batch.gradient_accumulation_steps = 2" in advice
     hopeless = tight(target, plan.fit.arguments - 1)
-    at_once = planned(recipe, cfg, hopeless)
-    assert at_once.compile_seconds < 0.1  # nothing had to be compiled to know it
-    assert does_not_fit(at_once.fit).startswith("does not fit: needs at least")
-    assert "Weights, optimizer state" in what_would_fit(PlanRequest(recipe, cfg, hopeless), at_once)
+    at_once = planned(large, target=hopeless)
+    assert not at_once.fit.fits and at_once.compile_seconds < 0.1  # nothing is compiled
+    assert "[mesh] fsdp" in what_would_fit(PlanRequest(large, CFG, hopeless), at_once)
 
 
 def program_of(lower, arguments: Any = ()) -> Program:
     """A program that is lowered by `lower`."""
-    return Program("made up", lower, arguments, {}, 1, Flops(1.0, 1.0, 0.0), "float32")
+    settings = {"compute_dtype": "float32"}
+    return Program("made up", lower, arguments, settings, 1, Flops(1.0, 1.0))
 
 
-def test_what_the_compiler_refuses_for_memory_is_an_answer_too(tmp_path: Path):
-    words = (
+def test_what_the_compiler_rejects_for_memory_is_an_answer_too(recipe):
+    message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.50G) exceeds"
         " available HBM (15.75G)."
     )
 
-    def refuse():
-        raise RuntimeError(words)
+    def fail(error: Exception):
+        raise error
 
-    def break_down():
-        raise ValueError("a bug")
-
-    target = make_target(LOCAL, tiny_recipe("finetune", tmp_path / "run", batch__batch_size=8))
-    target = tight(target, int(15.75 * 2**30))
-    whole = target.placement.sharding()
-    weights = jax.ShapeDtypeStruct((2**28,), jnp.float32, sharding=whole)
-    fit = make_plan(program_of(refuse, weights), target).fit
+    target = tight(make_target(LOCAL, recipe()), int(15.75 * 2**30))
+    weights = jax.ShapeDtypeStruct((2**28,), jnp.float32, sharding=target.placement.sharding())
+    fit = make_plan(program_of(lambda: fail(RuntimeError(message)), weights), target).fit
     assert fit.arguments == 2**30 and not fit.fits
     assert does_not_fit(fit) == "does not fit: needs at least 33.5 GiB of 15.8 GiB"
     with pytest.raises(ValueError, match="a bug"):
-        make_plan(program_of(break_down), target)
+        make_plan(program_of(lambda: fail(ValueError("a bug"))), target)
 
 
 @pytest.mark.slow
-def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(tmp_path: Path, caplog):
-    recipe = tiny_recipe("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8)
-    cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
+def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, caplog):
+    target = make_target(LOCAL, recipe())
 
     def needed(rows: int, remat: str) -> int:
-        values = tiny_values("finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=rows)
-        values["execution"]["remat"] = remat
-        return planned(make_recipe(values), cfg, target).fit.needed
+        return planned(recipe(batch__batch_size=rows, execution__remat=remat)).fit.needed
 
     small = tight(target, max(needed(24, "dots"), needed(24, "full")))
     assert needed(32, "full") > small.capacity and needed(24, "none") > small.capacity
     with caplog.at_level(logging.INFO, "gram_jax.plan.search"):
-        chosen, plan = largest_batch(PlanRequest(recipe, cfg, small))
+        chosen, plan = largest_batch(PlanRequest(recipe(), CFG, small))
     assert (chosen.recipe.batch.batch_size, chosen.recipe.execution.remat) == (24, "dots")
-    assert plan.fit.fits and plan.settings["batch_size"] == 24
+    assert plan.fit.fits and plan.program.settings["batch_size"] == 24
     tried = [record.getMessage() for record in caplog.records]
     assert len(tried) == len(set(tried)) <= 8
-    assert largest_batch(PlanRequest(recipe, cfg, tight(target, 1000))) is None
+    assert largest_batch(PlanRequest(recipe(), CFG, tight(target, 1000))) is None
 
 
 def test_the_search_tries_sizes_at_most_a_quarter_apart():
@@ -472,98 +458,95 @@ def test_the_search_tries_sizes_at_most_a_quarter_apart():
     assert all(4 * (b - a) <= max(a, 4) for a, b in itertools.pairwise(SIZES))
 
 
-def test_a_plan_is_for_the_slots_that_were_asked_for(tmp_path: Path):
-    recipe = tiny_recipe(
-        "finetune", tmp_path / "run", mesh__fsdp=8, batch__batch_size=8, batch__packing=True
-    )
-    cfg, target = model_config("tiny-random"), make_target(LOCAL, recipe)
-    sizes = [
-        bytes_on_a_device(training_program(PlanRequest(recipe, cfg, target, slots)).arguments)
+def test_a_plan_is_for_the_given_number_of_slots(recipe):
+    packed = recipe(batch__packing=True)
+    target = make_target(LOCAL, packed)
+    few, many = (
+        bytes_on_a_device(training_program(PlanRequest(packed, CFG, target, slots)).arguments)
         for slots in (1, 5)
-    ]
-    assert (
-        sizes[1] - sizes[0] == 4 * 3 * 4
-    )  # three arrays of four more for the only row of a device
-    found = largest_batch(PlanRequest(recipe, cfg, tight(target, 2 * sizes[1]), slots=5))
+    )
+    assert many - few == 4 * 3 * 4  # three arrays of four more for the only row of a device
+    found = largest_batch(PlanRequest(packed, CFG, tight(target, 2 * few), slots=5))
     assert found is None or found[0].slots == 5
 
 
-def test_options_that_a_program_does_not_have_are_refused(tmp_path: Path):
-    packed = tiny_recipe("finetune", tmp_path / "run", batch__packing=True)
-    loose = tiny_recipe("finetune", tmp_path / "run", batch__packing=False)
-    writing = tiny_recipe("pretrain", tmp_path / "run", batch__packing=True)
-    for recipe, changed in (
-        (packed, {"pairs": 8}),
-        (packed, {"slots": 8, "score": True}),
-        (loose, {"slots": 8}),
-        (writing, {"slots": 8}),
-        (packed, {"search": True, "score": True}),
-    ):
-        with pytest.raises(RecipeError, match=r"--(pairs|slots|search)"):
-            run_plan(recipe, LOCAL, PlanOptions(**changed))
+@pytest.mark.parametrize(
+    ("stage", "packing", "options"),
+    [
+        ("finetune", True, {"pairs": 8}),
+        ("finetune", True, {"slots": 8, "score": True}),
+        ("finetune", False, {"slots": 8}),
+        ("pretrain", True, {"slots": 8}),
+        ("finetune", True, {"search": True, "score": True}),
+    ],
+)
+def test_options_that_a_program_does_not_have_are_rejected(stage, packing, options, recipe):
+    with pytest.raises(RecipeError, match=r"--(pairs|slots|search)"):
+        run_plan(recipe(stage, batch__packing=packing), LOCAL, PlanOptions(**options))
 
 
-def test_a_long_warm_up_can_be_planned_where_the_data_decides_the_steps(tmp_path: Path):
+def test_a_long_warm_up_can_be_planned_if_the_data_decides_the_steps(recipe):
     changes = {"run__max_steps": None, "run__num_train_epochs": 1, "optimizer__warmup_steps": 2000}
-    assert plan_of(tmp_path, "finetune", **changes).fit.fits
+    assert planned(recipe(**changes)).fit.fits
 
 
-def test_what_needs_more_at_its_peak_than_in_its_sum_needs_that(tmp_path: Path):
-    """As libtpu says of a single chip, where it names no temporaries."""
+def test_a_program_whose_peak_is_more_than_its_sum_needs_the_peak(recipe):
+    """libtpu reports no temporaries for a single chip."""
     sizes = {"argument": 10, "temp": 0, "output": 8, "alias": 8}
     memory = SimpleNamespace(
         **{f"{name}_size_in_bytes": size for name, size in sizes.items()}, peak_memory_in_bytes=25
     )
     compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: "")
     program = program_of(lambda: SimpleNamespace(compile=lambda: compiled))
-    target = tight(make_target(LOCAL, tiny_recipe("finetune", tmp_path / "run")), 24)
+    target = tight(make_target(LOCAL, recipe()), 24)
     fit = make_plan(program, target).fit
     assert fit.needed == 25 and not fit.fits
-    memory.temp_size_in_bytes = 20  # with what no moment needs all at once
+    memory.temp_size_in_bytes = 20
     assert make_plan(program, target).fit.needed == 30
 
 
-def gram_jax(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """The command in a process of its own: what a plan sets in the environment stays there."""
-    command = [sys.executable, "-c", "from gram_jax.cli import main; main()", "plan"]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "", "COLUMNS": "160"} | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def plan_command(tmp_path: Path):
+    """Runs the command on a recipe in a process of its own: what a plan sets in the environment stays there."""
 
+    def run(*arguments: object, env: dict[str, str] | None = None, **changes: Any):
+        path = tmp_path / "recipe.toml"
+        path.write_text(recipe_to_toml(tiny_recipe("finetune", tmp_path / "run", **changes)))
+        (tmp_path / "train.jsonl").unlink()  # no data is read
+        command = [sys.executable, "-c", "from gram_jax.cli import main; main()", "plan", path]
+        done = subprocess.run(
+            [*map(str, command), *map(str, arguments)],
+            env=os.environ | {"XLA_FLAGS": "", "COLUMNS": "160"} | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in done.stderr
+        return done
 
-def recipe_file(tmp_path: Path, stage: str = "finetune", **changes) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(recipe_to_toml(tiny_recipe(stage, tmp_path / "run", **changes)))
-    return path
+    return run
 
 
 @pytest.mark.slow
-def test_the_command_prints_tables_and_as_json_everything(tmp_path: Path):
-    path = recipe_file(tmp_path)
-    (tmp_path / "train.jsonl").unlink()  # no data is read
-    said = gram_jax(path)
-    assert said.returncode == 0, said.stderr
+def test_the_command_prints_tables_and_as_json_everything(plan_command):
+    done = plan_command()
+    assert done.returncode == 0, done.stderr
     for words in ("head-room", "donated", "all", "model FLOPs", "compile time"):
-        assert words in said.stdout
-    values = json.loads(gram_jax(path, "--score", "--json").stdout)
+        assert words in done.stdout
+    values = json.loads(plan_command("--score", "--json").stdout)
     assert values["program"] == "score" and values["memory"]["fits"]
     assert values["flops"]["model"] > 0
 
 
 @pytest.mark.slow
-def test_a_model_that_is_nowhere_asks_for_its_shape(tmp_path: Path):
-    path = recipe_file(tmp_path, model__name_or_path="runs/nowhere")
-    said = gram_jax(path)
-    assert said.returncode == 2
-    assert "--model-config" in said.stderr and "qwen3-8b" in said.stderr
+def test_a_missing_model_asks_for_its_shape(plan_command):
+    done = plan_command(model__name_or_path="runs/nowhere")
+    assert done.returncode == 2
+    assert "--model-config" in done.stderr and "qwen3-8b" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_missing_compiler_says_what_to_install(tmp_path: Path):
+def test_a_missing_compiler_is_an_error_with_what_to_install(plan_command, tmp_path: Path):
     hidden = tmp_path / "sitecustomize.py"
     hidden.write_text(
         "import importlib.util as u\n"
@@ -571,22 +554,18 @@ def test_a_missing_compiler_says_what_to_install(tmp_path: Path):
         "u.find_spec = lambda name, *a: None if name == 'libtpu' else found(name, *a)\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    said = gram_jax(recipe_file(tmp_path), "--topology", "v5e:2x2", env={"PYTHONPATH": path})
-    assert said.returncode == 2
-    assert 'pip install "jax[tpu]"' in said.stderr and "Traceback" not in said.stderr
+    done = plan_command("--topology", "v5e:2x2", env={"PYTHONPATH": path})
+    assert done.returncode == 2 and 'pip install "jax[tpu]"' in done.stderr
 
 
 @pytest.mark.slow
-def test_a_gpu_that_is_not_there_needs_its_compiler_or_is_compiled_for(tmp_path: Path):
-    said = gram_jax(
-        recipe_file(tmp_path, execution__attention="auto"), "--topology", "h200", "--json"
-    )
-    if compiler_installed():
-        assert said.returncode == 0, said.stderr
-        assert json.loads(said.stdout)["settings"]["attention"] == "blocked"
+def test_a_plan_for_an_absent_gpu_needs_its_compiler(plan_command):
+    done = plan_command("--topology", "h200", "--json", execution__attention="auto")
+    if cuda_compiler_installed():
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["settings"]["attention"] == "blocked"
     else:
-        assert said.returncode == 2 and "jax-cuda13-pjrt==" in said.stderr
-        assert "Traceback" not in said.stderr
+        assert done.returncode == 2 and "jax-cuda13-pjrt==" in done.stderr
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -597,34 +576,32 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("mode", ["train", "score"])
-def test_a_small_model_compiles_for_a_tpu_that_is_not_there(mode: str, tmp_path: Path):
-    path = recipe_file(
-        tmp_path,
+def test_a_small_model_compiles_for_an_absent_tpu(mode: str, plan_command):
+    done = plan_command(
+        *("--topology", "v5e:2x2", "--json"),
+        *(["--score"] if mode == "score" else []),
         batch__max_length=256,
         judge__max_length=256,
         execution__attention="auto",
         execution__compute_dtype="bfloat16",
     )
-    said = gram_jax(
-        path, "--topology", "v5e:2x2", "--json", *(["--score"] if mode == "score" else [])
-    )
-    assert said.returncode == 0, said.stderr
-    values = json.loads(said.stdout)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
     assert values["topology"] == "v5e:2x2" and values["mesh"] == {"fsdp": 4}
     assert values["memory"]["capacity"] == int(15.75 * 2**30)
-    assert values["collectives"]["all-gather"]["count"] >= 14  # seven matrices, two layers
+    traffic = values["collectives"]
+    assert traffic["all-gather"]["count"] >= 14  # seven matrices, two layers
     assert values["seconds"].keys() == {"compute", "memory", "interconnect"}
     assert values["bound"] in values["seconds"]
     if mode == "train":
         assert values["state"]["leaves"] == values["state"]["donated"]
         # The gradients of matrices reach a device as its part of the sum; the rest is summed whole.
-        traffic = values["collectives"]
         assert traffic["reduce-scatter"]["links"] > traffic["all-reduce"]["links"]
 
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_model_too_large_for_a_tpu_ends_with_status_1(tmp_path: Path):
-    said = gram_jax(recipe_file(tmp_path), "--topology", "v5e:2x2", "--model-config", "qwen3-32b")
-    assert said.returncode == 1, said.stderr
-    assert "does not fit: needs" in said.stdout and "Traceback" not in said.stderr
+def test_a_model_too_large_for_a_tpu_ends_with_status_1(plan_command):
+    done = plan_command("--topology", "v5e:2x2", "--model-config", "qwen3-32b")
+    assert done.returncode == 1, done.stderr
+    assert "does not fit: needs" in done.stdout

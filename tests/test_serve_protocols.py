@@ -128,7 +128,7 @@ def test_a_policy_writes_what_responses_without_a_label_meet(judge):
             body = {"query": [f"{text} a"], "prompts": [f"{text} "]}
             failed = client.post("/get_reward", json=body)
             assert failed.status_code == status and "9 tokens" not in failed.text
-        assert "no room for its response" in failed.json()["error"]["message"]
+        assert "--max-new-tokens" in failed.json()["error"]["message"]
     # The first when the server became ready.
     assert asked == [["Hello."], ["q"], ["q"], ["q"], ["late"], ["long"]]
     with pytest.raises(DataError, match="leave out one of the two"):

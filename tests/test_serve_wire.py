@@ -36,6 +36,7 @@ def address():
 
 def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
     schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     app = make_app(FakeJudge(), "test", group_wait=0.01)
@@ -49,21 +50,16 @@ def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
         def ask(case) -> None:
             found = case.call()
             seen.add((case.operation.path, found.status_code))
-            assert found.status_code < 500, (case.operation.path, found.text)
+            # 504: a drawn deadline of a millisecond
+            assert found.status_code in (200, 422, 504), (case.operation.path, found.text)
             # Excluded: a schema cannot say that a text holds a rendered conversation, or messages a question.
-            case.validate_response(found, excluded_checks=[positive_data_acceptance])
+            unsuited = [positive_data_acceptance, not_a_server_error]
+            case.validate_response(found, excluded_checks=unsuited)
 
         ask()
     judged = {path for path, status in seen if status == 200}
-    assert {status for _, status in seen} <= {200, 422}
-    assert {
-        "/v1/score_pair",
-        "/v1/rank",
-        "/get_reward",
-        "/compare",
-        "/classify",
-        "/score",
-    } <= judged
+    posts = ("/v1/score_pair", "/v1/rank", "/get_reward", "/compare", "/classify", "/score")
+    assert judged.issuperset(posts)
 
 
 def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):

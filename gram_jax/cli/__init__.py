@@ -1,4 +1,4 @@
-"""`gram-jax`: every command parses, builds values and calls one function. Imports wait for the command."""
+"""`gram-jax`: every command parses options, builds values and calls one function."""
 
 import logging
 import sys
@@ -54,11 +54,7 @@ app.command(data_app)
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Run one command and return its exit status.
-
-    2: a usage or data error, printed without a traceback. 130: stopped by Ctrl-C, with finished work kept. 75 and 76
-    ask to be restarted (errors.py). Any other exception is a bug and passes.
-    """
+    """Run one command and return its exit status (errors.STATUSES). An exception that is a bug passes."""
     errors = Console(stderr=True)
     log_to(Console())
     with _own_warnings_logged():
@@ -82,7 +78,7 @@ def run_command(words: Sequence[str]) -> int:
 
 @contextmanager
 def _own_warnings_logged() -> Iterator[None]:
-    """Inside, warnings of gram_jax are log lines; those of other packages are shown as ever."""
+    """Log the warnings of gram_jax; those of other packages are shown as usual."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 

@@ -1,14 +1,13 @@
-"""What a person sees while a command runs: lines, tables, progress. The only door to `rich`.
+"""Output of a command: lines, tables, progress. The only module that imports `rich`.
 
-On a terminal a progress bar is drawn; elsewhere (a log file, a pipe) progress is a plain line every
-so often, without colours or control characters.
+On a terminal progress is a bar; elsewhere (a log file, a pipe) it is a line every 20 seconds, without colours or
+control characters.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -20,49 +19,36 @@ from rich.text import Text
 
 from gram_jax.formatting import format_count, format_seconds, format_value
 
-PLAIN_SECONDS = 20.0  # between two progress lines where there is no terminal
+PLAIN_SECONDS = 20.0  # between two progress lines without a terminal
 SMOOTHING = 0.1  # weight of the newest step in the running mean of the speed
 
 
 class Console:
-    """Output of one command. `quiet` drops everything but warnings, `mute` these as well."""
+    """Output of one command; nothing if `mute`."""
 
-    def __init__(
-        self, *, quiet: bool = False, mute: bool = False, stderr: bool = False, file: Any = None
-    ):
-        self.rich = RichConsole(stderr=stderr, file=file, highlight=False, soft_wrap=True)
-        self.quiet, self.mute = quiet or mute, mute
-        self.plain_seconds = PLAIN_SECONDS
-
-    @property
-    def interactive(self) -> bool:
-        """Whether a person looks at a terminal."""
-        return self.rich.is_terminal and not self.quiet
+    def __init__(self, *, mute: bool = False, stderr: bool = False, file: Any = None):
+        self.rich = RichConsole(
+            stderr=stderr, file=file, quiet=mute, highlight=False, soft_wrap=True
+        )
 
     def say(self, text: str = "") -> None:
-        """A line as it is: brackets in it are no mark-up."""
-        if not self.quiet:
-            self.rich.print(text, markup=False)
+        """Print a line as it is: brackets in it are not mark-up."""
+        self.rich.print(text, markup=False)
 
     def heading(self, text: str) -> None:
-        """A line that begins a part of the output."""
-        if not self.quiet:
-            self.rich.print(Text(text, style="bold"))
+        """Print a line that begins a part of the output."""
+        self.rich.print(Text(text, style="bold"))
 
     def warn(self, text: str) -> None:
-        """A line that must not be missed."""
-        if self.mute:
-            return
+        """Print a warning."""
         self.rich.print(Text(f"warning: {text}", style="yellow"))
 
     def error(self, text: str) -> None:
-        """Why a command ended without doing what it was asked."""
+        """Print why the command failed."""
         self.rich.print(Text(f"error: {text}", style="red"))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table; the first column is text, the others numbers."""
-        if self.quiet:
-            return
+        """Print a table; the first column is text, the others are numbers."""
         table = Table(title=title or None, title_justify="left", header_style="bold")
         for at, name in enumerate(columns):
             table.add_column(name, justify="left" if at == 0 else "right")
@@ -71,89 +57,64 @@ class Console:
         self.rich.print(table)
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Says how long the block took: where the time goes before the first step."""
-        start = time.perf_counter()
-        yield
-        self.say(f"{what}: {format_seconds(time.perf_counter() - start)}")
-
     def progress(
         self, total: int | None, *, done: int = 0, label: str = "", unit: str = "tokens"
-    ) -> "Progress":
-        """Progress towards `total` (None: not known), `done` of it reached before, for a `with`."""
-        return Progress(self, total, done=done, label=label, unit=unit)
+    ) -> Iterator["Progress"]:
+        """A ProgressFactory (gram_jax/progress.py)."""
+        progress = Progress(self, total, done, label, unit)
+        if not self.rich.is_terminal or self.rich.quiet:
+            yield progress
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            _Speed(progress),
+        )
+        with RichProgress(*columns, console=self.rich, refresh_per_second=4) as bar:
+            task = bar.add_task(label, total=total, completed=done)
+            progress.show = lambda: bar.update(task, completed=progress.done)
+            yield progress
 
 
 class Progress:
-    """A running count with speed and time left: a bar on a terminal, else lines."""
+    """A running count with speed and time left."""
 
-    def __init__(self, console: Console, total: int | None, *, done: int, label: str, unit: str):
+    def __init__(self, console: Console, total: int | None, done: int, label: str, unit: str):
         self.console, self.total, self.done = console, total, done
         self.label, self.unit = label, unit
+        self.show = self._print
         self.values: Mapping[str, float] = {}
-        self.units_per_second = 0.0
+        self._units_per_second = 0.0
         self._seconds_per_step: float | None = None
         self._updates = 0
-        self._last = self._shown = time.perf_counter()
-        self._started = False
-        self._bar: RichProgress | None = None
-        self._task: Any = None
-
-    def __enter__(self) -> "Progress":
-        self._last = self._shown = time.perf_counter()
-        if self.console.interactive:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(),
-                _Speed(self),
-            )
-            self._bar = RichProgress(*columns, console=self.console.rich, refresh_per_second=4)
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._last = self._printed = time.perf_counter()
 
     def update(
         self, count: int = 1, *, units: float = 0.0, values: Mapping[str, float] | None = None
     ) -> None:
-        """`count` more are done, which were `units` tokens; `values` are figures to show beside."""
+        """Add `count` finished items of `units` units; values: the newest figures to show beside it."""
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
         self._last = now
         self.done += count
         per_step = elapsed / max(count, 1)
         self._updates += 1
-        if self._seconds_per_step is None or self._updates == 2:  # the first one compiled as well
-            self._seconds_per_step, self.units_per_second = per_step, units / elapsed
+        if self._seconds_per_step is None or self._updates == 2:  # the first one also compiled
+            self._seconds_per_step, self._units_per_second = per_step, units / elapsed
         else:
             self._seconds_per_step += SMOOTHING * (per_step - self._seconds_per_step)
-            self.units_per_second += SMOOTHING * (units / elapsed - self.units_per_second)
-        if values is not None:
-            self.values = values
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
-        elif not self.console.quiet:
-            waited = now - self._shown >= self.console.plain_seconds
-            if waited or not self._started or self.done == self.total:
-                self._shown, self._started = now, True
-                self.console.say(f"{self.label} {self._count()} {self.status()}".strip())
+            self._units_per_second += SMOOTHING * (units / elapsed - self._units_per_second)
+        self.values = self.values if values is None else values
+        self.show()
 
     def pause(self) -> None:
-        """The time since the last `update` was an evaluation's or a save's, not a step's."""
+        """Leave the time since the last update out of the speed: it was an evaluation or a save."""
         self._last = time.perf_counter()
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the present speed; None where it is not known."""
+        """Time left at the present speed; None if it is not known."""
         if self.total is None or self._seconds_per_step is None:
             return None
         return self._seconds_per_step * max(self.total - self.done, 0)
@@ -163,20 +124,25 @@ class Progress:
         parts = []
         if (left := self.seconds_left) is not None and self.done != self.total:
             parts.append(f"{format_seconds(left)} left")
-        if self.units_per_second:
-            parts.append(f"{format_count(self.units_per_second)} {self.unit}/s")
+        if self._units_per_second:
+            parts.append(f"{format_count(self._units_per_second)} {self.unit}/s")
         parts += [f"{name} {format_value(value)}" for name, value in self.values.items()]
         return " | ".join(parts)
 
-    def _count(self) -> str:
-        return f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
+    def _print(self) -> None:
+        """Print the first update, the last one, and one every PLAIN_SECONDS."""
+        waited = self._last - self._printed >= PLAIN_SECONDS
+        if waited or self._updates == 1 or self.done == self.total:
+            self._printed = self._last
+            count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
+            self.console.say(f"{self.label} {count} {self.status()}".strip())
 
 
 class _Speed(ProgressColumn):
     """The figures beside the bar."""
 
     def __init__(self, progress: Progress):
-        # What does not fit the terminal is cut off, and never wrapped: a bar is one line.
+        # A bar is one line: what does not fit the terminal is cut off.
         super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self.progress = progress
 
@@ -192,15 +158,12 @@ class _LogHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            self.console.warn(text)
-        else:
-            self.console.say(text)
+        show = self.console.warn if record.levelno >= logging.WARNING else self.console.say
+        show(record.getMessage())
 
 
 def log_to(console: Console | None) -> None:
-    """Print what the library logs on `console`, in place of an earlier one; None: print nothing."""
+    """Print the library's log on `console` only; None: print nothing."""
     logger = logging.getLogger("gram_jax")
     for handler in [h for h in logger.handlers if isinstance(h, _LogHandler)]:
         logger.removeHandler(handler)

@@ -1,19 +1,20 @@
-"""Commands that measure a judge and report the results. Imports wait for the command that needs them."""
+"""Commands that measure a judge and report the results. Each imports what it needs."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Annotated
 
 from gram_jax.cli.console import Console
-from gram_jax.cli.options import MODEL, AtLeastOne, JudgeOptions, NotNegative, RowOptions
+from gram_jax.cli.options import AtLeastOne, Judge, JudgeOptions, NotNegative, RowOptions
 from gram_jax.errors import DataError
 
-ModelName = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
+if TYPE_CHECKING:
+    from gram_jax.evals.tables import Table
+
+MOST_ROWS = 40  # of a printed table
 
 
 def evaluate(
-    model: ModelName,
+    model: Judge,
     /,
     *sources: str,
     benchmark: str = "auto",
@@ -32,8 +33,7 @@ def evaluate(
         limit: Use only the first N rows of each source.
         overwrite: Score these sources again.
     """
-    from gram_jax.cli.tables import print_table
-    from gram_jax.evals.datasets import HUB, read_datasets
+    from gram_jax.evals.datasets import HUB, read_dataset
     from gram_jax.evals.evaluate import EvaluationFolder, make_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
@@ -44,18 +44,14 @@ def evaluate(
         raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
     if out is not None:
         make_folder(out)
-    datasets = read_datasets(
-        sources or [HUB[benchmark]],
-        benchmark,
-        schema=rows.schema,
-        on_bad=rows.on_bad,
-        limit=limit,
-    )
+    datasets = [
+        read_dataset(source, benchmark, limit=limit, **vars(rows))
+        for source in sources or [HUB[benchmark]]
+    ]
     if is_baseline(model):
         if given := judge.given():
             raise DataError(
-                f"{model} is a run of the discriminative baseline, which is scored as it was trained: leave out "
-                f"{', '.join(given)}"
+                f"{model} is a run of the discriminative baseline: leave out {', '.join(given)}"
             )
         scorer = ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
     else:
@@ -65,13 +61,13 @@ def evaluate(
         found, _ = folder.add(data)
         console.heading(f"{rows_read(found)} ({found.benchmark})")
         for table in source_tables(found):
-            print_table(console, table)
+            _print_table(console, table)
     if out is not None:
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
 
 
 def attack(
-    model: ModelName,
+    model: Judge,
     source: str,
     /,
     *,
@@ -96,13 +92,12 @@ def attack(
     from gram_jax.attacks.evaluate import choose_pairs, run_attacks
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
-    from gram_jax.cli.tables import print_table
     from gram_jax.data.records import read_records
     from gram_jax.evals.evaluate import make_folder
 
     console = Console()
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
-    records, _ = read_records(source, schema=rows.schema, on_bad=rows.on_bad)
+    records, _ = read_records(source, **vars(rows))
     chosen = choose_pairs(records, pairs, seed=seed)
     make_folder(out)
     found = run_attacks(
@@ -118,7 +113,22 @@ def attack(
     )
     console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
     for table in (clean_table(found), *attack_tables(found)):
-        print_table(console, table)
+        _print_table(console, table)
+
+
+def _print_table(console: Console, table: "Table") -> None:
+    """Print the first 40 rows of a table, without its column of explanations."""
+    from gram_jax.reports.text import visible
+
+    shown = [at for at in range(len(table.columns)) if at != table.explanation]
+    rows = [
+        [visible(str(getattr(row[at], "text", row[at]))) for at in shown]
+        for row in table.rows[:MOST_ROWS]
+    ]
+    if len(table.rows) > MOST_ROWS:
+        more = f"and {len(table.rows) - MOST_ROWS} more in the results file"
+        rows.append([more, *[""] * (len(shown) - 1)])
+    console.table(visible(table.caption), [visible(table.columns[at]) for at in shown], rows)
 
 
 def report(
@@ -173,14 +183,6 @@ def card(
 
     # Weights are only compared with those that were evaluated.
     jax.config.update("jax_platforms", "cpu")
-    options = CardOptions(
-        run,
-        tuple(evaluation or ()),
-        license,
-        base_model,
-        tuple(dataset or ()),
-        push,
-        public,
-        overwrite,
-    )
+    evaluations, datasets = tuple(evaluation or ()), tuple(dataset or ())
+    options = CardOptions(run, evaluations, license, base_model, datasets, push, public, overwrite)
     write_card(folder, options)

@@ -1,4 +1,4 @@
-"""Commands that judge: pairs, lists, samples, requests. Imports wait for the command that needs them."""
+"""Commands that judge: pairs, lists, samples, requests. Each imports what it needs."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,20 @@ from cyclopts import Parameter, validators
 
 from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
-    MODEL,
     AtLeastOne,
     ComputeDtype,
+    Judge,
+    JudgeOption,
     JudgeOptions,
+    ModelOption,
     NotNegative,
     RowOptions,
+    TwoOrMore,
     seconds,
 )
 from gram_jax.errors import DataError, JudgeError
 
-Model = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
-TwoOrMore = Parameter(validator=validators.Number(gte=2))
 
 
 def score(
@@ -28,7 +29,7 @@ def score(
     out: Path,
     /,
     *,
-    model: Model,
+    model: JudgeOption,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     overwrite: bool = False,
@@ -49,8 +50,7 @@ def score(
         model,
         source,
         out,
-        schema=rows.schema,
-        on_bad=rows.on_bad,
+        **vars(rows),
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -62,7 +62,7 @@ def rank(
     out: Path,
     /,
     *,
-    model: Model,
+    model: JudgeOption,
     method: Method | None = None,
     order_mode: Literal["both", "one"] = "both",
     references: Annotated[int, NotNegative] = 0,
@@ -92,8 +92,7 @@ def rank(
         source,
         out,
         ranking=config,
-        schema=rows.schema,
-        on_bad=rows.on_bad,
+        **vars(rows),
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -120,11 +119,11 @@ def bon(
     """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
 
     Args:
-        policy: The model that writes.
+        policy: The model that responses are sampled from.
         judge: The model that selects.
         prompts: Pairs or candidates, whose prompts are used.
         out: A folder for samples, figures and the plot.
-        oracle: A better judge, which shows over-optimisation.
+        oracle: A stronger judge that scores the selection; it shows over-optimisation.
         n: Number of responses to each prompt.
         limit: Maximum number of prompts.
         max_new_tokens: Maximum number of tokens of a response.
@@ -155,7 +154,7 @@ def bench(
     source: str | None = None,
     /,
     *,
-    model: Annotated[str | None, Parameter(name=["--model", "-m"], help=f"{MODEL}.")] = None,
+    model: ModelOption | None = None,
     model_config: str | None = None,
     length: list[str] | None = None,
     best_of: Annotated[list[int] | None, TwoOrMore] = None,
@@ -174,7 +173,7 @@ def bench(
         best_of: Also rank this number of responses. Repeat it for more.
         pairs: Number of pairs of each workload.
         rounds: Number of timed rounds, after one warm-up round.
-        method: Scoring program; default: the one that suits the devices.
+        method: Scoring program; the default depends on the devices.
         as_json: Print one JSON object.
     """
     from gram_jax.plan.bench import MIX, BenchConfig, report_lines, report_rows, run_bench
@@ -187,11 +186,8 @@ def bench(
         best_of=tuple(best_of or []),
         pairs=pairs,
         rounds=rounds,
-        compute_dtype=judge.compute_dtype,
-        weights=judge.weights,
-        max_length=judge.max_length,
-        tokens_per_call=judge.tokens_per_call,
         method=method,
+        **judge.arguments(),
     )
     report = run_bench(config)
     if as_json:
@@ -205,7 +201,7 @@ def bench(
 
 
 def serve(
-    model: Annotated[str, Parameter(help=f"The judge: {MODEL}.")],
+    model: Judge,
     /,
     *,
     host: str = "127.0.0.1",
@@ -233,7 +229,7 @@ def serve(
         token_file: A file with the bearer token that requests must carry.
         compare_with: What a response without a reference is compared with; default group.
         references: A JSON list of texts that every response is compared with, instead of its group.
-        policy: A model whose greedy response to the prompt is what responses are compared with.
+        policy: A model whose greedy response to the prompt every response is compared with.
         max_new_tokens: Maximum number of tokens of that greedy response; default 256.
         scale: Scale of rewards.
         max_queue: Maximum number of sequences that wait.
@@ -258,8 +254,7 @@ def serve(
     token, texts = read_token(token_file), read_references(references)
     if sum(map(bool, (texts, policy, compare_with))) > 1 or (max_new_tokens and not policy):
         raise DataError(
-            "--compare-with, --references and --policy exclude each other, and --max-new-tokens is for --policy: leave "
-            "out one"
+            "--compare-with, --references and --policy exclude each other, and --max-new-tokens needs --policy"
         )
     check_address(host, port)
     write = None
@@ -277,7 +272,7 @@ def serve(
         max_batch=max_batch,
         group_wait=group_wait,
     )
-    Console().say(f"http://{host}:{port} serves {model}" + ("" if token else ", without a token"))
+    Console().say(f"http://{host}:{port}: {model}" + ("" if token else ", without a token"))
     run(app, host=host, port=port, grace=grace)
 
 
@@ -285,7 +280,7 @@ def spec(
     out: Path,
     /,
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")],
+    model: ModelOption,
     template: str | None = None,
     template_rows: str | None = None,
     labels: tuple[str, str] | None = None,
@@ -320,7 +315,7 @@ def spec(
     if own is not None:
         if labels is not None or system is not None:
             raise JudgeError(
-                f"{model} is a judge and keeps its specification: --labels and --system need a --template"
+                f"{model} is a judge and has a specification: --labels and --system need --template"
             )
         made = with_length(own, tokenizer, max_length or own.max_length)
     else:

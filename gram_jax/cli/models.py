@@ -1,4 +1,4 @@
-"""Commands about weights, data and the installation. Imports wait for the command that needs them."""
+"""Commands about weights, data and the installation. Each imports what it needs."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from gram_jax.cli.console import Console
-from gram_jax.cli.options import MODEL, AtLeastOne, RowOptions
+from gram_jax.cli.options import MODEL, AtLeastOne, ModelOption, RowOptions, read_spec
 from gram_jax.formatting import format_seconds
 
 
@@ -33,7 +33,7 @@ def convert(
     from gram_jax.interop.models import load_model, load_spec, load_tokenizer, stop_tokens
     from gram_jax.sharding import make_placement
 
-    # Weights are only rearranged, and a model too large for one accelerator may fit the machine's memory.
+    # Weights are only rearranged, and a model too large for one accelerator may fit in the memory of the host.
     jax.config.update("jax_platforms", "cpu")
     spec, tokenizer = load_spec(model), load_tokenizer(model)
     one = make_placement({}, devices=jax.devices()[:1])
@@ -72,7 +72,7 @@ def inspect(
     source: str,
     /,
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")] = "smollm2-135m",
+    model: ModelOption = "smollm2-135m",
     stage: Literal["pretrain", "finetune", "bradley_terry"] = "finetune",
     limit: Annotated[int, AtLeastOne] = 3,
     rows: RowOptions = RowOptions(),
@@ -90,25 +90,21 @@ def inspect(
     """
     from gram_jax.data.inspect import inspect_source
     from gram_jax.interop.models import load_spec, load_tokenizer
-    from gram_jax.judge.spec import JudgeSpec, make_spec
+    from gram_jax.judge.spec import make_spec
 
     tokenizer = load_tokenizer(model)
-    own = load_spec(model) if spec is None else JudgeSpec.load(spec)
+    own = read_spec(spec) or load_spec(model)
     console = Console()
-    for text in inspect_source(
-        source,
-        tokenizer=tokenizer,
-        spec=own or make_spec(tokenizer, max_length=max_length),
-        stage=stage,
-        limit=limit,
-        schema=rows.schema,
-        on_bad=rows.on_bad,
-    ):
+    judge = own or make_spec(tokenizer, max_length=max_length)
+    texts = inspect_source(
+        source, tokenizer=tokenizer, spec=judge, stage=stage, limit=limit, **vars(rows)
+    )
+    for text in texts:
         console.say(text)
 
 
 def demo(*, fast: bool = False, folder: Path | None = None) -> None:
-    """Train a working judge from SmolLM2-135M-Instruct in ten minutes on two cores.
+    """Train a judge from SmolLM2-135M-Instruct in ten minutes on two cores.
 
     Args:
         fast: Use a tiny random model; under a minute.

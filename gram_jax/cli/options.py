@@ -1,4 +1,4 @@
-"""Options that several commands have. This module imports nothing heavy: `--help` needs no jax."""
+"""Options that several commands have. `--help` imports no jax, so this module does not either."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter, validators
 
 if TYPE_CHECKING:
+    from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.scorer import Scorer
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
@@ -17,11 +18,22 @@ JOB = Group("Several processes (detected inside Slurm and on TPU pods)", sort_ke
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
+TwoOrMore = Parameter(validator=validators.Number(gte=2))
 NotNegative = Parameter(validator=validators.Number(gte=0))
+Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
+JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
+ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")]
 Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Change a key of the recipe, as optimizer.learning_rate=1e-5."),
 ]
+
+
+def read_spec(path: Path | None) -> "JudgeSpec | None":
+    """The specification in a judge.json, if one is given."""
+    from gram_jax.judge.spec import JudgeSpec
+
+    return None if path is None else JudgeSpec.load(path)
 
 
 def seconds(least: float) -> Callable[[Any, float], None]:
@@ -50,19 +62,15 @@ class JudgeOptions:
     tokens_per_call: Annotated[int | None, AtLeastOne] = None
     """Number of tokens that a device computes in one call; fewer need less memory."""
 
+    def arguments(self) -> dict[str, Any]:
+        """The options as arguments of Scorer.load."""
+        return vars(self) | {"spec": read_spec(self.spec)}
+
     def load(self, model: str) -> "Scorer":
         """The judge."""
-        from gram_jax.judge.spec import JudgeSpec
         from gram_jax.scoring.scorer import Scorer
 
-        return Scorer.load(
-            model,
-            compute_dtype=self.compute_dtype,
-            weights=self.weights,
-            max_length=self.max_length,
-            tokens_per_call=self.tokens_per_call,
-            spec=None if self.spec is None else JudgeSpec.load(self.spec),
-        )
+        return Scorer.load(model, **self.arguments())
 
     def given(self) -> list[str]:
         """The options other than --compute-dtype that were given."""
@@ -100,7 +108,7 @@ class JobOptions:
     local_devices: Annotated[str | None, Parameter(env_var="JAX_LOCAL_DEVICE_IDS")] = None
     """GPUs of this machine that this process uses, as 0,1; default all."""
     cluster: Literal["auto", "none"] = "auto"
-    """none: one process, whatever Slurm or the TPU pod says."""
+    """none: one process, also inside Slurm and on a TPU pod."""
     join_timeout: Annotated[
         float, Parameter(env_var="GRAM_JAX_JOIN_TIMEOUT", validator=seconds(1))
     ] = 300

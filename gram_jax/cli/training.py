@@ -1,4 +1,4 @@
-"""Commands that train, and that say beforehand what it takes. Imports wait for the command that needs them."""
+"""Commands that train, and that plan what training needs. Each imports what it needs."""
 
 import json
 import os
@@ -10,14 +10,15 @@ from cyclopts import Parameter
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
-    MODEL,
     RECIPE,
     AtLeastOne,
     ComputeDtype,
     JobOptions,
+    Judge,
     Overrides,
     RowOptions,
     StopOptions,
+    read_spec,
 )
 
 RecipeName = Annotated[Path, Parameter(help=RECIPE)]
@@ -70,7 +71,7 @@ def train(
 
 
 def recipe(name: str | None = None, /) -> None:
-    """Print a recipe, as a start for your own. Without a name, list the recipes that ship with gram-jax.
+    """Print a recipe, to start your own from. Without a name, list the recipes that ship with gram-jax.
 
     Args:
         name: The name of a shipped recipe, or a file.
@@ -84,13 +85,11 @@ def recipe(name: str | None = None, /) -> None:
     for known in names:
         about = recipe_text(known).splitlines()[0].strip("# ")
         console.say(f"{known:{max(map(len, names))}}  {about}")
-    console.say(
-        "train, plan and rl take these names; to change one: gram-jax recipe NAME > my.toml"
-    )
+    console.say("train, plan and rl take these names. A copy: gram-jax recipe NAME > my.toml")
 
 
 def adapt(
-    model: Annotated[str, Parameter(help=f"The judge: {MODEL}.")],
+    model: Judge,
     source: str,
     /,
     *,
@@ -112,7 +111,6 @@ def adapt(
     from gram_jax.adaptation.adapt import FILE
     from gram_jax.adaptation.adapt import adapt as run
     from gram_jax.adaptation.report import result_rows
-    from gram_jax.judge.spec import JudgeSpec
 
     console = Console()
     result = run(
@@ -121,9 +119,8 @@ def adapt(
         out,
         config,
         compute_dtype=compute_dtype,
-        schema=rows.schema,
-        on_bad=rows.on_bad,
-        spec=None if spec is None else JudgeSpec.load(spec),
+        **vars(rows),
+        spec=read_spec(spec),
         accept=accept,
         progress=console.progress,
     )
@@ -142,9 +139,8 @@ def rl(
 
     console = Console()
     process = ProcessContext(grace=stop.grace, stuck_after=stop.stuck_after or None)
-    done = run_rl(
-        read_rl_recipe(recipe, overrides or []), process=process, progress=console.progress
-    )
+    chosen = read_rl_recipe(recipe, overrides or [])
+    done = run_rl(chosen, process=process, progress=console.progress)
     console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
 
 
@@ -196,7 +192,7 @@ def plan(
     else:
         console = Console()
         console.heading(plan_heading(found))
-        console.say(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+        console.say(", ".join(f"{name} {value}" for name, value in found.program.settings.items()))
         for table in plan_tables(found):
             console.table(*table)
         if hint:

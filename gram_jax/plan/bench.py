@@ -1,7 +1,7 @@
 """`gram-jax bench`: throughput of scoring on this machine, as a share of what it could reach.
 
-Every share counts the FLOPs that the verdicts need (plan/flops.py, judging_flops): padding and recomputed prefixes are
-not work. So figures of different machines, models and programs are comparable.
+Every share counts the FLOPs that the verdicts need (judging_flops in plan/flops.py), without padding and recomputed
+prefixes, so figures of different machines, models and programs are comparable.
 """
 
 import statistics
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,7 +19,7 @@ from gram_jax.data.records import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import encode_items
-from gram_jax.judge.spec import DEFAULT_LENGTH
+from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec
 from gram_jax.model.execution import AskedCompute, inference_execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import init_params, param_specs
@@ -31,14 +31,26 @@ from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
 from gram_jax.scoring.scorer import Scorer, Weights
 
+# Rows of the table: key of WorkloadResult.rates, label, format.
+FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("pairs_per_second", "pairs/s", format_count),
+    ("tokens_per_second", "tokens/s, one by one", format_count),
+    ("shared", "tokens shared", "{:.1%}".format),
+    ("useful", "useful positions", "{:.1%}".format),
+    ("flops_per_second", "useful FLOP/s", format_count),
+    ("of_ceiling", "of a matrix product", "{:.1%}".format),
+    ("of_peak", "of the data sheet (MFU)", "{:.1%}".format),
+)
+
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure.
+    """What to measure. Raises JudgeError for values that contradict each other.
 
     model: a judge by name, or model_config: random weights of a model's shape. source: pairs of any schema, scored from
     text. Without it random tokens: sequences of each of `lengths` (a number, or "mix"), and rankings of each of
-    `best_of` responses by a round robin in both orders. pairs: of each workload. rounds: timed, after a warm-up.
+    `best_of` responses by a round robin in both orders. pairs: of each workload. rounds: timed, after a warm-up. The
+    rest is as in Scorer.load.
     """
 
     model: str | None = None
@@ -53,24 +65,23 @@ class BenchConfig:
     max_length: int | None = None
     tokens_per_call: int | None = None
     method: ScoringMethod | None = None
+    spec: JudgeSpec | None = None
 
     def __post_init__(self) -> None:
-        """Raises JudgeError for values that contradict each other."""
         if (self.model is None) == (self.model_config is None):
             raise JudgeError(
                 "give --model, or --model-config for random weights of a shape: one of the two"
             )
-        if self.source is not None and self.model is None:
+        if self.model is None and (self.source is not None or self.spec is not None):
             raise JudgeError(
-                "texts need a tokenizer: give --model instead of --model-config, or leave the source out"
+                "a source and --spec need a tokenizer: give --model instead of --model-config, or leave them out"
             )
         wrong = [length for length in self.lengths if length != MIX and not length.isdecimal()]
         if wrong:
             raise JudgeError(f'a length is a number of tokens, or "{MIX}"; found {wrong[0]!r}')
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(NamedTuple):
     """run: scores `pairs` pairs."""
 
     name: str
@@ -80,7 +91,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """seconds: median over the rounds; work: of one round; flops: that its verdicts need."""
+    """seconds: median over the rounds; spread: fastest, slowest; work: of one round; flops: that its verdicts need."""
 
     name: str
     comparisons: int
@@ -153,23 +164,15 @@ def report_lines(report: BenchReport) -> list[str]:
 
 def report_rows(report: BenchReport) -> list[tuple[str, ...]]:
     """A row for each figure, with a column for each workload."""
-    columns = [_column(one, one.rates(report.machine)) for one in report.workloads]
-    return [(name, *(column[name] for column in columns)) for name in columns[0]]
-
-
-def _column(found: WorkloadResult, rates: dict[str, Any]) -> dict[str, str]:
-    column = {
-        "pairs/s": format_count(rates["pairs_per_second"]),
-        "tokens/s, one by one": format_count(rates["tokens_per_second"]),
-        "tokens shared": f"{rates['shared']:.1%}",
-        "useful positions": f"{rates['useful']:.1%}",
-        "useful FLOP/s": format_count(rates["flops_per_second"]),
-        "of a matrix product": f"{rates['of_ceiling']:.1%}",
-        "of the data sheet (MFU)": rates["of_peak"] and f"{rates['of_peak']:.1%}",
-        "seconds": f"{found.seconds:.3g}",
-        "fastest, slowest": "{:.3g}, {:.3g}".format(*found.spread),
-    }
-    return {name: value for name, value in column.items() if value is not None}
+    rates = [one.rates(report.machine) for one in report.workloads]
+    rows: list[tuple[str, ...]] = [
+        (label, *(show(one[key]) for one in rates))
+        for key, label, show in FIGURES
+        if all(one[key] is not None for one in rates)
+    ]
+    rows.append(("seconds", *(f"{one.seconds:.3g}" for one in report.workloads)))
+    spreads = ("{:.3g}, {:.3g}".format(*one.spread) for one in report.workloads)
+    return [*rows, ("fastest, slowest", *spreads)]
 
 
 @contextmanager
@@ -189,6 +192,7 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
             max_length=config.max_length,
             tokens_per_call=config.tokens_per_call,
             method=config.method,
+            spec=config.spec,
         )
         return scorer, scorer.engine
     assert config.model_config is not None  # __post_init__: one of the two
@@ -240,20 +244,8 @@ def _measure(workload: Workload, engine: ScoringEngine, rounds: int) -> Workload
         start = time.perf_counter()
         workload.run()
         seconds.append(time.perf_counter() - start)
-    done = engine.counters - before
-    one = WorkCounters(**{name: value // rounds for name, value in asdict(done).items()})
-    flops = judging_flops(
-        engine.cfg,
-        sequences=one.sequences,
-        tokens_requested=one.tokens_requested,
-        tokens_unique=one.tokens_unique,
-        attention_pairs=one.attention_pairs,
-    )
-    return WorkloadResult(
-        workload.name,
-        workload.pairs,
-        statistics.median(seconds),
-        (min(seconds), max(seconds)),
-        one,
-        flops,
-    )
+    done = asdict(engine.counters - before)
+    work = WorkCounters(**{name: value // rounds for name, value in done.items()})
+    median, spread = statistics.median(seconds), (min(seconds), max(seconds))
+    flops = judging_flops(engine.cfg, work)
+    return WorkloadResult(workload.name, workload.pairs, median, spread, work, flops)

@@ -1,7 +1,9 @@
 """Figures of the vendors' data sheets, from which a plan's bounds are computed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,6 @@ class Chip:
     devices: int = 1
 
 
-GB, GIB = 1e9, 2**30
-
 # TPUs: cloud.google.com/tpu/docs, pages v5e, v5p, v6e and tpu7x. "Bidirectional ICI bandwidth" there
 # counts both directions of all links of a chip: 400, 1200, 800 and 1200 GB/s. The network is the
 # pages' Gbit/s of a pod over its chips (v5e 6.4 T / 256, v6e 25.6 T / 256) or of a chip (50, 100).
@@ -33,33 +33,30 @@ GB, GIB = 1e9, 2**30
 # GPUs: NVIDIA's data sheets (SXM; 900 GB/s of NVLink are 450 in one direction; a 400 Gbit/s card for
 # each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory`: what CUDA reports less 0.6 GiB
 # for its context; JAX takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819 * GB, 4, 50 * GB, 3.125 * GB),
-        Chip("v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765 * GB, 6, 100 * GB, 6.25 * GB),
-        Chip("v6e", "tpu", 918e12, 918e12 / 6, int(31.25 * GIB), 1638 * GB, 4, 100 * GB, 12.5 * GB),
-        Chip(
-            "tpu7x",
-            "tpu",
-            2307e12,
-            2307e12 / 6,
-            int(189.5 * GIB),
-            7380 * GB,
-            6,
-            100 * GB,
-            12.5 * GB,
-            devices=2,
-        ),
-        Chip("h100", "cuda", 989e12, 67e12, int(78.5 * GIB), 3350 * GB, 0, 450 * GB, 50 * GB),
-        Chip("h200", "cuda", 989e12, 67e12, int(139.2 * GIB), 4800 * GB, 0, 450 * GB, 50 * GB),
-        Chip("rtx4090", "cuda", 165e12, 82.6e12, int(22.9 * GIB), 1008 * GB, 0, 32 * GB, 3 * GB),
-    )
-}
+_CHIPS = (
+    Chip("v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819e9, 4, 50e9, 3.125e9),
+    Chip("v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765e9, 6, 100e9, 6.25e9),
+    Chip("v6e", "tpu", 918e12, 918e12 / 6, int(31.25 * GIB), 1638e9, 4, 100e9, 12.5e9),
+    Chip("tpu7x", "tpu", 2307e12, 2307e12 / 6, int(189.5 * GIB), 7380e9, 6, 100e9, 12.5e9, 2),
+    Chip("h100", "cuda", 989e12, 67e12, int(78.5 * GIB), 3350e9, 0, 450e9, 50e9),
+    Chip("h200", "cuda", 989e12, 67e12, int(139.2 * GIB), 4800e9, 0, 450e9, 50e9),
+    Chip("rtx4090", "cuda", 165e12, 82.6e12, int(22.9 * GIB), 1008e9, 0, 32e9, 3e9),
+)
+CHIPS = {chip.name: chip for chip in _CHIPS}
+# How JAX names the TPUs.
+_TPU_KINDS = {"tpuv5lite": "v5e", "tpuv5": "v5p", "tpuv5p": "v5p", "tpuv6lite": "v6e"}
+
+
+def chip_of(device: Any) -> Chip | None:
+    """The data sheet of a device of this machine; None if there is none (a CPU)."""
+    kind: str = device.device_kind.lower().replace(" ", "").replace("tpuv7x", "tpu7x")
+    if kind.startswith("tpu"):
+        return CHIPS.get(_TPU_KINDS.get(kind, kind))
+    return next((chip for chip in _CHIPS if chip.platform == "cuda" and chip.name in kind), None)
 
 
 def link_bandwidth(chip: Chip, shape: tuple[int, ...]) -> float:
-    """Bytes a second that may reach one device from the others of its slice; shape: () for not known.
+    """Bytes a second that may reach one device from the others of its slice; shape: () if it is not known.
 
     An axis of 2 wires a chip to one neighbour, a longer one to two; at the edge of a slice that does
     not close into a ring there are fewer, so this is the most that any chip has. 0 for a single chip.

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.files import read_json
 from gram_jax.interop.hf_config import config_from_hf
-from gram_jax.interop.hf_files import CONFIG, read_json
-from gram_jax.interop.models import model_config as config_of_model
+from gram_jax.interop.hf_files import CONFIG
+from gram_jax.interop.models import model_config
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.models import PUBLISHED, published_config
-from gram_jax.plan.plan import ProgramPlan, plan_scoring, plan_training
-from gram_jax.plan.programs import PlanRequest
+from gram_jax.plan.plan import ProgramPlan, make_plan, plan_training
+from gram_jax.plan.programs import PlanRequest, scoring_program
 from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.search import largest_batch, what_would_fit
-from gram_jax.plan.target import make_target
-from gram_jax.plan.topology import Topology
+from gram_jax.plan.topology import Topology, make_target
 from gram_jax.recipes.tables import Recipe
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call. slots:
-    examples that a packed row may hold. search: for the largest batch. advise: look for changes that would fit.
+    """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call. slots: number
+    of examples that a packed row may hold. search: for the largest batch. advise: look for changes that would fit.
     """
 
     model_config: str | None = None
@@ -39,33 +39,6 @@ def run_plan(
     recipe: Recipe, topology: Topology, options: PlanOptions
 ) -> tuple[ProgramPlan, str | None]:
     """The plan and advice about it, if any. Raises RecipeError for options that contradict the program."""
-    _check(recipe, options)
-    absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
-    if absent_gpu and recipe.execution.attention in ("auto", "cudnn"):
-        logger.warning("cuDNN needs the GPU itself: the plan uses attention = blocked instead")
-        recipe = replace(recipe, execution=replace(recipe.execution, attention="blocked"))
-    cfg = find_config(recipe, options.model_config)
-    request = PlanRequest(recipe, cfg, make_target(topology, recipe), options.slots)
-    if options.score:
-        return plan_scoring(request, pairs=options.pairs), None
-    if options.search:
-        found = largest_batch(request)
-        if found is None:
-            advice = "Not even the smallest batch fits with everything recomputed"
-            return plan_training(request), advice
-        chosen, plan = found[0].recipe, found[1]
-        return plan, (
-            f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
-            f"--set execution.remat={chosen.execution.remat}"
-        )
-    plan = plan_training(request)
-    if plan.fit.fits or not options.advise:
-        return plan, None
-    logger.info("%s; looking for changes that would fit", does_not_fit(plan.fit))
-    return plan, what_would_fit(request, plan)
-
-
-def _check(recipe: Recipe, options: PlanOptions) -> None:
     if options.search and options.score:
         raise RecipeError("--search looks for batch.batch_size of training: leave --score out")
     if options.pairs is not None and not options.score:
@@ -76,17 +49,40 @@ def _check(recipe: Recipe, options: PlanOptions) -> None:
             f"--slots {options.slots} needs packed rows of verdicts or rankings: leave it out with --score, with stage "
             "pretrain, which has a target at every position, and with batch.packing = false"
         )
+    absent_gpu = topology.chip is not None and topology.chip.platform == "cuda"
+    if absent_gpu and recipe.execution.attention in ("auto", "cudnn"):
+        logger.warning("cuDNN needs the GPU itself: the plan uses attention = blocked instead")
+        recipe = replace(recipe, execution=replace(recipe.execution, attention="blocked"))
+    cfg = (
+        _recipe_config(recipe)
+        if options.model_config is None
+        else named_config(options.model_config)
+    )
+    request = PlanRequest(recipe, cfg, make_target(topology, recipe), options.slots)
+    if options.score:
+        return make_plan(scoring_program(request, pairs=options.pairs), request.target), None
+    if options.search and (found := largest_batch(request)) is not None:
+        chosen, plan = found[0].recipe, found[1]
+        return plan, (
+            f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
+            f"--set execution.remat={chosen.execution.remat}"
+        )
+    plan = plan_training(request)
+    if options.search:
+        return plan, "Not even the smallest batch fits with everything recomputed"
+    if plan.fit.fits or not options.advise:
+        return plan, None
+    logger.info("%s; looking for changes that would fit", does_not_fit(plan.fit))
+    return plan, what_would_fit(request, plan)
 
 
-def find_config(recipe: Recipe, named: str | None) -> ModelConfig:
-    """The model's shape: of a config.json (or its folder), a published name, or the recipe's model."""
-    if named is not None:
-        return named_config(named)
+def _recipe_config(recipe: Recipe) -> ModelConfig:
+    """The shape of the recipe's model, which may be a published name."""
     start = recipe.model.name_or_path
     if (known := published_config(start)) is not None and not Path(start).exists():
         return known
     try:
-        return config_of_model(start)
+        return model_config(start)
     except CheckpointError as error:
         raise RecipeError(
             f"the model's shape cannot be read from model.name_or_path = {start!r} ({error}). Give --model-config: a "

@@ -14,18 +14,19 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.tables import Recipe
+from gram_jax.scoring.calls import WorkCounters
 
 
 @dataclass(frozen=True)
 class Flops:
     """Of one step, or of one call of the scorer, over all devices.
 
-    head: the product with the vocabulary, in stage pretrain alone; the convention leaves it out.
+    head: the product with the vocabulary, in stage pretrain only; the convention leaves it out.
     """
 
     layers: float
     attention: float
-    head: float
+    head: float = 0.0
 
     @property
     def model(self) -> float:
@@ -52,44 +53,35 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
 def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
     """Of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: 4, not 6."""
     rows, length = recipe.batch.batch_size, recipe.batch.max_length
-    tokens = rows * length
-    if recipe.lora is None:
-        layers = 6.0 * layer_weights(cfg)
-    else:
+    tokens, factor = rows * length, 6.0 if recipe.lora is None else 4.0
+    layers = factor * layer_weights(cfg)
+    if recipe.lora is not None:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
-        layers = 4.0 * layer_weights(cfg) + 6.0 * sum(math.prod(s.shape) for s in thin.values())
-    head = 0.0
-    if recipe.stage == "pretrain":
-        factor = 6.0 if recipe.lora is None else 4.0
-        head = factor * cfg.vocab_size * cfg.embed_size * tokens
-    return Flops(layers * tokens, 3 * attention_flops(cfg, rows, length), head)
+        layers += 6.0 * sum(math.prod(s.shape) for s in thin.values())
+    vocabulary = cfg.vocab_size if recipe.stage == "pretrain" else 0
+    return Flops(
+        layers * tokens,
+        3 * attention_flops(cfg, rows, length),
+        factor * vocabulary * cfg.embed_size * tokens,
+    )
 
 
 def scoring_flops(cfg: ModelConfig, pairs: int, length: int) -> Flops:
     """Of one call of the scorer: `pairs` pairs in both orders, padded to `length`."""
     rows = 2 * pairs
     layers = 2.0 * layer_weights(cfg) * rows * length
-    return Flops(layers, attention_flops(cfg, rows, length), 0.0)
+    return Flops(layers, attention_flops(cfg, rows, length))
 
 
-def judging_flops(
-    cfg: ModelConfig,
-    *,
-    sequences: int,
-    tokens_requested: int,
-    tokens_unique: int,
-    attention_pairs: int,
-) -> float:
-    """What verdicts need at least: in the last layer only keys and values of every token, and the rest at the verdicts.
-
-    The counts are those of WorkCounters (scoring/calls.py).
-    """
+def judging_flops(cfg: ModelConfig, work: WorkCounters) -> float:
+    """What verdicts need at least: in the last layer keys and values of every token, and the rest at the verdicts."""
     of_layer = 2.0 * layer_weights(cfg) / cfg.layers
     keys_and_values = 4.0 * cfg.embed_size * cfg.kv_heads * cfg.head_size
     pair = 4.0 * cfg.query_heads * cfg.head_size
     last = (
-        keys_and_values * tokens_unique
-        + (of_layer - keys_and_values) * sequences
-        + pair * tokens_requested
+        keys_and_values * work.tokens_unique
+        + (of_layer - keys_and_values) * work.sequences
+        + pair * work.tokens_requested
     )
-    return (cfg.layers - 1) * (of_layer * tokens_unique + pair * attention_pairs) + last
+    inner = of_layer * work.tokens_unique + pair * work.attention_pairs
+    return (cfg.layers - 1) * inner + last

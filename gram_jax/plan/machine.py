@@ -1,4 +1,4 @@
-"""The devices of this machine: what they reach in a matrix product, and memory in use."""
+"""The devices of this machine: their speed in a matrix product, and memory in use."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gram_jax.plan.topology import local_chip
+from gram_jax.plan.chips import chip_of
 from gram_jax.sharding import Placement
 
 PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices
@@ -30,7 +30,7 @@ def measure_machine(placement: Placement, compute_dtype: str) -> MachineInfo:
     """The devices of a mesh, and the speed of a matrix product on one of them."""
     devices = placement.mesh.devices
     first = devices.flat[0]
-    chip, peak = local_chip(first), None
+    chip, peak = chip_of(first), None
     if chip is not None:
         peak = chip.f32_flops if compute_dtype == "float32" else chip.bf16_flops
         peak *= devices.size / chip.devices
@@ -46,13 +46,13 @@ def matmul_flops(platform: str, compute_dtype: str) -> float:
     a, b = jax.random.normal(jax.random.key(0), (2, size, size)).astype(compute_dtype)
     precision = "highest" if compute_dtype == "float32" else "default"
     matmul = jax.jit(lambda a, b: jnp.dot(a, b, precision=precision))
-    jax.block_until_ready(matmul(a, b))
-    best = float("inf")
+    jax.block_until_ready(matmul(a, b))  # warm-up
+    seconds = []
     for _ in range(PRODUCT_RUNS):
         start = time.perf_counter()
         jax.block_until_ready(matmul(a, b))
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)
 
 
 def peak_memory() -> tuple[str, int]:

@@ -1,7 +1,8 @@
-"""The programs that can be planned, from shapes alone: a training step, and a call of the scorer."""
+"""The programs that can be planned, from shapes alone: a training step and a call of the scorer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,9 @@ from gram_jax import tree
 from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Compute
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
-from gram_jax.plan.target import PlanTarget
+from gram_jax.plan.topology import PlanTarget
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.engine import ScoringEngine
@@ -28,13 +28,13 @@ from gram_jax.training.state import abstract_state
 # plan needs no tokenizer and no data.
 LABEL_IDS = (0, 1)
 STEPS = 1000
-# Of packed rows, the data decides how many examples a row may hold; a plan assumes one for this many positions.
+# The data decides how many examples a packed row may hold; a plan assumes one per 256 positions.
 POSITIONS_PER_EXAMPLE = 256
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What to plan. slots: examples that a packed row may hold; None for one in POSITIONS_PER_EXAMPLE."""
+    """What to plan. slots: number of examples that a packed row may hold; None: one per POSITIONS_PER_EXAMPLE."""
 
     recipe: Recipe
     cfg: ModelConfig
@@ -56,7 +56,6 @@ class Program:
     settings: Mapping[str, Any]
     tokens: int
     flops: Flops
-    compute_dtype: Compute
     weight_reads: float = 0.0
     state_leaves: int = 0
 
@@ -67,7 +66,7 @@ def training_program(
     *,
     label_ids: tuple[int, int] = LABEL_IDS,
 ) -> Program:
-    """The training step of the recipe's stage. change: as lower_step takes it.
+    """The training step of the recipe's stage. change: recipe keys to change, as in lower_step.
 
     Raises RecipeError if the mesh does not divide the model or the batch.
     """
@@ -84,14 +83,14 @@ def training_program(
             f"{nearest_multiple(batch.max_length, mesh['sequence'])}"
         )
     check_divides(tree.flatten(param_specs(cfg)), placement)
-    # A warm-up in steps has to end within the run.
+    # A warm-up in steps must end within the run.
     steps = recipe.run.max_steps or STEPS + int(recipe.optimizer.warmup_steps)
     specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     state = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
     rows = abstract_batch(abstract_rows(recipe, request.slots), placement)
     moments = recipe.optimizer
-    # Forward and backward pass read every layer's weights, whole along fsdp, once a micro-batch.
+    # Forward and backward pass read every layer's weights, gathered over fsdp, once per micro-batch.
     layer_bytes = layer_weights(cfg) * jnp.dtype(compute_dtype).itemsize / mesh["tensor"]
     return Program(
         name=f"train, stage {recipe.stage}",
@@ -111,7 +110,6 @@ def training_program(
         },
         tokens=batch.batch_size * batch.max_length,
         flops=training_flops(recipe, cfg),
-        compute_dtype=compute_dtype,
         weight_reads=2 * accumulation * layer_bytes,
         state_leaves=len(jax.tree.leaves(state)),
     )
@@ -153,7 +151,6 @@ def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Progra
         },
         tokens=2 * pairs * length,
         flops=scoring_flops(cfg, pairs, length),
-        compute_dtype=compute_dtype,
     )
 
 
@@ -164,12 +161,9 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     M = slots or (max(1, T // POSITIONS_PER_EXAMPLE) if batch.packing else 1)
     if not batch.packing and B == 1 and recipe.data.position_augmentation == "both":
         M = 2  # both orders share the only row
-    seqs = Sequences(*(_array(B, T) for _ in range(3)))
+    integers, floats = (partial(jax.ShapeDtypeStruct, dtype=d) for d in (jnp.int32, jnp.float32))
+    seqs = Sequences(*[integers((B, T))] * 3)
     if recipe.stage == "pretrain":
-        return TokenBatch(seqs, _array(B, T), _array(B, T, dtype="float32"))
+        return TokenBatch(seqs, integers((B, T)), floats((B, T)))
     kind = VerdictBatch if recipe.stage == "finetune" else BradleyTerryBatch
-    return kind(seqs, _array(B, M), _array(B, M), _array(B, M, dtype="float32"))
-
-
-def _array(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return kind(seqs, integers((B, M)), integers((B, M)), floats((B, M)))

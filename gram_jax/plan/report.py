@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.plan.plan import MemoryFit, ProgramPlan
+from gram_jax.plan.topology import PlanTarget
 
 BOUNDS = {
     "compute": "the chips' bf16 or f32 peak",
@@ -13,77 +14,78 @@ BOUNDS = {
     "interconnect": "bytes of collectives over all links",
     "network": "bytes between slices",
 }
-
-
-class PlanTable(NamedTuple):
-    """A table for a terminal."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+# Title, columns and rows.
+PlanTable = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
 
 
 def plan_heading(plan: ProgramPlan) -> str:
     """Program, topology and mesh in a line."""
-    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items()) or "one device"
-    return f"{plan.program} on {plan.topology}: {mesh}"
+    mesh = " x ".join(f"{name} {size}" for name, size in mesh_sizes(plan.target).items())
+    return f"{plan.program.name} on {plan.target.topology.name}: {mesh or 'one device'}"
+
+
+def mesh_sizes(target: PlanTarget) -> dict[str, int]:
+    """Axes of the mesh that are larger than 1."""
+    return {name: size for name, size in target.placement.mesh.shape.items() if size > 1}
 
 
 def plan_tables(plan: ProgramPlan) -> Iterator[PlanTable]:
     """Memory; and of a program that fits, collectives and work."""
-    yield PlanTable("memory of a device", ("", ""), memory_rows(plan))
+    yield "memory of a device", ("", ""), memory_rows(plan)
     if not plan.fit.fits:
         return
     if plan.traffic:
-        yield PlanTable(
-            "",
-            ("collectives of a step", "calls", "payload", "by links", "by network"),
-            [
-                (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network)))
-                for kind, t in sorted(plan.traffic.items())
-            ],
-        )
-    yield PlanTable("work", ("", ""), work_rows(plan))
+        columns = ("collectives of a step", "calls", "payload", "by links", "by network")
+        rows = [
+            (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network)))
+            for kind, t in sorted(plan.traffic.items())
+        ]
+        yield "", columns, rows
+    yield "work", ("", ""), work_rows(plan)
 
 
 def memory_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
-    """Lines about the memory of one device."""
-    fit = plan.fit
+    """Rows about the memory of one device."""
+    fit, leaves = plan.fit, plan.program.state_leaves
     rows = [("arguments (weights, optimizer state, batch)", format_bytes(fit.arguments))]
     if fit.temporaries is not None:
         rows.append(("temporaries", format_bytes(fit.temporaries)))
         rows.append(("results that reuse no argument", format_bytes(fit.results)))
         if fit.peak is not None:
             rows.append(("peak, estimated by the compiler", format_bytes(fit.peak)))
-        rows.append(("donated", f"{format_bytes(fit.donated)}{_leaves(plan)}"))
-    if fit.capacity is not None and fit.fits:
+        part = "all" if plan.donated == leaves else f"only {plan.donated} of the"
+        state = f", {part} {leaves} arrays of the state" if leaves else ""
+        rows.append(("donated", format_bytes(fit.donated) + state))
+    if not fit.fits:
+        rows.append(("verdict", does_not_fit(fit)))
+    elif fit.capacity is not None:
         free = fit.capacity - fit.needed
         share = f" ({free / fit.capacity:.0%} of {format_bytes(fit.capacity)})"
         rows.append(("head-room", format_bytes(free) + share))
-    if not fit.fits:
-        rows.append(("verdict", does_not_fit(fit)))
     return rows
 
 
 def work_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
-    """Lines about FLOPs, lower bounds of the time, and compilation."""
+    """Rows about FLOPs, lower bounds of the time, and compilation."""
+    flops = plan.program.flops
     rows = [
-        ("model FLOPs of a step", f"{plan.flops.model:.4g}"),
-        ("  layers", f"{plan.flops.layers:.4g}"),
-        ("  attention", f"{plan.flops.attention:.4g}"),
+        ("model FLOPs of a step", f"{flops.model:.4g}"),
+        ("  layers", f"{flops.layers:.4g}"),
+        ("  attention", f"{flops.attention:.4g}"),
     ]
-    if plan.flops.head:
-        rows.append(("head, in addition", f"{plan.flops.head:.4g}"))
+    if flops.head:
+        rows.append(("head, in addition", f"{flops.head:.4g}"))
     for name, seconds in plan.seconds.items():
-        rows.append((f"at least, by {name} ({BOUNDS[name]})", format_short(seconds)))
-    if plan.bound and (speed := tokens_per_second(plan)) is not None:
+        shown = f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+        rows.append((f"at least, by {name} ({BOUNDS[name]})", shown))
+    if plan.bound and plan.tokens_per_second is not None:
         rows.append(("largest bound", plan.bound))
-        rows.append(("tokens/s at that bound", format_count(speed)))
+        rows.append(("tokens/s at that bound", format_count(plan.tokens_per_second)))
     return [*rows, ("compile time", format_seconds(plan.compile_seconds))]
 
 
 def does_not_fit(fit: MemoryFit) -> str:
-    """The answer for a program that is too large.
+    """The verdict about a program that is too large.
 
     The compiler stops at the first memory that overflows, so the size that it names is a lower bound.
     """
@@ -92,46 +94,23 @@ def does_not_fit(fit: MemoryFit) -> str:
     return f"does not fit: needs {least}{format_bytes(fit.needed)} of {of}"
 
 
-def tokens_per_second(plan: ProgramPlan) -> float | None:
-    """Of all devices at the largest bound; padding counts as tokens."""
-    return plan.tokens / plan.seconds[plan.bound] if plan.bound else None
-
-
 def plan_values(plan: ProgramPlan) -> dict[str, Any]:
     """Everything but the program itself, for JSON. Bytes, seconds, FLOPs."""
-    fit = asdict(plan.fit) | {"fits": plan.fit.fits}
+    fit, program = asdict(plan.fit) | {"fits": plan.fit.fits}, plan.program
     if plan.fit.fits and plan.fit.capacity is not None:
         fit["head_room"] = plan.fit.capacity - plan.fit.needed
     return {
-        "program": plan.program,
-        "topology": plan.topology,
-        "mesh": dict(plan.mesh),
-        "settings": dict(plan.settings),
-        "tokens": plan.tokens,
+        "program": program.name,
+        "topology": plan.target.topology.name,
+        "mesh": mesh_sizes(plan.target),
+        "settings": dict(program.settings),
+        "tokens": program.tokens,
         "memory": fit,
-        "state": {"leaves": plan.state[0], "donated": plan.state[1]},
+        "state": {"leaves": program.state_leaves, "donated": plan.donated},
         "collectives": {kind: asdict(t) for kind, t in sorted(plan.traffic.items())},
-        "flops": asdict(plan.flops) | {"model": plan.flops.model},
+        "flops": asdict(program.flops) | {"model": program.flops.model},
         "seconds": dict(plan.seconds),
         "bound": plan.bound,
-        "tokens_per_second": tokens_per_second(plan),
+        "tokens_per_second": plan.tokens_per_second,
         "compile_seconds": plan.compile_seconds,
     }
-
-
-def format_short(seconds: float) -> str:
-    """A duration below a minute, with three digits.
-
-    >>> format_short(0.01234), format_short(2.5)
-    ('12.3 ms', '2.5 s')
-    """
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def _leaves(plan: ProgramPlan) -> str:
-    leaves, donated = plan.state
-    if not leaves:
-        return ""
-    if donated == leaves:
-        return f", all {leaves} arrays of the state"
-    return f": only {donated} of the {leaves} arrays of the state"

@@ -1,9 +1,7 @@
-"""What fits: changes to a recipe that make it fit, and the largest batch that does."""
+"""Changes to a recipe that make it fit, and the largest batch that fits."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gram_jax.plan.plan import ProgramPlan, plan_training
 from gram_jax.plan.programs import PlanRequest
@@ -26,7 +24,8 @@ def what_would_fit(request: PlanRequest, too_large: ProgramPlan) -> str:
         )
     for change in lower_memory_alternatives(request.recipe, request.target.placement):
         if plan_training(request, change).fit.fits:
-            return f"What would fit: {_keys(change)}"
+            texts = {key: f'"{v}"' if isinstance(v, str) else v for key, v in change.items()}
+            return f"What would fit: {', '.join(f'{key} = {v}' for key, v in texts.items())}"
     return (
         'Neither more gradient_accumulation_steps nor remat = "full" is enough: try a smaller batch.batch_size, a '
         "shorter batch.max_length, more devices under [mesh] fsdp, [lora], or a smaller model"
@@ -40,13 +39,15 @@ def largest_batch(request: PlanRequest) -> tuple[PlanRequest, ProgramPlan] | Non
     residual stream alone, which full recomputation keeps at every layer, is more than a device has. None if not even
     the smallest batch fits.
     """
-    batch = request.recipe.batch
-    unit = batch.gradient_accumulation_steps * request.target.placement.batch_shards
+    recipe, placement = request.recipe, request.target.placement
+    unit = recipe.batch.gradient_accumulation_steps * placement.batch_shards
     tried: dict[tuple[int, str], tuple[PlanRequest, ProgramPlan]] = {}
 
     def attempt(at: int, remat: str) -> bool:
         if (at, remat) not in tried:
-            changed = _with(request, unit * SIZES[at], remat)
+            batch = replace(recipe.batch, batch_size=unit * SIZES[at])
+            execution = replace(recipe.execution, remat=remat)
+            changed = replace(request, recipe=replace(recipe, batch=batch, execution=execution))
             tried[at, remat] = changed, plan_training(changed)
             verdict = "fits" if tried[at, remat][1].fit.fits else "does not fit"
             logger.info('batch_size = %d, remat = "%s": %s', unit * SIZES[at], remat, verdict)
@@ -54,7 +55,7 @@ def largest_batch(request: PlanRequest) -> tuple[PlanRequest, ProgramPlan] | Non
 
     if not attempt(0, "full"):
         return None
-    most = _upper_bound(request)
+    most = _most_rows(request)
     low, high = 0, sum(size <= most for size in SIZES)
     while high - low > 1:
         middle = (low + high) // 2
@@ -62,22 +63,10 @@ def largest_batch(request: PlanRequest) -> tuple[PlanRequest, ProgramPlan] | Non
     return next(tried[low, remat] for remat in REMATS if attempt(low, remat))
 
 
-def _upper_bound(request: PlanRequest) -> int:
-    """More rows of one micro-batch on one device cannot fit."""
+def _most_rows(request: PlanRequest) -> int:
+    """Upper bound of the rows of one micro-batch on one device."""
     recipe, cfg, target = request.recipe, request.cfg, request.target
     width = 2 if recipe.execution.compute_dtype == "bfloat16" else 4
     row = cfg.layers * recipe.batch.max_length * cfg.embed_size * width
     row //= target.placement.mesh.shape["sequence"]
     return SIZES[-1] if target.capacity is None else target.capacity // row
-
-
-def _with(request: PlanRequest, batch_size: int, remat: str) -> PlanRequest:
-    recipe = request.recipe
-    batch = replace(recipe.batch, batch_size=batch_size)
-    execution = replace(recipe.execution, remat=remat)
-    return replace(request, recipe=replace(recipe, batch=batch, execution=execution))
-
-
-def _keys(change: Mapping[str, Any]) -> str:
-    texts = {key: f'"{v}"' if isinstance(v, str) else str(v) for key, v in change.items()}
-    return ", ".join(f"{key} = {text}" for key, text in texts.items())

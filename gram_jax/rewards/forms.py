@@ -25,14 +25,14 @@ from gram_jax.scoring.scorer import PairTexts
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
-EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)
+EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)  # of equal texts, and of a response without another
 
 # Writes a reference for each prompt; gram_jax.generation.greedy.GreedyResponses is one.
 ReferenceWriter = Callable[[Sequence[Prompt]], Sequence[str]]
 
 
 class PairScorer(Protocol):
-    """What rewards need of a judge: a Scorer, or a client of its batcher."""
+    """What rewards need of a judge: a Scorer or a BatchedScorer."""
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
@@ -100,7 +100,7 @@ class RewardForm:
 class Rewards:
     """A judge's rewards in one form. May be called from several threads.
 
-    Calls take turns, except for comparisons with references through a batcher's client, which the batcher joins.
+    Calls are scored one after the other, except for comparisons with references by a BatchedScorer, which it batches.
 
     >>> from gram_jax import Scorer
     >>> judge = Scorer.load("tiny-random")
@@ -118,8 +118,8 @@ class Rewards:
     ):
         """write: writes references of prompts without one; must be thread-safe.
 
-        buffer: keeps the responses of groups that arrive in several calls. Without it a response is compared with those
-        of its own call only, and rewards depend on nothing else.
+        buffer: keeps the responses of groups that arrive in several calls. Without it a reward depends on the responses
+        of its own call only.
         """
         self.scorer, self.form = scorer, form or RewardForm()
         self.write, self.buffer = write, buffer
@@ -135,10 +135,10 @@ class Rewards:
     ) -> list[float]:
         """A reward for every completion, in their order.
 
-        Prompts and completions are texts or messages. references: one text, or several, for each completion; an empty
-        one selects the form's own references, or a written one. Responses with the same prompt are a group, in any
-        order. A response that is compared with an equal text has exactly 0.5 (log-odds 0). Raises DataError if lengths
-        differ or a reference is missing.
+        Prompts and completions are texts or messages; completions of the same prompt are a group, in any order.
+        references: one text, or several, for each completion; an empty one selects the form's own references, or a
+        written one. A response that is compared with an equal text has exactly 0.5 (log-odds 0). Raises DataError if
+        lengths differ or a reference is missing.
         """
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} completions")
@@ -148,12 +148,14 @@ class Rewards:
         texts = [completion_of(completion) for completion in completions]
         if self.form.compare_with == "reference":
             # Before the lock, so that references of several callers are written in one batch.
-            compared = self._references(asked, references)
+            others = self._references(asked, references)
             with nullcontext() if isinstance(self.scorer, BatchedScorer) else self._turn:
-                found = self._with_references(asked, texts, compared)
+                scores = self._with_references(asked, texts, others)
         else:
             with self._turn:
-                found = self._in_groups(asked, texts)
+                scores = self._in_groups(asked, texts)
+        name = "first" if self.form.scale == "probability" else "margin"
+        found = np.array([np.mean([getattr(x, name) for x in own or [EVEN]]) for own in scores])
         if self.form.scale == "normalized":
             found = _normalized(asked, found)
         lengths = np.array([len(text) for text in texts])
@@ -182,67 +184,50 @@ class Rewards:
 
     def _with_references(
         self, prompts: Sequence[Prompt], texts: Sequence[str], references: Sequence[tuple[str, ...]]
-    ) -> np.ndarray:
+    ) -> list[list[PairScore]]:
+        """Scores of each response against its references."""
         triples = [
             (prompt, text, reference)
             for prompt, text, own in zip(prompts, texts, references, strict=True)
             for reference in own
         ]
         scores = iter(self._scored(triples))
-        return np.array([self._mean([next(scores) for _ in own]) for own in references])
+        return [[next(scores) for _ in own] for own in references]
 
-    def _in_groups(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
-        places: dict[Prompt, list[int]] = {}
-        for at, prompt in enumerate(prompts):
-            places.setdefault(prompt, []).append(at)
-        groups = {prompt: [texts[at] for at in own] for prompt, own in places.items()}
+    def _in_groups(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[PairScore]]:
+        """Scores of each response against those that it is compared with in its group."""
+        groups: dict[Prompt, list[str]] = {}
+        for prompt, text in zip(prompts, texts, strict=True):
+            groups.setdefault(prompt, []).append(text)
         if self.buffer is not None:
             size = self.form.group_size
             groups = {p: self.buffer.extend(p, members, size) for p, members in groups.items()}
         neighbors = self.form.compare_with == "neighbors"
         scores = self._of_neighbors(groups) if neighbors else self._of_all(groups)
-        found = np.zeros(len(texts))
-        for prompt, own in places.items():
-            # Responses of earlier calls stand behind this call's.
-            for at, compared in zip(own, scores[prompt], strict=False):
-                found[at] = self._mean(compared)
-        return found
+        # This call's responses come first, those of earlier calls after them.
+        remaining = {prompt: iter(of_group) for prompt, of_group in scores.items()}
+        return [next(remaining[prompt]) for prompt in prompts]
 
     def _of_all(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
         """Scores of each response against every other one of its group."""
         several = {prompt: texts for prompt, texts in groups.items() if len(set(texts)) > 1}
         rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
         by_prompt = dict(zip(several, rankings, strict=True))
-        found = {}
-        for prompt, texts in groups.items():
-            n = range(len(texts))
-            if prompt not in by_prompt:
-                found[prompt] = [[EVEN] * (len(texts) - 1) for _ in n]
-                continue
-            logit_diffs, cut = by_prompt[prompt].logit_diffs, by_prompt[prompt].shortened
-            found[prompt] = [
-                [
-                    EVEN
-                    if texts[i] == texts[j]
-                    else combine_orders(logit_diffs[i, j], logit_diffs[j, i], cut)
-                    for j in n
-                    if j != i
-                ]
-                for i in n
-            ]
-        return found
+        return {
+            prompt: _against_others(texts, by_prompt.get(prompt))
+            for prompt, texts in groups.items()
+        }
 
     def _of_neighbors(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
-        """Scores of each response against the next in a ring: it meets two others, one in a group of two."""
-        triples, places = [], []
-        for prompt, texts in groups.items():
-            if len(texts) > 1:
-                for at in range(len(texts) if len(texts) > 2 else 1):
-                    following = (at + 1) % len(texts)
-                    triples.append((prompt, texts[at], texts[following]))
-                    places.append((prompt, at, following))
-        found = {prompt: [[] for _ in texts] for prompt, texts in groups.items()}
-        for (prompt, at, following), score in zip(places, self._scored(triples), strict=True):
+        """Scores of each response against the next in a ring: two comparisons of each, one in a group of two."""
+        places = [
+            (prompt, at, (at + 1) % len(texts))
+            for prompt, texts in groups.items()
+            for at in range(len(texts) if len(texts) > 2 else len(texts) - 1)
+        ]
+        scores = self._scored([(p, groups[p][at], groups[p][after]) for p, at, after in places])
+        found: dict[Prompt, list[list[PairScore]]] = {p: [[] for _ in x] for p, x in groups.items()}
+        for (prompt, at, following), score in zip(places, scores, strict=True):
             found[prompt][at].append(score)
             found[prompt][following].append(score.swapped())
         return found
@@ -253,10 +238,18 @@ class Rewards:
         scores = iter(self.scorer.score_many(different))
         return [EVEN if first == second else next(scores) for _, first, second in triples]
 
-    def _mean(self, scores: Iterable[PairScore]) -> float:
-        scores = list(scores) or [EVEN]
-        probability = self.form.scale == "probability"
-        return float(np.mean([score.first if probability else score.margin for score in scores]))
+
+def _against_others(texts: Sequence[str], ranking: Ranking | None) -> list[list[PairScore]]:
+    """Of each text the scores against all others, from a round robin; it is None if all are equal."""
+
+    def score(i: int, j: int) -> PairScore:
+        if ranking is None or texts[i] == texts[j]:
+            return EVEN
+        diffs = ranking.logit_diffs
+        return combine_orders(diffs[i, j], diffs[j, i], ranking.shortened)
+
+    indices = range(len(texts))
+    return [[score(i, j) for j in indices if j != i] for i in indices]
 
 
 def _texts(reference: Any) -> tuple[str, ...]:

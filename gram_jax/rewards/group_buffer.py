@@ -85,26 +85,27 @@ class GroupBuffer:
         return found[start : start + len(responses)], len(group.responses)
 
     def close(self) -> None:
-        """End all waiting: open groups are rated as they are."""
+        """Stop waiting for responses: open groups are rated as they are."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _wait_until_closed(self, group: _Group, key: tuple[Hashable, int], deadline: float) -> bool:
-        """Whether it was this caller who closed the group."""
-        end = time.monotonic() + self.wait
+        """Whether this caller closed the group. Raises TimeoutError if its deadline passes before."""
+        started = time.monotonic()
         group.waiting += 1
         try:
-            while not group.closed:
-                now = time.monotonic()
-                if len(group.responses) >= key[1] or self._closed or now >= end:
-                    group.closed = True
-                    self._changed.notify_all()
-                    return True
-                if now >= deadline:
-                    raise TimeoutError
-                self._changed.wait(min(end, deadline) - now)
-            return False
+            ended = self._changed.wait_for(
+                lambda: group.closed or self._closed or len(group.responses) >= key[1],
+                min(self.wait, deadline - started),
+            )
+            if group.closed:
+                return False
+            if not ended and deadline < started + self.wait:
+                raise TimeoutError
+            group.closed = True
+            self._changed.notify_all()
+            return True
         finally:
             group.waiting -= 1
             if (group.closed or not group.waiting) and self._open.get(key) is group:
@@ -116,8 +117,7 @@ class GroupBuffer:
         self._warned = True
         warnings.warn(
             f"a group of responses arrives in parts: {found} of at least {needed} in one call, compared with {earlier} "
-            "of earlier calls. A response without any other has 0.5. Larger batches or references avoid this (reported "
-            "once)",
+            "of earlier calls. A response without any other has 0.5. Try larger batches, or references (logged once)",
             category=GramWarning,
             stacklevel=2,
         )

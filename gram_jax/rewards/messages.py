@@ -21,36 +21,31 @@ def prompt_of(value: Any) -> Prompt:
     """A prompt from plain text, from messages ({"role", "content"}), or from text rendered in a chat format.
 
     Rendered text is parsed, since the judge has its own format: ChatML, Llama 3 and Gemma are known, other text is a
-    user's message. An opened turn of the assistant at the end is dropped. Raises DataError for anything but text and
-    messages.
+    user's message. Turns of the assistant at the end are dropped. Raises DataError for anything but text and messages.
 
     >>> [message.content for message in prompt_of("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")]
     ['Hi']
     """
-    if isinstance(value, str):
-        return _unwrapped(value) or as_prompt(value)
-    if isinstance(value, Sequence) and value and all(isinstance(x, Message) for x in value):
-        return tuple(value)
-    turns = tuple(_message(turn) for turn in _messages(value))
+    text = isinstance(value, str)
+    turns = (_turns(value) or ()) if text else tuple(map(_message, _messages(value)))
     while turns and turns[-1].role == "assistant":
         turns = turns[:-1]
-    if not turns:
+    if not turns and not text:
         raise DataError(f"a prompt without a user's turn: {_shown(value)}")
-    return turns
+    return turns or as_prompt(value)
 
 
 def completion_of(value: Any) -> str:
-    """A response from plain text or from messages, of which the assistant's are joined.
+    """A response from plain text, or from messages: those of the assistant, joined.
 
-    Results of tools are not the policy's and are left out; a tool call without text is empty. End tokens of the policy
-    at the end are removed.
+    Results of tools are left out; a tool call without text is empty. End tokens of the policy are removed.
 
     >>> completion_of([{"role": "assistant", "content": "Yes.<|im_end|>"}])
     'Yes.'
     """
     if isinstance(value, str):
         return without_ends(value)
-    turns = [_message(turn) for turn in _messages(value)]
+    turns = list(map(_message, _messages(value)))
     said = [turn.content for turn in turns if turn.role == "assistant"]
     if turns and not said:
         raise DataError(f"a response without an assistant's turn: {_shown(value)}")
@@ -67,8 +62,8 @@ def without_ends(text: str) -> str:
         shorter = text.rstrip()
         for end in ENDS:
             shorter = shorter.removesuffix(end)
-        if shorter == text.rstrip():
-            return text if text.rstrip() == text else shorter
+        if shorter == text:
+            return text
         text = shorter
 
 
@@ -83,14 +78,6 @@ def conversation_of(text: str) -> tuple[Prompt, str]:
             "expected a conversation in ChatML, Llama 3's or Gemma's format that ends with the assistant's response"
         )
     return turns[:-1], without_ends(turns[-1].content)
-
-
-def _unwrapped(text: str) -> Prompt | None:
-    """The turns of a rendered prompt; None for text in no known format."""
-    turns = _turns(text)
-    while turns and turns[-1].role == "assistant":
-        turns = turns[:-1]
-    return turns or None
 
 
 def _turns(text: str) -> Prompt | None:
@@ -115,17 +102,16 @@ def _message(turn: Any) -> Message:
         return turn
     given = turn if isinstance(turn, Mapping) else {}
     content, role = given.get("content"), str(given.get("role", "assistant"))
+    role = _ROLE.get(role, role)
     if content is None and given.get("tool_calls"):
-        content = ""  # a call without words beside it
-    if isinstance(content, Sequence) and not isinstance(
-        content, str
-    ):  # parts, as in multimodal chats
+        content = ""
+    if isinstance(content, list | tuple):  # parts, as in multimodal chats
         content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
-    if not isinstance(content, str) or _ROLE.get(role, role) not in ROLES:
+    if not isinstance(content, str) or role not in ROLES:
         raise DataError(
             f"expected a message with role ({', '.join(ROLES)}) and content, found {_shown(turn)}"
         )
-    return Message(_ROLE.get(role, role), content)
+    return Message(role, content)
 
 
 def _shown(value: Any) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
-from gram_jax.rewards.columns import NAME, reference_column
-from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, Rewards
-from gram_jax.rewards.group_buffer import GroupBuffer
+from gram_jax.rewards.columns import NAME, column_reward
+from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm
 from gram_jax.rewards.messages import completion_of, prompt_of
 
 
@@ -27,15 +26,10 @@ def trl_reward(
     """A reward function, called as fn(prompts, completions, **columns) with texts or messages.
 
     column: the data set's column of references, for a form that compares with them. write: writes references of prompts
-    without one, such as a policy's GreedyResponses. Groups that arrive in parts are compared with their earlier parts.
+    without one, for example a policy's GreedyResponses. Groups that arrive in parts are compared with their earlier
+    parts.
     """
-    rewards = Rewards(judge, form, write=write, buffer=GroupBuffer())
-
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        return rewards.of(prompts, completions, reference_column(rewards, columns, column))
-
-    reward.__name__ = NAME
-    return reward
+    return column_reward(judge, form, column=column, question=None, write=write)
 
 
 def async_trl_reward(
@@ -48,10 +42,8 @@ def async_trl_reward(
     """`trl_reward` as a coroutine function, which TRL runs beside other asynchronous rewards."""
     in_thread = trl_reward(judge, form, column=column, write=write)
 
-    async def reward(
-        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
-        return await asyncio.to_thread(in_thread, prompts, completions, **columns)
+    async def reward(*given: Any, **columns: Any) -> list[float]:
+        return await asyncio.to_thread(in_thread, *given, **columns)
 
     reward.__name__ = NAME
     return reward
@@ -69,7 +61,7 @@ class GroupJudge:
         completions: Sequence[Sequence[Any]],
         shuffle_order: bool = True,
     ) -> list[int]:
-        """Index of the best completion of every prompt. shuffle_order has no effect: both orders are always read."""
+        """Index of the best completion of every prompt. shuffle_order has no effect: both orders are always scored."""
         return [order[0] for order in self.rank(prompts, completions)]
 
     def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:

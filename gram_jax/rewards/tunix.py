@@ -5,12 +5,10 @@ from gram_jax.rewards.tunix import tunix_reward
 learner = GRPOLearner(rl_cluster=cluster, reward_fns=[tunix_reward(judge)], grpo_config=config)
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from gram_jax.rewards.columns import NAME, as_text, reference_column
-from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, Rewards
-from gram_jax.rewards.group_buffer import GroupBuffer
+from gram_jax.rewards.columns import column_reward
+from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm
 
 
 def tunix_reward(
@@ -26,12 +24,4 @@ def tunix_reward(
     Tunix passes rendered prompts. question: the column with the bare question; without it the rendered prompt is parsed
     if its chat format is known (rewards/messages.py). column, write: as for `trl_reward`.
     """
-    rewards = Rewards(judge, form, write=write, buffer=GroupBuffer())
-
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        questions = [as_text(prompt) for prompt in columns.get(question, prompts)]
-        texts = [as_text(completion) for completion in completions]
-        return rewards.of(questions, texts, reference_column(rewards, columns, column))
-
-    reward.__name__ = NAME
-    return reward
+    return column_reward(judge, form, column=column, question=question, write=write)

@@ -1,10 +1,10 @@
-"""The ASGI application: its endpoints, its limits, its start and its end."""
+"""The ASGI application: endpoints, limits, start and end."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI, Security
+from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from gram_jax.rewards.forms import RewardForm
@@ -12,18 +12,11 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.request_batcher import RequestBatcher
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.errors import RESPONSES, add_error_handlers
-from gram_jax.serve.group_judge import add_group_judge
-from gram_jax.serve.llama_factory import add_llama_factory
+from gram_jax.serve import native, operations, trainers, vllm
+from gram_jax.serve.errors import HANDLERS, RESPONSES
 from gram_jax.serve.middleware import LIGHT_PATHS, Admission, Limits, RequestLog
-from gram_jax.serve.native import add_native
-from gram_jax.serve.openrlhf import add_openrlhf
-from gram_jax.serve.operations import add_operations
 from gram_jax.serve.service import Service, TimedReferenceWriter
-from gram_jax.serve.vllm import add_vllm
 from gram_jax.version import installed_version
-
-PROTOCOLS = (add_native, add_openrlhf, add_llama_factory, add_group_judge, add_vllm)
 
 
 def make_app(
@@ -68,7 +61,7 @@ def make_app(
                 await anyio.to_thread.run_sync(write, [prompt_of("Hello.")], -1)
         service.ready = True
         yield
-        # By now every accepted request is answered, or its time is over.
+        # Every accepted request is answered by now, or its time is over.
         service.drain()
         await anyio.to_thread.run_sync(lambda: service.batcher.close(finish_queued=False))
 
@@ -79,17 +72,16 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        exception_handlers=HANDLERS,
     )
     app.state.service = service
-    add_error_handlers(app)
-    add_operations(app, service)
+    app.include_router(operations.router)
     # For the OpenAPI document: the middleware compares the token.
     bearer = [] if token is None else [Security(HTTPBearer(auto_error=False))]
-    router = APIRouter(responses=RESPONSES, dependencies=bearer)
-    for add_endpoints in PROTOCOLS:
-        add_endpoints(router, service)
-    app.include_router(router)
-    paths = frozenset((*LIGHT_PATHS, *(getattr(route, "path", "") for route in router.routes)))
+    paths = set(LIGHT_PATHS)
+    for protocol in (native, trainers, vllm):
+        app.include_router(protocol.router, responses=RESPONSES, dependencies=bearer)
+        paths |= {getattr(route, "path", "") for route in protocol.router.routes}
     app.add_middleware(
         Admission, limits=service.limits, token=token, queue_full=service.batcher.full
     )

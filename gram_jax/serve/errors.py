@@ -1,11 +1,10 @@
 """Every error of the server as JSON with a code and a message, and without any text of the request."""
 
 import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -29,18 +28,62 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class RequestError(HTTPException):
     """An error of a request, with a code of this server."""
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ):
-        super().__init__(status, message, dict(headers or {}))
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(status, message, headers)
         self.code = code
 
+    def response(self) -> JSONResponse:
+        """What the client receives."""
+        content = {"error": {"code": self.code, "message": self.detail}}
+        return JSONResponse(content, self.status_code, self.headers)
 
-def error_response(
-    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """The body of an error."""
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+def unusable(message: str) -> RequestError:
+    """The error of a well-formed request whose texts or numbers cannot be used."""
+    return RequestError(422, "unusable", message)
+
+
+def request_error(error: Exception) -> RequestError:
+    """What an exception is answered with. Its own message is left out: it may quote a text."""
+    match error:
+        case RequestError():
+            return error
+        case RequestValidationError():
+            return RequestError(422, "invalid", _problems(error))
+        case StarletteHTTPException():
+            message = error.detail
+            if error.status_code == 404:
+                message = "there is nothing at this path; /openapi.json lists the endpoints"
+            return RequestError(error.status_code, "http", message, dict(error.headers or {}))
+        case QueueFullError():
+            retry = {"retry-after": str(error.retry_after)}
+            return RequestError(429, "busy", "the queue is full", retry)
+        case BatcherClosedError():
+            return RequestError(503, "stopping", "the server is stopping", {"retry-after": "5"})
+        case DeadlineExceededError() | TimeoutError():
+            return RequestError(504, "late", "the deadline passed before the request was scored")
+        case GramError():
+            return unusable(f"{type(error).__name__}: the texts cannot be judged")
+    return RequestError(500, "internal", "the server failed; see its log")
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    return request_error(error).response()
+
+
+# Of the application. Any other exception reaches the RequestLog, which logs it.
+HANDLERS: dict[Any, Any] = dict.fromkeys(
+    (
+        RequestValidationError,
+        StarletteHTTPException,
+        GramError,
+        QueueFullError,
+        BatcherClosedError,
+        DeadlineExceededError,
+        TimeoutError,
+    ),
+    _handle,
+)
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
@@ -50,53 +93,13 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "at": at}
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Map exceptions to responses."""
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        if "json" not in request.headers.get("content-type", ""):
-            message = "expected JSON, and content-type: application/json"
-        else:
-            problems = [
-                f"{_location(one['type'], one['loc'])}: {one['msg']}"
-                for one in error.errors()[:8]
-                if one["type"] not in ("json_invalid", "value_error")
-            ]
-            message = "; ".join(problems) or "the body is not valid JSON"
-        return error_response(422, "invalid", message)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def http(request: Request, error: StarletteHTTPException) -> Response:
-        message = str(error.detail)
-        if error.status_code == 404:
-            message = "there is nothing at this path; /openapi.json lists the endpoints"
-        code = getattr(error, "code", "unusable" if error.status_code == 422 else "http")
-        return error_response(error.status_code, code, message, error.headers)
-
-    @app.exception_handler(GramError)
-    async def unusable(request: Request, error: GramError) -> Response:
-        # The error's own message may quote a text.
-        return error_response(
-            422, "unusable", f"{type(error).__name__}: the texts cannot be judged"
-        )
-
-    @app.exception_handler(QueueFullError)
-    async def busy(request: Request, error: QueueFullError) -> Response:
-        retry = {"retry-after": str(error.retry_after)}
-        return error_response(429, "busy", "the queue is full", retry)
-
-    @app.exception_handler(BatcherClosedError)
-    async def stopping(request: Request, error: BatcherClosedError) -> Response:
-        return error_response(503, "stopping", "the server is stopping", {"retry-after": "5"})
-
-    @app.exception_handler(DeadlineExceededError)
-    @app.exception_handler(TimeoutError)
-    async def late(request: Request, error: Exception) -> Response:
-        return error_response(504, "late", "the deadline passed before the request was scored")
-
-
-def _location(kind: str, where: Sequence[str | int]) -> str:
-    """Where in the body; the name of an unknown key is the client's text."""
-    known = where[:-1] if kind == "extra_forbidden" else where
-    return ".".join(map(str, known))
+def _problems(error: RequestValidationError) -> str:
+    if isinstance(error.body, bytes):
+        return "expected JSON, and content-type: application/json"
+    problems = []
+    for one in error.errors()[:8]:
+        if one["type"] not in ("json_invalid", "value_error"):
+            # The name of an unknown key is the client's text.
+            place = one["loc"][:-1] if one["type"] == "extra_forbidden" else one["loc"]
+            problems.append(f"{'.'.join(map(str, place))}: {one['msg']}")
+    return "; ".join(problems) or "the body is not valid JSON"

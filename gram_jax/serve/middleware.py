@@ -1,7 +1,6 @@
-"""What surrounds every endpoint: the request log, and the limits that refuse a request before its body is read."""
+"""Middleware of every endpoint: the request log, and the limits that refuse a request before its body is read."""
 
 import hmac
-import json
 import logging
 import time
 import uuid
@@ -10,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from starlette.responses import Response
 
-from gram_jax.serve.errors import RequestError, describe_failure, error_response
+from gram_jax.serve.errors import RequestError, describe_failure, request_error
 from gram_jax.serve.metrics import ServerMetrics
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-LOG = logging.getLogger("gram_jax.serve")
+LOG = logging.getLogger("gram_jax.serve")  # its messages are dicts
 # Need no token: they reveal nothing about requests.
 PUBLIC_PATHS = ("/", "/health", "/healthz", "/readyz")
 # Answered under any load; their bodies are not read.
@@ -44,7 +42,7 @@ class RequestLog:
     disconnected before its request was complete.
     """
 
-    def __init__(self, app: Any, *, metrics: ServerMetrics, paths: frozenset[str]):
+    def __init__(self, app: Any, *, metrics: ServerMetrics, paths: set[str]):
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -72,23 +70,17 @@ class RequestLog:
         try:
             await self.app(scope, watched_receive, watched_send)
         except Exception as error:
-            LOG.error(json.dumps({"request": name, "path": path, **describe_failure(error)}))
+            LOG.error({"request": name, "path": path, **describe_failure(error)})
             if not status:
-                failed = error_response(500, "internal", "the server failed; see its log")
-                await failed(scope, receive, watched_send)
+                await request_error(error).response()(scope, receive, watched_send)
         finally:
             seconds = time.monotonic() - started
             status = status or CLIENT_LEFT
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(seconds)
             if path not in LIGHT_PATHS:
-                line = {
-                    "request": name,
-                    "path": path,
-                    "status": status,
-                    "ms": round(1000 * seconds),
-                }
-                LOG.info(json.dumps(line))
+                line = {"request": name, "path": path, "status": status}
+                LOG.info(line | {"ms": round(1000 * seconds)})
 
 
 class Admission:
@@ -117,14 +109,13 @@ class Admission:
         light = scope["path"] in LIGHT_PATHS
         self._active += not light
         try:
-            if (refusal := self._refusal(scope, light)) is not None:
-                await refusal(scope, receive, send)
-            else:
-                await self.app(scope, receive if light else self._limited(receive), send)
+            refusal = self._refusal(scope, light)
+            app = self.app if refusal is None else refusal.response()
+            await app(scope, receive if light else self._limited(receive), send)
         finally:
             self._active -= not light
 
-    def _refusal(self, scope: Message, light: bool) -> Response | None:
+    def _refusal(self, scope: Message, light: bool) -> RequestError | None:
         headers, limits = dict(scope["headers"]), self.limits
         if self._token is not None and scope["path"] not in PUBLIC_PATHS:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -132,21 +123,17 @@ class Admission:
             same = hmac.compare_digest(given.strip(), self._token)
             if not same or kind.lower() != b"bearer":
                 challenge = {"www-authenticate": "Bearer"}
-                return error_response(
-                    401, "unauthorized", "expected the server's bearer token", challenge
-                )
+                message = "expected the server's bearer token"
+                return RequestError(401, "unauthorized", message, challenge)
         if light:
             return None
         if self._active > limits.requests:
             message = f"{limits.requests} requests are being answered already"
-            return error_response(503, "busy", message, {"retry-after": "1"})
+            return RequestError(503, "busy", message, {"retry-after": "1"})
         if (seconds := self.queue_full()) is not None:
-            return error_response(429, "busy", "the queue is full", {"retry-after": str(seconds)})
+            return RequestError(429, "busy", "the queue is full", {"retry-after": str(seconds)})
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > limits.body:
-            error = self._too_large()
-            return error_response(error.status_code, error.code, error.detail, error.headers)
-        return None
+        return self._too_large() if length.isdigit() and int(length) > limits.body else None
 
     def _limited(self, receive: Receive) -> Receive:
         """The client's messages; raises RequestError for a body that is too large or too slow."""
@@ -161,12 +148,8 @@ class Admission:
                 with anyio.fail_after(max(0.0, end - time.monotonic())):
                     message = await receive()
             except TimeoutError:
-                raise RequestError(
-                    408,
-                    "slow_body",
-                    f"the body did not arrive within {self.limits.body_seconds:g} s",
-                    {"connection": "close"},
-                ) from None
+                late = f"the body did not arrive within {self.limits.body_seconds:g} s"
+                raise RequestError(408, "slow_body", late, {"connection": "close"}) from None
             size += len(message.get("body", b""))
             complete = not message.get("more_body")
             if size > self.limits.body:

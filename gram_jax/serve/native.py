@@ -6,15 +6,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.serve.fields import (
-    MAX_ITEMS,
-    PairRequest,
-    PromptField,
-    Responses,
-    StrictRequest,
-)
-from gram_jax.serve.service import Service, prompt_from, score_pairs
+from gram_jax.serve.fields import MAX_ITEMS, PairRequest, PromptField, Responses, StrictRequest
+from gram_jax.serve.service import Client, prompt_from, score_pairs
+
+router = APIRouter()
 
 
 class PairsRequest(StrictRequest):
@@ -68,31 +63,25 @@ class RankResponse(BaseModel):
     shortened: bool
 
 
-def add_native(app: APIRouter, service: Service) -> None:
-    """/v1/score_pair and /v1/rank."""
-    until_deadline = service.until_deadline()
+@router.post("/v1/score_pair")
+def score_pair(request: PairOrPairs, client: Client) -> VerdictResponse | VerdictsResponse:
+    """Score one pair, or several under `pairs`, in both orders."""
+    several = isinstance(request, PairsRequest)
+    scores = score_pairs(request.pairs if several else [request], client)
+    verdicts = [VerdictResponse(**score._asdict()) for score in scores]
+    return VerdictsResponse(verdicts=verdicts) if several else verdicts[0]
 
-    @app.post("/v1/score_pair")
-    def score_pair(
-        request: PairOrPairs, client: BatchedScorer = until_deadline
-    ) -> VerdictResponse | VerdictsResponse:
-        """Score one pair, or several under `pairs`, in both orders."""
-        several = isinstance(request, PairsRequest)
-        scores = score_pairs(request.pairs if several else [request], client)
-        verdicts = [VerdictResponse(**score._asdict()) for score in scores]
-        return VerdictsResponse(verdicts=verdicts) if several else verdicts[0]
 
-    @app.post("/v1/rank")
-    def rank(request: RankRequest, client: BatchedScorer = until_deadline) -> RankResponse:
-        """Rank the responses to a prompt from best to worst."""
-        config = RankingConfig(request.method, request.order_mode)
-        items = [(prompt_from(request.prompt), request.responses)]
-        (found,) = client.rank_many(items, config)
-        return RankResponse(
-            ranking=found.order,
-            scores=found.strengths.tolist(),
-            ties=found.ties,
-            cycles=found.cycles,
-            comparisons=found.comparisons,
-            shortened=found.shortened,
-        )
+@router.post("/v1/rank")
+def rank(request: RankRequest, client: Client) -> RankResponse:
+    """Rank the responses to a prompt from best to worst."""
+    config = RankingConfig(request.method, request.order_mode)
+    (found,) = client.rank_many([(prompt_from(request.prompt), request.responses)], config)
+    return RankResponse(
+        ranking=found.order,
+        scores=found.strengths.tolist(),
+        ties=found.ties,
+        cycles=found.cycles,
+        comparisons=found.comparisons,
+        shortened=found.shortened,
+    )

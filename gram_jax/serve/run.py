@@ -1,4 +1,4 @@
-"""The process of a server: its log, its address, its end."""
+"""The process of a server: log, address, end."""
 
 import errno
 import json
@@ -6,15 +6,18 @@ import logging
 import socket
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Annotated, cast
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import Field, TypeAdapter
 
 from gram_jax.errors import DataError, GramError
 from gram_jax.serve.errors import describe_failure
 from gram_jax.serve.middleware import LOG
 from gram_jax.serve.service import Service
+
+REFERENCES = TypeAdapter(Annotated[list[str], Field(min_length=1)])
 
 
 class StartError(GramError):
@@ -26,17 +29,16 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        if record.name == LOG.name:
-            line = json.loads(record.getMessage())
-        else:
-            line = {"level": record.levelname, "message": record.getMessage()}
+        line = {"level": record.levelname, "message": record.getMessage()}
+        if isinstance(record.msg, dict):
+            line = record.msg
         if record.exc_info and record.exc_info[1] is not None:
             line |= describe_failure(record.exc_info[1])
         return json.dumps({"time": self.formatTime(record), "line": line})
 
 
 class _Server(uvicorn.Server):
-    """On SIGTERM reports not ready, then answers the open requests, then ends."""
+    """On SIGTERM it reports not ready, answers the open requests, and ends."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
@@ -123,9 +125,6 @@ def read_references(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(REFERENCES.validate_json(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as references: {error}") from error
-    if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
-        raise DataError(f"{path}: expected a JSON list of texts, not empty")
-    return tuple(found)
+        raise DataError(f"{path}: expected a JSON list of texts, not empty: {error}") from error

@@ -1,23 +1,22 @@
 """What the endpoints of a server share: the judge behind its queue, rewards in the server's form, deadlines."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 
 from gram_jax.errors import DataError, GramError
 from gram_jax.judge.messages import Prompt
-from gram_jax.rewards.forms import ReferenceWriter, RewardForm, Rewards
+from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.errors import RequestError
+from gram_jax.serve.errors import unusable
 from gram_jax.serve.fields import MessageField, PairRequest
 from gram_jax.serve.metrics import ServerMetrics
 from gram_jax.serve.middleware import LOG, Limits
@@ -58,17 +57,6 @@ class Service:
         self.draining = True
         self.groups.close()
 
-    def until_deadline(self) -> Any:
-        """A dependency: the batcher as a BatchedScorer until the request's deadline, in milliseconds from now."""
-        longest = round(1000 * self.limits.deadline)
-
-        async def client(x_deadline_ms: Annotated[int, Header(ge=1)] = longest) -> BatchedScorer:
-            return BatchedScorer(
-                self.batcher, time.monotonic() + min(longest, x_deadline_ms) / 1000
-            )
-
-        return Depends(client)
-
     def rewards(
         self,
         client: BatchedScorer,
@@ -78,8 +66,19 @@ class Service:
     ) -> list[float]:
         """Rewards in the server's form. labels: references; all responses have one or none has."""
         form, write = self.form, None
+
+        def write_in_time(prompts: Sequence[Prompt]) -> Sequence[str]:
+            assert self.write is not None
+            try:
+                return self.write(prompts, max(0.0, client.deadline - time.monotonic()))
+            except DataError as error:
+                raise unusable(
+                    "a prompt leaves no space for a response of the server's policy: expected a shorter one, or a "
+                    "server with a smaller --max-new-tokens"
+                ) from error
+
         if form.compare_with == "reference":
-            write = self.write and _with_deadline(self.write, client)
+            write = self.write and write_in_time
         elif given := [label for label in labels if label]:
             # Rewards of some against references and of others within groups are not comparable.
             check_length("labels", given, responses)
@@ -93,25 +92,27 @@ class Service:
         alone = sum(number == 1 for number in Counter(prompts).values())
         if alone and not self.warned:
             self.warned = True
-            LOG.warning(json.dumps({"warning": UNCOMPARED}))
+            LOG.warning({"warning": UNCOMPARED})
         self.metrics.uncompared.inc(alone)
 
 
-def _with_deadline(write: TimedReferenceWriter, client: BatchedScorer) -> ReferenceWriter:
-    """`write` for one request, until its deadline."""
+async def _service(request: Request) -> Service:
+    return request.app.state.service
 
-    def write_in_time(prompts: Sequence[Prompt]) -> Sequence[str]:
-        try:
-            return write(prompts, max(0.0, client.deadline - time.monotonic()))
-        except DataError as error:
-            raise RequestError(
-                422,
-                "unusable",
-                "a prompt leaves the server's policy no room for its response: expected a shorter one, or a server "
-                "with a smaller --max-new-tokens",
-            ) from error
 
-    return write_in_time
+TheService = Annotated[Service, Depends(_service)]
+
+
+async def _client(
+    service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
+) -> BatchedScorer:
+    longest = service.limits.deadline
+    seconds = longest if x_deadline_ms is None else min(longest, x_deadline_ms / 1000)
+    return BatchedScorer(service.batcher, time.monotonic() + seconds)
+
+
+# Of an endpoint: the judge until the request's deadline, which a header gives in milliseconds from now.
+Client = Annotated[BatchedScorer, Depends(_client)]
 
 
 def prompt_from(given: str | list[MessageField]) -> Prompt:
@@ -119,16 +120,14 @@ def prompt_from(given: str | list[MessageField]) -> Prompt:
     return prompt_of(given if isinstance(given, str) else [one.model_dump() for one in given])
 
 
-def conversation_from(text: str, where: str) -> tuple[Prompt, str]:
+def conversation_from(text: str, place: str) -> tuple[Prompt, str]:
     """Prompt and response of a rendered conversation. Raises RequestError that names the place, not the text."""
     try:
         return conversation_of(text)
     except GramError as error:
-        raise RequestError(
-            422,
-            "unusable",
-            f"{where}: expected a conversation in the format of ChatML, Llama 3 or Gemma that ends with a response to "
-            "a user",
+        raise unusable(
+            f"{place}: expected a conversation in the format of ChatML, Llama 3 or Gemma that ends with a response to "
+            "a user"
         ) from error
 
 
@@ -142,8 +141,6 @@ def score_pairs(pairs: Sequence[PairRequest], client: BatchedScorer) -> list[Pai
 def check_length(name: str, given: Sequence[Any], responses: Sequence[Any]) -> None:
     """Raises RequestError unless there is one for each response, or none."""
     if given and len(given) != len(responses):
-        raise RequestError(
-            422,
-            "unusable",
-            f"{name}: expected one for each of {len(responses)} responses, or none, found {len(given)}",
+        raise unusable(
+            f"{name}: expected one for each of {len(responses)} responses, or none, found {len(given)}"
         )

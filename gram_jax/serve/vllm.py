@@ -8,9 +8,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, Tag
 
 from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, Text, TextOrList, by_list
-from gram_jax.serve.service import Service, check_length, score_pairs
+from gram_jax.serve.service import Client, TheService, check_length, score_pairs
+
+router = APIRouter()
 
 PairOrList = Annotated[
     Annotated[PairRequest, Tag("pair")]
@@ -60,49 +61,46 @@ class ModelsResponse(BaseModel):
     data: list[ModelEntry]
 
 
-def add_vllm(app: APIRouter, service: Service) -> None:
-    """/classify, /score, /v1/score and /v1/models."""
-    until_deadline = service.until_deadline()
+def _list(kind: str, model: str, data: list[dict[str, Any]]) -> ListResponse:
+    return ListResponse(
+        id=f"{kind}-{uuid.uuid4().hex}", created=int(time.time()), model=model, data=data
+    )
 
-    def answer(kind: str, model: str, data: list[dict[str, Any]]) -> ListResponse:
-        return ListResponse(
-            id=f"{kind}-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=model or service.name,
-            data=data,
-        )
 
-    @app.post("/classify")
-    def classify(request: ClassifyRequest, client: BatchedScorer = until_deadline) -> ListResponse:
-        """The verdict on each pair as a class; probs are in the order of the judge's labels."""
-        pairs = request.input if isinstance(request.input, list) else [request.input]
-        labels = [label.strip() for label in service.scorer.spec.labels]
-        data = [
-            {
-                "index": at,
-                "label": labels[0] if score.first >= score.second else labels[1],
-                "probs": [score.first, score.second],
-                "num_classes": 2,
-            }
-            for at, score in enumerate(score_pairs(pairs, client))
-        ]
-        return answer("classify", request.model, data)
+@router.get("/v1/models")
+def models(service: TheService) -> ModelsResponse:
+    """The one model that is served."""
+    return ModelsResponse(data=[ModelEntry(id=service.name, created=service.created)])
 
-    @app.get("/v1/models")
-    def models() -> ModelsResponse:
-        """The one model that is served."""
-        return ModelsResponse(data=[ModelEntry(id=service.name, created=service.created)])
 
-    @app.post("/score")
-    @app.post("/v1/score")
-    def score(request: ScoreRequest, client: BatchedScorer = until_deadline) -> ListResponse:
-        """Rewards of responses (text_2) to their prompts (text_1)."""
-        responses = request.text_2 if isinstance(request.text_2, list) else [request.text_2]
-        prompts = request.text_1 if isinstance(request.text_1, list) else [request.text_1]
-        if len(prompts) == 1:
-            prompts = prompts * len(responses)
-        check_length("text_1", prompts, responses)
-        texts = [completion_of(response) for response in responses]
-        found = service.rewards(client, [prompt_of(prompt) for prompt in prompts], texts)
-        data = [{"index": at, "object": "score", "score": value} for at, value in enumerate(found)]
-        return answer("score", request.model, data)
+@router.post("/classify")
+def classify(request: ClassifyRequest, service: TheService, client: Client) -> ListResponse:
+    """The verdict on each pair as a class; probs are in the order of the judge's labels."""
+    pairs = request.input if isinstance(request.input, list) else [request.input]
+    labels = [label.strip() for label in service.scorer.spec.labels]
+    data = [
+        {
+            "index": at,
+            "label": labels[0] if score.first >= score.second else labels[1],
+            "probs": [score.first, score.second],
+            "num_classes": 2,
+        }
+        for at, score in enumerate(score_pairs(pairs, client))
+    ]
+    return _list("classify", request.model or service.name, data)
+
+
+@router.post("/score")
+@router.post("/v1/score")
+def score(request: ScoreRequest, service: TheService, client: Client) -> ListResponse:
+    """Rewards of responses (text_2) to their prompts (text_1)."""
+    prompts, responses = (
+        given if isinstance(given, list) else [given] for given in (request.text_1, request.text_2)
+    )
+    if len(prompts) == 1:
+        prompts = prompts * len(responses)
+    check_length("text_1", prompts, responses)
+    texts = [completion_of(response) for response in responses]
+    found = service.rewards(client, [prompt_of(prompt) for prompt in prompts], texts)
+    data = [{"index": at, "object": "score", "score": value} for at, value in enumerate(found)]
+    return _list("score", request.model or service.name, data)
