@@ -228,7 +228,7 @@ def _evaluate(
     )
     logger.info(
         "P(the response shown first) is %.2f on average; both orders give the same verdict for %.0f %% of the pairs.",
-        0.5 + report.position_bias,
+        0.5 + report.position_bias / 2,
         100 * report.consistency,
     )
     return report
