@@ -44,9 +44,10 @@ from tiny_runs import tiny_recipe
 from gram_jax.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 from gram_jax.checkpoint.orbax import PARAMS, REST, Checkpoints
 from gram_jax.errors import CheckpointError
+from gram_jax.files import read_json
 from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.hf_files import CONFIG, INDEX, WEIGHTS, read_json
+from gram_jax.interop.hf_files import CONFIG, INDEX, WEIGHTS
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokenizer import folder_tokenizer

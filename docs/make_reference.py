@@ -145,8 +145,10 @@ def _keys(table: type, names: list[str], place: str) -> str:
 
 def _meanings(table: type) -> dict[str, str]:
     """The text that stands below every field of a dataclass in its source. KeyError where one has none."""
+    found: dict[str, str] = {}
+    for base in table.__bases__:
+        found |= _meanings(base) if dataclasses.is_dataclass(base) else {}
     body = ast.parse(inspect.getsource(table)).body[0].body  # type: ignore[attr-defined]
-    found = {}
     for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             found[field.target.id] = " ".join(ast.literal_eval(text.value).split())

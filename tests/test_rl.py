@@ -342,12 +342,12 @@ def test_recipes_are_strict_and_come_back_from_their_text(tmp_path):
     for change, message in (
         ({"algorithm__clip_rang": 0.2}, "did you mean clip_range"),
         ({"algorithm__kind": "dpo"}, "kind"),
-        ({"algorithm__kl_target": 1.0}, "expected ppo or rloo, and a kl_coef above 0"),
+        ({"algorithm__kl_target": 1.0}, "kl_target = 1.0"),
         ({"sampling__num_generations": 1}, "expected at least 2 for"),
         ({"reward__references": ["a"]}, r'references are for compare_with = "reference"'),
         ({"algorithm__num_mini_batches": 5}, "do not divide the 16 responses"),
         ({"sampling__temperature": 0.0}, "temperature"),
-        ({"checkpoint__save_steps": 2, "checkpoint__keep_period": 3}, "a multiple of save_steps"),
+        ({"checkpoint__save_steps": 2, "checkpoint__keep_period": 3}, "keep_period = 3"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_rl_recipe(values(tmp_path / "run", **change))

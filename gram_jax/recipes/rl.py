@@ -9,13 +9,15 @@ from pydantic.dataclasses import dataclass
 from gram_jax.recipes.strict import STRICT
 from gram_jax.recipes.tables import (
     AdapterConfig,
+    BaseModelConfig,
     CheckpointConfig,
     Count,
-    Dtype,
     ExecutionConfig,
     MeshConfig,
     OptimizerConfig,
     Positive,
+    Text,
+    TrackingConfig,
 )
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -26,7 +28,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 class RlRunConfig:
     """Length, output directory and seed."""
 
-    output_dir: Annotated[str, Field(min_length=1)]
+    output_dir: Text
     """Directory of the run"""
     seed: Count
     """Seed for prompts, sampling and mini-batches"""
@@ -35,13 +37,9 @@ class RlRunConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PolicyConfig:
+class PolicyConfig(BaseModelConfig):
     """The policy; its initial weights are also the frozen reference policy."""
 
-    name_or_path: Annotated[str, Field(min_length=1)]
-    """A run (or RUN@STEP), an exported directory, a hub name, a .gguf file, or smollm2-135m"""
-    param_dtype: Dtype
-    """Dtype of the master weights"""
     system: str | None = None
     """The system message: absent for the chat format's default, "" for none, or a text"""
 
@@ -50,7 +48,7 @@ class PolicyConfig:
 class RewardConfig:
     """The reward of a response (docs/rewards.md)."""
 
-    judge: Annotated[str, Field(min_length=1)]
+    judge: Text
     """The judge whose verdicts are the reward"""
     compare_with: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
     """What a response is compared with: the policy's "greedy" response (as in the paper), the other responses to the
@@ -65,12 +63,18 @@ class RewardConfig:
     num_devices: Count = 0
     """Number of devices, the last ones, reserved for the judge; 0: it shares the policy's mesh"""
 
+    def __post_init__(self) -> None:
+        if self.references and self.compare_with != "reference":
+            raise ValueError(
+                f'references are for compare_with = "reference", found "{self.compare_with}"'
+            )
+
 
 @dataclass(frozen=True, config=STRICT)
 class PromptConfig:
     """Prompts, taken from pairs or candidates."""
 
-    train: Annotated[str, Field(min_length=1)]
+    train: Text
     """Source of training prompts"""
     valid: str | None = None
     """Source of prompts for the win rate against the reference policy; default: the training prompts"""
@@ -125,6 +129,13 @@ class AlgorithmConfig:
     kl_target: Annotated[float, Field(gt=0)] | None = None
     """KL divergence of a response that kl_coef is adapted to, by at most 2 % a step; absent: kl_coef is constant"""
 
+    def __post_init__(self) -> None:
+        if self.kl_target and (self.kind == "grpo" or not self.kl_coef):
+            raise ValueError(
+                f"kl_target = {self.kl_target}: expected ppo or rloo, and a kl_coef above 0; "
+                f"found {self.kind} and kl_coef = {self.kl_coef}"
+            )
+
 
 @dataclass(frozen=True, config=STRICT)
 class WinRateConfig:
@@ -134,16 +145,6 @@ class WinRateConfig:
     """Number of steps between evaluations; 0: at the end only"""
     limit: Positive = 32
     """Number of prompts"""
-
-
-@dataclass(frozen=True, config=STRICT)
-class TrackingConfig:
-    """Logging of metrics, in addition to metrics.jsonl in the output directory."""
-
-    tensorboard: bool = False
-    """Write TensorBoard event files (extra tensorboard)"""
-    wandb: bool = False
-    """Log to Weights & Biases (extra wandb)"""
 
 
 @dataclass(frozen=True, config=STRICT)

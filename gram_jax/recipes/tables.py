@@ -1,34 +1,37 @@
 """The format of recipes: a frozen dataclass for each table of the TOML file.
 
-Every number that changes results has to be stated in a recipe. Keys that change no result (how often
-something is logged, saved, evaluated) and features that are off by default have defaults here.
+Every number that changes results is required. Keys that change no result (intervals of logging, saving, evaluation) and
+features that are off by default have defaults. Checks inside a table are in its `__post_init__`.
 """
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WrapSerializer
 from pydantic.dataclasses import dataclass
 
+from gram_jax.data.examples import Overlong, PositionAugmentation, Stage
+from gram_jax.data.records import OnBad
 from gram_jax.data.sources import SourceSpec
 from gram_jax.model.execution import AttentionBackend, Remat
 from gram_jax.model.lora import LoraConfig
 from gram_jax.recipes.strict import STRICT
 from gram_jax.sharding import MESH_AXES
 
-Stage = Literal["pretrain", "finetune", "bradley_terry"]
 Dtype = Literal["float32", "bfloat16"]
 MomentDtype = Literal["float32", "bfloat16", "int8"]
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 SecondMomentDtype = Literal["float32", "bfloat16", "int8", "factored"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Length, output directory and seed. Exactly one of max_steps and num_train_epochs is required."""
 
-    output_dir: Annotated[str, Field(min_length=1)]
+    output_dir: Text
     """Directory of the run; shared by all processes of a job"""
     seed: Count
     """Seed for shuffling, initialisation and attacks"""
@@ -39,12 +42,19 @@ class RunConfig:
     max_skipped: Count = 0
     """Maximum number of consecutive batches skipped for a non-finite loss or gradient; one more stops the run"""
 
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            found = "neither" if self.max_steps is None else "both"
+            raise ValueError(
+                f"expected exactly one of max_steps and num_train_epochs; found {found}"
+            )
+
 
 @dataclass(frozen=True, config=STRICT)
 class BaseModelConfig:
     """The initial weights and their dtype."""
 
-    name_or_path: Annotated[str, Field(min_length=1)]
+    name_or_path: Text
     """A run (or RUN@STEP), an exported directory, a hub name, a .gguf file, or smollm2-135m"""
     param_dtype: Dtype
     """Dtype of the master weights; with a learning rate below 1e-4 Adam's updates are lost in bfloat16"""
@@ -54,7 +64,7 @@ class BaseModelConfig:
 class JudgeConfig:
     """The judge specification, saved next to the weights as judge.json."""
 
-    template: Annotated[str, Field(min_length=1)]
+    template: Text
     """"default", "from-dataset" (read from GRAM's rendered rows), or a text file with {prompt}, {first}, {second}"""
     max_length: Positive
     """Maximum number of tokens of an example: the prompt and both responses"""
@@ -67,10 +77,10 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class SourceConfig:
+class SourceConfig(SourceSpec):
     """A data source with settings; a plain string is the path alone."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Text
     """A file, a directory, a dataset of the hub, or tfds:NAME"""
     schema: str = "auto"
     """Schema of the rows (below); "auto" detects it from their fields"""
@@ -79,15 +89,15 @@ class SourceConfig:
     limit: Positive | None = None
     """Maximum number of records of this source"""
 
-    @property
-    def spec(self) -> SourceSpec:
-        """The same as a value of gram_jax.data."""
-        return SourceSpec(self.path, self.schema, self.split, self.limit)
+
+def _source_values(source: SourceConfig, values: Any) -> Any:
+    return source.path if source == SourceConfig(source.path) else values(source)
 
 
 SourceLike = Annotated[
     SourceConfig,
     BeforeValidator(lambda source: {"path": source} if isinstance(source, str) else source),
+    WrapSerializer(_source_values),
 ]
 
 
@@ -97,15 +107,15 @@ class DataConfig:
 
     train: Annotated[tuple[SourceLike, ...], Field(min_length=1)]
     """Training sources; the seed decides the order of their examples"""
-    overlong: Literal["truncate", "drop", "error"]
+    overlong: Overlong
     """Handling of an example longer than judge.max_length; "truncate" removes the middle of its responses"""
-    on_bad: Literal["error", "skip"]
+    on_bad: OnBad
     """Handling of a row that does not match its schema; skipped rows are counted"""
     valid: tuple[SourceLike, ...] = ()
     """Evaluation sources"""
     schema: str = "auto"
     """Schema of the rows of sources that state none (below); "auto" detects it from their fields"""
-    position_augmentation: Literal["both", "hash", "fixed"] | None = None
+    position_augmentation: PositionAugmentation | None = None
     """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
     ("fixed")"""
     limit: Positive | None = None
@@ -152,6 +162,12 @@ class OptimizerConfig:
     """Storage of the first moment (docs/optimizer-memory.md)"""
     second_moment_dtype: SecondMomentDtype = "float32"
     """Storage of the second moment (docs/optimizer-memory.md)"""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps}: expected a ratio below 1 or a whole number of steps"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -212,15 +228,22 @@ class MeshConfig:
         if self.fsdp is None:
             taken = -1 in (self.data, self.tensor, self.sequence)
             object.__setattr__(self, "fsdp", 1 if taken else -1)
+        if bad := {axis: size for axis, size in self.sizes.items() if size < 1 and size != -1}:
+            raise ValueError(
+                f"{bad}: expected sizes of at least 1, or -1 for the remaining devices"
+            )
+        free = [axis for axis, size in self.sizes.items() if size == -1]
+        if len(free) > 1:
+            raise ValueError(f"{', '.join(free)}: at most one size may be -1")
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes inside a slice or host, for make_placement."""
+        """Sizes inside a slice or host."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
     @property
     def dcn_sizes(self) -> dict[str, int]:
-        """Sizes over slices or hosts, for make_placement."""
+        """Sizes over slices or hosts."""
         return {axis: getattr(self.dcn, axis) for axis in MESH_AXES}
 
     @property
@@ -241,12 +264,12 @@ class AdapterConfig:
     """Inner size of a b"""
     alpha: Annotated[float, Field(gt=0)]
     """Scale, divided by the rank"""
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Matrices of every layer: any of q, k, v, o, gate, up, down"""
+    target_modules: Annotated[tuple[LoraTarget, ...], Field(min_length=1)]
+    """Matrices of every layer"""
 
     @property
     def config(self) -> LoraConfig:
-        """The same as a value of gram_jax.model."""
+        """The same for gram_jax.model."""
         return LoraConfig(self.rank, self.alpha, self.target_modules)
 
 
@@ -271,17 +294,31 @@ class CheckpointConfig:
     keep_period: Count = 0
     """Keep checkpoints whose step is a multiple of this permanently; 0: none"""
 
+    def __post_init__(self) -> None:
+        if self.keep_period and (not self.save_steps or self.keep_period % self.save_steps):
+            only = "" if self.save_steps else ", which saves the last step only"
+            raise ValueError(
+                f"keep_period = {self.keep_period}: expected a multiple of save_steps; "
+                f"found save_steps = {self.save_steps}{only}"
+            )
+
 
 @dataclass(frozen=True, config=STRICT)
-class LoggingConfig:
+class TrackingConfig:
     """Logging of metrics, in addition to metrics.jsonl in the output directory."""
 
-    logging_steps: Positive = 1
-    """Number of steps between two lines of metrics, which hold means over these steps"""
     tensorboard: bool = False
     """Write TensorBoard event files (extra tensorboard)"""
     wandb: bool = False
     """Log to Weights & Biases (extra wandb)"""
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoggingConfig(TrackingConfig):
+    """Logging of metrics, in addition to metrics.jsonl in the output directory."""
+
+    logging_steps: Positive = 1
+    """Number of steps between two lines of metrics, which hold means over these steps"""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -51,7 +51,7 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     """The judge that the recipe describes, on this tokenizer."""
     wanted, rows = recipe.judge, None
     if wanted.template == "from-dataset":
-        found = itertools.islice(read_rows(recipe.data.train[0].spec), TEMPLATE_ROWS)
+        found = itertools.islice(read_rows(recipe.data.train[0]), TEMPLATE_ROWS)
         rows = [row.fields for row in found]
     return make_spec(
         tokenizer,
@@ -69,7 +69,7 @@ def read_pairs(
 ) -> tuple[list[Any], ReadReport]:
     """Records of the stage's kind from these sources, and what became of the rows."""
     return read_sources(
-        [source.spec for source in sources],
+        sources,
         "pair" if recipe.stage == "pretrain" else "preference",
         schema=recipe.data.schema,
         on_bad=recipe.data.on_bad,
