@@ -1,29 +1,29 @@
-"""Errors that a person meets: what was expected, what was found, what to try.
+"""User errors: the message says what was expected, what was found and what to try.
 
-The command line prints the message of any `GramError` and exits with its status; every other exception is a bug.
+The command line prints the message of a `GramError` and exits with its status; every other exception is a bug.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
-# Exit statuses that ask to be started again (2 does not: it needs a person).
-RESTART = 75  # stopped by SIGTERM, everything saved
-LOST = 76  # a process of the job was lost, stuck or never came: it goes on from the last checkpoint
+# Exit statuses after which a launcher starts the command again.
+RESTART = 75  # stopped by SIGTERM, state saved
+LOST = 76  # a process of the job was lost, stuck or absent
 
-# Of every command.
+# Exit statuses of every command.
 STATUSES = {
-    0: "done, now or before",
-    1: "`plan`: it does not fit; any other command: a bug, with its traceback",
-    2: "an error for a person: what was expected, what was found, what to try",
-    RESTART: "stopped by SIGTERM, the state saved where there was one: start again",
-    LOST: "a process of the job was lost or stuck: start again, it goes on from the last checkpoint",
-    130: "stopped by Ctrl-C, with whatever was finished kept: the same command goes on",
+    0: "success, or nothing was left to do",
+    1: "`plan`: the program does not fit; any other command: a bug, with its traceback",
+    2: "user error: the message says what was expected, what was found and what to try",
+    RESTART: "stopped by SIGTERM with the state saved: the same command resumes",
+    LOST: "a process of the job was lost or stuck: the same command resumes from the last checkpoint",
+    130: "stopped by Ctrl-C with finished work kept: the same command resumes",
 }
 
 
 class GramError(Exception):
-    """Base of the errors that gram_jax raises on purpose. status: of the process that ends with it.
+    """Base of the errors that gram_jax raises on purpose. status: exit status of the process.
 
     >>> from gram_jax import GramError, read_records
     >>> try:
@@ -35,29 +35,33 @@ class GramError(Exception):
 
     status = 2
 
+    def __init__(self, message: str = "", status: int | None = None):
+        super().__init__(message)
+        self.status = self.status if status is None else status
+
 
 class GramWarning(UserWarning):
-    """Something that a user should know and that stops nothing; the command line logs it."""
+    """A warning for the user; the command line logs it."""
 
 
 class RecipeError(GramError):
-    """A recipe, or a value in it, cannot be used."""
+    """A recipe or a value in it is invalid."""
 
 
 class DataError(GramError):
-    """A source of data, or a row in it, cannot be read as what it was said to be."""
+    """A data source or a row in it does not have the expected format."""
 
 
 class JudgeError(GramError):
-    """A template, label or tokenizer does not make a usable judge, or two judges that should agree differ."""
+    """A template, label or tokenizer makes no usable judge, or two judges that should agree differ."""
 
 
 class LayoutError(GramError):
-    """Tensors and model do not fit each other: one error lists every tensor concerned."""
+    """Tensors do not fit the model; one error lists all of them."""
 
 
 class CheckpointError(GramError):
-    """A checkpoint is missing, damaged, or belongs to another run."""
+    """A checkpoint is missing, damaged or of another run."""
 
 
 class DoesNotFitError(GramError):
@@ -65,34 +69,25 @@ class DoesNotFitError(GramError):
 
 
 class NonFiniteError(GramError):
-    """The loss or the gradient stopped being a number; the last good state was kept."""
+    """The loss or the gradient is not finite; the last good state is kept."""
 
 
 class ClusterError(GramError):
-    """The processes of a job did not come together, or do not agree."""
-
-    def __init__(self, message: str, status: int = 2):
-        super().__init__(message)
-        self.status = status
+    """The processes of a job cannot connect or do not agree."""
 
 
 class StoppedError(GramError):
-    """A run was asked to stop and saved its state; the same command goes on from there.
+    """A run was stopped and saved its state: status 130 after Ctrl-C, RESTART after SIGTERM."""
 
-    status: of the process, 130 after Ctrl-C, RESTART after SIGTERM.
-    """
-
-    def __init__(self, message: str, status: int = 130):
-        super().__init__(message)
-        self.status = status
+    status = 130
 
 
 class MissingExtraError(GramError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names its extra."""
 
 
 class ReportError(GramError):
-    """A report or a model card cannot be made of what was given, or would replace somebody's file."""
+    """A report or a model card cannot be made of its input, or would replace a file of the user."""
 
 
 def nearest(value: int, works: Sequence[int]) -> str:
@@ -101,10 +96,9 @@ def nearest(value: int, works: Sequence[int]) -> str:
     >>> nearest(4, [1, 3, 9]), nearest(4, [1, 2])
     ('the nearest valid sizes are 3 and 9', 'the nearest valid size is 2')
     """
-    around = [max((n for n in works if n <= value), default=None)]
-    around.append(min((n for n in works if n > value), default=None))
-    found = [str(n) for n in around if n is not None]
-    return f"the nearest valid {'sizes are' if len(found) > 1 else 'size is'} {' and '.join(found)}"
+    found = sorted(n for n in works if n <= value)[-1:] + sorted(n for n in works if n > value)[:1]
+    sizes = "sizes are" if len(found) > 1 else "size is"
+    return f"the nearest valid {sizes} {' and '.join(map(str, found))}"
 
 
 def nearest_multiple(value: int, unit: int) -> str:
@@ -130,20 +124,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(needs: str, advice: str) -> Iterator[None]:
-    """Raises DoesNotFitError if the block runs out of memory.
-
-    needs: what did not fit, as far as it is known; advice: what to try.
-    """
+    """Raises DoesNotFitError if the block runs out of memory. needs: what did not fit; advice: what to try."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        found = in_short(str(error))
-        raise DoesNotFitError(f"out of memory: {needs}.\n{found}\n{advice}") from error
+        raise DoesNotFitError(
+            f"out of memory: {needs}.\n{in_short(str(error))}\n{advice}"
+        ) from error
 
 
 def in_short(text: str) -> str:
-    """The first lines of a compiler's message."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:3])[:600]
+    """The first three lines of a compiler's message."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][:3])[:600]

@@ -1,8 +1,9 @@
-"""Small files written whole or not at all, and the error of a full disk."""
+"""Atomic writes of small files, JSON objects, and the error of a full disk."""
 
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Any
 
 from gram_jax.errors import CheckpointError, GramError
 
-PARTIAL = ".partial"  # the end of the name of a file that is being written
+PARTIAL = ".partial"  # suffix of the name of a file that is being written
 
 
 def write_atomic(
     path: Path, content: str | bytes | Iterable[str], *, error: type[GramError] | None = None
 ) -> Path:
-    """Write a file under another name and rename it; text as UTF-8 with its line ends as they are. Returns `path`.
+    """Write a file under a temporary name and rename it to `path`, which is returned.
 
-    Raises `error` in place of OSError if the file cannot be written.
+    Text is UTF-8 and keeps its line ends. Raises `error` instead of OSError if the file cannot be written.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -37,7 +38,7 @@ def write_atomic(
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether this is a full disk or quota, as Python, tokenizers, tensorstore or safetensors report it.
+    """Whether a disk or quota is full, as Python, tokenizers, tensorstore or safetensors report it.
 
     >>> is_full_disk(OSError(errno.ENOSPC, "No space left on device")), is_full_disk(OSError("no"))
     (True, False)
@@ -50,7 +51,7 @@ def is_full_disk(error: BaseException) -> bool:
 def explain_full_disk(
     path: Path, advice: str, *, error: type[GramError] = CheckpointError
 ) -> Iterator[None]:
-    """Raises `error` with `advice` if a disk fills up in the block, whichever library writes to it."""
+    """Raises `error` with `advice` if the disk fills up inside the block."""
     try:
         yield
     except GramError:
@@ -61,7 +62,36 @@ def explain_full_disk(
         raise error(f"the disk of {path} is full ({found}). {advice}") from found
 
 
+def no_space(folder: Path, needed: int, advice: str) -> CheckpointError:
+    """The error of a disk that is too full for `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    sizes = f"up to {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+    return CheckpointError(f"the disk of {folder} is full: {sizes}. {advice}")
+
+
 def write_json(path: Path, content: Any, *, error: type[GramError] | None = None) -> Path:
     """`write_atomic` of a value as indented JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return write_atomic(path, text, error=error)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError if the file is missing or holds anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no {path.name}: {describe_folder(path.parent)}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def describe_folder(folder: Path) -> str:
+    """What a folder holds, as part of an error message."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir())
+    shown = [*names[:12], *(["..."] if len(names) > 12 else [])]
+    return f"{folder} holds {', '.join(shown) or 'nothing'}"

@@ -55,6 +55,24 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
     return unflatten({**a, **b})
 
 
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """A line for every leaf that `found` lacks, has in addition, or has in another shape, sorted by path.
+
+    >>> import numpy as np
+    >>> differences({"a": np.ones(2), "b": np.ones(2)}, {"b": np.ones(3), "c": np.ones(1)})
+    ['a: not expected', 'b: shape [2], expected [3]', 'c: missing']
+    """
+    have, want = flatten(found), flatten(expected)
+    lines = [f"{path}: missing" for path in want.keys() - have.keys()]
+    lines += [f"{path}: not expected" for path in have.keys() - want.keys()]
+    lines += [
+        f"{path}: shape {list(have[path].shape)}, expected {list(want[path].shape)}"
+        for path in have.keys() & want.keys()
+        if tuple(have[path].shape) != tuple(want[path].shape)
+    ]
+    return sorted(lines)
+
+
 def split(tree: Mapping[str, Any], keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
     """(leaves whose path satisfies `keep`, the others); `merge` is the inverse."""
     leaves = flatten(tree)

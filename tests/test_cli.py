@@ -1,4 +1,4 @@
-"""The command line: help without jax, clear endings, the commands on a tiny model."""
+"""The command line: help without jax, errors, and the commands on a tiny model."""
 
 import json
 import os
@@ -14,21 +14,8 @@ from cli_runner import run_cli
 
 from gram_jax.judge.spec import JudgeSpec
 
-RUN = [sys.executable, "-c", "from gram_jax.cli import main; main()"]
-
-
-# One device, as at the terminal: conftest.py's eight fake ones are not inherited.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "COLUMNS": "160"}
-
-
-def gram_jax(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*RUN, *map(str, arguments)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = CONFIGS / "smollm2-135m-finetune.toml"
 
 
 @pytest.fixture
@@ -38,49 +25,23 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def test_help_does_not_import_jax():
-    code = "import sys; from gram_jax import cli; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    done = gram_jax("--help")
-    assert all(name in done.stdout for name in ("train", "score", "evaluate", "convert", "demo"))
-
-
-@pytest.mark.slow
-def test_a_missing_file_is_named_and_ends_with_status_2(tmp_path: Path):
-    done = gram_jax("evaluate", "tiny-random", tmp_path / "nothing.jsonl")
-    assert done.returncode == 2
-    assert "nothing.jsonl" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_an_unknown_model_lists_what_a_model_may_be(pairs: Path):
-    done = gram_jax("evaluate", "no-such-model", pairs)
-    assert done.returncode == 2
-    assert "smollm2-135m" in done.stderr
-
-
-@pytest.mark.slow
-def test_an_unknown_recipe_key_names_the_nearest(tmp_path: Path):
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
-    done = gram_jax("train", recipe, "--set", "optimizer.learning_rat=1e-5")
-    assert done.returncode == 2
-    assert "learning_rate" in done.stderr
-
-
 @pytest.mark.parametrize(
-    "arguments",
-    ["--stuck-after=-5", "--grace=-1", "--grace=nan", "--join-timeout=-3", "--lost-after=inf"],
+    ("words", "named"),
+    [
+        ("evaluate tiny-random nothing.jsonl", "nothing.jsonl"),
+        ("evaluate no-such-model PAIRS", "smollm2-135m"),
+        (f"train {RECIPE} --set optimizer.learning_rat=1e-5", "learning_rate"),
+        ("recipe smollm2-135m-jugde", "smollm2-135m-finetune"),
+        *((f"train {RECIPE} {name}=-5", name) for name in ("--stuck-after", "--join-timeout")),
+        (f"train {RECIPE} --grace=nan", "--grace"),
+        (f"train {RECIPE} --lost-after=inf", "--lost-after"),
+        # before the model is loaded
+        ("score PAIRS PAIRS --model no-such-model", "is the input itself"),
+    ],
 )
-def test_times_that_are_none_are_refused_by_name(arguments):
-    recipe = Path(__file__).parents[1] / "configs" / "smollm2-135m-finetune.toml"
-    done = run_cli("train", recipe, arguments)
-    assert done.status == 2
-    assert arguments.partition("=")[0] in done.output and "seconds" in done.output
-
-
-def test_an_impossible_output_is_refused_before_the_model_is_looked_at(pairs: Path):
-    done = gram_jax("score", pairs, pairs, "--model", "no-such-model")
-    assert done.returncode == 2
-    assert "is the input itself" in done.stderr
+def test_a_user_error_has_status_2_and_names_what_is_wrong(words: str, named: str, pairs: Path):
+    done = run_cli(*words.replace("PAIRS", str(pairs)).split())
+    assert done.status == 2 and named in done.stderr
 
 
 @pytest.mark.slow
@@ -88,98 +49,79 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20_000)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "scores.jsonl"
-    command = [*RUN, "score", str(pairs), str(out), "--model", "tiny-random"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # A suite that runs in the background of a shell inherits an ignored SIGINT; a person's does not.
+    command = [sys.executable, "-m", "gram_jax", "score", pairs, out, "--model", "tiny-random"]
     with subprocess.Popen(
         command,
-        env=ENVIRONMENT,
+        # One device, as at the terminal, instead of conftest.py's eight.
+        env=os.environ | {"XLA_FLAGS": ""},
+        # A suite that runs in the background of a shell inherits an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **pipes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         deadline = time.monotonic() + 100
         while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said and str(out) in said
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed and str(out) in printed
     assert out.read_bytes().endswith(b"\n") and 0 < len(out.read_bytes().splitlines()) < 20_000
 
 
+def test_recipes_are_listed_and_printed_by_name():
+    listed = run_cli("recipe").stdout
+    assert all(path.stem in listed for path in CONFIGS.glob("*.toml"))
+    assert run_cli("recipe", RECIPE.stem).stdout == RECIPE.read_text()
+
+
 @pytest.mark.slow
-def test_recipes_are_listed_and_printed_by_name(tmp_path: Path):
-    listed = gram_jax("recipe").stdout
-    assert "smollm2-135m-finetune" in listed and "Stage 2 on a laptop" in listed
-    mine = tmp_path / "mine.toml"
-    mine.write_text(gram_jax("recipe", "smollm2-135m-finetune").stdout)
-    assert (
-        mine.read_text()
-        == (Path(__file__).parents[1] / "configs/smollm2-135m-finetune.toml").read_text()
-    )
-    done = gram_jax("recipe", "smollm2-135m-jugde")
-    assert done.returncode == 2 and "smollm2-135m-finetune" in done.stderr
-
-
 def test_the_module_is_the_program():
-    run = subprocess.run(
-        [sys.executable, "-m", "gram_jax", "recipe"], capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0 and "smollm2-135m-finetune" in run.stdout, run.stderr
-
-
-def test_version_names_the_devices():
-    assert "cpu" in gram_jax("version").stdout
+    command = [sys.executable, "-m", "gram_jax", "version"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and "cpu" in run.stdout, run.stderr
 
 
 def read_sources(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())["sources"]
 
 
+def succeed(*words: object) -> str:
+    """The output of a command."""
+    done = run_cli(*words)
+    assert done.status == 0, done.output
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_score_evaluate_convert_and_inspect_a_tiny_model(pairs: Path, tmp_path: Path):
-    scored = gram_jax("score", pairs, tmp_path / "scores.jsonl", "--model", "tiny-random")
-    assert scored.returncode == 0, scored.stderr
+    succeed("score", pairs, tmp_path / "scores.jsonl", "--model", "tiny-random")
     assert "score_chosen" in json.loads((tmp_path / "scores.jsonl").read_text())
-
-    converted = gram_jax("convert", "tiny-random", tmp_path / "hf", "--dtype", "bfloat16")
-    assert converted.returncode == 0, converted.stderr
-
+    succeed("convert", "tiny-random", tmp_path / "hf", "--dtype", "bfloat16")
     out = tmp_path / "evaluation"
-    evaluated = gram_jax("evaluate", tmp_path / "hf", pairs, "--out", out)
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert "gram-jax report" in succeed("evaluate", tmp_path / "hf", pairs, "--out", out)
     assert read_sources(out)[pairs.stem]["pairs"]["n"] == 1
-    assert "gram-jax report" in evaluated.stdout
-
-    inspected = gram_jax("data", "inspect", pairs, "--model", "tiny-random")
-    assert inspected.returncode == 0, inspected.stderr
-    assert "⟦A⟧" in inspected.stdout or "⟦B⟧" in inspected.stdout
+    inspected = succeed("data", "inspect", pairs, "--model", "tiny-random")
+    assert "⟦A⟧" in inspected or "⟦B⟧" in inspected
 
 
-def test_a_judge_keeps_how_it_is_asked_and_gets_room_for_longer_pairs(tmp_path):
-    def judge(out: str, *words: str):
-        return run_cli("spec", tmp_path / out, *words)
-
-    model = tmp_path / "model"
-    assert run_cli("convert", "tiny-random", model).status == 0
-    written = judge("model", "--model", str(model), "--labels", "1", "2", "--max-length", "299")
-    assert written.status == 0, written.output
+def test_a_judge_keeps_its_specification_and_may_read_longer_pairs(tmp_path: Path):
+    model, long, other = (tmp_path / name for name in ("model", "long.json", "other.json"))
+    succeed("convert", "tiny-random", model)
+    succeed("spec", model, "--model", model, "--labels", "1", "2", "--max-length", "299")
     own = JudgeSpec.load(model)
-
-    assert judge("long.json", "--model", str(model), "--max-length", "512").status == 0
-    assert JudgeSpec.load(tmp_path / "long.json") == replace(own, max_length=512)
-    other = judge("other.json", "--model", str(model), "--labels", "A", "B")
-    assert other.status and "--template" in other.output
-    assert judge("no.json", "--model", str(model), "--max-length", "4").status
-    fresh = judge(
-        "other.json", "--model", str(model), "--labels", "A", "B", "--template", "default"
-    )
-    assert fresh.status == 0
-    assert JudgeSpec.load(tmp_path / "other.json").labels == ("A", "B")
+    succeed("spec", long, "--model", model, "--max-length", "512")
+    assert JudgeSpec.load(long) == replace(own, max_length=512)
+    labels = ("--model", model, "--labels", "A", "B")
+    assert "--template" in run_cli("spec", other, *labels).stderr
+    assert run_cli("spec", tmp_path / "no.json", "--model", model, "--max-length", "4").status == 2
+    succeed("spec", other, *labels, "--template", "default")
+    assert JudgeSpec.load(other).labels == ("A", "B")
 
 
 @pytest.mark.slow
-def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, tmp_path):
+def test_a_judge_recovered_from_rendered_rows_is_written_and_used(pairs: Path, tmp_path: Path):
     text = "Judge.\n<question>\n{}\n<one>\n{}\n<two>\n{}\n<end>\nAnswer:"
     rendered = [
         {"instruction": text.format(f"q{i}", f"a{i}", f"b{i}"), "input": "", "output": "AB"[i % 2]}
@@ -187,32 +129,25 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_asked_with(pairs, t
     ]
     rows, judge = tmp_path / "rendered.jsonl", tmp_path / "gram.json"
     rows.write_text("".join(json.dumps(row) + "\n" for row in rendered))
-    how = ("--template", "from-dataset", "--template-rows", rows, "--max-length", 300)
-    made = gram_jax("spec", judge, "--model", "tiny-random", *how)
-    assert made.returncode == 0, made.stderr
+    recover = ("--template", "from-dataset", "--template-rows", rows, "--max-length", 300)
+    succeed("spec", judge, "--model", "tiny-random", *recover)
     spec = JudgeSpec.load(judge)
     assert spec.template == text.format("{prompt}", "{first}", "{second}")
     assert (spec.labels, spec.max_length) == (("A", "B"), 300)
-    again = gram_jax("spec", judge, "--model", "tiny-random")
-    assert again.returncode == 2 and "--overwrite" in again.stderr
+    assert "--overwrite" in run_cli("spec", judge, "--model", "tiny-random").stderr
 
     # Its own rows are read, and rendered as they were.
     with rows.open("a") as file:
         file.write("no row\n")
-    asked = ("--spec", judge, "--on-bad", "skip")
-    shown = gram_jax("data", "inspect", rows, "--model", "tiny-random", "--limit", 9, *asked)
-    assert shown.returncode == 0, shown.stderr
-    assert "<question>\nq0\n<one>\n" in shown.stdout and "1 bad row" in shown.stdout
+    options = ("--spec", judge, "--on-bad", "skip")
+    shown = succeed("data", "inspect", rows, "--model", "tiny-random", "--limit", 9, *options)
+    assert "<question>\nq0\n<one>\n" in shown and "1 bad row" in shown
 
     out = tmp_path / "evaluation"
-    evaluated = gram_jax("evaluate", "tiny-random", rows, "--out", out, *asked)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert "left out: bad row" in evaluated.stdout
-    found = json.loads((out / "evaluation.json").read_text())
-    assert found["judge"] == spec.hash
-    assert read_sources(out)["rendered"]["dropped"] == {"bad row": 1}
-    assert read_sources(out)["rendered"]["rows"] == 5
+    assert "bad row" in succeed("evaluate", "tiny-random", rows, "--out", out, *options)
+    assert json.loads((out / "evaluation.json").read_text())["judge"] == spec.hash
+    source = read_sources(out)["rendered"]
+    assert (source["dropped"], source["rows"]) == ({"bad row": 1}, 5)
 
-    scored = gram_jax("score", pairs, tmp_path / "s.jsonl", "--model", "tiny-random", *asked)
-    assert scored.returncode == 0, scored.stderr
+    succeed("score", pairs, tmp_path / "s.jsonl", "--model", "tiny-random", *options)
     assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["judge"] == spec.hash

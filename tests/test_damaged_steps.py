@@ -1,19 +1,15 @@
-"""A damaged checkpoint is refused by the names of its files, and the one before is used."""
+"""A damaged checkpoint is refused with the names of its files, and the one before is used."""
 
 import shutil
 from pathlib import Path
 
 import jax
 import pytest
-from damage import contents, exchange, flip, three_steps, truncate
+from damage import contents, flip, three_steps, truncate
 from test_orbax import assert_same, new_state, shape_of
 
 from gram_jax.checkpoint import orbax
-from gram_jax.checkpoint.manifest import (
-    MANIFEST,
-    list_files,
-    write_manifest,
-)
+from gram_jax.checkpoint.manifest import MANIFEST, list_files, write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import CheckpointError
 from gram_jax.sharding import make_placement
@@ -44,25 +40,13 @@ def test_every_file_of_a_step_is_refused_by_name_and_the_step_before_is_used(ste
         assert checkpoints.newest_good(reports.append) == 6
 
 
-def test_two_shards_that_changed_places_are_refused(steps):
-    folder, states = steps
-    shards = sorted((folder / "6" / "params" / "ocdbt.process_0" / "d").iterdir())
-    exchange(*shards[:2])
-    reports = []
-    with Checkpoints(folder, keep=3) as checkpoints:
-        step = checkpoints.newest_good(reports.append)
-        assert_same(checkpoints.restore(step, shape_of(states[4])), states[4])
-    assert step == 4
-    assert all(f"{x.name}: swapped: it holds" in reports[0] for x in shards[:2])
-
-
 def test_a_step_under_the_number_of_another_is_refused(steps):
     folder, states = steps
     (folder / "6").rename(folder / "x")
     (folder / "4").rename(folder / "6")
     (folder / "x").rename(folder / "4")
     with Checkpoints(folder, keep=None) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"belongs to step 4, expected step 6"):
+        with pytest.raises(CheckpointError, match=r"step 4, .* step 6"):
             checkpoints.restore(6, shape_of(states[6]))
         assert checkpoints.newest_good(lambda _: None) == 2
 
@@ -192,7 +176,7 @@ def test_multiples_of_keep_every_are_kept_for_good(tmp_path, one_device):
 
 
 def test_what_a_kill_left_of_a_removed_step_is_no_damage(tmp_path, one_device):
-    """Removal takes a while; a kill in the middle of it leaves a part of a step that was to go."""
+    """A kill during the removal of a step leaves a part of it."""
     state = new_state(one_device)
     with Checkpoints(tmp_path / "c", keep=3) as checkpoints:
         for step in (1, 2, 3):

@@ -1,6 +1,4 @@
-"""GGUF files: the rearranged rows come back in order, every quantisation is read, tokenizers are
-whole.
-"""
+"""GGUF files: weights, quantisations and tokenizers are those of the original model."""
 
 import copy
 import json
@@ -125,96 +123,36 @@ def test_a_query_turned_by_neighbours_is_our_query_turned_by_halves(tmp_path, on
         assert by_halves(x @ q[:, head]) @ (y @ k[:, group]) == pytest.approx(expected, rel=1e-6)
 
 
-def half(data, at):
-    return float(np.frombuffer(bytes(data[at : at + 2]), np.float16)[0])
-
-
-def q4_k(block):
-    """256 weights: eight groups of 32, each with a 6-bit scale and a 6-bit minimum."""
-    d, dmin, scales, qs = half(block, 0), half(block, 2), block[4:16].astype(int), block[16:]
-    out = []
-    for group in range(8):
-        if group < 4:
-            scale, low = scales[group] & 63, scales[group + 4] & 63
-        else:
-            scale = (scales[group + 4] & 15) | (scales[group - 4] >> 6) << 4
-            low = scales[group + 4] >> 4 | (scales[group] >> 6) << 4
-        for i in range(32):
-            nibble = int(qs[32 * (group // 2) + i]) >> 4 * (group % 2) & 15
-            out.append(d * scale * nibble - dmin * low)
-    return out
-
-
-def q6_k(block):
-    """256 weights of 6 bits in two halves: 4 low bits and 2 high bits apart, 16 signed scales."""
-    low, high, scales = block[:128].astype(int), block[128:192].astype(int), block[192:208]
-    d, out = half(block, 208), []
-    for i in range(256):
-        part, quarter, column = i // 128, i % 128 // 32, i % 32
-        nibble = low[64 * part + 32 * (quarter % 2) + column] >> 4 * (quarter // 2) & 15
-        bits = high[32 * part + column] >> 2 * quarter & 3
-        out.append(d * int(scales.view(np.int8)[i // 16]) * ((nibble | bits << 4) - 32))
-    return out
-
-
-def q4_0(block):
-    q = [int(b) & 15 for b in block[2:]] + [int(b) >> 4 for b in block[2:]]
-    return [half(block, 0) * (x - 8) for x in q]
-
-
-def q4_1(block):
-    q = [int(b) & 15 for b in block[4:]] + [int(b) >> 4 for b in block[4:]]
-    return [half(block, 0) * x + half(block, 2) for x in q]
-
-
-def q8_0(block):
-    return [half(block, 0) * int(x) for x in block[2:].view(np.int8)]
-
-
-# Where the half-precision factors of a block lie: random bytes there could be infinite.
-BLOCKS = {
-    Quant.Q4_K: (q4_k, (0, 2)),
-    Quant.Q6_K: (q6_k, (208,)),
-    Quant.Q4_0: (q4_0, (0,)),
-    Quant.Q4_1: (q4_1, (0, 2)),
-    Quant.Q8_0: (q8_0, (0,)),
+# Offsets of a block's half-precision factors: random bytes there could be infinite.
+FACTORS = {
+    Quant.Q4_K: (0, 2),
+    Quant.Q6_K: (208,),
+    Quant.Q4_0: (0,),
+    Quant.Q4_1: (0, 2),
+    Quant.Q8_0: (0,),
 }
 
 
-@pytest.mark.parametrize("quant", BLOCKS, ids=lambda quant: quant.name)
-def test_quantised_blocks_are_read_as_the_format_says(quant, tmp_path, one_device, cube):
-    cfg = replace(
-        tiny_config("llama", True),
-        embed_size=256,
-        mlp_size=256,
-        head_size=64,
-        vocab_size=16,
-        layers=1,
-    )
+@pytest.mark.parametrize("quant", FACTORS, ids=lambda quant: quant.name)
+def test_quantised_tensors_are_those_of_the_package_on_any_mesh(quant, tmp_path, one_device, cube):
+    sizes = dict(embed_size=256, mlp_size=256, head_size=64, vocab_size=16, layers=1)
+    cfg = replace(tiny_config("qwen3", True), **sizes)
     weights, rng = random_weights(cfg), np.random.default_rng(2)
-    read, factors = BLOCKS[quant]
     count, size = gguf.GGML_QUANT_SIZES[quant]
-    raw = {}
+    expected, raw = dict(weights), {}
     for name, array in weights.items():
         if array.ndim == 2:
-            blocks = rng.integers(0, 256, (array.shape[0], 256 // count, size)).astype(np.uint8)
-            for at in factors:
+            blocks = rng.integers(0, 256, (len(array), 256 // count, size)).astype(np.uint8)
+            for at in FACTORS[quant]:
                 values = rng.normal(size=blocks.shape[:2]).astype(np.float16)
                 blocks[..., at : at + 2] = values[..., None].view(np.uint8)
-            raw[name] = blocks.reshape(array.shape[0], -1)
+            raw[name] = blocks.reshape(len(array), -1)
+            expected[name] = gguf.quants.dequantize(raw[name], quant)
     path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=quant, raw=raw)
-    found, params = load_gguf(path, one_device, None)
-    back = stored(params, found)
-    for name in ("token_embd.weight", "blk.0.ffn_down.weight"):
-        for row in (0, 13):
-            blocks = raw[name][row].reshape(-1, size)
-            expected = [value for block in blocks for value in read(block)]
-            np.testing.assert_allclose(back[name][row], expected, rtol=1e-5, atol=1e-5)
-    _, spread = load_gguf(path, cube, None)
-    for leaf, part in zip(
-        tree.flatten(params).values(), tree.flatten(spread).values(), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, part)
+    for placement in (one_device, cube):
+        found = stored(load_gguf(path, placement, None)[1], cfg)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +176,7 @@ def test_an_unknown_quantisation_is_named(tmp_path, one_device):
     cfg = replace(tiny_config("llama", True), mlp_size=64)
     weights = random_weights(cfg)
     path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=Quant.Q5_0)
-    with pytest.raises(LayoutError, match=r"Q5_0; known are F32, F16, .*Q6_K"):
+    with pytest.raises(LayoutError, match=r"Q5_0; .* F32, F16, .*Q6_K"):
         load_gguf(path, one_device, None)
 
 
@@ -256,10 +194,10 @@ def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path, one_device):
     assert recover_rope_scaling(divisors, 5e5, 64, 512) == eight.rope_scaling
 
 
-def test_other_stretches_of_the_rotary_frequencies_are_refused(tmp_path):
+def test_other_rope_scalings_are_refused(tmp_path):
     cfg = tiny_config("llama", True)
     odd = {**random_weights(cfg), "rope_freqs.weight": np.array([3, 1, 4, 2], np.float32)}
-    with pytest.raises(LayoutError, match=r"not Llama 3's stretch.*Hugging Face folder"):
+    with pytest.raises(LayoutError, match=r"rope_freqs\.weight"):
         gguf_config(write_gguf(tmp_path / "x.gguf", cfg, odd))
     extra = {"llama.rope.scaling.type": "yarn"}
     with pytest.raises(LayoutError, match="yarn"):
@@ -273,40 +211,39 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, one_device):
     weights["blk.1.attn_q.bias"] = np.zeros(32, np.float32)
     with pytest.raises(LayoutError) as error:
         load_gguf(write_gguf(tmp_path / "x.gguf", cfg, weights), one_device, None)
-    assert "output_norm.weight: not in any file" in str(error.value)
-    assert "blk.1.attn_q.bias in x.gguf: has no place" in str(error.value)
+    assert "output_norm.weight" in str(error.value)
+    assert "blk.1.attn_q.bias in x.gguf" in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [3, 10, 200, 3000, -5000, -10])
-def test_a_file_cut_short_is_a_clear_error(keep, tmp_path):
+def test_a_truncated_file_is_an_error_that_names_it(keep, tmp_path):
     cfg = tiny_config("llama", True)
     path = write_gguf(tmp_path / "x.gguf", cfg, random_weights(cfg))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"cut short|no GGUF file"):
+    with pytest.raises(CheckpointError, match=r"x\.gguf"):
         gguf_config(path)
 
 
-def test_garbage_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "opened"),
+        (b"<html>404</html>", "no GGUF file"),
+        (b"GGUF" + np.random.default_rng(0).bytes(4000), "damaged"),
+    ],
+)
+def test_files_that_are_no_gguf_are_errors(content, message, tmp_path):
     path = tmp_path / "x.gguf"
-    with pytest.raises(CheckpointError, match="cannot be opened"):
-        gguf_config(path)
-    path.write_bytes(b"<html>404</html>")
-    with pytest.raises(CheckpointError, match="no GGUF file"):
-        gguf_config(path)
-    path.write_bytes(b"GGUF" + np.random.default_rng(0).bytes(4000))
-    with pytest.raises(CheckpointError, match="damaged"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
         gguf_config(path)
 
 
 def test_another_architecture_is_named(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(LayoutError, match=r"'mamba'; gram_jax runs llama, qwen2, qwen3"):
-        gguf_config(tmp_path / "x.gguf")
+    cfg = replace(tiny_config("llama", True), family="mamba")
+    with pytest.raises(LayoutError, match=r"'mamba'; .* llama, qwen2, qwen3"):
+        gguf_config(write_gguf(tmp_path / "x.gguf", cfg, {}))
 
 
 def vocabulary(tokenizer, pre):
@@ -354,20 +291,21 @@ def test_a_rebuilt_tokenizer_gives_the_ids_of_the_original(name, pre, tmp_path):
     assert rebuilt.chat_template == original.chat_template
     assert (rebuilt.bos_token, rebuilt.eos_token) == (original.bos_token, original.eos_token)
     assert len(rebuilt) == len(original)
-    states = [json.loads(t.backend_tokenizer.to_str())["added_tokens"] for t in (rebuilt, original)]
-    assert [(t["id"], t["special"]) for t in states[0]] == [
-        (t["id"], t["special"]) for t in states[1]
-    ]
-
-
-def test_an_unknown_way_of_cutting_text_is_named(tmp_path):
-    cfg = tiny_config("llama", True)
-    write = vocabulary(tiny_tokenizer(), "deepseek-r1-qwen")
-    path = write_gguf(tmp_path / "x.gguf", cfg, {}, tokenizer=write)
-    with pytest.raises(LayoutError, match=r"deepseek-r1-qwen.*smollm, llama-bpe and qwen2"):
-        gguf_tokenizer(path)
-    path = write_gguf(
-        tmp_path / "y.gguf", cfg, {}, tokenizer=lambda writer: writer.add_tokenizer_model("llama")
+    ours, theirs = (
+        [(t["id"], t["special"]) for t in json.loads(x.backend_tokenizer.to_str())["added_tokens"]]
+        for x in (rebuilt, original)
     )
-    with pytest.raises(LayoutError, match="'llama' cannot be rebuilt"):
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (vocabulary(tiny_tokenizer(), "deepseek-r1-qwen"), "deepseek-r1-qwen"),
+        (lambda writer: writer.add_tokenizer_model("llama"), "'llama'"),
+    ],
+)
+def test_an_unsupported_tokenizer_is_named(write, name, tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
+    with pytest.raises(LayoutError, match=name):
         gguf_tokenizer(path)

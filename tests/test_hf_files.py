@@ -1,10 +1,10 @@
-"""Hugging Face folders, there and back: no bit changes, nothing is left over, faults are named."""
+"""Hugging Face folders: a round trip changes no bit, and errors name the faults."""
 
 import errno
 import json
 import shutil
-from collections import namedtuple
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,14 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop import hf_export, hf_files
+from gram_jax.interop import assemble, hf_export
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.hf_files import load_hf
+from gram_jax.interop.hf_files import check_texts, load_hf
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.models import stop_tokens
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import JudgeSpec, make_spec
-from gram_jax.model.config import RopeScaling
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import unembedding
 
@@ -93,23 +92,20 @@ def test_a_mesh_gets_the_same_numbers_and_its_own_shardings(tmp_path, one_device
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def test_a_sharded_leaf_reads_each_stored_row_once(tmp_path, one_device, cube, monkeypatch):
-    cfg = tiny_config("llama", True)
-    export_hf(tmp_path / "model", cfg, random_params(cfg, one_device), **PLAIN)
-    read, inner = [], hf_files._tensors
+def test_a_sharded_leaf_reads_each_stored_row_once(one_device, cube):
+    cfg, read = tiny_config("llama", True), []
 
-    def counting(path):
-        for name, stored in inner(path):
+    def reader(name, shape):
+        def part_of(part):
+            found = np.zeros(shape, np.float32)[part]
+            read.append((name, found.size))
+            return found
 
-            def counted(part, name=name, stored=stored):
-                found = stored.read(part)
-                read.append((name, found.size))
-                return found
+        return assemble.StoredTensor(shape, "float32", "x", part_of)
 
-            yield name, replace(stored, read=counted)
-
-    monkeypatch.setattr(hf_files, "_tensors", counting)
-    load_hf(tmp_path / "model", cube, None)
+    slots = tensor_mappings(cfg, "hf")
+    files = {name: reader(name, slot.stored_shape) for name, slot in slots.items()}
+    assemble.assemble(cfg, files, "hf", cube, None)
     name = "model.layers.0.self_attn.q_proj.weight"
     sizes = [size for found, size in read if found == name]
     assert sizes == [32 * 32 // 4] * 4  # fsdp x tensor parts; the two data replicas share a reading
@@ -139,40 +135,34 @@ def test_sharded_files_and_their_index_hold_the_same_model(tmp_path, one_device)
     assert_same_bits(load_hf(tmp_path / "many", one_device, None)[1], params)
 
     (tmp_path / "many" / files[1]).unlink()
-    with pytest.raises(CheckpointError, match=rf"{files[1]}: missing, expected [\d,]+ bytes"):
-        load_hf(tmp_path / "many", one_device, None)
     write_manifest(tmp_path / "many")
-    with pytest.raises(CheckpointError, match=f"lacks 1 of the {len(files)} files.*{files[1]}"):
+    with pytest.raises(CheckpointError, match=files[1]):
         load_hf(tmp_path / "many", one_device, None)
 
 
-def test_two_files_have_an_index_and_one_has_none(tmp_path, one_device):
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_files_have_an_index_and_one_has_none(count, tmp_path, one_device):
     cfg = tiny_config("llama", True)
     params = random_params(cfg, one_device)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    for count, room in [(1, weights), (2, 2 * weights // 3)]:
-        folder = export_hf(tmp_path / str(count), cfg, params, **PLAIN, shard_bytes=room)
-        assert len(list(folder.glob("*.safetensors"))) == count
-        assert (folder / "model.safetensors.index.json").exists() is (count == 2)
-        assert_same_bits(load_hf(folder, one_device, None)[1], params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) * (5 - count) // 4
+    folder = export_hf(tmp_path / "model", cfg, params, **PLAIN, shard_bytes=size)
+    assert len(list(folder.glob("*.safetensors"))) == count
+    assert (folder / "model.safetensors.index.json").exists() is (count == 2)
+    assert_same_bits(load_hf(folder, one_device, None)[1], params)
 
 
-def test_an_index_that_contradicts_its_files_is_refused(tmp_path, one_device):
+@pytest.mark.parametrize("file", ["model-00001-of-{}.safetensors", "../elsewhere.safetensors"])
+def test_an_index_that_contradicts_its_files_is_refused(file, tmp_path, one_device):
     cfg = tiny_config("llama", True)
     folder = tmp_path / "model"
     export_hf(folder, cfg, random_params(cfg, one_device), **PLAIN, shard_bytes=20_000)
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    first = "model-00001-" + index["weight_map"]["model.norm.weight"].split("-", 2)[2]
-    index["weight_map"]["model.norm.weight"] = first
+    count = index["weight_map"]["model.norm.weight"][-17:-12]
+    index["weight_map"]["model.norm.weight"] = wrong = file.format(count)
     path.write_text(json.dumps(index))
     write_manifest(folder)
-    with pytest.raises(LayoutError, match=rf"model.norm.weight: not in {first}"):
-        load_hf(folder, one_device, None)
-    index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
-    path.write_text(json.dumps(index))
-    write_manifest(folder)
-    with pytest.raises(CheckpointError, match="points outside its folder"):
+    with pytest.raises((LayoutError, CheckpointError), match=wrong):
         load_hf(folder, one_device, None)
 
 
@@ -198,16 +188,18 @@ def test_one_error_lists_everything_that_does_not_fit(tmp_path, one_device):
     rewrite(folder, spoil)
     with pytest.raises(LayoutError) as error:
         load_hf(folder, one_device, "float32")
-    text = str(error.value)
-    assert text.startswith(f"{folder}: 6 tensor(s)")
-    assert "model.norm.weight: not in any file" in text
-    assert (
-        "q_proj.bias in model.safetensors: has no place (this config has qkv_bias = false)" in text
-    )
-    assert "model.layers.7.mlp.up_proj.weight" in text and "layers 0 to 1 only" in text
-    assert "vision.patch" in text
-    assert "down_proj.weight in model.safetensors: shape [48, 32], expected [32, 48]" in text
-    assert "lm_head.weight in model.safetensors: stored as I8" in text
+    head, *lines = str(error.value).splitlines()
+    assert str(folder) in head and len(lines) == 6
+    for name, hint in {
+        "model.norm.weight": "",
+        "model.layers.0.self_attn.q_proj.bias in model.safetensors": "qkv_bias = false",
+        "model.layers.7.mlp.up_proj.weight in model.safetensors": "0 to 1",
+        "vision.patch in model.safetensors": "",
+        "model.layers.1.mlp.down_proj.weight in model.safetensors": "[48, 32], expected [32, 48]",
+        "lm_head.weight in model.safetensors": "I8",
+    }.items():
+        (line,) = (line for line in lines if line.strip().startswith(f"{name}:"))
+        assert hint in line
 
 
 def test_layers_in_different_formats_need_a_dtype(tmp_path, one_device):
@@ -250,21 +242,15 @@ def test_a_head_is_compared_to_its_last_row(tmp_path, one_device):
         load_hf(folder, one_device, None)
 
 
-def test_texts_of_others_need_no_manifest_and_ours_do(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    hf_files.check_texts(tmp_path)
-    with pytest.raises(CheckpointError, match="manifest"):
-        hf_files.check_texts(tmp_path, ours=True)
-
-
-def test_who_has_lost_a_file_is_told_how_to_get_it_again(tmp_path):
+def test_folders_of_gram_jax_must_have_a_manifest(tmp_path):
     export, run = tmp_path / "export" / "model", tmp_path / "run" / "model"
     for folder, advice in [(export, "export the model again"), (run, "start the run's command")]:
         folder.mkdir(parents=True)
         if folder is run:
             (tmp_path / "run" / "recipe.toml").write_text("")
+        check_texts(folder)
         with pytest.raises(CheckpointError, match=advice):
-            hf_files.check_texts(folder, ours=True)
+            check_texts(folder, ours=True)
 
 
 @pytest.mark.parametrize(
@@ -276,24 +262,17 @@ def test_who_has_lost_a_file_is_told_how_to_get_it_again(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"GGUF" + b"\x03\x00\x00\x00" * 30, "GGUF"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all", "truncated or damaged"),
+        (None, "truncated or damaged"),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_named_for_what_it_is(
+def test_the_error_names_what_a_file_is_instead_of_safetensors(
     content, expected, tmp_path, one_device
 ):
     folder = tmp_path / "model"
     stored_by_others(folder, tiny_config("llama", True), new_rope=True)
-    (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=expected):
-        load_hf(folder, one_device, None)
-
-
-def test_a_truncated_file_is_a_clear_error(tmp_path, one_device):
-    folder = tmp_path / "model"
-    stored_by_others(folder, tiny_config("llama", True), new_rope=True)
     path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="truncated or damaged"):
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(CheckpointError, match=expected):
         load_hf(folder, one_device, None)
 
 
@@ -306,19 +285,19 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path, one_
 
 
 def test_missing_files_are_named(tmp_path, one_device):
-    with pytest.raises(CheckpointError, match="no such folder"):
-        load_hf(tmp_path / "nowhere", one_device, None)
+    def error(folder) -> str:
+        with pytest.raises(CheckpointError) as found:
+            load_hf(folder, one_device, None)
+        return str(found.value)
+
+    assert str(tmp_path / "nowhere") in error(tmp_path / "nowhere")
     (tmp_path / "readme.md").write_text("x")
-    with pytest.raises(CheckpointError, match=r"no config.json; it holds readme.md"):
-        load_hf(tmp_path, one_device, None)
+    assert "config.json" in error(tmp_path) and "readme.md" in error(tmp_path)
     (tmp_path / "config.json").write_text("{oh no")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        load_hf(tmp_path, one_device, None)
-    (tmp_path / "config.json").write_text(
-        json.dumps(config_to_hf(tiny_config("llama", True), "float32"))
-    )
-    with pytest.raises(CheckpointError, match=r"no model.safetensors"):
-        load_hf(tmp_path, one_device, None)
+    assert "JSON" in error(tmp_path)
+    settings = config_to_hf(tiny_config("llama", True), "float32")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert "model.safetensors" in error(tmp_path)
 
 
 def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
@@ -326,14 +305,8 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
 
     cfg, tokenizer = tiny_config("llama", True), tiny_tokenizer()
     spec = make_spec(tokenizer, max_length=300)
-    folder = export_hf(
-        tmp_path / "judge",
-        cfg,
-        random_params(cfg, one_device),
-        dtype="bfloat16",
-        tokenizer=tokenizer,
-        spec=spec,
-    )
+    params, given = random_params(cfg, one_device), {"dtype": None, "tokenizer": tokenizer}
+    folder = export_hf(tmp_path / "judge", cfg, params, spec=spec, **given)
     assert JudgeSpec.load(folder) == spec
     again = folder_tokenizer(folder)
     text = "In 2024: <|im_start|>it's\n  A B"
@@ -343,30 +316,21 @@ def test_an_export_holds_all_that_the_judge_needs(tmp_path, one_device):
     generation = json.loads((folder / "generation_config.json").read_text())
     assert settings["eos_token_id"] == generation["eos_token_id"] == tokenizer.eos_token_id
     assert settings["bos_token_id"] is None and "bos_token_id" not in generation
-    given = {"dtype": None, "tokenizer": tokenizer, "spec": None}
-    more = export_hf(tmp_path / "more", cfg, random_params(cfg, one_device), stops=[7], **given)
+    assert stop_tokens(folder) == (tokenizer.eos_token_id,)
+    more = export_hf(tmp_path / "more", cfg, params, stops=[7], spec=None, **given)
     assert stop_tokens(more) == (tokenizer.eos_token_id, 7)
-    same = export_hf(
-        tmp_path / "same", *load_hf(more, one_device, None), stops=stop_tokens(more), **given
-    )
-    assert stop_tokens(same) == stop_tokens(more) and stop_tokens(folder) == (
-        tokenizer.eos_token_id,
-    )
+    loaded = load_hf(more, one_device, None)
+    same = export_hf(tmp_path / "same", *loaded, stops=stop_tokens(more), spec=None, **given)
+    assert stop_tokens(same) == stop_tokens(more)
     saved = json.loads((folder / "tokenizer_config.json").read_text())
     assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # a name that transformers 4 knows
 
 
 def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(tmp_path, one_device):
     cfg = replace(tiny_config("llama", True), vocab_size=256)
-    with pytest.raises(LayoutError, match=r"288 tokens with ids up to 287.*256 rows"):
-        export_hf(
-            tmp_path / "x",
-            cfg,
-            random_params(cfg, one_device),
-            dtype=None,
-            tokenizer=tiny_tokenizer(),
-            spec=None,
-        )
+    params, given = random_params(cfg, one_device), {**PLAIN, "tokenizer": tiny_tokenizer()}
+    with pytest.raises(LayoutError, match=r"288 .* 287.*256"):
+        export_hf(tmp_path / "x", cfg, params, **given)
     assert not list(tmp_path.iterdir())
 
 
@@ -392,17 +356,13 @@ def test_a_folder_in_use_is_left_alone_unless_told_otherwise(tmp_path, one_devic
         export_hf(tmp_path / "mine", cfg, params, **PLAIN)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all I have"
     export_hf(tmp_path / "mine", cfg, params, **PLAIN, overwrite=True)
-    assert_same_bits(load_hf(tmp_path / "mine", one_device, None)[1], params)
     (tmp_path / "empty").mkdir()
-    export_hf(tmp_path / "empty", cfg, params, **PLAIN)  # an empty folder is nobody's
+    export_hf(tmp_path / "empty", cfg, params, **PLAIN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
 
 
-Usage = namedtuple("Usage", "total used free")
-
-
 def full_before(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 90, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
 
 
 def full_while_writing_weights(monkeypatch):
@@ -417,7 +377,7 @@ def full_while_writing_texts(monkeypatch):
     def fail(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hf_export, "_write_json", fail)
+    monkeypatch.setattr(hf_export, "write_json", fail)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +391,7 @@ def test_a_full_disk_leaves_the_old_export_and_nothing_half_written(
     export_hf(tmp_path / "model", cfg, params, **PLAIN)
     doubled = jax.tree.map(lambda x: 2 * x, params)
     make_full(monkeypatch)
-    with pytest.raises(CheckpointError, match=r"disk .* is full: .* need .* MB, .* MB are free"):
+    with pytest.raises(CheckpointError, match=r"disk .* is full: .* MB .* MB"):
         export_hf(tmp_path / "model", cfg, doubled, **PLAIN, overwrite=True)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -445,15 +405,10 @@ def logits(params, cfg, tokens, execution):
     return np.asarray(jnp.einsum("btd,vd->btv", hidden, unembedding(params, cfg)))
 
 
-def assert_close(ours, theirs):
-    assert np.abs(theirs).max() > 0.5  # large enough to tell
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_opens_our_folder_with_the_same_logits(
+def test_transformers_computes_our_logits_from_our_folder_and_from_its_own(
     family, tied, tmp_path, execution, one_device
 ):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -467,38 +422,9 @@ def test_transformers_opens_our_folder_with_the_same_logits(
     tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 40)).astype(np.int32)
     with torch.no_grad():
         theirs = model.eval()(torch.from_numpy(tokens).long()).logits.numpy()
-    assert_close(logits(params, cfg, tokens, execution), theirs)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_of_transformers_gives_its_logits_here(
-    family, tied, tmp_path, execution, one_device
-):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    cfg = tiny_config(family, tied)
-    settings = config_to_hf(cfg, "float32")
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**settings)
-    ).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn_like(weight) * (0.25 if weight.ndim == 2 else 0.3))
-            weight.add_(float(weight.ndim == 1))
-    model.save_pretrained(tmp_path / "x", max_shard_size="30KB")
-    tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 40)).astype(np.int32)
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(tokens).long()).logits.numpy()
-    found, params = load_hf(tmp_path / "x", one_device, None)
+    assert np.abs(theirs).max() > 0.5  # large enough for the tolerance
+    np.testing.assert_allclose(logits(params, cfg, tokens, execution), theirs, rtol=0, atol=1e-4)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
+    found, back = load_hf(tmp_path / "theirs", one_device, None)
     assert found == cfg
-    assert_close(logits(params, cfg, tokens, execution), theirs)
-
-
-def test_llama3_scaling_reaches_the_exported_config(tmp_path, one_device):
-    cfg = tiny_config("llama3", True)
-    export_hf(tmp_path / "x", cfg, random_params(cfg, one_device), **PLAIN)
-    assert load_hf(tmp_path / "x", one_device, None)[0].rope_scaling == RopeScaling(
-        32.0, 1.0, 4.0, 8192
-    )
+    assert_same_bits(back, params)

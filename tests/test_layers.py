@@ -69,7 +69,7 @@ THIRD_PARTIES = {
     "orbax": {"checkpoint.orbax"},
     "safetensors": {"interop.hf_files", "interop.hf_export"},
     "gguf": {"interop.gguf"},
-    "huggingface_hub": {"interop.hub"},
+    "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
         "serve.fields",
         "serve.native",

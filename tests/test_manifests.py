@@ -1,11 +1,8 @@
-"""What was written is what is read: every changed byte of any folder is named with its file."""
-
-from pathlib import Path
+"""Every changed byte of a folder is reported with the name of its file."""
 
 import pytest
 from damage import exchange, flip, truncate
 
-from gram_jax.checkpoint import manifest as integrity
 from gram_jax.checkpoint.manifest import (
     MANIFEST,
     find_damage,
@@ -44,10 +41,6 @@ def test_every_bit_and_every_length_of_the_manifest_itself_is_covered(folder):
         assert MANIFEST in find_damage(folder, of="a test")[0], length
     path.write_bytes(raw + b" ")
     assert find_damage(folder, of="a test")
-    path.unlink()
-    assert find_damage(folder, of="a test") == [
-        f"{MANIFEST}: missing, the others cannot be checked"
-    ]
 
 
 def test_each_kind_of_damage_is_named_with_what_was_expected_and_found(folder):
@@ -64,7 +57,7 @@ def test_each_kind_of_damage_is_named_with_what_was_expected_and_found(folder):
     assert "b: missing, expected 5 bytes" in text
     assert "e: longer: 4 bytes, expected 0" in text
     assert "stranger: not in the manifest" in text
-    assert len(find_damage(folder, of="a test")) == 4  # without `exact` nobody minds the stranger
+    assert len(find_damage(folder, of="a test")) == 4  # without `exact`
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]"])
@@ -74,38 +67,27 @@ def test_a_manifest_that_cannot_be_read_is_named(folder, content):
         (folder / MANIFEST).write_bytes(content)
     with pytest.raises(CheckpointError, match=MANIFEST):
         read_manifest(folder)
+    (line,) = find_damage(folder, of="a test")
+    assert line.startswith(MANIFEST)
 
 
-def test_files_that_changed_places_are_said_to_have(folder):
-    exchange(folder / "a", folder / "b")
-    assert find_damage(folder, of="a test") == [
-        "a: swapped: it holds the content of b",
-        "b: swapped: it holds the content of a",
-    ]
-    exchange(folder / "a", folder / "b")
-    exchange(folder / "a", folder / "sub/c")  # of different lengths
-    assert find_damage(folder, of="a test") == [
-        "a: swapped: it holds the content of sub/c",
-        "sub/c: swapped: it holds the content of a",
-    ]
+@pytest.mark.parametrize("other", ["b", "sub/c"])  # of the same and of another length
+def test_exchanged_files_are_recognised(folder, other):
+    exchange(folder / "a", folder / other)
+    lines = find_damage(folder, of="a test")
+    found = [(line.split(":")[0], line.split()[1], line.split()[-1]) for line in lines]
+    assert found == [("a", "swapped:", other), (other, "swapped:", "a")]
 
 
 def test_the_manifest_of_another_folder_is_noticed(folder):
-    assert "it belongs to a test, expected step 3" in find_damage(folder, of="step 3")[0]
+    (line,) = find_damage(folder, of="step 3")
+    assert "a test" in line and "step 3" in line
 
 
-def test_processes_share_the_work_and_together_find_everything(folder, monkeypatch):
-    read = []
-    digest = integrity._digest
-    monkeypatch.setattr(integrity, "_digest", lambda path: read.append(path.name) or digest(path))
+def test_processes_share_the_work_and_together_find_everything(folder):
     for name in ("a", "b", "sub/c"):
         flip(folder / name)
     parts = [find_damage(folder, of="a test", index=i, count=3) for i in range(3)]
-    assert sorted(read) == ["a", "b", "c", "e"]  # each once
     found = sorted(line for part in parts for line in part)
     assert found == sorted(find_damage(folder, of="a test")) and len(found) == 3
-
-
-def test_hashing_needs_no_jax():
-    text = Path(integrity.__file__).read_text()
-    assert "import jax" not in text and "from jax" not in text
+    assert max(map(len, parts)) < 3

@@ -1,4 +1,4 @@
-"""What a model name refers to, and the error if it refers to nothing."""
+"""What the name of a model refers to."""
 
 import importlib.util
 import json
@@ -61,14 +61,8 @@ def test_a_folder_gives_model_tokenizer_and_judge(tmp_path, one_device):
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path, one_device):
     cfg = tiny_config("llama", True)
-    export_hf(
-        tmp_path / "x",
-        cfg,
-        random_params(cfg, one_device),
-        dtype=None,
-        tokenizer=tiny_tokenizer(),
-        spec=None,
-    )
+    given = {"dtype": None, "tokenizer": tiny_tokenizer(), "spec": None}
+    export_hf(tmp_path / "x", cfg, random_params(cfg, one_device), **given)
     settings = config_to_hf(replace(cfg, vocab_size=280), "float32")
     (tmp_path / "x" / "config.json").write_text(json.dumps(settings))
     write_manifest(tmp_path / "x")
@@ -76,16 +70,17 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path, one_device):
         load_tokenizer(tmp_path / "x")
 
 
-def test_names_that_lead_nowhere_say_what_was_expected(tmp_path):
-    with pytest.raises(CheckpointError, match=r"smollm2-135m, tiny-random, a \.gguf file"):
-        resolve_model("no-such-model")
-    with pytest.raises(CheckpointError, match=r"no \.gguf"):
-        resolve_model(__file__)
+def test_the_error_of_another_name_lists_what_is_possible(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"neither .* it holds notes\.txt"):
-        resolve_model(tmp_path)
-    with pytest.raises(CheckpointError, match="no model"):
-        resolve_model("/no/such/place")
+    for name, message in (
+        ("no-such-model", r"smollm2-135m, tiny-random, a \.gguf file"),
+        ("/no/such/place", "no model"),
+        (f"{tmp_path}/other@10", "no model"),
+        (__file__, r"no \.gguf"),
+        (tmp_path, r"notes\.txt"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            resolve_model(name)
 
 
 def test_a_hub_name_is_recognised_and_offline_is_a_clear_error(monkeypatch, tmp_path, one_device):
@@ -138,7 +133,9 @@ def judge():
     return tokenizer, make_spec(tokenizer, max_length=200)
 
 
-def test_a_run_gives_its_newest_checkpoint(tmp_path, one_device, cube, judge):
+def test_a_run_gives_its_newest_checkpoint_and_with_a_step_that_one(
+    tmp_path, one_device, cube, judge
+):
     cfg = tiny_config("qwen3", False)
     old, new = (random_params(cfg, one_device, seed) for seed in (1, 2))
     write_run(tmp_path / "run", cfg, *judge, {10: old, 20: new})
@@ -151,6 +148,12 @@ def test_a_run_gives_its_newest_checkpoint(tmp_path, one_device, cube, judge):
     assert_equal(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16), new))
     assert load_spec(tmp_path / "run") == judge[1]
     assert load_tokenizer(tmp_path / "run").get_vocab() == judge[0].get_vocab()
+    name = f"{tmp_path / 'run'}@10"
+    assert resolve_model(name).step == 10
+    assert_equal(load_model(name, one_device, None)[1], old)
+    assert load_spec(name) == judge[1] and model_config(name) == cfg
+    with pytest.raises(CheckpointError, match=r"step 15.* 10, 20"):
+        load_model(f"{tmp_path / 'run'}@15", one_device, None)
 
 
 def test_a_run_of_lora_gives_its_base_with_the_update_merged(tmp_path, one_device, judge):
@@ -169,7 +172,7 @@ def test_a_run_of_lora_gives_its_base_with_the_update_merged(tmp_path, one_devic
     assert_equal({"k": params["layers"]["k"]}, {"k": base["layers"]["k"]})
 
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(CheckpointError, match=r"trained LoRA on top of .*base.*cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"/base' of the LoRA"):
         load_model(tmp_path / "run", one_device, None)
 
 
@@ -229,20 +232,6 @@ def test_the_default_model_knows_the_capital_of_france(one_device, execution):
     seqs = Sequences(tokens, positions, np.ones_like(tokens))
     hidden = hidden_states(params, cfg, seqs, execution)[0, -1]
     assert tokenizer.decode([int(jnp.argmax(unembedding(params, cfg) @ hidden))]) == " Paris"
-
-
-def test_an_earlier_checkpoint_of_a_run_has_a_name(tmp_path, one_device, judge):
-    cfg = tiny_config("qwen3", False)
-    old, new = (random_params(cfg, one_device, seed) for seed in (1, 2))
-    write_run(tmp_path / "run", cfg, *judge, {10: old, 20: new})
-    name = f"{tmp_path / 'run'}@10"
-    assert resolve_model(name).step == 10
-    assert_equal(load_model(name, one_device, None)[1], old)
-    assert load_spec(name) == judge[1] and model_config(name) == cfg
-    with pytest.raises(CheckpointError, match="no checkpoint of step 15: there are 10, 20"):
-        load_model(f"{tmp_path / 'run'}@15", one_device, None)
-    with pytest.raises(CheckpointError, match="no model"):
-        resolve_model(f"{tmp_path / 'other'}@10")
 
 
 def test_a_run_is_named_with_the_step_that_it_stands_for(tmp_path):

@@ -1,9 +1,9 @@
-"""Training checkpoints: restored on any mesh, whole or absent, and never silently another run's."""
+"""Training checkpoints: restored on any mesh, complete or absent, and refused for another model."""
 
 import errno
 import shutil
 import warnings
-from collections import namedtuple
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ OPTIMIZER = optax.adamw(1e-3)
 
 
 def new_state(placement: Placement, step: int = 0) -> State:
-    """A state as training has it, put together without compiling anything."""
+    """A training state, made without compilation."""
     params = random_params(CFG, placement, seed=step)
 
     def moment(leaf):
@@ -55,21 +55,13 @@ def assert_same(found, expected):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path, one_device):
-    state = new_state(one_device, 3)
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest() is None
-        checkpoints.save(3, state)
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest() == 3
-        assert_same(checkpoints.restore(3, shape_of(state)), state)
-
-
-def test_a_state_is_restored_onto_another_mesh(tmp_path, one_device, cube):
+def test_a_state_is_restored_bit_for_bit_on_any_mesh(tmp_path, one_device, cube):
     state = new_state(cube, 1)
     with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        assert checkpoints.latest() is None
         checkpoints.save(1, state)
-        checkpoints.wait()
+    with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        assert checkpoints.latest() == 1
         here = new_state(one_device)
         found = checkpoints.restore(None, shape_of(here))
         assert found.params["embed"].sharding == here.params["embed"].sharding
@@ -87,9 +79,7 @@ def test_the_parameters_are_read_without_the_rest_and_in_any_dtype(tmp_path, one
     shutil.rmtree(tmp_path / "c" / "1" / "rest")  # it need not even be there
     with Checkpoints(tmp_path / "c", keep=None) as checkpoints:
         shapes = checkpoints.params_shapes()
-        assert {p: x.shape for p, x in tree.walk(shapes)} == {
-            p: x.shape for p, x in tree.walk(state.params)
-        }
+        assert tree.differences(shapes, state.params) == []
         assert_same(checkpoints.restore_params(None, shape_of(state.params)), state.params)
         half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
         assert_same(checkpoints.restore_params(1, shape_of(half)), half)
@@ -135,7 +125,7 @@ def test_an_interrupted_save_is_no_checkpoint(tmp_path, one_device):
         assert reader.all_steps() == [1, 2]
 
 
-def test_what_is_not_there_is_said(tmp_path, one_device):
+def test_missing_checkpoints_are_errors(tmp_path, one_device):
     state = new_state(one_device)
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoints(tmp_path / "nowhere", keep=None)
@@ -158,44 +148,25 @@ def test_another_model_is_refused_with_every_difference(tmp_path, one_device):
         checkpoints.save(5, state, blocking=True)
         leaves = tree.flatten(shape_of(state.params))
         leaves["head"] = leaves.pop("final_norm")
-        leaves["embed"] = jax.ShapeDtypeStruct(
-            (9, 32), jnp.float32, sharding=leaves["head"].sharding
-        )
+        sharding = leaves["head"].sharding
+        leaves["embed"] = jax.ShapeDtypeStruct((9, 32), jnp.float32, sharding=sharding)
         with pytest.raises(LayoutError) as error:
             checkpoints.restore_params(5, tree.unflatten(leaves))
-        text = str(error.value)
-        assert "final_norm: saved, but not expected" in text
-        assert "head: expected, but not saved" in text
-        assert "embed: saved as [288, 32], expected [9, 32]" in text
+        lines = str(error.value).splitlines()[1:]
+        assert [line.split(":")[0].strip() for line in lines] == ["embed", "final_norm", "head"]
+        assert "[288, 32]" in lines[0] and "[9, 32]" in lines[0]
         other = shape_of(state)._replace(opt_state=optax.sgd(0.1).init(state.params))
-        with pytest.raises(LayoutError, match="another optimizer"):
+        with pytest.raises(LayoutError, match="optimizer"):
             checkpoints.restore(5, other)
 
 
-def test_a_damaged_checkpoint_is_an_error_that_says_what_to_try(tmp_path, one_device):
-    state = new_state(one_device)
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        checkpoints.save(1, state)
-        checkpoints.save(2, state)
-    for file in (tmp_path / "c" / "2" / "params").rglob("d/*"):
-        file.write_bytes(file.read_bytes()[:10])
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"/2 is damaged(.|\n)*truncated: 10 bytes"):
-            checkpoints.restore(None, shape_of(state))
-        shutil.rmtree(tmp_path / "c" / "2")
-        assert_same(checkpoints.restore(None, shape_of(state)), state)
-
-
-Usage = namedtuple("Usage", "total used free")
-
-
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, one_device, monkeypatch):
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, one_device, monkeypatch):
     state = new_state(one_device)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         checkpoints.save(1, state, blocking=True)
         with monkeypatch.context() as patch:
-            patch.setattr(shutil, "disk_usage", lambda _: Usage(100, 90, 10))
-            with pytest.raises(CheckpointError, match=r"is full: .* MB, 0\.0 MB"):
+            patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+            with pytest.raises(CheckpointError, match=r"is full: .* MB .* 0\.0 MB"):
                 checkpoints.save(2, state)
         assert checkpoints.all_steps() == [1]
 

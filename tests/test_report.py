@@ -363,7 +363,7 @@ def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
         "labels": {"accuracy": 0.3, "interval": [0.28, 0.32]},
         "40 %": {"shortened": 0.4},
         "60 %": {"consistency": 0.4},
-        "second gets a probability of 0.70": {"position_bias": -0.2},
+        "second gets a probability of 0.70": {"position_bias": -0.4},
         "shorter response: accuracy 0.50": {"accuracy_longer": 0.5, "accuracy_shorter": 0.9},
         "2 %": {"ties": 0.02},
         "0.30": {"ece": 0.3},

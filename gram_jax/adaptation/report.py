@@ -8,7 +8,7 @@ from gram_jax.evals.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
 )
-from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.evals.paired import paired_gain
 from gram_jax.evals.pairwise import PairVerdicts
 
@@ -23,7 +23,7 @@ def compare_verdicts(
             "accuracy": float(verdicts.correct.mean()),
             "interval": BootstrapTable.of(
                 verdicts.correct, verdicts.cluster, verdicts.subset
-            ).interval(mean_score),
+            ).interval(),
             "nll": negative_log_likelihood(verdicts.margin),
             "ece": expected_calibration_error(expit(verdicts.margin)),
         }

@@ -1,7 +1,7 @@
-"""Content hashes of a folder's files: what was written is what is read, or it is refused by name.
+"""Content hashes of a folder's files, which are verified before the files are used.
 
-Neither Orbax nor safetensors notices a flipped bit in the weights. A manifest beside the files lists
-the SHA-256 of each, and a digest of its own text, so that it is covered as well.
+Neither Orbax nor safetensors notices a flipped bit in the weights. A manifest beside the files lists the SHA-256 of
+each of them and a digest of its own text.
 """
 
 import hashlib
@@ -9,29 +9,20 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gram_jax.errors import CheckpointError
 from gram_jax.files import write_atomic
 
-# Folders of other people hold files of the name manifest.json, so this one has our name in it.
-MANIFEST = "gram_jax_manifest.json"
+MANIFEST = "gram_jax_manifest.json"  # other programs use the name manifest.json
 FORMAT = 1
-THREADS = 8  # files read at once: hashlib lets go of the interpreter, and network disks have queues
+THREADS = 8  # files read at once: hashlib releases the interpreter, and network disks serve several requests
+
+FileEntry = tuple[int, str]  # length and SHA-256 (64 hex digits) of one file
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """Length and SHA-256 (64 hex digits) of one file."""
-
-    size: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """The files of a folder by relative path ("a/b"); of: what the folder is, such as "step 4"."""
 
     files: Mapping[str, FileEntry]
@@ -39,51 +30,44 @@ class Manifest:
 
 
 def write_manifest(folder: Path, *, of: str | None = None) -> Manifest:
-    """Hash every file of the folder and write its manifest, whole or not at all."""
+    """Hash every file of the folder and write its manifest atomically."""
     names = list_files(folder)
     manifest = Manifest(dict(zip(names, _hash(folder, names), strict=True)), of)
-    _save(folder, manifest)
+    write_atomic(folder / MANIFEST, _text(manifest))
     return manifest
 
 
 def renew_entry(folder: Path, name: str) -> None:
-    """Take in a file that was changed or added on purpose; nothing where there is no manifest."""
+    """Record a file that was changed or added on purpose; without a manifest do nothing."""
     if has_manifest(folder):
-        manifest = read_manifest(folder)
-        _save(folder, Manifest({**manifest.files, name: _hash(folder, [name])[0]}, manifest.of))
+        files, of = read_manifest(folder)
+        manifest = Manifest({**files, name: _hash(folder, [name])[0]}, of)
+        write_atomic(folder / MANIFEST, _text(manifest))
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether the folder was written with a manifest that is still there."""
+    """Whether the folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder. Raises CheckpointError if it is missing or damaged itself."""
-    found = _read(folder / MANIFEST)
-    if isinstance(found, str):
-        raise CheckpointError(f"{folder}/{found}")
-    return found
-
-
-def _read(path: Path) -> Manifest | str:
-    """A manifest, or its name and what is wrong with it."""
+    """The manifest of a folder. Raises CheckpointError, naming it, if it is missing or damaged."""
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return f"{path.name}: missing, the others cannot be checked"
+        raw = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{MANIFEST}: missing, so no file can be verified") from error
     except OSError as error:
-        return f"{path.name}: cannot be read: {error.strerror or error}"
+        raise CheckpointError(f"{MANIFEST}: cannot be read: {error.strerror or error}") from error
     try:
         content = json.loads(raw)
-        files = {name: FileEntry(size, digest) for name, (size, digest) in content["files"].items()}
+        files = {name: (size, digest) for name, (size, digest) in content["files"].items()}
         manifest = Manifest(files, content["of"])
-        # Byte for byte: the text must be the one that we would write.
+        # Byte for byte: the text must be the one that `write_manifest` writes.
         if content["format"] == FORMAT and raw == _text(manifest):
             return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    return f"{path.name}: damaged, or of a newer format: it has not the digest that it states"
+    raise CheckpointError(f"{MANIFEST}: damaged, or of a newer format: its digest does not match")
 
 
 def find_damage(
@@ -95,49 +79,41 @@ def find_damage(
     index: int = 0,
     count: int = 1,
 ) -> list[str]:
-    """A line for every file that is not as it was written, itself or its manifest; none is good.
+    """A line for every file that differs from the manifest, or for the manifest if that is missing or damaged.
 
-    of: what the manifest must say that the folder is. wanted: which files to look at. exact: files
-    that the manifest does not list are damage too. Of the files only those number index, index +
-    count, ... are read: `count` processes share the work, and all must ask.
+    of: what the manifest must state about the folder. wanted: which files to check. exact: files that are not in the
+    manifest are damage, too. Only files index, index + count, ... are read: `count` processes share the work.
     """
     if not folder.is_dir():
         return [f"{folder}: no such folder"]
-    manifest = _read(folder / MANIFEST)
-    if isinstance(manifest, str):
-        return [manifest]
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
     problems = []
     if of != manifest.of:
         problems.append(f"{MANIFEST}: swapped: it belongs to {manifest.of}, expected {of}")
     if exact:
         extra = sorted(set(filter(wanted, list_files(folder))) - manifest.files.keys())
-        problems += [f"{name}: not in the manifest, and nobody's" for name in extra]
+        problems += [f"{name}: not in the manifest" for name in extra]
     names = [name for name in sorted(manifest.files) if wanted(name)][index::count]
-    owners = {entry.digest: name for name, entry in manifest.files.items()}
-    sizes = {entry.size for entry in manifest.files.values()}
-
-    def look(name: str) -> str | None:
-        return _difference(folder / name, name, manifest.files[name], owners, sizes)
-
     with ThreadPoolExecutor(THREADS) as threads:
-        return problems + [problem for problem in threads.map(look, names) if problem]
+        found = threads.map(lambda name: _difference(folder, name, manifest.files), names)
+        return problems + [problem for problem in found if problem]
 
 
 def refusal(folder: Path, problems: Sequence[str], advice: str) -> CheckpointError:
     """The error that lists what `find_damage` found."""
-    shown = [
-        *problems[:50],
-        *([f"... and {len(problems) - 50} more"] if len(problems) > 50 else []),
-    ]
+    shown = list(problems[:50])
+    if len(problems) > 50:
+        shown.append(f"... and {len(problems) - 50} more")
     lines = "\n  ".join(shown)
-    return CheckpointError(f"{folder} is damaged, so it is not used:\n  {lines}\n{advice}")
+    return CheckpointError(f"{folder} is damaged and is not used:\n  {lines}\n{advice}")
 
 
-def verify(folder: Path, *, advice: str = "Restore it from a copy", **asked: Any) -> None:
-    """Raises CheckpointError that names every file in which `find_damage(folder, **asked)` finds
-    damage.
-    """
-    if problems := find_damage(folder, **asked):
+def verify(folder: Path, *, advice: str = "Restore it from a copy", **options: Any) -> None:
+    """Raises CheckpointError that lists what `find_damage(folder, **options)` finds."""
+    if problems := find_damage(folder, **options):
         raise refusal(folder, problems, advice)
 
 
@@ -146,41 +122,40 @@ def list_files(folder: Path) -> list[str]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name).relative_to(folder).as_posix() for name in names]
-    return sorted(
-        name
-        for name in found
-        if not name.rpartition("/")[2].startswith(".") and not name.startswith(MANIFEST)
-    )
+        found += [
+            Path(place, name).relative_to(folder).as_posix()
+            for name in names
+            if not name.startswith(".")
+        ]
+    return sorted(name for name in found if not name.startswith(MANIFEST))
 
 
-def _difference(
-    path: Path, name: str, expected: FileEntry, owners: Mapping[str, str], sizes: set[int]
-) -> str | None:
+def _difference(folder: Path, name: str, files: Mapping[str, FileEntry]) -> str | None:
+    path, (expected, digest) = folder / name, files[name]
     try:
         size = path.stat().st_size
-        # Another length says enough, unless it is that of another file.
-        found = _digest(path) if size == expected.size or (size and size in sizes) else ""
+        # A file of another length is read only if it could be another file of the manifest.
+        possible = size == expected or (size and any(size == other for other, _ in files.values()))
+        found = _digest(path) if possible else ""
     except FileNotFoundError:
-        return f"{name}: missing, expected {expected.size:,} bytes"
+        return f"{name}: missing, expected {expected:,} bytes"
     except OSError as error:
         return f"{name}: cannot be read: {error.strerror or error}"
-    if found == expected.digest:
+    if found == digest:
         return None
-    if found in owners:
-        return f"{name}: swapped: it holds the content of {owners[found]}"
-    if size != expected.size:
-        change = "truncated" if size < expected.size else "longer"
-        return f"{name}: {change}: {size:,} bytes, expected {expected.size:,}"
-    return f"{name}: damaged: sha256 {found[:16]}..., expected {expected.digest[:16]}..."
+    for other, entry in files.items():
+        if entry[1] == found:
+            return f"{name}: swapped: it holds the content of {other}"
+    if size != expected:
+        change = "truncated" if size < expected else "longer"
+        return f"{name}: {change}: {size:,} bytes, expected {expected:,}"
+    return f"{name}: damaged: sha256 {found[:16]}..., expected {digest[:16]}..."
 
 
 def _hash(folder: Path, names: Sequence[str]) -> list[FileEntry]:
-    def entry(name: str) -> FileEntry:
-        return FileEntry((folder / name).stat().st_size, _digest(folder / name))
-
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(entry, names))
+        digests = threads.map(lambda name: _digest(folder / name), names)
+        return [((folder / n).stat().st_size, d) for n, d in zip(names, digests, strict=True)]
 
 
 def _digest(path: Path) -> str:
@@ -188,14 +163,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _save(folder: Path, manifest: Manifest) -> None:
-    write_atomic(folder / MANIFEST, _text(manifest))
-
-
 def _text(manifest: Manifest) -> bytes:
-    """The manifest as it is on the disk; its last key is the digest of the text without that key."""
+    """The manifest as stored; its last key is the digest of the text without that key."""
     content: dict[str, Any] = {"format": FORMAT, "of": manifest.of}
-    files = sorted(manifest.files.items())
-    content["files"] = {name: [entry.size, entry.digest] for name, entry in files}
+    content["files"] = dict(sorted(manifest.files.items()))
     content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,28 +1,24 @@
-"""What a run says of itself in its folder: recipe.toml and run.json (run/directory.py writes them)."""
+"""The files recipe.toml and run.json of a run (run/directory.py writes them)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import CheckpointError
+from gram_jax.files import read_json
 
 RECIPE, INFO = "recipe.toml", "run.json"
 
 
 def read_info(run: Path) -> dict[str, Any]:
-    """What run.json says; nothing before the run has begun. Raises CheckpointError for a damaged one."""
+    """Content of run.json, {} before the run has begun. Raises CheckpointError if the file is damaged."""
     path = run / INFO
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}. Restore it from a copy, or give the run another folder"
-        ) from error
-    if not isinstance(info, dict) or type(info.get("steps", 0)) is not int:
-        raise CheckpointError(
-            f"{path} is damaged: expected a JSON object with a number of steps. Restore it from a copy, or give the "
-            "run another folder"
-        )
-    return info
+    try:
+        info = read_json(path)
+        if type(info.get("steps", 0)) is not int:
+            raise CheckpointError(f"{path} is damaged: expected an integer number of steps")
+        return info
+    except CheckpointError as error:
+        remedy = "Restore it from a copy, or give the run another folder"
+        raise CheckpointError(f"{error}. {remedy}") from error

@@ -1,15 +1,16 @@
-"""`gram-jax demo`: an instruction-tuned language model becomes a judge, from weights to export.
+"""`gram-jax demo`: train a judge from an instruction-tuned language model and export it.
 
 Both recipes, the judge's template and the data are in demo/assets; tools/demo_data.py makes the data. The number of
-steps is fixed, so the demo does the same work on every machine. Run again in the same folder, it resumes.
+steps is fixed, so the work is the same on every machine. Run again in the same folder, the demo resumes.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,17 +24,16 @@ from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.evals.results import PairMetrics
 from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.models import load_model, load_tokenizer
+from gram_jax.interop.models import load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.spec import JudgeSpec
-from gram_jax.model.execution import Compute, Execution
 from gram_jax.plots import plot_before_after
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.lifecycle import RunResult
 from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import Placement, make_placement
+from gram_jax.sharding import make_placement
 from gram_jax.training.loop import train
 from gram_jax.training.stages import judge_spec
 
@@ -43,8 +43,8 @@ ASSETS = Path(__file__).parent / "assets"
 PREFERENCES, HELDOUT, UNLABELED = (
     ASSETS / f"demo_{name}.jsonl.gz" for name in ("preferences", "heldout", "unlabeled")
 )
-# The same steps on a tiny random model with a byte-like tokenizer: longer rows, fewer of everything.
-FAST_START, FAST_PAIRS = "tiny-random", 28
+# The same steps on a tiny random model with a byte-like tokenizer: longer rows, fewer steps and pairs.
+FAST_PAIRS = 28
 FAST = (
     "run.max_steps=6",
     "batch.max_length=1024",
@@ -88,18 +88,18 @@ class _Steps:
 def run_demo(
     folder: Path, *, fast: bool = False, progress: ProgressFactory = no_progress
 ) -> DemoResult:
-    """Weights, accuracy, stage 1, stage 2, accuracy and export, all in `folder`; logs what it does.
+    """Load, evaluate, train stages 1 and 2, evaluate, export: all in `folder`, each step logged.
 
-    fast: on a tiny random model, which takes the same path and learns nothing. Raises CheckpointError if the folder
-    holds something else than this demo.
+    fast: use a tiny random model, which learns nothing. Raises CheckpointError if the folder holds something else than
+    this demo.
     """
     # Messages of third parties that a first-time reader cannot use.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     steps = _Steps()
-    model = FAST_START if fast else "smollm2-135m"
+    model = "tiny-random" if fast else "smollm2-135m"
     placement = make_placement({}, devices=jax.devices()[:1])
-    logger.info("gram_jax demo: %s becomes a judge of responses.", model)
+    logger.info("gram_jax demo: train a judge of responses from %s.", model)
     if fast:
         logger.info("This is the fast demo on a tiny random model: its figures mean nothing.")
     logger.info("All output is in %s. The same command resumes an interrupted demo.", folder)
@@ -109,9 +109,10 @@ def run_demo(
     stage1 = _recipe("pretrain", folder / "stage1", model, compute_dtype, fast)
     stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute_dtype, fast)
     spec = judge_spec(stage2, load_tokenizer(model))
-    judge = _judge(model, spec, compute_dtype, placement)
-    count = sum(x.size for x in jax.tree.leaves(judge.params))
-    logger.info("%s weights from %s", f"{count:,}", _origin(model))
+    load = partial(Scorer.load, placement=placement, spec=spec)
+    judge = load(model, compute_dtype=compute_dtype)
+    count, origin = sum(x.size for x in jax.tree.leaves(judge.params)), resolve_model(model).path
+    logger.info("%s weights from %s", f"{count:,}", origin.name if origin else "a random generator")
 
     steps.begin("The task")
     heldout = read_records(str(HELDOUT), "preference")[0][: FAST_PAIRS if fast else None]
@@ -119,19 +120,20 @@ def run_demo(
 
     steps.begin("Before training")
     before = _evaluate(judge, heldout, progress)
-    del judge  # its weights make room for the training state
+    del judge  # free its memory for the training state
 
     resume = f"gram-jax demo{' --fast' if fast else ''} --folder {folder}"
+    run_stage = partial(train, placement=placement, progress=progress)
     steps.begin("Stage 1: write both responses to a question, no labels")
-    _train(stage1, placement, progress, resume)
+    _train(stage1, run_stage, resume)
     steps.begin("Stage 2: name the better response, smoothed labels")
-    _train(stage2, placement, progress, resume)
+    _train(stage2, run_stage, resume)
 
     steps.begin("After training, on questions that are not in the training data")
-    judge = _judge(folder / "stage2", spec, compute_dtype, placement)
+    judge = load(folder / "stage2", compute_dtype=compute_dtype)
     after = _evaluate(judge, heldout, progress)
     if compute_dtype != "float32":  # the float32 master weights are exported and compared
-        judge = _judge(folder / "stage2", spec, "float32", placement)
+        judge = load(folder / "stage2", compute_dtype="float32")
 
     steps.begin("One pair in both orders")
     _log_scores(judge, _by_kind(heldout, "cut_off") or heldout[0])
@@ -190,19 +192,6 @@ def _recipe(stage: str, folder: Path, start: str, compute_dtype: str, fast: bool
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])
 
 
-def _judge(
-    name: str | Path, spec: JudgeSpec, compute_dtype: Compute, placement: Placement
-) -> Scorer:
-    cfg, params = load_model(name, placement, compute_dtype)
-    execution = Execution(compute_dtype, "auto", "none", placement, packed=False)
-    return Scorer(params, cfg, load_tokenizer(name), spec, execution)
-
-
-def _origin(model: str) -> str:
-    source = resolve_model(model)
-    return source.path.name if source.path is not None else "a random generator"
-
-
 def _by_kind(records: Sequence[Comparison], kind: str) -> Comparison | None:
     return next((record for record in records if record.source == kind), None)
 
@@ -211,13 +200,14 @@ def _log_task(heldout: Sequence[Comparison]) -> None:
     labeled = len(read_records(str(PREFERENCES), "preference")[0])
     unlabeled = len(read_records(str(UNLABELED), "pair")[0])
     kinds = sorted({record.source for record in heldout})
-    logger.info("%d labeled pairs, %d without labels, and", labeled, unlabeled)
     logger.info(
-        "%d held out with questions of their own. A right response and one that", len(heldout)
+        "%d labeled pairs, %d without labels, and %d held out, with questions of their own.",
+        labeled,
+        unlabeled,
+        len(heldout),
     )
-    logger.info(
-        "fails in one of %d ways: %s. Examples:", len(kinds), ", ".join(kinds).replace("_", " ")
-    )
+    names = ", ".join(kinds).replace("_", " ")
+    logger.info("A pair is a right response and one with one of %d faults: %s.", len(kinds), names)
     for kind in ("cut_off", "wrong_fact", "sorting"):
         if (record := _by_kind(heldout, kind)) is not None:
             logger.info("  %s", record.prompt[0].content)
@@ -237,16 +227,16 @@ def _evaluate(
         *report.interval,
     )
     logger.info(
-        "The response shown first has %.2f on average; the verdict is the same both ways for %.0f %% of the pairs.",
-        0.5 + report.position_bias,
+        "P(the response shown first) is %.2f on average; both orders give the same verdict for %.0f %% of the pairs.",
+        0.5 + report.position_bias / 2,
         100 * report.consistency,
     )
     return report
 
 
-def _train(recipe: Recipe, placement: Placement, progress: ProgressFactory, resume: str) -> None:
+def _train(recipe: Recipe, run_stage: Callable[[Recipe], RunResult], resume: str) -> None:
     try:
-        result = train(recipe, placement=placement, progress=progress)
+        result = run_stage(recipe)
     except StoppedError as stopped:
         raise StoppedError(
             f"the demo was stopped and its work is saved. Resume with: {resume}"
@@ -269,8 +259,8 @@ def _log_scores(judge: Scorer, record: Comparison) -> None:
     logger.info("right     %s", record.chosen)
     logger.info("wrong     %s", record.rejected)
     logger.info(
-        "P(the right one is better): %.3f shown first, %.3f shown second;",
+        "P(the right one is better): %.3f shown first, %.3f shown second; the score is their mean, %.3f.",
         score.first + half,
         score.first - half,
+        score.first,
     )
-    logger.info("the score is their mean, %.3f, and %.3f for the other.", score.first, score.second)

@@ -37,10 +37,10 @@ def compare_with_transformers(
 ) -> float | None:
     """Largest difference of the pairs' log-odds between `judge` and its export in transformers.
 
-    script: where to write the program that computes the latter. None if PyTorch is not installed or the program fails.
+    script: the written program that computes the latter. None if PyTorch is not installed or the program fails.
     """
     write_atomic(script, SCRIPT)
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+    if not importlib.util.find_spec("torch"):
         logger.info(
             "PyTorch is not installed: the comparison with transformers (%s) is skipped.", script
         )

@@ -17,7 +17,7 @@ import numpy as np
 
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import expected_of_k
-from gram_jax.evals.intervals import BootstrapTable, mean_score
+from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
@@ -107,8 +107,8 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
 def _over_prompts(values: np.ndarray) -> dict[str, Any]:
     prompts = len(values)
     table = BootstrapTable.of(values, np.arange(prompts), [""] * prompts)
-    mean = table.value(mean_score)
-    return {"mean": mean, "interval": table.interval(mean_score) or (mean, mean)}
+    mean = table.value()
+    return {"mean": mean, "interval": table.interval() or (mean, mean)}
 
 
 def run_best_of_n(

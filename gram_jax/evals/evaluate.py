@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from gram_jax.data.comparison import contents_of
+from gram_jax.data.records import OnBad
 from gram_jax.errors import DataError, ReportError
-from gram_jax.evals.datasets import EvalDataset, read_datasets, stem_of
+from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
 from gram_jax.evals.measure import measure
 from gram_jax.evals.pairwise import PairVerdicts
@@ -33,7 +33,7 @@ def evaluate(
     model: str,
     benchmark: str = "auto",
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
     out: Path | None = None,
     overwrite: bool = False,
@@ -55,7 +55,10 @@ def evaluate(
     """
     if not sources:
         raise DataError("there is nothing to evaluate on: expected at least one source")
-    datasets = read_datasets(sources, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+    datasets = [
+        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+        for source in sources
+    ]
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)
     for data in datasets:
         folder.add(data)

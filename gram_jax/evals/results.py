@@ -43,7 +43,8 @@ class PairMetrics(ResultModel):
     accuracy_longer, accuracy_shorter: among the pairs whose chosen response is the longer (shorter) one, in
     characters; None without such pairs. length_slope: log-odds that a response gains when it is twice as long as the
     other, by least squares through zero: far from 0, the judge goes by length, or length goes with quality here.
-    consistency: both orders name the same response. position_bias: mean P(first shown) - 0.5.
+    consistency: both orders name the same response. position_bias: mean P(a response) when shown first less P when
+    shown second.
     ties: exactly half, counted as wrong. ece, brier: calibration of the averaged probability.
     margin: mean log-odds of the chosen response. shortened: share that did not fit the token budget.
     skipped_ties: pairs that the source itself calls a tie; not counted in n.

@@ -39,7 +39,9 @@ LABELS = {
     "consistency": Label(
         "order consistency", "pairs for which both orders of showing name the same response"
     ),
-    "position_bias": Label("position bias", "mean P(first shown) less 0.5; 0 is none"),
+    "position_bias": Label(
+        "position bias", "mean P(a response) when shown first less P when shown second; 0 is none"
+    ),
     "accuracy_by_order": Label(
         "accuracy, chosen shown first / second", "from one order of showing alone"
     ),

@@ -1,9 +1,9 @@
-"""A judge as a Hugging Face folder: safetensors, config, tokenizer, judge.json and the hashes of all of them."""
+"""A judge as a Hugging Face folder: safetensors, config, tokenizer, judge.json and a manifest of their hashes."""
 
-import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+from jax.experimental.multihost_utils import process_allgather
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.files import is_full_disk
+from gram_jax.files import is_full_disk, no_space, read_json, write_json
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
-from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS, read_json
-from gram_jax.interop.hf_names import tensor_mappings
+from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
+from gram_jax.interop.hf_names import TensorMapping, tensor_mappings
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import SCALAR_HEAD, param_specs
@@ -39,13 +41,12 @@ def export_hf(
     shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
-    """Write a folder that `transformers` opens, with everything that this judge needs; returns its
-    path.
+    """Write a judge as a folder that `transformers` opens; returns its path.
 
     params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text besides the
-    tokenizer's own. Files above `shard_bytes` are split, with an index. The folder appears whole or not at all: it is
-    written beside its place and renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError for
-    parameters that are not those of `cfg`.
+    tokenizer's own. shard_bytes: maximum size of a weights file; several have an index. The folder is written under
+    another name and renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError for parameters
+    that do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -65,23 +66,23 @@ def export_hf(
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: give the name of a new folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise CheckpointError(
-            f"{folder} is not empty: choose another folder, or overwrite it on purpose"
+        raise CheckpointError(f"{folder} is not empty: choose another folder, or overwrite it")
+    if problems := tree.differences(params, param_specs(cfg)):
+        lines = "\n  ".join(problems)
+        raise LayoutError(
+            f"parameters cannot be exported:\n  {lines}\nA language model's folder holds neither a scalar head "
+            f"({SCALAR_HEAD}) nor a LoRA, which merge_lora merges into the weights"
         )
-    _check_params(cfg, params)
     if tokenizer is not None:
         check_vocabulary(tokenizer, cfg)
-    shards = _shards(cfg, params, dtype, shard_bytes)
-    needed = sum(size for shard in shards for size in shard.values())
+    files = _split(cfg, params, dtype, shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    if jax.process_index() != 0:  # takes part in the gathering; the first process writes
-        _write_weights(partial, cfg, params, dtype, shards)
+    if jax.process_index() != 0:  # gathers weights with the first process, which writes
+        _write_weights(partial, cfg, params, dtype, files)
         return folder
-    with _writing(partial, needed):
-        _write_weights(partial, cfg, params, dtype, shards)
+    with _writing(partial, files.metadata["total_size"]):
+        _write_weights(partial, cfg, params, dtype, files)
         _write_texts(partial, cfg, params, dtype, tokenizer, stops)
-        if tokenizer is not None:
-            _write_tokenizer(partial, tokenizer)
         if spec is not None:
             spec.save(partial)
         write_manifest(partial)
@@ -89,70 +90,49 @@ def export_hf(
     return folder
 
 
-def _check_params(cfg: ModelConfig, params: Tree) -> None:
-    specs, found = tree.flatten(param_specs(cfg)), tree.flatten(params)
-    problems = [f"{path}: missing" for path in specs.keys() - found.keys()]
-    problems += [f"{path}: {_extra(path)}" for path in found.keys() - specs.keys()]
-    problems += [
-        f"{path}: shape {list(found[path].shape)}, expected {list(spec.shape)}"
-        for path, spec in specs.items()
-        if path in found and found[path].shape != spec.shape
-    ]
-    if problems:
-        raise LayoutError("parameters cannot be exported:\n  " + "\n  ".join(sorted(problems)))
+def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> StateDictSplit:
+    """Which tensors go into which file, in the order of the table of names."""
+    leaves = tree.flatten(params)
 
+    def size(slot: TensorMapping) -> int:
+        kind = jnp.dtype(dtype or leaves[slot.rule.path].dtype)
+        return kind.itemsize * math.prod(slot.stored_shape)
 
-def _extra(path: str) -> str:
-    if "lora" in path:
-        return "LoRA is not exported by itself; merge it first (merge_lora)"
-    if path == SCALAR_HEAD:
-        return "the head of a discriminative reward model has no place in a language model's folder"
-    return "not a weight of this config"
-
-
-def _shards(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> list[dict[str, int]]:
-    """Which tensors go into which file: a list of {name: bytes}, in the order of the table."""
-    leaves, shards = tree.flatten(params), [{}]
-    for name, slot in tensor_mappings(cfg, "hf").items():
-        item = jnp.dtype(dtype or leaves[slot.rule.path].dtype).itemsize
-        size = item * int(np.prod(slot.stored_shape))
-        if shards[-1] and sum(shards[-1].values()) + size > limit:
-            shards.append({})
-        shards[-1][name] = size
-    return shards
+    pattern = WEIGHTS.replace(".", "{suffix}.")
+    return split_state_dict_into_shards_factory(
+        tensor_mappings(cfg, "hf"),
+        get_storage_size=size,
+        filename_pattern=pattern,
+        max_shard_size=limit,
+    )
 
 
 def _write_weights(
-    folder: Path, cfg: ModelConfig, params: Tree, dtype: str | None, shards: list[dict[str, int]]
+    folder: Path, cfg: ModelConfig, params: Tree, dtype: str | None, files: StateDictSplit
 ) -> None:
-    """The safetensors files: on the host lie one leaf and one file's worth of tensors at a time."""
+    """The safetensors files. The host holds one leaf and the tensors of one file at a time."""
     leaves, places = tree.flatten(params), tensor_mappings(cfg, "hf")
     held: dict[str, np.ndarray] = {}
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+    for file, names in files.filename_to_tensors.items():
         tensors = {}
-        for name in shard:
+        for name in names:
             slot = places[name]
             if slot.rule.path not in held:
                 held = {slot.rule.path: _on_host(leaves[slot.rule.path])}
             leaf = held[slot.rule.path]
             part = leaf if slot.layer is None else leaf[slot.layer]
             tensors[name] = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
-            weight_map[name] = file
         if jax.process_index() == 0:
-            # "pt" is what transformers looks for; the format is the same for everyone
+            # transformers requires "pt"; the file format does not depend on it
             save_file(tensors, folder / file, metadata={"format": "pt", MARK: MANIFEST})
-    if len(shards) > 1 and jax.process_index() == 0:
-        total = sum(size for shard in shards for size in shard.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if files.is_sharded and jax.process_index() == 0:
+        index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+        write_json(folder / INDEX, index)
 
 
 def _on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        return np.asarray(process_allgather(leaf, tiled=True))
+        leaf = process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
 
 
@@ -164,56 +144,42 @@ def _write_texts(
     tokenizer: Any | None,
     stops: Sequence[int],
 ) -> None:
-    # Stated even where there is none: transformers would otherwise assume the first Llama's ids.
+    # Written even if there is none: transformers would otherwise assume the ids of the first Llama.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
-    stored = dtype or str(tree.flatten(params)["embed"].dtype)
-    _write_json(folder / CONFIG, config_to_hf(cfg, stored) | ids)
+    write_json(folder / CONFIG, config_to_hf(cfg, dtype or str(params["embed"].dtype)) | ids)
     known = {name: token for name, token in ids.items() if token is not None}
     own = [ids["eos_token_id"]] if "eos_token_id" in known else []
     if len(ends := list(dict.fromkeys((*own, *stops)))) > 1:
         known["eos_token_id"] = ends
-    _write_json(folder / GENERATION, {"do_sample": False, **known})
-
-
-def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    write_json(folder / GENERATION, {"do_sample": False, **known})
+    if tokenizer is None:
+        return
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        # transformers 5 writes this name, which 4 does not know; both know the older one
-        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        # transformers 5 writes this name, which 4 does not have; both have the older one
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 @contextmanager
 def _writing(partial: Path, needed: int) -> Iterator[None]:
-    """A fresh folder, gone afterwards; a disk that is or becomes full is a CheckpointError."""
+    """An empty folder, removed afterwards. Raises CheckpointError if it cannot be written or the disk is full."""
+    advice = "Nothing was written. Free some space, choose another folder, or export in bfloat16"
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(partial.parent).free
-        if needed > free:
-            raise _full(partial.parent, needed, free)
+        if needed > shutil.disk_usage(partial.parent).free:
+            raise no_space(partial.parent, needed, advice)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield
     except (OSError, SafetensorError) as error:
         if is_full_disk(error):
-            raise _full(partial.parent, needed, shutil.disk_usage(partial.parent).free) from error
+            raise no_space(partial.parent, needed, advice) from error
         raise CheckpointError(f"{partial.parent} cannot be written to: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _full(folder: Path, needed: int, free: int) -> CheckpointError:
-    return CheckpointError(
-        f"the disk of {folder} is full: the weights need {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} "
-        "MB are free. Nothing was left behind. Free some space, choose another folder, or export "
-        "in bfloat16"
-    )
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:

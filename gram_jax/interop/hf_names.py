@@ -1,14 +1,14 @@
-"""Where every tensor of a Hugging Face or GGUF file lives in our parameter tree: one table, read in
-both directions.
+"""The names and layouts of stored tensors: one table for Hugging Face and GGUF files, used in both directions.
 
-A `form` says how a stored tensor is laid out, in the letters of the package: "(N H) D -> D N H" is
-a matrix of N*H rows and D columns that becomes [D, N, H]. Conversion only reshapes and transposes,
-so a round trip is bit-exact.
+A `form` states the layout of a stored tensor in the letters of the package: "(N H) D -> D N H" is a matrix of N*H rows
+and D columns that becomes [D, N, H]. Conversion only reshapes and transposes, so a round trip is bit-exact.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,14 +19,13 @@ from gram_jax.model.specs import param_specs
 
 Format = Literal["hf", "gguf"]
 
-
-# What the names of a layer's tensors begin with, the layer's number in place of "{}".
+# Prefix of the names of a layer's tensors, "{}" standing for the layer's number.
 LAYER_PREFIX: Mapping[Format, str] = {"hf": "model.layers.{}.", "gguf": "blk.{}."}
 
 
 @dataclass(frozen=True)
 class NameRule:
-    """One leaf of the tree: its path, its stored layout, and its names (inside a layer, if any)."""
+    """One leaf of the parameter tree: its path, its stored layout, and its names (inside a layer, if any)."""
 
     path: str
     form: str
@@ -44,7 +43,7 @@ class NameRule:
         return LAYER_PREFIX[names] + name if self.stacked else name
 
 
-# Rotary halves need no rearrangement: our rotary convention is Hugging Face's half-split one.
+# Queries and keys need no reordering: model/rope.py has the half-split convention of Hugging Face.
 RULES = (
     NameRule("embed", "V D -> V D", "model.embed_tokens.weight", "token_embd.weight"),
     NameRule("layers/attention_norm", "D -> D", "input_layernorm.weight", "attn_norm.weight"),
@@ -68,9 +67,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One stored tensor's place: rule, layer (None for a leaf that is not stacked), and the shape
-    inside the leaf.
-    """
+    """Where a stored tensor belongs: rule, layer (None for a leaf that is not stacked), and its shape in the leaf."""
 
     rule: NameRule
     layer: int | None
@@ -79,61 +76,58 @@ class TensorMapping:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the tensor in the file."""
-        groups, ours = _parse(self.rule.form)
-        sizes = dict(zip(ours, self.shape, strict=True))
-        return tuple(int(np.prod([sizes[letter] for letter in group])) for group in groups)
+        groups, sizes = self._layout()
+        return tuple(math.prod(sizes[letter] for letter in group) for group in groups)
 
     def to_model(self, stored: np.ndarray) -> np.ndarray:
-        """A tensor (or a part of one, see `stored_part`) as it lies in the file -> as it lies in
-        the leaf.
-        """
-        groups, ours = _parse(self.rule.form)
-        sizes = dict(zip(ours, self.shape, strict=True))
+        """A stored tensor, or a part of it (see `stored_part`), in the layout of the leaf."""
+        groups, sizes = self._layout()
         split: list[int] = []
         for group, size in zip(groups, stored.shape, strict=True):
             inner = [sizes[letter] for letter in group[1:]]
-            split += [size // int(np.prod(inner)), *inner]
-        letters = [letter for group in groups for letter in group]
-        return stored.reshape(split).transpose([letters.index(letter) for letter in ours])
+            split += [size // math.prod(inner), *inner]
+        letters = list(chain(*groups))
+        return stored.reshape(split).transpose([letters.index(letter) for letter in sizes])
 
     def to_stored(self, leaf: np.ndarray) -> np.ndarray:
         """The inverse of `to_model` for a whole tensor."""
-        groups, ours = _parse(self.rule.form)
-        letters = [letter for group in groups for letter in group]
-        moved = leaf.transpose([ours.index(letter) for letter in letters])
+        groups, sizes = self._layout()
+        moved = leaf.transpose([list(sizes).index(letter) for letter in chain(*groups)])
         return np.ascontiguousarray(moved.reshape(self.stored_shape))
 
     def stored_part(self, index: Sequence[slice]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Which part of the stored tensor holds `index` of the leaf, and how to cut that part after
-        `to_model`.
+        """(the part of the stored tensor that holds `index` of the leaf, how to slice that part after `to_model`).
 
-        A group such as (N H) can be cut in the file along its first letter; a cut along a later
-        letter is made after reading, so the second result restates those.
+        A group such as (N H) is sliced in the file along its first letter, and after reading along later ones.
         """
-        groups, ours = _parse(self.rule.form)
-        sizes = dict(zip(ours, self.shape, strict=True))
+        groups, sizes = self._layout()
         wanted = {
             letter: slice(*cut.indices(sizes[letter])[:2])
-            for letter, cut in zip(ours, index, strict=True)
+            for letter, cut in zip(sizes, index, strict=True)
         }
         part = []
         for first, *inner in groups:
-            step = int(np.prod([sizes[letter] for letter in inner]))
+            step = math.prod(sizes[letter] for letter in inner)
             part.append(slice(wanted[first].start * step, wanted[first].stop * step))
         outer = {group[0] for group in groups}
-        rest = tuple(slice(None) if letter in outer else wanted[letter] for letter in ours)
-        return tuple(part), rest
+        rest = (slice(None) if letter in outer else wanted[letter] for letter in sizes)
+        return tuple(part), tuple(rest)
+
+    def _layout(self) -> tuple[list[list[str]], dict[str, int]]:
+        """Groups of stored letters ([["N", "H"], ["D"]]), and the sizes of the leaf's letters in their order."""
+        stored, ours = self.rule.form.split(" -> ")
+        groups = [match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)]
+        return groups, dict(zip(ours.split(), self.shape, strict=True))
 
 
 def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]:
-    """Every tensor that a file of this model holds: name -> TensorMapping, in the order of the table."""
+    """Every tensor of a file of this model, by name, in the order of the table."""
     specs = tree.flatten(param_specs(cfg))
     found: dict[str, TensorMapping] = {}
     for rule in RULES:
         if rule.path not in specs:
             continue
-        shape = specs[rule.path].shape
-        name = rule.name(names)
+        name, shape = rule.name(names), specs[rule.path].shape
         if rule.stacked:
             for layer in range(cfg.layers):
                 found[name.format(layer)] = TensorMapping(rule, layer, shape[1:])
@@ -143,26 +137,13 @@ def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]
 
 
 def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
-    """What about this model leaves a tensor without a place: the hint in an error."""
+    """The reason, for an error message, why this model has no place for a tensor."""
     for rule in RULES:
         pattern = re.escape(rule.name(names)).replace(r"\{\}", r"(\d+)")
         if not re.fullmatch(pattern, name):
             continue
-        if rule.path not in tree.flatten(param_specs(cfg)):
-            return _SWITCH[rule.path]
-        return f"this config has layers 0 to {cfg.layers - 1} only"
+        if rule.path in tree.flatten(param_specs(cfg)):
+            return f"this config has layers 0 to {cfg.layers - 1} only"
+        trait = {"head": "a tied head", "bias": "qkv_bias = false", "norm": "qk_norm = false"}
+        return f"this config has {trait[rule.path.rpartition('_')[2]]}"
     return "no such tensor in this family of models"
-
-
-_SWITCH: Mapping[str, str] = {
-    "head": "this config has a tied head",
-    **{f"layers/{p}_bias": "this config has qkv_bias = false" for p in "qkv"},
-    **{f"layers/{p}_norm": "this config has qk_norm = false" for p in "qk"},
-}
-
-
-def _parse(form: str) -> tuple[list[list[str]], list[str]]:
-    """Groups of stored letters, and our letters: ([["N", "H"], ["D"]], ["D", "N", "H"])."""
-    stored, ours = form.split(" -> ")
-    groups = [match.strip("()").split() for match in re.findall(r"\([^)]*\)|\S+", stored)]
-    return groups, ours.split()

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: downloads, uploads, and the front matter of model cards. The only door to `huggingface_hub`."""
+"""The Hugging Face hub: downloads, uploads, and the front matter of model cards."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 from gram_jax.errors import CheckpointError
 
 CARD = "README.md"
-# Of an earlier upload: what the new one does not have would be loaded beside it.
+# Files of an earlier upload that are deleted: readers would load them beside the new ones.
 STALE = ["*.safetensors", "*.safetensors.index.json"]
 HIDDEN = [".*", "**/.*", "*.partial"]
 
 
 @dataclass(frozen=True)
 class HubResult:
-    """A figure for the hub's index of results. source: a data set's name there, or any name."""
+    """A figure for the hub's index of results. source: name of the data set."""
 
     source: str
     source_name: str
@@ -25,7 +25,7 @@ class HubResult:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this could be the name of a model or data set on the hub.
+    """Whether this has the form of a hub name, OWNER/NAME.
 
     >>> is_hub_name("Qwen/Qwen3-0.6B"), is_hub_name("./x/y"), is_hub_name("smollm2-135m")
     (True, False, False)
@@ -34,7 +34,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """The folder with a model's files of these patterns, downloaded or found in the local cache."""
+    """The folder with a model's files of these patterns, downloaded unless the local cache has it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -42,16 +42,15 @@ def download(name: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{name!r} is no local path and could not be fetched from the Hugging Face hub: "
-            f"{error}\nCheck the name and the network; for a gated model log in with `hf auth "
-            "login`. With HF_HUB_OFFLINE=1 only models that were downloaded before can be used."
+            f"{name!r} is no local path and could not be downloaded from the Hugging Face hub: {error}\nCheck the name "
+            "and the network; a gated model needs `hf auth login`. With HF_HUB_OFFLINE=1 only downloaded models work."
         ) from error
 
 
 def front_matter(name: str, results: Sequence[HubResult], **entries: Any) -> str:
-    """What stands between the lines "---" at the head of a model card; entries that are None are left out.
+    """The YAML block of a model card, between lines "---", without entries that are None.
 
-    name, results: of the model in the hub's index of results.
+    name, results: the model and its figures in the hub's index of results.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -72,33 +71,32 @@ def front_matter(name: str, results: Sequence[HubResult], **entries: Any) -> str
 
 
 def read_front_matter(card: Path) -> dict[str, Any]:
-    """The entries at the head of a model card; none where there is no card, or none that can be read."""
+    """The entries of a model card's YAML block; {} if there is no readable card."""
     from huggingface_hub import metadata_load
 
     try:
         return metadata_load(card) or {}
-    except Exception:  # a missing file, no YAML, no UTF-8: it is somebody's file, and of no use
+    except Exception:  # a missing file, no YAML, no UTF-8
         return {}
 
 
 def push_folder(
     folder: Path, repo: str, *, public: bool, message: str, replaceable: Callable[[str], bool]
 ) -> str:
-    """Upload an exported folder as one commit and return the address of the repository.
+    """Upload an exported folder as one commit, creating the repository if needed; returns its address.
 
-    A repository that is not there yet is made. public: for everyone to see, if it is new. replaceable: whether the
-    card that is there may be replaced, by its text. Raises CheckpointError without credentials, for a card of
-    somebody's, and for what the hub refuses.
+    public: visibility of a new repository. replaceable: whether a card with this text may be replaced. Raises
+    CheckpointError without credentials, for a card that may not be replaced, and for what the hub rejects.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     if not is_hub_name(repo):
-        raise CheckpointError(f"--push {repo}: expected OWNER/NAME, as the hub calls a model")
+        raise CheckpointError(f"--push {repo}: expected a hub name, OWNER/NAME")
     if get_token() is None:
         raise CheckpointError(
-            f"--push {repo}: there are no credentials for the hub on this machine. Log in with `hf auth login`, or set "
-            "HF_TOKEN to a token that may write"
+            f"--push {repo}: no credentials for the hub. Log in with `hf auth login`, or set HF_TOKEN to a token with "
+            "write permission"
         )
     api = HfApi()
     try:
@@ -107,8 +105,7 @@ def push_folder(
             there = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
             if not replaceable(there):
                 raise CheckpointError(
-                    f"{repo} has a {CARD} that gram_jax did not write, or that was changed since: --overwrite "
-                    "replaces it"
+                    f"{repo} has a {CARD} that gram_jax did not write or that was edited: --overwrite replaces it"
                 )
         api.upload_folder(
             repo_id=repo,
@@ -119,7 +116,7 @@ def push_folder(
         )
     except (HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} could not be pushed to {repo}: {error}\nCheck the name, the network, and that the token may "
-            "write there. Nothing of the folder has changed"
+            f"{folder} could not be pushed to {repo}: {error}\nCheck the name, the network, and the token's write "
+            "permission. The folder is unchanged"
         ) from error
     return f"https://huggingface.co/{repo}"

@@ -10,15 +10,9 @@ import jax
 from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import CheckpointError, GramWarning, LayoutError
+from gram_jax.files import read_json
 from gram_jax.interop.hf_config import check_vocabulary
-from gram_jax.interop.hf_files import (
-    GENERATION,
-    check_files,
-    check_texts,
-    hf_config,
-    load_hf,
-    read_json,
-)
+from gram_jax.interop.hf_files import GENERATION, check_files, check_texts, hf_config, load_hf
 from gram_jax.interop.resolve import WEIGHTS, model_folder, resolve_model
 from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
@@ -33,12 +27,12 @@ from gram_jax.tree import Tree
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-# In a run's model/ folder: which model LoRA was trained on top of, and its settings.
+# In a run's model/ folder: the base model of a LoRA and the LoRA's settings.
 BASE_FILE = "base.json"
 
 
 def _gguf() -> ModuleType:
-    from gram_jax.interop import gguf  # of an extra
+    from gram_jax.interop import gguf  # needs an extra
 
     return gguf
 
@@ -46,10 +40,10 @@ def _gguf() -> ModuleType:
 def load_model(
     name: str | Path, placement: Placement, dtype: str | None
 ) -> tuple[ModelConfig, Tree]:
-    """Config and parameters of a model by name, spread over the mesh; LoRA of a run is merged in.
+    """Config and sharded parameters of a model by name, with the LoRA of a run merged.
 
-    dtype None keeps the stored one (float32 where that is a quantisation). Raises CheckpointError
-    where files are missing or damaged, LayoutError where they do not fit each other.
+    dtype None keeps the stored one (float32 for quantised weights). Raises CheckpointError if files are missing or
+    damaged, LayoutError if they do not fit each other.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement
@@ -73,15 +67,13 @@ def model_config(name: str | Path) -> ModelConfig:
     source = resolve_model(name)
     if source.kind == "random":
         return tiny_config()
-    return (
-        _gguf().gguf_config(source.place)
-        if source.kind == "gguf"
-        else hf_config(model_folder(source))
-    )
+    if source.kind == "gguf":
+        return _gguf().gguf_config(source.place)
+    return hf_config(model_folder(source))
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
-    """Tokenizer of a model by name. Raises LayoutError if it has ids that the weights have no row for.
+    """Tokenizer of a model by name. Raises LayoutError if the weights have no row for one of its ids.
 
     >>> load_tokenizer("tiny-random").decode([35, 36])
     'AB'
@@ -99,10 +91,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def stop_tokens(name: str | Path) -> tuple[int, ...]:
-    """Ids that end a text by the model's generation_config.json, () where there is none.
-
-    Raises CheckpointError if it is damaged.
-    """
+    """Ids that end a text by the model's generation_config.json, () without one. Raises CheckpointError for others."""
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
         return ()
@@ -111,14 +100,14 @@ def stop_tokens(name: str | Path) -> tuple[int, ...]:
     found = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(token) is int and token >= 0 for token in found):
         raise CheckpointError(
-            f"{path}: eos_token_id = {ends!r}, expected a token's id or several: correct the file (and, where it is "
-            f"an export of ours: gram-jax verify {path.parent} --accept)"
+            f"{path}: eos_token_id = {ends!r}, expected a token's id or a list of them: correct the file (and for an "
+            f"exported folder run: gram-jax verify {path.parent} --accept)"
         )
     return tuple(found)
 
 
 def load_spec(name: str | Path) -> JudgeSpec | None:
-    """The judge specification saved with a model, None where there is none."""
+    """The judge specification saved with a model, None if there is none."""
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
         return None
@@ -133,31 +122,28 @@ def load_spec(name: str | Path) -> JudgeSpec | None:
 def load_run(
     run: Path, placement: Placement, dtype: str | None, step: int | None = None
 ) -> tuple[ModelConfig, Tree]:
-    """The model of a run's newest checkpoint, of a finished run its last, or of a step. A run that trained LoRA has
-    its base loaded and merged.
+    """The model of a run's checkpoint (step None: the newest), with a LoRA merged into its base.
 
-    Raises CheckpointError if a finished run has lost its last step, or the one that is asked for is not there;
-    warns of one that is not finished.
+    Raises CheckpointError if the step, or the last step of a finished run, is missing. Warns if the run is unfinished.
     """
-    from gram_jax.checkpoint.orbax import Checkpoints  # 0.4 s, which exported folders need not pay
+    from gram_jax.checkpoint.orbax import Checkpoints  # 0.4 s, not needed for exported folders
 
     folder = run / "model"
     cfg = hf_config(folder)
     check_texts(folder, ours=True)  # its manifest is written before the first checkpoint
+    base: Tree | None = None
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
         if step is None:
             _check_final(run, checkpoints.latest())
-        elif step not in (there := checkpoints.all_steps()):
-            steps = ", ".join(map(str, there)) or "none"
-            raise CheckpointError(f"{run} has no checkpoint of step {step}: there are {steps}")
+        elif step not in (found := checkpoints.all_steps()):
+            steps = ", ".join(map(str, found)) or "none"
+            raise CheckpointError(f"{run} has no checkpoint of step {step}; its steps: {steps}")
         saved = checkpoints.params_shapes(step)
-        base: Tree = {}
-        lora: LoraConfig | None = None
         if (folder / BASE_FILE).is_file():
             note = read_json(folder / BASE_FILE)
             lora = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"]))
             base, specs = _base(run, note["base"], cfg, placement, dtype), lora_specs(cfg, lora)
-            base.pop(SCALAR_HEAD, None)  # a rank run's head, which this run trained further or left
+            base["layers"]["lora_scale"] = lora_scales(cfg, lora, placement)
         else:
             specs = param_specs(cfg)
         if SCALAR_HEAD in saved:
@@ -168,29 +154,23 @@ def load_run(
             ),
             specs,
         )
-        found = checkpoints.restore_params(step, abstract)
-    if lora is None:
-        return cfg, found
-    layers = {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}}
-    return cfg, merge_lora(tree.merge(tree.merge(base, found), layers))
+        params = checkpoints.restore_params(step, abstract)
+    return cfg, params if base is None else merge_lora(tree.merge(base, params))
 
 
 def _check_final(run: Path, newest: int | None) -> None:
-    """Whether a run's newest step is the model that it was to become."""
+    """Compare a run's newest step with its number of steps."""
     info = read_info(run)
     steps = info.get("steps")
     if newest is None or steps is None or newest == steps:
         return
     if info.get("finished"):
         raise CheckpointError(
-            f"{run} was finished with step {steps}, and its newest checkpoint is step {newest}: the last one is lost. "
-            "Restore it from a copy; or start the run's `gram-jax train` command again, which computes it anew"
+            f"{run} finished with step {steps}, but its newest checkpoint is step {newest}: the last one is lost. "
+            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it anew"
         )
-    warnings.warn(
-        f"{run} is not finished: this is step {newest} of {steps}",
-        category=GramWarning,
-        stacklevel=2,
-    )
+    message = f"{run} is not finished: this is step {newest} of {steps}"
+    warnings.warn(message, category=GramWarning, stacklevel=2)
 
 
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:
@@ -198,15 +178,16 @@ def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: s
         found, base = load_model(name, placement, dtype)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{run} trained LoRA on top of {name!r}, which cannot be loaded: {error}"
+            f"the base {name!r} of the LoRA in {run} cannot be loaded: {error}"
         ) from error
     if found != cfg:
-        raise LayoutError(f"{run} trained LoRA on top of {name!r}, which is another model now")
+        raise LayoutError(f"the base {name!r} of the LoRA in {run} is another model now")
+    base.pop(SCALAR_HEAD, None)  # that of a reward model, which the run trains further or drops
     return base
 
 
 def _dtype(path: str, saved: Tree, dtype: str | None) -> Any:
-    """The head of the baseline and LoRA keep their own format: LoRA is merged in float32."""
+    """The scalar head and LoRA keep their own dtype: LoRA is merged in float32."""
     leaf = tree.flatten(saved).get(path)
     own = dtype is None or path == SCALAR_HEAD or path.startswith("layers/lora/")
     return leaf.dtype if own and leaf is not None else dtype or "float32"

@@ -1,12 +1,11 @@
 """The model as a Flax NNX module, for tools that expect one (docs/flax.md).
 
-A view: its variables hold the arrays of our tree under the same names, and its call runs the same functions. Nothing
-else imports this module, so that flax is loaded by those who use it.
+A view: its variables hold the arrays of the parameter tree under the same names, and its call runs the same functions.
+No other module imports this one, so flax is loaded only if it is used.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -31,21 +30,11 @@ CacheArrays = dict[str, jax.Array]  # "keys", "values" and "end_index", as Tunix
 
 
 class Frozen(nnx.Variable):
-    """A leaf that nobody trains: the scale of a LoRA; int8 matrices and their scales."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What Tunix asks a model's `config` for."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: Any
+    """A leaf that is not trained: the scale of a LoRA; int8 matrices and their scales."""
 
 
 class NnxModel(nnx.Module):
-    """Tokens in, logits and the cache out, as Tunix calls its models. `nnx_model` makes it."""
+    """Tokens in, logits and the cache out, with the signature of Tunix models. `nnx_model` makes it."""
 
     def __init__(self, params: Tree, cfg: ModelConfig, execution: Execution):
         self.cfg = cfg
@@ -64,12 +53,12 @@ class NnxModel(nnx.Module):
         segment_ids: jax.Array | None = None,
         decode_only_last_token: bool = False,
     ) -> tuple[jax.Array, CacheArrays | None]:
-        """Logits of the next token, f32 [B, T, V] (T = 1 with decode_only_last_token), and the cache, written.
+        """Logits of the next token, f32 [B, T, V] (T = 1 with decode_only_last_token), and the updated cache.
 
-        input_tokens, positions: i32 [B, T]. segment_ids: i32 [B, T], documents of a row, 0 is padding. attention_mask:
-        without a cache bool [B, T, T], which must say what segments can (causal; without segment_ids one document,
-        padded anywhere): another one raises DataError, or where it is traced makes the row's logits NaN. With a cache
-        of S columns it is bool [B, T, S] and may be anything; logits are NaN once the cache overflows.
+        input_tokens, positions: i32 [B, T]. segment_ids: i32 [B, T], documents of a row, 0 is padding. attention_mask
+        without a cache: bool [B, T, T], causal within the segments (without segment_ids one document with padding
+        anywhere); another mask raises DataError, or gives NaN logits if it is traced. attention_mask with a cache of S
+        columns: any bool [B, T, S]; logits are NaN once the cache overflows.
         """
         params, valid = self._tree(), None
         if cache is None:
@@ -80,14 +69,9 @@ class NnxModel(nnx.Module):
             _check_cached(input_tokens, cache, attention_mask, segment_ids)
             columns = cache["keys"].shape[2]
             held = Cache(cache["keys"], cache["values"], cache["end_index"], cache["end_index"][0])
+            visible = attention_mask != 0
             hidden, held = extend_visible(
-                params,
-                self.cfg,
-                input_tokens,
-                positions,
-                attention_mask != 0,
-                held,
-                self.execution,
+                params, self.cfg, input_tokens, positions, visible, held, self.execution
             )
             cache = {"keys": held.keys, "values": held.values, "end_index": held.lengths}
             valid = held.lengths <= columns
@@ -100,7 +84,7 @@ class NnxModel(nnx.Module):
         return logits, cache
 
     def init_cache(self, batch_size: int, cache_size: int, dtype: Any) -> CacheArrays:
-        """Room for the keys and values of cache_size columns: the batch leads, as beam search expects."""
+        """An empty cache of cache_size columns; the batch is the leading axis, as beam search expects."""
         cfg = self.cfg
         shape = (batch_size, cfg.layers, cache_size, cfg.kv_heads, cfg.head_size)
         return {
@@ -110,21 +94,24 @@ class NnxModel(nnx.Module):
         }
 
     @property
-    def config(self) -> Sizes:
-        cfg = self.cfg
-        return Sizes(
-            cfg.layers, cfg.kv_heads, cfg.head_size, jnp.dtype(self.execution.compute_dtype)
+    def config(self) -> SimpleNamespace:
+        """The sizes that Tunix reads from a model."""
+        return SimpleNamespace(
+            num_layers=self.cfg.layers,
+            num_kv_heads=self.cfg.kv_heads,
+            head_dim=self.cfg.head_size,
+            dtype=jnp.dtype(self.execution.compute_dtype),
         )
 
     @property
     def num_embed(self) -> int:
-        """V, by the name that Tunix' sampler has for it."""
+        """V, under its name in Tunix' sampler."""
         return self.cfg.vocab_size
 
     def _check_own(self) -> None:
-        """Raises LayoutError if a tool put something beside or instead of our weights while they were used.
+        """Raises LayoutError if a tool added or replaced variables while the model was called.
 
-        qwix does: it knows the embedding and the head, not the layers, whose weights are read inside a scan.
+        qwix does: it finds the embedding and the head, but not the layers, whose weights are read inside a scan.
         """
         ours = {path.split("/")[0] for path in self.paths}
         strange = [
@@ -135,68 +122,47 @@ class NnxModel(nnx.Module):
         ]
         if strange:
             raise LayoutError(
-                f"a tool changed {', '.join(strange)} and cannot see the weights of the layers, which lie stacked in a "
-                "scan. For LoRA make the view of a tree with lora_specs (gram_jax/model/lora.py), for eight bits "
-                "of one from quantize_int8"
+                f"a tool changed {', '.join(strange)} and does not find the weights of the layers, which are stacked "
+                "in a scan. For LoRA make the view of a tree with lora_specs (gram_jax/model/lora.py), for int8 of one "
+                "from quantize_int8"
             )
 
     def _tree(self) -> Tree:
-        found = {}
-        for path in self.paths:
-            found[path] = attrgetter(path.replace("/", "."))(self).get_value()
-        return tree.unflatten(found)
+        read = {path: attrgetter(path.replace("/", "."))(self) for path in self.paths}
+        return tree.unflatten({path: variable.get_value() for path, variable in read.items()})
 
 
 def nnx_model(params: Tree, cfg: ModelConfig, execution: Execution) -> NnxModel:
     """A view of the model: its variables hold the arrays of `params`, not copies.
 
-    Weights are nnx.Param, those of a LoRA nnx.LoRAParam, what nobody trains Frozen. Raises LayoutError if the tree
-    is not this model's, RecipeError where the execution cannot tell padding from text.
+    Weights are nnx.Param, those of a LoRA nnx.LoRAParam, untrained leaves Frozen. Raises LayoutError if `params` do
+    not fit `cfg`, RecipeError if the execution does not support padding before the text.
     """
     if not execution.packed:
         raise RecipeError(
-            "packed = False promises rows that begin with their only document, and tools that expect a Flax module pad "
-            "on the left: make the view with packed = True"
+            "packed = False means rows that begin with their only document, but tools that expect a Flax module pad on "
+            "the left: make the view with packed = True"
         )
-    if problems := list(_problems(params, cfg)):
+    own = {path: leaf for path, leaf in tree.walk(params) if not _is_extra(path)}
+    problems = tree.differences(own, param_specs(cfg))
+    if "lora" in params["layers"] and SCALE not in tree.flatten(params):
+        problems.append(f"{SCALE}: missing (lora_scales makes it)")
+    if problems:
         raise LayoutError("\n  ".join(["the parameters do not fit this config:", *problems]))
     return NnxModel(params, cfg, execution)
 
 
 def to_params(view: NnxModel) -> Tree:
-    """The view's arrays as our tree: for scoring, export and checkpoints.
-
-    Raises LayoutError if a tool has added variables or put others in the place of ours.
-    """
+    """The view's arrays as a parameter tree. Raises LayoutError if a tool has added or replaced variables."""
     found = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(view))}
     if strange := sorted(found.keys() ^ set(view.paths)):
-        raise LayoutError(
-            "\n  ".join(
-                [
-                    "a tool has changed what this model is made of, and our forward pass does not know its parts:",
-                    *(f"{path} is {'new' if path in found else 'gone'}" for path in strange),
-                ]
-            )
-        )
+        lines = [f"{path} is {'new' if path in found else 'gone'}" for path in strange]
+        raise LayoutError("\n  ".join(["a tool has changed the model's variables:", *lines]))
     return tree.unflatten({path: found[path].get_value() for path in view.paths})
 
 
-def _problems(params: Tree, cfg: ModelConfig) -> Iterator[str]:
-    specs, leaves = tree.flatten(param_specs(cfg)), tree.flatten(params)
-    for path, spec in specs.items():
-        if path not in leaves:
-            yield f"{path} is missing"
-        elif tuple(leaves[path].shape) != spec.shape:
-            yield f"{path} has shape {tuple(leaves[path].shape)}, expected {spec.shape}"
-    for path in leaves:
-        if path not in specs and not _extra(path):
-            yield f"{path} has no place"
-    if SCALE not in leaves and any(path.startswith("layers/lora/") for path in leaves):
-        yield f"{SCALE} is missing: lora_scales makes it"
-
-
-def _extra(path: str) -> bool:
-    """Leaves that a tree may have beyond its specs: LoRA and int8."""
+def _is_extra(path: str) -> bool:
+    """Whether a leaf is not in the specs but allowed: LoRA and scales of int8."""
     return path == SCALE or path.startswith(("layers/lora/", "layers/scales/"))
 
 
@@ -213,34 +179,33 @@ def _variable(path: str, leaf: jax.Array) -> nnx.Variable:
     kind = nnx.Param
     if path.startswith("layers/lora/"):
         kind = nnx.LoRAParam
-    elif _extra(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
+    elif _is_extra(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
         kind = Frozen
     spec = getattr(getattr(leaf, "sharding", None), "spec", None)
-    # What the array says already, for tools that place optimizers by it; eager sharding would place it again.
-    told: dict[str, Any] = {} if spec is None else {"out_sharding": tuple(spec)}
-    return kind(leaf, eager_sharding=False, **told)
+    # The array's own sharding, for tools that place optimizer states by it; eager sharding would place it again.
+    stated: dict[str, Any] = {} if spec is None else {"out_sharding": tuple(spec)}
+    return kind(leaf, eager_sharding=False, **stated)
 
 
 def _segments(
     tokens: jax.Array, mask: jax.Array | None, segment_ids: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Segments i32 [B, T] that mean the same as the mask, and the rows bool [B] where they do."""
+    """Segments i32 [B, T] equivalent to the mask, and the rows, bool [B], in which they are equivalent."""
     B, T = tokens.shape
     if segment_ids is not None and segment_ids.shape != (B, T):
         raise DataError(f"segment_ids have shape {segment_ids.shape}: expected {(B, T)}")
     if mask is None:
         return (jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids), None
     _check_mask(mask, (B, T, T))
-    mask = mask != 0
-    segments = segment_ids
+    mask, segments = mask != 0, segment_ids
     if segments is None:
         segments = jnp.diagonal(mask, axis1=1, axis2=2).astype(jnp.int32)
     valid = (mask == causal_segment_mask(segments, segments, 0)) | (segments == 0)[:, :, None]
     valid = valid.all((1, 2))
     if not isinstance(valid, Tracer) and not valid.all():
         raise DataError(
-            f"the attention mask of row {int(jnp.argmin(valid))} is not causal attention within one document: without "
-            "a cache this model knows segments, not masks. Give segment_ids for rows that hold several documents"
+            f"the attention mask of row {int(jnp.argmin(valid))} is not causal within one document: without a cache "
+            "this model supports segments, not masks. Give segment_ids for rows of several documents"
         )
     return segments, valid
 
@@ -248,7 +213,7 @@ def _segments(
 def _check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
     if mask.shape != shape or jnp.issubdtype(mask.dtype, jnp.inexact):
         raise DataError(
-            f"the attention mask is {mask.dtype} {mask.shape}: expected {shape}, true where a query (row) sees a key"
+            f"the attention mask is {mask.dtype} {mask.shape}: expected {shape}, true for the keys of each query (row)"
         )
 
 
@@ -256,9 +221,7 @@ def _check_cached(
     tokens: jax.Array, cache: CacheArrays, mask: jax.Array | None, segment_ids: jax.Array | None
 ) -> None:
     if cache.keys() != {"keys", "values", "end_index"}:
-        raise DataError(
-            f"this is a cache of another model (it holds {', '.join(cache)}): make one with init_cache"
-        )
+        raise DataError(f"a cache with {', '.join(cache)}: expected one made by init_cache")
     rows, _, columns, *_ = cache["keys"].shape
     if mask is None or segment_ids is not None:
         raise DataError("with a cache the model needs an attention mask, and no segment_ids")

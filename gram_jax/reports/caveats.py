@@ -17,7 +17,7 @@ MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
 UNCALIBRATED = 0.1  # ECE
 INCONSISTENT = 0.3  # share of the pairs
-POSITION_BIASED = 0.05  # mean P(first shown) - 0.5
+POSITION_BIASED = 0.1  # mean P(a response) when shown first less P when shown second
 LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, less that if it is shorter
 VULNERABLE = 0.1  # success of an attack above its baseline
 
@@ -78,7 +78,7 @@ def _of_biases(pairs: PairMetrics) -> Iterator[str]:
         yield f"The verdict changes with the order of showing for {share} of the pairs."
     if abs(pairs.position_bias) > POSITION_BIASED:
         position = "first" if pairs.position_bias > 0 else "second"
-        mean = format_figure(0.5 + abs(pairs.position_bias), 2)
+        mean = format_figure(0.5 + abs(pairs.position_bias) / 2, 2)
         yield f"The response shown {position} gets a probability of {mean} on average, whatever it says."
     longer, shorter = pairs.accuracy_longer, pairs.accuracy_shorter
     if longer is not None and shorter is not None and abs(longer - shorter) > LENGTH_BIASED:

@@ -27,20 +27,20 @@ TPU_ACCELERATORS = {
 }
 FLAT = ("v5e", "v6e")  # their topologies have two sizes, those of the others three
 
-# 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
-# SEGV, TERM). The same list stands in every launcher.
+# Exit statuses after which a run is started again: 75 and 76 ask for it, the others are deaths by a signal (ABRT, BUS,
+# KILL, SEGV, TERM). Every launcher has this list.
 START_AGAIN = [75, 76, 134, 135, 137, 139, 143]
 
 COORDINATOR_PORT = 8476
 RECIPES = "/recipes"  # where the ConfigMap is mounted
 RUNNER = "/opt/gram-jax/launch/one_machine.sh"  # where the Dockerfiles put it
-SECONDS_TO_END = 5  # between the last moment of a save and the kill
+SECONDS_TO_END = 5  # between the end of --grace and SIGKILL
 
 Manifest = dict[str, Any]
 
 
 class LaunchError(Exception):
-    """The options do not make a job; the message says what was expected and found."""
+    """The options do not make a job."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,8 +54,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in gram-jax train")
     add("--namespace", help="default: that of kubectl")
 
-    where = parser.add_argument_group("machines: --tpu, or --nodes with or without --gpus")
-    add = where.add_argument
+    add = parser.add_argument_group(
+        "machines: --tpu, or --nodes with or without --gpus"
+    ).add_argument
     add("--tpu", metavar="KIND:TOPOLOGY", help="one slice, as v5e:4x4, v5p:2x2x4, v6e:8x8")
     add("--slices", type=int, default=1, help="of that TPU (default 1)")
     add("--chips-per-host", type=int, help="default 4, or all chips of a slice that has fewer")
@@ -66,19 +67,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--cpu", help="CPU request of each process, as 8")
     add("--memory", help="memory request of each process, as 64Gi")
 
-    files = parser.add_argument_group("the shared folder (one of these); recipes name paths in it")
-    add = files.add_argument
-    add(
-        "--claim", help="a PersistentVolumeClaim that many nodes may write (Filestore, NFS, Lustre)"
-    )
+    add = parser.add_argument_group(
+        "the shared folder (one of these), which recipes name"
+    ).add_argument
+    add("--claim", help="a PersistentVolumeClaim in mode ReadWriteMany (Filestore, NFS, Lustre)")
     add("--nfs", metavar="SERVER:/PATH", help="an NFS export")
     add("--bucket", help="Cloud Storage through GCS FUSE: with hierarchical namespace only")
-    add(
-        "--mount", default="/work", help="where it is mounted; the run starts there (default /work)"
-    )
+    add("--mount", default="/work", help="its path, where the run starts (default /work)")
 
-    life = parser.add_argument_group("life")
-    add = life.add_argument
+    add = parser.add_argument_group("lifetime and rights").add_argument
     add("--grace", type=int, default=20, help="seconds to save after SIGTERM (default 20)")
     add("--restarts", type=int, default=50, help="of the whole JobSet (default 50)")
     add("--user", type=int, default=1000, help="numeric id of the processes (default 1000)")
@@ -87,7 +84,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what Kubernetes would refuse later, or accept and run wrongly."""
+    """Raises LaunchError for what Kubernetes would reject later, or would accept and run wrongly."""
     # A pod's host name is NAME-train-SLICE-INDEX, and a host name has at most 63 characters.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,42}[a-z0-9])?", options.name):
         raise LaunchError(
@@ -132,8 +129,8 @@ def check(options: argparse.Namespace) -> None:
             )
         if options.slices > 1 and (between := parts_between(path, options.set)) != options.slices:
             raise LaunchError(
-                f"--slices {options.slices}, and [mesh.dcn] of {path} multiplies to {between}: it says what"
-                f" crosses the slices, as --set mesh.dcn.data={options.slices}"
+                f"--slices {options.slices}, and [mesh.dcn] of {path} multiplies to {between}: expected the number of"
+                f" slices, as --set mesh.dcn.data={options.slices}"
             )
 
 
@@ -201,7 +198,7 @@ def machines(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str
 
 
 def environment(options: argparse.Namespace, processes: int) -> list[Manifest]:
-    """How processes find each other. On TPUs GKE sets what JAX needs; elsewhere we do."""
+    """The variables by which processes find each other; on TPUs GKE sets them."""
     if options.tpu is not None:
         return []
     index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
@@ -275,7 +272,7 @@ def pod(options: argparse.Namespace) -> Manifest:
 
 
 def job(options: argparse.Namespace) -> Manifest:
-    """The template of a slice: one pod for each process, which all end with the first that fails."""
+    """The template of a slice: one pod for each process; the first that fails ends all."""
     _, _, processes = machines(options)
     stop = {"containerName": "train", "operator": "NotIn", "values": START_AGAIN}
     return {
@@ -318,7 +315,7 @@ def jobset(options: argparse.Namespace) -> Manifest:
             },
             "failurePolicy": {
                 "maxRestarts": options.restarts,
-                # All pods of one life are gone before the next begins: two never write to one run.
+                # All pods are gone before new ones start: two never write to one run.
                 "restartStrategy": "BlockingRecreate",
                 "rules": [people],
             },
@@ -338,7 +335,7 @@ def recipes(options: argparse.Namespace) -> Manifest:
 
 
 class Plain(yaml.SafeDumper):
-    """Lines stay lines, and what occurs twice is written twice."""
+    """Writes texts of several lines as blocks, and no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -353,7 +350,7 @@ Plain.add_representer(str, _text)
 
 
 def render(options: argparse.Namespace) -> str:
-    """The manifests as YAML, in the order in which they are to be made."""
+    """The manifests as YAML, in the order in which they are created."""
     check(options)
     documents = [recipes(options), jobset(options)]
     return yaml.dump_all(documents, Dumper=Plain, sort_keys=False, width=120)
