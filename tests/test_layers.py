@@ -81,6 +81,7 @@ THIRD_PARTIES = {
         "recipes.strict",
         "recipes.tables",
         "evals.results",
+        "judge.spec",
     },
     "tomli_w": {"recipes.reading"},
     "cyclopts": {
