@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from test_rewards import ByLength
+from fake_judge import FakeJudge
 
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
@@ -115,7 +115,7 @@ def test_a_batch_that_fails_is_tried_again_without_the_others():
 
 
 def test_threads_of_one_reward_are_written_for_together():
-    writer, judge = Writer(), ByLength()
+    writer, judge = Writer(), FakeJudge()
     rewards = Rewards(
         judge, RewardForm("reference"), write=GreedyResponses(writer, max_new_tokens=8)
     )
