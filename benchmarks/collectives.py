@@ -1,8 +1,8 @@
 """Collectives of a training step by mesh, counted in compiled programs: python benchmarks/collectives.py [TOPOLOGY]
 
 TOPOLOGY: eight devices to compile for, such as v5e:2x4 (needs libtpu and no TPU); by default eight
-fake devices of this CPU. `--list` prints every collective with its place in the model besides.
-Nothing is run. docs/meshes.md holds the result and reads it.
+fake devices of this CPU. `--list` also prints every collective with its place in the model.
+Nothing is run. The result is in docs/meshes.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ MESHES: tuple[dict[str, int], ...] = (
     {"fsdp": 2, "tensor": 2, "sequence": 2},
     {"data": 2, "fsdp": 4},
 )
-# Small, yet no two sizes alike, so that a shape in the HLO says what it is of.
+# Small, with no two sizes alike, so that shapes in the HLO can be identified.
 CFG = ModelConfig(
     family="llama",
     vocab_size=4096,
@@ -77,7 +77,7 @@ OPTIMIZER = OptimizerConfig(
 def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str) -> str:
     """The HLO of one step: one micro-batch, AdamW, clipping, bfloat16 products, float32 weights."""
     platform = placement.mesh.devices.flat[0].platform
-    # A CPU's compiler turns bfloat16 into float32 where it likes, also in collectives.
+    # A CPU's compiler may turn bfloat16 into float32, also in collectives.
     compute_dtype = "float32" if platform == "cpu" else "bfloat16"
     execution = Execution(compute_dtype, "auto", remat, placement)
     if stage == "pretrain":
@@ -116,7 +116,7 @@ def batch_of(stage: str, placement: Placement) -> TokenBatch | VerdictBatch:
 def per_layer_and_rest(
     stage: str, placement: Placement, remat: str
 ) -> tuple[dict[str, tuple[Traffic, Traffic]], str]:
-    """By kind (what every layer adds, what is there once), and the HLO: from 2 and from 4 layers."""
+    """By kind (traffic of a layer, the rest), from programs of 2 and 4 layers; and the HLO of 2."""
     few, many = (compiled_step(stage, replace(CFG, layers=n), placement, remat) for n in (2, 4))
     two, four = collectives(few, [0] * 8), collectives(many, [0] * 8)
     found = {}
@@ -131,7 +131,7 @@ def per_layer_and_rest(
 
 
 def places(hlo: str) -> list[str]:
-    """Every collective of a program: kind, shapes, groups, where it stands and what it came from."""
+    """Every collective of a program: kind, shapes, groups, computation and source."""
     lines = []
     for name, computation in parse_hlo(hlo)[0].items():
         for this in computation.values():
