@@ -180,12 +180,9 @@ def test_unknown_ways_to_write_groups_stop_the_count():
         collectives(text, [0] * 8)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("bf16[8,128]{1,0:T(8,128)(2,1)}", 2048), ("(f32[2], pred[3])", 11), ("s32[]", 4)],
-)
-def test_bytes_of_a_type(text: str, size: int):
-    assert type_bytes(text) == size
+def test_bytes_of_a_type():
+    sizes = {"bf16[8,128]{1,0:T(8,128)(2,1)}": 2048, "(f32[2], pred[3])": 11, "s32[]": 4}
+    assert {text: type_bytes(text) for text in sizes} == sizes
 
 
 def test_collectives_of_a_real_program_are_those_of_its_closed_form():
@@ -445,7 +442,8 @@ def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, 
     small = tight(target, max(needed(24, "dots"), needed(24, "full")))
     assert needed(32, "full") > small.capacity and needed(24, "none") > small.capacity
     with caplog.at_level(logging.INFO, "gram_jax.plan.search"):
-        chosen, plan = largest_batch(PlanRequest(recipe(), CFG, small))
+        chosen, plan = largest_batch(PlanRequest(recipe(), CFG, small, slots=1))
+    assert chosen.slots == 1
     assert (chosen.recipe.batch.batch_size, chosen.recipe.execution.remat) == (24, "dots")
     assert plan.fit.fits and plan.program.settings["batch_size"] == 24
     tried = [record.getMessage() for record in caplog.records]
@@ -466,8 +464,6 @@ def test_a_plan_is_for_the_given_number_of_slots(recipe):
         for slots in (1, 5)
     )
     assert many - few == 4 * 3 * 4  # three arrays of four more for the only row of a device
-    found = largest_batch(PlanRequest(packed, CFG, tight(target, 2 * few), slots=5))
-    assert found is None or found[0].slots == 5
 
 
 @pytest.mark.parametrize(

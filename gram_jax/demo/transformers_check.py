@@ -41,9 +41,7 @@ def compare_with_transformers(
     """
     write_atomic(script, SCRIPT)
     if not importlib.util.find_spec("torch"):
-        logger.info(
-            "PyTorch is not installed: the comparison with transformers (%s) is skipped.", script
-        )
+        logger.info(f"PyTorch is not installed: the comparison in {script} is skipped.")
         return None
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
     encoded = encode_items(judge.tokenizer, judge.spec.comparison, shown, judge.spec.max_length)
@@ -64,9 +62,6 @@ def compare_with_transformers(
     ours = [score.margin for score in judge.score_many(pairs)]
     difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     logger.info(
-        "transformers gives the same log-odds for %d pairs, largest difference %.1e (%s)",
-        len(pairs),
-        difference,
-        script,
+        f"Log-odds of {len(pairs)} pairs in transformers: largest difference {difference:.1e} ({script})"
     )
     return difference
