@@ -174,10 +174,12 @@ def test_between_slices_the_devices_of_a_slice_share_the_work():
     assert (apart.network, apart.links) == (32, 0)
 
 
-def test_unknown_ways_to_write_groups_stop_the_count():
-    text = LOOP.replace("[2,4]<=[8]", "[2,4]<<[8]")
-    with pytest.raises(ValueError, match="replica groups"):
-        collectives(text, [0] * 8)
+@pytest.mark.parametrize(
+    ("old", "new"), [("[2,4]<=[8]", "[2,4]<<[8]"), ("all-reduce(%v, %scalar)", "all-reduce[%v]")]
+)
+def test_unknown_forms_of_groups_and_instructions_are_errors(old: str, new: str):
+    with pytest.raises(ValueError, match="unknown form"):
+        collectives(LOOP.replace(old, new), [0] * 8)
 
 
 def test_bytes_of_a_type():
