@@ -62,7 +62,7 @@ def planned(recipe, cfg=CFG, target: PlanTarget | None = None) -> ProgramPlan:
 
 @pytest.fixture
 def recipe(tmp_path: Path):
-    """Makes recipes: of a stage, sharded over eight devices unless `changes` say otherwise."""
+    """Makes recipes: of a stage, sharded over eight devices by default."""
 
     def make(stage: str = "finetune", **changes: Any):
         return tiny_recipe(
@@ -369,7 +369,7 @@ def test_no_product_of_vocabulary_size_is_in_the_programs_of_stage_two_and_scori
 
 
 def stripped(hlo: str) -> str:
-    """A program's text without what says where it was written."""
+    """A program's text without source locations."""
     hlo = re.sub(r",? ?metadata=\{[^}]*\}", "", hlo)
     hlo = re.sub(r"(?m)^(FileNames|FunctionNames|FileLocations|StackFrames)\n(.+\n)*", "", hlo)
     return re.sub(r"stack_frame_id=\d+", "", hlo)
