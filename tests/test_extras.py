@@ -47,7 +47,10 @@ def test_the_core_scores_without_any_extra(tmp_path: Path):
     ("code", "extra"),
     [
         ("from gram_jax.interop import gguf", "gguf"),
-        ("from gram_jax.plots import plot_curves; plot_curves([], 'x.png', title='')", "plots"),
+        (
+            "from gram_jax.plots import plot_curves; plot_curves([{'loss': 1}], '', title='')",
+            "plots",
+        ),
         ("from gram_jax.cli import app; app(['serve', 'tiny-random'])", "serve"),
     ],
 )
