@@ -5,6 +5,7 @@ One test trains: a grid of a tiny model that is killed twice.
 
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -105,6 +106,7 @@ def test_runs_add_up_and_resume_after_a_kill(claims, monkeypatch, data, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         run(claims, monkeypatch, data, out, compute_dtype=killed)
+    assert not logging.getLogger("gram_jax").handlers
     assert len(list((out / "cells").glob("*.json"))) == 3
     # A partly written file is no result.
     (out / "cells" / "0123.json.77.partial").write_text('{"name": "a half')
