@@ -3,10 +3,10 @@
     python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--markdown docs/plans.md]
 
 Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS, so an interrupted
-run resumes. A line also holds a hash of the recipe with all its changes and of everything else that decides the program
-(`Cell.key`): a cell whose recipe has changed since is computed again. The hash does not cover gram_jax itself: after
-a change of it, begin a new file. The Markdown is made from the lines that exist and lists the missing cells; `--minutes 0`
-only writes it. Needs libtpu, and no TPU; for the GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
+run resumes. A line also has a hash of the recipe with all its changes and of everything else that decides the program
+(`Cell.key`): a cell whose recipe has changed is computed again. The hash does not cover gram_jax itself: after a change
+of it, start a new file. The Markdown is made from the lines that exist and lists the missing cells; `--minutes 0` only
+writes it. Needs libtpu, and no TPU; for the GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
 """
 
 import argparse
@@ -37,9 +37,9 @@ ROWS = 4  # per device and step; fewer if the residual stream of 4 rows does not
 ROWS_OF = {"llama3.3-70b": 2}
 CHUNK = 512  # rows of logits of a device
 LONGEST = 900  # seconds for one cell
-WIDEST_FSDP = 128  # Qwen3's vocabulary of 151,936 can be cut into no more
+WIDEST_FSDP = 128  # the largest power of two that divides Qwen3's vocabulary of 151,936
 
-# Which slices a model is planned for, the most telling first. A round takes the next slice of every model.
+# The slices that a model is planned for, the most informative first. A round takes the next slice of every model.
 SLICES = {
     "qwen3-0.6b": ("v5e:2x2", "v6e:2x2"),
     "qwen3-1.7b": ("v5e:4x4", "v5e:2x2", "v6e:4x4"),
@@ -51,7 +51,7 @@ SLICES = {
     "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1"),
     "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16"),
 }
-# Too small for the training state alone: known without compiling, so these come first.
+# Too small for the training state alone: computed first, because nothing is compiled.
 TOO_SMALL = {
     "qwen3-8b": "v5e:2x2",
     "qwen3-14b": "v6e:2x2",
@@ -59,15 +59,15 @@ TOO_SMALL = {
     "llama3.1-8b": "v5e:2x2",
     "llama3.3-70b": "v6e:4x4",
 }
-# Recipes that are made for one GPU, planned as they are.
+# Recipes for one GPU, planned as they are.
 FOR_GPUS = {
     "configs/qwen3-1.7b-finetune-24gb.toml": ("qwen3-1.7b", "rtx4090"),
     "configs/qwen3-8b-finetune-141gb.toml": ("qwen3-8b", "h200"),
 }
 PROGRAMS = ("pretrain", "score", "finetune")
-# Larger than the rounds come to soon, and planned after the first of them.
+# Large slices that are planned after the first round.
 LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
-# What no program depends on: where a run lies, its data, what it saves and says.
+# Tables of a recipe that the program does not depend on.
 NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
 
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def place(self) -> Topology:
-        """What the topology's name says."""
+        """The parsed topology."""
         return read_topology(self.topology)
 
     @property
@@ -92,7 +92,7 @@ class Cell:
 
     @property
     def replicated(self) -> bool:
-        """Scoring keeps whole weights on every device where they take at most half of it."""
+        """Scoring keeps whole weights on every device if they take at most half of its memory."""
         chip = self.place.chip
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
         return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
@@ -138,7 +138,7 @@ class Cell:
         """A hash of what decides the program: the recipe with its changes, the model, the slice."""
         values = recipe_values(read_recipe(ROOT / self.recipe, self._sets()))
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
-        # The examples that a row may hold follow from the orders (plan/planning.py).
+        # The number of examples of a row depends on the orders (plan/programs.py).
         text = json.dumps(
             [decides, values["data"].get("position_augmentation"), vars(self)], sort_keys=True
         )
@@ -167,7 +167,7 @@ def _in_order() -> Iterator[Cell]:
 
 
 def main() -> None:
-    """Compute what is missing, as far as the time goes, and write the markdown."""
+    """Compute missing cells within the time, and write the markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--minutes", type=float, default=45)
@@ -183,7 +183,7 @@ def main() -> None:
             break
         result = compute(cell, chosen.runner.split())
         print(cell, verdict(result), flush=True)
-        if "refused" in result:  # nothing about the cell: something is missing here
+        if "refused" in result:  # no result: something is missing on this machine
             continue
         done[cell] = result
         with chosen.results.open("a") as file:
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
-    """What earlier runs found of the recipes as they are now; a line that was cut off is left out."""
+    """Results of earlier runs for the present recipes; a partial line is left out."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -209,7 +209,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
-    """The plan as plain values, or {"error": ...}, or {"refused": ...} where it could not be asked."""
+    """The plan as plain values, or {"error": ...}, or {"refused": ...} if the command failed."""
     code = "from gram_jax.cli import main; main()"
     try:
         done = subprocess.run(
@@ -361,7 +361,7 @@ compiler reported, if the compiler stopped. If the arguments alone exceed the me
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH:,} tokens per device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation step, f32
-weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} rows per device.""",
+weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} rows per device.""",  # noqa: E501
     "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}
@@ -370,7 +370,7 @@ a real GPU at compilation. *free* is relative to the memory that CUDA reports mi
 the memory by default; these recipes need XLA_PYTHON_CLIENT_MEM_FRACTION=0.97.""",
     "score": f"""\
 Pairs in both orders, padded to {LENGTH:,} tokens, 32,768 tokens per device and call, bf16 weights. Every device holds all
-weights if they take at most half of its memory; otherwise they are sharded over fsdp and gathered layer by layer.""",
+weights if they take at most half of its memory; otherwise they are sharded over fsdp and gathered layer by layer.""",  # noqa: E501
 }
 
 

@@ -108,6 +108,18 @@ def test_every_document_is_in_the_navigation_of_the_site():
     assert not missing
 
 
+def test_every_error_has_its_cause_and_cure_in_troubleshooting_and_its_place_in_the_api_reference():
+    found = set()
+    for module in ROOT.glob("gram_jax/**/*.py"):
+        found |= set(re.findall(r"^class (\w+)\(GramError\)", module.read_text(), flags=re.M))
+    heads = set(re.findall(r"^### (\w+)$", text_of("docs/troubleshooting.md"), flags=re.M))
+    assert heads == found
+    assert {name.split(".")[-1] for name in API["errors"][1]} == found | {
+        "GramError",
+        "GramWarning",
+    }
+
+
 FORMATS = re.findall(
     r"^### (\S+)\n.*?^```json\n(.*?)^```", text_of("docs/formats.md"), flags=re.M | re.S
 )

@@ -11,7 +11,7 @@ import numpy as np
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
-from gram_jax.judge.messages import Prompt, render_turns, turns_of
+from gram_jax.judge.messages import Prompt, as_prompt, render_turns, turns_of
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
@@ -35,9 +35,9 @@ class TextGenerator:
     stop_token_ids: ids that end a response, the tokenizer's end of text and the end of an
     assistant's turn among them.
 
-    >>> from gram_jax.rewards.messages import prompt_of
+    >>> from gram_jax import SamplingConfig, TextGenerator
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
-    >>> found = generator.generate([prompt_of("Hi")], SamplingConfig(max_new_tokens=4))
+    >>> found = generator.generate(["Hi"], SamplingConfig(max_new_tokens=4))
     >>> len(found.texts), found.samples.tokens.shape
     (1, (1, 4))
     """
@@ -75,7 +75,7 @@ class TextGenerator:
         return replace(self, params=params)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, batch_size: int = 32
+        self, prompts: Sequence[str | Prompt], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
         """A response to every prompt. Raises DataError for one that leaves no space in the model's context."""
         tokens = [self.encode(prompt) for prompt in prompts]
@@ -99,13 +99,13 @@ class TextGenerator:
         )
         return Generations(self.decode(samples), samples)
 
-    def encode(self, prompt: Prompt) -> np.ndarray:
+    def encode(self, prompt: str | Prompt) -> np.ndarray:
         """i32 [n]: a prompt as the model reads it, turn by turn. Control tokens in a turn's content stay text.
 
         A conversation whose roles the chat template does not support (two users in a row, tools) is
         one user's text, each turn under a header, as the judge reads it.
         """
-        encoder = text_encoder(self.tokenizer)
+        encoder, prompt = text_encoder(self.tokenizer), as_prompt(prompt)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
         alone = self.frame.prefix, self.frame.generation_prompt
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
@@ -116,7 +116,7 @@ class TextGenerator:
             parts += [encoder.text(text), encoder.frame(frame)]
         return np.concatenate(parts)
 
-    def encode_all(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[np.ndarray]:
+    def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:
         """Of every prompt `encode`. Raises DataError for one that leaves no space in the model's context."""
         tokens = [self.encode(prompt) for prompt in prompts]
         check_lengths(self.cfg, tokens, max_new_tokens)

@@ -32,6 +32,10 @@ class SamplingConfig:
     have this probability are drawn (arXiv 1904.09751). stop_token_ids: each ends a row and is part
     of it. seed: of the noise, which differs for every prompt. Raises DataError for values out of
     range.
+
+    >>> from gram_jax import SamplingConfig
+    >>> SamplingConfig(max_new_tokens=8, temperature=0.7).top_p
+    1.0
     """
 
     max_new_tokens: int

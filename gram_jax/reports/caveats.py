@@ -1,4 +1,4 @@
-"""What a reader must know before using a model's figures: each a sentence with the number it rests on."""
+"""The limits of a model's figures, each as a sentence with its number."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from gram_jax.evals.results import PairMetrics, SourceResult
 from gram_jax.formatting import format_figure, format_percent, plural
 from gram_jax.reports.loading import ModelResults
 
-# With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.
+# With fewer prompts a 95 % interval is wider than 0.14, which is the spread of most leaderboards.
 FEW_PROMPTS = 200
-# A figure above its threshold is worth a sentence.
+# A figure above its threshold is a caveat.
 MUCH_SHORTENED = 0.05
 MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
@@ -47,21 +47,8 @@ def source_caveats(source: SourceResult) -> Iterator[str]:
     if dropped > MUCH_DROPPED * source.rows:
         why = ", ".join(f"{reason} ({n:,})" for reason, n in source.dropped.items() if n)
         yield f"{dropped:,} of {plural(source.rows, 'row')} were left out: {why}."
-    pairs = source.pairs
-    yield from _of_accuracy(
-        pairs, "accuracy over pairs of responses" if source.ranks else "accuracy"
-    )
-    if pairs.shortened > MUCH_SHORTENED:
-        yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
-    yield from _of_biases(pairs)
-    if pairs.ties > MANY_TIES:
-        yield f"{format_percent(pairs.ties)} of the pairs are ties, which count as wrong."
-    if pairs.ece > UNCALIBRATED:
-        yield _of_calibration(source)
-
-
-def _of_accuracy(pairs: PairMetrics, what: str) -> Iterator[str]:
-    low, high = pairs.interval
+    pairs, (low, high) = source.pairs, source.pairs.interval
+    what = "accuracy over pairs of responses" if source.ranks else "accuracy"
     if pairs.prompts < FEW_PROMPTS:
         half = format_figure((high - low) / 2, 2)
         yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
@@ -70,6 +57,13 @@ def _of_accuracy(pairs: PairMetrics, what: str) -> Iterator[str]:
         yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
     elif high < 0.5:
         yield f"The {what} is below that of guessing: check which response the labels prefer."
+    if pairs.shortened > MUCH_SHORTENED:
+        yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
+    yield from _of_biases(pairs)
+    if pairs.ties > MANY_TIES:
+        yield f"{format_percent(pairs.ties)} of the pairs are ties, which count as wrong."
+    if pairs.ece > UNCALIBRATED:
+        yield _of_calibration(source)
 
 
 def _of_biases(pairs: PairMetrics) -> Iterator[str]:
@@ -110,19 +104,14 @@ def attack_caveats(found: AttackResults) -> Iterator[str]:
             f"For {format_percent(suite.share)} of the {plural(suite.n, 'pair')} that it has right, "
             "some hostile attack wins."
         )
-    for kind, what in (
-        ("hostile", "Hostile attacks that win more often than the response did before"),
-        (
-            "harmless",
-            "Harmless changes that alter the verdict more often than the order of showing does",
-        ),
-    ):
+    kinds = {
+        "hostile": "Hostile attacks that win more often than the response did before",
+        "harmless": "Harmless changes that alter the verdict more often than the order of showing does",
+    }
+    for kind, what in kinds.items():
         group = [one for one in found.attacks if one.kind == kind]
-        worst = sorted(
-            (one for one in group if one.success - one.baseline > VULNERABLE),
-            key=lambda one: one.success,
-            reverse=True,
-        )
+        worst = [one for one in group if one.success - one.baseline > VULNERABLE]
+        worst.sort(key=lambda one: one.success, reverse=True)
         if worst:
             shown = ", ".join(f"{one.name} ({format_percent(one.success)})" for one in worst[:3])
             yield f"{what}: {len(worst)} of {len(group)}, first {shown}."
