@@ -9,7 +9,7 @@ import jax
 
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
-from gram_jax.data.batches import make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
 from gram_jax.files import write_atomic
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
@@ -32,7 +32,7 @@ def make_adapt_recipe(
     examples = training_examples(make_recipe(values), judge.tokenizer, judge.spec)
     batch_size = settings.batch_size or _default_batch_size(examples, max_length)
     values["batch"] |= _batch_size(batch_size)
-    batches = make_batches(
+    batches = BatchPlan(
         examples,
         batch_size=values["batch"]["batch_size"],
         max_length=max_length,
