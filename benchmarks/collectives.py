@@ -153,18 +153,18 @@ def main() -> None:
     parser.add_argument("--remat", default="dots")
     parser.add_argument("--mesh", help="only this one, such as fsdp=8")
     parser.add_argument("--stage", help="only this one")
-    asked = parser.parse_args()
-    devices = devices_of(read_topology(asked.topology))
+    options = parser.parse_args()
+    devices = devices_of(read_topology(options.topology))
     print("| mesh | stage | kind | per layer | per step | MiB received per layer | per step |")
     print("|---|---|---|---|---|---|---|")
     for mesh in MESHES:
         name = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-        if asked.mesh and asked.mesh != name.replace(" x ", ",").replace(" ", "="):
+        if options.mesh and options.mesh != name.replace(" x ", ",").replace(" ", "="):
             continue
         for stage in ("pretrain", "finetune"):
-            if asked.stage in (None, stage):
+            if options.stage in (None, stage):
                 found, hlo = per_layer_and_rest(
-                    stage, make_placement(mesh, devices=devices), asked.remat
+                    stage, make_placement(mesh, devices=devices), options.remat
                 )
                 for kind, (layer, rest) in found.items():
                     print(
@@ -172,7 +172,7 @@ def main() -> None:
                         f"| {layer.links / 2**20:.2f} | {rest.links / 2**20:.2f} |",
                         flush=True,
                     )
-                if asked.list:
+                if options.list:
                     print("\n".join(places(hlo)))
 
 

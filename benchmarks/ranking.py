@@ -59,9 +59,9 @@ def play(logit_diffs: np.ndarray, method: str, **options: Any) -> Any:
     """The ranking of a method."""
     game = tournament(len(logit_diffs), method, **options)
     try:
-        asked = next(game)
+        matches = next(game)
         while True:
-            asked = game.send([logit_diffs[match] for match in asked])
+            matches = game.send([logit_diffs[match] for match in matches])
     except StopIteration as over:
         return over.value
 

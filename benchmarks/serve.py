@@ -91,12 +91,12 @@ async def load(port: int, clients: int, options: Any, server: int) -> dict[str, 
         while (len(found) < options.requests) if options.requests else time.monotonic() < end:
             first, second = (" ".join(draw.choices(WORDS, k=options.words)) for _ in range(2))
             body = json.dumps({"prompt": "Which is better?", "first": first, "second": second})
-            asked = time.monotonic()
+            sent = time.monotonic()
             writer.write(HEAD.format(length=len(body), body=body).encode())
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(LENGTH.search(head).group(1)))
             status = int(head.split(b" ", 2)[1])
-            found.append((status, time.monotonic() - asked))
+            found.append((status, time.monotonic() - sent))
             if status in (429, 503):
                 await asyncio.sleep(0.25)  # a quarter of Retry-After
         writer.close()

@@ -49,6 +49,7 @@ API = {
         "Generation and rewards",
         [
             "TextGenerator",
+            "SamplingConfig",
             "GreedyResponses",
             "RewardForm",
             "rewards.trl",

@@ -200,13 +200,13 @@ class Folder:
             server.settimeout(0.05)
             kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "GRAM_JAX"))}
             path = f"{self.tools}{os.pathsep}{os.environ['PATH']}"
-            with (self.tools / "said").open("w+") as said:
+            with (self.tools / "output").open("w+") as output:
                 shell = subprocess.Popen(
                     ["bash", "-euo", "pipefail", "-c", commands],
                     cwd=self.place,
                     env=kept | {"PATH": path, "DOCUMENTS_PORT": str(server.getsockname()[1])},
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                 )
                 try:
@@ -216,10 +216,10 @@ class Folder:
                 finally:
                     shell.kill()
                     shell.wait()
-                said.seek(0)
+                output.seek(0)
                 if shell.returncode:
                     raise BlockError(
-                        f"ended with status {shell.returncode}\n{commands}\n{said.read()[-5000:]}"
+                        f"ended with status {shell.returncode}\n{commands}\n{output.read()[-5000:]}"
                     )
 
     def _answer(self, caller: socket.socket) -> None:
@@ -296,11 +296,11 @@ class Folder:
                     raise BlockError(
                         f"{ast.unparse(statement)}\n{traceback.format_exc()}"
                     ) from error
-                if comment and (told := form_of_comment(comment)) is not None:
-                    found = form_of(value, told)
-                    if found != told:
+                if comment and (stated := form_of_comment(comment)) is not None:
+                    found = form_of(value, stated)
+                    if found != stated:
                         raise BlockError(
-                            f"{ast.unparse(statement)}\ngives {value!r}, the page says: {comment}"
+                            f"{ast.unparse(statement)}\ngives {value!r}, the page states: {comment}"
                         )
 
 
@@ -376,9 +376,9 @@ def _form_of_text(text: str) -> Any:
     return tuple(numbers) or None
 
 
-def form_of(value: Any, told: Any) -> Any:
-    """The form of a value; of an array, as many dimensions if `told` is a number."""
-    if isinstance(told, int):
+def form_of(value: Any, stated: Any) -> Any:
+    """The form of a value; of an array, as many dimensions if `stated` is a number."""
+    if isinstance(stated, int):
         return np.ndim(value)
     if isinstance(value, str):
         return _form_of_text(value)

@@ -5,6 +5,7 @@ One test trains: a grid of a tiny model that is killed twice.
 
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -105,6 +106,7 @@ def test_runs_add_up_and_resume_after_a_kill(claims, monkeypatch, data, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         run(claims, monkeypatch, data, out, compute_dtype=killed)
+    assert not logging.getLogger("gram_jax").handlers
     assert len(list((out / "cells").glob("*.json"))) == 3
     # A partly written file is no result.
     (out / "cells" / "0123.json.77.partial").write_text('{"name": "a half')
@@ -387,11 +389,11 @@ SHARPER, DULLER = (-0.1, -0.01), (0.01, 0.1)
     ("right", "sharp", "own", "words"),
     [
         (BETTER, SHARPER, 0.6, "**holds**"),
-        (BETTER, SHARPER, 0.4, "**holds partly** | coin"),
+        (BETTER, SHARPER, 0.4, "**holds partly** | at chance"),
         (BETTER, DULLER, 0.6, "**holds partly** | worse calibrated"),
-        (BETTER, DULLER, 0.4, "**holds partly** | coin | worse calibrated"),
+        (BETTER, DULLER, 0.4, "**holds partly** | at chance | worse calibrated"),
         (UNKNOWN, SHARPER, 0.6, "**holds partly** | better calibrated"),
-        (UNKNOWN, SHARPER, 0.4, "**not enough evidence** | coin"),
+        (UNKNOWN, SHARPER, 0.4, "**not enough evidence** | at chance"),
         (UNKNOWN, UNKNOWN, 0.6, "**not enough evidence**"),
         ((-0.01, 0.015), UNKNOWN, 0.6, "**no difference** | 0.02"),
         (WORSE, UNKNOWN, 0.6, "**does not hold**"),

@@ -102,6 +102,13 @@ def test_every_public_name_is_on_one_page_of_the_api_reference():
     assert sorted(name for name in names if name in gram_jax.__all__) == gram_jax.__all__
 
 
+def test_every_name_of_the_api_reference_exists():
+    for name in (name for _, names in API.values() for name in names):
+        place, _, last = f"gram_jax.{name}".rpartition(".")
+        is_module = (ROOT / "gram_jax" / f"{name.replace('.', '/')}.py").is_file()
+        assert is_module or hasattr(importlib.import_module(place), last), name
+
+
 def test_every_document_is_in_the_navigation_of_the_site():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     missing = [page.name for page in ROOT.glob("docs/*.md") if f" {page.name}\n" not in nav]

@@ -29,15 +29,15 @@ class Pages:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         # one device, as at the terminal; without optimisations, as in conftest.py
         flags = "--xla_backend_optimization_level=0"
-        self.said = place / "said.txt"
-        with self.said.open("w") as said:
+        self.output = place / "output.txt"
+        with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "tests" / "document_runs.py"],
                 env=kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
                 cwd=place,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
                 text=True,
             )
 
@@ -45,7 +45,7 @@ class Pages:
         self.process.stdin.write(json.dumps([function, [str(word) for word in words]]) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer, f"the process ended:\n{self.said.read_text()[-6000:]}"
+        assert answer, f"the process ended:\n{self.output.read_text()[-6000:]}"
         assert not (failed := json.loads(answer)), failed
 
 

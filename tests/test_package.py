@@ -75,12 +75,12 @@ def test_the_wheel_holds_what_the_package_holds_and_nothing_else(wheel: ZipFile)
 
 def test_the_wheel_has_the_command_and_the_licence(wheel: ZipFile):
     assert b"gram-jax = gram_jax.cli:main" in inside(wheel, "entry_points.txt")
-    said = message_from_bytes(inside(wheel, "METADATA"))
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said.get_all("License-File") == ["LICENSE"]
+    metadata = message_from_bytes(inside(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
     assert inside(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert said["Requires-Python"] == ">=3.11"
-    assert (said["Name"], said["Version"]) == ("gram-jax", PROJECT["version"])
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert (metadata["Name"], metadata["Version"]) == ("gram-jax", PROJECT["version"])
 
 
 def test_version_and_licence_are_the_same_wherever_they_are_stated():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
+import gram_jax.training.evaluation as evaluation
 import gram_jax.training.loop as loop
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.run.metrics import read_metrics
@@ -128,7 +129,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it
     changes = {"data__valid": [valid], "evaluate__eval_steps": 3, "log__logging_steps": 2}
     train(tiny_recipe("finetune", tmp_path / "whole", **changes))
     broken = tiny_recipe("finetune", tmp_path / "broken", **changes)
-    evaluate, calls = loop.held_out_metrics, []
+    evaluate, calls = evaluation.held_out_metrics, []
 
     def stopped_at_the_second_batch(*arguments):
         *others, between = arguments
@@ -143,7 +144,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it
         return evaluate(*others, ask_to_stop if len(calls) % 2 else between)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "held_out_metrics", stopped_at_the_second_batch)
+        patch.setattr(evaluation, "held_out_metrics", stopped_at_the_second_batch)
         for step in (0, 3, 6):
             with pytest.raises(StoppedError, match=f"step {step} of 6 is saved"):
                 train(broken)

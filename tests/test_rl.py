@@ -21,10 +21,10 @@ from gram_jax.judge.messages import as_prompt
 from gram_jax.model.generate import Samples, SamplingConfig
 from gram_jax.recipes.reading import make_rl_recipe, read_rl_recipe, recipe_to_toml
 from gram_jax.rewards.forms import EVEN, RewardForm
-from gram_jax.rl.advantages import steered_weight
+from gram_jax.rl.advantages import adapted_kl_coef
 from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
-from gram_jax.rl.objective import views
+from gram_jax.rl.objective import token_stats
 from gram_jax.run.metrics import read_metrics
 from gram_jax.sharding import make_placement
 
@@ -143,7 +143,7 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
     rows = metrics(tmp_path / "whole")
     assert rows[0]["kl_weight"] == 0.1
     for row, following in itertools.pairwise(rows):
-        assert following["kl_weight"] == steered_weight(row["kl_weight"], row["kl"], 0.02)
+        assert following["kl_weight"] == adapted_kl_coef(row["kl_weight"], row["kl"], 0.02)
     assert rows[1]["kl_weight"] == 0.1 * 0.98 and rows[3]["kl_weight"] > rows[2]["kl_weight"]
 
     def torn(prompts, texts, greedy):
@@ -238,12 +238,12 @@ def test_log_probabilities_of_learning_are_those_of_sampling():
     segments = (np.arange(96)[None] < len(whole)).astype(np.int32)
     seqs = Sequences(*map(jnp.asarray, (row, positions, segments)))
     for chunk in (16, 4096):
-        seen = views(
+        seen = token_stats(
             policy.params,
-            policy.cfg,
-            policy.execution,
             seqs,
             jnp.asarray(targets),
+            cfg=policy.cfg,
+            execution=policy.execution,
             temperature=0.8,
             chunk=chunk,
         )
@@ -265,9 +265,9 @@ def test_the_recipe_that_comes_with_the_project_is_read():
         ([[0.0]] * 16, r"shape \(16, 1\) for 16 responses"),
         (
             [0.0] * 5 + [float("nan"), 1.0, None] + [0.0] * 8,
-            r"gave nan for response 5 of 16 \(and 1 more",
+            r"nan for response 5 of 16 \(and 1 more",
         ),
-        (["good"] * 16, "something else than numbers"),
+        (["good"] * 16, "no numbers"),
     ],
 )
 def test_what_a_reward_function_must_not_give(answer, message):
@@ -357,7 +357,7 @@ def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
     run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
     with pytest.raises(RecipeError, match=r"algorithm\.kl_coef: 0\.0 -> 0\.5"):
         run(tmp_path / "run", "grpo", vowels, run__max_steps=1, algorithm__kl_coef=0.5)
-    with pytest.raises(DataError, match="the reward function gave"):
+    with pytest.raises(DataError, match="16 responses"):
         run(tmp_path / "other", "grpo", lambda *_: [0.0], run__max_steps=1)
     with pytest.raises(RecipeError, match="there is room for 0 beside 9000 new ones"):
         run(tmp_path / "fourth", "grpo", vowels, sampling__max_new_tokens=9000)

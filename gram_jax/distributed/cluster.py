@@ -21,7 +21,7 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 class ClusterSpec:
     """Process `index` of `count`; process 0 listens at host:port, and at port + 1 for JAX.
 
-    hosts: of all processes, if the scheduler states them. devices: indices of this process's accelerators, None for all.
+    hosts: of all processes, if the scheduler states them. devices: indices of local accelerators, None for all.
     """
 
     index: int

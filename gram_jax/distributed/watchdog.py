@@ -11,8 +11,8 @@ from gram_jax.distributed.heartbeat import exit_process
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import LOST
 
-# To write the stacks to the run's directory. The other processes of the job are stuck too and time out at about the same
-# moment; any of their stacks may be the informative one, so each waits this long before it ends the others.
+# To write the stacks to the run's directory. The other processes of a job time out at about the same moment, and any of
+# their stacks may be the informative one: each waits this long before it ends the others.
 REPORT_SECONDS = 5.0
 
 
