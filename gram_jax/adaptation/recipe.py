@@ -9,7 +9,7 @@ import jax
 
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
-from gram_jax.data.batches import make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.files import write_atomic
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
@@ -32,7 +32,7 @@ def make_adapt_recipe(
     rows = round(int(examples.documents.lengths.sum()) // max_length / STEPS)
     batch_size = settings.batch_size or min(max(1, rows), MAX_BATCH_SIZE)
     values["batch"] |= _batch_size(batch_size)
-    batches = make_batches(
+    batches = BatchPlan(
         examples,
         batch_size=values["batch"]["batch_size"],
         max_length=max_length,

@@ -1,7 +1,6 @@
 """The differences between the three stages: examples, weights, objective."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
-from gram_jax.data.sources import TEMPLATE_ROWS, read_rows
+from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
 from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
@@ -50,8 +49,7 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     """The recipe's judge on this tokenizer."""
     judge, rows = recipe.judge, None
     if judge.template == "from-dataset":
-        found = itertools.islice(read_rows(recipe.data.train[0]), TEMPLATE_ROWS)
-        rows = [row.fields for row in found]
+        rows = first_rows(recipe.data.train[0], TEMPLATE_ROWS)
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
