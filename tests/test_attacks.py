@@ -177,7 +177,7 @@ def test_more_pairs_begin_with_the_same_ones(tmp_path):
 
 
 def test_unknown_names_and_sources_without_pairs_are_refused():
-    with pytest.raises(DataError, match="'verdicts': expected hostile.*verdict"):
+    with pytest.raises(DataError, match=r"'verdicts': expected hostile.*verdict"):
         choose_attacks(["verdicts", "empty"])
     with pytest.raises(DataError):
         choose_attacks([])
