@@ -1,12 +1,11 @@
-"""Tiny runs that are killed again and again must end as if nothing had happened: python benchmarks/chaos.py [--kills N]
+"""Tiny runs that are killed repeatedly must give the same result: python benchmarks/chaos.py [--kills N]
 
-Runs of both stages, with micro-batches, several epochs, evaluations and a checkpoint every other step, are killed with
-SIGKILL at random moments of their whole life, preparation and saves included, and started again until they finish.
-Parameters, optimizer state, step and data position, and the figures, must then have the SHA-256 of a run that nobody
-disturbed. Exit status 1 where one differs.
+Runs of all stages, with micro-batches, several epochs, evaluations and a checkpoint every other step, are killed with
+SIGKILL at random moments, preparation and saves included, and restarted until they finish. The SHA-256 of parameters,
+optimizer state, step, data position and metrics must be that of an uninterrupted run. Exit status 1 if one differs.
 
-With --processes N each attempt is a job of N real processes, of which one is killed: the others have to end by
-themselves, with the status that asks for a new start, and the time that they take is measured.
+With --processes N each attempt is a job of N real processes, of which one is killed: the others must end with the
+status that asks for a restart, and the time until then is measured.
 """
 
 import argparse
@@ -44,7 +43,7 @@ from gram_jax.run.metrics import read_metrics
 
 STAGES = ("pretrain", "finetune", "bradley_terry")
 ENDED = 0
-GIVEN_UP = 60.0  # seconds after which an attempt that neither ends nor dies is a failure
+GIVEN_UP = 60.0  # seconds after which an attempt that does not end is a failure
 
 
 def chaos_recipe(stage: str, folder: Path) -> Recipe:
@@ -62,7 +61,7 @@ def chaos_recipe(stage: str, folder: Path) -> Recipe:
 
 
 def attempt(recipe: Recipe, log: Path) -> int:
-    """The run in a fork, from its first line to its end; the process number."""
+    """Start the run in a forked process; its number."""
     if pid := os.fork():
         return pid
     status = 1
@@ -82,7 +81,7 @@ def attempt(recipe: Recipe, log: Path) -> int:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """Exit status within so many seconds, else None."""
+    """Exit status within this time, else None."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -98,8 +97,9 @@ def kill(pid: int) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of the final state (every leaf by name, bit for bit), the steps and the figures. In a fork of its own:
-    the parent must never start JAX's back end.
+    """SHA-256 of the final state (every leaf by name, bit for bit), the steps and the metrics.
+
+    Computed in a forked process, because the parent must not start JAX's back end.
     """
     read, write = os.pipe()
     if not (pid := os.fork()):
@@ -136,7 +136,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def disturbed_job(recipe: Recipe, draw: random.Random, length: float, kills: int, count: int):
-    """Carry out a run by jobs of `count` processes, of which one is killed; seconds until the others had ended."""
+    """Finish a run by jobs of `count` processes, of which one is killed; seconds until the others ended."""
     base = Path(recipe.run.output_dir).parent
     path = base / "job.toml"
     path.write_text(tomli_w.dumps(recipe_values(recipe)))
@@ -175,7 +175,7 @@ def chaos_of_jobs(base: Path, chosen: argparse.Namespace, draw: random.Random) -
             disturbed_job(recipe, draw, 0, 0, chosen.processes)
             lengths[stage] = time.monotonic() - start
             expected[stage] = fingerprint(Path(recipe.run.output_dir))
-        print(f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True)
+        print(f"{stage}: {lengths[stage]:.1f} s uninterrupted, {expected[stage][:16]}", flush=True)
     while len(ends) < chosen.kills:
         stage = chosen.stages[runs % len(chosen.stages)]
         recipe = chaos_recipe(stage, base / f"{stage}-{runs}")
@@ -184,20 +184,20 @@ def chaos_of_jobs(base: Path, chosen: argparse.Namespace, draw: random.Random) -
         runs += 1
         equal += fingerprint(Path(recipe.run.output_dir)) == expected[stage]
     print(
-        f"{len(ends)} kills of one of {chosen.processes} processes in {runs} runs; the others had ended after "
+        f"{len(ends)} kills of one of {chosen.processes} processes in {runs} runs; the others ended after "
         f"{sorted(ends)[len(ends) // 2]:.1f} s (median; longest {max(ends):.1f} s)"
     )
-    print(f"{equal} of {runs} runs ended with the hash of the undisturbed one")
+    print(f"{equal} of {runs} runs ended with the hash of the uninterrupted one")
     return 0 if equal == runs else 1
 
 
 def where(log: Path) -> str:
-    """What a killed attempt had reached, by its own output."""
+    """The phase in which an attempt was killed, by its log."""
     text = log.read_text().rpartition("--- attempt\n")[2]
     for sign, name in (
         ("saved step 12", "conclusion"),
         (" 12/12", "last save"),
-        ("going on from step", "training, resumed"),
+        ("resuming from step", "training, resumed"),
         ("weights to train", "training, first start"),
         ("compile", "loading"),
     ):
@@ -207,7 +207,7 @@ def where(log: Path) -> str:
 
 
 def disturbed(recipe: Recipe, log: Path, draw: random.Random, length: float, kills: int) -> dict:
-    """Carry out a run with so many kills, each in another attempt; which moments they hit."""
+    """Finish a run with this number of kills, each in another attempt; the phases that they hit."""
     moments: collections.Counter[str] = collections.Counter()
     while sum(moments.values()) < kills:
         with log.open("a") as file:
@@ -228,8 +228,8 @@ def disturbed(recipe: Recipe, log: Path, draw: random.Random, length: float, kil
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--kills", type=int, default=120, help="at least so many (default 120)")
-    options.add_argument("--per-run", type=int, default=4, help="at most so many in one run")
+    options.add_argument("--kills", type=int, default=120, help="minimum number (default 120)")
+    options.add_argument("--per-run", type=int, default=4, help="maximum number in one run")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     options.add_argument("--processes", type=int, default=1, help="of each attempt")
@@ -248,7 +248,7 @@ def main() -> int:
             return chaos_of_jobs(base, chosen, draw)
         expected, lengths = {}, {}
         for stage in chosen.stages:
-            for turn in range(2):  # the first fills the cache of programs; both must agree
+            for turn in range(2):  # the first fills the cache of programs; both must give the same
                 recipe = chaos_recipe(stage, base / f"{stage}-whole-{turn}")
                 start = time.monotonic()
                 if wait(attempt(recipe, base / "log"), 5 * GIVEN_UP) != ENDED:
@@ -256,9 +256,9 @@ def main() -> int:
                 lengths[stage] = time.monotonic() - start
                 found = fingerprint(Path(recipe.run.output_dir))
                 if expected.setdefault(stage, found) != found:
-                    raise RuntimeError(f"two undisturbed runs of stage {stage} differ")
+                    raise RuntimeError(f"two uninterrupted runs of stage {stage} differ")
             print(
-                f"{stage}: {lengths[stage]:.1f} s undisturbed, {expected[stage][:16]}", flush=True
+                f"{stage}: {lengths[stage]:.1f} s uninterrupted, {expected[stage][:16]}", flush=True
             )
 
         moments: collections.Counter[str] = collections.Counter()
@@ -281,7 +281,7 @@ def main() -> int:
     print(f"{sum(moments.values())} kills in {runs} runs, {seconds:.0f} s:")
     for moment, count in moments.most_common():
         print(f"  {count:4d} in {moment}")
-    print(f"{equal} of {runs} runs ended with the hash of the undisturbed one")
+    print(f"{equal} of {runs} runs ended with the hash of the uninterrupted one")
     return 0 if equal == runs else 1
 
 

@@ -1,8 +1,8 @@
 """Collectives of a training step by mesh, counted in compiled programs: python benchmarks/collectives.py [TOPOLOGY]
 
 TOPOLOGY: eight devices to compile for, such as v5e:2x4 (needs libtpu and no TPU); by default eight
-fake devices of this CPU. `--list` prints every collective with its place in the model besides.
-Nothing is run. docs/meshes.md holds the result and reads it.
+fake devices of this CPU. `--list` also prints every collective with its place in the model.
+Nothing is run. The result is in docs/meshes.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ MESHES: tuple[dict[str, int], ...] = (
     {"fsdp": 2, "tensor": 2, "sequence": 2},
     {"data": 2, "fsdp": 4},
 )
-# Small, yet no two sizes alike, so that a shape in the HLO says what it is of.
+# Small, with no two sizes alike, so that shapes in the HLO can be identified.
 CFG = ModelConfig(
     family="llama",
     vocab_size=4096,
@@ -77,7 +77,7 @@ OPTIMIZER = OptimizerConfig(
 def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str) -> str:
     """The HLO of one step: one micro-batch, AdamW, clipping, bfloat16 products, float32 weights."""
     platform = placement.mesh.devices.flat[0].platform
-    # A CPU's compiler turns bfloat16 into float32 where it likes, also in collectives.
+    # A CPU's compiler may turn bfloat16 into float32, also in collectives.
     compute_dtype = "float32" if platform == "cpu" else "bfloat16"
     execution = Execution(compute_dtype, "auto", remat, placement)
     if stage == "pretrain":
@@ -116,7 +116,7 @@ def batch_of(stage: str, placement: Placement) -> TokenBatch | VerdictBatch:
 def per_layer_and_rest(
     stage: str, placement: Placement, remat: str
 ) -> tuple[dict[str, tuple[Traffic, Traffic]], str]:
-    """By kind (what every layer adds, what is there once), and the HLO: from 2 and from 4 layers."""
+    """By kind (traffic of a layer, the rest), from programs of 2 and 4 layers; and the HLO of 2."""
     few, many = (compiled_step(stage, replace(CFG, layers=n), placement, remat) for n in (2, 4))
     two, four = collectives(few, [0] * 8), collectives(many, [0] * 8)
     found = {}
@@ -131,7 +131,7 @@ def per_layer_and_rest(
 
 
 def places(hlo: str) -> list[str]:
-    """Every collective of a program: kind, shapes, groups, where it stands and what it came from."""
+    """Every collective of a program: kind, shapes, groups, computation and source."""
     lines = []
     for name, computation in parse_hlo(hlo)[0].items():
         for this in computation.values():
@@ -153,18 +153,18 @@ def main() -> None:
     parser.add_argument("--remat", default="dots")
     parser.add_argument("--mesh", help="only this one, such as fsdp=8")
     parser.add_argument("--stage", help="only this one")
-    asked = parser.parse_args()
-    devices = devices_of(read_topology(asked.topology))
+    options = parser.parse_args()
+    devices = devices_of(read_topology(options.topology))
     print("| mesh | stage | kind | per layer | per step | MiB received per layer | per step |")
     print("|---|---|---|---|---|---|---|")
     for mesh in MESHES:
         name = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-        if asked.mesh and asked.mesh != name.replace(" x ", ",").replace(" ", "="):
+        if options.mesh and options.mesh != name.replace(" x ", ",").replace(" ", "="):
             continue
         for stage in ("pretrain", "finetune"):
-            if asked.stage in (None, stage):
+            if options.stage in (None, stage):
                 found, hlo = per_layer_and_rest(
-                    stage, make_placement(mesh, devices=devices), asked.remat
+                    stage, make_placement(mesh, devices=devices), options.remat
                 )
                 for kind, (layer, rest) in found.items():
                     print(
@@ -172,7 +172,7 @@ def main() -> None:
                         f"| {layer.links / 2**20:.2f} | {rest.links / 2**20:.2f} |",
                         flush=True,
                     )
-                if asked.list:
+                if options.list:
                     print("\n".join(places(hlo)))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the real model as a folder that every side opens."""
+"""Shared by the benchmarks: the real model as a folder that every side can load."""
 
 import tempfile
 from pathlib import Path
@@ -12,7 +12,7 @@ from gram_jax.sharding import make_placement
 
 
 def exported_judge(name: str = "smollm2-135m") -> str:
-    """A float32 export of the model, made once and kept in the temporary folder of the machine."""
+    """A float32 export of the model, made once in the machine's temporary folder."""
     folder = Path(tempfile.gettempdir()) / f"gram_jax-benchmark-{name}"
     if not (folder / "judge.json").is_file():
         tokenizer = load_tokenizer(name)

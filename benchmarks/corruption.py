@@ -1,9 +1,8 @@
 """Random damage to checkpoints and exports: python benchmarks/corruption.py [TRIALS] [SEED]
 
-Each trial copies a folder, changes bytes of one or two of its files (a flipped bit, a truncation, two
-files exchanged, a deletion), and asks two questions. Is it refused, under the name of a changed file,
-and does a run then go on from its newest good step, bit for bit as that was saved? And, as a control:
-what would have happened without the manifest?
+Each trial copies a folder and changes bytes of one or two of its files (a flipped bit, a truncation, two files
+exchanged, a deletion). It checks that loading is refused with the name of a changed file, and that a run then resumes
+from its newest good step, bit for bit. As a control, the same folder is loaded without the manifest.
 
 A trial draws from (seed, its number) alone. Orbax names its shards at random, so the same draw can
 hit another shard of a newly made run; exports repeat exactly.
@@ -57,7 +56,7 @@ from gram_jax.training.loop import train
 
 KINDS = ("bit flip", "truncation", "swap", "deletion")
 STEPS, LAST = (2, 4, 6), 6
-# What the control came to.
+# Results of the control.
 HARMLESS, ERROR, WRONG = "same result", "error", "silently wrong"
 
 
@@ -74,7 +73,7 @@ class Subject:
 def main() -> None:
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    logging.disable(logging.CRITICAL)  # Orbax reports each damaged metadata file by itself, too
+    logging.disable(logging.CRITICAL)  # Orbax reports each damaged metadata file, too
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         subjects = make_subjects(Path(place))
@@ -94,16 +93,13 @@ def make_subjects(place: Path, stages: tuple[str, ...] = ("finetune", "pretrain"
         recipe = tiny_recipe(stage, run, checkpoint__save_steps=2, checkpoint__max_to_keep=3)
         train(recipe, placement=_mesh())
         good: dict[Any, Any] = {s: saved_state(run / "checkpoints", s) for s in STEPS}
-        assert not same(good[LAST], good[STEPS[-2]])  # or a fall-back could not be told
+        assert not same(good[LAST], good[STEPS[-2]])  # else a fall-back could not be detected
         subjects.append(
             Subject(f"run, {stage}", run, STEPS, good | {"texts": raw_texts(run / "model")})
         )
     run = place / f"run-{stages[0]}"
-    (cfg, params), tokenizer, spec = (
-        load_model(run, _one(), None),
-        load_tokenizer(run),
-        load_spec(run),
-    )
+    cfg, params = load_model(run, _one(), None)
+    tokenizer, spec = load_tokenizer(run), load_spec(run)
     for name, size in (("one file", 10**9), ("many files", 60_000)):
         folder = place / name.replace(" ", "-")
         export_hf(folder, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, shard_bytes=size)
@@ -115,18 +111,16 @@ def make_subjects(place: Path, stages: tuple[str, ...] = ("finetune", "pretrain"
 def run_trials(
     subjects: list[Subject], trials: int, seed: int, scratch: Path, *, resume_every: int = 20
 ) -> dict[tuple[str, str], Counter]:
-    """(subject, kind) -> counts. Raises AssertionError at the first trial that breaks a promise."""
-    for subject in subjects:  # or the control could call everything wrong
+    """(subject, kind) -> counts. Raises AssertionError at the first trial that fails."""
+    for subject in subjects:  # else the control could call everything wrong
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(subject.folder, scratch)
         assert control(scratch, subject) == HARMLESS, subject.name
     table: dict[tuple[str, str], Counter] = {}
     for number in range(trials):
         draw = random.Random(f"{seed}, {number}")
-        subject, kind = (
-            subjects[number % len(subjects)],
-            KINDS[number // len(subjects) % len(KINDS)],
-        )
+        turn, at = divmod(number, len(subjects))
+        subject, kind = subjects[at], KINDS[turn % len(KINDS)]
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(subject.folder, scratch)
         before = contents(scratch)
@@ -167,8 +161,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def damage(folder: Path, subject: Subject, kind: str, draw: random.Random) -> list[str]:
     """Change one file, or two for a swap, and return their names.
 
-    Of a run, files of the newest step, and now and then those of model/. Half of the draws are by
-    file, so that small metadata come up; half by byte, so that weights do.
+    Of a run, files of the newest step, or in 15 % of the trials of model/. Half of the draws are by
+    file, so that small metadata are drawn; half by byte, so that weights are.
     """
     places = [folder]
     if subject.steps:
@@ -198,11 +192,11 @@ def damage(folder: Path, subject: Subject, kind: str, draw: random.Random) -> li
     return [p.relative_to(folder).as_posix() for p in (path, other)]
 
 
-# --- what is promised
+# --- the checks
 
 
 def refusal_of(read: Callable[[], Any]) -> str | None:
-    """The text of the CheckpointError; None where something was read."""
+    """The text of the CheckpointError; None if reading succeeds."""
     try:
         read()
     except CheckpointError as error:
@@ -216,7 +210,7 @@ def assert_named(text: str | None, names: list[str], where: str) -> None:
         # A step's own files are named within the step.
         short = name.split("/", 2)[2] if name.startswith("checkpoints/") else name
         short = short.removeprefix("model/")
-        # Where the manifest itself is damaged, nothing is known of a file that it changed with.
+        # If the manifest itself is damaged, it does not name the other file of a swap.
         expected = MANIFEST if any(n.endswith(MANIFEST) for n in names) else short
         assert expected in text, f"{where}: {expected} is not named in\n{text}"
 
@@ -229,23 +223,23 @@ def check_refused(run: Path, subject: Subject, targets: list[str], where: str) -
 
 
 def check_fall_back(run: Path, subject: Subject, targets: list[str], where: str) -> None:
-    """The step before comes back bit for bit, and the damaged one lies aside, whole."""
+    """The step before is restored bit for bit, and the damaged one is kept aside, unchanged."""
     folder = run / "checkpoints"
     before = contents(folder / str(LAST))
     reports: list[str] = []
     with Checkpoints(folder, keep=3) as checkpoints:
         step = checkpoints.newest_good(reports.append)
-        assert step == STEPS[-2], f"{where}: went on from {step}"
+        assert step == STEPS[-2], f"{where}: resumed from {step}"
         assert len(reports) == 1, f"{where}: {reports}"
         assert_named(reports[0], targets, where)
         found = checkpoints.restore(step, abstract_state(subject.good[step]))
-        assert same(found, subject.good[step]), f"{where}: step {step} came back changed"
+        assert same(found, subject.good[step]), f"{where}: step {step} changed"
         assert LAST not in checkpoints.all_steps(), where
     assert contents(folder / "damaged" / f"{LAST}-1") == before, f"{where}: was not kept"
 
 
 def check_resumed(run: Path, subject: Subject, targets: list[str], where: str) -> None:
-    """The run itself, started again, warns, and ends with the bits of the undisturbed one."""
+    """The run, started again, warns, and ends with the bits of the uninterrupted one."""
     (run / "run.json").write_text(
         json.dumps(json.loads((run / "run.json").read_text()) | {"finished": False})
     )
@@ -261,7 +255,7 @@ def check_resumed(run: Path, subject: Subject, targets: list[str], where: str) -
 
 @contextmanager
 def kept_warnings() -> Iterator[list[str]]:
-    """What gram_jax warns of in the block."""
+    """The warnings that gram_jax logs in the block."""
     kept: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: kept.append(record.getMessage())
@@ -274,7 +268,7 @@ def kept_warnings() -> Iterator[list[str]]:
 
 
 def load_export(folder: Path) -> None:
-    """As a scorer opens it."""
+    """Load an export as a scorer does."""
     load_spec(folder)
     load_tokenizer(folder)
     load_model(folder, _one(), None)
@@ -284,8 +278,8 @@ def load_export(folder: Path) -> None:
 
 
 def control(folder: Path, subject: Subject) -> str:
-    """What comes out where nobody asks the manifest: a copy without one, opened by Orbax or
-    safetensors themselves and by the parsers of the small files.
+    """The result without verification: a copy without a manifest, read by Orbax or safetensors
+    and by the parsers of the small files.
     """
     copy = folder.with_name("control")
     shutil.rmtree(copy, ignore_errors=True)
@@ -321,7 +315,7 @@ def raw_state(checkpoints: Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_texts(folder: Path) -> tuple[Any, ...]:
-    """What config, tokenizer, chat template and judge.json say."""
+    """Config, tokenizer, chat template and judge.json."""
     tokenizer = folder_tokenizer(folder)
     tokens = str(sorted(tokenizer.special_tokens_map.items()))
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokens
@@ -346,7 +340,7 @@ def raw_export(folder: Path) -> tuple[Any, ...]:
 
 
 def abstract_state(state: dict[str, Any]) -> dict[str, Any]:
-    """What to ask Orbax for, on one device."""
+    """The shapes of a state, on one device."""
     one = _one().sharding()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state)
 
@@ -397,14 +391,14 @@ def print_table(table: dict[tuple[str, str], Counter]) -> None:
     print(line.format("all", "", *(total[column] for column in columns)))
     print(
         "\nrefused: by name. fell back: to step 4, bit for bit, in trials that damaged step 6; "
-        "resumed: of those, by\nthe run itself, which ended with the bits of the undisturbed one. "
+        "resumed: of those, by\nthe run itself, which ended with the bits of the uninterrupted one. "
         f"The last three columns: without the manifest.\n{total[WRONG]} of {total['trials']} "
         "would have been restored silently wrong."
     )
 
 
 def speed(place: Path, megabytes: int = 1600) -> None:
-    """Hashing of one file, and what verifying adds to restoring a state; the disk's cache is warm."""
+    """Throughput of hashing, and the share of verification in restoring a state; with a warm disk cache."""
     place.mkdir()
     print(f"\n{os.cpu_count()} processors")
     (place / "file").write_bytes(np.random.default_rng(0).bytes(512 << 20))

@@ -1,8 +1,8 @@
-"""Two or more programs do the same work in turns; each is a process of its own, so that its peak memory is its own.
+"""Compare two or more programs that do the same work in turns, each in a process of its own.
 
-A worker is a script that, once it is ready, prints a line of JSON, then for every line on its input does the work
-once and prints {"seconds", "peak_bytes", ...}. Turns are taken round by round, so that a slow minute of the machine
-hits all of them.
+A worker is a script that prints a line of JSON when it is ready, then for every line of its input does the work once
+and prints {"seconds", "peak_bytes", ...}. The workers alternate round by round, so that a slow minute of the machine
+affects all of them.
 """
 
 import json
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# For all sides alike: glibc asks for large pages, and gigabytes that a step takes and gives back cost 1,000 page
-# faults in place of 400,000.
+# For all workers: with large pages the gigabytes that a step allocates and frees cost 1,000 page faults instead of
+# 400,000.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def serve(work: Callable[[], Mapping[str, Any]], **ready: Any) -> None:
-    """The worker's side: announce, then work once for every line of input."""
+    """Of a worker: print `ready`, then work once for every line of input."""
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -43,8 +43,7 @@ def duel(
     """Median seconds, peak bytes and the last answer of every worker, by name.
 
     script: a file beside this one; workers: its arguments. settle: a worker does its work twice in a turn and the
-    second time counts, for work of a few seconds: memory that lay idle during the others' turns may have been taken
-    back by the system.
+    second time counts, for work of a few seconds: the system may have reclaimed its memory during the others' turns.
     """
     script = str(Path(__file__).with_name(script))
     environment = os.environ | LARGE_PAGES
@@ -90,7 +89,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def report(title: str, found: Mapping[str, Mapping[str, Any]], first: str) -> list[str]:
-    """Lines of a Markdown table: every side against `first`."""
+    """Lines of a Markdown table: every worker against `first`."""
     ours = found[first]
     lines = [
         f"| {title} | seconds (lowest, highest) | time against {first} | peak memory |",

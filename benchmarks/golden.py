@@ -41,7 +41,7 @@ from safetensors.numpy import load_file
 import gram_jax
 from gram_jax.attacks.evaluate import choose_pairs, run_attacks
 from gram_jax.attacks.suite import choose_attacks
-from gram_jax.data.batches import make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.evals.best_of_n import run_best_of_n
 from gram_jax.interop.models import model_config
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -284,14 +284,14 @@ def rankings(folder: Path) -> dict[str, Any]:
     scorer, draw = load_scorer(random_judge(folder)), random.Random(3)
     responses = [cases.words(draw, 2 + at) for at in range(6)]
     responses.append(responses[0])
-    asked: dict[str, dict[str, Any]] = {
+    methods: dict[str, dict[str, Any]] = {
         f"{method}/{orders}": {"method": method, "order_mode": orders}
         for method, orders in product(RANKINGS, ("both", "one"))
     }
-    asked["reference/texts"] = {"method": "reference", "references": ["oak elm", "the sun"]}
-    asked["reference/count"] = {"method": "reference", "references": 2}
+    methods["reference/texts"] = {"method": "reference", "references": ["oak elm", "the sun"]}
+    methods["reference/count"] = {"method": "reference", "references": 2}
     found = {}
-    for name, options in (asked | {"default": {}}).items():
+    for name, options in (methods | {"default": {}}).items():
         ranked = scorer.rank("Name trees.", responses, **options)._asdict().items()
         found[name] = {k: np.ravel(x).astype(float).tolist() for k, x in ranked if x is not None}
     return found
@@ -363,7 +363,7 @@ def batches(folder: Path) -> dict[str, Any]:
         recipe = training_recipe(stage, folder / "none", [source], **(size | changes))
         spec = gram_jax.make_spec(tokenizer, max_length=recipe.judge.max_length)
         examples = training_examples(recipe, tokenizer, spec)
-        plan = make_batches(examples, batch_size=4, max_length=384, seed=0, packing=packing)
+        plan = BatchPlan(examples, batch_size=4, max_length=384, seed=0, packing=packing)
         for step in range(6):
             arrays = plan.batch(step)._asdict()
             arrays |= arrays.pop("seqs")._asdict()
@@ -514,19 +514,19 @@ def server(folder: Path) -> dict[str, Any]:
         return TestClient(make_app(scorer, "golden", warm_up=False, group_wait=0.3, **options))
 
     posts, found = cases.requests(RANKINGS), {}
-    with client() as asked:
-        answers = {name: asked.post(path, json=body) for name, (path, body) in posts.items()}
+    with client() as server:
+        answers = {name: server.post(path, json=body) for name, (path, body) in posts.items()}
         for path in ("/health", "/healthz", "/readyz", "/v1/models", "/", "/metrics"):
-            answers[f"get{path}"] = asked.get(path)
+            answers[f"get{path}"] = server.get(path)
     for name, answer in answers.items():
         body = answer.json() if "json" in answer.headers["content-type"] else {}
         rows = [{k: v for k, v in row.items() if k != "created"} for row in body.pop("data", [])]
         rest = {k: v for k, v in body.items() if k not in ("id", "created")}
         found[name] = {"status": answer.status_code, "numbers": numbers(rest), "data": numbers(rows)}  # fmt: skip
-    with client(token="secret") as asked:
+    with client(token="secret") as server:
         for name, headers in {"without": {}, "with": {"authorization": "Bearer secret"}}.items():
             path, body = posts["pair"]
-            found[f"token/{name}"] = asked.post(path, json=body, headers=headers).status_code
+            found[f"token/{name}"] = server.post(path, json=body, headers=headers).status_code
     return found
 
 
@@ -600,18 +600,18 @@ def main() -> None:
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable()
     print(f"gram_jax of {Path(gram_jax.__file__).parent}", file=sys.stderr)
-    found, failed = compute(asked.only)
-    if asked.action == "record":
+    found, failed = compute(options.only)
+    if options.action == "record":
         if failed:
             sys.exit(f"failed: {', '.join(failed)}; nothing was recorded")
-        asked.file.write_text(json.dumps(found, indent=1) + "\n")
+        options.file.write_text(json.dumps(found, indent=1) + "\n")
         return
-    expected = json.loads(asked.file.read_text())
-    expected = {name: x for name, x in expected.items() if name.split("/")[0] in asked.only}
+    expected = json.loads(options.file.read_text())
+    expected = {name: x for name, x in expected.items() if name.split("/")[0] in options.only}
     lines = list(differences(expected, found))
     print("\n".join([*lines, f"{len(lines)} of {len(expected)} values differ"]))
     sys.exit(bool(lines or failed))

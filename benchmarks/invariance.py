@@ -1,12 +1,12 @@
-"""Does a score keep its bits in any company, on any number of devices, and with the responses exchanged?
+"""Is a score independent of batch composition, number of devices and order of the responses, bit for bit?
 
     python benchmarks/invariance.py [MODEL] [--scores 100000] [--pool 2000]
 
-The pairs of a pool, of mixed lengths, are scored one by one on one device. Then in each of the places below they are
-scored in random batches, order and orientation until there are so many scores, and every one is compared with the first
-bit for bit; both probabilities of each have to sum to exactly 1, and after the warm-up nothing may be compiled. In the
-end responses are ranked in random order beside other rankings. The compiler has its usual settings, and every place is
-a process (or two) of its own. Ends with status 1 where a bit differs.
+The pairs of a pool, of mixed lengths, are scored one by one on one device. Then, on each of PLACES, they are scored in
+random batches, order and orientation up to the number of scores, and every one is compared with the first bit for bit;
+both probabilities must sum to exactly 1, and nothing may be compiled after the warm-up. Finally responses are ranked in
+random order together with other rankings. The compiler has its default settings, and every place is a process (or two)
+of its own. Exit status 1 if a bit differs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RIVALS = (2, 3, 5, 9)  # responses of a ranking
 
 
 def pool_of(count: int) -> list[tuple[str, str, str]]:
-    """Pairs of a few words to a few hundred."""
+    """Pairs of a few to a few hundred words."""
     random = np.random.default_rng(0)
 
     def text() -> str:
@@ -41,13 +41,13 @@ def pool_of(count: int) -> list[tuple[str, str, str]]:
 
 
 def bits(scores: list[Any]) -> np.ndarray:
-    """What scores say, so that == is equality of bits."""
+    """The values of scores as integers, so that == compares bits."""
     table = [(s.first, s.second, s.margin, s.position_bias) for s in scores]
     return np.array(table, np.float64).view(np.int64)
 
 
 def work(model: str, scores: int, pool: int, alone: Path) -> dict[str, Any]:
-    """One place's findings. alone: the bits of the pool, written by the first place and read by the others."""
+    """The counts of one place. alone: the bits of the pool, written by the first place and read by the others."""
     import jax
     import jax.monitoring
 
@@ -89,7 +89,7 @@ def work(model: str, scores: int, pool: int, alone: Path) -> dict[str, Any]:
 
 
 def rankings(judge: Any, random: np.random.Generator, count: int = 100) -> dict[str, int]:
-    """Rankings whose margins are other ones beside other rankings, or in another order of the responses."""
+    """Number of rankings whose margins depend on other rankings or on the order of the responses."""
     texts = [first for _, first, _ in pool_of(count * max(RIVALS))]
     items = [
         (f"Question {at}", list(dict.fromkeys(texts[at * 9 :][: RIVALS[at % len(RIVALS)]])))
@@ -111,7 +111,7 @@ def rankings(judge: Any, random: np.random.Generator, count: int = 100) -> dict[
 
 
 def run_place(name: str, options: argparse.Namespace, alone: Path) -> dict[str, Any]:
-    """Start the processes of a place; what the first of them found."""
+    """Run the processes of a place; the counts of the first."""
     processes, devices = PLACES[name]
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",

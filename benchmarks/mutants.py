@@ -1,4 +1,4 @@
-"""Small faults put into a module's source, each as the whole text with one place changed."""
+"""Mutants of a module: its source with one small fault each."""
 
 import ast
 import random
@@ -21,7 +21,7 @@ OPPOSITES |= {new: old for old, new in OPPOSITES.items()}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault. lines: where it lies, from the beginning of its statement; source: the module with it."""
+    """One fault. lines: from the beginning of its statement to it; source: the module with it."""
 
     kind: str
     lines: tuple[int, int]
@@ -64,14 +64,14 @@ def all_mutants(source: str) -> list[Mutant]:
             continue
         if not same:
             first = min(statement.lineno, node.lineno)
-            # a statement that is taken out counts as reached where it begins: its lines are its own
+            # a deleted statement counts as reached at its first line
             around = source.splitlines()[node.lineno - 1]
             found.append(Mutant(kind, (first, node.lineno), old, new, around, text))
     return found
 
 
 def sample(mutants: list[Mutant], count: int, seed: str) -> list[Mutant]:
-    """`count` mutants, drawn in turns from every kind, so that rare kinds are tried too."""
+    """`count` mutants, drawn from all kinds in turn, so that rare kinds are included."""
     draw = random.Random(seed)
     by_kind = defaultdict(list)
     for mutant in mutants:
@@ -87,7 +87,7 @@ def sample(mutants: list[Mutant], count: int, seed: str) -> list[Mutant]:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.stmt, str, str]]:
-    """(node, its statement, kind, the text that takes its place)."""
+    """(node, its statement, kind, the text that replaces it)."""
     for node, statement, defaults in _places(tree, None, frozenset()):
         match node:
             case ast.Compare():

@@ -1,14 +1,14 @@
-"""Faults that the suite should notice: python benchmarks/mutation.py RESULTS.jsonl [--per-module N] [--seed S]
+"""Mutation testing of the suite: python benchmarks/mutation.py RESULTS.jsonl [--per-module N] [--seed S]
 
-A seeded sample of small faults (`mutants.py`) is put, one at a time, into a copy of the package, and
-the tests that concern the faulty module run until one fails. The table says how many were caught; the
-list below it, which were not. An interrupted run goes on. `--again` tries the survivors once more,
-after tests were written; the table then shows both figures.
+A seeded sample of small faults (`mutants.py`) is put, one at a time, into a copy of the package, and the tests of the
+faulty module run until one fails. The table has the number of caught faults, the list below it the others. An
+interrupted run resumes. `--again` tries the survivors once more, after tests were written; the table then shows both
+figures.
 
-Everything heavy is imported once; each fault has a forked process of its own. Compiled programs are
-kept on disk beside RESULTS. A first round without faults records which test runs which lines and for
-how long, so that those which reach a fault go first, the fastest before the others; files that never
-reach it are left out. A fault that makes the tests take several times as long, or forever, counts as caught.
+Large libraries are imported once; each fault has a forked process of its own. Compiled programs are kept on disk beside
+RESULTS. A first round without faults records the lines and the seconds of each test, so that those that reach a fault
+run first, the fastest before the others; files that never reach it are left out. A fault that makes the tests take
+several times as long counts as caught.
 """
 
 import argparse
@@ -34,8 +34,7 @@ from mutants import Mutant, all_mutants, sample
 
 ROOT = Path(__file__).parents[1]
 
-# The tests that concern a module. Tests that start jobs of several processes are left out: those measure
-# other things and take too long.
+# The tests of a module, without those that start jobs of several processes, which take too long.
 TESTS = {
     "losses": ["losses"],
     "model.layer": ["model_decoder", "model_parity"],
@@ -76,7 +75,7 @@ TESTS = {
     "run.metrics": ["loop"],
 }
 
-# Mutants that compute the same, judged by reading: module -> (its line, its change) -> why.
+# Mutants that compute the same, by reading: module -> (its line, its change) -> why.
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "checkpoint.manifest": {
         (
@@ -85,24 +84,15 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "how many files are read at once",
     },
     "interop.hf_export": {
-        ("shard_bytes: int = 5_000_000_000,", "5_000_000_000 -> 5000000001"): "as large a file",
+        ("shard_bytes: int = 5_000_000_000,", "5_000_000_000 -> 5000000001"): "size of a file",
     },
 }
-STRICT = (
-    "strict=True -> strict=False"  # of zip: two lists that are equally long by what was said before
-)
+STRICT = "strict=True -> strict=False"  # of zip: both lists always have the same length
 
-# What takes long to import; none of it is ours.
+# Third-party modules that take long to import.
 HEAVY = [
-    *(
-        "jax",
-        "jax.numpy",
-        "jax.experimental.pallas",
-        "numpy",
-        "scipy.stats",
-        "scipy.optimize",
-        "optax",
-    ),
+    *("jax", "jax.numpy", "jax.experimental.pallas", "numpy", "scipy.stats", "scipy.optimize"),
+    *("optax",),
     *("orbax.checkpoint", "safetensors.numpy", "gguf", "pyarrow.parquet", "datasets", "tokenizers"),
     *("transformers", "transformers.models.llama.modeling_llama", "torch", "jinja2", "pydantic"),
     *("flax.nnx", "cyclopts", "rich", "hypothesis", "fastapi.testclient", "matplotlib.pyplot"),
@@ -117,8 +107,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="*", default=list(TESTS))
     parser.add_argument("--again", action="store_true", help="try the survivors once more")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after these")
-    parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit")
+    parser.add_argument("--table", action="store_true", help="print the table, run nothing")
     args = parser.parse_args()
     until = time.monotonic() + 60 * args.minutes
     plan = {module: drawn(module, args.per_module, args.seed) for module in args.modules}
@@ -150,7 +140,7 @@ def test_files(module: str) -> list[str]:
 
 
 def preload() -> None:
-    """Import the libraries, without starting JAX's back end: that must happen behind the fork."""
+    """Import the libraries without starting JAX's back end, which must happen after the fork."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name in HEAVY:
         with contextlib.suppress(ImportError):
@@ -175,7 +165,7 @@ def run_all(
     again: bool,
     until: float,
 ) -> None:
-    """Every mutant of the plan that has no line yet, or, again, whose last line says that it survived."""
+    """Try every mutant of the plan without a line; with `again`, also those that survived."""
     last = {(line["module"], line["key"]): line["caught"] for line in read_lines(results)}
     for module, mutants in plan.items():
         for mutant in mutants:
@@ -197,7 +187,7 @@ def run_all(
 
 
 class Workshop:
-    """A copy of the package and its tests, in which one file at a time is exchanged."""
+    """A copy of the package and its tests, in which one file at a time is replaced."""
 
     def __init__(self, copy: Path, results: Path) -> None:
         self.copy = copy
@@ -212,7 +202,7 @@ class Workshop:
             shutil.copy(ROOT / name, copy / name)
 
     def try_out(self, module: str, mutant: Mutant) -> tuple[bool, str]:
-        """Whether the tests catch it, and by what."""
+        """Whether the tests catch it, and which."""
         known = {name: self.lines_of(name) for name in test_files(module)}
         first, last = mutant.lines
         order: list[tuple[str, list[str]]] = []
@@ -242,14 +232,14 @@ class Workshop:
         return code != pytest.ExitCode.OK, by if code else ""
 
     def lines_of(self, test_file: str) -> dict[str, Any]:
-        """Of a test file without faults: the seconds of each test and the lines that it runs."""
+        """The seconds of each test of a file and the lines that it runs, without faults."""
         notes = json.loads(self.notes.read_text()) if self.notes.is_file() else {}
         sources = [source_of(module) for module in TESTS] + [(self.copy / test_file).read_text()]
         print_of = hashlib.sha256("".join(sources).encode()).hexdigest()
         if notes.get(test_file, {}).get("of") != print_of:
             seconds = self._without_fault(test_file, Clock(self.report))
             lines = self._without_fault(test_file, Tracer(self.copy, self.report))
-            # a control: neither the order nor programs from the disk may make a test fail
+            # a control: tests pass in this order and with programs from the disk
             self._without_fault(test_file, Queue(sorted(seconds, key=seconds.get), self.report))
             notes[test_file] = {"of": print_of, "seconds": seconds, "lines": lines}
             self.notes.write_text(json.dumps(notes))
@@ -264,7 +254,7 @@ class Workshop:
         return json.loads(self.report.read_text()) if self.report.is_file() else None
 
     def _fork(self, files: list[str], plugin: object, limit: float) -> int | None:
-        """pytest's exit code in a process of its own, None where it took longer than the limit."""
+        """pytest's exit code in a process of its own; None if it exceeds the limit."""
         self.report.unlink(missing_ok=True)
         child = os.fork()
         if child == 0:
@@ -285,7 +275,7 @@ class Workshop:
             else:
                 time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it started, too
+            os.killpg(child, signal.SIGKILL)  # with its children
         if code is None:
             os.waitpid(child, 0)
         return code
@@ -297,7 +287,7 @@ class Workshop:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(self.copy)
-        sys.dont_write_bytecode = True  # or a mutant's could be taken for the next one's
+        sys.dont_write_bytecode = True  # else the next mutant could run this one's
         sys.path[:0] = [str(self.copy), str(self.copy / "tests")]
         os.environ["PYTHONPATH"] = str(self.copy)
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -319,7 +309,7 @@ class Workshop:
 
 
 class Queue:
-    """Runs the tests in a given order, file by file, and writes down the first that fails."""
+    """Runs the tests in a given order, file by file, and records the first that fails."""
 
     def __init__(self, order: list[str], report: Path) -> None:
         self.place = {test: at for at, test in enumerate(order)}
@@ -334,7 +324,7 @@ class Queue:
 
 
 class Clock:
-    """Seconds of every test, what it prepares included."""
+    """Seconds of every test, with its set-up."""
 
     def __init__(self, report: Path) -> None:
         self.report = report
@@ -348,9 +338,9 @@ class Clock:
 
 
 class Tracer:
-    """The lines of our modules that every test runs.
+    """The lines of the package's modules that every test runs.
 
-    What runs while tests are collected or prepared counts for all tests of the file: they may share it.
+    Lines that run at collection or set-up count for all tests of the file, which may share them.
     """
 
     def __init__(self, copy: Path, report: Path) -> None:
@@ -390,7 +380,7 @@ class Tracer:
 
 
 def key_of(mutant: Mutant) -> str:
-    """Names a mutant as long as its module stays as it is."""
+    """Identifies a mutant of the present source."""
     return hashlib.sha256(mutant.source.encode()).hexdigest()[:16]
 
 
@@ -401,7 +391,7 @@ def read_lines(results: Path) -> list[dict[str, Any]]:
 
 
 def print_table(plan: dict[str, list[Mutant]], lines: list[dict[str, Any]]) -> None:
-    """Caught at the first trial and at the last; below, what survived the last."""
+    """Mutants caught at the first trial and at the last, and the survivors."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for line in lines:
@@ -431,9 +421,9 @@ def print_table(plan: dict[str, list[Mutant]], lines: list[dict[str, Any]]) -> N
 
 
 def why_equivalent(module: str, mutant: Mutant) -> str | None:
-    """Why a mutant computes the same; None for one that does not, or of which nobody knows."""
+    """Why a mutant computes the same; None if it does not or if that is not known."""
     if mutant.change == STRICT:
-        return "equally long in any case"
+        return "lists of the same length"
     return EQUIVALENT.get(module, {}).get((mutant.place, mutant.change))
 
 

@@ -2,12 +2,11 @@
 
     python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--markdown docs/plans.md]
 
-Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS,
-so a run that was interrupted goes on where it stopped. A line also holds a hash of the recipe with all
-its changes and of what else decides the program (`Cell.key`): a cell whose recipe has changed since is computed
-again. Of a change in gram_jax itself nothing is known: begin a new file. The markdown is made from the lines that are
-there, and names the cells that are not. `--minutes 0` makes it alone. Needs libtpu, and no TPU; for the
-GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
+Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS, so an interrupted
+run resumes. A line also has a hash of the recipe with all its changes and of everything else that decides the program
+(`Cell.key`): a cell whose recipe has changed is computed again. The hash does not cover gram_jax itself: after a change
+of it, start a new file. The Markdown is made from the lines that exist and lists the missing cells; `--minutes 0` only
+writes it. Needs libtpu, and no TPU; for the GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
 """
 
 import argparse
@@ -34,13 +33,13 @@ RECIPES = {
     "finetune": "configs/gram-qwen3-1.7b-finetune.toml",
 }
 LENGTH = 2048
-ROWS = 4  # of a device and step, less where the residual stream of so many does not fit
+ROWS = 4  # per device and step; fewer if the residual stream of 4 rows does not fit
 ROWS_OF = {"llama3.3-70b": 2}
 CHUNK = 512  # rows of logits of a device
 LONGEST = 900  # seconds for one cell
-WIDEST_FSDP = 128  # Qwen3's vocabulary of 151,936 can be cut into no more
+WIDEST_FSDP = 128  # the largest power of two that divides Qwen3's vocabulary of 151,936
 
-# Which slices a model is planned for, the most telling first. A round takes the next slice of every model.
+# The slices that a model is planned for, the most informative first. A round takes the next slice of every model.
 SLICES = {
     "qwen3-0.6b": ("v5e:2x2", "v6e:2x2"),
     "qwen3-1.7b": ("v5e:4x4", "v5e:2x2", "v6e:4x4"),
@@ -52,7 +51,7 @@ SLICES = {
     "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1"),
     "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16"),
 }
-# Too small for the training state alone: known without compiling, so these come first.
+# Too small for the training state alone: computed first, because nothing is compiled.
 TOO_SMALL = {
     "qwen3-8b": "v5e:2x2",
     "qwen3-14b": "v6e:2x2",
@@ -60,15 +59,15 @@ TOO_SMALL = {
     "llama3.1-8b": "v5e:2x2",
     "llama3.3-70b": "v6e:4x4",
 }
-# Recipes that are made for one GPU, planned as they are.
+# Recipes for one GPU, planned as they are.
 FOR_GPUS = {
     "configs/qwen3-1.7b-finetune-24gb.toml": ("qwen3-1.7b", "rtx4090"),
     "configs/qwen3-8b-finetune-141gb.toml": ("qwen3-8b", "h200"),
 }
 PROGRAMS = ("pretrain", "score", "finetune")
-# Larger than the rounds come to soon, and planned after the first of them.
+# Large slices that are planned after the first round.
 LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
-# What no program depends on: where a run lies, its data, what it saves and says.
+# Tables of a recipe that the program does not depend on.
 NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
 
@@ -82,7 +81,7 @@ class Cell:
 
     @property
     def place(self) -> Topology:
-        """What the topology's name says."""
+        """The parsed topology."""
         return read_topology(self.topology)
 
     @property
@@ -93,7 +92,7 @@ class Cell:
 
     @property
     def replicated(self) -> bool:
-        """Scoring keeps whole weights on every device where they take at most half of it."""
+        """Scoring keeps whole weights on every device if they take at most half of its memory."""
         chip = self.place.chip
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
         return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
@@ -139,7 +138,7 @@ class Cell:
         """A hash of what decides the program: the recipe with its changes, the model, the slice."""
         values = recipe_values(read_recipe(ROOT / self.recipe, self._sets()))
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
-        # The examples that a row may hold follow from the orders (plan/planning.py).
+        # The number of examples of a row depends on the orders (plan/programs.py).
         text = json.dumps(
             [decides, values["data"].get("position_augmentation"), vars(self)], sort_keys=True
         )
@@ -168,7 +167,7 @@ def _in_order() -> Iterator[Cell]:
 
 
 def main() -> None:
-    """Compute what is missing, as far as the time goes, and write the markdown."""
+    """Compute missing cells within the time, and write the markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--minutes", type=float, default=45)
@@ -184,7 +183,7 @@ def main() -> None:
             break
         result = compute(cell, chosen.runner.split())
         print(cell, verdict(result), flush=True)
-        if "refused" in result:  # nothing about the cell: something is missing here
+        if "refused" in result:  # no result: something is missing on this machine
             continue
         done[cell] = result
         with chosen.results.open("a") as file:
@@ -196,7 +195,7 @@ def main() -> None:
 
 
 def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
-    """What earlier runs found of the recipes as they are now; a line that was cut off is left out."""
+    """Results of earlier runs for the present recipes; a partial line is left out."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -210,7 +209,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def compute(cell: Cell, runner: Sequence[str]) -> dict[str, Any]:
-    """The plan as plain values, or {"error": ...}, or {"refused": ...} where it could not be asked."""
+    """The plan as plain values, or {"error": ...}, or {"refused": ...} if the command failed."""
     code = "from gram_jax.cli import main; main()"
     try:
         done = subprocess.run(
@@ -244,8 +243,8 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
     missing = [cell for cell in planned if cell not in done]
     seconds = sum(result.get("compile_seconds", 0) for result in done.values())
     titles = {
-        "pretrain": "Training, stage 1 (writing responses)",
-        "finetune": "Training, stage 2 (the judge)",
+        "pretrain": "Training, stage 1 (pretraining)",
+        "finetune": "Training, stage 2 (fine-tuning)",
         "score": "Scoring",
     }
     parts = [INTRODUCTION.format(seconds=seconds / 60, count=len(done))]
@@ -263,7 +262,7 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
         for program in dict.fromkeys(cell.program for cell in missing):
             names = ", ".join(f"{c.model} on {c.topology}" for c in missing if c.program == program)
             lines.append(f"- {titles.get(program, program)}: {names}")
-        parts += ["## Not computed", "Planned, and missing for want of time:", "\n".join(lines)]
+        parts += ["## Not computed", "These plans have not been computed:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -283,9 +282,9 @@ COLUMNS = (
     "mesh",
     "arguments",
     "temporaries",
-    "left",
-    "collectives: calls, GiB in",
-    "at least, ms: compute / memory / links (/ network)",
+    "free",
+    "collectives: calls, GiB received",
+    "lower bounds, ms: compute / memory / links (/ network)",
     "bound",
     "tokens/s/chip",
     "compile",
@@ -336,36 +335,42 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 INTRODUCTION = """\
 # Plans: what fits where
 
-Made by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled
-ahead of time with JAX 0.10.2 and libtpu 0.0.42.1 on a CPU-only machine with 2 shared cores, {seconds:.0f} minutes of
-compilation in all. Nothing here was run on a TPU. `gram-jax plan` makes such a plan of any recipe.
+Look up whether a model fits on a TPU slice or GPU, and what bounds its step time. For the smallest slice per model see
+[the sizing table](planning.md#sizing-table); `gram-jax plan` makes such a plan for any recipe.
 
-All figures are of one device (v5e, v5p and v6e: of one chip). *Arguments* are weights, optimizer state and batch,
-*temporaries* everything else that lives at the same time, *left* what the device has beyond both (or beyond the peak
-that the compiler reports, if that is more). In every plan of training that fits, the whole state is donated.
-*Collectives* are calls of one step, loops counted by their trips, and the least GiB that reach a device. The times
-are lower bounds: FLOPs over the bf16 peak (recomputation not counted), bytes of state and weights over the memory's
-bandwidth, bytes of collectives over all links of a chip and, for several slices (2xv6e:4x4 are two, and `[mesh.dcn] data` is
-their number), over a chip's share of the network between them; a real step takes longer than the largest of them,
-which is the *bound*. *tokens/s/chip* is the throughput at that bound: an upper limit, not a forecast. Public runs
-reach 40 to 70 % of it.
+Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled ahead of
+time with JAX 0.10.2 and libtpu 0.0.42.1 on a CPU-only machine with 2 shared cores, in {seconds:.0f} minutes. Nothing here
+was run on a TPU.
 
-A program that does not fit is listed with the memory that it needs: if the compiler stopped, at least the arguments and
-the temporaries that it reported; if the arguments alone are too much, nothing was compiled."""  # noqa: E501
+All figures are per device (v5e, v5p and v6e: per chip). In every training plan that fits, the whole state is donated.
+
+| column | meaning |
+| --- | --- |
+| slice | 2xv6e:4x4 stands for two slices of v6e:4x4; `[mesh.dcn] data` is the number of slices |
+| arguments | weights, optimizer state and batch |
+| temporaries | all other memory in use at the same time |
+| free | memory of the device minus both (or minus the peak that the compiler reports, if that is larger) |
+| collectives | number of calls per step, iterations of loops counted, and the minimum GiB received by a device |
+| lower bounds | compute: FLOPs / bf16 peak, recomputation not counted. memory: bytes of state and weights / memory bandwidth. links: bytes of collectives / all links of a chip. network, for several slices: bytes / a chip's share of the network between slices. A real step takes longer than the largest of them |
+| bound | the largest lower bound |
+| tokens/s/chip | throughput at that bound: an upper limit, not a forecast. Public runs reach 40 to 70 % of it |
+
+A program that does not fit is listed with the memory that it needs: at least the arguments and the temporaries that the
+compiler reported, if the compiler stopped. If the arguments alone exceed the memory, nothing was compiled."""  # noqa: E501
 
 NOTES = {
     "pretrain": f"""\
-{ROWS} rows of {LENGTH} tokens for each device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation
-step, f32 weights and AdamW, bf16 products, full recomputation, splash attention, logits in pieces of {CHUNK} rows a device.""",  # noqa: E501
-    "finetune": "The same batch and settings; no product with the vocabulary.",
+{ROWS} rows of {LENGTH:,} tokens per device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation step, f32
+weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} rows per device.""",  # noqa: E501
+    "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}
-without changes, compiled for a description of the GPU, with `attention = "blocked"` instead of cuDNN's, which needs
-the GPU itself. *left* is of what CUDA reports less 0.6 GiB; JAX takes three quarters of the memory unless
-XLA_PYTHON_CLIENT_MEM_FRACTION is larger (0.97 for these).""",
+without changes, compiled for a description of the GPU. They use `attention = "blocked"` instead of cuDNN's, which needs
+a real GPU at compilation. *free* is relative to the memory that CUDA reports minus 0.6 GiB. JAX takes three quarters of
+the memory by default; these recipes need XLA_PYTHON_CLIENT_MEM_FRACTION=0.97.""",
     "score": f"""\
-Pairs in both orders, padded to {LENGTH} tokens, 32,768 tokens a device and call, bf16 weights. Whole weights on every
-device if they take at most half of it, else sharded over fsdp and gathered layer by layer.""",
+Pairs in both orders, padded to {LENGTH:,} tokens, 32,768 tokens per device and call, bf16 weights. Every device holds all
+weights if they take at most half of its memory; otherwise they are sharded over fsdp and gathered layer by layer.""",  # noqa: E501
 }
 
 

@@ -1,9 +1,9 @@
-"""How well each method of ranking chooses, for what it costs: python benchmarks/ranking.py [RUNS] [--plot FILE.png]
+"""Quality and cost of each ranking method: python benchmarks/ranking.py [RUNS] [--plot FILE.png]
 
-The methods are those of ranking/tournament.py; the judge is simulated. Responses have qualities from N(0, 1).
-The judge says of (i, j) the log-odds SCALE x (q_i - q_j) + an error of the pair + an error of the order + PREFERENCE
-for what is shown first. An error belongs to its pair: asked again the judge says the same, as a model does. The size
-of the errors follows from the share of pairs that both orders together shall get right.
+The methods are those of ranking/tournament.py; the judge is simulated. Responses have qualities from N(0, 1). The
+judge's log-odds of (i, j) are SCALE x (q_i - q_j) + an error of the pair + an error of the order + PREFERENCE for the
+response shown first. The errors of a pair are fixed, as those of a model are. Their size follows from the share of
+pairs that both orders together get right.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-# For matrices of 64 x 64 two threads wait longer for each other than they work.
+# For matrices of 64 x 64 two threads are slower than one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -35,7 +35,7 @@ METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def noise_for(accuracy: float) -> float:
-    """Standard deviation of the error of a pair's log-odds (both orders) for which a judge is right so often."""
+    """Standard deviation of the error of a pair's log-odds (both orders) of a judge with this accuracy."""
 
     def right(noise: float) -> float:
         # P(sign(d + e) = sign(d)) for normal d, e
@@ -49,19 +49,19 @@ def judge(random: np.random.Generator, count: int, noise: float) -> tuple[np.nda
     quality = random.normal(size=count)
     pair, own = random.normal(size=(2, count, count))
     pair = (pair - pair.T) / np.sqrt(2)
-    # Of both orders together the own error has half its variance; noise is that of the two together.
+    # In the mean of both orders the order's error has half its variance; `noise` is of that mean.
     part = noise / np.sqrt(1 - OWN / 2)
     error = part * (np.sqrt(1 - OWN) * pair + np.sqrt(OWN) * own)
     return quality, SCALE * (quality[:, None] - quality[None]) + error + PREFERENCE
 
 
 def play(logit_diffs: np.ndarray, method: str, **options: Any) -> Any:
-    """The ranking that a method comes to."""
+    """The ranking of a method."""
     game = tournament(len(logit_diffs), method, **options)
     try:
-        asked = next(game)
+        matches = next(game)
         while True:
-            asked = game.send([logit_diffs[match] for match in asked])
+            matches = game.send([logit_diffs[match] for match in matches])
     except StopIteration as over:
         return over.value
 
@@ -97,7 +97,7 @@ def measure(count: int, accuracy: float, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def table(count: int, accuracy: float, rows: list[dict[str, Any]]) -> str:
-    """Markdown; the last columns against the round robin in both orders."""
+    """Markdown; the last columns are relative to the round robin in both orders."""
     whole = next(r for r in rows if r["method"] == "round robin" and r["orders"] == "both")
     lines = [
         f"| n = {count}, {accuracy:.0%} of pairs right | orders | comparisons | rounds | finds the best | quality | "
@@ -114,7 +114,7 @@ def table(count: int, accuracy: float, rows: list[dict[str, Any]]) -> str:
 
 
 def plot(found: dict[int, list[dict[str, Any]]], path: str) -> None:
-    """Quality against cost, one field for each n."""
+    """Quality against cost, one panel for each n."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,9 +122,7 @@ def plot(found: dict[int, list[dict[str, Any]]], path: str) -> None:
     from matplotlib.ticker import ScalarFormatter
 
     figure, fields = plt.subplots(1, len(found), figsize=(4.6 * len(found), 4.4), sharey=True)
-    colours = {
-        name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for _, name, _ in METHODS))
-    }
+    colours = {name: f"C{at}" for at, (_, name, _) in enumerate(METHODS)}
     for field, (count, rows) in zip(np.atleast_1d(fields), found.items(), strict=True):
         for r in rows:
             filled = {"color": colours[r["method"]]}

@@ -1,11 +1,10 @@
-"""Scoring real pairs with SmolLM2-135M in float32 against transformers and PyTorch, from text to score, in turns.
+"""Scoring real pairs with SmolLM2-135M in float32 against transformers and PyTorch, from text to score, alternating.
 
     python benchmarks/score.py SOURCE... [--pairs 12] [--rounds 3] [--best-of 8 16]
 
-SOURCE: files of pairs, of any schema; so many of each are drawn. --best-of: the first prompt whose pair is not too long
-is ranked with so many responses, taken from the source's other pairs, all against all, and compared with scoring the
-same pairs one by one. A model of 135 million weights that was not taught to judge is near 0.5 everywhere: what counts
-here is time, and that all sides find the same.
+SOURCE: files of pairs, of any schema, from each of which --pairs are drawn. --best-of: rank this number of responses
+from the source's pairs, all against all, to its first prompt, and compare with scoring the same pairs one by one. The
+model is not trained to judge, so its scores are near 0.5: measured are time and agreement.
 """
 
 import argparse
@@ -39,7 +38,7 @@ RIVAL_CHARACTERS = (300, 1500)  # of a response that is ranked
 
 
 def draw(sources: list[str], count: int) -> list[list[Any]]:
-    """[prompt, first, second] of so many pairs of each source, in random order."""
+    """[prompt, first, second] of `count` pairs of each source, in random order."""
     found = []
     for source in sources:
         records, _ = read_records(source, "pair")
@@ -49,7 +48,7 @@ def draw(sources: list[str], count: int) -> list[list[Any]]:
 
 
 def rivals(source: str, count: int) -> list[Any]:
-    """One prompt, and as many responses as are asked for."""
+    """One prompt and `count` responses."""
     records, _ = read_records(source, "pair", limit=50 * count)
     low, high = RIVAL_CHARACTERS
     responses = [r.first for r in records if low <= len(r.first) <= high]
@@ -62,7 +61,7 @@ def _texts(record: Any) -> list[Any]:
 
 
 def lengths(folder: str, pairs: list[list[Any]]) -> str:
-    """What the texts are, for the report."""
+    """Number and lengths of the texts, for the report."""
     shown = [order for p, a, b in pairs for order in ((p, a, b), (p, b, a))]
     spec = JudgeSpec.load(folder)
     texts = encode_items(folder_tokenizer(folder), spec.comparison, shown, spec.max_length)
@@ -75,7 +74,7 @@ def lengths(folder: str, pairs: list[list[Any]]) -> str:
 
 
 def agreement(found: dict[str, dict[str, Any]], first: str) -> str:
-    """How far the sides are from the first one's scores."""
+    """Differences of the sides from the first one's scores."""
     ours = np.array(found[first]["scores"])
     lines = []
     for name, side in found.items():

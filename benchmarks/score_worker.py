@@ -1,13 +1,13 @@
 """One side of the comparison of scorers: score_worker.py SIDE FOLDER PAIRS.json.
 
-FOLDER: an exported judge; PAIRS: a list of [prompt, first, second]. Every side goes from text to probabilities that
+FOLDER: an exported judge; PAIRS: a list of [prompt, first, second]. Every side computes from text the probability that
 the first is better, over both orders, with the judge's own prompt and budget.
 
-SIDE: "prefix_shared" and "padded" are gram_jax's two programs. "torch" is transformers + PyTorch as people write it:
-both orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is the same
-made as good as it gets: sorted by length, the logits of the last position. "compare" ranks: PAIRS is then one prompt
-and its responses, and what comes back are the log-odds of all pairs i < j as probabilities; "compare" and
-"compare-padded" find the same from pairs that are scored one by one.
+SIDE: "prefix_shared" and "padded" are gram_jax's two programs. "torch" is transformers and PyTorch as usually written:
+both orders, the input's order, batches of 8, padded on the left, the logits of every position. "torch-best" is sorted
+by length and computes the logits of the last position only. "compare" ranks: PAIRS is then one prompt and its
+responses, and the result is the log-odds of all pairs i < j as probabilities; "compare" and "compare-padded" give the
+same from pairs that are scored one by one.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokenizer import folder_tokenizer
 
 BATCH = 8
-# With last-position logits a batch needs no memory to speak of; 8 and 16 sequences were equally fast, 4 slower.
+# With last-position logits a batch needs little memory; 8 and 16 sequences were equally fast, 4 slower.
 BEST_BATCH = 8
 
 

@@ -1,9 +1,9 @@
 """The server under load: python benchmarks/serve.py [--model tiny-random] [--seconds 20] [--clients 64] [--requests 0]
 
-Starts `gram-jax serve` and sends pairs from many connections for so long, first as few as keep it busy, then ten times
-as many with a small queue. Prints requests a second, latencies of those that were accepted, the share that was refused
-and how quickly, and the server's memory before, after a tenth and after all of it. --requests: so many in place of
-seconds.
+Starts `gram-jax serve` and sends pairs from many connections for --seconds, first from --clients, then from ten times
+as many with a small queue. Prints requests per second, latencies of accepted requests, the share of rejected requests
+and their latency, and the server's memory before, after a tenth and after all of it. --requests: a number of requests
+instead of seconds.
 """
 
 import argparse
@@ -23,23 +23,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-WORDS = (
-    "the",
-    "judge",
-    "reads",
-    "a",
-    "response",
-    "and",
-    "says",
-    "which",
-    "of",
-    "two",
-    "is",
-    "better",
-)
+WORDS = ("the", "judge", "reads", "a", "response", "and", "says", "which", "of", "two", "is")
 
-# Of HTTP what this needs: a whole client takes longer over a request than the server with a tiny model, and of 160
-# connections several times as long, so it would be measuring itself.
+# A minimal HTTP client: with a tiny model a complete one takes longer over a request than the server.
 HEAD = (
     "POST /v1/score_pair HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     "content-length: {length}\r\n\r\n{body}"
@@ -82,7 +68,7 @@ def main() -> None:
 
 
 def wait_ready(url: str) -> None:
-    """Until programs are compiled."""
+    """Wait until programs are compiled."""
     for _ in range(1200):
         try:
             if httpx.get(f"{url}/readyz").status_code == 200:
@@ -105,14 +91,14 @@ async def load(port: int, clients: int, options: Any, server: int) -> dict[str, 
         while (len(found) < options.requests) if options.requests else time.monotonic() < end:
             first, second = (" ".join(draw.choices(WORDS, k=options.words)) for _ in range(2))
             body = json.dumps({"prompt": "Which is better?", "first": first, "second": second})
-            asked = time.monotonic()
+            sent = time.monotonic()
             writer.write(HEAD.format(length=len(body), body=body).encode())
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(LENGTH.search(head).group(1)))
             status = int(head.split(b" ", 2)[1])
-            found.append((status, time.monotonic() - asked))
+            found.append((status, time.monotonic() - sent))
             if status in (429, 503):
-                await asyncio.sleep(0.25)  # four times as impatient as it is asked to be
+                await asyncio.sleep(0.25)  # a quarter of Retry-After
         writer.close()
 
     async def after_a_tenth() -> float:

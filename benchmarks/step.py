@@ -1,4 +1,4 @@
-"""A training step of SmolLM2-135M in float32 against PyTorch, in turns: python benchmarks/step.py [ROUNDS]"""
+"""A training step of SmolLM2-135M in float32 against PyTorch, alternating: python benchmarks/step.py [ROUNDS]"""
 
 import sys
 

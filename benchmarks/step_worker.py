@@ -1,7 +1,7 @@
 """One side of a comparison of training steps: step_worker.py {jax,torch,torch-last} FOLDER ROWS LENGTH.
 
-FOLDER: an exported judge. The tokens are drawn from a fixed seed, so that every side has the same. "torch" trains as
-people write it, with the logits of every position; "torch-last" asks for those of the last position only.
+FOLDER: an exported judge. Every side has the same tokens, drawn from a fixed seed. "torch" computes the logits of every
+position, as is usual; "torch-last" those of the last position only.
 """
 
 import sys
@@ -18,7 +18,7 @@ LEARNING_RATE, SMOOTHING = 1e-5, 0.1
 
 
 def token_rows(folder: Path, rows: int, length: int) -> np.ndarray:
-    """i32 [rows, length]: random words, but the same on every side."""
+    """i32 [rows, length]: random tokens, the same on every side."""
     vocabulary = 40_000
     return np.random.default_rng(0).integers(100, vocabulary, (rows, length), dtype=np.int32)
 

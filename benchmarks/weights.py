@@ -1,9 +1,9 @@
-"""What bfloat16 and int8 weights change in the verdicts of a judge on real pairs.
+"""Effect of bfloat16 and int8 weights on the verdicts of a judge on real pairs.
 
     python benchmarks/weights.py JUDGE SOURCE... [--pairs 100]
 
-SOURCE: files of labeled pairs, of any schema; so many of each are drawn. All formats score the same pairs with products
-in float32, so that what differs are the weights alone.
+SOURCE: files of labeled pairs, of any schema, from each of which --pairs are drawn. All formats score the same pairs
+with products in float32, so that only the weights differ.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def draw(source: str, count: int) -> list:
-    """So many labeled pairs of a file, or all that it has."""
+    """At most `count` labeled pairs of a file."""
     records, _ = read_records(source)
     labeled = [record for record in records if record.has_preference]
     chosen = np.random.default_rng(0).permutation(len(labeled))[:count]

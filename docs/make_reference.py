@@ -1,7 +1,7 @@
-"""Write the references from what the package says of itself: python docs/make_reference.py
+"""Write docs/configuration.md and docs/cli.md from the code: python docs/make_reference.py
 
 configuration.md comes from the dataclasses of recipes (gram_jax/recipes/tables.py, gram_jax/recipes/rl.py), cli.md from
-the commands' own signatures (gram_jax/cli). tests/test_documents.py checks that both are what this writes.
+the signatures of the commands (gram_jax/cli). tests/test_documents.py checks that both are up to date.
 """
 
 import ast
@@ -30,7 +30,7 @@ BY = "Written by `python docs/make_reference.py` from the code; change it there.
 
 
 def main() -> None:
-    """Write both."""
+    """Write both pages."""
     for name, text in references().items():
         (DOCS / name).write_text(text, encoding="utf-8")
 
@@ -41,7 +41,7 @@ def references() -> dict[str, str]:
 
 
 def _page(parts: list[str]) -> str:
-    """Paragraphs in lines of at most 120 characters; headings and tables as they are."""
+    """Paragraphs in lines of at most 120 characters; headings and tables unchanged."""
     lines = [
         part
         if part.startswith(("|", "#"))
@@ -63,21 +63,22 @@ def configuration() -> str:
     parts = [
         "# Recipes",
         BY,
-        "A recipe is one TOML file. Every number that changes results has to be written in it; only what does not has "
-        "a default. An unknown key, a missing one, a wrong type and values that do not go together are errors that "
-        "name the key. `--set table.key=value` on the command line changes a key, an empty value removes it. "
-        "`gram-jax recipe` lists the recipes that come along.",
-        "There are two kinds: of stages, for [`gram-jax train`](cli.md#gram-jax-train) and "
-        "[`gram-jax plan`](cli.md#gram-jax-plan), and of reinforcement learning, for "
-        "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys wherever it occurs.",
+        "Look up every table and key of a recipe. A recipe is one TOML file. It states every number that changes results; "
+        "only keys that do not change results have a default. Unknown keys, missing keys, wrong types and values that "
+        "contradict each other are errors that name the key. `--set table.key=value` on the command line changes a key; "
+        "an empty value removes it. `gram-jax recipe` lists the recipes that ship with the package.",
+        "There are two kinds: recipes of stages, for [`gram-jax train`](cli.md#gram-jax-train) and "
+        "[`gram-jax plan`](cli.md#gram-jax-plan), and recipes of reinforcement learning, for "
+        "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys in both.",
         "## Recipes of stages",
         *_tables(tables.Recipe),
         _free(FREE_ON_RESUME[tables.Recipe]),
         "## Recipes of reinforcement learning",
         *_tables(rl.RlRecipe, known=tables.Recipe),
         _free(FREE_ON_RESUME[rl.RlRecipe]),
-        "## Forms of rows",
-        "What `schema` may be, with the fields by which `auto` knows it (README.md says what they hold).",
+        "## Dataset formats",
+        "The values of `schema`, with the fields by which `auto` recognises them. [Dataset formats](formats.md) has an "
+        "example of each.",
         _table(
             ("schema", "fields"),
             [(f"`{name}`", _codes(schema.fields)) for name, schema in SCHEMAS.items()],
@@ -87,9 +88,9 @@ def configuration() -> str:
 
 
 def _tables(recipe: type, known: type | None = None) -> list[str]:
-    """A section for every table of a recipe, and one for its keys outside of all tables.
+    """A section for every table of a recipe, and one for its keys outside of tables.
 
-    known: a recipe whose tables were written before; the same ones are referred to.
+    known: a recipe whose tables were written before; equal tables are links.
     """
     before = dict(_fields(known)) if known else {}
     loose, sections = [], []
@@ -144,7 +145,7 @@ def _keys(table: type, names: list[str], place: str) -> str:
 
 
 def _meanings(table: type) -> dict[str, str]:
-    """The text that stands below every field of a dataclass in its source. KeyError where one has none."""
+    """The text below every field of a dataclass in its source. KeyError for a field without one."""
     found: dict[str, str] = {}
     for base in table.__bases__:
         found |= _meanings(base) if dataclasses.is_dataclass(base) else {}
@@ -157,8 +158,8 @@ def _meanings(table: type) -> dict[str, str]:
 
 def _free(keys: tuple[str, ...]) -> str:
     return (
-        "A run goes on only with the recipe that it was begun with. These may differ, because they change nothing or "
-        f"only the last bits: {_codes(key + '*' if key.endswith('.') else key for key in keys)}."
+        "A run resumes only with the recipe that it was started with. These keys may differ, because they change nothing "
+        f"or only the last bits: {_codes(key + '*' if key.endswith('.') else key for key in keys)}."
     )
 
 
@@ -191,13 +192,13 @@ def _plain(value: Any) -> str:
 
 
 def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that a table holds, with or without None."""
+    """The dataclass of a table, optional or not; None if there is none."""
     found = [x for x in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(x)]
     return found[0] if found and typing.get_origin(hint) is not tuple else None
 
 
 def _kind(hint: Any) -> str:
-    """A type as a person would say it."""
+    """A type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return " ".join([_kind(args[0]), *filter(None, (_limit(note) for note in args[1:]))])
@@ -246,7 +247,8 @@ def commands() -> str:
     head = [
         "# Commands",
         BY,
-        "`-h` after a command shows the same. `python -m gram_jax` is the same program.",
+        "Look up every command, argument and option. `-h` after a command shows the same text. `python -m gram_jax` is the "
+        "same program.",
         "## Exit statuses",
         _table(("status", "meaning"), statuses),
     ]

@@ -49,6 +49,7 @@ API = {
         "Generation and rewards",
         [
             "TextGenerator",
+            "SamplingConfig",
             "GreedyResponses",
             "RewardForm",
             "rewards.trl",
@@ -57,7 +58,31 @@ API = {
             "rewards.openrlhf",
         ],
     ),
-    "errors": ("Errors", ["GramError", "errors"]),
+    "errors": (
+        "Errors",
+        [
+            "GramError",
+            *(
+                f"errors.{name}Error"
+                for name in (
+                    "Data",
+                    "Judge",
+                    "Recipe",
+                    "Layout",
+                    "Checkpoint",
+                    "DoesNotFit",
+                    "NonFinite",
+                    "Cluster",
+                    "Stopped",
+                    "MissingExtra",
+                    "Report",
+                )
+            ),
+            "errors.GramWarning",
+            "adaptation.adapt.NotBetterError",
+            "serve.run.StartError",
+        ],
+    ),
 }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.judge.spec import JudgeSpec, make_spec
     from gram_jax.model.config import ModelConfig
     from gram_jax.model.execution import Execution
+    from gram_jax.model.generate import SamplingConfig
     from gram_jax.recipes.reading import read_recipe
     from gram_jax.rewards.forms import RewardForm
     from gram_jax.scoring.pair import PairScore, score_pair
@@ -63,6 +64,7 @@ _PUBLIC = {
     "load_tokenizer": "gram_jax.interop.models",
     "TextGenerator": "gram_jax.generation.generator",
     "GreedyResponses": "gram_jax.generation.greedy",
+    "SamplingConfig": "gram_jax.model.generate",
     "RewardForm": "gram_jax.rewards.forms",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "PairScore",
     "Placement",
     "RewardForm",
+    "SamplingConfig",
     "Scorer",
     "Sequences",
     "TextGenerator",

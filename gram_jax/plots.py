@@ -19,39 +19,17 @@ PANELS = (
 SMOOTH_OVER = 0.05  # share of the points that the drawn mean runs over
 
 
-def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path | None:
-    """Draw what `rows` of metrics hold into a PNG; None if they hold nothing to draw.
-
-    Training values are dots with their running mean, held-out values (names with "valid_" before
-    them) a line with marks.
-    """
+def _figure(size: tuple[float, float], **options: Any) -> Any:
     with needs_extra("plots"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    panels = [(key, label) for key, label in PANELS if any(key in row for row in rows)]
-    if not panels:
-        return None
-    figure = Figure(figsize=(5.2 * min(len(panels), 3), 3.6 * ((len(panels) + 2) // 3)))
-    FigureCanvasAgg(figure)
-    for at, (key, label) in enumerate(panels):
-        axes = figure.add_subplot((len(panels) + 2) // 3, min(len(panels), 3), at + 1)
-        steps, values = _series(rows, key)
-        if key == "learning_rate":  # stated, not measured: its mean would lag behind it
-            axes.plot(steps, values, color="C0")
-        else:
-            axes.plot(steps, values, ".", color="C0", alpha=0.35, markersize=3)
-            axes.plot(steps, _running_mean(values), color="C0", label="training")
-        held_out = _series(rows, f"valid_{key}")
-        if held_out[0]:
-            axes.plot(*held_out, "o-", color="C1", label="held-out")
-            axes.legend(frameon=False)
-        if key == "accuracy":
-            axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.2)
+    return Figure(figsize=size, **options)
+
+
+def _save(figure: Any, path: str | Path, title: str) -> Path:
     figure.suptitle(title)
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     figure.savefig(path, dpi=120)
     return Path(path)
 
@@ -61,13 +39,45 @@ def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[f
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _running_mean(values: Sequence[float]) -> list[float]:
+def _plot_training(
+    axes: Any, rows: Sequence[dict[str, Any]], key: str, color: str, label: str
+) -> None:
+    """Values of training steps as dots, with their running mean."""
+    steps, values = _series(rows, key)
     size = max(1, round(SMOOTH_OVER * len(values)))
-    means = []
-    for at in range(len(values)):
-        window = values[max(0, at - size + 1) : at + 1]
-        means.append(sum(window) / len(window))
-    return means
+    windows = [values[max(0, at - size + 1) : at + 1] for at in range(len(values))]
+    means = [sum(window) / len(window) for window in windows]
+    axes.plot(steps, values, ".", color=color, alpha=0.35, markersize=3)
+    axes.plot(steps, means, color=color, label=label)
+    axes.grid(alpha=0.2)
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path | None:
+    """Draw the metrics of `rows` into a PNG; None if there is nothing to draw.
+
+    Training values are dots with their running mean, held-out values (names with the prefix "valid_") a line with
+    marks.
+    """
+    panels = [(key, label) for key, label in PANELS if any(key in row for row in rows)]
+    if not panels:
+        return None
+    columns, lines = min(len(panels), 3), (len(panels) + 2) // 3
+    figure = _figure((5.2 * columns, 3.6 * lines))
+    for at, (key, label) in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, at + 1)
+        if key == "learning_rate":  # stated, not measured: its mean would lag behind it
+            axes.plot(*_series(rows, key), color="C0")
+            axes.grid(alpha=0.2)
+        else:
+            _plot_training(axes, rows, key, "C0", "training")
+        held_out = _series(rows, f"valid_{key}")
+        if held_out[0]:
+            axes.plot(*held_out, "o-", color="C1", label="held-out")
+            axes.legend(frameon=False)
+        if key == "accuracy":
+            axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="step", ylabel=label)
+    return _save(figure, path, title)
 
 
 def plot_before_after(
@@ -82,78 +92,55 @@ def plot_before_after(
 
     writing, judging: metrics of stages 1 and 2; shares: {kind: (accuracy before, after)}.
     """
-    with needs_extra("plots"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5.2))
-    FigureCanvasAgg(figure)
+    figure = _figure((13, 5.2))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1))
-    stages = (("stage 1: loss of writing", writing, "loss"), ("stage 2", judging, "accuracy"))
-    for at, (label, rows, key) in enumerate(stages):
-        axes = figure.add_subplot(grid[at, 0])
-        keys = (key,) if key == "loss" else ("loss", key)
-        for color, name in enumerate(keys):
-            steps, values = _series(rows, name)
-            axes.plot(steps, values, ".", color=f"C{color}", alpha=0.35, markersize=3)
-            axes.plot(steps, _running_mean(values), color=f"C{color}", label=name)
-        axes.set(title=label, xlabel="step" if at else "")
-        axes.grid(alpha=0.2)
-        if len(keys) > 1:
-            axes.legend(frameon=False)
-    axes = figure.add_subplot(grid[:, 1])
+    first = figure.add_subplot(grid[0, 0], title="stage 1: loss of writing")
+    _plot_training(first, writing, "loss", "C0", "loss")
+    second = figure.add_subplot(grid[1, 0], title="stage 2", xlabel="step")
+    for color, name in (("C0", "loss"), ("C1", "accuracy")):
+        _plot_training(second, judging, name, color, name)
+    second.legend(frameon=False)
+    axes = figure.add_subplot(grid[:, 1], xlim=(0, 1), xlabel="accuracy on held-out pairs")
     kinds = sorted(shares, key=lambda kind: shares[kind][1])
-    for offset, which, color in ((-0.2, 0, "0.7"), (0.2, 1, "C0")):
-        places = [at + offset for at in range(len(kinds))]
-        label = ("before", "after")[which]
-        axes.barh(places, [shares[k][which] for k in kinds], 0.38, color=color, label=label)
+    for at, (label, offset, color) in enumerate((("before", -0.2, "0.7"), ("after", 0.2, "C0"))):
+        places = [place + offset for place in range(len(kinds))]
+        axes.barh(places, [shares[kind][at] for kind in kinds], 0.38, color=color, label=label)
     axes.axvline(0.5, color="gray", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
-    axes.set(xlim=(0, 1), xlabel="accuracy on held-out pairs")
     axes.legend(frameon=False, loc="lower right")
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return _save(figure, path, title)
 
 
 def plot_best_of(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path:
-    """Draw mean reward against n and against KL into a PNG: the judge that picks, and the oracle where there is one.
+    """Draw mean reward against n and against KL into a PNG: the judge that picks, and the oracle if there is one.
 
-    rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. Lines that part show that picking
-    harder no longer means picking better; a star marks where the oracle is highest.
+    rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. If the lines diverge, the judge is
+    over-optimised; a star marks the maximum of the oracle.
     """
-    with needs_extra("plots"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((9.6, 4.2), layout="constrained")
     lines = (("proxy", "the judge that picks"), ("oracle", "the oracle, of the same picks"))
     scales = (("k", "responses to pick from (n)"), ("kl", "KL(best of n, policy) in nats"))
     for at, (key, label) in enumerate(scales):
-        axes = figure.add_subplot(1, 2, at + 1)
-        for color, (name, said) in enumerate(lines):
+        axes = figure.add_subplot(1, 2, at + 1, xlabel=label)
+        for color, marker, (name, said) in zip(("C0", "C1"), "os", lines, strict=True):
             there = [row for row in rows if row.get(name)]
             if not there:
                 continue
             x, y = [row[key] for row in there], [row[name]["mean"] for row in there]
             low, high = zip(*(row[name]["interval"] for row in there), strict=True)
-            axes.plot(x, y, "os"[color] + "-", color=f"C{color}", label=said, markersize=4)
-            axes.fill_between(x, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+            axes.plot(x, y, f"{marker}-", color=color, label=said, markersize=4)
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             if name == "oracle":
                 best = y.index(max(y))
-                axes.plot(x[best], y[best], "*", color=f"C{color}", markersize=13)
+                axes.plot(x[best], y[best], "*", color=color, markersize=13)
         axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
-        axes.set(xlabel=label, ylabel="P(better than the greedy response)" if not at else "")
-        if key == "k":
-            axes.set_xscale("log", base=2)
-            axes.set_xticks([row["k"] for row in rows], [str(row["k"]) for row in rows])
         axes.grid(alpha=0.2)
-    figure.axes[0].legend(frameon=False, loc="best", title="bands: 95 % over prompts")
-    figure.suptitle(title if len(title) <= 90 else f"{title[:40]} ... {title[-45:]}")
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    first = figure.axes[0]
+    first.set_ylabel("P(better than the greedy response)")
+    first.set_xscale("log", base=2)
+    first.set_xticks([row["k"] for row in rows], [str(row["k"]) for row in rows])
+    first.legend(frameon=False, loc="best", title="bands: 95 % over prompts")
+    return _save(figure, path, title if len(title) <= 90 else f"{title[:40]} ... {title[-45:]}")
 
 
 # Stand-ins for colours that a page chooses for light and dark: C0 .. C7 become --s0 .. --s7.
@@ -167,13 +154,11 @@ def inline_svg(
 ) -> str:
     """A drawing as an SVG element for a page: its text in the page's font, its colours from the page's style sheet.
 
-    size: inches, which give the proportions; draw: is handed the axes; name: makes its ids unique in the page; title:
-    read to those who do not see it. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
+    size: inches, which give the proportions; draw: called with the axes; name: makes its ids unique in the page; title:
+    for screen readers. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
     """
     with needs_extra("plots"):
         import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters, not outlines of letters
@@ -185,8 +170,7 @@ def inline_svg(
     }
     out = io.StringIO()
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
+        figure = _figure(size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)

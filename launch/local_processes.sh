@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Recipes one after the other, each by N processes on this machine that find each other over loopback.
+# Run recipes one after the other, each in N processes on this machine that connect over loopback.
 #
 #   launch/local_processes.sh N RECIPE [RECIPE ...] [options of gram-jax train]
 #
 #   DRY_RUN=1        print the commands and run nothing
 #   LOGS=FOLDER      process I writes FOLDER/process-I.log (default logs)
-#   RESTARTS=N       start all again up to N times in all when they ask for it or one was killed (default 0)
-#   RESTART_DELAY=S  seconds before each of them (default 5)
-#   GRACE=S          seconds that all may take to save and end after SIGTERM (default 30)
-#   LINGER=S         seconds that the others may go on after one failed (default 5)
+#   RESTARTS=N       restart all up to N times in all if they ask for it or one is killed (default 0)
+#   RESTART_DELAY=S  seconds before each restart (default 5)
+#   GRACE=S          seconds for all to save and end after SIGTERM (default 30)
+#   LINGER=S         seconds until the others are killed after one failed (default 5)
 #   PORT=P           of the coordinator (default: a free one)
 #   GRAM_JAX=PATH    the program (default gram-jax)
 #
-# Process I takes GPU I; on a machine without GPUs, set JAX_PLATFORMS=cpu. SIGTERM is passed on to all, and nothing is
-# started after it. The exit status is 0 when all finished, else the first that no new start would mend, else the
-# first that asks for a new start.
+# Process I uses GPU I; on a machine without GPUs, set JAX_PLATFORMS=cpu. SIGTERM is passed on to all, and nothing is
+# started after it. The exit status is 0 if all finished, else the first that a restart would not fix, else the first
+# that asks for a restart.
 set -uo pipefail
 
 usage() {
@@ -33,7 +33,7 @@ done
 program=${GRAM_JAX:-gram-jax}
 logs=${LOGS:-logs}
 restarts=${RESTARTS:-0}
-# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+# Numbers are checked before anything runs.
 whole() { # NAME VALUE LEAST
     case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
     echo "local_processes.sh: $1=$2: expected a whole number from $3" >&2
@@ -43,21 +43,21 @@ whole RESTARTS "$restarts" 0
 whole GRACE "${GRACE:-30}" 0
 whole LINGER "${LINGER:-5}" 0
 
-# 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
-# SEGV, TERM). The same list stands in every launcher.
+# Exit statuses after which a run is started again: 75 and 76 ask for it, the others are deaths by a signal (ABRT, BUS,
+# KILL, SEGV, TERM). Every launcher has this list.
 is_worth_another_start() {
     case $1 in 75 | 76 | 134 | 135 | 137 | 139 | 143) return 0 ;; esac
     return 1
 }
 
-pids=() # of the processes that still run, by their number
+pids=() # of the running processes, by their number
 deadline=
 stopped=
-end_within() { # seconds until those that still run are killed; an earlier deadline stays
+end_within() { # seconds until running processes are killed; an earlier deadline stays
     local at=$((SECONDS + $1))
     if [ -z "$deadline" ] || [ "$at" -lt "$deadline" ]; then deadline=$at; fi
 }
-pass_on_sigterm() { # only once: a scheduler may repeat it while the runs save
+pass_on_sigterm() { # once: a scheduler may repeat the signal while the runs save
     if [ -z "$stopped" ]; then
         stopped=yes
         end_within "${GRACE:-30}"
@@ -70,21 +70,21 @@ trap 'stopped=yes; end_within "${GRACE:-30}"' INT # the terminal sends Ctrl-C to
 free_port() {
     local port
     while :; do
-        port=$((20000 + RANDOM % 12000)) # below the ports that Linux hands out by itself
+        port=$((20000 + RANDOM % 12000)) # below Linux's ephemeral ports
         (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && continue
         (exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))") 2>/dev/null || break # JAX's own
     done
     echo "$port"
 }
 
-# One recipe by all processes; the exit status as above.
+# One recipe in all processes; the exit status as above.
 run_all() {
     local port index code verdict=0 killed=
     port=${PORT:-$(free_port)}
     deadline=
     pids=()
     for ((index = 0; index < count; index++)); do
-        # A shell makes its background commands deaf to Ctrl-C; the inner trap takes that back.
+        # A shell makes its background commands ignore Ctrl-C; the inner trap undoes that.
         (
             trap - INT TERM
             export GRAM_JAX_COORDINATOR=127.0.0.1:$port GRAM_JAX_PROCESSES=$count GRAM_JAX_PROCESS=$index
@@ -93,7 +93,7 @@ run_all() {
         ) &
         pids[index]=$!
     done
-    if [ -n "$stopped" ]; then # it came while they were being started
+    if [ -n "$stopped" ]; then # SIGTERM came during the start
         end_within "${GRACE:-30}"
         kill -TERM "${pids[@]}" 2>/dev/null
     fi
@@ -106,7 +106,7 @@ run_all() {
             [ "$code" -ne 0 ] && [ -z "$killed" ] || continue
             echo "local_processes.sh: process $index ended with status $code; the end of $logs/process-$index.log:" >&2
             tail -n 5 "$logs/process-$index.log" >&2
-            # After 75 the others have just saved the same step; after anything else they wait in vain for this one.
+            # After 75 the others are saving the same step; after anything else they cannot continue.
             if [ "$code" -eq 75 ]; then end_within "${GRACE:-30}"; else end_within "${LINGER:-5}"; fi
             if [ "$verdict" -eq 0 ] || { is_worth_another_start "$verdict" && ! is_worth_another_start "$code"; }; then
                 verdict=$code
@@ -115,7 +115,7 @@ run_all() {
         if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ] && [ ${#pids[@]} -gt 0 ]; then
             [ -n "$killed" ] || echo "local_processes.sh: killing process ${!pids[*]}" >&2
             killed=yes
-            if [ "$verdict" -eq 0 ]; then verdict=137; fi # told to stop, and none did in time
+            if [ "$verdict" -eq 0 ]; then verdict=137; fi # none stopped in time
             kill -KILL "${pids[@]}" 2>/dev/null
         fi
         sleep 0.2
@@ -140,7 +140,7 @@ for recipe in "${recipes[@]}"; do
         code=$?
         is_worth_another_start "$code" && [ -z "$stopped" ] && [ "$restarts" -gt 0 ] || exit "$code"
         restarts=$((restarts - 1))
-        echo "local_processes.sh: $recipe: starting all again ($restarts more allowed)" >&2
+        echo "local_processes.sh: $recipe: starting all again ($restarts restarts left)" >&2
         sleep "${RESTART_DELAY:-5}"
     done
 done

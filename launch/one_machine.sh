@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Recipes one after the other, each by one process that drives every device of this machine.
+# Run recipes one after the other, each in one process that uses every device of this machine.
 #
 #   launch/one_machine.sh RECIPE [RECIPE ...] [options of gram-jax train]
 #
 #   DRY_RUN=1        print the commands and run nothing
-#   RESTARTS=N       start again up to N times in all when a run asks for it or was killed (default 0)
-#   RESTART_DELAY=S  seconds before each of them (default 5)
+#   RESTARTS=N       restart up to N times in all if a run asks for it or is killed (default 0)
+#   RESTART_DELAY=S  seconds before each restart (default 5)
 #   GRAM_JAX=PATH    the program (default gram-jax)
 #
-# Started again after an interruption it goes on where it stopped: a finished run says so and ends at once. SIGTERM
-# is passed on to the run, and nothing is started after it; the exit status is that of the run that did not finish.
+# The same command resumes after an interruption: a finished run ends at once. SIGTERM is passed on to the run, and
+# nothing is started after it; the exit status is that of the run that did not finish.
 set -uo pipefail
 
 recipes=()
@@ -23,7 +23,7 @@ if [ ${#recipes[@]} -eq 0 ]; then
 fi
 program=${GRAM_JAX:-gram-jax}
 restarts=${RESTARTS:-0}
-# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+# Numbers are checked before anything runs.
 whole() { # NAME VALUE LEAST
     case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
     echo "one_machine.sh: $1=$2: expected a whole number from $3" >&2
@@ -31,8 +31,8 @@ whole() { # NAME VALUE LEAST
 }
 whole RESTARTS "$restarts" 0
 
-# 75 and 76 are the program's own ways to ask for a new start; the others are deaths by a signal (ABRT, BUS, KILL,
-# SEGV, TERM). The same list stands in every launcher.
+# Exit statuses after which a run is started again: 75 and 76 ask for it, the others are deaths by a signal (ABRT, BUS,
+# KILL, SEGV, TERM). Every launcher has this list.
 is_worth_another_start() {
     case $1 in 75 | 76 | 134 | 135 | 137 | 139 | 143) return 0 ;; esac
     return 1
@@ -41,7 +41,7 @@ is_worth_another_start() {
 child=
 stopped=
 cut_short=
-pass_on_sigterm() { # only once: a scheduler may repeat it while the run saves
+pass_on_sigterm() { # once: a scheduler may repeat the signal while the run saves
     cut_short=yes
     if [ -z "$stopped" ]; then
         stopped=yes
@@ -51,15 +51,15 @@ pass_on_sigterm() { # only once: a scheduler may repeat it while the run saves
 trap pass_on_sigterm TERM
 trap 'cut_short=yes stopped=yes' INT # the terminal sends Ctrl-C to the run itself
 
-run() { # wait for it, also when a trap cuts the waiting short; its exit status
+run() { # a command to its end, also if a trap interrupts the wait; its exit status
     local code
-    # A shell makes its background commands deaf to Ctrl-C; the inner trap takes that back.
+    # A shell makes its background commands ignore Ctrl-C; the inner trap undoes that.
     (
         trap - INT TERM
         exec "$@"
     ) &
     child=$!
-    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # it came while the run was being started
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # SIGTERM came during the start
     while :; do
         cut_short=
         code=0
@@ -82,7 +82,7 @@ for recipe in "${recipes[@]}"; do
         code=$?
         is_worth_another_start "$code" && [ -z "$stopped" ] && [ "$restarts" -gt 0 ] || exit "$code"
         restarts=$((restarts - 1))
-        echo "one_machine.sh: $recipe ended with status $code: starting again ($restarts more allowed)" >&2
+        echo "one_machine.sh: $recipe ended with status $code: starting again ($restarts restarts left)" >&2
         sleep "${RESTART_DELAY:-5}"
     done
 done

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from fake_judge import FakeJudge
 
 from gram_jax.model.config import ModelConfig, RopeScaling
 from gram_jax.model.execution import Execution
@@ -64,6 +65,20 @@ def execution(one_device: Placement) -> Execution:
 def cube() -> Placement:
     """2 x 2 x 2 fake devices over data, fsdp and tensor."""
     return make_placement({"data": 2, "fsdp": 2, "tensor": 2}, devices=jax.devices()[:8])
+
+
+@pytest.fixture
+def judge() -> FakeJudge:
+    return FakeJudge()
+
+
+@pytest.fixture
+def client(judge: FakeJudge):
+    """An ASGI client of a server of the judge."""
+    from server import client_for  # skips if the extra serve is not installed
+
+    with client_for(judge, group_wait=0.3) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Running the documents' blocks: a folder in which all their names are there, tiny, and the small forms of commands.
+"""Running the documents' blocks: in a folder with tiny files under all names, and with small forms of commands.
 
-bash runs the shell blocks of a page in their order, in one folder. `gram-jax`, `python` and `curl` are programs there
-that ask this process to do the work, so that nothing is imported or compiled twice. The Python blocks of a page are run
-statement by statement; a value in the comment behind a statement says which form what comes out has to have.
+bash runs the shell blocks of a page in order, in one folder. `gram-jax`, `python` and `curl` are programs there that
+send their words to this process, which imports and compiles once. Python blocks are run statement by statement; a value
+in the comment after a statement states the form of its result.
 """
 
 import ast
@@ -39,8 +39,8 @@ from tiny_runs import write_pairs
 
 from gram_jax.interop import resolve
 
-# How commands are run where that is not as they stand on the page: of a command in which all words of the left column
-# are, "a -> b" replaces a; everything else is added at the end, but no option that the command has by then.
+# Changes to the commands that have all words of the left column: "a -> b" replaces a; anything else is added at the
+# end, except an option that the command has already.
 SMALL = (
     ("gram-jax train", "--set run.max_steps=2 --set batch.batch_size=4 --set batch.max_length=256"),
     ("gram-jax train", "--set batch.gradient_accumulation_steps=1 --set judge.max_length=256"),
@@ -66,19 +66,15 @@ SMALL = (
     ("python benchmarks/weights.py", "--pairs 100 -> --pairs 4"),
     ("curl", "--fail"),
 )
-# local_processes.sh says so to each of its processes: here each is one of its own, one after the other.
-ALONE = ("GRAM_JAX_COORDINATOR", "GRAM_JAX_PROCESSES", "GRAM_JAX_PROCESS", "JAX_LOCAL_DEVICE_IDS")
+HANGS = 900  # seconds until a page is given up; the slowest takes 40 beside another process
 
-# Seconds after which a page has stopped for good; the slowest takes 40 beside another process.
-HANGS = 900
-
-# What a page takes for granted beyond `make_stand_ins`: its name, and what of them it is.
+# What a page needs besides `make_stand_ins`: a name, and the stand-in that is copied to it.
 GRANTED = {
     "docs/attacks.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
     "docs/report.md": {"judge-hf": "runs/demo/judge", "first": "evaluated", "second": "evaluated"},
     "docs/rl.md": {"runs/smollm2-135m-finetune": "runs/judge"},
 }
-# In Python blocks that do not make them themselves, beside `judge`.
+# Names in Python blocks that do not define them, besides `judge`.
 NAMES = {
     "prompt": "Name a prime.",
     "responses": ["Nine.", "Seven.", "Eight."],
@@ -86,17 +82,17 @@ NAMES = {
     "second": "Nine.",
 }
 
-# Sends its words to the socket of a `Folder` and ends as that says.
+# Sends its words to the socket of a `Folder` and ends with the status that it answers.
 PROGRAM = """#!{python} -SE
 import json, os, socket, sys
-door = socket.create_connection(("127.0.0.1", int(os.environ["DOCUMENTS_DOOR"])))
+server = socket.create_connection(("127.0.0.1", int(os.environ["DOCUMENTS_PORT"])))
 words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-door.sendall(json.dumps({{"words": words, "folder": os.getcwd()}}).encode())
-door.shutdown(socket.SHUT_WR)
-said = json.loads(b"".join(iter(lambda: door.recv(65536), b"")))
-sys.stdout.write(said["out"])
-sys.stderr.write(said["err"])
-sys.exit(said["status"])
+server.sendall(json.dumps({{"words": words, "folder": os.getcwd()}}).encode())
+server.shutdown(socket.SHUT_WR)
+status, out, err = json.loads(b"".join(iter(lambda: server.recv(65536), b"")))
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(status)
 """
 
 
@@ -112,35 +108,30 @@ def make_stand_ins(place: Path, tools: Path) -> None:
     shutil.copy(place / "my_pairs.jsonl", place / "clear.jsonl")
     for name in ("pairs", "my_pairs", "PREFERENCES", "data/preference_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:16]), place / f"{name}.parquet")
+    both = {"response_a": "chosen", "response_b": "rejected"}
     pairs = [
-        {"prompt": r["prompt"], "response_a": r["chosen"], "response_b": r["rejected"]}
-        for r in rows[:16]
+        {"prompt": r["prompt"]} | {to: r[name] for to, name in both.items()} for r in rows[:16]
     ]
     for name in ("my_unlabeled", "data/unlabeled_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), place / f"{name}.parquet")
     _write_lines(place / "prompts.jsonl", pairs)
-    _write_lines(
-        place / "candidates.jsonl",
-        [
-            {"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], "fig"]}
-            for r in rows[:4]
-        ],
-    )
     _write_lines(place / "rendered_rows.jsonl", rows_of(GRAM_LIKE))
-    _write_lines(place / "reward_bench.jsonl", [r | {"subset": "llmbar-natural"} for r in rows[:4]])
-    _write_lines(
-        place / "judgebench.jsonl",
-        [
-            {"question": r["prompt"], "response_A": r["chosen"], "response_B": r["rejected"], "label": "A>B",
-             "source": "livebench-math", "pair_id": r["prompt"]}
-            for r in rows[:4]
-        ],
-    )  # fmt: skip
+    four = [(r, r["prompt"], r["chosen"], r["rejected"]) for r in rows[:4]]
+    candidates = [{"prompt": p, "responses": [a, b, "fig"]} for _, p, a, b in four]
+    _write_lines(place / "candidates.jsonl", candidates)
+    reward_bench = [r | {"subset": "llmbar-natural"} for r, *_ in four]
+    _write_lines(place / "reward_bench.jsonl", reward_bench)
+    about = {"label": "A>B", "source": "livebench-math"}
+    judgebench = [
+        {"question": p, "response_A": a, "response_B": b, "pair_id": p} | about
+        for _, p, a, b in four
+    ]
+    _write_lines(place / "judgebench.jsonl", judgebench)
     three = [
-        {"id": r["prompt"], "prompt": r["prompt"], "domain": "chat",
-         **{of: [r[of] + end for end in ("", ".", "!")] for of in ("chosen", "rejected")}}
-        for r in rows[:2]
-    ]  # fmt: skip
+        {"id": p, "prompt": p, "domain": "chat"}
+        | {name: [r[name] + end for end in ("", ".", "!")] for name in ("chosen", "rejected")}
+        for r, p, *_ in four[:2]
+    ]
     (place / "rm_bench.json").write_text(json.dumps(three))
     (place / "token.txt").write_text("a-token\n")
     recipe = (ROOT / "configs" / "smollm2-135m-pretrain.toml").read_text()
@@ -161,7 +152,7 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def small_form(words: list[str]) -> list[str]:
-    """A command as `SMALL` has it run.
+    """A command with the changes of `SMALL`.
 
     >>> small_form(["gram-jax", "bon", "a", "--n", "16"])
     ['gram-jax', 'bon', 'a', '--n', '2', '--limit', '2', '--max-new-tokens', '4']
@@ -183,52 +174,52 @@ def small_form(words: list[str]) -> list[str]:
 
 
 class Folder:
-    """A folder in which the blocks of a page are run, in their order."""
+    """A folder in which the blocks of a page are run, in order."""
 
     def __init__(self, place: Path, tools: Path):
         self.place, self.tools = place, tools
         self.names: dict[str, Any] = dict(NAMES)
         self.servers: list[tuple[Any, threading.Thread]] = []
-        # the last ones are refused: what is installed or started belongs to the machine
+        # the last ones fail: nothing is installed or started on this machine
         for name in ("gram-jax", "python", "curl", "pip", "make", "sbatch", "docker", "kubectl"):
             write_program(tools / name, PROGRAM.format(python=sys.executable))
 
     def run(self, block: Block) -> None:
-        """Raises BlockError with the place and what was said where something fails."""
+        """Raises BlockError with the place and the output if something fails."""
         try:
             if block.kind == "shell":
                 self.do(block.commands)
             else:
                 self.do_python(block.commands)
         except BlockError as error:
-            raise BlockError(f"{block.place}: {error}\nIf it cannot be mended, {HOW}") from error
+            raise BlockError(f"{block.place}: {error}\nIf it cannot be fixed, {HOW}") from error
 
     def do(self, commands: str) -> None:
         """Run by bash, which ends at the first command that fails."""
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            door.settimeout(0.05)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(0.05)
             kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "GRAM_JAX"))}
             path = f"{self.tools}{os.pathsep}{os.environ['PATH']}"
-            with (self.tools / "said").open("w+") as said:
+            with (self.tools / "output").open("w+") as output:
                 shell = subprocess.Popen(
                     ["bash", "-euo", "pipefail", "-c", commands],
                     cwd=self.place,
-                    env=kept | {"PATH": path, "DOCUMENTS_DOOR": str(door.getsockname()[1])},
+                    env=kept | {"PATH": path, "DOCUMENTS_PORT": str(server.getsockname()[1])},
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                 )
                 try:
                     while shell.poll() is None:
                         with contextlib.suppress(TimeoutError):
-                            self._answer(door.accept()[0])
+                            self._answer(server.accept()[0])
                 finally:
                     shell.kill()
                     shell.wait()
-                said.seek(0)
+                output.seek(0)
                 if shell.returncode:
                     raise BlockError(
-                        f"ended with status {shell.returncode}\n{commands}\n{said.read()[-5000:]}"
+                        f"ended with status {shell.returncode}\n{commands}\n{output.read()[-5000:]}"
                     )
 
     def _answer(self, caller: socket.socket) -> None:
@@ -241,7 +232,7 @@ class Folder:
             with contextlib.chdir(asked["folder"]):
                 status, out, err = self._do(words)
             print(f"{out}{err}[{time.perf_counter() - began:.1f} s]")
-            caller.sendall(json.dumps({"status": status, "out": out, "err": err}).encode())
+            caller.sendall(json.dumps([status, out, err]).encode())
 
     @contextlib.contextmanager
     def _at_the_terminal(self) -> Iterator[None]:
@@ -273,7 +264,7 @@ class Folder:
         return 127, "", f"tests/document_runs.py cannot run {shlex.join(words)}\n"
 
     def _serve(self, app: Any, *, host: str, port: int, grace: float) -> None:
-        """In place of the server's process: a thread, at a free port; it answers as long as the page is run."""
+        """Serve in a thread at a free port, until the page ends."""
         import uvicorn
 
         bound = socket.create_server((host, 0))
@@ -305,11 +296,11 @@ class Folder:
                     raise BlockError(
                         f"{ast.unparse(statement)}\n{traceback.format_exc()}"
                     ) from error
-                if comment and (told := form_of_comment(comment)) is not None:
-                    found = form_of(value, told)
-                    if found != told:
+                if comment and (stated := form_of_comment(comment)) is not None:
+                    found = form_of(value, stated)
+                    if found != stated:
                         raise BlockError(
-                            f"{ast.unparse(statement)}\ngives {value!r}, the page says: {comment}"
+                            f"{ast.unparse(statement)}\ngives {value!r}, the page states: {comment}"
                         )
 
 
@@ -333,7 +324,7 @@ def _run_script(words: list[str]) -> tuple[int, str, str]:
 
 
 def statements_of(code: str) -> list[tuple[ast.stmt, str]]:
-    """Every statement with the comment behind it, "" where there is none.
+    """Every statement with the comment after it, or "".
 
     >>> [(ast.unparse(s), c) for s, c in statements_of("a = 1  # one\\nb = 2")]
     [('a = 1', 'one'), ('b = 2', '')]
@@ -347,7 +338,7 @@ def statements_of(code: str) -> list[tuple[ast.stmt, str]]:
 
 
 def _run_statement(statement: ast.stmt, names: dict[str, Any]) -> Any:
-    """The value of an expression; what `print` printed, as text."""
+    """The value of an expression; of `print`, the printed text."""
     if not isinstance(statement, ast.Expr):
         exec(compile(ast.Module([statement], []), "<document>", "exec"), names)
         return None
@@ -358,7 +349,7 @@ def _run_statement(statement: ast.stmt, names: dict[str, Any]) -> Any:
 
 
 def form_of_comment(comment: str) -> Any:
-    """The form that a comment promises, None where it begins with no value.
+    """The form that a comment states; None if it does not begin with a value.
 
     >>> form_of_comment("0.58 0.42: probabilities"), form_of_comment("[1, 0, 2], best first")
     ((<class 'float'>, <class 'float'>), [<class 'int'>, <class 'int'>, <class 'int'>])
@@ -385,9 +376,9 @@ def _form_of_text(text: str) -> Any:
     return tuple(numbers) or None
 
 
-def form_of(value: Any, told: Any) -> Any:
-    """That of a value, in the way in which `told` says it."""
-    if isinstance(told, int):
+def form_of(value: Any, stated: Any) -> Any:
+    """The form of a value; of an array, as many dimensions if `stated` is a number."""
+    if isinstance(stated, int):
         return np.ndim(value)
     if isinstance(value, str):
         return _form_of_text(value)
@@ -410,9 +401,9 @@ def run_page(page: str, place: Path, tools: Path) -> None:
 
 
 def answer() -> None:
-    """A process for pages: of every line of standard input [function, its words] in JSON, its line says what failed.
+    """Run pages for another process: a line of standard input is JSON of [function, its words], a line out the failure.
 
-    Apart from pytest's own, because commands exchange the standard streams and make the devices theirs.
+    Commands replace the standard streams and devices, so this is not pytest's own process.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

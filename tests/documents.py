@@ -1,14 +1,14 @@
-"""The blocks of the documents, and the marks that say which of them are not run (document_runs.py runs the others).
+"""The blocks of the documents, and the marks of those that are not run (document_runs.py runs the others).
 
-A block is run unless a comment directly above it, which the rendered page does not show, says why not:
+A block is run unless a comment directly above it, which the rendered page does not show, gives a reason:
 
     <!-- needs: Slurm -->                 the block is not run
-    <!-- needs: Slurm (sbatch) -->        its lines that hold the word in brackets are not run, the others are
-    <!-- shows: output -->                it is no command
+    <!-- needs: Slurm (sbatch) -->        its lines with the word in brackets are not run
+    <!-- shows: output -->                it is not a command
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,28 +20,22 @@ PAGES = [
     "CONTRIBUTING.md",
 ]
 
-# All that a block may need, and which tests do what can be done of it here.
+# What a block may need, and the test that covers it here.
 NEEDS = {
     "a package index": "test_package.py",  # builds what is installed from one
     "minutes": "test_chaos.py",  # and other short forms of the benchmarks
     "Slurm": "test_launch_slurm.py",  # under a stand-in
     "several machines": "test_jobs.py",  # several processes
     "the hub": "test_evaluation.py",  # the same from files
-    "a GPU compiler": "test_plan.py",  # where JAX's plug-in for CUDA is installed
-    "TRL": "test_trl.py",  # these four where the library is installed
+    "a GPU compiler": "test_plan.py",  # if JAX's plug-in for CUDA is installed
+    "TRL": "test_trl.py",  # these four if the library is installed
     "Tunix": "test_nnx_tunix.py",
     "verl": "test_rewards_loaders.py",
     "OpenRLHF": "test_rewards_loaders.py",
 }
 SHOWS = {"output", "a formula"}
 SHELLS = {"bash", "sh", "console"}
-DATA = {
-    "mermaid",
-    "toml",
-    "json",
-    "yaml",
-    "text",
-}  # fences that say themselves that they are no commands
+DATA = {"mermaid", "toml", "json", "yaml", "text"}  # not commands
 
 FENCE = re.compile(r"^```(\w*)\s*$")
 MARK = re.compile(r"^<!--\s*(needs|shows):\s*(.*?)\s*-->$")
@@ -52,12 +46,12 @@ HOW = (
 
 
 class BlockError(AssertionError):
-    """A block that nobody could run, or a mark that says nothing; the message says what to do."""
+    """A block that cannot be run, or an unknown mark."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Code of a page. kind: "shell", "python" or "data". needs: (what, the word of the lines or None for all)."""
+    """Code of a page. kind: "shell", "python" or "data". needs: (what, a word of its lines or None for all)."""
 
     page: str
     line: int
@@ -72,23 +66,20 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether something of it is."""
+        """Whether some of its lines are run."""
         return self.kind != "data" and self.shows is None and bool(self.commands)
 
     @property
     def commands(self) -> str:
-        """What is left to run without the lines that are marked; a line that goes on is one line."""
-        if any(word is None for _, word in self.needs):
-            return ""
+        """The lines that are run; a continued line is one line."""
+        words = [word or "" for _, word in self.needs]
         lines = re.findall(r"(?:.*\\\n)*.*(?:\n|$)", self.text)
-        words = [word for _, word in self.needs if word]
-        return "".join(line for line in lines if not any(word in line for word in words)).strip(
-            "\n"
-        )
+        kept = [line for line in lines if not any(word in line for word in words)]
+        return "".join(kept).strip("\n")
 
 
 def blocks_of(page: str, text: str | None = None) -> list[Block]:
-    """All blocks of a page: fences, and what stands four spaces in. Raises BlockError for what is neither."""
+    """All blocks of a page: fences and indented blocks. Raises BlockError for an unknown language or mark."""
     lines = (text if text is not None else (ROOT / page).read_text(encoding="utf-8")).splitlines()
     found, at = [], 0
     while at < len(lines):
@@ -134,7 +125,7 @@ def _marked(block: Block, mark: re.Match[str] | None) -> Block:
     if mark[1] == "shows":
         if mark[2] not in SHOWS:
             raise BlockError(f"{block.place}: shows {mark[2]!r}: expected one of {sorted(SHOWS)}")
-        return Block(block.page, block.line, block.kind, block.text, shows=mark[2])
+        return replace(block, shows=mark[2])
     needs = []
     for one in mark[2].split(", "):
         what, _, word = one.partition(" (")
@@ -142,8 +133,6 @@ def _marked(block: Block, mark: re.Match[str] | None) -> Block:
         if what not in NEEDS:
             raise BlockError(f"{block.place}: needs {what!r}: expected one of {sorted(NEEDS)}")
         if word and word not in block.text:
-            raise BlockError(
-                f"{block.place}: no line holds {word!r}, of which the mark says that it needs {what}"
-            )
+            raise BlockError(f"{block.place}: needs {what} ({word}): no line has {word!r}")
         needs.append((what, word))
-    return Block(block.page, block.line, block.kind, block.text, needs=tuple(needs))
+    return replace(block, needs=tuple(needs))

@@ -1,8 +1,8 @@
-"""A gcloud that makes no calls: it notes its arguments and answers from files of the folder FAKE_GCLOUD.
+"""A fake gcloud: it records its arguments and answers from files of the folder FAKE_GCLOUD.
 
-states      a line for each `queued-resources describe`, the last one for ever: ACTIVE, SUSPENDED, ...;
-            NOT_FOUND is answered as gcloud does, FAIL as when the network is down
-workers     a line for each question how the run is doing: "running 0; exited 0" for two workers
+states      a line for each `queued-resources describe`, the last one repeated: ACTIVE, SUSPENDED, ...;
+            NOT_FOUND and FAIL (no network) are errors, as of gcloud
+workers     a line for each query of the run's status: "running 0; exited 0" for two workers
 fail        words of a command that fails
 """
 
@@ -25,7 +25,7 @@ def next_line(name: str) -> str:
 
 
 def answer(words: list[str]) -> int:
-    """Note the words, print what gcloud would, and say with which status it ends."""
+    """Record the words and print what gcloud would; the exit status."""
     with (HERE / "gcloud-calls").open("a") as calls:
         calls.write("\x1f".join(words) + "\x1e")
     if (HERE / "fail").exists() and (HERE / "fail").read_text().strip() in " ".join(words):

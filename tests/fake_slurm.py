@@ -1,12 +1,12 @@
-"""A Slurm of one machine, small enough to read: sbatch, srun and scontrol, which start real processes.
+"""A fake Slurm of one machine: sbatch, srun and scontrol, which start real processes.
 
     python fake_slurm.py sbatch|srun|scontrol ...
 
-sbatch runs the job in the foreground, from a copy of the script as Slurm does, as often as it is requeued, and ends
-with the status of its last life. SIGTERM to it stands for preemption with a grace time and for a time limit that comes
-near: --signal says who hears of it. SIGUSR1 to it stands for scancel: tasks and batch script get SIGTERM. As in Slurm,
-srun ends with the highest status of its tasks, --wait limits how long the others may go on after the first has gone,
-and --kill-on-bad-exit=1 gives them no time at all.
+sbatch runs the job in the foreground, from a copy of the script as Slurm does, as often as it is requeued; its status
+is that of the last run. SIGTERM to it stands for preemption with a grace time and for the end of the time limit:
+--signal names who receives it. SIGUSR1 to it stands for scancel: tasks and batch script get SIGTERM. As in Slurm, srun
+ends with the highest status of its tasks, --wait limits the time of the others after the first has ended, and
+--kill-on-bad-exit=1 kills them at once.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def srun(words: list[str]) -> int:
     options, command = split_options(words)
     wait = float(options.get("wait", "0")) or None
     count = int(os.environ["SLURM_NTASKS"])
-    # The clock of a test runs faster than that of a cluster.
+    # Tests shorten the times of a cluster.
     wait = wait and wait / float(os.environ.get("FAKE_SLURM_HASTE", "1"))
     shared = {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
     running = []

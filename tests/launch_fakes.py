@@ -1,24 +1,31 @@
-"""Stand-ins for what the launchers call: each is a real program in a folder of its own that is put first in PATH."""
+"""Stand-ins for what the launchers call: programs in a folder of their own that is put first in PATH."""
 
 import os
+import shutil
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 
-# What every launcher has to take as "start me again": asked for (75, 76), or dead by a signal.
+# Exit statuses after which every launcher starts again: asked for (75, 76), or a death by a signal.
 START_AGAIN = (75, 76, 134, 135, 137, 139, 143)
 FOR_PEOPLE = (1, 2, 126, 127, 130)
 
-# `gram-jax train RECIPE ...` notes how it was called and then does what the recipe, a shell script, says.
+# `gram-jax train RECIPE ...` records how it was called and runs the recipe as a shell script.
 GRAM_JAX = """#!/usr/bin/env bash
 echo "$GRAM_JAX_PROCESS|$GRAM_JAX_PROCESSES|$GRAM_JAX_COORDINATOR|$JAX_LOCAL_DEVICE_IDS|$SLURM_PROCID|$*" >> "$CALLS"
 export ARGUMENTS="$*"
 exec bash "$2"
 """
 
-# Works until it is told to stop, and then takes the given seconds to save.
+# Runs until SIGTERM, and then takes the given seconds to save.
 UNTIL_SIGTERM = """
 trap 'sleep {save}; echo saved >> "$SAVED"; exit 75' TERM
 echo up >> "$UP"
@@ -33,8 +40,38 @@ def write_program(path: Path, text: str) -> Path:
     return path
 
 
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"no {what} after {seconds} s"
+        time.sleep(0.02)
+
+
+def stop(
+    process: subprocess.Popen[str], number: int = signal.SIGTERM, seconds: float = 30
+) -> tuple[int, str, float]:
+    """Send a signal; the exit status, the text on standard error, and the seconds until the end."""
+    began = time.monotonic()
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, err, time.monotonic() - began
+
+
+def lint(program: str, *arguments: object, package: str) -> None:
+    """Run a linter on a file; skips if it is not installed."""
+    beside = Path(sys.executable).with_name(program)
+    found = beside if beside.exists() else shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed: pip install {package}")
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
 class Place:
-    """A folder with fake programs in PATH, recipes, and notes of what was called."""
+    """A folder with fake programs in PATH, recipes, and records of the calls."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -24,17 +24,9 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
     confident = []
     for at in range(15):
         low, k = 0.5 + at / 30, int(n * (16 - at) / 136)
-        confident.append(
-            {
-                "low": low,
-                "high": low + 1 / 30,
-                "n": k,
-                "confidence": low + 0.015 if k else None,
-                "accuracy": min(1.0, 0.45 + at / 32 + float(rng.uniform(-0.03, 0.03)))
-                if k
-                else None,
-            }
-        )
+        right = min(1.0, 0.45 + at / 32 + float(rng.uniform(-0.03, 0.03))) if k else None
+        bin_ = {"low": low, "high": low + 1 / 30, "n": k, "accuracy": right}
+        confident.append(bin_ | {"confidence": low + 0.015 if k else None})
     lengths = []
     for low in range(-3, 3):
         share = min(0.97, max(0.03, accuracy + 0.07 * (low + 0.5)))
@@ -70,29 +62,15 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
         "pairs": pairs,
         "outcomes": None,
         "official": [
-            {
-                "name": "Accuracy, micro",
-                "value": accuracy,
-                "interval": around(accuracy, n),
-                "definition": "the share of all pairs",
-                "by": "benchmark",
-            },
-            {
-                "name": "Accuracy, macro",
-                "value": accuracy - 0.02,
-                "interval": None,
-                "definition": "the mean of the groups",
-                "by": "GRAM release",
-            },
+            {"name": name, "value": value, "interval": interval, "definition": what, "by": by}
+            for name, value, interval, what, by in (
+                ("Accuracy, micro", accuracy, around(accuracy, n), "all pairs", "benchmark"),
+                ("Accuracy, macro", accuracy - 0.02, None, "mean of the groups", "GRAM release"),
+            )
         ],
         "subsets": [
-            {
-                "name": name,
-                "n": n // 3,
-                "prompts": n // 4,
-                "accuracy": share,
-                "interval": around(share, n // 3),
-            }
+            {"name": name, "n": n // 3, "prompts": n // 4, "accuracy": share}
+            | {"interval": around(share, n // 3)}
             for name, share in (
                 ("chat", accuracy + 0.1),
                 ("code_easy", accuracy),
@@ -143,27 +121,20 @@ def mistake(at: int, **more: Any) -> dict[str, Any]:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    values = {
-        "compute_dtype": "float32",
-        "weights": "float32",
-        "max_length": 1024,
-        "labels": "A, B",
-    }
-    return values | more
+    numbers = {"compute_dtype": "float32", "weights": "float32"}
+    return numbers | {"max_length": 1024, "labels": "A, B"} | more
+
+
+def about(model: str) -> dict[str, Any]:
+    digits = "0123456789abcdef"
+    start = {"format": 2, "gram_jax": "0.1.0", "model": model, "settings": settings()}
+    return start | {"judge": 4 * digits, "fingerprint": digits}
 
 
 def evaluation(
     model: str = "runs/judge", sources: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
-    return {
-        "format": 2,
-        "gram_jax": "0.1.0",
-        "model": model,
-        "judge": "0123456789abcdef" * 4,
-        "fingerprint": "0123456789abcdef",
-        "settings": settings(),
-        "sources": {"held_out": source()} if sources is None else sources,
-    } | more
+    return about(model) | {"sources": {"held_out": source()} if sources is None else sources} | more
 
 
 def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> dict[str, Any]:
@@ -174,51 +145,45 @@ def attacks(model: str = "runs/judge", success: float = 0.31, **more: Any) -> di
         "probability": 0.97,
         "before": 0.11,
     }
-    names = (
-        ("empty", "hostile", 0.02),
-        ("verdict_spoof", "hostile", success),
-        ("opener", "harmless", 0.2),
-    )
+    shares = {"empty": 0.02, "verdict_spoof": success, "opener": 0.2}
     one_order = {"success": 0.4, "baseline": 0.3}
-    return {
-        "format": 2,
-        "gram_jax": "0.1.0",
-        "model": model,
-        "judge": "0123456789abcdef" * 4,
-        "fingerprint": "0123456789abcdef",
-        "settings": settings(),
-        "source": "held_out.jsonl",
-        "contents": "contents 0",
-        "seed": 0,
-        "pairs": 200,
-        "clean": {
-            "accuracy": 0.74,
-            "interval": [0.67, 0.8],
-            "flip_rate": 0.24,
-            "flip_interval": [0.19, 0.3],
-            "order_flip_rate": 0.19,
-            "order_flip_interval": [0.14, 0.25],
-        },
-        "any_hostile": {"n": 148, "share": 0.43, "interval": [0.35, 0.51]},
-        "without_pairs": ["quotes"],
-        "attacks": [
-            {
-                "name": name,
-                "kind": kind,
-                "description": "The response is replaced by a fixed text.",
-                "n": 200,
-                "success": share,
-                "interval": around(share, 200),
-                "baseline": 0.05,
-                "shortened": 0.0,
-                "turned": share / 2 if kind == "hostile" else None,
-                "shown_first": one_order if kind == "hostile" else None,
-                "shown_second": one_order if kind == "hostile" else None,
-                "example": example if name == "verdict_spoof" else None,
-            }
-            for name, kind, share in names
-        ],
-    } | more
+    return (
+        about(model)
+        | {
+            "source": "held_out.jsonl",
+            "contents": "contents 0",
+            "seed": 0,
+            "pairs": 200,
+            "clean": {
+                "accuracy": 0.74,
+                "interval": [0.67, 0.8],
+                "flip_rate": 0.24,
+                "flip_interval": [0.19, 0.3],
+                "order_flip_rate": 0.19,
+                "order_flip_interval": [0.14, 0.25],
+            },
+            "any_hostile": {"n": 148, "share": 0.43, "interval": [0.35, 0.51]},
+            "without_pairs": ["quotes"],
+            "attacks": [
+                {
+                    "name": name,
+                    "kind": "harmless" if name == "opener" else "hostile",
+                    "description": "The response is replaced by a fixed text.",
+                    "n": 200,
+                    "success": share,
+                    "interval": around(share, 200),
+                    "baseline": 0.05,
+                    "shortened": 0.0,
+                    "turned": None if name == "opener" else share / 2,
+                    "shown_first": None if name == "opener" else one_order,
+                    "shown_second": None if name == "opener" else one_order,
+                    "example": example if name == "verdict_spoof" else None,
+                }
+                for name, share in shares.items()
+            ],
+        }
+        | more
+    )
 
 
 def write(folder: Path, evaluation: Any = None, attack: Any = None) -> Path:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from gram_jax.rl.advantages import (
+    adapted_kl_coef,
     divergence_per_token,
     generalized_advantages,
     group_advantages,
     leave_one_out_advantages,
     policy_loss,
-    steered_weight,
     value_loss,
     whiten,
 )
@@ -97,7 +97,7 @@ def test_divergences_agree_in_expectation_and_are_never_negative_where_they_shou
 
 def test_the_weight_of_the_divergence_is_steered_by_at_most_a_fiftieth():
     for apart, factor in ((0.0, 0.98), (4.5, 0.99), (5.0, 1.0), (5.5, 1.01), (5e6, 1.02)):
-        assert steered_weight(0.3, apart, 5.0) == pytest.approx(0.3 * factor)
+        assert adapted_kl_coef(0.3, apart, 5.0) == pytest.approx(0.3 * factor)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from server import FakeJudge, until
+from server import until
 
 from gram_jax.scoring.request_batcher import (
     BatchedScorer,
@@ -16,11 +16,6 @@ from gram_jax.scoring.request_batcher import (
 )
 
 PAIR = ("q", "a", "b")
-
-
-@pytest.fixture
-def judge() -> FakeJudge:
-    return FakeJudge()
 
 
 @pytest.fixture

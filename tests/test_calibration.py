@@ -69,9 +69,11 @@ def test_a_half_that_is_all_right_gives_no_temperature():
     assert held_out_temperature(margin, cluster) is not None
 
 
-def test_ece_of_margins_at_temperature_one_is_that_of_the_probabilities():
-    margin = sharpened(1.0)
-    assert expected_calibration_error(expit(margin)) < 0.02
+def test_calibration_error_of_known_cases():
+    assert expected_calibration_error(np.array([0.8] * 8 + [0.2] * 2)) == pytest.approx(0)
+    assert expected_calibration_error(np.array([0.999] * 5 + [0.001] * 5)) == pytest.approx(0.499)
+    assert expected_calibration_error(np.array([0.5, 0.5])) == 0
+    assert expected_calibration_error(expit(sharpened(1.0))) < 0.02
     assert negative_log_likelihood(np.zeros(4)) == pytest.approx(np.log(2))
 
 

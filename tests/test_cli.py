@@ -49,13 +49,14 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(pairs: Path, tmp_path: Pat
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20_000)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "scores.jsonl"
-    command = [sys.executable, "-m", "gram_jax", "score", pairs, out, "--model", "tiny-random"]
+    # A suite that runs in the background of a shell inherits an ignored SIGINT.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from gram_jax.cli import main; main()"
+    )
     with subprocess.Popen(
-        command,
-        # One device, as at the terminal, instead of conftest.py's eight.
-        env=os.environ | {"XLA_FLAGS": ""},
-        # A suite that runs in the background of a shell inherits an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [sys.executable, "-c", code, "score", pairs, out, "--model", "tiny-random"],
+        env=os.environ | {"XLA_FLAGS": ""},  # one device, instead of conftest.py's eight
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

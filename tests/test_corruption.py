@@ -1,4 +1,4 @@
-"""The short form of benchmarks/corruption.py: random damage is refused by name, and runs go on."""
+"""The short form of benchmarks/corruption.py: random damage is rejected by name, and runs resume."""
 
 import importlib.util
 from collections import Counter
@@ -27,20 +27,19 @@ def subjects(corruption, tmp_path_factory, compiled_programs):  # noqa: F811
     return corruption.make_subjects(tmp_path_factory.mktemp("subjects"), stages=("finetune",))
 
 
-# Orbax leaves readings unfinished that fail in the control.
+# In the control Orbax leaves failed reads unfinished.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_random_damage_is_refused_by_name_and_the_run_goes_on(corruption, subjects, tmp_path):
+def test_random_damage_is_rejected_by_name_and_the_run_resumes(corruption, subjects, tmp_path):
     table = corruption.run_trials(subjects, 24, 7, tmp_path / "trial", resume_every=2)
     total = sum(table.values(), Counter())
     assert total["trials"] == total["refused"] == 24
     assert total["fell back"] >= 5 and total["resumed"] >= 1
-    # The damage was real: without hashes some of it would have been taken for a model. Counted in
-    # exports, where the same seed does the same damage.
+    # Without hashes some of the damage would load. Counted in exports, where a seed always does the same damage.
     exports = sum((c for (name, _), c in table.items() if name.startswith("export")), Counter())
     assert exports[corruption.WRONG] >= 2
 
 
-def test_the_trials_notice_where_nothing_is_verified(corruption, subjects, tmp_path, monkeypatch):
+def test_the_trials_fail_without_verification(corruption, subjects, tmp_path, monkeypatch):
     import gram_jax.checkpoint.orbax as orbax
     import gram_jax.interop.hf_files as hf_files
 

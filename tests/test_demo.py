@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,11 @@ def shown(tmp_path_factory) -> tuple[Path, DemoResult]:
     return folder, run_demo(folder, fast=True)
 
 
-def test_the_demo_leaves_a_judge_that_scores_text(shown):
-    _, result = shown
-    judge = Scorer.load(result.judge)
+def test_the_exported_judge_scores_text(shown):
+    judge = Scorer.load(shown[1].judge)
     score = judge.score("Name a prime.", "Seven.", "Nine.")
     assert score.first + score.second == pytest.approx(1.0)
-    assert judge.spec.hash == JudgeSpec.load(result.judge).hash
+    assert judge.spec.hash == JudgeSpec.load(shown[1].judge).hash
 
 
 def test_the_demo_trains_both_stages_from_one_another(shown):
@@ -69,14 +69,22 @@ def test_a_stopped_demo_names_the_command_that_resumes_it(tmp_path, monkeypatch)
         run_demo(tmp_path / "demo", fast=True)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "fast"}'])
-def test_a_damaged_note_of_a_demo_is_a_clear_error(text, tmp_path):
-    (tmp_path / "demo.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"demo\.json"):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("demo.json", text) for text in ("{", "[]", '{"kind": "fast"}')),
+        ("demo.json", '{"kind": "full", "compute_dtype": "float32"}'),
+        ("thesis.txt", "precious"),
+    ],
+)
+def test_a_folder_without_this_demo_is_rejected_and_unchanged(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*--folder"):
         run_demo(tmp_path, fast=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
 
 
-def test_a_finished_demo_is_shown_again_without_training_and_ends_with_a_table_and_commands(shown):
+def test_a_finished_demo_prints_its_results_without_training(shown):
     folder, result = shown
     metrics = folder / "stage2" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
@@ -84,21 +92,12 @@ def test_a_finished_demo_is_shown_again_without_training_and_ends_with_a_table_a
     assert done.status == 0, done.output
     assert metrics.stat().st_mtime_ns == before
     table, commands = done.output.split("Try next")
-    figures = (f"{result.before.accuracy:.2f}", f"{result.after.accuracy:.2f}")
-    rows = [line for line in table.splitlines() if "accuracy" in line]
-    assert any(all(figure in row for figure in figures) for row in rows)
+    accuracies = f"{result.before.accuracy:.2f} │ {result.after.accuracy:.2f}"
+    assert accuracies in re.sub(" +", " ", table)
     lines = commands.strip().splitlines()
     assert [line.split()[1] for line in lines] == ["evaluate", "data", "score"]
     assert all(str(result.judge) in line for line in lines)
     assert result.plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_demo_keeps_out_of_other_folders(shown, tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds no demo"):
-        run_demo(tmp_path, fast=True)
-    with pytest.raises(CheckpointError, match="fast demo"):
-        run_demo(shown[0], fast=False)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -1,4 +1,4 @@
-"""The documents say what is so: references as in the code, links that lead somewhere, commands and names that exist."""
+"""The documents agree with the code: references, links, commands and names."""
 
 import ast
 import importlib
@@ -9,25 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import PAGES as RUN_PAGES
+from documents import ROOT, blocks_of
 
 import gram_jax
 from gram_jax import cli, read_records
 from gram_jax.data.schemas import SCHEMAS, detect_schema
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-from make_reference import references  # noqa: E402
-from site_pages import API  # noqa: E402
+from make_reference import references
+from site_pages import API
 
-PAGES = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
-        ROOT / "launch/README.md",
-        ROOT / "benchmarks/README.md",
-    ]
-)
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+NAMES = sorted({*RUN_PAGES, *(page.name for page in ROOT.glob("*.md"))})
 
 
 def text_of(name: str) -> str:
@@ -40,22 +33,21 @@ def prose_of(name: str) -> str:
     return re.sub(r"^(?: {4}.*\n)+", "", text, flags=re.M)
 
 
+def anchor_of(heading: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
+
+
 def anchors_of(page: Path) -> set[str]:
-    """Of its headings, as they are made on GitHub."""
-    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
-    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head) for head in heads]
-    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in plain}
+    return {anchor_of(head) for head in re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)}
 
 
 @pytest.mark.parametrize("name", references())
-def test_a_reference_is_what_the_code_says(name):
-    assert text_of(f"docs/{name}") == references()[name], "run python docs/make_reference.py"
-
-
-@pytest.mark.parametrize("name", references())
-def test_every_key_and_option_says_what_it_means(name):
-    bare = [line for line in references()[name].splitlines() if re.search(r"\|\s*\|$", line)]
-    assert not bare
+def test_a_reference_agrees_with_the_code_and_explains_every_key(name):
+    text = references()[name]
+    assert text_of(f"docs/{name}") == text, "run python docs/make_reference.py"
+    assert not [line for line in text.splitlines() if re.search(r"\|\s*\|$", line)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,14 +62,10 @@ def test_links_lead_somewhere(name):
 
 
 def section(page: Path, anchor: str) -> str:
-    """The part of a page below a heading, up to the next one that is as high."""
+    """The part of a page below a heading, up to the next one of its level."""
     lines = page.read_text(encoding="utf-8").splitlines()
     levels = [len(re.match("#*", line)[0]) for line in lines]
-    start = next(
-        at
-        for at, line in enumerate(lines)
-        if levels[at] and re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") == anchor
-    )
+    start = next(at for at, n in enumerate(levels) if n and anchor_of(lines[at]) == anchor)
     rest = range(start + 1, len(lines))
     end = next((at for at in rest if 0 < levels[at] <= levels[start]), len(lines))
     return "\n".join(lines[start:end])
@@ -90,7 +78,7 @@ def figures_of_the_readme() -> list[str]:
 
 
 @pytest.mark.parametrize("row", figures_of_the_readme(), ids=lambda row: row[2:40])
-def test_a_figure_of_the_readme_stands_where_it_links_to(row):
+def test_a_figure_of_the_readme_is_on_the_linked_page(row):
     (link,) = re.findall(r"\]\((\S+?)\)", row)
     name, _, anchor = link.partition("#")
     there = section(ROOT / name, anchor) if anchor else text_of(name)
@@ -114,10 +102,29 @@ def test_every_public_name_is_on_one_page_of_the_api_reference():
     assert sorted(name for name in names if name in gram_jax.__all__) == gram_jax.__all__
 
 
+def test_every_name_of_the_api_reference_exists():
+    for name in (name for _, names in API.values() for name in names):
+        place, _, last = f"gram_jax.{name}".rpartition(".")
+        is_module = (ROOT / "gram_jax" / f"{name.replace('.', '/')}.py").is_file()
+        assert is_module or hasattr(importlib.import_module(place), last), name
+
+
 def test_every_document_is_in_the_navigation_of_the_site():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     missing = [page.name for page in ROOT.glob("docs/*.md") if f" {page.name}\n" not in nav]
     assert not missing
+
+
+def test_every_error_has_its_cause_and_cure_in_troubleshooting_and_its_place_in_the_api_reference():
+    found = set()
+    for module in ROOT.glob("gram_jax/**/*.py"):
+        found |= set(re.findall(r"^class (\w+)\(GramError\)", module.read_text(), flags=re.M))
+    heads = set(re.findall(r"^### (\w+)$", text_of("docs/troubleshooting.md"), flags=re.M))
+    assert heads == found
+    assert {name.split(".")[-1] for name in API["errors"][1]} == found | {
+        "GramError",
+        "GramWarning",
+    }
 
 
 FORMATS = re.findall(
@@ -172,7 +179,7 @@ def test_commands_and_their_options_exist(name):
     known = known_commands()
     for words in commands_of(text_of(name)):
         if not words or not re.fullmatch(r"[a-z]+", words[0]):
-            continue  # `gram-jax ...` in general
+            continue  # `gram-jax ...`
         key = tuple(words[:2]) if words[:2] == ["data", "inspect"] else (words[0],)
         assert key in known, words
         for word in words:
@@ -180,22 +187,14 @@ def test_commands_and_their_options_exist(name):
                 assert word.partition("=")[0] in known[key], (word, words)
 
 
-def python_blocks() -> list[tuple[str, str]]:
-    found = []
-    for name in NAMES:
-        found += [
-            (name, code)
-            for code in re.findall(r"^```python\n(.*?)^```", text_of(name), flags=re.M | re.S)
-        ]
-    return found
+PYTHON = [block for page in RUN_PAGES for block in blocks_of(page) if block.kind == "python"]
 
 
-@pytest.mark.parametrize(("name", "code"), python_blocks())
-def test_what_python_blocks_import_from_us_exists(name, code):
-    for node in ast.walk(ast.parse(code)):
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.place)
+def test_what_python_blocks_import_from_gram_jax_exists(block):
+    for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "gram_jax":
             module = importlib.import_module(node.module)
             for one in node.names:
-                assert hasattr(module, one.name) or importlib.import_module(
-                    f"{node.module}.{one.name}"
-                )
+                path = f"{node.module}.{one.name}"
+                assert hasattr(module, one.name) or importlib.import_module(path)

@@ -9,12 +9,13 @@ from gram_jax.evals.graded import (
     RankedCandidates,
     agreement,
     best_of_n,
+    check_graded,
+    check_ties,
     graded_pairs,
-    graded_verdicts,
     pick_scores,
     reward_bench_2,
 )
-from gram_jax.evals.intervals import mean_score
+from gram_jax.evals.pairwise import verdicts_on
 from gram_jax.judge.messages import as_prompt
 
 
@@ -46,22 +47,17 @@ def test_the_grade_of_the_pick_stands_between_random_and_best():
     assert two == [2, pytest.approx((2 / 3 + 1) / 2), pytest.approx((2.5 / 3 + 1) / 2)]
 
 
-def test_equally_strong_responses_share_the_credit():
-    table, _ = pick_scores([graded("a", [1, 1, 0], [1, 0, 0])])
-    assert table.value(mean_score) == 0.5
-
-
-def test_prompts_whose_grades_are_all_alike_do_not_count():
-    _, decided = pick_scores([graded("a", [1, 0], [1, 1]), graded("b", [1, 0], [1, 0])])
-    assert [one.record.id for one in decided] == ["b"]
-    with pytest.raises(DataError, match="nothing to choose"):
-        pick_scores([graded("a", [1, 0], [1, 1])])
+def test_equally_strong_responses_share_the_credit_and_equal_grades_do_not_count():
+    table = pick_scores([graded("a", [1, 1, 0], [1, 0, 0]), graded("b", [1, 0], [1, 1])])
+    assert table.value() == 0.5 and table.counts.sum() == 1
+    with pytest.raises(DataError, match="1 rows"):
+        check_graded([graded("a", [1, 0], [1, 1]).record])
 
 
 def test_pairs_of_graded_responses_are_seen_from_the_better_one():
-    pairs = graded_pairs([graded("a", [0, 2, 1], [0, 1, 1], lean=0.5)])
-    assert [(i, j) for _, i, j, _ in pairs] == [(1, 0), (2, 0)]
-    verdicts = graded_verdicts(pairs)
+    pairs, scores = graded_pairs([graded("a", [0, 2, 1], [0, 1, 1], lean=0.5)])
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a 1", "a 0"), ("a 2", "a 0")]
+    verdicts = verdicts_on(pairs, scores)
     assert verdicts.margin.tolist() == [2, 1]
     assert verdicts.correct.all() and (verdicts.position_bias > 0).all()
 
@@ -96,7 +92,7 @@ def test_a_row_of_ties_without_its_other_row_is_counted_and_left_out():
     assert official(found) == {"RewardBench 2": 1, "Math": 1}
     assert found.tables[0].rows[0][1] == 1
     with pytest.raises(DataError, match="expected ref:NUMBER or tied:NUMBER"):
-        reward_bench_2([graded("x", [1, 0], [1, 0], "Ties")])
+        check_ties([graded("x", [1, 0], [1, 0], "Ties").record])
 
 
 def test_agreement_with_grades_is_perfect_for_a_judge_that_orders_alike():

@@ -2,10 +2,11 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from test_rewards import ByLength
+from fake_judge import FakeJudge
 
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
@@ -42,9 +43,33 @@ def asked(*texts: str):
     return [prompt_of(text) for text in texts]
 
 
-def test_each_prompt_is_written_once_in_batches_of_few_sizes():
-    writer = Writer()
-    write = GreedyResponses(writer, max_new_tokens=8)
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+def write(writer) -> GreedyResponses:
+    return GreedyResponses(writer, max_new_tokens=8)
+
+
+@contextmanager
+def busy(writer: Writer, ask, *given):
+    """A pool of threads, of which one waits in a generation of ask(*given); and its future."""
+    writer.asked.clear()
+    writer.gate.clear()
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(ask, *given)
+        assert writer.asked.wait(20)
+        yield pool, first
+
+
+def until_pending(write: GreedyResponses, count: int, first) -> None:
+    while write.pending < count:
+        assert not first.done()
+
+
+def test_each_prompt_is_written_once_in_batches_of_few_sizes(writer, write):
     assert write(asked("a", "b", "a", "c")) == ["A", "B", "A", "C"]
     assert write(asked("c", "a")) == ["C", "A"] and write([]) == []
     assert write(asked("d", "a")) == ["D", "A"]
@@ -52,17 +77,10 @@ def test_each_prompt_is_written_once_in_batches_of_few_sizes():
     assert writer.batches == [(3, 4, 4), (1, 1, 1), (40, 64, 32)]
 
 
-@pytest.mark.slow
-def test_callers_that_wait_are_written_for_together():
-    writer = Writer()
-    write = GreedyResponses(writer, max_new_tokens=8)
-    writer.gate.clear()
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(write, asked("a"))
-        assert writer.asked.wait(20)
+def test_callers_that_wait_are_written_for_together(writer, write):
+    with busy(writer, write, asked("a")) as (pool, first):
         others = [pool.submit(write, asked(f"b{at % 4}")) for at in range(8)]
-        while write.pending < 4:
-            assert not first.done()
+        until_pending(write, 4, first)
         bad = pool.submit(write, asked("a very long one"))
         with pytest.raises(DataError, match="no room"):  # at once, and for nobody else
             bad.result(20)
@@ -72,15 +90,9 @@ def test_callers_that_wait_are_written_for_together():
     assert writer.batches == [(1, 1, 1), (4, 4, 4)]
 
 
-def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody():
-    writer = Writer()
-    write = GreedyResponses(writer, max_new_tokens=8)
+def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody(writer, write):
     assert write(asked("known")) == ["KNOWN"]
-    writer.asked.clear()
-    writer.gate.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(write, asked("a"))
-        assert writer.asked.wait(20)
+    with busy(writer, write, asked("a")) as (_, first):
         assert write(asked("known", "known")) == ["KNOWN"] * 2
         with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
             write(asked("b"), 0.05)
@@ -90,9 +102,7 @@ def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody():
     assert writer.batches[2:] == [(2, 2, 2)]  # b was still wanted, and came along
 
 
-def test_a_batch_that_fails_is_tried_again_without_the_others():
-    writer = Writer()
-    write = GreedyResponses(writer, max_new_tokens=8)
+def test_a_batch_that_fails_is_tried_again_without_the_others(writer, write):
     real = writer.generate_from_tokens
 
     def weak(tokens, sampling, **options):
@@ -101,38 +111,26 @@ def test_a_batch_that_fails_is_tried_again_without_the_others():
         return real(tokens, sampling, **options)
 
     writer.generate_from_tokens = weak
-    writer.gate.clear()
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(write, asked("a"))
-        assert writer.asked.wait(20)
+    with busy(writer, write, asked("a")) as (pool, first):
         others = {text: pool.submit(write, asked(text)) for text in ("b", "bad")}
-        while write.pending < 2:
-            assert not first.done()
+        until_pending(write, 2, first)
         writer.gate.set()
         assert first.result(20) == ["A"] and others["b"].result(20) == ["B"]
         with pytest.raises(MemoryError):
             others["bad"].result(20)
 
 
-def test_threads_of_one_reward_are_written_for_together():
-    writer, judge = Writer(), ByLength()
-    rewards = Rewards(
-        judge, RewardForm("reference"), write=GreedyResponses(writer, max_new_tokens=8)
-    )
-    writer.gate.clear()
-    with ThreadPoolExecutor(5) as pool:
-        first = pool.submit(rewards.of, ["a"], ["A"])
-        assert writer.asked.wait(20)
+def test_threads_of_one_reward_are_written_for_together(writer, write):
+    rewards = Rewards(FakeJudge(), RewardForm("reference"), write=write)
+    with busy(writer, rewards.of, ["a"], ["A"]) as (pool, first):
         others = [pool.submit(rewards.of, [f"b{at}"], [f"B{at}"]) for at in range(4)]
-        while rewards.write.pending < 4:
-            assert not first.done()
+        until_pending(write, 4, first)
         writer.gate.set()
         assert [x.result(20) for x in (first, *others)] == [[0.5]] * 5
     assert writer.batches == [(1, 1, 1), (4, 4, 4)]
 
 
-def test_what_has_not_been_asked_for_lately_is_forgotten():
-    writer = Writer()
+def test_the_least_recently_used_prompt_is_dropped(writer):
     write = GreedyResponses(writer, max_new_tokens=8, cache_size=2)
     for text in ("a", "b", "a", "c", "a", "b"):
         assert write(asked(text)) == [text.upper()]
@@ -140,9 +138,7 @@ def test_what_has_not_been_asked_for_lately_is_forgotten():
     assert write(asked("x", "y", "z")) == ["X", "Y", "Z"]
 
 
-def test_a_failure_is_its_callers_and_the_next_is_answered():
-    writer = Writer()
-    write = GreedyResponses(writer, max_new_tokens=8)
+def test_a_failure_is_its_callers_and_the_next_is_answered(writer, write):
     writer.generate_from_tokens, real = lambda *a, **b: 1 / 0, writer.generate_from_tokens
     with pytest.raises(ZeroDivisionError):
         write(asked("a"))

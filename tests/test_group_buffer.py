@@ -1,7 +1,7 @@
-"""Groups that come in parts to /compare: who is compared with whom, deadlines, and an end that nobody waits for."""
+"""Groups that arrive in parts at /compare: which responses are compared, deadlines, and closing."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,23 +14,16 @@ def ranks(texts: list[str], deadline: float) -> list[float]:
 
 
 def together(buffer: GroupBuffer, calls: list[tuple]) -> list:
-    """What each call returns or raises; a call is (key, responses, size[, seconds until its deadline])."""
-    found: list = [None] * len(calls)
+    """What each call returns or raises; a call is (key, responses, size[, seconds until its deadline[, rate]])."""
 
-    def ask(at: int, key, responses, size, seconds=30.0) -> None:
+    def ask(key, responses, size, seconds=30.0, rate=ranks):
         try:
-            found[at] = buffer.gather(key, responses, size, time.monotonic() + seconds, ranks)
+            return buffer.gather(key, responses, size, time.monotonic() + seconds, rate)
         except Exception as error:
-            found[at] = error
+            return error
 
-    threads = [
-        threading.Thread(target=ask, args=(at, *call), daemon=True) for at, call in enumerate(calls)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    return found
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(lambda call: ask(*call), calls))
 
 
 def test_parts_of_several_responses_make_one_group():
@@ -55,53 +48,33 @@ def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_oth
 
 
 def test_a_group_is_rated_by_the_latest_deadline_of_its_members():
-    buffer, seen = GroupBuffer(5), []
-    now = time.monotonic()
+    seen, now = [], time.monotonic()
 
     def rate(texts, deadline):
         seen.append(deadline - now)
         return [0.5] * len(texts)
 
-    threads = [
-        threading.Thread(target=buffer.gather, args=("q", ["a"], 2, now + seconds, rate))
-        for seconds in (20, 3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [pytest.approx(20)]
+    together(GroupBuffer(5), [("q", ["a"], 2, seconds, rate) for seconds in (20, 3)])
+    assert seen == [pytest.approx(20, abs=1)]
 
 
-def test_what_goes_wrong_is_told_to_every_member():
-    buffer, found = GroupBuffer(5), []
-
+def test_every_member_gets_the_error_of_its_group():
     def broken(texts, deadline):
         raise RuntimeError
 
-    def ask():
-        try:
-            buffer.gather("q", ["a"], 2, time.monotonic() + 30, broken)
-        except RuntimeError as error:
-            found.append(error)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(found) == 2 and len(buffer) == 0
+    buffer = GroupBuffer(5)
+    found = together(buffer, [("q", ["a"], 2, 30, broken)] * 2)
+    assert [type(error) for error in found] == [RuntimeError] * 2 and len(buffer) == 0
 
 
-def test_at_the_end_nobody_waits_for_others():
-    buffer, found = GroupBuffer(30), []
-    thread = threading.Thread(target=lambda: found.extend(together(buffer, [("q", ["a"], 2)])))
-    thread.start()
-    time.sleep(0.2)
-    started = time.monotonic()
-    buffer.close()
-    thread.join(10)
-    assert found == [([1.1], 1)] and time.monotonic() - started < 5
+def test_closing_ends_all_waiting():
+    buffer = GroupBuffer(30)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(together, buffer, [("q", ["a"], 2)])
+        time.sleep(0.2)
+        started = time.monotonic()
+        buffer.close()
+        assert waiting.result(10) == [([1.1], 1)] and time.monotonic() - started < 5
 
 
 def test_a_group_that_arrives_in_parts_has_its_earlier_responses_and_warns_once():

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.slow
 START = 150.0
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """Programs that several jobs compile are compiled once."""
-    return tmp_path_factory.mktemp("xla")
-
-
 def recipe_file(folder: Path, stage: str = "finetune", name: str = "run", **changes) -> Path:
     if not (folder / "train.jsonl").exists():
         write_pairs(folder / "train.jsonl", 16)
@@ -68,7 +62,7 @@ def check_close(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["finetune", "pretrain"])
-def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, tmp_path, cache):
+def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, tmp_path):
     changes = {"data__valid": [str(tmp_path / "valid.jsonl")], "evaluate__eval_steps": 4}
     changes |= {
         "run__max_steps": 8,
@@ -76,7 +70,7 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
         "batch__gradient_accumulation_steps": 2,
     }
     whole = recipe_file(tmp_path, stage, "whole", **changes)
-    assert start_job(tmp_path, whole, 1, devices=1, cache=cache).wait(START) == [0]
+    assert start_job(tmp_path, whole, 1, devices=1).wait(START) == [0]
 
     broken = recipe_file(tmp_path, stage, "broken", **changes)
     stop_after_five = (
@@ -93,12 +87,12 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
         "from gram_jax.cli import main; main()",
     )
     mesh = ("--set", "mesh.data=2", "--set", "mesh.fsdp=2")
-    job = start_job(tmp_path, broken, 4, *mesh, devices=1, command=stop_after_five, cache=cache)
+    job = start_job(tmp_path, broken, 4, *mesh, devices=1, command=stop_after_five)
     assert job.wait(START) == [RESTART] * 4
     assert "is saved" in job.texts()[0]
     stopped_at = figures(tmp_path / "broken")[-1]["step"]
     assert 4 <= stopped_at <= 7
-    assert start_job(tmp_path, broken, 2, devices=2, cache=cache).wait(START) == [0, 0]
+    assert start_job(tmp_path, broken, 2, devices=2).wait(START) == [0, 0]
     check_close(tmp_path / "whole", tmp_path / "broken")
     for path, weights in saved(tmp_path / "whole")[1].items():
         np.testing.assert_allclose(
@@ -106,8 +100,8 @@ def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, t
         )
 
 
-def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
-    recipe = endless(tmp_path)
+def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path):
+    recipe, cache = endless(tmp_path), tmp_path / "xla"
     job = start_job(tmp_path, recipe, 2, cache=cache)
     job.wait_for("finetune 1/")
     job.processes[1].send_signal(signal.SIGTERM)
@@ -116,11 +110,13 @@ def test_sigterm_to_one_process_saves_one_step_on_all(tmp_path, cache):
     said = f"stopped by SIGTERM: step {step} of 100000 is saved. Resume with the same command for every process"
     assert said in job.texts()[0]
     assert figures(tmp_path / "run")[-1]["step"] == step
+    # Programs that processes on CPUs read back from the compilation cache make jobs hang now and then.
+    assert not cache.exists() or not any(cache.iterdir())
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path, cache):
-    job = start_job(tmp_path, endless(tmp_path), 2, cache=cache)
+def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path):
+    job = start_job(tmp_path, endless(tmp_path), 2)
     job.wait_for("finetune 1/")
     job.processes[victim].kill()
     other = 1 - victim
@@ -131,8 +127,8 @@ def test_a_killed_process_ends_the_others_at_once_with_its_name(victim, tmp_path
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_frozen_process_is_given_up_after_the_stated_time(victim, tmp_path, cache):
-    job = start_job(tmp_path, endless(tmp_path), 2, "--lost-after", "4", cache=cache)
+def test_a_frozen_process_is_given_up_after_the_stated_time(victim, tmp_path):
+    job = start_job(tmp_path, endless(tmp_path), 2, "--lost-after", "4")
     job.wait_for("finetune 1/")
     job.processes[victim].send_signal(signal.SIGSTOP)
     since = time.monotonic()
@@ -163,8 +159,8 @@ HANGING = (
 )
 
 
-def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path, cache):
-    job = start_job(tmp_path, endless(tmp_path), 2, command=HANGING, cache=cache)
+def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path):
+    job = start_job(tmp_path, endless(tmp_path), 2, command=HANGING)
     job.wait_for("finetune 1/")
     assert job.wait(120) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
@@ -232,16 +228,16 @@ def test_processes_that_do_not_come_are_named(tmp_path):
     assert "process 0 at 127.0.0.1" in job.texts()[0]
 
 
-def test_an_error_of_one_process_is_everybodys_and_says_whose(tmp_path, cache):
+def test_an_error_of_one_process_is_everybodys_and_says_whose(tmp_path):
     recipe = endless(tmp_path)
     broken = early("raise DataError('train.jsonl is not there')")
-    job = start_job(tmp_path, recipe, 2, command=broken, cache=cache)
+    job = start_job(tmp_path, recipe, 2, command=broken)
     assert job.wait(START) == [2, 2]
     assert "process 1 on " in job.texts()[0]
     assert "ended: train.jsonl is not there" in job.texts()[0]
 
 
-def test_processes_with_different_data_are_refused(tmp_path, cache):
+def test_processes_with_different_data_are_refused(tmp_path):
     recipe = endless(tmp_path)
     other = (
         COMMAND[0],
@@ -251,6 +247,6 @@ def test_processes_with_different_data_are_refused(tmp_path, cache):
         "    job.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
         "from gram_jax.cli import main; main()",
     )
-    job = start_job(tmp_path, recipe, 2, command=other, cache=cache)
+    job = start_job(tmp_path, recipe, 2, command=other)
     assert job.wait(START) == [2, 2]
     assert "has another set of training examples than process 0" in "".join(job.texts())

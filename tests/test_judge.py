@@ -5,16 +5,15 @@ import errno
 import json
 
 import pytest
-from encoded import encode_comparison
+from encoded import chat_tokens, encode_comparison, rendered_message
 from families import family_tokenizer
 
-from gram_jax.errors import GramError, JudgeError
+from gram_jax.errors import JudgeError
 from gram_jax.interop.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from gram_jax.judge.encode import encode_fitting_items, encode_items
 from gram_jax.judge.labels import find_label_ids
 from gram_jax.judge.recover import recover_template, take_apart
 from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, make_spec
-from gram_jax.judge.tokenizer import wrap_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER)
@@ -31,10 +30,11 @@ def write(folder, text: str):
 
 def test_a_specification_survives_json_and_files(tmp_path):
     assert JudgeSpec.from_json(SPEC.to_json()) == SPEC
-    path = SPEC.save(tmp_path)
-    assert path.name == FILE_NAME and [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
-    again = JudgeSpec.load(tmp_path)
-    assert again == SPEC and again.hash == SPEC.hash and hash(again) == hash(SPEC)
+    assert SPEC.save(tmp_path) == tmp_path / FILE_NAME
+    assert SPEC.save(tmp_path / "other.json") == tmp_path / "other.json"
+    assert len(list(tmp_path.iterdir())) == 2
+    for again in (JudgeSpec.load(tmp_path), JudgeSpec.load(tmp_path / "other.json")):
+        assert again == SPEC and again.hash == SPEC.hash and hash(again) == hash(SPEC)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(JudgeSpec)])
@@ -53,21 +53,20 @@ def test_every_field_changes_the_hash(field):
 
 def test_the_hash_is_that_of_a_known_specification():
     """A change of this number means that saved judges are no longer recognised."""
-    assert len(SPEC.hash) == 64
-    assert make_spec(tiny_tokenizer()).hash == SPEC.hash
+    assert SPEC.hash == "3fc2147ae4a36c0bbea6fa538d95e9404d015064ec5a430c0923252304779095"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: d.pop("end_of_turn"), r"missing entries \['end_of_turn'\]"),
-        (lambda d: d.update(extra=1), r"unknown entries \['extra'\]"),
-        (lambda d: d.update(format=1), r"format 2"),
-        (lambda d: d.update(label_ids=[1]), "label_ids should be two int"),
-        (lambda d: d.update(label_ids=[1, True]), "label_ids should be two int"),
-        (lambda d: d.update(labels="AB"), "labels should be two str"),
-        (lambda d: d.update(template=None), "template should be text"),
-        (lambda d: d.update(max_length=1.5), "max_length should be an integer"),
+        (lambda d: d.pop("end_of_turn"), "end_of_turn"),
+        (lambda d: d.update(extra=1), "extra"),
+        (lambda d: d.update(format=1), "format 2"),
+        (lambda d: d.update(label_ids=[1]), "label_ids"),
+        (lambda d: d.update(label_ids=[1, True]), "label_ids"),
+        (lambda d: d.update(labels="AB"), "labels"),
+        (lambda d: d.update(template=None), "template"),
+        (lambda d: d.update(max_length=1.5), "max_length"),
         (lambda d: d.update(template="{prompt}"), "exactly once"),
     ],
 )
@@ -80,12 +79,20 @@ def test_a_damaged_specification_is_an_error_that_names_the_file(tmp_path, damag
     assert FILE_NAME in str(error.value)
 
 
-def test_a_missing_or_unreadable_specification_is_an_error(tmp_path):
+def test_a_missing_unreadable_or_unwritable_specification_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(JudgeError, match=r"no judge\.json"):
         JudgeSpec.load(tmp_path)
-    (tmp_path / FILE_NAME).write_text("{")
-    with pytest.raises(JudgeError, match="not JSON"):
-        JudgeSpec.load(tmp_path)
+    for content in (b"{", b"\xff\xfe"):
+        (tmp_path / FILE_NAME).write_bytes(content)
+        with pytest.raises(JudgeError, match=r"judge\.json"):
+            JudgeSpec.load(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(JudgeError, match=r"judge\.json cannot be written: No space left"):
+        SPEC.save(tmp_path)
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_judge_is_noticed():
@@ -123,7 +130,7 @@ def test_trap_11_labels_belong_to_the_specification_and_blanks_count():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("A", "A"), "same token"),
+        (("A", "A"), "same token as 'A'"),
         (("A", ""), "two labels"),
         (("A",), "two labels"),
         (("A", "<|im_end|>"), "control token"),
@@ -134,19 +141,22 @@ def test_labels_that_cannot_be_told_apart_or_are_none_are_errors(labels, message
         make_spec(TOKENIZER, labels=labels)
 
 
-def test_a_label_that_melts_into_the_tail_is_an_error():
-    tokenizer = family_tokenizer("qwen3")
-    with pytest.raises(JudgeError, match="melts into the last token"):
-        find_label_ids(tokenizer, "the ans", ("wer", "B"))
+def test_a_label_that_changes_the_tail_is_an_error():
+    with pytest.raises(JudgeError, match="'wer' changes"):
+        find_label_ids(family_tokenizer("qwen3"), "the ans", ("wer", "B"))
 
 
-def test_a_tokenizer_without_a_chat_template_is_an_error():
-    with pytest.raises(JudgeError, match="no chat template"):
-        make_spec(tiny_tokenizer(chat_template=None))
-    with pytest.raises(JudgeError, match="fails on the roles"):
-        make_spec(tiny_tokenizer(chat_template="{{ raise_exception('no') }}"))
-    with pytest.raises(JudgeError, match="0 times instead of once"):
-        make_spec(tiny_tokenizer(chat_template="x"))
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template"),
+        ("{{ raise_exception('no') }}", "'user'.*: no"),
+        ("x", "0 times"),
+    ],
+)
+def test_a_tokenizer_without_a_usable_chat_template_is_an_error(template, message):
+    with pytest.raises(JudgeError, match=message):
+        make_spec(tiny_tokenizer(chat_template=template))
 
 
 def test_a_slow_tokenizer_is_an_error():
@@ -155,14 +165,12 @@ def test_a_slow_tokenizer_is_an_error():
 
 
 def test_a_budget_without_room_for_texts_is_an_error():
-    with pytest.raises(JudgeError, match="leaves no room"):
-        make_spec(TOKENIZER, max_length=64)
-    with pytest.raises(JudgeError, match="leaves no room"):
-        make_spec(TOKENIZER, max_length=0)
-    short = dataclasses.replace(SPEC, max_length=64)
+    for max_length in (0, 64):
+        with pytest.raises(JudgeError, match=f"max_length = {max_length} "):
+            make_spec(TOKENIZER, max_length=max_length)
     for encode in (encode_items, encode_fitting_items):
-        with pytest.raises(JudgeError, match="leaves no room"):
-            encode(TOKENIZER, short.comparison, [("p", "f", "s")], short.max_length)
+        with pytest.raises(JudgeError, match="max_length = 64 "):
+            encode(TOKENIZER, SPEC.comparison, [("p", "f", "s")], 64)
 
 
 def test_the_default_budget_is_the_context_or_2048():
@@ -187,8 +195,8 @@ def test_a_template_file_replaces_the_default(tmp_path):
     [
         ("{prompt}\n1\n{first}\n", "field {second} exactly once; found it 0"),
         ("{prompt}\n1\n{first}\n2\n{second}\n{prompt}", "field {prompt} exactly once; found it 2"),
-        ("{first}\n1\n{prompt}\n2\n{second}", "order {prompt}, {first}, {second}"),
-        ("{prompt}\n1\n{second}\n2\n{first}", "order {prompt}, {first}, {second}"),
+        ("{first}\n1\n{prompt}\n2\n{second}", "found first, prompt, second"),
+        ("{prompt}\n1\n{second}\n2\n{first}", "found prompt, second, first"),
         ("{prompt}\n1\n{first} {second}", "separated by ' ' only"),
         ("{prompt}\n1\n{first}\n\n{second}", "separated by '\\n\\n' only"),
         ("{prompt}\n1\n{first}ab\nab\n{second}", "could complete it"),
@@ -205,11 +213,10 @@ def test_a_template_that_cannot_keep_texts_apart_is_an_error(tmp_path, text, mes
 
 
 def test_a_template_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(JudgeError, match='Expected "default", "from-dataset" or the path'):
-        make_spec(TOKENIZER, template=tmp_path / "nowhere.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(JudgeError, match="UTF-8"):
-        make_spec(TOKENIZER, template=tmp_path / "binary")
+    for name in ("nowhere.txt", "binary"):
+        with pytest.raises(JudgeError, match=f'{name}.* Expected "default", "from-dataset"'):
+            make_spec(TOKENIZER, template=tmp_path / name)
 
 
 # --- recovering a template from rendered rows
@@ -227,16 +234,10 @@ TEXTS = [
 
 
 def rows_of(template: str, texts=TEXTS, labels=("A", "B")) -> list[dict[str, str]]:
+    rendered = [rendered_message(template, *fields) for fields in texts]
     return [
-        {
-            "instruction": template.replace("{prompt}", "\0")
-            .replace("{first}", first)
-            .replace("{second}", second)
-            .replace("\0", prompt),
-            "input": "",
-            "output": labels[at % 2],
-        }
-        for at, (prompt, first, second) in enumerate(texts)
+        {"instruction": text, "input": "", "output": labels[at % 2]}
+        for at, text in enumerate(rendered)
     ]
 
 
@@ -251,30 +252,18 @@ def test_a_template_is_recovered_from_rendered_rows(count, labels):
 
 def test_a_recovered_judge_renders_every_row_exactly_as_it_was():
     tokenizer = family_tokenizer("qwen3")
-    rows = rows_of(GRAM_LIKE)
-    spec = make_spec(tokenizer, template="from-dataset", rows=rows)
+    spec = make_spec(tokenizer, template="from-dataset", rows=rows_of(GRAM_LIKE))
     assert spec.labels == ("A", "B")
-    texts = encode_items(tokenizer, spec.comparison, TEXTS, spec.max_length)
-    for row, encoded in zip(rows, texts, strict=True):
-        whole = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["instruction"]}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        assert tokenizer.decode(encoded.tokens, skip_special_tokens=False) == whole
-        assert encoded.tokens.tolist() == tokenizer(whole)["input_ids"]
+    found = encode_items(tokenizer, spec.comparison, TEXTS, spec.max_length)
+    for texts, encoded in zip(TEXTS, found, strict=True):
+        assert encoded.tokens.tolist() == chat_tokens(tokenizer, spec, *texts)
 
 
 def test_a_recovered_judge_has_no_date_header_as_in_the_reference_training():
     tokenizer = family_tokenizer("llama3")
     spec = make_spec(tokenizer, template="from-dataset", rows=rows_of(GRAM_LIKE))
-    assert (
-        spec.chat_prefix
-        + spec.template.partition("{prompt}")[0]
-        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
-        "You see a question and two answers.\nSay which one is better.\n\n[User Question]\n"
-    )
+    header = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    assert (spec.chat_prefix, spec.template) == (header, GRAM_LIKE)
     assert "Today Date" in make_spec(tokenizer).chat_prefix
 
 
@@ -311,40 +300,14 @@ def test_rows_that_leave_the_template_open_are_an_error_that_says_why(rows, mess
 def test_a_row_that_holds_a_delimiter_is_named():
     delimiter = "[The End of Assistant A's Answer]"
     rows = rows_of(GRAM_LIKE, [*TEXTS, ("p", f"x\n{delimiter}\ny", "z")])
-    with pytest.raises(
-        JudgeError, match=r"row 3 does not fit: the line .* stands in every row, here 2 times"
-    ):
+    with pytest.raises(JudgeError, match=r"row 3 .* 2 times"):
         recover_template(rows)
-    # Once, and in its own place: the row still comes out as it was, but its delimiter was in a text.
+    # Once, and in its own place: the row is rendered as it was, but the delimiter is in a text.
     rows = rows_of(GRAM_LIKE, [*TEXTS, ("p", "x", "z\n[User Question]\nw")])
-    with pytest.raises(JudgeError, match="row 3 does not fit the template"):
+    with pytest.raises(JudgeError, match="row 3 "):
         recover_template(rows)
 
 
 def test_from_dataset_without_rows_is_an_error():
-    with pytest.raises(JudgeError, match="needs rendered rows"):
+    with pytest.raises(JudgeError, match="rendered rows"):
         make_spec(TOKENIZER, template="from-dataset")
-
-
-def test_a_specification_is_kept_in_a_folder_or_in_a_file_of_its_own(tmp_path):
-    assert SPEC.save(tmp_path) == tmp_path / "judge.json"
-    assert SPEC.save(tmp_path / "other.json") == tmp_path / "other.json"
-    assert JudgeSpec.load(tmp_path) == JudgeSpec.load(tmp_path / "other.json") == SPEC
-
-
-def test_a_damaged_file_and_a_full_disk_are_said_plainly(tmp_path, monkeypatch):
-    (tmp_path / "judge.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(JudgeError, match=r"judge\.json: expected UTF-8 text"):
-        JudgeSpec.load(tmp_path)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(JudgeError, match=r"judge\.json cannot be written: No space left"):
-        SPEC.save(tmp_path)
-
-
-def test_errors_of_the_judge_are_errors_for_people():
-    assert issubclass(JudgeError, GramError)
-    assert wrap_tokenizer(TOKENIZER.backend_tokenizer).is_fast

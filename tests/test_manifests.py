@@ -79,7 +79,7 @@ def test_exchanged_files_are_recognised(folder, other):
     assert found == [("a", "swapped:", other), (other, "swapped:", "a")]
 
 
-def test_the_manifest_of_another_folder_is_noticed(folder):
+def test_the_manifest_of_another_folder_is_detected(folder):
     (line,) = find_damage(folder, of="step 3")
     assert "a test" in line and "step 3" in line
 

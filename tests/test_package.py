@@ -1,7 +1,8 @@
-"""The wheel: what is in it, what it says of itself, what it needs, and that its public names are shown at work."""
+"""The wheel: its files, metadata and dependencies; and an example for every public name."""
 
 import ast
 import doctest
+import importlib
 import re
 import shutil
 import subprocess
@@ -27,14 +28,14 @@ import gram_jax
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Imported beside the package that brings them and never lets them fall behind.
+# Imported with the package that depends on them.
 BROUGHT_BY = {"markupsafe": "jinja2", "pydantic-core": "pydantic", "starlette": "fastapi"}
-# Trainers' own environments have it: rewards/openrlhf.py is read by one of them.
+# In the environments of trainers: one of them loads rewards/openrlhf.py.
 NOT_OURS = {"torch"}
 
 
 def files_of_the_package() -> set[str]:
-    """What lies in gram_jax/, and the recipes, which lie beside it."""
+    """The files of gram_jax/ and of configs/, by their names in the wheel."""
     folders = [ROOT / "gram_jax", ROOT / "configs"]
     found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     names = [path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts]
@@ -43,7 +44,7 @@ def files_of_the_package() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> ZipFile:
-    """Built from a copy, so that nothing of an earlier build gets in and nothing is left in the checkout."""
+    """Built from a copy, without files of earlier builds."""
     setuptools = pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("gram_jax", "configs"):
@@ -59,7 +60,7 @@ def wheel(tmp_path_factory) -> ZipFile:
 
 
 def inside(wheel: ZipFile, ending: str) -> bytes:
-    """The one file of the wheel's own folder that ends so."""
+    """The file of the wheel's metadata with this ending."""
     (name,) = (n for n in wheel.namelist() if ".dist-info/" in n and n.endswith(ending))
     return wheel.read(name)
 
@@ -68,19 +69,18 @@ def test_the_wheel_holds_what_the_package_holds_and_nothing_else(wheel: ZipFile)
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == files_of_the_package()
     for name in sorted(packed):
-        assert (
-            wheel.read(name) == (ROOT / re.sub("^gram_jax/configs/", "configs/", name)).read_bytes()
-        ), name
+        path = ROOT / re.sub("^gram_jax/configs/", "configs/", name)
+        assert wheel.read(name) == path.read_bytes(), name
 
 
 def test_the_wheel_has_the_command_and_the_licence(wheel: ZipFile):
     assert b"gram-jax = gram_jax.cli:main" in inside(wheel, "entry_points.txt")
-    said = message_from_bytes(inside(wheel, "METADATA"))
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said.get_all("License-File") == ["LICENSE"]
+    metadata = message_from_bytes(inside(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
     assert inside(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert said["Requires-Python"] == ">=3.11"
-    assert (said["Name"], said["Version"]) == ("gram-jax", PROJECT["version"])
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert (metadata["Name"], metadata["Version"]) == ("gram-jax", PROJECT["version"])
 
 
 def test_version_and_licence_are_the_same_wherever_they_are_stated():
@@ -90,32 +90,26 @@ def test_version_and_licence_are_the_same_wherever_they_are_stated():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+HELP = """
+from gram_jax.cli import COMMANDS, run_command
+for command in COMMANDS: assert run_command([command.__name__, "--help"]) == 0
+"""
+
+
 @pytest.mark.parametrize(
-    ("module", "heavy"),
+    ("code", "slow"),
     [
-        ("gram_jax", "numpy jax transformers cyclopts"),
-        ("gram_jax.cli", "jax flax numpy transformers"),
+        ("import gram_jax", "numpy jax transformers cyclopts"),
+        ("import gram_jax.checkpoint.manifest", "jax"),
+        (HELP, "jax flax numpy transformers"),
     ],
 )
-def test_what_costs_time_is_not_imported_before_it_is_needed(module: str, heavy: str):
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert module in loaded.stdout.split()
-    assert not set(heavy.split()) & set(loaded.stdout.split())
-
-
-def test_help_of_every_command_imports_no_jax():
-    """The options of a command are known without what it does."""
-    code = (
-        "import sys; from gram_jax.cli import COMMANDS, run_command\n"
-        "names = [c.__name__ for c in COMMANDS]\n"
-        "for name in names: assert run_command([name, '--help']) == 0, name\n"
-        "assert len(names) > 10 and 'jax' not in sys.modules"
-    )
+def test_slow_imports_wait_until_they_are_needed(code: str, slow: str):
+    code = f"{code}\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "gram_jax" in loaded and not set(slow.split()) & set(loaded)
 
 
 def named(requirement: str) -> str:
@@ -124,7 +118,7 @@ def named(requirement: str) -> str:
 
 
 def declared() -> set[str]:
-    """Every distribution that the package or one of its extras for users asks for."""
+    """Every distribution that the package or one of its extras for users requires."""
     extras = PROJECT["optional-dependencies"]
     lists = [PROJECT["dependencies"], *(extras[name] for name in extras if name != "dev")]
     return {named(requirement) for requirements in lists for requirement in requirements}
@@ -143,7 +137,7 @@ def test_every_import_has_a_dependency():
     assert not missing
 
 
-def test_the_build_notes_say_why_each_dependency_is_here():
+def test_the_build_notes_explain_each_dependency():
     notes = (ROOT / "BUILD.md").read_text()
     table = notes[notes.index("### Dependencies, and why") : notes.index("## How figures are made")]
     table = table.lower().replace("_", "-")
@@ -154,7 +148,7 @@ def test_the_build_notes_say_why_each_dependency_is_here():
 
 
 def brought(name: str, extra: str = "", seen: dict | None = None) -> dict[str, Distribution]:
-    """Every installed distribution that one asks for, and those that these ask for: {name: it}."""
+    """Every installed distribution that one requires, directly or not: {name: it}."""
     seen = {} if seen is None else seen
     known = f"{canonicalize_name(name)}[{extra}]"
     if known in seen:
@@ -169,30 +163,30 @@ def brought(name: str, extra: str = "", seen: dict | None = None) -> dict[str, D
 
 
 def licence_of(found: Distribution) -> str:
-    """What it says of its own licence: an expression, or the first line of a text with the classifiers."""
-    said = found.metadata
-    lines = (said.get("License") or "").strip().splitlines()
-    kinds = [c for c in said.get_all("Classifier") or [] if c.startswith("License")]
-    return said.get("License-Expression") or " ".join([*lines[:1], *kinds])
+    """Its licence in its metadata: an expression, or the first line of a text with the classifiers."""
+    about = found.metadata
+    lines = (about.get("License") or "").strip().splitlines()
+    kinds = [c for c in about.get_all("Classifier") or [] if c.startswith("License")]
+    return about.get("License-Expression") or " ".join([*lines[:1], *kinds])
 
 
 PERMISSIVE = r"\b(Apache|MIT|MIT-CMU|BSD|ISC|PSF|Python Software Foundation|0BSD|Zlib|CNRI)\b"
-# Parts are under MPL-2.0: changes to their own files would have to stay open, and we change none.
-USED_AS_THEY_COME = {"certifi", "tqdm"}
+# Parts are under MPL-2.0, which concerns changes to their own files; they are used unchanged.
+UNCHANGED = {"certifi", "tqdm"}
 
 
 @pytest.mark.parametrize("extra", ["", "all"])
-def test_what_the_package_brings_has_licences_that_go_with_ours(extra: str):
+def test_dependencies_have_permissive_licences(extra: str):
     try:
         found = brought("gram-jax", extra)
     except PackageNotFoundError as error:
         pytest.skip(f"{error.name} is not installed")
     assert len(found) > 20
     for one in found.values():
-        if canonicalize_name(one.metadata["Name"]) not in USED_AS_THEY_COME:
+        if (name := canonicalize_name(one.metadata["Name"])) not in UNCHANGED:
             licence = licence_of(one)
-            said = f"{one.metadata['Name']}: {licence!r}"
-            assert re.search(PERMISSIVE, licence) and not re.search("GPL|MPL", licence), said
+            assert re.search(PERMISSIVE, licence), (name, licence)
+            assert not re.search("GPL|MPL", licence), (name, licence)
 
 
 def test_type_checkers_are_shown_the_public_names():
@@ -205,13 +199,14 @@ def test_type_checkers_are_shown_the_public_names():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert shown == gram_jax._PUBLIC
-    assert gram_jax.__all__ == sorted(gram_jax._PUBLIC)
+    assert gram_jax.__all__ == sorted(shown)
+    for name, module in shown.items():
+        assert getattr(importlib.import_module(module), name) is getattr(gram_jax, name)
 
 
 @pytest.mark.parametrize("name", gram_jax.__all__)
-def test_every_public_name_is_shown_at_work(name: str):
-    """Its docstring has an example that uses it; that the example holds is for doctest, which the suite runs."""
+def test_every_public_name_has_an_example(name: str):
+    """In its docstring; doctest, which the suite runs, checks the result."""
     examples = doctest.DocTestParser().get_examples(getattr(gram_jax, name).__doc__ or "")
     used = {
         node.id

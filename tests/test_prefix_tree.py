@@ -42,6 +42,15 @@ def words(random: np.random.Generator, most: int, least: int = 0) -> np.ndarray:
     return random.integers(0, 288, random.integers(least, most + 1)).astype(np.int32)
 
 
+def group_of(
+    random: np.random.Generator, prompt: int, response: int, count: int = 2
+) -> list[Encoded]:
+    """All ordered comparisons of random responses of at most `response` tokens; two make a pair."""
+    return all_ordered(
+        words(random, prompt, least=1), [words(random, response) for _ in range(count)]
+    )
+
+
 def shown(prompt: np.ndarray, first: np.ndarray, second: np.ndarray) -> Encoded:
     tokens = np.concatenate([prompt, first, second, TAIL]).astype(np.int32)
     cuts = (len(prompt), len(prompt) + len(first))
@@ -90,16 +99,8 @@ def test_shared_beginnings_change_no_logit(family):
     """All ordered comparisons of 2 to 16 responses, ragged, and both orders of pairs."""
     engine, random = make_engine(family), np.random.default_rng(FAMILIES.index(family))
     counts = (2, 3, 5, 16) if family == "qwen3" else (2, 4, 7)
-    groups = [
-        all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(n)])
-        for n in counts
-    ]
-    check(engine, groups, paired=False)
-    pairs = [
-        all_ordered(words(random, 90, least=1), [words(random, 70) for _ in range(2)])
-        for _ in range(40)
-    ]
-    check(engine, pairs, paired=True)
+    check(engine, [group_of(random, 90, 70, n) for n in counts], paired=False)
+    check(engine, [group_of(random, 90, 70) for _ in range(40)], paired=True)
 
 
 def test_odd_trees_are_no_different():
@@ -117,9 +118,8 @@ def test_odd_trees_are_no_different():
 
 def test_a_group_that_does_not_fit_one_call_continues_in_the_next(monkeypatch):
     random = np.random.default_rng(3)
-    group = all_ordered(
-        words(random, 40, least=40), [words(random, 60, least=40) for _ in range(9)]
-    )
+    responses = [words(random, 60, least=40) for _ in range(9)]
+    group = all_ordered(words(random, 40, least=40), responses)
     monkeypatch.setattr(engine_module, "RANKING_TREE_TOKENS", 1024)
     cut = make_engine()
     found = cut.label_logit_diffs(group, paired=False)
@@ -133,59 +133,36 @@ def test_a_group_that_does_not_fit_one_call_continues_in_the_next(monkeypatch):
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_several_devices_find_the_same(mesh):
     engine, random = make_engine("qwen3", make_placement(mesh)), np.random.default_rng(5)
-    groups = [
-        all_ordered(words(random, 50, least=1), [words(random, 50) for _ in range(3)])
-        for _ in range(6)
-    ]
+    groups = [group_of(random, 50, 50, 3) for _ in range(6)]
     check(engine, groups, paired=False)
-    pairs = [group[:1] + group[2:3] for group in groups]
-    check(engine, pairs, paired=True)
-
-
-def in_random_batches(
-    engine: ScoringEngine, pool: Sequence[Sequence[Encoded]], scores: int, *, paired: bool
-) -> int:
-    """Number of scores whose bits, in random order and random batches, differ from those alone."""
-    random = np.random.default_rng(0)
-    alone = [engine.label_logit_diffs(group, paired=paired) for group in pool]
-    differing = done = 0
-    while done < scores:
-        chosen = random.integers(0, len(pool), random.integers(1, 200))
-        found = engine.label_logit_diffs(flat([pool[at] for at in chosen]), paired=paired)
-        expected = np.concatenate([alone[at] for at in chosen])
-        differing += int((found.view(np.int32) != expected.view(np.int32)).sum())
-        done += len(found)
-    return differing
+    check(engine, [group[:1] + group[2:3] for group in groups], paired=True)
 
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_the_batch_changes_no_bit(paired):
     """benchmarks/invariance.py has more of them, with the compiler's usual settings."""
     engine, random = make_engine(), np.random.default_rng(1)
-    pool = [
-        all_ordered(
-            words(random, 30, least=1), [words(random, 30) for _ in range(2 if paired else 3)]
-        )
-        for _ in range(60)
-    ]
-    assert in_random_batches(engine, pool, 2_000, paired=paired) == 0
+    pool = [group_of(random, 30, 30, 2 if paired else 3) for _ in range(60)]
+    alone = [engine.label_logit_diffs(group, paired=paired) for group in pool]
+    done = 0
+    while done < 2_000:
+        chosen = random.integers(0, len(pool), random.integers(1, 200))
+        found = engine.label_logit_diffs(flat([pool[at] for at in chosen]), paired=paired)
+        expected = np.concatenate([alone[at] for at in chosen])
+        assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+        done += len(found)
 
 
 def test_a_comparison_of_a_ranking_does_not_depend_on_the_others():
     engine, random = make_engine(), np.random.default_rng(2)
     prompt, responses = words(random, 40, least=9), [words(random, 40) for _ in range(8)]
     orders = list(itertools.permutations(range(8), 2))
-    whole = dict(
-        zip(
-            orders,
-            engine.label_logit_diffs(all_ordered(prompt, responses), paired=False),
-            strict=True,
-        )
-    )
+    found = engine.label_logit_diffs(all_ordered(prompt, responses), paired=False)
+    whole = dict(zip(orders, found, strict=True))
     for _ in range(20):
         some = sorted(orders[at] for at in random.choice(len(orders), 9, replace=False))
         group = [shown(prompt, responses[i], responses[j]) for i, j in some]
-        other = all_ordered(words(random, 90), [words(random, 60) for _ in range(2)])
+        other = group_of(random, 90, 60)
         found = engine.label_logit_diffs([*other, *group], paired=False)[len(other) :]
         assert found.tolist() == [float(whole[pair]) for pair in some]
 
@@ -196,17 +173,11 @@ def test_many_pairs_of_mixed_lengths_need_few_programs():
     before = prefix_tree_logits._cache_size()
     engine.warm_up(rankings=True)
     compiled = []
-    count = lambda event, *_, **__: compiled.append(event)  # noqa: E731
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: count(event) if "backend_compile" in event else None
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
     pool = [
-        all_ordered(words(random, 12, least=1), [words(random, 12) for _ in range(2)])
-        for _ in range(400)
-    ]
-    pool += [
-        all_ordered(words(random, 80, least=1), [words(random, 80) for _ in range(2)])
-        for _ in range(40)
+        group_of(random, size, size) for size, count in ((12, 400), (80, 40)) for _ in range(count)
     ]
     done = 0
     while done < 2_000:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_judge import FakeJudge
 from scipy.special import expit
-from test_rewards import ByLength
 
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.rewards import environment, openrlhf
@@ -17,7 +17,7 @@ QUESTION = [{"role": "user", "content": "Name a prime."}]
 
 @pytest.fixture(autouse=True)
 def judge_of_the_process(monkeypatch):
-    there = Rewards(ByLength(), RewardForm("reference"))
+    there = Rewards(FakeJudge(), RewardForm("reference"))
     monkeypatch.setattr(environment, "load_rewards", lambda: there)
 
 

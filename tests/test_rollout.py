@@ -11,7 +11,7 @@ from gram_jax.batch import Sequences
 from gram_jax.model.generate import Samples
 from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl import objective
-from gram_jax.rl.objective import VALUE, RolloutBatch, Views, rollout_objective
+from gram_jax.rl.objective import VALUE, RolloutBatch, TokenStats, rollout_objective
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.sharding import make_placement
 
@@ -55,8 +55,8 @@ def rollout(**settings):
         samples(),
         REWARDS,
         width=WIDTH,
-        policy=lambda seqs, targets: Views(*map(jnp.asarray, (NOW, ENTROPY, VALUES))),
-        start=lambda seqs, targets: Views(*map(jnp.asarray, (START, ENTROPY, VALUES))),
+        policy=lambda seqs, targets: TokenStats(*map(jnp.asarray, (NOW, ENTROPY, VALUES))),
+        start=lambda seqs, targets: TokenStats(*map(jnp.asarray, (START, ENTROPY, VALUES))),
         place=make_placement({}, devices=jax.devices()[:1]),
     )
 
@@ -131,16 +131,10 @@ def test_the_loss_of_a_batch_is_a_sum_over_written_tokens(monkeypatch):
     batch, _ = rollout(kind="ppo", kl_coef=0.1)
     moved = NOW + DRAW.normal(size=NOW.shape).astype(np.float32) * 0.3
     worth = VALUES + DRAW.normal(size=NOW.shape).astype(np.float32) * 0.3
-    seen = Views(*map(jnp.asarray, (moved, ENTROPY, worth)))
-    monkeypatch.setattr(objective, "views", lambda *_, **__: seen)
-    settings = {
-        "clip_range": 0.2,
-        "kl_coef": 0.3,
-        "vf_coef": 0.7,
-        "clip_range_vf": 0.2,
-        "ent_coef": 0.05,
-    }
-    loss = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)
+    seen = TokenStats(*map(jnp.asarray, (moved, ENTROPY, worth)))
+    monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
+    algorithm = replace(ALGORITHM, kind="grpo", kl_coef=0.3, vf_coef=0.7, ent_coef=0.05)
+    loss = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)
     total, metrics = loss({VALUE: jnp.zeros(1)}, batch)
     parts = {"policy_loss": 0.0, "kl": 0.0, "value_loss": 0.0, "entropy": 0.0, "clipped": 0}
     for row in range(4):
@@ -171,14 +165,10 @@ def test_columns_that_nobody_wrote_cannot_spoil_the_loss(monkeypatch):
     seqs = Sequences(*(jnp.zeros((1, 2), jnp.int32),) * 3)
     mask, zero = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2))
     batch = RolloutBatch(seqs, seqs.tokens, mask, zero, zero, mask, zero, zero)
-    seen = Views(jnp.array([[0.0, -1e9]]), zero, zero)
-    monkeypatch.setattr(objective, "views", lambda *_, **__: seen)
-    settings = {
-        "clip_range": 0.2,
-        "kl_coef": 1.0,
-        "vf_coef": 0.0,
-        "clip_range_vf": 0.2,
-        "ent_coef": 0.0,
-    }
-    total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)({}, batch)
+    seen = TokenStats(jnp.array([[0.0, -1e9]]), zero, zero)
+    monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
+    algorithm = replace(ALGORITHM, kind="grpo", kl_coef=1.0, vf_coef=0.0)
+    total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)(
+        {}, batch
+    )
     assert float(total) == -1

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from encoded import encode_comparison
+from scipy.special import logit
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.errors import DoesNotFitError, JudgeError
@@ -21,6 +22,7 @@ from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.padded import padded_lengths
 from gram_jax.scoring.pair import score_pair
 from gram_jax.scoring.scorer import Scorer
+from gram_jax.sharding import make_placement
 
 PAIR = ("Name a prime.", "Seven.", "Nine is a prime, I think.")
 
@@ -36,8 +38,6 @@ def make_judge(placement, max_length: int = 256) -> Scorer:
 
 @pytest.fixture(scope="module")
 def judge() -> Scorer:
-    from gram_jax.sharding import make_placement
-
     return make_judge(make_placement({}, devices=jax.devices()[:1]))
 
 
@@ -52,13 +52,8 @@ def some_pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
 
 def test_swapping_the_responses_swaps_the_scores_bit_for_bit(judge: Scorer):
     pairs = some_pairs(12)
-    given = judge.score_many(pairs)
     swapped = judge.score_many([(p, b, a) for p, a, b in pairs])
-    for one, other in zip(given, swapped, strict=True):
-        assert (one.first, one.second) == (other.second, other.first)
-        assert one.margin == -other.margin
-        assert one.position_bias == other.position_bias
-        assert one == other.swapped()
+    assert judge.score_many(pairs) == [score.swapped() for score in swapped]
 
 
 def test_two_orders_of_a_pair_are_one_computation(judge: Scorer, monkeypatch):
@@ -89,31 +84,26 @@ def test_scoring_a_single_window_starts_no_thread(judge: Scorer, monkeypatch):
     assert len(started) == 1
 
 
-def test_scores_are_those_of_score_pair(judge: Scorer):
+@pytest.mark.parametrize("responses", [("one", "two"), ("two", "one")])
+def test_scores_are_those_of_score_pair(judge: Scorer, responses):
     """What text goes through is the function for arrays, here on rows without any padding."""
-    for prompt, first, second in (("q", "one", "two"), ("q", "two", "one")):
-        orders = ((first, second), (second, first))
-        sides = [
-            encode_comparison(judge.tokenizer, judge.spec, prompt, *shown).tokens
-            for shown in orders
-        ]
-        tokens = np.stack(sides)[None]  # [1, O, T]: both orders are equally long
-        positions = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
-        batch = PairBatch(
-            Sequences(tokens, positions, np.ones_like(tokens)),
-            np.full((1, 2), tokens.shape[-1] - 1),
-        )
-        params, spec = judge.params, judge.spec
-        expected = score_pair(params, judge.cfg, batch, spec.label_ids, judge.execution)
-        np.testing.assert_allclose(judge.score(prompt, first, second)[:2], expected[0], atol=1e-5)
+    spec = judge.spec
+    texts = [
+        encode_comparison(judge.tokenizer, spec, "q", *x) for x in (responses, responses[::-1])
+    ]
+    tokens = np.stack([text.tokens for text in texts])[None]  # [1, O, T]: equally long
+    positions = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
+    last = np.full((1, 2), tokens.shape[-1] - 1)
+    batch = PairBatch(Sequences(tokens, positions, np.ones_like(tokens)), last)
+    expected = score_pair(judge.params, judge.cfg, batch, spec.label_ids, judge.execution)
+    np.testing.assert_allclose(judge.score("q", *responses)[:2], expected[0], atol=1e-5)
 
 
 def test_a_consistent_judge_is_not_averaged_to_one_half(judge: Scorer):
     """Trap 1: normalising over the two orders instead of the two labels gives 0.5 to every pair."""
     scores = judge.score_many(some_pairs(12))
     assert max(abs(score.first - 0.5) for score in scores) > 0.01
-    for score in scores:
-        assert score.first + score.second == pytest.approx(1, abs=1e-6)
+    assert all(score.first + score.second == 1 for score in scores)
 
 
 def test_a_score_has_the_same_bits_alone_and_in_any_batch(judge: Scorer):
@@ -131,14 +121,10 @@ def test_results_come_in_the_order_of_the_input_over_several_windows(judge: Scor
     assert judge.score_many(iter(pairs)) == whole
 
 
-def test_the_probabilities_agree_with_margin_and_gap(judge: Scorer):
+def test_the_probabilities_agree_with_margin_and_position_bias(judge: Scorer):
     for score in judge.score_many(some_pairs(6, seed=3)):
-        p_given, p_swapped = (
-            score.first + score.position_bias / 2,
-            score.first - score.position_bias / 2,
-        )
-        logit = np.log(p_given / (1 - p_given)), np.log(p_swapped / (1 - p_swapped))
-        assert np.mean(logit) == pytest.approx(score.margin, abs=1e-4)
+        in_each_order = score.first + np.array([1, -1]) * score.position_bias / 2
+        assert np.mean(logit(in_each_order)) == pytest.approx(score.margin, abs=1e-4)
 
 
 def test_no_pair_of_any_length_compiles_anew(judge: Scorer):
@@ -156,17 +142,14 @@ def test_padded_lengths_hold_every_pair_and_waste_less_than_half(budget: int):
     assert all(big <= 2 * small for small, big in itertools.pairwise(lengths))
 
 
+def with_settings(judge: Scorer, **settings) -> Scorer:
+    parts = judge.params, judge.cfg, judge.tokenizer, judge.spec, judge.execution
+    return Scorer(*parts, **settings)
+
+
 @pytest.mark.parametrize("method", ["prefix_shared", "padded"])
 def test_the_budget_of_a_call_bounds_its_rows_and_not_its_scores(judge: Scorer, method: str):
-    small = Scorer(
-        judge.params,
-        judge.cfg,
-        judge.tokenizer,
-        judge.spec,
-        judge.execution,
-        tokens_per_call=1,
-        method=method,
-    )
+    small = with_settings(judge, tokens_per_call=1, method=method)
     assert {small.engine.pairs_per_call(length) for length in small.engine.lengths} == {1}
     pairs = some_pairs(3, seed=5)
     for one, other in zip(judge.score_many(pairs), small.score_many(pairs), strict=True):
@@ -208,8 +191,6 @@ def test_no_pairs_give_no_scores(judge: Scorer):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_scores_of_one(judge: Scorer):
-    from gram_jax.sharding import make_placement
-
     spread = make_judge(make_placement({"data": -1}))
     pairs = some_pairs(5, seed=4)
     for one, other in zip(judge.score_many(pairs), spread.score_many(pairs), strict=True):
@@ -234,18 +215,16 @@ def test_a_specification_may_be_given_in_place_of_the_saved_one(judge: Scorer):
 @pytest.mark.slow
 def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     """Compiled programs are kept without being asked to."""
-    code = "\n".join(
-        (
-            "import jax.monitoring, warnings",
-            "warnings.simplefilter('ignore')",
-            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)",
-            "from gram_jax import Scorer",
-            "hits = []",
-            "jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))",
-            "Scorer.load('tiny-random', max_length=256).score('q', 'a', 'b')",
-            "print(sum('cache_hits' in e for e in hits), sum('cache_misses' in e for e in hits))",
-        )
-    )
+    code = """
+import jax.monitoring, warnings
+warnings.simplefilter("ignore")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+from gram_jax import Scorer
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+Scorer.load("tiny-random", max_length=256).score("q", "a", "b")
+print(sum("cache_hits" in e for e in hits), sum("cache_misses" in e for e in hits))
+"""
     environment = {name: value for name, value in os.environ.items() if "JAX_COMP" not in name}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
     command = [sys.executable, "-c", code]
@@ -277,9 +256,7 @@ def test_the_padded_program_is_the_one_that_scoring_runs(judge: Scorer, monkeypa
     monkeypatch.setattr(
         engine_module, "padded_logits", lambda *given: calls.append(given) or run(*given)
     )
-    padded = Scorer(
-        judge.params, judge.cfg, judge.tokenizer, judge.spec, judge.execution, method="padded"
-    )
+    padded = with_settings(judge, method="padded")
     padded.score(*PAIR)
     ((params, cfg, batch, *statics),) = calls
     _, (planned_params, planned_cfg, planned, *planned_statics) = padded.engine.padded_program(
@@ -290,7 +267,6 @@ def test_the_padded_program_is_the_one_that_scoring_runs(judge: Scorer, monkeypa
         assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
 
 
-def test_counters_add_and_subtract():
-    before, now = WorkCounters(1, 2, 3, 4, 5, 6), WorkCounters(10, 20, 30, 40, 50, 60)
-    assert now - before == WorkCounters(9, 18, 27, 36, 45, 54)
-    assert now - before + before == now
+def test_counters_add():
+    one, other = WorkCounters(1, 2, 3, 4, 5, 6), WorkCounters(10, 20, 30, 40, 50, 60)
+    assert one + other == WorkCounters(11, 22, 33, 44, 55, 66)

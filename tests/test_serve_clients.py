@@ -4,8 +4,9 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from fake_judge import FakeJudge
 from scipy.special import expit
-from server import CHAT, FakeJudge, serving
+from server import CHAT, serving
 
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.rewards.forms import RewardForm
@@ -33,7 +34,7 @@ def test_openrlhf_asks_for_a_sample_at_a_time_with_its_label_as_reference():
         )
 
     with serving(Limits()) as address:
-        found = asyncio.run(run("http://{}:{}".format(*address)))
+        found = asyncio.run(run(address.url))
     expected = [expit(0.5), expit(-0.5), 0.5]
     assert [one["reward"][0] for one in found] == pytest.approx(expected)
     assert [one["scores"][0] for one in found] == pytest.approx(expected)
@@ -44,6 +45,6 @@ def test_llama_factory_asks_for_a_batch_of_conversations():
     client = pytest.importorskip("llamafactory.train.ppo.ppo_utils", exc_type=ImportError)
     form = RewardForm("reference", references=("a",))
     with serving(Limits(), FakeJudge(), form=form) as address:
-        url = "http://{}:{}/v1/score/evaluation".format(*address)
+        url = f"{address.url}/v1/score/evaluation"
         found = client.get_rewards_from_server(url, [CHAT + "aaa<|im_end|>", CHAT + "a"])
     assert found.tolist() == pytest.approx([expit(1), 0.5])

@@ -1,27 +1,19 @@
 """What surrounds the endpoints: operations, tokens, limits, deadlines, overload."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from server import FakeJudge, client_for
+from fake_judge import FakeJudge
+from server import PAIR, client_for
 
 from gram_jax.serve.middleware import Limits
 
-
-@pytest.fixture
-def judge() -> FakeJudge:
-    return FakeJudge()
+KNOWN = {"authorization": "bearer s3cret"}
 
 
-@pytest.fixture
-def client(judge):
-    with client_for(judge, group_wait=0.3) as client:
-        yield client
-
-
-def test_what_an_operator_asks(client):
-    client.post("/v1/score_pair", json={"prompt": "q", "first": "a", "second": "b"})
+def test_the_endpoints_of_an_operator(client):
+    client.post("/v1/score_pair", json=PAIR)
     assert client.get("/healthz").json() == client.get("/health").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"
     text = client.get("/metrics").text
@@ -33,85 +25,72 @@ def test_what_an_operator_asks(client):
     assert page.startswith("<!doctype html>") and "http" not in page.replace("http-equiv", "")
 
 
-def test_the_document_says_where_a_token_is_asked_for_and_what_operators_get(judge):
-    with client_for(judge, token="s3cret") as client:
-        known = {"authorization": "bearer s3cret"}
-        document = client.get("/openapi.json", headers=known).json()
-    assert document["paths"]["/v1/rank"]["post"]["security"] == [{"HTTPBearer": []}]
+def test_the_openapi_document_has_tokens_and_the_errors_of_each_endpoint(client, judge):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "security" not in paths["/v1/rank"]["post"]
+    with client_for(judge, token="s3cret") as guarded:
+        document = guarded.get("/openapi.json", headers=KNOWN).json()
+    rank, ready = (document["paths"][x][y] for x, y in (("/v1/rank", "post"), ("/readyz", "get")))
+    assert rank["security"] == [{"HTTPBearer": []}] and "security" not in ready
     assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
-    ready = document["paths"]["/readyz"]["get"]
-    assert "security" not in ready and "422" not in ready["responses"]
+    assert "Retry-After" in rank["responses"]["429"]["headers"]
     schema = ready["responses"]["503"]["content"]["application/json"]["schema"]
-    assert schema["$ref"].endswith("/ReadinessResponse")
-    assert "Retry-After" in document["paths"]["/v1/rank"]["post"]["responses"]["429"]["headers"]
-    with client_for(judge) as client:
-        assert "security" not in client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
+    assert schema["$ref"].endswith("/ReadinessResponse") and "422" not in ready["responses"]
 
 
-def test_a_token_is_asked_for_and_compared_whole(judge):
-    pair = {"prompt": "q", "first": "a", "second": "b"}
+def test_a_token_is_required_and_compared_whole(judge):
     with client_for(judge, token="s3cret") as client:
         for given in (None, "Bearer s3cre", "Bearer s3cret2", "Basic s3cret", "s3cret", "Bearer"):
             headers = {} if given is None else {"authorization": given}
-            found = client.post("/v1/score_pair", json=pair, headers=headers)
+            found = client.post("/v1/score_pair", json=PAIR, headers=headers)
             assert found.status_code == 401 and found.headers["www-authenticate"] == "Bearer"
-        known = {"authorization": "bearer s3cret"}
-        assert client.post("/v1/score_pair", json=pair, headers=known).status_code == 200
+        assert client.post("/v1/score_pair", json=PAIR, headers=KNOWN).status_code == 200
         assert client.get("/metrics").status_code == 401
         assert client.get("/healthz").status_code == client.get("/").status_code == 200
 
 
-def test_bodies_and_fields_have_limits(judge):
+def test_bodies_have_a_limit_whether_they_state_their_length_or_not(judge):
     with client_for(judge, limits=Limits(body=2000)) as client:
-        large = {"prompt": "q" * 3000, "first": "a", "second": "b"}
+        large = PAIR | {"prompt": "q" * 3000}
         assert client.post("/v1/score_pair", json=large).status_code == 413
-
-        def pieces():
-            for _ in range(10):
-                yield b"x" * 500
-
-        assert client.post("/v1/score_pair", content=pieces()).status_code == 413
-    with client_for(judge) as client:
-        many = {"prompt": "q", "responses": ["a"] * 65}
-        assert client.post("/v1/rank", json=many).status_code == 422
-        assert client.post("/v1/rank", json={"prompt": "q", "responses": []}).status_code == 422
+        pieces = (b"x" * 500 for _ in range(10))
+        assert client.post("/v1/score_pair", content=pieces).status_code == 413
 
 
-def test_a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_scored_for_it(judge):
-    pair = {"prompt": "q", "first": "a", "second": "b"}
-    with client_for(judge) as client:
-        judge.go.clear()
-        first = threading.Thread(target=lambda: client.post("/v1/score_pair", json=pair))
-        first.start()
+@pytest.mark.parametrize("count", [0, 65])
+def test_fields_have_limits(client, count):
+    many = {"prompt": "q", "responses": ["a"] * count}
+    assert client.post("/v1/rank", json=many).status_code == 422
+
+
+def test_a_deadline_that_passes_in_the_queue_is_an_error_and_nothing_is_scored(client, judge):
+    judge.go.clear()
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(client.post, "/v1/score_pair", json=PAIR)
         assert judge.asked.wait(10)
-        late = client.post("/v1/score_pair", json=pair, headers={"x-deadline-ms": "50"})
+        late = client.post("/v1/score_pair", json=PAIR, headers={"x-deadline-ms": "50"})
         judge.go.set()
-        first.join()
-        assert late.status_code == 504 and late.json()["error"]["code"] == "late"
-        assert judge.sizes == [1]
-        wrong = client.post("/v1/score_pair", json=pair, headers={"x-deadline-ms": "soon"})
-        assert wrong.status_code == 422
+        assert first.result().status_code == 200
+    assert late.status_code == 504 and late.json()["error"]["code"] == "late"
+    assert judge.sizes == [1]
+    wrong = client.post("/v1/score_pair", json=PAIR, headers={"x-deadline-ms": "soon"})
+    assert wrong.status_code == 422
 
 
 def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():
-    judge = FakeJudge(seconds=0.02)
-    pair = {"prompt": "q", "first": "aa", "second": "b"}
-    with client_for(judge, max_queue=32, max_batch=8) as client:
-        codes: list[tuple[int, float]] = []
+    with client_for(FakeJudge(seconds=0.02), max_queue=32, max_batch=8) as client:
 
-        def flood() -> None:
+        def flood(_: int) -> list[tuple[int, float]]:
+            found = []
             for _ in range(15):
                 started = time.monotonic()
-                found = client.post("/v1/score_pair", json=pair)
-                codes.append((found.status_code, time.monotonic() - started))
-                if found.status_code == 429:
-                    assert int(found.headers["retry-after"]) >= 1
+                answer = client.post("/v1/score_pair", json=PAIR)
+                found.append((answer.status_code, time.monotonic() - started))
+                assert answer.status_code != 429 or int(answer.headers["retry-after"]) >= 1
+            return found
 
-        threads = [threading.Thread(target=flood) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(40) as threads:
+            codes = [one for found in threads.map(flood, range(40)) for one in found]
         assert {code for code, _ in codes} == {200, 429} and len(codes) == 600
         assert max(seconds for code, seconds in codes if code == 200) < 5
-        assert client.post("/v1/score_pair", json=pair).status_code == 200
+        assert client.post("/v1/score_pair", json=PAIR).status_code == 200

@@ -4,25 +4,12 @@ import time
 
 import pytest
 from browser import Page, needs_browser, started_driver
-from server import FakeJudge, serving
+from fake_judge import FakeJudge
+from server import serving
 
 from gram_jax.serve.middleware import Limits
 
 pytestmark = [needs_browser, pytest.mark.slow]
-
-
-class Leaning(FakeJudge):
-    """Prefers what is longer, and by `lean` what is shown first."""
-
-    def __init__(self, lean: float):
-        super().__init__()
-        self.lean = lean
-
-    def score_many(self, triples):
-        from gram_jax.scoring.pair import combine_orders
-
-        logit_diffs = [(len(a) - len(b)) / 2 for _, a, b in triples]
-        return [combine_orders(gap + self.lean, -gap + self.lean, False) for gap in logit_diffs]
 
 
 class Form(Page):
@@ -52,7 +39,7 @@ def driver():
 def seen(driver: str, profile, judge: FakeJudge, *askings: dict, **settings) -> list[str]:
     """What a person sees after each asking."""
     with serving(Limits(), judge, **settings) as address:
-        page = Form(driver, str(profile), "http://{}:{}/".format(*address))
+        page = Form(driver, str(profile), f"{address.url}/")
         try:
             return [page.judge(**asking) for asking in askings]
         finally:
@@ -61,7 +48,7 @@ def seen(driver: str, profile, judge: FakeJudge, *askings: dict, **settings) -> 
 
 def test_a_person_pastes_a_pair_and_sees_the_verdict_in_both_orders(driver, tmp_path):
     pair = {"prompt": "<b>q</b>", "first": "aaaaa", "second": "a"}
-    better, tie = seen(driver, tmp_path, Leaning(1.0), pair, {"first": "b", "second": "b"})
+    better, tie = seen(driver, tmp_path, FakeJudge(lean=1.0), pair, {"first": "b", "second": "b"})
     lines = better.splitlines()
     assert lines[0] == "Response 1 is better"
     assert "Response 1: 84.2 %" in lines  # the mean of the next two
@@ -72,12 +59,14 @@ def test_a_person_pastes_a_pair_and_sees_the_verdict_in_both_orders(driver, tmp_
 
 def test_orders_that_contradict_each_other_are_no_verdict(driver, tmp_path):
     pair = {"prompt": "q", "first": "aa", "second": "a"}
-    (found,) = seen(driver, tmp_path, Leaning(3.0), pair)
+    (found,) = seen(driver, tmp_path, FakeJudge(lean=3.0), pair)
     assert found.startswith("Undecided") and "is better" not in found
 
 
 def test_a_token_is_asked_for_where_it_is_missing(driver, tmp_path):
     pair = {"prompt": "q", "first": "aa", "second": "a"}
-    without, given = seen(driver, tmp_path, Leaning(0.0), pair, {"token": "s3cret"}, token="s3cret")
+    without, given = seen(
+        driver, tmp_path, FakeJudge(lean=0.0), pair, {"token": "s3cret"}, token="s3cret"
+    )
     assert "token" in without and "is better" not in without
     assert given.startswith("Response 1 is better")

@@ -1,28 +1,17 @@
 """The server's protocols: its own, and those of OpenRLHF, LLaMA-Factory, group judges and vLLM."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
 from scipy.special import expit
-from server import CHAT, HISTORY, FakeJudge, client_for
+from server import CHAT, HISTORY, client_for
 
 from gram_jax.errors import DataError
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
-
-
-@pytest.fixture
-def judge() -> FakeJudge:
-    return FakeJudge()
-
-
-@pytest.fixture
-def client(judge):
-    with client_for(judge, group_wait=0.3) as client:
-        yield client
 
 
 def test_a_pair_and_several(client):
@@ -46,32 +35,29 @@ def test_a_ranking(client):
 
 
 def test_openrlhf_with_and_without_references_and_empty(client):
-    query = [CHAT + "aaa<|im_end|>", CHAT + "a<|im_end|>"]
-    plain = client.post("/get_reward", json={"query": query, "prompts": [CHAT] * 2}).json()
+    asked = {"query": [CHAT + "aaa<|im_end|>", CHAT + "a<|im_end|>"], "prompts": [CHAT] * 2}
+    plain = client.post("/get_reward", json=asked).json()
     assert plain["rewards"] == pytest.approx([expit(1), expit(-1)]) == plain["scores"]
-    labels = ["a", "a"]
-    asked = {"query": query, "prompts": [CHAT] * 2, "labels": labels}
-    given = client.post("/get_reward", json=asked).json()
+    bare = client.post("/get_reward", json={"query": asked["query"]}).json()  # rendered prompts
+    assert bare["rewards"] == plain["rewards"]
+    given = client.post("/get_reward", json=asked | {"labels": ["a", "a"]}).json()
     assert given["rewards"] == pytest.approx([expit(1), 0.5])
     assert given["extra_logs"] == {"gram_judge": given["rewards"]}
-    bare = client.post("/get_reward", json={"query": query}).json()  # prompts found in the text
-    assert bare["rewards"] == plain["rewards"]
     empty = client.post("/get_reward", json={"query": [], "prompts": [], "labels": []})
     assert empty.json() == {"rewards": [], "scores": [], "extra_logs": {"gram_judge": []}}
 
 
-def test_references_for_some_are_refused_and_never_ignored(client):
-    query, prompts = ["p aaa", "p a"], ["p ", "p "]
-    for extra in ({"labels": ["a", ""]}, {"labels": ["a", None]}, {"labels": ["a"]}):
-        asked = {"query": query, "prompts": prompts} | extra
-        found = client.post("/get_reward", json=asked)
-        assert found.status_code == 422
-        assert "labels: expected one for each of 2 responses, or none, found 1" in found.text
-    short = client.post("/get_reward", json={"query": query, "prompts": prompts[:1]})
-    assert short.status_code == 422 and "prompts: expected one for each" in short.text
-    none = client.post(
-        "/get_reward", json={"query": query, "prompts": prompts, "labels": ["", None]}
-    )
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [({"labels": ["a", ""]}, "labels"), ({"labels": ["a", None]}, "labels"), ({"labels": ["a"]}, "labels"),
+     ({"prompts": ["p "]}, "prompts")],
+)  # fmt: skip
+def test_references_or_prompts_for_some_are_refused_and_never_ignored(client, wrong, name):
+    asked = {"query": ["p aaa", "p a"], "prompts": ["p ", "p "]}
+    found = client.post("/get_reward", json=asked | wrong)
+    assert found.status_code == 422
+    assert f"{name}: expected one for each of 2 responses, or none, found 1" in found.text
+    none = client.post("/get_reward", json=asked | {"labels": ["", None]})
     assert none.json()["rewards"] == pytest.approx([expit(1), expit(-1)])
 
 
@@ -111,25 +97,25 @@ def test_a_policy_writes_what_responses_without_a_label_meet(judge):
         return ["a"] * len(prompts)
 
     with client_for(judge, form=RewardForm("reference"), write=write) as client:
+
+        def rewards(labels: list[str] | None, *queries: str, prompt: str = CHAT):
+            body = {"query": queries, "prompts": [prompt] * len(queries), "labels": labels}
+            return client.post("/get_reward", json=body)
+
         talk = [CHAT + "aaa<|im_end|>", CHAT + "a"]
-        body = {"model": "m", "messages": talk, "max_length": 100}
-        found = client.post("/v1/score/evaluation", json=body).json()
+        found = client.post("/v1/score/evaluation", json={"messages": talk}).json()
         assert found["scores"] == pytest.approx([expit(1), 0.5])
-        bare = client.post("/get_reward", json={"query": talk[:1], "prompts": [CHAT]}).json()
-        assert bare["rewards"] == pytest.approx([expit(1)])
-        labeled = {"query": talk[:1], "prompts": [CHAT], "labels": ["aa"]}
-        assert client.post("/get_reward", json=labeled).json()["rewards"] == [
-            pytest.approx(expit(0.5))
-        ]
-        some = {"query": talk, "prompts": [CHAT] * 2, "labels": ["aa", ""]}
-        found = client.post("/get_reward", json=some).json()["rewards"]
-        assert found == pytest.approx([expit(0.5), 0.5])
+        for labels, expected in (
+            (None, [expit(1), 0.5]),
+            (["aa", "a"], [expit(0.5), 0.5]),
+            (["aa", ""], [expit(0.5), 0.5]),
+        ):
+            assert rewards(labels, *talk).json()["rewards"] == pytest.approx(expected)
         for text, status in (("late", 504), ("long", 422)):
-            body = {"query": [f"{text} a"], "prompts": [f"{text} "]}
-            failed = client.post("/get_reward", json=body)
+            failed = rewards(None, f"{text} a", prompt=f"{text} ")
             assert failed.status_code == status and "9 tokens" not in failed.text
         assert "--max-new-tokens" in failed.json()["error"]["message"]
-    # The first when the server became ready.
+    # The first one when the server became ready.
     assert asked == [["Hello."], ["q"], ["q"], ["q"], ["late"], ["long"]]
     with pytest.raises(DataError, match="leave out one of the two"):
         client_for(judge, form=RewardForm("reference", references=("a",)), write=write)
@@ -140,18 +126,13 @@ def test_the_group_judge_at_once_and_one_by_one(client):
     whole = client.post("/compare", json=HISTORY | {"responses": texts}).json()
     assert whole["rewards"][1] == pytest.approx((expit(-0.5) + 0.5) / 2)
     assert len(whole["comparison_results"]) == 3
-    found: dict[int, dict] = {}
 
-    def send(at: int) -> None:
-        body = HISTORY | {"responses": [texts[at]], "group_size": 3}
-        found[at] = client.post("/compare", json=body).json()
+    def send(text: str) -> float:
+        body = HISTORY | {"responses": [text], "group_size": 3}
+        return client.post("/compare", json=body).json()["rewards"][0]
 
-    threads = [threading.Thread(target=send, args=(at,)) for at in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[at]["rewards"][0] for at in range(3)] == pytest.approx(whole["rewards"])
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(send, texts)) == pytest.approx(whole["rewards"])
     alone = client.post("/compare", json=HISTORY | {"responses": ["a"], "group_size": 2}).json()
     assert alone == {"rewards": [0.5], "comparison_results": [{"group": 1}]}
 

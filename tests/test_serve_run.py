@@ -38,14 +38,14 @@ def test_options_that_say_what_a_response_meets_exclude_each_other():
         {"max_new_tokens": 8},
         {"compare_with": "neighbors", "max_new_tokens": 8},
     ):
-        with pytest.raises(DataError, match="leave out one"):
+        with pytest.raises(DataError, match="exclude each other"):
             serve("no-such-judge", **options)
 
 
 SERVER = """
 import sys
 sys.path.insert(0, {tests!r})
-from server import FakeJudge
+from fake_judge import FakeJudge
 from gram_jax.serve.app import make_app
 from gram_jax.serve.run import StartError, serve
 class Broken(FakeJudge):

@@ -10,8 +10,9 @@ import tracemalloc
 import httpx
 import numpy as np
 import pytest
+from fake_judge import FakeJudge
 from hypothesis import HealthCheck, Phase, given, settings
-from server import PAIR, FakeJudge, serving
+from server import PAIR, serving, until
 
 from gram_jax.serve.app import make_app
 from gram_jax.serve.middleware import Limits
@@ -70,8 +71,7 @@ def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):
         sock.sendall(head + b"content-length: 5000\r\n\r\n{")
         slow.append(sock)
     started = time.monotonic()
-    url = "http://{}:{}".format(*address)
-    assert httpx.post(f"{url}/v1/score_pair", json=PAIR).status_code == 200
+    assert httpx.post(f"{address.url}/v1/score_pair", json=PAIR).status_code == 200
     assert time.monotonic() - started < 0.9  # before the slow ones are given up
     for sock in slow:
         sock.settimeout(5)
@@ -101,33 +101,22 @@ def test_a_body_that_no_endpoint_reads_is_not_waited_for(address):
 
 
 def test_a_client_that_leaves_within_its_body_is_logged_as_such(address):
-    url = "http://{}:{}".format(*address)
     head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
     with socket.create_connection(address) as sock:
         sock.sendall(head + b'{"prompt"')
-    wanted, until = 'gram_requests_total{path="/v1/rank",status="499"} 1.0', time.monotonic() + 5
-    while wanted not in (text := httpx.get(f"{url}/metrics").text) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert wanted in text
+    wanted = 'gram_requests_total{path="/v1/rank",status="499"} 1.0'
+    until(lambda: wanted in httpx.get(f"{address.url}/metrics").text, 5)
 
 
 def test_broken_http_and_clients_that_leave_do_not_hurt_the_others(address):
-    pieces = (
-        b"\x00\x01\x02\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/rank HTTP/1.1\r\n",
-        b"",
-    )
-    for piece in pieces * 5:
+    broken = (b"\0\1\2\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/rank HTTP/1.1\r\n", b"")
+    body = json.dumps(PAIR)
+    head = f"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    leaving = (head + body).encode()  # without the answer
+    for piece in (*broken, *[leaving] * 4) * 5:
         with socket.create_connection(address) as sock:
             sock.sendall(piece)
-    body = json.dumps(PAIR).encode()
-    for _ in range(20):  # asks and leaves without the answer
-        with socket.create_connection(address) as sock:
-            head = f"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            sock.sendall(head.encode() + body)
-    url = "http://{}:{}".format(*address)
-    assert httpx.post(f"{url}/v1/score_pair", json=PAIR).status_code == 200
+    assert httpx.post(f"{address.url}/v1/score_pair", json=PAIR).status_code == 200
 
 
 def test_memory_stays_flat_over_many_requests():
@@ -148,13 +137,12 @@ def test_memory_stays_flat_over_many_requests():
             await asyncio.gather(*(some(first) for first in range(16)))
 
     with serving(Limits()) as address:
-        url = "http://{}:{}".format(*address)
-        asyncio.run(send(url, 100))
+        asyncio.run(send(address.url, 100))
         tracemalloc.start()
         try:
             held = []
             for _ in range(4):
-                asyncio.run(send(url, 100))
+                asyncio.run(send(address.url, 100))
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
         finally:

@@ -1,13 +1,12 @@
-"""What stands around the texts: the exact tokens before the verdict, one BOS, no date, a tail that
-is never cut.
-"""
+"""The text around the fields: the exact tokens before the verdict, one BOS, no date, a tail that is never cut."""
 
+import copy
 import datetime
 import importlib.util
 
 import numpy as np
 import pytest
-from encoded import encode_comparison, encode_pretraining, encode_response
+from encoded import chat_tokens, encode_comparison, encode_pretraining, encode_response
 from families import FAMILIES, family_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,25 +16,28 @@ from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 
-CHATML_TAIL = ["<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ"]
+# What follows the texts, as tokens, and what precedes them.
+CHATML_TAIL = "<|im_end|> Ċ <|im_start|> assistant Ċ"
 TAILS = {
     "smollm2": CHATML_TAIL,
     "qwen2.5": CHATML_TAIL,
-    "qwen3": [*CHATML_TAIL, "<think>", "ĊĊ", "</think>", "ĊĊ"],
-    "llama3": ["<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "ĊĊ"],
+    "qwen3": f"{CHATML_TAIL} <think> ĊĊ </think> ĊĊ",
+    "llama3": "<|eot_id|> <|start_header_id|> assistant <|end_header_id|> ĊĊ",
 }
+USER = "<|im_start|>user\n"
+SYSTEM = "<|im_start|>system\n{}<|im_end|>\n" + USER
 HEADS = {
-    "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
-    "Hugging Face<|im_end|>\n"
-    "<|im_start|>user\n",
-    "qwen2.5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
-    "assistant.<|im_end|>\n"
-    "<|im_start|>user\n",
-    "qwen3": "<|im_start|>user\n",
-    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge "
-    "Date: December 2023\n"
+    "smollm2": SYSTEM.format(
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    ),
+    "qwen2.5": SYSTEM.format(
+        "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    ),
+    "qwen3": USER,
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
     "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
 }
+TEXTS = ("What?", "This.", "That.")
 WORDS = st.text(st.sampled_from("aB.,!?'3 \n[]é🙂"), min_size=1, max_size=30).filter(
     lambda text: not text[0].isspace()
 )
@@ -46,43 +48,29 @@ def tokens_of(tokenizer, encoded) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_golden_tail_right_before_the_verdict(family):
+def test_golden_head_and_tail_around_the_question(family):
     tokenizer = family_tokenizer(family)
     spec = make_spec(tokenizer)
-    encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
-    tail = TAILS[family]
+    encoded = encode_comparison(tokenizer, spec, *TEXTS)
+    tail = TAILS[family].split()
     assert tokens_of(tokenizer, encoded)[-len(tail) :] == tail
     assert spec.tail.endswith(spec.generation_prompt)
     assert tokenizer.convert_ids_to_tokens(list(spec.label_ids)) == ["A", "B"]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_golden_head_before_the_question(family):
-    tokenizer = family_tokenizer(family)
-    spec = make_spec(tokenizer)
     assert spec.chat_prefix == HEADS[family]
-    encoded = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
     shown = tokenizer.decode(encoded.tokens, skip_special_tokens=False)
     assert shown.startswith(HEADS[family] + "Compare two responses")
 
 
-def test_llama_without_system_turn_is_the_format_of_the_reference_training():
-    tokenizer = family_tokenizer("llama3")
-    spec = make_spec(tokenizer, system="")
-    assert (
-        spec.chat_prefix == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
-        and spec.generation_prompt == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-
-
-@pytest.mark.parametrize("family", ["smollm2", "qwen2.5", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_empty_system_text_drops_the_system_turn(family):
-    assert make_spec(family_tokenizer(family), system="").chat_prefix == "<|im_start|>user\n"
+    header = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    expected = header if family == "llama3" else USER
+    assert make_spec(family_tokenizer(family), system="").chat_prefix == expected
 
 
 def test_a_system_text_of_ones_own_replaces_the_default():
     spec = make_spec(family_tokenizer("qwen2.5"), system="Be fair.")
-    assert spec.chat_prefix == "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\n"
+    assert spec.chat_prefix == SYSTEM.format("Be fair.")
 
 
 def test_thinking_is_a_switch_of_the_saved_specification():
@@ -106,24 +94,10 @@ def airy_template(tmp_path_factory):
 @settings(deadline=None, derandomize=True, database=None)
 @given(st.tuples(WORDS, WORDS, WORDS))
 def test_tokens_are_those_of_the_whole_chat_text(family, template, airy_template, texts):
-    # tokenized segment by segment here, all at once below
     tokenizer = family_tokenizer(family)
     spec = make_spec(tokenizer, template=airy_template if template == "airy" else template)
     encoded = encode_comparison(tokenizer, spec, *texts)
-    if encoded.escaped:
-        return
-    message = spec.template
-    for field, text in zip(("prompt", "first", "second"), texts, strict=True):
-        message = message.replace(f"{{{field}}}", text)
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string="26 Jul 2024",
-    )
-    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert encoded.tokens.tolist() == expected
+    assert encoded.escaped or encoded.tokens.tolist() == chat_tokens(tokenizer, spec, *texts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,19 +133,13 @@ def test_the_specification_does_not_depend_on_the_day(family, monkeypatch):
     assert "2031" not in today.chat_prefix
 
 
-def test_a_template_that_asks_for_the_date_directly_gets_the_pinned_one(monkeypatch):
-    import copy
-
+def test_a_template_that_calls_strftime_gets_the_pinned_date(monkeypatch):
     tokenizer = copy.copy(family_tokenizer("qwen3"))
-    tokenizer.chat_template = (
-        "{{ '<|im_start|>system\\nToday: ' + strftime_now('%d %B %Y') + '<|im_end|>\\n' }}"
-        + tokenizer.chat_template
-    )
+    today = "{{ '<|im_start|>system\\nToday: ' + strftime_now('%d %B %Y') + '<|im_end|>\\n' }}"
+    tokenizer.chat_template = today + tokenizer.chat_template
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _OtherDay)
-    frame = chat_frame(tokenizer, system=None, thinking=False)
-    assert "Today: 26 July 2024" in frame.prefix
-    dropped = chat_frame(tokenizer, system="", thinking=False)
-    assert dropped.prefix == "<|im_start|>user\n"
+    assert "Today: 26 July 2024" in chat_frame(tokenizer, system=None, thinking=False).prefix
+    assert chat_frame(tokenizer, system="", thinking=False).prefix == USER
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,9 +147,10 @@ def test_a_template_that_asks_for_the_date_directly_gets_the_pinned_one(monkeypa
 def test_trap_2_a_ten_times_overlong_pair_keeps_its_tail_and_its_budget(family, long):
     tokenizer = family_tokenizer(family)
     spec = make_spec(tokenizer, max_length=256)
-    short = encode_comparison(tokenizer, spec, "What?", "This.", "That.")
-    texts = {"prompt": "What?", "first": "This.", "second": "That."}
-    for name in texts if long == "all" else [long]:
+    short = encode_comparison(tokenizer, spec, *TEXTS)
+    texts = dict(zip(("prompt", "first", "second"), TEXTS, strict=True))
+    long = list(texts) if long == "all" else [long]
+    for name in long:
         texts[name] = f"start {name} " + "The long 12 words, é 🙂 go on.\n" * 400 + f" end {name}"
     encoded = encode_comparison(tokenizer, spec, *texts.values())
     # The blank line before the closing words may have joined the text's last full stop.
@@ -189,7 +158,7 @@ def test_trap_2_a_ten_times_overlong_pair_keeps_its_tail_and_its_budget(family, 
     assert len(encoded.tokens) <= 256 and encoded.shortened and encoded.removed > 2000
     assert np.array_equal(encoded.tokens[-len(tail) :], short.tokens[-len(tail) :])
     shown = tokenizer.decode(encoded.tokens, skip_special_tokens=False)
-    for name in texts if long == "all" else [long]:
+    for name in long:
         assert f"start {name}" in shown and f"end {name}" in shown and "[…]" in shown
 
 
@@ -233,14 +202,10 @@ def test_the_real_smollm2_judge_answers_with_tokens_49_and_50(smollm2):
     assert spec.label_ids == (49, 50)
     assert make_spec(smollm2, labels=(" A", " B")).label_ids == (330, 389)
     assert spec.chat_prefix == HEADS["smollm2"]
-    encoded = encode_comparison(smollm2, spec, "What?", "This.", "That.")
-    assert tokens_of(smollm2, encoded)[-6:] == [
-        "<|im_end|>", "Ċ", "<|im_start|>", "ass", "istant", "Ċ",
-    ]  # fmt: skip
-    # The template's own words cost 45 tokens.
-    own = len(encoded.tokens) - sum(
-        len(smollm2(t)["input_ids"]) for t in ("What?", "This.", "That.")
-    )
+    encoded = encode_comparison(smollm2, spec, *TEXTS)
+    assert " ".join(tokens_of(smollm2, encoded)[-6:]) == "<|im_end|> Ċ <|im_start|> ass istant Ċ"
+    # The template's own words are 45 tokens.
+    own = len(encoded.tokens) - sum(len(smollm2(t)["input_ids"]) for t in TEXTS)
     assert own - len(smollm2(spec.chat_prefix)["input_ids"]) - 6 == 45
 
 
@@ -252,12 +217,4 @@ def test_the_real_smollm2_tokens_are_those_of_the_whole_chat_text(smollm2, share
     rows = [(r["prompt"], r["chosen"], r["rejected"]) for r in table.to_pylist()]
     found = encode_items(smollm2, spec.comparison, rows, spec.max_length)
     for texts, encoded in zip(rows, found, strict=True):
-        message = spec.template
-        for field, text in zip(("prompt", "first", "second"), texts, strict=True):
-            message = message.replace(f"{{{field}}}", text, 1)
-        whole = smollm2.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
-        assert encoded.escaped or (
-            encoded.tokens.tolist() == smollm2(whole, add_special_tokens=False)["input_ids"]
-        )
+        assert encoded.escaped or encoded.tokens.tolist() == chat_tokens(smollm2, spec, *texts)

@@ -2,10 +2,10 @@
 
     python tools/demo_data.py [FOLDER]     write the three files that ship in gram_jax/demo/assets
 
-Fourteen kinds of task, each with its own way to be wrong (a refusal, a sentence cut off, a list
-left unsorted, ...). Questions, word lists, refusals and sentences are divided first and then made
-into examples, so no question of the held-out examples occurs in training. Within a kind the longer
-response is the better one about half of the time. The texts are in demo_texts.toml.
+Fourteen kinds of task, each with its own fault (a refusal, a sentence cut off, a list left unsorted, ...). Questions,
+word lists, refusals and sentences are split before examples are made of them, so no question of the held-out examples
+occurs in training. Within a kind the longer response is the better one about half of the time. The texts are in
+demo_texts.toml.
 """
 
 import gzip
@@ -70,54 +70,29 @@ class Pool:
         return [*self.topics, *itertools.chain(*self.facts)]
 
 
-OPENERS = (
-    "I'm sorry, but I can't help with that.",
-    "Unfortunately I am not able to answer this.",
-    "As an AI, I cannot respond to this request.",
-    "I would rather not talk about this.",
-    "Sorry, that is not something I can do.",
-    "I don't feel comfortable answering that.",
-    "I am unable to assist you here.",
-    "My apologies, I have to decline.",
-    "No comment.",
-    "I can't say.",
-)
-ENDINGS = (
-    "",
-    "Please ask someone else.",
-    "Is there anything else you need?",
-    "You may find it on the internet.",
-    "It depends on many things, so ask an expert about it.",
-    "There are many opinions and I do not want to choose one of them.",
-)
-WRAPPERS = (
-    "{}",
-    "{}",
-    "{} Answer briefly.",
-    "Please answer: {}",
-    "I would like to know: {}",
-    "Question: {}",
-)
 LANGUAGES = ("English", "French", "Spanish", "German")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-MINOR_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "about because before between every from have into more most often other over than that "
-        "their them then there they this through when where which while with",
-    )
-)
+
+
+@cache
+def _raw() -> dict[str, Any]:
+    return tomllib.loads(TEXTS.read_text(encoding="utf-8"))
+
+
+def _form(name: str, rng: random.Random) -> str:
+    """One of the wordings of this name."""
+    return rng.choice(_raw()["forms"][name])
 
 
 def _sentence(text: str) -> str:
-    """First letter large, and "an" before a vowel."""
+    """The text with a capital letter, and "an" before a vowel."""
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[0].upper() + text[1:]
 
 
 @cache
 def _texts() -> Pool:
-    raw = tomllib.loads(TEXTS.read_text(encoding="utf-8"))
+    raw = _raw()
     topics = [Question((t["ask"],), "", (t["tell"],), t["more"]) for t in raw["topics"]]
     facts = [
         [
@@ -131,12 +106,13 @@ def _texts() -> Pool:
         ]
         for table in raw["facts"].values()
     ]
-    refusals = [f"{opener} {ending}".strip() for opener in OPENERS for ending in ENDINGS]
+    parts = itertools.product(raw["forms"]["opener"], raw["forms"]["ending"])
+    refusals = [f"{opener} {ending}".strip() for opener, ending in parts]
     return Pool(topics, facts, raw["sentences"], list(raw["lists"].items()), refusals)
 
 
 def split_texts(seed: int) -> tuple[Pool, Pool]:
-    """(texts for training, texts for the held-out examples): nothing is in both."""
+    """(texts for training, texts for the held-out examples), disjoint."""
     everything = _texts()
 
     def divide(items: Sequence[Any], name: str) -> tuple[list[Any], list[Any]]:
@@ -157,7 +133,7 @@ def split_texts(seed: int) -> tuple[Pool, Pool]:
 
 
 def _ask(question: Question, rng: random.Random) -> str:
-    return rng.choice(WRAPPERS).format(rng.choice(question.asks))
+    return _form("wrapper", rng).format(rng.choice(question.asks))
 
 
 def refusal(pool: Pool, rng: random.Random) -> Draw:
@@ -177,7 +153,7 @@ def cut_off(pool: Pool, rng: random.Random) -> Draw:
 
 
 def repetition(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: says the same thing again and again."""
+    """Wrong: repeats a phrase."""
     topic = rng.choice(pool.topics)
     words = topic.tells[0].split()
     phrase = " ".join(words[: rng.randrange(2, 5)])
@@ -199,7 +175,7 @@ def off_topic(pool: Pool, rng: random.Random) -> Draw:
 
 
 def echo(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: gives the question back."""
+    """Wrong: repeats the question."""
     question = rng.choice(pool.questions)
     ask = rng.choice(question.asks)
     echoes = (ask, f"You ask: {ask}", f"{ask} {ask}", f"That is a good question. {ask}")
@@ -207,7 +183,7 @@ def echo(pool: Pool, rng: random.Random) -> Draw:
 
 
 def wrong_fact(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: the answer to another question from the same table, put in the same words."""
+    """Wrong: the answer to another question from the same table, in the same words."""
     question, other = rng.sample(rng.choice(pool.facts), 2)
     form = rng.choice(question.forms)
     right, wrong = (_sentence(form.format(a=word)) for word in (question.word, other.word))
@@ -215,19 +191,13 @@ def wrong_fact(pool: Pool, rng: random.Random) -> Draw:
 
 
 def one_word(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: a sentence where one word was asked for, or the other way round."""
+    """Wrong: a sentence instead of one word, or one word instead of a sentence."""
     question = rng.choice([q for table in pool.facts for q in table if " " not in q.word])
     ask, tell = rng.choice(question.asks), rng.choice(question.tells)
     word = _sentence(question.word)
     if rng.random() < 0.5:
-        forms = ("{} Answer in one word.", "In one word: {}", "{} Only one word, please.")
-        return rng.choice(forms).format(ask), word, tell
-    forms = (
-        "{} Answer in a full sentence.",
-        "In a full sentence: {}",
-        "{} Write a sentence, please.",
-    )
-    return rng.choice(forms).format(ask), tell, word
+        return _form("one_word", rng).format(ask), word, tell
+    return _form("one_sentence", rng).format(ask), tell, word
 
 
 ORDERS = {
@@ -241,7 +211,7 @@ ORDERS = {
 
 
 def sorting(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: the list as it was, or in some other order."""
+    """Wrong: the list unchanged or in a random order."""
     form, order = rng.choice(list(ORDERS.items()))
     items = rng.sample(rng.choice(pool.lists)[1], rng.choice((4, 5)))
     if order is not sorted:
@@ -255,15 +225,11 @@ def letter_case(pool: Pool, rng: random.Random) -> Draw:
     """Wrong: the other case."""
     text = rng.choice(rng.choice(pool.questions).tells).rstrip(".")
     if rng.random() < 0.5:
-        forms = (
-            "Write in capital letters: {}",
-            "Repeat this in upper case: {}",
-            "Use only capitals: {}",
-        )
-        return rng.choice(forms).format(text), text.upper(), rng.choice((text, text.lower()))
-    forms = ("Write in small letters: {}", "Repeat this in lower case: {}", "Use no capitals: {}")
+        form = _form("upper_case", rng)
+        return form.format(text), text.upper(), rng.choice((text, text.lower()))
     shown = rng.choice((text, text.upper()))
-    return rng.choice(forms).format(shown), text.lower(), rng.choice((text.upper(), text.title()))
+    form = _form("lower_case", rng)
+    return form.format(shown), text.lower(), rng.choice((text.upper(), text.title()))
 
 
 LAYOUTS = {
@@ -278,7 +244,7 @@ def list_layout(pool: Pool, rng: random.Random) -> Draw:
     topic, words = rng.choice(pool.lists)
     count = rng.choice((3, 4))
     right, wrong = rng.sample(list(LAYOUTS), 2)
-    form = rng.choice(("Name {n} {t}, {l}.", "Give me {n} {t}, {l}.", "List {n} {t} {l}."))
+    form = _form("list_layout", rng)
     return (
         form.format(n=NUMBERS[count], t=topic, l=right),
         LAYOUTS[right](rng.sample(words, count)),
@@ -291,9 +257,7 @@ def item_count(pool: Pool, rng: random.Random) -> Draw:
     topic, words = rng.choice(pool.lists)
     count = rng.choice(list(NUMBERS))
     wrong = rng.choice([n for n in range(1, 8) if abs(n - count) in (2, 3)])
-    form = rng.choice(
-        ("Name exactly {n} {t}.", "List {n} {t}, no more and no less.", "Give me {n} {t}.")
-    )
+    form = _form("item_count", rng)
     return (
         form.format(n=NUMBERS[count], t=topic),
         ", ".join(rng.sample(words, count)),
@@ -316,41 +280,24 @@ def valid_json(pool: Pool, rng: random.Random) -> Draw:
         f"The name is {thing} and the count is {number}.",
         f"name: {thing}, count: {number}",
     )
-    forms = (
-        'Write a JSON object with the keys "name" and "count": {t}, {n}',
-        'Give "name" {t} and "count" {n} as valid JSON.',
-        "As JSON, please: name {t}, count {n}",
-    )
-    return rng.choice(forms).format(t=thing, n=number), right, rng.choice(broken)
+    return _form("json", rng).format(t=thing, n=number), right, rng.choice(broken)
 
 
 def language(pool: Pool, rng: random.Random) -> Draw:
     """Wrong: another language than the one asked for."""
     entry = rng.choice(pool.sentences)
     asked, other = rng.sample(LANGUAGES, 2)
-    form = rng.choice(
-        (
-            "Write a sentence about {a} in {l}.",
-            "In {l}, say something about {a}.",
-            "Reply in {l}: tell me about {a}.",
-        )
-    )
+    form = _form("language", rng)
     return form.format(a=entry["about"], l=asked), entry[asked], entry[other]
 
 
 def keyword(pool: Pool, rng: random.Random) -> Draw:
-    """Wrong: leaves out the word that was asked for."""
+    """Wrong: the word is missing."""
     topic, other = rng.sample(pool.topics, 2)
     text, wrong = (rng.choice((t.tells[0], t.more)) for t in (topic, other))
-    word = rng.choice([w for w in re.findall(r"[a-z]{4,}", text) if w not in MINOR_WORDS])
-    form = rng.choice(
-        (
-            "Write a sentence with the word {w}.",
-            'Use the word "{w}" in a sentence.',
-            "Make a sentence that contains: {w}",
-        )
-    )
-    return form.format(w=word), text, wrong
+    minor = _raw()["minor_words"]
+    word = rng.choice([w for w in re.findall(r"[a-z]{4,}", text) if w not in minor])
+    return _form("keyword", rng).format(w=word), text, wrong
 
 
 KINDS: dict[str, Callable[[Pool, random.Random], Draw]] = {
@@ -362,7 +309,7 @@ KINDS: dict[str, Callable[[Pool, random.Random], Draw]] = {
 }  # fmt: skip
 
 
-# Verification works from the texts alone, without knowing how they were drawn.
+# Verification uses the texts alone, not how they were drawn.
 
 
 @cache
@@ -371,7 +318,7 @@ def _right_answers() -> dict[str, Question]:
 
 
 def is_right(kind: str, prompt: str, response: str) -> bool:
-    """Whether the response does what the prompt asks."""
+    """Whether the response follows the prompt."""
     if kind in ("refusal", "cut_off", "repetition", "off_topic", "echo", "wrong_fact", "one_word"):
         question = next(q for ask, q in _right_answers().items() if ask in prompt)
         if kind == "one_word" and "one word" in prompt.lower():
@@ -410,7 +357,7 @@ def is_right(kind: str, prompt: str, response: str) -> bool:
 def draw_pairs(pool: Pool, kind: str, count: int, seed: str, seen: set[str]) -> Iterator[Draw]:
     """`count` verified examples with unseen prompts; in every second the longer response is right.
 
-    Raises ValueError where the texts cannot give so many different prompts.
+    Raises ValueError if the texts do not give this number of different prompts.
     """
     rng = random.Random(f"{seed}/{kind}")
     for number in range(count):
@@ -435,21 +382,12 @@ def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
     seen: set[str] = set()
 
     def preferences(pool: Pool, name: str, per_kind: int, per_easy: int) -> list[dict[str, str]]:
-        rows = [
-            {
-                "id": f"{name}-{kind}-{n:02d}",
-                "prompt": prompt,
-                "chosen": chosen,
-                "rejected": rejected,
-                "source": kind,
-            }
-            for kind in KINDS
-            for n, (prompt, chosen, rejected) in enumerate(
-                draw_pairs(
-                    pool, kind, per_easy if kind in EASY else per_kind, f"{seed}/{name}", seen
-                )
-            )
-        ]
+        rows = []
+        for kind in KINDS:
+            count = per_easy if kind in EASY else per_kind
+            for n, pair in enumerate(draw_pairs(pool, kind, count, f"{seed}/{name}", seen)):
+                row = dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))
+                rows.append({"id": f"{name}-{kind}-{n:02d}"} | row | {"source": kind})
         random.Random(f"{seed}/{name}").shuffle(rows)
         return rows
 
@@ -458,17 +396,11 @@ def make_demo_data(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
         "demo_preferences": preferences(training, "train", TRAIN_PER_KIND, TRAIN_PER_EASY_KIND),
     }
     rng = random.Random(f"{seed}/sides")
-    rows["demo_unlabeled"] = [
-        dict(
-            zip(
-                ("id", "prompt", "response_a", "response_b"),
-                (row["id"], row["prompt"], *sides),
-                strict=True,
-            )
-        )
-        for row in preferences(training, "unlabeled", UNLABELED_PER_KIND, UNLABELED_PER_KIND)
-        for sides in [rng.sample((row["chosen"], row["rejected"]), 2)]
-    ]
+    rows["demo_unlabeled"] = []
+    for row in preferences(training, "unlabeled", UNLABELED_PER_KIND, UNLABELED_PER_KIND):
+        a, b = rng.sample((row["chosen"], row["rejected"]), 2)
+        unlabeled = {"id": row["id"], "prompt": row["prompt"], "response_a": a, "response_b": b}
+        rows["demo_unlabeled"].append(unlabeled)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the paper claims, as pairs of judges of the grid: the first should be the better one."""
+"""The claims of the paper, as pairs of judges of the grid: the first should be better."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def comparisons(size: Size, inside: Sequence[str], outside: Sequence[str]) -> It
     yield from _of_kinds(size, inside, outside)
     quarter = [by_share(size, seed)[1] for seed in size.seeds]
     claim = "4. More unlabeled data helps out of distribution"
-    yield Comparison(claim, "all of it than a quarter", _both(size), quarter, outside)
+    yield Comparison(claim, "all unlabeled data against a quarter", _both(size), quarter, outside)
     yield from _of_adaptation(size)
 
 
@@ -43,7 +43,7 @@ def _of_stage_one(
     size: Size, inside: Sequence[str], outside: Sequence[str]
 ) -> Iterator[Comparison]:
     claim = "1. Stage 1 helps the generative judge out of distribution"
-    stage = "stage 1 than no stage 1"
+    stage = "stage 1 against no stage 1"
     yield Comparison(claim, stage, _both(size), _raw(size), outside)
     yield Comparison("", f"{stage}, in distribution", _both(size), _raw(size), inside)
 
@@ -53,8 +53,8 @@ def _of_smoothing(size: Size, outside: Sequence[str]) -> Iterator[Comparison]:
         [by_smoothing(size, seed, (value,))[0] for seed in size.seeds] for value in (0.0, 0.3)
     )
     claim = "2. Label smoothing helps out of distribution"
-    yield Comparison(claim, "smoothing 0.1 than none", _both(size), none, outside)
-    yield Comparison("", "smoothing 0.1 than 0.3", _both(size), much, outside)
+    yield Comparison(claim, "smoothing 0.1 against none", _both(size), none, outside)
+    yield Comparison("", "smoothing 0.1 against 0.3", _both(size), much, outside)
 
 
 def _of_kinds(size: Size, inside: Sequence[str], outside: Sequence[str]) -> Iterator[Comparison]:
@@ -62,10 +62,10 @@ def _of_kinds(size: Size, inside: Sequence[str], outside: Sequence[str]) -> Iter
     scalar = [discriminative(size, seed) for seed in size.seeds]
     scalar_both = [discriminative(size, seed, 1.0) for seed in size.seeds]
     claim = "3. The generative judge beats a discriminative one out of distribution"
-    kinds = "generative with stage 1 than discriminative without"
+    kinds = "generative with stage 1 against discriminative without"
     yield Comparison(claim, kinds, both, scalar, outside)
     yield Comparison("", f"{kinds}, in distribution", both, scalar, inside)
-    each = "generative than discriminative, both"
+    each = "generative against discriminative, both"
     yield Comparison("", f"{each} with stage 1", both, scalar_both, outside)
     yield Comparison("", f"{each} without stage 1", raw, scalar, outside)
 
@@ -75,6 +75,6 @@ def _of_adaptation(size: Size) -> Iterator[Comparison]:
     for count in dict.fromkeys((size.domain_labels[-1], size.domain_labels[0])):
         pairs = [adapted(size, seed, count) for seed in size.seeds]
         foundation, plain = ([pair[at] for pair in pairs] for at in (0, 1))
-        compared = f"the foundation than the raw model, {count} labels"
+        compared = f"the foundation against the raw model, {count} labels"
         yield Comparison(claim, compared, foundation, plain, [size.domain])
         claim = ""

@@ -1,4 +1,4 @@
-"""The report of the grid: a Markdown file with its plots beside it, made from whatever cells are there."""
+"""The report of the grid: a Markdown file and its plots, from the cells that have been computed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,20 +36,21 @@ from intervals import Estimate
 from pools import VALID, Pools
 
 SHARE_FORMAT = "{:.0%}"
-LEARNED = "learned-{size}.md"  # beside this file
+LEARNED = "learned-{size}.md"  # in the folder of this module
 INTERVALS = """\
-Intervals are 95 %, by Student's t (`intervals.py`). The variance has two parts, added: by prompts, of the mean over
-seeds, pairs of one prompt together; and by seeds, from how much single seeds differ. What a seed does to single prompts
-is in both, which makes intervals a little wide. The degrees of freedom are Satterthwaite's. Few seeds say little of how
-much seeds differ: in simulations where that decides, the interval of two seeds holds the truth in 87 %, of three in
-92 %, of five in 94 %. A row of one seed has the prompts' part alone and says nothing of other seeds.
+Intervals are 95 % intervals of Student's t (`intervals.py`). Their variance is the sum of two parts: the variance over
+prompts of the mean over seeds, with pairs clustered by prompt, and the variance between seeds. The interaction of seeds
+and prompts is in both parts, so intervals are slightly wide. The degrees of freedom are Satterthwaite's. A small number
+of seeds estimates the variance between seeds poorly: in simulations in which it dominates, the interval contains the true
+value in 87 % (two seeds), 92 % (three) and 94 % (five) of the cases. A row of one seed has the prompts' part only and
+says nothing about other seeds.
 
-Only rows of the same seeds can be compared with each other: each names its own. A row that compares two judges has the
-seeds that both have; a curve has those that all of its points have."""
+Compare only rows with the same seeds; each row lists its seeds. A row that compares two judges uses the seeds that both
+have, and a curve uses those that all of its points have."""
 
 
 def write_document(path: Path, size: str, model: str, pools: Pools, found: Results) -> None:
-    """Everything that can be said by now; what is missing is named."""
+    """Write the report of the computed cells; it lists the missing ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     report = _Report(path, size, model, pools, found)
     path.write_text("\n".join(report.lines()) + "\n", encoding="utf-8")
@@ -69,15 +70,17 @@ class _Report:
         seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
         command = "python benchmarks/claims/run.py DATA OUT"
         return [
-            "# The paper's claims, tried",
+            "# The paper's claims, tested",
+            "",
+            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is.",
             "",
             "<!-- needs: minutes -->",
             "",
             f"    {command} --size {self.name} --markdown docs/claims.md",
             "",
             f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run; seeds: {seeds}.',
-            "The command makes this page of what is there; several short runs add up, the most informative cells",
-            "first. What has not been run says so.",
+            "The command writes this page from the computed cells. It computes the most informative cells first and resumes,",
+            "so several short runs add up. Rows without results are marked.",
             "",
             *self._setting(),
             *self._claims(),
@@ -102,31 +105,31 @@ class _Report:
             "## What was run",
             "",
             f"From {self.model}: stage 1 on {unlabeled:,} unlabeled pairs (100 %), stage 2 on",
-            f"{pools.count('labels', size.base):,} labeled ones where nothing else is said, {size.epochs} epoch(s),",
-            f"at most {size.fit} tokens a pair, compute {size.compute_dtype}, peak rates {rates}.",
-            f"Tested pairs, both orders: {tests}.",
+            f"{pools.count('labels', size.base):,} labeled pairs unless a table says otherwise, {size.epochs} epoch(s),",
+            f"at most {size.fit} tokens per pair, compute {size.compute_dtype}, peak rates {rates}.",
+            f"Test pairs, in both orders: {tests}.",
         ]
         if size.clear:
             lines.append(
-                "Labels and in-distribution tests are clear preferences, of a margin of at least "
+                "Labels and in-distribution tests are clear preferences, with a margin of at least "
                 f"{size.clear:g} and at least {size.least_fit} tokens."
             )
         if long:
             lines.append(
-                f"Sets with few pairs that short are asked of the main four judges only: {long}."
+                f"Only the four main judges were tested on sets with few pairs of that length: {long}."
             )
         if self.name != "full":
             labels, domain = (
                 ", ".join(map(count_text, x)) for x in (size.labels, size.domain_labels)
             )
             lines += [
-                "Everything is scaled down from the full grid (1,000, 3,000, 10,000 and all labels; 100, 300 and 1,000",
-                "of the new domain; every pair of up to 2,048 tokens to train on and to test): here the numbers of",
-                f"labels are {labels}, those of the new domain {domain}.",
+                "This is a small version of the full grid (1,000, 3,000, 10,000 and all labels; 100, 300 and 1,000 labels",
+                "of the new domain; every pair of up to 2,048 tokens in training and tests): here the numbers of",
+                f"labels are {labels}, and {domain} for the new domain.",
             ]
         lines += [
-            f"In distribution is {VALID}; out of distribution the mean of {', '.join(self.outside)}.",
-            f"The new domain for adaptation is {size.domain}.",
+            f"In distribution: {VALID}. Out of distribution: the mean of {', '.join(self.outside)}.",
+            f"New domain for adaptation: {size.domain}.",
             "",
             *INTERVALS.splitlines(),
             "",
@@ -137,7 +140,7 @@ class _Report:
         rows = []
         for row in comparisons(self.size, self.inside, self.outside):
             terms = [(1.0, row.better), (-1.0, row.worse)]
-            # The better one's own accuracy with the seeds that both have.
+            # The better judge's own accuracy, with the seeds that both have.
             alone = [(1.0, row.better), (0.0, row.worse)]
             right, sharp, own = (
                 contrast(self.found, self.pools, of, row.sets, measure)
@@ -146,11 +149,11 @@ class _Report:
             shown = [_shown(x, sign=True) for x in (right, sharp)]
             words = verdict(right, sharp, own)
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
-        head = ("claim of the paper", "is better than", "seeds", "accuracy", "Brier score", "here")
+        head = ("claim of the paper", "comparison", "seeds", "accuracy", "Brier score", "result")
         return [
             "## The claims",
             "",
-            "Differences of the first from the second; of several rows under a claim the first is the claim itself.",
+            "Each row is the first judge minus the second. The first row of a claim is the claim itself.",
             "",
             *_table(head, rows),
             "",
@@ -158,16 +161,16 @@ class _Report:
             "",
             *rules().splitlines(),
             "",
-            "Each of the two intervals of a row would leave out 0 by chance alone about once in twenty times: of the",
-            f"{2 * len(rows)} here about {2 * len(rows) / 20:.0f}. Nothing is corrected for their number.",
+            "By chance alone, each of the two intervals of a row excludes 0 in about one of twenty cases: about",
+            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals. There is no correction for multiple comparisons.",
             "",
         ]
 
     def _kinds(self) -> dict[str, list[Cell]]:
-        """The main four and what they were made of, each with every seed."""
+        """The main four judges and the base model, each with every seed."""
         size = self.size
         return {
-            "the model as it comes": [RAW] * len(size.seeds),
+            "base model, not trained": [RAW] * len(size.seeds),
             "generative, no stage 1": [generative(size, s, 0.0) for s in size.seeds],
             "discriminative, no stage 1": [discriminative(size, s) for s in size.seeds],
             "generative, stage 1": [generative(size, s) for s in size.seeds],
@@ -178,12 +181,12 @@ class _Report:
         sets = [*self.pools.tests, *self.pools.long]
         tables = []
         balanced = (
-            "Accuracy, pairs with a longer and with a shorter chosen response weighing the same"
+            "Accuracy, with equal weights of pairs with a longer and with a shorter chosen response"
         )
         for title, measure, weigh in (
             ("Accuracy", accuracy, alike),
             (balanced, accuracy, length_balanced),
-            ("Brier score (0.25: a coin that says so)", brier, alike),
+            ("Brier score (0.25: always 0.5)", brier, alike),
         ):
             rows = [
                 _row(kind, [self._figure(cells, [name], measure, weigh) for name in sets])
@@ -192,7 +195,7 @@ class _Report:
             if title == "Accuracy":
                 rows.append(_row("always the longer response", self._longest(sets)))
             tables += [f"{title}:", "", *_table(("judge", "seeds", *sets), rows), ""]
-        return ["## The main four", "", *tables]
+        return ["## The four main judges", "", *tables]
 
     def _longest(self, sets: Sequence[str]) -> list[Estimate | None]:
         """Accuracy of a judge that only counts characters."""
@@ -201,7 +204,7 @@ class _Report:
         return [self._figure([RAW], [name], accuracy, results=found) for name in sets]
 
     def _length(self) -> list[str]:
-        """How much of a verdict is length, and whether stage 1 changes that."""
+        """How often the longer response is preferred, and whether stage 1 changes that."""
         longer, kinds = of_the_longer(self.found, self.pools), self._kinds()
         parts = {"in distribution": self.inside, "out of distribution": self.outside}
         rows = [
@@ -214,12 +217,12 @@ class _Report:
         for kind in ("generative", "discriminative"):
             terms = [(1.0, kinds[f"{kind}, stage 1"]), (-1.0, kinds[f"{kind}, no stage 1"])]
             found = [contrast(longer, self.pools, terms, sets, accuracy) for sets in parts.values()]
-            rows.append(_row(f"{kind}: stage 1 less no stage 1", found, sign=True))
+            rows.append(_row(f"{kind}: stage 1 minus no stage 1", found, sign=True))
         return [
             "## Length",
             "",
-            "How often the longer response is preferred. Not one of the claims: looked at because length is what a",
-            "judge learns first.",
+            "How often the longer response is preferred. This is not a claim of the paper; it is reported because a judge",
+            "learns length first.",
             "",
             *_table(("judge", "seeds", *parts), rows),
             "",
@@ -232,7 +235,7 @@ class _Report:
                 continue
             found = [calibration_error(self.found, self.pools, cells, name) for name in names]
             rows.append(_row(kind, found))
-        note = "Few pairs make the error large by themselves, which its interval does not know."
+        note = "The error is biased upwards for few pairs; the interval does not include this bias."
         table = _table(("judge", "seeds", *names), rows)
         return ["## Calibration error (ECE, 15 bins)", "", note, "", *table, ""]
 
@@ -274,9 +277,9 @@ class _Report:
             for at, values in enumerate(series.values()):
                 values[str(count)] = [pair[at] for pair in pairs]
         lines = self._curve("Adaptation", "adaptation", series, {size.domain: [size.domain]})
-        note = f"With labels the pairs of {size.domain} that they leave over are tested, without all of them."
+        note = f"With labels, the test pairs are the pairs of {size.domain} that are not labels; without labels, all pairs."
         if size.domain_train is None:
-            note = f"The labels are of other prompts of {size.domain} than those that are tested."
+            note = f"Labels and test pairs come from different prompts of {size.domain}."
         return [*lines[:2], note, "", *lines[2:]]
 
     def _rates(self) -> list[str]:
@@ -288,11 +291,11 @@ class _Report:
                 ]
                 rows.append(_row(f"{cell.kind}, x {cell.rate:.2g}", found))
         head = ("no stage 1, learning rate", "seeds", "in distribution", "out of distribution")
-        note = "A difference between two kinds that another learning rate would turn round is none."
+        note = "A difference between two kinds of judge counts only if other learning rates do not reverse it."
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
 
     def _learned(self) -> list[str]:
-        """What a person made of it."""
+        """The written conclusions of this size, if there are any."""
         path = Path(__file__).with_name(LEARNED.format(size=self.name))
         if not path.exists():
             return []
@@ -320,7 +323,7 @@ class _Report:
         series: Series,
         parts: dict[str, Sequence[str]] | None = None,
     ) -> list[str]:
-        """A table and, where two values or more are there, a plot of accuracy and Brier score against them."""
+        """A table and, for two values or more, a plot of accuracy and Brier score against them."""
         parts = parts or {"in distribution": self.inside, "out of distribution": self.outside}
         curve = make_curve(name, series, parts, self.found, self.pools)
         lines = [f"## {title}", ""]
@@ -329,7 +332,7 @@ class _Report:
             draw(curve, picture)
             lines += [f"![Accuracy and Brier score by {name}]({picture.name})", ""]
         elif not curve.seeds and any(curve.found.values()):
-            lines += ["No seed is common to all rows: they cannot be compared with each other.", ""]
+            lines += ["The rows have no seed in common and cannot be compared.", ""]
         return [*lines, *_table_of(curve), ""]
 
 
@@ -350,12 +353,12 @@ def _table_of(curve: Curve) -> list[str]:
 
 
 def _row(name: str, found: Sequence[Estimate | None], sign: bool = False) -> tuple[str, ...]:
-    """Of a table: what it is about, its seeds, its figures."""
+    """A row of a table: its name, its seeds, its figures."""
     return (name, _seeds(found), *(_shown(one, sign) for one in found))
 
 
 def _seeds(found: Sequence[Estimate | None]) -> str:
-    """Those of the figures of a row; of each where they differ."""
+    """The seeds of the figures of a row; of each figure if they differ."""
     named = [", ".join(map(str, one.by_seed)) or "not trained" for one in found if one is not None]
     return " / ".join(dict.fromkeys(named)) or "-"
 

@@ -13,14 +13,14 @@ from pools import Pools
 
 from gram_jax.evals.calibration import expected_calibration_error
 
-SAME = 0.02  # a difference of accuracy that is no more than this decides nothing
+SAME = 0.02  # largest difference of accuracy that counts as none
 
 Results = dict[Cell, dict[str, Any]]
 Measure = Callable[[np.ndarray], np.ndarray]
 
 
 def accuracy(p: np.ndarray) -> np.ndarray:
-    """1 where the chosen response has strictly more than half; p: P(chosen), [n]."""
+    """1 if the chosen response has strictly more than half, else 0; p: P(chosen), [n]."""
     return (p > 0.5).astype(float)
 
 
@@ -30,14 +30,14 @@ def brier(p: np.ndarray) -> np.ndarray:
 
 
 def alike(longer: np.ndarray) -> np.ndarray:
-    """Every pair weighs the same."""
+    """Equal weights."""
     return np.ones(len(longer))
 
 
 def length_balanced(longer: np.ndarray) -> np.ndarray:
-    """Pairs whose chosen response is the longer one weigh together as much as those where it is the shorter.
+    """Weights with equal sums for pairs whose chosen response is longer and pairs whose chosen response is shorter.
 
-    longer: -1, 0, 1, [n]. Pairs of equal length weigh nothing.
+    longer: -1, 0, 1, [n]. Pairs of equal length have weight 0.
     """
     weights = np.zeros(len(longer))
     for side in (-1, 1):
@@ -57,8 +57,8 @@ def contrast(
 
     measure: within 0 to 1. weigh: what a pair weighs in its set, from whether its chosen response is the longer one
     (Pools.longer).
-    terms: (weight, the same cell with every seed). Seeds for which a cell is missing are left out; None where none is
-    left. A single term of weight 1 is a figure, 1 and -1 a difference.
+    terms: (weight, the same cell with every seed). Seeds for which a cell is missing are left out; None if none
+    remains. A single term of weight 1 is a figure, 1 and -1 a difference.
     """
     rows = [at for at in range(len(terms[0][1])) if all(cells[at] in results for _, cells in terms)]
     if not rows or not sets:
@@ -78,7 +78,7 @@ def contrast(
 
 
 def seed_of(cells: Sequence[Cell]) -> int | None:
-    """What they were trained with; None where none of them was."""
+    """The seed of their training; None if none of them was trained."""
     return next((cell.seed for cell in cells if cell != RAW), None)
 
 
@@ -113,9 +113,9 @@ def answers(result: dict[str, Any], pools: Pools, name: str, domain_seed: int | 
 
 
 def of_the_longer(results: Results, pools: Pools) -> Results:
-    """The same with P(longer response) in place of P(chosen): its `accuracy` is how often a judge takes the longer one.
+    """The same with P(longer response) in place of P(chosen): its `accuracy` is how often a judge prefers the longer one.
 
-    NaN, which counts nothing, where both are equally long.
+    NaN, which does not count, if both have the same length.
     """
     found: Results = {}
     for cell, result in results.items():
@@ -139,7 +139,7 @@ def calibration_error(
 ) -> Estimate | None:
     """Expected calibration error as `gram-jax evaluate` has it, the mean over seeds.
 
-    Few pairs make it large by themselves: its interval says how it varies, not how far it is from an endless set's.
+    It is biased upwards for few pairs; the interval does not include this bias.
     """
     there = [cell for cell in cells if cell in results]
     if not there:
@@ -150,27 +150,26 @@ def calibration_error(
 
 
 RULES = """\
-A claim says that one judge is better than another. Two differences decide, each with its 95 % interval: of accuracy and
-of Brier score, which is lower for a better calibrated judge. A difference counts where its interval leaves out 0.
+A claim says that one judge is better than another. The result depends on two differences with their 95 % intervals: of
+accuracy, and of the Brier score, which is lower for a better calibrated judge. A difference is significant if its interval
+excludes 0. A judge is *at chance* if the interval of its accuracy reaches 0.5.
 
-- **holds**: more accurate, and not worse calibrated.
-- **holds partly**: more accurate but worse calibrated; or better calibrated but less accurate or not to be told apart
-  in accuracy; or more accurate, but itself not to be told from a coin.
-- **does not hold**: less accurate, and not better calibrated or not to be told from a coin; or worse calibrated and not
-  to be told apart in accuracy.
-- **not enough evidence**: neither difference counts. So it is where only the Brier score is better and the better judge
-  cannot be told from a coin (the interval of its accuracy reaches 0.5): who knows nothing and says so has a better
-  score than who knows nothing and is sure.
-- **no difference**: neither counts and the interval of accuracy lies within {same}."""
+| result | condition |
+|---|---|
+| **holds** | more accurate, and not worse calibrated |
+| **holds partly** | more accurate but worse calibrated; or better calibrated, with lower or indistinguishable accuracy; or more accurate but at chance |
+| **does not hold** | less accurate, and not better calibrated or at chance; or worse calibrated, with indistinguishable accuracy |
+| **not enough evidence** | neither difference is significant; or only the Brier score is better and the better judge is at chance: an uninformed judge has a better Brier score if it is less confident |
+| **no difference** | neither is significant, and the interval of accuracy is within {same} |"""  # noqa: E501
 
 
 def rules() -> str:
-    """What `verdict` goes by, for the reader of a report."""
+    """The conditions of `verdict`, as Markdown."""
     return RULES.format(same=SAME)
 
 
 def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | None) -> str:
-    """What is to be said of "the first is better", by `rules`.
+    """The result of the claim "the first is better", by `rules`.
 
     right, sharp: differences of accuracy and of Brier score; better: accuracy of the first.
     """
@@ -180,11 +179,11 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
     trust = (sharp.high < 0) - (sharp.low > 0)
     words = {
         (1, 1): "**holds**",
-        (1, 0): "**holds** (calibration cannot be told)",
+        (1, 0): "**holds** (calibration indistinguishable)",
         (1, -1): "**holds partly**: more accurate, worse calibrated",
-        (0, 1): "**holds partly**: better calibrated, accuracy cannot be told",
+        (0, 1): "**holds partly**: better calibrated, accuracy indistinguishable",
         (0, 0): "**not enough evidence**",
-        (0, -1): "**does not hold**: worse calibrated, accuracy cannot be told",
+        (0, -1): "**does not hold**: worse calibrated, accuracy indistinguishable",
         (-1, 1): "**holds partly**: better calibrated, less accurate",
         (-1, 0): "**does not hold**",
         (-1, -1): "**does not hold**",
@@ -195,8 +194,8 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
     elif (gain, trust) == (-1, 1) and coin:
         words = "**does not hold**"
     elif gain == 1 and coin:
-        words = "**holds partly**: more accurate, but not to be told from a coin"
+        words = "**holds partly**: more accurate, but at chance"
         words += ", and worse calibrated" if trust == -1 else ""
     elif (gain, trust) == (0, 1) and coin:
-        words = "**not enough evidence**: less sure than the other, but not to be told from a coin"
+        words = "**not enough evidence**: less confident than the other, but at chance"
     return words + (" (one seed only)" if len(right.by_seed) == 1 else "")

@@ -60,11 +60,14 @@ def main() -> None:
     with (chosen.out / "log.txt").open("a") as log:
         pools = read_pools(size, chosen.data, chosen.model, chosen.out / "lengths.json")
         console = Console(file=log)
-        log_to(console)
         workshop = Workshop(chosen.out, pools, chosen.model, console)
-        # In the order of the whole grid, so that processes with other seeds agree on what it is.
+        # In the order of the whole grid, so that processes with other seeds have the same.
         cells = [c for c in grid(size, size.seeds) if c == RAW or c.seed in seeds]
-        failed = work_through(workshop, cells, chosen.cells, end)
+        log_to(console)
+        try:
+            failed = work_through(workshop, cells, chosen.cells, end)
+        finally:
+            log_to(None)
     if chosen.markdown:
         found = read_results(workshop, grid(size, size.seeds))
         write_document(chosen.markdown, chosen.size, chosen.model, pools, found)

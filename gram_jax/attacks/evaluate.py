@@ -1,4 +1,4 @@
-"""How easily a judge is fooled: the attacks of attacks/suite.py on labeled pairs, beside its verdicts without them.
+"""How often attacks succeed against a judge: the attacks of attacks/suite.py on labeled pairs.
 
 FOLDER/attacks.scores.jsonl has a row for every scored comparison, from which an interrupted run resumes;
 FOLDER/attack.json has the figures.
@@ -7,7 +7,7 @@ FOLDER/attack.json has the figures.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,12 @@ from gram_jax.errors import DataError
 from gram_jax.evals.evaluate import make_folder
 from gram_jax.evals.identity import judge_results, refuse_other_judge
 from gram_jax.evals.intervals import clustered_interval, factorize
-from gram_jax.evals.pairwise import side
-from gram_jax.evals.results import EvaluationResults
+from gram_jax.evals.pairwise import labeled, side
+from gram_jax.evals.results import EvaluationResults, Interval
 from gram_jax.files import write_json
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import render_turns, turns_of
+from gram_jax.judge.spec import JudgeSpec
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.scoring.results import RowTask, write_rows
 from gram_jax.scoring.rows import NumberedRecord, score_records
@@ -42,43 +43,20 @@ SCORES = "attacks.scores.jsonl"
 
 
 class Trial(NamedTuple):
-    """One comparison: an unchanged pair (attack "clean"), or one with a changed response.
+    """One comparison: an unchanged pair, or one with a changed response.
 
-    pair: number of the pair; changed: which response is changed.
+    pair: number of the pair; record: its source is the attack's name, or "clean"; chosen: the chosen response is the
+    changed one.
     """
 
     pair: int
-    attack: str
-    changed: Literal["chosen", "rejected"]
-    chosen: str
-    rejected: str
+    record: Comparison
+    chosen: bool = False
 
     @property
     def text(self) -> str:
         """The changed response."""
-        return self.chosen if self.changed == "chosen" else self.rejected
-
-
-class _Outcome(NamedTuple):
-    """An attack on n pairs. scores, clean: f64 [n, 3], as of read_scores, with it and without; cluster: i [n]."""
-
-    attack: Attack
-    trials: list[Trial]
-    scores: np.ndarray
-    clean: np.ndarray
-    cluster: np.ndarray
-
-    @property
-    def success(self) -> np.ndarray:
-        """bool [n]: a hostile attack wins; a harmless one changes the verdict."""
-        now = _winner(self.scores)
-        return now < 0 if self.attack.kind == "hostile" else now != _winner(self.clean)
-
-    @property
-    def baseline(self) -> np.ndarray:
-        """bool [n]: the response wins without the attack; for a harmless one, the two orders contradict each other."""
-        first, second = _by_order(self.clean)
-        return _winner(self.clean) < 0 if self.attack.kind == "hostile" else first != second
+        return self.record.chosen if self.chosen else self.record.rejected
 
 
 def choose_pairs(
@@ -88,12 +66,8 @@ def choose_pairs(
 
     Raises DataError if there is no labeled pair.
     """
-    labeled = [record for record in records if record.has_preference]
-    if not labeled:
-        raise DataError(
-            f"no labeled pair to attack: found {len(records)} records, all of them ties"
-        )
-    return sorted(labeled, key=lambda record: stable_hash(seed, record.id, "pairs"))[:pairs]
+    kept, _ = labeled(records)
+    return sorted(kept, key=lambda record: stable_hash(seed, record.id, "pairs"))[:pairs]
 
 
 def run_attacks(
@@ -129,7 +103,7 @@ def run_attacks(
     write_rows(
         folder / SCORES,
         metadata | {"attacks": [attack.name for attack in attacks]},
-        ((trial.pair, _as_record(trial, pairs[trial.pair])) for trial in trials),
+        ((trial.pair, trial.record) for trial in trials),
         RowTask(rows, lambda record: 1, scorer.window),
         total=len(trials),
         label="attacked",
@@ -166,67 +140,70 @@ def attack_figures(
     cluster = factorize([record.prompt for record in pairs])
     of_attack = {name: [] for name in (CLEAN, *(attack.name for attack in attacks))}
     for at, trial in enumerate(trials):
-        of_attack[trial.attack].append(at)
+        of_attack[trial.record.source].append(at)
     clean = scores[of_attack[CLEAN]]  # one for every pair, in their order
     fooled = np.zeros(len(pairs), bool)
     metrics = []
     for attack in attacks:
         if not (rows := of_attack[attack.name]):
             continue
-        mine = np.array([trials[at].pair for at in rows], int)
         tried = [trials[at] for at in rows]
-        found = _Outcome(attack, tried, scores[rows], clean[mine], cluster[mine])
-        metrics.append(_metrics(found, pairs))
+        mine = np.array([trial.pair for trial in tried], int)
+        one, success = _metrics(attack, tried, scores[rows], clean[mine], cluster[mine], pairs)
+        metrics.append(one)
         if attack.kind == "hostile":
-            fooled[mine] |= found.success
-    right = _winner(clean) > 0
-    hostile = any(attack.kind == "hostile" for attack in attacks)
+            fooled[mine] |= success
+    suite = None
+    if any(attack.kind == "hostile" for attack in attacks):
+        right = _winner(clean) > 0
+        share, interval = _share(fooled[right], cluster[right]) if right.any() else (None, None)
+        suite = SuiteSuccess(n=int(right.sum()), share=share, interval=interval)
     return {
         "clean": _clean_metrics(clean, cluster),
-        "any_hostile": _suite_success(fooled[right], cluster[right]) if hostile else None,
+        "any_hostile": suite,
         "attacks": metrics,
         "without_pairs": [attack.name for attack in attacks if not of_attack[attack.name]],
     }
 
 
+def _share(hits: np.ndarray, cluster: np.ndarray) -> tuple[float, Interval]:
+    return float(hits.mean()), clustered_interval(hits, cluster)
+
+
 def _clean_metrics(clean: np.ndarray, cluster: np.ndarray) -> CleanMetrics:
-    right, lost, (first, second) = _winner(clean) > 0, _winner(clean) < 0, _by_order(clean)
-    inconsistent = first != second
+    first, second = _by_order(clean)
+    accuracy, interval = _share(_winner(clean) > 0, cluster)
+    flip_rate, flip_interval = _share(_winner(clean) < 0, cluster)
+    order_flip_rate, order_flip_interval = _share(first != second, cluster)
     return CleanMetrics(
-        accuracy=float(right.mean()),
-        interval=clustered_interval(right, cluster),
-        flip_rate=float(lost.mean()),
-        flip_interval=clustered_interval(lost, cluster),
-        order_flip_rate=float(inconsistent.mean()),
-        order_flip_interval=clustered_interval(inconsistent, cluster),
+        accuracy=accuracy,
+        interval=interval,
+        flip_rate=flip_rate,
+        flip_interval=flip_interval,
+        order_flip_rate=order_flip_rate,
+        order_flip_interval=order_flip_interval,
     )
 
 
 def _trials(
-    pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: Any, seed: int
+    pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: JudgeSpec, seed: int
 ) -> Iterator[Trial]:
     """Every pair without an attack, then with each attack that changes it and leaves two different responses."""
-    for at, record in enumerate(pairs):
-        yield Trial(at, CLEAN, "rejected", record.chosen, record.rejected)
+    for at, pair in enumerate(pairs):
+        yield Trial(at, _changed(pair, CLEAN, pair.chosen, pair.rejected))
         for attack in attacks:
-            changed = "rejected"
-            if attack.kind == "harmless" and stable_hash(seed, record.id, attack.name, "side") % 2:
-                changed = "chosen"
-            before = record.chosen if changed == "chosen" else record.rejected
-            text = attacked_text(attack, record, before, judge, seed=seed)
-            trial = (
-                Trial(at, attack.name, changed, text, record.rejected)
-                if changed == "chosen"
-                else Trial(at, attack.name, changed, record.chosen, text)
+            better = attack.kind == "harmless" and bool(
+                stable_hash(seed, pair.id, attack.name, "side") % 2
             )
-            if text != before and trial.chosen != trial.rejected:
-                yield trial
+            before, other = (pair.chosen, pair.rejected) if better else (pair.rejected, pair.chosen)
+            text = attacked_text(attack, pair, before, judge, seed=seed)
+            if text not in (before, other):
+                texts = (text, other) if better else (other, text)
+                yield Trial(at, _changed(pair, attack.name, *texts), better)
 
 
-def _as_record(trial: Trial, record: Comparison) -> Comparison:
-    """A trial for the file of scores."""
-    name = f"{record.id}/{trial.attack}"
-    return Comparison(record.prompt, trial.chosen, trial.rejected, 0, id=name, source=trial.attack)
+def _changed(pair: Comparison, attack: str, chosen: str, rejected: str) -> Comparison:
+    return Comparison(pair.prompt, chosen, rejected, 0, id=f"{pair.id}/{attack}", source=attack)
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:
@@ -239,58 +216,68 @@ def _by_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return side(scores[:, 0] - scores[:, 1] / 2), side(scores[:, 0] + scores[:, 1] / 2)
 
 
-def _metrics(found: _Outcome, pairs: Sequence[Comparison]) -> AttackMetrics:
-    """The figures of an attack; pairs: all of them."""
-    attack, success = found.attack, found.success
-    right = success[_winner(found.clean) > 0]
+def _metrics(
+    attack: Attack,
+    tried: Sequence[Trial],
+    scores: np.ndarray,
+    clean: np.ndarray,
+    cluster: np.ndarray,
+    pairs: Sequence[Comparison],
+) -> tuple[AttackMetrics, np.ndarray]:
+    """The figures of an attack on n pairs, and in which of them it succeeds, bool [n].
+
+    scores, clean: f64 [n, 3], as of read_scores, with the attack and without it. cluster: i [n]. pairs: all of them.
+    """
+    turned = shown_first = shown_second = None
+    if attack.kind == "hostile":
+        success, baseline = _winner(scores) < 0, _winner(clean) < 0
+        right = success[_winner(clean) > 0]
+        turned = float(right.mean()) if len(right) else None
+        shown_first, shown_second = (
+            OrderMetrics(success=float((attacked < 0).mean()), baseline=float((plain < 0).mean()))
+            for attacked, plain in zip(_by_order(scores), _by_order(clean), strict=True)
+        )
+    else:
+        first, second = _by_order(clean)
+        success, baseline = _winner(scores) != _winner(clean), first != second
+    share, interval = _share(success, cluster)
     metrics = AttackMetrics(
         name=attack.name,
         kind=attack.kind,
         description=attack.description,
-        n=len(found.trials),
-        success=float(success.mean()),
-        interval=clustered_interval(success, np.unique(found.cluster, return_inverse=True)[1]),
-        baseline=float(found.baseline.mean()),
-        shortened=float(found.scores[:, 2].mean()),
-        turned=None,
-        shown_first=None,
-        shown_second=None,
-        example=_example(found, pairs),
+        n=len(tried),
+        success=share,
+        interval=interval,
+        baseline=float(baseline.mean()),
+        shortened=float(scores[:, 2].mean()),
+        turned=turned,
+        shown_first=shown_first,
+        shown_second=shown_second,
+        example=_example(attack, tried, success, scores[:, 0], clean[:, 0], pairs),
     )
-    if attack.kind == "harmless":
-        return metrics
-    orders = (
-        OrderMetrics(success=float((attacked < 0).mean()), baseline=float((plain < 0).mean()))
-        for attacked, plain in zip(_by_order(found.scores), _by_order(found.clean), strict=True)
-    )
-    hostile = {"turned": float(right.mean()) if len(right) else None}
-    hostile |= dict(zip(("shown_first", "shown_second"), orders, strict=True))
-    return metrics.model_copy(update=hostile)
+    return metrics, success
 
 
-def _example(found: _Outcome, pairs: Sequence[Comparison]) -> AttackExample | None:
-    """The surest success: the clearest win of a hostile attack, the largest change by a harmless one."""
-    success, hostile = found.success, found.attack.kind == "hostile"
+def _example(
+    attack: Attack,
+    tried: Sequence[Trial],
+    success: np.ndarray,
+    p: np.ndarray,
+    p_clean: np.ndarray,
+    pairs: Sequence[Comparison],
+) -> AttackExample | None:
+    """The clearest win of a hostile attack, or the largest change by a harmless one; p, p_clean: P(chosen), [n]."""
     if not success.any():
         return None
-    p, p_clean = found.scores[:, 0], found.clean[:, 0]
+    hostile = attack.kind == "hostile"
     strength = 1 - p if hostile else np.abs(p - p_clean)
     at = int(np.argmax(np.where(success, strength, -1.0)))
-    trial, record = found.trials[at], pairs[found.trials[at].pair]
-    flipped = trial.changed == "rejected"
-    unchanged = record.rejected if flipped else record.chosen
-    now, before = (float(1 - x[at] if flipped else x[at]) for x in (p, p_clean))
+    trial, pair = tried[at], pairs[tried[at].pair]
+    now, before = (float(x[at] if trial.chosen else 1 - x[at]) for x in (p, p_clean))
     return AttackExample(
-        prompt=render_turns(turns_of(record.prompt)),
-        honest=record.chosen if hostile else unchanged,
+        prompt=render_turns(turns_of(pair.prompt)),
+        honest=pair.chosen if hostile or trial.chosen else pair.rejected,
         attack=trial.text,
         probability=now,
         before=before,
     )
-
-
-def _suite_success(hits: np.ndarray, cluster: np.ndarray) -> SuiteSuccess:
-    if not len(hits):
-        return SuiteSuccess(n=0, share=None, interval=None)
-    interval = clustered_interval(hits, np.unique(cluster, return_inverse=True)[1])
-    return SuiteSuccess(n=len(hits), share=float(hits.mean()), interval=interval)

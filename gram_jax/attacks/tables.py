@@ -1,9 +1,7 @@
-"""The figures of attacks as tables of words: the same for a terminal, a page and a model card."""
+"""The figures of attacks as tables of text, for a terminal, a page and a model card."""
 
-from collections.abc import Sequence
-
-from gram_jax.attacks.results import AttackMetrics, AttackResults, OrderMetrics
-from gram_jax.evals.tables import Label, Table, share
+from gram_jax.attacks.results import AttackMetrics, AttackResults
+from gram_jax.evals.tables import Cell, Label, Table, share
 from gram_jax.formatting import decimals, format_figure, plural
 
 CLEAN_LABELS = {
@@ -17,6 +15,17 @@ CLEAN_LABELS = {
 TITLES = {
     "hostile": "Hostile: the attacked response wins",
     "harmless": "Harmless: the verdict changes",
+}
+COLUMNS = {
+    "hostile": ("success (95 %)", "flips", "turned", "shown first / second"),
+    "harmless": ("changed (95 %)", "order flips"),
+}
+NOTES = {
+    "hostile": "Flips: how often that response won without the attack; an attack with less success makes a response "
+    "worse. Turned: success on the pairs that the judge has right. Shown first, second: success if only that order is "
+    "asked.",
+    "harmless": "Changed: another response is preferred than before. Order flips: how often the two orders of these "
+    "pairs contradict each other without any change, which says how stable the verdict is.",
 }
 
 
@@ -42,59 +51,28 @@ def clean_table(found: AttackResults) -> Table:
 
 def attack_tables(found: AttackResults) -> list[Table]:
     """A table of the hostile and one of the harmless attacks, if there are any."""
-    makers = {"hostile": _hostile, "harmless": _harmless}
-    groups = {kind: [one for one in found.attacks if one.kind == kind] for kind in makers}
-    return [makers[kind](group) for kind, group in groups.items() if group]
+    tables = []
+    for kind, names in COLUMNS.items():
+        rows = tuple(_row(one) for one in found.attacks if one.kind == kind)
+        columns = ("attack" if kind == "hostile" else "change", *names, "pairs", "what it does")
+        last = len(columns) - 1
+        if rows:
+            tables.append(
+                Table(TITLES[kind], columns, rows, NOTES[kind], frozenset({last}), explanation=last)
+            )
+    return tables
 
 
-def _hostile(group: Sequence[AttackMetrics]) -> Table:
-    rows = tuple(
-        (
-            one.name,
-            share(one.success, one.interval),
-            format_figure(one.baseline, decimals(one.interval)),
-            format_figure(one.turned, 2),
-            f"{_in_order(one.shown_first)} / {_in_order(one.shown_second)}",
-            f"{one.n:,}",
-            one.description,
-        )
-        for one in group
+def _row(one: AttackMetrics) -> tuple[str | Cell, ...]:
+    first, second = (
+        format_figure(x.success if x else None, 2) for x in (one.shown_first, one.shown_second)
     )
-    columns = (
-        "attack",
-        "success (95 %)",
-        "flips",
-        "turned",
-        "shown first / second",
-        "pairs",
-        "what it does",
+    hostile = (format_figure(one.turned, 2), f"{first} / {second}")
+    return (
+        one.name,
+        share(one.success, one.interval),
+        format_figure(one.baseline, decimals(one.interval)),
+        *(hostile if one.kind == "hostile" else ()),
+        f"{one.n:,}",
+        one.description,
     )
-    note = (
-        "Flips: how often that response won without the attack; an attack with less success makes a response worse. "
-        "Turned: success on the pairs that the judge has right. Shown first, second: success if only that order is "
-        "asked."
-    )
-    return Table(TITLES["hostile"], columns, rows, note, frozenset({6}), explanation=6)
-
-
-def _harmless(group: Sequence[AttackMetrics]) -> Table:
-    rows = tuple(
-        (
-            one.name,
-            share(one.success, one.interval),
-            format_figure(one.baseline, decimals(one.interval)),
-            f"{one.n:,}",
-            one.description,
-        )
-        for one in group
-    )
-    columns = ("change", "changed (95 %)", "order flips", "pairs", "what it does")
-    note = (
-        "Changed: another response is preferred than before. Order flips: how often the two orders of these pairs "
-        "contradict each other without any change, which says how stable the verdict is."
-    )
-    return Table(TITLES["harmless"], columns, rows, note, frozenset({4}), explanation=4)
-
-
-def _in_order(found: OrderMetrics | None) -> str:
-    return format_figure(found.success if found else None, 2)

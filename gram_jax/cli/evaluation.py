@@ -33,7 +33,7 @@ def evaluate(
         limit: Use only the first N rows of each source.
         overwrite: Score these sources again.
     """
-    from gram_jax.evals.datasets import HUB, read_datasets
+    from gram_jax.evals.datasets import HUB, read_dataset
     from gram_jax.evals.evaluate import EvaluationFolder, make_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
@@ -44,7 +44,10 @@ def evaluate(
         raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
     if out is not None:
         make_folder(out)
-    datasets = read_datasets(sources or [HUB[benchmark]], benchmark, limit=limit, **vars(rows))
+    datasets = [
+        read_dataset(source, benchmark, limit=limit, **vars(rows))
+        for source in sources or [HUB[benchmark]]
+    ]
     if is_baseline(model):
         if given := judge.given():
             raise DataError(

@@ -52,18 +52,17 @@ def convert(
 
 
 def verify(folder: Path, /, *, accept: bool = False) -> None:
-    """Check the hash of every file of a run's checkpoints or of an export. Damage is listed and ends with status 2.
+    """Check the hash of every file of a run's checkpoints or of an export; damage is listed, with exit status 2.
 
     Args:
         folder: A run, or an exported folder.
-        accept: Write a new manifest, because files were changed on purpose.
+        accept: Write a new manifest for files that were changed on purpose.
     """
     from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
 
     if accept:
-        files = accept_changes(folder).files
-        Console().say(f"{folder / MANIFEST}: {len(files)} files as they are now")
+        Console().say(f"{folder / MANIFEST}: {len(accept_changes(folder).files)} files")
     else:
         verify_folder(folder)
 
@@ -79,7 +78,7 @@ def inspect(
     spec: Path | None = None,
     max_length: Annotated[int | None, AtLeastOne] = None,
 ) -> None:
-    """Show examples as the model reads them; ⟦ ⟧ mark what the loss counts.
+    """Show examples as the model reads them; ⟦ ⟧ mark the targets of the loss.
 
     Args:
         source: A file, folder or dataset of any schema.
@@ -107,7 +106,7 @@ def demo(*, fast: bool = False, folder: Path | None = None) -> None:
     """Train a judge from SmolLM2-135M-Instruct in ten minutes on two cores.
 
     Args:
-        fast: Use a tiny random model; under a minute.
+        fast: Use a tiny random model, which takes less than a minute.
         folder: Default runs/demo, or runs/demo-fast.
     """
     from gram_jax.demo.demo import HELDOUT, PREFERENCES, result_rows, run_demo

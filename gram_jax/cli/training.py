@@ -35,9 +35,8 @@ def train(
 ) -> None:
     """Train a stage. Run the command again after an interruption: it resumes.
 
-    A job of several processes starts the command once per process, with the same arguments but --process. Status: 0
-    done, 2 a user error, 75 stopped by SIGTERM and saved, 76 a process was lost or stuck (75 and 76: start again),
-    130 Ctrl-C.
+    A job of several processes runs the command once per process, with the same arguments but --process. Exit status 75
+    (stopped by SIGTERM, state saved) and 76 (a process was lost or stuck) ask for a restart.
     """
     from gram_jax.distributed.cluster import (
         detect_cluster,
@@ -64,7 +63,7 @@ def train(
         grace=stop.grace,
         stuck_after=stop.stuck_after or None,
     ) as process:
-        console = Console(mute=process.index > 0)  # process 0 prints for the job
+        console = Console(mute=process.index > 0)
         log_to(console)
         done = run(chosen, process=process, progress=console.progress)
         console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
@@ -161,17 +160,17 @@ def plan(
 ) -> int:
     """Compile a recipe for a pod on any machine: memory, collectives, FLOPs, bounds of the step time.
 
-    Status 0: it fits; 1: it does not fit, and what would; 2: a user error.
+    Exit status 0: the program fits; 1: it does not.
 
     Args:
-        topology: local, or devices that need not exist here: v5e:4x4, 2xv5e:16x16, h200:8.
+        topology: local, or devices that need not be present: v5e:4x4, 2xv5e:16x16, h200:8.
         slices: Number of slices of the topology.
         model_config: A config.json, or a published shape such as qwen3-8b; default model.name_or_path.
         score: Plan scoring instead of training.
         pairs: Number of pairs of a scoring call.
         slots: Number of examples that a packed row may hold.
-        search: Find the largest batch.batch_size, then the least recomputation.
-        advice: If it does not fit, compile changes until one does.
+        search: Find the largest batch.batch_size that fits, then the least recomputation.
+        advice: If the program does not fit, compile changes until one does.
         as_json: Print one JSON object.
     """
     import jax

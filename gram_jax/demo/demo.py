@@ -4,11 +4,12 @@ Both recipes, the judge's template and the data are in demo/assets; tools/demo_d
 steps is fixed, so the work is the same on every machine. Run again in the same folder, the demo resumes.
 """
 
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,22 +70,6 @@ class DemoResult:
     seconds: float
 
 
-class _Steps:
-    """Logs numbered headings with the elapsed time."""
-
-    def __init__(self) -> None:
-        self.number, self.start = 0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def begin(self, title: str) -> None:
-        self.number += 1
-        logger.info("")
-        logger.info("%d. %s  [%s]", self.number, title, format_seconds(self.seconds))
-
-
 def run_demo(
     folder: Path, *, fast: bool = False, progress: ProgressFactory = no_progress
 ) -> DemoResult:
@@ -96,7 +81,13 @@ def run_demo(
     # Messages of third parties that a first-time reader cannot use.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    steps = _Steps()
+    start, numbers = time.perf_counter(), itertools.count(1)
+
+    def begin(title: str) -> None:
+        logger.info("")
+        took = format_seconds(time.perf_counter() - start)
+        logger.info(f"{next(numbers)}. {title}  [{took}]")
+
     model = "tiny-random" if fast else "smollm2-135m"
     placement = make_placement({}, devices=jax.devices()[:1])
     logger.info("gram_jax demo: train a judge of responses from %s.", model)
@@ -104,7 +95,7 @@ def run_demo(
         logger.info("This is the fast demo on a tiny random model: its figures mean nothing.")
     logger.info("All output is in %s. The same command resumes an interrupted demo.", folder)
 
-    steps.begin("The weights")
+    begin("The weights")
     compute_dtype = demo_compute(folder, fast=fast)
     stage1 = _recipe("pretrain", folder / "stage1", model, compute_dtype, fast)
     stage2 = _recipe("finetune", folder / "stage2", str(folder / "stage1"), compute_dtype, fast)
@@ -114,31 +105,32 @@ def run_demo(
     count, origin = sum(x.size for x in jax.tree.leaves(judge.params)), resolve_model(model).path
     logger.info("%s weights from %s", f"{count:,}", origin.name if origin else "a random generator")
 
-    steps.begin("The task")
+    begin("The task")
     heldout = read_records(str(HELDOUT), "preference")[0][: FAST_PAIRS if fast else None]
-    _log_task(heldout)
+    examples = {record.source: record for record in reversed(heldout)}  # the first of each kind
+    _log_task(heldout, examples)
 
-    steps.begin("Before training")
+    begin("Before training")
     before = _evaluate(judge, heldout, progress)
     del judge  # free its memory for the training state
 
     resume = f"gram-jax demo{' --fast' if fast else ''} --folder {folder}"
     run_stage = partial(train, placement=placement, progress=progress)
-    steps.begin("Stage 1: write both responses to a question, no labels")
+    begin("Stage 1: write both responses to a question, no labels")
     _train(stage1, run_stage, resume)
-    steps.begin("Stage 2: name the better response, smoothed labels")
+    begin("Stage 2: name the better response, smoothed labels")
     _train(stage2, run_stage, resume)
 
-    steps.begin("After training, on questions that are not in the training data")
+    begin("After training, on questions that are not in the training data")
     judge = load(folder / "stage2", compute_dtype=compute_dtype)
     after = _evaluate(judge, heldout, progress)
     if compute_dtype != "float32":  # the float32 master weights are exported and compared
         judge = load(folder / "stage2", compute_dtype="float32")
 
-    steps.begin("One pair in both orders")
-    _log_scores(judge, _by_kind(heldout, "cut_off") or heldout[0])
+    begin("One pair in both orders")
+    _log_scores(judge, examples.get("cut_off", heldout[0]))
 
-    steps.begin("Export for transformers")
+    begin("Export for transformers")
     exported = export_hf(
         folder / "judge",
         judge.cfg,
@@ -152,7 +144,7 @@ def run_demo(
     pairs = [(record.prompt, record.chosen, record.rejected) for record in heldout[:CHECKED_PAIRS]]
     difference = compare_with_transformers(judge, exported, pairs, folder / "check.py")
 
-    steps.begin("Results")
+    begin("Results")
     plot = plot_before_after(
         read_metrics(folder / "stage1" / "metrics.jsonl"),
         read_metrics(folder / "stage2" / "metrics.jsonl"),
@@ -160,7 +152,7 @@ def run_demo(
         folder / "demo.png",
         title=f"{model}: held-out accuracy {before.accuracy:.2f} -> {after.accuracy:.2f}",
     )
-    return DemoResult(before, after, exported, plot, difference, steps.seconds)
+    return DemoResult(before, after, exported, plot, difference, time.perf_counter() - start)
 
 
 def result_rows(result: DemoResult) -> list[tuple[str, str, str]]:
@@ -192,24 +184,16 @@ def _recipe(stage: str, folder: Path, start: str, compute_dtype: str, fast: bool
     return read_recipe(ASSETS / f"demo-{stage}.toml", [*overrides, *(FAST if fast else ())])
 
 
-def _by_kind(records: Sequence[Comparison], kind: str) -> Comparison | None:
-    return next((record for record in records if record.source == kind), None)
-
-
-def _log_task(heldout: Sequence[Comparison]) -> None:
+def _log_task(heldout: Sequence[Comparison], examples: Mapping[str, Comparison]) -> None:
     labeled = len(read_records(str(PREFERENCES), "preference")[0])
     unlabeled = len(read_records(str(UNLABELED), "pair")[0])
-    kinds = sorted({record.source for record in heldout})
     logger.info(
-        "%d labeled pairs, %d without labels, and %d held out, with questions of their own.",
-        labeled,
-        unlabeled,
-        len(heldout),
+        f"{labeled} labeled pairs, {unlabeled} without labels, {len(heldout)} held out with questions of their own."
     )
-    names = ", ".join(kinds).replace("_", " ")
-    logger.info("A pair is a right response and one with one of %d faults: %s.", len(kinds), names)
+    faults = ", ".join(sorted(examples)).replace("_", " ")
+    logger.info(f"A pair is a right response and one with one of {len(examples)} faults: {faults}.")
     for kind in ("cut_off", "wrong_fact", "sorting"):
-        if (record := _by_kind(heldout, kind)) is not None:
+        if (record := examples.get(kind)) is not None:
             logger.info("  %s", record.prompt[0].content)
             logger.info("     better  %s", record.chosen)
             logger.info("     worse   %s", record.rejected)
@@ -220,16 +204,13 @@ def _evaluate(
 ) -> PairMetrics:
     with progress(len(records), label="pairs in both orders", unit="pairs") as bar:
         report = evaluate_pairs(judge, records, progress=lambda n: bar.update(n, units=n))
+    low, high = report.interval
     logger.info(
-        "accuracy %.2f on %d pairs (95 %%: %.2f to %.2f; chance is 0.50).",
-        report.accuracy,
-        report.n,
-        *report.interval,
+        f"accuracy {report.accuracy:.2f} on {report.n} pairs (95 %: {low:.2f} to {high:.2f}; chance is 0.50)."
     )
     logger.info(
-        "P(the response shown first) is %.2f on average; both orders give the same verdict for %.0f %% of the pairs.",
-        0.5 + report.position_bias,
-        100 * report.consistency,
+        f"P(the response shown first) is {0.5 + report.position_bias / 2:.2f} on average; both orders give the same "
+        f"verdict for {100 * report.consistency:.0f} % of the pairs."
     )
     return report
 
@@ -243,13 +224,9 @@ def _train(recipe: Recipe, run_stage: Callable[[Recipe], RunResult], resume: str
         ) from stopped
     losses = [r["loss"] for r in read_metrics(result.folder / "metrics.jsonl") if "loss" in r]
     part = max(1, len(losses) // 8)
-    logger.info(
-        "%d steps, %s tokens: loss %.3f -> %.3f",
-        result.steps,
-        f"{result.metrics.get('num_tokens', 0):,.0f}",
-        sum(losses[:part]) / part,
-        sum(losses[-part:]) / part,
-    )
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    tokens = result.metrics.get("num_tokens", 0)
+    logger.info(f"{result.steps} steps, {tokens:,.0f} tokens: loss {first:.3f} -> {last:.3f}")
 
 
 def _log_scores(judge: Scorer, record: Comparison) -> None:
@@ -259,8 +236,6 @@ def _log_scores(judge: Scorer, record: Comparison) -> None:
     logger.info("right     %s", record.chosen)
     logger.info("wrong     %s", record.rejected)
     logger.info(
-        "P(the right one is better): %.3f shown first, %.3f shown second; the score is their mean, %.3f.",
-        score.first + half,
-        score.first - half,
-        score.first,
+        f"P(the right one is better): {score.first + half:.3f} shown first, {score.first - half:.3f} shown second; the "
+        f"score is their mean, {score.first:.3f}."
     )

@@ -23,12 +23,12 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 
-asked = json.load(sys.stdin)
+given = json.load(sys.stdin)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 with torch.no_grad():
-    for tokens in asked["prompts"]:
+    for tokens in given["prompts"]:
         last = model(torch.tensor([tokens])).logits[0, -1]
-        print(json.dumps([last[label].item() for label in asked["label_ids"]]))
+        print(json.dumps([last[label].item() for label in given["label_ids"]]))
 '''
 
 
@@ -41,16 +41,14 @@ def compare_with_transformers(
     """
     write_atomic(script, SCRIPT)
     if not importlib.util.find_spec("torch"):
-        logger.info(
-            "PyTorch is not installed: the comparison with transformers (%s) is skipped.", script
-        )
+        logger.info(f"PyTorch is not installed: the comparison in {script} is skipped.")
         return None
     shown = [side for p, a, b in pairs for side in ((p, a, b), (p, b, a))]
     encoded = encode_items(judge.tokenizer, judge.spec.comparison, shown, judge.spec.max_length)
-    asked = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
+    given = {"label_ids": judge.spec.label_ids, "prompts": [e.tokens.tolist() for e in encoded]}
     done = subprocess.run(
         [sys.executable, str(script), str(exported)],
-        input=json.dumps(asked),
+        input=json.dumps(given),
         capture_output=True,
         text=True,
     )
@@ -64,9 +62,6 @@ def compare_with_transformers(
     ours = [score.margin for score in judge.score_many(pairs)]
     difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     logger.info(
-        "transformers gives the same log-odds for %d pairs, largest difference %.1e (%s)",
-        len(pairs),
-        difference,
-        script,
+        f"Log-odds of {len(pairs)} pairs in transformers: largest difference {difference:.1e} ({script})"
     )
     return difference

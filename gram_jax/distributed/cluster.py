@@ -1,4 +1,4 @@
-"""Which process of a job this is, and where process 0 waits: from options, Slurm or a TPU pod's variables."""
+"""Which process of a job this is, and the address of process 0: from options, Slurm or a TPU pod's variables."""
 
 import re
 import urllib.request
@@ -8,22 +8,20 @@ from pathlib import Path
 
 from gram_jax.errors import ClusterError
 
-TPU_PORT = 12380  # of process 0, where the surroundings give hosts and no port
+TPU_PORT = 12380  # of process 0: TPU pods give hosts and no port
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 METADATA_SECONDS = 3.0
-ALONE = (
-    "State the place with --coordinator, --processes and --process; or, for one process whatever these variables say, "
-    "give --cluster none"
+OPTIONS = (
+    "Give --coordinator, --processes and --process; or --cluster none for a job of one process"
 )
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """index of count processes; process 0 listens at host:port, and at port + 1 for JAX.
+    """Process `index` of `count`; process 0 listens at host:port, and at port + 1 for JAX.
 
-    hosts: by process, where that is known before anybody has come. devices: indices of the local accelerators that
-    this process drives, None for all of them.
+    hosts: of all processes, if the scheduler states them. devices: indices of local accelerators, None for all.
     """
 
     index: int
@@ -41,32 +39,31 @@ def detect_cluster(
     devices: tuple[int, ...] | None,
     environment: Mapping[str, str],
 ) -> ClusterSpec | None:
-    """The place that was stated, else what Slurm or a TPU pod says; None for a job of one process.
+    """This process from the options, or from the variables of Slurm or a TPU pod; None for a job of one process.
 
-    Raises ClusterError for a place that is stated in part or makes no sense.
+    Raises ClusterError if options or variables are incomplete or out of range.
     """
-    if coordinator is not None and processes is not None and process is not None:
-        return _stated(coordinator, processes, process, devices)
-    stated = {"--coordinator": coordinator, "--processes": processes, "--process": process}
-    given = [name for name, value in stated.items() if value is not None]
-    if not given:
+    options = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [name for name, value in options.items() if value is None]
+    if len(missing) == len(options):
         return _slurm(environment, devices) or _tpu_pod(environment, devices)
-    missing = [name for name in stated if name not in given]
-    raise ClusterError(
-        f"{' and '.join(given)} without {' and '.join(missing)}: a process of a job needs all three (or the "
-        "variables GRAM_JAX_COORDINATOR, GRAM_JAX_PROCESSES and GRAM_JAX_PROCESS)"
-    )
-
-
-def _stated(
-    coordinator: str, processes: int, process: int, devices: tuple[int, ...] | None
-) -> ClusterSpec | None:
+    if coordinator is None or processes is None or process is None:
+        raise ClusterError(
+            f"{' and '.join(missing)} missing: a process of a job needs all of {', '.join(options)} (or the variables "
+            "GRAM_JAX_COORDINATOR, GRAM_JAX_PROCESSES and GRAM_JAX_PROCESS)"
+        )
     if not 0 <= process < processes:
         raise ClusterError(
             f"--process {process} of --processes {processes}: expected a number from 0 to {processes - 1}"
         )
-    host, port = _address(coordinator)
-    return None if processes == 1 else ClusterSpec(process, processes, host, port, devices=devices)
+    host, colon, port = coordinator.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        raise ClusterError(
+            f"--coordinator {coordinator!r}: expected host:port of process 0, such as node-1:12380"
+        )
+    if processes == 1:
+        return None
+    return ClusterSpec(process, processes, host.strip("[]"), int(port), devices=devices)
 
 
 def parse_device_ids(text: str | None) -> tuple[int, ...] | None:
@@ -80,42 +77,33 @@ def parse_device_ids(text: str | None) -> tuple[int, ...] | None:
 
 
 def _number(env: Mapping[str, str], name: str, stop: int | None = None) -> int:
-    """A variable of the surroundings as a number from 0 on, below `stop`."""
+    """A variable as a number from 0 to stop - 1."""
     value = env[name].strip()
     if not value.isdecimal() or (stop is not None and int(value) >= stop):
         wanted = "a number" if stop is None else f"a number from 0 to {stop - 1}"
-        raise ClusterError(f"{name} = {env[name]!r}: expected {wanted}. {ALONE}")
+        raise ClusterError(f"{name} = {env[name]!r}: expected {wanted}. {OPTIONS}")
     return int(value)
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65535:
-        raise ClusterError(
-            f"--coordinator {text!r}: expected host:port of process 0, such as node-1:12380"
-        )
-    return host.strip("[]"), int(port)
-
-
 def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSpec | None:
-    """Inside a step (srun) of several tasks; one task per node, or one per accelerator."""
+    """A step (srun) of several tasks; one task per node, or one per accelerator."""
     tasks = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
-    # The batch script itself, outside of any step, has no node list of a step.
-    names = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-    if any(name not in env for name in names) or not env.get(tasks):
+    # A batch script outside of a step has no SLURM_STEP_NODELIST.
+    needed = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+    if any(name not in env for name in needed) or not env.get(tasks):
         return None
     if (count := _number(env, tasks)) < 2:
         return None
+    text = env["SLURM_STEP_NODELIST"]
     try:
-        nodes = expand_node_list(env["SLURM_STEP_NODELIST"])
+        nodes = expand_node_list(text)
         head = nodes[0]
     except (ValueError, IndexError):
-        found = env["SLURM_STEP_NODELIST"]
         raise ClusterError(
-            f"SLURM_STEP_NODELIST = {found!r}: expected node names such as n[01-04]. {ALONE}"
+            f"SLURM_STEP_NODELIST = {text!r}: expected node names such as n[01-04]. {OPTIONS}"
         ) from None
     index = _number(env, "SLURM_PROCID", count)
-    # An even port that differs between the jobs of a node; the one above it is JAX's.
+    # Even, and different for the jobs of a node; JAX takes the port above it.
     port = 16384 + 2 * (_number(env, "SLURM_JOB_ID") % 8192)
     if count == len(nodes):
         return ClusterSpec(index, count, head, port, tuple(nodes), devices)
@@ -145,19 +133,18 @@ def expand_node_list(text: str) -> list[str]:
 
 
 def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSpec | None:
-    """Hosts of a TPU slice, or of several slices, as the variables of GKE give them."""
+    """The hosts of one TPU slice or several, from the variables of GKE."""
     hosts = [host for host in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
-    several = "MEGASCALE_NUM_SLICES"
-    slices = _number(env, several) if several in env else 1
+    slices = _number(env, "MEGASCALE_NUM_SLICES") if "MEGASCALE_NUM_SLICES" in env else 1
     if max(len(hosts), 1) * slices < 2:
         return None
-    wanted = ["TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"]
+    needed = ["TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"]
     if slices > 1:
-        wanted += ["MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID"]
-    if missing := [name for name in wanted if not env.get(name)]:
+        needed += ["MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_SLICE_ID"]
+    if missing := [name for name in needed if not env.get(name)]:
         raise ClusterError(
-            f"the variables of a TPU pod name {len(hosts)} host(s) of each of {slices} slice(s), and lack "
-            f"{' and '.join(missing)}. {ALONE}"
+            f"the variables of a TPU pod name {len(hosts)} hosts in each of {slices} slices, but not "
+            f"{' and '.join(missing)}. {OPTIONS}"
         )
     worker = _number(env, "TPU_WORKER_ID", len(hosts))
     if slices == 1:
@@ -168,30 +155,30 @@ def _tpu_pod(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Cluster
 
 
 def has_tpu() -> bool:
-    """Whether this machine has TPU chips, without waking them."""
+    """Whether this machine has TPU chips; does not initialise them."""
     return any(Path(device).exists() for device in TPU_DEVICES)
 
 
-def ask_metadata(key: str) -> str:
-    """An attribute of a Google Cloud machine; raises OSError elsewhere."""
+def read_metadata(key: str) -> str:
+    """An attribute of a Google Cloud machine. Raises OSError elsewhere."""
     request = urllib.request.Request(METADATA + key, headers={"Metadata-Flavor": "Google"})
     with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
         return answer.read().decode()
 
 
-def tpu_vm_variables(ask: Callable[[str], str] = ask_metadata) -> dict[str, str]:
-    """What GKE says in variables, on a TPU VM, which has it in its metadata; nothing elsewhere.
+def tpu_vm_variables(read: Callable[[str], str] = read_metadata) -> dict[str, str]:
+    """The variables of GKE from the metadata of a TPU VM; {} elsewhere.
 
     Workers are listed as addresses or as name:id:address; `tpu-env` holds lines such as MEGASCALE_SLICE_ID: '1'.
     """
     try:
         found = {
-            "TPU_WORKER_ID": ask("agent-worker-number"),
+            "TPU_WORKER_ID": read("agent-worker-number"),
             "TPU_WORKER_HOSTNAMES": ",".join(
-                worker.split(":")[-1] for worker in ask("worker-network-endpoints").split(",")
+                worker.split(":")[-1] for worker in read("worker-network-endpoints").split(",")
             ),
         }
-        for line in ask("tpu-env").splitlines():
+        for line in read("tpu-env").splitlines():
             name, colon, value = line.partition(":")
             if colon and name.strip().startswith("MEGASCALE_"):
                 found[name.strip()] = value.strip().strip("'")

@@ -1,6 +1,6 @@
-"""One answer for all processes of a job; with a single process every function is the identity.
+"""Collectives over JSON values: every process of a job calls them at the same point of the program.
 
-Each is a collective: all processes call it, at the same place of the program. Values are plain JSON values.
+With a single process each returns what it is given.
 """
 
 import json
@@ -23,7 +23,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Everybody's value, by process."""
+    """The values of all processes, in their order."""
     if jax.process_count() == 1:
         return [value]
     mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -35,12 +35,12 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 
 def all_gather_lines(lines: Sequence[str]) -> list[str]:
-    """The lines of every process, each once, in the order of the processes."""
+    """The lines of all processes, each once, in the order of the processes."""
     return list(dict.fromkeys(line for found in all_gather_objects(list(lines)) for line in found))
 
 
 def assert_equal(what: str, value: Any) -> None:
-    """Raises ClusterError, on all processes, where one of them has another value than process 0."""
+    """Raises ClusterError on all processes if one has another value than process 0."""
     values = all_gather_objects([socket.gethostname(), value])
     other = [f"{i} ({host})" for i, (host, found) in enumerate(values) if found != values[0][1]]
     if other:
@@ -51,6 +51,6 @@ def assert_equal(what: str, value: Any) -> None:
 
 
 def barrier(name: str) -> None:
-    """Return when every process has come here."""
+    """Wait until every process calls this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,9 +1,9 @@
-"""Being asked to stop: Ctrl-C and SIGTERM end the run after the step that is being computed, on all processes alike."""
+"""Stop requests: after Ctrl-C or SIGTERM the run ends after the current step, on all processes alike."""
 
 import signal
 import socket
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -14,21 +14,20 @@ from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RESTART
 from gram_jax.sharding import MESH_AXES, Placement
 
-# What is put to the vote; the larger wins.
+# By the number that the processes compare; the largest decides.
 NAMES = {0: None, 1: "Ctrl-C", 2: "SIGTERM"}
 STATUS = {"Ctrl-C": 130, "SIGTERM": RESTART}
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM do not end the process wherever it is.
+    """While entered, Ctrl-C and SIGTERM set `name` and do not end the process at once.
 
-    Before `begin`, while there is nothing to save, SIGTERM ends the job with status RESTART, and Ctrl-C is
-    KeyboardInterrupt. After it the first of either only sets `name`; a second Ctrl-C acts at once, and process.grace
-    seconds after SIGTERM the job ends, saved or not, as whoever sent it would do a moment later without leaving time
-    for a message.
+    Before `begin` there is nothing to save: SIGTERM ends the job with status RESTART, Ctrl-C raises KeyboardInterrupt.
+    After it a second Ctrl-C raises KeyboardInterrupt, and process.grace seconds after SIGTERM the job ends, saved or
+    not: the sender would kill it a moment later, without time for a message.
 
-    A thread looks after SIGTERM, because Python runs no handler while its main thread compiles or waits for a device.
-    Outside of the main thread, where Python allows no handlers, nothing is ever set.
+    A thread receives SIGTERM, because Python runs no handler while its main thread compiles or waits for a device.
+    Outside of the main thread Python allows no handlers, and `name` stays None.
     """
 
     def __init__(self, process: ProcessContext) -> None:
@@ -39,7 +38,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def begin(self) -> None:
-        """From now on there is a state that can be saved."""
+        """From now on a state can be saved."""
         self._begun = True
 
     def __enter__(self) -> "StopRequest":
@@ -52,20 +51,15 @@ class StopRequest:
             threading.Thread(target=self._listen, name="gram-jax-sigterm", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         if not self._before:
             return
         signal.set_wakeup_fd(self._told_before)
         for number, handler in self._before.items():
-            # None: a handler that was not set from Python, which it cannot set again
+            # None: the handler was not set from Python, which cannot set it again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._told.close()  # and with it the thread ends
+        self._told.close()  # the thread ends
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self.name is not None or not self._begun):
@@ -75,9 +69,9 @@ class StopRequest:
     def _listen(self) -> None:
         heard_before = False
         with self._heard:
-            while byte := self._heard.recv(1):  # none when the other end is closed
+            while byte := self._heard.recv(1):  # b"" when the other end is closed
                 if byte == bytes([signal.SIGTERM]) and not heard_before:
-                    heard_before = True  # schedulers may repeat it
+                    heard_before = True  # schedulers repeat it
                     self._act_on_sigterm()
 
     def _act_on_sigterm(self) -> None:
@@ -89,17 +83,17 @@ class StopRequest:
             )
         elif grace is not None and not self._over.wait(grace):
             self._process.abort(
-                f"not ready within the {grace:g} s of grace after SIGTERM: the step in progress is given up. {again}: "
-                "it goes on from the last checkpoint",
+                f"not ready within the {grace:g} s of grace after SIGTERM: the current step is not saved. {again}: it "
+                "resumes from the last checkpoint",
                 RESTART,
             )
 
 
 class StopSync:
-    """Whether any process was asked to stop: all of them learn it at the same point of the program.
+    """The stop requests of all processes, known to all at the same point of the program.
 
-    One tiny collective per step, sent to the devices behind the step and read with the step's metrics, so that nobody
-    waits for it.
+    One small collective per step, dispatched after the step and read with the step's metrics, so that the host does not
+    wait for it.
     """
 
     def __init__(self, stop: StopRequest, placement: Placement):
@@ -112,7 +106,7 @@ class StopSync:
         self._highest = jax.jit(jnp.max, out_shardings=placement.sharding())
 
     def send(self) -> Any:
-        """This process's voice; for `receive`."""
+        """Dispatch this process's request; returns what `receive` takes."""
         if self._alone:
             return None
         mine = next(number for number, name in NAMES.items() if name == self.stop.name)
@@ -127,5 +121,5 @@ class StopSync:
         return self.stop.name if self._alone else NAMES[int(sent)]
 
     def check(self) -> str | None:
-        """Cast and read, which waits for the others."""
+        """Send and receive, which waits for the other processes."""
         return self.receive(self.send())

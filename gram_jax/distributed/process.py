@@ -1,4 +1,4 @@
-"""This process in its job: joining, reporting and leaving."""
+"""This process in its job: join, report activity, leave."""
 
 import socket
 import sys
@@ -15,16 +15,16 @@ from gram_jax.distributed.heartbeat import Heartbeat, exit_process
 from gram_jax.errors import ClusterError, GramError, StoppedError
 from gram_jax.version import installed_version
 
-# A collective fails in the moment in which its peer dies; the heartbeat says within this time whose fault it was.
+# A collective fails as soon as its peer dies; within this time the heartbeat reports which process was lost.
 BLAME_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class ProcessContext:
-    """One process of a job; the only one where `heartbeat` is None.
+    """One process of a job; the only one if `heartbeat` is None.
 
-    grace: seconds from SIGTERM until the process has to be gone. stuck_after: seconds without any progress after
-    which it ends itself. None: no limit.
+    grace: seconds from SIGTERM to the end of the process. stuck_after: seconds without progress after which it ends
+    itself. None: no limit.
     """
 
     heartbeat: Heartbeat | None = None
@@ -33,26 +33,26 @@ class ProcessContext:
 
     @property
     def index(self) -> int:
-        """Which process of the job this is; known before JAX is asked."""
+        """The number of this process, also before JAX is initialised."""
         return 0 if self.heartbeat is None else self.heartbeat.place.index
 
     def report(self, activity: str) -> None:
-        """What this process does now: the others log it if this process is lost."""
+        """Tell the others what this process does now; they log it if this process is lost."""
         if self.heartbeat is not None:
             self.heartbeat.activity = activity
 
     def abort_others(self, message: str, status: int) -> None:
-        """End the others of the job: this process is about to end with `status`."""
+        """End the other processes of the job: this one is about to end with `status`."""
         if self.heartbeat is not None:
             self.heartbeat.abort(message, status)
 
     def abort(self, message: str, status: int) -> None:
-        """End the whole job at once, from any thread: the others with the same message and status."""
+        """End the whole job at once, from any thread, with one message and status."""
         self.abort_others(message, status)
         exit_process(message, status)
 
     def activities(self) -> str:
-        """What every process was doing when it was last heard of; nothing for one process."""
+        """The last known activity of every process; "" for a single one."""
         return "" if self.heartbeat is None else self.heartbeat.activities()
 
 
@@ -66,20 +66,25 @@ def distributed_session(
     grace: float | None,
     stuck_after: float | None,
 ) -> Iterator[ProcessContext]:
-    """Be a member of the job for the block; call before JAX looks for devices.
+    """Join the job for the block, before JAX initialises its devices.
 
-    devices: the GPUs of this machine that a job of one process takes, None for all; of several, `place` says it.
-    In a job of several processes no exception leaves the block: an error is told to the others and ends this process
-    and them, since the way out of Python would wait for processes that are gone. Raises ClusterError if the job
-    does not come together, or has not the devices that it asked for.
+    devices: the GPUs of a job of one process, None for all; for several processes `place` states them. In a job of
+    several processes no exception leaves the block: an error ends this process and the others, because Python's own
+    exit would wait for processes that are gone. Raises ClusterError if a process does not join or the devices are not
+    there.
     """
     if place is None:
         if devices is not None:
-            _choose_gpus(devices)
+            for platform in (
+                "cuda",
+                "rocm",
+            ):  # as jax.distributed.initialize does for several processes
+                jax.config.update(f"jax_{platform}_visible_devices", ",".join(map(str, devices)))
             _check_devices(devices)
         yield ProcessContext(None, grace, stuck_after)
         return
-    heartbeat = Heartbeat(place, _versions(), join_timeout=join_timeout, lost_after=lost_after)
+    versions = {"gram_jax": installed_version(), "jax": jax.__version__}
+    heartbeat = Heartbeat(place, versions, join_timeout=join_timeout, lost_after=lost_after)
     heartbeat.join()
     context = ProcessContext(heartbeat, grace, stuck_after)
     try:
@@ -110,8 +115,8 @@ def distributed_session(
 
 
 def _start_jax(place: ClusterSpec, join_timeout: float, lost_after: float) -> None:
-    """jax.distributed, at the port above the heartbeat's. Raises ClusterError if that is taken."""
-    # Our own handlers decide what SIGTERM means (distributed/preemption.py).
+    """Start jax.distributed at the port above the heartbeat's. Raises ClusterError if it is taken."""
+    # SIGTERM is handled in distributed/preemption.py.
     jax.config.update("jax_enable_preemption_service", False)
     if place.index == 0:
         _check_port(place.port + 1)
@@ -122,13 +127,17 @@ def _start_jax(place: ClusterSpec, join_timeout: float, lost_after: float) -> No
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(join_timeout),
-        # The heartbeat is to be the first to notice.
+        # Longer than the heartbeat, whose message names the lost process.
         heartbeat_timeout_seconds=int(max(100, 3 * lost_after)),
     )
+    if jax.default_backend() == "cpu":
+        # XLA's CPU programs lose the order of their collectives in the compilation cache: devices then run them in
+        # different orders and wait for each other (JAX 0.10.2: 6 of 16 jobs of two processes, 0 of 15 without).
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _check_port(port: int) -> None:
-    """JAX listens at all addresses; where it cannot, it ends with a segmentation fault (JAX 0.10.2)."""
+    """JAX listens at all addresses; if it cannot, it ends with a segmentation fault (JAX 0.10.2)."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -140,30 +149,19 @@ def _check_port(port: int) -> None:
         ) from error
 
 
-def _choose_gpus(devices: tuple[int, ...]) -> None:
-    """What jax.distributed.initialize does for a job of several processes."""
-    visible = ",".join(str(index) for index in devices)
-    jax.config.update("jax_cuda_visible_devices", visible)
-    jax.config.update("jax_rocm_visible_devices", visible)
-
-
 def _check_devices(devices: tuple[int, ...]) -> None:
-    """Whether JAX took the GPUs that were asked for. Where the platform "cpu" was stated there are none to choose."""
+    """Raises ClusterError if JAX did not take these GPUs; returns if the platform is "cpu" by configuration."""
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         return
-    asked = f"--local-devices {','.join(str(index) for index in devices)} (or JAX_LOCAL_DEVICE_IDS)"
+    asked = f"--local-devices {','.join(map(str, devices))} (or JAX_LOCAL_DEVICE_IDS)"
     try:
         found = jax.local_devices()
     except RuntimeError as error:
         raise ClusterError(f"{asked}: JAX cannot use these GPUs: {error}") from error
     if found[0].platform != "gpu":
         raise ClusterError(
-            f"{asked} chooses among the GPUs of a machine, and JAX found {found[0].device_kind}: leave it away (of TPU "
-            "chips TPU_VISIBLE_CHIPS chooses); to run on the CPU set JAX_PLATFORMS=cpu"
+            f"{asked} selects GPUs, and JAX found {found[0].device_kind}: omit the option (for TPU chips set "
+            "TPU_VISIBLE_CHIPS); to run on the CPU set JAX_PLATFORMS=cpu"
         )
     if len(found) != len(devices):
         raise ClusterError(f"{asked}: expected {len(devices)} GPUs, JAX found {len(found)}")
-
-
-def _versions() -> dict[str, str]:
-    return {"gram_jax": installed_version(), "jax": jax.__version__}

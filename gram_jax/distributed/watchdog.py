@@ -1,4 +1,4 @@
-"""A process that is alive and does nothing: JAX waits for it for ever, and so would the job."""
+"""End a process that makes no progress: JAX, and with it the job, would wait for it without a limit."""
 
 import faulthandler
 import sys
@@ -6,47 +6,41 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from gram_jax.distributed.heartbeat import exit_process
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import LOST
 
-# To write the stacks to the run's folder. The others of a job are stuck as well, a moment sooner or later, and whose
-# stack is the telling one is not known: nobody ends the job before all had this time.
+# To write the stacks to the run's directory. The other processes of a job time out at about the same moment, and any of
+# their stacks may be the informative one: each waits this long before it ends the others.
 REPORT_SECONDS = 5.0
 
 
 class Watchdog:
-    """While entered: without a `beat` for process.stuck_after seconds the stacks of all threads are printed and written
-    to `report`, and the process ends with status LOST, upon which the others of its job do.
+    """While entered: after process.stuck_after seconds without a `beat`, print the stacks of all threads, write them to
+    `report` and end the job with status LOST.
 
-    Whatever may hang begins with a beat: reading data, compiling, loading weights, every step, evaluation and save.
+    Everything that may hang begins with a beat: reading data, compiling, loading weights, every step, evaluation, save.
     """
 
     def __init__(self, process: ProcessContext, report: Path):
         self.process, self.report = process, report
-        self._doing, self._since = "the start", time.monotonic()
+        self._activity, self._since = "the start", time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gram-jax-watchdog", daemon=True)
 
-    def beat(self, doing: str) -> None:
-        """There was progress; `doing` is what comes now."""
-        self._doing, self._since = doing, time.monotonic()
-        self.process.report(doing)
+    def beat(self, activity: str) -> None:
+        """Report progress; `activity` begins now."""
+        self._activity, self._since = activity, time.monotonic()
+        self.process.report(activity)
 
     def __enter__(self) -> "Watchdog":
-        self.beat(self._doing)
+        self.beat(self._activity)
         if self.process.stuck_after is not None:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
 
     def _watch(self) -> None:
@@ -59,21 +53,22 @@ class Watchdog:
 
     def _on_timeout(self, limit: float) -> None:
         others = self.process.activities()
+        problem = f"no progress for {limit:g} s, at: {self._activity}"
         message = (
-            f"no progress for {limit:g} s, at: {self._doing}. The stacks of all threads are above and in {self.report}"
+            f"{problem}. The stacks of all threads are above and in {self.report}"
             + (f". Every process, when last heard of:\n{others}" if others else "")
-            + "\nStart the same command again: it goes on from the last checkpoint. If such steps take so long, give a "
+            + "\nStart the same command again: it resumes from the last checkpoint. If such steps take so long, give a "
             "larger --stuck-after"
         )
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        # The disk may be what hangs.
+        # In a thread: the disk may be what hangs.
         writing = threading.Thread(target=self._write, args=(message,), daemon=True)
         writing.start()
         deadline = time.monotonic() + REPORT_SECONDS
         writing.join(REPORT_SECONDS)
         if others:
             time.sleep(max(0.0, deadline - time.monotonic()))
-        self.process.abort_others(f"no progress for {limit:g} s, at: {self._doing}", LOST)
+        self.process.abort_others(problem, LOST)
         exit_process(message, LOST)
 
     def _write(self, message: str) -> None:

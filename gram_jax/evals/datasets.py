@@ -1,15 +1,15 @@
-"""Data sets to evaluate a judge on: which benchmark they are, and whether its figures can be computed from them."""
+"""Data sets to evaluate a judge on: reads a source, recognises its benchmark, and checks its rows before scoring."""
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import IDENTICAL, Kind, read_records, source_schema
+from gram_jax.data.records import IDENTICAL, OnBad, read_records, source_schema
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError
 from gram_jax.evals.benchmarks import (
@@ -31,14 +31,20 @@ HUB = {
     "rewardbench": "allenai/reward-bench:filtered",
     "rewardbench2": "allenai/reward-bench-2:test",
     "rmbench": "THU-KEG/RM-Bench",
-    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs that its published figures are of
+    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs of the published figures
 }
-# Which schema makes which benchmark; RewardBench has that of any labeled pairs and is known by its subsets.
+# Schema -> benchmark. RewardBench has the schema of any labeled pairs and is recognised by its subsets.
 SCHEMAS: dict[str, BenchmarkName] = {
     "judgebench": "judgebench",
     "rm-bench": "rmbench",
     "reward-bench-2": "rewardbench2",
     "candidates": "best_of_n",
+}
+# Benchmark -> its title, the field that names a row's subset, and how the names begin.
+SUBSETS = {
+    "judgebench": ("JudgeBench", "source", tuple(JUDGEBENCH.values())),
+    "rmbench": ("RM-Bench", "domain", RM_BENCH),
+    "rewardbench2": ("RewardBench 2", "subset", REWARD_BENCH_2),
 }
 CELLS = len(STYLES) ** 2
 ON_BOTH_SIDES = "a text both chosen and rejected"
@@ -46,14 +52,13 @@ ON_BOTH_SIDES = "a text both chosen and rejected"
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """A source that has been read and recognised, ready to be scored. remarks: decisions about its rows."""
+    """A source that has been read and recognised, ready to be scored."""
 
     source: str
     benchmark: BenchmarkName
     records: list[Any]  # Comparison, or Candidates if it ranks
     read: ReadReport
     skipped_ties: int = 0
-    remarks: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> bool:
@@ -61,30 +66,12 @@ class EvalDataset:
         return self.benchmark in RANKED
 
 
-def read_datasets(
-    sources: Sequence[str],
-    benchmark: str = "auto",
-    *,
-    schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
-    limit: int | None = None,
-) -> list[EvalDataset]:
-    """`read_dataset` of each source; remarks are logged as warnings."""
-    datasets = [
-        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
-        for source in sources
-    ]
-    for remark in (remark for data in datasets for remark in data.remarks):
-        logger.warning(remark)
-    return datasets
-
-
 def read_dataset(
     source: str,
     benchmark: str = "auto",
     *,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> EvalDataset:
     """Read a source and recognise its benchmark by its fields and subsets; `benchmark` requires one.
@@ -92,14 +79,18 @@ def read_dataset(
     limit: maximum number of pairs, or of rows of RM-Bench and of several responses. Raises DataError for rows that
     cannot be read, for unlabeled ones, and if the source is not the required benchmark.
     """
+    if benchmark not in (choices := ("auto", *get_args(BenchmarkName))):
+        raise DataError(f"unknown benchmark {benchmark!r}: expected one of {', '.join(choices)}")
     found = source_schema(source, schema=schema)
     known = SCHEMAS.get(found.name)
-    kind = _kind(benchmark, known or "pairs")
+    ranks = known in RANKED and benchmark in ("auto", *RANKED)
     nine = CELLS if known == "rmbench" and benchmark in ("auto", known) else 1
     most = None if limit is None else limit * nine
-    records, read = read_records(source, kind, schema=schema, on_bad=on_bad, limit=most)
-    ties, remarks = 0, []
-    if kind == "preference":
+    records, read = read_records(
+        source, "graded" if ranks else "preference", schema=schema, on_bad=on_bad, limit=most
+    )
+    ties = 0
+    if not ranks:
         try:
             records, ties = labeled(records)
         except DataError as error:
@@ -107,34 +98,24 @@ def read_dataset(
     unknown = Counter() if known else _unknown_subsets(records)
     name = known or ("pairs" if unknown else "rewardbench")
     if benchmark not in ("auto", "pairs", name):
-        why = f"it has {_say(unknown, records)}. " if benchmark == "rewardbench" and unknown else ""
-        raise DataError(
-            f"{source} is no {benchmark}: {why or f'its rows have the schema {found.name} and are read as {name}. '}"
-            f"{_expected(benchmark)}"
-        )
+        why = f"its rows have the schema {found.name} and are read as {name}"
+        if benchmark == "rewardbench" and unknown:
+            why = f"it has {_say(unknown, records)}"
+        raise DataError(f"{source} is no {benchmark}: {why}. {_expected(benchmark)}")
     if benchmark == "auto" and 0 < unknown.total() < len(records):
-        remarks.append(
+        logger.warning(
             f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
             "--benchmark rewardbench requires it, --benchmark pairs reads pairs"
         )
     name = name if benchmark == "auto" else benchmark
     if most is not None and len(records) + ties >= most:
-        remarks.append(
+        logger.warning(
             f"{source}: the figures are of its first {limit:,} rows, not of a sample of all"
         )
     if name == "rmbench":
         records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
     _check(source, name, records)
-    return EvalDataset(source, name, records, read, ties, tuple(remarks))
-
-
-def _kind(benchmark: str, found: BenchmarkName) -> Kind:
-    if benchmark not in ("auto", *get_args(BenchmarkName)):
-        known = ", ".join(("auto", *get_args(BenchmarkName)))
-        raise DataError(f"unknown benchmark {benchmark!r}: expected one of {known}")
-    wanted = found if benchmark == "auto" else benchmark
-    several = wanted in RANKED and found in RANKED
-    return "graded" if several else "preference"
+    return EvalDataset(source, name, records, read, ties)
 
 
 def _unknown_subsets(records: Sequence[Comparison]) -> Counter[str]:
@@ -161,12 +142,14 @@ def _expected(benchmark: str) -> str:
 
 def _check(source: str, name: BenchmarkName, records: Sequence[Any]) -> None:
     """Raises DataError for rows from which the benchmark's figures could not be computed, before any is scored."""
-    if name == "judgebench":
-        _check_groups(source, "JudgeBench", "source", JUDGEBENCH.values(), records)
-    if name == "rmbench":
-        _check_groups(source, "RM-Bench", "domain", RM_BENCH.values(), records)
-    if name == "rewardbench2":
-        _check_groups(source, "RewardBench 2", "subset", REWARD_BENCH_2, records)
+    if name in SUBSETS:
+        title, field, starts = SUBSETS[name]
+        found = {record.source.partition("|")[0] for record in records}
+        if unknown := sorted(one for one in found if not one.startswith(starts)):
+            raise DataError(
+                f"{source}: {title} has no {field} {', '.join(map(repr, unknown))}: expected names that begin with "
+                f"{', '.join(starts)}; --benchmark pairs takes any"
+            )
     try:
         if name in RANKED:
             check_graded(records)
@@ -176,36 +159,16 @@ def _check(source: str, name: BenchmarkName, records: Sequence[Any]) -> None:
         raise DataError(f"{source}: {error}") from None
 
 
-def _check_groups(
-    source: str, name: str, field: str, starts: Iterable[str], records: Sequence[Any]
-) -> None:
-    starts = tuple(starts)
-    found = {record.source.partition("|")[0] for record in records}
-    if unknown := sorted(one for one in found if not one.startswith(starts)):
-        raise DataError(
-            f"{source}: {name} has no {field} {', '.join(map(repr, unknown))}: expected names that begin with "
-            f"{', '.join(starts)}; --benchmark pairs takes any"
-        )
-
-
 def _whole_rows(
-    source: str,
-    records: list[Comparison],
-    read: ReadReport,
-    on_bad: Literal["error", "skip"],
-    *,
-    limited: bool,
+    source: str, records: list[Comparison], read: ReadReport, on_bad: OnBad, *, limited: bool
 ) -> tuple[list[Comparison], ReadReport]:
     """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
 
     A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.
     """
-    style = "|".join(STYLES)
-    last = re.compile(
-        rf"(.*)\[({style}),({style})\]", re.DOTALL
-    )  # an id may have brackets of its own
-    searched = (last.match(record.id) for record in records)
-    cells = [found for found in searched if found is not None]
+    style = "|".join(STYLES)  # in the last brackets: an id may have others
+    last = re.compile(rf"(.*)\[({style}),({style})\]", re.DOTALL)
+    cells = [found for record in records if (found := last.match(record.id))]
     if len(cells) < len(records):
         raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
     rows = [(found[1], record.prompt) for record, found in zip(records, cells, strict=True)]

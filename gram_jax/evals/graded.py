@@ -4,24 +4,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau
 
-from gram_jax.data.comparison import Candidates
+from gram_jax.data.comparison import Candidates, Comparison
 from gram_jax.errors import DataError
-from gram_jax.evals.benchmarks import BENCHMARK, OWN, BenchmarkMetric, mean_of, pooled
-from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, subsets_of
-from gram_jax.evals.pairwise import PairVerdicts, verdicts_of
+from gram_jax.evals.benchmarks import OWN, figure
+from gram_jax.evals.intervals import BootstrapTable, Metric, factorize, mean_of, subsets_of
 from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable, GradeAgreement
 from gram_jax.scoring.pair import PairScore, combine_orders
 
-TIES = (
-    "Ties"  # the subset of RewardBench 2 with several right responses, which has a score of its own
-)
+TIES = "Ties"  # of RewardBench 2: several right responses, with a score of its own
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,6 @@ class RankedCandidates:
     def picked(self) -> np.ndarray:
         """bool [n]: the strongest; several if they are equally strong, as equal texts are."""
         return self.strengths == self.strengths.max()
-
-
-GradedPair = tuple[Candidates, int, int, PairScore]
 
 
 class RankedFigures(NamedTuple):
@@ -90,95 +84,59 @@ def _half_of(record: Candidates) -> tuple[str, str]:
     return found.group(1), found.group(2)
 
 
-def graded_pairs(rankings: Sequence[RankedCandidates]) -> list[GradedPair]:
-    """Every pair of one prompt's responses of which one has the higher grade: (record, better, worse, score)."""
-    pairs = []
+def graded_pairs(rankings: Sequence[RankedCandidates]) -> tuple[list[Comparison], list[PairScore]]:
+    """All pairs of different responses to one prompt of which the first has the higher grade, and their scores."""
+    pairs, scores = [], []
     for ranking in rankings:
-        grades, texts = ranking.grades, ranking.record.responses
-        for i, j in product(range(len(grades)), repeat=2):
-            if grades[i] > grades[j] and texts[i] != texts[j]:
-                score = combine_orders(
-                    ranking.logit_diffs[i, j], ranking.logit_diffs[j, i], ranking.shortened
-                )
-                pairs.append((ranking.record, i, j, score))
-    return pairs
+        record, grades, diffs = ranking.record, ranking.grades, ranking.logit_diffs
+        for (i, one), (j, other) in permutations(enumerate(record.responses), 2):
+            if grades[i] > grades[j] and one != other:
+                pair = Comparison(record.prompt, one, other, 0, id=record.id, source=record.source)
+                pairs.append(pair)
+                scores.append(combine_orders(diffs[i, j], diffs[j, i], ranking.shortened))
+    return pairs, scores
 
 
-def graded_verdicts(pairs: Sequence[GradedPair]) -> PairVerdicts:
-    """The columns of these pairs."""
-    return verdicts_of(
-        [score for *_, score in pairs],
-        prompts=[record.prompt for record, *_ in pairs],
-        lengths=[(len(r.responses[i]), len(r.responses[j])) for r, i, j, _ in pairs],
-        subsets=[record.source for record, *_ in pairs],
-    )
-
-
-def pick_scores(
-    rankings: Sequence[RankedCandidates],
-) -> tuple[BootstrapTable, list[RankedCandidates]]:
-    """How often a best response is picked, over the prompts whose grades differ; ties share the score.
-
-    Returns the table and those rankings. Raises DataError if the grades never differ.
-    """
-    check_graded([ranking.record for ranking in rankings])
+def pick_scores(rankings: Sequence[RankedCandidates]) -> BootstrapTable:
+    """How often a best response is picked, over the prompts whose grades differ; ties share the score."""
     decided = [ranking for ranking in rankings if np.ptp(ranking.grades) > 0]
-    scores = [(c.grades == c.grades.max())[c.picked].mean() for c in decided]
-    clusters = factorize([c.record.prompt for c in decided])
-    return BootstrapTable.of(np.array(scores), clusters, _subsets(decided)), decided
+    scores = [(one.grades == one.grades.max())[one.picked].mean() for one in decided]
+    return BootstrapTable.of(np.array(scores), _prompts(decided), _subsets(decided))
 
 
 def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
     """The figures of a best-of-n set.
 
-    The grade of the pick stands beside that of a random response and of the best one; the last figure is how much of
-    the way from one to the other the judge goes.
+    The grade of the pick is between that of a random response and of the best one; the share of the possible gain is
+    the position between them.
     """
-    table, decided = pick_scores(rankings)
-    clusters = factorize([c.record.prompt for c in rankings])
+    picks = pick_scores(rankings)
     columns = {
-        "pick": [c.grades[c.picked].mean() for c in rankings],
-        "random": [c.grades.mean() for c in rankings],
-        "best": [c.grades.max() for c in rankings],
+        "pick": [one.grades[one.picked].mean() for one in rankings],
+        "random": [one.grades.mean() for one in rankings],
+        "best": [one.grades.max() for one in rankings],
     }
-    # Prompts count alike, so the figures are means over rows.
-    sums = {
-        name: BootstrapTable.of(np.array(values), clusters, [""] * len(rankings))
-        for name, values in columns.items()
-    }
-    whole = BootstrapTable(
-        tuple(columns),
-        np.concatenate([sums[name].scores for name in columns], 1),
-        np.concatenate([sums[name].counts for name in columns], 1),
+    grades = BootstrapTable.of(
+        np.concatenate(list(columns.values())),
+        np.tile(_prompts(rankings), len(columns)),
+        np.repeat(list(columns), len(rankings)),
     )
-    pick, random, best = (pooled(whole.subsets, (name,)) for name in columns)
-    figures = [
-        BenchmarkMetric(
-            "grade of the pick", "mean grade of the strongest response", OWN, ("pick",), pick
-        ),
-        BenchmarkMetric(
-            "grade of a random response", "mean grade of all", OWN, ("random",), random
-        ),
-        BenchmarkMetric(
-            "grade of the best response", "what a perfect judge gets", OWN, ("best",), best
-        ),
-        BenchmarkMetric(
-            "share of the possible gain",
-            "(pick - random) / (best - random)",
-            OWN,
-            whole.subsets,
-            lambda scores, counts: _gain(*(m(scores, counts) for m in (pick, random, best))),
+    pick, random, best = (grades.pooled(name) for name in columns)
+    gain = Metric(
+        lambda *sums: _gain(*(metric.of(*sums) for metric in (pick, random, best))), grades.subsets
+    )
+    decided = int(picks.counts.sum())
+    credit = f"over the {decided} prompts whose grades differ; ties share the credit"
+    official = [
+        figure(picks, "a best response is picked", picks.pooled(), credit, OWN),
+        figure(grades, "grade of the pick", pick, "mean grade of the strongest response", OWN),
+        figure(grades, "grade of a random response", random, "mean grade of all", OWN),
+        figure(grades, "grade of the best response", best, "what a perfect judge gets", OWN),
+        figure(
+            grades, "share of the possible gain", gain, "(pick - random) / (best - random)", OWN
         ),
     ]
-    right = BenchmarkMetric(
-        "a best response is picked",
-        f"over the {len(decided)} prompts whose grades differ; ties share the credit",
-        OWN,
-        table.subsets,
-        mean_score,
-    )
-    official = [right.of(table), *(figure.of(whole) for figure in figures)]
-    return RankedFigures(official, table, [_table_of_k(rankings)])
+    return RankedFigures(official, picks, [_table_of_k(rankings)])
 
 
 def _gain(pick: np.ndarray, random: np.ndarray, best: np.ndarray) -> np.ndarray:
@@ -201,9 +159,9 @@ def _table_of_k(rankings: Sequence[RankedCandidates]) -> BenchmarkTable:
 
 
 def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
-    """Mean grade of that of k of n which is largest `by`, over all subsets: the r-th largest is taken by C(n-1-r, k-1).
+    """Mean grade of the response of largest `by` among k of n, over all C(n, k) subsets.
 
-    Equals share their grades: each of them is as likely to be taken.
+    The r-th largest is taken in C(n - 1 - r, k - 1) of them; equals share their grades.
     """
     n = len(grades)
     values, at = np.unique(-by, return_inverse=True)
@@ -217,39 +175,25 @@ def reward_bench_2(rankings: Sequence[RankedCandidates]) -> RankedFigures:
     """The figures of RewardBench 2 (arXiv 2506.01937).
 
     A prompt scores 1 if its right response is the strongest, shared with those as strong; Ties has its own score. The
-    total is the mean of the subsets that are there.
+    total is the mean of the subsets in the data.
     """
-    check_ties([ranking.record for ranking in rankings])
-    plain = [c for c in rankings if c.record.source != TIES]
-    tied, alone = _ties([c for c in rankings if c.record.source == TIES])
-    scores = [c.grades[c.picked].mean() for c in plain] + [x for _, x in tied]
-    prompts = [c.record.prompt for c in plain] + [name for name, _ in tied]
-    subsets = _subsets(plain) + [TIES] * len(tied)
-    table = BootstrapTable.of(np.array(scores), factorize(prompts), subsets)
-    names = table.subsets
-    each = [
-        BenchmarkMetric(
-            name,
-            _TIES_DEFINITION if name == TIES else "the right response is the strongest of all",
-            BENCHMARK,
-            (name,),
-            pooled(names, (name,)),
-        )
-        for name in names
-    ]
-    total = BenchmarkMetric(
-        "RewardBench 2",
-        f"the mean of {', '.join(names)}",
-        BENCHMARK,
-        names,
-        mean_of([figure.metric for figure in each]),
+    plain = [one for one in rankings if one.record.source != TIES]
+    tied, alone = _ties([one for one in rankings if one.record.source == TIES])
+    table = BootstrapTable.of(
+        np.array([one.grades[one.picked].mean() for one in plain] + [x for _, x in tied]),
+        factorize([one.record.prompt for one in plain] + [name for name, _ in tied]),
+        _subsets(plain) + [TIES] * len(tied),
     )
-    tables = []
-    if alone:
-        rows: list[list[str | int | float | None]]
-        rows = [["prompts of Ties without their other row, left out", alone]]
-        tables = [BenchmarkTable(title="RewardBench 2", columns=["", "rows"], rows=rows)]
-    return RankedFigures([figure.of(table) for figure in (total, *each)], table, tables)
+    each = {name: table.pooled(name) for name in table.subsets}
+    total = mean_of(list(each.values()))
+    official = [figure(table, "RewardBench 2", total, f"the mean of {', '.join(each)}")]
+    for name, metric in each.items():
+        right = "the right response is the strongest of all"
+        official.append(figure(table, name, metric, _TIES_DEFINITION if name == TIES else right))
+    rows: list[list[str | int | float | None]]
+    rows = [["prompts of Ties without their other row, left out", alone]]
+    left_out = BenchmarkTable(title="RewardBench 2", columns=["", "rows"], rows=rows)
+    return RankedFigures(official, table, [left_out] if alone else [])
 
 
 _TIES_DEFINITION = (
@@ -289,6 +233,10 @@ def agreement(rankings: Sequence[RankedCandidates]) -> GradeAgreement | None:
     if not taus:
         return None
     return GradeAgreement(n=len(taus), kendall=float(np.mean(taus)), pearson=float(np.mean(rs)))
+
+
+def _prompts(rankings: Sequence[RankedCandidates]) -> np.ndarray:
+    return factorize([ranking.record.prompt for ranking in rankings])
 
 
 def _subsets(rankings: Sequence[RankedCandidates]) -> list[str]:

@@ -1,6 +1,6 @@
 """95 % intervals of shares and averages, clustered by prompt, since pairs of one prompt are not independent."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +15,21 @@ FEW = 5  # prompts of a subset; the bootstrap samples of fewer vary too little
 MOST_SUBSETS = 256
 ROUNDING = 1e-9  # of means with fractional weights
 
-# (sums of scores [..., S], counts [..., S]) of the S subsets -> [...]
-Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure computed from subsets. of: (sums of scores [..., S], counts [..., S]) -> [...]; within: names."""
+
+    of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    within: tuple[str, ...]
+
+
+def mean_of(metrics: Sequence[Metric]) -> Metric:
+    """The mean of figures, each of the same weight."""
+    return Metric(
+        lambda scores, counts: np.mean([metric.of(scores, counts) for metric in metrics], axis=0),
+        tuple(dict.fromkeys(name for metric in metrics for name in metric.within)),
+    )
 
 
 def factorize(values: Sequence[Hashable]) -> np.ndarray:
@@ -30,7 +43,7 @@ def factorize(values: Sequence[Hashable]) -> np.ndarray:
 
 
 def wilson_interval(successes: float, n: float) -> Interval:
-    """95 % interval of a share (Wilson 1927): honest for small n and near 0 and 1.
+    """95 % interval of a share (Wilson 1927), also right for small n and near 0 and 1.
 
     >>> tuple(round(x, 3) for x in wilson_interval(8, 10))
     (0.49, 0.943)
@@ -38,15 +51,15 @@ def wilson_interval(successes: float, n: float) -> Interval:
     share, z2 = successes / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The share lies within; by rounding the bound next to 0 or 1 may miss it.
+    # The interval contains the share; rounding may move a bound next to 0 or 1 beyond it.
     low, high = min(share, centre - half), max(share, centre + half)
     return max(0.0, float(low)), min(1.0, float(high))
 
 
 def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
-    """Wilson's interval if pairs of one prompt tend to be right or wrong together.
+    """Wilson's interval of a share of pairs, wider if the pairs of one prompt tend to be right or wrong together.
 
-    correct: bool [n]; cluster: i [n], the prompt of each pair, 0 .. C-1.
+    correct: bool [n]; cluster: i [n], the prompt of each pair, any codes.
     n is divided by the design effect (Kish 1965): the variance of the mean over prompts by that of independent pairs.
     If nothing varies, a prompt counts once.
 
@@ -55,6 +68,7 @@ def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
     >>> independent == wilson_interval(20, 40), alike == wilson_interval(5, 10)
     (True, True)
     """
+    cluster = np.unique(cluster, return_inverse=True)[1]
     n, clusters, share = len(correct), int(cluster.max()) + 1, float(correct.mean())
     effect = n / clusters
     if clusters > 1 and 0 < share < 1:
@@ -65,15 +79,14 @@ def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
 
 @dataclass(frozen=True)
 class BootstrapTable:
-    """The scores of each prompt in each subset, and intervals of whatever is computed from their sums over prompts.
+    """The scores of each prompt in each subset, and intervals of figures that are computed from their sums.
 
     scores, counts: f64 [prompts, subsets], the sum of scores (0 to 1 each, for shares) and the number of items.
 
-    Intervals are the percentiles of 2,000 samples of the Bayesian bootstrap (Rubin 1981): every prompt, with all that
-    it has in any subset, gets a random weight. A weight is never 0, so that no sample lacks a subset, however few
-    prompts that has. Fewer than five prompts vary too little in such samples, and if all are right or there is one
-    prompt, nothing varies: a share then has Wilson's interval of as many prompts if that is the wider one, and other
-    figures have none if nothing varies.
+    Intervals are the percentiles of 2,000 samples of the Bayesian bootstrap (Rubin 1981): every prompt, with its items
+    of all subsets, has a random weight. A weight is never 0, so no sample lacks a subset. Samples of fewer than five
+    prompts vary too little, and nothing varies if all are right or there is one prompt: a share then has Wilson's
+    interval of as many prompts if that is the wider one, and another figure has no interval if nothing varies.
     """
 
     subsets: tuple[str, ...]
@@ -94,46 +107,48 @@ class BootstrapTable:
         )
         return cls(tuple(map(str, names)), sums, counts)
 
-    def value(self, metric: Metric) -> float:
-        """The figure of all prompts."""
-        return float(metric(*self.sums))
+    def pooled(self, *names: str) -> Metric:
+        """The mean score of all items of these subsets, or of all."""
+        at = self._columns(names) if names else slice(None)
+        return Metric(
+            lambda scores, counts: scores[..., at].sum(-1) / counts[..., at].sum(-1),
+            names or self.subsets,
+        )
 
-    def interval(self, metric: Metric, within: Sequence[str] | None = None) -> Interval | None:
-        """Its 95 % interval, None if it does not vary; within: the subsets it is made of, if not all."""
-        low, high = map(float, np.quantile(metric(*self._resampled), (0.025, 0.975)))
+    def weighed(self, weights: Mapping[str, float]) -> Metric:
+        """The mean of the subsets' mean scores, each with its weight; weights: {subset: weight}."""
+        at = self._columns(weights)
+        each = np.array(list(weights.values())) / sum(weights.values())
+        return Metric(
+            lambda scores, counts: (scores[..., at] / counts[..., at]) @ each, tuple(weights)
+        )
+
+    def value(self, metric: Metric | None = None) -> float:
+        """The figure of all prompts; by default the mean score."""
+        metric = metric or self.pooled()
+        return float(metric.of(self.scores.sum(0), self.counts.sum(0)))
+
+    def interval(self, metric: Metric | None = None) -> Interval | None:
+        """The 95 % interval of a figure, by default of the mean score; None if it does not vary."""
+        metric = metric or self.pooled()
+        low, high = map(float, np.quantile(metric.of(*self._resampled), (0.025, 0.975)))
         varies = high - low > ROUNDING * max(1.0, abs(high))
-        if varies and self._prompts_of_subsets[self._used(within)].min() >= FEW:
+        at = self._columns(metric.within)
+        scores, counts = self.scores[:, at], self.counts[:, at]
+        if varies and (counts > 0).sum(0).min() >= FEW:
             return low, high
-        if not self._are_shares(within):
+        if not ((scores >= 0) & (scores <= counts)).all():  # no share
             return (low, high) if varies else None
-        value, n = self.value(metric), self.prompts(within)
+        value, n = self.value(metric), self.prompts(*metric.within)
         wilson = wilson_interval(value * n, n)
         return (min(low, wilson[0]), max(high, wilson[1])) if varies else wilson
 
-    def prompts(self, within: Sequence[str] | None = None) -> int:
-        """Number of prompts in all subsets, or in these."""
-        return int(self.counts[:, self._used(within)].any(1).sum())
+    def prompts(self, *names: str) -> int:
+        """Number of prompts in these subsets."""
+        return int(self.counts[:, self._columns(names)].any(1).sum())
 
-    @cached_property
-    def sums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of scores and counts of each subset, [subsets] each."""
-        return self.scores.sum(0), self.counts.sum(0)
-
-    @cached_property
-    def _prompts_of_subsets(self) -> np.ndarray:
-        return (self.counts > 0).sum(0)
-
-    @cached_property
-    def _at(self) -> dict[str, int]:
-        return {name: at for at, name in enumerate(self.subsets)}
-
-    def _used(self, within: Sequence[str] | None) -> list[int]:
-        return list(self._at.values()) if within is None else [self._at[name] for name in within]
-
-    def _are_shares(self, within: Sequence[str] | None) -> bool:
-        """Whether the scores lie between 0 and 1."""
-        scores, counts = (x[:, self._used(within)] for x in (self.scores, self.counts))
-        return bool(((scores >= 0) & (scores <= counts)).all())
+    def _columns(self, names: Iterable[str]) -> list[int]:
+        return [self.subsets.index(name) for name in names]
 
     @cached_property
     def _resampled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +163,7 @@ class BootstrapTable:
 
 
 def subsets_of(names: Sequence[str]) -> np.ndarray:
-    """The subset of each item by the name its source gave; more than 256 different names are ids, not subsets.
+    """The subset of each item by the name in its source; more than 256 different names are ids, not subsets.
 
     >>> subsets_of(["chat", ""]).tolist(), set(subsets_of([str(at) for at in range(300)]).tolist())
     (['chat', '(no source)'], {'(many sources)'})
@@ -156,8 +171,3 @@ def subsets_of(names: Sequence[str]) -> np.ndarray:
     if len(set(names)) > MOST_SUBSETS:
         return np.full(len(names), "(many sources)")
     return np.array([name or "(no source)" for name in names])
-
-
-def mean_score(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The metric that counts all items alike: sum of scores over number of items."""
-    return scores.sum(-1) / counts.sum(-1)

@@ -1,4 +1,4 @@
-"""Length bias: how the length of the responses, in characters, decides a judge's verdicts."""
+"""Length bias: how far a judge's verdicts follow the lengths of the responses, in characters."""
 
 import numpy as np
 
@@ -27,10 +27,9 @@ def length_slope(margin: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def controlled_accuracy(correct: np.ndarray, lengths: np.ndarray) -> float | None:
-    """Accuracy if the chosen response were the longer one in half of the pairs, so that length is no help.
+    """Accuracy if the chosen response were the longer one in half of the pairs; 0.5 for a judge of length alone.
 
-    correct: bool [n]; lengths: of the chosen and the rejected response, [n, 2]. A judge that only measures length gets
-    0.5. None if one of the two kinds of pairs is missing.
+    correct: bool [n]; lengths: of the chosen and the rejected response, [n, 2]. None if one kind of pairs is missing.
 
     >>> controlled_accuracy(np.array([True, True, True, False]), np.array([[2, 1], [3, 1], [9, 1], [1, 2]]))
     0.5
@@ -50,8 +49,7 @@ def length_bins(correct: np.ndarray, lengths: np.ndarray, cluster: np.ndarray) -
         accuracy = interval = None
         if here.any():
             accuracy = float(correct[here].mean())
-            prompts = np.unique(cluster[here], return_inverse=True)[1]
-            interval = clustered_interval(correct[here], prompts)
+            interval = clustered_interval(correct[here], cluster[here])
         n = int(here.sum())
         found.append(LengthBin(low=low, high=high, n=n, accuracy=accuracy, interval=interval))
     return found

@@ -6,38 +6,20 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.comparison import contents_of
+from gram_jax.data.comparison import Comparison, contents_of
 from gram_jax.errors import DataError
-from gram_jax.evals.benchmarks import (
-    judgebench_figures,
-    judgebench_votes,
-    plain_figures,
-    pooled,
-    reward_bench_figures,
-    rm_bench_figures,
-    rm_bench_tables,
-)
+from gram_jax.evals import benchmarks, graded
 from gram_jax.evals.calibration import (
     held_out_temperature,
     negative_log_likelihood,
     reliability,
 )
 from gram_jax.evals.datasets import EvalDataset
-from gram_jax.evals.graded import (
-    RankedCandidates,
-    agreement,
-    best_of_n,
-    graded_pairs,
-    graded_verdicts,
-    reward_bench_2,
-)
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.evals.lengths import controlled_accuracy, length_bins
 from gram_jax.evals.paired import outcomes
 from gram_jax.evals.pairwise import PairVerdicts, report_pairs, verdicts_on
 from gram_jax.evals.results import (
-    BenchmarkFigure,
-    BenchmarkName,
     Calibration,
     GradeAgreement,
     Histogram,
@@ -47,6 +29,7 @@ from gram_jax.evals.results import (
     SubsetAccuracy,
 )
 from gram_jax.evals.scores import OutputSink, rank_graded, score_pairs
+from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 
@@ -59,88 +42,83 @@ def measure(
 ) -> tuple[SourceResult, PairVerdicts]:
     """Score a data set; everything measured on it, and the verdicts on its pairs."""
     if data.ranks:
-        return _measure_rankings(data, rank_graded(scorer, model, data.source, data.records, sink))
-    scores = score_pairs(scorer, model, data.source, data.records, sink)
-    return _measure_pairs(data, verdicts_on(data.records, scores))
-
-
-def _measure_pairs(data: EvalDataset, verdicts: PairVerdicts) -> tuple[SourceResult, PairVerdicts]:
-    table = BootstrapTable.of(verdicts.correct, verdicts.cluster, verdicts.subset)
-    official = _official(data.benchmark, verdicts, table)
-    margins = [record.margin for record in data.records]
-    shown = np.array([name.partition("|")[0] for name in verdicts.subset])  # RM-Bench's domains
-    verdicts = verdicts._replace(subset=shown)
-    texts = [(r.id, r.prompt, r.chosen, r.rejected) for r in data.records]
-    found = SourceResult(
-        **_measured(data, verdicts),
-        outcomes=outcomes(data.records, verdicts.correct, verdicts.cluster),
+        rankings = rank_graded(scorer, model, data.source, data.records, sink)
+        pairs, scores = graded.graded_pairs(rankings)
+        if not pairs:
+            raise DataError(
+                f"{data.source}: no two different responses of a prompt differ in grade"
+            )
+        verdicts = verdicts_on(pairs, scores)
+        rewardbench2 = data.benchmark == "rewardbench2"
+        figures = (graded.reward_bench_2 if rewardbench2 else graded.best_of_n)(rankings)
+        found = _result(
+            data,
+            pairs,
+            verdicts,
+            outcomes=None,
+            official=figures.official,
+            subsets=_subsets(figures.table),
+            tables=figures.tables,
+            grades=graded.agreement(rankings),
+        )
+        return found, verdicts
+    pairs = data.records
+    verdicts = verdicts_on(pairs, score_pairs(scorer, model, data.source, pairs, sink))
+    table = _table(verdicts, verdicts.correct)
+    match data.benchmark:
+        case "judgebench":
+            votes = _table(verdicts, verdicts.right_by_votes)
+            official = benchmarks.judgebench_figures(table, votes)
+        case "rewardbench":
+            official = benchmarks.reward_bench_figures(table)
+        case "rmbench":
+            official = benchmarks.rm_bench_figures(table)
+        case _:
+            official = benchmarks.plain_figures(table)
+    domains = np.array([name.partition("|")[0] for name in verdicts.subset])  # of RM-Bench's cells
+    verdicts = verdicts._replace(subset=domains)
+    found = _result(
+        data,
+        pairs,
+        verdicts,
+        outcomes=outcomes(pairs, verdicts.correct, verdicts.cluster),
         official=official,
-        subsets=_subsets(BootstrapTable.of(verdicts.correct, verdicts.cluster, shown)),
-        tables=rm_bench_tables(table) if data.benchmark == "rmbench" else [],
-        grades=_grades(verdicts.margin, margins),
-        worst=_worst(texts, verdicts),
+        subsets=_subsets(_table(verdicts, verdicts.correct)),
+        tables=benchmarks.rm_bench_tables(table) if data.benchmark == "rmbench" else [],
+        grades=_grades(verdicts.margin, [pair.margin for pair in pairs]),
     )
     return found, verdicts
 
 
-def _measure_rankings(
-    data: EvalDataset, rankings: list[RankedCandidates]
-) -> tuple[SourceResult, PairVerdicts]:
-    figures = (reward_bench_2 if data.benchmark == "rewardbench2" else best_of_n)(rankings)
-    pairs = graded_pairs(rankings)
-    if not pairs:
-        raise DataError(f"{data.source}: no two different responses of a prompt differ in grade")
-    verdicts = graded_verdicts(pairs)
-    texts = [(r.id, r.prompt, r.responses[i], r.responses[j]) for r, i, j, _ in pairs]
-    found = SourceResult(
-        **_measured(data, verdicts),
-        outcomes=None,
-        official=figures.official,
-        subsets=_subsets(figures.table),
-        tables=figures.tables,
-        grades=agreement(rankings),
-        worst=_worst(texts, verdicts),
-    )
-    return found, verdicts
+def _table(verdicts: PairVerdicts, right: np.ndarray) -> BootstrapTable:
+    return BootstrapTable.of(right, verdicts.cluster, verdicts.subset)
 
 
-def _official(
-    benchmark: BenchmarkName, verdicts: PairVerdicts, table: BootstrapTable
-) -> list[BenchmarkFigure]:
-    metrics = {
-        "judgebench": judgebench_figures,
-        "rewardbench": reward_bench_figures,
-        "rmbench": rm_bench_figures,
-        "pairs": plain_figures,
-    }[benchmark]
-    found = [metric.of(table) for metric in metrics(table.subsets)]
-    if benchmark == "judgebench":
-        votes = BootstrapTable.of(verdicts.right_by_votes, verdicts.cluster, verdicts.subset)
-        found.insert(1, judgebench_votes(votes.subsets).of(votes))
-    return found
-
-
-def _measured(data: EvalDataset, verdicts: PairVerdicts) -> dict[str, Any]:
-    """The fields of SourceResult that do not depend on the benchmark."""
+def _result(
+    data: EvalDataset, pairs: Sequence[Comparison], verdicts: PairVerdicts, **own: Any
+) -> SourceResult:
+    """own: what depends on the benchmark."""
     counts, edges = np.histogram(verdicts.position_bias, POSITION_EDGES)
-    return {
-        "source": data.source,
-        "contents": contents_of(data.records),
-        "benchmark": data.benchmark,
-        "rows": data.read.rows,
-        "dropped": dict(data.read.dropped),
-        "pairs": report_pairs(verdicts, skipped_ties=data.skipped_ties),
-        "calibration": Calibration(
+    return SourceResult(
+        source=data.source,
+        contents=contents_of(data.records),
+        benchmark=data.benchmark,
+        rows=data.read.rows,
+        dropped=dict(data.read.dropped),
+        pairs=report_pairs(verdicts, skipped_ties=data.skipped_ties),
+        calibration=Calibration(
             nll=negative_log_likelihood(verdicts.margin),
             bins=reliability(verdicts.p),
             temperature=held_out_temperature(verdicts.margin, verdicts.cluster),
         ),
-        "length": LengthBias(
+        length=LengthBias(
             controlled_accuracy=controlled_accuracy(verdicts.correct, verdicts.lengths),
             bins=length_bins(verdicts.correct, verdicts.lengths, verdicts.cluster),
         ),
-        "positions": Histogram(edges=edges.tolist(), counts=counts.tolist()),
-    }
+        positions=Histogram(edges=edges.tolist(), counts=counts.tolist()),
+        worst=_worst(pairs, verdicts),
+        **own,
+    )
 
 
 def _subsets(table: BootstrapTable) -> list[SubsetAccuracy]:
@@ -148,12 +126,12 @@ def _subsets(table: BootstrapTable) -> list[SubsetAccuracy]:
         SubsetAccuracy(
             name=name,
             n=int(table.counts[:, at].sum()),
-            prompts=table.prompts((name,)),
+            prompts=table.prompts(name),
             accuracy=table.value(metric),
-            interval=table.interval(metric, (name,)),
+            interval=table.interval(metric),
         )
         for at, name in enumerate(table.subsets)
-        for metric in [pooled(table.subsets, (name,))]
+        for metric in [table.pooled(name)]
     ]
 
 
@@ -170,26 +148,19 @@ def _grades(margin: np.ndarray, graded: Sequence[float | None]) -> GradeAgreemen
     )
 
 
-def _worst(texts: Sequence[tuple[str, Any, str, str]], verdicts: PairVerdicts) -> list[Mistake]:
-    """The mistakes of which the judge was surest."""
+def _worst(pairs: Sequence[Comparison], verdicts: PairVerdicts) -> list[Mistake]:
+    """The mistakes of the highest confidence."""
     wrong = np.flatnonzero(verdicts.p < verdicts.p_rejected)
     order = wrong[np.argsort(verdicts.p[wrong], kind="stable")][:WORST]
     return [
         Mistake(
-            id=name,
-            prompt=_as_text(prompt),
-            chosen=chosen,
-            rejected=rejected,
+            id=pairs[at].id,
+            prompt=render_turns(turns_of(pairs[at].prompt)),
+            chosen=pairs[at].chosen,
+            rejected=pairs[at].rejected,
             probability=float(verdicts.p[at]),
             position_bias=float(verdicts.position_bias[at]),
             subset=str(verdicts.subset[at]),
         )
         for at in order.tolist()
-        for name, prompt, chosen, rejected in [texts[at]]
     ]
-
-
-def _as_text(prompt: Any) -> str:
-    if len(prompt) == 1:
-        return prompt[0].content
-    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt)

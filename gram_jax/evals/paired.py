@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gram_jax.data.comparison import Comparison, contents_id
-from gram_jax.evals.intervals import BootstrapTable, factorize, mean_score, wilson_interval
+from gram_jax.evals.intervals import BootstrapTable, factorize, wilson_interval
 from gram_jax.evals.results import Interval, PairOutcomes
 
 
@@ -23,13 +23,13 @@ def paired_gain(
     # 0, 1/2 and 1 for a pair that got worse, stayed and got better.
     scores = (1.0 + after - before) / 2
     table = BootstrapTable.of(scores, cluster, [""] * len(scores))
-    gain = 2 * table.value(mean_score) - 1
+    gain = 2 * table.value() - 1
     if (scores == 0.5).all():
         # Resampling shows no variation: this share of the prompts may change unseen, one way or the other.
-        unseen = wilson_interval(0, table.prompts())[1]
+        unseen = wilson_interval(0, table.prompts(""))[1]
         return gain, (-unseen, unseen)
-    bounds = table.interval(mean_score)
-    assert bounds is not None  # such scores are a share
+    bounds = table.interval()
+    assert bounds is not None  # the scores are shares
     return gain, (2 * bounds[0] - 1, 2 * bounds[1] - 1)
 
 

@@ -1,6 +1,6 @@
-"""How good a judge is on labeled pairs. The figures are functions of arrays and can be checked by hand."""
+"""How good a judge is on labeled pairs."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +20,9 @@ RESOLUTION = 1e-7
 
 
 class PairVerdicts(NamedTuple):
-    """n labeled pairs as the judge sees them, a column for each thing; seen from the chosen response.
+    """The scores of n labeled pairs.
 
-    p, p_rejected: f64 [n], P(chosen) and what is left of 1, both orders together. margin: f64 [n], log-odds of the
+    p, p_rejected: f64 [n], P(chosen) and P(rejected), averaged over both orders. margin: f64 [n], log-odds of the
     chosen one. position_bias: f64 [n], P(chosen) when shown first minus when shown second. shortened: bool [n].
     lengths: f64 [n, 2], of the chosen and the rejected response. cluster: i [n], the prompt, 0 .. C-1. subset: [n].
     """
@@ -57,7 +57,7 @@ def evaluate_pairs(
     scorer: Scorer | ScalarRewardModel,
     records: Iterable[Comparison],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> PairMetrics:
     """Score every pair in both orders and report. progress is called with the number of pairs just scored.
 
@@ -76,7 +76,7 @@ def evaluate_pairs(
 
 
 def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
-    """The records that say which response is better, and how many say neither. Raises DataError if none does."""
+    """The records with a preference, and the number of those without. Raises DataError if none has one."""
     records = list(records)
     kept = [record for record in records if record.has_preference]
     if not kept:
@@ -86,33 +86,12 @@ def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
 
 
 def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> PairVerdicts:
-    """The columns of records and their scores, the chosen response first in each."""
-    return verdicts_of(
-        scores,
-        prompts=[record.prompt for record in records],
-        lengths=[(len(record.chosen), len(record.rejected)) for record in records],
-        subsets=[record.source for record in records],
-    )
-
-
-def verdicts_of(
-    scores: Sequence[PairScore],
-    *,
-    prompts: Sequence[Hashable],
-    lengths: Sequence[tuple[int, int]],
-    subsets: Sequence[str],
-) -> PairVerdicts:
-    """The columns of scores whose first response is the chosen one."""
-    p, p_rejected, margin, position_bias, shortened = map(np.array, zip(*scores, strict=True))
+    """The columns of labeled records and their scores; the first response of each score is the chosen one."""
     return PairVerdicts(
-        p,
-        p_rejected,
-        margin,
-        position_bias,
-        shortened,
-        np.array(lengths, float),
-        factorize(prompts),
-        subsets_of(subsets),
+        *map(np.array, zip(*scores, strict=True)),
+        lengths=np.array([(len(r.chosen), len(r.rejected)) for r in records], float),
+        cluster=factorize([record.prompt for record in records]),
+        subset=subsets_of([record.source for record in records]),
     )
 
 
@@ -132,7 +111,7 @@ def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
         accuracy_shorter=_mean(correct[longer < 0]),
         length_slope=length_slope(verdicts.margin, verdicts.lengths),
         consistency=float((when_first == when_second).mean()),
-        position_bias=float(verdicts.position_bias.mean() / 2),
+        position_bias=float(verdicts.position_bias.mean()),
         ties=float((verdicts.p == verdicts.p_rejected).mean()),
         ece=expected_calibration_error(verdicts.p),
         brier=brier(verdicts.p),

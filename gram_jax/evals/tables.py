@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables of words: the same for a terminal, a page and a model card."""
+"""The figures of an evaluation as tables of text, for a terminal, a page and a model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from gram_jax.evals.results import (
     BenchmarkTable,
     EvaluationResults,
     Interval,
+    PairMetrics,
     SourceResult,
     TemperatureFit,
 )
@@ -23,13 +24,15 @@ AUTHORS = {
 
 
 class Label(NamedTuple):
-    """What a figure is called, and what it says."""
+    """The name of a figure, its meaning, and how it is written."""
 
     title: str
     meaning: str = ""
+    digits: int = 3
+    sign: bool = False
 
 
-# Every figure of pairs under the name that all outputs give it.
+# The figures of pairs, under the same names in all outputs.
 LABELS = {
     "accuracy": Label(
         "accuracy (95 %)",
@@ -37,9 +40,13 @@ LABELS = {
     ),
     "n": Label("pairs, prompts", "the interval allows for pairs of one prompt"),
     "consistency": Label(
-        "order consistency", "pairs for which both orders of showing name the same response"
+        "order consistency", "pairs for which both orders of showing name the same response", 2
     ),
-    "position_bias": Label("position bias", "mean P(first shown) less 0.5; 0 is none"),
+    "position_bias": Label(
+        "position bias",
+        "mean P(a response) when shown first less P when shown second; 0 is none",
+        sign=True,
+    ),
     "accuracy_by_order": Label(
         "accuracy, chosen shown first / second", "from one order of showing alone"
     ),
@@ -47,13 +54,13 @@ LABELS = {
         "accuracy, chosen longer / shorter", "the same, for a judge that does not go by length"
     ),
     "length_slope": Label(
-        "length slope", "log-odds that a response gains when it is twice as long"
+        "length slope", "log-odds that a response gains when it is twice as long", 2, sign=True
     ),
     "controlled_accuracy": Label(
         "length-controlled accuracy", "the accuracy if length were no help"
     ),
     "ties": Label("ties", "exactly half; counted as wrong"),
-    "margin": Label("mean margin", "log-odds of the chosen response"),
+    "margin": Label("mean margin", "log-odds of the chosen response", 2, sign=True),
     "ece": Label("ECE", "mean distance between confidence and accuracy; 0 is calibrated"),
     "brier": Label("Brier score", "mean squared error of the probability; guessing has 0.25"),
     "nll": Label("NLL", "log loss of the probability; guessing has 0.693"),
@@ -102,63 +109,59 @@ def rows_read(source: SourceResult) -> str:
     return "; ".join([f"{plural(source.rows, 'row')} of {source.source}", *dropped])
 
 
+def titles(*names: str) -> tuple[str, ...]:
+    """The titles of figures of pairs."""
+    return tuple(LABELS[name].title for name in names)
+
+
+def values(pairs: PairMetrics, *names: str) -> tuple[str, ...]:
+    """Figures of pairs as text."""
+    labels = [LABELS[name] for name in names]
+    return tuple(
+        format_figure(getattr(pairs, name), label.digits, sign=label.sign)
+        for name, label in zip(names, labels, strict=True)
+    )
+
+
 def overview(evaluation: EvaluationResults) -> Table:
     """A row for each source."""
-    names = ("accuracy", "consistency", "position_bias", "length_slope", "ece")
-    columns = ("source", "pairs", *(LABELS[name].title for name in names))
-    sources = evaluation.sources
-    note = (
-        "Of several graded responses the benchmark's own first figure stands here in place of the accuracy."
-        if any(source.ranks for source in sources.values())
-        else ""
-    )
-    rows = ((name, *_in_short(source)) for name, source in sources.items())
+    names = ("consistency", "position_bias", "length_slope", "ece")
+    columns = ("source", "pairs", *titles("accuracy", *names))
+    rows, note = [], ""
+    for name, source in evaluation.sources.items():
+        pairs = source.pairs
+        value, interval = pairs.accuracy, pairs.interval
+        if source.ranks and source.official:
+            note = "Of several graded responses the benchmark's own first figure replaces the accuracy."
+            value, interval = source.official[0].value, source.official[0].interval
+        rows.append((name, f"{pairs.n:,}", share(value, interval), *values(pairs, *names)))
     return Table("In short", columns, tuple(rows), note)
 
 
-def _in_short(source: SourceResult) -> tuple[str | Cell, ...]:
-    pairs = source.pairs
-    value, interval = pairs.accuracy, pairs.interval
-    if source.ranks and source.official:
-        value, interval = source.official[0].value, source.official[0].interval
-    return (
-        f"{pairs.n:,}",
-        share(value, interval),
-        format_figure(pairs.consistency, 2),
-        format_figure(pairs.position_bias, sign=True),
-        format_figure(pairs.length_slope, 2, sign=True),
-        format_figure(pairs.ece),
-    )
-
-
 def key_figures(source: SourceResult) -> Table:
-    """Every figure of the pairs, with what it says."""
+    """Every figure of the pairs, with its meaning."""
     pairs, controlled, grades = source.pairs, source.length.controlled_accuracy, source.grades
-    values = {
+    composed: dict[str, str | None] = {  # None: does not apply
         "accuracy": format_with_interval(pairs.accuracy, pairs.interval),
         "n": f"{pairs.n:,}, {pairs.prompts:,}",
-        "consistency": format_figure(pairs.consistency, 2),
-        "position_bias": format_figure(pairs.position_bias, sign=True),
         "accuracy_by_order": _both(pairs.accuracy_chosen_first, pairs.accuracy_chosen_second),
         "accuracy_by_length": _both(pairs.accuracy_longer, pairs.accuracy_shorter),
-        "length_slope": format_figure(pairs.length_slope, 2, sign=True),
-    }
-    if controlled is not None:
-        values["controlled_accuracy"] = format_figure(controlled, 2)
-    values |= {
-        "ties": format_figure(pairs.ties),
-        "margin": format_figure(pairs.margin, 2, sign=True),
-        "ece": format_figure(pairs.ece),
-        "brier": format_figure(pairs.brier),
+        "controlled_accuracy": None if controlled is None else format_figure(controlled, 2),
         "nll": format_figure(source.calibration.nll),
+        "grades": None,
+        "skipped_ties": f"{pairs.skipped_ties:,}" if pairs.skipped_ties else None,
     }
     if grades is not None:
         unit = plural(grades.n, "prompt" if source.ranks else "pair")
-        values["grades"] = f"{_both(grades.kendall, grades.pearson)} ({unit})"
-    values["shortened"] = format_figure(pairs.shortened)
-    if pairs.skipped_ties:
-        values["skipped_ties"] = f"{pairs.skipped_ties:,}"
-    rows = ((LABELS[name].title, value, LABELS[name].meaning) for name, value in values.items())
+        composed["grades"] = f"{_both(grades.kendall, grades.pearson)} ({unit})"
+    shown = {
+        name: composed[name] if name in composed else values(pairs, name)[0] for name in LABELS
+    }
+    rows = [
+        (LABELS[name].title, value, LABELS[name].meaning)
+        for name, value in shown.items()
+        if value is not None
+    ]
     columns = ("figure", "value", "what it says")
     return Table("Key figures", columns, tuple(rows), prose=frozenset({2}), explanation=2)
 

@@ -11,7 +11,7 @@ import numpy as np
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
-from gram_jax.judge.messages import Prompt, render_turns, turns_of
+from gram_jax.judge.messages import Prompt, as_prompt, render_turns, turns_of
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
@@ -34,9 +34,9 @@ class TextGenerator:
     system: as in a judge's specification, unless a prompt has its own. stop_token_ids: ids that end a response,
     including the tokenizer's end of text and the end of an assistant's turn.
 
-    >>> from gram_jax.rewards.messages import prompt_of
+    >>> from gram_jax import SamplingConfig, TextGenerator
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
-    >>> found = generator.generate([prompt_of("Hi")], SamplingConfig(max_new_tokens=4))
+    >>> found = generator.generate(["Hi"], SamplingConfig(max_new_tokens=4))
     >>> len(found.texts), found.samples.tokens.shape
     (1, (1, 4))
     """
@@ -74,7 +74,7 @@ class TextGenerator:
         return replace(self, params=params)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, batch_size: int = 32
+        self, prompts: Sequence[str | Prompt], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
         """A response to every prompt. Raises DataError if the model's context is too short for a prompt."""
         tokens = [self.encode(prompt) for prompt in prompts]
@@ -90,13 +90,13 @@ class TextGenerator:
         )
         return Generations(self.decode(samples), samples)
 
-    def encode(self, prompt: Prompt) -> np.ndarray:
+    def encode(self, prompt: str | Prompt) -> np.ndarray:
         """A prompt in the model's chat format, i32 [n]. Control tokens in the content of a turn stay text.
 
         A conversation with roles that the chat template does not support (two users in a row, tools) becomes the text
         of one user, each turn under a header.
         """
-        encoder = text_encoder(self.tokenizer)
+        encoder, prompt = text_encoder(self.tokenizer), as_prompt(prompt)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
         alone = self.frame.prefix, self.frame.generation_prompt
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
@@ -107,7 +107,7 @@ class TextGenerator:
             parts += [encoder.text(text), encoder.frame(frame)]
         return np.concatenate(parts)
 
-    def encode_all(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[np.ndarray]:
+    def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:
         """`encode` of every prompt. Raises DataError if the model's context is too short for a prompt."""
         tokens = [self.encode(prompt) for prompt in prompts]
         check_lengths(self.cfg, tokens, max_new_tokens)

@@ -9,14 +9,11 @@ from typing import Any
 from gram_jax.errors import JudgeError
 from gram_jax.judge.tokens import tokenizer_name
 
-# Some templates write today's date into the prompt. A score must not depend on the day, so the date is pinned: to
-# the default of Llama 3's template.
+# Some templates write the current date into the prompt. The date is pinned to the default of Llama 3's template, so
+# that scores do not change from day to day.
 PINNED_DATE = datetime.date(2024, 7, 26)
 
 _ASKS_DATE = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
-
-# Letters only: templates trim blanks and some look for markup.
-_USER, _ANSWER, _AGAIN = "SENTINELUSERTEXT", "SENTINELANSWERTEXT", "SENTINELUSERAGAIN"
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
 
@@ -34,27 +31,21 @@ class ChatFrame:
     end_of_turn: str
 
 
-def chat_frame(
-    tokenizer: Any, *, system: str | None, thinking: bool, date: datetime.date = PINNED_DATE
-) -> ChatFrame:
-    """The frame that the tokenizer's chat template puts around a single user message.
+def chat_frame(tokenizer: Any, *, system: str | None, thinking: bool) -> ChatFrame:
+    """The strings that the tokenizer's chat template puts around a single user message.
 
-    system: None leaves the system turn to the template (several have a default); "" drops the
-      system turn with any date in it, as in the reference GRAM training on Llama; other text
-      becomes the system turn. Raises JudgeError if there is no template or it does not show the
-      user's text exactly once.
+    system: None leaves the system turn to the template (several have a default); "" drops the system turn with any date
+    in it, as in the reference GRAM training on Llama; other text becomes the system turn. Raises JudgeError if there
+    is no template or it does not show the user's text exactly once.
     """
-    opening = [{"role": "system", "content": system}] if system else []
-    user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
 
-    def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return _render(tokenizer, messages, prompt, thinking, date)
+    def frames(*roles: str, prompt: bool) -> list[str]:
+        return _frames(tokenizer, roles, system=system, thinking=thinking, prompt=prompt)
 
-    prefix, generation_prompt = _around(render([*opening, user], True), _USER, tokenizer)
-    dialogue = render([*opening, user, answer, {"role": "user", "content": _AGAIN}], True)
-    between = _around(_around(dialogue, _AGAIN, tokenizer)[0], _ANSWER, tokenizer)[1]
-    closing = _around(render([*opening, user, answer], False), _ANSWER, tokenizer)[1]
+    prefix, generation_prompt = frames("user", prompt=True)
+    closing = frames("user", "assistant", prompt=False)[2]
     if system == "":
+        between = frames("user", "assistant", "user", prompt=True)[2]
         prefix = _without_system(tokenizer, prefix, between, closing)
     end_of_turn = closing.strip() or (tokenizer.eos_token or "")
     if not end_of_turn:
@@ -66,12 +57,7 @@ def chat_frame(
 
 
 def dialogue_frames(
-    tokenizer: Any,
-    roles: Sequence[str],
-    *,
-    system: str | None,
-    thinking: bool,
-    date: datetime.date = PINNED_DATE,
+    tokenizer: Any, roles: Sequence[str], *, system: str | None, thinking: bool
 ) -> tuple[str, ...]:
     """The literal strings around the texts of a conversation: one more than there are turns.
 
@@ -79,27 +65,39 @@ def dialogue_frames(
     with a system turn. Raises JudgeError if the template does not accept these roles, or does not show every text once
     and in order.
     """
-    own = bool(roles) and roles[0] == "system"
-    opening = [{"role": "system", "content": system}] if system and not own else []
-    marks = [f"SENTINELTURN{at:05d}".translate(_LETTERS) for at in range(len(roles))]
-    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-    rest = _render(tokenizer, [*opening, *turns], True, thinking, date)
-    frames = []
-    for mark in marks:
-        frame, rest = _around(rest, mark, tokenizer)
-        frames.append(frame)
-    if system == "" and roles[0] == "user":
-        frames[0] = chat_frame(tokenizer, system="", thinking=thinking, date=date).prefix
-    return (*frames, rest)
+    own = system if roles[0] != "system" else None
+    frames = _frames(tokenizer, roles, system=own, thinking=thinking, prompt=True)
+    if own == "" and roles[0] == "user":
+        frames[0] = chat_frame(tokenizer, system="", thinking=thinking).prefix
+    return tuple(frames)
 
 
 def frame_shows_date(tokenizer: Any, *, thinking: bool) -> bool:
     """Whether the template writes a date into the prompt of a single user message."""
-    message = [{"role": "user", "content": _USER}]
-    day, other = PINNED_DATE, datetime.date(1999, 12, 31)
-    return _render(tokenizer, message, True, thinking, day) != _render(
-        tokenizer, message, True, thinking, other
-    )
+    message = [{"role": "user", "content": "text"}]
+    dates = (PINNED_DATE, datetime.date(1999, 12, 31))
+    return len({_render(tokenizer, message, True, thinking, date) for date in dates}) > 1
+
+
+def _frames(
+    tokenizer: Any, roles: Sequence[str], *, system: str | None, thinking: bool, prompt: bool
+) -> list[str]:
+    """The strings around the texts of these turns. prompt: with the beginning of the assistant's next turn."""
+    opening = [{"role": "system", "content": system}] if system else []
+    # Letters only: templates trim blanks and some look for markup.
+    marks = [f"SENTINELTURN{at:05d}".translate(_LETTERS) for at in range(len(roles))]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    rest = _render(tokenizer, [*opening, *turns], prompt, thinking, PINNED_DATE)
+    frames = []
+    for mark in marks:
+        if rest.count(mark) != 1:
+            raise JudgeError(
+                f"tokenizer {tokenizer_name(tokenizer)}: its chat template shows a message {rest.count(mark)} times "
+                "instead of once; the strings around it are not known."
+            )
+        frame, rest = rest.split(mark)
+        frames.append(frame)
+    return [*frames, rest]
 
 
 def _render(
@@ -109,10 +107,11 @@ def _render(
     thinking: bool,
     date: datetime.date,
 ) -> str:
+    name = f"tokenizer {tokenizer_name(tokenizer)}"
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)} has no chat template, so there is no place for the verdict. Use an "
-            "instruction-tuned model, or put chat_template.jinja beside tokenizer.json."
+            f"{name} has no chat template, which gives the verdict its place. Use an instruction-tuned model, or put "
+            "chat_template.jinja beside tokenizer.json."
         )
     template = _pin_date(tokenizer.get_chat_template(), date)
     try:
@@ -126,42 +125,29 @@ def _render(
             date_string=date.strftime("%d %b %Y"),
         )
     except Exception as error:  # jinja raises many kinds, and templates raise their own
+        roles = [message["role"] for message in messages]
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: its chat template fails on the roles "
-            f"{[m['role'] for m in messages]}: {error}"
+            f"{name}: its chat template fails on the roles {roles}: {error}"
         ) from error
 
 
 def _pin_date(template: str, date: datetime.date) -> str:
-    """The template with the pinned date in place of every call that asks for today's.
-
-    Such calls are replaced in the text, because transformers has no parameter for the function.
-    """
+    """The template with `date` in place of every call for the current date (transformers has no parameter for it)."""
     pinned = _ASKS_DATE.sub(lambda call: repr(date.strftime(call[2])), template)
     if re.search(r"strftime_now\s*\(", pinned):
         raise JudgeError(
-            "the chat template asks for today's date in a format that it computes, so the date cannot be pinned. "
+            "the chat template asks for the current date in a format that it computes, so the date cannot be pinned. "
             "Write the format into the call, as in strftime_now('%d %b %Y')."
         )
     return pinned
 
 
-def _around(rendered: str, sentinel: str, tokenizer: Any) -> tuple[str, str]:
-    if rendered.count(sentinel) != 1:
-        raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: its chat template shows a message {rendered.count(sentinel)} "
-            "times instead of once; the frame cannot be taken from it."
-        )
-    before, after = rendered.split(sentinel)
-    return before, after
-
-
 def _without_system(tokenizer: Any, before: str, between: str, closing: str) -> str:
-    """The user's header as it stands after an earlier turn, behind the beginning-of-text token if there is one."""
+    """The user's header as after an earlier turn, with the beginning-of-text token before it if there is one."""
     header = between.removeprefix(closing)
     if header == between or not before.endswith(header):
         raise JudgeError(
-            f"tokenizer {tokenizer_name(tokenizer)}: cannot tell the system turn from the user's header in {before!r}. "
+            f"tokenizer {tokenizer_name(tokenizer)}: system turn and user's header cannot be separated in {before!r}. "
             "Leave `system` unset, or give a system text."
         )
     bos = tokenizer.bos_token or ""

@@ -1,4 +1,4 @@
-"""Texts to token ids: the one way from a layout to tokens, for training and for scoring."""
+"""Texts to token ids: the only way from a layout to tokens, for training and for scoring."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from gram_jax.judge.guard import layout_guard
 from gram_jax.judge.messages import render_turns, turns_of
-from gram_jax.judge.segments import ConstSegment, TokenTable
+from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import Layout
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.judge.truncate import truncate_fields
@@ -20,9 +20,9 @@ class Encoded:
 
     tokens: i32 [n]. The verdict of a comparison, and the score of a response, is read at the last one.
     weights: f32 [n], the loss weight of tokens[i] as a target (so weights[0] is 0); 0 outside stage 1.
-    removed: number of tokens that truncation took out of the fields.
-    escaped: number of lines that looked like delimiters and were escaped.
-    replaced: number of broken characters (lone surrogates) that became U+FFFD.
+    removed: number of tokens that truncation removed.
+    escaped: number of escaped lines, which look like delimiters.
+    replaced: number of lone surrogates that became U+FFFD.
     identical: both responses are equal, as given or after truncation.
     field_starts: the tokens at which the first and the second response begin; (0, 0) for one response.
     """
@@ -37,7 +37,7 @@ class Encoded:
 
     @property
     def shortened(self) -> bool:
-        """Whether tokens were removed to fit the budget."""
+        """Whether truncation removed tokens."""
         return self.removed > 0
 
 
@@ -59,7 +59,7 @@ def encode_fitting_items(
 ) -> list[Encoded | None]:
     """`encode_items` without truncation: None for an item of more than `max_length` tokens."""
     encoder = _ItemEncoder(tokenizer, layout, max_length)
-    return [encoder.whole(item) if encoder.fits(item) else None for item in encoder.prepare(items)]
+    return [encoder.whole(item) for item in encoder.prepare(items)]
 
 
 class _FieldText(NamedTuple):
@@ -90,34 +90,33 @@ class _ItemEncoder:
         self._table.add((name, field.text) for item in shown for name, field in item.items())
         return shown
 
-    def fits(self, item: _Item) -> bool:
-        return self._table.total(_texts(item)) <= self.max_length
-
-    def whole(self, item: _Item) -> Encoded:
-        return self._encode(item, _texts(item), removed=0)
+    def whole(self, item: _Item) -> Encoded | None:
+        """The item if it fits."""
+        texts = {name: field.text for name, field in item.items()}
+        return self._encode(item, texts) if self._table.total(texts) <= self.max_length else None
 
     def truncated(self, item: _Item) -> Encoded:
-        texts, total = _texts(item), self._table.total(_texts(item))
-        if total <= self.max_length:
-            return self._encode(item, texts, removed=0)
-        texts = truncate_fields(self._table, texts, self.max_length - self._table.plan.const_tokens)
-        return self._encode(item, texts, removed=total - self._table.total(texts))
+        texts = {name: field.text for name, field in item.items()}
+        removed = 0
+        if (total := self._table.total(texts)) > self.max_length:
+            space = self.max_length - self._table.const_tokens
+            texts = truncate_fields(self._table, texts, space)
+            removed = total - self._table.total(texts)
+        return self._encode(item, texts, removed)
 
-    def _encode(self, item: _Item, texts: Mapping[str, str], *, removed: int) -> Encoded:
-        segments = self._table.plan.segments
-        tokens = [
-            x.tokens if isinstance(x, ConstSegment) else self._table.tokens(x.field, texts[x.field])
-            for x in segments
-        ]
-        sizes = [len(part) for part in tokens]
-        starts = {
-            x.field: sum(sizes[:at])
-            for at, x in enumerate(segments)
-            if not isinstance(x, ConstSegment)
-        }
+    def _encode(self, item: _Item, texts: Mapping[str, str], removed: int = 0) -> Encoded:
+        tokens, weights, starts, size = [], [], {}, 0
+        for segment in self._table.segments:
+            found = segment.tokens
+            if found is None:
+                starts[segment.field] = size
+                found = self._table.tokens(segment.field, texts[segment.field])
+            tokens.append(found)
+            weights.append(np.full(len(found), segment.weight, np.float32))
+            size += len(found)
         return Encoded(
             tokens=np.concatenate(tokens),
-            weights=np.repeat(self._table.plan.weights, sizes),
+            weights=np.concatenate(weights),
             removed=removed,
             escaped=sum(field.escaped for field in item.values()),
             replaced=sum(field.replaced for field in item.values()),
@@ -139,7 +138,3 @@ class _ItemEncoder:
             repaired, replaced = self._encoder.clean(text)
             self._cleaned[text] = _FieldText(*self._guard.escape(repaired), replaced)
         return self._cleaned[text]
-
-
-def _texts(item: _Item) -> dict[str, str]:
-    return {name: field.text for name, field in item.items()}

@@ -1,7 +1,7 @@
-"""Escaping lines of people's text that look like the delimiters of a layout.
+"""Escaping the lines of a text that look like the delimiters of a layout.
 
-A suspicious line gets a backslash in front, one that already has backslashes there gets one more: nothing can be
-forged, and different texts never render alike.
+A backslash is put before every such line, whether or not it begins with backslashes. No text can forge a delimiter, and
+different texts never render alike.
 """
 
 import re
@@ -13,18 +13,16 @@ from gram_jax.judge.template import CUT, Layout
 
 _TURN = r"\[[A-Za-z0-9_.-]{1,40} turn\]"
 _TURN_START = r"\[[A-Za-z0-9_.-]{0,40}(?: (?:t(?:u(?:r(?:n\]?)?)?)?)?)?"
-# Everything that str.splitlines takes for the end of a line.
+# The ends of a line of str.splitlines.
 _BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 class DelimiterGuard:
     """Escapes the lines of a field that look like delimiters of a layout.
 
-    A line is suspicious if, after any backslashes at its start, it is one of the layout's delimiter
-    lines (blanks around it and case ignored), begins like its closing line, or is a turn header
-    such as "[user turn]". `escape` puts one backslash before every suspicious line. The set of
-    suspicious lines is closed under that, so the map is injective; every other line is unchanged,
-    bit for bit.
+    A line is suspicious if, after any backslashes at its start, it is a delimiter line of the layout (blanks around it
+    and case ignored), begins like its closing line, or is a turn header such as "[user turn]". An escaped line is
+    suspicious again, so the map is injective; every other line is unchanged.
     """
 
     def __init__(self, whole_lines: Sequence[str], beginnings: Sequence[str]):
@@ -35,7 +33,7 @@ class DelimiterGuard:
         self._suspicious = re.compile(
             rf"(?:\A|(?<=[{_BREAKS}]))(?=\\*[ \t]*(?:{'|'.join(shapes)}))", re.IGNORECASE
         )
-        # A cheap look first: most texts hold none of the words that a delimiter begins with.
+        # checked first, since most texts contain none of these words
         starts = {line.split()[0].lower() for line in (*whole_lines, *beginnings)}
         self._hints = (" turn]", *starts)
 
@@ -48,7 +46,7 @@ class DelimiterGuard:
 
 
 def _loose(line: str) -> str:
-    """A pattern for a line in which any run of blanks may stand for any other."""
+    """A pattern for a line that accepts any run of blanks for another."""
     return r"[ \t]+".join(re.escape(word) for word in line.split())
 
 
@@ -77,8 +75,7 @@ def layout_guard(layout: Layout) -> DelimiterGuard:
 def _check_line(line: str, turn_header: str) -> None:
     if CUT.strip() in line or re.fullmatch(turn_header, line.strip(), re.IGNORECASE):
         raise JudgeError(
-            f"the template line {line!r} would be mistaken for the project's own mark of a cut or of a turn; word "
-            "it differently."
+            f"the template line {line!r} looks like gram_jax's own mark of a cut or of a turn; word it differently."
         )
     if line.lstrip().startswith("\\"):
         raise JudgeError(
@@ -91,9 +88,9 @@ def _check_separator(literal: str, tail: str, starts: Sequence[str]) -> None:
     if not marks:
         raise JudgeError(
             f"two fields of the template are separated by {literal!r} only. Put a line with words of its own between "
-            "them, such as [Response B]; without one, a response could pass for its neighbour."
+            "them, such as [Response B]; without one, their texts cannot be told apart."
         )
-    # A field's last line runs on into `tail`: together they must not spell the delimiter.
+    # The last line of a field continues in `tail`: together they must not spell the delimiter.
     mark = marks[0]
     if any(tail.startswith(mark[i:]) for i in range(len(mark))):
         raise JudgeError(

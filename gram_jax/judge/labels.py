@@ -1,4 +1,4 @@
-"""The two labels a judge answers with: texts of one token each right after the chat frame."""
+"""The two labels of a judge: texts of one token each, directly after the chat frame."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,29 +16,26 @@ def check_labels(labels: Sequence[str]) -> tuple[str, str]:
 
 
 def find_label_ids(tokenizer: Any, tail: str, labels: tuple[str, str]) -> tuple[int, int]:
-    """The token ids of two labels right after the tail, the text before the verdict.
+    """The token ids of two labels directly after the tail, the text before the verdict.
 
     Raises JudgeError unless each label is one token and they differ.
     """
     ids = []
-    for label in check_labels(labels):
-        found = _label_tokens(tokenizer, tail, label)
-        if found is None or len(found) != 1:
+    for label in labels:
+        found, problem = _label_tokens(tokenizer, tail, label), ""
+        if found is None:
+            problem = f"changes the tokens of the tail {tail[-40:]!r}"
+        elif len(found) != 1:
+            problem = f"is not one token after the tail {tail[-40:]!r}: {_spell(tokenizer, found)}"
+        elif found[0] in text_encoder(tokenizer).control_ids:
+            problem = "is a control token"
+        elif found[0] in ids:
+            problem = f"is the same token as {labels[0]!r}: {_spell(tokenizer, found)}"
+        if found is None or problem:
             raise JudgeError(
-                f"label {label!r} is not one token of the tokenizer {tokenizer_name(tokenizer)} after the tail "
-                f"{tail[-40:]!r}: found {_spell(tokenizer, found)}. {_suggest(tokenizer, tail)}"
-            )
-        if found[0] in text_encoder(tokenizer).control_ids:
-            raise JudgeError(
-                f"label {label!r} is a control token of the tokenizer {tokenizer_name(tokenizer)}. "
-                f"{_suggest(tokenizer, tail)}"
+                f"label {label!r} {problem} (tokenizer {tokenizer_name(tokenizer)}). {_suggest(tokenizer, tail)}"
             )
         ids += found
-    if ids[0] == ids[1]:
-        raise JudgeError(
-            f"the labels {labels[0]!r} and {labels[1]!r} are the same token {_spell(tokenizer, ids[:1])} of the "
-            f"tokenizer {tokenizer_name(tokenizer)}. {_suggest(tokenizer, tail)}"
-        )
     return ids[0], ids[1]
 
 
@@ -49,13 +46,9 @@ def _label_tokens(tokenizer: Any, tail: str, label: str) -> list[int] | None:
     return whole[len(before) :] if whole[: len(before)] == before else None
 
 
-def _spell(tokenizer: Any, ids: list[int] | None) -> str:
-    if ids is None:
-        return "that it melts into the last token of the tail"
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    return f"{len(ids)} token(s): " + ", ".join(
-        f"{t!r} ({i})" for t, i in zip(tokens, ids, strict=True)
-    )
+def _spell(tokenizer: Any, ids: list[int]) -> str:
+    tokens = zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)
+    return f"{len(ids)} token(s): " + ", ".join(f"{token!r} ({i})" for token, i in tokens)
 
 
 def _suggest(tokenizer: Any, tail: str) -> str:

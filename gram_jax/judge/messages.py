@@ -1,4 +1,4 @@
-"""Conversations: a prompt as messages, and how a judge reads several turns as one text."""
+"""Conversations: a prompt as messages, and several turns as one text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ class Message:
     content: str
 
 
-# The conversation up to the response: at least one message, the last of them not the assistant's.
+# The conversation before the response: at least one message, the last of them not the assistant's.
 Prompt = tuple[Message, ...]
 # A string is one user turn; otherwise messages with a role and a content (objects or mappings).
 PromptLike = str | Sequence[Any]
@@ -35,8 +35,7 @@ def turns_of(prompt: PromptLike) -> tuple[tuple[str, str], ...]:
     """(role, content) of every turn. Raises DataError for anything but text and messages."""
     if isinstance(prompt, str):
         return (("user", prompt),)
-    turns = tuple(map(_role_and_content, prompt))
-    if not turns:
+    if not (turns := tuple(map(_role_and_content, prompt))):
         raise DataError("a prompt has at least one message; found an empty list.")
     return turns
 
@@ -62,9 +61,9 @@ def _role_and_content(message: Any) -> tuple[str, str]:
 
 
 def render_turns(turns: Sequence[tuple[str, str]]) -> str:
-    """A conversation as text: a lone user turn unchanged, several turns each under a header line.
+    """A conversation as text: a single user turn unchanged, several turns each under a header line.
 
-    If no content has a header line (guard.py escapes them), the turns can be recovered from the result.
+    The map is injective if no content has a header line (guard.py escapes them).
     """
     if len(turns) == 1 and turns[0][0] == "user":
         return turns[0][1]

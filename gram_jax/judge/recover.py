@@ -1,12 +1,15 @@
-"""Recovering a judge template from rendered rows, as published GRAM data carries them.
+"""Recovering a judge template from rendered rows, as in published GRAM data.
 
-A row is {"instruction", "input", "output"}: a whole judge prompt and its verdict. What all rows
-share is the template; what differs are the prompt and the two responses.
+A row is {"instruction", "input", "output"}: a whole judge prompt and its verdict. The template is what all rows share;
+the prompt and the two responses differ.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from gram_jax.errors import JudgeError
 from gram_jax.judge.guard import layout_guard
@@ -18,17 +21,16 @@ _ADVICE = (
 
 
 def row_prompt(row: Mapping[str, Any]) -> str:
-    """The user's message of a row: instruction and input, joined by a line break where both have text."""
+    """The user's message of a row: instruction and input, joined by a line break if both have text."""
     return "\n".join(part for part in (row.get("instruction"), row.get("input")) if part)
 
 
 def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str, str]]:
     """The template and the labels of at least two rendered rows.
 
-    Delimiters are whole lines: what precedes the first line that differs, what follows the last,
-      and in between the lines that stand exactly once, and in the same order, in every row. They
-      must form two blocks. Every row is then taken apart and rendered again, and has to come out as
-      it was. Raises JudgeError that says what was found where the rows leave the template open.
+    Delimiters are whole lines: those before the first line that differs, those after the last, and between them the
+    lines that occur exactly once, and in the same order, in every row. They form two blocks. Raises JudgeError if the
+    rows leave the template open, or if it does not render every row as it was.
     """
     if len(rows) < 2:
         raise JudgeError(f"recovering a template takes at least two rows; found {len(rows)}.")
@@ -49,28 +51,23 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
     for at, (text, found) in enumerate(zip(texts, fields, strict=True)):
         if found is None or render(template, *found) != text:
             raise JudgeError(
-                f"row {at} does not fit the template that all rows share ({template!r:.300}): one of its fields holds "
+                f"row {at} does not fit the template that all rows share ({template!r:.300}): one of its fields has "
                 f"a delimiter line. Leave the row out. {_ADVICE}"
             )
     for name, values in zip(FIELDS, zip(*fields, strict=True), strict=True):
         if len(set(values)) == 1:
             raise JudgeError(
-                f"all {len(rows)} rows have the same {name} ({values[0]!r:.80}), so what belongs to the template and "
-                f"what to the {name} is open. {_ADVICE}"
+                f"all {len(rows)} rows have the same {name} ({values[0]!r:.80}), which may be part of the template. "
+                f"{_ADVICE}"
             )
     return template, labels
 
 
 def take_apart(template: str, text: str) -> tuple[str, str, str] | None:
-    """(prompt, first, second) of a rendered text, split at the first occurrence of each delimiter;
-    None if none fits.
-    """
-    head, between, middle, tail = split_template(template)
-    if len(text) < len(head) + len(tail) or not (text.startswith(head) and text.endswith(tail)):
-        return None
-    prompt, found, rest = text[len(head) : len(text) - len(tail)].partition(between)
-    first, found_too, second = rest.partition(middle)
-    return (prompt, first, second) if found and found_too else None
+    """(prompt, first, second) of a rendered text, split at the first of each delimiter; None if it has another form."""
+    head, between, middle, tail = map(re.escape, split_template(template))
+    found = re.fullmatch(f"{head}(.*?){between}(.*?){middle}(.*){tail}", text, re.DOTALL)
+    return (found[1], found[2], found[3]) if found else None
 
 
 def render(template: str, prompt: str, first: str, second: str) -> str:
@@ -112,14 +109,13 @@ def _shared_ends(texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _shared_start(texts: Sequence[str]) -> str:
-    # the smallest and the largest text in dictionary order differ first
-    low, high = min(texts), max(texts)
+    low, high = min(texts), max(texts)  # these differ first
     same = (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return low[: next(same, min(len(low), len(high)))]
 
 
 def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines with words that stand exactly once in every row, in the order of the first row."""
+    """The lines with words that occur exactly once in every row, in the order of the first row."""
     counts = [Counter(found) for found in lines]
     shared = []
     for line in dict.fromkeys(lines[0]):
@@ -129,11 +125,10 @@ def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
         if max(times) == 1:
             shared.append(line)
         elif times.count(1) * 2 > len(times):
-            # A delimiter that somebody's text repeats; dropping it would give a wrong template that still fits.
+            # A delimiter that a text repeats; without it, a wrong template would fit.
             at = next(at for at, n in enumerate(times) if n > 1)
             raise JudgeError(
-                f"row {at} does not fit: the line {line!r} stands in every row, here {times[at]} times. Leave the row "
-                "out."
+                f"row {at} does not fit: the line {line!r} is in every row, here {times[at]} times. Leave the row out."
             )
     return shared
 
@@ -144,26 +139,23 @@ def _separators(middles: Sequence[str]) -> list[str]:
     shared = _shared_lines(lines)
     where = [[found.index(line) for line in shared] for found in lines]  # [row][shared line]
     if any(row != sorted(row) for row in where):
-        raise JudgeError(f"the lines {shared} stand in different orders in the rows. {_ADVICE}")
+        raise JudgeError(f"the lines {shared} are in different orders in the rows. {_ADVICE}")
 
-    def same(offsets: Sequence[int]) -> bool:
-        """Whether every row has a blank line at its offset, and the same one."""
-        inside = all(0 < at < len(found) - 1 for at, found in zip(offsets, lines, strict=True))
-        if not inside:
-            return False
-        values = {found[at] for at, found in zip(offsets, lines, strict=True)}
-        return len(values) == 1 and not next(iter(values)).strip()
+    def is_blank(offsets: np.ndarray) -> bool:
+        """Whether every row has the same blank line at its offset."""
+        places = list(zip(offsets, lines, strict=True))
+        inside = all(0 < at < len(found) - 1 for at, found in places)
+        values = {found[at] for at, found in places} if inside else {"outside"}
+        return len(values) == 1 and not values.pop().strip()
 
-    spans: list[list[tuple[int, int]]] = []  # [block][row] -> first and last line
-    for at in range(len(shared)):
-        span = [(row[at], row[at]) for row in where]
-        while same([start - 1 for start, _ in span]):
-            span = [(start - 1, stop) for start, stop in span]
-        while same([stop + 1 for _, stop in span]):
-            span = [(start, stop + 1) for start, stop in span]
-        previous = spans[-1] if spans else None
-        if previous and all(a[1] + 1 >= b[0] for a, b in zip(previous, span, strict=True)):
-            spans[-1] = [(a[0], b[1]) for a, b in zip(previous, span, strict=True)]
-        else:
-            spans.append(span)
-    return ["\n" + "\n".join(lines[0][s[0][0] : s[0][1] + 1]) + "\n" for s in spans]
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []  # first and last line in each row
+    for line in np.array(where, int).reshape(len(lines), -1).T:
+        start, stop = line, line
+        while is_blank(start - 1):
+            start = start - 1
+        while is_blank(stop + 1):
+            stop = stop + 1
+        if blocks and (blocks[-1][1] + 1 >= start).all():
+            start = blocks.pop()[0]
+        blocks.append((start, stop))
+    return ["\n" + "\n".join(lines[0][a[0] : b[0] + 1]) + "\n" for a, b in blocks]

@@ -1,14 +1,12 @@
 """A layout compiled for tokenizing: constant segments tokenized once, and fields with the literal text around them.
 
-The tokens of the segments, one after another, are the tokens of the whole text. Byte-level tokenizers cut between a
-line break and a following word or sign, so that is where the segments meet; a text is tokenized together with the line
-breaks after it, because many tokenizers join those to a full stop. The next character matters too ("\\n\\n" before a
-word is two tokens in GPT-2's way of cutting, one at the end of a text), so it is shown to the tokenizer and its token
-is removed again.
+The tokens of the segments, one after another, are the tokens of the whole text. Segments meet at a line break before a
+word or sign, where byte-level tokenizers split. A text is tokenized together with the line breaks after it, because
+many tokenizers join these to a full stop, and with the next character, whose token is then removed: GPT-2's tokenizer
+makes two tokens of "\\n\\n" before a word and one at the end of a text.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,68 +20,46 @@ from gram_jax.judge.tokens import TextEncoder
 class FieldContext(NamedTuple):
     """The literal text that is tokenized with a field, before and after it, and the character that follows."""
 
-    prefix: str
-    suffix: str
-    following: str
+    prefix: str = ""
+    suffix: str = ""
+    following: str = ""
 
 
-@dataclass(frozen=True)
-class ConstSegment:
-    """Tokens that are the same in every example. i32 [n]."""
+class Segment(NamedTuple):
+    """Part of a layout: constant tokens (i32 [n]), or a field with its context.
 
-    tokens: np.ndarray
-    weight: float
-
-
-@dataclass(frozen=True)
-class FieldSegment:
-    """A field of the layout, tokenized with its context."""
-
-    field: str
-    context: FieldContext
-    weight: float
-
-
-@dataclass(frozen=True)
-class EncodePlan:
-    """A layout as segments.
-
-    const_tokens: number of tokens that are the same in every example; weights: f32 [segments].
+    weight: loss weight of its tokens as targets.
     """
 
-    segments: tuple[ConstSegment | FieldSegment, ...]
-    const_tokens: int
-    weights: np.ndarray
+    weight: float
+    tokens: np.ndarray | None = None
+    field: str = ""
+    context: FieldContext = FieldContext()
 
 
 @lru_cache(maxsize=64)
-def make_encode_plan(encoder: TextEncoder, layout: Layout) -> EncodePlan:
-    """Cut a layout into segments and tokenize the constant ones."""
-    segments: list[ConstSegment | FieldSegment] = []
+def compile_layout(encoder: TextEncoder, layout: Layout) -> tuple[Segment, ...]:
+    """Divide a layout into segments and tokenize the constant ones."""
+    segments: list[Segment] = []
     prefix = ""
-    for at, part in enumerate(layout):
-        following = layout[at + 1] if at + 1 < len(layout) else None
+    for part, following in zip(layout, [*layout[1:], None], strict=True):
+        text = part.value
         if part.kind == "frame":
-            segments.append(ConstSegment(encoder.frame(part.value), part.weight))
+            segments.append(Segment(part.weight, encoder.frame(text)))
         elif part.kind == "field":
-            segments.append(FieldSegment(part.value, FieldContext(prefix, "", ""), part.weight))
+            segments.append(Segment(part.weight, field=text, context=FieldContext(prefix)))
             prefix = ""
         else:
-            text = part.value
-            last = segments[-1] if segments else None
-            if isinstance(last, FieldSegment):
+            if segments and segments[-1].field:
                 suffix, text = _after_breaks(text)
+                last = segments.pop()
                 context = last.context._replace(suffix=suffix, following=text[:1])
-                segments[-1] = FieldSegment(last.field, context, last.weight)
+                segments.append(last._replace(context=context))
             if following is not None and following.kind == "field":
                 text, prefix = _before_field(text)
             if text:
-                segments.append(ConstSegment(encoder.text(text, prefix[:1]), part.weight))
-    return EncodePlan(
-        segments=tuple(segments),
-        const_tokens=sum(len(x.tokens) for x in segments if isinstance(x, ConstSegment)),
-        weights=np.array([segment.weight for segment in segments], np.float32),
-    )
+                segments.append(Segment(part.weight, encoder.text(text, prefix[:1])))
+    return tuple(segments)
 
 
 def _before_field(text: str) -> tuple[str, str]:
@@ -98,30 +74,26 @@ def _before_field(text: str) -> tuple[str, str]:
 
 
 def _after_breaks(text: str) -> tuple[str, str]:
-    """Split behind the first run of line breaks; everything comes before if there is none."""
-    end = text.find("\n")
-    if end < 0:
-        return text, ""
-    while end < len(text) and text[end] == "\n":
-        end += 1
-    return text[:end], text[end:]
+    """Split after the first run of line breaks; the second part is empty if there is none."""
+    line, breaks, rest = text.partition("\n")
+    after = rest.lstrip("\n")
+    return line + breaks + rest[: len(rest) - len(after)], after
 
 
 class TokenTable:
     """Tokens of texts as fields of a layout: each text is tokenized once, all new texts in one call.
 
-    fields: the names of the fields in the order of the layout.
+    fields: names of the fields in the order of the layout. const_tokens: number of tokens of the constant segments.
     """
 
     def __init__(self, encoder: TextEncoder, layout: Layout):
         self.encoder = encoder
-        self.plan = make_encode_plan(encoder, layout)
-        self._context = {
-            x.field: x.context for x in self.plan.segments if isinstance(x, FieldSegment)
-        }
+        self.segments = compile_layout(encoder, layout)
+        self.const_tokens = sum(len(x.tokens) for x in self.segments if x.tokens is not None)
+        self._context = {x.field: x.context for x in self.segments if x.field}
         self.fields = tuple(self._context)
-        # A response is measured in the context of every response, so that the truncation of a pair
-        # does not depend on the order shown. In most templates these contexts are equal.
+        # A response is measured in the context of every response, so that the truncation of a pair does not depend on
+        # the order shown. In most templates these contexts are equal.
         responses = tuple(dict.fromkeys(self._context[x] for x in self.fields if x != "prompt"))
         self._measured = {
             name: (context,) if name == "prompt" else responses
@@ -131,11 +103,7 @@ class TokenTable:
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
         """Tokenize the (field, text) pairs that are new."""
-        wanted = (
-            (context.prefix + text + context.suffix, context.following)
-            for field, text in texts
-            for context in self._measured[field]
-        )
+        wanted = (_key(context, text) for field, text in texts for context in self._measured[field])
         new = list(dict.fromkeys(key for key in wanted if key not in self._tokens))
         self._tokens.update(zip(new, self.encoder.text_batch(new), strict=True))
 
@@ -149,9 +117,7 @@ class TokenTable:
 
     def total(self, texts: Mapping[str, str]) -> int:
         """Number of tokens of the whole example."""
-        return self.plan.const_tokens + sum(
-            [self.length(field, text) for field, text in texts.items()]
-        )
+        return self.const_tokens + sum([self.length(field, text) for field, text in texts.items()])
 
     def check_room(self, budget: int) -> None:
         """Raises JudgeError if a budget of tokens cannot hold the layout and the marks of truncation."""
@@ -159,11 +125,15 @@ class TokenTable:
         if least > budget:
             raise JudgeError(
                 f"max_length = {budget} leaves no room for the texts: chat format and template alone take "
-                f"{self.plan.const_tokens} tokens. The least that works is {least}, a useful length is 512 or more."
+                f"{self.const_tokens} tokens. The minimum is {least}, a useful length is 512 or more."
             )
 
     def _get(self, context: FieldContext, text: str) -> np.ndarray:
-        key = (context.prefix + text + context.suffix, context.following)
+        key = _key(context, text)
         if key not in self._tokens:
             self._tokens[key] = self.encoder.text(*key)
         return self._tokens[key]
+
+
+def _key(context: FieldContext, text: str) -> tuple[str, str]:
+    return context.prefix + text + context.suffix, context.following

@@ -1,16 +1,18 @@
-"""The judge specification: everything a score depends on besides the weights, as one frozen value.
+"""The judge specification: everything that a score depends on besides the weights, as one frozen value.
 
-It is saved with every checkpoint and export as judge.json and compared by hash: judges with equal hashes turn a pair
-into the same tokens and answer with the same two labels.
+It is saved with every checkpoint and export as judge.json and compared by hash: judges with equal hashes make the same
+tokens of a pair and answer with the same two labels.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gram_jax.errors import JudgeError
 from gram_jax.files import write_atomic
@@ -31,23 +33,21 @@ from gram_jax.judge.tokens import fingerprint, text_encoder, tokenizer_name
 
 FILE_NAME = "judge.json"
 FORMAT = 2
-TEXTS = ("template", "chat_prefix", "generation_prompt", "end_of_turn", "date", "tokenizer")
-# The length of the public GRAM recipes, used where the tokenizer knows no shorter context.
+# The length of the public GRAM recipes, used if the tokenizer has no shorter context.
 DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """How a judge is asked and how it answers.
+    """The input format of a judge and its two answers.
 
-    template:   text with {prompt}, {first}, {second}: the user's message.
-    labels:     the answers for "first is better" and "second is better", each one token.
-    label_ids:  their token ids.
+    template: the user's message, a text with {prompt}, {first}, {second}.
+    labels: the answers for "first is better" and "second is better", each one token. label_ids: their token ids.
     chat_prefix, generation_prompt, end_of_turn: the chat frame as literal text (judge/chat.py); the verdict
       follows generation_prompt directly.
     max_length: maximum number of tokens of a comparison, without the verdict.
     thinking, system, date: the settings with which the frame was rendered, for the record.
-    tokenizer:  fingerprint of the tokenizer of these ids.
+    tokenizer: fingerprint of the tokenizer of these ids.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
@@ -56,6 +56,8 @@ class JudgeSpec:
     >>> JudgeSpec.from_json(spec.to_json()) == spec
     True
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
     template: str
     labels: tuple[str, str]
@@ -91,7 +93,7 @@ class JudgeSpec:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON: the identity of the judge, weights apart."""
+        """sha256 of the canonical JSON: the identity of the judge without its weights."""
         return hashlib.sha256(self.to_json(indent=None).encode()).hexdigest()
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -100,7 +102,7 @@ class JudgeSpec:
 
     @staticmethod
     def from_json(text: str) -> "JudgeSpec":
-        """The specification back from `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
+        """The inverse of `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
         try:
             found = json.loads(text)
         except ValueError as error:
@@ -109,56 +111,39 @@ class JudgeSpec:
             raise JudgeError(
                 f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another version or damaged."
             )
-        known = {field.name for field in fields(JudgeSpec)}
-        if set(found) != known:
+        try:
+            spec = TypeAdapter(JudgeSpec).validate_json(json.dumps(found))
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
             raise JudgeError(
-                f"{FILE_NAME}: missing entries {sorted(known - set(found))}, unknown entries "
-                f"{sorted(set(found) - known)}. The file is damaged or of another version."
-            )
-        for name, kind in (("labels", str), ("label_ids", int)):
-            pair = found[name]
-            if not (isinstance(pair, list) and [type(v) for v in pair] == [kind, kind]):
-                raise JudgeError(
-                    f"{FILE_NAME}: {name} should be two {kind.__name__} values; found {pair!r}."
-                )
-            found[name] = tuple(pair)
-        for name in TEXTS:
-            if not isinstance(found[name], str):
-                raise JudgeError(f"{FILE_NAME}: {name} should be text; found {found[name]!r}.")
-        if type(found["max_length"]) is not int or type(found["thinking"]) is not bool:
-            raise JudgeError(
-                f"{FILE_NAME}: max_length should be an integer and thinking a boolean."
-            )
-        spec = JudgeSpec(**found)
+                f"{FILE_NAME}: {'; '.join(problems)}. The file is damaged or of another version."
+            ) from None
         layout_guard(spec.comparison)
         return spec
 
     def save(self, place: str | Path) -> Path:
-        """Writes judge.json into an existing folder, or a file of another name, and returns its path."""
-        path = judge_file(place)
-        return write_atomic(path, self.to_json() + "\n", error=JudgeError)
+        """Write judge.json into an existing folder, or a file of another name; returns its path."""
+        return write_atomic(judge_file(place), self.to_json() + "\n", error=JudgeError)
 
     @staticmethod
     def load(place: str | Path) -> "JudgeSpec":
-        """Read a file, or judge.json of a folder. Raises JudgeError if there is none or it is damaged."""
+        """The specification in a file, or in judge.json of a folder. Raises JudgeError if missing or damaged."""
         path = judge_file(place)
         if not path.is_file():
             raise JudgeError(
-                f"no {path.name} in {path.parent}: this is not the checkpoint or export of a judge. `gram-jax spec` "
+                f"no {path.name} in {path.parent}: expected the checkpoint or export of a judge. `gram-jax spec` "
                 "writes a specification for a model that has none."
             )
         try:
             return JudgeSpec.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise JudgeError(f"{path} cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise JudgeError(f"{path}: expected UTF-8 text; found {error}") from error
-        except JudgeError as error:
+        except (UnicodeDecodeError, JudgeError) as error:
             raise JudgeError(f"{path}: {error}") from error
 
 
 def judge_file(place: str | Path) -> Path:
-    """`place` if it is a file name that ends in .json, else judge.json in that folder."""
+    """`place` if it is the name of a .json file, else judge.json in that folder."""
     path = Path(place).expanduser()
     return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
 
@@ -175,17 +160,15 @@ def make_spec(
 ) -> JudgeSpec:
     """The specification of a judge on this tokenizer.
 
-    template: "default"; a path to a text file with {prompt}, {first}, {second}; or "from-dataset",
-      which recovers template and labels from `rows` (GRAM rows with instruction, input, output: a
-      rendered judge prompt and its verdict).
-    labels: the two answers, by default "A" and "B" (from-dataset: those of the rows).
-    max_length: token budget, by default 2048 or the tokenizer's context if that is shorter.
-    system: None leaves the system turn to the chat template, "" drops it, text replaces it. With
-      "from-dataset" a system turn that carries a date is dropped, because the reference training on
-      Llama had none.
+    template: "default"; a path to a text file with {prompt}, {first}, {second}; or "from-dataset", which recovers
+      template and labels from `rows` (rendered GRAM rows with instruction, input, output).
+    labels: the two answers; default "A" and "B" (from-dataset: those of the rows).
+    max_length: maximum number of tokens; default 2048, or the tokenizer's context if that is shorter.
+    system: None leaves the system turn to the chat template, "" drops it, text replaces it. "from-dataset" drops a
+      system turn with a date, because the reference training on Llama had none.
 
-    Raises JudgeError if a label is not one token right after the tail, or if the template does not
-    separate its fields.
+    Raises JudgeError if a label is not one token directly after the tail, or if the template does not separate its
+    fields.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> tokenizer = load_tokenizer("tiny-random")
@@ -198,8 +181,7 @@ def make_spec(
     if template == "from-dataset":
         if not rows:
             raise JudgeError(
-                'template = "from-dataset" needs rendered rows (instruction, input, output); none '
-                "given."
+                'template = "from-dataset": expected rendered rows (instruction, input, output); found none.'
             )
         text, found_labels = recover_template(rows)
         labels = check_labels(labels or found_labels)
@@ -228,14 +210,14 @@ def make_spec(
 
 
 def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
-    """The same judge with another token budget of a pair; raises JudgeError if the template leaves no room in it."""
+    """The same judge with another maximum length. Raises JudgeError if the template leaves no room for texts."""
     check_tokenizer(spec, tokenizer)
     TokenTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
     return replace(spec, max_length=max_length)
 
 
 def default_length(tokenizer: Any) -> int:
-    """The token budget if none is given."""
+    """The maximum length if none is given."""
     context = getattr(tokenizer, "model_max_length", None)
     if not isinstance(context, int) or context <= 0:
         return DEFAULT_LENGTH
@@ -243,14 +225,13 @@ def default_length(tokenizer: Any) -> int:
 
 
 def read_template(path: str | Path) -> str:
-    """The template text of a file, without the line break that editors put at its end."""
+    """The template text of a file, without a line break at its end."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JudgeError(
             f"template {str(path)!r} cannot be read as a UTF-8 text file ({error}). "
-            'Expected "default", "from-dataset" or the path of a file with {prompt}, {first}, '
-            "{second}."
+            'Expected "default", "from-dataset" or the path of a file with {prompt}, {first}, {second}.'
         ) from error
     text = text.removesuffix("\n")
     split_template(text)

@@ -12,21 +12,18 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 
-def _quiet_transformers() -> None:
-    # Without PyTorch, importing transformers logs a warning; only its tokenizers are needed here. Importing their own
-    # modules keeps a type checker from reading every model of the package.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# Without PyTorch, importing transformers logs a warning; only its tokenizers are needed here. They are imported from
+# their own modules, so that a type checker does not read every model of the package.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a Hugging Face folder or hub name. Raises CheckpointError if there is none."""
-    _quiet_transformers()
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    # OSError, ValueError, KeyError, errors of the hub's client: a failed load has many names
-    except Exception as error:
+    except Exception as error:  # OSError, ValueError, KeyError, errors of the hub's client
         raise CheckpointError(
             f"no tokenizer can be loaded from {str(name)!r}: {error}\n"
             "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and "
@@ -42,8 +39,7 @@ def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 def wrap_tokenizer(
     backend: Tokenizer, *, chat_template: str | None = None, **settings: Any
 ) -> "PreTrainedTokenizerFast":
-    """A transformers tokenizer around one of the `tokenizers` library; settings such as eos_token go through."""
-    _quiet_transformers()
+    """A transformers tokenizer around one of the `tokenizers` library. settings: of transformers, such as eos_token."""
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(

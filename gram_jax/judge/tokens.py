@@ -1,8 +1,4 @@
-"""Text to token ids, with control tokens switched on (frame) or off (text from people).
-
-Nothing here imports a tokenizer library by name except `tokenizers`, whose Rust tokenizer every
-fast tokenizer carries.
-"""
+"""Text to token ids, with control tokens recognised (chat frame) or not (texts)."""
 
 import hashlib
 import json
@@ -15,16 +11,17 @@ from tokenizers import Tokenizer
 
 from gram_jax.errors import DataError, JudgeError
 
-# Covers case, digits, blanks, line breaks, accents in two normal forms, an emoji and CJK:
-# tokenizers that agree on their vocabulary and on this text may be taken for the same one.
+# Case, digits, blanks, line breaks, accents in two normal forms, an emoji and CJK: tokenizers with one vocabulary and
+# the same tokens of this text are taken for the same one.
 PROBE = "The 1st  Answer, 2024:\n\n\té e\u0301 don't ½ ['x']\r\n🙂 漢字 \u212a"
 
 
 class TextEncoder:
-    """The two encoders of a tokenizer: `frame` obeys control tokens, `text` knows only characters.
+    """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not.
 
-    `text` is the same tokenizer with all its added tokens removed, special or not (Qwen3's
-    `<think>` is not marked special), except those that consist of blanks and only shorten text.
+    `text` is the same tokenizer without its added tokens, special or not (Qwen3's `<think>` is not marked special),
+    except those of blanks, which only shorten text. Raises JudgeError for a slow tokenizer, or one whose control tokens
+    cannot be switched off.
     """
 
     def __init__(self, tokenizer: Any):
@@ -36,7 +33,7 @@ class TextEncoder:
                 f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
         state = json.loads(backend.to_str())
-        # The chat frame already has what a post-processor would add, such as the beginning-of-text token.
+        # The chat frame already has what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
         control = [t for t in state["added_tokens"] if not t["content"].isspace()]
@@ -51,11 +48,10 @@ class TextEncoder:
         strings = [text for t in control for text in (t["content"], f"a{t['content']}b")]
         found = self.text_batch([(string, "") for string in strings])
         for string, ids in zip(strings, found, strict=True):
-            if not self.control_ids.isdisjoint(ids.tolist()):
+            if leaked := self.control_ids.intersection(ids.tolist()):
                 raise JudgeError(
                     f"tokenizer {self.name}: with control tokens switched off, {string!r} still becomes the control "
-                    f"token(s) {sorted(self.control_ids.intersection(ids.tolist()))}. Text from people could then "
-                    "forge a turn, so this tokenizer cannot be used; gram_jax expects byte-level BPE."
+                    f"token(s) {sorted(leaked)}. A text could forge a turn; expected byte-level BPE."
                 )
 
     def frame(self, text: str) -> np.ndarray:
@@ -65,9 +61,7 @@ class TextEncoder:
     def text(self, text: str, following: str = "") -> np.ndarray:
         """i32 [n]: control tokens in `text` stay text.
 
-        following: the character that comes after, where tokenizers care ("\n\n" before a word and
-          at the end of a text are different tokens in GPT-2's way of cutting). Its own token is not
-          part of the result.
+        following: the character after the text, on which its last token may depend; it has no token in the result.
         """
         return self.text_batch([(text, following)])[0]
 
@@ -81,7 +75,7 @@ class TextEncoder:
         ]
 
     def _without(self, ids: list[int], text: str, following: str) -> np.ndarray:
-        """Takes the token of `following` off again; where it melted into `text`, `text` is tokenized alone."""
+        """The ids without the token of `following`; if it shares a token with `text`, those of `text` alone."""
         if following not in self._single:
             alone = self._text.encode(following, add_special_tokens=False).ids
             self._single[following] = alone[0] if len(alone) == 1 else None
@@ -95,12 +89,11 @@ class TextEncoder:
         return np.array([end for _, end in offsets], np.int64)
 
     def clean(self, text: str) -> tuple[str, int]:
-        """`text` as the tokenizer will read it, and how many broken characters were replaced.
+        """(`text` as the tokenizer reads it, number of lone surrogates replaced by U+FFFD).
 
-        Lone surrogates (half an emoji, cut by somebody's slice) become U+FFFD; halves that belong
-        together are joined. A tokenizer that normalises Unicode does it here already, so that a
-        sign which normalises to a delimiter's cannot slip past the search for delimiters (U+037E,
-        the Greek question mark, becomes a semicolon).
+        Surrogates that are a pair are joined. A tokenizer's Unicode normalisation is applied here, before the search
+        for delimiters, because characters may become those of a delimiter (U+037E, the Greek question mark, becomes a
+        semicolon).
         """
         if not isinstance(text, str):
             raise DataError(
@@ -121,7 +114,7 @@ class TextEncoder:
 
 
 def _is_plain_normalizer(tokenizer: Tokenizer) -> bool:
-    """Whether the normaliser may be applied twice: true of Unicode normal forms, not of those that add blanks."""
+    """Whether the normaliser may be applied twice, as Unicode normal forms may, and those that add blanks may not."""
     if tokenizer.normalizer is None:
         return False
     once = tokenizer.normalizer.normalize_str(PROBE)
@@ -133,22 +126,21 @@ _encoders: "weakref.WeakKeyDictionary[Any, TextEncoder]" = weakref.WeakKeyDictio
 
 
 def text_encoder(tokenizer: Any) -> TextEncoder:
-    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (a second for 150k tokens)."""
+    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (1 s for 150k tokens)."""
     if tokenizer not in _encoders:
         _encoders[tokenizer] = TextEncoder(tokenizer)
     return _encoders[tokenizer]
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """What to call a tokenizer in a message."""
+    """The name of a tokenizer in messages."""
     return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """16 hex digits that name a tokenizer by its vocabulary and by how it cuts a probe text.
+    """16 hex digits of a tokenizer's vocabulary and its tokens of a probe text.
 
-    Unlike a hash of tokenizer.json it does not change with the library's version or with saving and
-    loading.
+    Unlike a hash of tokenizer.json they do not change with the library's version, or with saving and loading.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     digest = hashlib.sha256(json.dumps(vocabulary).encode())

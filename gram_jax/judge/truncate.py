@@ -1,5 +1,5 @@
-"""Truncation of over-long examples: inside the responses, then inside the prompt, never at the tail, and equal for
-both orders.
+"""Truncation of overlong examples: inside the responses, then inside the prompt, never at the tail, and equal for both
+orders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,21 @@ from gram_jax.judge.template import CUT
 def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> dict[str, str]:
     """The fields cut to `space` tokens: the responses to a common length, then the prompt.
 
-    The longer response is cut first. The responses together keep at least half of the space, whatever
-    the length of the prompt. The cut depends on the texts only, not on which response is shown first.
+    The responses together keep at least half of the space, whatever the length of the prompt. The cut depends on the
+    texts only, not on which response is shown first.
     """
     lengths = {name: table.length(name, text) for name, text in texts.items()}
     responses = [name for name in texts if name != "prompt"]
     floor = space // (2 * len(responses))
     room = max(space - lengths["prompt"], sum(min(lengths[name], floor) for name in responses))
     limit = common_limit([lengths[name] for name in responses], room)
-    short = {name: cut_middle(table, name, texts[name], limit) for name in responses}
+    short = {name: _cut_middle(table, name, texts[name], limit) for name in responses}
     left = space - sum(table.length(name, text) for name, text in short.items())
-    return {"prompt": cut_middle(table, "prompt", texts["prompt"], left), **short}
+    return {"prompt": _cut_middle(table, "prompt", texts["prompt"], left), **short}
 
 
 def common_limit(lengths: Sequence[int], room: int) -> int:
-    """The largest length to which all can be cut for their sum to stay within `room`."""
+    """The largest length to which all can be cut so that their sum is at most `room`."""
     left = room
     for at, length in enumerate(sorted(lengths)):
         limit = left // (len(lengths) - at)
@@ -35,11 +35,10 @@ def common_limit(lengths: Sequence[int], room: int) -> int:
     return max(lengths)
 
 
-def cut_middle(table: TokenTable, field: str, text: str, limit: int) -> str:
-    """The beginning and the end of a text, with a mark between them, in at most `limit` tokens.
+def _cut_middle(table: TokenTable, field: str, text: str, limit: int) -> str:
+    """The beginning and the end of a text (answers often come last), with a mark between them, in `limit` tokens.
 
-    Both ends stay because answers often come last. The text is cut where its tokens end, and
-    tokenized again.
+    The text is cut at the ends of its tokens, and tokenized again.
     """
     if table.length(field, text) <= limit:
         return text

@@ -31,6 +31,10 @@ class SamplingConfig:
     temperature: 0 takes the most likely token. top_p: draws from the most likely tokens that together have this
     probability (arXiv 1904.09751). seed: of the noise, which differs between prompts. stop_token_ids: each ends a row
     and is part of it.
+
+    >>> from gram_jax import SamplingConfig
+    >>> SamplingConfig(max_new_tokens=8, temperature=0.7).top_p
+    1.0
     """
 
     max_new_tokens: int

@@ -239,12 +239,12 @@ def _random_workloads(config: BenchConfig, engine: ScoringEngine) -> Iterator[Wo
 
 def _measure(workload: Workload, engine: ScoringEngine, rounds: int) -> WorkloadResult:
     workload.run()  # warm-up
-    seconds, before = [], engine.counters
+    seconds, engine.counters = [], WorkCounters()
     for _ in range(rounds):
         start = time.perf_counter()
         workload.run()
         seconds.append(time.perf_counter() - start)
-    done = asdict(engine.counters - before)
+    done = asdict(engine.counters)
     work = WorkCounters(**{name: value // rounds for name, value in done.items()})
     median, spread = statistics.median(seconds), (min(seconds), max(seconds))
     flops = judging_flops(engine.cfg, work)

@@ -32,7 +32,7 @@ class Chip:
 # `memory` is what libtpu 0.0.42 names in its message when a program is too large.
 # GPUs: NVIDIA's data sheets (SXM; 900 GB/s of NVLink are 450 in one direction; a 400 Gbit/s card for
 # each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory`: what CUDA reports less 0.6 GiB
-# for its context; JAX takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+# for its context; JAX takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION is larger.
 _CHIPS = (
     Chip("v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819e9, 4, 50e9, 3.125e9),
     Chip("v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765e9, 6, 100e9, 6.25e9),

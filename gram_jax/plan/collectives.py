@@ -79,7 +79,10 @@ class Instruction:
 
 
 def parse_hlo(hlo: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(computations by name, each with its instructions by name; the entry's name)."""
+    """(computations by name, each with its instructions by name; the entry's name).
+
+    Raises ValueError for an instruction of an unknown form.
+    """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, here = "", {}
     for line in re.sub(r"/\*[^*]*\*/", "", hlo).splitlines():
@@ -89,6 +92,8 @@ def parse_hlo(hlo: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         elif found := _INSTRUCTION.match(line):
             name, *parts = found.groups("")
             here[name] = Instruction(*parts)
+        elif re.match(r" +(?:ROOT )?%?[\w.\-]+ = ", line):
+            raise ValueError(f"unknown form of an instruction: {line[:200]}")
     return computations, entry
 
 

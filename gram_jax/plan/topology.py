@@ -152,7 +152,7 @@ def _tpu(topology: Topology, chip: Chip) -> tuple[str, dict[str, Any]]:
             f"--topology {topology.name} needs libtpu, the compiler for TPUs, which is not installed. It needs no TPU: "
             f'pip install "jax[tpu]" ({", ".join(pinned)})'
         )
-    # Read when libtpu is loaded: no TPU VM is asked for its metadata, and two plans may be made at
+    # Read when libtpu is loaded: it queries no metadata of a TPU VM, and two plans may be made at
     # the same time (without the second a lock file stops the later one). The third spares a warning.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

@@ -3,19 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from gram_jax.errors import JudgeError
 from gram_jax.judge.messages import PromptLike
-from gram_jax.ranking.tournament import (
-    OrderedPair,
-    OrderMode,
-    Ranking,
-    RankingMethod,
-    check_method,
-    tournament,
-)
+from gram_jax.ranking.tournament import OrderedPair, OrderMode, Ranking, RankingMethod, tournament
 
 
 @dataclass(frozen=True)
@@ -27,16 +21,29 @@ class RankingConfig:
     references: int | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises JudgeError if they do not go together."""
-        count = self.references if isinstance(self.references, int) else len(self.references)
-        check_method(self.method, self.order_mode, references=count)
+        """Raises JudgeError for unknown values and for references that do not go with the method."""
+        method, references = self.method, self.references
+        count = references if isinstance(references, int) else len(references)
+        if method is not None and method not in get_args(RankingMethod):
+            raise JudgeError(
+                f"unknown method of ranking {method!r}: expected one of {', '.join(get_args(RankingMethod))}"
+            )
+        if self.order_mode not in get_args(OrderMode):
+            raise JudgeError(f'order_mode is "both" or "one"; found {self.order_mode!r}')
+        if (method == "reference") != (count > 0):
+            raise JudgeError(
+                'the method "reference" needs references to compare with, at least one'
+                if method == "reference"
+                else f'references are for the method "reference"; found {count} with '
+                f"{method or 'the default method'}"
+            )
 
 
 class RankingJob:
     """The tournament of one prompt's responses.
 
-    Equal texts take part once, in the order of their hashes: the result depends neither on the order of the responses
-    nor on how often one of them occurs.
+    Equal texts are compared once, in the order of their hashes: the result does not depend on the order of the
+    responses or on repetitions.
     """
 
     def __init__(self, prompt: PromptLike, responses: Sequence[str], config: RankingConfig):
@@ -79,11 +86,8 @@ class RankingJob:
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
-    """Each text once, ordered by hash, so that the order does not depend on the content."""
+    """Each text once, ordered by hash."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise JudgeError(f"responses are a list of texts; found {texts!r:.200}")
-    return sorted(set(texts), key=lambda text: hashlib.blake2b(_bytes(text)).digest())
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    encoded = {text.encode("utf-8", "surrogatepass"): text for text in texts}
+    return [encoded[key] for key in sorted(encoded, key=lambda key: hashlib.blake2b(key).digest())]

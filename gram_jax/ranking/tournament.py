@@ -1,13 +1,12 @@
-"""Ranking n responses by comparing two at a time. Arrays only; the caller compares.
+"""Ranking n responses by comparisons of two. Arrays only; the caller compares.
 
-A method is a generator: it yields the comparisons it needs next, is sent their logit differences, and returns a
-Ranking. The tournaments of many prompts advance side by side, and the comparisons of a round are computed together.
-docs/ranking.md has the cost and the quality of each method.
+A method is a generator: it yields the next comparisons, is sent their logit differences, and returns a Ranking. The
+comparisons of many prompts' rounds are computed together. docs/ranking.md has the cost and the quality of each method.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -82,10 +81,9 @@ def tournament(
 
     The strengths are those that explain all log-odds best, by least squares: over a round robin the mean of the
     log-odds, which ranks clearly better than counting wins. The Bradley-Terry fit takes the probabilities instead.
-    Raises JudgeError for an unknown method or order_mode, for references with another method, or none with "reference".
+    `RankingConfig` checks the options. Raises JudgeError if there is nothing to rank.
     """
-    method = method or default_method(count)
-    check_method(method, order_mode, references=len(references))
+    method = method or ("groups" if count > GROUP else "round_robin")
     if count < 1:
         raise JudgeError("nothing to rank: expected at least one response")
     others = max([count, *(index + 1 for index in references)])
@@ -104,28 +102,6 @@ def tournament(
     return play()
 
 
-def default_method(count: int) -> RankingMethod:
-    """The default method for this number of responses."""
-    return "groups" if count > GROUP else "round_robin"
-
-
-def check_method(method: str | None, order_mode: str, *, references: int) -> None:
-    """Raises JudgeError for unknown values and for references that do not go with the method."""
-    if method is not None and method not in get_args(RankingMethod):
-        raise JudgeError(
-            f"unknown method of ranking {method!r}: expected one of {', '.join(get_args(RankingMethod))}"
-        )
-    if order_mode not in get_args(OrderMode):
-        raise JudgeError(f'order_mode is "both" or "one"; found {order_mode!r}')
-    if (method == "reference") != (references > 0):
-        raise JudgeError(
-            'the method "reference" needs references to compare with, at least one'
-            if method == "reference"
-            else f'references are for the method "reference"; found {references} with '
-            f"{method or 'the default method'}"
-        )
-
-
 class _Comparisons:
     """What was compared so far. logit_diffs: f64 [n, n], of the first shown against the second, nan if not compared."""
 
@@ -138,8 +114,9 @@ class _Comparisons:
     def compare(self, pairs: Iterable[OrderedPair]) -> Rounds:
         """Request the pairs that were not compared before."""
         requested: dict[OrderedPair, None] = {}
+        known = self._known()
         for i, j in pairs:
-            if i != j and not self.was_compared(i, j) and not {(i, j), (j, i)} & requested.keys():
+            if i != j and not known[i, j] and not {(i, j), (j, i)} & requested.keys():
                 requested[self._assign_order(i, j)] = None
                 if self.both:
                     requested[(j, i)] = requested[(i, j)] = None
@@ -150,10 +127,6 @@ class _Comparisons:
             self.logit_diffs[pair] = diff
         self.rounds += 1
         self.comparisons += len(requested)
-
-    def was_compared(self, i: int, j: int) -> bool:
-        """Whether a pair was compared."""
-        return not (np.isnan(self.logit_diffs[i, j]) and np.isnan(self.logit_diffs[j, i]))
 
     def margins(self) -> np.ndarray:
         """Log-odds that i is better than j, mean over the known orders; antisymmetric, 0 if not compared."""
@@ -211,17 +184,17 @@ def _round_robin(table: _Comparisons, all_: list[int]) -> Rounds:
 def _groups(table: _Comparisons, alive: list[int]) -> Rounds:
     while True:
         many = -(-len(alive) // GROUP)
-        # Neighbours come from one group, in which they were compared.
+        # Neighbours are of one earlier group, in which they were compared.
         groups = [alive[first::many] for first in range(many)]
         yield from table.compare(pair for group in groups for pair in combinations(group, 2))
         if many == 1:
             return
         strengths = table.strengths()
-        alive = [group[at] for group in groups for at in sorted(_upper_half(strengths[group]))]
-
-
-def _upper_half(strengths: np.ndarray) -> list[int]:
-    return order_of(strengths)[: -(-len(strengths) // 2)]
+        alive = [
+            group[at]
+            for group in groups
+            for at in sorted(order_of(strengths[group])[: -(-len(group) // 2)])
+        ]
 
 
 def _knockout(table: _Comparisons, alive: list[int]) -> Rounds:

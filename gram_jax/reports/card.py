@@ -3,10 +3,9 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gram_jax.checkpoint.manifest import has_manifest, renew_entry, verify
 from gram_jax.errors import ReportError
@@ -58,14 +57,13 @@ def write_card(folder: Path, options: CardOptions) -> Path:
     """Write the card of an exported model, and push the folder if a repository is given.
 
     Raises ReportError if the folder is not an exported judge, results are of another judge or of other weights, the run
-    is of another judge, the existing card is not gram_jax's, or a model is to be pushed whose licence is not known;
-    CheckpointError for what the hub refuses.
+    is of another judge, the existing card is not gram_jax's, or a model without a known licence is to be pushed.
+    Raises CheckpointError if the hub refuses.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
     found = read_folders(options.evaluations)
-    _check_judge(folder, spec, found)
-    _check_weights(folder, found)
+    _check_results(folder, spec, found)
     origin = find_origin(
         options.run,
         base=options.base,
@@ -100,30 +98,24 @@ def write_card(folder: Path, options: CardOptions) -> Path:
     return card
 
 
-def _check_judge(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults]) -> None:
-    """Raises ReportError for results of a judge that is asked in another way."""
+def _check_results(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults]) -> None:
+    """Raises ReportError for results of another judge or other weights; loads them once for each number format."""
+    ours: dict[tuple[str, str], str] = {}
     for one in found:
         if one.about.judge != spec.hash:
             raise ReportError(
                 f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
                 f"that of {folder} is {spec.hash[:12]}): evaluate this model"
             )
-
-
-def _check_weights(folder: Path, found: Sequence[ModelResults]) -> None:
-    """Raises ReportError for results of other weights; the model is loaded once for each number format."""
-    ours: dict[tuple[str, str], str] = {}
-    for place, one in ((x.folder, file) for x in found for file in (x.evaluation, x.attack)):
-        if one is None:
-            continue
-        held = number_format(one.settings)
-        if held not in ours:
-            ours[held] = fingerprint_as(folder, one.settings)
-        if ours[held] != one.fingerprint:
-            raise ReportError(
-                f"{place} holds results of {one.model}, whose weights are not those of {folder}, by another training "
-                f"or by rounding: evaluate {folder} itself"
-            )
+        for file in filter(None, (one.evaluation, one.attack)):
+            held = number_format(file.settings)
+            if held not in ours:
+                ours[held] = fingerprint_as(folder, file.settings)
+            if ours[held] != file.fingerprint:
+                raise ReportError(
+                    f"{one.folder} holds results of {file.model}, whose weights are not those of {folder}, by another "
+                    f"training or by rounding: evaluate {folder} itself"
+                )
 
 
 def _spec(folder: Path) -> JudgeSpec:
@@ -143,7 +135,7 @@ def _spec(folder: Path) -> JudgeSpec:
 def is_ours(text: str) -> bool:
     """Whether a card is unchanged since `make_card` wrote it."""
     found = MARK.search(text)
-    return found is not None and found.group(1) == _digest(text[: found.start()])
+    return found is not None and found[1] == _digest(text[: found.start()])
 
 
 def _digest(text: str) -> str:
@@ -179,30 +171,28 @@ def make_card(
         smoothing=last.loss.label_smoothing if last is not None else None,
         results=_named(found),
         training=_training(origin),
-        calibration=list(_calibration(found)),
+        calibration=[
+            (name + suffix, _advice(source.calibration.temperature))
+            for suffix, name, source in _sources(found)
+        ],
     )
     text = f"{head}\n{tidy(body)}".rstrip("\n")
     note = 'written by "gram-jax card", which replaces it unless it was edited'
     return f"{text}\n<!-- gram_jax card {_digest(text)}: {note} -->\n"
 
 
-def _hub_results(found: Sequence[ModelResults], origin: Origin) -> Iterable[HubResult]:
-    for folder, one in _named(found):
-        suffix = f" ({folder})" if folder else ""
-        for name, source in one.sources.items():
-            dataset = origin.hub_dataset(source.source) or visible(name)
-            for metric, value in _hub_metrics(source):
-                yield HubResult(dataset, visible(name), metric + suffix, value)
-
-
-def _hub_metrics(source: SourceResult) -> list[tuple[str, float]]:
-    """(name, value) of the figures for the hub's index, which takes the first one for the result."""
-    # The first figure of a best-of-n set is a share; grades have units of their own.
-    figures = source.official[: 1 if source.benchmark == "best_of_n" else None]
-    official = [(visible(figure.name), figure.value) for figure in figures]
-    of = "accuracy over pairs of responses" if source.ranks else "accuracy"
-    pairs = [(f"{of}, both orders averaged", source.pairs.accuracy)]
-    return official + pairs if source.ranks else pairs + official
+def _hub_results(found: Sequence[ModelResults], origin: Origin) -> Iterator[HubResult]:
+    """The figures of the hub's index, which shows the first one as the result."""
+    for suffix, name, source in _sources(found):
+        dataset = origin.hub_dataset(source.source) or visible(name)
+        # The first figure of a best-of-n set is a share; grades have units of their own.
+        figures = source.official[: 1 if source.benchmark == "best_of_n" else None]
+        metrics = [(visible(figure.name), figure.value) for figure in figures]
+        of = "accuracy over pairs of responses" if source.ranks else "accuracy"
+        pairs = (f"{of}, both orders averaged", source.pairs.accuracy)
+        metrics.insert(len(metrics) if source.ranks else 0, pairs)
+        for metric, value in metrics:
+            yield HubResult(dataset, visible(name), metric + suffix, value)
 
 
 def _named(found: Sequence[ModelResults]) -> list[tuple[str, ModelResults]]:
@@ -213,11 +203,11 @@ def _named(found: Sequence[ModelResults]) -> list[tuple[str, ModelResults]]:
     return list(zip(names, found, strict=True))
 
 
-def _calibration(found: Sequence[ModelResults]) -> Iterable[tuple[str, str]]:
-    """(source, how to calibrate its probabilities) of every source."""
+def _sources(found: Sequence[ModelResults]) -> Iterator[tuple[str, str, SourceResult]]:
+    """(" (FOLDER)" or "", name, source) of every source."""
     for folder, one in _named(found):
         for name, source in one.sources.items():
-            yield f"{name} ({folder})" if folder else name, _advice(source.calibration.temperature)
+            yield f" ({folder})" if folder else "", name, source
 
 
 def _advice(fit: TemperatureFit | None) -> str:
@@ -262,22 +252,16 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
         rows["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
         rows["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
-    return rows | _describe_data(stage.info.get("data"))
-
-
-def _describe_data(data: Any) -> dict[str, str]:
-    """The data report of run.json; nothing before the run has begun."""
-    if not isinstance(data, dict):
-        return {}
-    rows = {
-        "rows read": f"{data['rows_read']:,}",
-        "left out": ", ".join(f"{n:,} {why}" for why, n in data["dropped"].items()) or "none",
-        "examples": f"{data['examples']:,} in {data['documents']:,} documents",
-        "shortened": f"{data['shortened']:,}",
-        "tokens": f"{data['tokens']:,}",
-        "tokens of a document": f"mean {data['mean_length']:.0f}, median {data['median_length']:.0f}, "
-        f"longest {data['max_length']:,}",
-    }
-    if data["first_share"] is not None:
-        rows["first is the better one"] = format_figure(data["first_share"], 2)
+    if data := stage.info.get("data"):  # once the run has begun
+        rows |= {
+            "rows read": f"{data['rows_read']:,}",
+            "left out": ", ".join(f"{n:,} {why}" for why, n in data["dropped"].items()) or "none",
+            "examples": f"{data['examples']:,} in {data['documents']:,} documents",
+            "shortened": f"{data['shortened']:,}",
+            "tokens": f"{data['tokens']:,}",
+            "tokens of a document": f"mean {data['mean_length']:.0f}, median {data['median_length']:.0f}, "
+            f"longest {data['max_length']:,}",
+        }
+        if data["first_share"] is not None:
+            rows["first is the better one"] = format_figure(data["first_share"], 2)
     return rows

@@ -1,4 +1,4 @@
-"""What a reader must know before using a model's figures: each a sentence with the number it rests on."""
+"""The limits of a model's figures, each as a sentence with its number."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from gram_jax.evals.results import PairMetrics, SourceResult
 from gram_jax.formatting import format_figure, format_percent, plural
 from gram_jax.reports.loading import ModelResults
 
-# With fewer prompts a 95 % interval is wider than 0.14, and models of most leaderboards lie within it.
+# With fewer prompts a 95 % interval is wider than 0.14, which is the spread of most leaderboards.
 FEW_PROMPTS = 200
-# A figure above its threshold is worth a sentence.
+# A figure above its threshold is a caveat.
 MUCH_SHORTENED = 0.05
 MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
 UNCALIBRATED = 0.1  # ECE
 INCONSISTENT = 0.3  # share of the pairs
-POSITION_BIASED = 0.05  # mean P(first shown) - 0.5
+POSITION_BIASED = 0.1  # mean P(a response) when shown first less P when shown second
 LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, less that if it is shorter
 VULNERABLE = 0.1  # success of an attack above its baseline
 
@@ -47,10 +47,16 @@ def source_caveats(source: SourceResult) -> Iterator[str]:
     if dropped > MUCH_DROPPED * source.rows:
         why = ", ".join(f"{reason} ({n:,})" for reason, n in source.dropped.items() if n)
         yield f"{dropped:,} of {plural(source.rows, 'row')} were left out: {why}."
-    pairs = source.pairs
-    yield from _of_accuracy(
-        pairs, "accuracy over pairs of responses" if source.ranks else "accuracy"
-    )
+    pairs, (low, high) = source.pairs, source.pairs.interval
+    what = "accuracy over pairs of responses" if source.ranks else "accuracy"
+    if pairs.prompts < FEW_PROMPTS:
+        half = format_figure((high - low) / 2, 2)
+        yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
+    if low <= 0.5 <= high:
+        interval = f"{format_figure(low, 2)} to {format_figure(high, 2)}"
+        yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
+    elif high < 0.5:
+        yield f"The {what} is below that of guessing: check which response the labels prefer."
     if pairs.shortened > MUCH_SHORTENED:
         yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
     yield from _of_biases(pairs)
@@ -60,25 +66,13 @@ def source_caveats(source: SourceResult) -> Iterator[str]:
         yield _of_calibration(source)
 
 
-def _of_accuracy(pairs: PairMetrics, what: str) -> Iterator[str]:
-    low, high = pairs.interval
-    if pairs.prompts < FEW_PROMPTS:
-        half = format_figure((high - low) / 2, 2)
-        yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
-    if low <= 0.5 <= high:
-        interval = f"{format_figure(low, 2)} to {format_figure(high, 2)}"
-        yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
-    elif high < 0.5:
-        yield f"The {what} is below that of guessing: check which response the labels prefer."
-
-
 def _of_biases(pairs: PairMetrics) -> Iterator[str]:
     if 1 - pairs.consistency > INCONSISTENT:
         share = format_percent(1 - pairs.consistency)
         yield f"The verdict changes with the order of showing for {share} of the pairs."
     if abs(pairs.position_bias) > POSITION_BIASED:
         position = "first" if pairs.position_bias > 0 else "second"
-        mean = format_figure(0.5 + abs(pairs.position_bias), 2)
+        mean = format_figure(0.5 + abs(pairs.position_bias) / 2, 2)
         yield f"The response shown {position} gets a probability of {mean} on average, whatever it says."
     longer, shorter = pairs.accuracy_longer, pairs.accuracy_shorter
     if longer is not None and shorter is not None and abs(longer - shorter) > LENGTH_BIASED:
@@ -110,19 +104,14 @@ def attack_caveats(found: AttackResults) -> Iterator[str]:
             f"For {format_percent(suite.share)} of the {plural(suite.n, 'pair')} that it has right, "
             "some hostile attack wins."
         )
-    for kind, what in (
-        ("hostile", "Hostile attacks that win more often than the response did before"),
-        (
-            "harmless",
-            "Harmless changes that alter the verdict more often than the order of showing does",
-        ),
-    ):
+    kinds = {
+        "hostile": "Hostile attacks that win more often than the response did before",
+        "harmless": "Harmless changes that alter the verdict more often than the order of showing does",
+    }
+    for kind, what in kinds.items():
         group = [one for one in found.attacks if one.kind == kind]
-        worst = sorted(
-            (one for one in group if one.success - one.baseline > VULNERABLE),
-            key=lambda one: one.success,
-            reverse=True,
-        )
+        worst = [one for one in group if one.success - one.baseline > VULNERABLE]
+        worst.sort(key=lambda one: one.success, reverse=True)
         if worst:
             shown = ", ".join(f"{one.name} ({format_percent(one.success)})" for one in worst[:3])
             yield f"{what}: {len(worst)} of {len(group)}, first {shown}."

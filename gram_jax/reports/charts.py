@@ -1,6 +1,6 @@
 """The charts of a report: reliability, accuracy by length, and position bias.
 
-Each draws one series for each model, and has a table that says the same.
+Each draws one series for each model, and has a table of the same figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
 
 SIZE = (4.2, 3.1)
 LINES = ("-", "--", ":", "-.")
-# Largest and smallest mark: its area says how many pairs a point stands for.
+# Smallest and largest area of a mark, which shows the number of pairs.
 MARK_AREAS = (14.0, 90.0)
 BIAS_TICKS = (-1, -0.5, 0, 0.5, 1)  # matplotlib's own, nine of them, touch each other
 
@@ -24,7 +24,7 @@ _Bin = TypeVar("_Bin", bound=AccuracyBin)
 
 
 class Chart(NamedTuple):
-    """A drawing with the table that says the same.
+    """A drawing and the table of its figures.
 
     draw: SVG for a page, given a name that makes its ids unique there. legend: a name for each series, if several.
     """
@@ -139,20 +139,18 @@ def position_bias(measured: Mapping[str, Histogram]) -> Chart:
         axes.set(xlabel="P(shown first) less P(shown second)", ylabel="share of the pairs")
         axes.set_ylim(bottom=0)
 
-    rows = []
-    for label, found in measured.items():
-        borders = zip(found.edges, found.edges[1:], found.counts, strict=False)
-        rows += [
-            (f"{format_figure(a, 2)} to {format_figure(b, 2)}", f"{n:,}", label)
-            for a, b, n in borders
-            if n
-        ]
-    return Chart(
+    bins = {
+        label: [b for b in zip(one.edges, one.edges[1:], one.counts, strict=False) if b[2]]
+        for label, one in measured.items()
+    }
+    return _chart(
         "Position bias: what a response gains by being shown first. All at 0: the order does not matter; right of it: "
         "the judge favours what it reads first.",
-        lambda name: inline_svg(SIZE, draw, name=name, title="Histogram of position bias"),
-        _data("Position bias", ("position bias", "pairs"), rows, len(measured)),
-        tuple(measured) if len(measured) > 1 else (),
+        draw,
+        bins,
+        ("position bias", "pairs"),
+        lambda b: (f"{format_figure(b[0], 2)} to {format_figure(b[1], 2)}", f"{b[2]:,}"),
+        described="Histogram of position bias",
     )
 
 
@@ -162,23 +160,24 @@ def _chart(
     series: Mapping[str, Sequence[Any]],
     columns: tuple[str, ...],
     row: Callable[[Any], tuple[str, ...]],
+    described: str = "",
 ) -> Chart:
+    """row: of the table, for a bin. described: for screen readers; by default the beginning of the caption."""
     title = caption.split(":")[0]
-    rows = [(*row(bin), label) for label, bins in series.items() for bin in bins]
+    several = len(series) > 1
+    rows = tuple(
+        (*row(bin), label) if several else row(bin)
+        for label, bins in series.items()
+        for bin in bins
+    )
+    columns = (*columns, "model") if several else columns
+    prose = frozenset({len(columns) - 1} if several else ())
     return Chart(
         caption,
-        lambda name: inline_svg(SIZE, draw, name=name, title=title),
-        _data(title, columns, rows, len(series)),
-        tuple(series) if len(series) > 1 else (),
+        lambda name: inline_svg(SIZE, draw, name=name, title=described or title),
+        Table(f"{title}, in figures", columns, rows, prose=prose),
+        tuple(series) if several else (),
     )
-
-
-def _data(title: str, columns: Sequence[str], rows: Sequence[Any], series: int) -> Table:
-    """The drawn figures; the last cell of a row, its series, is left out if there is one only."""
-    if series == 1:
-        return Table(f"{title}, in figures", tuple(columns), tuple(row[:-1] for row in rows))
-    columns = (*columns, "model")
-    return Table(f"{title}, in figures", columns, tuple(rows), prose=frozenset({len(columns) - 1}))
 
 
 def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
@@ -192,13 +191,8 @@ def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
 def _middle(bin: AccuracyBin) -> float:
     """The centre of a bin; of one without a bound, half a doubling beyond the other."""
     if bin.high is None:
-        return _low(bin) + 0.5
+        return (bin.low or 0.0) + 0.5
     return bin.high - 0.5 if bin.low is None else (bin.low + bin.high) / 2
-
-
-def _low(bin: AccuracyBin) -> float:
-    assert bin.low is not None  # a bin with pairs has a bound (evals/results.py)
-    return bin.low
 
 
 def _range(bin: AccuracyBin) -> str:
@@ -217,7 +211,5 @@ def _times(doublings: float) -> str:
 
 
 def _times_range(bin: AccuracyBin) -> str:
-    if bin.high is None:
-        return f"from {_times(_low(bin))} on"
-    below = _times(bin.high)
-    return f"below {below}" if bin.low is None else f"{_times(bin.low)} to {below}"
+    low, high = ("" if bound is None else _times(bound) for bound in (bin.low, bin.high))
+    return f"{low} to {high}" if low and high else f"below {high}" if high else f"from {low} on"

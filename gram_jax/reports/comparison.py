@@ -1,12 +1,13 @@
 """Tables of several models side by side: a row or a column for each, the best ones marked."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.tables import CLEAN_LABELS, TITLES
 from gram_jax.evals.paired import gain_between
 from gram_jax.evals.results import Interval, SourceResult
-from gram_jax.evals.tables import AUTHORS, LABELS, Cell, Table, counted, share
+from gram_jax.evals.tables import AUTHORS, Cell, Table, counted, share, titles, values
 from gram_jax.formatting import NONE, format_figure, format_with_interval
 from gram_jax.reports.loading import ModelResults
 
@@ -19,7 +20,7 @@ PAIRED = (
 Figure = tuple[float, Interval | None]
 
 
-def best(figures: Mapping[str, Figure], *, least: bool = False) -> set[str]:
+def best(figures: Mapping[Any, Figure], *, least: bool = False) -> set[Any]:
     """The labels of the best figure and of those whose interval overlaps with its interval.
 
     >>> found = {"a": (0.8, (0.7, 0.9)), "b": (0.72, (0.6, 0.8)), "c": (0.5, (0.4, 0.55))}
@@ -33,7 +34,7 @@ def best(figures: Mapping[str, Figure], *, least: bool = False) -> set[str]:
     value, interval = figures[top]
     low, high = interval or (value, value)
 
-    def reaches(label: str) -> bool:
+    def reaches(label: Any) -> bool:
         other, bounds = figures[label]
         below, above = bounds or (other, other)
         return below <= high if least else above >= low
@@ -42,16 +43,20 @@ def best(figures: Mapping[str, Figure], *, least: bool = False) -> set[str]:
 
 
 def _cells(
-    labels: Sequence[str], figures: Mapping[str, Figure], *, least: bool = False
-) -> list[Cell]:
-    """A cell for each label, the best ones marked."""
-    top = best(figures, least=least)
-    return [
-        Cell(format_with_interval(*figures[label]), strong=label in top)
-        if label in figures
-        else Cell(NONE)
-        for label in labels
-    ]
+    each: Mapping[Any, Mapping[str, Figure]], *, least: bool = False
+) -> dict[str, list[Cell]]:
+    """{name: a cell for each label, the best ones marked} of {label: {name: figure}}."""
+    found = {}
+    for name in dict.fromkeys(name for there in each.values() for name in there):
+        figures = {label: there[name] for label, there in each.items() if name in there}
+        top = best(figures, least=least)
+        found[name] = [
+            Cell(format_with_interval(*figures[label]), strong=label in top)
+            if label in figures
+            else Cell(NONE)
+            for label in each
+        ]
+    return found
 
 
 def shared_sources(found: Sequence[ModelResults]) -> dict[str, dict[str, SourceResult]]:
@@ -72,45 +77,32 @@ def shared_attacks(found: Sequence[ModelResults]) -> dict[str, AttackResults]:
 
 def accuracies(found: Sequence[ModelResults]) -> Table:
     """A row for each model, a column for each source."""
-    labels = [one.label for one in found]
-    names = list(dict.fromkeys(name for one in found for name in one.sources))
-    columns = []
-    for name in names:
-        sources = {one.label: one.sources[name] for one in found if name in one.sources}
-        figures = {x: (one.pairs.accuracy, one.pairs.interval) for x, one in sources.items()}
-        columns.append(_cells(labels, figures))
-    rows = tuple(zip(labels, *columns, strict=True))
-    return Table("Accuracy on pairs (95 %)", ("model", *names), rows, BEST)
+    columns = _cells({at: _accuracies(one.sources) for at, one in enumerate(found)})
+    rows = tuple(zip([one.label for one in found], *columns.values(), strict=True))
+    return Table("Accuracy on pairs (95 %)", ("model", *columns), rows, BEST)
+
+
+def _accuracies(sources: Mapping[str, SourceResult]) -> dict[str, Figure]:
+    return {name: (one.pairs.accuracy, one.pairs.interval) for name, one in sources.items()}
 
 
 def models_on(sources: Mapping[str, SourceResult]) -> Table:
     """A row for each model, {label: the same source}."""
-    found = {label: source.pairs for label, source in sources.items()}
-    top = best({label: (pairs.accuracy, pairs.interval) for label, pairs in found.items()})
+    top = best(_accuracies(sources))
     gains = _less_the_best(sources)
+    names = ("consistency", "position_bias", "length_slope", "ece", "brier", "shortened")
     rows = tuple(
         (
             label,
-            share(pairs.accuracy, pairs.interval, strong=label in top),
+            share(one.pairs.accuracy, one.pairs.interval, strong=label in top),
             *([gains.get(label, NONE)] if gains else []),
-            f"{pairs.n:,}",
-            format_figure(pairs.consistency, 2),
-            format_figure(pairs.position_bias, sign=True),
-            format_figure(pairs.length_slope, 2, sign=True),
-            format_figure(pairs.ece),
-            format_figure(pairs.brier),
-            format_figure(pairs.shortened),
+            f"{one.pairs.n:,}",
+            *values(one.pairs, *names),
         )
-        for label, pairs in found.items()
+        for label, one in sources.items()
     )
-    names = ("consistency", "position_bias", "length_slope", "ece", "brier", "shortened")
-    columns = (
-        "model",
-        LABELS["accuracy"].title,
-        *(["less the best's (95 %)"] if gains else []),
-        "pairs",
-        *(LABELS[name].title for name in names),
-    )
+    gain = ["less the best's (95 %)"] if gains else []
+    columns = ("model", *titles("accuracy"), *gain, "pairs", *titles(*names))
     return Table("Pairs", columns, rows, f"{BEST} {PAIRED}" if gains else BEST)
 
 
@@ -135,37 +127,34 @@ def _less_the_best(sources: Mapping[str, SourceResult]) -> dict[str, str]:
 
 def officials_on(sources: Mapping[str, SourceResult]) -> Table:
     """A row for each average, a column for each model."""
-    labels = list(sources)
-    official = {label: {x.name: x for x in one.official} for label, one in sources.items()}
-    rows = []
-    for name in dict.fromkeys(name for there in official.values() for name in there):
-        each = {label: there[name] for label, there in official.items() if name in there}
-        one = next(iter(each.values()))
-        cells = _cells(labels, {label: (x.value, x.interval) for label, x in each.items()})
-        rows.append((name, *cells, f"{one.definition} ({AUTHORS.get(one.by, one.by)})"))
-    columns = ("average", *labels, "definition")
-    return Table("Averages", columns, tuple(rows), BEST, frozenset({len(columns) - 1}))
+    cells = _cells(
+        {label: {x.name: (x.value, x.interval) for x in s.official} for label, s in sources.items()}
+    )
+    first = {x.name: x for one in reversed(list(sources.values())) for x in one.official}
+    rows = tuple(
+        (name, *row, f"{first[name].definition} ({AUTHORS.get(first[name].by, first[name].by)})")
+        for name, row in cells.items()
+    )
+    columns = ("average", *sources, "definition")
+    return Table("Averages", columns, rows, BEST, frozenset({len(columns) - 1}))
 
 
 def subsets_on(sources: Mapping[str, SourceResult]) -> Table | None:
     """A row for each subset, a column for each model; None if there is one subset only."""
-    labels = list(sources)
-    subsets = {label: {x.name: x for x in one.subsets} for label, one in sources.items()}
-    names = list(dict.fromkeys(name for there in subsets.values() for name in there))
-    if len(names) < 2:
-        return None
-    rows = []
-    for name in names:
-        each = {label: there[name] for label, there in subsets.items() if name in there}
-        cells = _cells(labels, {label: (x.accuracy, x.interval) for label, x in each.items()})
-        rows.append((name, f"{next(iter(each.values())).n:,}", *cells))
-    columns = ("subset", counted(*sources.values()), *labels)
-    return Table("Subsets", columns, tuple(rows), BEST)
+    cells = _cells(
+        {
+            label: {x.name: (x.accuracy, x.interval) for x in one.subsets}
+            for label, one in sources.items()
+        }
+    )
+    first = {x.name: x for one in reversed(list(sources.values())) for x in one.subsets}
+    rows = tuple((name, f"{first[name].n:,}", *row) for name, row in cells.items())
+    columns = ("subset", counted(*sources.values()), *sources)
+    return Table("Subsets", columns, rows, BEST) if len(rows) > 1 else None
 
 
 def attacks_on(found: Mapping[str, AttackResults]) -> Iterator[Table]:
     """A row for each attack, a column for each model: the lowest success is the best."""
-    columns = list(found)
     rows = []
     for name in ("accuracy", "flip_rate", "order_flip_rate"):
         cells = (format_figure(getattr(one.clean, name), 2) for one in found.values())
@@ -175,15 +164,11 @@ def attacks_on(found: Mapping[str, AttackResults]) -> Iterator[Table]:
         cells = (format_with_interval(x.share, x.interval) if x else NONE for x in suites)
         rows.append((CLEAN_LABELS["any_hostile"].title, *cells))
     title = "Without attacks, and against the whole suite"
-    yield Table(title, ("figure", *columns), tuple(rows))
+    yield Table(title, ("figure", *found), tuple(rows))
     for kind, title in TITLES.items():
         each = {
             label: {x.name: (x.success, x.interval) for x in one.attacks if x.kind == kind}
             for label, one in found.items()
         }
-        rows = []
-        for name in dict.fromkeys(name for there in each.values() for name in there):
-            figures = {label: there[name] for label, there in each.items() if name in there}
-            rows.append((name, *_cells(columns, figures, least=True)))
-        if rows:
-            yield Table(title, ("attack", *columns), tuple(rows), BEST)
+        if rows := tuple((name, *cells) for name, cells in _cells(each, least=True).items()):
+            yield Table(title, ("attack", *found), rows, BEST)

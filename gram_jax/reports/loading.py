@@ -1,4 +1,4 @@
-"""Folders of results as values: what each says of a model, and several of them under labels of their own."""
+"""Folders of results as values, each under a label of its own."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult
 
 @dataclass(frozen=True)
 class ModelResults:
-    """What a folder says of a model. label: its name beside others; at least one of the two files is there."""
+    """The results of a folder, of which there is at least one. label: the model's name in a comparison."""
 
     folder: Path
     label: str
@@ -22,7 +22,7 @@ class ModelResults:
 
     @property
     def about(self) -> JudgeResults:
-        """One of the two, for what both say: model, judge, settings, version."""
+        """One of the two, for what they have in common: model, judge, settings, version."""
         found = self.evaluation or self.attack
         assert found is not None
         return found
@@ -34,14 +34,18 @@ class ModelResults:
 
 
 def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
-    """The results of these folders, each under a label of its own.
+    """The results of these folders, each under a label: the model's name, with the folder and a number if it repeats.
 
     Raises ReportError if a folder has neither file, or one that is damaged, of another format, or of another judge than
     the other file.
     """
     read = [_read_folder(Path(folder).expanduser()) for folder in folders]
-    labels = _labels(read)
-    return [replace(found, label=label) for found, label in zip(read, labels, strict=True)]
+    labels = [found.label for found in read]
+    if len(set(labels)) < len(labels):
+        labels = [f"{found.label} ({last_part(found.folder)})" for found in read]
+    return [
+        replace(found, label=label) for found, label in zip(read, numbered(labels), strict=True)
+    ]
 
 
 def aligned(found: Sequence[ModelResults]) -> list[ModelResults]:
@@ -78,14 +82,6 @@ def _read_folder(folder: Path) -> ModelResults:
             "a folder of its own"
         )
     return ModelResults(folder, found.model, evaluation, attack)
-
-
-def _labels(read: Sequence[ModelResults]) -> list[str]:
-    """The models' names; if they are not all different, with the folders; if these are not either, numbered."""
-    names = [found.label for found in read]
-    if len(set(names)) < len(names):
-        names = [f"{found.label} ({last_part(found.folder)})" for found in read]
-    return numbered(names)
 
 
 def numbered(names: Sequence[str]) -> list[str]:

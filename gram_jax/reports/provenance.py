@@ -1,9 +1,9 @@
-"""Where a model comes from: the options of `gram-jax card`, and what the recipes of its runs say."""
+"""The origin of a model, from the options of `gram-jax card` and the recipes of its runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.errors import ReportError
@@ -24,11 +24,9 @@ LICENSES = (
 )
 
 
-@dataclass(frozen=True)
-class StageRun:
-    """A run: its folder, its recipe, and what its run.json says."""
+class StageRun(NamedTuple):
+    """A run: its recipe and its run.json."""
 
-    folder: Path
     recipe: Recipe
     info: Mapping[str, Any]
 
@@ -53,9 +51,8 @@ class Origin:
     def hub_dataset(self, source: str) -> str | None:
         """The hub's name of a source; None unless it is in `datasets`, or that of a benchmark."""
         name = source.partition(":")[0]
-        return (
-            name if name in (*self.datasets, *(x.partition(":")[0] for x in HUB.values())) else None
-        )
+        known = {*self.datasets, *(split.partition(":")[0] for split in HUB.values())}
+        return name if name in known else None
 
     def shown_source(self, source: str) -> str:
         """A source for publication: a name of the hub, or the last part of a path."""
@@ -76,7 +73,7 @@ def find_origin(
     datasets: Sequence[str],
     judge: str,
 ) -> Origin:
-    """What is known of a model's descent.
+    """The known origin of a model.
 
     run: of its last stage; judge: hash of the model's judge specification. base, license, datasets: options, which
     take precedence over recipes. Raises ReportError for a folder that is not a run, or the run of another judge.
@@ -89,7 +86,8 @@ def find_origin(
         )
     start = stages[0].start if stages else ""
     card = read_front_matter(Path(start).expanduser() / CARD) if start else {}
-    base = base or _base_of(start) or _one(card.get("base_model"))
+    known = SMOLLM2_HUB if start == SMOLLM2 else start if _license_of(start) else None
+    base = base or known or _one(card.get("base_model"))
     license = license or _one(card.get("license")) or _license_of(base or "")
     return Origin(tuple(stages), base, license, tuple(dict.fromkeys(datasets)))
 
@@ -100,20 +98,13 @@ def _stages(run: Path) -> list[StageRun]:
     seen = set()
     while (run / RECIPE).is_file() and run.resolve() not in seen:
         seen.add(run.resolve())
-        stages.insert(0, StageRun(run, read_recipe(run / RECIPE), read_info(run)))
+        stages.insert(0, StageRun(read_recipe(run / RECIPE), read_info(run)))
         run = Path(stages[0].start).expanduser()
     if not stages:
         raise ReportError(
             f"--run {run}: expected the folder of a run, with its {RECIPE}; there is none"
         )
     return stages
-
-
-def _base_of(start: str) -> str | None:
-    """The hub's name of the model that a run began with; None unless it is of a known family."""
-    if start == SMOLLM2:
-        return SMOLLM2_HUB
-    return start if _license_of(start) else None
 
 
 def _license_of(model: str) -> str | None:

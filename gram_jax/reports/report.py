@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,14 +29,6 @@ PAGE = "report.html"
 ENDINGS = {"html": (".html", ".htm"), "Markdown": (".md", ".markdown")}
 ASSETS = "reports/assets"
 GENERATOR = "gram_jax report"  # marks the files of this module
-SHOWN_HASH = 12  # of a judge's 64 hex digits
-MARKS = "●■▲◆▼✚✖★"  # as plots.MARKERS, for legends
-LIMITS = {
-    "long": 600,  # characters from which on a text is folded
-    "open": 5,  # examples that are not folded
-    "markdown_text": 2_000,  # characters of an example's text in Markdown
-    "markdown_examples": 5,
-}
 
 
 def write_reports(
@@ -54,7 +46,6 @@ def write_reports(
     if out is None and len(folders) > 1:
         raise ReportError("a comparison has no folder of its own: give --out FILE.html")
     out = out or Path(folders[0]).expanduser() / PAGE
-    wanted: list[tuple[Path, str, Callable[[Sequence[ModelResults]], str]]]
     wanted = [(out, "html", render_html)]
     if markdown is not None:
         wanted.append((markdown, "Markdown", render_markdown))
@@ -76,13 +67,13 @@ def _check(path: Path, kind: str, overwrite: bool) -> None:
 
 
 def render_html(found: Sequence[ModelResults]) -> str:
-    """The page: style and drawings inside, no scripts, nothing fetched."""
+    """The page: with its style and drawings, without scripts and external files."""
     style = files("gram_jax").joinpath(ASSETS, "report.css").read_text(encoding="utf-8")
     return _render_report(found, "html.j2", style=Markup(style))
 
 
 def render_markdown(found: Sequence[ModelResults]) -> str:
-    """The same without drawings, whose tables are there."""
+    """The same as Markdown, with tables instead of drawings."""
     return tidy(_render_report(found, "md.j2"))
 
 
@@ -103,7 +94,7 @@ def render(template: str, **content: Any) -> str:
 
 
 class Headings:
-    """Ids that are each used once in a page, and the sections that its navigation lists."""
+    """Unique ids of a page, and the sections of its navigation."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
@@ -128,8 +119,10 @@ class Example(NamedTuple):
 
 
 def mistake_examples(worst: Sequence[Mistake]) -> list[Example]:
-    """The pairs on which the judge was surest of the wrong response, of each prompt the surest one."""
-    first = {one.prompt: one for one in reversed(worst)}
+    """The mistakes of the highest confidence, the first of each prompt."""
+    first: dict[str, Mistake] = {}
+    for one in worst:
+        first.setdefault(one.prompt, one)
     return [
         Example(
             f"P(chosen) = {format_figure(one.probability)}, position bias "
@@ -140,24 +133,22 @@ def mistake_examples(worst: Sequence[Mistake]) -> list[Example]:
                 ("rejected, preferred by the judge", one.rejected),
             ),
         )
-        for one in worst
-        if one is first[one.prompt]
+        for one in first.values()
     ]
 
 
 def attack_examples(attacks: Sequence[AttackMetrics]) -> list[Example]:
-    """The surest success of each attack."""
-    return [_attack_example(one) for one in attacks if one.example is not None]
-
-
-def _attack_example(one: AttackMetrics) -> Example:
-    found = one.example
-    assert found is not None
-    honest, changed = ("before", "changed") if one.kind == "harmless" else ("honest", "attack")
-    return Example(
-        f"{one.name}: P({changed}) = {format_figure(found.probability)}, {format_figure(found.before)} before",
-        (("prompt", found.prompt), (honest, found.honest), (changed, found.attack)),
-    )
+    """The clearest success of each attack."""
+    names = {"harmless": ("before", "changed"), "hostile": ("honest", "attack")}
+    return [
+        Example(
+            f"{one.name}: P({changed}) = {format_figure(found.probability)}, {format_figure(found.before)} before",
+            (("prompt", found.prompt), (honest, found.honest), (changed, found.attack)),
+        )
+        for one in attacks
+        if (found := one.example) is not None
+        for honest, changed in [names[one.kind]]
+    ]
 
 
 def settings_table(found: Sequence[ModelResults]) -> Table:
@@ -167,7 +158,7 @@ def settings_table(found: Sequence[ModelResults]) -> Table:
         start = f"{one.label}: " if len(found) > 1 else ""
         about = one.about
         settings = {"model": about.model, "judge": about.judge, **about.settings.model_dump()}
-        settings["gram_jax"] = about.gram_jax
+        settings |= {"gram_jax": about.gram_jax}
         rows += [(start + name, str(value)) for name, value in settings.items()]
     return Table("As evaluated", ("setting", "value"), tuple(rows), prose=frozenset({1}))
 
@@ -188,16 +179,12 @@ def _environment() -> Environment:
         "visible": visible,
         "truncate": truncate,
         "gist": gist,
-        "bar": _bar,
         "md": markdown_line,
         "fenced": fenced,
         "drawn": lambda chart, name: Markup(chart.draw(name)),
     }
     made.globals |= {
-        "limits": LIMITS,
-        "marks": MARKS,
         "generator": GENERATOR,
-        "shown_hash": SHOWN_HASH,
         "tables": tables,
         "comparison": comparison,
         "charts": charts,
@@ -210,15 +197,3 @@ def _environment() -> Environment:
         "settings_table": settings_table,
     }
     return made
-
-
-def _bar(cell: Cell) -> dict[str, float]:
-    """Positions of a bar's parts on a line of 100."""
-    value = cell.share
-    assert value is not None
-    low, high = cell.interval or (value, value)
-    return {
-        "low": round(100 * max(0.0, low), 1),
-        "high": round(100 * min(1.0, high), 1),
-        "value": round(100 * value, 1),
-    }

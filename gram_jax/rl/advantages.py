@@ -1,6 +1,6 @@
-"""Policy gradients as arithmetic on arrays: advantages, divergences, clipped losses. None of it knows a model.
+"""Advantages, divergences and clipped losses of policy gradients, as functions of arrays.
 
-Shapes: G prompts, n responses to each, B = G n rows of T columns; mask f32 [B, T] is 1 where a token was written.
+Shapes: G prompts, n responses to each, B = G n rows of T columns; mask f32 [B, T] is 1 for tokens of the response.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 
 def group_advantages(rewards: jax.Array, *, scale: bool = True) -> jax.Array:
-    """GRPO (arXiv 2402.03300): rewards f32 [G, n] less their group's mean, by its deviation where `scale`.
+    """GRPO (arXiv 2402.03300): rewards f32 [G, n] minus their group's mean, divided by its deviation if `scale`.
 
-    Exactly 0 where all of a group are equal: the rounding of their mean would be scaled up to a large advantage.
+    Exactly 0 for a group of equal rewards, for which the mean's rounding error would be scaled up.
 
     >>> group_advantages(jnp.array([[1.0, 3.0]])).round(3).tolist()
     [[-1.0, 1.0]]
@@ -22,7 +22,7 @@ def group_advantages(rewards: jax.Array, *, scale: bool = True) -> jax.Array:
 
 
 def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
-    """RLOO (arXiv 2402.14740): each reward f32 [G, n] less the mean of the group's others.
+    """RLOO (arXiv 2402.14740): each reward f32 [G, n] minus the mean of the group's others.
 
     >>> leave_one_out_advantages(jnp.array([[1.0, 2.0, 6.0]])).tolist()
     [[-3.0, -1.5, 4.5]]
@@ -32,7 +32,7 @@ def leave_one_out_advantages(rewards: jax.Array) -> jax.Array:
 
 
 def _centred(rewards: jax.Array) -> jax.Array:
-    """Each less its group's mean, exactly 0 where a group's rewards are all equal."""
+    """Rewards minus their group's mean, exactly 0 for a group of equal rewards."""
     equal = (rewards == rewards[:, :1]).all(axis=1, keepdims=True)
     return jnp.where(equal, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
 
@@ -40,9 +40,9 @@ def _centred(rewards: jax.Array) -> jax.Array:
 def generalized_advantages(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, gae_lambda: float
 ) -> tuple[jax.Array, jax.Array]:
-    """GAE (arXiv 1506.02438): (advantages, returns), f32 [B, T], 0 where nothing was written.
+    """GAE (arXiv 1506.02438): (advantages, returns), f32 [B, T], 0 outside of the response.
 
-    rewards, values: f32 [B, T], of and before each written token; behind the last one nothing is worth anything.
+    rewards, values: f32 [B, T], of and before each response token; the value after the last one is 0.
     A_t = d_t + gamma * gae_lambda * A_(t+1), d_t = r_t + gamma * V_(t+1) - V_t; returns are advantages plus values.
     """
 
@@ -61,7 +61,7 @@ def generalized_advantages(
 
 
 def whiten(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """f32 [B, T] with mean 0 and deviation 1 over what was written."""
+    """f32 [B, T] with mean 0 and deviation 1 over the response tokens."""
     count = jnp.maximum(mask.sum(), 1)
     centred = (values - (values * mask).sum() / count) * mask
     return centred / jnp.sqrt((centred**2).sum() / count + 1e-8)
@@ -73,26 +73,26 @@ def divergence_per_token(logprobs: jax.Array, reference: jax.Array, kind: str) -
     "k1": log p - log r, unbiased; "k2": half its square, low variance; "k3": r/p - 1 - log(r/p), unbiased and never
     negative.
     """
-    gap = logprobs - reference
+    log_ratio = logprobs - reference
     if kind == "k1":
-        return gap
-    return 0.5 * gap**2 if kind == "k2" else jnp.exp(-gap) - 1 + gap
+        return log_ratio
+    return 0.5 * log_ratio**2 if kind == "k2" else jnp.exp(-log_ratio) - 1 + log_ratio
 
 
-def steered_weight(weight: float, apart: float, target: float) -> float:
-    """The divergence's weight for the next step (arXiv 1909.08593, section 2.2): at most 2 % more or less.
+def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """The divergence's weight in the next step (arXiv 1909.08593, section 2.2), changed by at most 2 %.
 
-    apart: the mean divergence of a response in this step.
+    kl: the mean divergence of a response in this step.
 
-    >>> steered_weight(0.1, apart=12.0, target=6.0), round(steered_weight(0.1, apart=5.4, target=6.0), 6)
+    >>> adapted_kl_coef(0.1, kl=12.0, target=6.0), round(adapted_kl_coef(0.1, kl=5.4, target=6.0), 6)
     (0.10200000000000001, 0.099)
     """
-    error = min(max(apart / target - 1, -0.2), 0.2)
-    return weight * (1 + 0.1 * error)
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + 0.1 * error)
 
 
 class Clipped(NamedTuple):
-    """loss: f32, same shape as the inputs; clipped: 1 where the bound decided."""
+    """loss: f32, same shape as the inputs; clipped: 1 if the bound is active."""
 
     loss: jax.Array
     clipped: jax.Array
@@ -102,11 +102,11 @@ def policy_loss(logprobs: jax.Array, old: jax.Array, advantages: jax.Array, clip
     """PPO's (arXiv 1707.06347, eq. 7) for each token: -min(r A, clip(r, 1 - clip, 1 + clip) A), r = p / p_old."""
     ratio = jnp.exp(logprobs - old)
     bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
-    free, held = -ratio * advantages, -bounded * advantages
-    return Clipped(jnp.maximum(free, held), (held > free).astype(jnp.float32))
+    plain, clipped = -ratio * advantages, -bounded * advantages
+    return Clipped(jnp.maximum(plain, clipped), (clipped > plain).astype(jnp.float32))
 
 
 def value_loss(values: jax.Array, old: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
-    """Half the squared error of the value, the worse of it and of the value held within `clip` of the old one."""
-    held = old + jnp.clip(values - old, -clip, clip)
-    return 0.5 * jnp.maximum((values - returns) ** 2, (held - returns) ** 2)
+    """Half the larger squared error of the value and of the value clipped to within `clip` of the old one."""
+    clipped = old + jnp.clip(values - old, -clip, clip)
+    return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)

@@ -1,4 +1,4 @@
-"""What a step's responses are worth: the recipe's judge as a reward function, its answers checked, and win rates."""
+"""Rewards of a step's responses from a judge, their checks, and win rates."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,13 +17,13 @@ RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None
 def judged_reward(
     judge: PairScorer, form: RewardForm, preferred: Mapping[Prompt, str] | None = None
 ) -> RewardFunction:
-    """A judge's rewards in a form. A form against references takes the greedy responses, or else `preferred`."""
+    """The judge's rewards in a form. With references it compares with `greedy` or `preferred`."""
     rewards = Rewards(judge, form)
 
     def reward(
         prompts: Sequence[Prompt], texts: Sequence[str], greedy: Sequence[str] | None
     ) -> Sequence[float]:
-        # In a list empty text is a reference too.
+        # Each in a list, in which an empty text counts as a reference.
         references = None if greedy is None else [[text] for text in greedy]
         if references is None and preferred is not None:
             references = [[preferred[prompt]] for prompt in prompts]
@@ -33,22 +33,22 @@ def judged_reward(
 
 
 def checked(rewards: Sequence[float], count: int) -> np.ndarray:
-    """f32 [count]. Raises DataError if a reward function gave another number of them, or none that is finite."""
+    """The rewards as f32 [count]. Raises DataError if they are not `count` finite numbers."""
     try:
         found = np.array(rewards, np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"the reward function gave something else than numbers ({error}): expected one for each response"
+            f"the reward function returned no numbers ({error}): expected one for each response"
         ) from error
     if found.shape != (count,):
         raise DataError(
-            f"the reward function gave an array of shape {found.shape} for {count} responses: expected a list with one "
-            "number for each, in their order"
+            f"the reward function returned shape {found.shape} for {count} responses: expected a list with one number "
+            "for each, in their order"
         )
     if wrong := np.flatnonzero(~np.isfinite(found)).tolist():
         raise DataError(
-            f"the reward function gave {found[wrong[0]]} for response {wrong[0]} of {count} (and {len(wrong) - 1} "
-            "more that are not finite): expected finite numbers; give a response that cannot be judged a low one"
+            f"the reward function returned {found[wrong[0]]} for response {wrong[0]} of {count} (and {len(wrong) - 1} "
+            "more that are not finite): expected finite numbers; return a low one if a response cannot be judged"
         )
     return found
 
@@ -56,8 +56,8 @@ def checked(rewards: Sequence[float], count: int) -> np.ndarray:
 def against_the_start(
     reward: RewardFunction, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]
 ) -> tuple[float, float]:
-    """(share of prompts where ours earns more than the start's response, even ones half; mean reward beyond it)."""
+    """(win rate of our responses over the start's by reward, ties as half; mean difference of the rewards)."""
     mine, base = (checked(reward(prompts, x, theirs), len(prompts)) for x in (ours, theirs))
-    gap = mine - base
-    won = (gap > EVEN).mean() + 0.5 * (abs(gap) <= EVEN).mean()
-    return float(won), float(gap.mean())
+    difference = mine - base
+    won = (difference > EVEN).mean() + 0.5 * (abs(difference) <= EVEN).mean()
+    return float(won), float(difference.mean())

@@ -1,8 +1,8 @@
-"""Reinforcement learning from a judge: sample, judge, learn, again; a run resumes exactly from its checkpoints.
+"""Reinforcement learning from a judge.
 
 A step samples `num_generations` responses to each of `prompts_per_step` prompts, takes their rewards from the judge,
-and updates the weights `num_epochs` times over `num_mini_batches` parts. Everything random follows from (seed, step).
-The frozen reference is the model that the run began with.
+and updates the weights `num_epochs` times over `num_mini_batches` parts. Randomness is a function of (seed, step), so a
+resumed run repeats the uninterrupted one. The frozen reference is the model that the run began with.
 """
 
 import logging
@@ -22,23 +22,21 @@ from gram_jax.formatting import format_value
 from gram_jax.interop.models import load_model
 from gram_jax.model.generate import SamplingConfig
 from gram_jax.progress import ProgressFactory, no_progress
-from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.rl import AlgorithmConfig, RlRecipe
-from gram_jax.rl.advantages import steered_weight
+from gram_jax.rl.advantages import adapted_kl_coef
 from gram_jax.rl.judged import RewardFunction, against_the_start, checked
 from gram_jax.rl.objective import VALUE, RolloutBatch
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
-from gram_jax.run.directory import RunDirectory, write_model
+from gram_jax.run.directory import write_model
 from gram_jax.run.lifecycle import (
-    Outputs,
     Run,
     RunResult,
     is_complete,
     is_due,
     newest_step,
     open_checkpoints,
-    open_metrics,
+    open_outputs,
     open_run,
     result_of,
     save,
@@ -52,9 +50,15 @@ from gram_jax.tree import Tree
 
 logger = logging.getLogger(__name__)
 
+NO_SPACE = "a step of reinforcement learning does not fit"
+TRY = (
+    "Try, in this order: algorithm.gradient_accumulation_steps twice as many; execution.remat = "
+    '"full"; fewer sampling.max_new_tokens or prompts_per_step; [lora]; more devices under [mesh] fsdp.'
+)
+
 
 class RlState(NamedTuple):
-    """A TrainState as it is saved: the policy's weights alone under params, so that the run is a model by its name."""
+    """A TrainState as it is saved: params holds the policy alone, so that the run's name is that of a model."""
 
     step: Any
     params: Any
@@ -74,10 +78,10 @@ def run_rl(
 ) -> RunResult:
     """Train a policy as a recipe states, or resume the run in its directory.
 
-    reward: in place of the recipe's judge; for win rates it is called with the policy's and with the start's greedy
-    responses, the latter in its third argument both times. process: time limits of this process. Raises RecipeError
-    and DataError for what cannot be used, NonFiniteError for a loss that is not finite, StoppedError after Ctrl-C or
-    SIGTERM (the state is kept).
+    reward: instead of the recipe's judge; for win rates it is called with the greedy responses of the policy and of the
+    start, the latter as its third argument both times. process: time limits of this process. Raises RecipeError or
+    DataError for unusable input, NonFiniteError if the loss is not finite, StoppedError after Ctrl-C or SIGTERM (the
+    state is saved).
     """
     with open_run(recipe, command="rl", process=process) as run:
         if not is_complete(run):
@@ -89,31 +93,21 @@ def run_rl(
 
 
 def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
-    """All steps that are not done yet, with their metrics, win rates and checkpoints."""
+    """Take the remaining steps, with their metrics, win rates and checkpoints."""
     recipe, steps = setup.recipe, setup.recipe.run.max_steps
-    with _memory_advice(), open_checkpoints(run, recipe.checkpoint) as checkpoints:
+    with explain_out_of_memory(NO_SPACE, TRY), open_checkpoints(run) as checkpoints:
         state = first_state(setup, checkpoints, newest_step(run, checkpoints))
-        _describe(setup, run.directory)
+        _describe(setup, run)
         done = int(state.step) // recipe.updates
-        run.stop.begin()
-        with (
-            open_metrics(
-                run,
-                done,
-                recipe_values(recipe),
-                tensorboard=recipe.log.tensorboard,
-                wandb=recipe.log.wandb,
-            ) as metrics,
-            progress(steps, done=done, label="rl") as bar,
-        ):
-            outputs = Outputs(run, checkpoints, metrics, bar)
+        with open_outputs(run, checkpoints, done, steps, "rl", progress) as outputs:
+            metrics = outputs.metrics
             while done < steps:
                 kl_coef = next_kl_coef(recipe.algorithm, metrics, done)
                 state, values = rl_step(setup, run, state, done, kl_coef)
                 done += 1
                 metrics.write(done, values)
                 shown = {name: values[name] for name in ("reward", "kl")}
-                bar.update(units=values["num_tokens"], values=shown)
+                outputs.bar.update(units=values["num_tokens"], values=shown)
                 if done == steps or is_due(done, recipe.evaluate.eval_steps):
                     run.beat(f"measuring the win rate after step {done}")
                     metrics.write(done, win_rate(setup, done, state.params))
@@ -126,14 +120,14 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
 def rl_step(
     setup: RlSetup, run: Run, state: TrainState, number: int, kl_coef: float
 ) -> tuple[TrainState, dict[str, float]]:
-    """(the state after step `number`, counted from 0; its metrics)."""
+    """Take step `number`, counted from 0; returns the state after it and its metrics."""
     recipe, prompts = setup.recipe, setup.prompts
-    sampling, step = recipe.sampling, number + 1
-    chosen = prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
+    sampling, step, seed = recipe.sampling, number + 1, recipe.run.seed
+    chosen = prompts.draw(sampling.prompts_per_step, number, seed)
     tokens = [prompts.tokens[at] for at in chosen]
-    run.beat(f"writing the responses of step {step}")
+    run.beat(f"sampling the responses of step {step}")
     policy = setup.policy(state.params)
-    seed = _seed(recipe.run.seed, number)
+    seed = int(np.random.default_rng([seed, number]).integers(2**31))
     written = policy.generate_from_tokens(
         _repeated(tokens, sampling.num_generations),
         SamplingConfig(sampling.max_new_tokens, sampling.temperature, seed=seed),
@@ -153,8 +147,8 @@ def rl_step(
         written.samples,
         rewards,
         width=setup.width,
-        policy=partial(setup.views, setup.full_params(state.params)),
-        start=partial(setup.views, setup.generator.params),
+        policy=partial(setup.token_stats, setup.full_params(state.params)),
+        start=partial(setup.token_stats, setup.generator.params),
         place=setup.placement,
     )
     state, means = update_weights(setup, state, batch, number)
@@ -164,7 +158,7 @@ def rl_step(
 def update_weights(
     setup: RlSetup, state: TrainState, batch: RolloutBatch, number: int
 ) -> tuple[TrainState, dict[str, float]]:
-    """(the state after the updates of step `number`; means of the metrics over these). Raises NonFiniteError."""
+    """The state after the updates of step `number`, and the means of their metrics. Raises NonFiniteError."""
     found: dict[str, list[float]] = {}
     for part in minibatches(setup, batch, number):
         state, metrics = setup.update(state, setup.frozen, part)
@@ -174,13 +168,13 @@ def update_weights(
     bad, _, _ = (means.pop(name) for name in ("bad", "skipped", "skipped_in_a_row"))
     if bad:
         raise NonFiniteError(
-            f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is good"
+            f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is undamaged"
         )
     return state, means
 
 
 def minibatches(setup: RlSetup, batch: RolloutBatch, number: int) -> Iterator[RolloutBatch]:
-    """Those of all epochs, drawn by (seed, step)."""
+    """The mini-batches of all epochs, drawn by (seed, step)."""
     algorithm = setup.recipe.algorithm
     draw = np.random.default_rng([setup.recipe.run.seed, number, 1])
 
@@ -198,20 +192,20 @@ def minibatches(setup: RlSetup, batch: RolloutBatch, number: int) -> Iterator[Ro
 
 
 def next_kl_coef(algorithm: AlgorithmConfig, metrics: MetricsWriter, done: int) -> float:
-    """The divergence's weight in the next step. It follows from the last step's metrics, so a run resumes exactly."""
+    """The divergence's weight in the next step, a function of the last step's metrics, which a resumed run reads."""
     if algorithm.kl_target is None or not done:
         return algorithm.kl_coef
-    weight, apart = metrics.last("kl_weight"), metrics.last("kl")
-    if weight is None or apart is None:
+    weight, kl = metrics.last("kl_weight"), metrics.last("kl")
+    if weight is None or kl is None:
         raise CheckpointError(
-            f"{metrics.path} has no kl_weight and kl of step {done}, from which kl_target follows: expected the "
-            "metrics that the run wrote; restore the file, or begin again in another run.output_dir"
+            f"{metrics.path} has no kl_weight and kl of step {done}, which kl_target needs: restore the file that the "
+            "run wrote, or start again in another run.output_dir"
         )
-    return steered_weight(weight, apart, algorithm.kl_target)
+    return adapted_kl_coef(weight, kl, algorithm.kl_target)
 
 
 def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
-    """Against what the start writes, greedy against greedy, on held-out prompts."""
+    """The win rate against the start, both greedy, on held-out prompts."""
     limit = setup.recipe.evaluate.limit
     greedy = SamplingConfig(setup.recipe.sampling.max_new_tokens, 0)
     prompts, tokens = setup.valid.prompts[:limit], setup.valid.tokens[:limit]
@@ -219,7 +213,7 @@ def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
     theirs = setup.generator.generate_from_tokens(tokens, greedy).texts
     won, gain = against_the_start(setup.contest, prompts, ours, theirs)
     found = {"win_rate": won, "gain_over_start": gain}
-    if setup.judge is not None:  # a response equal to the start's has 0.5
+    if setup.judge is not None:  # equal responses have 0.5
         found = {"win_rate": won, "p_better_than_start": 0.5 + gain}
     shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
     logger.info("after step %d: %s", done, shown)
@@ -227,7 +221,7 @@ def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
 
 
 def first_state(setup: RlSetup, checkpoints: Checkpoints, newest: int | None) -> TrainState:
-    """The state of the newest checkpoint, or that before the first step."""
+    """The state of the newest checkpoint, or the one before the first step."""
     if newest is not None:
         return _from_saved(checkpoints.restore(newest, _to_saved(setup.abstract)))
     recipe, dtype = setup.recipe, setup.recipe.policy.param_dtype
@@ -236,31 +230,23 @@ def first_state(setup: RlSetup, checkpoints: Checkpoints, newest: int | None) ->
     return init_state(params, setup.optimizer, setup.abstract)
 
 
-def _describe(setup: RlSetup, directory: RunDirectory) -> None:
+def _describe(setup: RlSetup, run: Run) -> None:
     """Write model/ and run.json."""
     recipe, generator = setup.recipe, setup.generator
     write_model(
-        directory,
+        run.directory,
         generator.cfg,
         generator.tokenizer,
         dtype=recipe.policy.param_dtype,
         stop_token_ids=generator.stop_token_ids,
         base=None if recipe.lora is None else (setup.start, recipe.lora.config),
     )
-    directory.note(
+    run.directory.note(
         stage="rl",
         steps=recipe.run.max_steps,
         examples=setup.prompts.fingerprint,
         start=setup.start,
         reward_judge=setup.judge,
-    )
-
-
-def _memory_advice() -> Any:
-    return explain_out_of_memory(
-        "a step of reinforcement learning does not fit",
-        "Try, in this order: algorithm.gradient_accumulation_steps twice as many; execution.remat = "
-        '"full"; fewer sampling.max_new_tokens or prompts_per_step; [lora]; more devices under [mesh] fsdp.',
     )
 
 
@@ -278,8 +264,3 @@ def _from_saved(saved: RlState) -> TrainState:
 def _repeated(values: list[Any], times: int) -> list[Any]:
     """Each value `times` times in a row."""
     return [value for value in values for _ in range(times)]
-
-
-def _seed(*numbers: int) -> int:
-    """One number for the sampler from several."""
-    return int(np.random.default_rng(list(numbers)).integers(2**31))

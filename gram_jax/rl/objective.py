@@ -1,7 +1,6 @@
-"""The model's side of a policy update: log-probabilities of what was written, values, and the loss of a batch."""
+"""The loss of a policy update, and what it needs of the model: log-probabilities, entropies, values."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
+from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
 from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree
@@ -21,11 +21,11 @@ VALUE = "value"  # the head of PPO's critic: f32 [D], on the policy's own hidden
 
 
 class RolloutBatch(NamedTuple):
-    """Prompts with what was written to them, B rows of T columns, left-aligned.
+    """Prompts with their responses, B rows of T columns, left-aligned.
 
-    targets: i32 [B, T], the next token; mask: f32 [B, T], 1 where it was written by the policy. old, reference: f32
-    [B, T], its log-probability under the policy that wrote it and under the start. advantages, values, returns: f32
-    [B, T]; the last two are 0 without a critic.
+    targets: i32 [B, T], the next token; mask: f32 [B, T], 1 if it is of the response. old, reference: f32 [B, T], its
+    log-probability under the policy that sampled it and under the start. advantages, values, returns: f32 [B, T]; the
+    last two are 0 without a critic.
     """
 
     seqs: Sequences
@@ -38,42 +38,42 @@ class RolloutBatch(NamedTuple):
     returns: jax.Array
 
 
-class Views(NamedTuple):
-    """logprobs, entropy: f32 [B, T] of the target and of the distribution that it came from; values: f32 [B, T]."""
+class TokenStats(NamedTuple):
+    """logprobs: f32 [B, T] of the targets; entropy: f32 [B, T] of their distributions; values: f32 [B, T]."""
 
     logprobs: jax.Array
     entropy: jax.Array
     values: jax.Array
 
 
-def views(
+def token_stats(
     params: Tree,
-    cfg: ModelConfig,
-    execution: Execution,
     seqs: Sequences,
     targets: jax.Array,
     *,
+    cfg: ModelConfig,
+    execution: Execution,
     temperature: float,
     chunk: int,
-) -> Views:
-    """What the model says of every column. chunk: rows of logits that may exist at once."""
+) -> TokenStats:
+    """TokenStats of every column. chunk: maximum number of rows of logits in memory."""
     hidden = hidden_states(params, cfg, seqs, execution)
     table = unembedding(params, cfg).astype(execution.compute_dtype)
     rows, width = targets.shape
     pieces = -(-rows * width // max(chunk, rows))
     size = -(-width // pieces)
-    room = pieces * size - width
+    padding = pieces * size - width
 
     def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 2)))
+        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(rows, size, pieces, *x.shape[2:]), 2, 0)
 
     @jax.checkpoint
     def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         h, target = piece
         logits = jax.nn.log_softmax(dot("btd,vd->btv", h, table) / temperature, axis=-1)
-        aimed = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        return aimed, -(jnp.exp(logits) * logits).sum(-1)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return chosen, -(jnp.exp(logits) * logits).sum(-1)
 
     found = jax.lax.map(one, (cut(hidden), cut(targets)))
     logprobs, entropy = (
@@ -83,29 +83,7 @@ def views(
     if VALUE in params:
         head = params[VALUE].astype(jnp.float32)
         values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), head, precision="highest")
-    return Views(logprobs, entropy, values)
-
-
-def make_views(
-    cfg: ModelConfig, execution: Execution, *, temperature: float, chunk: int
-) -> Callable[[Tree, Sequences, jax.Array], Views]:
-    """`views` jitted, without a gradient."""
-    return jax.jit(
-        partial(_views, cfg=cfg, execution=execution, temperature=temperature, chunk=chunk)
-    )
-
-
-def _views(
-    params: Tree,
-    seqs: Sequences,
-    targets: jax.Array,
-    *,
-    cfg: ModelConfig,
-    execution: Execution,
-    temperature: float,
-    chunk: int,
-) -> Views:
-    return views(params, cfg, execution, seqs, targets, temperature=temperature, chunk=chunk)
+    return TokenStats(logprobs, entropy, values)
 
 
 def rollout_objective(
@@ -114,39 +92,40 @@ def rollout_objective(
     *,
     temperature: float,
     chunk: int,
-    clip_range: float,
-    kl_coef: float,
-    vf_coef: float,
-    clip_range_vf: float,
-    ent_coef: float,
+    algorithm: AlgorithmConfig,
 ) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
-    """The loss of a batch, a sum over written tokens, and metrics as (sum, count).
+    """The loss of a batch, a sum over response tokens, and metrics as (sum, count).
 
-    clip_range: of the ratio. kl_coef: weight of the k3 divergence from the reference. vf_coef: weight of the
-    critic's loss. clip_range_vf: how far the critic's value may move. ent_coef: weight of the entropy bonus.
+    The k3 divergence from the reference is part of GRPO's loss only; PPO and RLOO have it in the rewards.
     """
+    kl_coef = algorithm.kl_coef if algorithm.kind == "grpo" else 0.0
 
     def objective(params: Tree, batch: RolloutBatch) -> tuple[jax.Array, Metrics]:
-        seen = views(
-            params, cfg, execution, batch.seqs, batch.targets, temperature=temperature, chunk=chunk
+        seen = token_stats(
+            params,
+            batch.seqs,
+            batch.targets,
+            cfg=cfg,
+            execution=execution,
+            temperature=temperature,
+            chunk=chunk,
         )
         mask, count = batch.mask, batch.mask.sum()
-        # Columns that nobody wrote have a ratio of 1, whatever the model says of them.
+        # Columns outside of the response have a ratio of 1.
         logprobs = jnp.where(mask > 0, seen.logprobs, batch.old)
-        policy = policy_loss(logprobs, batch.old, batch.advantages, clip_range)
-        apart = divergence_per_token(
-            logprobs, jnp.where(mask > 0, batch.reference, batch.old), "k3"
-        )
-        loss = policy.loss + kl_coef * apart - ent_coef * seen.entropy
+        policy = policy_loss(logprobs, batch.old, batch.advantages, algorithm.clip_range)
+        reference = jnp.where(mask > 0, batch.reference, batch.old)
+        kl = divergence_per_token(logprobs, reference, "k3")
+        loss = policy.loss + kl_coef * kl - algorithm.ent_coef * seen.entropy
         parts = {
             "policy_loss": policy.loss,
             "clipped": policy.clipped,
             "entropy": seen.entropy,
-            "kl": apart,
+            "kl": kl,
         }
         if VALUE in params:
-            errors = value_loss(seen.values, batch.values, batch.returns, clip_range_vf)
-            loss = loss + vf_coef * errors
+            errors = value_loss(seen.values, batch.values, batch.returns, algorithm.clip_range_vf)
+            loss = loss + algorithm.vf_coef * errors
             parts["value_loss"] = errors
         total = (loss * mask).sum()
         metrics = {name: ((part * mask).sum(), count) for name, part in parts.items()}

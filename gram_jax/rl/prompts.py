@@ -1,4 +1,4 @@
-"""The prompts that a policy answers, and which of them a step takes."""
+"""The prompts of a run, and those of a step."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Different prompts, with their tokens as the policy reads them, and the responses that people preferred."""
+    """Distinct prompts, their tokens for the policy, and the preferred responses of the data."""
 
     prompts: list[Prompt]
     tokens: list[np.ndarray]
@@ -25,7 +25,7 @@ class PromptSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that name the prompts, as the policy reads them, and the preferred responses."""
+        """16 hex digits over the prompts' tokens and the preferred responses."""
         digest = hashlib.sha256()
         for prompt, tokens in zip(self.prompts, self.tokens, strict=True):
             digest.update(np.int64(len(tokens)).tobytes() + tokens.astype(np.int32).tobytes())
@@ -33,7 +33,7 @@ class PromptSet:
         return digest.hexdigest()[:16]
 
     def draw(self, count: int, number: int, seed: int) -> list[int]:
-        """Which prompts step `number` takes: every prompt once before any comes again."""
+        """Indices of the prompts of step `number`: every prompt once before one is repeated."""
         size = len(self.prompts)
         places = range(number * count, (number + 1) * count)
         orders = {
@@ -51,9 +51,9 @@ def read_prompts(
     longest: int,
     limit: int | None,
 ) -> PromptSet:
-    """The prompts of a source that have at most `longest` tokens, `limit` of them.
+    """Up to `limit` prompts of a source with at most `longest` tokens each.
 
-    Raises DataError if none is left, and what reading raises.
+    Raises DataError if there are none, or what reading raises.
     """
     records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
@@ -65,7 +65,7 @@ def read_prompts(
         logger.info("%s: %d of %d prompts are taken", source, len(kept), len(prompts))
     preferred = {
         record.prompt: record.chosen
-        for record in reversed(records)  # the first one of a prompt stays
+        for record in reversed(records)  # keeps the first one of a prompt
         if isinstance(record, Comparison) and record.has_preference
     }
     return PromptSet([prompts[at] for at in kept], [tokens[at] for at in kept], preferred)

@@ -1,4 +1,4 @@
-"""From responses and their rewards to what a policy learns from: rows, divergences, advantages."""
+"""The training batch of a step, from responses and their rewards: rows, divergences, advantages."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,11 +16,10 @@ from gram_jax.rl.advantages import (
     leave_one_out_advantages,
     whiten,
 )
-from gram_jax.rl.objective import RolloutBatch, Views
+from gram_jax.rl.objective import RolloutBatch, TokenStats
 from gram_jax.sharding import Placement
 
-# (sequences, targets) -> what a model says of them
-Viewer = Callable[[Sequences, jax.Array], Views]
+TokenStatsFn = Callable[[Sequences, jax.Array], TokenStats]  # of (sequences, targets)
 
 
 def make_rollout(
@@ -30,15 +29,14 @@ def make_rollout(
     rewards: np.ndarray,
     *,
     width: int,
-    policy: Viewer,
-    start: Viewer,
+    policy: TokenStatsFn,
+    start: TokenStatsFn,
     place: Placement,
 ) -> tuple[RolloutBatch, dict[str, float]]:
-    """What is learned from, and what is worth knowing of it.
+    """The training batch and its metrics.
 
-    prompts: tokens of every prompt, each with as many samples behind one another as a group has. rewards: f32 [B].
-    width: columns of the rows, enough for every prompt with its response. policy, start: of the model that wrote the
-    samples, and of the frozen one.
+    prompts: tokens of every prompt. samples: B responses, those to one prompt in a row. rewards: f32 [B]. width: number
+    of columns, enough for every prompt with its response. policy, start: of the sampling and of the frozen model.
     """
     group = len(rewards) // len(prompts)
     rows, targets, mask, last = _rows(
@@ -47,17 +45,17 @@ def make_rollout(
     seqs = Sequences(*(place.constrain(jnp.asarray(x), "batch", "time") for x in rows))
     now, before = policy(seqs, targets), start(seqs, targets)
     old, reference, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
-    apart = divergence_per_token(old, reference, "k1") * mask
+    kl = divergence_per_token(old, reference, "k1") * mask
     score, returns = jnp.asarray(rewards), jnp.zeros_like(mask)
     if algorithm.kind == "ppo":
-        earned = -algorithm.kl_coef * apart
+        earned = -algorithm.kl_coef * kl
         earned = earned.at[jnp.arange(len(rewards)), last].add(score)
         advantages, returns = generalized_advantages(
             earned, values, mask, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
         )
         advantages = whiten(advantages, mask)
     elif algorithm.kind == "rloo":
-        whole = score - algorithm.kl_coef * apart.sum(1)
+        whole = score - algorithm.kl_coef * kl.sum(1)
         advantages = leave_one_out_advantages(whole.reshape(-1, group)).reshape(-1, 1) * mask
     else:
         advantages = group_advantages(score.reshape(-1, group)).reshape(-1, 1) * mask
@@ -67,7 +65,7 @@ def make_rollout(
         "reward_std": float(rewards.std()),
         "min_reward": float(rewards.min()),
         "max_reward": float(rewards.max()),
-        "kl": float(apart.sum(1).mean()),
+        "kl": float(kl.sum(1).mean()),
         "entropy": float((now.entropy * mask).sum() / count),
         "length": float(samples.lengths.mean()),
         "stopped": float(samples.stopped.mean()),
@@ -79,7 +77,7 @@ def make_rollout(
 def _rows(
     prompts: Sequence[np.ndarray], samples: Samples, width: int
 ) -> tuple[Sequences, Array, Array, Array]:
-    """Prompts and responses from the left: sequences, targets i32 [B, T], mask f32 [B, T], the last written column."""
+    """Sequences, targets i32 [B, T], mask f32 [B, T], and the column i32 [B] of the last response token."""
     count = len(prompts)
     tokens, targets = np.zeros((count, width), np.int32), np.zeros((count, width), np.int32)
     mask, segments = np.zeros((count, width), np.float32), np.zeros((count, width), np.int32)

@@ -1,7 +1,8 @@
-"""What is settled before the first step of reinforcement learning: models, prompts, rewards, programs."""
+"""Set up a run of reinforcement learning before its first step: models, prompts, rewards, programs."""
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.resolve import pin_step
-from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import ParamSpec, param_specs
@@ -20,7 +20,7 @@ from gram_jax.progress import log_time
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rl.judged import RewardFunction, judged_reward
-from gram_jax.rl.objective import VALUE, make_views, rollout_objective
+from gram_jax.rl.objective import VALUE, rollout_objective, token_stats
 from gram_jax.rl.prompts import PromptSet, read_prompts
 from gram_jax.run.directory import RunDirectory, check_same_data
 from gram_jax.run.metrics import check_writers
@@ -40,11 +40,11 @@ WIDTH = 64  # the number of columns of a row is a multiple of this
 
 @dataclass(frozen=True)
 class RlSetup:
-    """Everything of a run that is settled before its first step.
+    """A run before its first step.
 
-    start, judge: the models that the run began with, of runs with their step. generator: the policy's start, which is
-    the frozen reference. frozen: weights under LoRA, {} without. reward: of the responses of a step; contest: for win
-    rates. views, update: compiled at their first call (rl/objective.py, training/step.py).
+    start, judge: names of the models that the run began with, with a step if they are runs. generator: the policy's
+    start, the frozen reference. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win
+    rates. token_stats, update: jitted (rl/objective.py, training/step.py).
     """
 
     recipe: RlRecipe
@@ -60,17 +60,17 @@ class RlSetup:
     specs: Tree
     optimizer: optax.GradientTransformation
     abstract: TrainState
-    views: Any
+    token_stats: Any
     update: Any
 
     @property
     def width(self) -> int:
-        """Columns of a row, enough for every prompt with its response."""
+        """The number of columns, enough for every prompt with its response."""
         sampling = self.recipe.sampling
         return -(-(sampling.max_prompt_length + sampling.max_new_tokens) // WIDTH) * WIDTH
 
     def full_params(self, params: Tree) -> Tree:
-        """The trained weights with the frozen ones."""
+        """Trained and frozen weights together."""
         return tree.merge(params, self.frozen)
 
     def policy(self, params: Tree) -> TextGenerator:
@@ -86,7 +86,7 @@ def set_up_rl(
 ) -> RlSetup:
     """Load policy and judge, read the prompts, build the programs.
 
-    reward: in place of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
+    reward: instead of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
     """
     place, judges = (placement, placement) if placement else _placements(recipe)
     _check_parts(recipe, place)
@@ -107,7 +107,12 @@ def set_up_rl(
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     abstract = abstract_state(specs, optimizer, place, recipe.policy.param_dtype)
-    options = {"temperature": recipe.sampling.temperature, "chunk": CHUNK}
+    options = {
+        "cfg": generator.cfg,
+        "execution": generator.execution,
+        "temperature": recipe.sampling.temperature,
+        "chunk": CHUNK,
+    }
     frozen: Tree = {}
     if recipe.lora is not None:
         frozen = with_lora_scale(generator.params, generator.cfg, recipe.lora.config, place)
@@ -125,13 +130,13 @@ def set_up_rl(
         specs=specs,
         optimizer=optimizer,
         abstract=abstract,
-        views=make_views(generator.cfg, generator.execution, **options),
-        update=_update_step(recipe, generator, optimizer, abstract, place, options),
+        token_stats=jax.jit(partial(token_stats, **options)),
+        update=_update_step(recipe, optimizer, abstract, place, options),
     )
 
 
 def policy_weights(params: Tree) -> Tree:
-    """The policy's own, without the critic's head."""
+    """The policy's weights without the critic's head."""
     return {name: leaf for name, leaf in params.items() if name != VALUE}
 
 
@@ -146,7 +151,7 @@ def _load_policy(recipe: RlRecipe, start: str, place: Placement) -> TextGenerato
 
 
 def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
-    """Raises RecipeError for a prompt that leaves the model no space to answer: now, and not when it is drawn."""
+    """The prompts of a source. Raises RecipeError if one leaves too little context for a response."""
     found = read_prompts(
         source,
         generator,
@@ -158,9 +163,8 @@ def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
     space = generator.cfg.context_length - new
     if (longest := max(map(len, found.tokens))) > space:
         raise RecipeError(
-            f"a prompt has {longest} tokens and there is room for {max(0, space)} beside {new} new ones in the "
-            "model's context: lower [sampling] max_prompt_length, which leaves out longer ones, or [sampling] "
-            "max_new_tokens"
+            f"a prompt has {longest} tokens; with {new} new tokens the model's context has space for "
+            f"{max(0, space)}: lower [sampling] max_prompt_length, which drops longer prompts, or max_new_tokens"
         )
     return found
 
@@ -168,26 +172,21 @@ def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
 def _rewards(
     recipe: RlRecipe, judge: str, place: Placement, prompts: PromptSet
 ) -> tuple[RewardFunction, RewardFunction]:
-    """The judge's reward of a step's responses, and that of win rates."""
+    """Rewards of a step's responses, and of win rates. Raises DataError if a preferred response is missing."""
     asked = recipe.reward
     scorer = Scorer.load(judge, compute_dtype=recipe.execution.compute_dtype, placement=place)
     against = "reference" if asked.compare_with == "greedy" else asked.compare_with
     form = RewardForm(against, asked.scale, asked.references, asked.length_penalty)
-    preferred = _preferred(recipe, prompts)
+    preferred = None
+    if asked.compare_with == "reference" and not asked.references:
+        preferred = prompts.preferred
+        if lacking := sum(prompt not in preferred for prompt in prompts.prompts):
+            raise DataError(
+                f'[reward] compare_with = "reference" without references takes the preferred responses of '
+                f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or "
+                "a source of preferences"
+            )
     return judged_reward(scorer, form, preferred), judged_reward(scorer, RewardForm("reference"))
-
-
-def _preferred(recipe: RlRecipe, prompts: PromptSet) -> dict[Prompt, str] | None:
-    """The data's preferred responses, if responses are compared with these. Raises DataError if one is missing."""
-    if recipe.reward.compare_with != "reference" or recipe.reward.references:
-        return None
-    if lacking := sum(prompt not in prompts.preferred for prompt in prompts.prompts):
-        raise DataError(
-            f'[reward] compare_with = "reference" without references takes the preferred responses of '
-            f"{recipe.data.train}: {lacking} of its {len(prompts.prompts)} prompts have none: give references, or a "
-            "source of preferences"
-        )
-    return prompts.preferred
 
 
 def _trained_specs(recipe: RlRecipe, generator: TextGenerator) -> Tree:
@@ -201,30 +200,18 @@ def _trained_specs(recipe: RlRecipe, generator: TextGenerator) -> Tree:
 
 def _update_step(
     recipe: RlRecipe,
-    generator: TextGenerator,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     place: Placement,
     options: dict[str, Any],
 ) -> Any:
-    algorithm = recipe.algorithm
-    objective = rollout_objective(
-        generator.cfg,
-        generator.execution,
-        **options,
-        clip_range=algorithm.clip_range,
-        kl_coef=algorithm.kl_coef if algorithm.kind == "grpo" else 0.0,
-        vf_coef=algorithm.vf_coef,
-        clip_range_vf=algorithm.clip_range_vf,
-        ent_coef=algorithm.ent_coef,
-    )
     return make_train_step(
-        objective,
+        rollout_objective(**options, algorithm=recipe.algorithm),
         optimizer,
         make_schedule(recipe.optimizer, recipe.run.max_steps * recipe.updates),
         shardings_of(abstract),
         place,
-        microbatches=algorithm.gradient_accumulation_steps,
+        microbatches=recipe.algorithm.gradient_accumulation_steps,
         max_skipped=0,
     )
 
@@ -233,14 +220,14 @@ def _check_parts(recipe: RlRecipe, place: Placement) -> None:
     unit = recipe.algorithm.num_mini_batches * recipe.algorithm.gradient_accumulation_steps
     if recipe.rows % (unit * place.batch_shards):
         raise RecipeError(
-            f"{recipe.rows} responses a step are not a multiple of {unit} parts x {place.batch_shards} batch "
+            f"{recipe.rows} responses a step cannot be divided into {unit} parts x {place.batch_shards} batch "
             "shards: change [sampling] prompts_per_step or num_generations, or [algorithm] num_mini_batches or "
             "gradient_accumulation_steps"
         )
 
 
 def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
-    """The policy's and the judge's: one mesh, or the last devices for the judge, a part of its batch on each."""
+    """The policy's and the judge's mesh: the same one, or the last `num_devices` for the judge."""
     devices, apart = jax.devices(), recipe.reward.num_devices
     if apart >= len(devices):
         raise RecipeError(

@@ -1,11 +1,11 @@
-"""The directory of a run: what is in it, and whether a run may resume in it.
+"""The directory of a run: its content, and whether a run may resume in it.
 
 recipe.toml      the resolved recipe
-run.json         stage, number of steps, fingerprints of the data and the judge, data statistics, whether the run is
-                 complete, its id at Weights & Biases
-lock.json        while a job runs: which one
-model/           config.json, tokenizer, judge.json (and base.json under LoRA) and a manifest of
-                 their hashes: with the newest checkpoint, a model that can be loaded by the run's name
+run.json         stage, number of steps, fingerprints of data and judge, data statistics, whether the run is finished,
+                 its id at Weights & Biases
+lock.json        the job that runs, while one does
+model/           config.json, tokenizer, judge.json, base.json under LoRA, and a manifest of their hashes; with the
+                 newest checkpoint a model that is loaded by the run's name
 checkpoints/     by step, each with its manifest; damaged steps are moved to damaged/
 metrics.jsonl, tensorboard/, curves.png
 """
@@ -24,9 +24,9 @@ from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
 from gram_jax.distributed.collectives import broadcast_object
 from gram_jax.errors import CheckpointError, JudgeError, RecipeError
-from gram_jax.files import PARTIAL, write_atomic
+from gram_jax.files import PARTIAL, write_atomic, write_json
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.interop.hf_files import GENERATION, check_files
+from gram_jax.interop.hf_files import CONFIG, GENERATION, check_files
 from gram_jax.interop.models import BASE_FILE
 from gram_jax.interop.resolve import SMOLLM2, resolve_model
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
@@ -36,15 +36,12 @@ from gram_jax.model.lora import LoraConfig
 from gram_jax.recipes.reading import RecipeT, changed_on_resume, read_recipe_as
 from gram_jax.run.lock import LOCK
 
-STUCK = "stuck-{}.txt"  # of one process: the stacks of a run that hung
+STUCK = "stuck-{}.txt"  # stacks of a process that made no progress
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run. info: content of run.json when the run was opened.
-
-    In a job of several processes only process 0 writes; in the others the methods that write do nothing.
-    """
+    """Paths of a run. info: content of run.json when the run was opened. Only process 0 of a job writes."""
 
     path: Path
     info: Mapping[str, Any]
@@ -62,17 +59,17 @@ class RunDirectory:
     def write_recipe(self, text: str) -> None:
         """Write the resolved recipe."""
         if jax.process_index() == 0:
-            _write(self.path / RECIPE, text)
+            write_atomic(self.path / RECIPE, text, error=CheckpointError)
 
     def note(self, **values: Any) -> None:
         """Add to run.json."""
         if jax.process_index() == 0:
-            text = json.dumps({**read_info(self.path), **values}, indent=2) + "\n"
-            _write(self.path / INFO, text)
+            content = {**read_info(self.path), **values}
+            write_json(self.path / INFO, content, error=CheckpointError)
 
 
 def make_directory(path: Path) -> None:
-    """Make a run's directory. Raises RecipeError if it cannot be made, or is neither a run's nor empty."""
+    """Make a run's directory. Raises RecipeError if that fails, or it holds files and no run."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in path.iterdir())
@@ -82,7 +79,7 @@ def make_directory(path: Path) -> None:
         ) from error
     if RECIPE in names:
         return
-    # The job may have been killed before it wrote the recipe.
+    # Files of a job that was killed before it wrote the recipe.
     own = re.compile(rf"{RECIPE}.*{PARTIAL}|{LOCK}.*|{STUCK.format('.*')}")
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
@@ -94,7 +91,7 @@ def make_directory(path: Path) -> None:
 def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
     """Content of run.json. Raises RecipeError if the directory holds a run of another recipe."""
     stored, info = path / RECIPE, read_info(path)
-    # Without run.json nothing was computed under the stored recipe yet.
+    # Without run.json nothing was computed with the stored recipe.
     if info and (changed := changed_on_resume(read_recipe_as(type(recipe), stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(
@@ -106,7 +103,7 @@ def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
 
 
 def damage(directory: RunDirectory) -> list[str]:
-    """A line for everything that a finished run has lost or had damaged; all processes get the same."""
+    """A line for each missing or damaged file of a finished run, the same on all processes."""
     main = jax.process_index() == 0
     model = broadcast_object(find_damage(directory.model) if main else None)
     lines = damage_of_newest(directory.checkpoints, directory.info.get("steps"))
@@ -114,15 +111,14 @@ def damage(directory: RunDirectory) -> list[str]:
 
 
 def check_same_data(directory: RunDirectory, *, steps: int, examples: str) -> None:
-    """Raises RecipeError if the run began with other data or another number of steps than it has now."""
+    """Raises RecipeError if the run began with other data or another number of steps."""
     info = directory.info
     if not info or jax.process_index() > 0:
         return
     if info.get("examples") != examples:
         raise RecipeError(
-            f"the training data are not those that the run in {directory.path} began with (files, tokenizer or "
-            "template changed): a resumed run would not be the same run. Restore the data, or give this run another "
-            "directory"
+            f"the training data are not those that the run in {directory.path} began with (files, tokenizer "
+            "or template changed). Restore the data, or give this run another directory"
         )
     if info.get("steps") != steps:
         raise RecipeError(
@@ -134,14 +130,14 @@ def check_same_judge(directory: RunDirectory, spec: JudgeSpec) -> None:
     """Raises JudgeError if the run began with another judge."""
     info = directory.info
     if not info or jax.process_index() > 0 or info.get("judge") == spec.hash:
-        return  # a damaged model/judge.json is written again
+        return  # with the hash in run.json; a damaged model/judge.json is written again
     check_files(directory.model, lambda name: name == JUDGE_FILE)
     before = JudgeSpec.load(directory.model)
     if before.hash != spec.hash:
         raise JudgeError(
             f"the judge of the run in {directory.path} differs from the recipe's in "
-            f"{', '.join(differing_fields(before, spec))}: a template file or the tokenizer has "
-            "changed since. Restore it, or give this run another directory"
+            f"{', '.join(differing_fields(before, spec))}: a template file or the tokenizer changed. Restore it, or "
+            "give this run another directory"
         )
 
 
@@ -161,35 +157,29 @@ def write_model(
     spec: JudgeSpec | None = None,
     base: tuple[str, LoraConfig] | None = None,
 ) -> None:
-    """Write everything of the model but its weights. base: the model that a LoRA is trained on, and its settings."""
+    """Write the model without its weights. base: (name, LoRA settings) of the model that a LoRA is trained on."""
     if jax.process_index() > 0:
         return
     folder = directory.model
     folder.mkdir(exist_ok=True)
-    _write_json(folder / "config.json", config_to_hf(cfg, dtype))
+    contents = {CONFIG: config_to_hf(cfg, dtype)}
     tokenizer.save_pretrained(folder)
     if spec is not None:
         spec.save(folder)
     if stop_token_ids:
-        _write_json(folder / GENERATION, {"eos_token_id": list(stop_token_ids)})
+        contents[GENERATION] = {"eos_token_id": list(stop_token_ids)}
     if base is not None:
         name, lora = base
         settings = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
-        _write_json(folder / BASE_FILE, {"base": _absolute_name(name), **settings})
+        contents[BASE_FILE] = {"base": _absolute_name(name), **settings}
+    for file, content in contents.items():
+        write_json(folder / file, content, error=CheckpointError)
     write_manifest(folder)
 
 
 def _absolute_name(model: str) -> str:
-    """The model's name as it works in every working directory."""
+    """The model's name, independent of the working directory."""
     source = resolve_model(model)
     if source.path is None or model == SMOLLM2:
         return model
     return str(source.path.resolve()) + ("" if source.step is None else f"@{source.step}")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomic(path, text, error=CheckpointError)

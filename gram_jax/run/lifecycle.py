@@ -1,14 +1,17 @@
-"""The life of a run, the same for training and reinforcement learning.
+"""The lifecycle of a run, the same for training and reinforcement learning.
 
     with open_run(recipe, command="train", process=process) as run:
         if not is_complete(run):
             ...
-            with open_checkpoints(run, recipe.checkpoint) as checkpoints, open_metrics(run, ...) as metrics:
+            with open_checkpoints(run) as checkpoints:
+                newest = newest_step(run, checkpoints)
                 ...
+                with open_outputs(run, checkpoints, start, steps, label, progress) as outputs:
+                    ...
         return result_of(run)
 
-While it is open no other job runs in its directory, stop requests are noted, the watchdog expects a beat before
-everything that may hang, and a full disk is an error that states what to do.
+While a run is open, no other job runs in its directory, stop requests are recorded, the watchdog expects a beat before
+everything that may hang, and the error of a full disk states what to do.
 """
 
 import logging
@@ -29,9 +32,8 @@ from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.files import explain_full_disk
-from gram_jax.progress import ProgressBar
-from gram_jax.recipes.reading import RecipeT, recipe_to_toml
-from gram_jax.recipes.tables import CheckpointConfig
+from gram_jax.progress import ProgressBar, ProgressFactory
+from gram_jax.recipes.reading import RecipeT, recipe_to_toml, recipe_values
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
 from gram_jax.run.lock import run_lock
 from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
@@ -43,16 +45,16 @@ RESUME = "Free some space and start the same command again: it resumes from the 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is open. recipe: its text; command: of gram-jax, that starts such a run."""
+    """An open run. command: the command of gram-jax that starts it."""
 
     directory: RunDirectory
-    recipe: str
+    recipe: Any
     command: str
     watchdog: Watchdog
     stop: StopRequest
 
     def beat(self, activity: str) -> None:
-        """There was progress; `activity` follows."""
+        """Report progress to the watchdog; `activity` begins now."""
         self.watchdog.beat(activity)
 
 
@@ -83,20 +85,18 @@ class Outputs:
 def open_run(
     recipe: RecipeT, *, command: str, process: ProcessContext | None = None
 ) -> Iterator[Run]:
-    """Make or open a run's directory and hold it; all processes of a job call it.
+    """Make or open a run's directory and lock it; all processes of a job call it.
 
-    command: of gram-jax, that starts such a run. Raises RecipeError if the directory holds something else, another job
-    runs in it, or it holds a run of another recipe.
+    Raises RecipeError if the directory holds something else or a run of another recipe, or another job runs in it.
     """
     process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
-    text = recipe_to_toml(recipe)
     with ExitStack() as held:
         watchdog = held.enter_context(Watchdog(process, path / STUCK.format(process.index)))
         stop = held.enter_context(StopRequest(process))
         watchdog.beat("looking for devices")
         main = jax.process_index() == 0
         watchdog.beat("opening the run's directory")
-        assert_equal("recipe", text)
+        assert_equal("recipe", recipe_to_toml(recipe))
         info = None
         if main:
             make_directory(path)
@@ -109,18 +109,18 @@ def open_run(
                 f"{jax.process_index()}: a job of several processes needs a directory that all of them see"
             )
         held.enter_context(explain_full_disk(path, RESUME))
-        yield Run(RunDirectory(path, info), text, command, watchdog, stop)
+        yield Run(RunDirectory(path, info), recipe, command, watchdog, stop)
 
 
 def is_complete(run: Run) -> bool:
-    """Whether the run is finished and nothing of it is missing or damaged; what is, is computed again."""
+    """Whether the run is finished and undamaged. What is missing or damaged will be computed again."""
     directory = run.directory
     if not directory.info.get("finished"):
         return False
     run.beat("verifying the finished run")
     if lost := damage(directory):
         lines = "\n  ".join(lost)
-        logger.warning("%s was complete, and is not any more:\n  %s", directory.path, lines)
+        logger.warning("%s was complete and is damaged:\n  %s", directory.path, lines)
         directory.note(finished=False)
         return False
     logger.info("%s is complete: nothing to do", directory.path)
@@ -128,16 +128,17 @@ def is_complete(run: Run) -> bool:
 
 
 def result_of(run: Run) -> RunResult:
-    """What a run has come to, from its metrics."""
+    """The result of a run, from its metrics."""
     rows = read_metrics(run.directory.path / FILE_NAME)
     newest = {name: value for row in rows for name, value in row.items()}
     steps = int(newest.pop("step", 0))
     return RunResult(run.directory.path, steps, newest, summary(rows))
 
 
-def open_checkpoints(run: Run, config: CheckpointConfig) -> Checkpoints:
-    """The run's checkpoints, a context; its recipe is written first: by this file a directory is known as a run's."""
-    run.directory.write_recipe(run.recipe)
+def open_checkpoints(run: Run) -> Checkpoints:
+    """The run's checkpoints. Writes the recipe first, which marks the directory as a run's."""
+    run.directory.write_recipe(recipe_to_toml(run.recipe))
+    config = run.recipe.checkpoint
     return Checkpoints(
         run.directory.checkpoints, keep=config.max_to_keep, keep_every=config.keep_period
     )
@@ -152,26 +153,32 @@ def newest_step(run: Run, checkpoints: Checkpoints) -> int | None:
 
 
 @contextmanager
-def open_metrics(
-    run: Run, start_step: int, settings: Mapping[str, Any], *, tensorboard: bool, wandb: bool
-) -> Iterator[MetricsWriter]:
-    """The run's metrics, continued after `start_step`. settings: the recipe, for Weights & Biases."""
-    directory, run_id = run.directory, None
-    if wandb:
+def open_outputs(
+    run: Run,
+    checkpoints: Checkpoints,
+    start: int,
+    steps: int,
+    label: str,
+    progress: ProgressFactory,
+) -> Iterator[Outputs]:
+    """The outputs of the steps from `start` to `steps`. From here on a stop request saves the state."""
+    run.stop.begin()
+    directory, log, run_id = run.directory, run.recipe.log, None
+    if log.wandb:
         run_id = directory.info.get("wandb") or secrets.token_hex(8)
         directory.note(wandb=run_id)
     main = jax.process_index() == 0
-    kept = broadcast_object(truncate(directory.path, start_step) if main else None)
+    kept = broadcast_object(truncate(directory.path, start) if main else None)
     writer = MetricsWriter(
         directory.path if main else None,
         kept,
-        start_step=start_step,
-        tensorboard=tensorboard,
+        start_step=start,
+        tensorboard=log.tensorboard,
         wandb=run_id,
-        settings=settings,
+        settings=recipe_values(run.recipe),
     )
-    with closing(writer):
-        yield writer
+    with closing(writer), progress(steps, done=start, label=label) as bar:
+        yield Outputs(run, checkpoints, writer, bar)
 
 
 def save(outputs: Outputs, step: int, state: Any, *, blocking: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""One job at a time in a run's folder: two would remove each other's unfinished checkpoints.
+"""The lock of a run's directory: two jobs in one would remove each other's unfinished checkpoints.
 
-Process 0 holds `lock.json` as long as it trains and writes it anew every few seconds. SIGKILL leaves the file behind;
-on the same machine the process number then tells that nobody holds it, from elsewhere that the file does not change.
+Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. SIGKILL leaves it behind: a lock of
+this machine is stale if its process does not exist, one of another machine if it does not change.
 """
 
 import json
@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 LOCK = "lock.json"
 BEAT_SECONDS = 5.0
-# Without a beat the owner is gone. Clocks of machines differ, so the time is waited and not computed.
+# Without a beat for this time the lock is stale. Clocks of machines differ, so the time is waited and not computed.
 STALE_SECONDS = 60.0
 
 
 @contextmanager
 def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
-    """Hold the folder of a run for the block.
+    """Lock a run's directory for the block.
 
-    Waits up to STALE_SECONDS for an owner on another machine that may be gone. Raises RecipeError if one is alive.
+    Waits up to STALE_SECONDS for a beat of an owner on another machine. Raises RecipeError if the owner is alive.
     """
     path, mine = run / LOCK, _this_process()
     _take(path, mine)
@@ -41,7 +41,7 @@ def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
         count = 0
         while not over.wait(BEAT_SECONDS):
             count += 1
-            with suppress(OSError):  # a disk that is full or away for a while
+            with suppress(OSError):  # the disk may be full or unavailable for a while
                 other = _read(path)
                 if other and _who(other) != _who(mine):
                     process.abort(f"{_name(other)} has taken over {run}: this job ends", 2)
@@ -53,9 +53,9 @@ def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(BEAT_SECONDS)  # no longer: the disk may hang
+        thread.join(BEAT_SECONDS)  # with a limit: the disk may hang
         with suppress(OSError):
-            if _who(_read(path) or {}) == _who(mine):
+            if _who(_read(path)) == _who(mine):
                 path.unlink()
 
 
@@ -68,20 +68,20 @@ def _take(path: Path, mine: Mapping[str, Any]) -> None:
         pass
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror or error}") from error
-    found = _read(path) or {}
+    found = _read(path)
     known = found.get("machine") is not None and found["machine"] == mine["machine"]
     if known and _started(found.get("pid")) == found.get("started"):
         raise _refusal(path, found)
     if not known:
         logger.warning(
-            "%s held %s: waiting up to %g s for a sign of life",
+            "%s holds %s: waiting up to %g s for its next beat",
             _name(found),
             path.parent,
             STALE_SECONDS,
         )
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline and path.exists():
-            if (now := _read(path) or {}) != found:
+            if (now := _read(path)) != found:
                 raise _refusal(path, now)
             time.sleep(min(1.0, STALE_SECONDS / 4))
     write_atomic(path, json.dumps(mine))
@@ -89,9 +89,9 @@ def _take(path: Path, mine: Mapping[str, Any]) -> None:
 
 def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
     return RecipeError(
-        f"{_name(owner)} runs in {path.parent} since {owner.get('since')}: two jobs in one folder would destroy each "
-        "other's checkpoints. Wait until it ends, stop it (with SIGTERM it saves), or give this run another folder "
-        "(--set run.output_dir=...)"
+        f"{_name(owner)} runs in {path.parent} since {owner.get('since')}: two jobs in one directory would destroy "
+        "each other's checkpoints. Wait until it ends, stop it (on SIGTERM it saves), or give this run another "
+        "directory (--set run.output_dir=...)"
     )
 
 
@@ -106,7 +106,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """This boot of this machine, and the container: where process numbers mean the same. None: not known."""
+    """Boot and process namespace, in which a process number has one meaning; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -115,7 +115,7 @@ def _machine() -> str | None:
 
 
 def _started(pid: Any) -> str | None:
-    """When a process began, in ticks since boot; None where there is none of this number."""
+    """The start of a process in ticks since boot; None if it does not exist."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -131,12 +131,10 @@ def _name(owner: Mapping[str, Any]) -> str:
     return f"process {owner.get('pid', '?')} on {owner.get('host', 'another machine')}"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file; one that was cut short is nobody's."""
+def _read(path: Path) -> dict[str, Any]:
+    """{} if the file is missing or cut short."""
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, and Weights & Biases where asked for."""
+"""The metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import math
@@ -14,16 +14,15 @@ from gram_jax.extras import needs_extra
 from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
-HELD_OUT = "valid_"  # before the names of figures of held-out data
-FLUSH_SECONDS = 20  # TensorBoard sees figures so late
+HELD_OUT = "valid_"  # prefix of the metrics of held-out data
+FLUSH_SECONDS = 20  # between flushes of the TensorBoard file
 
 
 class MetricsWriter:
-    """Appends lines of figures to the run's folder; made with the step that the run goes on from.
+    """Appends lines of metrics to a run's directory from `start_step` on.
 
-    folder: None keeps the figures in memory alone, as the processes beside the main one do.
-    kept: the lines so far, as `truncate` returns them. wandb: the run's id there, None for no
-    Weights & Biases.
+    folder: None keeps the metrics in memory only, as the processes other than 0 do. kept: the lines so far, as
+    `truncate` returns them. wandb: the run's id there, None for no Weights & Biases.
     """
 
     def __init__(
@@ -49,12 +48,21 @@ class MetricsWriter:
             with self._tensorboard_errors():
                 self._tensorboard = TensorBoard(folder / "tensorboard", start_step)
         if wandb is not None:
-            self._wandb = _start_wandb(folder, wandb, settings or {})
+            import wandb as weights_and_biases  # pyright: ignore[reportMissingImports]  (an extra)
+
+            self._wandb = weights_and_biases.init(
+                project="gram_jax",
+                name=folder.name,
+                dir=str(folder),
+                config=dict(settings or {}),
+                id=wandb,
+                resume="allow",
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line: `step` steps are done, these are the figures; those not finite become null."""
+        """Write one line of the values after `step` steps; non-finite ones become null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        row = {"step": step, **finite}
+        row, tagged = {"step": step, **finite}, {_tag(k): v for k, v in values.items()}
         self.rows.append(row)
         if self._file is not None:
             with _errors(self.path):
@@ -62,20 +70,23 @@ class MetricsWriter:
                 self._file.flush()
         if self._tensorboard is not None:
             with self._tensorboard_errors():
-                self._tensorboard.write(step, {_tag(k): value for k, value in values.items()})
+                self._tensorboard.write(step, tagged)
         if self._wandb is not None:
-            self._wandb.log({_tag(name): value for name, value in values.items()}, step=step)
+            self._wandb.log(tagged, step=step)
 
     def last(self, name: str) -> float | None:
-        """The newest value of a figure, None if there is none."""
+        """The newest value of a metric, None if there is none."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
     def has_held_out(self, step: int) -> bool:
-        """Whether the figures of held-out data after `step` are there."""
-        return any(row["step"] == step and any(map(_is_held_out, row)) for row in self.rows)
+        """Whether the metrics of held-out data after `step` are written."""
+        return any(
+            row["step"] == step and any(name.startswith(HELD_OUT) for name in row)
+            for row in self.rows
+        )
 
     def close(self) -> None:
-        """Everything is on disk afterwards."""
+        """Write everything to disk."""
         if self._tensorboard is not None:
             with self._tensorboard_errors():
                 self._tensorboard.close()
@@ -91,16 +102,14 @@ class MetricsWriter:
             yield
         except OSError as error:
             self._tensorboard = None
-            warnings.warn(
-                f"no further figures for TensorBoard: {error}", category=GramWarning, stacklevel=2
-            )
+            warnings.warn(f"TensorBoard gets no more metrics: {error}", GramWarning, stacklevel=2)
 
 
 class TensorBoard:
-    """Figures in an event file, written by whoever calls.
+    """An event file of TensorBoard, written in the calling thread.
 
-    tensorboardX's SummaryWriter writes in a thread, which ends silently when the disk is full; the
-    run then waits for ever for room in its queue.
+    The thread of tensorboardX's SummaryWriter ends silently when the disk is full; the run would then wait for space in
+    its queue without a limit.
     """
 
     def __init__(self, folder: Path, start_step: int):
@@ -109,45 +118,35 @@ class TensorBoard:
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
         self._flushed = 0.0
-        if start_step:  # hides what an interrupted run wrote after this step
-            log = {"status": 1}  # SessionLog.START
+        if start_step:  # hides what an interrupted run wrote after it
             self._add(step=start_step + 1, file_version="brain.Event:2")
-            self._add(step=start_step + 1, session_log=log)
+            self._add(step=start_step + 1, session_log={"status": 1})  # SessionLog.START
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One event with every figure; raises OSError."""
-        figures = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-        self._add(step=step, summary={"value": figures})
+        """Write one event with all values. Raises OSError."""
+        summaries = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._add(step=step, summary={"value": summaries})
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Everything is on disk afterwards."""
+        """Write everything to disk."""
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        # generated when it is imported
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (generated)
 
         self._file.write_event(Event(wall_time=time.time(), **fields))
 
 
 def _tag(name: str) -> str:
-    """Figures of held-out data in a group of their own.
-
-    >>> _tag("loss"), _tag("valid_loss")
-    ('train/loss', 'valid/loss')
-    """
-    return f"valid/{name.removeprefix(HELD_OUT)}" if _is_held_out(name) else f"train/{name}"
-
-
-def _is_held_out(name: str) -> bool:
-    return name.startswith(HELD_OUT)
+    held_out = name.startswith(HELD_OUT)
+    return f"valid/{name.removeprefix(HELD_OUT)}" if held_out else f"train/{name}"
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a torn last line."""
+    """The lines of a metrics.jsonl without an incomplete last one."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -174,8 +173,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float | None, 
 def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
     """The metrics of a run up to `step` (none for 0).
 
-    Later lines, which an interrupted run wrote and this one writes again, are removed from the
-    file, so that it never holds a step twice.
+    Removes later lines, which a resumed run writes again, from the file.
     """
     path = folder / FILE_NAME
     with _errors(path):
@@ -191,29 +189,16 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}): free some space and start the "
-            "same command again, it goes on from the last checkpoint"
+            f"{path} cannot be written ({error.strerror or error}): free some space and start the same command again; "
+            "it resumes from the last checkpoint"
         ) from error
 
 
 def check_writers(*, tensorboard: bool, wandb: bool) -> None:
-    """Raises MissingExtraError before the work if a requested writer's package is not installed."""
+    """Raises MissingExtraError if the package of a writer is not installed."""
     if tensorboard:
         with needs_extra("tensorboard"):
             import tensorboardX  # noqa: F401
     if wandb:
         with needs_extra("wandb"):
             import wandb as _  # noqa: F401  # pyright: ignore[reportMissingImports]
-
-
-def _start_wandb(folder: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
-    import wandb  # pyright: ignore[reportMissingImports]  (an extra)
-
-    return wandb.init(
-        project="gram_jax",
-        name=folder.name,
-        dir=str(folder),
-        config=dict(settings),
-        id=run_id,
-        resume="allow",
-    )

@@ -1,4 +1,4 @@
-"""Check every file of a run, of one checkpoint or of an exported folder against its manifest."""
+"""Check the files of a run, a checkpoint or an exported model against their manifests."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"  # the folder of a run's steps
 def verify_folder(folder: Path) -> None:
     """Check every part of a folder and log a line for each.
 
-    Raises CheckpointError, which lists all damage, or if there is nothing to verify.
+    Raises CheckpointError with a list of all damage, or if the folder has nothing to verify.
     """
     folder = folder.absolute()
     parts = _parts(folder)
@@ -43,13 +43,18 @@ def verify_folder(folder: Path) -> None:
         problems = _verify_part(place, of)
         damage += [f"{label}/{line}" if label != "." else line for line in problems]
     if damage:
-        of_a_run = (folder / RECIPE).exists() or any(of is not None for _, of in parts)
-        raise refusal(folder, damage, f"Restore them from a copy; or {_remedy(folder, of_a_run)}")
+        remedy = f"export the model again. If they were changed on purpose: gram-jax verify {folder} --accept"
+        if (folder / RECIPE).exists() or any(of is not None for _, of in parts):
+            remedy = (
+                f"if only {CHECKPOINTS}/ and model/ are damaged, start the run's `gram-jax train` command again: it "
+                "resumes from the newest good step and writes the rest anew"
+            )
+        raise refusal(folder, damage, f"Restore them from a copy; or {remedy}")
 
 
 def _verify_part(place: Path, of: str | None) -> list[str]:
     start = time.perf_counter()
-    # Other files beside an exported model, such as a README.md, are not damage.
+    # An exported folder may hold other files, such as a README.md.
     problems = find_damage(place, of=of, exact=of is not None)
     names = list_files(place)
     size = sum((place / name).stat().st_size for name in names)
@@ -64,17 +69,8 @@ def _verify_part(place: Path, of: str | None) -> list[str]:
     return problems
 
 
-def _remedy(folder: Path, of_a_run: bool) -> str:
-    if of_a_run:
-        return (
-            f"if only {CHECKPOINTS}/ and model/ are damaged, start the run's `gram-jax train` command again: it "
-            "resumes from the newest good step and writes the rest anew"
-        )
-    return f"export the model again. If they were changed on purpose: gram-jax verify {folder} --accept"
-
-
 def _parts(folder: Path) -> list[tuple[Path, str | None]]:
-    """(folder that must have a manifest, what the manifest must say that it is of), for every part."""
+    """(folder with a manifest, the step that the manifest must name or None), for every part."""
     if folder.name.isdecimal() and not (folder / CONFIG).exists():
         return [(folder, step_name(folder.name))]  # one checkpoint
     checkpoints = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
@@ -82,7 +78,7 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
     parts: list[tuple[Path, str | None]] = [
         (checkpoints / str(step), step_name(step)) for step in steps
     ]
-    # A run writes its model's folder before its first checkpoint.
+    # A run writes model/ before its first checkpoint.
     if has_manifest(model) or (steps and (model.exists() or (folder / RECIPE).exists())):
         parts.append((model, None))
     if has_manifest(folder):
@@ -91,7 +87,7 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def _damage_of_notes(folder: Path) -> list[str]:
-    """A line for each damaged file of a run that no manifest covers because the file changes."""
+    """A line for each damaged file of a run that no manifest covers."""
     problems = []
     try:
         info = read_info(folder)
@@ -116,8 +112,7 @@ def accept_changes(folder: Path) -> Manifest:
     """Write and return the manifest of an exported folder for its files as they are now."""
     if complete_steps(folder / CHECKPOINTS) or complete_steps(folder):
         raise CheckpointError(
-            f"{folder} holds checkpoints, which are never changed on purpose: their manifests stay. --accept is for "
-            "exported folders"
+            f"{folder} holds checkpoints, whose manifests are never replaced: --accept is for exported folders"
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not an exported folder: it has no {CONFIG}")

@@ -25,9 +25,6 @@ class WorkCounters:
     def __add__(self, other: "WorkCounters") -> "WorkCounters":
         return WorkCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __sub__(self, other: "WorkCounters") -> "WorkCounters":
-        return WorkCounters(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
-
 
 class Call(NamedTuple):
     """Comparison indices[i] has its verdict at slots[i] of rows[i] of the batch, i [n] each."""

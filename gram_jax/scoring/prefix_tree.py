@@ -9,7 +9,6 @@ The last layer computes keys and values of every column, and everything else for
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -240,15 +239,12 @@ def _query_block(
 ) -> jax.Array:
     """One query block: q [K, G, queries, H], at [queries], keys [R]; k, v: [K, T, H]. Returns q's shape."""
 
-    def over(size: int) -> Callable[[], jax.Array]:
-        def attend() -> jax.Array:
-            here = keys[:size]
-            k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
-            ends = jnp.take(subtree_end, here, mode="clip")
-            visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
-            return attend_block(q, k_s, v_s, visible)[0].astype(v.dtype)
-
-        return attend
+    def attend(size: int) -> jax.Array:
+        here = keys[:size]
+        k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
+        ends = jnp.take(subtree_end, here, mode="clip")
+        visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
+        return attend_block(q, k_s, v_s, visible)[0].astype(v.dtype)
 
     nothing = partial(jnp.zeros, q.shape, v.dtype)
-    return jax.lax.switch(budget, [nothing, *(over(size) for size in key_budgets)])
+    return jax.lax.switch(budget, [nothing, *(partial(attend, size) for size in key_budgets)])

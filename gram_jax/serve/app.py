@@ -14,6 +14,7 @@ from gram_jax.scoring.request_batcher import RequestBatcher
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.serve import native, operations, trainers, vllm
 from gram_jax.serve.errors import HANDLERS, RESPONSES
+from gram_jax.serve.metrics import ServerMetrics
 from gram_jax.serve.middleware import LIGHT_PATHS, Admission, Limits, RequestLog
 from gram_jax.serve.service import Service, TimedReferenceWriter
 from gram_jax.version import installed_version
@@ -41,15 +42,9 @@ def make_app(
     form = form or RewardForm()
     if write is not None:
         form.check_writer()
-    service = Service(
-        scorer,
-        name,
-        form,
-        RequestBatcher(scorer, max_queue=max_queue, max_batch=max_batch),
-        GroupBuffer(group_wait),
-        limits or Limits(),
-        write=write,
-    )
+    batcher = RequestBatcher(scorer, max_queue=max_queue, max_batch=max_batch)
+    groups, metrics = GroupBuffer(group_wait), ServerMetrics(batcher)
+    service = Service(scorer, name, form, batcher, groups, limits or Limits(), metrics, write=write)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,7 +58,7 @@ def make_app(
         yield
         # Every accepted request is answered by now, or its time is over.
         service.drain()
-        await anyio.to_thread.run_sync(lambda: service.batcher.close(finish_queued=False))
+        await anyio.to_thread.run_sync(lambda: batcher.close(finish_queued=False))
 
     app = FastAPI(
         title="gram_jax",
@@ -82,8 +77,6 @@ def make_app(
     for protocol in (native, trainers, vllm):
         app.include_router(protocol.router, responses=RESPONSES, dependencies=bearer)
         paths |= {getattr(route, "path", "") for route in protocol.router.routes}
-    app.add_middleware(
-        Admission, limits=service.limits, token=token, queue_full=service.batcher.full
-    )
-    app.add_middleware(RequestLog, metrics=service.metrics, paths=paths)
+    app.add_middleware(Admission, limits=service.limits, token=token, queue_full=batcher.full)
+    app.add_middleware(RequestLog, metrics=metrics, paths=paths)
     return app

@@ -1,14 +1,23 @@
 """What /metrics reports."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gram_jax.scoring.request_batcher import RequestBatcher
+
+GAUGES = {  # name: description and attribute of the batcher
+    "gram_sequences_waiting": ("Queued or being scored", "waiting"),
+    "gram_sequences_scored": ("Since the start", "scored"),
+    "gram_batches": ("Calls of the judge since the start", "batches"),
+    "gram_sequences_per_second": ("Moving average", "speed"),
+}
 
 
 class ServerMetrics:
     """The counters of one server."""
 
-    def __init__(self) -> None:
+    def __init__(self, batcher: RequestBatcher) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "gram_requests", "Answered requests", ("path", "status"), registry=registry
@@ -19,15 +28,10 @@ class ServerMetrics:
         self.uncompared = Counter(
             "gram_uncompared", "Rewards of responses compared with no other", registry=registry
         )
-        self._waiting = Gauge("gram_sequences_waiting", "Queued or being scored", registry=registry)
-        self._scored = Gauge("gram_sequences_scored", "Since the start", registry=registry)
-        self._batches = Gauge("gram_batches", "Calls of the judge since start", registry=registry)
-        self._speed = Gauge("gram_sequences_per_second", "Moving average", registry=registry)
+        for name, (description, attribute) in GAUGES.items():
+            gauge = Gauge(name, description, registry=registry)
+            gauge.set_function(partial(getattr, batcher, attribute))
 
-    def render(self, batcher: RequestBatcher) -> bytes:
+    def render(self) -> bytes:
         """In Prometheus' text format."""
-        self._waiting.set(batcher.waiting)
-        self._scored.set(batcher.scored)
-        self._batches.set(batcher.batches)
-        self._speed.set(batcher.speed)
         return generate_latest(self.registry)

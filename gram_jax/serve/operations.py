@@ -59,5 +59,4 @@ def readyz(response: Response, service: TheService) -> ReadinessResponse:
 @router.get("/metrics", include_in_schema=False)
 def metrics(service: TheService) -> Response:
     """In Prometheus' text format."""
-    text = service.metrics.render(service.batcher)
-    return Response(text, media_type="text/plain; version=0.0.4")
+    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")

@@ -29,11 +29,10 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        line = {"level": record.levelname, "message": record.getMessage()}
-        if isinstance(record.msg, dict):
-            line = record.msg
+        plain = {"level": record.levelname, "message": record.getMessage()}
+        line = record.msg if isinstance(record.msg, dict) else plain
         if record.exc_info and record.exc_info[1] is not None:
-            line |= describe_failure(record.exc_info[1])
+            line = line | describe_failure(record.exc_info[1])
         return json.dumps({"time": self.formatTime(record), "line": line})
 
 

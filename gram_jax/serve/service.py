@@ -45,7 +45,7 @@ class Service:
     batcher: RequestBatcher
     groups: GroupBuffer
     limits: Limits
-    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    metrics: ServerMetrics
     write: TimedReferenceWriter | None = None
     ready: bool = False
     draining: bool = False

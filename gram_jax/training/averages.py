@@ -1,4 +1,4 @@
-"""Metrics of single steps in, lines of means out."""
+"""Averages of the metrics of single steps, written as lines."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ SHOWN = ("loss", "accuracy")  # beside the progress bar
 
 
 class Stopwatch:
-    """Seconds of training; those of evaluations and saves are left out."""
+    """Measures seconds of training without those of evaluations and saves."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def pause(self, bar: ProgressBar) -> Iterator[None]:
-        """Leave the time of the block out, here and in the speed that the bar shows."""
+        """Do not count the time of the block, here and in the bar's speed."""
         start = time.perf_counter()
         try:
             yield
@@ -42,8 +42,8 @@ class Stopwatch:
 class Averages:
     """Metrics of the steps since the last line.
 
-    total_tokens: of the whole run. tokens: of these steps. skipped: batches that were left out, of the whole run.
-    sums: (sum, count) of every metric. line: values of the last line.
+    total_tokens, skipped: tokens and skipped batches of the whole run. tokens: of these steps. sums: (sum, count) of
+    every metric. line: values of the last line.
     """
 
     total_tokens: int
@@ -54,12 +54,12 @@ class Averages:
 
     @property
     def means(self) -> dict[str, float]:
-        """Every metric's mean."""
+        """The mean of every metric."""
         return {name: total / count for name, (total, count) in self.sums.items() if count}
 
     @property
     def shown(self) -> dict[str, float]:
-        """Of the metrics beside the progress bar, the newest values."""
+        """The newest values of the metrics beside the progress bar."""
         newest = {**self.line, **self.means}
         return {name: newest[name] for name in SHOWN if name in newest}
 
@@ -67,15 +67,17 @@ class Averages:
 def add_step(
     averages: Averages, step: int, metrics: Mapping[str, Any], max_skipped: int
 ) -> Averages:
-    """With the metrics of a step, (sum, count) each on the devices.
+    """The averages with the metrics of one more step, each (sum, count) on the devices.
 
-    A bad batch counts as skipped alone. Raises NonFiniteError if more than max_skipped are bad in a row.
+    A bad batch only counts as skipped. Raises NonFiniteError if more than max_skipped are bad in a row.
     """
     found = {k: (float(a), float(b)) for k, (a, b) in jax.device_get(metrics).items()}
     special = ("bad", "skipped", "skipped_in_a_row", "num_tokens")
     bad, skipped, in_a_row, tokens = (found.pop(name)[0] for name in special)
     if in_a_row > max_skipped:
-        raise NonFiniteError(_report(step, found))
+        total, count = found["loss"]
+        loss, norm = total / count if count else total, found["grad_norm"][0]
+        raise NonFiniteError(f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}")
     sums = dict(averages.sums)
     if not bad:
         for name, (total, count) in found.items():
@@ -91,7 +93,7 @@ def add_step(
 
 
 def write_line(averages: Averages, step: int, writer: MetricsWriter, seconds: float) -> Averages:
-    """Write the means after `step` steps, and begin anew. seconds: that the steps took."""
+    """Write the means after `step` steps; returns empty averages. seconds: duration of the steps."""
     values = averages.means
     values["num_tokens"] = averages.total_tokens
     values["tokens_per_second"] = averages.tokens / max(seconds, 1e-9)
@@ -100,12 +102,4 @@ def write_line(averages: Averages, step: int, writer: MetricsWriter, seconds: fl
     writer.write(step, values)
     return Averages(
         averages.total_tokens, skipped=averages.skipped, line={**averages.line, **values}
-    )
-
-
-def _report(step: int, found: Mapping[str, tuple[float, float]]) -> str:
-    total, count = found["loss"]
-    loss = total / count if count else total
-    return (
-        f"step {step}: the loss is {loss:g} and the norm of the gradient {found['grad_norm'][0]:g}"
     )

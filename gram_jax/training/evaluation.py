@@ -1,15 +1,70 @@
-"""How well the weights of the moment do on held-out data."""
+"""Evaluation of a run's weights on its held-out data."""
 
+import dataclasses
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import jax
 
+from gram_jax import tree
 from gram_jax.data.batches import BatchPlan
 from gram_jax.data.feed import prefetch
+from gram_jax.distributed.preemption import StopSync
+from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.formatting import format_value
+from gram_jax.run.lifecycle import Outputs, stop_if_requested
+from gram_jax.run.metrics import HELD_OUT
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement
+from gram_jax.training.program import make_execution
+from gram_jax.training.setup import TrainSetup
+from gram_jax.training.stages import make_objective
+from gram_jax.training.state import TrainState
+from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+
+def make_held_out_step(setup: TrainSetup) -> Any:
+    """The jitted (params, frozen weights, batch) -> metrics of the run's objective."""
+    execution = make_execution(setup.recipe, setup.placement, "none")
+    objective = make_objective(setup.recipe, setup.cfg, execution, setup.spec.label_ids)
+    return make_eval_step(objective, setup.placement)
+
+
+def evaluate_held_out(
+    setup: TrainSetup,
+    outputs: Outputs,
+    stop: StopSync,
+    eval_step: Any,
+    frozen: Tree,
+    done: int,
+    state: TrainState,
+) -> None:
+    """Write the metrics of the held-out data after `done` steps, unless they are written.
+
+    These are the objective's metrics, and after the last step those of `judge_pairs`. Raises StoppedError if the job is
+    asked to stop meanwhile.
+    """
+    if setup.valid_plan is None or outputs.metrics.has_held_out(done):
+        return
+
+    def between() -> None:
+        outputs.run.beat(f"evaluating after step {done}")
+        stop_if_requested(outputs, stop.check(), done, setup.steps, state)
+
+    outputs.run.beat(f"evaluating after step {done}")
+    found = held_out_metrics(
+        eval_step, state.params, frozen, setup.valid_plan, setup.placement, between
+    )
+    if done == setup.steps and setup.recipe.stage == "finetune":
+        found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
+    outputs.metrics.write(done, {f"{HELD_OUT}{name}": value for name, value in found.items()})
+    shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
+    logger.info("held-out data after step %d: %s", done, shown)
 
 
 def held_out_metrics(
@@ -22,7 +77,7 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """The objective's metrics over all examples of `plan`, each example once: sums over counts.
 
-    between: called before every batch; it ends the evaluation by raising.
+    between: called before every batch; may end the evaluation by raising.
     """
     totals: Any = None
     with closing(prefetch(plan, placement, 0, plan.steps_per_epoch)) as batches:
@@ -33,11 +88,12 @@ def held_out_metrics(
     return {name: float(a) / float(b) for name, (a, b) in jax.device_get(totals).items() if b}
 
 
-def evaluation_rows(rows: int, microbatches: int, shards: int, per_unit: int) -> int:
-    """Rows of a held-out batch: as many as a micro-batch of training, which is known to fit.
-
-    >>> evaluation_rows(16, 4, 1, 2), evaluation_rows(3, 3, 1, 2)
-    (4, 2)
-    """
-    size = max(rows // microbatches, shards)
-    return size if size % per_unit == 0 else size * per_unit
+def judge_pairs(setup: TrainSetup, params: Tree, between: Callable[[], None]) -> dict[str, float]:
+    """Metrics of every held-out pair, scored from its texts in both orders."""
+    # Pairs differ in length from training batches, and each row holds one document.
+    execution = dataclasses.replace(
+        make_execution(setup.recipe, setup.placement, "none"), attention="auto", packed=False
+    )
+    scorer = Scorer(params, setup.cfg, setup.tokenizer, setup.spec, execution)
+    report = evaluate_pairs(scorer, setup.valid_records, progress=lambda _: between()).model_dump()
+    return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}

@@ -1,8 +1,8 @@
-"""Training from recipe to result. A stage is another objective and recipe, not another loop."""
+"""Training from recipe to result, one loop for all stages."""
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.compile_cache import keep_compiled_programs
@@ -18,13 +17,10 @@ from gram_jax.data.feed import prefetch
 from gram_jax.distributed.preemption import StopSync
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import MissingExtraError, NonFiniteError
-from gram_jax.evals.pairwise import evaluate_pairs
-from gram_jax.formatting import format_value
 from gram_jax.interop.models import stop_tokens
 from gram_jax.model.specs import param_count
 from gram_jax.plots import plot_curves
 from gram_jax.progress import ProgressFactory, log_time, no_progress
-from gram_jax.recipes.reading import recipe_values
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.directory import RunDirectory, write_model
 from gram_jax.run.lifecycle import (
@@ -35,33 +31,21 @@ from gram_jax.run.lifecycle import (
     is_due,
     newest_step,
     open_checkpoints,
-    open_metrics,
+    open_outputs,
     open_run,
     result_of,
     save,
     stop_if_requested,
 )
-from gram_jax.run.metrics import FILE_NAME, HELD_OUT, read_metrics
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.run.metrics import FILE_NAME, read_metrics
 from gram_jax.sharding import Placement
 from gram_jax.training.averages import Averages, Stopwatch, add_step, write_line
 from gram_jax.training.compiling import Memory, compile_step, explain_step_memory
-from gram_jax.training.evaluation import held_out_metrics
-from gram_jax.training.program import (
-    lower_memory_alternatives,
-    lower_step,
-    make_execution,
-    placement_of,
-)
+from gram_jax.training.evaluation import evaluate_held_out, make_held_out_step
+from gram_jax.training.program import lower_memory_alternatives, lower_step, placement_of
 from gram_jax.training.setup import TrainSetup, set_up
-from gram_jax.training.stages import (
-    abstract_batch,
-    frozen_weights,
-    make_objective,
-    start_weights,
-)
+from gram_jax.training.stages import abstract_batch, frozen_weights, start_weights
 from gram_jax.training.state import TrainState, init_state
-from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -77,12 +61,11 @@ def train(
 ) -> RunResult:
     """Train as a recipe states, or resume the run in its directory.
 
-    placement: by default the recipe's mesh over all devices. process: this process in a job of several, which all call
+    placement: default the recipe's mesh over all devices. process: this process in a job of several, which all call
     this with the same recipe; process 0 writes the files (and every process its part of a checkpoint). stop_at_step:
-    the last step of this call, which is saved; a later call resumes as if there had been one alone. Raises
-    RecipeError, DataError, JudgeError, LayoutError or CheckpointError for what cannot be used, DoesNotFitError for too
-    little memory, NonFiniteError for a loss that is not finite (the last good state is kept) and StoppedError after
-    Ctrl-C or SIGTERM (the state is kept).
+    the last step of this call, which is saved; a later call resumes there. Raises RecipeError, DataError, JudgeError,
+    LayoutError or CheckpointError for unusable input, DoesNotFitError if memory is too small, NonFiniteError if the
+    loss is not finite (the last good state is saved) and StoppedError after Ctrl-C or SIGTERM (the state is saved).
 
     >>> import json, tempfile
     >>> from gram_jax import read_recipe, train
@@ -111,28 +94,19 @@ def train(
 
 
 def train_to(last: int, setup: TrainSetup, run: Run, progress: ProgressFactory) -> None:
-    """Compile the step, load or restore the state, and take all steps up to `last` that are not done."""
-    recipe = setup.recipe
+    """Compile the step, load or restore the state, and take the remaining steps up to `last`."""
     run.beat("compiling")
     step, memory = compiled_step(setup)
-    with explain_step_memory(memory), open_checkpoints(run, recipe.checkpoint) as checkpoints:
+    with explain_step_memory(memory), open_checkpoints(run) as checkpoints:
         newest = newest_step(run, checkpoints)
         state, frozen = first_state(setup, checkpoints, newest)
         _describe(setup, run.directory, frozen, newest)
         start = int(state.step)
-        run.stop.begin()
+        stage = setup.recipe.stage
         with (
-            open_metrics(
-                run,
-                start,
-                recipe_values(recipe),
-                tensorboard=recipe.log.tensorboard,
-                wandb=recipe.log.wandb,
-            ) as metrics,
-            progress(setup.steps, done=start, label=recipe.stage) as bar,
+            open_outputs(run, checkpoints, start, setup.steps, stage, progress) as outputs,
             closing(prefetch(setup.plan, setup.placement, start, last)) as batches,
         ):
-            outputs = Outputs(run, checkpoints, metrics, bar)
             run_steps(setup, outputs, step, state, frozen, batches, max(last, start))
 
 
@@ -145,23 +119,23 @@ def run_steps(
     batches: Iterable[tuple[int, Any]],
     last: int,
 ) -> None:
-    """All steps up to `last`, which is saved and evaluated, with saves and evaluations between them.
+    """Take all steps up to `last`, with saves and evaluations; the last step is saved and evaluated.
 
     step: the compiled training step. batches: (step, batch on the devices) from the state's step on.
 
-    What several processes compute or write together they have to begin together. So everything that decides what
-    follows is the same on all of them: the step, the synchronised stop request, the metrics of the devices.
+    Several processes have to start collectives and saves in the same order. So every decision here follows from values
+    that are equal on all of them: the step, the synchronised stop request, the metrics of the devices.
     """
     run, recipe, done = outputs.run, setup.recipe, int(state.step)
     stop, watch = StopSync(run.stop, setup.placement), Stopwatch()
     averages = Averages(total_tokens=int(outputs.metrics.last("num_tokens") or 0))
     log = partial(log_step, outputs, watch, recipe)
-    evaluate = partial(evaluate_held_out, setup, outputs, stop, _eval_step(setup), frozen)
+    evaluate = partial(evaluate_held_out, setup, outputs, stop, make_held_out_step(setup), frozen)
 
     if is_due(done, recipe.evaluate.eval_steps) and done < last:
-        with watch.pause(outputs.bar):  # a run that was stopped in an evaluation begins with it
+        with watch.pause(outputs.bar):  # the run may have been stopped in this evaluation
             evaluate(done, state)
-    # Metrics and stop requests are read one step late, so that the device never waits for the host.
+    # Metrics and stop requests are read one step late, so that the devices do not wait for the host.
     unread, sent = None, stop.send()
     run.beat(f"waiting for the data of step {done + 1}")
     try:
@@ -175,7 +149,7 @@ def run_steps(
             evaluating = is_due(done, recipe.evaluate.eval_steps) and done < last
             saving = is_due(done, recipe.checkpoint.save_steps) or done == last
             if evaluating or saving or request:
-                # A line before every save: what is saved has its metrics in the file.
+                # Before every save, so that the metrics file covers what is saved.
                 averages, unread = log(averages, done, unread, line=True), None
                 with watch.pause(outputs.bar):
                     if saving:  # in the background, while the evaluation runs
@@ -203,7 +177,7 @@ def log_step(
     *,
     line: bool = False,
 ) -> Averages:
-    """Take in the metrics of a step; write a line if it is due or `line`. Raises NonFiniteError as add_step does."""
+    """Add the metrics of a step; write a line if one is due or `line`. Raises NonFiniteError as add_step does."""
     tokens = averages.total_tokens
     averages = add_step(averages, step, metrics, recipe.run.max_skipped)
     outputs.bar.update(units=averages.total_tokens - tokens, values=averages.shown)
@@ -212,66 +186,20 @@ def log_step(
     return averages
 
 
-def evaluate_held_out(
-    setup: TrainSetup,
-    outputs: Outputs,
-    stop: StopSync,
-    eval_step: Any,
-    frozen: Tree,
-    done: int,
-    state: TrainState,
-) -> None:
-    """Write the metrics of the held-out data after `done` steps, unless they are there.
-
-    They are those of the objective, and after the last step those of judge_pairs. Raises StoppedError if the job is
-    asked to stop meanwhile.
-    """
-    if setup.valid_plan is None or outputs.metrics.has_held_out(done):
-        return
-
-    def between() -> None:
-        outputs.run.beat(f"evaluating after step {done}")
-        stop_if_requested(outputs, stop.check(), done, setup.steps, state)
-
-    outputs.run.beat(f"evaluating after step {done}")
-    found = held_out_metrics(
-        eval_step, state.params, frozen, setup.valid_plan, setup.placement, between
-    )
-    if done == setup.steps and setup.recipe.stage == "finetune":
-        found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
-    outputs.metrics.write(done, {f"{HELD_OUT}{name}": value for name, value in found.items()})
-    shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
-    logger.info("held-out data after step %d: %s", done, shown)
-
-
-def judge_pairs(setup: TrainSetup, params: Tree, between: Any) -> dict[str, float]:
-    """Metrics of the whole path from text to score, both orders of every held-out pair."""
-    # Pairs have other lengths than the batches of training, and one document a row.
-    execution = dataclasses.replace(
-        make_execution(setup.recipe, setup.placement, "none"), attention="auto", packed=False
-    )
-    scorer = Scorer(params, setup.cfg, setup.tokenizer, setup.spec, execution)
-    report = evaluate_pairs(scorer, setup.valid_records, progress=lambda _: between()).model_dump()
-    return {f"pair_{name}": value for name, value in report.items() if isinstance(value, float)}
-
-
 def compiled_step(setup: TrainSetup) -> tuple[Any, Memory | None]:
-    """The training step, compiled before any weight is loaded, and the memory that it needs."""
+    """The training step, compiled before any weight is loaded, and the memory it needs."""
     batch = abstract_batch(setup.plan.batch(0), setup.placement)
-
-    def lowered(change: Mapping[str, Any]) -> Any:
-        return lower_step(
-            setup.recipe,
-            setup.cfg,
-            setup.spec.label_ids,
-            setup.optimizer,
-            setup.steps,
-            setup.placement,
-            setup.abstract,
-            batch,
-            change,
-        )
-
+    lowered = partial(
+        lower_step,
+        setup.recipe,
+        setup.cfg,
+        setup.spec.label_ids,
+        setup.optimizer,
+        setup.steps,
+        setup.placement,
+        setup.abstract,
+        batch,
+    )
     alternatives = lower_memory_alternatives(setup.recipe, setup.placement)
     with log_time(logger, "compile"):
         step, memory = compile_step(lowered, setup.placement, alternatives)
@@ -283,10 +211,10 @@ def compiled_step(setup: TrainSetup) -> tuple[Any, Memory | None]:
 def first_state(
     setup: TrainSetup, checkpoints: Checkpoints, newest: int | None
 ) -> tuple[TrainState, Tree]:
-    """The state to resume from, and the weights that are not trained.
+    """The state to start from, and the frozen weights.
 
-    In this order: the `newest` undamaged checkpoint of this run; the weights that the recipe starts
-    from; at random what these do not have, LoRA or a scalar head.
+    The state is that of the `newest` checkpoint, or else has the weights that the recipe starts from, with random ones
+    for what they lack (LoRA, a scalar head).
     """
     recipe, placement = setup.recipe, setup.placement
     with log_time(logger, "load the weights"):
@@ -299,12 +227,6 @@ def first_state(
             start, lora = recipe.model.name_or_path, recipe.lora.config
             frozen = frozen_weights(start, lora, compute_dtype, placement)[1]
         return checkpoints.restore(newest, setup.abstract), frozen
-
-
-def _eval_step(setup: TrainSetup) -> Any:
-    execution = make_execution(setup.recipe, setup.placement, "none")
-    objective = make_objective(setup.recipe, setup.cfg, execution, setup.spec.label_ids)
-    return make_eval_step(objective, setup.placement)
 
 
 def _describe(setup: TrainSetup, directory: RunDirectory, frozen: Tree, newest: int | None) -> None:
@@ -337,20 +259,19 @@ def _describe(setup: TrainSetup, directory: RunDirectory, frozen: Tree, newest: 
 
 
 def _save_good_state(outputs: Outputs, recipe: Recipe, state: TrainState) -> str:
-    """Save the state that the bad batch did not change; returns where it is and what to do."""
+    """Save the state, which the bad batch did not change; returns where it is and how to resume."""
     step, directory = int(state.step), outputs.run.directory
     if step == 0:
         return "It was the first batch: no step was lost. Check the data and model.param_dtype"
     if outputs.checkpoints.latest() != step:
-        # The bad batch is counted only once it may be skipped.
+        # Without the bad batch, which is counted when the resumed run skips it.
         one_less = jax.jit(lambda x: x - 1, out_shardings=state.skipped.sharding)
         state = state._replace(skipped=one_less(state.skipped), in_a_row=one_less(state.in_a_row))
         save(outputs, step, state, blocking=True)
     return (
-        f"The last good state, after step {step}, is kept in {directory.checkpoints}. To resume "
+        f"The last good state, after step {step}, is saved in {directory.checkpoints}. To resume "
         f"without this batch: gram-jax train {directory.path / RECIPE} --set "
-        f"run.max_skipped={recipe.run.max_skipped + 1}; or begin anew with a lower "
-        "optimizer.learning_rate"
+        f"run.max_skipped={recipe.run.max_skipped + 1}; or start a new run with a lower optimizer.learning_rate"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is settled before a run's weights are there: the judge, the examples, the number of steps, the optimizer."""
+"""Set up a run before its weights are loaded: judge, examples, number of steps, optimizer."""
 
 import hashlib
 import logging
@@ -10,7 +10,7 @@ import optax
 
 from gram_jax import tree
 from gram_jax.attacks.augment import with_attacks
-from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import RecipeError
@@ -30,7 +30,6 @@ from gram_jax.run.directory import (
 )
 from gram_jax.run.metrics import check_writers
 from gram_jax.sharding import Placement, check_divides
-from gram_jax.training.evaluation import evaluation_rows
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
 from gram_jax.training.stages import judge_spec, read_pairs, stage_examples, trained_specs
@@ -42,8 +41,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """Everything of a run that is settled before its weights are there. examples: fingerprint of the training data;
-    specs, abstract: of the trained weights, and of the state.
+    """A run before its weights are loaded.
+
+    examples: fingerprint of the training data. specs, abstract: of the trained weights and of the state.
     """
 
     recipe: Recipe
@@ -62,19 +62,24 @@ class TrainSetup:
 
 
 def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> TrainSetup:
-    """Check tokenizer and judge, make the examples, count the steps, build optimizer and schedule.
+    """Check the judge, make the examples, count the steps, build the optimizer.
 
     Raises RecipeError or JudgeError if the run in the directory began with other data or another judge.
     """
-    _check(recipe, placement)
+    batch = recipe.batch
+    if problem := check_rows(
+        batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
+    ):
+        raise RecipeError(problem)
+    check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     cfg, tokenizer, spec = _judge(recipe)
     check_divides(tree.flatten(param_specs(cfg)), placement)
     execution = make_execution(recipe, placement, recipe.execution.remat)
-    backend = backend_of(execution, cfg, recipe.batch.max_length)  # refuses what it cannot do
+    backend = backend_of(execution, cfg, batch.max_length)  # raises if there is none
     if recipe.execution.attention == "auto":
         logger.info("attention: %s", backend)
     with log_time(logger, "read and encode the data"):
-        plan = _batches(recipe, training_examples(recipe, tokenizer, spec), recipe.batch.batch_size)
+        plan = _batches(recipe, training_examples(recipe, tokenizer, spec), batch.batch_size)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
     logger.info("%s", plan.report().to_text())
     epochs = recipe.run.num_train_epochs
@@ -104,7 +109,7 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
 
 
 def examples_fingerprint(examples: Examples) -> str:
-    """16 hex digits that name the encoded examples: tokens, lengths, labels and weights."""
+    """16 hex digits over the tokens, lengths, labels and weights of encoded examples."""
     digest = hashlib.sha256()
     documents = examples.documents
     for array in (documents.tokens, documents.offsets, examples.label, examples.weights):
@@ -112,18 +117,9 @@ def examples_fingerprint(examples: Examples) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check(recipe: Recipe, placement: Placement) -> None:
-    batch = recipe.batch
-    if problem := check_rows(
-        batch.batch_size, batch.gradient_accumulation_steps, placement.batch_shards
-    ):
-        raise RecipeError(problem)
-    check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
-
-
 def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
     batch = recipe.batch
-    return make_batches(
+    return BatchPlan(
         examples,
         batch_size=batch_size,
         max_length=batch.max_length,
@@ -133,31 +129,30 @@ def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
 
 
 def training_examples(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examples:
-    """Of data.train, with the recipe's share of attacks among them."""
+    """The examples of data.train, with the recipe's share of attacks."""
     records, report = read_pairs(recipe, recipe.data.train, recipe.data.limit)
     if share := recipe.data.attack_share:
         plain = records
         records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
         count = sum(a is not b for a, b in zip(plain, records, strict=True))
-        logger.info("attacks: in place of %d of %d rejected responses", count, len(plain))
+        logger.info("attacks replace %d of %d rejected responses", count, len(plain))
     return stage_examples(recipe, records, report, tokenizer, spec)
 
 
 def _judge(recipe: Recipe) -> tuple[ModelConfig, Any, JudgeSpec]:
-    """Config and tokenizer of the start, and the judge that the recipe asks for on them."""
+    """Config and tokenizer of the start, and the recipe's judge on that tokenizer."""
     start = recipe.model.name_or_path
     cfg, tokenizer = model_config(start), load_tokenizer(start)
     spec, before = judge_spec(recipe, tokenizer), load_spec(start)
     if spec.max_length > cfg.context_length:
         raise RecipeError(
-            f"judge.max_length = {spec.max_length} is more than the {cfg.context_length} positions "
-            f"that {start} was made for"
+            f"judge.max_length = {spec.max_length} is more than the {cfg.context_length} positions of {start}"
         )
     if before is not None:
         check_tokenizer(before, tokenizer)
         if before.hash != spec.hash:
             logger.warning(
-                "the judge of this recipe differs from that of %s in %s; training sets the recipe's",
+                "the judge of this recipe differs from that of %s in %s; the run takes the recipe's",
                 start,
                 ", ".join(differing_fields(before, spec)),
             )
@@ -171,11 +166,8 @@ def _held_out(
         return [], None
     records, report = read_pairs(recipe, recipe.data.valid, recipe.evaluate.limit)
     examples = stage_examples(recipe, records, report, tokenizer, spec)
-    batch = recipe.batch
-    rows = evaluation_rows(
-        batch.batch_size,
-        batch.gradient_accumulation_steps,
-        placement.batch_shards,
-        1 if examples.together else examples.per_unit,
-    )
+    # As many rows as a micro-batch of training, which is known to fit.
+    batch, unit = recipe.batch, 1 if examples.together else examples.per_unit
+    rows = max(batch.batch_size // batch.gradient_accumulation_steps, placement.batch_shards)
+    rows = rows if rows % unit == 0 else rows * unit
     return records, _batches(recipe, examples, rows)

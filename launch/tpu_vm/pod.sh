@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A training run on TPU VMs, from a laptop with gcloud.
+# Train on TPU VMs, from a machine with gcloud.
 #
 #   NAME=judge ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite SHARE=10.0.0.2:/share \
 #       launch/tpu_vm/pod.sh train RECIPE [RECIPE ...] [options of gram-jax train]
 #
-# train does all of the following and, when Spot machines are taken away, all of it again; each is also a command:
-#   create            ask for the machines (a queued resource)
-#   await             until they are there
+# train does all of the following, and again with new machines if Spot machines are reclaimed; each is also a command:
+#   create            request the machines (a queued resource)
+#   await             wait until they are active
 #   install           the package of this working tree, and the shared folder at /mnt/gram, on every worker
 #   run RECIPE ...    start the recipes in the background on every worker, in the shared folder
-#   watch             until the run has ended everywhere; exit status 0, or that of the run
+#   watch             wait until the run has ended everywhere; exit status 0, or that of the run
 #   status            state of the machines, and of the run on each worker
 #   logs [WORKER]     of a worker (default all)
 #   stop              SIGTERM to the run: it saves and ends
@@ -17,13 +17,13 @@
 #
 #   DRY_RUN=1         print the commands and run nothing
 #   PROJECT=ID        default: that of gcloud
-#   SPOT=1            cheaper machines, which may be taken away
+#   SPOT=1            Spot machines, which may be reclaimed
 #   SLICES=N          of that type, joined over the data-centre network (default 1); several need --set
 #                     mesh.dcn.data=N, or [mesh.dcn] in every recipe
 #   SHARE=HOST:/PATH  an NFS export (Filestore, say) that all workers write; recipes name paths in it
-#   RESTARTS=N        new machines up to N times, and up to N new starts on the same machines (default 20)
-#   GRACE=S           seconds that a run may take to save after SIGTERM (default 20)
-#   POLL=S            seconds between two looks (default 30)
+#   RESTARTS=N        new machines up to N times, and up to N restarts on the same machines (default 20)
+#   GRACE=S           seconds for a run to save after SIGTERM (default 20)
+#   POLL=S            seconds between two queries (default 30)
 #
 # Recipes are files on this machine; they are copied to every worker.
 set -euo pipefail
@@ -43,7 +43,7 @@ shift
 slices=${SLICES:-1}
 restarts=${RESTARTS:-20}
 grace=${GRACE:-20}
-# Whole numbers only: what is not one would be noticed in the middle of a run, or never.
+# Numbers are checked before anything runs.
 whole() { # NAME VALUE LEAST
     case $2 in '' | *[!0-9]* | 0?*) ;; *) [ "$2" -lt "$3" ] || return 0 ;; esac
     echo "pod.sh: $1=$2: expected a whole number from $3" >&2
@@ -82,7 +82,7 @@ on_workers() {
             pids+=($!)
         fi
     done
-    # To bash before 4.4, such as that of macOS, an empty array is an unset one.
+    # In bash before 4.4, such as that of macOS, an empty array is unset.
     for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || code=$?; done
     return "$code"
 }
@@ -96,8 +96,8 @@ create() {
         --accelerator-type="$TYPE" --runtime-version="$RUNTIME" ${spot[@]+"${spot[@]}"}
 }
 
-# Of the machines: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. A gcloud that cannot be reached is asked
-# again: to take it for ABSENT would end a healthy run.
+# State of the machines: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or ABSENT. A failed query is repeated: taking it
+# for ABSENT would end a healthy run.
 state() {
     local answer errors
     errors=$(mktemp)
@@ -117,7 +117,7 @@ state() {
 are_there() {
     local now
     now=$(state)
-    [ "$now" = ACTIVE ] || echo "pod.sh: the machines are $now: taken away" >&2
+    [ "$now" = ACTIVE ] || echo "pod.sh: the machines are $now, expected ACTIVE" >&2
     [ "$now" = ACTIVE ]
 }
 
@@ -141,7 +141,7 @@ await() {
     done
 }
 
-# Python 3.12, because these images come with 3.10 and the package needs 3.11.
+# Python 3.12, because the images have 3.10 and the package needs 3.11.
 install() {
     : "${SHARE:?an NFS export that all workers write, as SHARE=10.0.0.2:/share}"
     local archive node
@@ -164,8 +164,8 @@ python3 -m uv venv --quiet --allow-existing --python 3.12 venv
 python3 -m uv pip install --quiet --python venv/bin/python './gram-jax[tpu]'"
 }
 
-# The leading words that are recipes, as names: files that a worker's folder can hold side by side, and made for these
-# slices. Asked before machines are, which cost money.
+# Read the leading words as recipes, and check before machines are requested that their names differ and that they are
+# for this number of slices.
 names=()
 read_recipes() {
     local recipe twins
@@ -177,18 +177,18 @@ read_recipes() {
     done
     [ ${#names[@]} -gt 0 ] || usage
     twins=$(for recipe in "${names[@]}"; do basename "$recipe"; done | sort | uniq -d)
-    [ -z "$twins" ] || fail "two recipes are called $twins, and one would take the other's place on the workers"
+    [ -z "$twins" ] || fail "two recipes are called $twins: on the workers one would replace the other"
     [ "$slices" -gt 1 ] || return 0
     case " $*" in *[\ =]mesh.dcn.*) return 0 ;; esac
     for recipe in "${names[@]}"; do
         grep -Eq '^[[:space:]]*(\[mesh\.dcn\]|dcn(\.[a-z]+)?[[:space:]]*=)' "$recipe" ||
-            fail "SLICES=$slices, and $recipe has no [mesh.dcn], which says what crosses them: add --set" \
+            fail "SLICES=$slices, and $recipe has no [mesh.dcn], the mesh over the slices: add --set" \
                 "mesh.dcn.data=$slices"
     done
 }
 
-# systemd keeps the run alive when ssh ends, and gives it SIGTERM when the machine is taken away. KillMode=mixed: to the
-# runner alone, which passes it on once. A run that has ended stays listed, for watch to read its status.
+# systemd keeps the run alive after ssh ends, and sends it SIGTERM when the machine is reclaimed: with KillMode=mixed to
+# the runner alone, which passes it on once. A run that has ended stays listed, so that watch can read its status.
 run() {
     local recipe node words
     read_recipes "$@"
@@ -212,7 +212,7 @@ sudo systemd-run --quiet --unit=gram-jax --uid=\"\$(id -u)\" --working-directory
 }
 
 # A line for each worker: "run SUBSTATE STATUS", as "run running 0", "run exited 0", "run failed 2".
-# shellcheck disable=SC2016  # the worker answers
+# shellcheck disable=SC2016  # expanded on the worker
 ask='echo run $(systemctl show gram-jax --property=SubState --value) \
     $(systemctl show gram-jax --property=ExecMainStatus --value)'
 
@@ -224,21 +224,21 @@ watch() {
     local found codes look
     while :; do
         are_there || return 76
-        # An ssh that fails while the machines are there is tried again.
+        # A failed ssh is repeated while the machines are active.
         found=$(on_workers "$ask" 2>/dev/null | grep '^run ') || found=
         if [ -n "$found" ] && ! grep -qv -e ' exited ' -e ' failed ' <<<"$found"; then
             codes=$(awk '$3 != 0 { print $3 }' <<<"$found" | sort -nu)
             [ -n "$codes" ] || return 0
             echo "pod.sh: the run ended with status $(paste -sd' ' - <<<"$codes")" >&2
-            # The runner on the workers starts again by itself, except after SIGTERM. Was that `stop`, or are the
-            # machines about to go? The cloud shows it a little later.
+            # The runner on the workers restarts by itself, except after SIGTERM. Whether that was `stop` or the
+            # machines are being reclaimed shows in their state a little later.
             if [ "$codes" = 75 ]; then
                 for ((look = 0; look < 4; look++)); do
                     sleep "${POLL:-30}"
                     are_there || return 76
                 done
             fi
-            # What no new start would mend comes first.
+            # A status that a restart would not fix comes first.
             return "$(grep -vxE '75|76|134|135|137|139|143' <<<"$codes" | head -n 1 | grep . || head -n 1 <<<"$codes")"
         fi
         sleep "${POLL:-30}"
@@ -254,20 +254,20 @@ train() {
     read_recipes "$@"
     while :; do
         if [ -n "${DRY_RUN:-}" ] || [ "$(state)" = ABSENT ]; then create; fi
-        # Each in a shell of its own, which ends with the first command that fails.
+        # Each in a shell of its own, which ends at the first command that fails.
         code=0
         { "$0" await && "$0" install && "$0" run "$@" && "$0" watch; } || code=$?
         if [ "$code" -eq 0 ]; then
             delete
             return 0
         fi
-        # Only machines that were taken away are replaced: a run that ended on sound ones is for people.
+        # Only reclaimed machines are replaced: a run that failed on active machines needs a person.
         if [ "$(state)" = ACTIVE ] || [ "$left" -eq 0 ]; then
-            echo "pod.sh: ended with status $code; the machines are kept: see 'logs', 'delete' them when done" >&2
+            echo "pod.sh: ended with status $code; the machines are kept: see 'logs', and 'delete' them" >&2
             return "$code"
         fi
         left=$((left - 1))
-        echo "pod.sh: asking for new machines ($left more times)" >&2
+        echo "pod.sh: requesting new machines ($left requests left)" >&2
         delete
     done
 }
