@@ -33,7 +33,7 @@ WINDOW = 1024  # comparisons that are encoded together
 
 
 class ScalarRewardModel:
-    """A model of stage bradley_terry that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
+    """A model of stage bradley_terry that reads text; evaluation uses its `stream` as a Scorer's."""
 
     def __init__(
         self,
