@@ -41,7 +41,7 @@ from safetensors.numpy import load_file
 import gram_jax
 from gram_jax.attacks.evaluate import choose_pairs, run_attacks
 from gram_jax.attacks.suite import choose_attacks
-from gram_jax.data.batches import make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.evals.best_of_n import run_best_of_n
 from gram_jax.interop.models import model_config
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -363,7 +363,7 @@ def batches(folder: Path) -> dict[str, Any]:
         recipe = training_recipe(stage, folder / "none", [source], **(size | changes))
         spec = gram_jax.make_spec(tokenizer, max_length=recipe.judge.max_length)
         examples = training_examples(recipe, tokenizer, spec)
-        plan = make_batches(examples, batch_size=4, max_length=384, seed=0, packing=packing)
+        plan = BatchPlan(examples, batch_size=4, max_length=384, seed=0, packing=packing)
         for step in range(6):
             arrays = plan.batch(step)._asdict()
             arrays |= arrays.pop("seqs")._asdict()

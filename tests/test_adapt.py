@@ -3,12 +3,11 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 import gram_jax.adaptation.adapt
-from gram_jax.adaptation.adapt import NotBetterError, _waited_enough, adapt
+from gram_jax.adaptation.adapt import NotBetterError, adapt, out_of_patience
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.report import doubts, result_rows
 from gram_jax.adaptation.settings import default_rate, split
@@ -45,7 +44,7 @@ def test_all_pairs_of_a_prompt_lie_in_one_part_and_order_does_not_matter(tmp_pat
 
 def test_too_few_prompts_are_a_named_error(tmp_path):
     records, _ = read_records(write_pairs(tmp_path / "p.jsonl", 30))
-    with pytest.raises(DataError, match="expected at least 10 in each part"):
+    with pytest.raises(DataError, match="at least 10"):
         split(records, 0.2, 0)
     with pytest.raises(DataError, match=r"held_out = 0\.5"):
         AdaptConfig(held_out=0.5)
@@ -83,7 +82,7 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec, caplog):
         tmp_path / "out",
         AdaptConfig(method="full", **SMALL | {"learning_rate": 0.1, "num_train_epochs": 1}),
     )
-    with pytest.raises(NotBetterError, match="no epoch is better"):
+    with pytest.raises(NotBetterError):
         adapt("tiny-random", str(source), out, settings, spec=spec)
     assert not (out / "judge").exists()
     figures = json.loads((out / "adaptation.json").read_text())
@@ -94,15 +93,15 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec, caplog):
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
     left_out = "151 rows read, 150 labeled pairs, left out: 1 identical responses"
     assert left_out in caplog.text
-    assert "is no better than tiny-random on the pairs that choose: --accept" in caplog.text
+    assert "no better than tiny-random" in caplog.text
 
 
 @pytest.mark.parametrize(
     "gain, interval, losses, said",
     [
-        (-0.05, (-0.08, -0.01), (0.6, 0.5), ["worse on the 20 pairs that measure: -0.050"]),
-        (-0.05, (-0.12, 0.02), (0.6, 0.5), ["perhaps worse on the 20 pairs that measure"]),
-        (0.0, (-0.1, 0.1), (0.6, 0.7), ["loss is higher on the pairs that measure: 0.600 before"]),
+        (-0.05, (-0.08, -0.01), (0.6, 0.5), ["is worse on the 20 test pairs: -0.050"]),
+        (-0.05, (-0.12, 0.02), (0.6, 0.5), ["perhaps worse"]),
+        (0.0, (-0.1, 0.1), (0.6, 0.7), ["0.600 before"]),
         (0.05, (-0.1, 0.2), (0.6, 0.5), []),
     ],
 )
@@ -129,8 +128,7 @@ def test_a_judge_that_is_worse_where_it_is_measured_goes_out_with_a_word(
     ],
 )
 def test_patience_ends_once_so_many_epochs_brought_no_new_least_loss(losses, patience, enough):
-    margins = {step: -np.log(np.expm1(np.array([loss]))) for step, loss in enumerate(losses)}
-    assert _waited_enough(margins, patience) is enough
+    assert out_of_patience(losses, patience) is enough
 
 
 def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monkeypatch):
@@ -145,7 +143,7 @@ def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monke
         ),
     )
     monkeypatch.setattr(
-        gram_jax.adaptation.adapt, "_waited_enough", lambda margins, patience: len(margins) == 2
+        gram_jax.adaptation.adapt, "out_of_patience", lambda losses, patience: len(losses) == 2
     )
     settings = AdaptConfig(method="full", **SMALL | {"num_train_epochs": 4})
     result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec)

@@ -176,33 +176,25 @@ def test_more_pairs_begin_with_the_same_ones(tmp_path):
     assert judge.scored == 14  # seven pairs, each as it is and attacked
 
 
-def test_names_that_are_none_and_sources_without_pairs_are_named_errors(tmp_path):
-    with pytest.raises(
-        DataError, match=r"no attack is called 'verdicts': expected hostile.*verdict"
-    ):
+def test_unknown_names_and_sources_without_pairs_are_refused():
+    with pytest.raises(DataError, match=r"'verdicts': expected hostile.*verdict"):
         choose_attacks(["verdicts", "empty"])
-    with pytest.raises(DataError, match="no attack is named"):
+    with pytest.raises(DataError):
         choose_attacks([])
-    with pytest.raises(DataError, match="all of them ties"):
+    with pytest.raises(DataError, match="1 records"):
         choose_pairs([Comparison(as_prompt("q"), "a", "b", "tie")], 3, seed=0)
 
 
-def test_a_report_reads_as_tables_of_plain_text(tmp_path):
-    report, _ = attack(FakeJudge(len), tmp_path)
+@pytest.mark.parametrize("strength", [chosen_ones, len])
+def test_what_the_suite_writes_is_what_tables_and_pages_read(tmp_path, strength):
+    report, found = attack(FakeJudge(strength), tmp_path)
     assert json.loads((tmp_path / "attack.json").read_text())["format"] == 2
-    found = AttackResults(**report)
-    tables = [clean_table(found), *attack_tables(found)]
-    harmless = len(HARMLESS) - len(found.without_pairs)
+    (read,) = read_folders([tmp_path])
+    assert read.attack == AttackResults(**report)
+    tables = [clean_table(read.attack), *attack_tables(read.attack)]
+    harmless = len(HARMLESS) - len(read.attack.without_pairs)
     assert [len(table.rows) for table in tables] == [4, len(HOSTILE), harmless]
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
-
-
-@pytest.mark.parametrize("strength", [chosen_ones, len])
-def test_what_the_suite_writes_is_what_a_page_reads(tmp_path, strength):
-    report, found = attack(FakeJudge(strength), tmp_path)
-    (read,) = read_folders([tmp_path])
-    assert read.attack is not None and read.attack.any_hostile is not None
-    assert read.attack.any_hostile.share == report["any_hostile"]["share"]
     page = render_html([read])
     assert all(name in page for name in found)
     attack(FakeJudge(strength), tmp_path / "few", ["bold"], PAIRS[:2])
@@ -256,15 +248,13 @@ def test_training_pairs_hold_the_asked_share_of_attacks():
 def test_a_recipe_trains_without_attacks_unless_it_says_so(tmp_path, caplog):
     caplog.set_level("INFO", "gram_jax")
     assert tiny_recipe("finetune", tmp_path / "run").data.attack_share == 0.0
-    for value in (1.5, -0.1, "some"):
+    for stage, changes in (
+        *(("finetune", {"data__attack_share": value}) for value in (1.5, -0.1, "some")),
+        *((stage, {"data__attack_share": 0.1}) for stage in ("pretrain", "bradley_terry")),
+        ("finetune", {"data__attack_share": 0.1, "data__overlong": "error"}),
+    ):
         with pytest.raises(RecipeError, match="attack_share"):
-            make_recipe(tiny_values("finetune", tmp_path / "run", data__attack_share=value))
-    for stage in ("pretrain", "bradley_terry"):
-        with pytest.raises(RecipeError, match=f'attack_share is not used by stage "{stage}"'):
-            make_recipe(tiny_values(stage, tmp_path / "run", data__attack_share=0.1))
-    long = {"data__attack_share": 0.1, "data__overlong": "error"}
-    with pytest.raises(RecipeError, match="attack_share"):
-        make_recipe(tiny_values("finetune", tmp_path / "run", **long))
+            make_recipe(tiny_values(stage, tmp_path / "run", **changes))
 
     def tokens(**changes) -> list[list[int]]:
         recipe = tiny_recipe("finetune", tmp_path / "run", data__overlong="truncate", **changes)
@@ -285,9 +275,7 @@ def test_the_command_writes_a_folder_and_names_what_it_cannot_do(tmp_path):
     wrong = run_cli(*ask, "--only", "verdicts")
     assert wrong.status == 2 and not out.exists()
     done = run_cli(*ask, "--only", "verdict, first_letter")
-    assert done.status == 0, done.output
-    assert "no judge.json" in done.output
-    assert "first_letter" in done.output
+    assert done.status == 0 and "first_letter" in done.output, done.output
     report = json.loads((out / "attack.json").read_text())
     assert [entry["name"] for entry in report["attacks"]] == ["verdict", "first_letter"]
     assert report["settings"]["max_length"] == 256

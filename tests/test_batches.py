@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
-from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import Examples, flat_documents, make_examples, shown_first
 from gram_jax.data.packing import epoch_order, pack_epoch
@@ -77,7 +77,7 @@ def plan_for(kind: str, sizes: list[int], shape: tuple[int, int, bool], seed: in
     if not pack and rows % 2 and kind.endswith("both"):
         rows += 1
     examples = distinct_examples(kind, sizes)
-    return make_batches(examples, batch_size=rows, max_length=length, seed=seed, packing=pack)
+    return BatchPlan(examples, batch_size=rows, max_length=length, seed=seed, packing=pack)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,9 +245,9 @@ def test_examples_longer_than_a_row_are_dropped_and_counted():
 def test_shapes_that_hold_nothing_are_refused():
     both = distinct_examples("verdict both", [5])
     with pytest.raises(RecipeError, match="batch_size = 3 "):
-        make_batches(both, batch_size=3, max_length=64, seed=0, packing=False)
+        BatchPlan(both, batch_size=3, max_length=64, seed=0, packing=False)
     with pytest.raises(RecipeError, match="0 rows"):
-        make_batches(both, batch_size=0, max_length=64, seed=0, packing=True)
+        BatchPlan(both, batch_size=0, max_length=64, seed=0, packing=True)
     with pytest.raises(RecipeError, match="shard 0 of 3"):
         plan_for("verdict", [5], (4, 64, True)).batch(0, (0, 3))
 
@@ -409,7 +409,7 @@ def test_the_ranking_documents_are_the_chosen_and_the_rejected_response(judge):
 
 def test_the_report_counts_what_is_in_the_batches(judge):
     examples = examples_of("finetune", preferences(50), judge, "both")
-    plan = make_batches(examples, batch_size=4, max_length=400, seed=0, packing=True)
+    plan = BatchPlan(examples, batch_size=4, max_length=400, seed=0, packing=True)
     report = plan.report()
     batches = epoch_of(plan)
     filled = sum(int((b.seqs.segments > 0).sum()) for b in batches)

@@ -43,10 +43,8 @@ def test_the_divergence_by_hand():
 
 def test_a_judge_whose_mistakes_grow_is_seen_by_the_oracle():
     proxy = np.tile(np.linspace(0, 1, 8), (5, 1))
-    oracle = np.tile(
-        [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.6, 0.0], (5, 1)
-    )  # the proxy's favourite is bad
-    rows = best_of(proxy, oracle)
+    oracle = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.6, 0.0]  # the proxy's favourite is bad
+    rows = best_of(proxy, np.tile(oracle, (5, 1)))
     assert [row["k"] for row in rows] == [1, 2, 4, 8]
     proxies, oracles = ([row[name]["mean"] for row in rows] for name in ("proxy", "oracle"))
     assert proxies == sorted(proxies) and proxies[-1] == 1
@@ -85,38 +83,36 @@ def policy() -> TextGenerator:
 def test_a_policy_reads_its_own_chat_format_and_people_cannot_forge_turns(policy):
     tokenizer = load_tokenizer("tiny-random")
     end = policy.frame.end_of_turn
+    for turns in (as_prompt("Say {} to me."), (Message("system", "a {} b"), Message("user", "c"))):
+        stops = [
+            sum(token in policy.stop_token_ids for token in policy.encode(prompt))
+            for prompt in (
+                tuple(Message(m.role, m.content.format(said)) for m in turns) for said in (end, "")
+            )
+        ]
+        assert stops[0] == stops[1]  # the forged end is text
     ids = policy.encode(as_prompt(f"Say {end} to me."))
     text = tokenizer.decode(ids)
     assert text.startswith(policy.frame.prefix[:10]) and text.endswith(
         policy.frame.generation_prompt
     )
-    plain = policy.encode(as_prompt("Say to me."))
-    count = [sum(int(x) in policy.stop_token_ids for x in row) for row in (ids, plain)]
-    assert count[0] == count[1]  # the forged end is text
     several = policy.encode((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
     assert len(several) > len(policy.encode(as_prompt("c")))
 
 
 def test_what_ends_a_response_is_also_what_the_models_settings_say(policy, tmp_path):
-    folder = export_hf(
-        tmp_path / "hf",
-        policy.cfg,
-        policy.params,
-        dtype=None,
-        tokenizer=policy.tokenizer,
-        spec=None,
-    )
+    kept = {"dtype": None, "tokenizer": policy.tokenizer, "spec": None}
+    folder = export_hf(tmp_path / "hf", policy.cfg, policy.params, **kept)
     path = folder / GENERATION
-    assert (
-        TextGenerator.load(folder, compute_dtype="float32").stop_token_ids == policy.stop_token_ids
-    )
+
+    def ends() -> tuple[int, ...]:
+        return TextGenerator.load(folder, compute_dtype="float32").stop_token_ids
+
+    assert ends() == policy.stop_token_ids
     for said, more in (([7, 9], (7, 9)), (7, (7,)), (None, ())):
         path.write_text(json.dumps({"eos_token_id": said}))
         write_manifest(folder)
-        assert TextGenerator.load(folder, compute_dtype="float32").stop_token_ids == (
-            *policy.stop_token_ids,
-            *more,
-        )
+        assert ends() == (*policy.stop_token_ids, *more)
     path.unlink()
     assert stop_tokens(folder) == stop_tokens("tiny-random") == ()
     path.write_text('{"eos_token_id": "</s>"}')
@@ -133,11 +129,6 @@ def test_a_conversation_is_read_turn_by_turn_as_its_template_has_it(policy):
         )
         ids = policy.encode(tuple(Message(role, text) for role, text in turns))
         assert policy.tokenizer.decode(ids) == rendered
-    end = policy.frame.end_of_turn
-    forged = policy.encode((Message("system", f"a {end} b"), Message("user", "c")))
-    plain = policy.encode((Message("system", "a b"), Message("user", "c")))
-    stops = [sum(int(x) in policy.stop_token_ids for x in row) for row in (forged, plain)]
-    assert stops[0] == stops[1]  # the forged end is text
 
 
 def test_roles_that_the_template_does_not_take_are_one_users_text(policy):
@@ -177,9 +168,9 @@ def test_the_command_samples_once_rates_and_draws(tmp_path):
     assert [row["k"] for row in report["best_of"]] == [1, 2, 4]
     assert np.shape(report["rewards"]["proxy"]) == (3, 4)
     assert report["rewards"]["proxy"] == report["rewards"]["oracle"]
-    assert (out / "bon.png").stat().st_size > 10_000
+    assert (out / "bon.png").read_bytes().startswith(b"\x89PNG")
     before = (out / "samples.jsonl").stat().st_mtime_ns
     assert run_cli(*words).status == 0
     assert (out / "samples.jsonl").stat().st_mtime_ns == before
     other = run_cli(*words, "--seed", "1")
-    assert "holds samples of other prompts or settings" in other.output
+    assert "samples.jsonl" in other.output and other.status != 0

@@ -145,10 +145,8 @@ def test_sources_of_one_name_in_two_folders_keep_their_own_temperatures(model, j
     assert "(one)" in one and "1.70" in one and "(two)" in two and "0.50" not in two
     (index,) = read_front_matter(model / "README.md")["model-index"]
     names = [m["name"] for told in index["results"] for m in told["metrics"]]
-    assert {name for name in names if name.startswith("accuracy, both orders averaged")} == {
-        "accuracy, both orders averaged (one)",
-        "accuracy, both orders averaged (two)",
-    }
+    for folder in ("one", "two"):
+        assert names.count(f"accuracy, both orders averaged ({folder})") == 1
     assert len(names) == len(set(names))
 
 
@@ -194,13 +192,10 @@ def test_results_and_their_concerns_stand_in_the_card_and_in_the_hubs_index(mode
     assert "| rb | 900 | 0.81 (0.78 to 0.84) |" in text
     assert "temperature of 1.70" in text and "accuracy 0.93" in text
     assert "verdict\\_spoof" in text and "/home" not in text
-    index = read_front_matter(model / "README.md")["model-index"]
-    found = {
-        (r["dataset"]["type"], m["name"]): m["value"]
-        for r in index[0]["results"]
-        for m in r["metrics"]
-    }
-    assert index[0]["name"] == "tiny-judge"
+    (index,) = read_front_matter(model / "README.md")["model-index"]
+    told = ((r["dataset"]["type"], m) for r in index["results"] for m in r["metrics"])
+    found = {(dataset, metric["name"]): metric["value"] for dataset, metric in told}
+    assert index["name"] == "tiny-judge"
     assert found["allenai/reward-bench", "accuracy, both orders averaged"] == 0.81
     assert found["mine", "Accuracy, macro"] == 0.6
 
@@ -224,32 +219,39 @@ def test_the_runs_tell_of_base_licence_recipe_and_data(model, judge, tmp_path):
 
 def test_a_foundation_says_that_it_does_not_judge_yet(model, judge, tmp_path):
     run = run_folder(tmp_path / "s1", "pretrain", "tiny-random", ["a.jsonl"], judge=judge)
-    assert "has not been taught to judge yet" in text_of(model, run=run, license="mit")
+    assert "fine-tune it on labeled pairs first" in text_of(model, run=run, license="mit")
 
 
-def test_a_base_folders_card_gives_its_licence_and_what_is_given_goes_before(
-    model, judge, tmp_path
-):
+def test_a_base_folders_card_gives_its_licence_and_options_take_precedence(model, judge, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: [mit]\nbase_model: [some/one]\n---\n# base\n")
     run = run_folder(tmp_path / "r", "finetune", str(base), ["a.jsonl"], judge=judge)
-    text_of(model, run=run)
-    head = read_front_matter(model / "README.md")
-    assert (head["license"], head["base_model"]) == ("mit", "some/one")
-    text_of(model, run=run, license="cc-by-4.0", base="other/two")
-    head = read_front_matter(model / "README.md")
-    assert (head["license"], head["base_model"]) == ("cc-by-4.0", "other/two")
+    for given, expected in (
+        ({}, ("mit", "some/one")),
+        ({"license": "cc-by-4.0", "base": "other/two"}, ("cc-by-4.0", "other/two")),
+    ):
+        text_of(model, run=run, **given)
+        head = read_front_matter(model / "README.md")
+        assert (head["license"], head["base_model"]) == expected
 
 
-def test_results_and_runs_of_another_judge_are_refused(model, tmp_path):
-    with pytest.raises(ReportError, match="a judge that is asked in another way"):
-        text_of(model, evaluations=(results(tmp_path / "e", "f" * 64),))
-    with pytest.raises(ReportError, match="trained a judge that is asked in another way"):
-        text_of(model, run=run_folder(tmp_path / "r", "finetune", "x", ["a.jsonl"], judge="f" * 64))
-    with pytest.raises(ReportError, match=r"expected the folder of a run, with its recipe\.toml"):
-        text_of(model, run=tmp_path)
+def test_results_runs_and_folders_of_something_else_are_refused(model, tmp_path):
+    other = run_folder(tmp_path / "r", "finetune", "x", ["a.jsonl"], judge="f" * 64)
+    for options, said in (
+        ({"evaluations": (results(tmp_path / "e", "f" * 64),)}, "judge ffffffffffff"),
+        ({"run": other}, "judge ffffffffffff"),
+        ({"run": tmp_path}, r"recipe\.toml"),
+    ):
+        with pytest.raises(ReportError, match=said):
+            text_of(model, **options)
     assert not (model / "README.md").exists()
+    with pytest.raises(ReportError, match=r"is a run, .* gram-jax convert"):
+        text_of(other)
+    (model / "judge.json").unlink()
+    (model / "gram_jax_manifest.json").unlink()
+    with pytest.raises(ReportError, match=r"judge\.json"):
+        text_of(model)
 
 
 def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, judge, tmp_path):
@@ -272,25 +274,11 @@ def test_results_of_other_weights_are_refused_however_they_are_held(model, expor
         there = write(tmp_path / held, content)
         assert "held\\_out" in text_of(model, evaluations=(there,))
         other = write(tmp_path / f"{held} other", content | {"fingerprint": "0" * 16})
-        with pytest.raises(
-            ReportError, match=r"whose weights are not those of .* evaluate .* itself"
-        ):
+        with pytest.raises(ReportError, match="weights are not those of"):
             text_of(model, evaluations=(other,))
     attack = attacks("m", judge=scorer.spec.hash)
-    with pytest.raises(ReportError, match="whose weights are not those of"):
+    with pytest.raises(ReportError, match="weights are not those of"):
         text_of(model, evaluations=(write(tmp_path / "attack", attack=attack),))
-
-
-def test_what_is_no_exported_judge_gets_no_card(model, tmp_path):
-    run = run_folder(tmp_path / "r", "finetune", "x", ["a.jsonl"])
-    with pytest.raises(
-        ReportError, match="is a run, a card belongs to an exported model: gram-jax convert"
-    ):
-        text_of(run)
-    (model / "judge.json").unlink()
-    (model / "gram_jax_manifest.json").unlink()
-    with pytest.raises(ReportError, match=r"has no judge\.json"):
-        text_of(model)
 
 
 def test_a_card_of_somebody_is_kept_and_ours_is_replaced(model):
@@ -379,24 +367,20 @@ def test_a_push_uploads_the_folder_with_its_card_privately(model, monkeypatch, t
 def test_a_push_that_would_harm_or_cannot_be_is_refused(model, monkeypatch, tmp_path):
     hub = Hub(monkeypatch, tmp_path, card="# somebody's")
     options = CardOptions(push="me/my-judge", license="mit")
-    with pytest.raises(
-        CheckpointError, match=r"me/my-judge has a README\.md that gram_jax did not write"
-    ):
+    with pytest.raises(CheckpointError, match=r"me/my-judge has a README\.md"):
         write_card(model, options)
     assert [what for what, *_ in hub.asked] == ["create"]
     write_card(model, replace(options, overwrite=True))
     with pytest.raises(ReportError, match="not pushed: no licence is known"):
         write_card(model, replace(options, license=None))
-    with pytest.raises(CheckpointError, match="expected OWNER/NAME"):
+    with pytest.raises(CheckpointError, match="OWNER/NAME"):
         write_card(model, replace(options, push="my-judge"))
     Hub(monkeypatch, tmp_path, token=None)
     with pytest.raises(CheckpointError, match="hf auth login"):
         write_card(model, options)
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
-    with pytest.raises(
-        CheckpointError, match="could not be pushed"
-    ):  # offline, as conftest.py sets it
+    with pytest.raises(CheckpointError, match="could not be pushed"):  # offline, by conftest.py
         write_card(model, options)
 
 
@@ -416,7 +400,7 @@ def test_the_command_takes_several_evaluations(model, judge, tmp_path):
     assert done.status == 0, done.output
     text = (model / "README.md").read_text()
     assert "\n### one\n" in text and "\n### two\n" in text
-    assert "/home" not in text and "secret" not in text and str(tmp_path) not in text
+    assert not any(path in text for path in ("/home", "secret", str(tmp_path)))
 
 
 def test_folders_of_one_name_are_told_apart_without_their_paths(model, judge, tmp_path):

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import types
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_a_judge_learns_what_can_be_learned(judge_run):
     assert rows[0]["valid_accuracy"] < 0.8
     assert result.metrics["valid_accuracy"] == 1.0
     assert result.metrics["valid_pair_accuracy"] == 1.0
-    # the floor of the loss at smoothing 0.1 is 0.1985 (method.md)
+    # the minimum of the loss at smoothing 0.1 is 0.1985
     assert 0.198 < result.metrics["valid_loss"] < 0.25
 
 
@@ -90,15 +90,8 @@ def test_metrics_hold_every_step_once_and_the_names_that_people_chart(judge_run)
     rows = read_metrics(result.folder / "metrics.jsonl")
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, 41))
-    names = {
-        "loss",
-        "accuracy",
-        "margin",
-        "learning_rate",
-        "grad_norm",
-        "num_tokens",
-        "tokens_per_second",
-    }
+    names = {"loss", "accuracy", "margin", "learning_rate", "grad_norm", "num_tokens"}
+    names |= {"tokens_per_second"}
     assert names <= rows[-3].keys() | rows[1].keys()
     tokens = [row["num_tokens"] for row in rows if "num_tokens" in row]
     assert tokens == sorted(set(tokens))
@@ -157,14 +150,11 @@ def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_lora_trains_and_is_merged_when_loaded(tmp_path):
+def test_lora_trains_and_is_merged_when_loaded(tmp_path, one_device):
     result = train(tiny_recipe("finetune", tmp_path / "run", **LORA))
-    base = tree.flatten(
-        load_model("tiny-random", make_placement({}, devices=jax.devices()[:1]), None)[1]
-    )
+    base = tree.flatten(load_model("tiny-random", one_device, None)[1])
     changed = {path for path, x in saved_state(result).items() if not np.array_equal(x, base[path])}
     assert changed == {"layers/q", "layers/v"}
-    assert result.metrics["loss"] > 0
 
 
 LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__target_modules": ["q", "v"]}
@@ -177,7 +167,7 @@ def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
     result = train(tiny_recipe("finetune", tmp_path / "run", model__name_or_path="base", **LORA))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert saved_state(result)
+    assert "layers/q" in saved_state(result)
 
 
 @pytest.mark.slow
@@ -225,9 +215,9 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path,
     )
     monkeypatch.undo()
     train(good)
-    job = loop_state(tmp_path / "run", 3), loop_state(tmp_path / "good", 3)
-    for mine, theirs in zip(*job, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    jax.tree.map(
+        np.testing.assert_array_equal, *(params_of(tmp_path / x, 3) for x in ("run", "good"))
+    )
 
     # with one skip allowed, the same run goes on past that batch
     poison(monkeypatch, bad_step=3)
@@ -237,14 +227,8 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path,
     assert all(np.isfinite(x).all() for x in saved_state(result).values())
 
 
-def loop_state(folder, step):
-    with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
-        shapes = checkpoints.params_shapes(step)
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes
-        )
-        return jax.tree.leaves(checkpoints.restore_params(step, abstract))
+def params_of(folder, step):
+    return load_model(f"{folder}@{step}", make_placement({}, devices=jax.devices()[:1]), None)[1]
 
 
 @pytest.mark.slow
@@ -285,27 +269,20 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_p
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.fixture
-def full():
-    """A file on a full disk."""
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-    with suppress(OSError), open("/dev/full", "w") as file:
-        yield file
-
-
 def new_writer(folder, **changes):
     settings = {"start_step": 0, "tensorboard": True, "wandb": None, "settings": {}}
     settings |= changes
     return MetricsWriter(folder, truncate(folder, settings["start_step"]), **settings)
 
 
-def test_metrics_that_cannot_be_written_are_an_error_that_says_what_to_do(tmp_path, full):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_metrics_on_a_full_disk_are_a_named_error(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    named = r"metrics\.jsonl cannot be written \(No space left"
     with (
-        pytest.raises(CheckpointError, match="free some space"),
-        closing(new_writer(tmp_path)) as writer,
+        pytest.raises(CheckpointError, match=named),
+        closing(MetricsWriter(tmp_path, [])) as writer,
     ):
-        writer._file = full
         writer.write(1, {"loss": 0.5})
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
@@ -313,9 +290,13 @@ def test_metrics_that_cannot_be_written_are_an_error_that_says_what_to_do(tmp_pa
         new_writer(tmp_path, start_step=1)
 
 
-def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, full):
+def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, monkeypatch):
     writer = new_writer(tmp_path)
-    writer._tensorboard._file._py_recordio_writer._writer = full.buffer
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", fail)
     with pytest.warns(UserWarning, match="TensorBoard"):
         for step in range(1, 100):
             writer.write(step, {"loss": 0.5})

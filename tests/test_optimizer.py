@@ -13,6 +13,8 @@ from gram_jax import tree
 from gram_jax.errors import RecipeError
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import OptimizerConfig
+from gram_jax.training import compact_adam
+from gram_jax.training.compact_adam import EightBitCodes, random_bits
 from gram_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps
 from gram_jax.training.state import abstract_state, init_state, shardings_of
 
@@ -189,23 +191,21 @@ def test_a_second_moment_in_fewer_bytes_follows_changes_smaller_than_its_steps()
 
 
 def test_codes_of_8_bits_are_right_on_average_and_close_for_small_and_large_values():
-    from gram_jax.training.compact_adam import _Codes, _dice
-
     values = jnp.tile(jnp.logspace(-6, 0, 128), (4096, 1))
-    dice = _dice(values.shape, jnp.int32(3), 0)
+    bits = random_bits(values.shape, jnp.int32(3), 0)
     for signed in (True, False):
-        codes = _Codes(signed=signed)
+        codes = EightBitCodes(signed=signed)
         x = values * jnp.where(jnp.arange(128) % 2 == 0, 1, -1) if signed else values
-        back = codes.read(codes.write(x, dice))
-        assert codes.write(x, dice)[0].dtype == (jnp.int8 if signed else jnp.uint8)
+        back = codes.read(codes.write(x, bits))
+        assert codes.write(x, bits)[0].dtype == (jnp.int8 if signed else jnp.uint8)
         # on average; what is rounded up to the smallest code of a second moment is too large
         known = slice(64, None) if signed else slice(0, None)
         np.testing.assert_allclose(back.mean(0)[known], x[0][known], rtol=0.03, atol=2e-7)
         apart = jnp.abs(back - x).max(0) / jnp.abs(x[0])
         assert float(apart[-1]) < 0.04
         assert float(apart[-43:].max()) < (0.2 if signed else 0.08)  # down to a hundredth
-    assert float(codes.read(codes.write(jnp.zeros((2, 128)), dice[:2])).max()) == 0.0
-    tiny = codes.read(codes.write(jnp.ones((1, 128)).at[0, 1:].set(1e-30), dice[:1]))
+    assert float(codes.read(codes.write(jnp.zeros((2, 128)), bits[:2])).max()) == 0.0
+    tiny = codes.read(codes.write(jnp.ones((1, 128)).at[0, 1:].set(1e-30), bits[:1]))
     assert float(tiny.min()) > 0
 
 
@@ -255,8 +255,6 @@ def test_moments_take_the_bytes_that_they_are_said_to(first, second, share):
 def test_a_weight_that_is_updated_part_by_part_gets_the_update_of_the_whole(
     first, second, monkeypatch
 ):
-    from gram_jax.training import compact_adam
-
     specs = matrix_spec() | {"embed": ParamSpec((96, 256), ("vocab", "embed_table"), "normal")}
     optimizer = make_optimizer(
         changed(first_moment_dtype=first, second_moment_dtype=second), 10, specs
@@ -271,7 +269,7 @@ def test_a_weight_that_is_updated_part_by_part_gets_the_update_of_the_whole(
         update = jax.jit(lambda *given: optimizer.update(*given))
         updates, state = update(grads, optimizer.init(params), params)
         found[limit] = jax.tree.leaves(updates), jax.tree.leaves(state)
-    # the dice differ, the first update does not depend on them
+    # the random bits differ, the first update does not depend on them
     for whole, parts in zip(found[1][0], found[2**30][0], strict=True):
         np.testing.assert_allclose(whole, parts, rtol=1e-6)
     for whole, parts in zip(found[1][1], found[2**30][1], strict=True):

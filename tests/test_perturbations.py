@@ -218,10 +218,7 @@ It was a commonly known set of frequently asked questions.""",
 }
 CHANGED = {
     ("contracted", "You do not know, and it is not hard."): "You don't know, and it isn't hard.",
-    (
-        "contracted",
-        "Do not worry. I will not, and she cannot.",
-    ): "Don't worry. I won't, and she can't.",
+    ("contracted", "Do not worry. I will not and cannot."): "Don't worry. I won't and can't.",
     (
         "written_out",
         "I'm sure it's the one that doesn’t fit.",
@@ -236,6 +233,7 @@ CHANGED = {
     ),
     ("bullets", "The first one.\nThe other one."): "- The first one.\n- The other one.",
     ("closer", "This is how."): "This is how. I hope this helps!",
+    ("opener", "This is how it is done."): "Sure! This is how it is done.",
 }
 
 
@@ -249,10 +247,6 @@ def test_what_a_change_would_make_say_something_else_is_kept(name, text):
 @pytest.mark.parametrize(("name", "text"), CHANGED)
 def test_ordinary_prose_is_changed(name, text):
     assert CHANGED[name, text] in changed(name, text)
-
-
-def test_a_polite_word_opens_an_ordinary_answer():
-    assert changed("opener", "This is how it is done.") >= {"Sure! This is how it is done."}
 
 
 @given(

@@ -277,12 +277,6 @@ def test_instruction_and_input_of_gram_rows_are_joined_as_the_template_reader_do
 # Traps
 
 
-def test_hh_transcripts_are_split_at_the_last_assistant_turn(tmp_path: Path):
-    record = read_one(tmp_path, {"chosen": HH + " a b", "rejected": HH + " c"})
-    assert len(record.prompt) == 3 and record.prompt[-1] == Message("user", "Bye")
-    assert (record.chosen, record.rejected) == ("a b", "c")
-
-
 def test_hh_transcripts_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
     other = HH.replace("Hello", "Hallo")
     with pytest.raises(DataError, match=r"field 'rejected'.*difference at character"):
@@ -444,12 +438,6 @@ def test_where_no_row_is_left_the_first_bad_one_is_named(tmp_path: Path):
     path.write_text(f"{json.dumps(row)}\n" * 2 + "broken\n")
     with pytest.raises(DataError, match=r"3 rows: 3 bad row\n.*: p.jsonl, line 1: field 'label'"):
         read_records(path, on_bad="skip")
-
-
-def test_a_source_without_labels_cannot_be_read_as_preferences(tmp_path: Path):
-    row = {"prompt": "Why?", "response_a": "x", "response_b": "y"}
-    with pytest.raises(DataError, match='kind = "pair"'):
-        read_one(tmp_path, row)
 
 
 @given(st.dictionaries(st.sampled_from(sorted({f for s in SCHEMAS.values() for f in s.fields})),
@@ -636,11 +624,6 @@ def test_a_limit_keeps_the_first_records(tmp_path: Path):
     assert [r.id for r in read_records(path, limit=3)[0]] == ["r0", "r1", "r2"]
     assert len(read_records(SourceSpec(str(path), limit=2), limit=5)[0]) == 2
     assert len(read_sources([path, path], limit=50)[0]) == 50
-
-
-def test_a_stream_holds_no_more_than_it_has_to(tmp_path: Path):
-    stream = iter(RecordStream(write(tmp_path, "x.parquet"), "pair"))
-    assert next(stream).id == "r0"
 
 
 def test_rows_can_be_read_as_they_lie(tmp_path: Path):

@@ -34,17 +34,24 @@ def final_states(monkeypatch):
     return states
 
 
-def interrupt(monkeypatch, after: int, kind: signal.Signals):
-    """The run is asked to stop while the metrics of step `after` are read."""
+def interrupt(monkeypatch, after: int, kind: signal.Signals | type[BaseException]):
+    """A signal or an exception comes while the metrics of step `after` are read."""
     log_step = loop.log_step
 
     def stop(outputs, watch, recipe, averages, step, *rest, **more):
         found = log_step(outputs, watch, recipe, averages, step, *rest, **more)
         if step == after:
+            if not isinstance(kind, signal.Signals):
+                raise kind
             signal.raise_signal(kind)
         return found
 
     monkeypatch.setattr(loop, "log_step", stop)
+
+
+def assert_same(states):
+    first, second = states
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def figures(folder):
@@ -80,10 +87,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert stopped_at in (2, 3)
     train(broken)
 
-    first, second = final_states
-    for path, x in jax.tree_util.tree_leaves_with_path(first):
-        y = dict(jax.tree_util.tree_leaves_with_path(second))[path]
-        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+    assert_same(final_states)
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
@@ -98,8 +102,7 @@ def test_a_run_in_parts_is_the_run_in_one(tmp_path, final_states):
         finished = json.loads((tmp_path / "parts" / "run.json").read_text()).get("finished", False)
         assert finished is (done == FINAL)
 
-    first, second = final_states
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert_same(final_states)
     assert figures(tmp_path / "parts")[-1] == figures(tmp_path / "whole")[-1]
 
 
@@ -118,7 +121,7 @@ def test_a_run_with_compact_moments_is_saved_and_resumed(first, second, tmp_path
     parts = tiny_recipe("finetune", tmp_path / "parts", **moments)
     assert train(parts, stop_at_step=3).steps == 3
     assert train(parts).steps == FINAL
-    jax.tree.map(np.testing.assert_array_equal, *final_states)
+    assert_same(final_states)
     assert all(x.size for x in jax.tree.leaves(final_states[0]))
 
 
@@ -151,8 +154,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_saves_at_once_and_begins_with_it
     assert calls == [2, 0, 2, 0, 2]
     train(broken)
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
-    for x, y in zip(*map(jax.tree.leaves, final_states[:2]), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_same(final_states[:2])
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
@@ -165,22 +167,13 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_without_repeating_a_line(
     class Killed(BaseException):
         pass
 
-    log_step = loop.log_step
-
-    def die(outputs, watch, recipe, averages, step, *rest, **more):
-        found = log_step(outputs, watch, recipe, averages, step, *rest, **more)
-        if step == 3:
-            raise Killed
-        return found
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "log_step", die)
+        interrupt(patch, after=3, kind=Killed)
         train(broken)
     assert read_metrics(tmp_path / "broken" / "metrics.jsonl")[-1]["step"] == 3  # after step 2
     train(broken)
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
-    for x, y in zip(*map(jax.tree.leaves, final_states), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_same(final_states)
 
 
 def test_a_run_can_go_on_over_other_devices(tmp_path, monkeypatch, final_states):

@@ -133,14 +133,8 @@ def test_the_loss_of_a_batch_is_a_sum_over_written_tokens(monkeypatch):
     worth = VALUES + DRAW.normal(size=NOW.shape).astype(np.float32) * 0.3
     seen = TokenStats(*map(jnp.asarray, (moved, ENTROPY, worth)))
     monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
-    settings = {
-        "clip_range": 0.2,
-        "kl_coef": 0.3,
-        "vf_coef": 0.7,
-        "clip_range_vf": 0.2,
-        "ent_coef": 0.05,
-    }
-    loss = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)
+    algorithm = replace(ALGORITHM, kind="grpo", kl_coef=0.3, vf_coef=0.7, ent_coef=0.05)
+    loss = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)
     total, metrics = loss({VALUE: jnp.zeros(1)}, batch)
     parts = {"policy_loss": 0.0, "kl": 0.0, "value_loss": 0.0, "entropy": 0.0, "clipped": 0}
     for row in range(4):
@@ -173,12 +167,8 @@ def test_columns_that_nobody_wrote_cannot_spoil_the_loss(monkeypatch):
     batch = RolloutBatch(seqs, seqs.tokens, mask, zero, zero, mask, zero, zero)
     seen = TokenStats(jnp.array([[0.0, -1e9]]), zero, zero)
     monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
-    settings = {
-        "clip_range": 0.2,
-        "kl_coef": 1.0,
-        "vf_coef": 0.0,
-        "clip_range_vf": 0.2,
-        "ent_coef": 0.0,
-    }
-    total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, **settings)({}, batch)
+    algorithm = replace(ALGORITHM, kind="grpo", kl_coef=1.0, vf_coef=0.0)
+    total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)(
+        {}, batch
+    )
     assert float(total) == -1

@@ -38,6 +38,8 @@ OPTIMIZER = OptimizerConfig(
     max_grad_norm=1.0,
 )
 
+SCHEDULE = make_schedule(OPTIMIZER, 10)
+
 
 def make_batch(stage: str, seed: int = 0):
     """Rows of one document each, of different lengths and weights, on the host."""
@@ -81,14 +83,10 @@ def made(stage, execution, microbatches, max_skipped, lora):
     specs = specs_of(stage) if lora is None else lora_specs(CFG, lora)
     optimizer = make_optimizer(OPTIMIZER, 10, specs)
     abstract = abstract_state(specs, optimizer, execution.placement, "float32")
+    limits = {"microbatches": microbatches, "max_skipped": max_skipped}
+    objective, placement = make_objective(stage, execution), execution.placement
     step = make_train_step(
-        make_objective(stage, execution),
-        optimizer,
-        make_schedule(OPTIMIZER, 10),
-        shardings_of(abstract),
-        execution.placement,
-        microbatches=microbatches,
-        max_skipped=max_skipped,
+        objective, optimizer, SCHEDULE, shardings_of(abstract), placement, **limits
     )
     return specs, optimizer, abstract, step
 
@@ -259,14 +257,9 @@ def test_the_rate_that_is_reported_is_the_one_that_is_applied_after_a_skip(one_d
         loss = params["w"] * batch.weights.sum()
         return loss, {"loss": (loss, jnp.float32(1))}
 
+    limits = {"microbatches": 1, "max_skipped": 1}
     step = make_train_step(
-        objective,
-        optimizer,
-        schedule,
-        shardings_of(abstract),
-        one_device,
-        microbatches=1,
-        max_skipped=1,
+        objective, optimizer, schedule, shardings_of(abstract), one_device, **limits
     )
     weight = jax.device_put(jnp.float32(1), one_device.sharding())
     state = init_state({"w": weight}, optimizer, abstract)
@@ -326,14 +319,9 @@ def test_a_step_makes_no_copies_of_the_state(one_device):
         loss = jnp.sum(params["a"] ** 2)
         return loss, {"loss": (loss, jnp.float32(1))}
 
+    limits = {"microbatches": 1, "max_skipped": 0}
     step = make_train_step(
-        objective,
-        optimizer,
-        make_schedule(OPTIMIZER, 10),
-        shardings_of(abstract),
-        one_device,
-        microbatches=1,
-        max_skipped=0,
+        objective, optimizer, SCHEDULE, shardings_of(abstract), one_device, **limits
     )
     compiled = step.lower(abstract, {}, make_batch("finetune")).compile()
     # The gradient and its update; selecting between the old state and the new one copies moments.

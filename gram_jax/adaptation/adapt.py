@@ -1,12 +1,12 @@
-"""`gram-jax adapt`: adapt a foundation judge to a task with a small labeled set.
+"""Adapt a judge to a task with a small labeled set.
 
-The prompts are split in three: the training split, the selection split, which selects the epoch (the unadapted judge is
-one of the candidates) and fits a temperature, and the test split, on which the result is measured before and after.
+The prompts are split in three: for training, for the selection of the epoch (the unadapted judge is a candidate) and
+the fit of a temperature, and for a test before and after.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,21 +43,8 @@ logger = logging.getLogger(__name__)
 FILE = "adaptation.json"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The selected step of the training. better: whether its loss is lower than the unadapted judge's.
-
-    losses: {step: loss on the selection split}, 0 for the unadapted judge.
-    """
-
-    step: int
-    better: bool
-    temperature: float
-    losses: Mapping[int, float]
-
-
 class NotBetterError(GramError):
-    """No epoch is better than the unadapted judge; the report is written, nothing is exported."""
+    """No epoch is better than the unadapted judge. The report is written, nothing is exported."""
 
 
 def adapt(
@@ -111,14 +98,17 @@ def adapt(
         return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)
 
     margins: dict[int, np.ndarray] = {}
+    losses = {0: unadapted}  # by step, 0 for the unadapted judge
     for end in ends:
         if end not in complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS):
             _train(recipe, end, progress)
         margins[end] = on_choose(at(end))
-        if _waited_enough(margins, settings.patience):
+        losses[end] = negative_log_likelihood(margins[end])
+        if out_of_patience(list(losses.values())[1:], settings.patience):
             break
-    choice = _choose(margins, unadapted)
-    after = measured(at(choice.step), "after")
+    best = min(margins, key=losses.__getitem__)
+    better, temperature = losses[best] < unadapted, fit_temperature(margins[best])
+    after = measured(at(best), "after")
     result = {
         "format": 1,
         "model": model,
@@ -127,21 +117,21 @@ def adapt(
         "rows": work.read.rows,
         "left_out": _left_out(work),
         "pairs": {part: len(members) for part, members in parts.items()},
-        "choosing": {"loss": {str(at): x for at, x in choice.losses.items()}, "step": choice.step},
-        "better_where_chosen": choice.better,
-        "temperature": choice.temperature,
-        "test": compare_verdicts(before, after, choice.temperature),
+        "choosing": {"loss": {str(step): loss for step, loss in losses.items()}, "step": best},
+        "better_where_chosen": better,
+        "temperature": temperature,
+        "test": compare_verdicts(before, after, temperature),
         "exported": None,
     }
     write_json(out / FILE, result, error=DataError)
-    if not choice.better and not accept:
+    if not better and not accept:
         raise NotBetterError(
             f"no epoch is better than {model} unadapted: its loss on the {len(parts['choose'])} selection pairs is "
-            f"{unadapted:.4f}, the best epoch's {choice.losses[choice.step]:.4f}. Nothing is exported; {out / FILE} "
+            f"{unadapted:.4f}, the best epoch's {losses[best]:.4f}. Nothing is exported; {out / FILE} "
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
             "anyway"
         )
-    result["exported"] = str(_export(recipe.run.output_dir, choice.step, out / "judge"))
+    result["exported"] = str(_export(recipe.run.output_dir, best, out / "judge"))
     write_json(out / FILE, result, error=DataError)
     for doubt in doubts(result):
         logger.warning("%s", doubt)
@@ -149,7 +139,7 @@ def adapt(
 
 
 def _left_out(work: EvalDataset) -> dict[str, int]:
-    """Rows of the source that are no labeled pair to learn from, by reason."""
+    """Number of rows that give no labeled pair, by reason."""
     ties = {"tie": work.skipped_ties} if work.skipped_ties else {}
     return {**work.read.dropped, **ties}
 
@@ -162,29 +152,23 @@ def _rows_read(work: EvalDataset) -> str:
 def _train(recipe: Recipe, stop_at_step: int, progress: ProgressFactory) -> None:
     try:
         train(recipe, progress=progress, stop_at_step=stop_at_step)
-    except StoppedError as stopped:  # its own advice would train all epochs and choose none
+    except StoppedError as stopped:  # its advice, `gram-jax train`, would not select an epoch
         raise StoppedError(
-            "stopped in training, what was done is saved: the same command resumes",
-            stopped.status,
+            "stopped in training, the state is saved: the same command resumes", stopped.status
         ) from stopped
 
 
-def _waited_enough(margins: Mapping[int, np.ndarray], patience: int) -> bool:
-    """Whether the last `patience` epochs, from {step: margins of the chosen responses}, brought no new least loss."""
-    losses = [negative_log_likelihood(found) for found in margins.values()]
+def out_of_patience(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` epochs (0: never) did not lower the smallest loss.
+
+    >>> out_of_patience([0.6, 0.7, 0.65], 2), out_of_patience([0.6, 0.7, 0.5], 2)
+    (True, False)
+    """
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _choose(margins: Mapping[int, np.ndarray], unadapted: float) -> Choice:
-    """The step with the least loss, from {step: margins of the chosen responses}."""
-    losses = {step: negative_log_likelihood(found) for step, found in margins.items()}
-    best = min(losses, key=losses.__getitem__)
-    temperature = fit_temperature(margins[best])
-    return Choice(best, losses[best] < unadapted, temperature, {0: unadapted, **losses})
-
-
 def _export(run: str, step: int, folder: Path) -> Path:
-    """The judge of a step as a Hugging Face folder."""
+    """Export the judge of a step as a Hugging Face folder."""
     one = make_placement({}, devices=jax.devices()[:1])
     cfg, params = load_model(f"{run}@{step}", one, None)
     tokenizer, spec = load_tokenizer(run), load_spec(run)

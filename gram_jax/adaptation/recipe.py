@@ -1,4 +1,4 @@
-"""The recipe of an adaptation: assets/adapt.toml, and what depends on the model, the data and the settings."""
+"""The recipe of an adaptation: assets/adapt.toml with values for the model, the data and the settings."""
 
 import tomllib
 from importlib.resources import files
@@ -9,8 +9,7 @@ import jax
 
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
-from gram_jax.data.batches import make_batches
-from gram_jax.data.examples import Examples
+from gram_jax.data.batches import BatchPlan
 from gram_jax.files import write_atomic
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
@@ -18,21 +17,22 @@ from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.training.setup import training_examples
 
-STEPS = 40  # of an epoch, about: few labels want many small steps
+STEPS = 40  # of an epoch, approximately: a small set needs many small steps
 MAX_BATCH_SIZE = 8  # if the settings state none
 
 
 def make_adapt_recipe(
     model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
-    """(the recipe of the training, the steps at which its epochs end); a checkpoint is kept of each."""
+    """(the recipe of the training, the last step of each epoch, which has a checkpoint)."""
     max_length = max(settings.max_length, judge.spec.max_length)
     values = _values(model, judge, train_file, out, settings)
     values["batch"] |= {"max_length": max_length, **_batch_size(jax.device_count())}
     examples = training_examples(make_recipe(values), judge.tokenizer, judge.spec)
-    batch_size = settings.batch_size or _default_batch_size(examples, max_length)
+    rows = round(int(examples.documents.lengths.sum()) // max_length / STEPS)
+    batch_size = settings.batch_size or min(max(1, rows), MAX_BATCH_SIZE)
     values["batch"] |= _batch_size(batch_size)
-    batches = make_batches(
+    batches = BatchPlan(
         examples,
         batch_size=values["batch"]["batch_size"],
         max_length=max_length,
@@ -47,7 +47,7 @@ def make_adapt_recipe(
 def _values(
     model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> dict[str, Any]:
-    """All values but those of the batch."""
+    """All values except those of the batch."""
     asset = files("gram_jax").joinpath("adaptation", "assets", "adapt.toml")
     values = tomllib.loads(asset.read_text(encoding="utf-8"))
     values["run"] = {
@@ -71,25 +71,16 @@ def _values(
 
 
 def _judge(judge: Scorer, out: Path) -> dict[str, Any]:
-    """The judge's own specification, as a recipe states one."""
+    """The judge's specification as a recipe's section [judge]."""
     spec, template = judge.spec, out / "data" / "template.txt"
     write_atomic(template, spec.template)
-    found = {
-        "template": str(template),
-        "labels": list(spec.labels),
-        "max_length": spec.max_length,
-        "thinking": spec.thinking,
-    }
-    return found if spec.system is None else found | {"system": spec.system}
-
-
-def _default_batch_size(examples: Examples, max_length: int) -> int:
-    rows = round(int(examples.documents.lengths.sum()) // max_length / STEPS)
-    return min(max(1, rows), MAX_BATCH_SIZE)
+    values = {"labels": list(spec.labels), "max_length": spec.max_length, "thinking": spec.thinking}
+    system = {} if spec.system is None else {"system": spec.system}
+    return {"template": str(template), **values, **system}
 
 
 def _batch_size(rows: int) -> dict[str, int]:
-    """Rounded up to a multiple of the devices, a row at a time on each."""
+    """`rows` rounded up to a multiple of the devices, in micro-batches of one row per device."""
     devices = jax.device_count()
     steps = -(-rows // devices)
     return {"batch_size": steps * devices, "gradient_accumulation_steps": steps}

@@ -1,4 +1,4 @@
-"""The result of an adaptation: before and after on the same pairs, and what speaks against it."""
+"""The result of an adaptation: the same pairs before and after, and warnings."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from gram_jax.evals.pairwise import PairVerdicts
 def compare_verdicts(
     before: PairVerdicts, after: PairVerdicts, temperature: float
 ) -> dict[str, Any]:
-    """The same pairs before and after: each with its interval, and the difference with that of paired prompts."""
+    """Accuracy, loss and calibration before and after on the same pairs, and the gain, with intervals."""
     gain, interval = paired_gain(before.correct, after.correct, after.cluster)
     found = {
         name: {
@@ -33,37 +33,33 @@ def compare_verdicts(
         expit(after.margin / temperature)
     )
     found["after"]["nll_with_temperature"] = negative_log_likelihood(after.margin, temperature)
-    return found | {
-        "gain": gain,
-        "gain_interval": interval,
-    }
+    return found | {"gain": gain, "gain_interval": interval}
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
-    """What speaks against a judge that was exported: nothing worse goes out without a word."""
+    """Warnings about an exported judge that is not better."""
     test, found = result["test"], []
     if not result["better_where_chosen"]:
         found.append(
-            f"the exported judge is no better than {result['model']} on the pairs that choose: --accept took it "
-            "all the same"
+            f"the exported judge is no better than {result['model']} on the selection pairs: --accept exported it"
         )
     if test["gain"] < 0:
         low, high = test["gain_interval"]
         surely = "worse" if high < 0 else "perhaps worse"
         found.append(
-            f"the exported judge is {surely} on the {result['pairs']['test']} pairs that measure: "
+            f"the exported judge is {surely} on the {result['pairs']['test']} test pairs: "
             f"{test['gain']:+.3f} of the accuracy ({low:+.3f} to {high:+.3f})"
         )
     elif test["after"]["nll"] > test["before"]["nll"]:
         found.append(
-            f"the exported judge's loss is higher on the pairs that measure: {test['before']['nll']:.3f} before, "
+            f"the exported judge's loss is higher on the test pairs: {test['before']['nll']:.3f} before, "
             f"{test['after']['nll']:.3f} after"
         )
     return found
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, before, after) for a terminal."""
+    """(name, before, after) of every figure, as text."""
     before, after = result["test"]["before"], result["test"]["after"]
     low, high = result["test"]["gain_interval"]
 
@@ -72,11 +68,7 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
 
     return [
         ("accuracy (95 %)", accuracy(before), accuracy(after)),
-        (
-            "gain (95 %, the same prompts)",
-            "",
-            f"{result['test']['gain']:+.3f} ({low:+.3f} to {high:+.3f})",
-        ),
+        ("gain (95 %, paired)", "", f"{result['test']['gain']:+.3f} ({low:+.3f} to {high:+.3f})"),
         ("NLL", f"{before['nll']:.3f}", f"{after['nll']:.3f}"),
         ("ECE", f"{before['ece']:.3f}", f"{after['ece']:.3f}"),
         (

@@ -12,16 +12,16 @@ from gram_jax.judge.messages import Prompt
 from gram_jax.model.config import ModelConfig
 
 FULL_RATE = 3e-5  # as in stage 2
-LEAST = 10  # pairs in each part; with fewer nothing can be chosen and nothing measured
+LEAST = 10  # minimum number of pairs in each split
 PARTS = ("train", "choose", "test")
 
 
 def default_rate(method: Method, cfg: ModelConfig) -> float:
     """Peak learning rate. LoRA's falls with the width D of the model: 5e-4 (2000 / D) ** p.
 
-    p is 0.781 for Llama's family and 0.0775 for Qwen's, as fitted over many models at alpha 32 by J. Schulman and
-    Thinking Machines Lab (LoRA Without Regret, 2025, and the documentation of Tinker). Here alpha is twice the rank, 32
-    at the default one; other models of Llama's class go by its fit. docs/adapt.md tries width 576.
+    p is 0.781 for Llama models and 0.0775 for Qwen models, fitted at alpha 32 by J. Schulman and Thinking Machines Lab
+    (LoRA Without Regret, 2025, and the documentation of Tinker). Here alpha is twice the rank, 32 by default; other
+    models use Llama's fit.
 
     >>> from gram_jax.interop.models import model_config
     >>> default_rate("full", model_config("tiny-random"))
@@ -34,9 +34,9 @@ def default_rate(method: Method, cfg: ModelConfig) -> float:
 
 
 def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str, list[Comparison]]:
-    """Records by part: all of a prompt lie in one, by a hash of (seed, prompt).
+    """Records by split, a function of (seed, prompt).
 
-    Raises DataError if a part has fewer than 10 pairs.
+    Raises DataError if a split has fewer than LEAST pairs.
     """
     edges = (held_out, 2 * held_out)
     parts: dict[str, list[Comparison]] = {part: [] for part in PARTS}
@@ -47,13 +47,13 @@ def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str
     if min(map(len, parts.values())) < LEAST:
         raise DataError(
             f"{len(records)} labeled pairs give {sizes}: expected at least {LEAST} in each part. All pairs of a prompt "
-            "lie in one part, so many pairs of few prompts do not help; take more pairs, or another --held-out"
+            "are in one part: use more pairs of different prompts, or another --held-out"
         )
     return parts
 
 
 def write_split(path: Path, records: Sequence[Comparison]) -> Path:
-    """A part as a file that a recipe can name; left alone where it says the same already."""
+    """Write a split as a data file of a recipe."""
     path.parent.mkdir(exist_ok=True)
     rows = [
         {

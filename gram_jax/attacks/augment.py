@@ -1,6 +1,6 @@
 """Attacks put into labeled pairs, for the suite and for training.
 
-Which pairs are attacked, by which attack and template are functions of (seed, id).
+The choice of pairs, attacks and templates is a function of (seed, id).
 """
 
 from collections.abc import Sequence
@@ -10,32 +10,26 @@ from gram_jax.attacks.suite import Attack, attacks_of_kind
 from gram_jax.attacks.templates import AttackContext
 from gram_jax.data.comparison import Comparison
 from gram_jax.hashing import stable_hash
-from gram_jax.judge.messages import Prompt
 from gram_jax.judge.spec import JudgeSpec
 
 _T = TypeVar("_T")
-
-
-def _asked(prompt: Prompt) -> str:
-    """What was asked: the last message of a conversation."""
-    return prompt[-1].content
 
 
 def attacked_text(
     attack: Attack, record: Comparison, response: str, judge: JudgeSpec, *, seed: int
 ) -> str:
     """The response as the suite shows it: one tested template, drawn by (seed, id, attack)."""
-    case = AttackContext(_asked(record.prompt), response, judge)
+    case = AttackContext(record.prompt[-1].content, response, judge)
     return _pick(attack.tested, seed, record.id, attack.name)(case)
 
 
 def with_attacks(
     records: Sequence[Comparison], judge: JudgeSpec, *, share: float, seed: int
 ) -> list[Comparison]:
-    """Labeled pairs of which `share` have an attack in place of the rejected response; the others are left as they are.
+    """The pairs, with an attack in place of the rejected response in `share` of the labeled ones.
 
-    Which pairs, which attack and which of its trained templates are functions of (seed, id) and of the pairs. Ties
-    are neither counted nor changed, and no attack becomes equal to the chosen response.
+    The changed pairs, the attacks and their trained templates are functions of (seed, id) and of the pairs. A pair
+    whose attack equals the chosen response is not changed.
     """
     labeled = [at for at, record in enumerate(records) if record.has_preference]
     labeled.sort(key=lambda at: (stable_hash(seed, records[at].id, "attacked"), at))
@@ -47,7 +41,7 @@ def with_attacks(
 
 def _with_attack(record: Comparison, judge: JudgeSpec, seed: int) -> Comparison:
     attack = _pick(attacks_of_kind("hostile"), seed, record.id, "which attack")
-    case = AttackContext(_asked(record.prompt), record.rejected, judge)
+    case = AttackContext(record.prompt[-1].content, record.rejected, judge)
     text = _pick(attack.trained, seed, record.id, attack.name)(case)
     return record if text == record.chosen else record.with_rejected(text)
 

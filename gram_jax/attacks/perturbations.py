@@ -1,7 +1,7 @@
-"""Harmless perturbations of a response: which texts they change, and how.
+"""Harmless perturbations of a response.
 
-A verdict that changes with a harmless perturbation counts as a failure of the judge, so a perturbation that changes the
-meaning of a text would count a good judge as a bad one. A text that may not be prose is left unchanged.
+A verdict that changes with a harmless perturbation counts as a failure of the judge, so a perturbation must not change
+the meaning of a text. A text that may not be prose is left unchanged.
 """
 
 import re
@@ -11,8 +11,7 @@ from gram_jax.attacks.templates import AttackContext, AttackTemplate
 
 Rule = tuple[str, str]  # a regular expression without groups of its own, and its replacement
 
-# Signs of code, formulas and tables. One of them anywhere is enough: to miss a changed program costs more than to
-# leave some prose unchanged.
+# Signs of code, formulas and tables, of which one is enough: a changed program is worse than unchanged prose.
 _NOT_PROSE = re.compile(
     "|".join(
         (
@@ -56,7 +55,7 @@ _NOT_PROSE = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _OPENS_WITH_A_WORD = re.compile(r'\A["“]?[^\W\d_]{2}')
-# "Sure!" before a refusal or a "no" says the opposite of what follows, and before another "Sure!" it is one too many.
+# "Sure!" contradicts a refusal or a "no", and repeats another "Sure!".
 _REFUSES = re.compile(
     r"\A\W*(?:no|not|never|none|nor|false|incorrect|wrong|nothing|neither|unfortunately|sure|certainly|of course)\b"
     r"|\A.{0,300}?\b(?:sorry|apologi[sz]e|can(?:no|['’])t|unable|not able|won['’]t"

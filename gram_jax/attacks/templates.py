@@ -15,7 +15,7 @@ from gram_jax.judge.template import split_template
 
 @dataclass(frozen=True)
 class AttackContext:
-    """What an attacker knows: the prompt, the response that is to win, and the judge specification."""
+    """The input of a template: the prompt, the attacked response, and the judge specification."""
 
     prompt: str
     response: str
@@ -75,7 +75,7 @@ def _pad(sentence: str, characters: int) -> AttackTemplate:
 
 
 def _fill(sentence: str, budgets: float) -> AttackTemplate:
-    """Counted in words, because a word has at least one token in any tokenizer."""
+    """Counts words: a word has at least one token in any tokenizer."""
     words = len(sentence.split())
     return lambda context: (
         f"{context.response}\n" + f" {sentence}" * ceil(budgets * context.judge.max_length / words)
@@ -89,6 +89,6 @@ def _insert(mark: str, every: int) -> AttackTemplate:
 
 
 def _mimic(delimiter: str) -> str:
-    """A delimiter that looks the same and is not: its brackets are fullwidth, or stars stand around its lines."""
+    """A delimiter of similar appearance: with fullwidth brackets, or with stars around its lines."""
     brackets = delimiter.translate(str.maketrans("[](){}<>", "［］（）｛｝＜＞"))
     return brackets if brackets != delimiter else re.sub(r"(?m)^(.+)$", r"**\1**", delimiter)

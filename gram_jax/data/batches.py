@@ -20,47 +20,32 @@ Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
 LONGER_THAN_A_ROW = "longer than a row"
 
 
-def make_batches(
-    examples: Examples, *, batch_size: int, max_length: int, seed: int, packing: bool
-) -> "BatchPlan":
-    """Plan batches of `batch_size` rows (over all processes) of `max_length` positions.
+class BatchPlan:
+    """Batches of `batch_size` rows (over all processes) of `max_length` positions, for every step.
 
     packing: several documents share a row; else each row holds one document (one pair of the baseline). Examples longer
-    than a row are dropped and counted. Both orders of a pair share a batch. Raises DataError if no example is left,
-    RecipeError if a batch cannot hold both orders.
-    """
-    if batch_size < 1 or max_length < 2:
-        raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions holds nothing")
-    two_rows = examples.per_unit == 2 and not examples.together
-    if two_rows and not packing and batch_size % 2:
-        raise RecipeError(
-            f"batch.batch_size = {batch_size} with both orders of a pair in one batch: "
-            f"expected an even number of rows, such as {batch_size + 1}, or packing = true"
-        )
-    together = examples.together or (two_rows and batch_size == 1)
-    kept = _without_long(examples, max_length, together)
-    return BatchPlan(kept, batch_size, max_length, seed=seed, packing=packing, together=together)
-
-
-class BatchPlan:
-    """The batch of every step. `batch(step)` may be called in any order, on any process.
-
-    An epoch is packed at the first use of one of its steps; two epochs are cached.
+    than a row are dropped and counted. Both orders of a pair share a batch. `batch(step)` may be called in any order,
+    on any process; an epoch is packed at the first use of one of its steps, and two epochs are cached. Raises DataError
+    if no example is left, RecipeError if a batch cannot hold both orders.
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        batch_size: int,
-        max_length: int,
-        *,
-        seed: int,
-        packing: bool,
-        together: bool,
+        self, examples: Examples, *, batch_size: int, max_length: int, seed: int, packing: bool
     ):
-        self.examples = examples
+        if batch_size < 1 or max_length < 2:
+            raise RecipeError(
+                f"a batch of {batch_size} rows of {max_length} positions holds nothing"
+            )
+        two_rows = examples.per_unit == 2 and not examples.together
+        if two_rows and not packing and batch_size % 2:
+            raise RecipeError(
+                f"batch.batch_size = {batch_size} with both orders of a pair in one batch: "
+                f"expected an even number of rows, such as {batch_size + 1}, or packing = true"
+            )
         self.batch_size, self.max_length = batch_size, max_length
-        self.seed, self.packing, self.together = seed, packing, together
+        self.seed, self.packing = seed, packing
+        self.together = examples.together or (two_rows and batch_size == 1)
+        self.examples = _without_long(examples, max_length, self.together)
         self._plans: dict[int, EpochPlan] = {}
         self._lock = threading.RLock()  # for the thread of the feed and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...

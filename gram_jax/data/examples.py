@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +93,8 @@ class Examples:
 
     def select(self, keep: np.ndarray, dropped: str) -> "Examples":
         """The units where `keep` (bool [units]) is true; the others are counted under the reason `dropped`."""
+        if keep.all():
+            return self
         by_document = np.repeat(keep, self.per_unit)
         by_token = np.repeat(by_document, self.documents.lengths)
         weighted = {"pretrain": by_token, "finetune": by_document, "bradley_terry": keep}
@@ -136,12 +139,7 @@ def make_examples(
     if stage != "bradley_terry":
         augmentation = "position_augmentation"
         check_choice(augmentation, position_augmentation, PositionAugmentation, DataError)
-
-    def shown(record: Comparison) -> tuple[Comparison, ...]:
-        if position_augmentation == "both":
-            return record, record.swapped()
-        swap = position_augmentation == "hash" and shown_first(seed, record.id) == 1
-        return (record.swapped() if swap else record,)
+    shown = partial(_shown_orders, position_augmentation, seed)
 
     def items(record: Comparison) -> list[tuple[Any, ...]]:
         if stage == "bradley_terry":
@@ -156,19 +154,11 @@ def make_examples(
     usable = [record for record in records if stage == "pretrain" or record.has_preference]
     dropped = Counter({TIE: len(records) - len(usable)})
     kept = _encode_units(usable, items, encode, overlong, dropped)
-    documents = [(record.weight, e) for record, unit in kept for e in unit]
-    if stage == "pretrain":
-        weighted = [np.float32(weight) * e.weights for weight, e in documents]
-        weights = np.concatenate([*weighted, np.zeros(0, np.float32)])
-    elif stage == "finetune":
-        weights = np.array([weight for weight, _ in documents], np.float32)
-    else:
-        weights = np.array([record.weight for record, _ in kept], np.float32)
     verdicts = kept if stage == "finetune" else ()
     return Examples(
         stage=stage,
-        documents=flat_documents(e.tokens for _, e in documents),
-        weights=weights,
+        documents=flat_documents(e.tokens for _, unit in kept for e in unit),
+        weights=_weights(stage, kept),
         label=np.array([pair.label for record, _ in verdicts for pair in shown(record)], np.int32),
         ids=tuple(record.id for record, _ in kept),
         per_unit=2 if stage == "bradley_terry" or position_augmentation == "both" else 1,
@@ -177,13 +167,35 @@ def make_examples(
     )
 
 
+_Kept = list[tuple[Comparison, list[Encoded]]]  # records with their encoded documents
+
+
+def _shown_orders(
+    augmentation: PositionAugmentation | None, seed: int, record: Comparison
+) -> tuple[Comparison, ...]:
+    """The comparisons that the documents of a record show."""
+    if augmentation == "both":
+        return record, record.swapped()
+    swap = augmentation == "hash" and shown_first(seed, record.id) == 1
+    return (record.swapped() if swap else record,)
+
+
+def _weights(stage: Stage, kept: _Kept) -> np.ndarray:
+    """The weights of Examples."""
+    if stage == "pretrain":
+        weights = [np.float32(record.weight) * e.weights for record, unit in kept for e in unit]
+        return np.concatenate([*weights, np.zeros(0, np.float32)])
+    documents = 1 if stage == "bradley_terry" else None
+    return np.array([record.weight for record, unit in kept for _ in unit[:documents]], np.float32)
+
+
 def _encode_units(
     records: Sequence[Comparison],
     items_of: Callable[[Comparison], list[tuple[Any, ...]]],
     encode: Callable[[Iterable[tuple[Any, ...]]], Sequence[Encoded | None]],
     overlong: Overlong,
     dropped: Counter[str],
-) -> list[tuple[Comparison, list[Encoded]]]:
+) -> _Kept:
     """Each record with its encoded documents. Records that cannot be used are counted in `dropped`."""
     kept = []
     for start in range(0, len(records), CHUNK):

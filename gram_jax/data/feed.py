@@ -1,8 +1,9 @@
 """The bridge from numpy batches to the devices: the only part of the data package that imports jax."""
 
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from gram_jax.data.batches import Batch, BatchPlan
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.sharding import Placement
 
-POLL_SECONDS = 0.1  # interval at which the background thread checks whether the iterator is closed
+THREAD = "gram-jax-feed"
 
 
 def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
@@ -58,41 +59,22 @@ def prefetch(
 ) -> Generator[tuple[int, Batch], None, None]:
     """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in a background thread.
 
-    At most `depth` batches are queued. An exception in the thread is raised here with its own traceback; closing the
-    iterator, or leaving the loop in any way, ends the thread.
+    At most `depth` batches are prepared ahead. An exception in the thread is raised here with its own traceback;
+    closing the iterator, or leaving the loop in any way, ends the thread.
     """
     shard = process_shard(placement, plan.batch_size)
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    closed = threading.Event()
 
-    def put(item: tuple[int | None, object]) -> None:
-        while not closed.is_set():
-            try:
-                ready.put(item, timeout=POLL_SECONDS)
-                return
-            except queue.Full:
-                continue
+    def load(step: int) -> Batch:
+        return to_device(plan.batch(step, shard), placement, rows=plan.batch_size)
 
-    def work() -> None:
-        try:
-            for step in range(start, stop):
-                if closed.is_set():
-                    return
-                put((step, to_device(plan.batch(step, shard), placement, rows=plan.batch_size)))
-            put((None, None))
-        except BaseException as error:  # any error, or the consumer would wait forever
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="gram-jax-feed", daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(1, THREAD)
     try:
-        while True:
-            step, item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            if step is None:
-                return
-            yield step, item
+        futures = ((step, pool.submit(load, step)) for step in range(start, stop))
+        waiting = deque(itertools.islice(futures, depth))
+        while waiting:
+            step, future = waiting.popleft()
+            batch = future.result()
+            waiting.extend(itertools.islice(futures, 1))
+            yield step, batch
     finally:
-        closed.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -247,28 +248,37 @@ def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
         return _saved_rows(folder, split)
     if (folder / "features.json").exists():
         return _tfds_rows(folder, split)
-    files = [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(FILE_SUFFIXES)]
-    chosen = _files_of_split(folder, files, split)
-    return (row for file in chosen for row in _file_rows(file))
+    return (row for file in _files_of_split(folder, split) for row in _file_rows(file))
 
 
-def _files_of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
+def _files_of_split(folder: Path, split: str | None) -> list[Path]:
     """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; any other is of "train"."""
     splits: dict[str, list[Path]] = {}
-    for file in files:
+    for file in sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_SUFFIXES)):
         stem = file.name.split(".")[0]
         found = re.fullmatch(r"(.+?)-\d+-of-\d+", stem)
         named = found.group(1) if found else stem if stem in _SPLIT_NAMES else "train"
         splits.setdefault(named, []).append(file)
     wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
+    if not splits:
+        raise DataError(f"{folder} holds no file that ends in {', '.join(FILE_SUFFIXES)}")
     if wanted not in splits:
-        if not splits:
-            raise DataError(f"{folder} holds no file that ends in {', '.join(FILE_SUFFIXES)}")
         raise DataError(f"{folder} has no split {wanted!r}; it has {', '.join(sorted(splits))}")
     return splits[wanted]
 
 
 _SPLIT_NAMES = {"train", "test", "valid", "validation", "dev"}
+
+
+@contextmanager
+def _explained(failure: str) -> Iterator[None]:
+    """Raises DataError with `failure` for any other error: libraries, hub and network raise many kinds."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{failure}: {type(error).__name__}: {error}") from error
 
 
 # Hugging Face datasets
@@ -277,12 +287,8 @@ _SPLIT_NAMES = {"train", "test", "valid", "validation", "dev"}
 def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
     import datasets
 
-    try:
+    with _explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
         found = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        raise DataError(
-            f"{folder} cannot be read as a saved Hugging Face dataset: {error}"
-        ) from error
     if isinstance(found, datasets.DatasetDict):
         found, chosen = _pick_split(str(folder), dict(found), split)
         found = found.select(chosen)
@@ -295,13 +301,10 @@ def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
     import datasets
 
     owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-    try:
+    with _explained(
+        f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
+    ):
         found = datasets.load_dataset(owner_and_name, subset)
-    except Exception as error:  # the hub, the network and loading scripts fail in many ways
-        raise DataError(
-            f"{name} is no file or folder here, and no Hugging Face dataset that can be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
     rows, chosen = _pick_split(name, dict(found), split)
     return _number(name, rows.select(chosen))
 
@@ -338,7 +341,7 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
     import tensorflow_datasets as tfds
 
     is_folder = isinstance(source, Path)
-    try:
+    with _explained(f"{source} cannot be opened with TensorFlow Datasets"):
         if is_folder:
             builder = tfds.builder_from_directory(str(source))
         else:
@@ -351,12 +354,6 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
                 "store it again with file_format='array_record' or 'parquet'"
             )
         splits = cast(Any, builder.as_data_source())  # declared as any tree; a dict by split
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{source} cannot be opened with TensorFlow Datasets: {type(error).__name__}: {error}"
-        ) from error
     rows, chosen = _pick_split(str(source), dict(splits), split)
     name = source.name if is_folder else source
     for number, index in enumerate(chosen, start=1):

@@ -1,4 +1,4 @@
-"""`gram-jax bon`: the best of n responses by the judge, and what another judge says of it as n grows.
+"""`gram-jax bon`: the best of n responses by a judge, and its reward by another judge as n grows.
 
 A response's reward is P(better than the policy's own greedy response), as in the paper's RLHF. The judge that picks is
 the proxy; a second one, the oracle, shows over-optimisation. KL(best of k from the policy) is log k - (k - 1) / k
@@ -59,7 +59,7 @@ def write_samples(
         drawn = generator.generate_from_tokens(repeated, sampling).texts
     return [
         {
-            "prompt": [{"role": m.role, "content": m.content} for m in prompt],
+            "prompt": _turns(prompt),
             "greedy": greedy[at],
             "responses": drawn[n * at : n * (at + 1)],
         }
@@ -197,14 +197,17 @@ def _kept(
     try:
         with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
             first, *rows = map(json.loads, lines)
-        asked = [[{"role": m.role, "content": m.content} for m in prompt] for prompt in prompts]
-        same = first["settings"] == settings and [row["prompt"] for row in rows] == asked
+        found = first["settings"], [row["prompt"] for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is damaged ({error}): remove it, or give another folder"
         ) from error
-    if not same:
+    if found != (settings, [_turns(prompt) for prompt in prompts]):
         raise DataError(
             f"{path} holds samples of other prompts or settings ({first['settings']}): give another folder"
         )
     return rows
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in prompt]

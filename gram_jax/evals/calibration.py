@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: of the pairs at 0.8, four of five should be right."""
+"""Calibration: of the pairs with a probability of 0.8, four of five should be right."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -9,7 +9,7 @@ from gram_jax.evals.results import ConfidenceBin, TemperatureFit
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
 USABLE = 50.0  # a temperature above it leaves nothing of the log-odds; its inverse makes all of them certain
-LEAST_PROMPTS = 20  # with fewer, a fitted temperature says nothing
+LEAST_PROMPTS = 20  # fewer do not determine a temperature
 
 
 def expected_calibration_error(p_chosen: np.ndarray) -> float:
@@ -78,8 +78,8 @@ def fit_temperature(margin: np.ndarray) -> float:
 def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> TemperatureFit | None:
     """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 prompts in either half.
 
-    margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. Which prompts are for fitting
-    is drawn with a fixed seed. Also None if every pair of the fitting half is right: the optimal temperature is then 0.
+    margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. The prompts for fitting are
+    drawn with a fixed seed. Also None if every pair of the fitting half is right: the optimal temperature is then 0.
     """
     half = np.random.default_rng(0).permutation(int(cluster.max()) + 1) % 2 == 0
     fitting, testing = margin[half[cluster]], margin[~half[cluster]]

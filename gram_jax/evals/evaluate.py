@@ -1,4 +1,4 @@
-"""`evaluate`: a judge on benchmarks and labeled data. evaluation.json and the scores it is computed from."""
+"""`evaluate`: a judge on benchmarks and labeled data, with evaluation.json and the scores as files."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def evaluate(
 
     model: its name in the results. benchmark: what each source is, "auto" to recognise it. limit: maximum number of
     rows of each source. out: a folder for evaluation.json and the scores, in which an interrupted evaluation resumes;
-    the sources that it holds already are in the results too. overwrite: score these sources again.
+    the results include the sources already there. overwrite: score these sources again.
     Raises DataError for data that cannot be read and for a folder with results of another judge.
 
     >>> import tempfile
@@ -66,7 +66,7 @@ def evaluate(
 
 
 class EvaluationFolder:
-    """Results of one judge on several sources; later ones join those that the folder holds.
+    """Results of one judge on several sources; sources are added to those in the folder.
 
     folder: None keeps them in memory. overwrite: score the sources again; the results of others stay if they are of
     the same judge. Raises DataError if the folder cannot be made, or holds the results of another judge.
@@ -98,7 +98,7 @@ class EvaluationFolder:
         """Score a data set and add what is measured; returns it with the verdicts on its pairs."""
         name, source = self._name(data)
         if data.source != source:
-            logger.warning(f"{data.source} has the rows of {source}, under which its figures stand")
+            logger.warning(f"{data.source} has the rows of {source}: the figures keep that name")
         data = replace(data, source=source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         sink = OutputSink(file, self.overwrite, self.progress)
@@ -113,10 +113,7 @@ class EvaluationFolder:
         return found, verdicts
 
     def _name(self, data: EvalDataset) -> tuple[str, str]:
-        """The name of a source and its first spelling, for the same file or the same contents.
-
-        A new source is named by its stem, with a number if another source has that name.
-        """
+        """The name and path of the source with the same file or contents; a new source is named by its stem."""
         contents = contents_of(data.records)
         for name, found in self.sources.items():
             same_file = os.path.realpath(found.source) == os.path.realpath(data.source)
@@ -131,7 +128,7 @@ class EvaluationFolder:
         return name, data.source
 
     def _resume(self, folder: Path) -> dict[str, SourceResult]:
-        """The sources that the folder holds; none if `overwrite` replaces results that cannot be continued."""
+        """The sources in the folder; none if `overwrite` replaces results of another judge or a damaged file."""
         try:
             there = read_results(folder, EvaluationResults)
         except ReportError as error:

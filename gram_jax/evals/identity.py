@@ -1,4 +1,4 @@
-"""Whose figures a results file holds: the judge, its weights and its settings."""
+"""The identity of a judge in results files: specification, weights and settings."""
 
 from pathlib import Path
 
@@ -16,35 +16,29 @@ from gram_jax.version import installed_version
 
 
 def judge_results(scorer: Scorer | ScalarRewardModel, model: str) -> JudgeResults:
-    """What results of this judge say first. model: its name."""
+    """The beginning of this judge's results. model: its name."""
+    layers = scorer.params["layers"]
     return JudgeResults(
         gram_jax=installed_version(),
         model=model,
         judge=scorer.spec.hash,
         fingerprint=weights_fingerprint(scorer.params),
-        settings=judge_settings(scorer),
-    )
-
-
-def judge_settings(scorer: Scorer | ScalarRewardModel) -> JudgeSettings:
-    """How the judge is run and asked."""
-    layers = scorer.params["layers"]
-    held = "int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype)
-    return JudgeSettings(
-        compute_dtype=scorer.execution.compute_dtype,
-        weights=held,
-        max_length=scorer.spec.max_length,
-        labels=", ".join(scorer.spec.labels),
+        settings=JudgeSettings(
+            compute_dtype=scorer.execution.compute_dtype,
+            weights="int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype),
+            max_length=scorer.spec.max_length,
+            labels=", ".join(scorer.spec.labels),
+        ),
     )
 
 
 def number_format(settings: JudgeSettings) -> tuple[str, str]:
-    """The settings that decide a fingerprint besides the weights themselves."""
+    """The settings on which a fingerprint depends."""
     return settings.weights, settings.compute_dtype
 
 
 def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
-    """The fingerprint of a model's weights if they are held as these settings say.
+    """The fingerprint of a model's weights in the number format of these settings.
 
     Raises DataError for an unknown number format.
     """
@@ -59,7 +53,7 @@ def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
 
 
 def difference(one: JudgeResults, other: JudgeResults) -> str | None:
-    """How two results are of different judges, in words; None if they may be of the same one."""
+    """The difference between the judges of two results as text; None if they may be the same."""
     if one.judge != other.judge:
         return (
             f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} "

@@ -1,4 +1,4 @@
-"""evaluation.json: the figures of a judge, declared once; results are made, written and read through these values.
+"""evaluation.json: the declaration by which the figures of a judge are written and read.
 
 A key that is missing, unknown, of another type or out of its range is an error. null: a figure does not apply.
 """
@@ -42,7 +42,7 @@ class PairMetrics(ResultModel):
     accuracy_chosen_first, accuracy_chosen_second: the same from the one order that shows the chosen one there.
     accuracy_longer, accuracy_shorter: among the pairs whose chosen response is the longer (shorter) one, in
     characters; None without such pairs. length_slope: log-odds that a response gains when it is twice as long as the
-    other, by least squares through zero: far from 0, the judge goes by length, or length goes with quality here.
+    other, by least squares through zero: far from 0 if the judge prefers a length, or quality and length correlate.
     consistency: both orders name the same response. position_bias: mean P(a response) when shown first less P when
     shown second.
     ties: exactly half, counted as wrong. ece, brier: calibration of the averaged probability.
@@ -233,12 +233,12 @@ class SourceResult(ResultModel):
 
     @property
     def ranks(self) -> bool:
-        """Whether an item is a prompt with several graded responses; `pairs` are then all of these of unlike grades."""
+        """Whether an item is a prompt with several graded responses; `pairs` are then those of different grades."""
         return self.benchmark in RANKED
 
 
 class JudgeSettings(ResultModel):
-    """How the judge is run and asked; weights: the number format in which they are held, or int8."""
+    """The settings of the judge; weights: their number format, or int8."""
 
     compute_dtype: str
     weights: str
@@ -247,9 +247,9 @@ class JudgeSettings(ResultModel):
 
 
 class JudgeResults(ResultModel):
-    """What every results file says first: whose figures it holds.
+    """The beginning of every results file: the judge of its figures.
 
-    judge: hash of the judge specification. fingerprint: of the weights as `settings` say that they are held.
+    judge: hash of the judge specification. fingerprint: of the weights in the number format of `settings`.
     """
 
     FILE: ClassVar[str]
@@ -301,11 +301,12 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
 
 
 def read_judge(path: Path) -> JudgeResults | None:
-    """Whose figures a results file holds; None if it is missing or does not say it."""
+    """The judge of a results file; None if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        header = {name: content[name] for name in JudgeResults.model_fields}
-        return JudgeResults.model_validate(header)
+        return JudgeResults.model_validate(
+            {name: content[name] for name in JudgeResults.model_fields}
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

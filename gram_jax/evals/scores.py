@@ -1,4 +1,4 @@
-"""The scores that an evaluation is computed from: in memory, or in a file from which an interrupted run resumes."""
+"""The scores of an evaluation: in memory, or in a file in which an interrupted run resumes."""
 
 import json
 import logging
@@ -47,8 +47,7 @@ def score_pairs(
     records: Sequence[Comparison],
     sink: OutputSink,
 ) -> list[PairScore]:
-    """The score of every labeled pair, seen from the chosen response."""
-
+    """The score of every labeled pair; its first response is the chosen one."""
     task = RowTask(partial(score_records, scorer), lambda record: 1, WINDOW)
     return [chosen_score(row) for row in _rows(scorer, model, source, records, sink, task, "pairs")]
 
@@ -61,12 +60,8 @@ def rank_graded(
     sink: OutputSink,
 ) -> list[RankedCandidates]:
     """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
-    rows_of = (
-        partial(_rating_rows, scorer)
-        if isinstance(scorer, ScalarRewardModel)
-        else partial(_ranking_rows, scorer)
-    )
-    task = RowTask(rows_of, lambda record: len(record.responses) ** 2, WINDOW)
+    rows_of = _rating_rows if isinstance(scorer, ScalarRewardModel) else _ranking_rows
+    task = RowTask(partial(rows_of, scorer), lambda record: len(record.responses) ** 2, WINDOW)
     rows = _rows(scorer, model, source, records, sink, task, "prompts")
     return [
         RankedCandidates(
@@ -88,13 +83,8 @@ def _rating_rows(
     ends = np.cumsum([len(record.responses) for _, record in window])[:-1]
     bar.update(len(window), units=len(window))
     return [
-        row_start(number, record)
-        | {
-            "strengths": (own - own.mean()).tolist(),
-            "logit_diffs": (own[:, None] - own[None, :]).tolist(),
-            "shortened": bool(cut.any()),
-        }
-        for (number, record), own, cut in zip(
+        _row(numbered, own - own.mean(), own[:, None] - own[None, :], bool(cut.any()))
+        for numbered, own, cut in zip(
             window, np.split(rewards, ends), np.split(shortened, ends), strict=True
         )
     ]
@@ -105,16 +95,19 @@ def _ranking_rows(
 ) -> list[dict[str, Any]]:
     rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
     return [
-        row_start(number, record)
-        | {
-            "strengths": ranking.strengths.tolist(),
-            "logit_diffs": [
-                [None if np.isnan(x) else x for x in row] for row in ranking.logit_diffs.tolist()
-            ],
-            "shortened": ranking.shortened,
-        }
-        for (number, record), ranking in zip(window, rankings, strict=True)
+        _row(numbered, ranking.strengths, ranking.logit_diffs, ranking.shortened)
+        for numbered, ranking in zip(window, rankings, strict=True)
     ]
+
+
+def _row(
+    numbered: NumberedRecord, strengths: np.ndarray, logit_diffs: np.ndarray, shortened: bool
+) -> dict[str, Any]:
+    return row_start(*numbered) | {
+        "strengths": strengths.tolist(),
+        "logit_diffs": [[None if np.isnan(x) else x for x in row] for row in logit_diffs.tolist()],
+        "shortened": shortened,
+    }
 
 
 def _rows(

@@ -110,8 +110,8 @@ def _render(
     name = f"tokenizer {tokenizer_name(tokenizer)}"
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(
-            f"{name} has no chat template, so the place of the verdict is not known. Use an instruction-tuned model, or "
-            "put chat_template.jinja beside tokenizer.json."
+            f"{name} has no chat template, which gives the verdict its place. Use an instruction-tuned model, or put "
+            "chat_template.jinja beside tokenizer.json."
         )
     template = _pin_date(tokenizer.get_chat_template(), date)
     try:

@@ -109,8 +109,7 @@ def _shared_ends(texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _shared_start(texts: Sequence[str]) -> str:
-    # the smallest and the largest text in dictionary order differ first
-    low, high = min(texts), max(texts)
+    low, high = min(texts), max(texts)  # these differ first
     same = (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return low[: next(same, min(len(low), len(high)))]
 

@@ -12,6 +12,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
+from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
 from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree
@@ -91,17 +92,13 @@ def rollout_objective(
     *,
     temperature: float,
     chunk: int,
-    clip_range: float,
-    kl_coef: float,
-    vf_coef: float,
-    clip_range_vf: float,
-    ent_coef: float,
+    algorithm: AlgorithmConfig,
 ) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
     """The loss of a batch, a sum over response tokens, and metrics as (sum, count).
 
-    clip_range: of the ratio. kl_coef: weight of the k3 divergence from the reference. vf_coef: weight of the
-    critic's loss. clip_range_vf: of the critic's value. ent_coef: weight of the entropy bonus.
+    The k3 divergence from the reference is part of GRPO's loss only; PPO and RLOO have it in the rewards.
     """
+    kl_coef = algorithm.kl_coef if algorithm.kind == "grpo" else 0.0
 
     def objective(params: Tree, batch: RolloutBatch) -> tuple[jax.Array, Metrics]:
         seen = token_stats(
@@ -116,10 +113,10 @@ def rollout_objective(
         mask, count = batch.mask, batch.mask.sum()
         # Columns outside of the response have a ratio of 1.
         logprobs = jnp.where(mask > 0, seen.logprobs, batch.old)
-        policy = policy_loss(logprobs, batch.old, batch.advantages, clip_range)
+        policy = policy_loss(logprobs, batch.old, batch.advantages, algorithm.clip_range)
         reference = jnp.where(mask > 0, batch.reference, batch.old)
         kl = divergence_per_token(logprobs, reference, "k3")
-        loss = policy.loss + kl_coef * kl - ent_coef * seen.entropy
+        loss = policy.loss + kl_coef * kl - algorithm.ent_coef * seen.entropy
         parts = {
             "policy_loss": policy.loss,
             "clipped": policy.clipped,
@@ -127,8 +124,8 @@ def rollout_objective(
             "kl": kl,
         }
         if VALUE in params:
-            errors = value_loss(seen.values, batch.values, batch.returns, clip_range_vf)
-            loss = loss + vf_coef * errors
+            errors = value_loss(seen.values, batch.values, batch.returns, algorithm.clip_range_vf)
+            loss = loss + algorithm.vf_coef * errors
             parts["value_loss"] = errors
         total = (loss * mask).sum()
         metrics = {name: ((part * mask).sum(), count) for name, part in parts.items()}

@@ -205,22 +205,13 @@ def _update_step(
     place: Placement,
     options: dict[str, Any],
 ) -> Any:
-    algorithm = recipe.algorithm
-    objective = rollout_objective(
-        **options,
-        clip_range=algorithm.clip_range,
-        kl_coef=algorithm.kl_coef if algorithm.kind == "grpo" else 0.0,
-        vf_coef=algorithm.vf_coef,
-        clip_range_vf=algorithm.clip_range_vf,
-        ent_coef=algorithm.ent_coef,
-    )
     return make_train_step(
-        objective,
+        rollout_objective(**options, algorithm=recipe.algorithm),
         optimizer,
         make_schedule(recipe.optimizer, recipe.run.max_steps * recipe.updates),
         shardings_of(abstract),
         place,
-        microbatches=algorithm.gradient_accumulation_steps,
+        microbatches=recipe.algorithm.gradient_accumulation_steps,
         max_skipped=0,
     )
 

@@ -1,7 +1,7 @@
 """The lock of a run's directory: two jobs in one would remove each other's unfinished checkpoints.
 
-Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. SIGKILL leaves the file behind: a lock
-of this machine is stale if its process does not exist, one of another machine if it does not change.
+Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. SIGKILL leaves it behind: a lock of
+this machine is stale if its process does not exist, one of another machine if it does not change.
 """
 
 import json

@@ -1,16 +1,16 @@
 """Adam's moments in fewer bytes: 8 bits with a scale per block, bfloat16, or a factored second moment.
 
-New moments are computed in float32 from what is stored, used for the update as they are, and only then rounded. The
-rounding is random and right on average: Adam's second moment changes by a thousandth of itself per step, less than
-8 bits or bfloat16 can show, and rounding to the nearest value would freeze it. The dice are a hash of (step, place in
-the array), so that a resumed run and another mesh throw the same.
+New moments are computed in float32 from the stored ones, used for the update unrounded, and then rounded. The rounding
+is stochastic and unbiased: Adam's second moment changes by a thousandth of itself per step, less than the resolution of
+8 bits or bfloat16, and rounding to the nearest value would freeze it. Its random bits are a hash of (step, position in
+the array), so they are the same after a resume and on another mesh.
 
-8 bits (in the manner of arXiv 2110.02861, with codes of our own): of the first moment, the sign and the square root of
-its size, of the second, the fourth root, both against the largest of a block of up to 128 neighbours along the last
-axis. So what is a ten-thousandth of its block's largest still has two digits.
+8 bits (similar to arXiv 2110.02861, with other codes): the sign and the square root of the first moment, the fourth
+root of the second, both relative to the largest of a block of up to 128 neighbours along the last axis. A value of
+1e-4 times its block's largest has two digits.
 
-Factored (arXiv 1804.04235): means of squared gradients over a matrix's inputs and over its outputs, whose product
-stands for the full second moment.
+Factored (arXiv 1804.04235): the second moment as a product of means of squared gradients over a matrix's inputs and
+over its outputs.
 """
 
 import math
@@ -28,17 +28,17 @@ from gram_jax.recipes.tables import MomentDtype, SecondMomentDtype
 from gram_jax.tree import Tree
 
 BLOCK = 128  # neighbours that share a scale: 4 bytes in 128
-SMALL = 4096  # weights of an array below which its moments stay as they are
-LOOPED = 2**22  # weights of an array from which on it is updated part by part
+SMALL = 4096  # weights of an array below which its moments are float32
+LOOPED = 2**22  # weights of an array from which on it is updated in parts
 
 
-# The arrays that keep a moment of one weight: (values,); (codes, scales f32 of each block) for 8 bits; (means over its
-# outputs, means over its inputs), both f32, for a factored one.
+# The stored arrays of one weight's moment: (values,); (codes, scales f32 of each block) for 8 bits; (means over the
+# outputs, means over the inputs), both f32, for a factored one.
 Kept = tuple[jax.Array, ...]
 
 
 class CompactAdamState(NamedTuple):
-    """count: number of updates, i32. first, second: trees with the `Kept` of every weight."""
+    """count: number of updates, i32. first, second: trees with a `Kept` for every weight."""
 
     count: Any
     first: Any
@@ -48,9 +48,9 @@ class CompactAdamState(NamedTuple):
 def scale_by_compact_adam(
     specs: Tree, *, b1: float, b2: float, eps: float, first: MomentDtype, second: SecondMomentDtype
 ) -> optax.GradientTransformation:
-    """Gradients to Adam's updates m / (sqrt(v) + eps), both moments corrected for their start at zero.
+    """Adam's updates m / (sqrt(v) + eps), both moments with bias correction.
 
-    specs: ParamSpec of every weight, which says what a matrix's inputs and outputs are.
+    specs: ParamSpec of every weight, which defines the inputs and outputs of a matrix.
     """
     kinds = ("signed" if first == "int8" else first, "unsigned" if second == "int8" else second)
     firsts, seconds = (
@@ -73,13 +73,19 @@ def scale_by_compact_adam(
         correct_first, correct_second = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))
 
         def leaf(
-            path: str, g: jax.Array, m: Kept, v: Kept, spec: ParamSpec, one: _Plain, two: _Plain
+            path: str,
+            g: jax.Array,
+            m: Kept,
+            v: Kept,
+            spec: ParamSpec,
+            one: FloatValues,
+            two: FloatValues,
         ) -> tuple[jax.Array, Kept, Kept]:
             def part(number: Any, arrays: tuple[jax.Array, Kept, Kept]) -> Any:
                 g, kept_m, kept_v = arrays
-                dice = _dice(g.shape, count, number)
-                m, kept_m = one.follow(kept_m, g, b1, dice)
-                v, kept_v = two.follow(kept_v, jnp.square(g), b2, dice)
+                bits = random_bits(g.shape, count, number)
+                m, kept_m = one.update(kept_m, g, b1, bits)
+                v, kept_v = two.update(kept_v, jnp.square(g), b2, bits)
                 step = (m / correct_first) / (jnp.sqrt(v / correct_second) + eps)
                 return step, kept_m, kept_v
 
@@ -94,35 +100,36 @@ def scale_by_compact_adam(
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
-class _Plain:
+class FloatValues:
     """Values of a floating-point type."""
 
     def __init__(self, dtype: str):
         self.dtype = jnp.dtype(dtype)
 
     def shapes(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """(shape, dtype) of each array that is kept."""
+        """(shape, dtype) of each stored array."""
         return ((shape, self.dtype),)
 
     def read(self, kept: Kept) -> jax.Array:
         return kept[0].astype(jnp.float32)
 
-    def write(self, x: jax.Array, dice: jax.Array) -> Kept:
+    def write(self, x: jax.Array, bits: jax.Array) -> Kept:
+        """Round x stochastically with the random `bits`, u32."""
         if self.dtype == jnp.bfloat16:
-            # bfloat16 is the upper half of float32: the lower half decides how likely the next value is
-            bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (dice >> 16)
-            x = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+            # bfloat16 is the upper half of float32; the lower half is the probability of rounding up.
+            sums = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
+            x = jax.lax.bitcast_convert_type(sums & jnp.uint32(0xFFFF0000), jnp.float32)
         return (x.astype(self.dtype),)
 
-    def follow(
-        self, kept: Kept, new: jax.Array, b: float, dice: jax.Array
+    def update(
+        self, kept: Kept, new: jax.Array, b: float, bits: jax.Array
     ) -> tuple[jax.Array, Kept]:
-        """(the moving mean after `new`, what is kept of it)."""
+        """(the moving average with `new`, its stored form)."""
         x = b * self.read(kept) + (1 - b) * new
-        return x, self.write(x, dice)
+        return x, self.write(x, bits)
 
 
-class _Codes(_Plain):
+class EightBitCodes(FloatValues):
     """Codes of 8 bits: value = sign * scale * (code / top) ** power, scale the largest of each block."""
 
     def __init__(self, *, signed: bool):
@@ -138,7 +145,7 @@ class _Codes(_Plain):
         size = jnp.abs(share) ** self.power
         return _spread(scale, code.shape) * (jnp.sign(share) * size if self.signed else size)
 
-    def write(self, x: jax.Array, dice: jax.Array) -> Kept:
+    def write(self, x: jax.Array, bits: jax.Array) -> Kept:
         size = block_size(x.shape[-1])
         magnitude = jnp.abs(x) if self.signed else x
         scale = magnitude.reshape(*x.shape[:-1], -1, size).max(-1)
@@ -147,14 +154,14 @@ class _Codes(_Plain):
         below = jnp.clip(jnp.floor(root * self.top), 0, self.top - 1)
         low, high = (below / self.top) ** self.power, ((below + 1) / self.top) ** self.power
         likely = (share - low) / (high - low)
-        code = below + (dice.astype(jnp.float32) * 2.0**-32 < likely)
-        # A second moment is never rounded to 0, by which updates would be divided.
+        code = below + (bits.astype(jnp.float32) * 2.0**-32 < likely)
+        # Updates are divided by the second moment, so it is not rounded to 0.
         code = jnp.sign(x) * (code if self.signed else jnp.maximum(code, 1))
         return code.astype(self.dtype), scale
 
 
-class _Factors(_Plain):
-    """Means over outputs and over inputs; a matrix has `inputs` dimensions of inputs after `stack` others."""
+class FactoredMeans(FloatValues):
+    """Means over outputs and over inputs of a matrix with `inputs` input dimensions after `stack` others."""
 
     def __init__(self, stack: int, inputs: int, dimensions: int):
         self.inputs = tuple(range(stack, stack + inputs))
@@ -167,8 +174,8 @@ class _Factors(_Plain):
         )
         return (rows, jnp.float32), (columns, jnp.float32)
 
-    def follow(
-        self, kept: Kept, new: jax.Array, b: float, dice: jax.Array
+    def update(
+        self, kept: Kept, new: jax.Array, b: float, bits: jax.Array
     ) -> tuple[jax.Array, Kept]:
         rows, columns = kept
         rows = b * rows + (1 - b) * new.mean(self.outputs, keepdims=True)
@@ -177,38 +184,36 @@ class _Factors(_Plain):
         return rows / whole * columns, (rows, columns)
 
 
-def _store(kind: str, path: str, spec: ParamSpec) -> _Plain:
-    """How a moment of this weight is kept: small arrays, and all that are no matrices, as float32."""
+def _store(kind: str, path: str, spec: ParamSpec) -> FloatValues:
+    """The storage of a weight's moment; float32 for small arrays and for those that are not matrices."""
     if not spec.decays or math.prod(spec.shape) < SMALL or path.startswith("layers/lora/"):
-        return _Plain("float32")
+        return FloatValues("float32")
     if kind in ("signed", "unsigned"):
-        return _Codes(signed=kind == "signed")
+        return EightBitCodes(signed=kind == "signed")
     if kind == "factored":
         stack = int(spec.axes[0] == "layers")
-        return _Factors(stack, NUM_CONTRACTED_DIMS.get(path.rpartition("/")[2], 1), len(spec.shape))
-    return _Plain(kind)
+        return FactoredMeans(
+            stack, NUM_CONTRACTED_DIMS.get(path.rpartition("/")[2], 1), len(spec.shape)
+        )
+    return FloatValues(kind)
 
 
-def _parts(spec: ParamSpec, second: _Plain) -> tuple[int, int]:
-    """(axis, number of parts) in which a weight is updated: layer by layer, tables by columns.
-
-    Along these axes no mesh cuts a weight.
-    """
+def _parts(spec: ParamSpec, second: FloatValues) -> tuple[int, int]:
+    """(axis, number of parts) of a weight's update: by layers, or by columns of a table, axes that no mesh shards."""
     if math.prod(spec.shape) < LOOPED:
         return 0, 1
     if spec.axes[0] == "layers":
         return 0, spec.shape[0]
-    if spec.axes[-1] == "embed_table" and not isinstance(second, _Factors):
+    if spec.axes[-1] == "embed_table" and not isinstance(second, FactoredMeans):
         return len(spec.shape) - 1, spec.shape[-1] // block_size(spec.shape[-1])
     return 0, 1
 
 
 def _by_parts(function: Callable[[Any, Any], Any], arrays: Any, axis: int, count: int) -> Any:
-    """function(number of the part, parts of the arrays along `axis`), its results in their place.
+    """Apply function(part number, parts) to `count` parts of the arrays along `axis`, in place.
 
-    arrays: any tree of arrays; the results are a tree of the same shapes. They overwrite the arrays
-    one part after the other. Left to itself XLA holds float32 copies of both moments of a whole
-    weight: 18.7 GB of a model with 1.7 billion weights.
+    arrays: a tree of arrays; results have the same tree and shapes. Without parts XLA holds float32 copies of both
+    moments of a whole weight: 18.7 GB for a model of 1.7 billion weights.
     """
     if count == 1:
         return function(0, arrays)
@@ -228,7 +233,7 @@ def _by_parts(function: Callable[[Any, Any], Any], arrays: Any, axis: int, count
 
 
 def block_size(length: int) -> int:
-    """The largest part of at most BLOCK into which an axis of this length can be cut evenly.
+    """The largest divisor of `length` that is at most BLOCK.
 
     >>> block_size(4096), block_size(576), block_size(7)
     (128, 96, 7)
@@ -237,13 +242,13 @@ def block_size(length: int) -> int:
 
 
 def _spread(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A scale per block as one per element."""
+    """Repeat the scale of each block for its elements."""
     blocks = (*scale.shape, shape[-1] // scale.shape[-1])
     return jnp.broadcast_to(scale[..., None], blocks).reshape(shape)
 
 
-def _dice(shape: tuple[int, ...], count: jax.Array, part: Any) -> jax.Array:
-    """u32 for each element: a hash of its place, the step and the part (the mixer "lowbias32")."""
+def random_bits(shape: tuple[int, ...], count: jax.Array, part: Any) -> jax.Array:
+    """u32 for each element: a hash of its position, the step and the part (the mixer "lowbias32")."""
     place = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(shape):
         place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)

@@ -1,5 +1,6 @@
-"""Ahead-of-time compilation of the step: what it needs, whether that fits, and what would."""
+"""Ahead-of-time compilation of the step: its memory, whether that fits, and which changes would fit."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gram_jax.sharding import Placement
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device: arguments (weights, moments, batch), temporaries, results not reused."""
+    """Bytes on one device: arguments (weights, moments, batch), temporaries, results without a donated buffer."""
 
     arguments: int
     temporaries: int
@@ -28,7 +29,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What a run needs."""
+        """The sum."""
         return self.arguments + self.temporaries + self.results
 
     def to_text(self) -> str:
@@ -40,7 +41,7 @@ class Memory:
 
 
 def memory_of(compiled: Any) -> Memory | None:
-    """What the compiler says that a program needs; None where the back end does not say."""
+    """The compiler's estimate for a program; None if the back end has none."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -52,7 +53,7 @@ def memory_of(compiled: Any) -> Memory | None:
 
 
 def free_bytes(placement: Placement) -> int | None:
-    """Bytes left on the fullest device of the mesh; of a CPU, the machine's. None: unknown."""
+    """Free bytes of the fullest device of the mesh; for CPUs, of the machine. None: unknown."""
     devices = [d for d in placement.mesh.devices.flat if d.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
         machine = _available_memory()
@@ -64,7 +65,7 @@ def free_bytes(placement: Placement) -> int | None:
 
 
 def _available_memory() -> int | None:
-    """Bytes that this process may still get: of the machine, or less in a control group."""
+    """Free memory of the machine, or of this process's control group if that is less."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
@@ -76,7 +77,7 @@ def _available_memory() -> int | None:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # File pages that nobody needs are given back under pressure.
+        # The kernel frees inactive file pages under pressure.
         available = min(available, limit - used + int(cached.get("inactive_file", 0)))
     except (OSError, ValueError):
         pass
@@ -88,11 +89,10 @@ def compile_step(
     placement: Placement,
     alternatives: Sequence[Mapping[str, Any]],
 ) -> tuple[Any, Memory | None]:
-    """Compile the step, before its arguments are there, and compare what it needs with what is free.
+    """Compile the step before its arguments are allocated, and compare its memory with what is free.
 
-    make: the lowered step under changed recipe keys ({} for the recipe as it is). alternatives:
-    changes to try where it does not fit, cheapest first.
-    Raises DoesNotFitError, which says what would fit, as far as the compiler can tell.
+    make: the lowered step under changed recipe keys, {} for none. alternatives: changes to try if it does not fit,
+    cheapest first. Raises DoesNotFitError with the first two that fit.
     """
     free = free_bytes(placement)
     try:
@@ -106,9 +106,8 @@ def compile_step(
         found = f"it needs {memory.to_text()}, and {format_bytes(free)} are free"
         if memory.arguments > free:
             raise DoesNotFitError(
-                f"this model does not fit the memory: {found}. Its weights and their moments alone "
-                'are more: try [lora], optimizer.first_moment_dtype = "bfloat16", a smaller model, or more '
-                "devices under [mesh] fsdp."
+                f"this model does not fit the memory: {found}. Its weights and moments alone do not: try [lora], "
+                'optimizer.first_moment_dtype = "bfloat16", a smaller model, or more devices under [mesh] fsdp.'
             )
         raise DoesNotFitError(_advice(make, alternatives, free, found))
     return compiled, memory
@@ -140,18 +139,14 @@ def _advice(
             continue
         if memory is None or (free is not None and memory.total > free):
             continue
-        keys = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
+        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in change.items())
         lines.append(f"  {keys}: {memory.to_text()}")
         fitting += 1
         if fitting == 2:
             break
     if not fitting:
         lines[-1] = (
-            'Neither more microbatches nor remat = "full" is enough: a shorter batch.max_length, a '
-            "smaller model, [lora], or more devices under [mesh] fsdp are left to try."
+            'Neither more microbatches nor remat = "full" is enough: try a shorter batch.max_length, a smaller model, '
+            "[lora], or more devices under [mesh] fsdp."
         )
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,10 +1,7 @@
-"""What training minimises: stages 1 and 2 and the discriminative baseline.
+"""The objectives of stages 1 and 2 and of the discriminative baseline.
 
-An objective is a function (params, batch) -> (loss, metrics).
-
-The loss is a sum and every metric a pair (sum, count), so that micro-batches and devices add up and
-one division at the end gives the mean over the whole batch. metrics["loss"] is (the loss, the sum
-of weights).
+An objective is a function (params, batch) -> (loss, metrics). The loss is a sum and every metric a pair (sum, count),
+so that micro-batches and devices add up and are divided once. metrics["loss"] is (the loss, the sum of weights).
 """
 
 from collections.abc import Callable
@@ -26,10 +23,7 @@ Objective = Callable[[Tree, Any], tuple[jax.Array, Metrics]]
 
 
 def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
-    """Stage 1: the model should write both responses, given the question alone.
-
-    chunk: rows of logits that may exist at once.
-    """
+    """Stage 1: next-token loss of both responses given the prompt. chunk: maximum rows of logits in memory."""
 
     def objective(params: Tree, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
@@ -43,11 +37,10 @@ def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) ->
 def verdict_objective(
     cfg: ModelConfig, execution: Execution, *, label_ids: tuple[int, int], smoothing: float
 ) -> Objective:
-    """Stage 2: the judge should put its weight on the preferred response's verdict.
+    """Stage 2: cross-entropy over the two verdict labels, with label smoothing.
 
-    Metrics: accuracy (strictly more weight on the right label), margin (its logit minus the
-    other's), p_first (the probability given to the response shown first, 0.5 on average for a judge
-    without a position preference).
+    Metrics: accuracy (the right label's logit is strictly larger), margin (its logit minus the other's), p_first (the
+    probability of the response shown first; its mean is 0.5 without position bias).
     """
 
     def objective(params: Tree, batch: VerdictBatch) -> tuple[jax.Array, Metrics]:
@@ -66,10 +59,7 @@ def verdict_objective(
 
 
 def bradley_terry_objective(cfg: ModelConfig, execution: Execution) -> Objective:
-    """Discriminative baseline: a scalar head, Bradley-Terry over the two responses' rewards.
-
-    The reward is `scalar_reward` of the hidden state of a document's last column.
-    """
+    """Discriminative baseline: Bradley-Terry loss of `scalar_reward` at each document's last column."""
 
     def objective(params: Tree, batch: BradleyTerryBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
@@ -88,7 +78,7 @@ def bradley_terry_objective(cfg: ModelConfig, execution: Execution) -> Objective
 
 
 def _weighted(weights: jax.Array, **values: jax.Array) -> Metrics:
-    """(weighted sum, sum of weights) of every value; what a slot of weight 0 holds is ignored."""
+    """(weighted sum, sum of weights) of every value; slots of weight 0 are ignored."""
     weights = weights.astype(jnp.float32)
     count = weights.sum()
     return {

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, schedule, decay mask and global-norm clipping, as a recipe states them."""
+"""AdamW with warm-up, schedule, decay mask and global-norm clipping from a recipe."""
 
 import math
 
@@ -13,7 +13,7 @@ from gram_jax.tree import Tree
 
 
 def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
-    """Warm-up steps of a run of `steps`: a share is rounded up, as the reference code does."""
+    """Warm-up steps of a run of `steps`; a fraction is rounded up, as in the reference code."""
     if optimizer.warmup_steps >= 1:
         return int(optimizer.warmup_steps)
     return math.ceil(optimizer.warmup_steps * steps)
@@ -22,9 +22,9 @@ def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
 def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate of step s = 0, 1, ...: linear warm-up over w steps, then to 0 at `steps`.
 
-    In the warm-up it is peak (s + 1) / (w + 1), so that the first step is not lost and step w is
-    the first with the peak. Afterwards, with x = (s - w) / (steps - w): peak (1 + cos(pi x)) / 2
-    ("cosine"), peak (1 - x) ("linear") or the peak itself ("constant").
+    In the warm-up it is peak (s + 1) / (w + 1), so the first step is not 0 and step w is the first at the peak. After
+    it, with x = (s - w) / (steps - w): peak (1 + cos(pi x)) / 2 ("cosine"), peak (1 - x) ("linear") or the peak
+    ("constant").
     """
     peak, warmup = optimizer.learning_rate, warmup_steps(optimizer, steps)
     rest = steps - warmup
@@ -47,9 +47,9 @@ def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     optimizer: OptimizerConfig, steps: int, specs: Tree
 ) -> optax.GradientTransformation:
-    """Clipping to the global norm (where the recipe asks for it), then AdamW on the schedule.
+    """Clipping to the global norm unless max_grad_norm is 0, then AdamW on the schedule.
 
-    specs: ParamSpec of every trainable weight; those whose spec decays are the matrices.
+    specs: ParamSpec of every trained weight; weight decay applies to those whose spec decays, the matrices.
     """
     schedule = make_schedule(optimizer, steps)
     decays = tree.map_with_path(lambda _, spec: spec.decays, specs)
@@ -76,8 +76,6 @@ def make_optimizer(
             optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
             optax.scale_by_learning_rate(schedule),
         )
-    return (
-        optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), adamw)
-        if optimizer.max_grad_norm
-        else adamw
-    )
+    if not optimizer.max_grad_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), adamw)

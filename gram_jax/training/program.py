@@ -1,4 +1,4 @@
-"""The program of a training step, from shapes alone: one lowering for the run and for the plan."""
+"""The program of a training step from shapes alone, for runs and for `gram-jax plan`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,14 +26,14 @@ def lower_step(
     batch: Any,
     change: Mapping[str, Any],
 ) -> Any:
-    """The lowered step of a recipe: `.compile()` makes it run.
+    """The lowered step of a recipe.
 
-    label_ids: the judge's two verdicts. steps: of the whole run, for the schedule. state, batch:
-    abstract, with shardings (training/state.py, training/stages.py). change: recipe keys to change,
-    {} for the recipe as it is: "execution.remat" and "batch.gradient_accumulation_steps".
+    label_ids: of the judge's two verdicts. steps: of the whole run, for the schedule. state, batch: abstract, with
+    shardings. change: values for "execution.remat" and "batch.gradient_accumulation_steps" instead of the recipe's.
     """
-    remat = change.get("execution.remat", recipe.execution.remat)
-    execution = make_execution(recipe, placement, remat)
+    execution = make_execution(
+        recipe, placement, change.get("execution.remat", recipe.execution.remat)
+    )
     step = make_train_step(
         make_objective(recipe, cfg, execution, label_ids),
         optimizer,
@@ -49,19 +49,19 @@ def lower_step(
 
 
 def placement_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Placement:
-    """The recipe's mesh over these devices, by default all."""
+    """The recipe's mesh over these devices, default all."""
     mesh = recipe.mesh
     return make_placement(mesh.sizes, dcn=mesh.dcn_sizes, devices=devices)
 
 
 def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execution:
-    """How the recipe runs the model."""
-    wanted = recipe.execution
-    return Execution(wanted.compute_dtype, wanted.attention, remat, placement, packed=recipe.packed)
+    """The recipe's execution of the model."""
+    config = recipe.execution
+    return Execution(config.compute_dtype, config.attention, remat, placement, packed=recipe.packed)
 
 
 def lower_memory_alternatives(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
-    """Changes to a recipe that need less memory and give the same results, cheapest first."""
+    """Changes to a recipe that reduce memory and keep the results, cheapest first."""
     batch, shards = recipe.batch, placement.batch_shards
     counts = [
         batch.gradient_accumulation_steps * n

@@ -10,7 +10,7 @@ import optax
 
 from gram_jax import tree
 from gram_jax.attacks.augment import with_attacks
-from gram_jax.data.batches import BatchPlan, make_batches
+from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import RecipeError
@@ -119,7 +119,7 @@ def examples_fingerprint(examples: Examples) -> str:
 
 def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
     batch = recipe.batch
-    return make_batches(
+    return BatchPlan(
         examples,
         batch_size=batch_size,
         max_length=batch.max_length,

@@ -1,6 +1,6 @@
-"""What differs between the three stages: which examples, which weights, which objective."""
+"""The differences between the three stages: examples, weights, objective."""
 
-import itertools
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
 from gram_jax.data.records import read_sources
 from gram_jax.data.report import ReadReport
-from gram_jax.data.sources import TEMPLATE_ROWS, read_rows
+from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
 from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
@@ -32,12 +32,10 @@ from gram_jax.tree import Tree
 def make_objective(
     recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: tuple[int, int]
 ) -> Objective:
-    """What the recipe's stage minimises. label_ids: of the judge's two verdicts."""
+    """The objective of the recipe's stage. label_ids: of the judge's two verdicts."""
     loss = recipe.loss
     if recipe.stage == "pretrain":
-        assert (
-            loss.loss_chunk_size is not None
-        )  # what a stage needs is there when a recipe has been read
+        assert loss.loss_chunk_size is not None  # checked when the recipe is read
         return pretrain_objective(cfg, execution, chunk=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
@@ -48,26 +46,17 @@ def make_objective(
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
-    """The judge that the recipe describes, on this tokenizer."""
-    wanted, rows = recipe.judge, None
-    if wanted.template == "from-dataset":
-        found = itertools.islice(read_rows(recipe.data.train[0]), TEMPLATE_ROWS)
-        rows = [row.fields for row in found]
-    return make_spec(
-        tokenizer,
-        template=wanted.template,
-        labels=wanted.labels,
-        max_length=wanted.max_length,
-        thinking=wanted.thinking,
-        system=wanted.system,
-        rows=rows,
-    )
+    """The recipe's judge on this tokenizer."""
+    judge, rows = recipe.judge, None
+    if judge.template == "from-dataset":
+        rows = first_rows(recipe.data.train[0], TEMPLATE_ROWS)
+    return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
 def read_pairs(
     recipe: Recipe, sources: Sequence[SourceConfig], limit: int | None
 ) -> tuple[list[Any], ReadReport]:
-    """Records of the stage's kind from these sources, and what became of the rows."""
+    """The records of the stage from these sources, and the report of their rows."""
     return read_sources(
         sources,
         "pair" if recipe.stage == "pretrain" else "preference",
@@ -80,7 +69,7 @@ def read_pairs(
 def stage_examples(
     recipe: Recipe, records: Sequence[Any], report: ReadReport, tokenizer: Any, spec: JudgeSpec
 ) -> Examples:
-    """The encoded examples of these records for the recipe's stage."""
+    """The encoded examples of these records."""
     return make_examples(
         recipe.stage,
         records,
@@ -94,18 +83,18 @@ def stage_examples(
 
 
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
-    """ParamSpec of every trained weight: all of them, or those of LoRA, and a scalar head."""
+    """ParamSpec of every trained weight: the model's or those of LoRA, and a scalar head for Bradley-Terry."""
     specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
-    return {**specs, **_scalar_head(recipe, cfg)}
+    head = {SCALAR_HEAD: scalar_head_spec(cfg)} if recipe.stage == "bradley_terry" else {}
+    return {**specs, **head}
 
 
 def start_weights(
     recipe: Recipe, specs: Tree, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
-    """(config, weights to train, weights to leave alone) at the start of a run.
+    """(config, weights to train, frozen weights) at the start of a run.
 
-    specs: as trained_specs gives them. Master weights have the recipe's dtype; frozen ones, of
-    which no sum of small steps is taken, the dtype of the computation.
+    specs: of `trained_specs`. Weights to train have the recipe's param_dtype, frozen ones its compute_dtype.
     """
     start, dtype = recipe.model.name_or_path, recipe.model.param_dtype
     if recipe.lora is None:
@@ -120,7 +109,7 @@ def start_weights(
 
 
 def initial_weights(specs: Tree, loaded: Tree, seed: int, dtype: str, placement: Placement) -> Tree:
-    """The weights to train: those that are loaded, at random what is missing (LoRA, a scalar head)."""
+    """The weights to train: the loaded ones, and random ones for what is missing (LoRA, a scalar head)."""
     found, fresh = tree.flatten(loaded), {}
     missing = tree.split(specs, lambda path: path not in found)[0]
     key = jax.random.key(seed)
@@ -139,22 +128,19 @@ def initial_weights(specs: Tree, loaded: Tree, seed: int, dtype: str, placement:
 def frozen_weights(
     start: str, lora: LoraConfig, compute_dtype: str, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
-    """(config, base under LoRA with LoRA's scale, the base's scalar head if it has one).
-
-    The base has the dtype of the computation. Its head, of a Bradley-Terry run, is trained and never frozen.
-    """
+    """(config, frozen base with LoRA's scale, {} or the base's scalar head, which is trained)."""
     cfg, base = load_model(start, placement, compute_dtype)
     head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
     return cfg, with_lora_scale(base, cfg, lora, placement), head
 
 
 def with_lora_scale(base: Tree, cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> Tree:
-    """The frozen base, with the scale of the LoRA that is trained on it."""
+    """The frozen base with the scale of its LoRA."""
     return tree.merge(base, {"layers": {"lora_scale": lora_scales(cfg, lora, placement)}})
 
 
 def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> Tree:
-    """Shapes and shardings of the weights that frozen_weights will give, {} without LoRA."""
+    """Shapes and shardings of `frozen_weights`, {} without LoRA."""
     if recipe.lora is None:
         return {}
     base = tree.map_with_path(
@@ -167,14 +153,8 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
     return tree.merge(base, {"layers": {"lora_scale": scale}})
 
 
-def _scalar_head(recipe: Recipe, cfg: ModelConfig) -> Tree:
-    if recipe.stage != "bradley_terry":
-        return {}
-    return {SCALAR_HEAD: scalar_head_spec(cfg)}
-
-
 def abstract_batch(batch: Any, placement: Placement) -> Any:
-    """Shapes and shardings of a batch as it will lie on the devices."""
+    """Shapes and shardings of a batch on the devices."""
     sharding = placement.sharding("batch")
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=sharding), batch

@@ -1,4 +1,4 @@
-"""What training changes, as one tree: born sharded, saved and restored as it is."""
+"""The training state: one tree, created sharded, saved and restored."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,10 +16,8 @@ from gram_jax.tree import Tree
 
 
 class TrainState(NamedTuple):
-    """step: updates tried so far, i32; params: the trainable weights; skipped: left out, i32; in_a_row: of these, since
-    the last one that was not, i32.
-
-    Weights that are not trained (the base of a LoRA) are no part of it.
+    """step, skipped: number of batches and of skipped ones, i32; in_a_row: skipped ones since the last good one, i32;
+    params: trained weights. Frozen weights (the base of a LoRA) are not in it.
     """
 
     step: Any
@@ -32,10 +30,10 @@ class TrainState(NamedTuple):
 def abstract_state(
     specs: Tree, optimizer: optax.GradientTransformation, placement: Placement, dtype: str
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without any array.
+    """Shapes, dtypes and shardings of the state.
 
-    Moments lie as their weights do, as far as their shapes allow. Every scalar is replicated over the mesh by name:
-    left to itself, Adam's count is born on one device, and the first step after a restore fails.
+    Moments are sharded as their weights, as far as their shapes allow. Scalars are replicated over the mesh explicitly:
+    by default Adam's count is created on one device, and the first step after a restore fails.
     """
     everywhere = placement.sharding()
 
@@ -45,12 +43,12 @@ def abstract_state(
     params = tree.map_with_path(
         lambda _, spec, sharding: weight(spec, sharding), specs, param_shardings(specs, placement)
     )
-    lie = {path: leaf.sharding for path, leaf in tree.walk(params)}
+    shardings = {path: leaf.sharding for path, leaf in tree.walk(params)}
 
     def moment(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        # A moment stands in the state where its weight stands among the weights.
+        # A moment's path in the state ends with its weight's path.
         own = "/".join(str(part.key) for part in path if isinstance(part, DictKey))
-        sharding = _like(lie[own], leaf.shape) if own in lie else everywhere
+        sharding = _like(shardings[own], leaf.shape) if own in shardings else everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     shapes = jax.eval_shape(optimizer.init, params)
@@ -60,7 +58,7 @@ def abstract_state(
 
 
 def _like(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of a weight for a moment that may be smaller along some axes, and is whole there."""
+    """The sharding of a weight for its moment, which is replicated along axes on which it is smaller."""
     if len(sharding.spec) != len(shape):
         return NamedSharding(sharding.mesh, PartitionSpec())
 
@@ -83,7 +81,7 @@ def shardings_of(abstract: Any) -> Any:
 def init_state(
     params: Tree, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """The state before the first step. params: on the devices, laid out as `abstract` says."""
+    """The state before the first step. params: on the devices, sharded as in `abstract`."""
     start = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))
     zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=abstract.step.sharding)
     return TrainState(zero(), params, start(params), zero(), zero())

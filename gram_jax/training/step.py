@@ -1,4 +1,4 @@
-"""One step: gradients of sums over micro-batches, divided once, clipped, applied."""
+"""One training step: gradients of sums over micro-batches, divided once, clipped, applied."""
 
 from typing import Any, cast
 
@@ -25,17 +25,15 @@ def make_train_step(
 ) -> Any:
     """The jitted step: (state, frozen weights, batch) -> (state, metrics); the state is donated.
 
-    The objective's loss is a sum and its metrics are (sum, count) pairs; metrics["loss"] counts the
-    weights. The gradient is that of the mean over the whole batch, whatever `microbatches` is.
+    The objective's loss is a sum and its metrics are (sum, count) pairs; metrics["loss"] counts the weights. The
+    gradient is that of the mean over the whole batch for any `microbatches`.
 
-    Metrics are those of the objective and, each with count 1: grad_norm (before clipping),
-    learning_rate, num_tokens (of this batch), bad (1 if loss or gradient are not finite), skipped
-    and skipped_in_a_row (batches, as counted in the state).
+    Metrics are those of the objective and, each with count 1: grad_norm (before clipping), learning_rate, num_tokens
+    (of this batch), bad (1 if loss or gradient are not finite), skipped and skipped_in_a_row (batches, from the state).
 
-    A bad batch leaves weights and optimizer bit for bit as they were. It is skipped, and counted in
-    state.skipped; once there are more than `max_skipped` in a row the state stands still, step
-    number included, whatever batches follow. So the loop may look one step late and still find the
-    last good state.
+    A bad batch is skipped: weights and optimizer state keep every bit, and state.skipped counts it. After more than
+    `max_skipped` in a row no batch changes the state, step number included, so the loop can read the metrics one step
+    late and still has the last good state.
     """
 
     def update(grads: Tree, params: Tree, opt_state: Any) -> tuple[Tree, Any]:
@@ -62,8 +60,8 @@ def make_train_step(
         running = state.in_a_row <= max_skipped
 
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-        # Not jnp.where over both states: it keeps a copy of the old moments, a quarter of the memory
-        # of a step of SmolLM2-135M with 2 x 512 tokens.
+        # jnp.where over both states would copy the old moments: a quarter of the memory of a step of SmolLM2-135M with
+        # 2 x 512 tokens.
         params, opt_state = jax.lax.cond(
             finite & running, update, lambda _, *old: old, grads, state.params, state.opt_state
         )
@@ -104,7 +102,7 @@ def make_eval_step(objective: Objective, placement: Placement) -> Any:
 def _over_microbatches(
     gradient: Any, params: Tree, batch: Any, count: int, placement: Placement
 ) -> Any:
-    """`gradient` of every micro-batch, added up in f32; one of them is alive at a time."""
+    """The sum of `gradient` over the micro-batches in f32; one of them is in memory at a time."""
     if count == 1:
         return gradient(params, batch)
     parts = jax.tree.map(lambda x: _split(x, count, placement), batch)
@@ -122,9 +120,6 @@ def _over_microbatches(
 
 
 def _split(x: jax.Array, count: int, placement: Placement) -> jax.Array:
-    """[B, ...] as [count, B / count, ...]: part i takes the rows i, i + count, ...
-
-    So every device splits the rows that it holds, and none has to send rows to another.
-    """
+    """[B, ...] as [count, B / count, ...]: part i has the rows i, i + count, ...; each device splits its own rows."""
     parts = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
     return placement.constrain(parts, None, "batch", *(None for _ in x.shape[1:]))
