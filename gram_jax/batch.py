@@ -1,20 +1,18 @@
-"""The batches that cross from data code to the model: plain tuples of arrays that numpy can build.
+"""The batches that data code makes for the model: tuples of arrays.
 
-Letters: B rows, T positions, M verdicts (or pairs) in a packed row, O = 2 orders.
-A row may hold several documents: `segments` numbers them 1, 2, ... and 0 marks padding; `positions` restart at 0
-in every document. "weights" are float weights of a loss, never booleans.
+Letters: B rows, T positions, M verdicts (or pairs) in a packed row, O = 2 orders. A row may hold several documents:
+`segments` numbers them 1, 2, ... with 0 for padding; `positions` restart at 0 in every document. "weights" are float
+weights of a loss.
 """
 
 from typing import Any, NamedTuple
 
-# numpy's on the host, jax's on devices, their shapes alone (ShapeDtypeStruct) where a program is only planned.
+# Of numpy on the host, of jax on devices, or a ShapeDtypeStruct if a program is only planned.
 Array = Any
 
 
 class Sequences(NamedTuple):
-    """Packed token rows. All i32 [B, T] (or [B, O, T] inside a PairBatch).
-
-    positions: of each token in its document; segments: 0 for padding, 1, 2, ... for the documents of a row.
+    """Packed token rows, all i32 [B, T] (or [B, O, T] inside a PairBatch).
 
     >>> import numpy as np
     >>> row = np.array([[7, 8, 9]])
@@ -28,7 +26,7 @@ class Sequences(NamedTuple):
 
 
 class TokenBatch(NamedTuple):
-    """Stage 1: predict `targets[b, t]` from position t, counted `weights[b, t]` times.
+    """Stage 1: predict `targets[b, t]` at position t with weight `weights[b, t]`.
 
     targets: i32 [B, T], already shifted (targets[t] is the token after tokens[t]); weights: f32 [B, T].
     """
@@ -39,10 +37,9 @@ class TokenBatch(NamedTuple):
 
 
 class VerdictBatch(NamedTuple):
-    """Stage 2: at column `verdict_at[b, m]` of row b the next token should be label `label[b, m]`.
+    """Stage 2: the token after column `verdict_at[b, m]` of row b is label `label[b, m]`.
 
-    verdict_at, label: i32 [B, M]; weights: f32 [B, M], 0 for unused slots. label 0 means the first response is
-    the better one.
+    verdict_at, label: i32 [B, M]; weights: f32 [B, M], 0 for unused slots. label 0: the first response is better.
     """
 
     seqs: Sequences

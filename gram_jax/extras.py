@@ -1,4 +1,4 @@
-"""Packages that extras bring: what is missing is an error that names the extra."""
+"""Optional packages: the error for a missing one names the extra that installs it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from gram_jax.errors import MissingExtraError
 def needs_extra(extra: str) -> Iterator[None]:
     """Import optional packages inside this block.
 
-    Raises MissingExtraError if one of them is not installed; a missing module of gram_jax itself is a bug and passes.
+    Raises MissingExtraError if one of them is not installed.
 
     >>> with needs_extra("plots"):
     ...     import a_package_that_is_not_there

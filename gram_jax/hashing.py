@@ -1,4 +1,4 @@
-"""Hashes that decide: equal on every machine, and independent of the order of the data."""
+"""Hashes for random decisions: equal on every machine and independent of the order of the data."""
 
 import hashlib
 

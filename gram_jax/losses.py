@@ -5,11 +5,11 @@ import jax.numpy as jnp
 
 
 def smoothed_verdict_nll(logits: jax.Array, label: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy over the two verdict labels, smoothing mass spread over both (GRAM, stage 2).
+    """Cross-entropy over the two verdict labels with label smoothing (GRAM, stage 2).
 
-    With t the margin (`label_margin`) and e = `smoothing` (torch's `label_smoothing`: e/2 on the
-    wrong label) this is softplus(-t) + (e/2) t: the Bradley-Terry loss plus a linear term in the
-    margin. Its minimum is at t = log((2 - e) / e) and its gradient in t is sigma(t) - (1 - e/2).
+    With t the margin (`label_margin`) and e = `smoothing` (as in torch, e/2 on the wrong label) this is softplus(-t) +
+    (e/2) t: the Bradley-Terry loss plus a linear term. Its minimum is at t = log((2 - e) / e), its gradient in t is
+    sigma(t) - (1 - e/2).
 
     logits: [..., Y=2]; label: i32 [...], 0 or 1. Returns f32 [...].
 
@@ -40,11 +40,11 @@ def next_token_nll(
     *,
     chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross-entropy of the next token, without ever holding [B, T, V] logits.
+    """Weighted cross-entropy of the next token, without [B, T, V] logits in memory.
 
-    hidden: [B, T, D]; unembedding: [V, D]; targets: i32 [B, T]; weights: f32 [B, T]; chunk_size:
-    rows of logits that may exist at once, over all devices (at least B). Products take hidden's dtype and
-    add up in f32. Returns (sum of weighted nll, sum of weights), f32 scalars.
+    hidden: [B, T, D]; unembedding: [V, D]; targets: i32 [B, T]; weights: f32 [B, T]; chunk_size: maximum number of rows
+    of logits in memory, over all devices (at least B). Products take hidden's dtype and accumulate in f32. Returns (sum
+    of weighted nll, sum of weights), f32 scalars.
     """
     pieces = _time_pieces(hidden, targets, weights, chunk_size)
     total = _chunked_nll(pieces[0], unembedding.astype(hidden.dtype), *pieces[1:])
@@ -56,8 +56,8 @@ def _time_pieces(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Split time into the fewest pieces of at most `chunk_size` positions: [pieces, B, time, ...].
 
-    Piece i takes every n-th column from i on. So both the batch and the time axis of a piece keep
-    their sharding. Columns are added with weight 0 if n does not divide T.
+    Piece i has every n-th column from i on, so its batch and time axes keep their sharding. Columns of weight 0 are
+    added if n does not divide T.
     """
     B, T = targets.shape
     time = max(1, chunk_size // B)
@@ -87,7 +87,7 @@ def _chunked_nll(
 def _chunked_nll_forward(
     hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Loss and gradient together, while a piece's logits exist: three products, not four."""
+    """Loss and gradient in one pass over the pieces: three products, not four."""
     precision = _precision(hidden)
 
     def step(carry: tuple[jax.Array, jax.Array], piece: tuple[jax.Array, ...]):
@@ -138,5 +138,5 @@ def _piece_nll(
 
 
 def _precision(x: jax.Array) -> str:
-    """float32 means float32: no TF32 on a GPU, no bfloat16 passes on a TPU."""
+    """No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands."""
     return "highest" if x.dtype == jnp.float32 else "default"

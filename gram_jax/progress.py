@@ -1,4 +1,4 @@
-"""How library functions report progress: through a callback that the caller may draw.
+"""Progress of library functions, reported through a callback.
 
 A function takes `progress: ProgressFactory = no_progress` and opens it around its loop:
 
@@ -7,7 +7,7 @@ A function takes `progress: ProgressFactory = no_progress` and opens it around i
             ...
             bar.update(len(window), units=len(window))
 
-The command line passes one that draws a bar on a terminal and prints lines elsewhere.
+The command line passes one that draws a bar on a terminal and prints lines otherwise.
 """
 
 import logging
@@ -25,14 +25,14 @@ class ProgressBar(Protocol):
     def update(
         self, count: int = 1, *, units: float = 0.0, values: Mapping[str, float] | None = None
     ) -> None:
-        """Add `count` finished items of `units` units; values: the newest figures to show beside it."""
+        """Add `count` finished items of `units` units; values: figures to show beside the bar."""
 
     def pause(self) -> None:
-        """Leave the time since the last update out of the speed: it was an evaluation or a save."""
+        """Exclude the time since the last update, of an evaluation or a save, from the speed."""
 
 
 class ProgressFactory(Protocol):
-    """Opens a ProgressBar. total: None if it is not known; done: items finished before; unit: of the speed."""
+    """Opens a ProgressBar. total: None if unknown; done: items finished before; unit: of the speed."""
 
     def __call__(
         self, total: int | None, *, done: int = 0, label: str = "", unit: str = "tokens"
@@ -58,7 +58,7 @@ def no_progress(
 
 @contextmanager
 def log_time(logger: logging.Logger, what: str) -> Iterator[None]:
-    """Log at INFO how long the block took, as "compile: 3.2 s"."""
+    """Log the duration of the block at INFO, such as "compile: 3.2 s"."""
     start = time.perf_counter()
     yield
     logger.info("%s: %s", what, format_seconds(time.perf_counter() - start))

@@ -44,7 +44,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """A mesh and its rules: hashable, so that it can be a static argument of a jitted function.
+    """A mesh and its rules, hashable, so that it can be a static argument of a jitted function.
 
     >>> placement = make_placement({}, devices=jax.devices()[:1])
     >>> isinstance(placement, Placement), placement.sharding("batch").is_fully_replicated
@@ -74,10 +74,14 @@ class Placement:
         """Of its devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
+    def shards(self, axis: str) -> int:
+        """Number of shards of a logical axis."""
+        return math.prod(self.mesh.shape[name] for name in dict(self.rules)[axis])
+
     @property
     def batch_shards(self) -> int:
         """Number of shards of the batch dimension."""
-        return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"])
+        return self.shards("batch")
 
 
 def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
@@ -85,20 +89,19 @@ def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:
 
     weights: by path, each with its shape and logical axes (a ParamSpec).
     """
-    rules, uneven = dict(placement.rules), {}
+    uneven, lines = {}, []
     for path, weight in weights.items():
         for axis, size in zip(weight.axes, weight.shape, strict=True):
-            if size % math.prod(placement.mesh.shape[over] for over in rules[axis]):
+            if size % placement.shards(axis):
                 uneven.setdefault((axis, size), []).append(path)
-    if not uneven:
-        return
-    lines = []
     for (axis, size), paths in uneven.items():
-        over = " x ".join(f"{name} = {placement.mesh.shape[name]}" for name in rules[axis])
-        parts = math.prod(placement.mesh.shape[name] for name in rules[axis])
+        names = dict(placement.rules)[axis]
+        over = " x ".join(f"{name} = {placement.mesh.shape[name]}" for name in names)
         works = [n for n in range(1, 2 * placement.mesh.size + 1) if size % n == 0]
-        lines.append(f"{', '.join(paths)}: {axis} {size} over {over}; {nearest(parts, works)}")
-    raise RecipeError("[mesh] does not divide this model:\n  " + "\n  ".join(lines))
+        sizes = nearest(placement.shards(axis), works)
+        lines.append(f"{', '.join(paths)}: {axis} {size} over {over}; {sizes}")
+    if lines:
+        raise RecipeError("[mesh] does not divide this model:\n  " + "\n  ".join(lines))
 
 
 def make_placement(
@@ -107,13 +110,12 @@ def make_placement(
     dcn: Mapping[str, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Placement:
-    """A mesh of the given axis sizes (one of them may be -1: what the others leave) over `devices`, default all.
+    """A mesh of the given axis sizes, of which one may be -1 (the remaining devices), over `devices`, default all.
 
-    Without sizes every device holds a part of the batch and of the weights ({"fsdp": -1}). dcn:
-    further sizes of the same axes over granules, which are slices of a TPU or hosts, with the
-    slower data-center network between them; `sizes` are then those inside a granule (ICI), and an
-    axis is as large as both multiplied. Raises RecipeError if the sizes do not multiply to the
-    number of devices, or those of `dcn` to the number of granules; several slices need `dcn`.
+    Default sizes: {"fsdp": -1}. dcn: further sizes of the same axes over granules, which are TPU slices or hosts
+    connected by the slower data-center network; `sizes` are then those inside a granule (ICI), and an axis has the
+    product of both. Raises RecipeError if the sizes do not multiply to the number of devices, or those of `dcn` to the
+    number of granules; several slices need `dcn`.
 
     >>> make_placement({"fsdp": -1}, devices=jax.devices()[:1]).mesh.size
     1

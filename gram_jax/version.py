@@ -1,4 +1,4 @@
-"""The version of the package, without importing anything else of it."""
+"""The version of the package."""
 
 from importlib.metadata import PackageNotFoundError, version
 

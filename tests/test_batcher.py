@@ -1,4 +1,4 @@
-"""What many threads ask, scored together: batches, a bounded queue, deadlines, an end."""
+"""Requests of many threads, scored together: batches, a bounded queue, deadlines, closing."""
 
 import contextlib
 import time
@@ -47,7 +47,7 @@ def test_requests_that_wait_are_scored_together(judge, pool):
         ask(batcher, PAIR)
 
 
-def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge, pool):
+def test_one_bad_request_in_a_batch_fails_alone(judge, pool):
     with batching(judge) as batcher:
         judge.go.clear()
         found = [pool.submit(ask, batcher, ("q", text, "b")) for text in ("a", "broken", "ccc")]
@@ -57,7 +57,7 @@ def test_one_bad_request_in_a_batch_leaves_the_others_their_answers(judge, pool)
         assert [found[at].result()[0].margin for at in (0, 2)] == [0.0, 1.0]
 
 
-def test_a_full_queue_refuses_quickly_and_says_when_to_come_again(judge, pool):
+def test_a_full_queue_refuses_at_once_and_estimates_when_to_retry(judge, pool):
     with batching(judge, max_queue=10) as batcher:
         judge.go.clear()
         waiting = [pool.submit(ask, batcher, PAIR, PAIR) for _ in range(2)]

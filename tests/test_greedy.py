@@ -1,4 +1,4 @@
-"""A policy's greedy responses as references: each written once, for all callers that wait in one batch."""
+"""A policy's greedy responses as references: generated once each, for all waiting callers in one batch."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +77,7 @@ def test_each_prompt_is_written_once_in_batches_of_few_sizes(writer, write):
     assert writer.batches == [(3, 4, 4), (1, 1, 1), (40, 64, 32)]
 
 
-def test_callers_that_wait_are_written_for_together(writer, write):
+def test_prompts_of_waiting_callers_are_one_batch(writer, write):
     with busy(writer, write, asked("a")) as (pool, first):
         others = [pool.submit(write, asked(f"b{at % 4}")) for at in range(8)]
         until_pending(write, 4, first)
@@ -90,7 +90,7 @@ def test_callers_that_wait_are_written_for_together(writer, write):
     assert writer.batches == [(1, 1, 1), (4, 4, 4)]
 
 
-def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody(writer, write):
+def test_a_timeout_is_an_error_and_cached_prompts_do_not_wait(writer, write):
     assert write(asked("known")) == ["KNOWN"]
     with busy(writer, write, asked("a")) as (_, first):
         assert write(asked("known", "known")) == ["KNOWN"] * 2
@@ -102,7 +102,7 @@ def test_who_waits_too_long_is_told_and_what_is_known_waits_for_nobody(writer, w
     assert writer.batches[2:] == [(2, 2, 2)]  # b was still wanted, and came along
 
 
-def test_a_batch_that_fails_is_tried_again_without_the_others(writer, write):
+def test_a_failed_batch_is_retried_without_the_other_callers(writer, write):
     real = writer.generate_from_tokens
 
     def weak(tokens, sampling, **options):
@@ -120,7 +120,7 @@ def test_a_batch_that_fails_is_tried_again_without_the_others(writer, write):
             others["bad"].result(20)
 
 
-def test_threads_of_one_reward_are_written_for_together(writer, write):
+def test_prompts_of_threads_of_one_reward_are_one_batch(writer, write):
     rewards = Rewards(FakeJudge(), RewardForm("reference"), write=write)
     with busy(writer, rewards.of, ["a"], ["A"]) as (pool, first):
         others = [pool.submit(rewards.of, [f"b{at}"], [f"B{at}"]) for at in range(4)]
@@ -138,7 +138,7 @@ def test_the_least_recently_used_prompt_is_dropped(writer):
     assert write(asked("x", "y", "z")) == ["X", "Y", "Z"]
 
 
-def test_a_failure_is_its_callers_and_the_next_is_answered(writer, write):
+def test_a_failed_call_raises_and_the_next_one_succeeds(writer, write):
     writer.generate_from_tokens, real = lambda *a, **b: 1 / 0, writer.generate_from_tokens
     with pytest.raises(ZeroDivisionError):
         write(asked("a"))

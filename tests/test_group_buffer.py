@@ -37,7 +37,7 @@ def test_groups_of_other_prompts_or_sizes_stay_apart():
     assert found == [([1.2], 2), ([1.2], 2), ([1.1], 1), ([2.2], 2), ([2.2], 2)]
 
 
-def test_a_deadline_shorter_than_the_wait_is_kept_and_spoils_nothing_for_the_others():
+def test_a_deadline_shorter_than_the_wait_times_out_its_caller_alone():
     buffer, started = GroupBuffer(1.0), time.monotonic()
     (alone,) = together(buffer, [("q", ["a"], 2, 0.1)])
     assert isinstance(alone, TimeoutError) and time.monotonic() - started < 0.9
@@ -94,7 +94,7 @@ def test_without_a_size_the_last_two_responses_are_kept():
     assert found == [["a"], ["b", "a"], ["c", "a", "b"], ["d", "b", "c"]]
 
 
-def test_the_oldest_groups_are_forgotten():
+def test_the_oldest_groups_are_dropped():
     buffer = GroupBuffer()
     with pytest.warns(UserWarning):
         for key in range(MAX_GROUPS + 1):

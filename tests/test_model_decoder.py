@@ -267,5 +267,5 @@ def test_lora_needs_no_gradient_of_the_frozen_matrices(execution, one_device):
 
 
 def test_lora_targets_must_exist():
-    with pytest.raises(RecipeError, match=r"\['qq'\].*choose from q, k, v"):
+    with pytest.raises(RecipeError, match=r"\['qq'\].*expected q, k, v"):
         LoraConfig(rank=4, alpha=8.0, targets=("q", "qq"))

@@ -72,6 +72,12 @@ def test_the_resolved_recipe_states_every_default(file: Path):
         ('data.train=[{path="a.jsonl", spilt="train"}]', "[data.train.0] spilt .* mean split?"),
         ("mesh.dcn.datum=2", "[mesh.dcn] datum .* did you mean data?"),
         ("lora.rang=2", "[lora] rang .* did you mean rank?"),
+        # earlier names
+        ("batch.rows=4", "[batch] rows .* did you mean batch_size?"),
+        ("optimizer.clip=1.0", "[optimizer] clip .* did you mean max_grad_norm?"),
+        ("checkpoint.every=5", "[checkpoint] every .* did you mean save_steps?"),
+        ("log.every=5", "[log] every .* did you mean logging_steps?"),
+        ("mesh.between.data=2", "[mesh] between .* did you mean dcn?"),
     ],
 )
 def test_an_unknown_key_is_named_with_file_table_and_the_nearest_known_one(

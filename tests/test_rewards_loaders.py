@@ -1,11 +1,11 @@
 """The reward files in the code of verl and OpenRLHF that loads and calls them. Skipped where that is missing."""
 
 import asyncio
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_judge import FakeJudge
+from openrlhf_agent import run_agent
 from scipy.special import expit
 
 from gram_jax.interop.models import load_tokenizer
@@ -60,26 +60,8 @@ def test_verl_loads_the_function_by_its_package_and_calls_it_from_threads(tokeni
 
 
 def test_openrlhf_loads_the_file_and_calls_it_from_threads(tokenizer):
-    agent = pytest.importorskip("openrlhf.utils.agent")
-    prompt, labels = rendered(tokenizer), ("a", "", "aaa")
-
-    class Engine:
-        async def generate(self, *_, **__):
-            tokens = tokenizer.encode("aa<|im_end|>")
-            one = SimpleNamespace(token_ids=tokens, text="aa", logprobs=None, finish_reason="stop")
-            return SimpleNamespace(outputs=[one])
-
-    async def run():
-        executor = agent.SingleTurnAgentExecutor(openrlhf.__file__)
-        settings = SimpleNamespace(max_tokens=16, logprobs=None)
-        return await asyncio.gather(
-            *(executor.execute(prompt, x, settings, 512, tokenizer, Engine()) for x in labels)
-        )
-
-    found = asyncio.run(run())
-    assert (
-        found[1]["reward"] is None
-    )  # an empty label is no reference: OpenRLHF leaves the reward out
+    found = run_agent(openrlhf.__file__, rendered(tokenizer), ("a", "", "aaa"))
+    assert found[1]["reward"] is None  # OpenRLHF leaves the reward out if a label is empty
     expected = [expit(0.5), expit(-0.5)]
     assert [found[i]["reward"].item() for i in (0, 2)] == pytest.approx(expected)
     assert [found[i]["scores"].item() for i in (0, 2)] == pytest.approx(expected)

@@ -85,7 +85,7 @@ def test_llama_factory(client):
     assert wrong.status_code == 422 and "no conversation" not in wrong.text
 
 
-def test_a_policy_writes_what_responses_without_a_label_meet(judge):
+def test_responses_without_a_label_are_compared_with_those_of_a_policy(judge):
     asked = []
 
     def write(prompts, wait):
@@ -160,7 +160,7 @@ def test_the_form_of_vllm_scores(client):
     assert wrong.status_code == 422 and "text_1: expected one for each of 2" in wrong.text
 
 
-def test_a_response_that_met_no_other_is_counted_and_said_once(client, caplog):
+def test_a_response_compared_with_no_other_is_counted_and_logged_once(client, caplog):
     alone = {"query": ["p a"], "prompts": ["p "]}
     for _ in range(3):
         assert client.post("/get_reward", json=alone).json()["rewards"] == [0.5]
@@ -170,7 +170,7 @@ def test_a_response_that_met_no_other_is_counted_and_said_once(client, caplog):
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
-def test_a_real_judge_behind_the_server_says_what_it_says_alone():
+def test_the_server_returns_what_the_scorer_returns():
     placement = make_placement({}, devices=jax.devices()[:1])
     with pytest.warns(UserWarning, match=r"no judge.json"):
         judge = Scorer.load("tiny-random", placement=placement, max_length=256)

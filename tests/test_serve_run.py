@@ -32,7 +32,7 @@ def test_an_address_in_use_is_an_error_before_anything_is_loaded():
             check_address(host, port)
 
 
-def test_options_that_say_what_a_response_meets_exclude_each_other():
+def test_options_of_what_a_response_is_compared_with_exclude_each_other():
     for options in (
         {"compare_with": "group", "policy": "p"},
         {"max_new_tokens": 8},

@@ -63,7 +63,7 @@ def test_requests_drawn_from_the_openapi_document_are_answered_as_it_says():
     assert judged.issuperset(posts)
 
 
-def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):
+def test_a_slow_body_times_out_and_delays_no_other_request(address):
     head = b"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     slow = []
     for _ in range(20):
@@ -81,7 +81,7 @@ def test_a_body_that_drips_is_given_up_and_nobody_else_waits_for_it(address):
     assert time.monotonic() - started < 5
 
 
-def test_a_body_that_says_it_is_huge_is_refused_before_it_is_sent(address):
+def test_a_large_content_length_is_refused_before_the_body_is_sent(address):
     with socket.create_connection(address) as sock:
         sock.settimeout(5)
         sock.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
@@ -100,7 +100,7 @@ def test_a_body_that_no_endpoint_reads_is_not_waited_for(address):
             assert time.monotonic() - started < 0.9  # and not when the body is given up
 
 
-def test_a_client_that_leaves_within_its_body_is_logged_as_such(address):
+def test_a_client_that_disconnects_within_its_body_is_counted_as_499(address):
     head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
     with socket.create_connection(address) as sock:
         sock.sendall(head + b'{"prompt"')
@@ -108,7 +108,7 @@ def test_a_client_that_leaves_within_its_body_is_logged_as_such(address):
     until(lambda: wanted in httpx.get(f"{address.url}/metrics").text, 5)
 
 
-def test_broken_http_and_clients_that_leave_do_not_hurt_the_others(address):
+def test_broken_http_and_disconnecting_clients_do_not_affect_others(address):
     broken = (b"\0\1\2\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/rank HTTP/1.1\r\n", b"")
     body = json.dumps(PAIR)
     head = f"POST /v1/score_pair HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"

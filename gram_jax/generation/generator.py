@@ -1,4 +1,4 @@
-"""Text from a model: prompts are encoded as its chat format has them, and its tokens are decoded."""
+"""Text from a model: prompts are encoded in its chat format, and its tokens are decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from gram_jax.tree import Tree
 
 
 class Generations(NamedTuple):
-    """Responses as text, and the samples that they were decoded from (rows in the same order)."""
+    """Responses as text, and the samples from which they were decoded, in the same order."""
 
     texts: list[str]
     samples: Samples
@@ -29,11 +29,10 @@ class Generations(NamedTuple):
 
 @dataclass(frozen=True)
 class TextGenerator:
-    """Weights, and all that is needed to generate text with them.
+    """Weights with the config, tokenizer and chat format that generation needs.
 
-    system: as in a judge's specification; a prompt may have a system turn of its own.
-    stop_token_ids: ids that end a response, the tokenizer's end of text and the end of an
-    assistant's turn among them.
+    system: as in a judge's specification, unless a prompt has its own. stop_token_ids: ids that end a response,
+    including the tokenizer's end of text and the end of an assistant's turn.
 
     >>> from gram_jax import SamplingConfig, TextGenerator
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
@@ -59,51 +58,43 @@ class TextGenerator:
         placement: Placement | None = None,
         system: str | None = None,
     ) -> "TextGenerator":
-        """A model by name, as everywhere; system as in a judge's specification (None: the chat format's own)."""
+        """Load a model by name. system: as in a judge's specification (None: the chat format's own)."""
         execution = inference_execution(compute_dtype, placement, packed=True)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
         _, params = load_model(name, execution.placement, execution.compute_dtype)
         turn_end = text_encoder(tokenizer).frame(frame.end_of_turn)[:1].tolist()
         text_end: Any = tokenizer.eos_token_id
-        own = () if text_end is None else (text_end,)
-        stop_token_ids = tuple(dict.fromkeys((*turn_end, *own, *stop_tokens(name))))
+        ends = (*turn_end, text_end, *stop_tokens(name))
+        stop_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
         return cls(params, cfg, tokenizer, frame, system, stop_token_ids, execution)
 
     def with_params(self, params: Tree) -> "TextGenerator":
-        """The same with other weights."""
+        """The generator with other weights."""
         return replace(self, params=params)
 
     def generate(
         self, prompts: Sequence[str | Prompt], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
-        """A response to every prompt. Raises DataError for one that leaves no space in the model's context."""
+        """A response to every prompt. Raises DataError if the model's context is too short for a prompt."""
         tokens = [self.encode(prompt) for prompt in prompts]
         return self.generate_from_tokens(tokens, sampling, batch_size=batch_size)
 
     def generate_from_tokens(
         self, tokens: Sequence[np.ndarray], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
-        """`generate` for prompts that `encode` has encoded, each i32 [n].
-
-        A response also ends with each of the generator's own stop tokens.
-        """
-        ends = (*self.stop_token_ids, *sampling.stop_token_ids)
+        """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response."""
+        sampling = replace(sampling, stop_token_ids=self.stop_token_ids + sampling.stop_token_ids)
         samples = generate(
-            self.params,
-            self.cfg,
-            tokens,
-            self.execution,
-            replace(sampling, stop_token_ids=ends),
-            batch_size=batch_size,
+            self.params, self.cfg, tokens, self.execution, sampling, batch_size=batch_size
         )
         return Generations(self.decode(samples), samples)
 
     def encode(self, prompt: str | Prompt) -> np.ndarray:
-        """i32 [n]: a prompt as the model reads it, turn by turn. Control tokens in a turn's content stay text.
+        """A prompt in the model's chat format, i32 [n]. Control tokens in the content of a turn stay text.
 
-        A conversation whose roles the chat template does not support (two users in a row, tools) is
-        one user's text, each turn under a header, as the judge reads it.
+        A conversation with roles that the chat template does not support (two users in a row, tools) becomes the text
+        of one user, each turn under a header.
         """
         encoder, prompt = text_encoder(self.tokenizer), as_prompt(prompt)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
@@ -117,25 +108,21 @@ class TextGenerator:
         return np.concatenate(parts)
 
     def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:
-        """Of every prompt `encode`. Raises DataError for one that leaves no space in the model's context."""
+        """`encode` of every prompt. Raises DataError if the model's context is too short for a prompt."""
         tokens = [self.encode(prompt) for prompt in prompts]
         check_lengths(self.cfg, tokens, max_new_tokens)
         return tokens
 
     def decode(self, samples: Samples) -> list[str]:
-        """Without the stop token, and without any other control token."""
-        kept = [
-            row[: length - stopped].tolist()
-            for row, length, stopped in zip(
-                samples.tokens, samples.lengths, samples.stopped, strict=True
-            )
-        ]
+        """Texts without stop tokens and other control tokens."""
+        rows = zip(samples.tokens, samples.lengths - samples.stopped, strict=True)
+        kept = [row[:length].tolist() for row, length in rows]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
 @lru_cache(maxsize=256)
 def _frames(tokenizer: Any, roles: tuple[str, ...], system: str | None) -> tuple[str, ...] | None:
-    """The literal strings around the turns; None if the chat template does not support the roles."""
+    """The strings around the turns; None if the chat template does not support the roles."""
     try:
         return dialogue_frames(tokenizer, roles, system=system, thinking=False)
     except JudgeError:

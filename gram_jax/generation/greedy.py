@@ -1,4 +1,4 @@
-"""Greedy responses of a model as references that other responses are compared with, as in the RLHF of the paper."""
+"""Greedy responses of a model as references for rewards, as in the RLHF of the paper."""
 
 import threading
 from collections import OrderedDict
@@ -19,11 +19,9 @@ BATCH_SIZE = 32
 class GreedyResponses:
     """A model's greedy responses, cached for the most recent prompts. Thread-safe.
 
-    The weights are fixed: those that a training starts from, for example. For references of a
-    trainer's current policy, pass a function of the same signature that asks it. Prompts of messages
-    are rendered by the model's own chat template, thinking switched off. In bfloat16 a token, and
-    with it the rest of a response, may depend on the batch composition; because responses are
-    cached, everything that is compared with a prompt's response is compared with the same one.
+    The weights are fixed, for example at the start of training. For references of a trainer's current policy, pass a
+    function of the same signature instead. Prompts are rendered by the model's chat template without thinking. In
+    bfloat16 a response may depend on the batch composition; the cache keeps one response per prompt.
 
     >>> from gram_jax.rewards.messages import prompt_of
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
@@ -40,10 +38,7 @@ class GreedyResponses:
         max_new_tokens: int = MAX_NEW_TOKENS,
         cache_size: int = CACHE_SIZE,
     ):
-        """cache_size: number of prompts whose responses are kept.
-
-        Raises DataError for max_new_tokens that the model's context has no space for.
-        """
+        """cache_size: number of cached prompts. Raises DataError if max_new_tokens exceeds the model's context."""
         if not 0 < max_new_tokens < generator.cfg.context_length:
             raise DataError(
                 f"max_new_tokens = {max_new_tokens}: expected at least one token, and fewer than the "
@@ -52,19 +47,21 @@ class GreedyResponses:
         self.generator, self.cache_size = generator, cache_size
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0)
         self._responses: OrderedDict[Prompt, str] = OrderedDict()
-        self._requested: dict[Prompt, np.ndarray] = {}  # by all callers, in order: their tokens
+        self._requested: dict[
+            Prompt, np.ndarray
+        ] = {}  # tokens of the prompts of all callers, in order
         self._generating, self._state = threading.Lock(), threading.Lock()
 
     def __call__(self, prompts: Sequence[Prompt], timeout: float = -1) -> list[str]:
         """A response to each prompt.
 
-        Calls that arrive during a generation wait for it, and the first to continue generates for
-        all of them in one batch. timeout: in seconds, -1 for none. Raises DataError for a prompt
-        that leaves no space in the model's context, TimeoutError after the timeout.
+        Calls that arrive during a generation wait for it, and the first to continue generates for all of them in one
+        batch. timeout: in seconds, -1 for none. Raises DataError if the model's context is too short for a prompt,
+        TimeoutError after the timeout.
         """
         if (found := self._cached(prompts)) is not None:
             return found
-        # Here, so that a prompt that is too long fails for its caller alone.
+        # A prompt that is too long fails here, for its caller only.
         tokens = self.generator.encode_all(prompts, self.sampling.max_new_tokens)
         encoded = dict(zip(prompts, tokens, strict=True))
         with self._state:
@@ -87,13 +84,13 @@ class GreedyResponses:
 
     @property
     def pending(self) -> int:
-        """Number of prompts that the next generation takes."""
+        """Number of prompts of the next generation."""
         return len(self._requested)
 
     def _generate_missing(
         self, own: dict[Prompt, np.ndarray], missing: dict[Prompt, np.ndarray]
     ) -> None:
-        """Generate and cache; if all callers' prompts fail, those of this caller alone."""
+        """Generate and cache; if the prompts of all callers fail, only those of this caller."""
         try:
             texts = self._generate(list(missing.values()))
         except Exception:

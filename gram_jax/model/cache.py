@@ -1,7 +1,6 @@
-"""Keys and values of what was read so far, so that a decoder reads text piece by piece.
+"""A cache of keys and values, with which a decoder reads text in several calls.
 
-Rows are right-aligned: all of them end in the same column, so that every extension is written at
-one place, whatever the rows' lengths.
+Rows are right-aligned: all of them end in the same column, so an extension is written to the same columns in every row.
 """
 
 from typing import NamedTuple
@@ -19,14 +18,14 @@ from gram_jax.model.layer import cast_and_gather, layer, rms_norm
 from gram_jax.model.rope import rope_angles
 from gram_jax.tree import Tree
 
-_Kept = tuple[jax.Array, ...]  # keys and values
+KeysValues = tuple[jax.Array, ...]
+Carry = tuple[jax.Array, KeysValues]
 
 
 class Cache(NamedTuple):
-    """keys, values: [B, L, S, K, H], for S columns.
+    """keys, values: [B, L, S, K, H] for S columns; end: i32, number of written columns.
 
-    lengths: i32 [B], tokens of each row, which are in the columns end - lengths to end - 1. end:
-    i32, number of columns that are written.
+    lengths: i32 [B], tokens of each row, which are in the columns end - lengths to end - 1.
     """
 
     keys: jax.Array
@@ -44,10 +43,9 @@ def prefill(
     *,
     capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    """Read right-aligned rows: (hidden states of the last column [B, 1, D], a Cache with `capacity` more columns).
+    """Read right-aligned rows: (hidden states of the last column [B, 1, D], a Cache with `capacity` free columns).
 
-    tokens: i32 [B, P]; lengths: i32 [B]. The execution's attention has to support padding before a
-    row's text.
+    tokens: i32 [B, P]; lengths: i32 [B]. The execution's attention must support padding before the text.
     """
     place = execution.placement.constrain
     P = tokens.shape[1]
@@ -56,12 +54,10 @@ def prefill(
     x = place(embed_tokens(params["embed"], seqs.tokens, execution), "batch", "time", "act_embed")
     rope = rope_angles(seqs.positions, cfg)
 
-    def mix(
-        q: jax.Array, k: jax.Array, v: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeysValues]:
         return attention(q, k, v, seqs.segments, execution), (k, v)
 
-    def step(x: jax.Array, weights: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def step(x: jax.Array, weights: Tree) -> tuple[jax.Array, KeysValues]:
         return layer(x, cast_and_gather(weights, cfg, execution), cfg, rope, execution, mix)
 
     def with_capacity(part: jax.Array) -> jax.Array:
@@ -94,18 +90,16 @@ def extend_visible(
     cache: Cache,
     execution: Execution,
 ) -> tuple[jax.Array, Cache]:
-    """`extend` at positions i32 [B, T], of which each sees the columns that are visible, bool [B, T, S]."""
+    """`extend` with explicit positions i32 [B, T] and visible columns bool [B, T, S]."""
     x = embed_tokens(params["embed"], tokens, execution)
     x = execution.placement.constrain(x, "batch", None, "act_embed")
     rope = rope_angles(positions, cfg)
 
     # The cache is carried and written in place; as an output of the scan it would be copied.
-    def step(
-        carry: tuple[jax.Array, _Kept], inputs: tuple[jax.Array, Tree]
-    ) -> tuple[tuple[jax.Array, _Kept], None]:
+    def step(carry: Carry, inputs: tuple[jax.Array, Tree]) -> tuple[Carry, None]:
         (x, kept), (number, weights) = carry, inputs
 
-        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, _Kept]:
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeysValues]:
             at = (0, number, cache.end, 0, 0)
             written = tuple(
                 jax.lax.dynamic_update_slice(stack, new[:, None].astype(stack.dtype), at)
@@ -115,8 +109,7 @@ def extend_visible(
                 jax.lax.dynamic_index_in_dim(stack, number, 1, keepdims=False).astype(q.dtype)
                 for stack in written
             )
-            scale = cfg.head_size**-0.5
-            return masked_attention(q, keys, values, visible, scale), written
+            return masked_attention(q, keys, values, visible, cfg.head_size**-0.5), written
 
         w = cast_and_gather(weights, cfg, execution)
         return layer(x, w, cfg, rope, execution, mix), None

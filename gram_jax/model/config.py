@@ -1,4 +1,4 @@
-"""What a decoder is, in numbers. No field has a default: the importer states every one of them."""
+"""The sizes and traits of a decoder. No field has a default: every importer states all of them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's long-context stretch of the rotary frequencies."""
+    """Llama 3's long-context scaling of the rotary frequencies."""
 
     factor: float
     low_frequency_factor: float
@@ -23,11 +23,11 @@ class ModelConfig:
     >>> qwen: ModelConfig = published_config("qwen3-1.7b")
     >>> qwen.layers, qwen.embed_size, qwen.query_heads // qwen.kv_heads
     (28, 2048, 2)
-    >>> replace(qwen, layers=2).layers         # the same with fewer layers, for a test
+    >>> replace(qwen, layers=2).layers
     2
     """
 
-    family: Literal["llama", "qwen2", "qwen3"]  # which Hugging Face class the weights export to
+    family: Literal["llama", "qwen2", "qwen3"]  # determines the Hugging Face class of an export
     vocab_size: int  # V
     embed_size: int  # D
     layers: int  # L
@@ -41,4 +41,4 @@ class ModelConfig:
     qkv_bias: bool
     qk_norm: bool
     tied_head: bool
-    context_length: int  # longest sequence that the model was made for
+    context_length: int  # maximum length of a sequence

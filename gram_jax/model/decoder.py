@@ -1,4 +1,4 @@
-"""The decoder: tokens in, hidden states out. What is read from these is in heads.py."""
+"""The decoder: tokens in, hidden states out; heads.py computes logits and rewards from these."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,12 +36,11 @@ def hidden_states(
 def embed_tokens(table: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
     """Rows of the table [V, D] for tokens [B, T]: [B, T, D] in the compute type.
 
-    The table is stored sharded along V. Looked up so, every device finds rows for the whole batch,
-    and the backward pass gathers f32 [B, T, D] on each of them: 34 GB for 2 million tokens of an 8B
-    model. Sharded along D instead, a device finds its columns, and only its share travels.
+    The table is stored sharded along V. A lookup in this layout gathers f32 [B, T, D] on every device in the backward
+    pass: 34 GB for 2 million tokens of an 8B model. The lookup in a table sharded along D exchanges only shards.
     """
     place = execution.placement.constrain
-    # In two steps, each of which is one collective; in one, XLA first makes the table whole.
+    # Two steps of one collective each; in a single step XLA first gathers the whole table.
     table = place(place(table, "lookup_vocab", "embed"), None, "embed")
     tokens = place(tokens, "lookup_rows", "time")
     found = place(jnp.take(table, tokens, axis=0), "lookup_rows", "time", "embed")
@@ -49,7 +48,7 @@ def embed_tokens(table: jax.Array, tokens: jax.Array, execution: Execution) -> j
 
 
 def _with_remat(step: Callable, execution: Execution) -> Callable:
-    """`step` with the choice of what its backward pass keeps and what it computes again."""
+    """`step` with the policy of what its backward pass keeps and what it recomputes."""
     policies = jax.checkpoint_policies
     policy = {
         "none": _keep_all_but_casts,
@@ -63,5 +62,5 @@ def _with_remat(step: Callable, execution: Execution) -> Callable:
 
 
 def _keep_all_but_casts(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Cast and gathered weights are made again: over all layers they would be a second model."""
+    """Recomputes cast and gathered weights, which over all layers are as large as the model."""
     return primitive.name not in ("convert_element_type", "sharding_constraint")

@@ -1,4 +1,4 @@
-"""How a model is run, apart from what it is: number format, attention, recomputation, placement."""
+"""How a model is run: compute dtype, attention, rematerialisation, placement."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,13 +14,12 @@ Remat = Literal["none", "full", "dots"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Hashable, so that it can be closed over or passed as a static argument.
+    """Hashable, so that it can be a static argument.
 
-    compute_dtype: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and
-    losses always run in float32. attention: a back end, or "auto" for the best that can do a shape
-    (docs/attention.md). remat: what the backward pass recomputes ("none": nothing; "full": whole
-    layers; "dots": everything but matrix products). packed: a row may hold several documents; some
-    back ends cannot keep these apart, so False is a promise.
+    compute_dtype: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and losses run in
+    float32. attention: a back end, or "auto" for the best that supports a shape (docs/attention.md). remat: what the
+    backward pass recomputes ("none": nothing; "full": whole layers; "dots": all but matrix products). packed: a row may
+    hold several documents, which some back ends do not support.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement

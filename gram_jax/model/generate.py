@@ -1,9 +1,9 @@
-"""Tokens from a model, one at a time: a pass over the prompts, then a loop that extends the cache.
+"""Autoregressive sampling: a pass over the prompts, then a loop that extends the cache token by token.
 
-Every row has its own random key, so its noise does not depend on the other rows of its batch.
+Every row has its own random key, so its noise does not depend on the batch composition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -21,17 +21,16 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
 from gram_jax.tree import Tree
 
-PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it: one program for each length
+PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it, which limits the number of programs
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are chosen, and when a row ends.
+    """How tokens are chosen, and when a row ends. Raises DataError for values out of range.
 
-    temperature: 0 takes the most likely token. top_p: only the most likely tokens that together
-    have this probability are drawn (arXiv 1904.09751). stop_token_ids: each ends a row and is part
-    of it. seed: of the noise, which differs for every prompt. Raises DataError for values out of
-    range.
+    temperature: 0 takes the most likely token. top_p: draws from the most likely tokens that together have this
+    probability (arXiv 1904.09751). seed: of the noise, which differs between prompts. stop_token_ids: each ends a row
+    and is part of it.
 
     >>> from gram_jax import SamplingConfig
     >>> SamplingConfig(max_new_tokens=8, temperature=0.7).top_p
@@ -55,9 +54,9 @@ class SamplingConfig:
 class Samples(NamedTuple):
     """Continuations of R prompts, at most N tokens each.
 
-    tokens: i32 [R, N], 0 after the end. logprobs: f32 [R, N], log-probability of each under the
-    model at the sampling temperature (1 if that is 0), before top_p; 0 after the end. lengths: i32
-    [R], the stop token counted. stopped: bool [R], whether the row ends with a stop token.
+    tokens: i32 [R, N], 0 after the end. logprobs: f32 [R, N], log-probability of each token at the sampling temperature
+    (1 if that is 0), before top_p; 0 after the end. lengths: i32 [R], including the stop token. stopped: bool [R],
+    whether the row ends with a stop token.
     """
 
     tokens: Array
@@ -77,37 +76,29 @@ def generate(
 ) -> Samples:
     """Continue every prompt (token ids), up to and with a stop token.
 
-    batch_size: prompts of a batch, rounded up to a multiple of the mesh's batch shards. The pass
-    over the prompts takes the best attention that supports padding before them, whatever the
-    execution names. Raises DataError for an empty prompt, and for one that leaves no space for new
-    tokens in the model's context.
+    batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. The pass over the prompts uses
+    the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
+    prompt and for one that leaves no space for new tokens in the model's context.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
-    # Padding is before the prompts: rows do not begin with their only document, as packed = False promises.
+    # Padding is before the prompts, which packed = False excludes.
     execution = replace(execution, attention="auto", packed=True)
     shards = execution.placement.batch_shards
     rows = -(-min(batch_size, max(1, len(prompts))) // shards) * shards
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     new = sampling.max_new_tokens
-    found = Samples(
-        np.zeros((len(prompts), new), np.int32),
-        np.zeros((len(prompts), new), np.float32),
-        np.zeros(len(prompts), np.int32),
-        np.zeros(len(prompts), bool),
-    )
+    found = _empty_samples(len(prompts), new, np.zeros)
     for begin in range(0, len(prompts), rows):
         members = order[begin : begin + rows]
         filled = np.pad(members, (0, rows - len(members)), mode="edge")
         tokens, lengths = _right_aligned([prompts[at] for at in filled])
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(
-            jnp.asarray(filled)
-        )
+        fold = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))
         batch = _generate(
             params,
             cfg,
             tokens,
             lengths,
-            keys,
+            fold(jnp.asarray(filled)),
             jnp.float32(sampling.temperature),
             jnp.float32(sampling.top_p),
             execution=execution,
@@ -124,15 +115,15 @@ def generate(
 def check_lengths(
     cfg: ModelConfig, prompts: Sequence[Sequence[int] | np.ndarray], max_new_tokens: int
 ) -> None:
-    """Raises DataError for an empty prompt, and for one that leaves no space for the new tokens."""
+    """Raises DataError for an empty prompt and for one that leaves no space for the new tokens."""
     if any(len(prompt) == 0 for prompt in prompts):
         raise DataError("an empty prompt cannot be continued: expected at least one token")
     longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > cfg.context_length:
         raise DataError(
             f"a prompt has {longest} tokens, and the model's context of {cfg.context_length} leaves space for "
-            f"{max(0, cfg.context_length - max_new_tokens)} with max_new_tokens = {max_new_tokens}: leave out long "
-            "prompts, or lower max_new_tokens"
+            f"{max(0, cfg.context_length - max_new_tokens)} with max_new_tokens = {max_new_tokens}: remove long "
+            "prompts or lower max_new_tokens"
         )
 
 
@@ -146,24 +137,24 @@ def _right_aligned(prompts: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.nd
     return tokens, lengths
 
 
+def _empty_samples(rows: int, new: int, zeros: Callable[..., Array]) -> Samples:
+    shape = (rows, new)
+    return Samples(
+        zeros(shape, np.int32), zeros(shape, np.float32), zeros(rows, np.int32), zeros(rows, bool)
+    )
+
+
 class _State(NamedTuple):
-    step: jax.Array  # i32, number of tokens chosen
+    step: jax.Array  # i32, number of chosen tokens
     cache: Cache
     logits: jax.Array  # f32 [B, V], of the next token
     samples: Samples
 
 
-@partial(
-    jax.jit,
-    static_argnames=(
-        "cfg",
-        "execution",
-        "max_new_tokens",
-        "stop_token_ids",
-        "greedy",
-        "truncated",
-    ),
-)
+_STATIC = ("cfg", "execution", "max_new_tokens", "stop_token_ids", "greedy", "truncated")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def _generate(
     params: Tree,
     cfg: ModelConfig,
@@ -210,12 +201,7 @@ def _generate(
         return (state.step < max_new_tokens) & ~state.samples.stopped.all()
 
     hidden, cache = prefill(params, cfg, tokens, lengths, execution, capacity=max_new_tokens)
-    empty = Samples(
-        jnp.zeros((rows, max_new_tokens), jnp.int32),
-        jnp.zeros((rows, max_new_tokens), jnp.float32),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros(rows, bool),
-    )
+    empty = _empty_samples(rows, max_new_tokens, jnp.zeros)
     first = _State(jnp.int32(0), cache, logits_of(hidden), empty)
     return jax.lax.while_loop(unfinished, step, first).samples
 
@@ -231,7 +217,7 @@ def choose_tokens(
 ) -> tuple[jax.Array, jax.Array]:
     """(a token of each row i32 [B], its log-probability f32 [B]). logits: f32 [B, V]; keys: [B].
 
-    greedy: the most likely token. truncated: top_p is below 1.
+    greedy: take the most likely token. truncated: top_p is below 1.
     """
     if not greedy:
         logits = logits / temperature
@@ -246,9 +232,9 @@ def choose_tokens(
 
 
 def _nucleus(logprobs: jax.Array, top_p: jax.Array) -> jax.Array:
-    """logprobs [B, V] without the tokens that are less likely than those which together have top_p."""
+    """logprobs [B, V], masked except for the most likely tokens that together have top_p."""
     ordered = jnp.sort(logprobs, axis=-1, descending=True)
     before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-    # The least likely token that is kept: those before it have less than top_p together.
+    # The least likely token that is kept: more likely ones have less than top_p together.
     least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logprobs >= least, logprobs, MASK_VALUE)

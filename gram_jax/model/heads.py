@@ -1,7 +1,4 @@
-"""What is read from hidden states: logits of the two verdict labels, or a scalar reward.
-
-A loss over the whole vocabulary multiplies by `unembedding` in chunks (losses.py).
-"""
+"""Logits of the two verdict labels, or a scalar reward, from hidden states."""
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +26,8 @@ def label_logits(
 ) -> jax.Array:
     """Next-token logits of the two verdict labels at the verdict columns, f32 [B, M, Y].
 
-    verdict_at: i32 [B, M]. The hidden states are gathered first: XLA does not by itself remove a
-    product with the whole vocabulary of which two columns are read. The product is f32, as bf16
-    logits make false ties.
+    verdict_at: i32 [B, M]. The hidden states are gathered first, because XLA does not remove a product with the whole
+    vocabulary of which two columns are used. The product is f32, because bf16 logits make false ties.
     """
     hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
     return read_labels(hidden, params, cfg, label_ids)
@@ -46,7 +42,7 @@ def read_labels(
 
 
 def scalar_reward(params: Tree, hidden: jax.Array) -> jax.Array:
-    """The head of the discriminative baseline: hidden [..., D] times its vector [D], f32 [...]."""
+    """Reward of the discriminative baseline: hidden [..., D] times its head [D], f32 [...]."""
     head = params[SCALAR_HEAD].astype(jnp.float32)
     return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head, precision="highest")
 

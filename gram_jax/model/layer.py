@@ -1,12 +1,11 @@
 """One decoder layer: pre-norm, rotary positions, grouped-query attention, SwiGLU.
 
-Training, scoring, the prefix tree, generation and the Flax view all call `layer`; they differ in
-`mix`, which says how queries meet keys and what is kept of these. A trait of a model family is a
-value of its ModelConfig, read here.
+Training, scoring, the prefix tree, generation and the Flax view all call `layer`; they differ in `mix`, which computes
+attention. The traits of a model family are values of its ModelConfig, used here.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +28,12 @@ def layer(
 ) -> tuple[jax.Array, Any]:
     """Attention, then the MLP, each added to the residual stream x [B, T, D].
 
-    weights: those of one layer, from `cast_and_gather`. rope: angles of the positions of x. mix:
-    from queries, keys and values to (attention's output, whatever the caller keeps, such as a
-    cache that holds the keys and values). Returns (x after the layer, what mix kept).
+    weights: those of one layer, from `cast_and_gather`. rope: angles of the positions of x. mix: from queries, keys and
+    values to (attention's output, a state such as the updated cache). Returns (x after the layer, the state).
     """
     place = execution.placement.constrain
     h = rms_norm(x, weights["attention_norm"], cfg.norm_eps)
-    q = _project_heads(h, weights, "q", cfg, rope, execution)
-    k = _project_heads(h, weights, "k", cfg, rope, execution)
-    v = _project_heads(h, weights, "v", cfg, rope, execution)
+    q, k, v = (_project_heads(h, weights, name, cfg, rope, execution) for name in "qkv")
     mixed, state = mix(q, k, v)
     x = x + _project(mixed, weights, "o")
     h = rms_norm(x, weights["mlp_norm"], cfg.norm_eps)
@@ -47,10 +43,9 @@ def layer(
 
 
 def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
-    """One layer's weights as `layer` multiplies by them: in the compute type, whole along "embed".
+    """One layer's weights for `layer`: in the compute type and gathered along "embed". Norms stay f32.
 
-    Casting here, inside the scan, keeps a single layer's copy alive; casting before the gather over
-    fsdp halves what travels. Norms stay f32.
+    Inside the scan only one layer's copy exists; casting before the gather over fsdp halves the transfer.
     """
     specs, scales = param_specs(cfg)["layers"], weights.get("scales", {})
 
@@ -76,14 +71,9 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def _project_heads(
-    h: jax.Array,
-    w: Tree,
-    name: Literal["q", "k", "v"],
-    cfg: ModelConfig,
-    rope: Rope,
-    execution: Execution,
+    h: jax.Array, w: Tree, name: str, cfg: ModelConfig, rope: Rope, execution: Execution
 ) -> jax.Array:
-    """Queries, keys or values of the normed h [B, T, D]: [B, T, N or K, H]; queries and keys are rotated."""
+    """Queries, keys or values ("q", "k", "v") of the normed h [B, T, D]: [B, T, N or K, H], rotated except for "v"."""
     x = _project(h, w, name)
     if name != "v":
         if cfg.qk_norm:
@@ -94,7 +84,7 @@ def _project_heads(
 
 
 def _project(x: jax.Array, w: Tree, name: str) -> jax.Array:
-    """x times the matrix `name`, plus its bias and its low-rank update, if it has them."""
+    """x times the matrix `name`, plus its bias and its low-rank update if they exist."""
     y = matmul(x, w[name], NUM_CONTRACTED_DIMS[name])
     if f"{name}_bias" in w:
         y = y + w[f"{name}_bias"]

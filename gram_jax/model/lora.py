@@ -1,8 +1,7 @@
-"""Low-rank adaptation (arXiv 2106.09685): frozen matrices learn through a thin product beside them.
+"""Low-rank adaptation (arXiv 2106.09685): frozen matrices plus trained products of two thin ones.
 
-The tree `params["layers"]["lora"][name]` holds "a" [L, in..., r] and "b" [L, r, out...];
-`params["layers"]["lora_scale"]` holds alpha / r for every layer, so that the forward pass needs no
-further argument.
+`params["layers"]["lora"][name]` holds "a" [L, in..., r] and "b" [L, r, out...]; `params["layers"]["lora_scale"]` holds
+alpha / r for every layer.
 """
 
 import math
@@ -18,7 +17,7 @@ from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
-# Number of leading dimensions, after the layers', that a matrix is multiplied over.
+# Number of contracted dimensions of each matrix, which follow the layer dimension.
 NUM_CONTRACTED_DIMS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
@@ -34,10 +33,10 @@ class LoraConfig:
         unknown = sorted(set(self.targets) - NUM_CONTRACTED_DIMS.keys())
         if unknown or not self.targets:
             raise RecipeError(
-                f"LoRA targets {unknown or 'are empty'}: choose from {', '.join(NUM_CONTRACTED_DIMS)}"
+                f"LoRA targets {unknown or 'are empty'}: expected {', '.join(NUM_CONTRACTED_DIMS)}"
             )
         if self.rank < 1:
-            raise RecipeError(f"LoRA rank is {self.rank}: it must be at least 1")
+            raise RecipeError(f"LoRA rank is {self.rank}: expected at least 1")
 
 
 def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
@@ -53,7 +52,7 @@ def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
 
 
 def init_lora(specs: Tree, key: jax.Array, placement: Placement, dtype: str) -> Tree:
-    """Random a (deviation 1 / sqrt(inputs)) and zero b: the model starts as the frozen one."""
+    """Random a (standard deviation 1 / sqrt(inputs)) and zero b, so that the model starts as its base."""
     weights = init_params(specs, key, placement, dtype)
     for pair in weights["layers"]["lora"].values():
         inputs = math.prod(pair["a"].shape[1:-1])
@@ -62,21 +61,20 @@ def init_lora(specs: Tree, key: jax.Array, placement: Placement, dtype: str) -> 
 
 
 def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax.Array:
-    """The leaf `params["layers"]["lora_scale"]`: f32 [L]. It is not trained."""
+    """The leaf `params["layers"]["lora_scale"]`: f32 [L], not trained."""
     scales = np.full(cfg.layers, lora.alpha / lora.rank, np.float32)
     return jax.make_array_from_callback(scales.shape, placement.sharding(), lambda at: scales[at])
 
 
 def merge_lora(params: Tree) -> Tree:
-    """The same model without LoRA: W + (alpha / r) a b, added in f32 and stored in W's dtype.
+    """The model without LoRA: W + (alpha / r) a b, computed in f32 and stored in W's dtype.
 
-    Raises LayoutError if W is int8, whose steps are coarser than most updates.
+    Raises LayoutError if W is int8, whose steps are larger than most updates.
     """
     layers = dict(params["layers"])
     if eight := sorted(layers.get("scales", {}).keys() & layers["lora"].keys()):
         raise LayoutError(
-            f"a LoRA cannot be added to int8 matrices ({', '.join(eight)}): merge it into the weights as they were "
-            "before quantize_int8"
+            f"a LoRA cannot be merged into int8 matrices ({', '.join(eight)}): merge it before quantize_int8"
         )
     scale = layers.pop("lora_scale")
     for name, pair in layers.pop("lora").items():
@@ -84,7 +82,6 @@ def merge_lora(params: Tree) -> Tree:
             pair["a"].astype(jnp.float32), pair["b"].astype(jnp.float32)
         )
         steps = scale.reshape(-1, *(1,) * (update.ndim - 1))
-        layers[name] = (layers[name].astype(jnp.float32) + steps * update).astype(
-            layers[name].dtype
-        )
+        base = layers[name]
+        layers[name] = (base.astype(jnp.float32) + steps * update).astype(base.dtype)
     return {**params, "layers": layers}

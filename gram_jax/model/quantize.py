@@ -1,10 +1,9 @@
-"""Weights of eight bits for scoring: a quarter of float32's memory, and close to its verdicts.
+"""int8 weights for scoring, in a quarter of float32's memory.
 
-Every matrix of the layers becomes int8 with one scale per output channel, symmetric, so that an integer times its
-scale is the weight: the largest of a channel is 127. `params["layers"]["scales"][name]` holds the scales, f32 with the
-shape of the matrix and 1 where it is multiplied over. They are multiplied out again, one layer at a time, where the
-matrix is used (model/decoder.py), and the products stay in the compute type. Embedding, head, norms and biases are
-left as they are. Nothing is trained so.
+Every matrix of the layers becomes int8 with one symmetric scale per output channel: the largest weight of a channel
+is 127 times its scale. `params["layers"]["scales"][name]` holds the scales, f32 with the shape of the matrix and 1 in
+its contracted dimensions. model/layer.py restores one layer at a time in the compute type. Embedding, head, norms and
+biases are unchanged.
 """
 
 from functools import partial
@@ -19,7 +18,7 @@ LARGEST = 127
 
 
 def quantize_int8(params: Tree) -> Tree:
-    """The same model with its layers' matrices in int8; each matrix is given back before the next is made."""
+    """The model with its layers' matrices in int8."""
     layers, scales = dict(params["layers"]), {}
     for name, contracted in NUM_CONTRACTED_DIMS.items():
         axes = tuple(range(1, 1 + contracted))

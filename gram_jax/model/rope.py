@@ -28,9 +28,8 @@ def base_frequencies(theta: float, head_size: int) -> np.ndarray:
 def llama3_factors(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     """Factor of every frequency in Llama 3's long-context scaling, f64 [H/2].
 
-    It divides by `factor` the frequencies of fewer than `low_frequency_factor` turns within the
-    original context, leaves those of more than `high_frequency_factor` turns, and blends linearly
-    in the number of turns between the two.
+    Frequencies of fewer than `low_frequency_factor` turns within the original context are divided by `factor`, those of
+    more than `high_frequency_factor` turns are unchanged; between the two it interpolates linearly.
     """
     turns = scaling.original_context * frequencies / (2 * np.pi)
     span = scaling.high_frequency_factor - scaling.low_frequency_factor
@@ -39,10 +38,7 @@ def llama3_factors(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rope_angles(positions: jax.Array, cfg: ModelConfig) -> Rope:
-    """Cosine and sine of every angle; positions: i32 [B, T]. Angles are f32 in every compute type.
-
-    In bfloat16 neighbouring positions beyond 256 would share an angle.
-    """
+    """Cosine and sine of every angle; positions: i32 [B, T]. f32: bfloat16 does not separate positions beyond 256."""
     frequencies = rotary_frequencies(cfg).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)

@@ -1,8 +1,4 @@
-"""Every weight of the decoder, declared once: shape, logical axes, initialiser.
-
-Initialisation, shardings, parameter counts, the decay mask and the completeness of a conversion
-follow from here.
-"""
+"""Every weight of the decoder, declared once: shape, logical axes, initialiser."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +18,7 @@ SCALAR_HEAD = "score"  # the vector that a scalar reward model multiplies its la
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One weight. `init` is "normal" (0.02, as the families' own default), "zeros" or "ones"."""
+    """One weight. init: "normal" has standard deviation 0.02, the default of the model families."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -30,21 +26,14 @@ class ParamSpec:
 
     @property
     def decays(self) -> bool:
-        """Matrices decay; norms and biases do not."""
+        """Whether weight decay applies: to matrices, not to norms and biases."""
         return self.init == "normal"
 
 
 def param_specs(cfg: ModelConfig) -> Tree:
-    """The tree of ParamSpec. Layers are stacked on a leading axis: one scan runs them all."""
-    L, D, N, K, H, F, V = (
-        cfg.layers,
-        cfg.embed_size,
-        cfg.query_heads,
-        cfg.kv_heads,
-        cfg.head_size,
-        cfg.mlp_size,
-        cfg.vocab_size,
-    )
+    """The tree of ParamSpec. Layers are stacked on a leading axis and run by one scan."""
+    L, D, N, K = cfg.layers, cfg.embed_size, cfg.query_heads, cfg.kv_heads
+    H, F, V = cfg.head_size, cfg.mlp_size, cfg.vocab_size
     layers = {
         "attention_norm": ParamSpec((L, D), ("layers", "act_embed"), "ones"),
         "q": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head_size"), "normal"),
@@ -58,11 +47,11 @@ def param_specs(cfg: ModelConfig) -> Tree:
     }
     if cfg.qkv_bias:
         layers["q_bias"] = ParamSpec((L, N, H), ("layers", "heads", "head_size"), "zeros")
-        layers["k_bias"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
-        layers["v_bias"] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
+        for name in ("k_bias", "v_bias"):
+            layers[name] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
     if cfg.qk_norm:
-        layers["q_norm"] = ParamSpec((L, H), ("layers", "head_size"), "ones")
-        layers["k_norm"] = ParamSpec((L, H), ("layers", "head_size"), "ones")
+        for name in ("q_norm", "k_norm"):
+            layers[name] = ParamSpec((L, H), ("layers", "head_size"), "ones")
     specs: Tree = {
         "embed": ParamSpec((V, D), ("vocab", "embed_table"), "normal"),
         "layers": layers,
@@ -74,7 +63,7 @@ def param_specs(cfg: ModelConfig) -> Tree:
 
 
 def scalar_head_spec(cfg: ModelConfig) -> ParamSpec:
-    """params[SCALAR_HEAD] of the discriminative baseline."""
+    """The weight params[SCALAR_HEAD] of the discriminative baseline."""
     return ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
 
 
@@ -89,7 +78,7 @@ def param_shardings(specs: Mapping[str, Any], placement: Placement) -> Tree:
 
 
 def init_params(specs: Mapping[str, Any], key: jax.Array, placement: Placement, dtype: str) -> Tree:
-    """Random weights, born sharded: no device ever holds more than its part."""
+    """Random weights, each created on the devices that hold it."""
 
     def init(key: jax.Array) -> Tree:
         keys = jax.random.split(key, len(tree.flatten(specs)))

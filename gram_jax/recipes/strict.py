@@ -17,6 +17,48 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _Kind = TypeVar("_Kind")
 
 
+# Earlier names of keys: the error for one of them suggests today's.
+RENAMED: dict[str, tuple[str, ...]] = {
+    "folder": ("output_dir",),
+    "steps": ("max_steps",),
+    "epochs": ("num_train_epochs", "num_epochs"),
+    "start": ("name_or_path",),
+    "dtype": ("param_dtype",),
+    "orders": ("position_augmentation",),
+    "rows": ("batch_size",),
+    "length": ("max_length",),
+    "pack": ("packing",),
+    "microbatches": ("gradient_accumulation_steps",),
+    "warmup": ("warmup_steps",),
+    "schedule": ("lr_scheduler_type",),
+    "clip": ("max_grad_norm", "clip_range"),
+    "moments": ("first_moment_dtype",),
+    "second_moment": ("second_moment_dtype",),
+    "smoothing": ("label_smoothing",),
+    "chunk": ("loss_chunk_size",),
+    "compute": ("compute_dtype",),
+    "between": ("dcn",),
+    "targets": ("target_modules",),
+    "every": ("eval_steps", "save_steps", "logging_steps"),
+    "keep": ("max_to_keep",),
+    "keep_every": ("keep_period",),
+    "prompts": ("prompts_per_step",),
+    "group": ("num_generations",),
+    "prompt_length": ("max_prompt_length",),
+    "new": ("max_new_tokens",),
+    "minibatches": ("num_mini_batches",),
+    "kl": ("kl_coef",),
+    "discount": ("gamma",),
+    "trace": ("gae_lambda",),
+    "value": ("vf_coef",),
+    "value_clip": ("clip_range_vf",),
+    "entropy": ("ent_coef",),
+    "devices": ("num_devices",),
+    "against": ("compare_with",),
+    "as_": ("scale",),
+}
+
+
 def validated(kind: type[_Kind], values: Mapping[str, Any], where: str) -> _Kind:
     """Nested plain values as a value of the dataclass `kind`. Raises RecipeError with one line for each error.
 
@@ -52,9 +94,9 @@ def _explain(problem: Mapping[str, Any], recipe: type) -> str:
     place = f"[{'.'.join(section)}] {name}" if section else name
     if kind == "unexpected_keyword_argument":
         known = _known_keys(section, recipe)
-        hint = "".join(
-            f"; did you mean {key}?" for key in difflib.get_close_matches(name, known, 1, 0.5)
-        )
+        near = [key for key in RENAMED.get(name, ()) if key in known]
+        near = near or difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
         if not hint:
             tables = [table.name for table in dataclasses.fields(recipe)]
             hint = "".join(

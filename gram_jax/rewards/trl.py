@@ -39,7 +39,7 @@ def async_trl_reward(
     column: str = "reference",
     write: ReferenceWriter | None = None,
 ) -> Callable[..., Awaitable[list[float]]]:
-    """`trl_reward` as a coroutine function, which TRL runs beside other asynchronous rewards."""
+    """`trl_reward` as a coroutine function, which TRL runs concurrently with other asynchronous rewards."""
     in_thread = trl_reward(judge, form, column=column, write=write)
 
     async def reward(*given: Any, **columns: Any) -> list[float]:

@@ -122,7 +122,7 @@ def lay_out(
 
     paired: comparisons 2i and 2i + 1 are a pair, which stays in one piece; its bits depend on the pair as a whole.
     Otherwise comparisons with the same question are a group, which may be spread over calls: every node begins a query
-    block, so the bits of a comparison depend on nothing but itself, wherever it stands.
+    block, so the bits of a comparison depend on nothing but itself.
     """
     filling = [_Row(shape) for _ in range(rows)]
     parts = [_parts(text) for text in comparisons]

@@ -90,8 +90,11 @@ class RequestBatcher:
         try:
             return request.future.result(None if math.isinf(left) else max(0.0, left))
         except TimeoutError:
-            if self._withdraw(request):
-                raise DeadlineExceededError from None
+            with self._changed:
+                if request in self._queue:
+                    self._queue.remove(request)
+                    self.waiting -= cost
+                    raise DeadlineExceededError from None
             return request.future.result()  # it is being scored already
 
     def close(self, *, finish_queued: bool = True) -> None:
@@ -112,15 +115,6 @@ class RequestBatcher:
     def retry_after(self) -> int:
         """Whole seconds until half of the waiting sequences are likely to be scored: 1 to 60."""
         return min(60, max(1, math.ceil(self.waiting / 2 / self.speed))) if self.speed else 1
-
-    def _withdraw(self, request: _Request) -> bool:
-        """Remove a request from the queue; False if it is not there any more."""
-        with self._changed:
-            if request not in self._queue:
-                return False
-            self._queue.remove(request)
-            self.waiting -= request.cost
-            return True
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:

@@ -111,7 +111,7 @@ def write_rows(
 def _take_window(
     records: Iterator[NumberedRecord], size: int, cost: Callable[[Record], int]
 ) -> list[NumberedRecord]:
-    """The next records whose costs reach `size` together."""
+    """The next records, until their costs sum up to `size`."""
     window: list[NumberedRecord] = []
     work = 0
     while work < size and (numbered := next(records, None)) is not None:
@@ -138,8 +138,8 @@ def _resume(out: Path, metadata: dict[str, Any], records: Iterator[NumberedRecor
         if key not in NAMES and found.get(key) != now.get(key)
     ]
     if different:
-        whose = f"made with {found.get('model')!r}, asked for is {metadata['model']!r}"
-        raise DataError("\n".join([f"{out} holds other results ({whose}):", *different, ADVICE]))
+        models = f"made with {found.get('model')!r}, now {metadata['model']!r}"
+        raise DataError("\n".join([f"{out} holds other results ({models}):", *different, ADVICE]))
     count = end = 0
     with open(out, "r+b") as file:
         for line in file:

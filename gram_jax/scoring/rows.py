@@ -16,7 +16,7 @@ NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and
 
 
 def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, Any]:
-    """What decides a score besides the texts, for the metadata of a file of results."""
+    """All that a score depends on apart from the texts, for the metadata of a file of results."""
     return {
         "model": model,
         "weights": weights_fingerprint(scorer.params),

@@ -14,7 +14,7 @@ from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.judge.encode import Encoded, encode_items
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
@@ -33,7 +33,7 @@ WINDOW = 1024  # comparisons that are encoded together
 
 
 class ScalarRewardModel:
-    """A model of stage bradley_terry that reads text. `stream` is as a Scorer's, so that both are evaluated alike."""
+    """A model of stage bradley_terry that reads text; evaluation uses its `stream` as a Scorer's."""
 
     def __init__(
         self,
@@ -83,7 +83,12 @@ class ScalarRewardModel:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
-        return self._rewards(texts), np.array([text.shortened for text in texts], bool)
+        tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
+        found = np.zeros((len(texts), 1), np.float32)
+        for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
+            rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
+            found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        return found[:, 0], np.array([text.shortened for text in texts], bool)
 
     def stream(
         self,
@@ -102,14 +107,6 @@ class ScalarRewardModel:
             progress(len(window))
             for (first, second), cut in zip(rewards.tolist(), shortened, strict=True):
                 yield combine_orders(first - second, second - first, bool(cut.any()))
-
-    def _rewards(self, texts: list[Encoded]) -> np.ndarray:
-        found = np.zeros((len(texts), 1), np.float32)
-        tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
-        for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
-            rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
-            found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
-        return found[:, 0]
 
 
 def is_baseline(name: str | Path) -> bool:

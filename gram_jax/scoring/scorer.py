@@ -115,7 +115,7 @@ class Scorer:
 
         compute_dtype "auto": bfloat16 on accelerators, float32 on a CPU. weights "auto": stored as they are computed
         with; "bfloat16" and "int8" (model/quantize.py) take half and a quarter of float32's memory. max_length: for a
-        model that carries no judge.json, which is asked with the default template. tokens_per_call: positions of one
+        model that carries no judge.json, which is prompted with the default template. tokens_per_call: positions of one
         call and device; fewer need less memory. method: "prefix_shared" or "padded" (engine.py), by default what suits
         the devices. placement: by default every device holds all weights and scores its own pairs. spec: the judge
         specification to use instead of the saved one; `make_spec` builds it. Compiled programs are kept in the user's
@@ -129,7 +129,7 @@ class Scorer:
                 tokenizer, max_length=max_length or min(DEFAULT_LENGTH, cfg.context_length)
             )
             warnings.warn(
-                f"{name} carries no judge.json: it is asked with the default template, which it was not trained on",
+                f"{name} has no judge.json: its prompt is the default template, which it was not trained on",
                 category=GramWarning,
                 stacklevel=2,
             )

@@ -1,22 +1,19 @@
-"""Causal grouped-query attention over packed rows: several back ends, one meaning.
+"""Causal grouped-query attention over packed rows, by several back ends with one definition.
 
-Position t sees position s if s <= t and both belong to the same segment. Padding (segment 0)
-sees padding, so that its rows stay finite; nothing real sees it. The softmax runs in f32; products
-take q's dtype and add up in f32.
+Position t sees position s if s <= t and both belong to the same segment. Padding (segment 0) sees padding, so that its
+rows stay finite. The softmax runs in f32; products take q's dtype and accumulate in f32.
 
-On a mesh every device computes the rows and heads that it holds (shard_map), so that nothing is left
-to the partitioner. If rows themselves are sharded (the logical axis "time"), "ring" passes keys and
-values round; the others gather those of the whole row first. docs/attention.md compares them.
+On a mesh every device computes the rows and heads that it holds (shard_map). If the logical axis "time" is sharded,
+"ring" passes keys and values round; the other back ends gather those of the whole row first (docs/attention.md).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from gram_jax.model.attention import splash
-from gram_jax.model.attention.blocked import blocked_attention
+from gram_jax.model.attention.blocked import Block, blocked_attention
 from gram_jax.model.attention.choice import INTERPRETED, AttentionTask, resolve_backend
 from gram_jax.model.attention.cudnn import cudnn_attention
 from gram_jax.model.attention.masked import (
@@ -36,10 +33,10 @@ __all__ = ["ATTENTION_OUTPUT", "attention", "attention_task", "backend_of"]
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, execution: Execution
 ) -> jax.Array:
-    """Softmax(q k / sqrt(H)) v by the back end that the execution names.
+    """softmax(q k^T / sqrt(H)) v by the back end that the execution names.
 
-    q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]. Returns [B, T, N, H].
-    Raises RecipeError if the back end does not support it.
+    q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]. Returns [B, T, N, H]. Raises RecipeError if the back end
+    does not support it.
     """
     placement = execution.placement
     _, T, K, H = k.shape
@@ -59,9 +56,9 @@ def attention(
 
 
 def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
-    """The back end that computes rows of this length. Raises RecipeError if it does not support them."""
-    sizes = {"kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
-    task = attention_task(execution, length=length, **sizes, compute_dtype=execution.compute_dtype)
+    """The back end for rows of this length. Raises RecipeError if it does not support them."""
+    sizes = {"length": length, "kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
+    task = attention_task(execution, **sizes, compute_dtype=execution.compute_dtype)
     return resolve_backend(execution.attention, task)
 
 
@@ -71,32 +68,25 @@ def attention_task(
     """What rows of this length require of a back end."""
     placement = execution.placement
     device = placement.mesh.devices.flat[0]
-    platform = INTERPRETED if splash.INTERPRET else device.platform
+    capability = (
+        getattr(device, "compute_capability", None) or ""
+    )  # of a CUDA device, such as "9.0"
     return AttentionTask(
-        platform=platform,
-        capability=_capability(device),
+        platform=INTERPRETED if splash.INTERPRET else device.platform,
+        capability=tuple(map(int, capability.split("."))) if capability else None,
         packed=execution.packed,
         length=length,
         kv_heads=kv_heads,
         head_size=head_size,
         compute_dtype=compute_dtype,
-        sequence=_parts(placement, "time"),
-        tensor=_parts(placement, "act_kv_heads"),
+        sequence=placement.shards("time"),
+        tensor=placement.shards("act_kv_heads"),
     )
-
-
-def _capability(device: Any) -> tuple[int, int] | None:
-    """Of a CUDA device, such as (9, 0)."""
-    stated = getattr(device, "compute_capability", None)
-    if not stated:
-        return None
-    major, minor = stated.split(".")
-    return int(major), int(minor)
 
 
 def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
     """What one device computes, as a function of its parts of (q, k, v, segments)."""
-    axes, parts = dict(placement.rules)["time"], _parts(placement, "time")
+    axes, parts = dict(placement.rules)["time"], placement.shards("time")
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         B, T, N, H = q.shape
@@ -120,12 +110,7 @@ def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
         if backend == "ring":
             out: jax.Array = ring_attention(q, k, v, segments, axes, parts)
         else:
-            out = blocked_attention(q, k, v, segments, k_segments, start)
+            out = blocked_attention(Block(q, k, v, segments, k_segments, start))
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
     return local
-
-
-def _parts(placement: Placement, axis: str) -> int:
-    """Number of shards of a logical axis."""
-    return math.prod(placement.mesh.shape[name] for name in dict(placement.rules)[axis])

@@ -1,19 +1,18 @@
-"""Strips of queries, each against the keys up to its own end: the masked half is never multiplied.
+"""Attention in strips of queries, each against the keys up to its own end: the masked half is not computed.
 
-That needs strips whose place is known when the program is built. Where rows are cut over devices it
-is not, and a loop over strips multiplies all of the keys at hand.
+This needs the positions of the strips when the program is built. If rows are sharded, these are unknown, and a loop
+over strips computes the products with all keys.
 
-The backward pass (as in FlashAttention-2, arXiv 2307.08691) computes the scores again from the
-log-sum-exp, so nothing of size T x T is kept. It computes them as [keys, queries]: then all its
-products run along memory, where the other way round a CPU spends its time on transposed copies of
-the probabilities. SmolLM2-135M in float32, (1, 1024), forward and backward of a whole layer: 0.36 s
-of processor time, 0.42 with JAX's own rule.
+The backward pass (as in FlashAttention-2, arXiv 2307.08691) recomputes the scores from the log-sum-exp, so nothing of
+size T x T is kept. It computes them as [keys, queries], so that all products run along memory; the other way round a
+CPU spends its time on transposed copies of the probabilities. SmolLM2-135M in float32, (1, 1024), forward and backward
+of a layer: 0.36 s of processor time, 0.42 s with JAX's own rule.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,75 +25,67 @@ from gram_jax.model.attention.masked import (
     dot,
 )
 
-# Queries of one strip: at least BLOCK, and at most STRIPS strips, so that long rows still compile
-# fast; in a loop, which compiles once, always LOOPED.
+# Queries of one strip: at least BLOCK, and at most STRIPS strips, which limits the time to compile; in a loop, which
+# compiles once, LOOPED.
 BLOCK = 128
 STRIPS = 16
 LOOPED = 256
 
 
-def blocked_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segments: jax.Array,
-    k_segments: jax.Array,
-    start: int | jax.Array,
-) -> jax.Array:
-    """q: [B, K, G, T, H]; k, v: [B, K, S, H]; start: as in causal_segment_mask. Returns [B, K, G, T, H].
+class Block(NamedTuple):
+    """Scaled queries q [B, K, G, T, H] and the keys that they may see, k, v: [B, K, S, H].
 
-    Only with a start that is known when the program is built (0) is the masked half left out.
+    q_segments: i32 [B, T]; k_segments: i32 [B, S]; start: as in causal_segment_mask.
     """
-    triangle = isinstance(start, int)
-    return _blocked(triangle, q, k, v, q_segments, k_segments, start)
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    q_segments: jax.Array
+    k_segments: jax.Array
+    start: int | jax.Array
+
+
+def blocked_attention(block: Block) -> jax.Array:
+    """[B, K, G, T, H]. Leaves out the masked half if the start is known when the program is built (0)."""
+    return _blocked(isinstance(block.start, int), *block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(triangle: bool, q: jax.Array, k: jax.Array, v: jax.Array, *where: Any) -> jax.Array:
-    return forward(triangle, q, k, v, *where, dtype=v.dtype)[0]
+def _blocked(triangle: bool, *block: Any) -> jax.Array:
+    return _forward(triangle, *block)[0]
 
 
-def _forward(
-    triangle: bool, q: jax.Array, k: jax.Array, v: jax.Array, *where: Any
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    out, log_sum = forward(triangle, q, k, v, *where, dtype=v.dtype)
-    out, log_sum = (
-        checkpoint_name(out, ATTENTION_OUTPUT),
-        checkpoint_name(log_sum, ATTENTION_OUTPUT),
-    )
-    return out, (q, k, v, where, out, log_sum)
+def _forward(triangle: bool, *parts: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    block = Block(*parts)
+    out, log_sum = named(*forward(triangle, block, block.v.dtype))
+    return out, (block, out, log_sum)
+
+
+def named(out: jax.Array, log_sum: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both under the checkpoint name of attention's output."""
+    return checkpoint_name(out, ATTENTION_OUTPUT), checkpoint_name(log_sum, ATTENTION_OUTPUT)
 
 
 def _backward(
     triangle: bool, saved: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    q, k, v, (q_segments, k_segments, start), out, log_sum = saved
+    block, out, log_sum = saved
     delta = delta_of(d_out, out)
-    d_q, d_k, d_v = backward(
-        triangle, q, k, v, q_segments, k_segments, start, log_sum, delta, d_out, dtype=q.dtype
-    )
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+    d_q, d_k, d_v = backward(triangle, block, log_sum, delta, d_out, block.q.dtype)
+    return d_q, d_k.astype(block.k.dtype), d_v.astype(block.v.dtype), None, None, None
 
 
 _blocked.defvjp(_forward, _backward)
 
 
-def forward(
-    triangle: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segments: jax.Array,
-    k_segments: jax.Array,
-    start: int | jax.Array,
-    *,
-    dtype: Any,
-) -> tuple[jax.Array, jax.Array]:
+def forward(triangle: bool, block: Block, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """(output as `dtype` [B, K, G, T, H], log-sum-exp of the scores f32 [B, K, G, T]).
 
-    triangle: start is 0 and the keys are those of the same row. A query that sees no key at all gets
-    a log-sum-exp near MASK_VALUE and a finite output that means nothing.
+    triangle: start is 0 and the keys are those of the same row. A query without a visible key has a log-sum-exp near
+    MASK_VALUE and a finite, meaningless output.
     """
+    q, k, v, q_segments, k_segments, start = block
 
     def strip(_: Any, first: int | jax.Array, size: int, reach: int) -> tuple[Any, Any]:
         ids = _cut(q_segments, first, size, axis=1)
@@ -108,29 +99,24 @@ def forward(
 
 def backward(
     triangle: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segments: jax.Array,
-    k_segments: jax.Array,
-    start: int | jax.Array,
+    block: Block,
     log_sum: jax.Array,
     delta: jax.Array,
     d_out: jax.Array,
-    *,
     dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q (as `dtype`), of k and of v (f32), of what these keys gave to the output.
+    """Gradients of q (as `dtype`), k and v (f32) through the contribution of these keys to the output.
 
-    log_sum: over all keys that the queries saw, f32 [B, K, G, T]; delta: of `delta_of`.
+    log_sum: over all keys that the queries see, f32 [B, K, G, T]; delta: from `delta_of`.
     """
+    q, k, v, q_segments, k_segments, start = block
     B, K, G, T, H = q.shape
 
     def strip(
         sums: tuple[jax.Array, jax.Array], first: int | jax.Array, size: int, reach: int
     ) -> tuple[Any, Any]:
         def rows(x: jax.Array) -> jax.Array:
-            """The strip's queries of all G heads as rows of one matrix: [B, K, G * strip, ...]."""
+            """The strip of all G heads as rows of one matrix: [B, K, G * strip, ...]."""
             return _cut(x, first, size, axis=3).reshape(B, K, G * size, *x.shape[4:])
 
         q_s, d_out_s, k_s, v_s = rows(q), rows(d_out), k[:, :, :reach], v[:, :, :reach]
@@ -153,21 +139,21 @@ def backward(
 
 
 def delta_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
-    """Row sums of probability times its gradient, which the softmax takes off: f32 [B, K, G, T]."""
+    """Row sums of probability times its gradient, which the softmax's gradient subtracts: f32 [B, K, G, T]."""
     return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
 
 def _strips(
     strip: Callable[..., tuple[Any, Any]], carry: Any, T: int, S: int, triangle: bool
 ) -> tuple[Any, Any]:
-    """strip(carry, first query, number of queries, keys that they may see) of every strip.
+    """The last carry and the arrays [B, K, G, T, ...] of all strips.
 
-    Each gives (carry, arrays [B, K, G, strip, ...]); returns the last carry and the arrays of all T.
+    strip(carry, first query, number of queries, number of keys) returns (carry, arrays [B, K, G, strip, ...]).
     """
     size = BLOCK * max(1, math.ceil(T / (BLOCK * STRIPS))) if triangle else LOOPED
     parts, done = [], 0
     if not triangle and (count := T // size) > 1:
-        # All strips are alike: a loop compiles once and holds the scores of one strip.
+        # All strips have one size: a loop compiles once and holds the scores of one strip.
 
         def step(carry: Any, first: jax.Array) -> tuple[Any, Any]:
             return strip(carry, first, size, S)

@@ -1,43 +1,36 @@
-"""Which back end computes attention: what each cannot do, and what "auto" takes.
+"""Which back end computes attention: what each supports, and what "auto" selects.
 
-Pure functions of a `AttentionTask`, so that a recipe is refused when it is read, or at the latest when the
-model is known, and not by a kernel's message from inside a compilation.
+Pure functions of an `AttentionTask`, so that a recipe is refused when it is read or when the model is known, not by an
+error of a kernel during compilation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gram_jax.errors import RecipeError, nearest, nearest_multiple
 
-# What "auto" tries, in this order, by platform, and where rows are cut over the mesh; the last of
-# each runs everywhere.
-PREFERRED: dict[str | None, tuple[str, ...]] = {
-    "gpu": ("cudnn", "blocked"),
-    "tpu": ("splash", "blocked"),
-}
-PREFERRED_CUT: dict[str | None, tuple[str, ...]] = {"tpu": ("splash", "ring")}
+# What "auto" tries before "blocked" by platform, or before "ring" if rows are sharded.
+PREFERRED = {"gpu": "cudnn", "tpu": "splash"}
+PREFERRED_CUT = {"tpu": "splash"}
 
-INTERPRETED = "tpu, interpreted"  # a TPU's kernel, run step by step on a CPU: for tests
+INTERPRETED = "tpu, interpreted"  # a TPU's kernel, interpreted on a CPU for tests
 
-CUDNN_HEAD = 8  # cuDNN wants head sizes that are a multiple of this,
-CUDNN_LARGEST_HEAD = 128  # and no larger than this,
-CUDNN_LARGEST_HEAD_HOPPER = 256  # or this from compute capability 9.0 on
-SPLASH_LENGTH = 128  # the lanes of a TPU's vector unit: rows are a multiple of it
-# Head sizes with which the kernel was compiled: multiples of 8 up to 256.
-SPLASH_HEAD = 8
-SPLASH_LARGEST_HEAD = 256
+LANES = 128  # of a TPU's vector unit: splash needs rows that are a multiple of it
+HEAD_UNIT = 8  # cuDNN and splash need head sizes that are a multiple of it,
+LARGEST_HEAD = 256  # and at most this;
+CUDNN_LARGEST_HEAD = 128  # cuDNN before compute capability 9.0
 
 
 @dataclass(frozen=True)
 class AttentionTask:
-    """What is asked of an attention. None where it is not known yet: nothing is refused for that.
+    """The requirements on a back end. None: not known yet, so not checked.
 
-    platform: "cpu", "gpu", "tpu", ...; capability: of a CUDA device, such as (9, 0); packed: a row may
-    hold several documents; length: T; sequence, tensor: sizes of these mesh axes.
+    platform: "cpu", "gpu", "tpu", ...; capability: of a CUDA device, such as (9, 0); packed: a row may hold several
+    documents; length: T; sequence, tensor: sizes of these mesh axes.
     """
 
     platform: str | None = None
-    capability: tuple[int, int] | None = None
+    capability: tuple[int, ...] | None = None
     packed: bool | None = None
     length: int | None = None
     kv_heads: int | None = None
@@ -48,25 +41,25 @@ class AttentionTask:
 
 
 def resolve_backend(wanted: str, task: AttentionTask) -> str:
-    """The back end that runs. Raises RecipeError if the wanted one cannot do the task."""
-    if wanted != "auto":
-        if problems := refusals(wanted, task):
-            raise RecipeError("\n  ".join([f'attention = "{wanted}" cannot do this:', *problems]))
-        return wanted
-    if (task.sequence or 1) > 1:
-        candidates = PREFERRED_CUT.get(task.platform, ("ring",))
-    else:
-        candidates = PREFERRED.get(task.platform, ("blocked",))
-    problems: list[str] = []
-    for backend in candidates:
-        if not (problems := refusals(backend, task)):
-            return backend
-    raise RecipeError("\n  ".join(["no attention back end can do this:", *problems]))
+    """The back end that runs. Raises RecipeError if it does not support the task."""
+    backend = wanted
+    if wanted == "auto":
+        sharded = (task.sequence or 1) > 1
+        fallback = "ring" if sharded else "blocked"
+        backend = (PREFERRED_CUT if sharded else PREFERRED).get(task.platform or "", fallback)
+        if refusals(backend, task):
+            backend = fallback
+    if problems := refusals(backend, task):
+        raise RecipeError(
+            "\n  ".join([f'attention = "{wanted}" does not support this:', *problems])
+        )
+    return backend
 
 
 def refusals(backend: str, task: AttentionTask) -> list[str]:
-    """Why a back end cannot do a task, each with what would help; [] where it can."""
-    return [*_of_the_mesh(task), *_OWN.get(backend, lambda task: iter(()))(task)]
+    """Why a back end does not support a task, each with a remedy; [] if it does."""
+    own = {"cudnn": _of_cudnn, "splash": _of_splash}.get(backend)
+    return [*_of_the_mesh(task), *(own(task) if own else ())]
 
 
 def _of_the_mesh(task: AttentionTask) -> Iterator[str]:
@@ -87,21 +80,23 @@ def _of_cudnn(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "gpu"):
         yield f'it needs an NVIDIA GPU, found platform "{task.platform}": use "auto" or "blocked"'
     if task.compute_dtype == "float32":
-        yield 'it computes in bfloat16 or float16, asked for is float32: use compute = "bfloat16"'
+        yield 'it computes in bfloat16 or float16, not float32: use compute = "bfloat16"'
     if task.packed:
         yield (
-            "it knows lengths, not segments, and would let documents of one row see each other: "
-            'use batch.packing = false (stage "bradley_terry" always puts two documents in a row) or "blocked"'
+            "it does not keep the documents of a packed row apart: use batch.packing = false (stage "
+            '"bradley_terry" always puts two documents in a row) or "blocked"'
         )
     if (task.sequence or 1) > 1:
-        yield f'rows are cut over sequence = {task.sequence}, which it cannot do: use "ring"'
-    largest = CUDNN_LARGEST_HEAD
-    if (task.capability or (0, 0)) >= (9, 0):
-        largest = CUDNN_LARGEST_HEAD_HOPPER
-    if (size := task.head_size) and (size % CUDNN_HEAD or size > largest):
+        yield f'it does not support rows sharded over sequence = {task.sequence}: use "ring"'
+    hopper = (task.capability or (0, 0)) >= (9, 0)
+    yield from _of_heads(task.head_size, LARGEST_HEAD if hopper else CUDNN_LARGEST_HEAD)
+
+
+def _of_heads(size: int | None, largest: int) -> Iterator[str]:
+    if size and (size % HEAD_UNIT or size > largest):
         yield (
-            f"its heads have a size of at most {largest} that is a multiple of {CUDNN_HEAD}, "
-            f'found {size}: use "blocked"'
+            f"it supports head sizes up to {largest} that are a multiple of {HEAD_UNIT}, found {size}: "
+            f'{nearest_multiple(size, HEAD_UNIT)}; use "blocked"'
         )
 
 
@@ -109,24 +104,12 @@ def _of_splash(task: AttentionTask) -> Iterator[str]:
     if task.platform not in (None, "tpu", INTERPRETED):
         yield f'it needs a TPU, found platform "{task.platform}": use "auto" or "blocked"'
     if task.compute_dtype == "float32" and task.platform != INTERPRETED:
-        yield (
-            'its products are bfloat16, asked for is float32: use compute = "bfloat16" or "blocked"'
-        )
-    unit = SPLASH_LENGTH * (task.sequence or 1)
+        yield 'its products are bfloat16, not float32: use compute = "bfloat16" or "blocked"'
+    unit = LANES * (task.sequence or 1)
     if task.length and task.length % unit:
-        devices = f" on each of {task.sequence} devices" if unit > SPLASH_LENGTH else ""
+        devices = f" on each of {task.sequence} devices" if unit > LANES else ""
         yield (
-            f"its rows are a multiple of {SPLASH_LENGTH} long{devices}, found {task.length}: "
+            f"the length of its rows is a multiple of {LANES}{devices}, found {task.length}: "
             f"{nearest_multiple(task.length, unit)}"
         )
-    if (size := task.head_size) and (size % SPLASH_HEAD or size > SPLASH_LARGEST_HEAD):
-        yield (
-            f"its heads have a size of at most {SPLASH_LARGEST_HEAD} that is a multiple of "
-            f'{SPLASH_HEAD}, found {size}: {nearest_multiple(size, SPLASH_HEAD)}; use "blocked"'
-        )
-
-
-_OWN: dict[str, Callable[[AttentionTask], Iterator[str]]] = {
-    "cudnn": _of_cudnn,
-    "splash": _of_splash,
-}
+    yield from _of_heads(task.head_size, LARGEST_HEAD)

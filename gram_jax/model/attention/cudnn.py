@@ -1,8 +1,7 @@
-"""cuDNN's fused attention on NVIDIA GPUs, through JAX's public door.
+"""cuDNN's fused attention on NVIDIA GPUs, through JAX's public interface.
 
-It knows a causal mask and lengths, not segments, so it takes rows of one document only. There the
-causal mask is enough: padding stands at the end, where nothing real sees it. (Padding sees what is
-real here, and itself alone elsewhere; no loss reads padding, so neither losses nor gradients differ.)
+It supports a causal mask but no segments, so rows must hold one document. Padding then stands at the end, where no
+token sees it. (Padding itself sees tokens here, but not in other back ends; no loss or gradient depends on it.)
 """
 
 import jax

@@ -1,7 +1,6 @@
-"""Which key a query sees, and attention as its definition says: the reference of every back end.
+"""The mask, and attention computed by its definition: the reference for every back end.
 
-Letters of the einsums: b rows, k key-value heads, g query heads of each, t queries, s keys, h head
-size.
+Letters of the einsums: b rows, k key-value heads, g query heads of each, t queries, s keys, h head size.
 """
 
 import jax
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 # The checkpoint name of an attention's output and its log-sum-exp, which remat = "dots" keeps.
 ATTENTION_OUTPUT = "attention"
 
-# The score of a key that is not seen. exp(MASK_VALUE - x) is exactly 0 for every score x that
-# occurs, as with minus infinity, but a row that sees no key at all gives no NaN.
+# The score of a masked key. exp(MASK_VALUE - x) is exactly 0 for every score x that occurs, as with minus infinity,
+# but a query without a visible key gives no NaN.
 MASK_VALUE = -1e30
 
 
@@ -21,7 +20,7 @@ def masked_attention(
     """softmax(scale q k^T) v over the visible keys, with all scores at once.
 
     q: [B, T, N, H]; k, v: [B, S, K, H]; visible: bool [B, T, S]. Returns [B, T, N, H] in v's dtype.
-    The softmax runs in f32. Two arrays of the size of N x T x S live through the backward pass.
+    The softmax runs in f32. The backward pass keeps two arrays of N x T x S.
     """
     (B, T, N, H), K = q.shape, k.shape[2]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
@@ -39,8 +38,8 @@ def attend_block(
     """(output, log-sum-exp of the scores) of one block of scaled queries, f32.
 
     q: [..., K, G, T, H]; k, v: [..., K, S, H]; visible: bool, broadcast to [..., K, G, T, S].
-    Returns [..., K, G, T, H] and [..., K, G, T]. Blocks of keys merge by their log-sum-exp. A query
-    that sees no key gets one near MASK_VALUE and a finite output that means nothing.
+    Returns [..., K, G, T, H] and [..., K, G, T]. Blocks of keys are merged by their log-sum-exp. A query without a
+    visible key has one near MASK_VALUE and a finite, meaningless output.
     """
     scores = jnp.where(visible, dot("...kgth,...ksh->...kgts", q, k), MASK_VALUE)
     top = scores.max(axis=-1, keepdims=True)
@@ -53,10 +52,9 @@ def attend_block(
 def causal_segment_mask(
     q_segments: jax.Array, k_segments: jax.Array, start: int | jax.Array
 ) -> jax.Array:
-    """Which keys the queries see, bool [B, T, S]: those of their own segment up to themselves.
+    """The keys that each query sees, bool [B, T, S]: those of its own segment up to itself.
 
-    q_segments: i32 [B, T]; k_segments: i32 [B, S]. Query t is column start + t of the row whose
-    columns 0, 1, ... are the keys.
+    q_segments: i32 [B, T]; k_segments: i32 [B, S]. Query t is column start + t of a row, key s is column s.
     """
     at = start + jnp.arange(q_segments.shape[1])
     same = q_segments[:, :, None] == k_segments[:, None, :]
@@ -64,7 +62,7 @@ def causal_segment_mask(
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """einsum that adds up in f32."""
-    # float32 means float32: no TF32 on a GPU, no bfloat16 passes on a TPU.
+    """einsum that accumulates in f32."""
+    # No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands.
     precision = "highest" if a.dtype == jnp.float32 else "default"
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

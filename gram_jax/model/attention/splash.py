@@ -1,7 +1,7 @@
 """Splash attention: JAX's Pallas kernel for TPUs, with segment ids and without repeated key-value heads.
 
-The causal mask is computed inside the kernel; blocks of keys that are wholly in the future are
-neither loaded nor multiplied. Blocks of another document are multiplied and then masked.
+The kernel computes the causal mask and skips blocks of keys that are wholly in the future. Blocks of another document
+are computed and then masked.
 """
 
 from typing import Any, cast
@@ -9,12 +9,12 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gram_jax.model.attention.choice import LANES
 from gram_jax.model.attention.masked import ATTENTION_OUTPUT
 
-LANES = 128  # the kernel's blocks are multiples of a TPU's vector lanes
-BLOCK = 512  # keys and queries of a block at most
+BLOCK = 512  # maximum number of keys and of queries in a block
 
-# Tests set this to run the kernel step by step where there is no TPU.
+# Tests set this to interpret the kernel without a TPU.
 INTERPRET = False
 
 
@@ -29,25 +29,20 @@ def splash_attention(
 ) -> jax.Array:
     """q: [B, T, N, H], scaled; k, v: [B, S, K, H]; segments: i32 [B, T], [B, S]. Returns [B, T, N, H].
 
-    Inside shard_map, q is this device's stretch of rows cut over the mesh axes `axes`, and k and v are
-    whole (S = T times the devices); else S = T. T is a multiple of LANES. The backward pass keeps q,
-    k, v, the output and a log-sum-exp.
+    Inside shard_map, q is this device's part of rows that are sharded over the mesh axes `axes`, and k and v are whole
+    (S = T times the devices); else S = T. T is a multiple of LANES. The backward pass keeps q, k, v, the output and a
+    log-sum-exp.
     """
-    # 0.2 s, for TPUs alone
+    # 0.2 s, needed on TPUs only
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     (_, T, N, _), S = q.shape, k.shape[1]
-    size = block_size(T)
+    # The largest multiple of LANES that divides T.
+    size = max(size for size in range(LANES, BLOCK + 1, LANES) if T % size == 0)
+    sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     kernel = kernels.make_splash_mha(
         kernels.MultiHeadMask([kernels.CausalMask((S, S))] * N),
-        block_sizes=kernels.BlockSizes(
-            block_q=size,
-            block_kv=size,
-            block_q_dkv=size,
-            block_kv_dkv=size,
-            block_q_dq=size,
-            block_kv_dq=size,
-        ),
+        block_sizes=kernels.BlockSizes(**dict.fromkeys(sizes, size)),
         head_shards=1,
         q_seq_shards=S // T,
         residual_checkpoint_name=ATTENTION_OUTPUT,
@@ -57,12 +52,12 @@ def splash_attention(
         kernel = _own_part(kernel, axes, mesh)
     heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
     ids = kernels.SegmentIds(q_segments, k_segments)
-    # Declared to give residuals as well, which it does only where they are asked for.
+    # The declared type includes residuals, which are returned on request only.
     return cast(jax.Array, jax.vmap(kernel)(*heads_first, ids)).swapaxes(1, 2)
 
 
 def _own_part(kernel: Any, axes: tuple[str, ...], mesh: Mesh) -> Any:
-    """The kernel with the part of its tables (which blocks there are to do) for this device's queries."""
+    """The kernel with this device's part of its tables of blocks."""
     specs = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, axes)))
     parts, own = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
 
@@ -72,12 +67,3 @@ def _own_part(kernel: Any, axes: tuple[str, ...], mesh: Mesh) -> Any:
         return jax.lax.dynamic_slice_in_dim(table, own * size, size, axis)
 
     return jax.tree.map(cut, kernel, specs)
-
-
-def block_size(T: int) -> int:
-    """The largest multiple of LANES that divides T, at most BLOCK.
-
-    >>> block_size(2048), block_size(640), block_size(384)
-    (512, 128, 384)
-    """
-    return max(size for size in range(LANES, BLOCK + 1, LANES) if T % size == 0)
