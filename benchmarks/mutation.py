@@ -2,10 +2,10 @@
 
 A seeded sample of small faults (`mutants.py`) is put, one at a time, into a copy of the package, and the tests of the
 faulty module run until one fails. The table has the number of caught faults, the list below it the others. An
-interrupted run resumes. `--again` tries the survivors once more, after tests were written; the table then shows both
+interrupted run resumes. `--again` tries the survivors again, after tests were written; the table then shows both
 figures.
 
-Large libraries are imported once; each fault has a forked process of its own. Compiled programs are kept on disk beside
+Large libraries are imported once; each fault has a forked process of its own. Compiled programs are kept on disk next to
 RESULTS. A first round without faults records the lines and the seconds of each test, so that those that reach a fault
 run first, the fastest before the others; files that never reach it are left out. A fault that makes the tests take
 several times as long counts as caught.
@@ -106,14 +106,14 @@ def main() -> None:
     parser.add_argument("--per-module", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="*", default=list(TESTS))
-    parser.add_argument("--again", action="store_true", help="try the survivors once more")
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
     args = parser.parse_args()
     until = time.monotonic() + 60 * args.minutes
     plan = {module: drawn(module, args.per_module, args.seed) for module in args.modules}
     if not args.table:
-        # tests look for data beside the checkout, which the copy is not
+        # tests look for data next to the checkout, and the copy is elsewhere
         os.environ.setdefault("GRAM_JAX_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
         preload()
         with tempfile.TemporaryDirectory() as place:

@@ -13,7 +13,7 @@ has an example in its docstring, which the suite runs.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the public names once more, for type checkers and editors
+if TYPE_CHECKING:  # the public names again, for type checkers and editors
     from gram_jax.adaptation.adapt import adapt
     from gram_jax.adaptation.config import AdaptConfig
     from gram_jax.batch import PairBatch, Sequences

@@ -25,7 +25,7 @@ class ProgressBar(Protocol):
     def update(
         self, count: int = 1, *, units: float = 0.0, values: Mapping[str, float] | None = None
     ) -> None:
-        """Add `count` finished items of `units` units; values: figures to show beside the bar."""
+        """Add `count` finished items of `units` units; values: figures to show next to the bar."""
 
     def pause(self) -> None:
         """Exclude the time since the last update, of an evaluation or a save, from the speed."""

@@ -192,7 +192,7 @@ def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
     assert float(bounds[0]) > 0.1 > float(bounds[1]) > 0.03  # both models' own intervals overlap
     cells = [cell.strip() for cell in rows["elsewhere"].strip("|").split("|")]
     assert cells[2] == "–"  # other pairs: no difference
-    assert "less the best's" not in render_markdown(read_folders(folders[::2]))
+    assert "minus the best" not in render_markdown(read_folders(folders[::2]))
 
 
 def test_a_folded_text_shows_its_beginning_and_its_end(tmp_path):

@@ -41,7 +41,7 @@ class Curve:
 def make_curve(
     name: str, series: Series, parts: Mapping[str, Sequence[str]], results: Results, pools: Pools
 ) -> Curve:
-    """The curve of a series. parts: the sets of each. All points use the same seeds, so that they differ by value only."""
+    """The curve of a series, all points with the same seeds. parts: the sets of each."""
     seeds = common_seeds(
         [cells for values in series.values() for cells in values.values()], results
     )

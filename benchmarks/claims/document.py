@@ -41,9 +41,9 @@ INTERVALS = """\
 Intervals are 95 % intervals of Student's t (`intervals.py`). Their variance is the sum of two parts: the variance over
 prompts of the mean over seeds, with pairs clustered by prompt, and the variance between seeds. The interaction of seeds
 and prompts is in both parts, so intervals are slightly wide. The degrees of freedom are Satterthwaite's. A small number
-of seeds estimates the variance between seeds poorly: in simulations in which it dominates, the interval contains the true
-value in 87 % (two seeds), 92 % (three) and 94 % (five) of the cases. A row of one seed has the prompts' part only and
-says nothing about other seeds.
+of seeds estimates the variance between seeds poorly: in simulations in which it dominates, the interval contains the
+true value in 87 % (two seeds), 92 % (three) and 94 % (five) of the cases. A row of one seed has the prompts' part only
+and says nothing about other seeds.
 
 Compare only rows with the same seeds; each row lists its seeds. A row that compares two judges uses the seeds that both
 have, and a curve uses those that all of its points have."""
@@ -79,8 +79,8 @@ class _Report:
             f"    {command} --size {self.name} --markdown docs/claims.md",
             "",
             f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run; seeds: {seeds}.',
-            "The command writes this page from the computed cells. It computes the most informative cells first and resumes,",
-            "so several short runs add up. Rows without results are marked.",
+            "The command writes this page from the computed cells. It computes the most informative cells first and",
+            "resumes, so several short runs add up. Rows without results are marked.",
             "",
             *self._setting(),
             *self._claims(),
@@ -105,8 +105,9 @@ class _Report:
             "## What was run",
             "",
             f"From {self.model}: stage 1 on {unlabeled:,} unlabeled pairs (100 %), stage 2 on",
-            f"{pools.count('labels', size.base):,} labeled pairs unless a table says otherwise, {size.epochs} epoch(s),",
-            f"at most {size.fit} tokens per pair, compute {size.compute_dtype}, peak rates {rates}.",
+            f"{pools.count('labels', size.base):,} labeled pairs unless a table says otherwise,",
+            f"{size.epochs} epoch(s), at most {size.fit} tokens per pair, compute {size.compute_dtype},",
+            f"peak rates {rates}.",
             f"Test pairs, in both orders: {tests}.",
         ]
         if size.clear:
@@ -123,9 +124,9 @@ class _Report:
                 ", ".join(map(count_text, x)) for x in (size.labels, size.domain_labels)
             )
             lines += [
-                "This is a small version of the full grid (1,000, 3,000, 10,000 and all labels; 100, 300 and 1,000 labels",
-                "of the new domain; every pair of up to 2,048 tokens in training and tests): here the numbers of",
-                f"labels are {labels}, and {domain} for the new domain.",
+                "This is a small version of the full grid (1,000, 3,000, 10,000 and all labels; 100, 300 and 1,000",
+                "labels of the new domain; every pair of up to 2,048 tokens in training and tests): here the numbers",
+                f"of labels are {labels}, and {domain} for the new domain.",
             ]
         lines += [
             f"In distribution: {VALID}. Out of distribution: the mean of {', '.join(self.outside)}.",
@@ -162,7 +163,7 @@ class _Report:
             *rules().splitlines(),
             "",
             "By chance alone, each of the two intervals of a row excludes 0 in about one of twenty cases: about",
-            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals. There is no correction for multiple comparisons.",
+            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals, without correction for multiple comparisons.",
             "",
         ]
 
@@ -221,8 +222,8 @@ class _Report:
         return [
             "## Length",
             "",
-            "How often the longer response is preferred. This is not a claim of the paper; it is reported because a judge",
-            "learns length first.",
+            "How often the longer response is preferred. This is not a claim of the paper; it is reported because a",
+            "judge learns length first.",
             "",
             *_table(("judge", "seeds", *parts), rows),
             "",
@@ -277,7 +278,7 @@ class _Report:
             for at, values in enumerate(series.values()):
                 values[str(count)] = [pair[at] for pair in pairs]
         lines = self._curve("Adaptation", "adaptation", series, {size.domain: [size.domain]})
-        note = f"With labels, the test pairs are the pairs of {size.domain} that are not labels; without labels, all pairs."
+        note = f"With labels, the test pairs are the pairs of {size.domain} that are not labels, else all."
         if size.domain_train is None:
             note = f"Labels and test pairs come from different prompts of {size.domain}."
         return [*lines[:2], note, "", *lines[2:]]

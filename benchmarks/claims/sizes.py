@@ -10,7 +10,7 @@ ALL = 10**9  # pairs: more than any set has
 class Size:
     """The settings of a grid.
 
-    fit, test_fit: maximum number of tokens of a pair as a comparison, for training and for testing; the same for all sets.
+    fit, test_fit: maximum number of tokens of a pair as a comparison, for training and for testing.
     clear: minimum margin of the pairs of preference_train and preference_valid; least_fit: their minimum number of
       tokens, including the template.
     test_pairs, per_prompt: maximum number of tested pairs of a set, and of one prompt of it.

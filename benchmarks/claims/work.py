@@ -106,7 +106,7 @@ class Workshop:
     def run_key(self, run: Run) -> str:
         """A hash of everything that decides the weights at the end of a run.
 
-        Only keys of the recipe that are stated here count: a new setting of gram_jax that is off by default changes no hash.
+        Only keys of the recipe that are stated here count: a new setting that is off by default changes no hash.
         """
         if run not in self._keys:
             values = self._values(run, "", "", "")

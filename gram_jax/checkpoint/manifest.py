@@ -1,6 +1,6 @@
 """Content hashes of a folder's files, which are verified before the files are used.
 
-Neither Orbax nor safetensors notices a flipped bit in the weights. A manifest beside the files lists the SHA-256 of
+Neither Orbax nor safetensors notices a flipped bit in the weights. A manifest in the same folder lists the SHA-256 of
 each of them and a digest of its own text.
 """
 

@@ -23,7 +23,7 @@ from gram_jax.tree import Tree
 
 # Items of a checkpoint: the parameters, which can be read alone, and the other fields of the state.
 PARAMS, REST = ITEMS = ("params", "rest")
-# Folder beside the steps into which damaged ones are moved.
+# Folder next to the steps into which damaged ones are moved.
 DAMAGED = "damaged"
 # Time limit of a save, in which the first process also reads all files to hash them. Orbax's default of 600 s is too
 # short for 100 GB on a slow disk.
@@ -150,7 +150,7 @@ class Checkpoints:
         """The newest step whose files all match its manifest; None before the first save.
 
         `report` receives a text for every newer step, which is damaged. Unless the folder was opened for reading only,
-        such steps are moved into the folder `damaged`, so that the run can save them anew. Raises CheckpointError if
+        such steps are moved into the folder `damaged`, so that the run can save them again. Raises CheckpointError if
         every step is damaged; none is moved then.
         """
         refused: dict[int, list[str]] = {}
@@ -173,7 +173,7 @@ class Checkpoints:
             raise refusal(
                 self.folder,
                 lines,
-                "No good step is left. Restore one from a copy, or start anew: remove this folder or use another one",
+                "No good step is left. Restore one from a copy, or start again: remove this folder or use another one",
             )
         for step, problems in refused.items():
             moved = f", moved to {self._set_aside(step)}" if self._writes else ""
@@ -275,7 +275,7 @@ class Checkpoints:
                 self.folder / str(step),
                 problems,
                 "Restore it from a copy, or start the run's `gram-jax train` command again, which moves damaged steps "
-                "aside and computes them anew from the last good one"
+                "aside and computes them again from the last good one"
                 + (f" (there are steps {others})" if others else ""),
             )
         return step

@@ -93,7 +93,7 @@ class Progress:
     def update(
         self, count: int = 1, *, units: float = 0.0, values: Mapping[str, float] | None = None
     ) -> None:
-        """Add `count` finished items of `units` units; values: the newest figures to show beside it."""
+        """Add `count` finished items of `units` units; values: the newest figures to show next to it."""
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
         self._last = now
@@ -139,7 +139,7 @@ class Progress:
 
 
 class _Speed(ProgressColumn):
-    """The figures beside the bar."""
+    """The figures next to the bar."""
 
     def __init__(self, progress: Progress):
         # A bar is one line: what does not fit the terminal is cut off.

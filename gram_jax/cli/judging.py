@@ -288,7 +288,7 @@ def spec(
     max_length: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a judge specification (judge.json): pass it with --spec, or put it beside the model.
+    """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
 
     Args:
         out: A .json file, or a folder for judge.json.
@@ -328,5 +328,5 @@ def spec(
             rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )
     path = made.save(out)
-    renew_entry(path.parent, path.name)  # beside a model that was exported with a manifest
+    renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
     Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens, {made.hash}")

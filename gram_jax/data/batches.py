@@ -61,7 +61,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the first epoch. Each epoch is packed anew and may differ by a step or so."""
+        """Steps of the first epoch. Each epoch is packed separately; their numbers of steps may differ slightly."""
         return self.steps(1)
 
     def steps(self, epochs: int) -> int:

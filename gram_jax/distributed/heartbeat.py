@@ -2,7 +2,7 @@
 
 Process 0 listens; every other process holds one connection to it. Both sides send one JSON object a line, once a second
 their activities. A killed process closes its connection at once; a frozen one, or a broken network, is silent. The
-process that notices it tells the others, and each of them ends with a message that names the lost process.
+process that detects it notifies the others, and each of them ends with a message that names the lost process.
 
 `jax.distributed` does not name it: if a process does not come or is lost, JAX aborts the others with a stack of C++
 frames after its own timeout.

@@ -37,7 +37,7 @@ class ProcessContext:
         return 0 if self.heartbeat is None else self.heartbeat.place.index
 
     def report(self, activity: str) -> None:
-        """Tell the others what this process does now; they log it if this process is lost."""
+        """Send the present activity to the other processes; they log it if this process is lost."""
         if self.heartbeat is not None:
             self.heartbeat.activity = activity
 

@@ -126,7 +126,7 @@ def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
 
 
 def side(p: np.ndarray) -> np.ndarray:
-    """1 if a probability is above one half, -1 if it is below, 0 if float32 cannot tell.
+    """1 if a probability is above one half, -1 if it is below, 0 if they are equal in float32.
 
     >>> side(np.array([0.9, 0.5 + 3e-8, 0.1])).tolist()
     [1.0, 0.0, -1.0]

@@ -51,7 +51,7 @@ LABELS = {
         "accuracy, chosen shown first / second", "from one order of showing alone"
     ),
     "accuracy_by_length": Label(
-        "accuracy, chosen longer / shorter", "the same, for a judge that does not go by length"
+        "accuracy, chosen longer / shorter", "equal for a judge without length bias"
     ),
     "length_slope": Label(
         "length slope", "log-odds that a response gains when it is twice as long", 2, sign=True
@@ -204,7 +204,7 @@ def benchmark_table(table: BenchmarkTable) -> Table:
 
 
 def _column(values: Sequence[str | int | float | None]) -> list[str]:
-    """Whole numbers as such if a column has nothing else: beside fractions 1 is 1.000."""
+    """Whole numbers as such if a column has only those; in a column with fractions 1 is 1.000."""
     if all(isinstance(value, int) for value in values):
         return [f"{value:,}" for value in values]
     return [value if isinstance(value, str) else format_figure(value) for value in values]

@@ -72,7 +72,7 @@ def check_texts(folder: Path, *, ours: bool = False) -> None:
 
 
 def _check_weights(folder: Path, placement: Placement) -> None:
-    """The weights are as exported, with no other weights beside them.
+    """The weights are as exported, without other weight files in the folder.
 
     On a mesh over several processes each of them hashes a part, and all get the same result.
     """
@@ -96,7 +96,7 @@ def _refuse(folder: Path, problems: Sequence[str]) -> None:
         f"{folder} --accept"
     )
     if folder.name == "model" and (folder.parent / RECIPE).is_file():
-        advice = "Restore the files from a copy, or start the run's command again, which writes them anew"
+        advice = "Restore the files from a copy, or start the run's command again, which writes them again"
     if problems:
         raise refusal(folder, problems, advice)
 

@@ -9,7 +9,7 @@ from typing import Any
 from gram_jax.errors import CheckpointError
 
 CARD = "README.md"
-# Files of an earlier upload that are deleted: readers would load them beside the new ones.
+# Files of an earlier upload that are deleted: readers would load them together with the new ones.
 STALE = ["*.safetensors", "*.safetensors.index.json"]
 HIDDEN = [".*", "**/.*", "*.partial"]
 

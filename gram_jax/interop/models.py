@@ -167,7 +167,7 @@ def _check_final(run: Path, newest: int | None) -> None:
     if info.get("finished"):
         raise CheckpointError(
             f"{run} finished with step {steps}, but its newest checkpoint is step {newest}: the last one is lost. "
-            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it anew"
+            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it again"
         )
     message = f"{run} is not finished: this is step {newest} of {steps}"
     warnings.warn(message, category=GramWarning, stacklevel=2)

@@ -111,7 +111,7 @@ def _render(
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(
             f"{name} has no chat template, which gives the verdict its place. Use an instruction-tuned model, or put "
-            "chat_template.jinja beside tokenizer.json."
+            "chat_template.jinja next to tokenizer.json."
         )
     template = _pin_date(tokenizer.get_chat_template(), date)
     try:

@@ -244,5 +244,5 @@ def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
     if found != spec.tokenizer:
         raise JudgeError(
             f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
-            f"{found}. Load the tokenizer that was saved beside {FILE_NAME}."
+            f"{found}. Load the tokenizer that was saved with {FILE_NAME}."
         )

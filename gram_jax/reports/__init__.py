@@ -1,1 +1,1 @@
-"""What people read of an evaluation: pages, and the card of a model."""
+"""Reports and model cards of evaluations."""

@@ -110,7 +110,7 @@ def accuracy_by_length(series: Mapping[str, Sequence[LengthBin]]) -> Chart:
         axes.set(ylim=(-0.03, 1.03))
 
     return _chart(
-        "Accuracy by length: left, the better response is the shorter one. A judge that goes by length rises from left "
+        "Accuracy by length: left, the better response is the shorter one. A judge that follows length rises from left "
         "to right. Lines: 95 % intervals; larger marks stand for more pairs.",
         draw,
         series,

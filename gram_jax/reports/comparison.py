@@ -13,8 +13,8 @@ from gram_jax.reports.loading import ModelResults
 
 BEST = "Bold: the best, and all whose interval overlaps with its interval."
 PAIRED = (
-    "Less the best's: the difference on the same pairs, with an interval of its own. One that leaves out 0 tells two "
-    "models apart whose own intervals overlap."
+    "Minus the best: the paired difference on the same pairs, with its interval. An interval that excludes 0 separates "
+    "two models even if their own intervals overlap."
 )
 
 Figure = tuple[float, Interval | None]
@@ -101,13 +101,13 @@ def models_on(sources: Mapping[str, SourceResult]) -> Table:
         )
         for label, one in sources.items()
     )
-    gain = ["less the best's (95 %)"] if gains else []
+    gain = ["minus the best (95 %)"] if gains else []
     columns = ("model", *titles("accuracy"), *gain, "pairs", *titles(*names))
     return Table("Pairs", columns, rows, f"{BEST} {PAIRED}" if gains else BEST)
 
 
 def _less_the_best(sources: Mapping[str, SourceResult]) -> dict[str, str]:
-    """Accuracy less that of the most accurate one, of models that were asked the same pairs."""
+    """Accuracy minus that of the most accurate model, for models evaluated on the same pairs."""
     known = {
         label: (one.contents, outcomes)
         for label, one in sources.items()

@@ -112,7 +112,7 @@ class Headings:
 
 
 class Example(NamedTuple):
-    """Texts of other people to read: (name, text)."""
+    """Texts of prompts and responses: (name, text)."""
 
     title: str
     texts: tuple[tuple[str, str], ...]

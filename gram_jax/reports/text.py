@@ -1,4 +1,4 @@
-"""Other people's texts as a page can show them: nothing in them hides, breaks or means anything."""
+"""Escape texts of prompts and responses for pages: markup, control and invisible characters become visible text."""
 
 import re
 import unicodedata

@@ -47,7 +47,7 @@ def verify_folder(folder: Path) -> None:
         if (folder / RECIPE).exists() or any(of is not None for _, of in parts):
             remedy = (
                 f"if only {CHECKPOINTS}/ and model/ are damaged, start the run's `gram-jax train` command again: it "
-                "resumes from the newest good step and writes the rest anew"
+                "resumes from the newest good step and writes the rest again"
             )
         raise refusal(folder, damage, f"Restore them from a copy; or {remedy}")
 

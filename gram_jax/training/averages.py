@@ -12,7 +12,7 @@ from gram_jax.errors import NonFiniteError
 from gram_jax.progress import ProgressBar
 from gram_jax.run.metrics import MetricsWriter
 
-SHOWN = ("loss", "accuracy")  # beside the progress bar
+SHOWN = ("loss", "accuracy")  # next to the progress bar
 
 
 class Stopwatch:
@@ -59,7 +59,7 @@ class Averages:
 
     @property
     def shown(self) -> dict[str, float]:
-        """The newest values of the metrics beside the progress bar."""
+        """The newest values of the metrics next to the progress bar."""
         newest = {**self.line, **self.means}
         return {name: newest[name] for name in SHOWN if name in newest}
 
