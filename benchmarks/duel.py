@@ -42,7 +42,7 @@ def duel(
 ) -> dict[str, dict[str, Any]]:
     """Median seconds, peak bytes and the last answer of every worker, by name.
 
-    script: a file in the folder of this one; workers: its arguments. settle: a worker does its work twice in a turn and the
+    script: a file in this folder; workers: its arguments. settle: a worker does its work twice in a turn and the
     second time counts, for work of a few seconds: the system may have reclaimed its memory during the others' turns.
     """
     script = str(Path(__file__).with_name(script))

@@ -186,7 +186,7 @@ def test_models_on_the_same_pairs_are_told_apart_by_their_difference(tmp_path):
         found = evaluation(name, {"held_out": source(share, 200, **same)})
         folders.append(write(tmp_path / name, found))
     text = render_markdown(read_folders(folders))
-    table = text.split("less the best's")[1].split("Bold:")[0]
+    table = text.split("minus the best")[1].split("Bold:")[0]
     rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
     bounds = re.findall(r"\u22120\.10 \(\u2212(0\.\d+) to \u2212(0\.\d+)\)", rows["worse"])[0]
     assert float(bounds[0]) > 0.1 > float(bounds[1]) > 0.03  # both models' own intervals overlap

@@ -163,7 +163,7 @@ class _Report:
             *rules().splitlines(),
             "",
             "By chance alone, each of the two intervals of a row excludes 0 in about one of twenty cases: about",
-            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals, without correction for multiple comparisons.",
+            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals, not corrected for multiple comparisons.",
             "",
         ]
 

@@ -113,7 +113,7 @@ def answers(result: dict[str, Any], pools: Pools, name: str, domain_seed: int | 
 
 
 def of_the_longer(results: Results, pools: Pools) -> Results:
-    """The same with P(longer response) in place of P(chosen): its `accuracy` is the share of longer responses preferred.
+    """The results with P(longer response) instead of P(chosen): `accuracy` is then how often the longer one wins.
 
     NaN, which does not count, if both have the same length.
     """

@@ -2,8 +2,9 @@
 
 The variance is the sum of two parts. The prompts' part is the variance over prompts of the mean over seeds, with pairs
 clustered by prompt. The seeds' part is the sample variance of the seeds' values divided by their number. The
-interaction of seeds and prompts is in both parts, so intervals are slightly wide. Student's t has the degrees of freedom of
-Satterthwaite (1946). With a single seed the second part is missing, and the interval says nothing about other seeds.
+interaction of seeds and prompts is in both parts, so intervals are slightly wide. Student's t has the degrees of
+freedom of Satterthwaite (1946). With a single seed the second part is missing, and the interval says nothing about
+other seeds.
 
 The sum is an approximation. In simulations at least 95 % of the intervals contain the true value if the seeds' part is
 small. If both parts are equal, 93 % do with two seeds, 94 % with three, 95 % with five; in the worst case, a seeds'
