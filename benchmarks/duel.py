@@ -1,4 +1,4 @@
-"""Compare two or more programs that do the same work in turns, each in a process of its own.
+"""Compare two or more programs that do the same work, alternately, each in its own process.
 
 A worker is a script that prints a line of JSON when it is ready, then for every line of its input does the work once
 and prints {"seconds", "peak_bytes", ...}. The workers alternate round by round, so that a slow minute of the machine

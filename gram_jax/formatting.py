@@ -1,8 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers as text."""
 
 
 def format_value(value: object) -> str:
-    """A number with as many digits as a person wants to read; anything else as text.
+    """A number with four significant digits; anything else as text.
 
     >>> format_value(0.123456), format_value(2e-5), format_value(1200), format_value("a")
     ('0.1235', '2e-05', '1,200', 'a')
@@ -39,7 +39,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as a person says it.
+    """A duration in words.
 
     >>> format_seconds(3.21), format_seconds(75), format_seconds(3700)
     ('3.2 s', '1 min 15 s', '1 h 01 min')

@@ -529,7 +529,7 @@ def plan_command(tmp_path: Path):
 def test_the_command_prints_tables_and_as_json_everything(plan_command):
     done = plan_command()
     assert done.returncode == 0, done.stderr
-    for words in ("head-room", "donated", "all", "model FLOPs", "compile time"):
+    for words in ("headroom", "donated", "all", "model FLOPs", "compile time"):
         assert words in done.stdout
     values = json.loads(plan_command("--score", "--json").stdout)
     assert values["program"] == "score" and values["memory"]["fits"]

@@ -340,7 +340,7 @@ def test_what_does_not_apply_is_left_out(tmp_path):
         entry["positions"]["counts"] = [0] * 20
         page = Page(render_html(evidence(tmp_path, evaluation=evaluation(sources={"s": entry}))))
         assert "figure" not in page.tags and "Accuracy, micro" in page.words
-        assert "Surest mistakes" not in page.words
+        assert "Most confident errors" not in page.words
 
 
 def spoil(content: dict, path: str, value: object) -> dict:

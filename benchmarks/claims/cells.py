@@ -7,7 +7,7 @@ from sizes import Size
 
 SMOOTHINGS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 SHARES = (0.0, 0.25, 0.5, 1.0)
-FACTORS = (1 / 3, 3.0)  # of the learning rate, to see whether it decides a comparison
+FACTORS = (1 / 3, 3.0)  # of the learning rate, to check whether it decides a comparison
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Cell:
 
     kind: "generative" or "discriminative" (a scalar head, Bradley-Terry). unlabeled: share of the unlabeled pairs in
     stage 1, 0 for none. labels: preferences in stage 2, 0 for none. smoothing: torch's, 0 for the baseline, which has
-    none. rate: factor of the learning rate of stage 2. domain: pairs of the new domain that it is then trained on;
-    None for a cell that has nothing to do with it.
+    none. rate: factor of the learning rate of stage 2. domain: number of pairs of the new domain for training after
+    stage 2; None for a cell without adaptation.
     """
 
     kind: str
@@ -30,9 +30,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """A description of the cell."""
         if not self.labels and not self.domain:
-            return "the model as it comes"
+            return "base model, not trained"
         parts = [self.kind]
         parts += [f"stage 1 on {self.unlabeled:.0%}"] if self.unlabeled else ["no stage 1"]
         parts += [f"{count_text(self.labels)} labels"]
@@ -43,7 +43,7 @@ class Cell:
 
 
 def count_text(count: int) -> str:
-    """A number of pairs as it is written."""
+    """A number of pairs as text."""
     return "all" if count >= 10**9 else f"{count:,}"
 
 
@@ -51,7 +51,7 @@ RAW = Cell("generative", seed=0, unlabeled=0.0, labels=0)
 
 
 def generative(size: Size, seed: int, unlabeled: float = 1.0) -> Cell:
-    """The judge of the method: both stages, everything as in the tables where nothing else is said."""
+    """The judge of the method: both stages, with the default settings."""
     return Cell("generative", seed, unlabeled, size.base)
 
 
@@ -87,7 +87,7 @@ def by_labels(size: Size, seed: int) -> list[list[Cell]]:
 
 
 def adapted(size: Size, seed: int, count: int) -> tuple[Cell, Cell]:
-    """(from the foundation, from the raw model) on so many labels of the new domain; 0: both as they are."""
+    """(from the foundation, from the raw model) with `count` labels of the new domain; 0: without adaptation."""
     foundation = generative(size, seed)
     if not count:
         return foundation, RAW

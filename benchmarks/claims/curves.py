@@ -1,4 +1,4 @@
-"""A row of judges over a number, as estimates that can be compared and as a plot."""
+"""Judges as a function of a setting: comparable estimates, and a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ SHIFT = 0.05  # between the points of two lines at one value
 
 @dataclass(frozen=True)
 class Curve:
-    """found: by judge, value, part (sets in or out of distribution) and measure; None where nothing was run.
+    """found: by judge, value, part (sets in or out of distribution) and measure; None for cells without results.
 
-    seeds: those of every point, which all points have; none where they have none in common, and every point its own.
+    seeds: those that all points have, used for every point; if there are none, every point uses its own seeds.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Curve:
 def make_curve(
     name: str, series: Series, parts: Mapping[str, Sequence[str]], results: Results, pools: Pools
 ) -> Curve:
-    """parts: the sets of each. A point with a seed more than another would differ by the seed as well."""
+    """The curve of a series. parts: the sets of each. All points use the same seeds, so that they differ by value only."""
     seeds = common_seeds(
         [cells for values in series.values() for cells in values.values()], results
     )
@@ -57,7 +57,7 @@ def make_curve(
 
 
 def common_seeds(points: Sequence[Sequence[Cell]], results: Results) -> tuple[int, ...]:
-    """The seeds that all points have of which any was run; the model as it comes has them all."""
+    """The seeds that all computed points have; the base model counts as having all."""
     trained = [{cell.seed for cell in cells if cell != RAW and cell in results} for cells in points]
     return tuple(sorted(set.intersection(*filter(None, trained)))) if any(trained) else ()
 
@@ -67,7 +67,7 @@ def draw(curve: Curve, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "claims"  # else every drawing of the same differs
+    matplotlib.rcParams["svg.hashsalt"] = "claims"  # makes the file reproducible
     import matplotlib.pyplot as plt
 
     figure, fields = plt.subplots(1, 2, figsize=(9.2, 3.6))
@@ -76,7 +76,7 @@ def draw(curve: Curve, path: Path) -> None:
         _name_axes(axes, curve, measure.__name__)
     named = fields[0].get_legend_handles_labels()
     figure.legend(*named, loc="upper center", ncols=3, frameon=False, fontsize=7)
-    figure.tight_layout(rect=(0, 0, 1, 0.91))  # the names stand above, where no curve is
+    figure.tight_layout(rect=(0, 0, 1, 0.91))  # the legend is above the curves
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -90,7 +90,7 @@ def _draw_lines(axes: Any, curve: Curve, measure: str) -> None:
             if not points:
                 continue
             y = [one.value for _, one in points]
-            # A bound may be passed by a rounding error, and no bar is less than nothing.
+            # Rounding may put a bound on the wrong side; error bars must not be negative.
             spread = [
                 [max(0.0, one.value - one.low) for _, one in points],
                 [max(0.0, one.high - one.value) for _, one in points],

@@ -1,14 +1,13 @@
 """95 % intervals of figures that are means over prompts and over seeds.
 
-The variance has two parts, added. That by prompts is of the mean over seeds, prompt by prompt: pairs of one prompt stay
-together. That by seeds is the sample variance of what each seed alone gives, over their number; what a seed does to
-single prompts is in both, which makes intervals a little wide. Student's t then has the degrees of freedom that
-Satterthwaite (1946) gives to such a sum: few where few seeds decide. With a single seed the second part is missing, and
-the interval says nothing of other seeds.
+The variance is the sum of two parts. The prompts' part is the variance over prompts of the mean over seeds, with pairs
+clustered by prompt. The seeds' part is the sample variance of the seeds' values divided by their number. The interaction
+of seeds and prompts is in both parts, so intervals are slightly wide. Student's t has the degrees of freedom of
+Satterthwaite (1946). With a single seed the second part is missing, and the interval says nothing about other seeds.
 
-The sum is an approximation. In simulations 95 % of intervals or a little more hold the truth where the seeds' part is
-small beside the prompts'. Where both are equal, 93 % do with two seeds, 94 % with three, 95 % with five; where the
-seeds' part is 8 times as large, which is the worst, 87 %, 92 % and 94 % (tests/test_claims.py has such).
+The sum is an approximation. In simulations at least 95 % of the intervals contain the true value if the seeds' part is
+small. If both parts are equal, 93 % do with two seeds, 94 % with three, 95 % with five; in the worst case, a seeds' part
+8 times as large, 87 %, 92 % and 94 % (tests/test_claims.py has such simulations).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; by_seed: what each seed alone gives, empty where nothing was trained."""
+    """A figure with its 95 % interval; by_seed: the value of each seed, empty for a judge without training."""
 
     value: float
     low: float
@@ -30,14 +29,14 @@ class Estimate:
     by_seed: Mapping[int, float]
 
     def text(self, sign: bool = False) -> str:
-        """As a table has it."""
+        """The figure and its interval as text."""
         form = "{:+.3f} ({:+.3f} to {:+.3f})" if sign else "{:.3f} ({:.3f} to {:.3f})"
         return form.format(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class SetFigure:
-    """Of one set: what each seed gives, [S], and the variance of their mean by the prompts, which are so many."""
+    """Of one set: the value of each seed, [S], the variance of their mean over prompts, and the number of prompts."""
 
     by_seed: np.ndarray
     variance: float
@@ -45,15 +44,15 @@ class SetFigure:
 
 
 def mean_over_pairs(values: np.ndarray, weights: np.ndarray, cluster: np.ndarray) -> SetFigure:
-    """values: [S, n], NaN where a seed has none; weights, cluster: of each pair its weight and its prompt, [n]."""
+    """Weighted mean. values: [S, n], NaN for missing ones; weights, cluster: weight and prompt of each pair, [n]."""
     known = ~np.isnan(values) * weights
     sums, counts = (_by_prompt(x, cluster) for x in (known * np.nan_to_num(values), known))
     whole = counts.sum(1, keepdims=True)
     each = sums.sum(1, keepdims=True) / whole
-    # A prompt's part in the error of a ratio of sums, to first order (Cochran 1977, section 6.3).
+    # Contribution of a prompt to the error of a ratio of sums, to first order (Cochran 1977, section 6.3).
     moved = ((sums - each * counts) / whole).mean(0)
     prompts = int(np.sum(counts.sum(0) > 0))
-    # One prompt alone tells nothing of how prompts differ.
+    # The variance over prompts is unknown for a single prompt.
     variance = prompts / (prompts - 1) * float(moved @ moved) if prompts > 1 else np.inf
     return SetFigure(each[:, 0], variance, prompts)
 
@@ -61,7 +60,7 @@ def mean_over_pairs(values: np.ndarray, weights: np.ndarray, cluster: np.ndarray
 def jackknifed(
     values: np.ndarray, cluster: np.ndarray, figure: Callable[[np.ndarray], float]
 ) -> SetFigure:
-    """For a figure that is no mean over pairs: computed again without each prompt. values: [S, n]."""
+    """Jackknife over prompts, for a figure that is not a mean over pairs. values: [S, n]."""
     prompts = int(cluster.max()) + 1
     by_seed = np.array([figure(row) for row in values])
     if prompts < 2:
@@ -73,9 +72,9 @@ def jackknifed(
 def estimate(
     sets: Sequence[SetFigure], seeds: Sequence[int], bounds: tuple[float, float]
 ) -> Estimate:
-    """The mean over sets and seeds. bounds: what no figure can lie beyond.
+    """The mean over sets and seeds. bounds: limits of the figure.
 
-    seeds: those of SetFigure.by_seed; none for what is the same with every seed.
+    seeds: those of SetFigure.by_seed; empty for a figure that does not depend on the seed.
     """
     by_seed = np.mean([one.by_seed for one in sets], axis=0)
     parts = [(one.variance / len(sets) ** 2, one.prompts - 1) for one in sets]
@@ -89,7 +88,7 @@ def estimate(
 
 
 def _half_width(parts: Sequence[tuple[float, int]]) -> float:
-    """parts: variances that are added, each with its degrees of freedom."""
+    """Half width of the interval. parts: variances to add, with their degrees of freedom."""
     variance = sum(part for part, _ in parts)
     if variance == 0 or np.isinf(variance):
         return variance
@@ -98,5 +97,5 @@ def _half_width(parts: Sequence[tuple[float, int]]) -> float:
 
 
 def _by_prompt(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """[S, n] summed to [S, C]."""
+    """Sum over the pairs of each prompt: [S, n] to [S, C]."""
     return np.array([np.bincount(cluster, row, minlength=cluster.max() + 1) for row in values])

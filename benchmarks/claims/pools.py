@@ -1,6 +1,6 @@
-"""Which pairs are trained on and which are tested: the same rules for every set.
+"""Selection of training and test pairs, with the same rules for every set.
 
-Everything is decided by hashes of (seed, id): a draw of 100 pairs is the beginning of the draw of 300.
+Draws are functions of hashes of (seed, id): a draw of 100 pairs is the beginning of the draw of 300.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ TRAIN, VALID, UNLABELED = "preference_train", "preference_valid", "unlabeled_tra
 
 @dataclass(frozen=True)
 class Pools:
-    """What the data folder gives at one size.
+    """The pairs of the data folder at one size.
 
-    unlabeled, labels: what is drawn from. tests: the pairs of every set that is asked of all judges, long of those of
-    the main four only; both by the name of the file. domain: what the labels of the new domain are drawn from.
+    unlabeled, labels: pairs to draw from. tests: pairs of every set for all judges, long: pairs of sets for the four
+    main judges only; both by the name of the file. domain: pairs from which labels of the new domain are drawn.
     """
 
     size: Size
@@ -45,17 +45,17 @@ class Pools:
 
     @property
     def outside(self) -> list[str]:
-        """Sets out of distribution that all judges are asked about."""
+        """Sets out of distribution that all judges are tested on."""
         return [name for name in self.tests if name != VALID]
 
     @cached_property
     def prompts(self) -> dict[str, np.ndarray]:
-        """i [n] of every set: which of its prompts each pair has."""
+        """i [n] of every set: index of the prompt of each pair."""
         return {name: _number(pairs) for name, pairs in {**self.tests, **self.long}.items()}
 
     @cached_property
     def longer(self) -> dict[str, np.ndarray]:
-        """-1, 0, 1 [n] of every set: whether the chosen response is the longer one."""
+        """-1, 0, 1 [n] of every set: sign of the length difference, chosen minus rejected."""
         return {
             name: np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
             for name, pairs in {**self.tests, **self.long}.items()
@@ -69,17 +69,17 @@ class Pools:
         return _shuffled(pool, seed, lambda pair: pair.id)[:count]
 
     def pool(self, source: str) -> Sequence[Comparison]:
-        """What `draw` draws from, for every seed."""
+        """The pairs from which `draw` draws, for every seed."""
         if source == "domain":
             return self.domain
         return self.unlabeled if source == "unlabeled" else self.labels
 
     def count(self, source: str, wanted: int) -> int:
-        """How many pairs a draw of "unlabeled" or "labels" has."""
+        """Number of pairs in a draw of "unlabeled" or "labels"."""
         return min(wanted, len(self.pool(source)))
 
     def domain_test(self, seed: int) -> np.ndarray:
-        """bool [n]: the tested pairs of the new domain that are left for testing: all of a prompt or none."""
+        """bool [n]: the pairs of the new domain for testing; pairs of one prompt are all in or all out."""
         pairs = self.tests[self.size.domain]
         if self.size.domain_train is None:
             return np.ones(len(pairs), bool)
@@ -89,9 +89,9 @@ class Pools:
 
 
 def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
-    """All of it. cache: a file that keeps the number of tokens of every pair.
+    """Read the pools. cache: a file with the number of tokens of every pair.
 
-    Raises DataError where a file of the folder is missing.
+    Raises DataError if a file of the folder is missing.
     """
     tokenizer = load_tokenizer(model)
     spec = make_spec(tokenizer, max_length=size.max_length, system="")
@@ -135,7 +135,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
 
 
 def digest(pairs: Iterable[Comparison]) -> str:
-    """16 hex digits that name these pairs in this order, texts and labels; how they are called is nothing."""
+    """Hash (16 hex digits) of the texts and labels of pairs in their order, without their ids."""
     found = hashlib.sha256()
     for pair in pairs:
         found.update(json.dumps(_row(pair), sort_keys=True).encode())
@@ -143,13 +143,13 @@ def digest(pairs: Iterable[Comparison]) -> str:
 
 
 def write_pairs(path: Path, pairs: Iterable[Comparison]) -> None:
-    """A file that a recipe can name."""
+    """Write pairs as a source of a recipe."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": p.id, **_row(p)}) + "\n" for p in pairs))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of a file or nothing, also with several processes in one folder."""
+    """Write a file atomically, also with several processes in one folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
@@ -157,7 +157,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class _Measure:
-    """Pairs of a file, each with its tokens in the layout that it will be read in."""
+    """Number of tokens of the pairs of a file, in the layout in which they are read."""
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec, cache: Path):
         self.tokenizer, self.spec, self.cache = tokenizer, spec, cache
@@ -175,7 +175,7 @@ class _Measure:
             spec = self.spec
             layout = spec.comparison if kind == "preference" else spec.pretraining
             items = [(pair.prompt, pair.first, pair.second) for pair in pairs]
-            # What does not even fit max_length fits nowhere.
+            # A pair that exceeds max_length exceeds every limit.
             encoded = encode_fitting_items(self.tokenizer, layout, items, spec.max_length)
             self.known[key] = [len(e.tokens) if e is not None else 10**6 for e in encoded]
             write_whole(self.cache, json.dumps(self.known))

@@ -1,17 +1,17 @@
-"""The claims of the GRAM paper, tried.
+"""Test the claims of the GRAM paper on a grid of trainings.
 
     python benchmarks/claims/run.py DATA OUT [--size small] [--seeds 3] [--time 60] [--markdown docs/claims.md]
 
 DATA is a folder with preference_train, preference_valid, unlabeled_train and eval/. The cells of the grid (cells.py)
-are worked through, the most informative first; each is a file of OUT/cells when it is done, written whole. A run that
-was interrupted goes on where it stopped, in the middle of a training too, and several short runs add up. Where a
-cell fails the others go on; it is named at the end, and the status is 1. A file is named by a hash of what decides the
-cell: data, drawn pairs, recipes, tested pairs; a cell of which any has changed is computed again. Of a change in
-gram_jax itself nothing is known: begin a new folder.
+are computed in order, the most informative first. A finished cell is one file of OUT/cells, written atomically. An
+interrupted run resumes, also in the middle of a training, so several short runs add up. If a cell fails, the others are
+still computed; the failed ones are listed at the end, and the exit status is 1. The name of a file is a hash of
+everything that decides the cell (data, drawn pairs, recipes, tested pairs): a cell is computed again if any of it has
+changed. The hash does not cover gram_jax itself: after a change of it, use a new folder.
 
---time: no cell is begun after so many minutes; 0 computes nothing. --seeds N --first S: the N seeds from S on, all
-without it; several processes with other seeds may work in one folder side by side. --markdown docs/claims.md writes the
-report of what is there, its plots beside it, and names what is missing.
+--time: minutes after which no new cell is started; 0 computes nothing. --seeds N --first S: the N seeds from S on
+(default: all); several processes with other seeds may share a folder. --markdown docs/claims.md writes the report and
+its plots from the computed cells.
 """
 
 import argparse
@@ -38,16 +38,18 @@ from gram_jax.errors import GramError, StoppedError
 
 
 def main() -> None:
-    """Compute what is missing, as far as the time goes, and write the report."""
+    """Compute missing cells within the time limit, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--time", type=float, default=60, metavar="MINUTES")
-    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds; all of the size")
-    parser.add_argument("--first", type=int, default=0, help="the first of those seeds")
-    parser.add_argument("--cells", type=int, help="compute at most so many")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="number of seeds (default: all of the size)"
+    )
+    parser.add_argument("--first", type=int, default=0, help="index of the first seed")
+    parser.add_argument("--cells", type=int, help="maximum number of cells to compute")
     parser.add_argument("--markdown", type=Path)
     chosen = parser.parse_args()
     end = time.monotonic() + 60 * chosen.time
@@ -76,9 +78,9 @@ def main() -> None:
 
 
 def work_through(workshop: Workshop, cells: list[Cell], most: int | None, end: float) -> list[str]:
-    """Compute what is missing of the cells, `most` of them and none begun after `end`.
+    """Compute missing cells, at most `most` and none started after `end`.
 
-    Returns the names of those that failed; the others go on.
+    Returns the names of those that failed.
     """
     missing, failed = [cell for cell in cells if not workshop.done(cell).exists()], []
     for at, cell in enumerate(missing[:most]):
@@ -87,7 +89,7 @@ def work_through(workshop: Workshop, cells: list[Cell], most: int | None, end: f
         try:
             result = workshop.compute(cell)
         except StoppedError as stopped:
-            print(f"{cell.name}: stopped; the same command goes on from there", flush=True)
+            print(f"{cell.name}: stopped; the same command resumes it", flush=True)
             sys.exit(stopped.status)
         except GramError as error:
             print(f"{cell.name}: {error}", flush=True)
@@ -100,7 +102,7 @@ def work_through(workshop: Workshop, cells: list[Cell], most: int | None, end: f
 
 
 def read_results(workshop: Workshop, cells: list[Cell]) -> dict[Cell, dict[str, Any]]:
-    """What runs have found of the cells as they are now."""
+    """The results of the cells with the present data and recipes."""
     files = {cell: workshop.done(cell) for cell in cells}
     return {
         cell: json.loads(path.read_text())["result"]
@@ -110,7 +112,7 @@ def read_results(workshop: Workshop, cells: list[Cell]) -> dict[Cell, dict[str, 
 
 
 def keep(workshop: Workshop, cell: Cell, result: dict[str, Any]) -> None:
-    """A finished cell's file: what it is, what it was computed with, what was found."""
+    """Write the file of a finished cell: the cell, versions and device, its result."""
     device = jax.devices()[0]
     made = {"jax": jax.__version__, "device": device.device_kind or device.platform}
     row = {"name": cell.name, "cell": vars(cell), "made": made, "result": result}
@@ -118,7 +120,7 @@ def keep(workshop: Workshop, cell: Cell, result: dict[str, Any]) -> None:
 
 
 def in_short(result: dict[str, Any]) -> str:
-    """Accuracies, losses and seconds of a cell in a line."""
+    """Accuracies, losses and seconds of a cell in one line."""
     shares = [
         f"{name} {sum(p > 0.5 for p in found['p']) / len(found['p']):.3f}"
         for name, found in result["sets"].items()

@@ -1,27 +1,27 @@
-"""The sizes of the grid: how much data, how long a pair may be, how a step is filled."""
+"""The sizes of the grid: amounts of data, lengths of pairs, batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ALL = 10**9  # pairs: as many as there are
+ALL = 10**9  # pairs: more than any set has
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a grid is made of.
+    """The settings of a grid.
 
-    fit, test_fit: tokens that a pair may have as a comparison, for training and for testing; the same for every set.
-    clear: least margin of the pairs of preference_train and preference_valid, for training and for testing; least_fit:
-      fewest tokens of these, the template's among them.
-    test_pairs, per_prompt: at most so many tested pairs of a set, and of one prompt of it.
-    held: instructions of preference_train that are kept out of all training and added to preference_valid.
-    least, long_tokens: a set with fewer fitting pairs than `least` is asked of the main four judges only, and of it
-      the shortest pairs, one a prompt, whose two orders have so many tokens together.
-    unlabeled: pairs that are 100 % for stage 1. labels: pairs for stage 2; base: those of every other table.
-    domain: the set under eval/ that stands for a new domain; domain_labels: pairs of it to train on; domain_train: part
-      of its prompts that those are drawn from, anew for every seed; the others are for testing.
-    orders: how stage 2 shows a pair: "hash", in one order; "both", in both of them side by side.
-    rows, length; rank_rows, rank_length: of a step, for stages 1 and 2 and for the baseline, whose pair is two texts.
+    fit, test_fit: maximum number of tokens of a pair as a comparison, for training and for testing; the same for all sets.
+    clear: minimum margin of the pairs of preference_train and preference_valid; least_fit: their minimum number of
+      tokens, including the template.
+    test_pairs, per_prompt: maximum number of tested pairs of a set, and of one prompt of it.
+    held: number of instructions of preference_train that are added to preference_valid and excluded from training.
+    least, long_tokens: a set with fewer than `least` fitting pairs is tested with the four main judges only, on its
+      shortest pairs, one per prompt, whose two orders have `long_tokens` tokens in total.
+    unlabeled: number of pairs that are 100 % of stage 1. labels: numbers of pairs for stage 2; base: the default one.
+    domain: the set under eval/ that is the new domain; domain_labels: numbers of its pairs for training; domain_train:
+      share of its prompts from which these are drawn, separately for every seed; the others are for testing.
+    orders: position augmentation of stage 2: "hash", one order; "both", both orders in one batch.
+    rows, length; rank_rows, rank_length: batch of stages 1 and 2, and of the baseline, whose pair is two texts.
     rates: peak learning rate of each stage. save_every: steps between checkpoints.
     """
 
@@ -54,7 +54,7 @@ class Size:
 
 
 SIZES = {
-    # Everything there is, two epochs of labels as in the public release, 25 pairs a step.
+    # All data, two epochs of labels as in the public release, 25 pairs per step.
     "full": Size(
         fit=2048,
         test_fit=2048,
@@ -83,8 +83,8 @@ SIZES = {
         save_every=200,
         seeds=(0, 1, 2, 3, 4),
     ),
-    # Without an accelerator: a cell takes 23 minutes of one core. Clear preferences between answers that are long
-    # enough to show a style: of others, 300 labels taught the generative judge nothing, a bag of words little more.
+    # For CPUs: a cell takes 23 minutes on one core. Clear preferences between answers that are long enough to show a
+    # style: 300 labels of other pairs taught the generative judge nothing, and a bag of words little more.
     "small": Size(
         fit=320,
         test_fit=320,
@@ -113,7 +113,7 @@ SIZES = {
         save_every=100,
         seeds=(0, 1, 2, 3, 4),
     ),
-    # Seconds a cell with the model "tiny-random": for trying the benchmark out.
+    # Seconds per cell with the model "tiny-random", to test the benchmark.
     "tiny": Size(
         fit=192,
         test_fit=192,
@@ -134,7 +134,7 @@ SIZES = {
         epochs=1,
         orders="both",
         rows=1,
-        length=384,  # both orders of a pair lie in one row
+        length=384,  # both orders of a pair fit in one row
         rank_rows=1,
         rank_length=192,
         rates={"pretrain": 1e-3, "finetune": 3e-3, "bradley_terry": 3e-3},

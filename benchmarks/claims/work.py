@@ -1,8 +1,8 @@
-"""A cell from its runs to its tested pairs. Whatever was interrupted goes on where it stopped.
+"""Train and test a cell; an interrupted one resumes.
 
-In the folder of results lie cells/ (one file for each finished cell), runs/ (being trained), starts/ (models that
-several cells begin with), draws/ (the pairs of a run) and sets/ (what a cell that is being tested has answered); all
-but the cells go when nothing needs them any more.
+The folder of results has cells/ (one file for each finished cell), runs/ (runs in training), starts/ (models from which
+several cells start), draws/ (the pairs of a run) and sets/ (scores of a cell in testing). All except cells/ are deleted
+when no other cell needs them.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 from gram_jax.training.loop import train
 
-# What no result depends on: where things lie, what is kept and said.
+# Tables of the recipe that no result depends on.
 NOT_IN_KEY = ("checkpoint", "log")
-# Of every stage, beside the rate.
+# Of every stage, except the learning rate.
 OPTIMIZER = {
     "warmup_steps": 0.1,
     "lr_scheduler_type": "cosine",
@@ -43,12 +43,12 @@ OPTIMIZER = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
 }
-EDGE = 0.1  # share of the steps that the first and the last loss are means of
+EDGE = 0.1  # share of the steps over which the first and the last loss are averaged
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: of `stage`, from another run's end (None: the raw model), on `count` pairs of a source."""
+    """One training: of `stage`, from the end of another run (None: the base model), on `count` pairs of a source."""
 
     stage: str
     start: "Run | None"
@@ -60,7 +60,7 @@ class Run:
 
 
 def run_of(cell: Cell, pools: Pools) -> Run | None:
-    """The last training of a cell, with those before it; None for the model as it comes."""
+    """The last training of a cell, with those before it; None for the base model."""
     run = None
     if cell.unlabeled:
         count = round(cell.unlabeled * pools.count("unlabeled", pools.size.unlabeled))
@@ -76,7 +76,7 @@ def run_of(cell: Cell, pools: Pools) -> Run | None:
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
-    """folder: of the results; model: the raw one."""
+    """Trains and tests cells. folder: of the results; model: the base model."""
 
     folder: Path
     pools: Pools
@@ -85,7 +85,7 @@ class Workshop:
 
     @property
     def size(self) -> Size:
-        """Of the grid."""
+        """The size of the grid."""
         return self.pools.size
 
     @cached_property
@@ -99,14 +99,14 @@ class Workshop:
 
     @cached_property
     def _pool_digests(self) -> dict[str, list[str]]:
-        # With the names of the pairs: a draw goes by them, and so does the order in which a pair is shown.
+        # Including the ids of the pairs: draws and the order shown depend on them.
         pools = {source: self.pools.pool(source) for source in ("unlabeled", "labels", "domain")}
         return {source: [digest(of), _hash([p.id for p in of])] for source, of in pools.items()}
 
     def run_key(self, run: Run) -> str:
         """A hash of everything that decides the weights at the end of a run.
 
-        Of the recipe what is stated here: a new setting of gram_jax, off by default, changes no key.
+        Only keys of the recipe that are stated here count: a new setting of gram_jax that is off by default changes no hash.
         """
         if run not in self._keys:
             values = self._values(run, "", "", "")
@@ -117,7 +117,7 @@ class Workshop:
         return self._keys[run]
 
     def key(self, cell: Cell) -> str:
-        """A hash of everything that decides a cell's results: its runs, the tested pairs, how they are asked."""
+        """A hash of everything that decides a cell's results: its runs, the tested pairs, the judge specification."""
         run = run_of(cell, self.pools)
         trained = self.model if run is None else self.run_key(run)
         tested = {name: self._test_digests[name] for name in self.sets(cell)}
@@ -127,11 +127,11 @@ class Workshop:
         return _hash([trained, tested, asked])
 
     def done(self, cell: Cell) -> Path:
-        """Where the result of a cell lies once it is there."""
+        """The file of a cell's result."""
         return self.folder / "cells" / f"{self.key(cell)}.json"
 
     def compute(self, cell: Cell) -> dict[str, Any]:
-        """Train what has to be trained and ask about every tested pair: a value for JSON.
+        """Train the missing runs and score every tested pair: a value for JSON.
 
         {"sets": {name: {"p": P(chosen) of every pair, "gap": P(chosen) when shown first minus when shown second}},
         "training": of the cell's own run, or None; "test_seconds"}.
@@ -149,7 +149,7 @@ class Workshop:
         }
 
     def clear(self, cell: Cell, coming: Sequence[Cell]) -> None:
-        """Keep of a finished cell what coming ones begin with, and remove the rest."""
+        """Keep the runs of a finished cell from which later cells start, and remove the others."""
         needed = {run for other in coming for run in self._parts(other)[1:]}
         own = self._parts(cell)
         if own and own[0] in needed:
@@ -161,7 +161,7 @@ class Workshop:
         self._partial(cell).unlink(missing_ok=True)
 
     def as_start(self, run: Run) -> Path:
-        """The model at the end of a run, as a folder that others begin with."""
+        """The model at the end of a run, as a folder from which other runs start."""
         place = self._start(run)
         if not place.exists():
             source, _ = self._trained(run)
@@ -181,7 +181,7 @@ class Workshop:
         return parts
 
     def _trained(self, run: Run) -> tuple[str, dict[str, Any]]:
-        """(the run's folder, figures of its training); of a run that was finished before, nothing is computed."""
+        """(the run's folder, figures of its training); a finished run is not computed again."""
         start = self.model if run.start is None else str(self.as_start(run.start))
         folder, pairs = self._folder(run), self.folder / "draws" / f"{self.run_key(run)}.jsonl"
         drawn = self.pools.draw(run.source, run.count, run.seed)
@@ -240,7 +240,7 @@ class Workshop:
         }
 
     def _data(self, run: Run, pairs: str) -> dict[str, Any]:
-        """The part of a recipe with this name."""
+        """The table `data` of the recipe."""
         data: dict[str, Any] = {
             "train": [pairs],
             "schema": "pairs" if run.stage == "pretrain" else "trl-standard",
@@ -257,7 +257,7 @@ class Workshop:
         return 1 if run.stage == "pretrain" else self.size.epochs
 
     def sets(self, cell: Cell) -> dict[str, list[Comparison]]:
-        """What a cell is asked."""
+        """The sets on which a cell is tested."""
         pools = self.pools
         if cell.domain:
             return {self.size.domain: pools.tests[self.size.domain]}
@@ -308,9 +308,9 @@ class Workshop:
 
 
 def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
-    """What the steps of a run took, each in the process that did it; compiling, loading and saving are not in it.
+    """Total seconds of the steps of a run, over all its processes, without compiling, loading and saving.
 
-    rows: of metrics.jsonl, where tokens are counted from the beginning and speeds since the row before.
+    rows: of metrics.jsonl, in which tokens count from the beginning and speeds from the previous row.
     """
     seconds, before = 0.0, 0
     for row in rows:

@@ -92,7 +92,7 @@ def adapt(
 
     before = measured(judge, "before")
     unadapted = negative_log_likelihood(on_choose(judge))
-    del judge  # its weights make room for training
+    del judge  # frees the memory of its weights for training
 
     def at(step: int) -> Scorer:
         return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)

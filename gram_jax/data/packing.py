@@ -1,7 +1,7 @@
 """The row, column and batch of every document of an epoch.
 
 A unit is the one or two documents of an example. Units are taken near the order of the epoch's permutation; each is
-placed in the row with the least room for it, and a unit that does not fit is deferred to the next batch.
+placed in the row with the least sufficient space, and a unit that does not fit is deferred to the next batch.
 """
 
 from typing import NamedTuple
@@ -89,7 +89,7 @@ def pack_epoch(
 def _rows_for(
     free: np.ndarray, sizes: list[int], *, together: bool, pack: bool
 ) -> list[int] | None:
-    """The row for each document of a unit: one row if it has room for all of them, or else two."""
+    """The row for each document of a unit: one row if they fit together, else two."""
     if max(sizes) > free.max():
         return None
     if pack or together or len(sizes) == 1:
@@ -108,9 +108,9 @@ def _rows_for(
 
 
 def _best_row(free: np.ndarray, size: int) -> int | None:
-    """The row with the least room of at least `size`."""
-    room = np.where(free >= size, free, np.iinfo(np.int64).max)
-    row = int(room.argmin())
+    """The row with the least free space of at least `size`."""
+    space = np.where(free >= size, free, np.iinfo(np.int64).max)
+    row = int(space.argmin())
     return row if free[row] >= size else None
 
 

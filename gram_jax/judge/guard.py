@@ -88,7 +88,7 @@ def _check_separator(literal: str, tail: str, starts: Sequence[str]) -> None:
     if not marks:
         raise JudgeError(
             f"two fields of the template are separated by {literal!r} only. Put a line with words of its own between "
-            "them, such as [Response B]; without one, their texts cannot be told apart."
+            "them, such as [Response B]; without one, the judge cannot separate their texts."
         )
     # The last line of a field continues in `tail`: together they must not spell the delimiter.
     mark = marks[0]

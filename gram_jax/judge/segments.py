@@ -124,7 +124,7 @@ class TokenTable:
         least = self.total(dict.fromkeys(self.fields, CUT.strip()))
         if least > budget:
             raise JudgeError(
-                f"max_length = {budget} leaves no room for the texts: chat format and template alone take "
+                f"max_length = {budget} is too small for the texts: chat format and template alone take "
                 f"{self.const_tokens} tokens. The minimum is {least}, a useful length is 512 or more."
             )
 

@@ -210,7 +210,7 @@ def make_spec(
 
 
 def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
-    """The same judge with another maximum length. Raises JudgeError if the template leaves no room for texts."""
+    """The same judge with another maximum length. Raises JudgeError if it is too small for the template."""
     check_tokenizer(spec, tokenizer)
     TokenTable(text_encoder(tokenizer), spec.comparison).check_room(max_length)
     return replace(spec, max_length=max_length)

@@ -17,16 +17,16 @@ def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> 
     lengths = {name: table.length(name, text) for name, text in texts.items()}
     responses = [name for name in texts if name != "prompt"]
     floor = space // (2 * len(responses))
-    room = max(space - lengths["prompt"], sum(min(lengths[name], floor) for name in responses))
-    limit = common_limit([lengths[name] for name in responses], room)
+    total = max(space - lengths["prompt"], sum(min(lengths[name], floor) for name in responses))
+    limit = common_limit([lengths[name] for name in responses], total)
     short = {name: _cut_middle(table, name, texts[name], limit) for name in responses}
     left = space - sum(table.length(name, text) for name, text in short.items())
     return {"prompt": _cut_middle(table, "prompt", texts["prompt"], left), **short}
 
 
-def common_limit(lengths: Sequence[int], room: int) -> int:
-    """The largest length to which all can be cut so that their sum is at most `room`."""
-    left = room
+def common_limit(lengths: Sequence[int], total: int) -> int:
+    """The largest length to which all can be cut so that their sum is at most `total`."""
+    left = total
     for at, length in enumerate(sorted(lengths)):
         limit = left // (len(lengths) - at)
         if length > limit:

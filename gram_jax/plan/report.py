@@ -61,7 +61,7 @@ def memory_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
     elif fit.capacity is not None:
         free = fit.capacity - fit.needed
         share = f" ({free / fit.capacity:.0%} of {format_bytes(fit.capacity)})"
-        rows.append(("head-room", format_bytes(free) + share))
+        rows.append(("headroom", format_bytes(free) + share))
     return rows
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # the speed.
 WRITE_SECONDS = 30.0
 FIRST_WINDOW = 8
-# All metadata must be the same for a run to resume in a file, except these keys, which are for people.
+# All metadata must be the same for a run to resume in a file, except these keys, which are descriptive.
 NAMES = ("model",)
 # In every row, a hash of the record: ids may stay the same when texts or labels change.
 TEXTS = "texts"

@@ -281,7 +281,7 @@ def job(options: argparse.Namespace) -> Manifest:
             "completions": processes,
             "parallelism": processes,
             "backoffLimit": 0,
-            # Named, so that the JobSet can tell "for people" (PodFailurePolicy) from "start again"
+            # Named, so that the JobSet can distinguish user errors (PodFailurePolicy) from "start again"
             # (BackoffLimitExceeded, which a lost node gives as well).
             "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": stop}]},
             "template": pod(options),

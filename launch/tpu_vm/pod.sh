@@ -261,7 +261,7 @@ train() {
             delete
             return 0
         fi
-        # Only reclaimed machines are replaced: a run that failed on active machines needs a person.
+        # Only reclaimed machines are replaced: a failure on active machines needs a correction.
         if [ "$(state)" = ACTIVE ] || [ "$left" -eq 0 ]; then
             echo "pod.sh: ended with status $code; the machines are kept: see 'logs', and 'delete' them" >&2
             return "$code"
