@@ -13,29 +13,35 @@ has an example in its docstring, which the suite runs.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the public names again, for type checkers and editors
-    from gram_jax.adaptation.adapt import adapt
-    from gram_jax.adaptation.config import AdaptConfig
-    from gram_jax.batch import PairBatch, Sequences
-    from gram_jax.data.comparison import Candidates, Comparison
-    from gram_jax.data.records import read_records
-    from gram_jax.errors import GramError
-    from gram_jax.evals.evaluate import evaluate
-    from gram_jax.evals.pairwise import evaluate_pairs
-    from gram_jax.generation.generator import TextGenerator
-    from gram_jax.generation.greedy import GreedyResponses
-    from gram_jax.interop.hf_export import export_hf
-    from gram_jax.interop.models import load_model, load_tokenizer
-    from gram_jax.judge.spec import JudgeSpec, make_spec
-    from gram_jax.model.config import ModelConfig
-    from gram_jax.model.execution import Execution
-    from gram_jax.model.generate import SamplingConfig
-    from gram_jax.recipes.reading import read_recipe
-    from gram_jax.rewards.forms import RewardForm
-    from gram_jax.scoring.pair import PairScore, score_pair
-    from gram_jax.scoring.scorer import Scorer
-    from gram_jax.sharding import Placement, make_placement
-    from gram_jax.training.loop import train
+if TYPE_CHECKING:  # the public names once more, for type checkers and editors
+    from gram_jax.adaptation.adapt import adapt as adapt
+    from gram_jax.adaptation.config import AdaptConfig as AdaptConfig
+    from gram_jax.batch import PairBatch as PairBatch
+    from gram_jax.batch import Sequences as Sequences
+    from gram_jax.data.comparison import Candidates as Candidates
+    from gram_jax.data.comparison import Comparison as Comparison
+    from gram_jax.data.records import read_records as read_records
+    from gram_jax.errors import GramError as GramError
+    from gram_jax.evals.evaluate import evaluate as evaluate
+    from gram_jax.evals.pairwise import evaluate_pairs as evaluate_pairs
+    from gram_jax.generation.generator import TextGenerator as TextGenerator
+    from gram_jax.generation.greedy import GreedyResponses as GreedyResponses
+    from gram_jax.interop.hf_export import export_hf as export_hf
+    from gram_jax.interop.models import load_model as load_model
+    from gram_jax.interop.models import load_tokenizer as load_tokenizer
+    from gram_jax.judge.spec import JudgeSpec as JudgeSpec
+    from gram_jax.judge.spec import make_spec as make_spec
+    from gram_jax.model.config import ModelConfig as ModelConfig
+    from gram_jax.model.execution import Execution as Execution
+    from gram_jax.model.generate import SamplingConfig as SamplingConfig
+    from gram_jax.recipes.reading import read_recipe as read_recipe
+    from gram_jax.rewards.forms import RewardForm as RewardForm
+    from gram_jax.scoring.pair import PairScore as PairScore
+    from gram_jax.scoring.pair import score_pair as score_pair
+    from gram_jax.scoring.scorer import Scorer as Scorer
+    from gram_jax.sharding import Placement as Placement
+    from gram_jax.sharding import make_placement as make_placement
+    from gram_jax.training.loop import train as train
 
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
@@ -68,36 +74,8 @@ _PUBLIC = {
     "RewardForm": "gram_jax.rewards.forms",
 }
 
-__all__ = [
-    "AdaptConfig",
-    "Candidates",
-    "Comparison",
-    "Execution",
-    "GramError",
-    "GreedyResponses",
-    "JudgeSpec",
-    "ModelConfig",
-    "PairBatch",
-    "PairScore",
-    "Placement",
-    "RewardForm",
-    "SamplingConfig",
-    "Scorer",
-    "Sequences",
-    "TextGenerator",
-    "adapt",
-    "evaluate",
-    "evaluate_pairs",
-    "export_hf",
-    "load_model",
-    "load_tokenizer",
-    "make_placement",
-    "make_spec",
-    "read_recipe",
-    "read_records",
-    "score_pair",
-    "train",
-]
+if not TYPE_CHECKING:  # type checkers read the aliases above
+    __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
@@ -109,4 +87,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_PUBLIC)

@@ -1,4 +1,4 @@
-"""config.json: every spelling is understood, what we would compute otherwise is refused."""
+"""config.json: both spellings are read, and what the decoder does not support is refused."""
 
 import json
 from dataclasses import fields, replace
@@ -10,17 +10,10 @@ from gram_jax.errors import LayoutError
 from gram_jax.interop.hf_config import config_from_hf, config_to_hf
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_config_survives_the_way_there_and_back(family, tied):
-    cfg = tiny_config(family, tied)
-    assert config_from_hf(json.loads(json.dumps(config_to_hf(cfg, "bfloat16")))) == cfg
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_spellings_of_rope_give_the_same_config(family):
     cfg = tiny_config(family, True)
-    both = config_to_hf(cfg, "float32")
+    both = json.loads(json.dumps(config_to_hf(cfg, "float32")))
     old = {name: value for name, value in both.items() if name != "rope_parameters"}
     new = {n: value for n, value in both.items() if n not in ("rope_theta", "rope_scaling")}
     assert config_from_hf(old) == config_from_hf(new) == cfg
@@ -93,7 +86,7 @@ def test_an_unknown_family_is_refused():
 
 def test_a_scalar_head_is_refused_as_what_it_is():
     found = config_to_hf(tiny_config("llama", True), "float32")
-    with pytest.raises(LayoutError, match="scalar head: expected a language model"):
+    with pytest.raises(LayoutError, match="LlamaForSequenceClassification"):
         config_from_hf(found | {"architectures": ["LlamaForSequenceClassification"]})
 
 
