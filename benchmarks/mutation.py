@@ -5,7 +5,7 @@ faulty module run until one fails. The table has the number of caught faults, th
 interrupted run resumes. `--again` tries the survivors again, after tests were written; the table then shows both
 figures.
 
-Large libraries are imported once; each fault has a forked process of its own. Compiled programs are kept on disk next to
+Large libraries are imported once; each fault has a forked process of its own. Compiled programs are kept on disk with
 RESULTS. A first round without faults records the lines and the seconds of each test, so that those that reach a fault
 run first, the fastest before the others; files that never reach it are left out. A fault that makes the tests take
 several times as long counts as caught.

@@ -63,10 +63,10 @@ def configuration() -> str:
     parts = [
         "# Recipes",
         BY,
-        "Look up every table and key of a recipe. A recipe is one TOML file. It states every number that changes results; "
-        "only keys that do not change results have a default. Unknown keys, missing keys, wrong types and values that "
-        "contradict each other are errors that name the key. `--set table.key=value` on the command line changes a key; "
-        "an empty value removes it. `gram-jax recipe` lists the recipes that ship with the package.",
+        "Look up every table and key of a recipe. A recipe is one TOML file. It states every number that changes "
+        "results; only keys that do not change results have a default. Unknown keys, missing keys, wrong types and values that "
+        "contradict each other are errors that name the key. `--set table.key=value` on the command line changes a "
+        "key; an empty value removes it. `gram-jax recipe` lists the recipes that ship with the package.",
         "There are two kinds: recipes of stages, for [`gram-jax train`](cli.md#gram-jax-train) and "
         "[`gram-jax plan`](cli.md#gram-jax-plan), and recipes of reinforcement learning, for "
         "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys in both.",
@@ -158,8 +158,8 @@ def _meanings(table: type) -> dict[str, str]:
 
 def _free(keys: tuple[str, ...]) -> str:
     return (
-        "A run resumes only with the recipe that it was started with. These keys may differ, because they change nothing "
-        f"or only the last bits: {_codes(key + '*' if key.endswith('.') else key for key in keys)}."
+        "A run resumes only with the recipe that it was started with. These keys may differ, because they change "
+        f"nothing or only the last bits: {_codes(key + '*' if key.endswith('.') else key for key in keys)}."
     )
 
 
@@ -247,8 +247,8 @@ def commands() -> str:
     head = [
         "# Commands",
         BY,
-        "Look up every command, argument and option. `-h` after a command shows the same text. `python -m gram_jax` is the "
-        "same program.",
+        "Look up every command, argument and option. `-h` after a command shows the same text. `python -m gram_jax` is "
+        "the same program.",
         "## Exit statuses",
         _table(("status", "meaning"), statuses),
     ]

@@ -40,7 +40,7 @@ def assemble(
 ) -> Tree:
     """Parameters of `cfg` on the mesh, from the tensors of its files. dtype None keeps the stored one.
 
-    Each device's part of a leaf is read separately, so the host holds about one leaf at a time in addition to the result.
+    Each device's part of a leaf is read separately, so the host holds about one leaf at a time besides the result.
     Raises LayoutError listing every tensor that does not fit.
     """
     wanted = tensor_mappings(cfg, names)
