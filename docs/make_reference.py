@@ -64,9 +64,10 @@ def configuration() -> str:
         "# Recipes",
         BY,
         "Look up every table and key of a recipe. A recipe is one TOML file. It states every number that changes "
-        "results; only keys that do not change results have a default. Unknown keys, missing keys, wrong types and values that "
-        "contradict each other are errors that name the key. `--set table.key=value` on the command line changes a "
-        "key; an empty value removes it. `gram-jax recipe` lists the recipes that ship with the package.",
+        "results; only keys that do not change results have a default. Unknown keys, missing keys, wrong types and "
+        "values that contradict each other are errors that name the key. `--set table.key=value` on the command "
+        "line changes a key; an empty value removes it. `gram-jax recipe` lists the recipes that ship with the "
+        "package.",
         "There are two kinds: recipes of stages, for [`gram-jax train`](cli.md#gram-jax-train) and "
         "[`gram-jax plan`](cli.md#gram-jax-plan), and recipes of reinforcement learning, for "
         "[`gram-jax rl`](cli.md#gram-jax-rl). A table has the same keys in both.",

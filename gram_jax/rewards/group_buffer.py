@@ -67,8 +67,8 @@ class GroupBuffer:
         """Rewards of these responses, and the number of responses in their group.
 
         Responses of one key and size that arrive within `wait` seconds of the first are a group. The caller that
-        completes it, or the first to reach the end of its wait, calls `rate` with the latest deadline of the group. Raises TimeoutError
-        if the caller's own deadline (of time.monotonic) passes, and what `rate` raises.
+        completes it, or the first to reach the end of its wait, calls `rate` with the latest deadline of the group.
+        Raises TimeoutError if the caller's own deadline (of time.monotonic) passes, and what `rate` raises.
         """
         with self._changed:
             group = self._open.setdefault((key, size), _Group())
