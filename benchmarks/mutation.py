@@ -49,7 +49,7 @@ TESTS = {
     "judge.encode": ["encode", "judge", "tails"],
     "judge.truncate": ["encode"],
     "judge.recover": ["judge"],
-    "data.comparison": ["records", "pairwise"],
+    "data.records": ["records", "pairwise"],
     "data.packing": ["batches"],
     "data.batches": ["batches", "feed"],
     "data.examples": ["batches"],

@@ -11,7 +11,7 @@ from gram_jax.adaptation.adapt import NotBetterError, adapt, out_of_patience
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.report import doubts, result_rows
 from gram_jax.adaptation.settings import default_rate, split
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.errors import DataError, StoppedError
 from gram_jax.interop.models import load_spec, model_config
 from gram_jax.scoring.scorer import Scorer

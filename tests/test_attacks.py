@@ -16,7 +16,7 @@ from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.messages import as_prompt

@@ -239,7 +239,7 @@ def test_log_probabilities_of_learning_are_those_of_sampling():
             cfg=policy.cfg,
             execution=policy.execution,
             temperature=0.8,
-            chunk=chunk,
+            chunk_size=chunk,
         )
         ours = seen.logprobs[0, len(prompt) - 1 : len(whole) - 1]
         np.testing.assert_allclose(ours, found.logprobs[0, :length], atol=2e-5)

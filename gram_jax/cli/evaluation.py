@@ -92,7 +92,7 @@ def attack(
     from gram_jax.attacks.evaluate import choose_pairs, run_attacks
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
-    from gram_jax.data.records import read_records
+    from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder
 
     console = Console()

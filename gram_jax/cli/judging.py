@@ -132,7 +132,7 @@ def bon(
         seed: Seed of sampling.
         schema: Schema of the rows; auto: recognised by their fields.
     """
-    from gram_jax.data.records import read_records, source_kind
+    from gram_jax.data.reading import read_records, source_kind
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
     from gram_jax.evals.evaluate import make_folder
     from gram_jax.model.generate import SamplingConfig

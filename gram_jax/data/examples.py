@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash

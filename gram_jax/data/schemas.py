@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gram_jax.data import parsers
-from gram_jax.data.comparison import Candidates, Record
 from gram_jax.data.fields import Fields
 from gram_jax.data.gram_rows import gram, is_published, rendered
 from gram_jax.data.parsers import BOTH, STYLES
+from gram_jax.data.records import Candidates, Record
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.judge.recover import recover_template
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES

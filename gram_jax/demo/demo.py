@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
+from gram_jax.data.records import Comparison
 from gram_jax.demo.compute import demo_compute
 from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import StoppedError

@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.comparison import Comparison, contents_of
+from gram_jax.data.records import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals import benchmarks, graded
 from gram_jax.evals.calibration import (
@@ -42,7 +42,7 @@ def measure(
 ) -> tuple[SourceResult, PairVerdicts]:
     """Score a data set; everything measured on it, and the verdicts on its pairs."""
     if data.ranks:
-        rankings = rank_graded(scorer, model, data.source, data.records, sink)
+        rankings = rank_graded(scorer, model, data.source, data.reading, sink)
         pairs, scores = graded.graded_pairs(rankings)
         if not pairs:
             raise DataError(
@@ -62,7 +62,7 @@ def measure(
             grades=graded.agreement(rankings),
         )
         return found, verdicts
-    pairs = data.records
+    pairs = data.reading
     verdicts = verdicts_on(pairs, score_pairs(scorer, model, data.source, pairs, sink))
     table = _table(verdicts, verdicts.correct)
     match data.benchmark:
@@ -101,7 +101,7 @@ def _result(
     counts, edges = np.histogram(verdicts.position_bias, POSITION_EDGES)
     return SourceResult(
         source=data.source,
-        contents=contents_of(data.records),
+        contents=contents_of(data.reading),
         benchmark=data.benchmark,
         rows=data.read.rows,
         dropped=dict(data.read.dropped),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import read_records, source_kind
+from gram_jax.data.reading import read_records, source_kind
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.judge.messages import Prompt

@@ -42,8 +42,8 @@ WIDTH = 64  # the number of columns of a row is a multiple of this
 class RlSetup:
     """A run before its first step.
 
-    start, judge: names of the models that the run began with, with a step if they are runs. generator: the policy's
-    start, the frozen reference. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win
+    start, judge: names of the models that the run began with, with a step if they are runs. reference: the policy's start,
+    frozen. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win
     rates. token_stats, update: jitted (rl/objective.py, training/step.py).
     """
 
@@ -51,7 +51,7 @@ class RlSetup:
     placement: Placement
     start: str
     judge: str | None
-    generator: TextGenerator
+    reference: TextGenerator
     frozen: Tree
     prompts: PromptSet
     valid: PromptSet
@@ -75,7 +75,7 @@ class RlSetup:
 
     def policy(self, params: Tree) -> TextGenerator:
         """The policy with these trained weights."""
-        return self.generator.with_params(policy_weights(self.full_params(params)))
+        return self.reference.with_params(policy_weights(self.full_params(params)))
 
 
 def set_up_rl(
@@ -93,9 +93,9 @@ def set_up_rl(
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     info = directory.info
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
-    generator = _load_policy(recipe, start, place)
-    prompts = _read(recipe, recipe.data.train, generator)
-    valid = _read(recipe, recipe.data.valid, generator) if recipe.data.valid else prompts
+    reference = _load_policy(recipe, start, place)
+    prompts = _read(recipe, recipe.data.train, reference)
+    valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
     assert_equal("set of prompts", prompts.fingerprint)
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
     judge, contest = None, reward
@@ -103,25 +103,25 @@ def set_up_rl(
         judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
         reward, contest = _rewards(recipe, judge, judges, prompts)
     assert contest is not None
-    specs = _trained_specs(recipe, generator)
+    specs = _trained_specs(recipe, reference)
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     abstract = abstract_state(specs, optimizer, place, recipe.policy.param_dtype)
     options = {
-        "cfg": generator.cfg,
-        "execution": generator.execution,
+        "cfg": reference.cfg,
+        "execution": reference.execution,
         "temperature": recipe.sampling.temperature,
-        "chunk": CHUNK,
+        "chunk_size": CHUNK,
     }
     frozen: Tree = {}
     if recipe.lora is not None:
-        frozen = with_lora_scale(generator.params, generator.cfg, recipe.lora.config, place)
+        frozen = with_lora_scale(reference.params, reference.cfg, recipe.lora.config, place)
     return RlSetup(
         recipe=recipe,
         placement=place,
         start=start,
         judge=judge,
-        generator=generator,
+        reference=reference,
         frozen=frozen,
         prompts=prompts,
         valid=valid,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
-from gram_jax.data.records import read_sources
+from gram_jax.data.reading import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
 from gram_jax.interop.models import load_model
@@ -36,7 +36,7 @@ def make_objective(
     loss = recipe.loss
     if recipe.stage == "pretrain":
         assert loss.loss_chunk_size is not None  # checked when the recipe is read
-        return pretrain_objective(cfg, execution, chunk=loss.loss_chunk_size)
+        return pretrain_objective(cfg, execution, chunk_size=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
         return verdict_objective(
