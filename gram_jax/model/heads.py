@@ -1,4 +1,4 @@
-"""Logits of the two verdict labels, or a scalar reward, from hidden states."""
+"""Logits of the two verdict labels, or a scalar reward, from hidden states (model/decoder.py)."""
 
 import jax
 import jax.numpy as jnp

@@ -55,10 +55,10 @@ def padded_lengths(max_length: int) -> tuple[int, ...]:
 
 
 def padded_calls(
-    comparisons: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
+    sequences: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
 ) -> Iterator[Call]:
-    """Calls for pairs whose orders are comparisons 2i and 2i + 1, the longest rows first."""
-    texts = [text.tokens for text in comparisons]
+    """Calls for pairs whose orders are sequences 2i and 2i + 1, the longest rows first."""
+    texts = [text.tokens for text in sequences]
     for indices, batch in padded_batches(texts, 2, lengths, pairs_per_call):
         rows, orders = np.indices(indices.shape)
         sizes = [len(texts[at]) for at in indices.ravel().tolist()]
