@@ -1,7 +1,8 @@
 """Encoded examples in flat arrays, and how records become them.
 
 An example is one document or two (both orders of a comparison; the chosen and the rejected response of the baseline):
-a unit of packing. Unit u then has documents 2u and 2u + 1. Records without a training signal are dropped and counted by reason.
+a unit of packing. Unit u then has documents 2u and 2u + 1. Records without a training signal are dropped and counted
+by reason.
 """
 
 import itertools

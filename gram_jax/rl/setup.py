@@ -42,9 +42,9 @@ WIDTH = 64  # the number of columns of a row is a multiple of this
 class RlSetup:
     """A run before its first step.
 
-    start, judge: names of the models that the run began with, with a step if they are runs. reference: the policy's start,
-    frozen. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win
-    rates. token_stats, update: jitted (rl/objective.py, training/step.py).
+    start, judge: names of the models that the run began with, with a step if they are runs. reference: the policy's
+    start, frozen. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win rates.
+    token_stats, update: jitted (rl/objective.py, training/step.py).
     """
 
     recipe: RlRecipe
