@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gram_jax.data.reading import OnBad
+from gram_jax.data.records import OnBad
 from gram_jax.data.records import contents_of
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
@@ -109,12 +109,12 @@ class EvaluationFolder:
             write_json(path, self.results().model_dump(), error=DataError)
             if data.benchmark == "rewardbench":
                 place = self.folder / "rewardbench" / name
-                write_reward_bench(place, self.about, data.reading, verdicts, found)
+                write_reward_bench(place, self.about, data.records, verdicts, found)
         return found, verdicts
 
     def _name(self, data: EvalDataset) -> tuple[str, str]:
         """The name and path of the source with the same file or contents; a new source is named by its stem."""
-        contents = contents_of(data.reading)
+        contents = contents_of(data.records)
         for name, found in self.sources.items():
             same_file = os.path.realpath(found.source) == os.path.realpath(data.source)
             same = (found.contents, found.benchmark) == (contents, data.benchmark)

@@ -42,7 +42,7 @@ def measure(
 ) -> tuple[SourceResult, PairVerdicts]:
     """Score a data set; everything measured on it, and the verdicts on its pairs."""
     if data.ranks:
-        rankings = rank_graded(scorer, model, data.source, data.reading, sink)
+        rankings = rank_graded(scorer, model, data.source, data.records, sink)
         pairs, scores = graded.graded_pairs(rankings)
         if not pairs:
             raise DataError(
@@ -62,7 +62,7 @@ def measure(
             grades=graded.agreement(rankings),
         )
         return found, verdicts
-    pairs = data.reading
+    pairs = data.records
     verdicts = verdicts_on(pairs, score_pairs(scorer, model, data.source, pairs, sink))
     table = _table(verdicts, verdicts.correct)
     match data.benchmark:
@@ -101,7 +101,7 @@ def _result(
     counts, edges = np.histogram(verdicts.position_bias, POSITION_EDGES)
     return SourceResult(
         source=data.source,
-        contents=contents_of(data.reading),
+        contents=contents_of(data.records),
         benchmark=data.benchmark,
         rows=data.read.rows,
         dropped=dict(data.read.dropped),
