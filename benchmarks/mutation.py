@@ -49,6 +49,7 @@ TESTS = {
     "judge.encode": ["encode", "judge", "tails"],
     "judge.truncate": ["encode"],
     "judge.recover": ["judge"],
+    "data.reading": ["records"],
     "data.records": ["records", "pairwise"],
     "data.packing": ["batches"],
     "data.batches": ["batches", "feed"],
