@@ -293,8 +293,9 @@ def test_instruction_and_input_are_one_message():
     ],
 )
 def test_rows_that_leave_the_template_open_are_an_error_that_says_why(rows, message):
-    with pytest.raises(JudgeError, match=message):
+    with pytest.raises(JudgeError, match=message) as error:
         recover_template(rows)
+    assert "--template" in str(error.value) and "judge.template" in str(error.value)
 
 
 def test_a_row_that_holds_a_delimiter_is_named():

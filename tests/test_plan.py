@@ -541,6 +541,7 @@ def test_a_missing_model_asks_for_its_shape(plan_command):
     done = plan_command(model__name_or_path="runs/nowhere")
     assert done.returncode == 2
     assert "--model-config" in done.stderr and "qwen3-8b" in done.stderr
+    assert len(done.stderr.splitlines()) == 2 and "runs/nowhere" in done.stderr
 
 
 @pytest.mark.slow

@@ -210,6 +210,10 @@ def candidates(row: Fields) -> list[Candidates]:
     return [Candidates(question_of(row, "prompt"), responses)]
 
 
+def prompts_alone(row: Fields) -> list[Candidates]:
+    return [Candidates(question_of(row, "prompt"), ())]
+
+
 def graded_candidates(row: Fields) -> Candidates:
     """A number for each response in `scores`, or true and false in `correct`."""
     (record,) = candidates(row)

@@ -17,7 +17,7 @@ from gram_jax.data.schemas import Schema, detect_schema, with_own_template
 from gram_jax.data.sources import Row, Source, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
 
-Kind = Literal["preference", "pair", "candidates", "graded"]
+Kind = Literal["preference", "pair", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
 SAMPLE_ROWS = 32  # rows by which a schema is detected
 
@@ -68,7 +68,8 @@ class RecordStream:
         rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
         where, fields = _readable(sample)
-        found = detect_schema(self.spec.schema_or(self.schema), where, fields)
+        alone = self.kind == "prompts"
+        found = detect_schema(self.spec.schema_or(self.schema), where, fields, prompts_alone=alone)
         schema = with_own_template(found, where, fields)
         _check_kind(self.kind, schema, self.spec.path)
         for row in itertools.chain(sample, rows):
@@ -109,6 +110,15 @@ def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
         raise DataError(f"{found} lists of graded responses")
     if kind == "pair" and schema.name == "candidates":
         raise DataError(f"{found} pairs")
+
+
+def check_source(source: Source, kind: Kind, *, schema: str = "auto") -> None:
+    """Raises DataError, by the first rows, unless the source can be read as this kind."""
+    spec = parse_source(source)
+    sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
+    alone = kind == "prompts"
+    found = detect_schema(spec.schema_or(schema), *_readable(sample), prompts_alone=alone)
+    _check_kind(kind, found, spec.path)
 
 
 def source_kind(source: Source, *, schema: str = "auto") -> Kind:
@@ -173,7 +183,8 @@ def read_records(
     """All records of a source, and what became of its rows.
 
     kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
-    "candidates" Candidates, "graded" Candidates with grades. Ids are unique and do not depend on the order of the
+    "candidates" Candidates, "graded" Candidates with grades, "prompts" what the source has, Candidates without
+    responses if its rows are prompts alone. Ids are unique and do not depend on the order of the
     rows. Raises DataError for a source or row that cannot be read as this kind.
 
     >>> from pathlib import Path
@@ -238,7 +249,7 @@ def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) 
         return Candidates(record.prompt, texts, id=name, source=source)
     if kind == "pair":
         record = replace(record, label=None, margin=None)
-    elif record.label is None:
+    elif record.label is None and kind != "prompts":
         raise BadField("label", "a row that says which response is better", Seen("none"))
     return replace(record, id=name, source=source, weight=weight)
 

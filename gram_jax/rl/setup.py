@@ -9,10 +9,13 @@ import jax
 import optax
 
 from gram_jax import tree
+from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.generation.generator import TextGenerator
+from gram_jax.interop.models import model_config
 from gram_jax.interop.resolve import pin_step
+from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import ParamSpec, param_specs
@@ -84,28 +87,31 @@ def set_up_rl(
     placement: Placement | None,
     reward: RewardFunction | None,
 ) -> RlSetup:
-    """Load policy and judge, read the prompts, build the programs.
+    """Check what needs no weights, load policy and judge, read the prompts, build the programs.
 
     reward: instead of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
     """
     place, judges = (placement, placement) if placement else _placements(recipe)
     _check_parts(recipe, place)
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
-    info = directory.info
+    info, judge = directory.info, None
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
+    if reward is None:
+        judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
+    specs = _trained_specs(recipe, model_config(start))
+    steps = recipe.run.max_steps * recipe.updates
+    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    for source in filter(None, (recipe.data.train, recipe.data.valid)):
+        check_source(source, "prompts", schema=recipe.data.schema)
     reference = _load_policy(recipe, start, place)
     prompts = _read(recipe, recipe.data.train, reference)
     valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
     assert_equal("set of prompts", prompts.fingerprint)
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
-    judge, contest = None, reward
-    if reward is None:
-        judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
+    contest = reward
+    if judge is not None:
         reward, contest = _rewards(recipe, judge, judges, prompts)
-    assert contest is not None
-    specs = _trained_specs(recipe, reference)
-    steps = recipe.run.max_steps * recipe.updates
-    optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    assert reward is not None and contest is not None
     abstract = abstract_state(specs, optimizer, place, recipe.policy.param_dtype)
     options = {
         "cfg": reference.cfg,
@@ -189,9 +195,8 @@ def _rewards(
     return judged_reward(scorer, form, preferred), judged_reward(scorer, RewardForm("reference"))
 
 
-def _trained_specs(recipe: RlRecipe, generator: TextGenerator) -> Tree:
+def _trained_specs(recipe: RlRecipe, cfg: ModelConfig) -> Tree:
     """ParamSpec of every trained weight: all of them or those of LoRA, and PPO's critic."""
-    cfg = generator.cfg
     specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
     if recipe.algorithm.kind != "ppo":
         return specs

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +53,18 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
+def pair_kind(recipe: Recipe) -> Literal["pair", "preference"]:
+    """The kind of records of the stage."""
+    return "pair" if recipe.stage == "pretrain" else "preference"
+
+
 def read_pairs(
     recipe: Recipe, sources: Sequence[SourceConfig], limit: int | None
 ) -> tuple[list[Any], ReadReport]:
     """The records of the stage from these sources, and the report of their rows."""
     return read_sources(
         sources,
-        "pair" if recipe.stage == "pretrain" else "preference",
+        pair_kind(recipe),
         schema=recipe.data.schema,
         on_bad=recipe.data.on_bad,
         limit=limit,
