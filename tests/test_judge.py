@@ -80,7 +80,7 @@ def test_a_damaged_specification_is_an_error_that_names_the_file(tmp_path, damag
 
 
 def test_a_missing_unreadable_or_unwritable_specification_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(JudgeError, match=r"no judge\.json"):
+    with pytest.raises(JudgeError, match=r"judge\.json.* --model"):
         JudgeSpec.load(tmp_path)
     for content in (b"{", b"\xff\xfe"):
         (tmp_path / FILE_NAME).write_bytes(content)

@@ -81,6 +81,7 @@ def test_the_error_of_another_name_lists_what_is_possible(tmp_path):
         (__file__, r"no \.gguf"),
         (tmp_path, r"notes\.txt"),
         (tmp_path / "folder" / "judge.json", "--spec"),
+        (tmp_path / "missing.json", "--spec"),
     ):
         with pytest.raises(CheckpointError, match=message):
             resolve_model(name)

@@ -98,10 +98,10 @@ def attack(
     from gram_jax.attacks.tables import attack_tables, clean_table
     from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder
-    from gram_jax.interop.resolve import resolve_model
+    from gram_jax.interop.models import model_config
 
     console = Console()
-    resolve_model(model)  # raises, before the data are read
+    model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
     records, _ = read_records(source, **vars(rows))
     chosen = choose_pairs(records, pairs, seed=seed)

@@ -248,7 +248,7 @@ def serve(
         from gram_jax.serve.run import serve as run
     from gram_jax.generation.generator import TextGenerator
     from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
-    from gram_jax.interop.resolve import resolve_model
+    from gram_jax.interop.models import model_config
     from gram_jax.rewards.forms import RewardForm
     from gram_jax.serve.middleware import Limits
 
@@ -258,7 +258,7 @@ def serve(
             "--compare-with, --references and --policy exclude each other, and --max-new-tokens needs --policy"
         )
     check_address(host, port)
-    resolve_model(model)
+    model_config(model)  # raises, before the policy is loaded
     write = None
     if policy:
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)

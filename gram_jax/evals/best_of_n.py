@@ -20,7 +20,8 @@ from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
-from gram_jax.interop.resolve import pin_step, resolve_model
+from gram_jax.interop.models import model_config
+from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.model.generate import SamplingConfig
@@ -139,7 +140,7 @@ def run_best_of_n(
         "seed": sampling.seed,
     }
     for name in filter(None, (judge, oracle)):
-        resolve_model(name)  # raises, before anything is generated
+        model_config(name)  # raises, before anything is generated
     check_plots()
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:

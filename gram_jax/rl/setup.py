@@ -98,6 +98,7 @@ def set_up_rl(
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
     if reward is None:
         judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
+        model_config(judge)  # raises if there is no such model
     specs = _trained_specs(recipe, model_config(start))
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
