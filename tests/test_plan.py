@@ -435,6 +435,14 @@ def test_what_the_compiler_rejects_for_memory_is_an_answer_too(recipe):
 
 
 @pytest.mark.slow
+def test_a_plan_is_announced_before_it_compiles(recipe, caplog):
+    with caplog.at_level(logging.INFO, "gram_jax.plan"):
+        plan = planned(recipe())
+    (record,) = caplog.records
+    assert record.args == (", ".join(f"{k} {v}" for k, v in plan.program.settings.items()),)
+
+
+@pytest.mark.slow
 def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, caplog):
     target = make_target(LOCAL, recipe())
 
