@@ -144,6 +144,16 @@ def test_a_complete_group_leaves_nothing_for_the_prompts_next_group():
     assert parts.of(["q"] * 2, ["aaaa", "aaaa"]) == [0.5, 0.5]  # of a later step's policy
 
 
+@pytest.mark.parametrize("compare_with", ["group", "neighbors"])
+@pytest.mark.parametrize("buffer", [None, GroupBuffer()])
+def test_a_prompt_twice_in_a_call_is_two_groups(compare_with, buffer):
+    form = RewardForm(compare_with, "normalized", group_size=3)
+    texts = ["a", "aa", "aaa", "aaaa", "aaa", "aa"]
+    twice = Rewards(FakeJudge(), form, buffer=buffer).of(["q"] * 6, texts)
+    alone = [*rewards_of(texts[:3], form=form), *rewards_of(texts[3:], form=form)]
+    assert twice == pytest.approx(alone)
+
+
 def test_without_a_buffer_a_call_depends_on_its_arguments_alone():
     alone = Rewards(FakeJudge(), RewardForm(group_size=2))
     assert alone.of(["q"], ["aaaa"]) == alone.of(["q"], ["a"]) == [0.5]

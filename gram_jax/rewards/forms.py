@@ -5,6 +5,7 @@ rate among the responses to the same prompt. All comparisons of a call are score
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from gram_jax.scoring.scorer import PairTexts
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
+GroupKey = tuple[Prompt, int]  # a prompt, and which of its groups in a call
+
 EVEN = PairScore(0.5, 0.5, 0.0, 0.0, False)  # of equal texts, and of a response without another
 
 # Writes a reference for each prompt; gram_jax.generation.greedy.GreedyResponses is one.
@@ -135,7 +138,8 @@ class Rewards:
     ) -> list[float]:
         """A reward for every completion, in their order.
 
-        Prompts and completions are texts or messages; completions of the same prompt are a group, in any order.
+        Prompts and completions are texts or messages. Completions of the same prompt are a group, in any order; with
+        form.group_size consecutive ones of that number.
         references: one text, or several, for each completion; an empty one selects the form's own references, or a
         written one. A response that is compared with an equal text has exactly 0.5 (log-odds 0). Raises DataError if
         lengths differ or a reference is missing.
@@ -145,6 +149,7 @@ class Rewards:
         if not len(prompts):
             return []
         asked = [prompt_of(prompt) for prompt in prompts]
+        groups = _groups_of(asked, self.form.group_size)
         texts = [completion_of(completion) for completion in completions]
         if self.form.compare_with == "reference":
             # Before the lock, so that references of several callers are written in one batch.
@@ -153,11 +158,11 @@ class Rewards:
                 scores = self._with_references(asked, texts, others)
         else:
             with self._turn:
-                scores = self._in_groups(asked, texts)
+                scores = self._in_groups(groups, texts)
         name = "first" if self.form.scale == "probability" else "margin"
         found = np.array([np.mean([getattr(x, name) for x in own or [EVEN]]) for own in scores])
         if self.form.scale == "normalized":
-            found = _normalized(asked, found)
+            found = _normalized(groups, found)
         lengths = np.array([len(text) for text in texts])
         return (found - self.form.length_penalty * lengths / 1000).tolist()
 
@@ -194,42 +199,42 @@ class Rewards:
         scores = iter(self._scored(triples))
         return [[next(scores) for _ in own] for own in references]
 
-    def _in_groups(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[PairScore]]:
+    def _in_groups(self, keys: Sequence[GroupKey], texts: Sequence[str]) -> list[list[PairScore]]:
         """Scores of each response against those that it is compared with in its group."""
-        groups: dict[Prompt, list[str]] = {}
-        for prompt, text in zip(prompts, texts, strict=True):
-            groups.setdefault(prompt, []).append(text)
+        groups: dict[GroupKey, list[str]] = {}
+        for key, text in zip(keys, texts, strict=True):
+            groups.setdefault(key, []).append(text)
         if self.buffer is not None:
             size = self.form.group_size
-            groups = {p: self.buffer.extend(p, members, size) for p, members in groups.items()}
+            groups = {k: self.buffer.extend(k[0], members, size) for k, members in groups.items()}
         neighbors = self.form.compare_with == "neighbors"
         scores = self._of_neighbors(groups) if neighbors else self._of_all(groups)
         # This call's responses come first, those of earlier calls after them.
-        remaining = {prompt: iter(of_group) for prompt, of_group in scores.items()}
-        return [next(remaining[prompt]) for prompt in prompts]
+        remaining = {key: iter(of_group) for key, of_group in scores.items()}
+        return [next(remaining[key]) for key in keys]
 
-    def _of_all(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
+    def _of_all(self, groups: dict[GroupKey, list[str]]) -> dict[GroupKey, list[list[PairScore]]]:
         """Scores of each response against every other one of its group."""
-        several = {prompt: texts for prompt, texts in groups.items() if len(set(texts)) > 1}
-        rankings = self.scorer.rank_many(several.items(), RankingConfig("round_robin"))
-        by_prompt = dict(zip(several, rankings, strict=True))
-        return {
-            prompt: _against_others(texts, by_prompt.get(prompt))
-            for prompt, texts in groups.items()
-        }
+        several = {key: texts for key, texts in groups.items() if len(set(texts)) > 1}
+        items = [(prompt, texts) for (prompt, _), texts in several.items()]
+        rankings = self.scorer.rank_many(items, RankingConfig("round_robin"))
+        by_key = dict(zip(several, rankings, strict=True))
+        return {key: _against_others(texts, by_key.get(key)) for key, texts in groups.items()}
 
-    def _of_neighbors(self, groups: dict[Prompt, list[str]]) -> dict[Prompt, list[list[PairScore]]]:
+    def _of_neighbors(
+        self, groups: dict[GroupKey, list[str]]
+    ) -> dict[GroupKey, list[list[PairScore]]]:
         """Scores of each response against the next in a ring: two comparisons of each, one in a group of two."""
         places = [
-            (prompt, at, (at + 1) % len(texts))
-            for prompt, texts in groups.items()
+            (key, at, (at + 1) % len(texts))
+            for key, texts in groups.items()
             for at in range(len(texts) if len(texts) > 2 else len(texts) - 1)
         ]
-        scores = self._scored([(p, groups[p][at], groups[p][after]) for p, at, after in places])
-        found: dict[Prompt, list[list[PairScore]]] = {p: [[] for _ in x] for p, x in groups.items()}
-        for (prompt, at, following), score in zip(places, scores, strict=True):
-            found[prompt][at].append(score)
-            found[prompt][following].append(score.swapped())
+        scores = self._scored([(k[0], groups[k][at], groups[k][after]) for k, at, after in places])
+        found = {key: [list[PairScore]() for _ in texts] for key, texts in groups.items()}
+        for (key, at, following), score in zip(places, scores, strict=True):
+            found[key][at].append(score)
+            found[key][following].append(score.swapped())
         return found
 
     def _scored(self, triples: Sequence[tuple[Prompt, str, str]]) -> list[PairScore]:
@@ -260,11 +265,21 @@ def _texts(reference: Any) -> tuple[str, ...]:
     return tuple(map(completion_of, reference if several else [reference]))
 
 
-def _normalized(prompts: Sequence[Prompt], values: np.ndarray) -> np.ndarray:
-    """Mean 0 and standard deviation 1 among those of the same prompt; 0 if all are equal."""
+def _groups_of(prompts: Sequence[Prompt], size: int | None) -> list[GroupKey]:
+    """The group of each completion; with a size, every `size` completions of a prompt are one."""
+    seen: Counter[Prompt] = Counter()
+    found = []
+    for prompt in prompts:
+        found.append((prompt, seen[prompt] // size if size else 0))
+        seen[prompt] += 1
+    return found
+
+
+def _normalized(groups: Sequence[GroupKey], values: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1 in each group; 0 if all are equal."""
     found = np.zeros(len(values))
-    for prompt in dict.fromkeys(prompts):
-        here = [at for at, other in enumerate(prompts) if other == prompt]
+    for group in dict.fromkeys(groups):
+        here = [at for at, other in enumerate(groups) if other == group]
         centred = values[here] - values[here].mean()
         found[here] = centred / max(float(centred.std()), 1e-6)
     return found
