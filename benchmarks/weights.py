@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.formatting import format_bytes
 from gram_jax.scoring.scorer import Scorer
 

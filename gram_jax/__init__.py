@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.adaptation.config import AdaptConfig as AdaptConfig
     from gram_jax.batch import PairBatch as PairBatch
     from gram_jax.batch import Sequences as Sequences
-    from gram_jax.data.comparison import Candidates as Candidates
-    from gram_jax.data.comparison import Comparison as Comparison
-    from gram_jax.data.records import read_records as read_records
+    from gram_jax.data.reading import read_records as read_records
+    from gram_jax.data.records import Candidates as Candidates
+    from gram_jax.data.records import Comparison as Comparison
     from gram_jax.errors import GramError as GramError
     from gram_jax.evals.evaluate import evaluate as evaluate
     from gram_jax.evals.pairwise import evaluate_pairs as evaluate_pairs
@@ -52,7 +52,7 @@ _PUBLIC = {
     "ModelConfig": "gram_jax.model.config",
     "load_model": "gram_jax.interop.models",
     "export_hf": "gram_jax.interop.hf_export",
-    "read_records": "gram_jax.data.records",
+    "read_records": "gram_jax.data.reading",
     "read_recipe": "gram_jax.recipes.reading",
     "evaluate": "gram_jax.evals.evaluate",
     "evaluate_pairs": "gram_jax.evals.pairwise",
@@ -60,8 +60,8 @@ _PUBLIC = {
     "train": "gram_jax.training.loop",
     "adapt": "gram_jax.adaptation.adapt",
     "AdaptConfig": "gram_jax.adaptation.config",
-    "Comparison": "gram_jax.data.comparison",
-    "Candidates": "gram_jax.data.comparison",
+    "Comparison": "gram_jax.data.records",
+    "Candidates": "gram_jax.data.records",
     "PairBatch": "gram_jax.batch",
     "Sequences": "gram_jax.batch",
     "Execution": "gram_jax.model.execution",

@@ -46,20 +46,18 @@ def next_token_nll(
     of logits in memory, over all devices (at least B). Products take hidden's dtype and accumulate in f32. Returns (sum
     of weighted nll, sum of weights), f32 scalars.
     """
-    pieces = _time_pieces(hidden, targets, weights, chunk_size)
-    total = _chunked_nll(pieces[0], unembedding.astype(hidden.dtype), *pieces[1:])
+    h, aims, w = time_pieces(chunk_size, hidden, targets, weights.astype(jnp.float32))
+    total = _chunked_nll(h, unembedding.astype(hidden.dtype), aims, w)
     return total, weights.sum(dtype=jnp.float32)
 
 
-def _time_pieces(
-    hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk_size: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Split time into the fewest pieces of at most `chunk_size` positions: [pieces, B, time, ...].
+def time_pieces(chunk_size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Split the time of arrays [B, T, ...] into the fewest pieces of at most `chunk_size` positions: [n, B, t, ...].
 
-    Piece i has every n-th column from i on, so its batch and time axes keep their sharding. Columns of weight 0 are
-    added if n does not divide T.
+    Piece i has every n-th column from i on, so its batch and time axes keep their sharding. Columns of zeros are added
+    if n does not divide T.
     """
-    B, T = targets.shape
+    B, T = arrays[0].shape[:2]
     time = max(1, chunk_size // B)
     n = -(-T // time)
     time = -(-T // n)
@@ -68,7 +66,13 @@ def _time_pieces(
         x = jnp.pad(x, ((0, 0), (0, n * time - T), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(B, time, n, *x.shape[2:]), 2, 0)
 
-    return cut(hidden), cut(targets), cut(weights.astype(jnp.float32))
+    return tuple(map(cut, arrays))
+
+
+def join_pieces(pieces: jax.Array, T: int) -> jax.Array:
+    """The inverse of time_pieces: [n, B, t] to [B, T]."""
+    joined = jnp.moveaxis(pieces, 0, 2)
+    return joined.reshape(joined.shape[0], -1)[:, :T]
 
 
 @jax.custom_vjp

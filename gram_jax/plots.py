@@ -19,6 +19,12 @@ PANELS = (
 SMOOTH_OVER = 0.05  # share of the points that the drawn mean runs over
 
 
+def check_plots() -> None:
+    """Raises MissingExtraError if plots cannot be drawn."""
+    with needs_extra("plots"):
+        import matplotlib  # noqa: F401
+
+
 def _figure(size: tuple[float, float], **options: Any) -> Any:
     with needs_extra("plots"):
         from matplotlib.figure import Figure

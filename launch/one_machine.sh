@@ -31,6 +31,17 @@ whole() { # NAME VALUE LEAST
 }
 whole RESTARTS "$restarts" 0
 
+# Recipes are checked before anything runs: a file, or a name that the program lists.
+for recipe in "${recipes[@]}"; do
+    [ ! -f "$recipe" ] || continue
+    case $recipe in
+        */* | *.toml) ;;
+        *) if "$program" recipe "$recipe" >/dev/null; then continue; fi ;;
+    esac
+    echo "one_machine.sh: there is no recipe $recipe: expected a file, or a name that gram-jax recipe lists" >&2
+    exit 2
+done
+
 # Exit statuses after which a run is started again: 75 and 76 ask for it, the others are deaths by a signal (ABRT, BUS,
 # KILL, SEGV, TERM). Every launcher has this list.
 is_worth_another_start() {

@@ -27,6 +27,7 @@ NEEDS = {
     "Slurm": "test_launch_slurm.py",  # under a stand-in
     "several machines": "test_jobs.py",  # several processes
     "the hub": "test_evaluation.py",  # the same from files
+    "GPUs": "test_scorer.py",  # scores do not depend on the batch, on fake devices
     "a GPU compiler": "test_plan.py",  # if JAX's plug-in for CUDA is installed
     "TRL": "test_trl.py",  # these four if the library is installed
     "Tunix": "test_nnx_tunix.py",

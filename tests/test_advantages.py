@@ -11,10 +11,9 @@ from gram_jax.rl.advantages import (
     generalized_advantages,
     group_advantages,
     leave_one_out_advantages,
-    policy_loss,
-    value_loss,
     whiten,
 )
+from gram_jax.rl.objective import policy_loss, value_loss
 
 
 def test_group_advantages_have_mean_zero_and_deviation_one():

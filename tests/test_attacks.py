@@ -1,6 +1,7 @@
 """The attack suite on judges whose weakness is known, and training pairs with attacks among them."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from gram_jax.attacks.results import AttackResults
 from gram_jax.attacks.suite import all_attacks, attacks_of_kind, choose_attacks
 from gram_jax.attacks.tables import attack_tables, clean_table
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.messages import as_prompt
@@ -174,6 +175,16 @@ def test_more_pairs_begin_with_the_same_ones(tmp_path):
     judge = FakeJudge(len)
     attack(judge, tmp_path, ["empty"], many)
     assert judge.scored == 14  # seven pairs, each as it is and attacked
+
+
+def test_the_command_states_the_number_of_comparisons_before_it_scores(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "q", "chosen": "good", "rejected": "bad"}\n')
+    words = ("attack", "tiny-random", pairs, "--out", tmp_path / "out", "--only", "empty,verdict")
+    done = run_cli(*words)
+    assert done.status == 0
+    first = done.stdout.splitlines()[0]
+    assert re.findall(r"\d+", first) == ["1", "2", "3"]  # pairs, attacks, comparisons
 
 
 def test_unknown_names_and_sources_without_pairs_are_refused():

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan
-from gram_jax.data.comparison import Comparison
 from gram_jax.data.examples import Examples, flat_documents, make_examples, shown_first
 from gram_jax.data.packing import epoch_order, pack_epoch
+from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport, length_histogram
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.tiny import tiny_tokenizer

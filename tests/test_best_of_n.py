@@ -13,7 +13,7 @@ from cli_runner import run_cli
 
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.errors import CheckpointError
-from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate
+from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate, run_best_of_n
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_export import export_hf
@@ -155,9 +155,25 @@ def test_what_is_written_is_text_without_control_tokens(policy):
     assert policy.generate(prompts, sampling).texts == found.texts
 
 
+@pytest.mark.parametrize("lost", ["judge", "oracle"])
+def test_a_missing_judge_is_noticed_before_anything_is_generated(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr(TextGenerator, "load", lambda *_, **__: pytest.fail("loaded"))
+    models = {"judge": "tiny-random", "oracle": None} | {lost: "absent.json"}
+    with pytest.raises(CheckpointError, match=r"absent\.json"):
+        run_best_of_n(
+            "tiny-random",
+            models["judge"],
+            [as_prompt("a"), as_prompt("b")],
+            tmp_path,
+            SamplingConfig(4),
+            n=2,
+            oracle=models["oracle"],
+        )
+
+
 def test_the_command_samples_once_rates_and_draws(tmp_path):
     source = tmp_path / "p.jsonl"
-    rows = [{"prompt": f"q{at}", "chosen": "a", "rejected": "b"} for at in range(3)]
+    rows = [{"prompt": f"q{at}"} for at in range(3)]  # prompts alone
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]

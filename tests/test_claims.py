@@ -290,12 +290,12 @@ def test_every_row_of_the_report_names_its_seeds(claims, monkeypatch, data, tmp_
 
 
 def _with_heads(rows: list[list[str]]):
-    """Each row with the first of its table."""
+    """Each row of a table with seeds, and the first row of that table."""
     head: list[str] = []
     for row in rows:
         if "seeds" in row:
             head = row
-        else:
+        elif len(row) == len(head):
             yield head, row
 
 

@@ -30,6 +30,15 @@ def pairs(tmp_path: Path) -> Path:
     [
         ("evaluate tiny-random nothing.jsonl", "nothing.jsonl"),
         ("evaluate no-such-model PAIRS", "smollm2-135m"),
+        (
+            "score PAIRS out.jsonl --model tiny-random --spec missing.json",
+            "gram-jax spec missing.json",
+        ),
+        # before the data are read
+        ("evaluate no-such-model nothing.jsonl", "no-such-model"),
+        ("adapt no-such-model nothing.jsonl --out out", "no-such-model"),
+        ("attack no-such-model nothing.jsonl --out out", "no-such-model"),
+        ("serve no-such-model --policy no-such-policy", "no-such-model"),
         (f"train {RECIPE} --set optimizer.learning_rat=1e-5", "learning_rate"),
         ("recipe smollm2-135m-jugde", "smollm2-135m-finetune"),
         *((f"train {RECIPE} {name}=-5", name) for name in ("--stuck-after", "--join-timeout")),

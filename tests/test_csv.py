@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gram_jax.data.csv_rows import csv_rows
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.data.sources import read_rows
 from gram_jax.errors import DataError
 

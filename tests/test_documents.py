@@ -198,3 +198,16 @@ def test_what_python_blocks_import_from_gram_jax_exists(block):
             for one in node.names:
                 path = f"{node.module}.{one.name}"
                 assert hasattr(module, one.name) or importlib.import_module(path)
+
+
+PACKAGES = {path.parent.name for path in ROOT.glob("gram_jax/*/__init__.py")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_that_a_page_names_exist(name):
+    for path, package, suffix in re.findall(
+        r"`(?:gram_jax/)?((\w+)/[\w/]*\w)(\.\w+)?", text_of(name)
+    ):
+        if package in PACKAGES and suffix not in (".parquet", ".jsonl"):
+            module = ROOT / "gram_jax" / path
+            assert module.exists() or list(module.parent.glob(f"{module.name}.*")), path

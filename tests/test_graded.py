@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gram_jax.data.comparison import Candidates
+from gram_jax.data.records import Candidates
 from gram_jax.errors import DataError
 from gram_jax.evals.graded import (
     RankedCandidates,

@@ -8,8 +8,9 @@ from model_cases import LABELS, random_params
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import label_logits
+from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.scorer import Scorer
@@ -48,9 +49,12 @@ def test_the_model_multiplies_by_integer_times_scale(family, execution, one_devi
     tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 24)).astype(np.int32)
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), tokens.shape)
     seqs, verdict_at = Sequences(tokens, positions, np.ones_like(tokens)), np.array([[23], [11]])
-    expected = label_logits(multiplied_out(found), cfg, seqs, verdict_at, LABELS, execution)
-    logits = label_logits(found, cfg, seqs, verdict_at, LABELS, execution)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+    def logits(params):
+        hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
+        return label_logits(params, cfg, hidden, LABELS)
+
+    np.testing.assert_allclose(logits(found), logits(multiplied_out(found)), atol=1e-5)
 
 
 def test_a_channel_of_zeros_stays_zero():

@@ -80,7 +80,7 @@ def test_a_damaged_specification_is_an_error_that_names_the_file(tmp_path, damag
 
 
 def test_a_missing_unreadable_or_unwritable_specification_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(JudgeError, match=r"no judge\.json"):
+    with pytest.raises(JudgeError, match=r"judge\.json.* --model"):
         JudgeSpec.load(tmp_path)
     for content in (b"{", b"\xff\xfe"):
         (tmp_path / FILE_NAME).write_bytes(content)
@@ -293,8 +293,9 @@ def test_instruction_and_input_are_one_message():
     ],
 )
 def test_rows_that_leave_the_template_open_are_an_error_that_says_why(rows, message):
-    with pytest.raises(JudgeError, match=message):
+    with pytest.raises(JudgeError, match=message) as error:
         recover_template(rows)
+    assert "--template" in str(error.value) and "judge.template" in str(error.value)
 
 
 def test_a_row_that_holds_a_delimiter_is_named():

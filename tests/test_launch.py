@@ -31,6 +31,11 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
+def quoted(path: str) -> str:
+    """As bash's printf %q."""
+    return str(path).replace(" ", "\\ ")
+
+
 # The scripts as texts
 
 
@@ -59,13 +64,32 @@ def test_every_path_that_a_readme_of_launch_names_exists():
 
 
 def test_a_dry_run_prints_both_stages_and_runs_nothing(place: Place):
-    recipes = ("a write.toml", "judge.toml", "--set", "run.seed=1")
-    done = place.run(ONE, *recipes, DRY_RUN="1", GRAM_JAX="false")
+    write, judge = (place.recipe("", name) for name in ("a write.toml", "judge.toml"))
+    done = place.run(ONE, write, judge, "--set", "run.seed=1", DRY_RUN="1", GRAM_JAX="false")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        r"false train a\ write.toml --set run.seed=1 ",
-        "false train judge.toml --set run.seed=1 ",
+        f"false train {quoted(write)} --set run.seed=1 ",
+        f"false train {judge} --set run.seed=1 ",
     ]
+
+
+@pytest.mark.parametrize(
+    "command", [(ONE,), (LOCAL, "2"), (str(LAUNCH / "slurm" / "train.sbatch"),)]
+)
+@pytest.mark.parametrize("recipe", ["absent.toml", "no/such", "no-such-name"])
+@pytest.mark.parametrize("environment", [{}, {"DRY_RUN": "1"}], ids=["run", "dry"])
+def test_a_recipe_that_does_not_exist_is_named_before_anything_runs(
+    place: Place, command, recipe: str, environment: dict[str, str]
+):
+    done = place.run(*command, place.recipe(""), recipe, **environment, GRAM_JAX="false")
+    assert done.returncode == 2 and done.stdout == ""
+    assert recipe in done.stderr
+    assert place.lines("CALLS") == []
+
+
+def test_a_dry_run_takes_the_name_of_a_shipped_recipe(place: Place):
+    done = place.run(ONE, "smollm2-135m-finetune", DRY_RUN="1", GRAM_JAX="true")
+    assert done.stdout == "true train smollm2-135m-finetune \n"
 
 
 @pytest.mark.parametrize(
@@ -150,12 +174,12 @@ def test_a_run_is_not_deaf_to_ctrl_c(place: Place):
 
 
 def test_a_dry_run_of_several_processes_prints_each(place: Place):
-    done = place.run(LOCAL, "2", "a b.toml", "--set", "x=1", DRY_RUN="1", PORT="1234", LOGS="l")
+    recipe = place.recipe("", "a b.toml")
+    done = place.run(LOCAL, "2", recipe, "--set", "x=1", DRY_RUN="1", PORT="1234", LOGS="l")
     assert done.stdout.splitlines() == [
-        "GRAM_JAX_COORDINATOR=127.0.0.1:1234 GRAM_JAX_PROCESSES=2 GRAM_JAX_PROCESS=0"
-        r" JAX_LOCAL_DEVICE_IDS=0 gram-jax train a\ b.toml --set x=1 >>l/process-0.log",
-        "GRAM_JAX_COORDINATOR=127.0.0.1:1234 GRAM_JAX_PROCESSES=2 GRAM_JAX_PROCESS=1"
-        r" JAX_LOCAL_DEVICE_IDS=1 gram-jax train a\ b.toml --set x=1 >>l/process-1.log",
+        f"GRAM_JAX_COORDINATOR=127.0.0.1:1234 GRAM_JAX_PROCESSES=2 GRAM_JAX_PROCESS={index}"
+        f" JAX_LOCAL_DEVICE_IDS={index} gram-jax train {quoted(recipe)} --set x=1 >>l/process-{index}.log"
+        for index in range(2)
     ]
     assert place.lines("CALLS") == []
 

@@ -274,6 +274,7 @@ def test_nothing_runs_as_root_unless_asked(render: Callable):
         (f"{NODES} 1 --name Judge", "lower-case letters"),
         (f"{NODES} 1 --name {'a' * 45}", "at most 44"),
         (f"{NODES} 1 --recipe absent.toml", "absent.toml"),
+        (f"{NODES} 1 --recipe smollm2-135m-finetune", "gram-jax recipe NAME"),
         (f"{NODES} 1 --recipe {WRITE}", "smollm2-135m-pretrain.toml"),
         (f"{NODES} 1 --gpus -1", "--gpus -1: expected at least 0"),
         (f"{NODES} 1 --restarts -1", "--restarts -1: expected at least 0"),

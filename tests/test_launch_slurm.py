@@ -49,13 +49,12 @@ def end(process: subprocess.Popen[str], slurm: Slurm, number: int, tasks: int) -
 
 
 def test_a_dry_run_prints_the_steps_and_runs_nothing(slurm: Slurm):
-    done = slurm.run(
-        SCRIPT, "w.toml", "j.toml", "--set", "run.output_dir=a b", DRY_RUN="1", GRACE="30"
-    )
+    recipes = [slurm.recipe("", f"{name}.toml") for name in "wj"]
+    done = slurm.run(SCRIPT, *recipes, "--set", "run.output_dir=a b", DRY_RUN="1", GRACE="30")
     assert done.stdout.splitlines() == [
-        f"srun --kill-on-bad-exit=0 --wait=40 --label gram-jax train {name}.toml --grace 30"
+        f"srun --kill-on-bad-exit=0 --wait=40 --label gram-jax train {recipe} --grace 30"
         r" --set run.output_dir=a\ b "
-        for name in "wj"
+        for recipe in recipes
     ]
     assert slurm.lines("CALLS") == []
 

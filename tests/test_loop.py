@@ -22,6 +22,7 @@ from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import (
     CheckpointError,
+    DataError,
     DoesNotFitError,
     MissingExtraError,
     NonFiniteError,
@@ -30,6 +31,7 @@ from gram_jax.errors import (
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
+from gram_jax.run.lifecycle import open_checkpoints, open_run
 from gram_jax.run.metrics import MetricsWriter, read_metrics, truncate
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.training.compiling import compile_step, explain_step_memory
@@ -383,6 +385,35 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_rows_is_refused(tmp_path, 
 def test_a_judge_longer_than_the_context_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="1024 positions"):
         train(tiny_recipe("finetune", tmp_path / "run", judge__max_length=2000))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"optimizer__warmup_steps": 0.99, "run__max_steps": 3}, RecipeError, "warmup_steps"),
+        ({"data__valid": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl"),
+    ],
+)
+def test_what_needs_no_data_is_checked_before_the_data_are_encoded(
+    tmp_path, monkeypatch, changes, error, named
+):
+    monkeypatch.setattr(
+        "gram_jax.training.setup.training_examples", lambda *_: pytest.fail("read the data")
+    )
+    with pytest.raises(error, match=named):
+        train(tiny_recipe("finetune", tmp_path / "run", **changes))
+
+
+def test_a_run_that_was_never_saved_begins_again_with_another_recipe(tmp_path):
+    recipe = tiny_recipe("finetune", tmp_path / "run")
+    with open_run(recipe, command="train") as run, open_checkpoints(run):
+        run.directory.note(steps=3, examples="of other data")
+    other = tiny_recipe("finetune", tmp_path / "run", run__seed=5)
+    with open_run(other, command="train") as run:
+        assert run.directory.info == {}
+    (tmp_path / "run" / "checkpoints" / "3").mkdir()
+    with pytest.raises(RecipeError, match=r"run\.seed: 0 -> 5"):
+        open_run(other, command="train").__enter__()
 
 
 def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):

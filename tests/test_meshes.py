@@ -96,7 +96,7 @@ def losses(stage: str, placement: Placement) -> tuple[list[float], int]:
     """(loss of four steps, number of compiled programs)."""
     execution = Execution("float32", "auto", "dots", placement)
     if stage == "pretrain":
-        objective = pretrain_objective(CFG, execution, chunk=256)
+        objective = pretrain_objective(CFG, execution, chunk_size=256)
     else:
         objective = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
     specs = param_specs(CFG)

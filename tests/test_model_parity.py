@@ -13,7 +13,7 @@ from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.losses import next_token_nll
 from gram_jax.model.decoder import hidden_states
-from gram_jax.model.heads import label_logits, unembedding
+from gram_jax.model.heads import hidden_at, label_logits, unembedding
 from gram_jax.model.rope import rotary_frequencies
 
 pytestmark = pytest.mark.torch
@@ -58,7 +58,7 @@ def test_logits_are_those_of_transformers(family, tied, execution, one_device):
     assert np.abs(theirs).max() > 1  # the weights are large enough to tell
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
     verdict_at = jnp.array([[39], [11]])
-    labels = label_logits(params, cfg, seqs, verdict_at, LABELS, execution)
+    labels = label_logits(params, cfg, hidden_at(hidden, verdict_at), LABELS)
     picked = np.stack([theirs[0, 39, list(LABELS)], theirs[1, 11, list(LABELS)]])[:, None]
     np.testing.assert_allclose(labels, picked, atol=1e-4, rtol=0)
 

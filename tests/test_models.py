@@ -72,12 +72,16 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path, one_device):
 
 def test_the_error_of_another_name_lists_what_is_possible(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "judge.json").write_text("{}")
     for name, message in (
         ("no-such-model", r"smollm2-135m, tiny-random, a \.gguf file"),
         ("/no/such/place", "no model"),
         (f"{tmp_path}/other@10", "no model"),
         (__file__, r"no \.gguf"),
         (tmp_path, r"notes\.txt"),
+        (tmp_path / "folder" / "judge.json", "--spec"),
+        (tmp_path / "missing.json", "--spec"),
     ):
         with pytest.raises(CheckpointError, match=message):
             resolve_model(name)

@@ -13,7 +13,7 @@ from model_cases import LABELS, random_params, random_rows
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
-from gram_jax.model.heads import label_logits, unembedding
+from gram_jax.model.heads import hidden_at, label_logits, unembedding
 from gram_jax.sharding import make_placement
 from gram_jax.training.objectives import (
     bradley_terry_objective,
@@ -54,7 +54,7 @@ def ranking_batch() -> BradleyTerryBatch:
 
 def objective_of(stage, execution):
     if stage == "pretrain":
-        return pretrain_objective(CFG, execution, chunk=64), token_batch()
+        return pretrain_objective(CFG, execution, chunk_size=64), token_batch()
     if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
@@ -160,9 +160,8 @@ def test_verdict_metrics_by_hand(execution, one_device):
     objective, batch = objective_of("finetune", execution)
     params = params_of("finetune", one_device)
     _, metrics = objective(params, batch)
-    logits = np.asarray(
-        label_logits(params, CFG, batch.seqs, batch.verdict_at, LABELS, execution), np.float64
-    )
+    hidden = hidden_at(hidden_states(params, CFG, batch.seqs, execution), batch.verdict_at)
+    logits = np.asarray(label_logits(params, CFG, hidden, LABELS), np.float64)
     gap = (logits[..., 0] - logits[..., 1])[batch.weights > 0]
     margin = np.where(batch.label[batch.weights > 0] == 0, gap, -gap)
     expected = {
@@ -195,7 +194,7 @@ def test_stage_two_multiplies_by_nothing_of_the_size_of_the_vocabulary(execution
 def test_stage_one_holds_no_more_logits_than_a_chunk(execution, one_device):
     cfg = dataclasses.replace(CFG, vocab_size=1024)
     chunk = 2 * cfg.embed_size
-    objective = pretrain_objective(cfg, execution, chunk=chunk)
+    objective = pretrain_objective(cfg, execution, chunk_size=chunk)
     batch = token_batch()
     run = jax.jit(jax.value_and_grad(objective, has_aux=True))
     compiled = run.lower(random_params(cfg, one_device), batch).compile().as_text()

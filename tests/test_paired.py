@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gram_jax.data.comparison import Comparison, contents_of
+from gram_jax.data.records import Comparison, contents_of
 from gram_jax.evals.paired import gain_between, outcomes, paired_gain
 from gram_jax.judge.messages import as_prompt
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.intervals import wilson_interval
 from gram_jax.evals.pairwise import evaluate_pairs, report_pairs, verdicts_on

@@ -435,6 +435,14 @@ def test_what_the_compiler_rejects_for_memory_is_an_answer_too(recipe):
 
 
 @pytest.mark.slow
+def test_a_plan_is_announced_before_it_compiles(recipe, caplog):
+    with caplog.at_level(logging.INFO, "gram_jax.plan"):
+        plan = planned(recipe())
+    (record,) = caplog.records
+    assert record.args == (", ".join(f"{k} {v}" for k, v in plan.program.settings.items()),)
+
+
+@pytest.mark.slow
 def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, caplog):
     target = make_target(LOCAL, recipe())
 
@@ -541,6 +549,7 @@ def test_a_missing_model_asks_for_its_shape(plan_command):
     done = plan_command(model__name_or_path="runs/nowhere")
     assert done.returncode == 2
     assert "--model-config" in done.stderr and "qwen3-8b" in done.stderr
+    assert len(done.stderr.splitlines()) == 2 and "runs/nowhere" in done.stderr
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from scipy.special import expit
 
 from gram_jax.batch import Sequences
 from gram_jax.judge.encode import Encoded
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import label_logits
+from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.scoring import engine as engine_module
 from gram_jax.scoring.engine import RANKING_TREE_TOKENS, ScoringEngine
 from gram_jax.scoring.prefix_layout import lay_out, prefix_tree_shape
@@ -77,9 +78,14 @@ def plain(engine: ScoringEngine, texts: Sequence[Encoded]) -> np.ndarray:
     verdict_at = np.array([[len(text.tokens) - 1] for text in texts])
     where = Execution("float32", "blocked", "none", one_device())
     params = jax.tree.map(np.asarray, engine.params)
-    found = jax.jit(label_logits, static_argnames=("cfg", "label_ids", "execution"))(
-        params, engine.cfg, Sequences(tokens, positions, segments), verdict_at, LABELS, where
-    )
+    seqs = Sequences(tokens, positions, segments)
+
+    @jax.jit
+    def logits(params):
+        hidden = hidden_at(hidden_states(params, engine.cfg, seqs, where), verdict_at)
+        return label_logits(params, engine.cfg, hidden, LABELS)
+
+    found = logits(params)
     return np.asarray(found[:, 0, 0] - found[:, 0, 1])
 
 

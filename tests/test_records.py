@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.data.comparison import Candidates
 from gram_jax.data.fields import common_length
-from gram_jax.data.records import RecordStream, read_records, read_sources
+from gram_jax.data.reading import RecordStream, read_records, read_sources
+from gram_jax.data.records import Candidates
 from gram_jax.data.schemas import SCHEMAS, detect_schema
 from gram_jax.data.sources import SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import Message
+from gram_jax.judge.messages import Message, as_prompt
 
 
 def user(content: str) -> dict[str, str]:
@@ -189,6 +189,20 @@ def test_every_schema_has_a_golden_row():
     golden = {name.split(" ")[0] for name in GOLDEN}
     golden |= {"pairs", "candidates", "rm-bench", "reward-bench-2"}
     assert {schema.name for schema in SCHEMAS.values()} == golden
+
+
+def test_prompts_alone_are_read_as_prompts_only(tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "q", "level": 3}\n{"prompt": "r", "level": 4}\n')
+    records, report = read_records(path, "prompts")
+    assert [(r.prompt, r.responses) for r in records] == [(as_prompt(x), ()) for x in "qr"]
+    assert report.rows == 2
+    for kind in ("preference", "pair", "candidates"):
+        with pytest.raises(DataError, match="no known schema"):
+            read_records(path, kind)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    assert read_records(pairs, "prompts") == read_records(pairs, "preference")
 
 
 def test_unlabeled_pairs_and_candidates(tmp_path: Path):

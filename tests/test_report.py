@@ -11,7 +11,12 @@ from report_cases import HOSTILE, attacks, evaluation, mistake, settings, source
 
 from gram_jax.attacks.tables import CLEAN_LABELS, TITLES
 from gram_jax.errors import ReportError
-from gram_jax.reports.caveats import comparison_caveats, model_caveats
+from gram_jax.reports.caveats import (
+    comparison_caveats,
+    favoured_length,
+    is_uncalibrated,
+    model_caveats,
+)
 from gram_jax.reports.loading import ModelResults, read_folders
 from gram_jax.reports.report import render_html, render_markdown, write_reports
 
@@ -288,7 +293,7 @@ def test_a_page_says_where_a_temperature_is_of_no_use(tmp_path):
         entry["calibration"]["temperature"] |= fit
         (found,) = evidence(tmp_path / str(at), evaluation=evaluation(sources={"s": entry}))
         words = Page(render_html([found])).words
-        assert ("of no use" in words) == ("Do not use it: " in words) == bool(why)
+        assert ("Temperature 1.70" in words) != ("Do not use it: " in words) == bool(why)
         (sentence,) = (s for _, group in model_caveats(found) for s in group if "(ECE)" in s)
         assert why in sentence and ("divided by a temperature" in sentence) != bool(why)
 
@@ -422,4 +427,22 @@ def test_the_command_writes_a_page_and_the_same_page_again(tmp_path):
         assert done.status == 0 and str(out) in done.output
         pages.append(out.read_text())
     assert pages[0] == pages[1]
-    assert run_cli("report", one, two).status == 2  # a comparison needs --out
+
+
+def test_a_comparison_without_a_name_is_written_into_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [write(tmp_path / name, evaluation(name)) for name in ("one", "two")]
+    assert write_reports(folders, out=None, markdown=None, overwrite=False) == [
+        Path("comparison.html")
+    ]
+    assert (tmp_path / "comparison.html").is_file()
+
+
+@pytest.mark.parametrize(("n", "concerned"), [(30, False), (900, True)])
+def test_few_pairs_raise_no_concern_about_length_and_calibration(tmp_path, n, concerned):
+    entry = source(n=n)
+    entry["pairs"] |= {"accuracy_longer": 0.86, "accuracy_shorter": 0.6, "ece": 0.12}
+    (found,) = read_folders([write(tmp_path / "one", evaluation(sources={"s": entry}))])
+    judged = found.sources["s"]
+    assert favoured_length(judged) == ("longer" if concerned else None)
+    assert is_uncalibrated(judged) == concerned

@@ -29,6 +29,16 @@ return [...document.querySelectorAll("svg.plot")].map(plot => {
 """
 
 
+# Explanations next to a name and a value, and those of them that the window cuts.
+EXPLANATIONS = """
+const cells = Array.from(document.querySelectorAll("td.prose:nth-child(3):last-child"));
+const seen = cells.filter(one => one.getBoundingClientRect().width > 0);
+const width = document.documentElement.clientWidth;
+const cut = seen.filter(one => one.getBoundingClientRect().right > width);
+return {seen: seen.length, cut: cut.map(one => one.textContent)};
+"""
+
+
 @pytest.fixture
 def driver():
     with started_driver() as url:
@@ -44,6 +54,18 @@ def look(driver: str, folder: Path, page: Path, width: int) -> tuple[list[dict],
         return browser.run(DRAWINGS), wide, browser.run("return document.body.innerText")
     finally:
         browser.close()
+
+
+def test_a_phone_shows_every_explanation_of_a_figure_whole(driver, tmp_path):
+    folder = write(tmp_path / "a", evaluation("a"), attacks("a"))
+    (page,) = write_reports([folder], out=tmp_path / "p.html", markdown=None, overwrite=False)
+    browser = Page(driver, str(tmp_path / "profile"), page.resolve().as_uri())
+    try:
+        browser.width(390)
+        found = browser.run(EXPLANATIONS)
+    finally:
+        browser.close()
+    assert found["seen"] > 10 and found["cut"] == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -14,7 +14,7 @@ import pytest
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.errors import CheckpointError, DataError, RecipeError, StoppedError
+from gram_jax.errors import CheckpointError, DataError, GramError, RecipeError, StoppedError
 from gram_jax.generation.generator import Generations, TextGenerator
 from gram_jax.interop.models import load_model, stop_tokens
 from gram_jax.judge.messages import as_prompt
@@ -239,7 +239,7 @@ def test_log_probabilities_of_learning_are_those_of_sampling():
             cfg=policy.cfg,
             execution=policy.execution,
             temperature=0.8,
-            chunk=chunk,
+            chunk_size=chunk,
         )
         ours = seen.logprobs[0, len(prompt) - 1 : len(whole) - 1]
         np.testing.assert_allclose(ours, found.logprobs[0, :length], atol=2e-5)
@@ -353,10 +353,31 @@ def test_a_folder_of_another_recipe_and_a_bad_reward_are_refused(tmp_path):
         run(tmp_path / "run", "grpo", vowels, run__max_steps=1, algorithm__kl_coef=0.5)
     with pytest.raises(DataError, match="16 responses"):
         run(tmp_path / "other", "grpo", lambda *_: [0.0], run__max_steps=1)
-    with pytest.raises(RecipeError, match="there is room for 0 beside 9000 new ones"):
+    with pytest.raises(RecipeError, match=r"9000 new tokens .* 0: "):
         run(tmp_path / "fourth", "grpo", vowels, sampling__max_new_tokens=9000)
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):
         run(tmp_path / "third", "grpo", vowels, sampling__max_prompt_length=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"reward__judge": "absent.json"}, r"absent\.json"),
+        ({"data__train": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+        ({"data__valid": "nowhere.jsonl"}, r"nowhere\.jsonl"),
+    ],
+)
+def test_what_is_missing_is_noticed_before_the_policy_is_loaded(
+    tmp_path, monkeypatch, changes, named
+):
+    with monkeypatch.context() as patch, pytest.raises(GramError, match=named):
+        patch.setattr(TextGenerator, "load", lambda *_, **__: pytest.fail("loaded"))
+        run(tmp_path / "run", "grpo", **changes)
+    # The corrected command runs in the same directory, also on prompts alone.
+    prompts = tmp_path / "alone.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {at}."}) + "\n" for at in range(8)))
+    done = run(tmp_path / "run", "grpo", vowels, data__train=str(prompts), run__max_steps=1)
+    assert done.steps == 1
 
 
 def test_other_prompts_under_the_same_name_are_refused_on_resume(tmp_path):

@@ -56,7 +56,7 @@ def rollout(**settings):
         REWARDS,
         width=WIDTH,
         policy=lambda seqs, targets: TokenStats(*map(jnp.asarray, (NOW, ENTROPY, VALUES))),
-        start=lambda seqs, targets: TokenStats(*map(jnp.asarray, (START, ENTROPY, VALUES))),
+        reference=lambda seqs, targets: TokenStats(*map(jnp.asarray, (START, ENTROPY, VALUES))),
         place=make_placement({}, devices=jax.devices()[:1]),
     )
 
@@ -134,9 +134,9 @@ def test_the_loss_of_a_batch_is_a_sum_over_written_tokens(monkeypatch):
     seen = TokenStats(*map(jnp.asarray, (moved, ENTROPY, worth)))
     monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
     algorithm = replace(ALGORITHM, kind="grpo", kl_coef=0.3, vf_coef=0.7, ent_coef=0.05)
-    loss = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)
+    loss = rollout_objective(None, None, temperature=1.0, chunk_size=1, algorithm=algorithm)
     total, metrics = loss({VALUE: jnp.zeros(1)}, batch)
-    parts = {"policy_loss": 0.0, "kl": 0.0, "value_loss": 0.0, "entropy": 0.0, "clipped": 0}
+    parts, entropy = {"policy_loss": 0.0, "kl_in_loss": 0.0, "value_loss": 0.0, "clipped": 0}, 0.0
     for row in range(4):
         for at in columns(row):
             advantage, returned = float(batch.advantages[row, at]), float(batch.returns[row, at])
@@ -145,16 +145,16 @@ def test_the_loss_of_a_batch_is_a_sum_over_written_tokens(monkeypatch):
             parts["policy_loss"] -= min(ratio * advantage, held * advantage)
             parts["clipped"] += held * advantage < ratio * advantage
             gap = START[row, at] - moved[row, at]
-            parts["kl"] += np.exp(gap) - 1 - gap
+            parts["kl_in_loss"] += np.exp(gap) - 1 - gap
             old, new = VALUES[row, at], worth[row, at]
             near = min(max(new, old - 0.2), old + 0.2)
             parts["value_loss"] += max((new - returned) ** 2, (near - returned) ** 2) / 2
-            parts["entropy"] += ENTROPY[row, at]
+            entropy += ENTROPY[row, at]
     for name, expected in parts.items():
         assert metrics[name] == (pytest.approx(expected, abs=1e-4), 9), name
     assert parts["clipped"] > 0
-    whole = parts["policy_loss"] + 0.3 * parts["kl"] + 0.7 * parts["value_loss"]
-    assert float(total) == pytest.approx(whole - 0.05 * parts["entropy"], abs=1e-4)
+    whole = parts["policy_loss"] + 0.3 * parts["kl_in_loss"] + 0.7 * parts["value_loss"]
+    assert float(total) == pytest.approx(whole - 0.05 * entropy, abs=1e-4)
     without, found = loss({}, batch)  # no critic, no loss of it
     assert "value_loss" not in found
     assert float(without) == pytest.approx(float(total) - 0.7 * parts["value_loss"], abs=1e-4)
@@ -168,7 +168,7 @@ def test_columns_that_nobody_wrote_cannot_spoil_the_loss(monkeypatch):
     seen = TokenStats(jnp.array([[0.0, -1e9]]), zero, zero)
     monkeypatch.setattr(objective, "token_stats", lambda *_, **__: seen)
     algorithm = replace(ALGORITHM, kind="grpo", kl_coef=1.0, vf_coef=0.0)
-    total, _ = rollout_objective(None, None, temperature=1.0, chunk=1, algorithm=algorithm)(
+    total, _ = rollout_objective(None, None, temperature=1.0, chunk_size=1, algorithm=algorithm)(
         {}, batch
     )
     assert float(total) == -1

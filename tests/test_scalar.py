@@ -8,7 +8,7 @@ import pytest
 from cli_runner import run_cli
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.interop.models import load_model, load_tokenizer

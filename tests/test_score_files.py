@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gram_jax.data.comparison import Candidates
+from gram_jax.data.records import Candidates
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import as_prompt

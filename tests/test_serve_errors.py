@@ -61,14 +61,34 @@ def test_a_surrogate_in_any_text_is_refused(client, path, body):
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/v1/score_pair", {"prompt": "q", "first": "a"}, "body.pair.second: Field required"),
-        ("/v1/score_pair", {"prompt": [], "first": "a", "second": "b"}, "body.pair.prompt.messages: "),
-        ("/classify", {"input": [{"prompt": "q", "first": "a"}]}, "body.input.list.0.second: Field required"),
+        ("/v1/score_pair", {"prompt": "q", "first": "a"}, "body.second: Field required"),
+        ("/v1/score_pair", {"prompt": [], "first": "a", "second": "b"}, "body.prompt: "),
+        ("/classify", {"input": [{"prompt": "q", "first": "a"}]}, "body.input.0.second: Field required"),
+        ("/score", {"text_1": {"a": 1}, "text_2": "b"}, "body.text_1: "),
+        ("/v1/score_pair", {"pairs": [{"prompt": "q", "first": "a"}]}, "body.pairs.0.second: Field required"),
     ],
 )  # fmt: skip
 def test_an_error_is_about_the_type_that_was_sent_alone(client, path, body, message):
     found = client.post(path, json=body).json()["error"]["message"]
     assert found.startswith(message) and ";" not in found
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place", "fields"),
+    [
+        ("/v1/score_pair", {"prompt": "q", "responses": ["a"]}, "body: 1 ", {"first", "second"}),
+        ("/v1/score_pair", {"query": ["q"], "labels": []}, "body: 2 ", {"prompt", "first", "second"}),
+        ("/v1/score_pair", {"pairs": [{"prompt": "q", "chosen": "a"}]}, "body.pairs.0: 1 ", {"first", "second"}),
+        ("/v1/rank", {"prompt": "q", "first": "a", "second": "b"}, "body: 2 ", {"responses"}),
+    ],
+)  # fmt: skip
+def test_fields_of_another_schema_are_answered_with_those_that_are_missing(
+    client, path, body, place, fields
+):
+    found = client.post(path, json=body)
+    message = found.json()["error"]["message"]
+    assert found.status_code == 422 and message.startswith(place)
+    assert set(message.partition("missing: ")[2].split(", ")) == fields
 
 
 def test_a_form_is_not_json(client):

@@ -6,10 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fake_judge import FakeJudge
 from server import PAIR, client_for
+from starlette.testclient import TestClient
 
+from gram_jax.serve.app import make_app, public_name
 from gram_jax.serve.middleware import Limits
 
 KNOWN = {"authorization": "bearer s3cret"}
+
+
+def test_clients_see_the_name_of_a_local_model_without_its_folder(judge, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    for name, shown in (("runs/one@100", "one@100"), ("runs/one", "one"), ("/no/where/two", "two")):
+        with TestClient(make_app(judge, str(tmp_path / name), warm_up=False)) as client:
+            assert client.get("/readyz").json()["model"] == shown
+            assert client.get("/v1/models").json()["data"][0]["id"] == shown
+    assert public_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
 def test_the_endpoints_of_an_operator(client):

@@ -64,7 +64,7 @@ def make_batch(stage: str, seed: int = 0):
 
 def make_objective(stage: str, execution: Execution):
     if stage == "pretrain":
-        return pretrain_objective(CFG, execution, chunk=32)
+        return pretrain_objective(CFG, execution, chunk_size=32)
     if stage == "finetune":
         return verdict_objective(CFG, execution, label_ids=(68, 69), smoothing=0.1)
     return bradley_terry_objective(CFG, execution)

@@ -42,10 +42,10 @@ def test_a_judge_in_bfloat16_makes_no_false_ties(one_device):
     verdict_at = np.full((32, 1), 11)
 
     execution = Execution("bfloat16", "blocked", "none", one_device)
-    logits = label_logits(params, cfg, seqs, verdict_at, LABELS, execution)[:, 0]
-    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)[:, 0]
+    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
+    logits = label_logits(params, cfg, hidden, LABELS)[:, 0]
     gap = np.asarray(logits[:, 1] - logits[:, 0])
-    expected = np.asarray(hidden, np.float64) @ step.astype(np.float64)
+    expected = np.asarray(hidden[:, 0], np.float64) @ step.astype(np.float64)
 
     rounded = logits.astype(jnp.bfloat16)
     assert (rounded[:, 0] == rounded[:, 1]).mean() > 0.5  # what reading bfloat16 logits would give

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from sizes import Size
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
+from gram_jax.data.records import Comparison
 from gram_jax.data.sources import FILE_SUFFIXES
 from gram_jax.errors import DataError
 from gram_jax.interop.models import load_tokenizer

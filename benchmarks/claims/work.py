@@ -21,7 +21,7 @@ from pools import Pools, digest, write_pairs, write_whole
 from sizes import Size
 
 from gram_jax.cli.console import Console
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.recipes.reading import make_recipe

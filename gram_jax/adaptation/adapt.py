@@ -29,7 +29,7 @@ from gram_jax.evals.pairwise import PairVerdicts, verdicts_on
 from gram_jax.evals.scores import OutputSink, score_pairs
 from gram_jax.files import write_json
 from gram_jax.interop.hf_export import export_hf
-from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.tables import Recipe
@@ -72,6 +72,7 @@ def adapt(
     Traceback (most recent call last):
     gram_jax.errors.DataError: ...
     """
+    model_config(model)  # raises, before the data are read
     make_folder(out)
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)

@@ -7,10 +7,12 @@ from scipy.special import expit
 from gram_jax.evals.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
+    why_unusable,
 )
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.evals.paired import paired_gain
 from gram_jax.evals.pairwise import PairVerdicts
+from gram_jax.evals.results import TemperatureFit
 
 
 def compare_verdicts(
@@ -36,6 +38,20 @@ def compare_verdicts(
     return found | {"gain": gain, "gain_interval": interval}
 
 
+def fitted_temperature(result: dict[str, Any]) -> TemperatureFit:
+    """The temperature fitted on the selection pairs, tested on the test pairs."""
+    after = result["test"]["after"]
+    return TemperatureFit(
+        value=result["temperature"],
+        fitted_on=result["pairs"]["choose"],
+        tested_on=result["pairs"]["test"],
+        ece_before=after["ece"],
+        ece_after=after["ece_with_temperature"],
+        nll_before=after["nll"],
+        nll_after=after["nll_with_temperature"],
+    )
+
+
 def doubts(result: dict[str, Any]) -> list[str]:
     """Warnings about an exported judge that is not better."""
     test, found = result["test"], []
@@ -59,21 +75,20 @@ def doubts(result: dict[str, Any]) -> list[str]:
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, before, after) of every figure, as text."""
+    """(name, before, after) of every figure, as text; those with a temperature only if it helps on the test pairs."""
     before, after = result["test"]["before"], result["test"]["after"]
     low, high = result["test"]["gain_interval"]
 
     def accuracy(found: dict[str, Any]) -> str:
         return f"{found['accuracy']:.3f} ({found['interval'][0]:.3f} to {found['interval'][1]:.3f})"
 
-    return [
+    rows = [
         ("accuracy (95 %)", accuracy(before), accuracy(after)),
         ("gain (95 %, paired)", "", f"{result['test']['gain']:+.3f} ({low:+.3f} to {high:+.3f})"),
         ("NLL", f"{before['nll']:.3f}", f"{after['nll']:.3f}"),
         ("ECE", f"{before['ece']:.3f}", f"{after['ece']:.3f}"),
-        (
-            f"NLL / ECE with temperature {result['temperature']:.2f}",
-            "",
-            f"{after['nll_with_temperature']:.3f} / {after['ece_with_temperature']:.3f}",
-        ),
     ]
+    if why_unusable(fitted_temperature(result)) is None:
+        calibrated = f"{after['nll_with_temperature']:.3f} / {after['ece_with_temperature']:.3f}"
+        rows.append((f"NLL / ECE with temperature {result['temperature']:.2f}", "", calibrated))
+    return rows

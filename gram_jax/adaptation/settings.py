@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gram_jax.adaptation.config import Method
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import Prompt

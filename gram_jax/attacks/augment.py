@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from gram_jax.attacks.suite import Attack, attacks_of_kind
 from gram_jax.attacks.templates import AttackContext
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.spec import JudgeSpec
 

@@ -21,7 +21,7 @@ from gram_jax.attacks.results import (
     SuiteSuccess,
 )
 from gram_jax.attacks.suite import Attack
-from gram_jax.data.comparison import Comparison, contents_of
+from gram_jax.data.records import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.evaluate import make_folder
 from gram_jax.evals.identity import judge_results, refuse_other_judge

@@ -114,8 +114,8 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the present speed; None if it is not known."""
-        if self.total is None or self._seconds_per_step is None:
+        """Time left at the present speed; None if it is not known, as after the first update, which also compiled."""
+        if self.total is None or self._seconds_per_step is None or self._updates < 2:
             return None
         return self._seconds_per_step * max(self.total - self.done, 0)
 
@@ -130,9 +130,9 @@ class Progress:
         return " | ".join(parts)
 
     def _print(self) -> None:
-        """Print the first update, the last one, and one every PLAIN_SECONDS."""
+        """Print the first two updates (the second has a time left), the last one, and one every PLAIN_SECONDS."""
         waited = self._last - self._printed >= PLAIN_SECONDS
-        if waited or self._updates == 1 or self.done == self.total:
+        if waited or self._updates <= 2 or self.done == self.total:
             self._printed = self._last
             count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
             self.console.say(f"{self.label} {count} {self.status()}".strip())

@@ -44,18 +44,20 @@ def evaluate(
         raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
     if out is not None:
         make_folder(out)
+    baseline = is_baseline(model)
+    if baseline and (given := judge.given()):
+        raise DataError(
+            f"{model} is a run of the discriminative baseline: leave out {', '.join(given)}"
+        )
     datasets = [
         read_dataset(source, benchmark, limit=limit, **vars(rows))
         for source in sources or [HUB[benchmark]]
     ]
-    if is_baseline(model):
-        if given := judge.given():
-            raise DataError(
-                f"{model} is a run of the discriminative baseline: leave out {', '.join(given)}"
-            )
-        scorer = ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
-    else:
-        scorer = judge.load(model)
+    scorer = (
+        ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
+        if baseline
+        else judge.load(model)
+    )
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)
     for data in datasets:
         found, _ = folder.add(data)
@@ -81,6 +83,8 @@ def attack(
 ) -> None:
     """Attack the judge with hostile responses and harmless changes. An interrupted command resumes.
 
+    Every attack is scored on every pair: with all attacks a pair costs as much as about 30 pairs of `evaluate`.
+
     Args:
         source: Labeled pairs of any schema.
         out: A folder for attack.json and the scores.
@@ -92,14 +96,20 @@ def attack(
     from gram_jax.attacks.evaluate import choose_pairs, run_attacks
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
-    from gram_jax.data.records import read_records
+    from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder
+    from gram_jax.interop.models import model_config
 
     console = Console()
+    model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
     records, _ = read_records(source, **vars(rows))
     chosen = choose_pairs(records, pairs, seed=seed)
     make_folder(out)
+    console.say(
+        f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
+        f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
+    )
     found = run_attacks(
         judge.load(model),
         model,
@@ -141,7 +151,7 @@ def report(
 
     Args:
         folders: Folders of evaluate --out and attack --out.
-        out: The page; default report.html in the one folder.
+        out: The page; default report.html in the one folder, or comparison.html here for several.
         markdown: A file for the same as Markdown.
         overwrite: Replace files that are not reports.
     """

@@ -121,7 +121,7 @@ def bon(
     Args:
         policy: The model that responses are sampled from.
         judge: The model that selects.
-        prompts: Pairs or candidates, whose prompts are used.
+        prompts: Rows with a prompt, also pairs and candidates.
         out: A folder for samples, figures and the plot.
         oracle: A stronger judge that scores the selection; it shows over-optimisation.
         n: Number of responses to each prompt.
@@ -132,13 +132,13 @@ def bon(
         seed: Seed of sampling.
         schema: Schema of the rows; auto: recognised by their fields.
     """
-    from gram_jax.data.records import read_records, source_kind
+    from gram_jax.data.reading import read_records
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
     from gram_jax.evals.evaluate import make_folder
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)
-    records, _ = read_records(prompts, source_kind(prompts, schema=schema), schema=schema)
+    records, _ = read_records(prompts, "prompts", schema=schema)
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
     report = run_best_of_n(
@@ -248,6 +248,7 @@ def serve(
         from gram_jax.serve.run import serve as run
     from gram_jax.generation.generator import TextGenerator
     from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
+    from gram_jax.interop.models import model_config
     from gram_jax.rewards.forms import RewardForm
     from gram_jax.serve.middleware import Limits
 
@@ -257,6 +258,7 @@ def serve(
             "--compare-with, --references and --policy exclude each other, and --max-new-tokens needs --policy"
         )
     check_address(host, port)
+    model_config(model)  # raises, before the policy is loaded
     write = None
     if policy:
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)

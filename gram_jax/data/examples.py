@@ -1,7 +1,8 @@
 """Encoded examples in flat arrays, and how records become them.
 
-A unit is one example: one document, or two (both orders of a comparison; the chosen and the rejected response of the
-baseline). Unit u then has documents 2u and 2u + 1. Records without a training signal are dropped and counted by reason.
+An example is one document or two (both orders of a comparison; the chosen and the rejected response of the baseline):
+a unit of packing. Unit u then has documents 2u and 2u + 1. Records without a training signal are dropped and counted
+by reason.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash

@@ -1,7 +1,7 @@
 """GRAM's rendered rows, each a whole judge prompt and its verdict, as comparisons."""
 
-from gram_jax.data.comparison import Comparison, Label
 from gram_jax.data.fields import BadField, Fields, Seen, optional_text, prompt_value, text_of
+from gram_jax.data.records import Comparison, Label
 from gram_jax.judge.messages import Message
 from gram_jax.judge.recover import render, row_prompt, take_apart
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES

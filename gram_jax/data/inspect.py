@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.examples import Examples, Overlong, PositionAugmentation, Stage, make_examples
-from gram_jax.data.records import OnBad, read_records
+from gram_jax.data.reading import OnBad, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.data.sources import Source
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer

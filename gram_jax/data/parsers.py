@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gram_jax.data.comparison import Candidates, Comparison, Label
 from gram_jax.data.fields import (
     BadField,
     Fields,
@@ -29,6 +28,7 @@ from gram_jax.data.fields import (
     text_value,
     texts_of,
 )
+from gram_jax.data.records import Candidates, Comparison, Label
 from gram_jax.judge.messages import Message, Prompt
 
 BOTH = ("chosen", "rejected")
@@ -208,6 +208,10 @@ def candidates(row: Fields) -> list[Candidates]:
     if len(responses) < 2:
         raise BadField("responses", "at least two responses", list(responses))
     return [Candidates(question_of(row, "prompt"), responses)]
+
+
+def prompts_alone(row: Fields) -> list[Candidates]:
+    return [Candidates(question_of(row, "prompt"), ())]
 
 
 def graded_candidates(row: Fields) -> Candidates:

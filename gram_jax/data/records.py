@@ -1,262 +1,139 @@
-"""Reading any source of preference or pair data as records.
+"""The two records of the package: a comparison of two responses, and a list of candidates.
 
-A bad row is an error that states file, line, field, the expected and the found value; with on_bad="skip" it is counted
-instead. Comparisons of two equal responses are dropped and counted.
+first / second is the order shown by the source; chosen / rejected is the preference.
 """
 
-import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypedDict, Unpack, overload
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from gram_jax.data.comparison import Candidates, Comparison, Record, content_id, texts_of
-from gram_jax.data.fields import BadField, Fields, Seen, id_of, number_value, source_of
-from gram_jax.data.report import ReadReport
-from gram_jax.data.schemas import Schema, detect_schema, with_own_template
-from gram_jax.data.sources import Row, Source, parse_source, read_rows
-from gram_jax.errors import DataError, check_choice
+from gram_jax.judge.messages import Prompt
 
-Kind = Literal["preference", "pair", "candidates", "graded"]
-OnBad = Literal["error", "skip"]
-SAMPLE_ROWS = 32  # rows by which a schema is detected
-
-BAD_ROW = "bad row"
-IDENTICAL = "identical responses"
+Label = Literal[0, 1, "tie"]
 
 
-class RecordStream:
-    """Iterates over the records of one source; `report()` counts the rows so far.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two responses to a prompt, in the order of the source.
 
-    Ids are those of the source, or a hash of the contents; they may repeat. row: number, from 1, of the row of the last
-    record. first_fault: the fault of the first bad row that was skipped.
+    label: 0 if the first response is better, 1 if the second is, "tie", None if the source states none.
+    margin: size of the preference in the unit of the source. weight: factor of the comparison in the loss.
+    source: the data set or subset that the row names.
+
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> pair = Comparison(as_prompt("Name a prime."), "Nine.", "Seven.", label=1)
+    >>> pair.chosen, pair.swapped().label
+    ('Seven.', 0)
     """
 
-    def __init__(
-        self,
-        source: Source,
-        kind: Kind,
-        *,
-        schema: str = "auto",
-        on_bad: OnBad = "error",
-        limit: int | None = None,
-        keep_identical: bool = False,
-    ):
-        check_choice("kind", kind, Kind, DataError)
-        check_choice("on_bad", on_bad, OnBad, DataError)
-        self.spec = parse_source(source)
-        self.kind: Kind = kind
-        self.schema, self.on_bad, self.keep_identical = schema, on_bad, keep_identical
-        limits = [n for n in (limit, self.spec.limit) if n is not None]
-        self.limit = min(limits, default=None)
-        self._start()
+    prompt: Prompt
+    first: str
+    second: str
+    label: Label | None = None
+    margin: float | None = None
+    weight: float = 1.0
+    id: str = ""
+    source: str = ""
 
-    def _start(self) -> None:
-        self.row = self._kept = 0
-        self._dropped: Counter[str] = Counter()
-        self.first_fault: str | None = None
+    @property
+    def has_preference(self) -> bool:
+        """Whether one response is better than the other: not a tie, and not unknown."""
+        return self.label in (0, 1)
 
-    def report(self) -> ReadReport:
-        """Rows read so far and what became of them."""
-        return ReadReport(self.row, self._kept, dict(self._dropped))
+    @property
+    def chosen(self) -> str:
+        """The better response. Raises ValueError for a tie and without a label."""
+        return self._preferred[0]
 
-    def __iter__(self) -> Iterator[Record]:
-        self._start()
-        return itertools.islice(self._records(), self.limit)
+    @property
+    def rejected(self) -> str:
+        """The worse response. Raises ValueError for a tie and without a label."""
+        return self._preferred[1]
 
-    def _records(self) -> Iterator[Record]:
-        rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
-        sample = list(itertools.islice(rows, SAMPLE_ROWS))
-        where, fields = _readable(sample)
-        found = detect_schema(self.spec.schema_or(self.schema), where, fields)
-        schema = with_own_template(found, where, fields)
-        _check_kind(self.kind, schema, self.spec.path)
-        for row in itertools.chain(sample, rows):
-            self.row += 1
-            for record in self._records_of(row, schema):
-                identical = isinstance(record, Comparison) and record.first == record.second
-                if identical and not self.keep_identical:
-                    self._dropped[IDENTICAL] += 1
-                else:
-                    self._kept += 1
-                    yield record
+    @property
+    def best_first(self) -> tuple[str, str]:
+        """(chosen, rejected); (first, second) for a tie and without a label."""
+        return self._preferred if self.has_preference else (self.first, self.second)
 
-    def _records_of(self, row: Row, schema: Schema) -> Sequence[Record]:
-        """The records of a row; none if it is bad and on_bad = "skip"."""
-        try:
-            if row.fault is None:
-                return _parse(row.fields, schema, self.kind)
-            fault = f"{row.where}: {row.fault}"
-        except BadField as error:
-            fault = f"{row.where}: {error} (schema {schema.name})"
-            if self.on_bad == "error":
-                raise DataError(
-                    f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
-                ) from None
-        self._dropped[BAD_ROW] += 1
-        self.first_fault = self.first_fault or fault
-        return ()
+    @property
+    def _preferred(self) -> tuple[str, str]:
+        if not self.has_preference:
+            raise ValueError(f"comparison {self.id!r} has the label {self.label!r}: no preference")
+        return (self.first, self.second) if self.label == 0 else (self.second, self.first)
+
+    def swapped(self) -> "Comparison":
+        """The same comparison with its responses in the other order."""
+        label = 1 - self.label if self.label in (0, 1) else self.label
+        return replace(self, first=self.second, second=self.first, label=label)
+
+    def with_rejected(self, text: str) -> "Comparison":
+        """The same comparison with another text for its worse response."""
+        return replace(self, second=text) if self.label == 0 else replace(self, first=text)
 
 
-def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
-    found = f"{path} has the schema {schema.name}, which has no"
-    if kind == "preference" and not schema.labeled:
-        hint = ': a field label with "A", "B" or "tie" is one' if schema.name == "pairs" else ""
-        raise DataError(
-            f'{found} preference; read it as kind = "pair" or "candidates", or give a labeled source{hint}'
-        )
-    if kind == "graded" and schema.graded is None:
-        raise DataError(f"{found} lists of graded responses")
-    if kind == "pair" and schema.name == "candidates":
-        raise DataError(f"{found} pairs")
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Responses to one prompt, to be ranked.
 
+    grades: quality of each response in the unit of the source, 1 and 0 for right and wrong; None if unknown.
 
-def source_kind(source: Source, *, schema: str = "auto") -> Kind:
-    """The most that a source can be read as: "candidates", else "preference" if labeled, else "pair"."""
-    found = source_schema(source, schema=schema)
-    if found.name == "candidates":
-        return "candidates"
-    return "preference" if found.labeled else "pair"
-
-
-def source_schema(source: Source, *, schema: str = "auto") -> Schema:
-    """The schema of a source, by its first rows. Raises DataError if it has no known one."""
-    spec = parse_source(source)
-    sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
-    return detect_schema(spec.schema_or(schema), *_readable(sample))
-
-
-def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
-    """(where the first readable row is, the fields of all readable rows). Raises DataError if there is none."""
-    rows = [row for row in sample if row.fault is None]
-    if not rows:
-        raise DataError(f"{sample[0].where}: {sample[0].fault}; no row near it can be read either")
-    return rows[0].where, [row.fields for row in rows]
-
-
-class ReadOptions(TypedDict, total=False):
-    """Options of `read_records`."""
-
-    schema: str
-    on_bad: OnBad
-    limit: int | None
-
-
-@overload
-def read_records(
-    source: Source,
-    kind: Literal["preference", "pair"] = "preference",
-    **options: Unpack[ReadOptions],
-) -> tuple[list[Comparison], ReadReport]: ...
-
-
-@overload
-def read_records(
-    source: Source, kind: Literal["candidates", "graded"], **options: Unpack[ReadOptions]
-) -> tuple[list[Candidates], ReadReport]: ...
-
-
-@overload
-def read_records(
-    source: Source, kind: Kind, **options: Unpack[ReadOptions]
-) -> tuple[list[Any], ReadReport]: ...
-
-
-def read_records(
-    source: Source,
-    kind: Kind = "preference",
-    *,
-    schema: str = "auto",
-    on_bad: OnBad = "error",
-    limit: int | None = None,
-) -> tuple[list[Any], ReadReport]:
-    """All records of a source, and what became of its rows.
-
-    kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
-    "candidates" Candidates, "graded" Candidates with grades. Ids are unique and do not depend on the order of the
-    rows. Raises DataError for a source or row that cannot be read as this kind.
-
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as place:
-    ...     source = Path(place) / "pairs.jsonl"
-    ...     _ = source.write_text('{"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."}')
-    ...     records, report = read_records(source)
-    >>> records[0].chosen, report.rows
-    ('Seven.', 1)
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> Candidates(as_prompt("Name a prime."), ("Seven.", "Nine."), grades=(1.0, 0.0)).responses[0]
+    'Seven.'
     """
-    return read_sources([source], kind, schema=schema, on_bad=on_bad, limit=limit)
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    grades: tuple[float, ...] | None = None
+    id: str = ""
+    source: str = ""
 
 
-def read_sources(
-    sources: Iterable[Source],
-    kind: Kind = "preference",
-    *,
-    schema: str = "auto",
-    on_bad: OnBad = "error",
-    limit: int | None = None,
-) -> tuple[list[Any], ReadReport]:
-    """The records of several sources in turn; ids are unique over all, `limit` counts over all."""
-    records: list[Record] = []
-    total = ReadReport(0, 0)
-    for source in sources:
-        left = None if limit is None else limit - len(records)
-        if records and left == 0:
-            break
-        stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=left)
-        more, report = list(stream), stream.report()
-        if not more:
-            first = f"\nthe first bad row: {stream.first_fault}" if stream.first_fault else ""
-            raise DataError(
-                f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped_text}{first}"
-            )
-        records += more
-        total = total + report
-    return _with_unique_ids(records), total
+Record = Comparison | Candidates
 
 
-def _parse(fields: Fields, schema: Schema, kind: Kind) -> list[Record]:
-    weight = 1.0
-    if fields.get("weight") is not None:
-        weight = number_value(fields["weight"], "weight")
-        if weight < 0:
-            raise BadField("weight", "a number that is not negative", weight)
-    graded = schema.graded if kind == "graded" else None
-    parsed = [graded(fields)] if graded else schema.parse(fields)
-    name, source = id_of(fields), source_of(fields)
-    return [_as_kind(record, kind, weight, name, source) for record in parsed]
-
-
-def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) -> Record:
-    """The record as this kind, with the id and source of its row unless the parser gave it others."""
-    texts = texts_of(record)
-    name = record.id or name or content_id(record.prompt, *texts)
-    source = record.source or source
+def texts_of(record: Record) -> tuple[str, ...]:
+    """The responses of a record in the order of the source."""
     if isinstance(record, Candidates):
-        return replace(record, id=name, source=source)
-    if kind == "candidates":
-        return Candidates(record.prompt, texts, id=name, source=source)
-    if kind == "pair":
-        record = replace(record, label=None, margin=None)
-    elif record.label is None:
-        raise BadField("label", "a row that says which response is better", Seen("none"))
-    return replace(record, id=name, source=source, weight=weight)
+        return record.responses
+    return record.first, record.second
 
 
-def _with_unique_ids(records: list[Record]) -> list[Record]:
-    """A shared id gets the hash of the texts as a suffix, and equal texts a number, whatever the order of the rows."""
-    times = Counter(record.id for record in records)
-    if len(times) == len(records):
-        return records
-    taken: Counter[str] = Counter()
-    unique = []
-    for record in records:
-        name = record.id
-        if times[name] > 1:
-            contents = content_id(record.prompt, *texts_of(record))
-            name = name if name == contents else f"{name}#{contents}"
-            taken[name] += 1
-            if taken[name] > 1:
-                name = f"{name}-{taken[name]}"
-        unique.append(replace(record, id=name))
-    return unique
+def content_id(prompt: Prompt, *responses: str) -> str:
+    """16 hex digits that are equal for equal texts, on every machine."""
+    turns = [[message.role, message.content] for message in prompt]
+    text = json.dumps([turns, responses], ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def contents_id(record: Record) -> str:
+    """A hash of a record's prompt, responses and preference.
+
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> pair = Comparison(as_prompt("q"), "yes", "no", label=0)
+    >>> contents_id(pair) == contents_id(pair.swapped())
+    True
+    >>> contents_id(pair) == contents_id(replace(pair, label=1))
+    False
+    """
+    if isinstance(record, Candidates):
+        return content_id(record.prompt, *record.responses)
+    tie = ("tie",) if record.label == "tie" else ()
+    return content_id(record.prompt, *record.best_first, *tie)
+
+
+def contents_of(records: Sequence[Record]) -> str:
+    """A hash of all records that does not depend on their ids, sources and order.
+
+    >>> from gram_jax.judge.messages import as_prompt
+    >>> one, other = (Comparison(as_prompt(x), "yes", "no", label=0) for x in "ab")
+    >>> contents_of([one, other]) == contents_of([other, one]) != contents_of([one])
+    True
+    """
+    lines = (
+        f"{contents_id(record)} {record.grades if isinstance(record, Candidates) else ''}"
+        for record in records
+    )
+    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gram_jax.data import parsers
-from gram_jax.data.comparison import Candidates, Record
 from gram_jax.data.fields import Fields
 from gram_jax.data.gram_rows import gram, is_published, rendered
 from gram_jax.data.parsers import BOTH, STYLES
+from gram_jax.data.records import Candidates, Record
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.judge.recover import recover_template
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
@@ -130,6 +130,9 @@ _ALL = (
     Schema("trl-implicit", BOTH, parsers.trl_implicit, _is_implicit),
 )
 
+# Of no use for training and scoring, so it is not in SCHEMAS.
+_PROMPTS = Schema("prompts", ("prompt",), parsers.prompts_alone, labeled=False)
+
 # The forms of data without a published set; an error message lists them first.
 _PLAIN = ("trl-standard", "labeled-pairs", "pairs", "candidates")
 _ASKED = (
@@ -147,10 +150,13 @@ SCHEMAS: Mapping[str, Schema] = _BY_NAME | {
 }
 
 
-def detect_schema(name: str, where: str, sample: Sequence[Fields]) -> Schema:
+def detect_schema(
+    name: str, where: str, sample: Sequence[Fields], *, prompts_alone: bool = False
+) -> Schema:
     """The schema called `name`, or for "auto" the first one that fits every row of the sample.
 
-    Raises DataError with the fields found and the nearest schema if none fits.
+    prompts_alone: rows with a prompt and of no known schema are prompts without responses. Raises DataError with the
+    fields found and the nearest schema if none fits.
     """
     if name != "auto":
         if name not in SCHEMAS:
@@ -167,6 +173,8 @@ def detect_schema(name: str, where: str, sample: Sequence[Fields]) -> Schema:
     named = [schema for schema in _ALL if schema.matches(sample[0])]
     if named:
         return max(reversed(named), key=lambda schema: len(schema.fields))
+    if prompts_alone and all(row.get("prompt") for row in sample):
+        return _PROMPTS
     raise _unknown(where, list(dict.fromkeys(field for row in sample for field in row)))
 
 

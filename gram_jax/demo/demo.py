@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
+from gram_jax.data.records import Comparison
 from gram_jax.demo.compute import demo_compute
 from gram_jax.demo.transformers_check import compare_with_transformers
 from gram_jax.errors import StoppedError
@@ -27,7 +27,7 @@ from gram_jax.formatting import format_seconds
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.interop.resolve import resolve_model
-from gram_jax.plots import plot_before_after
+from gram_jax.plots import check_plots, plot_before_after
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
@@ -81,6 +81,7 @@ def run_demo(
     # Messages of third parties that a first-time reader cannot use.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    check_plots()  # before minutes of training
     start, numbers = time.perf_counter(), itertools.count(1)
 
     def begin(title: str) -> None:

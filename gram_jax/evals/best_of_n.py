@@ -20,11 +20,12 @@ from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
+from gram_jax.interop.models import model_config
 from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.execution import AskedCompute
 from gram_jax.model.generate import SamplingConfig
-from gram_jax.plots import plot_best_of
+from gram_jax.plots import check_plots, plot_best_of
 from gram_jax.progress import log_time
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.scoring.scorer import Scorer
@@ -138,6 +139,9 @@ def run_best_of_n(
         "top_p": sampling.top_p,
         "seed": sampling.seed,
     }
+    for name in filter(None, (judge, oracle)):
+        model_config(name)  # raises, before anything is generated
+    check_plots()
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
         generator = TextGenerator.load(policy, compute_dtype=compute_dtype)

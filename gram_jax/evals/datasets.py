@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import IDENTICAL, OnBad, read_records, source_schema
+from gram_jax.data.reading import IDENTICAL, OnBad, read_records, source_schema
+from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError
 from gram_jax.evals.benchmarks import (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gram_jax.data.comparison import contents_of
-from gram_jax.data.records import OnBad
+from gram_jax.data.reading import OnBad
+from gram_jax.data.records import contents_of
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge

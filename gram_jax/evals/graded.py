@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau
 
-from gram_jax.data.comparison import Candidates, Comparison
+from gram_jax.data.records import Candidates, Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.benchmarks import OWN, figure
 from gram_jax.evals.intervals import BootstrapTable, Metric, factorize, mean_of, subsets_of

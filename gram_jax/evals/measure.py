@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-from gram_jax.data.comparison import Comparison, contents_of
+from gram_jax.data.records import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals import benchmarks, graded
 from gram_jax.evals.calibration import (

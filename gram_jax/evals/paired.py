@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison, contents_id
+from gram_jax.data.records import Comparison, contents_id
 from gram_jax.evals.intervals import BootstrapTable, factorize, wilson_interval
 from gram_jax.evals.results import Interval, PairOutcomes
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.calibration import brier, expected_calibration_error
 from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gram_jax.data.comparison import Comparison
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.evals.datasets import stem_of
 from gram_jax.evals.pairwise import PairVerdicts

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gram_jax.data.comparison import Candidates, Comparison
+from gram_jax.data.records import Candidates, Comparison
 from gram_jax.evals.graded import RankedCandidates
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.ranking.jobs import RankingConfig

@@ -214,7 +214,7 @@ def temperature(fit: TemperatureFit) -> Table:
     """What a temperature makes of the calibration."""
     why = why_unusable(fit)
     return Table(
-        f"Temperature {format_figure(fit.value, 2)}" + (", of no use" if why else ""),
+        "Temperature: none helps" if why else f"Temperature {format_figure(fit.value, 2)}",
         ("", "without temperature", "with temperature"),
         (
             ("ECE", format_figure(fit.ece_before), format_figure(fit.ece_after)),

@@ -41,8 +41,9 @@ def download(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{name!r} is no local path and could not be downloaded from the Hugging Face hub: {error}\nCheck the name "
+            f"{name!r} is no local path and could not be downloaded from the Hugging Face hub: {why}\nCheck the name "
             "and the network; a gated model needs `hf auth login`. With HF_HUB_OFFLINE=1 only downloaded models work."
         ) from error
 

@@ -16,12 +16,13 @@ from jax.core import Tracer
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError, LayoutError, RecipeError
-from gram_jax.model.attention.masked import causal_segment_mask, dot
+from gram_jax.model.attention.masked import causal_segment_mask
 from gram_jax.model.cache import Cache, extend_visible
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
+from gram_jax.model.matmul import dot
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import Tree
 

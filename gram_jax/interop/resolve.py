@@ -51,6 +51,10 @@ def resolve_model(name: str | Path) -> ModelSource:
         run = Path(earlier[1]).expanduser()
         if _is_run(run):
             path, step = run, int(earlier[2])
+    if path.suffix == ".json" and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is no model: a judge specification is given with --spec, and a Hugging Face model by its folder"
+        )
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return ModelSource(name, "gguf", path)

@@ -16,7 +16,8 @@ from gram_jax.judge.guard import layout_guard
 from gram_jax.judge.template import FIELDS, split_template, text_parts
 
 _ADVICE = (
-    "Pass more rows with different prompts and responses, or write the template to a text file."
+    "Pass more rows with different prompts and responses, or write the template, with {prompt}, {first} and {second}, "
+    "to a text file, and give that file as --template of gram-jax spec, or as judge.template of a recipe."
 )
 
 
@@ -33,7 +34,9 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
     rows leave the template open, or if it does not render every row as it was.
     """
     if len(rows) < 2:
-        raise JudgeError(f"recovering a template takes at least two rows; found {len(rows)}.")
+        raise JudgeError(
+            f"recovering a template takes at least two rows; found {len(rows)}. {_ADVICE}"
+        )
     labels = _labels(rows)
     texts = [row_prompt(row) for row in rows]
     head, tail = _shared_ends(texts)
@@ -84,7 +87,7 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise JudgeError(
                     f"row {at}: expected text in {name!r}; found {row.get(name)!r:.80}. Rendered rows have the fields "
-                    "instruction, input and output."
+                    f"instruction, input and output. {_ADVICE}"
                 )
     outputs = sorted({row["output"] for row in rows})
     if len(outputs) != 2:
@@ -128,7 +131,8 @@ def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
             # A delimiter that a text repeats; without it, a wrong template would fit.
             at = next(at for at, n in enumerate(times) if n > 1)
             raise JudgeError(
-                f"row {at} does not fit: the line {line!r} is in every row, here {times[at]} times. Leave the row out."
+                f"row {at} does not fit: the line {line!r} is in every row, here {times[at]} times. Leave the row "
+                f"out. {_ADVICE}"
             )
     return shared
 

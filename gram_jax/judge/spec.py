@@ -130,9 +130,13 @@ class JudgeSpec:
         """The specification in a file, or in judge.json of a folder. Raises JudgeError if missing or damaged."""
         path = judge_file(place)
         if not path.is_file():
+            place = (
+                "the file of a specification"
+                if path == Path(place).expanduser()
+                else "a judge's folder"
+            )
             raise JudgeError(
-                f"no {path.name} in {path.parent}: expected the checkpoint or export of a judge. `gram-jax spec` "
-                "writes a specification for a model that has none."
+                f"there is no {path}: expected {place}. `gram-jax spec {path} --model MODEL` writes a specification"
             )
         try:
             return JudgeSpec.from_json(path.read_text(encoding="utf-8"))

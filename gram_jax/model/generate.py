@@ -14,11 +14,12 @@ import numpy as np
 
 from gram_jax.batch import Array
 from gram_jax.errors import DataError
-from gram_jax.model.attention.masked import MASK_VALUE, dot
+from gram_jax.model.attention.masked import MASK_VALUE
 from gram_jax.model.cache import Cache, extend, prefill
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
+from gram_jax.model.matmul import dot
 from gram_jax.tree import Tree
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it, which limits the number of programs

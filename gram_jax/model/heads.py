@@ -1,12 +1,9 @@
-"""Logits of the two verdict labels, or a scalar reward, from hidden states."""
+"""Logits of the two verdict labels, or a scalar reward, from hidden states (model/decoder.py)."""
 
 import jax
 import jax.numpy as jnp
 
-from gram_jax.batch import Sequences
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.decoder import hidden_states
-from gram_jax.model.execution import Execution
 from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.tree import Tree
 
@@ -17,26 +14,13 @@ def unembedding(params: Tree, cfg: ModelConfig) -> jax.Array:
 
 
 def label_logits(
-    params: Tree,
-    cfg: ModelConfig,
-    seqs: Sequences,
-    verdict_at: jax.Array,
-    label_ids: tuple[int, int],
-    execution: Execution,
+    params: Tree, cfg: ModelConfig, hidden: jax.Array, label_ids: tuple[int, int]
 ) -> jax.Array:
-    """Next-token logits of the two verdict labels at the verdict columns, f32 [B, M, Y].
+    """Next-token logits of the two verdict labels, f32 [B, M, Y], for hidden states [B, M, D].
 
-    verdict_at: i32 [B, M]. The hidden states are gathered first, because XLA does not remove a product with the whole
-    vocabulary of which two columns are used. The product is f32, because bf16 logits make false ties.
+    The hidden states are gathered before (`hidden_at`), because XLA does not remove a product with the whole vocabulary
+    of which two columns are used. The product is f32, because bf16 logits make false ties.
     """
-    hidden = hidden_at(hidden_states(params, cfg, seqs, execution), verdict_at)
-    return read_labels(hidden, params, cfg, label_ids)
-
-
-def read_labels(
-    hidden: jax.Array, params: Tree, cfg: ModelConfig, label_ids: tuple[int, int]
-) -> jax.Array:
-    """Logits of the two labels for final hidden states [B, M, D], f32 [B, M, Y]."""
     rows = unembedding(params, cfg)[jnp.array(label_ids)].astype(jnp.float32)
     return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
 

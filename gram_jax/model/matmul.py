@@ -1,4 +1,4 @@
-"""The matrix product of the layers, with its backward pass written out."""
+"""Matrix products: that of the layers, with its backward pass written out, and einsum with f32 accumulation."""
 
 import math
 from functools import partial
@@ -14,6 +14,13 @@ def matmul(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
     ins, outs = w.shape[:contracted], w.shape[contracted:]
     flat = _matmul(x.reshape(*x.shape[:2], -1), w.reshape(math.prod(ins), math.prod(outs)))
     return flat.reshape(*x.shape[:2], *outs)
+
+
+def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum that accumulates in f32."""
+    # No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands.
+    precision = "highest" if a.dtype == jnp.float32 else "default"
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp

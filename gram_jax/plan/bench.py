@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gram_jax.compile_cache import keep_compiled_programs
-from gram_jax.data.records import read_records
+from gram_jax.data.reading import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import encode_items

@@ -84,9 +84,10 @@ def _recipe_config(recipe: Recipe) -> ModelConfig:
     try:
         return model_config(start)
     except CheckpointError as error:
+        why = str(error).splitlines()[0]
         raise RecipeError(
-            f"the model's shape cannot be read from model.name_or_path = {start!r} ({error}). Give --model-config: a "
-            f"config.json, or one of {', '.join(PUBLISHED)}"
+            f"the model's shape cannot be read: model.name_or_path = {why}\nGive --model-config: a config.json, or one "
+            f"of {', '.join(PUBLISHED)}"
         ) from error
 
 

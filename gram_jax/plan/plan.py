@@ -1,5 +1,6 @@
 """A plan: a program compiled for devices that need not be present, and what the compiler reports."""
 
+import logging
 import math
 import re
 import time
@@ -15,6 +16,8 @@ from gram_jax.plan.collectives import Traffic, collectives
 from gram_jax.plan.programs import PlanRequest, Program, training_program
 from gram_jax.plan.topology import PlanTarget
 from gram_jax.training.compiling import memory_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def plan_training(request: PlanRequest, change: Mapping[str, Any] = {}) -> Progr
 def make_plan(program: Program, target: PlanTarget) -> ProgramPlan:
     """Compile a program for a target and read what it needs. A program that does not fit is a plan, too."""
     start = time.perf_counter()
+    settings = ", ".join(f"{name} {value}" for name, value in program.settings.items())
+    logger.info("compiling, which may take minutes: %s", settings)
     compiled, fit = _compile(program, target.capacity)
     took = time.perf_counter() - start
     hlo = "" if compiled is None else compiled.as_text()

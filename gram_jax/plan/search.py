@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gram_jax.plan.plan import ProgramPlan, plan_training
 from gram_jax.plan.programs import PlanRequest
-from gram_jax.training.program import lower_memory_alternatives
+from gram_jax.training.program import memory_saving_changes
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def what_would_fit(request: PlanRequest, too_large: ProgramPlan) -> str:
             "Weights, optimizer state and batch alone are more than a device has: try more devices under [mesh] fsdp, "
             "smaller types of optimizer state or weights, [lora], or a smaller model"
         )
-    for change in lower_memory_alternatives(request.recipe, request.target.placement):
+    for change in memory_saving_changes(request.recipe, request.target.placement):
         if plan_training(request, change).fit.fits:
             texts = {key: f'"{v}"' if isinstance(v, str) else v for key, v in change.items()}
             return f"What would fit: {', '.join(f'{key} = {v}' for key, v in texts.items())}"

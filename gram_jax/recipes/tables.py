@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, WrapSerializer
 from pydantic.dataclasses import dataclass
 
 from gram_jax.data.examples import Overlong, PositionAugmentation, Stage
-from gram_jax.data.records import OnBad
+from gram_jax.data.reading import OnBad
 from gram_jax.data.sources import SourceSpec
 from gram_jax.model.execution import AttentionBackend, Remat
 from gram_jax.model.lora import LoraConfig

@@ -1,11 +1,12 @@
 """The limits of a model's figures, each as a sentence with its number."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gram_jax.attacks.results import AttackResults
 from gram_jax.evals.calibration import why_unusable
-from gram_jax.evals.results import PairMetrics, SourceResult
+from gram_jax.evals.results import LengthBin, PairMetrics, SourceResult
 from gram_jax.formatting import format_figure, format_percent, plural
 from gram_jax.reports.loading import ModelResults
 
@@ -19,6 +20,7 @@ UNCALIBRATED = 0.1  # ECE
 INCONSISTENT = 0.3  # share of the pairs
 POSITION_BIASED = 0.1  # mean P(a response) when shown first less P when shown second
 LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, less that if it is shorter
+DEVIATIONS = 2.0  # standard errors by which a figure of few pairs exceeds chance
 VULNERABLE = 0.1  # success of an attack above its baseline
 
 
@@ -60,9 +62,14 @@ def source_caveats(source: SourceResult) -> Iterator[str]:
     if pairs.shortened > MUCH_SHORTENED:
         yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
     yield from _of_biases(pairs)
+    if (favoured := favoured_length(source)) is not None:
+        yield (
+            f"It favours the {favoured} response: accuracy {format_figure(pairs.accuracy_longer, 2)} if the better one "
+            f"is longer, {format_figure(pairs.accuracy_shorter, 2)} if it is shorter."
+        )
     if pairs.ties > MANY_TIES:
         yield f"{format_percent(pairs.ties)} of the pairs are ties, which count as wrong."
-    if pairs.ece > UNCALIBRATED:
+    if is_uncalibrated(source):
         yield _of_calibration(source)
 
 
@@ -74,13 +81,43 @@ def _of_biases(pairs: PairMetrics) -> Iterator[str]:
         position = "first" if pairs.position_bias > 0 else "second"
         mean = format_figure(0.5 + abs(pairs.position_bias) / 2, 2)
         yield f"The response shown {position} gets a probability of {mean} on average, whatever it says."
+
+
+def favoured_length(source: SourceResult) -> str | None:
+    """ "longer" or "shorter" if the two accuracies differ by much, and by more than their number of pairs explains.
+
+    The standard error is that of the pairs whose lengths differ by a quarter or more, with the sample size of their
+    prompts (Agresti and Caffo 2000: a success and a failure more on each side).
+    """
+    pairs = source.pairs
     longer, shorter = pairs.accuracy_longer, pairs.accuracy_shorter
-    if longer is not None and shorter is not None and abs(longer - shorter) > LENGTH_BIASED:
-        favoured = "longer" if longer > shorter else "shorter"
-        yield (
-            f"It favours the {favoured} response: accuracy {format_figure(longer, 2)} if the better one is longer, "
-            f"{format_figure(shorter, 2)} if it is shorter."
-        )
+    if longer is None or shorter is None or abs(longer - shorter) <= LENGTH_BIASED:
+        return None
+    variance = 0.0
+    for accuracy, is_side in ((longer, _chosen_is_longer), (shorter, _chosen_is_shorter)):
+        count = sum(bin_.n for bin_ in source.length.bins if is_side(bin_))
+        count *= pairs.prompts / max(pairs.n, 1)
+        share = (accuracy * count + 1) / (count + 2)
+        variance += share * (1 - share) / (count + 2)
+    if abs(longer - shorter) <= DEVIATIONS * math.sqrt(variance):
+        return None
+    return "longer" if longer > shorter else "shorter"
+
+
+def _chosen_is_longer(bin_: LengthBin) -> bool:
+    return bin_.low is not None and bin_.low >= 0
+
+
+def _chosen_is_shorter(bin_: LengthBin) -> bool:
+    return bin_.high is not None and bin_.high <= 0
+
+
+def is_uncalibrated(source: SourceResult) -> bool:
+    """Whether the ECE is large, and larger than that of a calibrated judge on as many pairs."""
+    filled = [(b.n, b.confidence) for b in source.calibration.bins if b.confidence is not None]
+    noise = sum(math.sqrt(n * share * (1 - share)) for n, share in filled)
+    pairs = max(sum(n for n, _ in filled), 1)
+    return source.pairs.ece > max(UNCALIBRATED, DEVIATIONS * noise / pairs)
 
 
 def _of_calibration(source: SourceResult) -> str:

@@ -25,7 +25,7 @@ from gram_jax.reports.charts import charts
 from gram_jax.reports.loading import ModelResults, aligned, read_folders
 from gram_jax.reports.text import anchor, fenced, gist, markdown_line, truncate, visible
 
-PAGE = "report.html"
+PAGE, COMPARISON = "report.html", "comparison.html"
 ENDINGS = {"html": (".html", ".htm"), "Markdown": (".md", ".markdown")}
 ASSETS = "reports/assets"
 GENERATOR = "gram_jax report"  # marks the files of this module
@@ -40,11 +40,12 @@ def write_reports(
 ) -> list[Path]:
     """The page of one folder's results, or the comparison of several; returns the files written.
 
-    out: the page, by default report.html in the one folder; markdown: the same as Markdown, if given.
+    out: the page, by default report.html in the one folder, or comparison.html in the working directory; markdown: the
+    same as Markdown, if given.
     Raises ReportError for results that cannot be read, and for existing files that are not reports.
     """
     if out is None and len(folders) > 1:
-        raise ReportError("a comparison has no folder of its own: give --out FILE.html")
+        out = Path(COMPARISON)
     out = out or Path(folders[0]).expanduser() / PAGE
     wanted = [(out, "html", render_html)]
     if markdown is not None:

@@ -3,8 +3,6 @@
 Shapes: G prompts, n responses to each, B = G n rows of T columns; mask f32 [B, T] is 1 for tokens of the response.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -89,24 +87,3 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + 0.1 * error)
-
-
-class Clipped(NamedTuple):
-    """loss: f32, same shape as the inputs; clipped: 1 if the bound is active."""
-
-    loss: jax.Array
-    clipped: jax.Array
-
-
-def policy_loss(logprobs: jax.Array, old: jax.Array, advantages: jax.Array, clip: float) -> Clipped:
-    """PPO's (arXiv 1707.06347, eq. 7) for each token: -min(r A, clip(r, 1 - clip, 1 + clip) A), r = p / p_old."""
-    ratio = jnp.exp(logprobs - old)
-    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
-    plain, clipped = -ratio * advantages, -bounded * advantages
-    return Clipped(jnp.maximum(plain, clipped), (clipped > plain).astype(jnp.float32))
-
-
-def value_loss(values: jax.Array, old: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
-    """Half the larger squared error of the value and of the value clipped to within `clip` of the old one."""
-    clipped = old + jnp.clip(values - old, -clip, clip)
-    return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)

@@ -8,7 +8,7 @@ from gram_jax.errors import DataError
 from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.forms import PairScorer, RewardForm, Rewards
 
-EVEN = 1e-6
+TOLERANCE = 1e-6
 
 # (prompts, responses, greedy responses or None) -> a reward for each
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str] | None], Sequence[float]]
@@ -59,5 +59,5 @@ def against_the_start(
     """(win rate of our responses over the start's by reward, ties as half; mean difference of the rewards)."""
     mine, base = (checked(reward(prompts, x, theirs), len(prompts)) for x in (ours, theirs))
     difference = mine - base
-    won = (difference > EVEN).mean() + 0.5 * (abs(difference) <= EVEN).mean()
+    won = (difference > TOLERANCE).mean() + 0.5 * (abs(difference) <= TOLERANCE).mean()
     return float(won), float(difference.mean())

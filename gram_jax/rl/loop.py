@@ -97,7 +97,7 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
     recipe, steps = setup.recipe, setup.recipe.run.max_steps
     with explain_out_of_memory(NO_SPACE, TRY), open_checkpoints(run) as checkpoints:
         state = first_state(setup, checkpoints, newest_step(run, checkpoints))
-        _describe(setup, run)
+        _write_description(setup, run)
         done = int(state.step) // recipe.updates
         with open_outputs(run, checkpoints, done, steps, "rl", progress) as outputs:
             metrics = outputs.metrics
@@ -122,12 +122,12 @@ def rl_step(
 ) -> tuple[TrainState, dict[str, float]]:
     """Take step `number`, counted from 0; returns the state after it and its metrics."""
     recipe, prompts = setup.recipe, setup.prompts
-    sampling, step, seed = recipe.sampling, number + 1, recipe.run.seed
-    chosen = prompts.draw(sampling.prompts_per_step, number, seed)
+    sampling, step = recipe.sampling, number + 1
+    chosen = prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
     tokens = [prompts.tokens[at] for at in chosen]
     run.beat(f"sampling the responses of step {step}")
     policy = setup.policy(state.params)
-    seed = int(np.random.default_rng([seed, number]).integers(2**31))
+    seed = int(np.random.default_rng([recipe.run.seed, number]).integers(2**31))
     written = policy.generate_from_tokens(
         _repeated(tokens, sampling.num_generations),
         SamplingConfig(sampling.max_new_tokens, sampling.temperature, seed=seed),
@@ -148,7 +148,7 @@ def rl_step(
         rewards,
         width=setup.width,
         policy=partial(setup.token_stats, setup.full_params(state.params)),
-        start=partial(setup.token_stats, setup.generator.params),
+        reference=partial(setup.token_stats, setup.reference.params),
         place=setup.placement,
     )
     state, means = update_weights(setup, state, batch, number)
@@ -165,7 +165,8 @@ def update_weights(
         for name, (total, count) in jax.device_get(metrics).items():
             found.setdefault(name, []).append(float(total) / max(float(count), 1.0))
     means = {name: float(np.mean(values)) for name, values in found.items()}
-    bad, _, _ = (means.pop(name) for name in ("bad", "skipped", "skipped_in_a_row"))
+    # Those of a training step alone; an RL run counts the tokens of its responses.
+    bad, *_ = map(means.pop, ("bad", "skipped", "skipped_in_a_row", "num_tokens"))
     if bad:
         raise NonFiniteError(
             f"step {number + 1}: the loss or its gradient is not finite; the last checkpoint is undamaged"
@@ -210,7 +211,7 @@ def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
     greedy = SamplingConfig(setup.recipe.sampling.max_new_tokens, 0)
     prompts, tokens = setup.valid.prompts[:limit], setup.valid.tokens[:limit]
     ours = setup.policy(params).generate_from_tokens(tokens, greedy).texts
-    theirs = setup.generator.generate_from_tokens(tokens, greedy).texts
+    theirs = setup.reference.generate_from_tokens(tokens, greedy).texts
     won, gain = against_the_start(setup.contest, prompts, ours, theirs)
     found = {"win_rate": won, "gain_over_start": gain}
     if setup.judge is not None:  # equal responses have 0.5
@@ -230,15 +231,15 @@ def first_state(setup: RlSetup, checkpoints: Checkpoints, newest: int | None) ->
     return init_state(params, setup.optimizer, setup.abstract)
 
 
-def _describe(setup: RlSetup, run: Run) -> None:
+def _write_description(setup: RlSetup, run: Run) -> None:
     """Write model/ and run.json."""
-    recipe, generator = setup.recipe, setup.generator
+    recipe, reference = setup.recipe, setup.reference
     write_model(
         run.directory,
-        generator.cfg,
-        generator.tokenizer,
+        reference.cfg,
+        reference.tokenizer,
         dtype=recipe.policy.param_dtype,
-        stop_token_ids=generator.stop_token_ids,
+        stop_token_ids=reference.stop_token_ids,
         base=None if recipe.lora is None else (setup.start, recipe.lora.config),
     )
     run.directory.note(

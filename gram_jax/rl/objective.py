@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import Sequences
-from gram_jax.model.attention.masked import dot
+from gram_jax.losses import join_pieces, time_pieces
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
+from gram_jax.model.matmul import dot
 from gram_jax.recipes.rl import AlgorithmConfig
-from gram_jax.rl.advantages import divergence_per_token, policy_loss, value_loss
+from gram_jax.rl.advantages import divergence_per_token
 from gram_jax.training.objectives import Metrics
 from gram_jax.tree import Tree
 
@@ -54,19 +55,11 @@ def token_stats(
     cfg: ModelConfig,
     execution: Execution,
     temperature: float,
-    chunk: int,
+    chunk_size: int,
 ) -> TokenStats:
-    """TokenStats of every column. chunk: maximum number of rows of logits in memory."""
+    """TokenStats of every column. chunk_size: maximum number of rows of logits in memory."""
     hidden = hidden_states(params, cfg, seqs, execution)
     table = unembedding(params, cfg).astype(execution.compute_dtype)
-    rows, width = targets.shape
-    pieces = -(-rows * width // max(chunk, rows))
-    size = -(-width // pieces)
-    padding = pieces * size - width
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(rows, size, pieces, *x.shape[2:]), 2, 0)
 
     @jax.checkpoint
     def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -75,10 +68,8 @@ def token_stats(
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return chosen, -(jnp.exp(logits) * logits).sum(-1)
 
-    found = jax.lax.map(one, (cut(hidden), cut(targets)))
-    logprobs, entropy = (
-        jnp.moveaxis(x, 0, 2).reshape(rows, pieces * size)[:, :width] for x in found
-    )
+    found = jax.lax.map(one, time_pieces(chunk_size, hidden, targets))
+    logprobs, entropy = (join_pieces(x, targets.shape[1]) for x in found)
     values = jnp.zeros_like(logprobs)
     if VALUE in params:
         head = params[VALUE].astype(jnp.float32)
@@ -91,7 +82,7 @@ def rollout_objective(
     execution: Execution,
     *,
     temperature: float,
-    chunk: int,
+    chunk_size: int,
     algorithm: AlgorithmConfig,
 ) -> Callable[[Tree, RolloutBatch], tuple[jax.Array, Metrics]]:
     """The loss of a batch, a sum over response tokens, and metrics as (sum, count).
@@ -108,7 +99,7 @@ def rollout_objective(
             cfg=cfg,
             execution=execution,
             temperature=temperature,
-            chunk=chunk,
+            chunk_size=chunk_size,
         )
         mask, count = batch.mask, batch.mask.sum()
         # Columns outside of the response have a ratio of 1.
@@ -120,8 +111,7 @@ def rollout_objective(
         parts = {
             "policy_loss": policy.loss,
             "clipped": policy.clipped,
-            "entropy": seen.entropy,
-            "kl": kl,
+            "kl_in_loss": kl,
         }
         if VALUE in params:
             errors = value_loss(seen.values, batch.values, batch.returns, algorithm.clip_range_vf)
@@ -132,3 +122,24 @@ def rollout_objective(
         return total, metrics | {"loss": (total, count)}
 
     return objective
+
+
+class Clipped(NamedTuple):
+    """loss: f32, same shape as the inputs; clipped: 1 if the bound is active."""
+
+    loss: jax.Array
+    clipped: jax.Array
+
+
+def policy_loss(logprobs: jax.Array, old: jax.Array, advantages: jax.Array, clip: float) -> Clipped:
+    """PPO's (arXiv 1707.06347, eq. 7) for each token: -min(r A, clip(r, 1 - clip, 1 + clip) A), r = p / p_old."""
+    ratio = jnp.exp(logprobs - old)
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
+    plain, clipped = -ratio * advantages, -bounded * advantages
+    return Clipped(jnp.maximum(plain, clipped), (clipped > plain).astype(jnp.float32))
+
+
+def value_loss(values: jax.Array, old: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
+    """Half the larger squared error of the value and of the value clipped to within `clip` of the old one."""
+    clipped = old + jnp.clip(values - old, -clip, clip)
+    return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gram_jax.data.comparison import Comparison
-from gram_jax.data.records import read_records, source_kind
+from gram_jax.data.reading import read_records
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.judge.messages import Prompt
@@ -55,7 +55,7 @@ def read_prompts(
 
     Raises DataError if there are none, or what reading raises.
     """
-    records, _ = read_records(source, source_kind(source, schema=schema), schema=schema)
+    records, _ = read_records(source, "prompts", schema=schema)
     prompts = list(dict.fromkeys(record.prompt for record in records))
     tokens = [generator.encode(prompt) for prompt in prompts]
     kept = [at for at, ids in enumerate(tokens) if len(ids) <= longest][:limit]

@@ -30,22 +30,22 @@ def make_rollout(
     *,
     width: int,
     policy: TokenStatsFn,
-    start: TokenStatsFn,
+    reference: TokenStatsFn,
     place: Placement,
 ) -> tuple[RolloutBatch, dict[str, float]]:
     """The training batch and its metrics.
 
     prompts: tokens of every prompt. samples: B responses, those to one prompt in a row. rewards: f32 [B]. width: number
-    of columns, enough for every prompt with its response. policy, start: of the sampling and of the frozen model.
+    of columns, enough for every prompt with its response. policy, reference: of the sampling and of the frozen model.
     """
     group = len(rewards) // len(prompts)
     rows, targets, mask, last = _rows(
         [tokens for tokens in prompts for _ in range(group)], samples, width
     )
     seqs = Sequences(*(place.constrain(jnp.asarray(x), "batch", "time") for x in rows))
-    now, before = policy(seqs, targets), start(seqs, targets)
-    old, reference, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
-    kl = divergence_per_token(old, reference, "k1") * mask
+    now, before = policy(seqs, targets), reference(seqs, targets)
+    old, start, values = (x * mask for x in (now.logprobs, before.logprobs, now.values))
+    kl = divergence_per_token(old, start, "k1") * mask
     score, returns = jnp.asarray(rewards), jnp.zeros_like(mask)
     if algorithm.kind == "ppo":
         earned = -algorithm.kl_coef * kl
@@ -71,7 +71,7 @@ def make_rollout(
         "stopped": float(samples.stopped.mean()),
         "num_tokens": count,
     }
-    return RolloutBatch(seqs, targets, mask, old, reference, advantages, values, returns), figures
+    return RolloutBatch(seqs, targets, mask, old, start, advantages, values, returns), figures
 
 
 def _rows(

@@ -9,10 +9,13 @@ import jax
 import optax
 
 from gram_jax import tree
+from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.generation.generator import TextGenerator
+from gram_jax.interop.models import model_config
 from gram_jax.interop.resolve import pin_step
+from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import lora_specs
 from gram_jax.model.specs import ParamSpec, param_specs
@@ -42,16 +45,16 @@ WIDTH = 64  # the number of columns of a row is a multiple of this
 class RlSetup:
     """A run before its first step.
 
-    start, judge: names of the models that the run began with, with a step if they are runs. generator: the policy's
-    start, the frozen reference. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win
-    rates. token_stats, update: jitted (rl/objective.py, training/step.py).
+    start, judge: names of the models that the run began with, with a step if they are runs. reference: the policy's
+    start, frozen. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win rates.
+    token_stats, update: jitted (rl/objective.py, training/step.py).
     """
 
     recipe: RlRecipe
     placement: Placement
     start: str
     judge: str | None
-    generator: TextGenerator
+    reference: TextGenerator
     frozen: Tree
     prompts: PromptSet
     valid: PromptSet
@@ -75,7 +78,7 @@ class RlSetup:
 
     def policy(self, params: Tree) -> TextGenerator:
         """The policy with these trained weights."""
-        return self.generator.with_params(policy_weights(self.full_params(params)))
+        return self.reference.with_params(policy_weights(self.full_params(params)))
 
 
 def set_up_rl(
@@ -84,44 +87,48 @@ def set_up_rl(
     placement: Placement | None,
     reward: RewardFunction | None,
 ) -> RlSetup:
-    """Load policy and judge, read the prompts, build the programs.
+    """Check what needs no weights, load policy and judge, read the prompts, build the programs.
 
     reward: instead of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
     """
     place, judges = (placement, placement) if placement else _placements(recipe)
     _check_parts(recipe, place)
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
-    info = directory.info
+    info, judge = directory.info, None
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
-    generator = _load_policy(recipe, start, place)
-    prompts = _read(recipe, recipe.data.train, generator)
-    valid = _read(recipe, recipe.data.valid, generator) if recipe.data.valid else prompts
-    assert_equal("set of prompts", prompts.fingerprint)
-    check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
-    judge, contest = None, reward
     if reward is None:
         judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
-        reward, contest = _rewards(recipe, judge, judges, prompts)
-    assert contest is not None
-    specs = _trained_specs(recipe, generator)
+        model_config(judge)  # raises if there is no such model
+    specs = _trained_specs(recipe, model_config(start))
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
+    for source in filter(None, (recipe.data.train, recipe.data.valid)):
+        check_source(source, "prompts", schema=recipe.data.schema)
+    reference = _load_policy(recipe, start, place)
+    prompts = _read(recipe, recipe.data.train, reference)
+    valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
+    assert_equal("set of prompts", prompts.fingerprint)
+    check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
+    contest = reward
+    if judge is not None:
+        reward, contest = _rewards(recipe, judge, judges, prompts)
+    assert reward is not None and contest is not None
     abstract = abstract_state(specs, optimizer, place, recipe.policy.param_dtype)
     options = {
-        "cfg": generator.cfg,
-        "execution": generator.execution,
+        "cfg": reference.cfg,
+        "execution": reference.execution,
         "temperature": recipe.sampling.temperature,
-        "chunk": CHUNK,
+        "chunk_size": CHUNK,
     }
     frozen: Tree = {}
     if recipe.lora is not None:
-        frozen = with_lora_scale(generator.params, generator.cfg, recipe.lora.config, place)
+        frozen = with_lora_scale(reference.params, reference.cfg, recipe.lora.config, place)
     return RlSetup(
         recipe=recipe,
         placement=place,
         start=start,
         judge=judge,
-        generator=generator,
+        reference=reference,
         frozen=frozen,
         prompts=prompts,
         valid=valid,
@@ -189,9 +196,8 @@ def _rewards(
     return judged_reward(scorer, form, preferred), judged_reward(scorer, RewardForm("reference"))
 
 
-def _trained_specs(recipe: RlRecipe, generator: TextGenerator) -> Tree:
+def _trained_specs(recipe: RlRecipe, cfg: ModelConfig) -> Tree:
     """ParamSpec of every trained weight: all of them or those of LoRA, and PPO's critic."""
-    cfg = generator.cfg
     specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
     if recipe.algorithm.kind != "ppo":
         return specs

@@ -89,9 +89,13 @@ def make_directory(path: Path) -> None:
 
 
 def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
-    """Content of run.json. Raises RecipeError if the directory holds a run of another recipe."""
+    """Content of run.json, {} if the run was never saved: it begins again, also with another recipe.
+
+    Raises RecipeError if the directory holds a saved run of another recipe.
+    """
     stored, info = path / RECIPE, read_info(path)
-    # Without run.json nothing was computed with the stored recipe.
+    if not info.get("finished") and not any(path.glob("checkpoints/*")):
+        return {}
     if info and (changed := changed_on_resume(read_recipe_as(type(recipe), stored), recipe)):
         lines = "\n  ".join(changed)
         raise RecipeError(

@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass
 class WorkCounters:
-    """Work of one or more calls. sequences: comparisons in one order.
+    """Work of one or more calls. sequences: each a comparison in one order.
 
-    tokens_requested: tokens of the comparisons one by one; tokens_unique: without the repetitions of shared prefixes
+    tokens_requested: tokens of the sequences one by one; tokens_unique: without the repetitions of shared prefixes
     (the padded program repeats them); tokens_computed: positions that go through the model, padding included;
     attention_pairs: pairs of a unique token and one that it attends to.
     """

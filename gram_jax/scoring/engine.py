@@ -1,7 +1,7 @@
 """From token sequences to label logit differences: lay out the calls, execute them, put results in order.
 
 All scoring passes through `ScoringEngine.label_logit_diffs`. Two programs do the work: "prefix_shared" computes the
-prefixes that comparisons share once (prefix_tree.py), "padded" has a row for each order of a pair (padded.py).
+prefixes that sequences share once (prefix_tree.py), "padded" has a row for each order of a pair (padded.py).
 """
 
 from collections import deque
@@ -26,10 +26,10 @@ from gram_jax.tree import Tree
 ScoringMethod = Literal["prefix_shared", "padded"]
 # Positions of one call and device. On a CPU a padded call has a fixed number of positions, so a larger one makes a
 # single pair wait for dummy rows; a prefix tree call computes only the blocks in use, but a longer row lets more
-# comparisons wait for each other, and its keys and values take memory.
+# sequences wait for each other, and its keys and values take memory.
 CPU_TOKENS = {"prefix_shared": 8192, "padded": 1024}
 ACCELERATOR_TOKENS = 32768
-# A tree of all comparisons of one response should rarely be cut: each part computes its prefix again.
+# A tree of all sequences of one response should rarely be cut: each part computes its prefix again.
 RANKING_TREE_TOKENS = 32768
 CALLS_IN_FLIGHT = 4  # calls dispatched before the first result is fetched
 
@@ -67,18 +67,19 @@ class ScoringEngine:
 
     def label_logit_diffs(
         self,
-        comparisons: Sequence[Encoded],
+        sequences: Sequence[Encoded],
         *,
         paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """Logit of the first label minus that of the second of every comparison, f32 [n], in their order.
+        """Logit of the first label minus that of the second of every sequence, f32 [n], in their order.
 
-        paired: comparisons 2i and 2i + 1 are the two orders of a pair. Otherwise consecutive comparisons with the same
-        question share it, and the first response too if it is the same. The bits of a comparison depend on nothing but
-        itself (paired: but its pair). progress is called with the number of comparisons that each call has scored.
+        sequences: each a comparison in one order. paired: sequences 2i and 2i + 1 are the two orders of a pair.
+        Otherwise consecutive sequences with the same question share it, and the first response too if it is the same.
+        The bits of a result depend on nothing but its sequence (paired: but its pair). progress is called with the
+        number of sequences that each call has scored.
         """
-        diffs = np.zeros(len(comparisons), np.float32)
+        diffs = np.zeros(len(sequences), np.float32)
         in_flight: deque[tuple[Call, jax.Array]] = deque()
 
         def fetch() -> None:
@@ -87,7 +88,7 @@ class ScoringEngine:
             diffs[call.indices] = logits[:, 0] - logits[:, 1]
             progress(len(call.indices))
 
-        program, calls = self._layout(comparisons, paired)
+        program, calls = self._layout(sequences, paired)
         with self._explain_out_of_memory():
             for call in calls:
                 self.counters += call.work
@@ -137,14 +138,14 @@ class ScoringEngine:
         return pad_items([np.zeros(1, np.int32)] * 2 * self.pairs_per_call(length), 2, length)
 
     def _layout(
-        self, comparisons: Sequence[Encoded], paired: bool
+        self, sequences: Sequence[Encoded], paired: bool
     ) -> tuple[Callable[..., jax.Array], Iterator[Call]]:
-        """The program for these comparisons, and its calls."""
+        """The program for these sequences, and its calls."""
         if paired and self.method == "padded":
             sizes = {length: self.pairs_per_call(length) for length in self.lengths}
-            return padded_logits, padded_calls(comparisons, self.lengths, sizes)
+            return padded_logits, padded_calls(sequences, self.lengths, sizes)
         shape = self.pair_shape if paired else self.ranking_shape
-        calls = lay_out(comparisons, shape, self._shards, paired=paired)
+        calls = lay_out(sequences, shape, self._shards, paired=paired)
         return partial(prefix_tree_logits, shape=shape), calls
 
     def _run(self, program: Callable[..., jax.Array], batch: Any) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.records import Kind, RecordStream, source_kind
+from gram_jax.data.reading import Kind, RecordStream, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress

@@ -12,8 +12,9 @@ import numpy as np
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import label_logits
+from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.scoring.calls import Call, WorkCounters, causal_pairs
 from gram_jax.tree import Tree
 
@@ -34,7 +35,8 @@ def padded_logits(
     constrain = execution.placement.constrain
     rows = Sequences(*(constrain(x.reshape(B * orders, T), "batch", "time") for x in pair.seqs))
     at = pair.verdict_at.reshape(B * orders, 1)
-    logits = label_logits(params, cfg, rows, at, label_ids, execution)
+    hidden = hidden_at(hidden_states(params, cfg, rows, execution), at)
+    logits = label_logits(params, cfg, hidden, label_ids)
     return constrain(logits.reshape(B, orders, 2))
 
 
@@ -53,10 +55,10 @@ def padded_lengths(max_length: int) -> tuple[int, ...]:
 
 
 def padded_calls(
-    comparisons: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
+    sequences: Sequence[Encoded], lengths: Sequence[int], pairs_per_call: Mapping[int, int]
 ) -> Iterator[Call]:
-    """Calls for pairs whose orders are comparisons 2i and 2i + 1, the longest rows first."""
-    texts = [text.tokens for text in comparisons]
+    """Calls for pairs whose orders are sequences 2i and 2i + 1, the longest rows first."""
+    texts = [text.tokens for text in sequences]
     for indices, batch in padded_batches(texts, 2, lengths, pairs_per_call):
         rows, orders = np.indices(indices.shape)
         sizes = [len(texts[at]) for at in indices.ravel().tolist()]

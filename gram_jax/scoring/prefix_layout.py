@@ -1,8 +1,8 @@
-"""Layout of comparisons whose shared prefixes are computed once. Numpy only.
+"""Layout of sequences whose shared prefixes are computed once. Numpy only.
 
-A comparison is a path of three nodes: the tokens before the first response, the first response up to the second, and
-the rest. Consecutive comparisons share the nodes they begin with: both orders of a pair the question, all comparisons
-of one response that response too.
+A sequence is a comparison in one order, and a path of three nodes: the tokens before the first response, the first
+response up to the second, and the rest. Consecutive sequences share the nodes they begin with: both orders of a pair
+the question, all sequences of one response that response too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # the tokens of a comparison'
 
 
 def prefix_tree_shape(max_length: int, columns: int) -> PrefixTreeShape:
-    """The program for comparisons of at most max_length tokens, with rows of at least `columns`.
+    """The program for sequences of at most max_length tokens, with rows of at least `columns`.
 
     >>> prefix_tree_shape(600, 1024).key_budgets
     (128, 192, 256, 384, 512, 768)
@@ -58,7 +58,7 @@ class _Row:
     used: int = 0
 
     def add_tree(self, members: range, parts: Sequence[Parts], *, paired: bool) -> int:
-        """Add comparisons as one tree while they fit, a pair whole or not at all. Returns their number.
+        """Add sequences as one tree while they fit, a pair whole or not at all. Returns their number.
 
         paired: only the root is aligned to a query block; else every node is.
         """
@@ -116,16 +116,16 @@ class _Row:
 
 
 def lay_out(
-    comparisons: Sequence[Encoded], shape: PrefixTreeShape, rows: int, *, paired: bool
+    sequences: Sequence[Encoded], shape: PrefixTreeShape, rows: int, *, paired: bool
 ) -> Iterator[Call]:
-    """Lay out comparisons into calls of `rows` rows, each group into the row that has most space.
+    """Lay out sequences into calls of `rows` rows, each group into the row that has most space.
 
-    paired: comparisons 2i and 2i + 1 are a pair, which stays in one piece; its bits depend on the pair as a whole.
-    Otherwise comparisons with the same question are a group, which may be spread over calls: every node begins a query
+    paired: sequences 2i and 2i + 1 are a pair, which stays in one piece; its bits depend on the pair as a whole.
+    Otherwise sequences with the same question are a group, which may be spread over calls: every node begins a query
     block, so the bits of a comparison depend on nothing but itself.
     """
     filling = [_Row(shape) for _ in range(rows)]
-    parts = [_parts(text) for text in comparisons]
+    parts = [_parts(text) for text in sequences]
     for group in _groups(parts, paired):
         while group:
             row = min(filling, key=lambda row: row.used)
@@ -133,7 +133,7 @@ def lay_out(
             group = group[added:]
             if not added:
                 if not row.verdicts:
-                    raise ValueError(f"{len(group)} comparisons do not fit {shape}")
+                    raise ValueError(f"{len(group)} sequences do not fit {shape}")
                 yield _make_call(filling, shape)
                 filling = [_Row(shape) for _ in range(rows)]
     if any(row.verdicts for row in filling):

@@ -20,7 +20,7 @@ from gram_jax.model.attention.masked import attend_block
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import embed_tokens
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import hidden_at, read_labels
+from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.model.layer import cast_and_gather, layer, rms_norm
 from gram_jax.model.rope import rope_angles
 from gram_jax.tree import Tree
@@ -130,7 +130,8 @@ def prefix_tree_logits(
     cos, sin = rope
     rope_here = hidden_at(cos, batch.verdict_at), hidden_at(sin, batch.verdict_at)
     x, _ = layer(hidden_at(x, batch.verdict_at), w, cfg, rope_here, execution, mix)
-    logits = read_labels(rms_norm(x, params["final_norm"], cfg.norm_eps), params, cfg, label_ids)
+    x = rms_norm(x, params["final_norm"], cfg.norm_eps)
+    logits = label_logits(params, cfg, x, label_ids)
     return execution.placement.constrain(logits)  # every process reads all of them
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gram_jax.data.comparison import Record, contents_id
+from gram_jax.data.records import Record, contents_id
 from gram_jax.errors import DataError
 from gram_jax.files import explain_full_disk
 from gram_jax.progress import ProgressBar, ProgressFactory

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gram_jax.data.comparison import Comparison, Record
+from gram_jax.data.records import Comparison, Record
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking

@@ -1,7 +1,9 @@
 """The ASGI application: endpoints, limits, start and end."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio.to_thread
 from fastapi import FastAPI, Security
@@ -35,16 +37,18 @@ def make_app(
 ) -> FastAPI:
     """The ASGI application; `app.state.service` is its Service.
 
-    form: of rewards, if the protocol leaves it open. write: writes references, for a form without its own. max_queue,
-    max_batch: sequences that may wait, and that are scored in one call. group_wait: seconds that a response sent alone
-    waits for the others of its group.
+    name: of the model; clients do not see its folder. form: of rewards, if the protocol leaves it open. write: writes
+    references, for a form without its own. max_queue, max_batch: sequences that may wait, and that are scored in one
+    call. group_wait: seconds that a response sent alone waits for the others of its group.
     """
     form = form or RewardForm()
     if write is not None:
         form.check_writer()
     batcher = RequestBatcher(scorer, max_queue=max_queue, max_batch=max_batch)
     groups, metrics = GroupBuffer(group_wait), ServerMetrics(batcher)
-    service = Service(scorer, name, form, batcher, groups, limits or Limits(), metrics, write=write)
+    service = Service(
+        scorer, public_name(name), form, batcher, groups, limits or Limits(), metrics, write=write
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,3 +84,14 @@ def make_app(
     app.add_middleware(Admission, limits=service.limits, token=token, queue_full=batcher.full)
     app.add_middleware(RequestLog, metrics=metrics, paths=paths)
     return app
+
+
+def public_name(name: str) -> str:
+    """The name of a model for clients: the last component of a path on this machine, any other name unchanged.
+
+    >>> public_name("/home/me/runs/judge@100"), public_name("Qwen/Qwen3-0.6B")
+    ('judge@100', 'Qwen/Qwen3-0.6B')
+    """
+    path = Path(name).expanduser()
+    local = path.is_absolute() or Path(re.sub(r"@\d+$", "", str(path))).exists()
+    return path.name if local else name

@@ -1,6 +1,7 @@
 """Every error of the server as JSON with a code and a message, and without any text of the request."""
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,24 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
 def _problems(error: RequestValidationError) -> str:
     if isinstance(error.body, bytes):
         return "expected JSON, and content-type: application/json"
-    problems = []
-    for one in error.errors()[:8]:
-        if one["type"] not in ("json_invalid", "value_error"):
-            # The name of an unknown key is the client's text.
-            place = one["loc"][:-1] if one["type"] == "extra_forbidden" else one["loc"]
-            problems.append(f"{'.'.join(map(str, place))}: {one['msg']}")
+    problems = [
+        f"{_place(one, error.body)}: {one['msg']}"
+        for one in error.errors()[:8]
+        if one["type"] not in ("json_invalid", "value_error")
+    ]
     return "; ".join(problems) or "the body is not valid JSON"
+
+
+def _place(problem: Mapping[str, Any], body: Any) -> str:
+    """The path of a problem in the body, without the tags of unions, which the client did not send."""
+    start, *steps = problem["loc"]
+    place, here = [start], body
+    for at, step in enumerate(steps):
+        if (isinstance(here, list) and isinstance(step, int)) or (
+            isinstance(here, dict) and step in here
+        ):
+            place.append(step)
+            here = here[step]
+        elif problem["type"] == "missing" and at == len(steps) - 1:
+            place.append(step)
+    return ".".join(map(str, place))

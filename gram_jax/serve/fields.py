@@ -1,9 +1,19 @@
 """Types of request fields that several protocols share, with their limits."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from gram_jax.formatting import plural
 
 MAX_CHARACTERS = 400_000  # of one text
 MAX_ITEMS = 1024  # of one request
@@ -49,6 +59,19 @@ class StrictRequest(BaseModel):
     """A request of this server's own protocol, which rejects unknown keys; vendors' protocols ignore them."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, given: Any) -> Any:
+        """Names the fields that there are, because the name of an unknown key is the client's text."""
+        if isinstance(given, dict) and (unknown := given.keys() - cls.model_fields.keys()):
+            fields = cls.model_fields.items()
+            missing = [name for name, field in fields if field.is_required() and name not in given]
+            text = f"{plural(len(unknown), 'unknown field')}; the fields are {', '.join(cls.model_fields)}"
+            if missing:
+                text += f"; missing: {', '.join(missing)}"
+            raise PydanticCustomError("unknown_fields", "{problem}", {"problem": text})
+        return given
 
 
 class PairRequest(StrictRequest):

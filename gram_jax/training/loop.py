@@ -42,7 +42,7 @@ from gram_jax.sharding import Placement
 from gram_jax.training.averages import Averages, Stopwatch, add_step, write_line
 from gram_jax.training.compiling import Memory, compile_step, explain_step_memory
 from gram_jax.training.evaluation import evaluate_held_out, make_held_out_step
-from gram_jax.training.program import lower_memory_alternatives, lower_step, placement_of
+from gram_jax.training.program import lower_step, memory_saving_changes, placement_of
 from gram_jax.training.setup import TrainSetup, set_up
 from gram_jax.training.stages import abstract_batch, frozen_weights, start_weights
 from gram_jax.training.state import TrainState, init_state
@@ -96,11 +96,11 @@ def train(
 def train_to(last: int, setup: TrainSetup, run: Run, progress: ProgressFactory) -> None:
     """Compile the step, load or restore the state, and take the remaining steps up to `last`."""
     run.beat("compiling")
-    step, memory = compiled_step(setup)
+    step, memory = compile_for(setup)
     with explain_step_memory(memory), open_checkpoints(run) as checkpoints:
         newest = newest_step(run, checkpoints)
         state, frozen = first_state(setup, checkpoints, newest)
-        _describe(setup, run.directory, frozen, newest)
+        _write_description(setup, run.directory, frozen, newest)
         start = int(state.step)
         stage = setup.recipe.stage
         with (
@@ -186,10 +186,10 @@ def log_step(
     return averages
 
 
-def compiled_step(setup: TrainSetup) -> tuple[Any, Memory | None]:
+def compile_for(setup: TrainSetup) -> tuple[Any, Memory | None]:
     """The training step, compiled before any weight is loaded, and the memory it needs."""
     batch = abstract_batch(setup.plan.batch(0), setup.placement)
-    lowered = partial(
+    lower = partial(
         lower_step,
         setup.recipe,
         setup.cfg,
@@ -200,9 +200,9 @@ def compiled_step(setup: TrainSetup) -> tuple[Any, Memory | None]:
         setup.abstract,
         batch,
     )
-    alternatives = lower_memory_alternatives(setup.recipe, setup.placement)
+    alternatives = memory_saving_changes(setup.recipe, setup.placement)
     with log_time(logger, "compile"):
-        step, memory = compile_step(lowered, setup.placement, alternatives)
+        step, memory = compile_step(lower, setup.placement, alternatives)
     if memory is not None:
         logger.info("memory of a step: %s", memory.to_text())
     return step, memory
@@ -229,7 +229,9 @@ def first_state(
         return checkpoints.restore(newest, setup.abstract), frozen
 
 
-def _describe(setup: TrainSetup, directory: RunDirectory, frozen: Tree, newest: int | None) -> None:
+def _write_description(
+    setup: TrainSetup, directory: RunDirectory, frozen: Tree, newest: int | None
+) -> None:
     """Write model/ and run.json, and log the number of weights."""
     recipe = setup.recipe
     start = recipe.model.name_or_path

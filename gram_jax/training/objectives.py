@@ -22,13 +22,15 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[Tree, Any], tuple[jax.Array, Metrics]]
 
 
-def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk: int) -> Objective:
-    """Stage 1: next-token loss of both responses given the prompt. chunk: maximum rows of logits in memory."""
+def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk_size: int) -> Objective:
+    """Stage 1: next-token loss of both responses given the prompt. chunk_size: maximum rows of logits in memory."""
 
     def objective(params: Tree, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
         head = unembedding(params, cfg)
-        loss, count = next_token_nll(hidden, head, batch.targets, batch.weights, chunk_size=chunk)
+        loss, count = next_token_nll(
+            hidden, head, batch.targets, batch.weights, chunk_size=chunk_size
+        )
         return loss, {"loss": (loss, count)}
 
     return objective
@@ -44,7 +46,8 @@ def verdict_objective(
     """
 
     def objective(params: Tree, batch: VerdictBatch) -> tuple[jax.Array, Metrics]:
-        logits = label_logits(params, cfg, batch.seqs, batch.verdict_at, label_ids, execution)
+        hidden = hidden_states(params, cfg, batch.seqs, execution)
+        logits = label_logits(params, cfg, hidden_at(hidden, batch.verdict_at), label_ids)
         margin = label_margin(logits, batch.label)
         metrics = _weighted(
             batch.weights,

@@ -60,7 +60,7 @@ def make_execution(recipe: Recipe, placement: Placement, remat: Remat) -> Execut
     return Execution(config.compute_dtype, config.attention, remat, placement, packed=recipe.packed)
 
 
-def lower_memory_alternatives(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
+def memory_saving_changes(recipe: Recipe, placement: Placement) -> list[dict[str, Any]]:
     """Changes to a recipe that reduce memory and keep the results, cheapest first."""
     batch, shards = recipe.batch, placement.batch_shards
     counts = [

@@ -12,6 +12,7 @@ from gram_jax import tree
 from gram_jax.attacks.augment import with_attacks
 from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
+from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import load_spec, load_tokenizer, model_config
@@ -32,7 +33,13 @@ from gram_jax.run.metrics import check_writers
 from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
-from gram_jax.training.stages import judge_spec, read_pairs, stage_examples, trained_specs
+from gram_jax.training.stages import (
+    judge_spec,
+    pair_kind,
+    read_pairs,
+    stage_examples,
+    trained_specs,
+)
 from gram_jax.training.state import TrainState, abstract_state
 from gram_jax.tree import Tree
 
@@ -62,7 +69,7 @@ class TrainSetup:
 
 
 def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> TrainSetup:
-    """Check the judge, make the examples, count the steps, build the optimizer.
+    """Check what needs no data, make the examples, count the steps, build the optimizer.
 
     Raises RecipeError or JudgeError if the run in the directory began with other data or another judge.
     """
@@ -78,6 +85,12 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
     backend = backend_of(execution, cfg, batch.max_length)  # raises if there is none
     if recipe.execution.attention == "auto":
         logger.info("attention: %s", backend)
+    check_same_judge(directory, spec)
+    specs = trained_specs(recipe, cfg)
+    if recipe.run.max_steps is not None:
+        make_optimizer(recipe.optimizer, recipe.run.max_steps, specs)  # raises for its values
+    for source in (*recipe.data.train, *recipe.data.valid):
+        check_source(source, pair_kind(recipe), schema=recipe.data.schema)
     with log_time(logger, "read and encode the data"):
         plan = _batches(recipe, training_examples(recipe, tokenizer, spec), batch.batch_size)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
@@ -88,8 +101,6 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
     examples = examples_fingerprint(plan.examples)
     assert_equal("set of training examples", [steps, examples, spec.hash])
     check_same_data(directory, steps=steps, examples=examples)
-    check_same_judge(directory, spec)
-    specs = trained_specs(recipe, cfg)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     return TrainSetup(
         recipe=recipe,

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
-from gram_jax.data.records import read_sources
+from gram_jax.data.reading import read_sources
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
 from gram_jax.interop.models import load_model
@@ -36,7 +36,7 @@ def make_objective(
     loss = recipe.loss
     if recipe.stage == "pretrain":
         assert loss.loss_chunk_size is not None  # checked when the recipe is read
-        return pretrain_objective(cfg, execution, chunk=loss.loss_chunk_size)
+        return pretrain_objective(cfg, execution, chunk_size=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
         return verdict_objective(
@@ -53,13 +53,18 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
+def pair_kind(recipe: Recipe) -> Literal["pair", "preference"]:
+    """The kind of records of the stage."""
+    return "pair" if recipe.stage == "pretrain" else "preference"
+
+
 def read_pairs(
     recipe: Recipe, sources: Sequence[SourceConfig], limit: int | None
 ) -> tuple[list[Any], ReadReport]:
     """The records of the stage from these sources, and the report of their rows."""
     return read_sources(
         sources,
-        "pair" if recipe.stage == "pretrain" else "preference",
+        pair_kind(recipe),
         schema=recipe.data.schema,
         on_bad=recipe.data.on_bad,
         limit=limit,

@@ -1,4 +1,4 @@
-"""One training step: gradients of sums over micro-batches, divided once, clipped, applied."""
+"""One training step: gradients of sums over micro-batches, divided once, given to the optimizer, which clips."""
 
 from typing import Any, cast
 

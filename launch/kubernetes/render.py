@@ -122,7 +122,10 @@ def check(options: argparse.Namespace) -> None:
         raise LaunchError(f"two recipes are called the same: {', '.join(sorted(names))}")
     for path in options.recipe:
         if not path.is_file():
-            raise LaunchError(f"--recipe {path}: there is no such file")
+            raise LaunchError(
+                f"--recipe {path}: there is no such file; gram-jax recipe NAME > NAME.toml writes one that ships with"
+                " gram_jax"
+            )
         if not re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", path.name):
             raise LaunchError(
                 f"--recipe {path}: a ConfigMap takes names of letters, digits and -._ only"

@@ -171,7 +171,7 @@ read_recipes() {
     local recipe twins
     names=()
     while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
-        [ -f "$1" ] || fail "there is no recipe $1"
+        [ -f "$1" ] || fail "there is no recipe file $1: gram-jax recipe NAME > NAME.toml writes one that ships with gram_jax"
         names+=("$1")
         shift
     done

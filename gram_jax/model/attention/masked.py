@@ -6,6 +6,8 @@ Letters of the einsums: b rows, k key-value heads, g query heads of each, t quer
 import jax
 import jax.numpy as jnp
 
+from gram_jax.model.matmul import dot
+
 # The checkpoint name of an attention's output and its log-sum-exp, which remat = "dots" keeps.
 ATTENTION_OUTPUT = "attention"
 
@@ -59,10 +61,3 @@ def causal_segment_mask(
     at = start + jnp.arange(q_segments.shape[1])
     same = q_segments[:, :, None] == k_segments[:, None, :]
     return same & (at[:, None] >= jnp.arange(k_segments.shape[1]))
-
-
-def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """einsum that accumulates in f32."""
-    # No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands.
-    precision = "highest" if a.dtype == jnp.float32 else "default"
-    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
