@@ -71,8 +71,8 @@ print(
 
 # %% [markdown]
 # TRL's trainer calls it for every group. The next cells run two steps of a tiny policy if TRL is installed
-# (`pip install trl`; 1.16 was run). TRL trains in PyTorch and the judge runs in JAX, so on a GPU give each its own device or set
-# `XLA_PYTHON_CLIENT_PREALLOCATE=false`.
+# (`pip install trl`; 1.16 was run). TRL trains in PyTorch and the judge runs in JAX, so on a GPU give each its own
+# device or set `XLA_PYTHON_CLIENT_PREALLOCATE=false`.
 
 # %% language="bash" needs="trl"
 # gram-jax convert tiny-random tiny-policy
