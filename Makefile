@@ -63,7 +63,8 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(PY) -m basedpyright --project pyproject.toml --pythonpath $(PY)
 
-# The documentation site in site/. Its tools need nothing of the package's, so they have an environment of their own.
+# The documentation site in site/. Its tools need nothing of the package's, so they have an environment of their own;
+# the tutorials run in that of the package.
 DOCS_VENV ?= .venv-docs
 
 $(DOCS_VENV)/.ready: pyproject.toml
@@ -72,7 +73,8 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	$(DOCS_VENV)/bin/python -m pip install --quiet "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0" "ruff>=0.9"
 	touch $@
 
-docs: $(DOCS_VENV)/.ready
+docs: $(DOCS_VENV)/.ready $(VENV)/.ready
+	$(PY) docs/run_tutorials.py build/tutorials
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 clean:

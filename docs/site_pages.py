@@ -1,4 +1,4 @@
-"""What `make docs` adds to docs/: the pages of other folders, and the API reference of the public names.
+"""What `make docs` adds to docs/: the pages of other folders, the tutorials, and the API reference of the public names.
 
 A hook of MkDocs. Links are written for a checkout (`../configs/x.toml`); here they are led to the page or the file that
 the site has for it.
@@ -91,12 +91,25 @@ def api_page(title: str, names: list[str]) -> str:
     return "\n\n".join([f"# {title}", *(f"::: gram_jax.{name}" for name in names)]) + "\n"
 
 
+def tutorials() -> dict[str, str]:
+    """Path and text of every tutorial; without outputs where docs/run_tutorials.py has not run."""
+    from docs.run_tutorials import NAMES, page_of, read_tutorial
+
+    pages = {name: ROOT / "build" / "tutorials" / f"{name}.md" for name in NAMES}
+    return {
+        f"tutorials/{name}.md": page.read_text("utf-8")
+        if page.exists()
+        else page_of(read_tutorial(name), name)
+        for name, page in pages.items()
+    }
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages of other folders, the files that pages link to, and the API reference."""
+    """Add the pages of other folders, the tutorials, the files that pages link to, and the API reference."""
     from mkdocs.structure.files import File
 
     texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
-    texts |= {f"api/{name}.md": api_page(*page) for name, page in API.items()}
+    texts |= {f"api/{name}.md": api_page(*page) for name, page in API.items()} | tutorials()
     inside = {
         file.src_uri: Path(file.abs_src_path).read_text(encoding="utf-8")
         for file in files.documentation_pages()
@@ -106,6 +119,10 @@ def on_files(files: Any, config: Any) -> Any:
             target = in_repository(uri, link.partition("#")[0])
             if target and is_linked_file(target):
                 texts[target] = (ROOT / target).read_text(encoding="utf-8")
+    texts |= {
+        f"tutorials/{plot.name}": plot.read_text("utf-8")
+        for plot in (ROOT / "build" / "tutorials").glob("*.svg")
+    }
     for uri, text in texts.items():
         files.append(File.generated(config, uri, content=text))
     return files
@@ -144,7 +161,7 @@ def site_uri(target: str | None) -> str | None:
     if target == "README.md":
         return "README.md"
     if target.startswith("docs/"):
-        return target.removeprefix("docs/")
+        return re.sub(r"^(tutorials/.*)\.py$", r"\1.md", target.removeprefix("docs/"))
     if f"{target}/README.md" in PAGES:
         return f"{target}/README.md"
     return target if target in PAGES or is_linked_file(target) else None

@@ -94,7 +94,8 @@ def test_with_a_task_for_each_gpu_jax_chooses_the_gpu(slurm: Slurm):
 def test_without_gpus_no_device_is_named_and_the_cores_are_passed_on(slurm: Slurm):
     assert slurm.run("sbatch", "--nodes=2", SCRIPT, slurm.recipe("")).returncode == 0
     assert {line.split("|")[3] for line in slurm.lines("CALLS")} == {""}
-    done = slurm.run("bash", SCRIPT, "w.toml", DRY_RUN="1", SLURM_CPUS_PER_TASK="7")
+    recipe = slurm.recipe("")
+    done = slurm.run("bash", SCRIPT, recipe, DRY_RUN="1", SLURM_CPUS_PER_TASK="7")
     assert "--cpus-per-task=7" in done.stdout
 
 
