@@ -353,7 +353,7 @@ All figures are per device (v5e, v5p and v6e: per chip). In every training plan 
 | collectives | number of calls per step, iterations of loops counted, and the minimum GiB received by a device |
 | lower bounds | compute: FLOPs / bf16 peak, recomputation not counted. memory: bytes of state and weights / memory bandwidth. links: bytes of collectives / all links of a chip. network, for several slices: bytes / a chip's share of the network between slices. A real step takes longer than the largest of them |
 | bound | the largest lower bound |
-| tokens/s/chip | throughput at that bound: an upper limit, not a forecast. Public runs reach 40 to 70 % of it |
+| tokens/s/chip | throughput at that bound: an upper limit, not a forecast. It leaves out recomputation: with full recomputation at most 75 % of it can be reached |
 
 A program that does not fit is listed with the memory that it needs: at least the arguments and the temporaries that the
 compiler reported, if the compiler stopped. If the arguments alone exceed the memory, nothing was compiled."""  # noqa: E501

@@ -72,7 +72,8 @@ class _Report:
         return [
             "# The paper's claims, tested",
             "",
-            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is.",
+            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is. The answer in",
+            "words is at the end, under [What was learned](#what-was-learned).",
             "",
             "<!-- needs: minutes -->",
             "",
