@@ -55,7 +55,7 @@ TESTS = {
     "data.batches": ["batches", "feed"],
     "data.examples": ["batches"],
     "scoring.engine": ["prefix_tree", "scorer"],
-    "scoring.pair": ["pair"],
+    "scoring.pair": ["pair", "scorer"],
     "scoring.padded": ["scorer"],
     "scoring.prefix_layout": ["prefix_tree", "scorer"],
     "scoring.scorer": ["scorer", "score_files", "ranking"],

@@ -267,6 +267,14 @@ def test_responses_give_way_equally_the_longer_first_and_then_the_prompt():
     assert (first, second) == ("a" * 10, "b" * 12) and "[…]" in prompt
 
 
+def test_removed_tokens_are_counted():
+    texts = "p" * 20, "a" * 300, "b" * 40
+    whole = encode_comparison(TOKENIZER, make_spec(TOKENIZER, max_length=1000), *texts)
+    cut = encode(*texts)
+    assert not whole.shortened and whole.removed == 0
+    assert cut.shortened and cut.removed == len(whole.tokens) - len(cut.tokens)
+
+
 def test_common_limit_shares_what_is_left():
     for lengths, room, limit in [([10, 20], 100, 20), ([10, 90], 50, 40), ([90, 90], 50, 25)]:
         assert common_limit(lengths, room) == limit

@@ -100,3 +100,12 @@ def test_one_formula_for_arrays_and_for_a_single_pair():
     assert all(score.first + score.second == 1 for score in scores)
     exchanged = [combine_orders(other, one, False) for one, other in diffs.tolist()]
     assert [score.swapped() for score in scores] == exchanged
+
+
+def test_the_fields_of_a_score_by_hand():
+    """z_A - z_B is 1 as given and 2 with the responses swapped: sigma(1) for the first, then sigma(-2)."""
+    score = combine_orders(1.0, 2.0, True)
+    shown_first, shown_second = 1 / (1 + np.exp(-1.0)), 1 / (1 + np.exp(2.0))
+    assert score.first == pytest.approx((shown_first + shown_second) / 2)
+    assert score.position_bias == pytest.approx(shown_first - shown_second)
+    assert (score.margin, score.shortened) == (-0.5, True)
