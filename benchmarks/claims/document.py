@@ -72,8 +72,9 @@ class _Report:
         return [
             "# The paper's claims, tested",
             "",
-            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is. The answer in",
-            "words is at the end, under [What was learned](#what-was-learned).",
+            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is. The",
+            "answer in words is at the end, under [What was learned](#what-was-learned); how this differs from the paper",
+            "is in [concepts](concepts.md#differences-from-the-paper-and-its-release).",
             "",
             "<!-- needs: minutes -->",
             "",

@@ -21,8 +21,8 @@
 
 # %% [markdown]
 # Memory is that of one chip; a 16 GiB chip is almost empty here. The times are lower bounds and the tokens per second
-# an upper limit. Neither says what a run would reach: the limit leaves out recomputation. Plan the pod of the next section like this; it takes some minutes, and `--search`
-# finds the largest batch that fits:
+# an upper limit. Neither says what a run would reach: the limit leaves out recomputation. Plan the pod of the next
+# section like this; it takes some minutes, and `--search` finds the largest batch that fits:
 #
 #     JAX_PLATFORMS=cpu gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-1.7b --topology v5e:4x4 --search
 #
