@@ -1,4 +1,4 @@
-"""The curves of a run as a picture, and drawings for pages; matplotlib is imported here only."""
+"""Plots of runs as PNG files, and SVG charts for reports; matplotlib is imported here only."""
 
 import html
 import io
@@ -16,7 +16,7 @@ PANELS = (
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
 )
-SMOOTH_OVER = 0.05  # share of the points that the drawn mean runs over
+SMOOTH_OVER = 0.05  # window of the running mean, as a share of the points
 
 
 def check_plots() -> None:
@@ -61,8 +61,7 @@ def _plot_training(
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path | None:
     """Draw the metrics of `rows` into a PNG; None if there is nothing to draw.
 
-    Training values are dots with their running mean, held-out values (names with the prefix "valid_") a line with
-    marks.
+    Training values are dots with their running mean, held-out values (prefix "valid_") a line with markers.
     """
     panels = [(key, label) for key, label in PANELS if any(key in row for row in rows)]
     if not panels:
@@ -71,7 +70,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str)
     figure = _figure((5.2 * columns, 3.6 * lines))
     for at, (key, label) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, at + 1)
-        if key == "learning_rate":  # stated, not measured: its mean would lag behind it
+        if key == "learning_rate":  # exact: a running mean would only delay it
             axes.plot(*_series(rows, key), color="C0")
             axes.grid(alpha=0.2)
         else:
@@ -94,7 +93,7 @@ def plot_before_after(
     *,
     title: str,
 ) -> Path:
-    """Draw both stages' curves and each kind's accuracy before and after training into a PNG.
+    """Draw the curves of both stages and the accuracy of each kind before and after training into a PNG.
 
     writing, judging: metrics of stages 1 and 2; shares: {kind: (accuracy before, after)}.
     """
@@ -118,10 +117,10 @@ def plot_before_after(
 
 
 def plot_best_of(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> Path:
-    """Draw mean reward against n and against KL into a PNG: the judge that picks, and the oracle if there is one.
+    """Draw mean reward against n and against KL into a PNG, for the proxy judge and, if present, the oracle.
 
-    rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. If the lines diverge, the judge is
-    over-optimised; a star marks the maximum of the oracle.
+    rows: {"k", "kl", "proxy": {"mean", "interval"}, "oracle": the same or absent}. If the lines diverge, the
+    judge is over-optimised. A star marks the maximum of the oracle.
     """
     figure = _figure((9.6, 4.2), layout="constrained")
     lines = (("proxy", "the judge that picks"), ("oracle", "the oracle, of the same picks"))
@@ -149,7 +148,7 @@ def plot_best_of(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str
     return _save(figure, path, title if len(title) <= 90 else f"{title[:40]} ... {title[-45:]}")
 
 
-# Stand-ins for colours that a page chooses for light and dark: C0 .. C7 become --s0 .. --s7.
+# Placeholder colours. In a page they become CSS variables, which differ by light and dark mode: --s0 .. --s7.
 INK, FAINT = "#010203", "#040506"
 SERIES = tuple(f"#0{i}0c0d" for i in range(8))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -158,17 +157,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 def inline_svg(
     size: tuple[float, float], draw: Callable[[Any], None], *, name: str, title: str
 ) -> str:
-    """A drawing as an SVG element for a page: its text in the page's font, its colours from the page's style sheet.
+    """A drawing as an SVG element for a page, with the font and the colours of the page's style sheet.
 
-    size: inches, which give the proportions; draw: called with the axes; name: makes its ids unique in the page; title:
-    for screen readers. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
+    size: in inches, which set the aspect ratio; draw: called with the axes; name: prefix that makes ids unique in the
+    page; title: for screen readers. INK, FAINT and SERIES become the variables --ink, --faint, --s0 .. --s7.
     """
     with needs_extra("plots"):
         import matplotlib
 
     settings: dict[Any, Any] = {
-        "svg.fonttype": "none",  # letters, not outlines of letters
-        "svg.hashsalt": "gram_jax",  # the same drawing is the same text
+        "svg.fonttype": "none",  # text, not outlines
+        "svg.hashsalt": "gram_jax",  # equal drawings have equal text
         "text.parse_math": False,
         "font.size": 9,
         **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),

@@ -287,7 +287,7 @@ def test_what_is_counted_has_its_name(tmp_path, benchmarks, unit):
 
 
 def test_a_page_says_where_a_temperature_is_of_no_use(tmp_path):
-    fits = {"": {}, "helped on the pairs": {"nll_after": 0.7}, "as often as": {"value": 80.0}}
+    fits = {"": {}, "held-out pairs": {"nll_after": 0.7}, "chance accuracy": {"value": 80.0}}
     for at, (why, fit) in enumerate(fits.items()):
         entry = source()
         entry["calibration"]["temperature"] |= fit
@@ -410,7 +410,7 @@ def test_files_of_others_are_not_replaced(tmp_path):
     write_reports([folder], out=None, markdown=tmp_path / "r.md", overwrite=False)  # again
     theirs = tmp_path / "index.html"
     theirs.write_text("<p>mine")
-    with pytest.raises(ReportError, match="is no report"):
+    with pytest.raises(ReportError, match="is not a report"):
         write_reports([folder], out=theirs, markdown=None, overwrite=False)
     with pytest.raises(ReportError, match=r"ends in \.html"):
         write_reports([folder], out=folder / "evaluation.json", markdown=None, overwrite=True)

@@ -1,7 +1,7 @@
 """Adapt a judge to a task with a small labeled set.
 
-The prompts are split in three: for training, for the selection of the epoch (the unadapted judge is a candidate) and
-the fit of a temperature, and for a test before and after.
+The prompts are split into three parts. The first is for training. The second selects the epoch, with the unadapted
+judge as a candidate, and fits a temperature. The third tests the judge before and after.
 """
 
 import logging
@@ -44,7 +44,7 @@ FILE = "adaptation.json"
 
 
 class NotBetterError(GramError):
-    """No epoch is better than the unadapted judge. The report is written, nothing is exported."""
+    """No epoch is better than the unadapted judge. The report is written and no judge is exported."""
 
 
 def adapt(
@@ -60,10 +60,10 @@ def adapt(
     accept: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> dict[str, Any]:
-    """Adapt a judge to a task; returns what adaptation.json holds. A call after an interruption resumes.
+    """Adapt a judge to a task; returns the content of adaptation.json. A call after an interruption resumes.
 
-    accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is and accept is
-    not set, DataError for data that cannot be used, and what `train` raises.
+    accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is better and
+    accept is not set, DataError if the data cannot be used, and the errors of `train`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -72,7 +72,7 @@ def adapt(
     Traceback (most recent call last):
     gram_jax.errors.DataError: ...
     """
-    model_config(model)  # raises, before the data are read
+    model_config(model)  # raises before the data are read
     make_folder(out)
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
@@ -99,7 +99,7 @@ def adapt(
         return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)
 
     margins: dict[int, np.ndarray] = {}
-    losses = {0: unadapted}  # by step, 0 for the unadapted judge
+    losses = {0: unadapted}  # by step; step 0 is the unadapted judge
     for end in ends:
         if end not in complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS):
             _train(recipe, end, progress)
@@ -140,7 +140,7 @@ def adapt(
 
 
 def _left_out(work: EvalDataset) -> dict[str, int]:
-    """Number of rows that give no labeled pair, by reason."""
+    """Number of rows without a labeled pair, by reason."""
     ties = {"tie": work.skipped_ties} if work.skipped_ties else {}
     return {**work.read.dropped, **ties}
 
@@ -153,14 +153,16 @@ def _rows_read(work: EvalDataset) -> str:
 def _train(recipe: Recipe, stop_at_step: int, progress: ProgressFactory) -> None:
     try:
         train(recipe, progress=progress, stop_at_step=stop_at_step)
-    except StoppedError as stopped:  # its advice, `gram-jax train`, would not select an epoch
+    except (
+        StoppedError
+    ) as stopped:  # its message suggests `gram-jax train`, which would not select an epoch
         raise StoppedError(
-            "stopped in training, the state is saved: the same command resumes", stopped.status
+            "training stopped and its state is saved: the same command resumes", stopped.status
         ) from stopped
 
 
 def out_of_patience(losses: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` epochs (0: never) did not lower the smallest loss.
+    """Whether the last `patience` epochs did not lower the smallest loss; never if `patience` is 0.
 
     >>> out_of_patience([0.6, 0.7, 0.65], 2), out_of_patience([0.6, 0.7, 0.5], 2)
     (True, False)

@@ -17,23 +17,23 @@ class AdaptConfig:
     """
 
     method: Method = "lora"
-    """Which weights are trained."""
+    """The weights to train: LoRA matrices, or all."""
     num_train_epochs: int = 3
     """Maximum number of epochs; the best one is exported."""
     patience: int = 1
     """Number of epochs without improvement on the selection split after which training ends; 0: never."""
     learning_rate: float | None = None
-    """Peak learning rate; default 3e-5 for full, for LoRA set by the model's width."""
+    """Peak learning rate; default: 3e-5 for full, a function of the model's width for LoRA."""
     label_smoothing: float = 0.1
     """Label smoothing, as torch defines it."""
     lora_rank: int = 16
     """Rank of LoRA."""
     held_out: float = 0.2
-    """Share of the prompts that selects the epoch; the same share again measures the result."""
+    """Share of the prompts in the selection split; the test split has the same share."""
     batch_size: int | None = None
-    """Rows of a step, rounded up to a multiple of the devices; default: about 40 steps an epoch, at most 8 rows."""
+    """Rows per step, rounded up to a multiple of the devices; default: about 40 steps per epoch, at most 8 rows."""
     max_length: int = 1024
-    """Tokens of a row; raised to the judge's max_length if that is larger."""
+    """Tokens per row; raised to the judge's max_length if that is larger."""
     seed: int = 0
     """Seed of the splits and of shuffling."""
 
@@ -41,7 +41,7 @@ class AdaptConfig:
         """Raises DataError for values out of range."""
         if not 0 < self.held_out < 0.5:
             raise DataError(
-                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; it is kept twice"
+                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; two splits have it"
             )
         if not 0 <= self.label_smoothing < 1 or self.num_train_epochs < 1 or self.patience < 0:
             raise DataError(

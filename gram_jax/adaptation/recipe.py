@@ -17,14 +17,14 @@ from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.training.setup import training_examples
 
-STEPS = 40  # of an epoch, approximately: a small set needs many small steps
-MAX_BATCH_SIZE = 8  # if the settings state none
+STEPS = 40  # approximate number per epoch: a small data set needs many small steps
+MAX_BATCH_SIZE = 8  # if the settings have no batch_size
 
 
 def make_adapt_recipe(
     model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
-    """(the recipe of the training, the last step of each epoch, which has a checkpoint)."""
+    """The training recipe, and the last step of each epoch, which has a checkpoint."""
     max_length = max(settings.max_length, judge.spec.max_length)
     values = _values(model, judge, train_file, out, settings)
     values["batch"] |= {"max_length": max_length, **_batch_size(jax.device_count())}
@@ -47,7 +47,7 @@ def make_adapt_recipe(
 def _values(
     model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> dict[str, Any]:
-    """All values except those of the batch."""
+    """All values of the recipe except those of the batch."""
     asset = files("gram_jax").joinpath("adaptation", "assets", "adapt.toml")
     values = tomllib.loads(asset.read_text(encoding="utf-8"))
     values["run"] = {
@@ -71,7 +71,7 @@ def _values(
 
 
 def _judge(judge: Scorer, out: Path) -> dict[str, Any]:
-    """The judge's specification as a recipe's section [judge]."""
+    """The judge specification as the section [judge] of a recipe."""
     spec, template = judge.spec, out / "data" / "template.txt"
     write_atomic(template, spec.template)
     values = {"labels": list(spec.labels), "max_length": spec.max_length, "thinking": spec.thinking}

@@ -1,4 +1,4 @@
-"""The result of an adaptation: the same pairs before and after, and warnings."""
+"""The result of an adaptation: metrics before and after on the same pairs, and warnings."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from gram_jax.evals.results import TemperatureFit
 def compare_verdicts(
     before: PairVerdicts, after: PairVerdicts, temperature: float
 ) -> dict[str, Any]:
-    """Accuracy, loss and calibration before and after on the same pairs, and the gain, with intervals."""
+    """Accuracy, loss and calibration before and after on the same pairs, and the accuracy gain, with intervals."""
     gain, interval = paired_gain(before.correct, after.correct, after.cluster)
     found = {
         name: {
@@ -75,7 +75,7 @@ def doubts(result: dict[str, Any]) -> list[str]:
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, before, after) of every figure, as text; those with a temperature only if it helps on the test pairs."""
+    """(name, before, after) of every metric as text; with the temperature only if it helps on the test pairs."""
     before, after = result["test"]["before"], result["test"]["after"]
     low, high = result["test"]["gain_interval"]
 

@@ -17,11 +17,11 @@ PARTS = ("train", "choose", "test")
 
 
 def default_rate(method: Method, cfg: ModelConfig) -> float:
-    """Peak learning rate. LoRA's falls with the width D of the model: 5e-4 (2000 / D) ** p.
+    """Peak learning rate. For LoRA it decreases with the width D of the model: 5e-4 (2000 / D) ** p.
 
     p is 0.781 for Llama models and 0.0775 for Qwen models, fitted at alpha 32 by J. Schulman and Thinking Machines Lab
-    (LoRA Without Regret, 2025, and the documentation of Tinker). Here alpha is twice the rank, 32 by default; other
-    models use Llama's fit.
+    (LoRA Without Regret, 2025, and the documentation of Tinker). Here alpha is twice the rank, by default 32. Other
+    models use the fit for Llama.
 
     >>> from gram_jax.interop.models import model_config
     >>> default_rate("full", model_config("tiny-random"))
@@ -34,7 +34,7 @@ def default_rate(method: Method, cfg: ModelConfig) -> float:
 
 
 def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str, list[Comparison]]:
-    """Records by split, a function of (seed, prompt).
+    """Records by split; the split of a record is a function of (seed, prompt).
 
     Raises DataError if a split has fewer than LEAST pairs.
     """

@@ -1,4 +1,4 @@
-"""Attacks put into labeled pairs, for the suite and for training.
+"""Apply attacks to labeled pairs, for the suite and for training.
 
 The choice of pairs, attacks and templates is a function of (seed, id).
 """
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 def attacked_text(
     attack: Attack, record: Comparison, response: str, judge: JudgeSpec, *, seed: int
 ) -> str:
-    """The response as the suite shows it: one tested template, drawn by (seed, id, attack)."""
+    """The response after an attack of the suite: one tested template, selected by (seed, id, attack)."""
     case = AttackContext(record.prompt[-1].content, response, judge)
     return _pick(attack.tested, seed, record.id, attack.name)(case)
 
@@ -26,7 +26,7 @@ def attacked_text(
 def with_attacks(
     records: Sequence[Comparison], judge: JudgeSpec, *, share: float, seed: int
 ) -> list[Comparison]:
-    """The pairs, with an attack in place of the rejected response in `share` of the labeled ones.
+    """Replace the rejected response by an attack in `share` of the labeled pairs.
 
     The changed pairs, the attacks and their trained templates are functions of (seed, id) and of the pairs. A pair
     whose attack equals the chosen response is not changed.

@@ -1,7 +1,7 @@
-"""How often attacks succeed against a judge: the attacks of attacks/suite.py on labeled pairs.
+"""Success rates of the attacks of attacks/suite.py against a judge, on labeled pairs.
 
-FOLDER/attacks.scores.jsonl has a row for every scored comparison, from which an interrupted run resumes;
-FOLDER/attack.json has the figures.
+FOLDER/attacks.scores.jsonl has a row for every scored comparison; an interrupted run resumes from it.
+FOLDER/attack.json has the metrics.
 """
 
 import json
@@ -45,8 +45,8 @@ SCORES = "attacks.scores.jsonl"
 class Trial(NamedTuple):
     """One comparison: an unchanged pair, or one with a changed response.
 
-    pair: number of the pair; record: its source is the attack's name, or "clean"; chosen: the chosen response is the
-    changed one.
+    pair: index of the pair; record: its source is the attack's name, or "clean"; chosen: whether the chosen response is
+    the changed one.
     """
 
     pair: int
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
 def choose_pairs(
     records: Sequence[Comparison], pairs: int | None, *, seed: int
 ) -> list[Comparison]:
-    """At most this number of labeled pairs, drawn by a hash of (seed, id): a larger number begins with the same pairs.
+    """At most `pairs` labeled pairs, selected by a hash of (seed, id); a larger number includes the same pairs.
 
     Raises DataError if there is no labeled pair.
     """
@@ -84,7 +84,7 @@ def run_attacks(
 ) -> AttackResults:
     """Score every pair without and with every attack, and write attack.json; an interrupted run resumes in `folder`.
 
-    Raises DataError if the folder holds other results, or cannot be written.
+    Raises DataError if the folder has results of another judge or run, or cannot be written.
     """
     make_folder(folder)
     about = judge_results(scorer, model)
@@ -124,7 +124,7 @@ def run_attacks(
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """f64 [n, 3] of a file of scores: P(chosen) over both orders, position bias, and whether texts were shortened."""
+    """The scores in a file, f64 [n, 3]: P(chosen) over both orders, position bias, and whether texts were shortened."""
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return np.array([[r["score_chosen"], r["position_bias"], r["shortened"]] for r in rows], float)
@@ -136,7 +136,7 @@ def attack_figures(
     trials: Sequence[Trial],
     scores: np.ndarray,
 ) -> dict[str, Any]:
-    """clean, any_hostile, attacks and without_pairs of AttackResults. scores: f64 [trials, 3], as of read_scores."""
+    """clean, any_hostile, attacks and without_pairs of AttackResults. scores: f64 [trials, 3], from read_scores."""
     cluster = factorize([record.prompt for record in pairs])
     of_attack = {name: [] for name in (CLEAN, *(attack.name for attack in attacks))}
     for at, trial in enumerate(trials):
@@ -188,7 +188,7 @@ def _clean_metrics(clean: np.ndarray, cluster: np.ndarray) -> CleanMetrics:
 def _trials(
     pairs: Sequence[Comparison], attacks: Sequence[Attack], judge: JudgeSpec, seed: int
 ) -> Iterator[Trial]:
-    """Every pair without an attack, then with each attack that changes it and leaves two different responses."""
+    """Every pair unchanged, then with each attack that changes it and leaves two different responses."""
     for at, pair in enumerate(pairs):
         yield Trial(at, _changed(pair, CLEAN, pair.chosen, pair.rejected))
         for attack in attacks:
@@ -207,12 +207,12 @@ def _changed(pair: Comparison, attack: str, chosen: str, rejected: str) -> Compa
 
 
 def _winner(scores: np.ndarray) -> np.ndarray:
-    """[n]: 1 if the chosen response wins over both orders, -1 if the rejected one does, 0 for neither."""
+    """[n]: 1 if the chosen response wins over both orders, -1 if the rejected one wins, 0 for a tie."""
     return side(scores[:, 0])
 
 
 def _by_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_winner` when the rejected response is shown first, and when it is shown second."""
+    """`_winner` if the rejected response is shown first, and if it is shown second."""
     return side(scores[:, 0] - scores[:, 1] / 2), side(scores[:, 0] + scores[:, 1] / 2)
 
 
@@ -224,9 +224,9 @@ def _metrics(
     cluster: np.ndarray,
     pairs: Sequence[Comparison],
 ) -> tuple[AttackMetrics, np.ndarray]:
-    """The figures of an attack on n pairs, and in which of them it succeeds, bool [n].
+    """The metrics of an attack on n pairs, and on which of them it succeeds, bool [n].
 
-    scores, clean: f64 [n, 3], as of read_scores, with the attack and without it. cluster: i [n]. pairs: all of them.
+    scores, clean: f64 [n, 3], from read_scores, with the attack and without it. cluster: i [n]. pairs: all of them.
     """
     turned = shown_first = shown_second = None
     if attack.kind == "hostile":
@@ -266,7 +266,7 @@ def _example(
     p_clean: np.ndarray,
     pairs: Sequence[Comparison],
 ) -> AttackExample | None:
-    """The clearest win of a hostile attack, or the largest change by a harmless one; p, p_clean: P(chosen), [n]."""
+    """The most confident success of a hostile attack, or the largest change by a harmless one; p, p_clean: [n]."""
     if not success.any():
         return None
     hostile = attack.kind == "hostile"

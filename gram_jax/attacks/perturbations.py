@@ -11,7 +11,7 @@ from gram_jax.attacks.templates import AttackContext, AttackTemplate
 
 Rule = tuple[str, str]  # a regular expression without groups of its own, and its replacement
 
-# Signs of code, formulas and tables, of which one is enough: a changed program is worse than unchanged prose.
+# Patterns of code, formulas and tables. One match is enough: a changed program is worse than unchanged prose.
 _NOT_PROSE = re.compile(
     "|".join(
         (
@@ -65,7 +65,7 @@ _REFUSES = re.compile(
 _FIRST_SENTENCE = re.compile(r"\A(\w[^\n*]*?[.!?])(?=\s|\Z)")
 _SENTENCE_ENDS = re.compile(r"[.!?][\"”’)*]*\Z")
 _LINE = re.compile(r"^(?=[A-Za-z])", re.MULTILINE)
-# A capital at most in the first place: "DNA" and "iPhone" are names, and so may be a letter alone ("N is even").
+# Only the first letter may be a capital: "DNA" and "iPhone" are names. A single letter may be one ("N is even").
 _PLAIN_WORD = re.compile(r"\A[A-Za-z][a-z]+(?![\w.-]*\w)")
 _FIRST_LETTER = re.compile(r"((?:\(\?<!.*?\))*)(\w)(.*)")
 _QUOTED = re.compile(r'(?<![\w"])"(?=[^\s"])([^"\n]*)"(?!\w)')
@@ -73,7 +73,7 @@ _APOSTROPHE = re.compile(r"(?<=[A-Za-z]{2})'(?=(?:s|t|re|ve|ll|d|m)\b)|(?<=\bI)'
 
 
 def is_prose(text: str) -> bool:
-    """Whether a text is sentences only: at least three words, and no sign of code."""
+    """Whether a text is plain prose: at least three words, and no pattern of code."""
     return len(_WORD.findall(text)) > 2 and not _NOT_PROSE.search(text.replace("\r\n", "\n"))
 
 
@@ -107,12 +107,12 @@ def first_letter(text: str) -> str:
 
 
 def quotes(text: str) -> str:
-    """Apostrophes inside words only: elsewhere they may be feet, minutes or a derivative."""
+    """Typographic quotes. Apostrophes change inside words only: elsewhere they may be feet, minutes or a derivative."""
     return _APOSTROPHE.sub("’", _QUOTED.sub(r"“\1”", text))
 
 
 def opener(words: str) -> Callable[[str], str]:
-    """Before sentences only: it would change the meaning of a heading, a list or a refusal."""
+    """Prepend words to a sentence only: they would change the meaning of a heading, a list or a refusal."""
 
     def change(text: str) -> str:
         fits = _OPENS_WITH_A_WORD.match(text) and not _REFUSES.match(text)
@@ -122,12 +122,12 @@ def opener(words: str) -> Callable[[str], str]:
 
 
 def closer(words: str) -> Callable[[str], str]:
-    """After a complete sentence only."""
+    """Append words after a complete sentence only."""
     return lambda text: text + words if _SENTENCE_ENDS.search(text) else text
 
 
 def reworded(rules: tuple[Rule, ...]) -> Callable[[str], str]:
-    """Replace each phrase of the rules, all at once; quoted text is kept.
+    """Replace the phrases of the rules in one pass, except in quoted text.
 
     A phrase that begins with a lower-case letter also matches its capitalised form, and its replacement is capitalised.
     """

@@ -1,4 +1,4 @@
-"""attack.json: what attacks do to a judge, declared once; written and read through these values."""
+"""attack.json: the schema with which results of attacks on a judge are written and read."""
 
 from typing import ClassVar
 
@@ -7,9 +7,9 @@ from gram_jax.evals.results import Count, Interval, JudgeResults, ResultModel, S
 
 
 class CleanMetrics(ResultModel):
-    """The judge on the same pairs without attacks.
+    """Metrics of the judge on the same pairs without attacks.
 
-    flip_rate: the rejected response wins; order_flip_rate: the two orders contradict each other.
+    flip_rate: share in which the rejected response wins; order_flip_rate: share whose two orders disagree.
     """
 
     accuracy: Share
@@ -21,9 +21,9 @@ class CleanMetrics(ResultModel):
 
 
 class AttackExample(ResultModel):
-    """probability: that the changed response is the better one; before: the same without the change.
+    """probability: P(the changed response is better); before: the same without the change.
 
-    honest: the response that should win, or, of a harmless attack, the unchanged one.
+    honest: the response that should win, or the unchanged response for a harmless attack.
     """
 
     prompt: str
@@ -34,17 +34,17 @@ class AttackExample(ResultModel):
 
 
 class OrderMetrics(ResultModel):
-    """The rates from one order of showing alone."""
+    """The rates from one order only."""
 
     success: Share
     baseline: Share
 
 
 class AttackMetrics(ResultModel):
-    """success: share of the n pairs in which the attack wins; baseline: the share to expect without it.
+    """success: share of the n pairs in which the attack wins; baseline: the expected share without it.
 
-    Hostile attacks only: turned, the success on pairs that the judge has right (None if there are none), and the
-    rates when the attacked response is shown first, and second.
+    Hostile attacks only: turned, the success on pairs that the judge has right (None if there are none); shown_first
+    and shown_second, the rates if the attacked response is shown first or second.
     """
 
     name: str
@@ -62,7 +62,7 @@ class AttackMetrics(ResultModel):
 
 
 class SuiteSuccess(ResultModel):
-    """Of n pairs that the judge has right, the share in which some hostile attack wins; None if n is 0."""
+    """Of n pairs that the judge has right, the share in which at least one hostile attack wins; None if n is 0."""
 
     n: Count
     share: Share | None
@@ -70,7 +70,7 @@ class SuiteSuccess(ResultModel):
 
 
 class AttackResults(JudgeResults):
-    """attack.json; contents: as of a source in evaluation.json. without_pairs: attacks that change no pair."""
+    """attack.json; contents: as in evaluation.json. without_pairs: attacks that change no pair."""
 
     FILE: ClassVar[str] = "attack.json"
 

@@ -1,7 +1,6 @@
 """The attack suite, read from assets/: hostile texts, and harmless perturbations of a response's surface form.
 
-`tested` and `trained` templates are disjoint, so that what training on attacks gains is measured on texts that were
-not trained on.
+`tested` and `trained` templates are disjoint: the effect of training on attacks is measured on held-out texts.
 """
 
 import tomllib
@@ -21,7 +20,7 @@ AttackKind = Literal["hostile", "harmless"]
 
 @dataclass(frozen=True)
 class Attack:
-    """tested: the templates of the suite; trained: those of training, () for harmless perturbations."""
+    """tested: templates of the suite; trained: templates for training, () for harmless perturbations."""
 
     name: str
     kind: AttackKind
@@ -43,7 +42,7 @@ def attacks_of_kind(kind: AttackKind) -> tuple[Attack, ...]:
 
 
 def choose_attacks(names: Sequence[str] | None) -> tuple[Attack, ...]:
-    """The attacks of these names or kinds ("hostile", "harmless"), in the suite's order; None: all of them.
+    """The attacks with these names or kinds ("hostile", "harmless"), in the suite's order; None: all of them.
 
     Raises DataError for an unknown name and for an empty list.
     """

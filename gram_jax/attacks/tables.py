@@ -1,4 +1,4 @@
-"""The figures of attacks as tables of text, for a terminal, a page and a model card."""
+"""Metrics of attacks as text tables, for a terminal, a report and a model card."""
 
 from gram_jax.attacks.results import AttackMetrics, AttackResults
 from gram_jax.evals.tables import Cell, Label, Table, share
@@ -7,9 +7,7 @@ from gram_jax.formatting import decimals, format_figure, plural
 CLEAN_LABELS = {
     "accuracy": Label("accuracy", "without attacks"),
     "flip_rate": Label("flip rate", "without attacks, the rejected response wins"),
-    "order_flip_rate": Label(
-        "order flips", "without attacks, the two orders of showing contradict each other"
-    ),
+    "order_flip_rate": Label("order flips", "without attacks, the two orders disagree"),
     "any_hostile": Label("right pairs turned", "some hostile attack wins"),
 }
 TITLES = {
@@ -21,16 +19,16 @@ COLUMNS = {
     "harmless": ("changed (95 %)", "order flips"),
 }
 NOTES = {
-    "hostile": "Flips: how often that response won without the attack; an attack with less success makes a response "
-    "worse. Turned: success on the pairs that the judge has right. Shown first, second: success if only that order is "
-    "asked.",
-    "harmless": "Changed: another response is preferred than before. Order flips: how often the two orders of these "
-    "pairs contradict each other without any change, which says how stable the verdict is.",
+    "hostile": "Flips: share in which that response wins without the attack; an attack with less success makes a "
+    "response worse. Turned: success on the pairs that the judge has right. Shown first, second: success from that "
+    "order only.",
+    "harmless": "Changed: share in which the preferred response changes. Order flips: share whose two orders disagree "
+    "without any change; it measures the stability of the verdict.",
 }
 
 
 def clean_table(found: AttackResults) -> Table:
-    """What the judge does on the same pairs without an attack, and against the whole suite."""
+    """Metrics of the judge on the same pairs without an attack, and against the whole suite."""
     clean, suite = found.clean, found.any_hostile
     figures = {
         "accuracy": (clean.accuracy, clean.interval),
@@ -50,7 +48,7 @@ def clean_table(found: AttackResults) -> Table:
 
 
 def attack_tables(found: AttackResults) -> list[Table]:
-    """A table of the hostile and one of the harmless attacks, if there are any."""
+    """One table of the hostile attacks and one of the harmless ones, if there are any."""
     tables = []
     for kind, names in COLUMNS.items():
         rows = tuple(_row(one) for one in found.attacks if one.kind == kind)

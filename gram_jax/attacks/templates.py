@@ -1,4 +1,4 @@
-"""Hostile attack templates: how assets/hostile.toml makes an attack's text from a response.
+"""Hostile attack templates: make the text of an attack from a response, as assets/hostile.toml states.
 
 A template is a pure function of an `AttackContext`: the prompt, the response, and the judge that reads them.
 """
@@ -75,7 +75,7 @@ def _pad(sentence: str, characters: int) -> AttackTemplate:
 
 
 def _fill(sentence: str, budgets: float) -> AttackTemplate:
-    """Counts words: a word has at least one token in any tokenizer."""
+    """Repeats a sentence to fill token budgets. Counts words: a word has at least one token in any tokenizer."""
     words = len(sentence.split())
     return lambda context: (
         f"{context.response}\n" + f" {sentence}" * ceil(budgets * context.judge.max_length / words)
@@ -83,12 +83,12 @@ def _fill(sentence: str, budgets: float) -> AttackTemplate:
 
 
 def _insert(mark: str, every: int) -> AttackTemplate:
-    """`mark` after each `every`-th letter inside a word."""
+    """Inserts `mark` after each `every`-th letter inside a word."""
     inside = re.compile(rf"(\w{{{every}}})(?=\w)")
     return lambda context: inside.sub(lambda found: found[1] + mark, context.response)
 
 
 def _mimic(delimiter: str) -> str:
-    """A delimiter of similar appearance: with fullwidth brackets, or with stars around its lines."""
+    """A text that looks like a delimiter: with fullwidth brackets, or with asterisks around its lines."""
     brackets = delimiter.translate(str.maketrans("[](){}<>", "［］（）｛｝＜＞"))
     return brackets if brackets != delimiter else re.sub(r"(?m)^(.+)$", r"**\1**", delimiter)

@@ -1,4 +1,4 @@
-"""The figures that benchmarks publish, each with the source of its definition."""
+"""Official metrics of the supported benchmarks, each with the source of its definition."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable
 
 BENCHMARK, RELEASE, PAPER, OWN = "benchmark", "GRAM release", "GRAM paper", "gram_jax"
 
-# JudgeBench (arXiv 2410.12784): group -> how its sources begin.
+# JudgeBench (arXiv 2410.12784): group -> prefix of the names of its sources.
 JUDGEBENCH = {
     "Knowledge": "mmlu-pro",
     "Reasoning": "livebench-reasoning",
     "Math": "livebench-math",
     "Coding": "livecodebench",
 }
-# RewardBench (arXiv 2403.13787): section -> subset -> its weight, the number of its pairs in the published set; the 447
-# pairs of math-prm have the weight of the 6 x 164 pairs of code together.
+# RewardBench (arXiv 2403.13787): section -> subset -> weight. The weight is the number of pairs in the published set,
+# except for math-prm: its 447 pairs have the same total weight as the 6 x 164 pairs of code.
 REWARD_BENCH = {
     "Chat": {
         "alpacaeval-easy": 100,
@@ -47,7 +47,7 @@ REWARD_BENCH = {
 }
 # RewardBench 2 (arXiv 2506.01937).
 REWARD_BENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
-# RM-Bench (arXiv 2410.16184): the styles of both responses make a 3 x 3 matrix, rows chosen, columns rejected.
+# RM-Bench (arXiv 2410.16184): a 3 x 3 matrix of styles. Rows: chosen response, columns: rejected response.
 RM_BENCH = ("chat", "math", "code", "safety")
 LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
     "hard": ("the rejected response has the more elaborate style", lambda i, j: i < j),
@@ -59,15 +59,16 @@ LEVELS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
 def figure(
     table: BootstrapTable, name: str, metric: Metric, definition: str, by: str = BENCHMARK
 ) -> BenchmarkFigure:
-    """A named figure of a table's subsets with its interval."""
+    """Compute a metric of a bootstrap table and its 95 % interval."""
     value, interval = table.value(metric), table.interval(metric)
     return BenchmarkFigure(name=name, value=value, interval=interval, definition=definition, by=by)
 
 
 def judgebench_figures(table: BootstrapTable, votes: BootstrapTable) -> list[BenchmarkFigure]:
-    """All pairs (micro, the authors' overall figure), by votes, the groups, and their mean (macro, in the GRAM paper).
+    """JudgeBench accuracies: micro (all pairs), by votes, macro (mean of the groups), and of each group.
 
-    votes: the table of `PairVerdicts.right_by_votes`, as the authors count a judge that is asked in both orders.
+    The authors report micro, the GRAM paper reports macro. votes: the table of `PairVerdicts.right_by_votes`, which is
+    how the authors combine the verdicts of both orders.
     """
     groups = {
         group: table.pooled(*found)
@@ -92,7 +93,10 @@ def judgebench_figures(table: BootstrapTable, votes: BootstrapTable) -> list[Ben
 
 
 def reward_bench_figures(table: BootstrapTable) -> list[BenchmarkFigure]:
-    """Sections and, if all four are there, the score; as the benchmark and as the GRAM release define them."""
+    """Accuracy of each section, and the RewardBench score if all four sections are present.
+
+    Metrics follow the definition of the benchmark and, marked "unweighted", that of the GRAM release.
+    """
     weighed, plain, figures = [], [], []
     for section, counts in REWARD_BENCH.items():
         there = {name: count for name, count in counts.items() if name in table.subsets}
@@ -105,7 +109,7 @@ def reward_bench_figures(table: BootstrapTable) -> list[BenchmarkFigure]:
         if "math-prm" in there:
             what += f", math-prm as {there['math-prm']}"
         figures.append(figure(table, section, weighed[-1], what))
-        if section == "Reasoning":  # in the whole set the others have the same figure both ways
+        if section == "Reasoning":  # both definitions agree for the other sections of the full set
             name, what = f"{section}, unweighted", f"all pairs of {share} alike"
             figures.append(figure(table, name, plain[-1], what, RELEASE))
     if len(weighed) < len(REWARD_BENCH):
@@ -125,7 +129,7 @@ def cell(domain: str, chosen: str, rejected: str) -> str:
 
 
 def _cells(table: BootstrapTable) -> dict[tuple[str, int, int], Metric]:
-    """The share of right pairs by domain (both kinds of safety are one), style of the chosen and of the rejected."""
+    """Accuracy by domain, style of the chosen and style of the rejected response; both safety domains are merged."""
     return {
         (domain, i, j): table.pooled(*found)
         for domain in RM_BENCH
@@ -142,9 +146,9 @@ def _cells(table: BootstrapTable) -> dict[tuple[str, int, int], Metric]:
 
 
 def rm_bench_figures(table: BootstrapTable) -> list[BenchmarkFigure]:
-    """The mean over domains and levels, each level's mean over domains, each domain's mean over levels.
+    """RM-Bench accuracies: the mean over domains and levels, the mean of each level, the mean of each domain.
 
-    table: with subsets named by `cell`.
+    table: its subsets are named by `cell`.
     """
     cells = _cells(table)
     domains = list(dict.fromkeys(domain for domain, *_ in cells))
@@ -168,7 +172,7 @@ def rm_bench_figures(table: BootstrapTable) -> list[BenchmarkFigure]:
 
 
 def rm_bench_tables(table: BootstrapTable) -> list[BenchmarkTable]:
-    """The 3 x 3 matrix of each domain, rows by the style of the chosen response."""
+    """The 3 x 3 accuracy matrix of each domain. Rows: style of the chosen response, columns: of the rejected one."""
     values = {key: table.value(metric) for key, metric in _cells(table).items()}
     return [
         BenchmarkTable(
@@ -184,7 +188,7 @@ def rm_bench_tables(table: BootstrapTable) -> list[BenchmarkTable]:
 
 
 def plain_figures(table: BootstrapTable) -> list[BenchmarkFigure]:
-    """For pairs of no known benchmark: the share of all, and the mean of sources if there are several."""
+    """Accuracy on pairs of no known benchmark, and its mean over the sources if there are several."""
     pooled = table.pooled(*table.subsets)
     figures = [figure(table, "accuracy", pooled, "the share of all pairs", OWN)]
     if len(table.subsets) > 1:

@@ -1,8 +1,8 @@
-"""`gram-jax bon`: the best of n responses by a judge, and its reward by another judge as n grows.
+"""`gram-jax bon`: best-of-n sampling with a judge, and the reward from a second judge as n grows.
 
-A response's reward is P(better than the policy's own greedy response), as in the paper's RLHF. The judge that picks is
-the proxy; a second one, the oracle, shows over-optimisation. KL(best of k from the policy) is log k - (k - 1) / k
-(Stiennon et al. 2020, appendix G.3; an upper bound, Beirami et al. 2024).
+The reward of a response is P(better than the policy's own greedy response), as in the RLHF of the paper. The proxy
+judge selects the response. The oracle, a second judge, measures over-optimisation. KL(best of k from the policy) is
+log k - (k - 1) / k (Stiennon et al. 2020, appendix G.3; an upper bound, Beirami et al. 2024).
 """
 
 import json
@@ -36,7 +36,7 @@ SAMPLES, REPORT, PICTURE = "samples.jsonl", "bon.json", "bon.png"
 
 
 def divergence(k: int) -> float:
-    """KL of the best of k from the policy, in nats.
+    """KL divergence of the best-of-k policy from the policy, in nats.
 
     >>> round(divergence(4), 3)
     0.636
@@ -51,7 +51,7 @@ def write_samples(
     *,
     n: int,
 ) -> list[dict[str, Any]]:
-    """For each prompt its text, the greedy response and n sampled ones."""
+    """Generate the greedy response and n sampled responses to each prompt."""
     with log_time(logger, "generate the greedy responses"):
         tokens = generator.encode_all(prompts, sampling.max_new_tokens)
         greedy = generator.generate_from_tokens(tokens, replace(sampling, temperature=0)).texts
@@ -74,16 +74,16 @@ def rate(judge: Scorer, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]
     found = Rewards(judge, RewardForm("reference")).of(
         [prompt for prompt in prompts for _ in range(n)],
         [text for row in rows for text in row["responses"]],
-        [[row["greedy"]] for row in rows for _ in range(n)],  # a list: empty text is one too
+        [[row["greedy"]] for row in rows for _ in range(n)],  # lists: a text may be empty
     )
     return np.array(found).reshape(len(rows), n)
 
 
 def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]]:
-    """Mean reward of the proxy's pick among k of n samples, for k = 1, 2, 4, ..., n: exact over all subsets.
+    """Mean reward of the response that the proxy selects among k of n samples, for k = 1, 2, 4, ..., n.
 
-    proxy, oracle: f [prompts, n]. Of both the mean and its change since k = 1. Intervals are 95 %, over prompts; that
-    of a change is of the same prompts' differences, and much narrower.
+    The mean over all subsets of k samples is exact. proxy, oracle: f [prompts, n]. Both have the mean reward and its
+    change from k = 1. Intervals are 95 %, over prompts. The interval of a change is paired by prompt and narrower.
     """
     n = proxy.shape[1]
     rows = []
@@ -123,15 +123,15 @@ def run_best_of_n(
     oracle: str | None = None,
     compute_dtype: AskedCompute = "auto",
 ) -> dict[str, Any]:
-    """Sample n responses to each prompt, rate them, and write samples, figures and a plot into a folder.
+    """Sample n responses to each prompt, score them, and write samples, metrics and a plot to a folder.
 
-    Existing samples are used again. Raises DataError for fewer than two responses or prompts, and for a folder with
-    samples of other settings.
+    Existing samples are reused. Raises DataError for fewer than two responses or prompts, and if the folder has samples
+    of other prompts or settings.
     """
     if n < 2 or len(prompts) < 2:
         raise DataError(f"n = {n} on {len(prompts)} prompts: expected at least 2 of each")
     settings = {
-        "policy": pin_step(policy),  # a run's later steps are another policy
+        "policy": pin_step(policy),  # later steps of a run are a different policy
         "prompts": len(prompts),
         "n": n,
         "max_new_tokens": sampling.max_new_tokens,
@@ -140,7 +140,7 @@ def run_best_of_n(
         "seed": sampling.seed,
     }
     for name in filter(None, (judge, oracle)):
-        model_config(name)  # raises, before anything is generated
+        model_config(name)  # raises before generation starts
     check_plots()
     rows = _kept(out / SAMPLES, settings, prompts)
     if rows is None:
@@ -172,7 +172,7 @@ COLUMNS = ("n", "KL", "judge that picks", "oracle", "oracle less n = 1")
 
 
 def best_of_n_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The columns of COLUMNS as text."""
+    """The rows of the table as text, with the columns of COLUMNS."""
 
     def cell(found: dict[str, Any] | None, sign: str = "") -> str:
         if found is None:

@@ -1,4 +1,4 @@
-"""Calibration: of the pairs with a probability of 0.8, four of five should be right."""
+"""Calibration of a judge: a calibrated judge is right on 80 % of the pairs with probability 0.8."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -8,15 +8,15 @@ from gram_jax.evals.results import ConfidenceBin, TemperatureFit
 
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
-USABLE = 50.0  # a temperature above it leaves nothing of the log-odds; its inverse makes all of them certain
-LEAST_PROMPTS = 20  # fewer do not determine a temperature
+USABLE = 50.0  # above it all probabilities are near 0.5, below its inverse they are near 0 or 1
+LEAST_PROMPTS = 20  # minimum in each half, for a fit and for its test
 
 
 def expected_calibration_error(p_chosen: np.ndarray) -> float:
     """Mean distance between confidence and accuracy over 15 equal bins of confidence in [0.5, 1].
 
-    p_chosen: P(the chosen response), [n]. Confidence is that of whichever response the judge prefers. A tie has
-    confidence 0.5 and is right half of the time.
+    p_chosen: P(the chosen response), [n]. Confidence is the probability of the preferred response. A tie has
+    confidence 0.5 and counts as half right.
 
     >>> expected_calibration_error(np.array([0.75, 0.75, 0.75, 0.25]))
     0.0
@@ -26,7 +26,7 @@ def expected_calibration_error(p_chosen: np.ndarray) -> float:
 
 
 def reliability(p_chosen: np.ndarray) -> list[ConfidenceBin]:
-    """The bins of `expected_calibration_error`; mean confidence and accuracy are None for an empty one."""
+    """The bins of `expected_calibration_error`; mean confidence and accuracy of an empty bin are None."""
     edges = np.linspace(0.5, 1, BINS + 1).tolist()
     return [
         ConfidenceBin(
@@ -41,7 +41,7 @@ def reliability(p_chosen: np.ndarray) -> list[ConfidenceBin]:
 
 
 def _bins(p_chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs, sum of confidences and number of right ones of each bin."""
+    """Number of pairs, sum of confidences and number of correct pairs in each bin."""
     confidence = np.maximum(p_chosen, 1 - p_chosen)
     right = np.where(p_chosen == 0.5, 0.5, (p_chosen > 0.5).astype(float))
     at = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
@@ -62,7 +62,7 @@ def negative_log_likelihood(margin: np.ndarray, temperature: float = 1.0) -> flo
 
 
 def fit_temperature(margin: np.ndarray) -> float:
-    """The temperature of the least negative log-likelihood (Guo et al. 2017), within 0.01 to 100.
+    """The temperature with the smallest negative log-likelihood (Guo et al. 2017), between 0.01 and 100.
 
     At chance accuracy the optimal temperature diverges; the search stops at its upper bound.
     """
@@ -76,10 +76,11 @@ def fit_temperature(margin: np.ndarray) -> float:
 
 
 def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> TemperatureFit | None:
-    """Fit on the pairs of every other prompt and test on the rest; None for fewer than 20 prompts in either half.
+    """Fit a temperature on the pairs of half of the prompts and test it on the other half.
 
-    margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. The prompts for fitting are
-    drawn with a fixed seed. Also None if every pair of the fitting half is right: the optimal temperature is then 0.
+    margin: log-odds of the chosen response, [n]; cluster: i [n], the prompt of each pair. A fixed seed selects the
+    halves. Returns None if a half has fewer than 20 prompts, or if every pair of the fitting half is right: the optimal
+    temperature is then 0.
     """
     half = np.random.default_rng(0).permutation(int(cluster.max()) + 1) % 2 == 0
     fitting, testing = margin[half[cluster]], margin[~half[cluster]]
@@ -98,11 +99,11 @@ def held_out_temperature(margin: np.ndarray, cluster: np.ndarray) -> Temperature
 
 
 def why_unusable(fit: TemperatureFit) -> str | None:
-    """Why not to use a temperature; None if it helped on the pairs that it was not fitted on."""
+    """The reason not to use a temperature; None if it improves calibration on held-out pairs."""
     if fit.value > USABLE:
-        return "no temperature helps, since the judge is wrong here as often as it is right"
+        return "no temperature helps, since the judge is at chance accuracy on these pairs"
     if fit.value < 1 / USABLE:
-        return "the best temperature lies beyond those that are tried"
+        return "the optimal temperature is outside the usable range"
     if fit.nll_after >= fit.nll_before or fit.ece_after > fit.ece_before:
-        return "no temperature helped on the pairs that it was not fitted on"
+        return "the temperature does not improve NLL and ECE on held-out pairs"
     return None

@@ -1,4 +1,4 @@
-"""Data sets to evaluate a judge on: reads a source, recognises its benchmark, and checks its rows before scoring."""
+"""Evaluation data sets: read a source, detect its benchmark, and check its rows before scoring."""
 
 import logging
 import re
@@ -31,16 +31,16 @@ HUB = {
     "rewardbench": "allenai/reward-bench:filtered",
     "rewardbench2": "allenai/reward-bench-2:test",
     "rmbench": "THU-KEG/RM-Bench",
-    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs of the published figures
+    "judgebench": "ScalerLab/JudgeBench:gpt",  # the 350 pairs of the published results
 }
-# Schema -> benchmark. RewardBench has the schema of any labeled pairs and is recognised by its subsets.
+# Schema -> benchmark. RewardBench has the schema of plain labeled pairs; its subset names identify it.
 SCHEMAS: dict[str, BenchmarkName] = {
     "judgebench": "judgebench",
     "rm-bench": "rmbench",
     "reward-bench-2": "rewardbench2",
     "candidates": "best_of_n",
 }
-# Benchmark -> its title, the field that names a row's subset, and how the names begin.
+# Benchmark -> its title, the field with the subset of a row, and the prefixes of the subset names.
 SUBSETS = {
     "judgebench": ("JudgeBench", "source", tuple(JUDGEBENCH.values())),
     "rmbench": ("RM-Bench", "domain", RM_BENCH),
@@ -52,17 +52,17 @@ ON_BOTH_SIDES = "a text both chosen and rejected"
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """A source that has been read and recognised, ready to be scored."""
+    """The records of a source and its benchmark."""
 
     source: str
     benchmark: BenchmarkName
-    records: list[Any]  # Comparison, or Candidates if it ranks
+    records: list[Any]  # Comparison, or Candidates if `ranks`
     read: ReadReport
     skipped_ties: int = 0
 
     @property
     def ranks(self) -> bool:
-        """Whether several responses are compared at a time."""
+        """Whether each record has several responses, which the judge ranks."""
         return self.benchmark in RANKED
 
 
@@ -74,10 +74,11 @@ def read_dataset(
     on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> EvalDataset:
-    """Read a source and recognise its benchmark by its fields and subsets; `benchmark` requires one.
+    """Read a source and detect its benchmark from its fields and subset names.
 
-    limit: maximum number of pairs, or of rows of RM-Bench and of several responses. Raises DataError for rows that
-    cannot be read, for unlabeled ones, and if the source is not the required benchmark.
+    benchmark: the required benchmark, "auto" for any. limit: maximum number of pairs, or of rows for RM-Bench and for
+    rows with several responses. Raises DataError if rows cannot be read, if no pair has a label, and if the source is
+    not the required benchmark.
     """
     if benchmark not in (choices := ("auto", *get_args(BenchmarkName))):
         raise DataError(f"unknown benchmark {benchmark!r}: expected one of {', '.join(choices)}")
@@ -104,13 +105,13 @@ def read_dataset(
         raise DataError(f"{source} is no {benchmark}: {why}. {_expected(benchmark)}")
     if benchmark == "auto" and 0 < unknown.total() < len(records):
         logger.warning(
-            f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are RewardBench's. "
-            "--benchmark rewardbench requires it, --benchmark pairs reads pairs"
+            f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are in RewardBench. "
+            "--benchmark rewardbench rejects such a source, --benchmark pairs accepts it"
         )
     name = name if benchmark == "auto" else benchmark
     if most is not None and len(records) + ties >= most:
         logger.warning(
-            f"{source}: the figures are of its first {limit:,} rows, not of a sample of all"
+            f"{source}: only the first {limit:,} rows are evaluated, not a random sample"
         )
     if name == "rmbench":
         records, read = _whole_rows(source, records, read, on_bad, limited=limit is not None)
@@ -119,7 +120,7 @@ def read_dataset(
 
 
 def _unknown_subsets(records: Sequence[Comparison]) -> Counter[str]:
-    """How many records are of a subset that RewardBench does not have, by its name."""
+    """Number of records of each subset that is not in RewardBench."""
     known = {name for subsets in REWARD_BENCH.values() for name in subsets}
     return Counter(record.source for record in records if record.source not in known)
 
@@ -130,25 +131,27 @@ def _say(unknown: Counter[str], records: Sequence[Comparison]) -> str:
     if not name:
         return f"no subset in some rows ({share})"
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    return f"the subset {name!r}{more}, which RewardBench does not know ({share})"
+    return f"the subset {name!r}{more}, which is not in RewardBench ({share})"
 
 
 def _expected(benchmark: str) -> str:
     if benchmark == "rewardbench":
-        return "RewardBench's have prompt, chosen, rejected and one of its subsets in the column subset"
+        return (
+            "Expected the columns prompt, chosen, rejected, and subset with a subset of RewardBench"
+        )
     name = next(schema for schema, known in SCHEMAS.items() if known == benchmark)
-    return f"Expected the schema {name}; --benchmark pairs takes any labeled pairs"
+    return f"Expected the schema {name}; --benchmark pairs accepts any labeled pairs"
 
 
 def _check(source: str, name: BenchmarkName, records: Sequence[Any]) -> None:
-    """Raises DataError for rows from which the benchmark's figures could not be computed, before any is scored."""
+    """Raises DataError if the benchmark's metrics cannot be computed from the rows; called before scoring."""
     if name in SUBSETS:
         title, field, starts = SUBSETS[name]
         found = {record.source.partition("|")[0] for record in records}
         if unknown := sorted(one for one in found if not one.startswith(starts)):
             raise DataError(
                 f"{source}: {title} has no {field} {', '.join(map(repr, unknown))}: expected names that begin with "
-                f"{', '.join(starts)}; --benchmark pairs takes any"
+                f"{', '.join(starts)}; --benchmark pairs accepts any"
             )
     try:
         if name in RANKED:
@@ -162,15 +165,16 @@ def _check(source: str, name: BenchmarkName, records: Sequence[Any]) -> None:
 def _whole_rows(
     source: str, records: list[Comparison], read: ReadReport, on_bad: OnBad, *, limited: bool
 ) -> tuple[list[Comparison], ReadReport]:
-    """RM-Bench's pairs, each under the name of its cell; a row cut off by a limit is left out.
+    """The pairs of complete rows of RM-Bench, with the cell as subset; without a last row that the limit truncates.
 
-    A row with the same text on both sides has fewer than nine pairs: an error, or left out and counted.
+    A row with the same text in chosen and rejected has fewer than nine pairs. Such a row raises DataError, or is left
+    out and counted if `on_bad` is "skip".
     """
-    style = "|".join(STYLES)  # in the last brackets: an id may have others
+    style = "|".join(STYLES)  # in the last brackets: the id itself may contain brackets
     last = re.compile(rf"(.*)\[({style}),({style})\]", re.DOTALL)
     cells = [found for record in records if (found := last.match(record.id))]
     if len(cells) < len(records):
-        raise DataError(f"{source}: RM-Bench needs the column id, by which its nine pairs belong")
+        raise DataError(f"{source}: RM-Bench needs the column id, which groups nine pairs")
     rows = [(found[1], record.prompt) for record, found in zip(records, cells, strict=True)]
     sizes = Counter(rows)
     if limited and sizes[rows[-1]] < CELLS:
@@ -191,7 +195,7 @@ def _whole_rows(
     ]
     if not named:
         raise DataError(
-            f"{source}: no whole row of nine pairs{' within the limit' if limited else ''}"
+            f"{source}: no complete row of nine pairs{' within the limit' if limited else ''}"
         )
     dropped = {why: count for why, count in read.dropped.items() if why != IDENTICAL}
     if broken:
@@ -200,7 +204,7 @@ def _whole_rows(
 
 
 def stem_of(source: str) -> str:
-    """A name for files: that of the source without its endings.
+    """A file name for a source: its name without extensions.
 
     >>> stem_of("data/pairs.v2.jsonl.gz"), stem_of("allenai/reward-bench:filtered")
     ('pairs.v2', 'allenai-reward-bench-filtered')

@@ -1,4 +1,4 @@
-"""`evaluate`: a judge on benchmarks and labeled data, with evaluation.json and the scores as files."""
+"""`evaluate`: measure a judge on benchmarks and labeled data, and write evaluation.json and the scores."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from gram_jax.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-ATTACKS = "attack.json"  # of attacks/results.py; a folder is of one judge
+ATTACKS = "attack.json"  # of attacks/results.py; a folder has results of one judge only
 
 
 def evaluate(
@@ -41,10 +41,10 @@ def evaluate(
 ) -> EvaluationResults:
     """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
 
-    model: its name in the results. benchmark: what each source is, "auto" to recognise it. limit: maximum number of
-    rows of each source. out: a folder for evaluation.json and the scores, in which an interrupted evaluation resumes;
-    the results include the sources already there. overwrite: score these sources again.
-    Raises DataError for data that cannot be read and for a folder with results of another judge.
+    model: its name in the results. benchmark: the benchmark of each source, "auto" to detect it. limit: maximum number
+    of rows of each source. out: folder for evaluation.json and the scores. An interrupted evaluation resumes there, and
+    the results include earlier sources of the folder. overwrite: score these sources again.
+    Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile
     >>> pairs = Path(tempfile.mkdtemp()) / "pairs.jsonl"
@@ -66,10 +66,10 @@ def evaluate(
 
 
 class EvaluationFolder:
-    """Results of one judge on several sources; sources are added to those in the folder.
+    """Results of one judge on several sources. New sources are added to those in the folder.
 
-    folder: None keeps them in memory. overwrite: score the sources again; the results of others stay if they are of
-    the same judge. Raises DataError if the folder cannot be made, or holds the results of another judge.
+    folder: None keeps results in memory. overwrite: score the added sources again; other results are kept if they are
+    of the same judge. Raises DataError if the folder cannot be created, or has results of another judge.
     """
 
     def __init__(
@@ -95,10 +95,12 @@ class EvaluationFolder:
         return EvaluationResults(**dict(self.about), sources=self.sources)
 
     def add(self, data: EvalDataset) -> tuple[SourceResult, PairVerdicts]:
-        """Score a data set and add what is measured; returns it with the verdicts on its pairs."""
+        """Score a data set and add its results; returns them with the verdicts on its pairs."""
         name, source = self._name(data)
         if data.source != source:
-            logger.warning(f"{data.source} has the rows of {source}: the figures keep that name")
+            logger.warning(
+                f"{data.source} has the same rows as {source}: the results keep that name"
+            )
         data = replace(data, source=source)
         file = None if self.folder is None else self.folder / f"{name}.scores.jsonl"
         sink = OutputSink(file, self.overwrite, self.progress)
@@ -113,7 +115,7 @@ class EvaluationFolder:
         return found, verdicts
 
     def _name(self, data: EvalDataset) -> tuple[str, str]:
-        """The name and path of the source with the same file or contents; a new source is named by its stem."""
+        """Name and path of an earlier source with the same file or contents; else a new name from the file name."""
         contents = contents_of(data.records)
         for name, found in self.sources.items():
             same_file = os.path.realpath(found.source) == os.path.realpath(data.source)
@@ -128,7 +130,7 @@ class EvaluationFolder:
         return name, data.source
 
     def _resume(self, folder: Path) -> dict[str, SourceResult]:
-        """The sources in the folder; none if `overwrite` replaces results of another judge or a damaged file."""
+        """The sources in the folder; empty if `overwrite` replaces results of another judge or a damaged file."""
         try:
             there = read_results(folder, EvaluationResults)
         except ReportError as error:
@@ -144,13 +146,13 @@ class EvaluationFolder:
                 f"{there.settings}; requested is {self.model}, {self.about.settings}"
             )
         if not self.overwrite:
-            raise DataError(f"{problem}. Give another folder, or --overwrite")
+            raise DataError(f"{problem}. Specify another folder, or --overwrite")
         logger.warning(f"{problem}. It is replaced")
         return {}
 
 
 def make_folder(folder: Path) -> None:
-    """Raises DataError if a file has the name, or there is no parent folder."""
+    """Create a folder. Raises DataError if a file has its name, or the parent folder does not exist."""
     if folder.is_file():
         raise DataError(f"{folder} is a file: --out takes a folder for the results")
     if not folder.parent.is_dir():

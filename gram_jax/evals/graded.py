@@ -1,4 +1,4 @@
-"""How well a judge picks from several graded responses: best-of-n sets and RewardBench 2."""
+"""Metrics of a judge that selects from several graded responses: best-of-n sets and RewardBench 2."""
 
 import re
 from collections import Counter
@@ -18,14 +18,14 @@ from gram_jax.evals.intervals import BootstrapTable, Metric, factorize, mean_of,
 from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable, GradeAgreement
 from gram_jax.scoring.pair import PairScore, combine_orders
 
-TIES = "Ties"  # of RewardBench 2: several right responses, with a score of its own
+TIES = "Ties"  # subset of RewardBench 2 with several right responses and its own score
 
 
 @dataclass(frozen=True)
 class RankedCandidates:
     """Graded responses to a prompt and the judge's ranking of them.
 
-    strengths: f32 [n], log-odds against the average; logit_diffs: f32 [n, n], with i shown first and j second.
+    strengths: f32 [n], log-odds relative to the average; logit_diffs: f32 [n, n], i shown first and j second.
     """
 
     record: Candidates
@@ -40,12 +40,12 @@ class RankedCandidates:
 
     @property
     def picked(self) -> np.ndarray:
-        """bool [n]: the strongest; several if they are equally strong, as equal texts are."""
+        """bool [n]: the strongest response; several if strengths are equal, as those of equal texts."""
         return self.strengths == self.strengths.max()
 
 
 class RankedFigures(NamedTuple):
-    """The figures of a benchmark that ranks; table: the scores of its subsets."""
+    """The metrics of a ranking benchmark; table: the scores of its subsets."""
 
     official: list[BenchmarkFigure]
     table: BootstrapTable
@@ -57,17 +57,17 @@ def check_graded(records: Sequence[Candidates]) -> None:
     if not any(len(set(record.grades or ())) > 1 for record in records):
         raise DataError(
             f"all responses of a prompt have the same grade in each of {len(records)} rows: "
-            "there is nothing to choose"
+            "the choice cannot be measured"
         )
 
 
 def check_ties(records: Sequence[Candidates]) -> None:
-    """Raises DataError if the rows of Ties do not have the ids of RewardBench 2, or if none of them is complete."""
+    """Raises DataError if ids of Ties are malformed or repeated, or if all rows are Ties without a counterpart."""
     names = [_half_of(record) for record in records if record.source == TIES]
     seen = Counter(names)
     if twice := [":".join(name) for name, n in seen.items() if n > 1]:
         raise DataError(
-            f"RewardBench 2, Ties: {len(twice)} ids stand in more than one row, first {twice[0]}"
+            f"RewardBench 2, Ties: {len(twice)} ids are in more than one row, first {twice[0]}"
         )
     whole = {name for kind, name in names if kind == "ref" and ("tied", name) in seen}
     if len(names) == len(records) and not whole:
@@ -75,8 +75,8 @@ def check_ties(records: Sequence[Candidates]) -> None:
 
 
 def _half_of(record: Candidates) -> tuple[str, str]:
-    """Which of the two rows of Ties this is, and of which prompt."""
-    found = re.fullmatch(r"(ref|tied):(\w+)(#\w+)?", record.id)  # "#...": an id seen before
+    """The kind of a row of Ties (ref or tied), and its prompt."""
+    found = re.fullmatch(r"(ref|tied):(\w+)(#\w+)?", record.id)  # "#...": a repeated id
     if found is None:
         raise DataError(
             f"RewardBench 2, Ties: id {record.id!r}: expected ref:NUMBER or tied:NUMBER"
@@ -85,7 +85,7 @@ def _half_of(record: Candidates) -> tuple[str, str]:
 
 
 def graded_pairs(rankings: Sequence[RankedCandidates]) -> tuple[list[Comparison], list[PairScore]]:
-    """All pairs of different responses to one prompt of which the first has the higher grade, and their scores."""
+    """All pairs of different responses to one prompt whose first response has the higher grade, and their scores."""
     pairs, scores = [], []
     for ranking in rankings:
         record, grades, diffs = ranking.record, ranking.grades, ranking.logit_diffs
@@ -98,17 +98,16 @@ def graded_pairs(rankings: Sequence[RankedCandidates]) -> tuple[list[Comparison]
 
 
 def pick_scores(rankings: Sequence[RankedCandidates]) -> BootstrapTable:
-    """How often a best response is picked, over the prompts whose grades differ; ties share the score."""
+    """How often the pick has the highest grade, over the prompts whose grades differ; tied picks share the score."""
     decided = [ranking for ranking in rankings if np.ptp(ranking.grades) > 0]
     scores = [(one.grades == one.grades.max())[one.picked].mean() for one in decided]
     return BootstrapTable.of(np.array(scores), _prompts(decided), _subsets(decided))
 
 
 def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
-    """The figures of a best-of-n set.
+    """The metrics of a best-of-n set.
 
-    The grade of the pick is between that of a random response and of the best one; the share of the possible gain is
-    the position between them.
+    The share of the possible gain is (grade of the pick - mean grade) / (best grade - mean grade).
     """
     picks = pick_scores(rankings)
     columns = {
@@ -126,12 +125,12 @@ def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
         lambda *sums: _gain(*(metric.of(*sums) for metric in (pick, random, best))), grades.subsets
     )
     decided = int(picks.counts.sum())
-    credit = f"over the {decided} prompts whose grades differ; ties share the credit"
+    credit = f"over the {decided} prompts whose grades differ; tied picks share the score"
     official = [
         figure(picks, "a best response is picked", picks.pooled(), credit, OWN),
         figure(grades, "grade of the pick", pick, "mean grade of the strongest response", OWN),
         figure(grades, "grade of a random response", random, "mean grade of all", OWN),
-        figure(grades, "grade of the best response", best, "what a perfect judge gets", OWN),
+        figure(grades, "grade of the best response", best, "mean of the highest grades", OWN),
         figure(
             grades, "share of the possible gain", gain, "(pick - random) / (best - random)", OWN
         ),
@@ -144,7 +143,7 @@ def _gain(pick: np.ndarray, random: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 
 def _table_of_k(rankings: Sequence[RankedCandidates]) -> BenchmarkTable:
-    """Expected grade of the strongest of k responses drawn from each prompt's own, in closed form."""
+    """Expected grade of the strongest of k responses drawn without replacement from each prompt, in closed form."""
     most = min(len(c.grades) for c in rankings)
     sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < most} | {most})
     rows = []
@@ -159,9 +158,9 @@ def _table_of_k(rankings: Sequence[RankedCandidates]) -> BenchmarkTable:
 
 
 def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
-    """Mean grade of the response of largest `by` among k of n, over all C(n, k) subsets.
+    """Mean grade of the response with the largest `by` among k of n, over all C(n, k) subsets.
 
-    The r-th largest is taken in C(n - 1 - r, k - 1) of them; equals share their grades.
+    The response of rank r (from 0) is the largest in C(n - 1 - r, k - 1) subsets. Equal `by` share their mean grade.
     """
     n = len(grades)
     values, at = np.unique(-by, return_inverse=True)
@@ -172,10 +171,10 @@ def expected_of_k(grades: np.ndarray, by: np.ndarray, k: int) -> float:
 
 
 def reward_bench_2(rankings: Sequence[RankedCandidates]) -> RankedFigures:
-    """The figures of RewardBench 2 (arXiv 2506.01937).
+    """The metrics of RewardBench 2 (arXiv 2506.01937).
 
-    A prompt scores 1 if its right response is the strongest, shared with those as strong; Ties has its own score. The
-    total is the mean of the subsets in the data.
+    A prompt scores 1 if its right response is the strongest; responses of equal strength share the score. Ties has its
+    own score. The total is the mean of the subsets in the data.
     """
     plain = [one for one in rankings if one.record.source != TIES]
     tied, alone = _ties([one for one in rankings if one.record.source == TIES])
@@ -197,18 +196,18 @@ def reward_bench_2(rankings: Sequence[RankedCandidates]) -> RankedFigures:
 
 
 _TIES_DEFINITION = (
-    "0.3 accuracy (all right above all wrong) with one right response, 0.3 with several, 0.2 and 0.2 for right ones "
-    "closer to each other than to the wrong ones (there, and in both rows), 0.01 tanh of that ratio - 1; over the "
-    "prompts that have both rows"
+    "0.3 if all right responses are above all wrong ones in the row with one right response, 0.3 if so with several; "
+    "0.2 if the margin over the wrong ones exceeds the spread of several right ones, 0.2 if the smaller margin of both "
+    "rows does; 0.01 tanh(smaller margin / spread - 1); mean over the prompts that have both rows"
 )
 
 
 def _ties(rankings: Sequence[RankedCandidates]) -> tuple[list[tuple[str, float]], int]:
-    """The score of each prompt of Ties, by its ref: and its tied: row; how many rows have no counterpart."""
+    """The score of each prompt of Ties, from its two rows, and the number of rows without a counterpart."""
     rows: dict[tuple[str, str], tuple[float, float]] = {}
     for ranking in rankings:
         right, wrong = (ranking.strengths[ranking.grades == grade] for grade in (1, 0))
-        apart = float(right.min() - wrong.max())  # right ones from wrong ones
+        apart = float(right.min() - wrong.max())  # margin of right over wrong
         rows[_half_of(ranking.record)] = apart, float(np.ptp(right))
     scores = []
     for (kind, name), (apart, spread) in rows.items():
@@ -216,7 +215,7 @@ def _ties(rankings: Sequence[RankedCandidates]) -> tuple[list[tuple[str, float]]
             continue
         reference = rows["ref", name][0]
         closest = min(apart, reference)
-        ratio = np.tanh(closest / spread - 1) if spread > 0 else np.sign(closest)  # its limit
+        ratio = np.tanh(closest / spread - 1) if spread > 0 else np.sign(closest)  # limit
         score = 0.3 * (apart > 0) + 0.3 * (reference > 0)
         score += 0.2 * (apart > spread) + 0.2 * (closest > spread) + 0.01 * ratio
         scores.append((f"{TIES} {name}", float(score)))
@@ -224,7 +223,7 @@ def _ties(rankings: Sequence[RankedCandidates]) -> tuple[list[tuple[str, float]]
 
 
 def agreement(rankings: Sequence[RankedCandidates]) -> GradeAgreement | None:
-    """Kendall's tau and Pearson's r between strengths and grades, means over the prompts whose grades differ."""
+    """Kendall's tau and Pearson's r between strengths and grades, averaged over the prompts whose grades differ."""
     taus, rs = [], []
     for ranking in rankings:
         if np.ptp(ranking.grades) > 0 and np.ptp(ranking.strengths) > 0:

@@ -16,7 +16,7 @@ from gram_jax.version import installed_version
 
 
 def judge_results(scorer: Scorer | ScalarRewardModel, model: str) -> JudgeResults:
-    """The beginning of this judge's results. model: its name."""
+    """The header of this judge's results. model: its name."""
     layers = scorer.params["layers"]
     return JudgeResults(
         gram_jax=installed_version(),
@@ -33,7 +33,7 @@ def judge_results(scorer: Scorer | ScalarRewardModel, model: str) -> JudgeResult
 
 
 def number_format(settings: JudgeSettings) -> tuple[str, str]:
-    """The settings on which a fingerprint depends."""
+    """The settings that a fingerprint depends on."""
     return settings.weights, settings.compute_dtype
 
 
@@ -59,7 +59,7 @@ def difference(one: JudgeResults, other: JudgeResults) -> str | None:
             f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} "
             f"(judge {other.judge[:12]})"
         )
-    # Weights that are held in another number format have another fingerprint.
+    # The fingerprint depends on the number format of the weights.
     alike = number_format(one.settings) == number_format(other.settings)
     if alike and one.fingerprint != other.fingerprint:
         return (
@@ -72,7 +72,7 @@ def difference(one: JudgeResults, other: JudgeResults) -> str | None:
 
 
 def refuse_other_judge(path: Path, results: JudgeResults) -> None:
-    """Raises DataError if a results file exists and is of another judge than `results`; a damaged one passes."""
+    """Raises DataError if a results file is of another judge than `results`; ignores a missing or damaged file."""
     there = read_judge(path)
     if there is not None and (found := difference(there, results)):
         raise DataError(

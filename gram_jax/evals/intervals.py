@@ -1,4 +1,4 @@
-"""95 % intervals of shares and averages, clustered by prompt, since pairs of one prompt are not independent."""
+"""95 % intervals of shares and means, clustered by prompt: pairs of one prompt are not independent."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from gram_jax.evals.results import Interval
 
 Z95 = 1.959964
 RESAMPLES = 2000
-CHUNK = 100  # resamples drawn at a time: [CHUNK, prompts] weights in memory
-FEW = 5  # prompts of a subset; the bootstrap samples of fewer vary too little
+CHUNK = 100  # resamples per batch; limits memory to [CHUNK, prompts] weights
+FEW = 5  # minimum number of prompts in a subset for a bootstrap interval
 MOST_SUBSETS = 256
-ROUNDING = 1e-9  # of means with fractional weights
+ROUNDING = 1e-9  # relative rounding error of means with fractional weights
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure computed from subsets. of: (sums of scores [..., S], counts [..., S]) -> [...]; within: names."""
+    """A metric of subsets. of: (sums of scores [..., S], counts [..., S]) -> [...]; within: names of the subsets."""
 
     of: Callable[[np.ndarray, np.ndarray], np.ndarray]
     within: tuple[str, ...]
 
 
 def mean_of(metrics: Sequence[Metric]) -> Metric:
-    """The mean of figures, each of the same weight."""
+    """The unweighted mean of metrics."""
     return Metric(
         lambda scores, counts: np.mean([metric.of(scores, counts) for metric in metrics], axis=0),
         tuple(dict.fromkeys(name for metric in metrics for name in metric.within)),
@@ -43,7 +43,7 @@ def factorize(values: Sequence[Hashable]) -> np.ndarray:
 
 
 def wilson_interval(successes: float, n: float) -> Interval:
-    """95 % interval of a share (Wilson 1927), also right for small n and near 0 and 1.
+    """95 % interval of a share (Wilson 1927), also accurate for small n and near 0 and 1.
 
     >>> tuple(round(x, 3) for x in wilson_interval(8, 10))
     (0.49, 0.943)
@@ -51,17 +51,17 @@ def wilson_interval(successes: float, n: float) -> Interval:
     share, z2 = successes / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The interval contains the share; rounding may move a bound next to 0 or 1 beyond it.
+    # The interval must contain the share; rounding may violate this near 0 and 1.
     low, high = min(share, centre - half), max(share, centre + half)
     return max(0.0, float(low)), min(1.0, float(high))
 
 
 def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
-    """Wilson's interval of a share of pairs, wider if the pairs of one prompt tend to be right or wrong together.
+    """Wilson's interval of a share of pairs, wider if outcomes of pairs of one prompt are correlated.
 
     correct: bool [n]; cluster: i [n], the prompt of each pair, any codes.
-    n is divided by the design effect (Kish 1965): the variance of the mean over prompts by that of independent pairs.
-    If nothing varies, a prompt counts once.
+    n is divided by the design effect (Kish 1965): the variance of the mean with clusters, relative to that with
+    independent pairs. If all outcomes are equal, or there is one prompt, every prompt counts once.
 
     >>> independent = clustered_interval(np.arange(40) % 2 == 0, np.arange(40))
     >>> alike = clustered_interval(np.repeat(np.arange(10) % 2 == 0, 4), np.repeat(np.arange(10), 4))
@@ -79,14 +79,16 @@ def clustered_interval(correct: np.ndarray, cluster: np.ndarray) -> Interval:
 
 @dataclass(frozen=True)
 class BootstrapTable:
-    """The scores of each prompt in each subset, and intervals of figures that are computed from their sums.
+    """The scores of each prompt in each subset, and intervals of metrics of their sums.
 
     scores, counts: f64 [prompts, subsets], the sum of scores (0 to 1 each, for shares) and the number of items.
 
-    Intervals are the percentiles of 2,000 samples of the Bayesian bootstrap (Rubin 1981): every prompt, with its items
-    of all subsets, has a random weight. A weight is never 0, so no sample lacks a subset. Samples of fewer than five
-    prompts vary too little, and nothing varies if all are right or there is one prompt: a share then has Wilson's
-    interval of as many prompts if that is the wider one, and another figure has no interval if nothing varies.
+    Intervals are percentiles of 2,000 samples of the Bayesian bootstrap (Rubin 1981). A sample gives every prompt, with
+    its items of all subsets, a random weight. Weights are positive, so every sample contains every subset.
+
+    The bootstrap interval is too narrow if a subset has fewer than five prompts, and has no width if nothing varies. A
+    share then has Wilson's interval for the number of prompts, extended to contain the bootstrap interval. Other
+    metrics have the bootstrap interval, or None if nothing varies.
     """
 
     subsets: tuple[str, ...]
@@ -97,7 +99,7 @@ class BootstrapTable:
     def of(
         cls, scores: np.ndarray, cluster: np.ndarray, subset: Sequence[str] | np.ndarray
     ) -> "BootstrapTable":
-        """scores: [n] of 0 to 1; cluster: i [n], the prompt of each item; subset: its name, in any order."""
+        """scores: [n], 0 to 1 for shares; cluster: i [n], the prompt of each item; subset: its name, in any order."""
         names, at = np.unique(np.asarray(subset, dtype=str), return_inverse=True)
         shape = int(cluster.max()) + 1, len(names)
         cell = np.ravel_multi_index((cluster, at), shape)
@@ -108,7 +110,7 @@ class BootstrapTable:
         return cls(tuple(map(str, names)), sums, counts)
 
     def pooled(self, *names: str) -> Metric:
-        """The mean score of all items of these subsets, or of all."""
+        """The mean score of all items of these subsets, default: of all subsets."""
         at = self._columns(names) if names else slice(None)
         return Metric(
             lambda scores, counts: scores[..., at].sum(-1) / counts[..., at].sum(-1),
@@ -116,7 +118,7 @@ class BootstrapTable:
         )
 
     def weighed(self, weights: Mapping[str, float]) -> Metric:
-        """The mean of the subsets' mean scores, each with its weight; weights: {subset: weight}."""
+        """The weighted mean of the subsets' mean scores; weights: {subset: weight}."""
         at = self._columns(weights)
         each = np.array(list(weights.values())) / sum(weights.values())
         return Metric(
@@ -124,12 +126,12 @@ class BootstrapTable:
         )
 
     def value(self, metric: Metric | None = None) -> float:
-        """The figure of all prompts; by default the mean score."""
+        """The metric over all prompts; default: the mean score."""
         metric = metric or self.pooled()
         return float(metric.of(self.scores.sum(0), self.counts.sum(0)))
 
     def interval(self, metric: Metric | None = None) -> Interval | None:
-        """The 95 % interval of a figure, by default of the mean score; None if it does not vary."""
+        """The 95 % interval of a metric, default: of the mean score; None if it is not a share and does not vary."""
         metric = metric or self.pooled()
         low, high = map(float, np.quantile(metric.of(*self._resampled), (0.025, 0.975)))
         varies = high - low > ROUNDING * max(1.0, abs(high))
@@ -137,7 +139,7 @@ class BootstrapTable:
         scores, counts = self.scores[:, at], self.counts[:, at]
         if varies and (counts > 0).sum(0).min() >= FEW:
             return low, high
-        if not ((scores >= 0) & (scores <= counts)).all():  # no share
+        if not ((scores >= 0) & (scores <= counts)).all():  # not a share
             return (low, high) if varies else None
         value, n = self.value(metric), self.prompts(*metric.within)
         wilson = wilson_interval(value * n, n)
@@ -163,7 +165,7 @@ class BootstrapTable:
 
 
 def subsets_of(names: Sequence[str]) -> np.ndarray:
-    """The subset of each item by the name in its source; more than 256 different names are ids, not subsets.
+    """The subset of each item, from the name of its source; more than 256 different names are ids, not subsets.
 
     >>> subsets_of(["chat", ""]).tolist(), set(subsets_of([str(at) for at in range(300)]).tolist())
     (['chat', '(no source)'], {'(many sources)'})

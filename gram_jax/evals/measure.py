@@ -1,4 +1,4 @@
-"""Everything that is measured of a judge on one source."""
+"""All metrics of a judge on one source."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -40,7 +40,7 @@ POSITION_EDGES = np.linspace(-1, 1, 21)
 def measure(
     scorer: Scorer | ScalarRewardModel, model: str, data: EvalDataset, sink: OutputSink
 ) -> tuple[SourceResult, PairVerdicts]:
-    """Score a data set; everything measured on it, and the verdicts on its pairs."""
+    """Score a data set; returns its metrics and the verdicts on its pairs."""
     if data.ranks:
         rankings = rank_graded(scorer, model, data.source, data.records, sink)
         pairs, scores = graded.graded_pairs(rankings)
@@ -75,7 +75,7 @@ def measure(
             official = benchmarks.rm_bench_figures(table)
         case _:
             official = benchmarks.plain_figures(table)
-    domains = np.array([name.partition("|")[0] for name in verdicts.subset])  # of RM-Bench's cells
+    domains = np.array([name.partition("|")[0] for name in verdicts.subset])  # of RM-Bench cells
     verdicts = verdicts._replace(subset=domains)
     found = _result(
         data,
@@ -97,7 +97,7 @@ def _table(verdicts: PairVerdicts, right: np.ndarray) -> BootstrapTable:
 def _result(
     data: EvalDataset, pairs: Sequence[Comparison], verdicts: PairVerdicts, **own: Any
 ) -> SourceResult:
-    """own: what depends on the benchmark."""
+    """own: the fields that depend on the benchmark."""
     counts, edges = np.histogram(verdicts.position_bias, POSITION_EDGES)
     return SourceResult(
         source=data.source,
@@ -136,7 +136,7 @@ def _subsets(table: BootstrapTable) -> list[SubsetAccuracy]:
 
 
 def _grades(margin: np.ndarray, graded: Sequence[float | None]) -> GradeAgreement | None:
-    """Agreement of the judge's log-odds for the chosen response with the margins of the source."""
+    """Agreement of the judge's log-odds of the chosen response with the preference margins of the source."""
     known = np.array([x is not None for x in graded])
     ours, theirs = margin[known], np.array([x for x in graded if x is not None], float)
     if len(theirs) < 3 or np.ptp(theirs) == 0 or np.ptp(ours) == 0:
@@ -149,7 +149,7 @@ def _grades(margin: np.ndarray, graded: Sequence[float | None]) -> GradeAgreemen
 
 
 def _worst(pairs: Sequence[Comparison], verdicts: PairVerdicts) -> list[Mistake]:
-    """The mistakes of the highest confidence."""
+    """The mistakes with the highest confidence."""
     wrong = np.flatnonzero(verdicts.p < verdicts.p_rejected)
     order = wrong[np.argsort(verdicts.p[wrong], kind="stable")][:WORST]
     return [

@@ -1,4 +1,4 @@
-"""Two judges on the same pairs: the difference of their accuracies, with a paired interval."""
+"""Difference of the accuracies of two judges on the same pairs, with a paired interval."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from gram_jax.evals.results import Interval, PairOutcomes
 def paired_gain(
     before: np.ndarray, after: np.ndarray, cluster: np.ndarray
 ) -> tuple[float, Interval]:
-    """Accuracy of the second less that of the first, with its 95 % interval by prompts.
+    """Accuracy of the second judge minus that of the first, and its 95 % interval, clustered by prompt.
 
     before, after: bool [n], which pairs are right; cluster: i [n], the prompt of each pair.
 
@@ -20,12 +20,12 @@ def paired_gain(
     >>> gain, low > 0
     (0.25, True)
     """
-    # 0, 1/2 and 1 for a pair that got worse, stayed and got better.
+    # 0 if only the first judge is right on a pair, 1 if only the second is, else 1/2.
     scores = (1.0 + after - before) / 2
     table = BootstrapTable.of(scores, cluster, [""] * len(scores))
     gain = 2 * table.value() - 1
     if (scores == 0.5).all():
-        # Resampling shows no variation: this share of the prompts may change unseen, one way or the other.
+        # Resampling shows no variation. Wilson's bound for no change in n prompts limits the gain in both directions.
         unseen = wilson_interval(0, table.prompts(""))[1]
         return gain, (-unseen, unseen)
     bounds = table.interval()
@@ -36,7 +36,7 @@ def paired_gain(
 def outcomes(
     records: Sequence[Comparison], correct: np.ndarray, cluster: np.ndarray
 ) -> PairOutcomes:
-    """Which pairs are right, in the order of `contents_id`: the same order in every source of the same contents."""
+    """Which pairs are right, in the order of `contents_id`, which is equal for sources with the same contents."""
     order = sorted(range(len(records)), key=lambda at: contents_id(records[at]))
     return PairOutcomes(
         right="".join("1" if correct[at] else "0" for at in order),
@@ -45,6 +45,6 @@ def outcomes(
 
 
 def gain_between(one: PairOutcomes, other: PairOutcomes) -> tuple[float, Interval]:
-    """`paired_gain` of two `outcomes` of sources with the same contents."""
+    """`paired_gain` from the `outcomes` of two sources with the same contents."""
     before, after = (np.array(list(x.right)) == "1" for x in (one, other))
     return paired_gain(before, after, np.array(one.prompts.split(), int))

@@ -1,4 +1,4 @@
-"""How good a judge is on labeled pairs."""
+"""Metrics of a judge on labeled pairs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
 
-# A probability this close to one half names neither response: scores are float32.
+# A probability within this distance of one half is a tie: scores are float32.
 RESOLUTION = 1e-7
 
 
@@ -23,7 +23,7 @@ class PairVerdicts(NamedTuple):
     """The scores of n labeled pairs.
 
     p, p_rejected: f64 [n], P(chosen) and P(rejected), averaged over both orders. margin: f64 [n], log-odds of the
-    chosen one. position_bias: f64 [n], P(chosen) when shown first minus when shown second. shortened: bool [n].
+    chosen response. position_bias: f64 [n], P(chosen) if shown first minus if shown second. shortened: bool [n].
     lengths: f64 [n, 2], of the chosen and the rejected response. cluster: i [n], the prompt, 0 .. C-1. subset: [n].
     """
 
@@ -38,17 +38,17 @@ class PairVerdicts(NamedTuple):
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [n]: the chosen response has strictly more."""
+        """bool [n]: P(chosen) > P(rejected)."""
         return self.p > self.p_rejected
 
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which response is preferred (`side`) when the chosen one is shown first, and when second."""
+        """The preferred response (`side`) if the chosen one is shown first, and if it is shown second."""
         return side(self.p + self.position_bias / 2), side(self.p - self.position_bias / 2)
 
     @property
     def right_by_votes(self) -> np.ndarray:
-        """bool [n]: the chosen response is preferred in one order, and the other one is not in the other."""
+        """bool [n]: the chosen response is preferred in one order, and the rejected one not in the other."""
         first, second = self.sides
         return first + second > 0
 
@@ -59,9 +59,9 @@ def evaluate_pairs(
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> PairMetrics:
-    """Score every pair in both orders and report. progress is called with the number of pairs just scored.
+    """Score every pair in both orders and compute the metrics.
 
-    Raises DataError if no labeled pair is left.
+    progress: called with the number of newly scored pairs. Raises DataError if there is no labeled pair.
 
     >>> from gram_jax.judge.messages import as_prompt
     >>> pairs = [Comparison(as_prompt(f"{i} + 1?"), str(i + 1), str(i), label=0) for i in range(4)]
@@ -76,7 +76,7 @@ def evaluate_pairs(
 
 
 def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
-    """The records with a preference, and the number of those without. Raises DataError if none has one."""
+    """The records with a preference, and the number of records without one. Raises DataError if none has one."""
     records = list(records)
     kept = [record for record in records if record.has_preference]
     if not kept:
@@ -86,7 +86,7 @@ def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
 
 
 def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> PairVerdicts:
-    """The columns of labeled records and their scores; the first response of each score is the chosen one."""
+    """The verdicts of labeled records from their scores; the first response of each score is the chosen one."""
     return PairVerdicts(
         *map(np.array, zip(*scores, strict=True)),
         lengths=np.array([(len(r.chosen), len(r.rejected)) for r in records], float),
@@ -96,7 +96,7 @@ def verdicts_on(records: Sequence[Comparison], scores: Sequence[PairScore]) -> P
 
 
 def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
-    """The figures of these verdicts."""
+    """The metrics of these verdicts."""
     correct, (when_first, when_second) = verdicts.correct, verdicts.sides
     longer = verdicts.lengths[:, 0] - verdicts.lengths[:, 1]
     names, at, sizes = np.unique(verdicts.subset, return_inverse=True, return_counts=True)
@@ -126,7 +126,7 @@ def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
 
 
 def side(p: np.ndarray) -> np.ndarray:
-    """1 if a probability is above one half, -1 if it is below, 0 if they are equal in float32.
+    """1 if a probability is above one half, -1 if it is below, 0 if it equals one half in float32.
 
     >>> side(np.array([0.9, 0.5 + 3e-8, 0.1])).tolist()
     [1.0, 0.0, -1.0]

@@ -1,6 +1,6 @@
-"""evaluation.json: the declaration by which the figures of a judge are written and read.
+"""evaluation.json: the schema with which the metrics of a judge are written and read.
 
-A key that is missing, unknown, of another type or out of its range is an error. null: a figure does not apply.
+A missing or unknown key, a wrong type, or a value out of range is an error. null: the metric does not apply.
 """
 
 import json
@@ -18,12 +18,12 @@ SHOWN_PROBLEMS = 8
 BenchmarkName = Literal[
     "pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"
 ]
-# Benchmarks whose items are several graded responses to a prompt, of which the judge picks one.
+# Benchmarks whose items are several graded responses to a prompt, of which the judge selects one.
 RANKED: tuple[BenchmarkName, ...] = ("rewardbench2", "best_of_n")
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-# Ties of RewardBench 2 exceeds the range of a share by a hundredth on both sides (evals/graded.py).
+# The score of Ties of RewardBench 2 is between -0.01 and 1.01 (evals/graded.py).
 Score = Annotated[float, Field(ge=-0.011, le=1.011)]
 Interval = tuple[float, float]
 
@@ -35,19 +35,20 @@ class ResultModel(BaseModel):
 
 
 class PairMetrics(ResultModel):
-    """A judge on n labeled pairs. All shares are of pairs, never of forward passes.
+    """Metrics of a judge on n labeled pairs. Shares are shares of pairs, not of forward passes.
 
-    accuracy: the chosen response has strictly more than half, both orders averaged; interval: 95 %, Wilson's, wider
-    if pairs share their prompt. prompts: number of different ones.
-    accuracy_chosen_first, accuracy_chosen_second: the same from the one order that shows the chosen one there.
-    accuracy_longer, accuracy_shorter: among the pairs whose chosen response is the longer (shorter) one, in
-    characters; None without such pairs. length_slope: log-odds that a response gains when it is twice as long as the
-    other, by least squares through zero: far from 0 if the judge prefers a length, or quality and length correlate.
-    consistency: both orders name the same response. position_bias: mean P(a response) when shown first less P when
-    shown second.
-    ties: exactly half, counted as wrong. ece, brier: calibration of the averaged probability.
-    margin: mean log-odds of the chosen response. shortened: share that did not fit the token budget.
-    skipped_ties: pairs that the source itself calls a tie; not counted in n.
+    accuracy: share with P(chosen) > 0.5, averaged over both orders; interval: 95 %, Wilson's, wider if pairs share a
+    prompt. prompts: number of different prompts.
+    accuracy_chosen_first, accuracy_chosen_second: accuracy from one order, which shows the chosen response there.
+    accuracy_longer, accuracy_shorter: accuracy on the pairs whose chosen response is the longer (shorter) one, in
+    characters; None without such pairs. length_slope: log-odds that a response gains if it is twice as long as the
+    other, by least squares through zero. It differs from 0 if the judge prefers a length, or if quality and length
+    correlate.
+    consistency: share whose two orders prefer the same response. position_bias: mean P(a response) if shown first minus
+    P if shown second.
+    ties: share with P = 0.5, counted as wrong. ece, brier: calibration of the averaged probability.
+    margin: mean log-odds of the chosen response. shortened: share that was truncated to the token budget.
+    skipped_ties: number of pairs that the source labels as ties; not counted in n.
     by_source: (pairs, accuracy) of each source or subset.
     """
 
@@ -72,7 +73,7 @@ class PairMetrics(ResultModel):
 
 
 class BenchmarkFigure(ResultModel):
-    """A benchmark's own figure; by: whose definition it is."""
+    """An official metric of a benchmark; by: the author of the definition."""
 
     name: str
     value: float
@@ -82,7 +83,7 @@ class BenchmarkFigure(ResultModel):
 
 
 class SubsetAccuracy(ResultModel):
-    """A named part of a source; n: its pairs, or its prompts if each has several graded responses."""
+    """A subset of a source; n: number of pairs, or of prompts if each has several graded responses."""
 
     name: str
     n: Count
@@ -92,7 +93,7 @@ class SubsetAccuracy(ResultModel):
 
 
 class BenchmarkTable(ResultModel):
-    """A table of a benchmark's own, such as RM-Bench's matrix of styles."""
+    """An additional table of a benchmark, such as the style matrix of RM-Bench."""
 
     title: str
     columns: list[str]
@@ -100,7 +101,7 @@ class BenchmarkTable(ResultModel):
 
 
 class AccuracyBin(ResultModel):
-    """Pairs whose confidence, or difference of lengths, is between two values; None is no bound."""
+    """Pairs whose confidence, or difference of lengths, is between two bounds; None: unbounded."""
 
     low: float | None
     high: float | None
@@ -115,7 +116,7 @@ class AccuracyBin(ResultModel):
 
 
 class ConfidenceBin(AccuracyBin):
-    """confidence: the mean over the bin."""
+    """A bin of confidence; confidence: the mean over the bin."""
 
     confidence: Share | None
 
@@ -127,13 +128,13 @@ class ConfidenceBin(AccuracyBin):
 
 
 class LengthBin(AccuracyBin):
-    """Bounds are log2(length of the chosen / length of the rejected response)."""
+    """A bin of log2(length of the chosen / length of the rejected response)."""
 
     interval: Interval | None
 
 
 class TemperatureFit(ResultModel):
-    """A temperature by which log-odds are divided, fitted on one part of the pairs and tested on the other."""
+    """A temperature that divides log-odds, fitted on one part of the pairs and tested on the other."""
 
     value: float
     fitted_on: Count
@@ -145,7 +146,7 @@ class TemperatureFit(ResultModel):
 
 
 class Calibration(ResultModel):
-    """Whether P = 0.8 is right in 80 of 100 cases; nll: of the probability, in nats."""
+    """Calibration: whether P = 0.8 is right in 80 of 100 cases. nll: negative log-likelihood in nats."""
 
     nll: float
     bins: list[ConfidenceBin]
@@ -153,14 +154,14 @@ class Calibration(ResultModel):
 
 
 class LengthBias(ResultModel):
-    """controlled_accuracy: the accuracy if length were no help."""
+    """controlled_accuracy: accuracy if the chosen response were the longer one in half of the pairs."""
 
     controlled_accuracy: Share | None
     bins: list[LengthBin]
 
 
 class Histogram(ResultModel):
-    """counts[i] lies between edges[i] and edges[i + 1]."""
+    """counts[i] is the number of values between edges[i] and edges[i + 1]."""
 
     edges: list[float]
     counts: list[Count]
@@ -196,7 +197,7 @@ class Mistake(ResultModel):
 
 
 class PairOutcomes(ResultModel):
-    """Which pairs are right (1 or 0), and the numbers of their prompts, in an order that the contents decide."""
+    """Which pairs are right (1 or 0), and the numbers of their prompts, in an order set by the contents only."""
 
     right: Annotated[str, Field(pattern="^[01]+$")]
     prompts: Annotated[str, Field(pattern=r"^\d+( \d+)*$")]
@@ -209,10 +210,10 @@ class PairOutcomes(ResultModel):
 
 
 class SourceResult(ResultModel):
-    """Everything measured on one source.
+    """All metrics of one source.
 
-    contents: a hash of texts and labels, the same for the same pairs in any file. rows: rows read. outcomes: None if
-    the benchmark ranks. positions: histogram of the pairs' position bias.
+    contents: hash of texts and labels, equal for the same pairs in any file. rows: number of rows read. outcomes: None
+    for a ranking benchmark. positions: histogram of the pairs' position bias.
     """
 
     source: str
@@ -233,7 +234,7 @@ class SourceResult(ResultModel):
 
     @property
     def ranks(self) -> bool:
-        """Whether an item is a prompt with several graded responses; `pairs` are then those of different grades."""
+        """Whether an item is a prompt with several graded responses; `pairs` then have different grades."""
         return self.benchmark in RANKED
 
 
@@ -247,7 +248,7 @@ class JudgeSettings(ResultModel):
 
 
 class JudgeResults(ResultModel):
-    """The beginning of every results file: the judge of its figures.
+    """The header of every results file, which identifies the judge.
 
     judge: hash of the judge specification. fingerprint: of the weights in the number format of `settings`.
     """
@@ -263,7 +264,7 @@ class JudgeResults(ResultModel):
 
 
 class EvaluationResults(JudgeResults):
-    """evaluation.json: sources by their names."""
+    """evaluation.json: the results of each source, by name."""
 
     FILE: ClassVar[str] = "evaluation.json"
 
@@ -292,7 +293,7 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
             f"{path} has format {found!r} (gram_jax {version}), expected {FORMAT}: read it with the version that wrote "
             "it, or evaluate the model again"
         )
-    # Unpaired surrogates, which a slice through an emoji leaves, cannot be encoded in UTF-8.
+    # Unpaired surrogates, which result from slicing an emoji, cannot be encoded in UTF-8.
     text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False))
     try:
         return kind.model_validate_json(text)
@@ -301,7 +302,7 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
 
 
 def read_judge(path: Path) -> JudgeResults | None:
-    """The judge of a results file; None if it is missing or damaged."""
+    """The header of a results file; None if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return JudgeResults.model_validate(

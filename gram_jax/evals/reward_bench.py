@@ -1,4 +1,4 @@
-"""The result files of the rewardbench package, from an evaluation on RewardBench."""
+"""Write results on RewardBench in the file format of the rewardbench package."""
 
 import json
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def write_reward_bench(
     verdicts: PairVerdicts,
     found: SourceResult,
 ) -> None:
-    """MODEL.json and MODEL_outputs.jsonl with the keys of RewardBench's own result files.
+    """Write MODEL.json and MODEL_outputs.jsonl with the keys of RewardBench's own result files.
 
-    results: 1 right, 0 wrong or a tie, so that their mean is the accuracy. scores_chosen, scores_rejected:
+    results: 1 if right, 0 if wrong or a tie; their mean is the accuracy. scores_chosen, scores_rejected:
     probabilities that sum to 1.
     """
     name = stem_of(about.model)

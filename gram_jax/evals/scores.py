@@ -1,4 +1,4 @@
-"""The scores of an evaluation: in memory, or in a file in which an interrupted run resumes."""
+"""Score the records of an evaluation, in memory or to a file from which an interrupted run resumes."""
 
 import json
 import logging
@@ -29,11 +29,11 @@ from gram_jax.scoring.scorer import Scorer
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-WINDOW = 4096  # pairs or rankings at a time at most
+WINDOW = 4096  # maximum number of pairs or rankings at a time
 
 
 class OutputSink(NamedTuple):
-    """Where scores go: a file of JSON lines, or None for memory. overwrite: do not resume in the file."""
+    """Destination of scores: a JSON lines file, or None for memory. overwrite: start again, do not resume."""
 
     file: Path | None = None
     overwrite: bool = False
@@ -59,7 +59,9 @@ def rank_graded(
     records: Sequence[Candidates],
     sink: OutputSink,
 ) -> list[RankedCandidates]:
-    """Compare all responses of every row in both orders; a ScalarRewardModel rates each of them once."""
+    """Rank the responses of every row.
+
+    A Scorer compares all pairs in both orders. A ScalarRewardModel scores each response once."""
     rows_of = _rating_rows if isinstance(scorer, ScalarRewardModel) else _ranking_rows
     task = RowTask(partial(rows_of, scorer), lambda record: len(record.responses) ** 2, WINDOW)
     rows = _rows(scorer, model, source, records, sink, task, "prompts")
@@ -119,7 +121,7 @@ def _rows(
     task: RowTask,
     unit: str,
 ) -> list[dict[str, Any]]:
-    """The row of every record; a file keeps the exact floats, so that its figures are those of memory."""
+    """The row of every record. A file stores floats exactly, so its metrics equal those from memory."""
     label = Path(source).name
     if sink.file is None:
         with sink.progress(len(records), label=label, unit=unit) as bar:

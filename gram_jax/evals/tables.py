@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables of text, for a terminal, a page and a model card."""
+"""Metrics of an evaluation as text tables, for a terminal, a report and a model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ AUTHORS = {
 
 
 class Label(NamedTuple):
-    """The name of a figure, its meaning, and how it is written."""
+    """The title of a metric, its meaning, and its number format."""
 
     title: str
     meaning: str = ""
@@ -32,49 +32,48 @@ class Label(NamedTuple):
     sign: bool = False
 
 
-# The figures of pairs, under the same names in all outputs.
+# The metrics of pairs, with the same titles in all outputs.
 LABELS = {
     "accuracy": Label(
         "accuracy (95 %)",
-        "pairs whose chosen response gets more than half, both orders averaged",
+        "share of pairs with P(chosen) > 0.5, averaged over both orders",
     ),
-    "n": Label("pairs, prompts", "the interval allows for pairs of one prompt"),
+    "n": Label("pairs, prompts", "the interval is clustered by prompt"),
     "consistency": Label(
-        "order consistency", "pairs for which both orders of showing name the same response", 2
+        "order consistency", "share of pairs whose two orders prefer the same response", 2
     ),
     "position_bias": Label(
         "position bias",
-        "mean P(a response) when shown first less P when shown second; 0 is none",
+        "mean P(a response) if shown first minus P if shown second; 0: no bias",
         sign=True,
     ),
-    "accuracy_by_order": Label(
-        "accuracy, chosen shown first / second", "from one order of showing alone"
-    ),
+    "accuracy_by_order": Label("accuracy, chosen shown first / second", "from one order only"),
     "accuracy_by_length": Label(
         "accuracy, chosen longer / shorter", "equal for a judge without length bias"
     ),
     "length_slope": Label(
-        "length slope", "log-odds that a response gains when it is twice as long", 2, sign=True
+        "length slope", "log-odds that a response gains if it is twice as long", 2, sign=True
     ),
     "controlled_accuracy": Label(
-        "length-controlled accuracy", "the accuracy if length were no help"
+        "length-controlled accuracy",
+        "accuracy if the chosen response were longer in half of the pairs",
     ),
-    "ties": Label("ties", "exactly half; counted as wrong"),
+    "ties": Label("ties", "share of pairs with P = 0.5; counted as wrong"),
     "margin": Label("mean margin", "log-odds of the chosen response", 2, sign=True),
-    "ece": Label("ECE", "mean distance between confidence and accuracy; 0 is calibrated"),
-    "brier": Label("Brier score", "mean squared error of the probability; guessing has 0.25"),
-    "nll": Label("NLL", "log loss of the probability; guessing has 0.693"),
+    "ece": Label("ECE", "mean distance between confidence and accuracy; 0: calibrated"),
+    "brier": Label("Brier score", "mean squared error of the probability; 0.25 for guessing"),
+    "nll": Label("NLL", "log loss of the probability; 0.693 for guessing"),
     "grades": Label(
         "agreement with grades",
         "Kendall's tau / Pearson's r of log-odds and grades; of several responses, mean over prompts",
     ),
-    "shortened": Label("shortened", "pairs that did not fit the token budget and were cut"),
+    "shortened": Label("shortened", "share of pairs truncated to the token budget"),
     "skipped_ties": Label("ties in the source", "left out"),
 }
 
 
 class Cell(NamedTuple):
-    """A figure in a table. share: drawn on a line from 0 to 1, with its interval. strong: among the best."""
+    """A cell of a table. share: drawn on a scale from 0 to 1, with its interval. strong: among the best."""
 
     text: str
     share: float | None = None
@@ -84,9 +83,9 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """rows: the first cell names the row. prose: numbers of the columns that hold words.
+    """rows: the first cell is the name of the row. prose: indices of the columns that hold words.
 
-    explanation: number of a column of prose that a terminal leaves out.
+    explanation: index of a column of prose that a terminal omits.
     """
 
     caption: str
@@ -98,24 +97,24 @@ class Table:
 
 
 def share(value: float | None, interval: Interval | None, *, strong: bool = False) -> Cell:
-    """A share with its interval, in figures and drawn."""
+    """A share with its interval, as text and drawn."""
     drawn = value if value is not None and 0 <= value <= 1 else None
     return Cell(format_with_interval(value, interval), drawn, interval, strong)
 
 
 def rows_read(source: SourceResult) -> str:
-    """What was read of a source, and what was left out of it."""
+    """Number of rows read from a source, and of rows left out with their reasons."""
     dropped = [f"{n:,} left out: {why}" for why, n in source.dropped.items() if n]
     return "; ".join([f"{plural(source.rows, 'row')} of {source.source}", *dropped])
 
 
 def titles(*names: str) -> tuple[str, ...]:
-    """The titles of figures of pairs."""
+    """The titles of metrics of pairs."""
     return tuple(LABELS[name].title for name in names)
 
 
 def values(pairs: PairMetrics, *names: str) -> tuple[str, ...]:
-    """Figures of pairs as text."""
+    """Metrics of pairs as text."""
     labels = [LABELS[name] for name in names]
     return tuple(
         format_figure(getattr(pairs, name), label.digits, sign=label.sign)
@@ -132,14 +131,16 @@ def overview(evaluation: EvaluationResults) -> Table:
         pairs = source.pairs
         value, interval = pairs.accuracy, pairs.interval
         if source.ranks and source.official:
-            note = "Of several graded responses the benchmark's own first figure replaces the accuracy."
+            note = (
+                "For several graded responses, the benchmark's first metric replaces the accuracy."
+            )
             value, interval = source.official[0].value, source.official[0].interval
         rows.append((name, f"{pairs.n:,}", share(value, interval), *values(pairs, *names)))
     return Table("In short", columns, tuple(rows), note)
 
 
 def key_figures(source: SourceResult) -> Table:
-    """Every figure of the pairs, with its meaning."""
+    """All metrics of the pairs, with their meanings."""
     pairs, controlled, grades = source.pairs, source.length.controlled_accuracy, source.grades
     composed: dict[str, str | None] = {  # None: does not apply
         "accuracy": format_with_interval(pairs.accuracy, pairs.interval),
@@ -171,7 +172,7 @@ def _both(one: float | None, other: float | None) -> str:
 
 
 def official(figures: Sequence[BenchmarkFigure]) -> Table:
-    """A benchmark's own averages with their definitions."""
+    """The official metrics of a benchmark with their definitions."""
     rows = tuple(
         (one.name, share(one.value, one.interval), one.definition, AUTHORS.get(one.by, one.by))
         for one in figures
@@ -181,7 +182,7 @@ def official(figures: Sequence[BenchmarkFigure]) -> Table:
 
 
 def subsets(source: SourceResult) -> Table | None:
-    """The accuracy of every part; None if there is one only."""
+    """The accuracy of every subset; None if there is only one."""
     if len(source.subsets) < 2:
         return None
     rows = tuple(
@@ -197,21 +198,21 @@ def counted(*sources: SourceResult) -> str:
 
 
 def benchmark_table(table: BenchmarkTable) -> Table:
-    """A table of a benchmark's own."""
+    """An additional table of a benchmark."""
     columns = zip(*table.rows, strict=True)
     rows = zip(*map(_column, columns), strict=True)
     return Table(table.title, tuple(table.columns), tuple(rows))
 
 
 def _column(values: Sequence[str | int | float | None]) -> list[str]:
-    """Whole numbers as such if a column has only those; in a column with fractions 1 is 1.000."""
+    """A column as text: integers if all values are integers, else decimals."""
     if all(isinstance(value, int) for value in values):
         return [f"{value:,}" for value in values]
     return [value if isinstance(value, str) else format_figure(value) for value in values]
 
 
 def temperature(fit: TemperatureFit) -> Table:
-    """What a temperature makes of the calibration."""
+    """Calibration without and with a temperature."""
     why = why_unusable(fit)
     return Table(
         "Temperature: none helps" if why else f"Temperature {format_figure(fit.value, 2)}",
@@ -220,7 +221,7 @@ def temperature(fit: TemperatureFit) -> Table:
             ("ECE", format_figure(fit.ece_before), format_figure(fit.ece_after)),
             ("NLL", format_figure(fit.nll_before), format_figure(fit.nll_after)),
         ),
-        f"The log-odds are divided by it. Fitted on {plural(fit.fitted_on, 'pair')}; both columns are of "
+        f"Log-odds are divided by it. Fitted on {plural(fit.fitted_on, 'pair')}; both columns are measured on "
         f"{plural(fit.tested_on, 'other pair')}." + (f" Do not use it: {why}." if why else ""),
     )
 

@@ -1,4 +1,4 @@
-"""The card of an exported model: README.md with front matter, as the Hugging Face hub reads it."""
+"""The model card of an exported model: README.md with front matter for the Hugging Face hub."""
 
 import hashlib
 import logging
@@ -39,8 +39,8 @@ MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 class CardOptions:
     """The options of `gram-jax card`.
 
-    run: the run that the model was exported from; evaluations: folders of results; license, base, datasets: names of
-    the hub; push: a repository, public: visible to everyone; overwrite: replace a card that gram_jax did not write.
+    run: the run that the model was exported from; evaluations: folders of results; license, base, datasets: names on
+    the hub; push: repository to push to; public: make it public; overwrite: replace a card that gram_jax did not write.
     """
 
     run: Path | None = None
@@ -56,9 +56,9 @@ class CardOptions:
 def write_card(folder: Path, options: CardOptions) -> Path:
     """Write the card of an exported model, and push the folder if a repository is given.
 
-    Raises ReportError if the folder is not an exported judge, results are of another judge or of other weights, the run
-    is of another judge, the existing card is not gram_jax's, or a model without a known licence is to be pushed.
-    Raises CheckpointError if the hub refuses.
+    Raises ReportError if the folder is not an exported judge, if results or the run are of another judge or other
+    weights, if gram_jax did not write the existing card, or if `push` is set and no licence is known. Raises
+    CheckpointError if the hub rejects the push.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
@@ -99,7 +99,7 @@ def write_card(folder: Path, options: CardOptions) -> Path:
 
 
 def _check_results(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults]) -> None:
-    """Raises ReportError for results of another judge or other weights; loads them once for each number format."""
+    """Raises ReportError for results of another judge or other weights; loads weights once per number format."""
     ours: dict[tuple[str, str], str] = {}
     for one in found:
         if one.about.judge != spec.hash:
@@ -145,7 +145,7 @@ def _digest(text: str) -> str:
 def make_card(
     folder: Path, spec: JudgeSpec, origin: Origin, found: Sequence[ModelResults], repo: str | None
 ) -> str:
-    """The card's text with its front matter. repo: its repository on the hub, None for a local folder."""
+    """The text of the card with front matter. repo: its repository on the hub, None for a local folder."""
     name = (repo or folder.resolve().name).split("/")[-1]
     head = front_matter(
         name,
@@ -182,10 +182,10 @@ def make_card(
 
 
 def _hub_results(found: Sequence[ModelResults], origin: Origin) -> Iterator[HubResult]:
-    """The figures of the hub's index, which shows the first one as the result."""
+    """The metrics for the index of the hub, which shows the first one as the result."""
     for suffix, name, source in _sources(found):
         dataset = origin.hub_dataset(source.source) or visible(name)
-        # The first figure of a best-of-n set is a share; grades have units of their own.
+        # Only the first metric of a best-of-n set is a share; the others have the unit of the grades.
         figures = source.official[: 1 if source.benchmark == "best_of_n" else None]
         metrics = [(visible(figure.name), figure.value) for figure in figures]
         of = "accuracy over pairs of responses" if source.ranks else "accuracy"
@@ -196,7 +196,7 @@ def _hub_results(found: Sequence[ModelResults], origin: Origin) -> Iterator[HubR
 
 
 def _named(found: Sequence[ModelResults]) -> list[tuple[str, ModelResults]]:
-    """Results under the last part of their folder's path, "" if there is one folder only; a card shows no paths."""
+    """Results with the last part of their folder's path, "" for a single folder; a card shows no paths."""
     if len(found) < 2:
         return [("", one) for one in found]
     names = numbered([visible(last_part(one.folder)) for one in found])
@@ -223,7 +223,7 @@ def _advice(fit: TemperatureFit | None) -> str:
 
 
 def _training(origin: Origin) -> Table | None:
-    """A column for each run; None if none is known."""
+    """A table with one column per run; None if no run is known."""
     if not origin.stages:
         return None
     columns = tuple(STAGES[stage.recipe.stage] for stage in origin.stages)
@@ -234,7 +234,7 @@ def _training(origin: Origin) -> Table | None:
 
 
 def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
-    """What a run did, by name: its recipe, then its data."""
+    """Properties of a run by name: its recipe, then its data."""
     recipe, optimizer = stage.recipe, stage.recipe.optimizer
     length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
     rows = {
@@ -252,7 +252,7 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
         rows["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
         rows["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
-    if data := stage.info.get("data"):  # once the run has begun
+    if data := stage.info.get("data"):  # present after the start of the run
         rows |= {
             "rows read": f"{data['rows_read']:,}",
             "left out": ", ".join(f"{n:,} {why}" for why, n in data["dropped"].items()) or "none",

@@ -1,4 +1,4 @@
-"""The limits of a model's figures, each as a sentence with its number."""
+"""The limits of a model's results, each as a sentence with its number."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,22 +10,22 @@ from gram_jax.evals.results import LengthBin, PairMetrics, SourceResult
 from gram_jax.formatting import format_figure, format_percent, plural
 from gram_jax.reports.loading import ModelResults
 
-# With fewer prompts a 95 % interval is wider than 0.14, which is the spread of most leaderboards.
+# With fewer prompts a 95 % interval is wider than 0.14, the typical range of a leaderboard.
 FEW_PROMPTS = 200
-# A figure above its threshold is a caveat.
+# A value above its threshold is a caveat.
 MUCH_SHORTENED = 0.05
 MUCH_DROPPED = 0.01
 MANY_TIES = 0.01
 UNCALIBRATED = 0.1  # ECE
 INCONSISTENT = 0.3  # share of the pairs
-POSITION_BIASED = 0.1  # mean P(a response) when shown first less P when shown second
-LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, less that if it is shorter
-DEVIATIONS = 2.0  # standard errors by which a figure of few pairs exceeds chance
+POSITION_BIASED = 0.1  # mean P(a response) if shown first minus P if shown second
+LENGTH_BIASED = 0.2  # accuracy if the chosen response is longer, minus accuracy if it is shorter
+DEVIATIONS = 2.0  # number of standard errors by which a difference exceeds chance
 VULNERABLE = 0.1  # success of an attack above its baseline
 
 
 class Caveats(NamedTuple):
-    """Sentences about a source, or about attacks; about is "" if there is nothing else."""
+    """Sentences about a source, or about attacks; about is "" if there is only one group."""
 
     about: str
     sentences: tuple[str, ...]
@@ -44,7 +44,7 @@ def model_caveats(found: ModelResults) -> list[Caveats]:
 
 
 def source_caveats(source: SourceResult) -> Iterator[str]:
-    """What limits the figures of one source."""
+    """The caveats of one source."""
     dropped = sum(source.dropped.values())
     if dropped > MUCH_DROPPED * source.rows:
         why = ", ".join(f"{reason} ({n:,})" for reason, n in source.dropped.items() if n)
@@ -53,14 +53,14 @@ def source_caveats(source: SourceResult) -> Iterator[str]:
     what = "accuracy over pairs of responses" if source.ranks else "accuracy"
     if pairs.prompts < FEW_PROMPTS:
         half = format_figure((high - low) / 2, 2)
-        yield f"{plural(pairs.prompts, 'prompt')}: the {what} is known to within {half} only."
+        yield f"{plural(pairs.prompts, 'prompt')}: the {what} has a 95 % interval of ±{half}."
     if low <= 0.5 <= high:
         interval = f"{format_figure(low, 2)} to {format_figure(high, 2)}"
-        yield f"The {what} cannot be distinguished from guessing: its interval, {interval}, contains 0.5."
+        yield f"The {what} cannot be distinguished from chance: its interval, {interval}, contains 0.5."
     elif high < 0.5:
-        yield f"The {what} is below that of guessing: check which response the labels prefer."
+        yield f"The {what} is below chance: check which response the labels prefer."
     if pairs.shortened > MUCH_SHORTENED:
-        yield f"{format_percent(pairs.shortened)} of the pairs did not fit the token budget and were shortened."
+        yield f"{format_percent(pairs.shortened)} of the pairs exceed the token budget and were truncated."
     yield from _of_biases(pairs)
     if (favoured := favoured_length(source)) is not None:
         yield (
@@ -80,14 +80,14 @@ def _of_biases(pairs: PairMetrics) -> Iterator[str]:
     if abs(pairs.position_bias) > POSITION_BIASED:
         position = "first" if pairs.position_bias > 0 else "second"
         mean = format_figure(0.5 + abs(pairs.position_bias) / 2, 2)
-        yield f"The response shown {position} gets a probability of {mean} on average, whatever it says."
+        yield f"The response shown {position} gets a probability of {mean} on average, regardless of its content."
 
 
 def favoured_length(source: SourceResult) -> str | None:
-    """ "longer" or "shorter" if the two accuracies differ by much, and by more than their number of pairs explains.
+    """ "longer" or "shorter" if the difference of the two accuracies is large and statistically significant, else None.
 
-    The standard error is that of the pairs whose lengths differ by a quarter or more, with the sample size of their
-    prompts (Agresti and Caffo 2000: a success and a failure more on each side).
+    The standard error is over the pairs whose lengths differ by a quarter or more, with the number of prompts as sample
+    size (Agresti and Caffo 2000: one more success and failure on each side).
     """
     pairs = source.pairs
     longer, shorter = pairs.accuracy_longer, pairs.accuracy_shorter
@@ -124,9 +124,9 @@ def _of_calibration(source: SourceResult) -> str:
     sentence = f"Its probabilities are off by {format_figure(source.pairs.ece, 2)} on average (ECE)"
     fit = source.calibration.temperature
     if fit is None:
-        return sentence + ": read them as an order, not as probabilities."
+        return sentence + ": use them as a ranking, not as probabilities."
     if why := why_unusable(fit):
-        return f"{sentence}, and {why}: read them as an order, not as probabilities."
+        return f"{sentence}, and {why}: use them as a ranking, not as probabilities."
     return (
         f"{sentence}; by {format_figure(fit.ece_after, 2)} if the log-odds are divided by a temperature of "
         f"{format_figure(fit.value, 2)}, on pairs that it was not fitted on."
@@ -134,7 +134,7 @@ def _of_calibration(source: SourceResult) -> str:
 
 
 def attack_caveats(found: AttackResults) -> Iterator[str]:
-    """The attacks that win against a model and the perturbations that change its verdicts, the worst first."""
+    """The attacks that win against a model and the perturbations that change its verdicts, in order of success."""
     suite = found.any_hostile
     if suite is not None and suite.share is not None and suite.share > VULNERABLE:
         yield (
@@ -142,7 +142,7 @@ def attack_caveats(found: AttackResults) -> Iterator[str]:
             "some hostile attack wins."
         )
     kinds = {
-        "hostile": "Hostile attacks that win more often than the response did before",
+        "hostile": "Hostile attacks that win more often than the response without the attack",
         "harmless": "Harmless changes that alter the verdict more often than the order of showing does",
     }
     for kind, what in kinds.items():
@@ -155,12 +155,12 @@ def attack_caveats(found: AttackResults) -> Iterator[str]:
 
 
 def comparison_caveats(found: Sequence[ModelResults]) -> Iterator[str]:
-    """What limits a comparison of these models."""
+    """The caveats of a comparison of these models."""
     abouts = [one.about for one in found]
     if _differ(about.judge for about in abouts):
         yield (
-            "The models were asked in different ways (template, chat format, labels or token budget): a difference may "
-            "come from how they were asked."
+            "The models have different judge specifications (template, chat format, labels or token budget), which may "
+            "explain a difference."
         )
     for key in sorted(type(abouts[0].settings).model_fields):
         values = {str(getattr(about.settings, key)) for about in abouts}

@@ -1,6 +1,6 @@
 """The charts of a report: reliability, accuracy by length, and position bias.
 
-Each draws one series for each model, and has a table of the same figures.
+Each chart has one series per model, and a table of the same values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,17 @@ from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
 
 SIZE = (4.2, 3.1)
 LINES = ("-", "--", ":", "-.")
-# Smallest and largest area of a mark, which shows the number of pairs.
+# Minimum and maximum area of a marker, which shows the number of pairs.
 MARK_AREAS = (14.0, 90.0)
-BIAS_TICKS = (-1, -0.5, 0, 0.5, 1)  # matplotlib's own, nine of them, touch each other
+BIAS_TICKS = (-1, -0.5, 0, 0.5, 1)  # the nine default ticks of matplotlib overlap
 
 _Bin = TypeVar("_Bin", bound=AccuracyBin)
 
 
 class Chart(NamedTuple):
-    """A drawing and the table of its figures.
+    """A drawing and the table of its values.
 
-    draw: SVG for a page, given a name that makes its ids unique there. legend: a name for each series, if several.
+    draw: returns SVG for a page, given a prefix for unique ids. legend: names of the series, if there are several.
     """
 
     caption: str
@@ -36,7 +36,7 @@ class Chart(NamedTuple):
 
 
 def charts(sources: Mapping[str, SourceResult]) -> list[Chart]:
-    """The charts of a source, {label: as one model was evaluated on it}; empty ones are left out."""
+    """The charts of a source, {label: results of one model}; charts without data are left out."""
     found = []
     if bins := _filled({label: one.calibration.bins for label, one in sources.items()}):
         found.append(reliability(bins))
@@ -49,13 +49,13 @@ def charts(sources: Mapping[str, SourceResult]) -> list[Chart]:
 
 
 def _filled(measured: Mapping[str, Sequence[_Bin]]) -> dict[str, list[_Bin]]:
-    """The bins that have pairs, of the models that have any."""
+    """The bins with pairs, for models with at least one such bin."""
     each = {label: [bin for bin in bins if bin.n] for label, bins in measured.items()}
     return {label: bins for label, bins in each.items() if bins}
 
 
 def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
-    """Accuracy against confidence; on the diagonal the judge is calibrated."""
+    """Accuracy against confidence; a calibrated judge is on the diagonal."""
 
     def draw(axes: Any) -> None:
         shown = [bin.confidence for bins in series.values() for bin in bins]
@@ -76,8 +76,8 @@ def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
         axes.set(xlim=(start - 0.01, 1.01), ylim=(-0.03, 1.03))
 
     return _chart(
-        "Reliability: how often a verdict of some confidence is right. On the dashed line the judge is calibrated; "
-        "below it the judge is overconfident. Larger marks stand for more pairs.",
+        "Reliability: accuracy of the verdicts by confidence. A calibrated judge is on the dashed line, an "
+        "overconfident judge below it. Larger markers are more pairs.",
         draw,
         series,
         ("confidence", "pairs", "mean confidence", "accuracy"),
@@ -110,8 +110,8 @@ def accuracy_by_length(series: Mapping[str, Sequence[LengthBin]]) -> Chart:
         axes.set(ylim=(-0.03, 1.03))
 
     return _chart(
-        "Accuracy by length: left, the better response is the shorter one. A judge that follows length rises from left "
-        "to right. Lines: 95 % intervals; larger marks stand for more pairs.",
+        "Accuracy by length: on the left, the better response is the shorter one. If the judge prefers long responses, "
+        "accuracy rises from left to right. Lines: 95 % intervals; larger markers are more pairs.",
         draw,
         series,
         ("length of the chosen to the rejected", "pairs", "accuracy (95 %)"),
@@ -124,7 +124,7 @@ def accuracy_by_length(series: Mapping[str, Sequence[LengthBin]]) -> Chart:
 
 
 def position_bias(measured: Mapping[str, Histogram]) -> Chart:
-    """How far the order of showing moves P(a response)."""
+    """Histogram of the effect of the order of showing on P(a response)."""
 
     def draw(axes: Any) -> None:
         axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
@@ -136,7 +136,7 @@ def position_bias(measured: Mapping[str, Histogram]) -> Chart:
             style = LINES[at % len(LINES)]
             axes.stairs(shares, found.edges, color=color, linewidth=1.5, linestyle=style)
         axes.set_xticks(BIAS_TICKS)
-        axes.set(xlabel="P(shown first) less P(shown second)", ylabel="share of the pairs")
+        axes.set(xlabel="P(shown first) - P(shown second)", ylabel="share of the pairs")
         axes.set_ylim(bottom=0)
 
     bins = {
@@ -144,8 +144,8 @@ def position_bias(measured: Mapping[str, Histogram]) -> Chart:
         for label, one in measured.items()
     }
     return _chart(
-        "Position bias: what a response gains by being shown first. All at 0: the order does not matter; right of it: "
-        "the judge favours what it reads first.",
+        "Position bias: gain in probability of a response that is shown first. 0: the order has no effect; above 0: "
+        "the judge favours the first response.",
         draw,
         bins,
         ("position bias", "pairs"),
@@ -162,7 +162,7 @@ def _chart(
     row: Callable[[Any], tuple[str, ...]],
     described: str = "",
 ) -> Chart:
-    """row: of the table, for a bin. described: for screen readers; by default the beginning of the caption."""
+    """row: makes a table row from a bin. described: title for screen readers, default: the start of the caption."""
     title = caption.split(":")[0]
     several = len(series) > 1
     rows = tuple(
@@ -189,7 +189,7 @@ def _line(axes: Any, at: int, x: Any, y: Any, counts: Sequence[int]) -> None:
 
 
 def _middle(bin: AccuracyBin) -> float:
-    """The centre of a bin; of one without a bound, half a doubling beyond the other."""
+    """The centre of a bin; for an open bin, half a doubling beyond its bound."""
     if bin.high is None:
         return (bin.low or 0.0) + 0.5
     return bin.high - 0.5 if bin.low is None else (bin.low + bin.high) / 2
@@ -200,7 +200,7 @@ def _range(bin: AccuracyBin) -> str:
 
 
 def _times(doublings: float) -> str:
-    """2 ** doublings as a reader says it.
+    """2 ** doublings as text.
 
     >>> _times(-2), _times(0), _times(1), _times(0.5)
     ('1/4', '1', '2', '1.41')

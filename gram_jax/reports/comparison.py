@@ -1,4 +1,4 @@
-"""Tables of several models side by side: a row or a column for each, the best ones marked."""
+"""Tables that compare several models: one row or column per model, with the best ones in bold."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ Figure = tuple[float, Interval | None]
 
 
 def best(figures: Mapping[Any, Figure], *, least: bool = False) -> set[Any]:
-    """The labels of the best figure and of those whose interval overlaps with its interval.
+    """The labels of the best value and of those whose interval overlaps with its interval.
 
     >>> found = {"a": (0.8, (0.7, 0.9)), "b": (0.72, (0.6, 0.8)), "c": (0.5, (0.4, 0.55))}
     >>> sorted(best(found)), sorted(best(found, least=True)), best({"a": (0.8, None)})
@@ -45,7 +45,7 @@ def best(figures: Mapping[Any, Figure], *, least: bool = False) -> set[Any]:
 def _cells(
     each: Mapping[Any, Mapping[str, Figure]], *, least: bool = False
 ) -> dict[str, list[Cell]]:
-    """{name: a cell for each label, the best ones marked} of {label: {name: figure}}."""
+    """{name: a cell per label, the best ones in bold} from {label: {name: figure}}."""
     found = {}
     for name in dict.fromkeys(name for there in each.values() for name in there):
         figures = {label: there[name] for label, there in each.items() if name in there}
@@ -70,7 +70,7 @@ def shared_sources(found: Sequence[ModelResults]) -> dict[str, dict[str, SourceR
 
 
 def shared_attacks(found: Sequence[ModelResults]) -> dict[str, AttackResults]:
-    """{label: attacks} if several models were attacked, else nothing."""
+    """{label: attacks} if several models were attacked, else {}."""
     attacks = {one.label: one.attack for one in found if one.attack is not None}
     return attacks if len(attacks) > 1 else {}
 

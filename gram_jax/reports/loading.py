@@ -1,4 +1,4 @@
-"""Folders of results as values, each under a label of its own."""
+"""Read folders of results, each with a unique label."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult
 
 @dataclass(frozen=True)
 class ModelResults:
-    """The results of a folder, of which there is at least one. label: the model's name in a comparison."""
+    """The results of a folder; at least one file is present. label: the model's name in a comparison."""
 
     folder: Path
     label: str
@@ -22,7 +22,7 @@ class ModelResults:
 
     @property
     def about(self) -> JudgeResults:
-        """One of the two, for what they have in common: model, judge, settings, version."""
+        """The common header of the results: model, judge, settings, version."""
         found = self.evaluation or self.attack
         assert found is not None
         return found
@@ -34,7 +34,7 @@ class ModelResults:
 
 
 def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
-    """The results of these folders, each under a label: the model's name, with the folder and a number if it repeats.
+    """The results of these folders. A label is the model's name, with the folder and a number if it repeats.
 
     Raises ReportError if a folder has neither file, or one that is damaged, of another format, or of another judge than
     the other file.
@@ -49,7 +49,7 @@ def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
 
 
 def aligned(found: Sequence[ModelResults]) -> list[ModelResults]:
-    """The same, with one name for the sources of the same contents, whatever their files are called."""
+    """The same results, with one name for all sources with the same contents."""
     names: dict[str, str] = {}
     result = []
     for one in found:
@@ -92,5 +92,5 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def last_part(folder: Path) -> str:
-    """The name of a folder, of "." and "x/.." too."""
+    """The name of a folder, also of "." and "x/.."."""
     return os.path.basename(os.path.abspath(folder))

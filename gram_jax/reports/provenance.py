@@ -14,7 +14,7 @@ from gram_jax.recipes.reading import read_recipe
 from gram_jax.recipes.tables import Recipe
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Model families of the hub whose every model has one licence. A name in a recipe may be a path; one of these is not.
+# Model families of the hub with one licence for all models. Names with these prefixes are not paths.
 LICENSES = (
     ("HuggingFaceTB/SmolLM2-", "apache-2.0"),
     ("Qwen/Qwen3-", "apache-2.0"),
@@ -32,15 +32,15 @@ class StageRun(NamedTuple):
 
     @property
     def start(self) -> str:
-        """The name of the model that it began with."""
+        """The name of the model that the run started from."""
         return self.recipe.model.name_or_path
 
 
 @dataclass(frozen=True)
 class Origin:
-    """stages: the runs, the first first. base: the hub's name of the first one's start, None if it is not known.
+    """stages: the runs in order. base: name on the hub of the model that the first run started from, None if unknown.
 
-    license: as the hub names it, None if it is not known. datasets: names of data sets on the hub.
+    license: its name on the hub, None if unknown. datasets: names of data sets on the hub.
     """
 
     stages: tuple[StageRun, ...]
@@ -49,7 +49,7 @@ class Origin:
     datasets: tuple[str, ...]
 
     def hub_dataset(self, source: str) -> str | None:
-        """The hub's name of a source; None unless it is in `datasets`, or that of a benchmark."""
+        """The name of a source on the hub; None unless it is in `datasets` or is a benchmark."""
         name = source.partition(":")[0]
         known = {*self.datasets, *(split.partition(":")[0] for split in HUB.values())}
         return name if name in known else None
@@ -60,7 +60,7 @@ class Origin:
         return source if known else Path(source).name
 
     def shown_start(self, stage: StageRun) -> str:
-        """The model that a run began with, likewise."""
+        """The start model of a run for publication: a name of the hub, or the last part of a path."""
         known = stage.start == self.base or _license_of(stage.start)
         return stage.start if known else Path(stage.start).name
 
@@ -73,10 +73,10 @@ def find_origin(
     datasets: Sequence[str],
     judge: str,
 ) -> Origin:
-    """The known origin of a model.
+    """Find the origin of a model.
 
     run: of its last stage; judge: hash of the model's judge specification. base, license, datasets: options, which
-    take precedence over recipes. Raises ReportError for a folder that is not a run, or the run of another judge.
+    take precedence over recipes. Raises ReportError if `run` is not a run, or is of another judge.
     """
     stages = [] if run is None else _stages(run)
     if run is not None and (taught := stages[-1].info.get("judge")) not in (None, judge):
@@ -93,7 +93,7 @@ def find_origin(
 
 
 def _stages(run: Path) -> list[StageRun]:
-    """A run and those before it whose models it began with, as far as they exist; the first first."""
+    """A run and the earlier runs that it started from, in order, as far as their folders exist."""
     stages: list[StageRun] = []
     seen = set()
     while (run / RECIPE).is_file() and run.resolve() not in seen:
@@ -112,6 +112,6 @@ def _license_of(model: str) -> str | None:
 
 
 def _one(entry: Any) -> str | None:
-    """A card's entry may be a list."""
+    """The first value of a card's entry, which may be a list."""
     entry = entry[0] if isinstance(entry, list) and entry else entry
     return entry if isinstance(entry, str) else None

@@ -1,4 +1,4 @@
-"""`gram-jax report`: the page of one model's results, or a comparison of several, as HTML and Markdown."""
+"""`gram-jax report`: a report on one model, or a comparison of several models, as HTML and Markdown."""
 
 import itertools
 import re
@@ -38,11 +38,11 @@ def write_reports(
     markdown: Path | None,
     overwrite: bool,
 ) -> list[Path]:
-    """The page of one folder's results, or the comparison of several; returns the files written.
+    """Write the report on one folder, or the comparison of several folders; returns the files written.
 
-    out: the page, by default report.html in the one folder, or comparison.html in the working directory; markdown: the
-    same as Markdown, if given.
-    Raises ReportError for results that cannot be read, and for existing files that are not reports.
+    out: the HTML file, default: report.html in the folder, or comparison.html in the working directory for several.
+    markdown: file for the same report as Markdown, or None.
+    Raises ReportError if results cannot be read, or if an existing file is not a report.
     """
     if out is None and len(folders) > 1:
         out = Path(COMPARISON)
@@ -64,17 +64,19 @@ def _check(path: Path, kind: str, overwrite: bool) -> None:
     if overwrite or not path.exists():
         return
     if not path.is_file() or GENERATOR not in path.read_text(encoding="utf-8", errors="replace"):
-        raise ReportError(f"{path} exists and is no report: give another name, or --overwrite")
+        raise ReportError(
+            f"{path} exists and is not a report: specify another name, or --overwrite"
+        )
 
 
 def render_html(found: Sequence[ModelResults]) -> str:
-    """The page: with its style and drawings, without scripts and external files."""
+    """The report as HTML, with inline styles and charts, without scripts and external files."""
     style = files("gram_jax").joinpath(ASSETS, "report.css").read_text(encoding="utf-8")
     return _render_report(found, "html.j2", style=Markup(style))
 
 
 def render_markdown(found: Sequence[ModelResults]) -> str:
-    """The same as Markdown, with tables instead of drawings."""
+    """The report as Markdown, with tables instead of charts."""
     return tidy(_render_report(found, "md.j2"))
 
 
@@ -90,7 +92,7 @@ def _render_report(found: Sequence[ModelResults], format: str, **content: Any) -
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of assets/ with these values."""
+    """Render a template of assets/ with these values."""
     return _environment().get_template(template).render(**content)
 
 
@@ -102,7 +104,7 @@ class Headings:
         self.top: list[tuple[str, str]] = []
 
     def take(self, title: str, depth: int | None = None) -> str:
-        """The title as an id, with a number if it is taken. depth: of a heading; 2 goes into `top`."""
+        """A unique id from a title, numbered if it repeats. depth: of a heading; depth 2 is added to `top`."""
         start = anchor(title)
         wanted = itertools.chain([start], (f"{start}-{at}" for at in itertools.count(2)))
         name = next(name for name in wanted if name not in self._used)
@@ -113,14 +115,14 @@ class Headings:
 
 
 class Example(NamedTuple):
-    """Texts of prompts and responses: (name, text)."""
+    """Prompts and responses of an example, as (name, text)."""
 
     title: str
     texts: tuple[tuple[str, str], ...]
 
 
 def mistake_examples(worst: Sequence[Mistake]) -> list[Example]:
-    """The mistakes of the highest confidence, the first of each prompt."""
+    """The mistakes with the highest confidence, one per prompt."""
     first: dict[str, Mistake] = {}
     for one in worst:
         first.setdefault(one.prompt, one)
@@ -139,7 +141,7 @@ def mistake_examples(worst: Sequence[Mistake]) -> list[Example]:
 
 
 def attack_examples(attacks: Sequence[AttackMetrics]) -> list[Example]:
-    """The clearest success of each attack."""
+    """The most confident success of each attack."""
     names = {"harmless": ("before", "changed"), "hostile": ("honest", "attack")}
     return [
         Example(
@@ -153,7 +155,7 @@ def attack_examples(attacks: Sequence[AttackMetrics]) -> list[Example]:
 
 
 def settings_table(found: Sequence[ModelResults]) -> Table:
-    """How each model was evaluated."""
+    """The settings of each evaluation."""
     rows = []
     for one in found:
         start = f"{one.label}: " if len(found) > 1 else ""
@@ -168,7 +170,7 @@ def settings_table(found: Sequence[ModelResults]) -> Table:
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("gram_jax", ASSETS),
-        # Markdown is escaped by filters, in each of the ways that a place needs.
+        # Filters escape Markdown, because the escaping depends on the context.
         autoescape=lambda name: name == "html.j2",
         undefined=StrictUndefined,
         trim_blocks=True,

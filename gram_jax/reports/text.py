@@ -1,20 +1,20 @@
-"""Escape texts of prompts and responses for pages: markup, control and invisible characters become visible text."""
+"""Escape prompts and responses for reports: markup, control and invisible characters become visible text."""
 
 import re
 import unicodedata
 
 from gram_jax.formatting import plural
 
-# A page shows no more of a text; the whole text is in the results file.
+# Maximum number of characters of a text in a report; the results file has the whole text.
 LONGEST = 20_000
-# Joiners belong to the spelling of Persian and of some emoji; these two and line breaks stay.
+# Persian and some emoji need the two joiners; these, tabs and line breaks are kept.
 _KEPT = {"\n", "\t", "\u200c", "\u200d"}
-# Letters and marks without a shape of their own, and the selectors by which whole texts have been hidden behind one.
+# Characters without a visible glyph, and variation selectors, which can hide a text.
 _BLANK = {*"\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", *map(chr, range(0xE0100, 0xE01F0))}
 
 
 def visible(text: str) -> str:
-    """The text with every character spelled out that is invisible, or changes the text around it.
+    """The text with code points in place of characters that are invisible or change the surrounding text.
 
     >>> print(visible("a\\u202eb\\x00c\\u3164\\r\\nd"))
     a⟨U+202E⟩b⟨U+0000⟩c⟨U+3164⟩
@@ -40,7 +40,7 @@ def truncate(text: str, most: int = LONGEST) -> str:
 
 
 def gist(text: str, first: int = 110, last: int = 50) -> str:
-    """The beginning and the end of a text on one line: an attack may stand in either.
+    """The beginning and the end of a text on one line: an attack may be in either.
 
     >>> gist("one two  three\\nfour five", 7, 4), gist("short")
     ('one two … five', 'short')
@@ -73,7 +73,7 @@ def markdown_line(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """The text between fences that are longer than any in it.
+    """The text in a Markdown code block, with longer fences than any in the text.
 
     >>> print(fenced("a ``` b"))
     ````text
