@@ -361,7 +361,7 @@ compiler reported, if the compiler stopped. If the arguments alone exceed the me
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH:,} tokens per device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation step, f32
-weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} rows per device.""",  # noqa: E501
+weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} positions per device.""",  # noqa: E501
     "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
     "gpu": """\
 The recipes {recipes}

@@ -1,7 +1,7 @@
 """Content hashes of a folder's files, which are verified before the files are used.
 
-Neither Orbax nor safetensors notices a flipped bit in the weights. A manifest in the same folder lists the SHA-256 of
-each of them and a digest of its own text.
+Neither Orbax nor safetensors detects a flipped bit in the weights. The manifest of a folder lists the SHA-256 of each
+file and a digest of its own text.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from gram_jax.files import write_atomic
 
 MANIFEST = "gram_jax_manifest.json"  # other programs use the name manifest.json
 FORMAT = 1
-THREADS = 8  # files read at once: hashlib releases the interpreter, and network disks serve several requests
+# Number of files read at once: hashlib releases the GIL, and network disks serve several requests.
+THREADS = 8
 
 FileEntry = tuple[int, str]  # length and SHA-256 (64 hex digits) of one file
 
@@ -38,7 +39,7 @@ def write_manifest(folder: Path, *, of: str | None = None) -> Manifest:
 
 
 def renew_entry(folder: Path, name: str) -> None:
-    """Record a file that was changed or added on purpose; without a manifest do nothing."""
+    """Record a file that was changed or added on purpose. Does nothing if there is no manifest."""
     if has_manifest(folder):
         files, of = read_manifest(folder)
         manifest = Manifest({**files, name: _hash(folder, [name])[0]}, of)
@@ -62,7 +63,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(raw)
         files = {name: (size, digest) for name, (size, digest) in content["files"].items()}
         manifest = Manifest(files, content["of"])
-        # Byte for byte: the text must be the one that `write_manifest` writes.
+        # The text must equal the output of `write_manifest` byte for byte.
         if content["format"] == FORMAT and raw == _text(manifest):
             return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -134,7 +135,7 @@ def _difference(folder: Path, name: str, files: Mapping[str, FileEntry]) -> str 
     path, (expected, digest) = folder / name, files[name]
     try:
         size = path.stat().st_size
-        # A file of another length is read only if it could be another file of the manifest.
+        # A file of another length is hashed only if it may be swapped with another file of the manifest.
         possible = size == expected or (size and any(size == other for other, _ in files.values()))
         found = _digest(path) if possible else ""
     except FileNotFoundError:

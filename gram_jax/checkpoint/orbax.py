@@ -62,7 +62,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def damage_of_newest(folder: Path, final: int | None) -> list[str]:
-    """A line for everything by which the newest step differs from the `final` one as it was written."""
+    """A line for every missing or damaged file of step `final`, which must be the newest one."""
     if not broadcast_object(folder.is_dir()):
         return [f"{folder.name}/: missing"]
     with Checkpoints(folder, keep=None) as checkpoints:
@@ -76,11 +76,11 @@ class Checkpoints:
     """The checkpoints of one run: a folder with one numbered folder per step.
 
     The state is a NamedTuple or dict with a field "params", its leaves JAX arrays. keep: number of newest steps to
-    keep; None opens the folder for reading only, which never disturbs a run that writes into it. keep_every: multiples
-    of this number are kept, too; 0 for none. An older step is removed after the newer one has its name and manifest.
+    keep; None opens the folder for reading only, also while a run writes into it. keep_every: multiples
+    of this number are kept, too; 0 for none. An older step is removed after the newer one has a name and manifest.
 
     With several processes the folder is on a shared disk, and all of them call every method. They get the same results,
-    those of the first process where disks could differ.
+    those of the first process if disks could differ.
     """
 
     def __init__(self, folder: str | Path, *, keep: int | None, keep_every: int = 0):
@@ -123,9 +123,9 @@ class Checkpoints:
         """
         if not self._writes:
             raise CheckpointError(f"{self.folder} was opened for reading only")
-        self.wait()  # Orbax writes one at a time anyway
+        self.wait()  # Orbax writes one step at a time
         with self._writing():
-            # The first process decides, so that no process waits for another one.
+            # The first process decides for all, so that all make the same collective calls.
             if not broadcast_object(step in complete_steps(self.folder)):
                 sizes = (leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
                 self._needed = sum(sizes)
@@ -149,9 +149,9 @@ class Checkpoints:
     def newest_good(self, report: Callable[[str], None]) -> int | None:
         """The newest step whose files all match its manifest; None before the first save.
 
-        `report` receives a text for every newer step, which is damaged. Unless the folder was opened for reading only,
-        such steps are moved into the folder `damaged`, so that the run can save them again. Raises CheckpointError if
-        every step is damaged; none is moved then.
+        `report` receives a text for every newer step, all of which are damaged. Unless the folder was opened for
+        reading only, these steps are moved into the folder `damaged`, so that the run can save them again. Raises
+        CheckpointError, and moves none, if every step is damaged.
         """
         refused: dict[int, list[str]] = {}
         newest = None
@@ -159,8 +159,8 @@ class Checkpoints:
             if newest is None:
                 problems = self.damage(step, ITEMS)
             elif self._writes and self._stays(step, steps):
-                # What Orbax reads when it opens the folder. A step that does not stay is ignored: its removal may
-                # have been interrupted.
+                # The files that Orbax reads when it opens the folder. A step that is not kept is ignored: its
+                # removal may have been interrupted.
                 problems = self.damage(step, ())
             else:
                 continue
@@ -201,7 +201,7 @@ class Checkpoints:
 
     def _restore(self, step: int | None, abstract: dict[str, Any]) -> dict[str, Any]:
         step = self._good(step, tuple(abstract))
-        # Orbax names one difference at a time.
+        # Orbax reports one difference only.
         if problems := tree.differences(self.params_shapes(step), abstract[PARAMS]):
             lines = "\n  ".join(problems)
             raise LayoutError(
@@ -223,7 +223,7 @@ class Checkpoints:
     def damage(self, step: int, items: Sequence[str]) -> list[str]:
         """A line for every damaged file of a step, except in items other than `items`; all processes share the work.
 
-        Files that were found good are not read again in the life of this object.
+        Files that this object has verified are not read again.
         """
         if items and all((step, item) in self._verified for item in items):
             return []
@@ -241,7 +241,7 @@ class Checkpoints:
         return problems
 
     def wait(self) -> None:
-        """Return when every save is complete. Raises CheckpointError if one failed."""
+        """Wait until every save is complete. Raises CheckpointError if one failed."""
         if "_manager" not in self.__dict__:
             return  # nothing was saved
         with self._writing():
@@ -274,7 +274,7 @@ class Checkpoints:
             raise refusal(
                 self.folder / str(step),
                 problems,
-                "Restore it from a copy, or start the run's `gram-jax train` command again, which moves damaged steps "
+                "Restore it from a copy, or start the run's `gram-jax train` command again, which sets damaged steps "
                 "aside and computes them again from the last good one"
                 + (f" (there are steps {others})" if others else ""),
             )
@@ -302,13 +302,13 @@ class Checkpoints:
         return no_space(
             self.folder,
             self._needed,
-            "Earlier checkpoints are whole. Free some space, keep fewer checkpoints (checkpoint.max_to_keep), or use "
-            "another folder",
+            "Earlier checkpoints are complete. Free some space, keep fewer checkpoints (checkpoint.max_to_keep), or "
+            "use another folder",
         )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Removes what a failed save has written, which may fill the disk."""
+        """Removes the files of a failed save, which may fill the disk."""
         try:
             with self._errors("written"):
                 yield

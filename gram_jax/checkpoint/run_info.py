@@ -10,7 +10,7 @@ RECIPE, INFO = "recipe.toml", "run.json"
 
 
 def read_info(run: Path) -> dict[str, Any]:
-    """Content of run.json, {} before the run has begun. Raises CheckpointError if the file is damaged."""
+    """Content of run.json, {} if the run has not begun. Raises CheckpointError if the file is damaged."""
     path = run / INFO
     if not path.exists():
         return {}

@@ -1,7 +1,7 @@
 """Batches of constant shape as a pure function of (examples, seed, step, shard).
 
-Every epoch has its own permutation and its own packing. The last batch of an epoch is filled with empty rows (segment
-0, weight 0); averages are sums over counts, so an empty row changes none. Letters as in batch.py.
+Each epoch has a different permutation and packing. The last batch of an epoch is padded with empty rows (segment 0,
+weight 0). They do not change averages, which are sums divided by counts. Letters as in batch.py.
 """
 
 import bisect
@@ -23,19 +23,17 @@ LONGER_THAN_A_ROW = "longer than a row"
 class BatchPlan:
     """Batches of `batch_size` rows (over all processes) of `max_length` positions, for every step.
 
-    packing: several documents share a row; else each row holds one document (one pair of the baseline). Examples longer
-    than a row are dropped and counted. Both orders of a pair share a batch. `batch(step)` may be called in any order,
-    on any process; an epoch is packed at the first use of one of its steps, and two epochs are cached. Raises DataError
-    if no example is left, RecipeError if a batch cannot hold both orders.
+    packing: a row holds several documents if True, else one document (one pair of the baseline). Examples longer than a
+    row are dropped and counted. Both orders of a pair are in the same batch. `batch(step)` may be called in any order,
+    on any process. An epoch is packed at the first use of one of its steps; the plans of two epochs are cached. Raises
+    DataError if no example is left, RecipeError if a batch cannot hold both orders.
     """
 
     def __init__(
         self, examples: Examples, *, batch_size: int, max_length: int, seed: int, packing: bool
     ):
         if batch_size < 1 or max_length < 2:
-            raise RecipeError(
-                f"a batch of {batch_size} rows of {max_length} positions holds nothing"
-            )
+            raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions is empty")
         two_rows = examples.per_unit == 2 and not examples.together
         if two_rows and not packing and batch_size % 2:
             raise RecipeError(
@@ -47,7 +45,7 @@ class BatchPlan:
         self.together = examples.together or (two_rows and batch_size == 1)
         self.examples = _without_long(examples, max_length, self.together)
         self._plans: dict[int, EpochPlan] = {}
-        self._lock = threading.RLock()  # for the thread of the feed and the training loop
+        self._lock = threading.RLock()  # used by the feed thread and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
 
@@ -75,7 +73,7 @@ class BatchPlan:
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, index within it) of a step counted from 0."""
         if step < 0:
-            raise ValueError(f"step {step} is before the first")
+            raise ValueError(f"step {step}: expected a step of at least 0")
         while not self._ends or self._ends[-1] <= step:
             self.steps(len(self._ends) + 1)
         epoch = bisect.bisect_right(self._ends, step)
@@ -84,7 +82,7 @@ class BatchPlan:
     def batch(self, step: int, shard: tuple[int, int] = (0, 1)) -> Batch:
         """The batch of a step, or the block `index` of `count` equal blocks of its rows.
 
-        All blocks in order are the whole batch. Arrays are i32 and f32 [rows / count, length or slots].
+        The blocks in order form the whole batch. Arrays are i32 and f32 [rows / count, length or slots].
         """
         index, count = shard
         if count < 1 or self.batch_size % count or not 0 <= index < count:
@@ -167,7 +165,7 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
         segments=_scatter(shape, at, slot + 1),
     )
     if examples.stage == "pretrain":
-        # Targets are shifted inside a document, so its last token predicts nothing.
+        # Targets are shifted within a document, so its last token has no target.
         inside = within < np.repeat(lengths, lengths) - 1
         at, target = (row[inside], column[inside]), source[inside] + 1
         weights = _scatter(shape, at, examples.weights[target], np.float32)
@@ -179,7 +177,7 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
         weights = _scatter(shape, at, examples.weights[placed], np.float32)
         label = _scatter(shape, at, examples.label[placed])
         return VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
-    # The two documents of a pair are neighbours in their row.
+    # The two documents of a pair are adjacent in their row.
     at = (places.row[::2], places.slot[::2] // 2)
     chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))
     weights = _scatter(shape, at, examples.weights[placed[::2] // 2], np.float32)

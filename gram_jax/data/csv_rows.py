@@ -1,4 +1,4 @@
-"""CSV and TSV files as spreadsheets and data frames write them."""
+"""CSV and TSV files in the dialects of spreadsheets and data frames."""
 
 import csv
 import io
@@ -17,10 +17,10 @@ LONGEST = 2**31 - 1  # characters of a cell
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """(first line, cells by column, why it could not be read) of every row that is not blank.
+    """(first line, cells by column, error or None) of every row that is not blank.
 
-    The first row names the columns; columns without a name are left out. Raises ValueError for a file that is not such
-    a table.
+    The first row has the names of the columns; columns without a name are omitted. Raises ValueError if the file is not
+    such a table.
     """
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -82,7 +82,7 @@ def _cells(names: list[str], row: list[str]) -> tuple[dict[str, Any], str | None
 
 
 def _number(cell: str) -> Any:
-    """A number, None for an empty cell, or the text unchanged, which the reader of the field reports."""
+    """The cell as a number, None if it is empty, its text if it is not a number (the parser reports it)."""
     try:
         return float(cell) if cell.strip() else None
     except ValueError:

@@ -1,8 +1,8 @@
-"""Encoded examples in flat arrays, and how records become them.
+"""Encoded examples in flat arrays, and their construction from records.
 
-An example is one document or two (both orders of a comparison; the chosen and the rejected response of the baseline):
-a unit of packing. Unit u then has documents 2u and 2u + 1. Records without a training signal are dropped and counted
-by reason.
+An example is a unit of packing: one document, or two (both orders of a comparison; the chosen and the rejected response
+of the baseline). With two, unit u has documents 2u and 2u + 1. Records without a training signal are dropped and
+counted by reason.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
 from gram_jax.judge.spec import JudgeSpec
 
 # "hash": one order, by a hash of (seed, id); "both": as given and swapped, in one batch; "fixed": as given, for data
-# that was shuffled before. Published sets that show chosen first teach a position bias.
+# whose orders are already shuffled. Published sets that always show the chosen response first teach a position bias.
 PositionAugmentation = Literal["hash", "both", "fixed"]
 Stage = Literal["pretrain", "finetune", "bradley_terry"]
 # Handling of an example of more than max_length tokens.
@@ -65,7 +65,7 @@ def flat_documents(documents: Iterable[np.ndarray]) -> Documents:
 class Examples:
     """The encoded examples of a stage.
 
-    "pretrain": the tokens that the model learns to write. "finetune": the verdict follows the last token of a document.
+    "pretrain": the model learns to generate the document. "finetune": the verdict follows the last token of a document.
     "bradley_terry": the chosen response of pair u is in document 2u, the rejected one in 2u + 1.
 
     weights: f32, one for each token (pretrain; the weight of a document's first token is not used), document (finetune)
@@ -84,7 +84,7 @@ class Examples:
 
     @property
     def together(self) -> bool:
-        """Whether the documents of a unit need the same row: the baseline compares them inside it."""
+        """Whether both documents of a unit must be in the same row: the baseline compares them within it."""
         return self.stage == "bradley_terry"
 
     @property
@@ -93,7 +93,7 @@ class Examples:
         return self.documents.lengths.reshape(-1, self.per_unit)
 
     def select(self, keep: np.ndarray, dropped: str) -> "Examples":
-        """The units where `keep` (bool [units]) is true; the others are counted under the reason `dropped`."""
+        """The units for which `keep` (bool [units]) is true; the others are counted under the reason `dropped`."""
         if keep.all():
             return self
         by_document = np.repeat(keep, self.per_unit)
@@ -113,7 +113,7 @@ class Examples:
 def shown_first(seed: int, name: str) -> int:
     """Which of two responses is shown first, 0 or 1, by a hash of (seed, id).
 
-    A hash depends neither on the order of the rows nor on a resume, unlike a stream of random numbers.
+    Unlike a stream of random numbers, a hash does not depend on the order of the rows or on a resume.
     """
     return stable_hash(seed, name) >> 56 & 1
 
@@ -131,9 +131,9 @@ def make_examples(
 ) -> Examples:
     """The encoded examples of a stage. Only "pretrain" keeps ties, since it does not use labels.
 
-    position_augmentation: orders in which the two responses are shown, not used by "bradley_terry", which shows each
-    response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`,
-    continued. Raises DataError if overlong = "error" and a record is too long.
+    position_augmentation: orders in which the two responses are shown. "bradley_terry" does not use it and shows each
+    response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`, to
+    which dropped records are added. Raises DataError if overlong = "error" and a record is too long.
     """
     check_choice("stage", stage, Stage, DataError)
     check_choice("overlong", overlong, Overlong, DataError)
@@ -174,7 +174,7 @@ _Kept = list[tuple[Comparison, list[Encoded]]]  # records with their encoded doc
 def _shown_orders(
     augmentation: PositionAugmentation | None, seed: int, record: Comparison
 ) -> tuple[Comparison, ...]:
-    """The comparisons that the documents of a record show."""
+    """The comparison of each document of a record."""
     if augmentation == "both":
         return record, record.swapped()
     swap = augmentation == "hash" and shown_first(seed, record.id) == 1

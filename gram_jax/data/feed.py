@@ -1,4 +1,4 @@
-"""The bridge from numpy batches to the devices: the only part of the data package that imports jax."""
+"""Transfer of numpy batches to the devices: the only module of the data package that imports jax."""
 
 import itertools
 from collections import deque
@@ -16,10 +16,10 @@ THREAD = "gram-jax-feed"
 
 
 def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
-    """(index, count): the block of `count` equal blocks of a batch's rows that this process provides.
+    """(index, count): this process provides block `index` of `count` equal blocks of a batch's rows.
 
-    Processes that differ only in tensor or sequence position hold the same rows, so count may be less than the number
-    of processes. Raises RecipeError if the rows do not divide over the batch axes of the mesh.
+    Processes that differ only along the tensor or sequence axis hold the same rows, so count may be less than the
+    number of processes. Raises RecipeError if the rows cannot be divided evenly over the batch axes of the mesh.
     """
     shards = placement.batch_shards
     if rows % shards:
@@ -34,7 +34,7 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
     if sum(b - a for a, b in blocks) != size or rows % size or low % size:
         raise RecipeError(
             f"the rows that this process holds, {blocks} of {rows}, are not one block of several "
-            "equal ones: order the devices of the mesh so that those of a process are neighbours"
+            "equal ones: order the devices of the mesh so that those of a process are adjacent"
         )
     return low // size, rows // size
 
@@ -42,8 +42,8 @@ def process_shard(placement: Placement, rows: int) -> tuple[int, int]:
 def to_device(batch: Batch, placement: Placement, *, rows: int | None = None) -> Batch:
     """This process's rows of a batch as global arrays, sharded over the batch axes of the mesh.
 
-    batch: numpy arrays [rows / count, ...] of `plan.batch(step, process_shard(...))`. rows: of the whole batch; default
-    those of `batch` (one process).
+    batch: numpy arrays [rows / count, ...] of `plan.batch(step, process_shard(...))`. rows: number of rows of the whole
+    batch; default: those of `batch`, for a single process.
     """
     sharding = placement.sharding("batch")
 
@@ -59,8 +59,8 @@ def prefetch(
 ) -> Generator[tuple[int, Batch], None, None]:
     """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in a background thread.
 
-    At most `depth` batches are prepared ahead. An exception in the thread is raised here with its own traceback;
-    closing the iterator, or leaving the loop in any way, ends the thread.
+    At most `depth` batches are prepared ahead. An exception in the thread is raised here with its traceback. The
+    thread ends when the iterator is closed or the loop is left.
     """
     shard = process_shard(placement, plan.batch_size)
 

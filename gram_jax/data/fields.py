@@ -10,7 +10,7 @@ Fields = Mapping[str, Any]
 
 
 class Seen(str):
-    """A description of what was found, shown in a message as it is."""
+    """A description of the value found, shown in messages without quotes."""
 
 
 class BadField(Exception):
@@ -31,7 +31,7 @@ def _show(value: Any) -> str:
 
 
 def text_value(value: Any, field: str) -> str:
-    """The value if it is text that UTF-8 can hold (a lone surrogate cannot be tokenized)."""
+    """The value if it is text that UTF-8 can encode (a lone surrogate cannot be tokenized)."""
     if not isinstance(value, str):
         raise BadField(field, "text", value)
     if not value.isascii():
@@ -118,7 +118,7 @@ def _message(value: Any, field: str) -> Message:
 
 
 def prompt_value(prompt: Prompt, field: str) -> Prompt:
-    """The prompt if it ends with a turn that is not empty and not the assistant's."""
+    """The prompt if its last turn is the user's or a tool's and not empty."""
     if not prompt:
         raise BadField(field, "at least one turn before the response", Seen("none"))
     if prompt[-1].role not in ("user", "tool"):
@@ -140,7 +140,7 @@ def question_of(row: Fields, field: str) -> Prompt:
 
 
 def answer_value(messages: Prompt, field: str) -> str:
-    """The text of the one assistant turn after the prompt."""
+    """The text of the assistant turn after the prompt, which must be the only turn."""
     if len(messages) != 1:
         raise BadField(field, "one assistant turn after the prompt", Seen(f"{len(messages)} turns"))
     if messages[0].role != "assistant":
@@ -173,7 +173,7 @@ def id_of(row: Fields) -> str:
 
 
 def source_of(row: Fields) -> str:
-    """The data set or subset that a row names, or ""."""
+    """The data set or subset that a row states, or ""."""
     for field in ("source", "subset", "domain"):
         if isinstance(row.get(field), str):
             return text_value(row[field], field)

@@ -1,4 +1,4 @@
-"""GRAM's rendered rows, each a whole judge prompt and its verdict, as comparisons."""
+"""Comparisons from GRAM's rendered rows, each a complete judge prompt and its verdict."""
 
 from gram_jax.data.fields import BadField, Fields, Seen, optional_text, prompt_value, text_of
 from gram_jax.data.records import Comparison, Label
@@ -29,7 +29,7 @@ def gram(row: Fields) -> list[Comparison]:
 
 
 def rendered(template: str, labels: tuple[str, str], row: Fields) -> list[Comparison]:
-    """A judge prompt of another template than the published one, and its verdict."""
+    """A row with a judge prompt of a template other than the published one, and its verdict."""
     text, output = _prompt(row), text_of(row, "output")
     found = take_apart(template, text)
     if found is None or render(template, *found) != text:
@@ -64,7 +64,7 @@ def _between(text: str, start: str, end: str, field: str) -> str:
 
 
 def _once(text: str, mark: str, field: str) -> tuple[str, str]:
-    """Text before and after a mark. A second occurrence would make the row ambiguous."""
+    """The text before and after a mark. Raises BadField unless the mark occurs exactly once."""
     if text.count(mark) != 1:
         found = Seen(f"it {text.count(mark)} times")
         raise BadField(field, f"{mark.strip()!r} exactly once", found)

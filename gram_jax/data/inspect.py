@@ -1,4 +1,4 @@
-"""Examples as the model reads them, as text: the output of `gram-jax data inspect SOURCE`."""
+"""Examples as text, as the model reads them: the output of `gram-jax data inspect SOURCE`."""
 
 import itertools
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def inspect_source(
 ) -> Iterator[str]:
     """A text for each document of the first `limit` records, then a summary of rows and lengths.
 
-    Tokens are decoded exactly, control tokens included; ⟦ ⟧ mark what the loss counts. Raises DataError for a source
-    that cannot be read, JudgeError if the tokenizer is not the one of the specification.
+    Tokens are decoded exactly, control tokens included; ⟦ ⟧ enclose the tokens with a loss. Raises DataError if the
+    source cannot be read, JudgeError if the tokenizer is not the one of the specification.
     """
     check_tokenizer(spec, tokenizer)
     kind = "pair" if stage == "pretrain" else "preference"
@@ -58,7 +58,7 @@ def inspect_source(
 
 
 def _show_document(examples: Examples, document: int, tokenizer: Any, spec: JudgeSpec) -> str:
-    """A title, and the decoded document with marks around what the loss counts."""
+    """A title and the decoded document, with marks around the tokens with a loss."""
     tokens = examples.documents[document].tolist()
     size = len(tokens)
     counts = np.zeros(size, bool)
@@ -78,7 +78,7 @@ def _show_document(examples: Examples, document: int, tokenizer: Any, spec: Judg
 
 
 def _marked(tokenizer: Any, tokens: list[int], counts: np.ndarray) -> str:
-    """The decoded tokens, runs of those that count between ⟦ and ⟧. counts: bool, as long as tokens."""
+    """The decoded tokens, with ⟦ and ⟧ around each run of tokens with a loss. counts: bool, one for each token."""
     bounds = [0, *(np.flatnonzero(np.diff(counts)) + 1), len(counts)]
     shown = []
     for start, stop in itertools.pairwise(bounds):

@@ -1,15 +1,16 @@
 """The row, column and batch of every document of an epoch.
 
-A unit is the one or two documents of an example. Units are taken near the order of the epoch's permutation; each is
-placed in the row with the least sufficient space, and a unit that does not fit is deferred to the next batch.
+A unit is the one or two documents of an example. Units are placed approximately in the order of the epoch's
+permutation, each in the row with the least free space that suffices (best fit). A unit that does not fit is deferred to
+the next batch.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Number of units that may be deferred before a batch is closed. A larger window fills the rows better and moves units
-# further from their place in the permutation.
+# Number of units that may be deferred before a batch is closed. A larger window reduces padding and moves units further
+# from their place in the permutation.
 WINDOW = 64
 
 
@@ -37,7 +38,7 @@ class EpochPlan(NamedTuple):
 def epoch_order(units: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of an epoch: i64 [units], a function of (seed, epoch) alone.
 
-    Raw bits of Philox are sorted, since numpy keeps these the same in all versions, unlike `Generator.permutation`.
+    Sorts raw bits of Philox, which are the same in all versions of numpy, unlike `Generator.permutation`.
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(units)
     return np.argsort(bits, kind="stable")
@@ -121,5 +122,5 @@ def _sorted_plan(places: np.ndarray, batches: int) -> EpochPlan:
 
 
 def most_units_in_a_row(sizes: np.ndarray, length: int) -> int:
-    """An upper bound of the units in a row: how many of the shortest ones fit. sizes: i64 [units]."""
+    """An upper bound on the number of units in a row: the number of the shortest units that fit. sizes: i64 [units]."""
     return max(1, int(np.searchsorted(np.cumsum(np.sort(sizes)), length, side="right")))

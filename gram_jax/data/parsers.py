@@ -57,7 +57,7 @@ def trl_repeated(row: Fields) -> list[Comparison]:
 
 
 def trl_implicit(row: Fields) -> list[Comparison]:
-    """The prompt is the shared beginning in whole words: "blue" and "black" share nothing."""
+    """The prompt is the common beginning in whole words: "blue" and "black" have none."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     same = common_length(chosen, rejected)
     if same < max(len(chosen), len(rejected)):
@@ -87,7 +87,7 @@ def trl_conversational(row: Fields) -> list[Comparison]:
 
 
 def ultrafeedback(row: Fields) -> list[Comparison]:
-    """Whole conversations; the scores of the two responses give the margin."""
+    """Whole conversations; the margin is the difference between the scores of the two responses."""
     (pair,) = trl_conversational(row)
     high, low = (optional_number(row, f) for f in ("score_chosen", "score_rejected"))
     if high is None or low is None:
@@ -251,7 +251,7 @@ def rm_bench(row: Fields) -> list[Comparison]:
 
 
 def reward_bench_2(row: Fields) -> list[Comparison]:
-    """One or more right responses and several wrong ones: each right one with each wrong one."""
+    """One or more correct responses and several incorrect ones: each correct one with each incorrect one."""
     return _every_pair(row, "", *(range(len(texts)) for texts in _right_and_wrong(row)))
 
 

@@ -1,7 +1,7 @@
 """Reading any source of preference or pair data as records.
 
-A bad row is an error that states file, line, field, the expected and the found value; with on_bad="skip" it is counted
-instead. Comparisons of two equal responses are dropped and counted.
+A bad row is an error that states file, line, field, the expected and the found value; with on_bad="skip" it is
+skipped and counted. Comparisons of two equal responses are dropped and counted.
 """
 
 import itertools
@@ -57,7 +57,7 @@ class RecordStream:
         self.first_fault: str | None = None
 
     def report(self) -> ReadReport:
-        """Rows read so far and what became of them."""
+        """Numbers of rows read, records kept and records dropped so far."""
         return ReadReport(self.row, self._kept, dict(self._dropped))
 
     def __iter__(self) -> Iterator[Record]:
@@ -113,7 +113,7 @@ def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
 
 
 def check_source(source: Source, kind: Kind, *, schema: str = "auto") -> None:
-    """Raises DataError, by the first rows, unless the source can be read as this kind."""
+    """Raises DataError if the first rows of the source cannot be read as this kind."""
     spec = parse_source(source)
     sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
     alone = kind == "prompts"
@@ -122,7 +122,7 @@ def check_source(source: Source, kind: Kind, *, schema: str = "auto") -> None:
 
 
 def source_kind(source: Source, *, schema: str = "auto") -> Kind:
-    """The most that a source can be read as: "candidates", else "preference" if labeled, else "pair"."""
+    """The kind of a source that keeps most of its content: "candidates", else "preference" if labeled, else "pair"."""
     found = source_schema(source, schema=schema)
     if found.name == "candidates":
         return "candidates"
@@ -130,7 +130,7 @@ def source_kind(source: Source, *, schema: str = "auto") -> Kind:
 
 
 def source_schema(source: Source, *, schema: str = "auto") -> Schema:
-    """The schema of a source, by its first rows. Raises DataError if it has no known one."""
+    """The schema of a source, detected by its first rows. Raises DataError if no known schema fits."""
     spec = parse_source(source)
     sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
     return detect_schema(spec.schema_or(schema), *_readable(sample))
@@ -140,7 +140,7 @@ def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
     """(where the first readable row is, the fields of all readable rows). Raises DataError if there is none."""
     rows = [row for row in sample if row.fault is None]
     if not rows:
-        raise DataError(f"{sample[0].where}: {sample[0].fault}; no row near it can be read either")
+        raise DataError(f"{sample[0].where}: {sample[0].fault}; none of the first rows can be read")
     return rows[0].where, [row.fields for row in rows]
 
 
@@ -180,12 +180,12 @@ def read_records(
     on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Any], ReadReport]:
-    """All records of a source, and what became of its rows.
+    """All records of a source, and a report of its rows.
 
     kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
-    "candidates" Candidates, "graded" Candidates with grades, "prompts" what the source has, Candidates without
-    responses if its rows are prompts alone. Ids are unique and do not depend on the order of the
-    rows. Raises DataError for a source or row that cannot be read as this kind.
+    "candidates" Candidates, "graded" Candidates with grades, "prompts" the records of the source, which are
+    Candidates without responses if its rows have a prompt only. Ids are unique and do not depend on the order of the
+    rows. Raises DataError if the source or a row cannot be read as this kind.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -207,7 +207,7 @@ def read_sources(
     on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> tuple[list[Any], ReadReport]:
-    """The records of several sources in turn; ids are unique over all, `limit` counts over all."""
+    """The records of several sources, one after another; ids are unique, and `limit` applies, over all sources."""
     records: list[Record] = []
     total = ReadReport(0, 0)
     for source in sources:
@@ -255,7 +255,7 @@ def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) 
 
 
 def _with_unique_ids(records: list[Record]) -> list[Record]:
-    """A shared id gets the hash of the texts as a suffix, and equal texts a number, whatever the order of the rows."""
+    """Records with unique ids: repeated ids get the hash of the texts as a suffix, and repeated texts also a number."""
     times = Counter(record.id for record in records)
     if len(times) == len(records):
         return records

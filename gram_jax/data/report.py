@@ -26,12 +26,12 @@ class ReadReport:
         return ReadReport(self.rows + other.rows, self.kept + other.kept, dropped)
 
     def without(self, dropped: Mapping[str, int]) -> "ReadReport":
-        """The report after more of the kept records are dropped."""
+        """The report with more of the kept records dropped."""
         return self + ReadReport(0, -sum(dropped.values()), dropped)
 
     @property
     def dropped_text(self) -> str:
-        """The numbers dropped as one line, "" if none were."""
+        """Numbers of dropped records by reason as one line, "" if there are none."""
         return ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
 
 

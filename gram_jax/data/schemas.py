@@ -1,4 +1,4 @@
-"""The published forms of rows: detected by their fields, or named by a recipe."""
+"""The published forms of rows, detected by their fields or named in a recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +62,7 @@ def _is_implicit(row: Fields) -> bool:
 
 
 def _is_repeated(row: Fields) -> bool:
-    """Both answers repeat the prompt; one of a word or two may be repeated by chance ("Hi" and "Hi there")."""
+    """Whether both responses repeat a prompt of over two words; a shorter one may be repeated by chance ("Hi")."""
     prompt = row["prompt"]
     if not isinstance(prompt, str) or len(prompt.split()) <= 2:
         return False
@@ -98,7 +98,7 @@ _JUDGEBENCH = ("question", "response_A", "response_B", "label")
 _HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
 _SCORED = ("prompt", *BOTH, "score_chosen", "score_rejected")
 _ALL = (
-    # The first that fits is taken, so a narrower form precedes a wider one.
+    # The first form that fits is used, so a narrower form precedes a wider one.
     Schema("rm-bench", ("prompt", *BOTH), parsers.rm_bench, _is_rm_bench),
     Schema(
         "reward-bench-2",
@@ -130,16 +130,16 @@ _ALL = (
     Schema("trl-implicit", BOTH, parsers.trl_implicit, _is_implicit),
 )
 
-# Of no use for training and scoring, so it is not in SCHEMAS.
+# Not in SCHEMAS, because training and scoring cannot use it.
 _PROMPTS = Schema("prompts", ("prompt",), parsers.prompts_alone, labeled=False)
 
-# The forms of data without a published set; an error message lists them first.
+# Forms that do not belong to a published data set; an error message lists them first.
 _PLAIN = ("trl-standard", "labeled-pairs", "pairs", "candidates")
 _ASKED = (
     "prompt",
     "question",
     "instruction",
-)  # fields of many forms, which do not make one the nearest
+)  # fields of many forms, ignored for the nearest one
 
 # Other names of forms.
 _ALIASES = {"skywork": "trl-conversational", "reward-bench": "trl-standard", "trl": "trl-standard"}
@@ -155,7 +155,7 @@ def detect_schema(
 ) -> Schema:
     """The schema called `name`, or for "auto" the first one that fits every row of the sample.
 
-    prompts_alone: rows with a prompt and of no known schema are prompts without responses. Raises DataError with the
+    prompts_alone: rows of no known schema that have a prompt are prompts without responses. Raises DataError with the
     fields found and the nearest schema if none fits.
     """
     if name != "auto":
@@ -163,13 +163,13 @@ def detect_schema(
             known = ", ".join(["auto", *SCHEMAS])
             raise DataError(f"unknown schema {name!r}: expected one of {known}")
         return SCHEMAS[name]
-    # A damaged row or two in the sample must not hide the schema of the others.
+    # A few damaged rows in the sample do not prevent the detection.
     for share in (1.0, 0.5):
         for schema in _ALL:
             fitting = sum(schema.matches(row) and schema.fits(row) for row in sample)
             if fitting >= share * len(sample):
                 return schema
-    # The fields of a schema with unfit values: its parser reports what is wrong with them.
+    # The row has the fields of a schema but values that do not fit: the parser reports the error.
     named = [schema for schema in _ALL if schema.matches(sample[0])]
     if named:
         return max(reversed(named), key=lambda schema: len(schema.fields))

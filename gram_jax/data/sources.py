@@ -42,7 +42,7 @@ Source = str | Path | SourceSpec
 
 
 class Row(NamedTuple):
-    """One row and its place ("train.jsonl, line 12"). fault: why the row has no fields, None if it has."""
+    """One row and its place ("train.jsonl, line 12"). fault: the reason if the row has no fields, else None."""
 
     where: str
     fields: dict[str, Any]
@@ -69,7 +69,7 @@ def parse_source(source: Source) -> SourceSpec:
 
 
 def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
-    """Every row of a source, in its order and unchanged.
+    """Every row of a source, unchanged and in the order of the source.
 
     keep_faulty: yield a row that cannot be read (a broken line of JSON) with its fault; else it raises DataError, as
     does a missing, unreadable or empty source.
@@ -122,7 +122,7 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
 
 
-TEMPLATE_ROWS = 64  # rendered rows that template = "from-dataset" is recovered from
+TEMPLATE_ROWS = 64  # rendered rows from which template = "from-dataset" is recovered
 
 
 def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
 
 
 def count_rows(source: Source) -> int | None:
-    """Number of rows of a source, for a progress bar; None if it would have to be parsed."""
+    """Number of rows of a source, for a progress bar; None if counting requires parsing."""
     path = Path(parse_source(source).path).expanduser()
     if not path.is_file():
         return None
@@ -168,7 +168,7 @@ def _open_binary(path: Path) -> IO[bytes]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """A JSON list or one object in each line, by the content of the file and not its name."""
+    """A JSON list or one object per line, detected by the content of the file and not by its name."""
     with _open_binary(path) as file:
         is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
         file.seek(0)
@@ -252,7 +252,7 @@ def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
 
 
 def _files_of_split(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; any other is of "train"."""
+    """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; other files are of "train"."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_SUFFIXES)):
         stem = file.name.split(".")[0]

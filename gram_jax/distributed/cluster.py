@@ -1,4 +1,4 @@
-"""Which process of a job this is, and the address of process 0: from options, Slurm or a TPU pod's variables."""
+"""The index of this process and the address of process 0, from options, Slurm or the variables of a TPU pod."""
 
 import re
 import urllib.request
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gram_jax.errors import ClusterError
 
-TPU_PORT = 12380  # of process 0: TPU pods give hosts and no port
+TPU_PORT = 12380  # of process 0: TPU pods state hosts but no port
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 METADATA_SECONDS = 3.0
 OPTIONS = (
@@ -21,7 +21,7 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 class ClusterSpec:
     """Process `index` of `count`; process 0 listens at host:port, and at port + 1 for JAX.
 
-    hosts: of all processes, if the scheduler states them. devices: indices of local accelerators, None for all.
+    hosts: those of all processes, if the scheduler states them. devices: indices of local accelerators, None for all.
     """
 
     index: int
@@ -103,7 +103,7 @@ def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSp
             f"SLURM_STEP_NODELIST = {text!r}: expected node names such as n[01-04]. {OPTIONS}"
         ) from None
     index = _number(env, "SLURM_PROCID", count)
-    # Even, and different for the jobs of a node; JAX takes the port above it.
+    # Even, and different for the jobs of a node; JAX uses the next port.
     port = 16384 + 2 * (_number(env, "SLURM_JOB_ID") % 8192)
     if count == len(nodes):
         return ClusterSpec(index, count, head, port, tuple(nodes), devices)
@@ -160,14 +160,14 @@ def has_tpu() -> bool:
 
 
 def read_metadata(key: str) -> str:
-    """An attribute of a Google Cloud machine. Raises OSError elsewhere."""
+    """An attribute of a Google Cloud machine. Raises OSError on other machines."""
     request = urllib.request.Request(METADATA + key, headers={"Metadata-Flavor": "Google"})
     with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
         return answer.read().decode()
 
 
 def tpu_vm_variables(read: Callable[[str], str] = read_metadata) -> dict[str, str]:
-    """The variables of GKE from the metadata of a TPU VM; {} elsewhere.
+    """The variables of GKE from the metadata of a TPU VM; {} on other machines.
 
     Workers are listed as addresses or as name:id:address; `tpu-env` holds lines such as MEGASCALE_SLICE_ID: '1'.
     """

@@ -1,6 +1,6 @@
 """Collectives over JSON values: every process of a job calls them at the same point of the program.
 
-With a single process each returns what it is given.
+A job of one process needs no communication.
 """
 
 import json
@@ -35,12 +35,12 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 
 def all_gather_lines(lines: Sequence[str]) -> list[str]:
-    """The lines of all processes, each once, in the order of the processes."""
+    """The distinct lines of all processes, in the order of the processes."""
     return list(dict.fromkeys(line for found in all_gather_objects(list(lines)) for line in found))
 
 
 def assert_equal(what: str, value: Any) -> None:
-    """Raises ClusterError on all processes if one has another value than process 0."""
+    """Raises ClusterError on all processes if the value of one differs from that of process 0."""
     values = all_gather_objects([socket.gethostname(), value])
     other = [f"{i} ({host})" for i, (host, found) in enumerate(values) if found != values[0][1]]
     if other:

@@ -1,11 +1,12 @@
-"""Membership of the processes of a job: which ones joined, which are alive, and what each one is doing.
+"""Membership of the processes of a job: which have joined, which are alive, and the current activity of each.
 
-Process 0 listens; every other process holds one connection to it. Both sides send one JSON object a line, once a second
-their activities. A killed process closes its connection at once; a frozen one, or a broken network, is silent. The
-process that detects it notifies the others, and each of them ends with a message that names the lost process.
+Process 0 listens; every other process has one connection to it. Messages are JSON objects, one per line. Both sides
+send their activities once a second. If a process is killed, its connection closes at once. If it is frozen or the
+network is broken, no message arrives before a timeout. The process that detects the loss notifies the others,
+and each of them ends with a message that names the lost process.
 
-`jax.distributed` does not name it: if a process does not come or is lost, JAX aborts the others with a stack of C++
-frames after its own timeout.
+`jax.distributed` does not name it: if a process does not join or is lost, JAX aborts the others after its own timeout
+with a stack of C++ frames.
 """
 
 import asyncio
@@ -30,17 +31,17 @@ Ending = tuple[str, int]  # message, exit status
 
 
 def exit_process(message: str, status: int) -> None:
-    """Print the message and end this process without clean-up, which could wait for a lost process."""
+    """Print the message and end this process without clean-up, which may wait for a lost process."""
     print(f"\nerror: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
 
 
 class Heartbeat:
-    """This process's side of the job's connections, in a thread of its own; `join` starts it.
+    """The connections of this process to the job, in a separate thread that `join` starts.
 
-    activity: what this process is doing, for the messages of the others; set from any thread. end: called once if the
-    job is over for this process.
+    activity: the current activity, shown in messages of other processes; may be set from any thread. end: called once
+    if the job ends for this process.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Heartbeat:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _listen(self, peer: int, reader: asyncio.StreamReader) -> Ending | None:
-        """Read a connection to its end; returns what ends the job, None after a farewell."""
+        """Read a connection to its end. Returns why the job ends, or None if the peer has left normally."""
         while True:
             try:
                 message = await asyncio.wait_for(_receive(reader), self.lost_after)
@@ -216,7 +217,7 @@ class Heartbeat:
             return
         del self._writers[index]
         if not self._ready.done():
-            del self._came[index]  # it may come again
+            del self._came[index]  # it may connect again
             return
         self._activities[index] = "ended"
         if ending is not None:
@@ -224,12 +225,12 @@ class Heartbeat:
             self._end(*ending)
 
     def _refusal(self, index: int, host: str, hello: Mapping[str, Any]) -> str | None:
-        """Why this process cannot join."""
+        """The reason why this process cannot join, or None."""
         count, versions = self.place.count, hello["versions"]
         if hello["processes"] != count or not 0 < index < count:
-            return f"process {index} of {hello['processes']} came to a job of {count} processes: --processes must agree"
+            return f"process {index} of {hello['processes']} found a job of {count} processes: --processes must agree"
         if index in self._came:
-            return f"two processes say that they are number {index}: on {self._came[index]} and on {host}"
+            return f"two processes have the number {index}: on {self._came[index]} and on {host}"
         if versions != self.versions:
             return f"process {index} on {host} runs {versions}, process 0 runs {self.versions}: install the same"
         return None
@@ -242,13 +243,14 @@ class Heartbeat:
         host, versions = socket.gethostname(), self.versions
         hello = {"hello": place.index, "processes": place.count, "host": host, "versions": versions}
         await self._send_all(hello)
-        beats = asyncio.create_task(self._beat())  # a task without a reference may be collected
+        # A task without a reference may be garbage-collected.
+        beats = asyncio.create_task(self._beat())
         try:
-            # Longer than process 0 waits, which names the processes that are missing.
+            # Longer than the timeout of process 0, whose message names the missing processes.
             answer = await asyncio.wait_for(_receive(reader), self.join_timeout + 10)
         except (OSError, ValueError, TimeoutError) as error:
             raise ClusterError(
-                f"process 0 at {place.host}:{place.port} ended before all {place.count} processes were there",
+                f"process 0 at {place.host}:{place.port} ended before all {place.count} processes had joined",
                 LOST,
             ) from error
         if "end" in answer:

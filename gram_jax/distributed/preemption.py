@@ -14,7 +14,7 @@ from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import RESTART
 from gram_jax.sharding import MESH_AXES, Placement
 
-# By the number that the processes compare; the largest decides.
+# Requests by number. The processes take the maximum of their numbers.
 NAMES = {0: None, 1: "Ctrl-C", 2: "SIGTERM"}
 STATUS = {"Ctrl-C": 130, "SIGTERM": RESTART}
 
@@ -23,8 +23,8 @@ class StopRequest:
     """While entered, Ctrl-C and SIGTERM set `name` and do not end the process at once.
 
     Before `begin` there is nothing to save: SIGTERM ends the job with status RESTART, Ctrl-C raises KeyboardInterrupt.
-    After it a second Ctrl-C raises KeyboardInterrupt, and process.grace seconds after SIGTERM the job ends, saved or
-    not: the sender would kill it a moment later, without time for a message.
+    After `begin`, a second Ctrl-C raises KeyboardInterrupt. process.grace seconds after SIGTERM the job ends, saved or
+    not, because the scheduler would kill it shortly after, without a message.
 
     A thread receives SIGTERM, because Python runs no handler while its main thread compiles or waits for a device.
     Outside of the main thread Python allows no handlers, and `name` stays None.
@@ -38,7 +38,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def begin(self) -> None:
-        """From now on a state can be saved."""
+        """State that there is something to save from now on."""
         self._begun = True
 
     def __enter__(self) -> "StopRequest":
@@ -83,17 +83,17 @@ class StopRequest:
             )
         elif grace is not None and not self._over.wait(grace):
             self._process.abort(
-                f"not ready within the {grace:g} s of grace after SIGTERM: the current step is not saved. {again}: it "
-                "resumes from the last checkpoint",
+                f"not finished within the {grace:g} s of grace after SIGTERM: the current step is not saved. {again}: "
+                "it resumes from the last checkpoint",
                 RESTART,
             )
 
 
 class StopSync:
-    """The stop requests of all processes, known to all at the same point of the program.
+    """Exchange of stop requests: all processes receive the same request at the same point of the program.
 
-    One small collective per step, dispatched after the step and read with the step's metrics, so that the host does not
-    wait for it.
+    It is one small collective per step, dispatched after the step and read with the step's metrics, so that the host
+    does not wait for it.
     """
 
     def __init__(self, stop: StopRequest, placement: Placement):

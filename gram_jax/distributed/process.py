@@ -37,7 +37,7 @@ class ProcessContext:
         return 0 if self.heartbeat is None else self.heartbeat.place.index
 
     def report(self, activity: str) -> None:
-        """Send the present activity to the other processes; they log it if this process is lost."""
+        """Send the current activity to the other processes; they log it if this process is lost."""
         if self.heartbeat is not None:
             self.heartbeat.activity = activity
 
@@ -69,9 +69,9 @@ def distributed_session(
     """Join the job for the block, before JAX initialises its devices.
 
     devices: the GPUs of a job of one process, None for all; for several processes `place` states them. In a job of
-    several processes no exception leaves the block: an error ends this process and the others, because Python's own
-    exit would wait for processes that are gone. Raises ClusterError if a process does not join or the devices are not
-    there.
+    several processes no exception propagates out of the block: an error ends this process and the others, because
+    Python's normal exit would wait for lost processes. Raises ClusterError if a process does not join or devices are
+    missing.
     """
     if place is None:
         if devices is not None:
@@ -106,7 +106,7 @@ def distributed_session(
         context.abort(str(error), error.status)
     except BaseException as error:
         heartbeat.activity = f"failing with {type(error).__name__}"
-        time.sleep(BLAME_SECONDS)  # a lost peer ends this process here
+        time.sleep(BLAME_SECONDS)  # if a peer is lost, the heartbeat ends this process here
         traceback.print_exc()
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
         heartbeat.abort(f"{type(error).__name__}: {str(error)[:500]}", status)
@@ -132,7 +132,7 @@ def _start_jax(place: ClusterSpec, join_timeout: float, lost_after: float) -> No
     )
     if jax.default_backend() == "cpu":
         # XLA's CPU programs lose the order of their collectives in the compilation cache: devices then run them in
-        # different orders and wait for each other (JAX 0.10.2: 6 of 16 jobs of two processes, 0 of 15 without).
+        # different orders and deadlock (JAX 0.10.2: 6 of 16 jobs of two processes, 0 of 15 without).
         jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -150,7 +150,7 @@ def _check_port(port: int) -> None:
 
 
 def _check_devices(devices: tuple[int, ...]) -> None:
-    """Raises ClusterError if JAX did not take these GPUs; returns if the platform is "cpu" by configuration."""
+    """Raises ClusterError if JAX does not use these GPUs; returns if the platform is "cpu" by configuration."""
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         return
     asked = f"--local-devices {','.join(map(str, devices))} (or JAX_LOCAL_DEVICE_IDS)"

@@ -1,4 +1,4 @@
-"""End a process that makes no progress: JAX, and with it the job, would wait for it without a limit."""
+"""End a process that makes no progress, for which the job would otherwise wait without a time limit."""
 
 import faulthandler
 import sys
@@ -11,8 +11,8 @@ from gram_jax.distributed.heartbeat import exit_process
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import LOST
 
-# To write the stacks to the run's directory. The other processes of a job time out at about the same moment, and any of
-# their stacks may be the informative one: each waits this long before it ends the others.
+# Time for writing the stacks to the run's directory. The processes of a job time out at about the same moment, and the
+# stacks of any of them may show the cause, so each waits this long before it ends the others.
 REPORT_SECONDS = 5.0
 
 
@@ -20,7 +20,8 @@ class Watchdog:
     """While entered: after process.stuck_after seconds without a `beat`, print the stacks of all threads, write them to
     `report` and end the job with status LOST.
 
-    Everything that may hang begins with a beat: reading data, compiling, loading weights, every step, evaluation, save.
+    Every activity that may hang begins with a beat: reading data, compiling, loading weights, every step,
+    evaluation, save.
     """
 
     def __init__(self, process: ProcessContext, report: Path):
@@ -56,12 +57,12 @@ class Watchdog:
         problem = f"no progress for {limit:g} s, at: {self._activity}"
         message = (
             f"{problem}. The stacks of all threads are above and in {self.report}"
-            + (f". Every process, when last heard of:\n{others}" if others else "")
+            + (f". Last activity of every process:\n{others}" if others else "")
             + "\nStart the same command again: it resumes from the last checkpoint. If such steps take so long, give a "
             "larger --stuck-after"
         )
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        # In a thread: the disk may be what hangs.
+        # In a thread, because the disk may hang.
         writing = threading.Thread(target=self._write, args=(message,), daemon=True)
         writing.start()
         deadline = time.monotonic() + REPORT_SECONDS

@@ -1,4 +1,4 @@
-"""Stored tensors -> a sharded parameter tree, checked as a whole first and then read leaf by leaf."""
+"""Stored tensors -> a sharded parameter tree, read leaf by leaf after a check of all shapes and dtypes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ def assemble(
 ) -> Tree:
     """Parameters of `cfg` on the mesh, from the tensors of its files. dtype None keeps the stored one.
 
-    Each device's part of a leaf is read separately, so the host holds about one leaf at a time besides the result.
+    Each device's part of a leaf is read separately, so the host holds about one leaf at a time in addition to the
+    result.
     Raises LayoutError listing every tensor that does not fit.
     """
     wanted = tensor_mappings(cfg, names)
@@ -69,7 +70,7 @@ def assemble(
 def _leaf(
     parts: list[Part], shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, dtype: np.dtype
 ) -> jax.Array:
-    """One array, read layer by layer. What several devices hold is read once."""
+    """One array, read layer by layer. A part that several devices hold is read once."""
     known: dict[str, np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -84,7 +85,7 @@ def _leaf(
                     known[key][place] = _read(*part, index[1:])
         return known[key]
 
-    # JAX declares that the callback may be called with None, and always passes slices.
+    # The declared type of the callback's argument includes None, but JAX always passes slices.
     return jax.make_array_from_callback(shape, sharding, read)  # pyright: ignore[reportArgumentType]
 
 
@@ -99,7 +100,7 @@ def _problems(
     names: Format,
     wanted: Mapping[str, TensorMapping],
 ) -> list[str]:
-    """A line for every tensor without a place, of another shape or dtype, or missing."""
+    """A line for every tensor that is unexpected, missing, or of another shape or dtype."""
     problems = []
     for name, tensor in stored.items():
         place = f"{name} in {tensor.file}"

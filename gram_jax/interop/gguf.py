@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-# Divisors of the rotary frequencies, by which llama.cpp stores Llama 3's long-context scaling.
+# Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
 CONTROL, USER_DEFINED = 3, 4  # token types that are never split
 
@@ -67,10 +67,10 @@ def gguf_config(path: str | Path) -> ModelConfig:
 
 
 class _Reader(GGUFReader):
-    """The package's reader, faster and stricter.
+    """GGUFReader, faster and with a check of lengths.
 
-    The package slices a vocabulary 250,000 times, which is slow with a np.memmap, and reads empty arrays beyond the
-    end of a file for as long as a damaged length states.
+    The base class slices a vocabulary 250,000 times, which is slow with a np.memmap. Beyond the end of a file it
+    reads empty arrays, as many as a damaged length states.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -97,7 +97,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     try:
         with path.open("rb") as file:
             if (magic := file.read(4)) != b"GGUF":
-                raise CheckpointError(f"{path} is no GGUF file: it starts with {magic!r}")
+                raise CheckpointError(f"{path} is not a GGUF file: it starts with {magic!r}")
         status = path.stat()
         return _parse(path.absolute(), status.st_size, status.st_mtime_ns)
     except OSError as error:
@@ -224,8 +224,8 @@ _INSTEAD = "Load the tokenizer of the model's Hugging Face folder instead"
 def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a GGUF file, with its special tokens and chat template.
 
-    Supports byte-level BPE ("gpt2") with the splits of smollm, llama-bpe or qwen2. Raises LayoutError for others,
-    CheckpointError for a damaged file.
+    Supports byte-level BPE ("gpt2") with the splits of smollm, llama-bpe or qwen2. Raises LayoutError for other
+    tokenizers, CheckpointError for a damaged file.
     """
     found = open_gguf(path).metadata
     kind = found.get("tokenizer.ggml.model")
@@ -247,7 +247,7 @@ def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
                 ignore_merges=pre == "llama-bpe",
             )
         )
-    except Exception as error:  # the library raises nothing more specific
+    except Exception as error:  # the library raises no specific class
         raise CheckpointError(f"{path}: the tokenizer's merges are damaged: {error}") from error
     _set_splits(backend, pre, str(path))
     backend.decoder = decoders.ByteLevel()

@@ -1,6 +1,6 @@
 """config.json <-> ModelConfig, as plain JSON, because the classes of transformers rename fields between versions.
 
-Anything that the decoder would compute differently is an error that names it, before tensors are read.
+A setting that the decoder does not support is an error that names it, raised before tensors are read.
 """
 
 from collections.abc import Mapping

@@ -43,10 +43,10 @@ def export_hf(
 ) -> Path:
     """Write a judge as a folder that `transformers` opens; returns its path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text besides the
-    tokenizer's own. shard_bytes: maximum size of a weights file; several have an index. The folder is written under
-    another name and renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError for parameters
-    that do not fit `cfg`.
+    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
+    to the tokenizer's. shard_bytes: maximum size of a weights file; several files have an index. The folder is written
+    under a temporary name and then renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError
+    for parameters that do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -77,7 +77,7 @@ def export_hf(
         check_vocabulary(tokenizer, cfg)
     files = _split(cfg, params, dtype, shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    if jax.process_index() != 0:  # gathers weights with the first process, which writes
+    if jax.process_index() != 0:  # takes part in the gathers; the first process writes
         _write_weights(partial, cfg, params, dtype, files)
         return folder
     with _writing(partial, files.metadata["total_size"]):
@@ -91,7 +91,7 @@ def export_hf(
 
 
 def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> StateDictSplit:
-    """Which tensors go into which file, in the order of the table of names."""
+    """The tensors of each file, in the order of the table of names."""
     leaves = tree.flatten(params)
 
     def size(slot: TensorMapping) -> int:
@@ -144,7 +144,7 @@ def _write_texts(
     tokenizer: Any | None,
     stops: Sequence[int],
 ) -> None:
-    # Written even if there is none: transformers would otherwise assume the ids of the first Llama.
+    # Written also if they are None: transformers would otherwise assume the ids of the first Llama.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     write_json(folder / CONFIG, config_to_hf(cfg, dtype or str(params["embed"].dtype)) | ids)

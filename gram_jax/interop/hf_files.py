@@ -22,7 +22,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # In the header of safetensors files by gram_jax, whose folder must hold a manifest. Other programs drop it.
 MARK = "gram_jax"
-# dtypes in the header of a safetensors file -> names of numpy and ml_dtypes; others are kept as they are.
+# dtypes in the header of a safetensors file -> names of numpy and ml_dtypes; others are unchanged.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -72,9 +72,9 @@ def check_texts(folder: Path, *, ours: bool = False) -> None:
 
 
 def _check_weights(folder: Path, placement: Placement) -> None:
-    """The weights are as exported, without other weight files in the folder.
+    """Raises CheckpointError if weight files differ from the manifest or are not in it.
 
-    On a mesh over several processes each of them hashes a part, and all get the same result.
+    On a mesh over several processes each process hashes a part of the files, and all get the same result.
     """
     if not has_manifest(folder):
         return
@@ -102,7 +102,7 @@ def _refuse(folder: Path, problems: Sequence[str]) -> None:
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's safetensors files, unread."""
+    """Every tensor of the folder's safetensors files, without reading it."""
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / WEIGHTS).is_file():
@@ -143,7 +143,7 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
                 raise CheckpointError(f"{tensor} is both in {stored[tensor].file} and in {name}")
             stored[tensor] = found
     wrong = [
-        f"{tensor}: not in {file}, where {INDEX} puts it"
+        f"{tensor}: not in {file}, which {INDEX} states"
         for tensor, file in weight_map.items()
         if tensor not in stored or stored[tensor].file != file
     ]
@@ -166,7 +166,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         dtype: str = part.get_dtype()
 
         def read(index: tuple[slice, ...], name: str = name) -> np.ndarray:
-            # Opened for each read: an open mapping keeps what it has read in memory, in the end the whole file.
+            # Opened for each read: an open mapping keeps the parts read in memory, eventually the whole file.
             with safe_open(path, framework="numpy") as file:
                 return file.get_slice(name)[index]
 
@@ -195,7 +195,7 @@ def _drop_redundant(cfg: ModelConfig, stored: dict[str, StoredTensor]) -> None:
     head, embed = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if not cfg.tied_head or head is None or embed is None:
         return
-    # In slabs, so that memory never holds two copies of a large vocabulary.
+    # In slabs, so that two copies of a large vocabulary are never in memory.
     rows, slab = head.shape[0], 4096
     parts = [(slice(row, min(row + slab, rows)), slice(None)) for row in range(0, rows, slab)]
     if head.shape != embed.shape or not all(

@@ -19,7 +19,7 @@ from gram_jax.model.specs import param_specs
 
 Format = Literal["hf", "gguf"]
 
-# Prefix of the names of a layer's tensors, "{}" standing for the layer's number.
+# Prefix of the names of a layer's tensors; "{}" is the layer's number.
 LAYER_PREFIX: Mapping[Format, str] = {"hf": "model.layers.{}.", "gguf": "blk.{}."}
 
 
@@ -38,7 +38,7 @@ class NameRule:
         return self.path.startswith("layers/")
 
     def name(self, names: Format) -> str:
-        """The full name in a file, "{}" standing for the layer's number."""
+        """The full name in a file; "{}" is the layer's number."""
         name = self.hf if names == "hf" else self.gguf
         return LAYER_PREFIX[names] + name if self.stacked else name
 
@@ -67,7 +67,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """Where a stored tensor belongs: rule, layer (None for a leaf that is not stacked), and its shape in the leaf."""
+    """Place of a stored tensor: rule, layer (None if the leaf is not stacked), and the shape it has in the leaf."""
 
     rule: NameRule
     layer: int | None

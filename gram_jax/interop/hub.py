@@ -25,7 +25,7 @@ class HubResult:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this has the form of a hub name, OWNER/NAME.
+    """Whether a name has the form of a hub name, OWNER/NAME.
 
     >>> is_hub_name("Qwen/Qwen3-0.6B"), is_hub_name("./x/y"), is_hub_name("smollm2-135m")
     (True, False, False)
@@ -87,7 +87,7 @@ def push_folder(
     """Upload an exported folder as one commit, creating the repository if needed; returns its address.
 
     public: visibility of a new repository. replaceable: whether a card with this text may be replaced. Raises
-    CheckpointError without credentials, for a card that may not be replaced, and for what the hub rejects.
+    CheckpointError if there are no credentials, the card may not be replaced, or the hub rejects the upload.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]

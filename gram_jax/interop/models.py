@@ -91,7 +91,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def stop_tokens(name: str | Path) -> tuple[int, ...]:
-    """Ids that end a text by the model's generation_config.json, () without one. Raises CheckpointError for others."""
+    """Ids that end a text, from generation_config.json, () without it. Raises CheckpointError if they are invalid."""
     source = resolve_model(name)
     if source.kind in ("random", "gguf"):
         return ()
@@ -182,7 +182,7 @@ def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: s
         ) from error
     if found != cfg:
         raise LayoutError(f"the base {name!r} of the LoRA in {run} is another model now")
-    base.pop(SCALAR_HEAD, None)  # that of a reward model, which the run trains further or drops
+    base.pop(SCALAR_HEAD, None)  # of a reward model; the run trains or drops it
     return base
 
 

@@ -35,7 +35,7 @@ class Frozen(nnx.Variable):
 
 
 class NnxModel(nnx.Module):
-    """Tokens in, logits and the cache out, with the signature of Tunix models. `nnx_model` makes it."""
+    """A module from tokens to logits and the cache, with the signature of Tunix models. `nnx_model` makes it."""
 
     def __init__(self, params: Tree, cfg: ModelConfig, execution: Execution):
         self.cfg = cfg
@@ -106,13 +106,13 @@ class NnxModel(nnx.Module):
 
     @property
     def num_embed(self) -> int:
-        """V, under its name in Tunix' sampler."""
+        """V, by its name in the sampler of Tunix."""
         return self.cfg.vocab_size
 
     def _check_own(self) -> None:
         """Raises LayoutError if a tool added or replaced variables while the model was called.
 
-        qwix does: it finds the embedding and the head, but not the layers, whose weights are read inside a scan.
+        qwix does: it replaces the embedding and the head, but not the layers, whose weights are read inside a scan.
         """
         ours = {path.split("/")[0] for path in self.paths}
         strange = [

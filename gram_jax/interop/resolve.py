@@ -1,4 +1,4 @@
-"""What the name of a model refers to: a built-in name, a GGUF file, a Hugging Face folder, a run, or a hub name."""
+"""Resolution of the name of a model: a built-in name, a GGUF file, a Hugging Face folder, a run, or a hub name."""
 
 import importlib.util
 import re
@@ -39,7 +39,7 @@ class ModelSource:
 def resolve_model(name: str | Path) -> ModelSource:
     """What a name refers to, without reading weights and without network access. RUN@STEP is a checkpoint of a run.
 
-    Raises CheckpointError, which lists the possibilities, for any other name.
+    Raises CheckpointError, which lists the valid forms, for any other name.
     """
     name = str(name)
     if name == TINY:

@@ -35,7 +35,7 @@ CHAT_TEMPLATE = """\
 def tiny_tokenizer(
     chat_template: str = CHAT_TEMPLATE, context: int = 1024
 ) -> "PreTrainedTokenizerFast":
-    """Byte-level BPE of 288 tokens: three control tokens, 256 bytes, 29 merges; no BOS. "A" and "B" are single."""
+    """Byte-level BPE of 288 tokens: three control tokens, 256 bytes, 29 merges; no BOS. "A" and "B" are tokens."""
     letters = [*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocabulary = {token: i for i, token in enumerate([*letters, *(a + b for a, b in MERGES)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))

@@ -59,7 +59,7 @@ def chat_frame(tokenizer: Any, *, system: str | None, thinking: bool) -> ChatFra
 def dialogue_frames(
     tokenizer: Any, roles: Sequence[str], *, system: str | None, thinking: bool
 ) -> tuple[str, ...]:
-    """The literal strings around the texts of a conversation: one more than there are turns.
+    """The literal strings around the texts of a conversation: one more than the number of turns.
 
     The last one ends at the assistant's next token. system: as in `chat_frame`, for conversations that do not begin
     with a system turn. Raises JudgeError if the template does not accept these roles, or does not show every text once
@@ -110,8 +110,8 @@ def _render(
     name = f"tokenizer {tokenizer_name(tokenizer)}"
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(
-            f"{name} has no chat template, which gives the verdict its place. Use an instruction-tuned model, or put "
-            "chat_template.jinja next to tokenizer.json."
+            f"{name} has no chat template, which determines the position of the verdict. Use an instruction-tuned "
+            "model, or put chat_template.jinja next to tokenizer.json."
         )
     template = _pin_date(tokenizer.get_chat_template(), date)
     try:
@@ -143,7 +143,7 @@ def _pin_date(template: str, date: datetime.date) -> str:
 
 
 def _without_system(tokenizer: Any, before: str, between: str, closing: str) -> str:
-    """The user's header as after an earlier turn, with the beginning-of-text token before it if there is one."""
+    """The user's header as it follows an earlier turn, preceded by the beginning-of-text token if there is one."""
     header = between.removeprefix(closing)
     if header == between or not before.endswith(header):
         raise JudgeError(

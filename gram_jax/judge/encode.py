@@ -1,4 +1,4 @@
-"""Texts to token ids: the only way from a layout to tokens, for training and for scoring."""
+"""Encoding of texts as token ids; training and scoring both use this module."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gram_jax.judge.truncate import truncate_fields
 class Encoded:
     """One encoded text.
 
-    tokens: i32 [n]. The verdict of a comparison, and the score of a response, is read at the last one.
+    tokens: i32 [n]. The verdict of a comparison and the score of a response are read at the last token.
     weights: f32 [n], the loss weight of tokens[i] as a target (so weights[0] is 0); 0 outside stage 1.
     removed: number of tokens that truncation removed.
     escaped: number of escaped lines, which look like delimiters.
@@ -74,7 +74,7 @@ _Item = dict[str, _FieldText]
 
 
 class _ItemEncoder:
-    """The tokens of one call: every distinct text is cleaned and tokenized once."""
+    """The texts and tokens of one call; every distinct text is cleaned and tokenized once."""
 
     def __init__(self, tokenizer: Any, layout: Layout, max_length: int):
         self.max_length = max_length
@@ -91,7 +91,7 @@ class _ItemEncoder:
         return shown
 
     def whole(self, item: _Item) -> Encoded | None:
-        """The item if it fits."""
+        """The encoded item, or None if it does not fit."""
         texts = {name: field.text for name, field in item.items()}
         return self._encode(item, texts) if self._table.total(texts) <= self.max_length else None
 

@@ -1,7 +1,7 @@
 """Escaping the lines of a text that look like the delimiters of a layout.
 
-A backslash is put before every such line, whether or not it begins with backslashes. No text can forge a delimiter, and
-different texts never render alike.
+A backslash is inserted before every such line, also if the line already begins with backslashes. No text can forge a
+delimiter, and different texts have different renderings.
 """
 
 import re
@@ -38,7 +38,7 @@ class DelimiterGuard:
         self._hints = (" turn]", *starts)
 
     def escape(self, text: str) -> tuple[str, int]:
-        """The text with suspicious lines escaped, and how many there were."""
+        """The text with suspicious lines escaped, and the number of these lines."""
         lower = text.lower()
         if not any(hint in lower for hint in self._hints):
             return text, 0
@@ -46,7 +46,7 @@ class DelimiterGuard:
 
 
 def _loose(line: str) -> str:
-    """A pattern for a line that accepts any run of blanks for another."""
+    """A pattern for a line in which every run of blanks matches any other."""
     return r"[ \t]+".join(re.escape(word) for word in line.split())
 
 

@@ -20,7 +20,7 @@ class Message:
     content: str
 
 
-# The conversation before the response: at least one message, the last of them not the assistant's.
+# The conversation before the response: at least one message; the last one is not the assistant's.
 Prompt = tuple[Message, ...]
 # A string is one user turn; otherwise messages with a role and a content (objects or mappings).
 PromptLike = str | Sequence[Any]

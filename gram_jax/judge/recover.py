@@ -1,7 +1,7 @@
 """Recovering a judge template from rendered rows, as in published GRAM data.
 
-A row is {"instruction", "input", "output"}: a whole judge prompt and its verdict. The template is what all rows share;
-the prompt and the two responses differ.
+A row is {"instruction", "input", "output"}: a whole judge prompt and its verdict. The template is the text that
+all rows share; the prompt and the two responses differ.
 """
 
 import re
@@ -31,7 +31,7 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
 
     Delimiters are whole lines: those before the first line that differs, those after the last, and between them the
     lines that occur exactly once, and in the same order, in every row. They form two blocks. Raises JudgeError if the
-    rows leave the template open, or if it does not render every row as it was.
+    rows do not determine the template, or if it does not reproduce every row.
     """
     if len(rows) < 2:
         raise JudgeError(
@@ -67,7 +67,7 @@ def recover_template(rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str,
 
 
 def take_apart(template: str, text: str) -> tuple[str, str, str] | None:
-    """(prompt, first, second) of a rendered text, split at the first of each delimiter; None if it has another form."""
+    """(prompt, first, second) of a rendered text, split at the first occurrence of each delimiter, or None."""
     head, between, middle, tail = map(re.escape, split_template(template))
     found = re.fullmatch(f"{head}(.*?){between}(.*?){middle}(.*){tail}", text, re.DOTALL)
     return (found[1], found[2], found[3]) if found else None
@@ -112,7 +112,7 @@ def _shared_ends(texts: Sequence[str]) -> tuple[str, str]:
 
 
 def _shared_start(texts: Sequence[str]) -> str:
-    low, high = min(texts), max(texts)  # these differ first
+    low, high = min(texts), max(texts)  # their common start is that of all texts
     same = (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return low[: next(same, min(len(low), len(high)))]
 
@@ -128,7 +128,7 @@ def _shared_lines(lines: Sequence[Sequence[str]]) -> list[str]:
         if max(times) == 1:
             shared.append(line)
         elif times.count(1) * 2 > len(times):
-            # A delimiter that a text repeats; without it, a wrong template would fit.
+            # A text repeats this delimiter. If it were ignored, a wrong template could fit.
             at = next(at for at, n in enumerate(times) if n > 1)
             raise JudgeError(
                 f"row {at} does not fit: the line {line!r} is in every row, here {times[at]} times. Leave the row "

@@ -112,7 +112,7 @@ class TokenTable:
         return self._get(self._context[field], text)
 
     def length(self, field: str, text: str) -> int:
-        """Number of tokens of the text, in the context that takes most of them."""
+        """Number of tokens of the text, in the context in which it has the most."""
         return max([len(self._get(context, text)) for context in self._measured[field]])
 
     def total(self, texts: Mapping[str, str]) -> int:

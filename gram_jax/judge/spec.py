@@ -1,7 +1,7 @@
 """The judge specification: everything that a score depends on besides the weights, as one frozen value.
 
-It is saved with every checkpoint and export as judge.json and compared by hash: judges with equal hashes make the same
-tokens of a pair and answer with the same two labels.
+It is saved with every checkpoint and export as judge.json and compared by hash: judges with equal hashes encode a
+pair as the same tokens and have the same two labels.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class JudgeSpec:
     chat_prefix, generation_prompt, end_of_turn: the chat frame as literal text (judge/chat.py); the verdict
       follows generation_prompt directly.
     max_length: maximum number of tokens of a comparison, without the verdict.
-    thinking, system, date: the settings with which the frame was rendered, for the record.
+    thinking, system, date: the settings with which the frame was rendered, for information.
     tokenizer: fingerprint of the tokenizer of these ids.
 
     >>> from gram_jax.interop.models import load_tokenizer
@@ -221,7 +221,7 @@ def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
 
 
 def default_length(tokenizer: Any) -> int:
-    """The maximum length if none is given."""
+    """The default maximum length."""
     context = getattr(tokenizer, "model_max_length", None)
     if not isinstance(context, int) or context <= 0:
         return DEFAULT_LENGTH

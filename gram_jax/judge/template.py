@@ -42,7 +42,7 @@ PRETRAINING_ASSISTANT = "\n\n".join(
     for field, (start, end) in zip(FIELDS[1:], GRAM_RESPONSES, strict=True)
 )
 
-# Replaces the text that was cut out of an overlong field.
+# Replaces the text that is removed from an overlong field.
 CUT = " […] "
 
 
@@ -69,7 +69,7 @@ Layout = tuple[LayoutPart, ...]
 
 
 def split_template(template: str) -> tuple[str, str, str, str]:
-    """The literal text before, between and after the three fields. Raises JudgeError unless each is there once."""
+    """The literal text before, between and after the three fields. Raises JudgeError unless each occurs once."""
     head, *rest = _FIELD.split(template)
     found = rest[::2]
     for name in FIELDS:

@@ -1,4 +1,4 @@
-"""Tokenizers of `transformers`: the only module that imports it."""
+"""Loading of tokenizers: the only module that imports `transformers`."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 
-# Without PyTorch, importing transformers logs a warning; only its tokenizers are needed here. They are imported from
-# their own modules, so that a type checker does not read every model of the package.
+# Without PyTorch, importing transformers logs a warning, which does not concern its tokenizers. They are imported from
+# their submodules, so that a type checker does not read every model of the package.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 

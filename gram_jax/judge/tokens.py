@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from gram_jax.errors import DataError, JudgeError
 
-# Case, digits, blanks, line breaks, accents in two normal forms, an emoji and CJK: tokenizers with one vocabulary and
-# the same tokens of this text are taken for the same one.
+# Case, digits, blanks, line breaks, accents in two normal forms, an emoji and CJK: tokenizers with the same
+# vocabulary and the same tokens for this text are treated as equal.
 PROBE = "The 1st  Answer, 2024:\n\n\té e\u0301 don't ½ ['x']\r\n🙂 漢字 \u212a"
 
 
@@ -20,7 +20,7 @@ class TextEncoder:
     """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not.
 
     `text` is the same tokenizer without its added tokens, special or not (Qwen3's `<think>` is not marked special),
-    except those of blanks, which only shorten text. Raises JudgeError for a slow tokenizer, or one whose control tokens
+    except those of blanks, which only merge blanks. Raises JudgeError for a slow tokenizer, or one whose control tokens
     cannot be switched off.
     """
 
@@ -33,7 +33,7 @@ class TextEncoder:
                 f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
         state = json.loads(backend.to_str())
-        # The chat frame already has what a post-processor adds, such as the beginning-of-text token.
+        # The chat frame already contains what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
         control = [t for t in state["added_tokens"] if not t["content"].isspace()]
@@ -91,7 +91,7 @@ class TextEncoder:
     def clean(self, text: str) -> tuple[str, int]:
         """(`text` as the tokenizer reads it, number of lone surrogates replaced by U+FFFD).
 
-        Surrogates that are a pair are joined. A tokenizer's Unicode normalisation is applied here, before the search
+        Surrogate pairs are joined. A tokenizer's Unicode normalisation is applied here, before the search
         for delimiters, because characters may become those of a delimiter (U+037E, the Greek question mark, becomes a
         semicolon).
         """
@@ -114,7 +114,7 @@ class TextEncoder:
 
 
 def _is_plain_normalizer(tokenizer: Tokenizer) -> bool:
-    """Whether the normaliser may be applied twice, as Unicode normal forms may, and those that add blanks may not."""
+    """Whether the normaliser may be applied twice: Unicode normal forms may, normalisers that add blanks may not."""
     if tokenizer.normalizer is None:
         return False
     once = tokenizer.normalizer.normalize_str(PROBE)
@@ -133,14 +133,14 @@ def text_encoder(tokenizer: Any) -> TextEncoder:
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """The name of a tokenizer in messages."""
+    """The name of a tokenizer for messages."""
     return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """16 hex digits of a tokenizer's vocabulary and its tokens of a probe text.
+    """A hash, 16 hex digits, of a tokenizer's vocabulary and its tokens of a probe text.
 
-    Unlike a hash of tokenizer.json they do not change with the library's version, or with saving and loading.
+    Unlike a hash of tokenizer.json it does not depend on the version of the library, or on saving and loading.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     digest = hashlib.sha256(json.dumps(vocabulary).encode())

@@ -11,8 +11,8 @@ from gram_jax.judge.template import CUT
 def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> dict[str, str]:
     """The fields cut to `space` tokens: the responses to a common length, then the prompt.
 
-    The responses together keep at least half of the space, whatever the length of the prompt. The cut depends on the
-    texts only, not on which response is shown first.
+    The responses together keep at least half of the space, for any length of the prompt. The result depends on the
+    texts only, not on the order of the responses.
     """
     lengths = {name: table.length(name, text) for name, text in texts.items()}
     responses = [name for name in texts if name != "prompt"]
@@ -25,7 +25,7 @@ def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> 
 
 
 def common_limit(lengths: Sequence[int], total: int) -> int:
-    """The largest length to which all can be cut so that their sum is at most `total`."""
+    """The largest limit for which the lengths, each cut to the limit, sum to at most `total`."""
     left = total
     for at, length in enumerate(sorted(lengths)):
         limit = left // (len(lengths) - at)

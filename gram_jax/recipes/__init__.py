@@ -1,1 +1,1 @@
-"""Recipes: the TOML files that say everything about a run."""
+"""Recipes: the TOML files that define a run."""

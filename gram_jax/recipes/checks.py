@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     yield from _stage(recipe)
     yield from _optimizer(recipe)
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
-        yield '[judge] labels is missing: expected two such as ["A", "B"] (only "from-dataset" has its own)'
+        yield '[judge] labels is missing: expected two labels such as ["A", "B"] (only "from-dataset" has its own)'
     if recipe.data.attack_share and recipe.data.overlong == "error":
         yield (
             '[data] attack_share lengthens pairs beyond judge.max_length, and overlong = "error" rejects these: '
@@ -82,7 +82,7 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
 
 
 def _devices(recipe: Recipe) -> Iterator[str]:
-    """The batch size and the attention back end on the mesh, as far as they are known without model and devices."""
+    """The batch size and the attention back end on the mesh, as far as these are known before devices and model are."""
     sizes, batch, execution = recipe.mesh.whole, recipe.batch, recipe.execution
     shards = (sizes["data"] or 1) * (sizes["fsdp"] or 1)
     if problem := check_rows(batch.batch_size, batch.gradient_accumulation_steps, shards):

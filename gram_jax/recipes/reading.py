@@ -45,7 +45,7 @@ CHECKS: dict[type, Callable[[Any], Iterator[str]]] = {
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The training recipe of a TOML file, with overrides such as "optimizer.learning_rate=1e-5".
 
-    path: of a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". The value of an
+    path: a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". The value of an
     override is TOML (`data.train=["a.jsonl"]`); a bare word is a string, and an empty value removes the key. Raises
     RecipeError for a file that cannot be read, an unknown key (with the nearest known one), a missing key, a value of
     the wrong type or range, and values that contradict each other.

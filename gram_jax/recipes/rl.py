@@ -61,7 +61,7 @@ class RewardConfig:
     length_penalty: NotNegative = 0.0
     """Subtracted for every 1,000 characters"""
     num_devices: Count = 0
-    """Number of devices, the last ones, reserved for the judge; 0: it shares the policy's mesh"""
+    """Number of devices reserved for the judge, the last ones of the job; 0: the judge uses the policy's mesh"""
 
     def __post_init__(self) -> None:
         if self.references and self.compare_with != "reference":
@@ -113,7 +113,7 @@ class AlgorithmConfig:
     gradient_accumulation_steps: Positive
     """Number of microbatches that an update is split into, to save memory"""
     clip_range: Share
-    """Maximum distance from 1 of the ratio to the sampling policy"""
+    """Clip range: maximum distance from 1 of the probability ratio to the sampling policy"""
     kl_coef: NotNegative
     """Weight of the KL divergence from the reference policy: in the reward for ppo and rloo, in the loss for grpo"""
     gamma: Share
@@ -127,7 +127,7 @@ class AlgorithmConfig:
     ent_coef: NotNegative
     """Weight of the entropy bonus"""
     kl_target: Annotated[float, Field(gt=0)] | None = None
-    """KL divergence of a response that kl_coef is adapted to, by at most 2 % a step; absent: kl_coef is constant"""
+    """Target KL divergence of a response; kl_coef changes by at most 2 % a step; absent: kl_coef is constant"""
 
     def __post_init__(self) -> None:
         if self.kl_target and (self.kind == "grpo" or not self.kl_coef):

@@ -17,7 +17,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _Kind = TypeVar("_Kind")
 
 
-# Earlier names of keys: the error for one of them suggests today's.
+# Earlier names of keys: the error message for one of them suggests the current name.
 RENAMED: dict[str, tuple[str, ...]] = {
     "folder": ("output_dir",),
     "steps": ("max_steps",),

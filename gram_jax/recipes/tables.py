@@ -69,7 +69,7 @@ class JudgeConfig:
     max_length: Positive
     """Maximum number of tokens of an example: the prompt and both responses"""
     thinking: bool
-    """The chat format's switch for models that think (enable_thinking)"""
+    """Value of enable_thinking in the chat format, for models with a thinking mode"""
     labels: tuple[str, str] | None = None
     """Verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
     system: str | None = None
@@ -106,7 +106,7 @@ class DataConfig:
     """Training and evaluation data. A source is a path or name, or a table with settings."""
 
     train: Annotated[tuple[SourceLike, ...], Field(min_length=1)]
-    """Training sources; the seed decides the order of their examples"""
+    """Training sources; the seed determines the order of their examples"""
     overlong: Overlong
     """Handling of an example longer than judge.max_length; "truncate" removes the middle of its responses"""
     on_bad: OnBad
@@ -159,9 +159,9 @@ class OptimizerConfig:
     max_grad_norm: Annotated[float, Field(ge=0)]
     """Maximum global norm of the gradient; 0: no clipping"""
     first_moment_dtype: MomentDtype = "float32"
-    """Storage of the first moment (docs/optimizer-memory.md)"""
+    """Storage format of the first moment (docs/optimizer-memory.md)"""
     second_moment_dtype: SecondMomentDtype = "float32"
-    """Storage of the second moment (docs/optimizer-memory.md)"""
+    """Storage format of the second moment (docs/optimizer-memory.md)"""
 
     def __post_init__(self) -> None:
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
@@ -177,24 +177,24 @@ class LossConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Label smoothing as torch defines it: half of it is assigned to the wrong verdict"""
     loss_chunk_size: Positive | None = None
-    """Maximum number of positions whose vocabulary logits exist at once, over all devices"""
+    """Maximum number of positions whose vocabulary logits are in memory at once, over all devices"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ExecutionConfig:
-    """How the model is computed; results change in rounding only."""
+    """Execution of the model; affects results by rounding only."""
 
     compute_dtype: Dtype
     """Dtype of matrix products, which accumulate in float32"""
     attention: AttentionBackend
     """Back end; "auto" chooses one for the device and task (docs/attention.md)"""
     remat: Remat
-    """Rematerialisation in the backward pass: "full", "dots" (of all but matrix products) or "none", by memory saved"""
+    """Rematerialisation in the backward pass: "none", "dots" (all but matrix products) or "full", by memory saved"""
 
 
 @dataclass(frozen=True, config=STRICT)
 class DcnConfig:
-    """Sizes of the mesh axes over slices or hosts, whose number is their product."""
+    """Sizes of the mesh axes over slices or hosts. Their product is the number of slices or hosts."""
 
     data: Positive = 1
     """Slices or hosts along this axis"""
@@ -248,7 +248,7 @@ class MeshConfig:
 
     @property
     def whole(self) -> dict[str, int | None]:
-        """Sizes of the whole mesh; None if the number of devices decides."""
+        """Sizes of the whole mesh; None if it depends on the number of devices."""
         both = ((axis, self.sizes[axis], self.dcn_sizes[axis]) for axis in MESH_AXES)
         return {axis: inside * outside if inside > 0 else None for axis, inside, outside in both}
 
@@ -269,7 +269,7 @@ class AdapterConfig:
 
     @property
     def config(self) -> LoraConfig:
-        """The same for gram_jax.model."""
+        """The settings as a LoraConfig of gram_jax.model."""
         return LoraConfig(self.rank, self.alpha, self.target_modules)
 
 
@@ -318,7 +318,7 @@ class LoggingConfig(TrackingConfig):
     """Logging of metrics, in addition to metrics.jsonl in the output directory."""
 
     logging_steps: Positive = 1
-    """Number of steps between two lines of metrics, which hold means over these steps"""
+    """Number of steps between lines of metrics; a line has the means over these steps"""
 
 
 @dataclass(frozen=True, config=STRICT)

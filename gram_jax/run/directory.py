@@ -3,9 +3,9 @@
 recipe.toml      the resolved recipe
 run.json         stage, number of steps, fingerprints of data and judge, data statistics, whether the run is finished,
                  its id at Weights & Biases
-lock.json        the job that runs, while one does
-model/           config.json, tokenizer, judge.json, base.json under LoRA, and a manifest of their hashes; with the
-                 newest checkpoint a model that is loaded by the run's name
+lock.json        the running job, if there is one
+model/           config.json, tokenizer, judge.json, base.json under LoRA, and a manifest of their hashes; together
+                 with the newest checkpoint this is a model, loaded by the run's name
 checkpoints/     by step, each with its manifest; damaged steps are moved to damaged/
 metrics.jsonl, tensorboard/, curves.png
 """
@@ -53,7 +53,7 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Directory of everything of the model but the weights."""
+        """Directory of the model's files except the weights."""
         return self.path / "model"
 
     def write_recipe(self, text: str) -> None:
@@ -69,7 +69,7 @@ class RunDirectory:
 
 
 def make_directory(path: Path) -> None:
-    """Make a run's directory. Raises RecipeError if that fails, or it holds files and no run."""
+    """Make a run's directory. Raises RecipeError if that fails, or if the directory has files but no run."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in path.iterdir())
@@ -89,7 +89,7 @@ def make_directory(path: Path) -> None:
 
 
 def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
-    """Content of run.json, {} if the run was never saved: it begins again, also with another recipe.
+    """Content of run.json, {} if the run was never saved; it may then start with another recipe.
 
     Raises RecipeError if the directory holds a saved run of another recipe.
     """
@@ -134,7 +134,7 @@ def check_same_judge(directory: RunDirectory, spec: JudgeSpec) -> None:
     """Raises JudgeError if the run began with another judge."""
     info = directory.info
     if not info or jax.process_index() > 0 or info.get("judge") == spec.hash:
-        return  # with the hash in run.json; a damaged model/judge.json is written again
+        return  # by the hash in run.json; a damaged model/judge.json is written again
     check_files(directory.model, lambda name: name == JUDGE_FILE)
     before = JudgeSpec.load(directory.model)
     if before.hash != spec.hash:

@@ -11,7 +11,7 @@
         return result_of(run)
 
 While a run is open, no other job runs in its directory, stop requests are recorded, the watchdog expects a beat before
-everything that may hang, and the error of a full disk states what to do.
+every activity that may hang, and the error for a full disk states the remedy.
 """
 
 import logging
@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunResult:
-    """folder: of the run, also the name of its model; steps: done; metrics: the newest value of each.
+    """folder: the run's, also the name of its model; steps: number completed; metrics: newest value of each.
 
     summary: (name, first value if there are several, last value) of every metric.
     """
@@ -73,7 +73,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the steps of a run write to."""
+    """The outputs of the steps of a run."""
 
     run: Run
     checkpoints: Checkpoints
@@ -105,15 +105,15 @@ def open_run(
         info = broadcast_object(info)
         if not path.is_dir():
             raise RecipeError(
-                f"run.output_dir {str(path)!r} was made by process 0 and is not there for process "
-                f"{jax.process_index()}: a job of several processes needs a directory that all of them see"
+                f"run.output_dir {str(path)!r} was made by process 0 and does not exist for process "
+                f"{jax.process_index()}: a job of several processes needs a directory that all of them share"
             )
         held.enter_context(explain_full_disk(path, RESUME))
         yield Run(RunDirectory(path, info), recipe, command, watchdog, stop)
 
 
 def is_complete(run: Run) -> bool:
-    """Whether the run is finished and undamaged. What is missing or damaged will be computed again."""
+    """Whether the run is finished and undamaged. If False, missing and damaged parts are to be computed again."""
     directory = run.directory
     if not directory.info.get("finished"):
         return False

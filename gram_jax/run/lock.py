@@ -1,7 +1,7 @@
-"""The lock of a run's directory: two jobs in one would remove each other's unfinished checkpoints.
+"""The lock of a run's directory. Two jobs in one directory would remove each other's unfinished checkpoints.
 
-Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. SIGKILL leaves it behind: a lock of
-this machine is stale if its process does not exist, one of another machine if it does not change.
+Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. After SIGKILL the file remains. It
+is stale if its process does not exist, or, for a process on another machine, if the file does not change.
 """
 
 import json
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "lock.json"
 BEAT_SECONDS = 5.0
-# Without a beat for this time the lock is stale. Clocks of machines differ, so the time is waited and not computed.
+# Without a beat for this time the lock is stale. Clocks of machines differ, so time stamps are not compared.
 STALE_SECONDS = 60.0
 
 
@@ -61,7 +61,7 @@ def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
 
 def _take(path: Path, mine: Mapping[str, Any]) -> None:
     try:
-        with path.open("x") as file:  # of two that start together one succeeds
+        with path.open("x") as file:  # only one of two simultaneous starts succeeds
             json.dump(mine, file)
         return
     except FileExistsError:
@@ -106,7 +106,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """Boot and process namespace, in which a process number has one meaning; None if unknown."""
+    """Boot and process namespace, within which a process number is unique; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -132,7 +132,7 @@ def _name(owner: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """{} if the file is missing or cut short."""
+    """Content of the file; {} if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -102,7 +102,9 @@ class MetricsWriter:
             yield
         except OSError as error:
             self._tensorboard = None
-            warnings.warn(f"TensorBoard gets no more metrics: {error}", GramWarning, stacklevel=2)
+            warnings.warn(
+                f"no more metrics are written to TensorBoard: {error}", GramWarning, stacklevel=2
+            )
 
 
 class TensorBoard:
@@ -118,7 +120,7 @@ class TensorBoard:
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
         self._flushed = 0.0
-        if start_step:  # hides what an interrupted run wrote after it
+        if start_step:  # hides later events of an interrupted run
             self._add(step=start_step + 1, file_version="brain.Event:2")
             self._add(step=start_step + 1, session_log={"status": 1})  # SessionLog.START
 
@@ -146,7 +148,7 @@ def _tag(name: str) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl without an incomplete last one."""
+    """The lines of a metrics.jsonl, without the last one if it is incomplete."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:

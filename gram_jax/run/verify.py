@@ -87,7 +87,7 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def _damage_of_notes(folder: Path) -> list[str]:
-    """A line for each damaged file of a run that no manifest covers."""
+    """A line for each damaged file of a run that is not in a manifest."""
     problems = []
     try:
         info = read_info(folder)
@@ -109,7 +109,7 @@ def _damage_of_notes(folder: Path) -> list[str]:
 
 
 def accept_changes(folder: Path) -> Manifest:
-    """Write and return the manifest of an exported folder for its files as they are now."""
+    """Write and return the manifest of an exported folder for its current files."""
     if complete_steps(folder / CHECKPOINTS) or complete_steps(folder):
         raise CheckpointError(
             f"{folder} holds checkpoints, whose manifests are never replaced: --accept is for exported folders"
