@@ -380,7 +380,7 @@ def stripped(hlo: str) -> str:
 def test_the_program_of_a_plan_is_the_one_that_runs(stage: str, recipe, tmp_path: Path):
     chosen = recipe(stage)
     job = set_up(chosen, RunDirectory(tmp_path, {}), make_placement(chosen.mesh.sizes))
-    running = loop.compiled_step(job)[0].as_text()
+    running = loop.compile_for(job)[0].as_text()
     request = PlanRequest(chosen, job.cfg, make_target(LOCAL, chosen))
     program = training_program(request, label_ids=job.spec.label_ids)
     assert stripped(make_plan(program, request.target).hlo) == stripped(running)
