@@ -226,7 +226,7 @@ def test_steps_are_located_in_their_epochs():
     for step in range(plan.steps(3)):
         epoch, index = plan.locate(step)
         assert step == plan.steps(epoch) + index < plan.steps(epoch + 1)
-    with pytest.raises(ValueError, match="before the first"):
+    with pytest.raises(ValueError, match="step -1"):
         plan.locate(-1)
 
 

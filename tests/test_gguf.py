@@ -228,7 +228,7 @@ def test_a_truncated_file_is_an_error_that_names_it(keep, tmp_path):
     ("content", "message"),
     [
         (None, "opened"),
-        (b"<html>404</html>", "no GGUF file"),
+        (b"<html>404</html>", "not a GGUF file"),
         (b"GGUF" + np.random.default_rng(0).bytes(4000), "damaged"),
     ],
 )
