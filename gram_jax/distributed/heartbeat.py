@@ -25,6 +25,7 @@ from gram_jax.distributed.cluster import ClusterSpec
 from gram_jax.errors import LOST, ClusterError
 
 BEAT_SECONDS = 1.0
+LINGER_SECONDS = 0.2  # between the last message and the end of a connection
 LINE_BYTES = 1 << 20
 
 Ending = tuple[str, int]  # message, exit status
@@ -107,10 +108,14 @@ class Heartbeat:
 
         async def tell() -> None:
             await self._send_all({"end": ending})
-            for writer in list(self._writers.values()):
+            writers = list(self._writers.values())
+            for writer in writers:
                 with suppress(OSError):
-                    writer.close()
-                    await writer.wait_closed()
+                    writer.write_eof()
+            # A message that arrives at a closed connection resets it, and the peer loses what it has not read.
+            await asyncio.sleep(LINGER_SECONDS)
+            for writer in writers:
+                writer.close()
 
         with suppress(Exception):
             asyncio.run_coroutine_threadsafe(tell(), self._loop).result(timeout=2 * BEAT_SECONDS)
