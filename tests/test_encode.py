@@ -261,7 +261,7 @@ def test_responses_give_way_equally_the_longer_first_and_then_the_prompt():
     assert len(both[1]) == len(both[2])
     everything = read_back(encode("p" * 900, "a" * 300, "b" * 900).tokens)
     assert "[…]" in everything[0] and len(everything[1]) == len(everything[2])
-    # The responses together keep half of the room.
+    # The responses together keep half of the space.
     assert abs(len(everything[0]) - len(everything[1] + everything[2])) < 20
     prompt, first, second = read_back(encode("p" * 900, "a" * 10, "b" * 12).tokens)
     assert (first, second) == ("a" * 10, "b" * 12) and "[…]" in prompt
@@ -276,8 +276,8 @@ def test_removed_tokens_are_counted():
 
 
 def test_common_limit_shares_what_is_left():
-    for lengths, room, limit in [([10, 20], 100, 20), ([10, 90], 50, 40), ([90, 90], 50, 25)]:
-        assert common_limit(lengths, room) == limit
+    for lengths, space, limit in [([10, 20], 100, 20), ([10, 90], 50, 40), ([90, 90], 50, 25)]:
+        assert common_limit(lengths, space) == limit
 
 
 @pytest.mark.parametrize("layout", ["comparison", "pretraining"])
