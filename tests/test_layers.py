@@ -63,7 +63,7 @@ SERVER = {
 THIRD_PARTIES = {
     "transformers": {"judge.tokenizer"},
     "tokenizers": {"judge.tokens", "judge.tokenizer", "interop.tiny", "interop.gguf"},
-    "datasets": {"data.sources"},
+    "datasets": {"data.sources", "data.splits"},
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},
     "orbax": {"checkpoint.orbax"},
