@@ -108,9 +108,10 @@ class _ItemEncoder:
         tokens, weights, starts, size = [], [], {}, 0
         for segment in self._table.segments:
             found = segment.tokens
-            if found is None:
-                starts[segment.field] = size
-                found = self._table.tokens(segment.field, texts[segment.field])
+            if segment.field:
+                head, body = self._table.tokens(segment.field, texts[segment.field])
+                starts[segment.field] = size + len(head)
+                found = np.concatenate([head, body])
             tokens.append(found)
             weights.append(np.full(len(found), segment.weight, np.float32))
             size += len(found)
