@@ -143,7 +143,7 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         )
     if missing := [part.name for part in parts if not part.is_file()]:
         raise CheckpointError(
-            f"{path} is the first of {count} files; {', '.join(missing)} are not beside it"
+            f"{path} is the first of {count} files; {', '.join(missing)} are not next to it"
         )
     return parts[1:]
 

@@ -172,7 +172,7 @@ def _scaling(
         )
     if make is None:
         return None
-    # Where transformers reads it: Phi-3 has it outside the block, others may leave it out.
+    # As transformers reads it: Phi-3 has it outside the block, others may leave it out.
     original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
     values = {**block, _ORIGINAL: original}
     values = {

@@ -146,6 +146,7 @@ class TokenTable:
             for name, context in self._context.items()
         }
         self._tokens: dict[Piece, np.ndarray] = {}
+        self._ends: dict[str, np.ndarray] = {}
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
         """Tokenize the (field, text) pairs that are new."""
@@ -162,6 +163,12 @@ class TokenTable:
         return max(
             [sum(map(len, self._get(x, text))) - len(self._heads[x]) for x in self._measured[field]]
         )
+
+    def ends(self, text: str) -> np.ndarray:
+        """As TextEncoder.text_ends."""
+        if text not in self._ends:
+            self._ends[text] = self.encoder.text_ends(text)
+        return self._ends[text]
 
     def total(self, texts: Mapping[str, str]) -> int:
         """Number of tokens of the whole example."""

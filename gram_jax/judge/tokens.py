@@ -89,7 +89,7 @@ class TextEncoder:
                 self.control_ids -= leaked
 
     def _refuse_long_lines(self, vocabulary: Any) -> None:
-        """Raises JudgeError if a token holds text on both sides of a line break, where texts are cut."""
+        """Raises JudgeError if a token holds text on both sides of a line break: texts are cut there."""
         tokens = (entry if isinstance(entry, str) else entry[0] for entry in vocabulary)
         if found := next((t for t in tokens if re.search(r"[^\n]\n+[^\s▁]", t)), None):
             raise JudgeError(
