@@ -139,4 +139,5 @@ def pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> tuple
             return default
         return min(rows, int(number) * rows // 100 if percent else int(number))
 
-    return splits[base], range(place(*slice_.group(1, 2), 0), place(*slice_.group(3, 4), rows))
+    start, start_share, stop, stop_share = slice_.groups()
+    return splits[base], range(place(start, start_share, 0), place(stop, stop_share, rows))
