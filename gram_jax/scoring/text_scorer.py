@@ -26,10 +26,12 @@ PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second respon
 class TextScorer:
     """A judge that reads text. Subclasses say where the logits come from.
 
-    window: number of pairs that are tokenized while those before them are scored.
+    window: number of pairs that are tokenized while those before them are scored. call_tokens: number of tokens from
+    which on a call of label_logit_diffs takes time in proportion to them.
     """
 
     window = 64
+    call_tokens = 2048
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec):
         self.tokenizer, self.spec = tokenizer, spec
