@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import make_spec
 from gram_jax.scoring.text_scorer import TextScorer
 
@@ -18,6 +19,13 @@ SHOWN = re.compile(r"\[Response A\]\n(.*)\n\n\[Response B\]\n(.*)\n\n\[Question\
 def parts():
     tokenizer = load_tokenizer("tiny-random")
     return tokenizer, make_spec(tokenizer, max_length=1 << 20)
+
+
+def tokens(*pairs) -> int:
+    """Number of tokens of both orders of each pair."""
+    tokenizer, spec = parts()
+    texts = encode_items(tokenizer, spec.comparison, pairs, spec.max_length)
+    return 2 * sum(len(x.tokens) for x in texts)
 
 
 class FakeJudge(TextScorer):

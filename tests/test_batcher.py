@@ -5,10 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake_judge import FakeJudge, parts
+from fake_judge import FakeJudge, tokens
 from server import until
 
-from gram_jax.judge.encode import encode_items
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.request_batcher import (
     BatchedScorer,
@@ -20,14 +19,6 @@ from gram_jax.scoring.request_batcher import (
 from gram_jax.scoring.turns import Turns
 
 PAIR = ("q", "a", "b")
-
-
-def tokens(*pairs) -> int:
-    """Of both orders of each pair."""
-    tokenizer, spec = parts()
-    return 2 * sum(
-        len(x.tokens) for x in encode_items(tokenizer, spec.comparison, pairs, spec.max_length)
-    )
 
 
 @pytest.fixture

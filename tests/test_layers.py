@@ -48,7 +48,9 @@ LAYERS = [
 ]
 
 SERVER = {
+    "serve.admission",
     "serve.app",
+    "serve.body",
     "serve.errors",
     "serve.middleware",
     "serve.native",
@@ -101,7 +103,7 @@ THIRD_PARTIES = {
     "flax": {"interop.nnx"},
     "fastapi": SERVER,
     "starlette": SERVER,
-    "uvicorn": {"serve.run"},
+    "uvicorn": {"serve.connections", "serve.run"},
     "prometheus_client": {"serve.metrics"},
 }
 

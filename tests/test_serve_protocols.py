@@ -96,7 +96,8 @@ def test_responses_without_a_label_are_compared_with_those_of_a_policy(judge):
             raise DataError("a prompt has 9 tokens")
         return ["a"] * len(prompts)
 
-    with client_for(judge, form=RewardForm("reference"), write=write) as client:
+    form = RewardForm("reference")
+    with client_for(judge, form=form, write=write, warm_up=True) as client:
 
         def rewards(labels: list[str] | None, *queries: str, prompt: str = CHAT):
             body = {"query": queries, "prompts": [prompt] * len(queries), "labels": labels}

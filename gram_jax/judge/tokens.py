@@ -101,16 +101,21 @@ class TextEncoder:
             )
         if text.isascii():
             return text, 0
-        replaced = 0
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-            replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
-            text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined)
+        text, replaced = replace_surrogates(text)
         if self._normalizes:
             text = self._text.normalizer.normalize_str(text)
         return text, replaced
+
+
+def replace_surrogates(text: str) -> tuple[str, int]:
+    """(`text` with pairs of surrogates joined and lone ones as U+FFFD, number of lone ones)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined), replaced
+    return text, 0
 
 
 def _is_plain_normalizer(tokenizer: Tokenizer) -> bool:

@@ -84,10 +84,15 @@ class _Slice(NamedTuple):
 
 
 class RequestBatcher:
-    """Label logit differences for many threads. max_queue: tokens that may wait, of one client half of them."""
+    """Label logit differences for many threads.
 
-    def __init__(self, scorer: TextScorer, *, max_queue: int = MAX_QUEUE):
-        self.scorer, self.max_queue = scorer, max_queue
+    max_queue: tokens that may wait. client_share: part of them that one client may have.
+    """
+
+    def __init__(
+        self, scorer: TextScorer, *, max_queue: int = MAX_QUEUE, client_share: float = CLIENT_SHARE
+    ):
+        self.scorer, self.max_queue, self.client_share = scorer, max_queue, client_share
         self.waiting = 0  # tokens in the queue or in the batch that is scored
         self.speed = 0.0  # tokens a second, smoothed
         self.batches = self.scored = 0  # calls, and sequences in them
@@ -147,7 +152,7 @@ class RequestBatcher:
         A request of any size is accepted if its client has none that waits.
         """
         own = self._waiting_of[client]
-        share = own and own + tokens > CLIENT_SHARE * self.max_queue
+        share = own and own + tokens > self.client_share * self.max_queue
         return self.retry_after() if share or self.waiting >= self.max_queue else None
 
     def retry_after(self) -> int:

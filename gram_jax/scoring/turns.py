@@ -1,4 +1,4 @@
-"""Turns between clients: whoever asks for much delays the others by one turn, not by all that it asks for."""
+"""Turns between clients: a client that asks for much delays the others by one turn, not by all that it asks for."""
 
 import math
 import threading

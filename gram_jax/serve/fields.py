@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from gram_jax.formatting import plural
 
 MAX_CHARACTERS = 400_000  # of one text
-MAX_ITEMS = 1024  # of one request
+MAX_ITEMS = 16_384  # of one request
 MAX_RESPONSES = 64  # of one list to compare
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]

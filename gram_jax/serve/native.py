@@ -6,10 +6,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.serve.body import JsonRoute
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, PromptField, Responses, StrictRequest
 from gram_jax.serve.service import Client, prompt_from, score_pairs
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class PairsRequest(StrictRequest):

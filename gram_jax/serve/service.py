@@ -1,5 +1,7 @@
 """What the endpoints of a server share: the judge behind its queue, rewards in the server's form, deadlines."""
 
+import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,15 +16,23 @@ from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
+from gram_jax.scoring.request_batcher import (
+    BatchedScorer,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.errors import unusable
+from gram_jax.serve.admission import Limits, client_of
+from gram_jax.serve.errors import describe_failure, unusable
 from gram_jax.serve.fields import MessageField, PairRequest
 from gram_jax.serve.metrics import ServerMetrics
-from gram_jax.serve.middleware import LOG, Limits
+from gram_jax.serve.middleware import LOG
 
 # (prompts, seconds) -> references, written within these seconds; raises TimeoutError.
 TimedReferenceWriter = Callable[[Sequence[Prompt], float], Sequence[str]]
+
+PROBE, PROBE_SECONDS = ("Name a prime number.", "Seven.", "Nine."), 10.0
 
 UNCOMPARED = (
     "a response without another to its prompt and without a reference has the reward 0.5, whatever its text. Send "
@@ -51,6 +61,26 @@ class Service:
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     warned: bool = False  # of a response without another
+    sound: bool = True  # whether the last probe was scored
+    probed: float = -math.inf  # when, by time.monotonic
+    probing: threading.Lock = field(default_factory=threading.Lock)
+
+    def judges(self) -> bool:
+        """Whether the judge scores a pair; it is asked at most every PROBE_SECONDS. True while it is overloaded."""
+        with self.probing:
+            now = time.monotonic()
+            if now - self.probed < PROBE_SECONDS:
+                return self.sound
+            try:
+                BatchedScorer(self.batcher, now + 2).score(*PROBE)
+                self.sound = True
+            except (DeadlineExceededError, QueueFullError):
+                pass
+            except Exception as error:
+                self.sound = False
+                LOG.error({"probe": "failed", **describe_failure(error)})
+            self.probed = time.monotonic()
+            return self.sound
 
     def drain(self) -> None:
         """Report not ready, and rate open groups as they are."""
@@ -104,11 +134,11 @@ TheService = Annotated[Service, Depends(_service)]
 
 
 async def _client(
-    service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
+    request: Request, service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
 ) -> BatchedScorer:
     longest = service.limits.deadline
     seconds = longest if x_deadline_ms is None else min(longest, x_deadline_ms / 1000)
-    return BatchedScorer(service.batcher, time.monotonic() + seconds)
+    return BatchedScorer(service.batcher, time.monotonic() + seconds, client_of(request.scope))
 
 
 # Of an endpoint: the judge until the request's deadline, which a header gives in milliseconds from now.

@@ -12,6 +12,7 @@ from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.request_batcher import BatchedScorer
+from gram_jax.serve.body import JsonRoute
 from gram_jax.serve.fields import MAX_ITEMS, MAX_RESPONSES, Messages, Responses, Text, Texts
 from gram_jax.serve.service import (
     Client,
@@ -21,7 +22,7 @@ from gram_jax.serve.service import (
     prompt_from,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class GetRewardRequest(BaseModel):
@@ -114,7 +115,8 @@ def compare(request: CompareRequest, service: TheService, client: Client) -> Com
 
     def rate(responses: list[str], deadline: float) -> list[float]:
         service.count_uncompared([prompt] * len(responses))
-        return _win_rates(BatchedScorer(service.batcher, deadline), prompt, responses)[0]
+        batched = BatchedScorer(service.batcher, deadline, client.client)
+        return _win_rates(batched, prompt, responses)[0]
 
     rewards, compared = service.groups.gather(
         prompt, request.responses, size, client.deadline, rate

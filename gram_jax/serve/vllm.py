@@ -8,10 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, Tag
 
 from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.serve.body import JsonRoute
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, Text, TextOrList, by_list
 from gram_jax.serve.service import Client, TheService, check_length, score_pairs
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 PairOrList = Annotated[
     Annotated[PairRequest, Tag("pair")]
