@@ -54,6 +54,7 @@ SERVER = {
     "serve.errors",
     "serve.middleware",
     "serve.native",
+    "serve.openai",
     "serve.operations",
     "serve.run",
     "serve.service",
@@ -73,7 +74,10 @@ THIRD_PARTIES = {
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
+        "serve.errors",
         "serve.fields",
+        "serve.items",
+        "serve.openai",
         "serve.native",
         "serve.trainers",
         "serve.vllm",

@@ -90,6 +90,9 @@ class Admission:
             # A proxy may have read the other one: what follows could be another client's (RFC 9112, 6.1).
             message = "expected content-length or transfer-encoding, found both"
             return RequestError(400, "ambiguous", message, {"connection": "close"})
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            message = "expected a body without content-encoding"
+            return RequestError(415, "encoded", message, {"connection": "close"})
         own, client = self._requests[body.client], body.client
         share = max(1, limits.client_share * limits.requests)
         if own > share or self._requests.total() > limits.requests:

@@ -15,7 +15,7 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.request_batcher import MAX_QUEUE, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve import native, operations, trainers, vllm
+from gram_jax.serve import native, openai, operations, trainers, vllm
 from gram_jax.serve.admission import Admission, Limits
 from gram_jax.serve.errors import HANDLERS, RESPONSES
 from gram_jax.serve.metrics import ServerMetrics
@@ -82,7 +82,7 @@ def make_app(
     # For the OpenAPI document: the middleware compares the token.
     bearer = [] if token is None else [Security(HTTPBearer(auto_error=False))]
     paths = set(LIGHT_PATHS)
-    for protocol in (native, trainers, vllm):
+    for protocol in (native, trainers, vllm, openai):
         app.include_router(protocol.router, responses=RESPONSES, dependencies=bearer)
         paths |= {getattr(route, "path", "") for route in protocol.router.routes}
     app.add_middleware(Admission, limits=service.limits, token=token, queue_full=batcher.full)

@@ -31,6 +31,12 @@ class ServerMetrics:
         self.surrogates = Counter(
             "gram_surrogates", "Lone surrogates in texts, replaced by U+FFFD", registry=registry
         )
+        self.notes = Counter(
+            "gram_not_shown",
+            "What was read and not shown to the judge",
+            ("what",),
+            registry=registry,
+        )
         for name, (description, attribute) in GAUGES.items():
             gauge = Gauge(name, description, registry=registry)
             gauge.set_function(partial(getattr, batcher, attribute))
