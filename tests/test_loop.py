@@ -288,7 +288,7 @@ def test_metrics_on_a_full_disk_are_a_named_error(tmp_path):
         writer.write(1, {"loss": 0.5})
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read"):
         new_writer(tmp_path, start_step=1)
 
 
@@ -307,7 +307,7 @@ def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, monkeyp
 
 
 def test_tensorboard_gets_the_figures_and_where_a_run_goes_on(tmp_path):
-    with closing(new_writer(tmp_path, start_step=3)) as writer:
+    with closing(MetricsWriter(tmp_path, [], start_step=3, tensorboard=True)) as writer:
         writer.write(4, {"loss": 0.5, "valid_loss": 2.0})
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, events = file.read_bytes(), []

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 # Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
+# Elements of all metadata of a file; a vocabulary of 256,000 tokens and its merges have 1.5 million.
+MAX_ELEMENTS = 8_000_000
 CONTROL, USER_DEFINED = 3, 4  # token types that are never split
 
 
@@ -47,7 +49,7 @@ def load_gguf(
     Raises CheckpointError for a damaged file, LayoutError for an unsupported model or quantisation.
     """
     file = open_gguf(path)
-    cfg = _config(file)
+    cfg = gguf_config(path)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
     kinds = {tensor.tensor_type.name for tensor in tensors.values()}
     if unknown := sorted(kinds - set(QUANTS)):
@@ -63,15 +65,21 @@ def load_gguf(
 
 def gguf_config(path: str | Path) -> ModelConfig:
     """ModelConfig from a GGUF file's metadata."""
-    return _config(open_gguf(path))
+    try:
+        return _config(open_gguf(path))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LayoutError(f"{path} holds a value of the wrong type: {error}") from error
 
 
 class _Reader(GGUFReader):
     """GGUFReader, faster and with a check of lengths.
 
     The base class slices a vocabulary 250,000 times, which is slow with a np.memmap. Beyond the end of a file it
-    reads empty arrays, as many as a damaged length states.
+    reads empty arrays, as many as a damaged length states. It keeps an array of 100 bytes for each element of
+    the metadata, so their number is limited, too.
     """
+
+    elements = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         plain = isinstance(value, np.memmap)
@@ -81,6 +89,9 @@ class _Reader(GGUFReader):
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > self.data.size:
             raise ValueError(f"it ends at byte {self.data.size}, expected at least {end}")
+        self.elements += 1
+        if self.elements > MAX_ELEMENTS:
+            raise ValueError(f"its metadata have more than {MAX_ELEMENTS:,} elements")
         return super()._get(offset, dtype, count, *rest, **named)
 
 
@@ -102,7 +113,15 @@ def open_gguf(path: str | Path) -> GgufFile:
         return _parse(path.absolute(), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error}") from error
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} is damaged or truncated ({error}): compare its size with the source, download it again"
         ) from error
