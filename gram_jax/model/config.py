@@ -1,5 +1,6 @@
 """The sizes and traits of a decoder. No field has a default: every importer states all of them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,13 +25,47 @@ LARGEST_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class LinearScaling:
+    """Every frequency divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """Another theta for texts beyond the model's context. Within the context it changes nothing."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
     """Llama 3's long-context scaling of the rotary frequencies."""
 
     factor: float
     low_frequency_factor: float
     high_frequency_factor: float
     original_context: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071). attention_factor: of cosines and sines; None: by `factor` and the two mscales.
+
+    truncate: round the bounds of the interpolated dimensions.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float | None
+    mscale: float | None
+    mscale_all_dim: float | None
+    truncate: bool
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
 
 
 @dataclass(frozen=True)
@@ -64,7 +99,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises LayoutError, which lists every number that no model can have."""
-        values = vars(self) | (vars(self.rope_scaling) if self.rope_scaling else {})
+        scaling = vars(self.rope_scaling) if self.rope_scaling else {}
+        values = vars(self) | scaling
         problems = [
             f"{name} = {values[name]!r} (expected {expected})"
             for name in (*LARGEST, *POSITIVE)
@@ -75,8 +111,13 @@ class ModelConfig:
                 f"{self.query_heads} query heads over {self.kv_heads} key-value heads of size {self.head_size} "
                 "(expected a multiple of the key-value heads, and an even size)"
             )
-        scaling = self.rope_scaling
-        if scaling and scaling.low_frequency_factor == scaling.high_frequency_factor:
+        problems += [
+            f"{name} = {value} (expected a finite number)"
+            for name, value in scaling.items()
+            if name not in POSITIVE and isinstance(value, float) and not math.isfinite(value)
+        ]
+        factors = [scaling.get(f"{end}_frequency_factor") for end in ("low", "high")]
+        if None not in factors and factors[0] == factors[1]:
             problems.append("rope scaling with equal low and high frequency factors")
         if problems:
             raise LayoutError("these sizes of a model cannot be used:\n  " + "\n  ".join(problems))
