@@ -663,18 +663,18 @@ def is_result(path: Path) -> bool:
 
 
 def hostile(world: World, trials: Trials, draw: random.Random, count: int) -> None:
-    """Every file with the command that reads it: no traceback, within 60 s and 3 GB."""
+    """Every file with the command that reads it: no traceback, within 120 s and 4 GB."""
     most, longest = 0.0, 0.0
     files = hostile_files(world.base / "hostile", world.judge, world.pairs)
     for name, words in itertools.islice(files, count):
         child = Child(words, world.log)
-        done = child.wait(60)
+        done = child.wait(120)
         done = done or child.kill()._replace(status=99)
         most, longest = max(most, done.rss), max(longest, done.seconds)
         problem = None
         if done.is_bug:
             problem = f"{done.status} after {done.seconds:.0f} s: {done.text[-800:]}"
-        elif done.status is None or done.rss > 3000:
+        elif done.status is None or done.rss > 4000:
             problem = f"killed, or {done.rss:.0f} MB"
         trials.judge(name, problem, "refused" if done.status else "read")
     print(f"largest memory {most:,.0f} MB, longest time {longest:.0f} s")

@@ -63,19 +63,26 @@ def is_full_disk(error: BaseException) -> bool:
     return full or any(words in str(error) for words in ("No space left", "os error 28"))
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Whether a file system cannot be written, as the same libraries report it."""
+    refused = getattr(error, "errno", None) == errno.EROFS
+    return refused or any(words in str(error) for words in ("Read-only file", "os error 30"))
+
+
 @contextmanager
 def explain_full_disk(
     path: Path, advice: str, *, error: type[GramError] = CheckpointError
 ) -> Iterator[None]:
-    """Raises `error` with `advice` if the disk fills up inside the block."""
+    """Raises `error` with `advice` if the disk fills up, or becomes read-only, inside the block."""
     try:
         yield
     except GramError:
         raise
     except Exception as found:
-        if not is_full_disk(found):
+        if not (is_full_disk(found) or is_read_only(found)):
             raise
-        raise error(f"the disk of {path} is full ({found}). {advice}") from found
+        state = "full" if is_full_disk(found) else "read-only"
+        raise error(f"the disk of {path} is {state} ({found}). {advice}") from found
 
 
 def no_space(folder: Path, needed: int, advice: str) -> CheckpointError:

@@ -29,8 +29,8 @@ MAX_LIST = MIB * _limit("GRAM_JAX_MAX_JSON_MB", 1024)
 MAX_CONFIG = 64 * MIB
 # Commas and opening brackets of one JSON value: 100 to 200 bytes of memory each.
 MAX_VALUES = 1_000_000 * _limit("GRAM_JAX_MAX_JSON_MILLION_VALUES", 20)
-# Decompressed bytes for each byte of a gzip file above FREE_GZIP; text has 3 to 20, repeated text 100.
-MAX_GZIP_RATIO = _limit("GRAM_JAX_MAX_GZIP_RATIO", 200)
+# Decompressed bytes for each byte of a gzip file above FREE_GZIP; text has 3 to 20.
+MAX_GZIP_RATIO = _limit("GRAM_JAX_MAX_GZIP_RATIO", 100)
 FREE_GZIP = 64 * MIB
 
 
