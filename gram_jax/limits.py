@@ -24,6 +24,8 @@ def _limit(name: str, default: int) -> int:
 
 # Bytes of one line of JSON, and of one row of CSV. Parsed JSON takes up to 35 times its size.
 MAX_LINE = MIB * _limit("GRAM_JAX_MAX_LINE_MB", 32)
+# Characters of a text. Tokenizers take 500 bytes for each byte of it, before it is shortened.
+MAX_TEXT = 1_000_000 * _limit("GRAM_JAX_MAX_TEXT_MILLION_CHARACTERS", 2)
 # Bytes of a file that is one JSON value: a list of rows, and a config or index.
 MAX_LIST = MIB * _limit("GRAM_JAX_MAX_JSON_MB", 1024)
 MAX_CONFIG = 64 * MIB

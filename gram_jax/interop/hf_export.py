@@ -22,7 +22,7 @@ from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
 from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.files import is_full_disk, no_space, read_json, write_json
+from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
 from gram_jax.finite import check_weights
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
@@ -67,10 +67,8 @@ def export_hf(
     True
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: give the name of a new folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise CheckpointError(f"{folder} is not empty: choose another folder, or overwrite it")
+    check_local(folder, "folder", CheckpointError)
+    _check_free(folder, overwrite)
     if problems := tree.differences(params, param_specs(cfg)):
         lines = "\n  ".join(problems)
         raise LayoutError(
@@ -85,6 +83,7 @@ def export_hf(
         _write_weights(partial, cfg, params, dtype, files)
         return folder
     with _writing(partial, folder, files.metadata["total_size"]):
+        _check_free(folder, overwrite)  # another process may have written it, or moved it away
         _write_weights(partial, cfg, params, dtype, files)
         _write_texts(partial, cfg, params, dtype, tokenizer, stops)
         if spec is not None:
@@ -92,6 +91,13 @@ def export_hf(
         write_manifest(partial)
         _move_into_place(partial, folder)
     return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: give the name of a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise CheckpointError(f"{folder} is not empty: choose another folder, or overwrite it")
 
 
 def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> StateDictSplit:
