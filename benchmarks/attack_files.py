@@ -27,46 +27,72 @@ BAD_NUMBERS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def hostile_files(base: Path, judge: Path, pairs: Path) -> Iterator[tuple[str, Words]]:
-    """(name, command) of every file, which exists until the next one is asked for."""
+def hostile_files(
+    base: Path, judge: Path, pairs: Path, every: int = 1
+) -> Iterator[tuple[str, Words]]:
+    """(name, command) of every file, or every N-th; it exists until the next one is asked for."""
     base.mkdir()
     plain = base / "plain"
     shutil.copytree(judge, plain)
     (plain / MANIFEST).unlink()
     save_file(load_file(plain / "model.safetensors"), plain / "model.safetensors")
+    for number, (name, make, words) in enumerate(_all(base, plain, judge, pairs)):
+        if number % every == 0:
+            made = make()
+            yield name, words
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+
+
+def _all(
+    base: Path, plain: Path, judge: Path, pairs: Path
+) -> Iterator[tuple[str, Callable[[], Path], Words]]:
+    """(name, what makes the file or folder, command)."""
+    model, out = base / "model", base / "out.jsonl"
+
+    def written(path: Path, content: Callable[[], bytes]) -> Callable[[], Path]:
+        def make() -> Path:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content())
+            return path if path.parent == base else path.parent
+
+        return make
+
+    def edited(edit: Callable[[Path], object]) -> Callable[[], Path]:
+        def make() -> Path:
+            shutil.copytree(plain, model)
+            edit(model)
+            return model
+
+        return make
+
+    def template_of(text: str) -> Callable[[Path], object]:
+        def edit(folder: Path) -> None:
+            (folder / "judge.json").unlink()
+            (folder / "chat_template.jinja").write_text(text)
+
+        return edit
+
     for name, content in _data():
         path = base / name.split(": ")[0]
-        path.write_bytes(content())
-        yield name, ["score", path, base / "out.jsonl", "-m", judge, "--overwrite"]
-        path.unlink()
+        yield name, written(path, content), ["score", path, out, "-m", judge, "--overwrite"]
     for name, edit in (*_configs(), *_weights(), *_texts()):
-        folder = base / "model"
-        shutil.copytree(plain, folder)
-        edit(folder)
-        yield name, ["score", pairs, base / "out.jsonl", "-m", folder, "--overwrite"]
-        shutil.rmtree(folder)
-    for number, template in enumerate(TEMPLATES):
-        folder = base / "model"
-        shutil.copytree(plain, folder)
-        (folder / "judge.json").unlink()
-        (folder / "chat_template.jinja").write_text(template)
-        yield f"chat template {number}: {template[:60]}", ["spec", base / "s.json", "-m", folder]
-        shutil.rmtree(folder)
-    for name, content in _ggufs():
+        yield name, edited(edit), ["score", pairs, out, "-m", model, "--overwrite"]
+    for number, text in enumerate(TEMPLATES):
+        name = f"chat template {number}: {text[:60]}"
+        yield name, edited(template_of(text)), ["spec", base / "s.json", "-m", model]
+    for name, data in _ggufs():
         path = base / "x.gguf"
-        path.write_bytes(content)
-        yield name, ["score", pairs, base / "out.jsonl", "-m", path, "--overwrite"]
+        words: Words = ["score", pairs, out, "-m", path, "--overwrite"]
+        yield name, written(path, lambda data=data: data), words
     for name, text in _recipes():
         path = base / "x.toml"
-        path.write_text(text)
         for command in ("train", "rl"):
-            yield f"{command} {name}", [command, path]
+            make = written(path, lambda text=text: text.encode())
+            yield f"{command} {name}", make, [command, path]
     for name, text in _results():
-        folder = base / "results"
-        folder.mkdir()
-        (folder / "evaluation.json").write_text(text)
-        yield name, ["report", folder, "--overwrite"]
-        shutil.rmtree(folder)
+        path = base / "results" / "evaluation.json"
+        make = written(path, lambda text=text: text.encode())
+        yield name, make, ["report", path.parent, "--overwrite"]
 
 
 def _data() -> Iterator[tuple[str, Callable[[], bytes]]]:

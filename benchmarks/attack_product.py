@@ -142,8 +142,8 @@ class Command:
 class World:
     """Inputs that every trial shares, in one folder, and the undisturbed results."""
 
-    def __init__(self, base: Path):
-        self.base, self.log = base, base / "log"
+    def __init__(self, base: Path, every: int):
+        self.base, self.log, self.every = base, base / "log", every
         self.expected: dict[str, dict[str, str]] = {}
         self.lengths: dict[str, float] = {}
         self.pairs, self.candidates = base / "pairs.jsonl", base / "candidates.jsonl"
@@ -226,6 +226,13 @@ class World:
             return ["rl", "smollm2-135m-rl", *sets]
 
         yield Command("train", lambda place: ["train", recipe(place, "finetune")])
+        yield Command(
+            "prepare",
+            lambda place: [
+                *("data", "prepare", recipe(place, "finetune")),
+                *("--set", f"data.cache_dir={place / 'cache'}"),
+            ],
+        )
         yield Command("rl", rl)
         yield Command(
             "adapt",
@@ -665,7 +672,7 @@ def is_result(path: Path) -> bool:
 def hostile(world: World, trials: Trials, draw: random.Random, count: int) -> None:
     """Every file with the command that reads it: no traceback, within 120 s and 4 GB."""
     most, longest = 0.0, 0.0
-    files = hostile_files(world.base / "hostile", world.judge, world.pairs)
+    files = hostile_files(world.base / "hostile", world.judge, world.pairs, world.every)
     for name, words in itertools.islice(files, count):
         child = Child(words, world.log)
         done = child.wait(120)
@@ -713,14 +720,16 @@ def attack(
     commands: Sequence[str] = (),
     count: int | None = None,
     seed: int = 0,
+    every: int = 1,
 ) -> list[Trials]:
     """Run attacks in a folder; their counts."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "xla")
     jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["XDG_CACHE_HOME"] = str(base / "cache")
     for module in HEAVY.split():
         importlib.import_module(module)
-    world = World(base)
+    world = World(base, every)
     needed = () if set(names) <= {"hostile", "non_finite"} else commands or world.commands
     world.prepare(needed)
     found = []
@@ -739,6 +748,7 @@ def main() -> int:
     options.add_argument("--commands", nargs="+", default=(), help="default all that write")
     options.add_argument("--count", type=int, help="number of trials; default that of a release")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--every", type=int, default=1, help="every N-th hostile file")
     chosen = options.parse_args()
     base = Path(tempfile.mkdtemp(prefix="attack-"))
     found = attack(
@@ -747,6 +757,7 @@ def main() -> int:
         commands=chosen.commands,
         count=chosen.count,
         seed=chosen.seed,
+        every=chosen.every,
     )
     failed = [problem for trials in found for problem in trials.failed]
     print("\n".join(trials.summary() for trials in found))

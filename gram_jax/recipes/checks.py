@@ -24,6 +24,7 @@ LEAST_BF16_LEARNING_RATE = 1e-4
 def check_recipe(recipe: Recipe) -> Iterator[str]:
     """One line for each contradiction in a training recipe."""
     check_local(recipe.run.output_dir, "run.output_dir", RecipeError)
+    check_local(recipe.data.cache_dir or "", "data.cache_dir", RecipeError)
     yield from _stage(recipe)
     yield from _optimizer(recipe)
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
