@@ -101,7 +101,7 @@ def write_json(path: Path, content: Any, *, error: type[GramError] | None = None
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError if the file is missing or holds anything else."""
     try:
-        found = parse_json(_start(path, MAX_CONFIG + 1), MAX_CONFIG, constants=True)
+        found = parse_json(_start(path, MAX_CONFIG + 1), MAX_CONFIG)
     except FileNotFoundError as error:
         raise CheckpointError(f"no {path.name}: {describe_folder(path.parent)}") from error
     except (OSError, ValueError) as error:

@@ -36,10 +36,10 @@ MAX_GZIP_RATIO = _limit("GRAM_JAX_MAX_GZIP_RATIO", 100)
 FREE_GZIP = 64 * MIB
 
 
-def parse_json(data: bytes, largest: int, *, constants: bool = False) -> Any:
+def parse_json(data: bytes, largest: int) -> Any:
     """The value of UTF-8 JSON of at most `largest` bytes. Raises ValueError, which states what is wrong.
 
-    constants: accept NaN and Infinity, which are not JSON and are written by Python.
+    NaN and Infinity, which Python writes, are accepted: the field that reads them rejects them with its name.
 
     >>> parse_json(b"[1, 2]", 6)
     [1, 2]
@@ -56,18 +56,13 @@ def parse_json(data: bytes, largest: int, *, constants: bool = False) -> Any:
             "(GRAM_JAX_MAX_JSON_MILLION_VALUES); write one row per line instead, as .jsonl"
         )
     try:
-        text = data.decode("utf-8-sig")
-        return json.loads(text) if constants else json.loads(text, parse_constant=_refuse)
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text, found {error}") from error
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number; expected null, or the row without this field")
 
 
 def open_limited(path: Path, *, lines: bool = True) -> IO[bytes]:

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_attacked_commands_end_with_the_undisturbed_result_or_a_message():
-    command = [sys.executable, ROOT / "benchmarks" / "attack_product.py"]
+    attacks = ("kills", "together", "damage", "hostile")
+    command = [sys.executable, ROOT / "benchmarks" / "attack_product.py", *attacks]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*command, *"kills together damage hostile --count 5 --every 70".split()]
-        + ["--commands", "score", "convert", "spec"],
+        [*command, "--count", "5", "--every", "70", "--commands", "score", "convert", "spec"],
         capture_output=True,
         text=True,
         timeout=600,
@@ -26,5 +26,5 @@ def test_attacked_commands_end_with_the_undisturbed_result_or_a_message():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = dict(re.findall(r"^(\w+): (.*) in \d+ s$", done.stdout, re.MULTILINE))
-    assert set(found) == {"kills", "together", "damage", "hostile"}
+    assert set(found) == set(attacks)
     assert "FAILED" not in done.stdout

@@ -126,16 +126,19 @@ def test_the_largest_published_models_are_within_the_limits():
 
 
 def test_nan_in_data_is_refused_by_row(tmp_path):
-    rows = [
-        {"prompt": "p", "chosen": "a", "rejected": "b", name: value}
-        for name in ("score_chosen", "margin", "weight")
-        for value in (float("nan"), float("inf"))
-    ]
-    for row in rows:
-        both = [{"prompt": "p", "chosen": "a", "rejected": "b"}, row]
+    chats = [[{"role": "user", "content": "p"}, {"role": "assistant", "content": x}] for x in "ab"]
+    scored = {"prompt": "p", "chosen": chats[0], "rejected": chats[1], "score_rejected": 1.0}
+    plain = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for good, name in (
+        (scored | {"score_chosen": 2.0}, "score_chosen"),
+        (scored | {"score_chosen": 2.0}, "score_rejected"),
+        (plain, "margin"),
+        (plain, "weight"),
+    ):
+        both = [good, good | {name: float("nan")}]
         (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, both)))
         done = run_cli("data", "inspect", tmp_path / "x.jsonl", "--model", "tiny-random")
-        assert done.status == 2 and "line 2" in done.stderr
+        assert (done.status, "line 2" in done.stderr, name in done.stderr) == (2, True, True)
 
 
 def test_a_tree_on_the_host_is_checked_in_place():
