@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import logging
 import os
 import random
 import resource
@@ -192,7 +193,8 @@ class World:
         def recipe(place: Path, stage: str) -> Path:
             values = tiny_values(
                 stage,
-                place / "run",
+                self.base / "run",
+                run__output_dir=str(place / "run"),
                 run__max_steps=6,
                 checkpoint__save_steps=2,
                 data__train=[str(pairs)],
@@ -726,6 +728,7 @@ def attack(
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "xla")
     jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     os.environ["XDG_CACHE_HOME"] = str(base / "cache")
     for module in HEAVY.split():
         importlib.import_module(module)
