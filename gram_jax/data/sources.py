@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.splits import explained, files_by_split, pick_split
 from gram_jax.errors import DataError
 
@@ -27,12 +28,17 @@ PARQUET_ROWS = 1024  # rows held as Python objects at a time
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source with its settings. schema: a name in schemas.SCHEMAS; limit: maximum number of records."""
+    """A source with its settings.
+
+    schema: a name in schemas.SCHEMAS; limit: maximum number of records; map: its columns for those of a schema
+    (mapping.py).
+    """
 
     path: str
     schema: str = "auto"
     split: str | None = None
     limit: int | None = None
+    map: ColumnMap | None = None
 
     def schema_or(self, default: str) -> str:
         """The schema of the source, or `default` if it states none."""
