@@ -18,6 +18,7 @@ from gram_jax.adaptation.recipe import make_adapt_recipe
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     fit_temperature,
@@ -56,6 +57,7 @@ def adapt(
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
+    map: ColumnMap | None = None,
     spec: JudgeSpec | None = None,
     accept: bool = False,
     progress: ProgressFactory = no_progress,
@@ -74,7 +76,7 @@ def adapt(
     """
     model_config(model)  # raises before the data are read
     make_folder(out)
-    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad, map=map)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
     judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec)

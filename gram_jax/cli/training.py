@@ -10,18 +10,17 @@ from cyclopts import Parameter
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
-    RECIPE,
     AtLeastOne,
     ComputeDtype,
     JobOptions,
     Judge,
     Overrides,
+    RecipeName,
     RowOptions,
     StopOptions,
     read_spec,
 )
 
-RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Adaptation = Annotated[AdaptConfig, Parameter(name="*")]
 
 
@@ -118,7 +117,7 @@ def adapt(
         out,
         config,
         compute_dtype=compute_dtype,
-        **vars(rows),
+        **rows.arguments(),
         spec=read_spec(spec),
         accept=accept,
         progress=console.progress,

@@ -11,8 +11,9 @@ import numpy as np
 class ReadReport:
     """Numbers of rows read, records kept, and records dropped by reason.
 
-    A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows. notes: what messages hold
-    and the judge is not shown, by kind. unread: columns that the schema does not read.
+    A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows. by_source: records that
+    were read from each source. notes: what messages hold and the judge is not shown, by kind. unread: columns that the
+    schema does not read.
 
     >>> ReadReport(3, 3).without({"tie": 1, "too long": 0})
     ReadReport(rows=3, kept=2, dropped={'tie': 1}, notes={}, unread=())
@@ -21,14 +22,16 @@ class ReadReport:
     rows: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+    by_source: tuple[int, ...] = field(default=(), repr=False, compare=False)
     notes: Mapping[str, int] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     def __add__(self, other: "ReadReport") -> "ReadReport":
         return ReadReport(
             self.rows + other.rows,
             self.kept + other.kept,
             dict(Counter(self.dropped) + Counter(other.dropped)),
+            self.by_source + other.by_source,
             dict(Counter(self.notes) + Counter(other.notes)),
             tuple(dict.fromkeys(self.unread + other.unread)),
         )
@@ -50,12 +53,40 @@ class ReadReport:
 
 
 @dataclass(frozen=True)
+class SourceShare:
+    """A source: its examples and tokens, the passes over it in an epoch, its share of the examples of an epoch."""
+
+    name: str
+    examples: int
+    tokens: int
+    passes: float
+    share: float
+
+
+def source_shares(
+    passes: Mapping[str, float], examples: Sequence[int], tokens: Sequence[int]
+) -> tuple[SourceShare, ...]:
+    """The shares of sources with these passes by name, numbers of examples and numbers of tokens.
+
+    >>> [share.share for share in source_shares({"a": 1.0, "b": 2.0}, [30, 5], [300, 50])]
+    [0.75, 0.25]
+    """
+    rows = list(zip(passes.items(), examples, tokens, strict=True))
+    total = sum(count * times for (_, times), count, _ in rows)
+    return tuple(
+        SourceShare(name, int(count), int(size), times, float(count * times / total))
+        for (name, times), count, size in rows
+    )
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Figures of examples and their first epoch.
 
     examples: units (pairs or sequences); documents: token sequences (two for a unit with both orders); shortened:
     truncated examples; histogram: (shortest, longest, documents); padding: share of the positions of an epoch without
-    a token; first_share: share of verdicts whose first response is better, None without verdicts.
+    a token; first_share: share of verdicts whose first response is better, None without verdicts; sources: those of the
+    recipe, in its order.
     """
 
     rows_read: int
@@ -75,6 +106,7 @@ class DataReport:
     examples_per_step: float
     padding: float
     first_share: float | None
+    sources: tuple[SourceShare, ...] = ()
 
     def to_text(self) -> str:
         """The report as text."""
@@ -100,6 +132,12 @@ class DataReport:
         ]
         if self.first_share is not None:
             lines.append(f"first is better  {self.first_share:.1%} of the verdicts")
+        if len(self.sources) > 1:
+            lines += [
+                f"source           {one.share:.1%} of an epoch: {one.examples:,} examples, {one.tokens:,} tokens, "
+                f"{one.passes:g} passes, {one.name}"
+                for one in self.sources
+            ]
         return "\n".join(lines)
 
 
