@@ -23,11 +23,11 @@ from gram_jax.data.fields import (
     number_value,
     source_of,
 )
-from gram_jax.data.mapping import ColumnMap, mapped
+from gram_jax.data.mapping import ColumnMap, checked_map, mapped
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema, detect_schema, graded_pairs, with_own_template
-from gram_jax.data.sources import Row, Source, parse_source, read_rows
+from gram_jax.data.sources import Row, Source, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import BadField, Notes, Prompt, Seen
@@ -67,7 +67,7 @@ class RecordStream:
         self.spec = parse_source(source)
         self.kind: Kind = kind
         self.schema, self.on_bad, self.keep_identical = schema, on_bad, keep_identical
-        self.map = self.spec.map or map
+        self.map = _map_of(self.spec, map)
         limits = [n for n in (limit, self.spec.limit) if n is not None]
         self.limit = min(limits, default=None)
         self._start()
@@ -168,6 +168,12 @@ PAIRED = ("preference", "pair")
 META = frozenset((*IDS, *SOURCES))
 
 
+def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap | None:
+    """The map of a source, or the one of all sources."""
+    chosen = spec.map or map
+    return checked_map(chosen) if chosen else None
+
+
 def _mapped_rows(rows: Iterable[Row], map: ColumnMap | None) -> Iterator[Row]:
     """The rows with the columns of a map; a row that lacks one has a fault."""
     for row in rows:
@@ -215,7 +221,7 @@ def source_schema(source: Source, *, schema: str = "auto", map: ColumnMap | None
 
 def _detected(source: Source, schema: str, map: ColumnMap | None, *, prompts_alone: bool) -> Schema:
     spec = parse_source(source)
-    rows = _mapped_rows(read_rows(spec, keep_faulty=True), spec.map or map)
+    rows = _mapped_rows(read_rows(spec, keep_faulty=True), _map_of(spec, map))
     sample = list(itertools.islice(rows, SAMPLE_ROWS))
     name = spec.schema_or(schema)
     return detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
@@ -357,6 +363,18 @@ def log_notes(path: str, report: ReadReport) -> None:
     """A warning for each kind of content that the records do not show."""
     for kind, count in report.notes.items():
         logger.warning("%s: %d %s", path, count, kind)
+
+
+def parse_row(
+    fields: Fields, kind: Kind, where: str, notes: Notes, *, schema: str = "auto"
+) -> list[Record]:
+    """The records of one row, which needs no source. Raises DataError with the place `where`."""
+    found = detect_schema(schema, where, [fields])
+    _check_kind(kind, found, where)
+    try:
+        return _parse(fields, found, kind, notes)
+    except BadField as error:
+        raise DataError(f"{where}: {error} (schema {found.name})") from None
 
 
 def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Record]:

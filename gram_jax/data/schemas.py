@@ -519,7 +519,7 @@ def _narrowest(fitting: Sequence[Schema], where: str, sample: Sequence[Fields]) 
     row = dict.fromkeys(name for row in sample for name in row)
     best = max(fitting, key=lambda schema: len(schema.used(row)))
     for other in fitting:
-        if not other.used(row) <= best.used(row):
+        if not other.used(row) <= best.columns:
             raise _ambiguous(
                 where,
                 f"{best.name} ({', '.join(sorted(best.used(row)))})",

@@ -90,7 +90,12 @@ def read_dataset(
     nine = CELLS if known == "rmbench" and benchmark in ("auto", known) else 1
     most = None if limit is None else limit * nine
     records, read = read_records(
-        source, "graded" if ranks else "preference", schema=schema, on_bad=on_bad, limit=most, map=map
+        source,
+        "graded" if ranks else "preference",
+        schema=schema,
+        on_bad=on_bad,
+        limit=most,
+        map=map,
     )
     ties = 0
     if not ranks:

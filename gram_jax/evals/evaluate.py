@@ -44,8 +44,9 @@ def evaluate(
     """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
 
     model: its name in the results. benchmark: the benchmark of each source, "auto" to detect it. limit: maximum number
-    of rows of each source. map: as of `read_records`. out: folder for evaluation.json and the scores. An interrupted evaluation resumes there, and
-    the results include earlier sources of the folder. overwrite: score these sources again.
+    of rows of each source. map: as of `read_records`. out: folder for evaluation.json and the scores. An interrupted
+    evaluation resumes there, and the results include earlier sources of the folder. overwrite: score these sources
+    again.
     Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile

@@ -107,6 +107,10 @@ def set_up_rl(
     reference = _load_policy(recipe, start, place)
     prompts = _read(recipe, recipe.data.train, reference)
     valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
+    if recipe.data.valid and (shared := len({*prompts.prompts} & {*valid.prompts})):
+        logger.warning(
+            "%d of the %d prompts of data.valid are in data.train", shared, len(valid.prompts)
+        )
     assert_equal("set of prompts", prompts.fingerprint)
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
     contest = reward

@@ -82,9 +82,7 @@ def score_file(
     Raises DataError if `out` holds something else or cannot be written; its complete rows are kept.
     """
     kind = check_files(source, out, schema=schema, map=map, ranked=ranking is not None)
-    stream = RecordStream(
-        source, kind, schema=schema, on_bad=on_bad, map=map, keep_identical=True
-    )
+    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, map=map, keep_identical=True)
     metadata = {"format": FORMAT, "source": str(source), "kind": kind}
     metadata |= judge_identity(scorer, model)
     if ranking is None:

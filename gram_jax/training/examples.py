@@ -72,9 +72,10 @@ def _encoded_in_memory(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examp
     return stage_examples(recipe, records, report, tokenizer, spec)
 
 
-def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
-    data, seed = recipe.data, recipe.run.seed
-    stream = SourcesStream(
+def training_records(recipe: Recipe) -> SourcesStream:
+    """The records of data.train."""
+    data = recipe.data
+    return SourcesStream(
         data.train,
         pair_kind(recipe),
         schema=data.schema,
@@ -82,6 +83,11 @@ def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
         on_bad=data.on_bad,
         limit=data.limit,
     )
+
+
+def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
+    data, seed = recipe.data, recipe.run.seed
+    stream = training_records(recipe)
 
     def read() -> ReadReport:
         stream.scan()
