@@ -441,6 +441,17 @@ def test_every_form_of_a_preference_has_the_same_tokens(tmp_path: Path):
         assert len(tokens) <= pairs
 
 
+@pytest.mark.parametrize("prompt", ["q", None])
+def test_reasoning_of_a_response_is_counted_once(prompt: str | None, tmp_path: Path):
+    thought = {"role": "assistant", "content": "good", "reasoning_content": "hm"}
+    asked = [] if prompt else [{"role": "user", "content": "q"}]
+    row = {"prompt": prompt, "chosen": [*asked, thought], "rejected": [*asked, *said("bad")]}
+    path = tmp_path / "thought.jsonl"
+    path.write_text(json.dumps(row))
+    (record,), report = read_records(path)
+    assert record.chosen == "good" and report.notes == {"reasoning not shown": 1}
+
+
 def test_every_schema_has_a_form():
     lists = {"rm-bench", "candidates", "kto", "pairs"}  # of tests/test_records.py
     assert {name.split(" ")[0] for name in FORMS} | lists == {s.name for s in SCHEMAS.values()}

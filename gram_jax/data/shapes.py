@@ -6,6 +6,7 @@ responses.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,10 @@ def beside(row: Fields, columns: Columns, notes: Notes) -> Parts:
     prompt, first, second = columns
     values = column(row, first), column(row, second)
     name = alternative(row, prompt)
-    whole = [_conversation(column(row, field), field, notes) for field in (first, second)]
+    seen: Notes = Counter()
+    whole = [_conversation(column(row, field), field, seen) for field in (first, second)]
     if all(whole):
+        notes.update(seen)
         found = split_conversations(whole[0], whole[1], (first, second), notes)
         if name is not None:
             _check_shown(row, name, found[0])
@@ -184,7 +187,9 @@ def answered_conversation(row: Fields, columns: Columns, notes: Notes) -> Parts:
     whole, _, other = columns
     turns = read_messages(column(row, whole), whole, notes)
     value = column(row, other)
-    if another := _conversation(value, other, notes):
+    seen: Notes = Counter()
+    if another := _conversation(value, other, seen):
+        notes.update(seen)
         return split_conversations(turns, another, (whole, other), notes)
     end = len(turns)
     while end and turns[end - 1].role != "assistant":

@@ -161,6 +161,12 @@ class TextScorer:
 
     def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
         texts = encoder.encode(comparisons)
+        if any(text.replaced for text in texts):
+            warnings.warn(
+                "some texts have halves of characters (lone surrogates), which U+FFFD replaces",
+                category=GramWarning,
+                stacklevel=2,
+            )
         if any(text.shortened for text in texts):
             # The same words every time: Python shows a repeated warning once.
             warnings.warn(
