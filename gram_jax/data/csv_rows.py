@@ -8,11 +8,20 @@ from typing import IO, Any
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 DELIMITERS = ",;\t|"  # the most frequent one in the header is used
-NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_preference")
+NUMBERS = (
+    "margin",
+    "weight",
+    "score_chosen",
+    "score_rejected",
+    "overall_preference",
+    "preference_strength",
+    "score_ratio",
+)
 # Columns that are also recognised in another spelling: "Response A", "PROMPT".
 KNOWN = frozenset(
-    ("id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", *NUMBERS)
-)
+    ("id", "source", "prompt", "question", "instruction", "system", "chosen", "rejected", "response_a", "response_b",
+     "label", "winner", "preference", "completion", *NUMBERS)
+)  # fmt: skip
 LONGEST = 2**31 - 1  # characters of a cell
 
 
