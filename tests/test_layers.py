@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "gram_jax"
 # A package may import from itself and from those above it in this list; cycles are not allowed.
 LAYERS = [
     "errors",
+    "limits",
     "version",
     "tree",
     "batch",
+    "finite",
     "hashing",
     "compile_cache",
     "files",
@@ -93,7 +95,7 @@ THIRD_PARTIES = {
         "cli.models",
     },
     "rich": {"cli.console"},
-    "jinja2": {"reports.report"},
+    "jinja2": {"reports.report", "judge.chat_template"},
     "matplotlib": {"plots"},
     "tensorboardX": {"run.metrics"},
     "wandb": {"run.metrics"},

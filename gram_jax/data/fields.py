@@ -1,12 +1,14 @@
 """Reading the columns of a row. Each function returns a checked value or raises BadField."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gram_jax.judge.messages import BadField, Seen, text_value
+from gram_jax.limits import MAX_TEXT
 
 Fields = Mapping[str, Any]
+LARGEST = sys.float_info.max
 
 # Columns that say something about a row and are no part of what is judged.
 IDS = ("id", "pair_id", "pair_uid", "prompt_id", "question_id", "uid")
@@ -57,7 +59,8 @@ def list_of(row: Fields, field: str) -> list[Any]:
 
 def number_value(value: Any, field: str) -> float:
     """The value if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST < value < LARGEST:
         raise BadField(field, "a finite number", value)
     return float(value)
 
@@ -87,10 +90,15 @@ def source_of(row: Fields) -> str:
 
 
 def check_encodable(row: Fields, texts: Sequence[str]) -> None:
-    """Raises BadField for the value of a row with a lone surrogate, if one of its texts has one.
+    """Raises BadField for a row if one of its texts is too long or has a lone surrogate.
 
-    Such text is the half of a character that was cut; it cannot be tokenized.
+    A lone surrogate is the half of a character that was cut; it cannot be tokenized.
     """
+    if (longest := max(map(len, texts), default=0)) > MAX_TEXT:
+        expected = (
+            f"texts of at most {MAX_TEXT:,} characters (GRAM_JAX_MAX_TEXT_MILLION_CHARACTERS)"
+        )
+        raise BadField("the row", expected, Seen(f"{longest:,}"))
     if not all(map(_is_encodable, texts)):
         # text inside JSON text has no path of its own
         field, text = next(_damaged(row, ""), ("the row", "".join(texts)))
