@@ -14,7 +14,8 @@ from documents import ROOT, blocks_of
 
 import gram_jax
 from gram_jax import cli, read_records
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.detection import detect_schema
+from gram_jax.data.schemas import SCHEMAS
 
 sys.path.insert(0, str(ROOT / "docs"))
 from make_reference import references

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gram_jax.data.detection import detect_schema
 from gram_jax.data.reading import RecordStream, read_records, read_sources
 from gram_jax.data.records import Candidates
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.schemas import SCHEMAS
 from gram_jax.data.sources import SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import Message, as_prompt, common_length

@@ -65,11 +65,12 @@ LISTED = {
     "data.gram_rows:is_published": "the reading itself raises for the row",
     "data.splits:has_card": "looks for one word of a README.md that datasets reads itself",
     "judge.messages:_written_call": "text that is no JSON of a call is shown as it is",
-    "judge.tokens:clean": "Encoded.replaced; a GramWarning of the Scorer; data files refuse such rows",
+    "judge.tokens:replace_surrogates": "Encoded.replaced; a GramWarning of the Scorer; data files refuse such rows",
     "evals.results:read_results": "names in a results file, which are not judged",
     "evals.results:read_judge": "an earlier result that is missing or damaged is scored again",
     "generation.generator:_frames": "the conversation is shown as the text of one user",
     "run.metrics:accept_metrics": "lines that cannot be read; the command reports how many are kept",
+    "serve.service:judges": "an overloaded judge is sound; other failures are logged",
     # files and caches, which are made again
     "checkpoint.manifest:find_damage": "becomes a line of the list of damaged files",
     "checkpoint.manifest:read_manifest": "raises CheckpointError below",

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
+from gram_jax.data.detection import detect_schema, with_own_template
 from gram_jax.data.fields import (
     IDS,
     SOURCES,
@@ -23,10 +24,11 @@ from gram_jax.data.fields import (
     number_value,
     source_of,
 )
+from gram_jax.data.lists import graded_pairs
 from gram_jax.data.mapping import ColumnMap, checked_map, mapped
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
-from gram_jax.data.schemas import Schema, detect_schema, graded_pairs, with_own_template
+from gram_jax.data.schemas import Schema
 from gram_jax.data.sources import Row, Source, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from gram_jax.data.fields import Fields, column, list_of, optional_text, text_of
@@ -37,12 +38,18 @@ Columns = Sequence[str]  # prompt (or its alternatives as "a|b"), first and seco
 
 def alternative(row: Fields, path: str) -> str | None:
     """The column that a row has of "a|b|c", None if it has none. Raises BadField if it has two that differ."""
-    names = [name for name in path.split("|") if name and row.get(name.split(".")[0]) is not None]
+    names = [name for name, root in _names(path) if row.get(root) is not None]
     for other in names[1:]:
         if row[other] != row[names[0]]:
             found = Seen(f"another value in {names[0]}, and either may be meant")
             raise BadField(other, f"one column (--map {names[0]}={other} chooses it)", found)
     return names[0] if names else None
+
+
+@cache
+def _names(path: str) -> tuple[tuple[str, str], ...]:
+    """(path, column) of each alternative."""
+    return tuple((name, name.split(".")[0]) for name in path.split("|") if name)
 
 
 def prompt_at(row: Fields, path: str, notes: Notes | None = None) -> Prompt:
@@ -60,10 +67,11 @@ def prompt_at(row: Fields, path: str, notes: Notes | None = None) -> Prompt:
 def beside(row: Fields, columns: Columns, notes: Notes) -> Parts:
     """A prompt, and responses as text or messages; messages may repeat the prompt."""
     prompt, first, second = columns
-    values = column(row, first), column(row, second)
-    name = alternative(row, prompt)
-    seen: Notes = Counter()
-    whole = [_conversation(column(row, field), field, seen) for field in (first, second)]
+    one, other = column(row, first), column(row, second)
+    if prompt and isinstance(one, str) and isinstance(other, str):
+        return prompt_at(row, prompt, notes), one, other
+    name, seen = alternative(row, prompt), Counter[str]()
+    whole = [_conversation(x, field, seen) for x, field in ((one, first), (other, second))]
     if all(whole):
         notes.update(seen)
         found = split_conversations(whole[0], whole[1], (first, second), notes)
@@ -73,11 +81,8 @@ def beside(row: Fields, columns: Columns, notes: Notes) -> Parts:
     if not prompt:
         field = first if not whole[0] else second
         raise BadField(field, "a conversation that begins with the prompt", column(row, field))
-    answer, other = (
-        read_response(value, field, notes)
-        for value, field in zip(values, (first, second), strict=True)
-    )
-    return prompt_at(row, prompt, notes), answer, other
+    answers = read_response(one, first, notes), read_response(other, second, notes)
+    return prompt_at(row, prompt, notes), *answers
 
 
 def _conversation(value: Any, field: str, notes: Notes) -> Prompt:
