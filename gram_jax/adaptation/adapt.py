@@ -19,6 +19,7 @@ from gram_jax.adaptation.recipe import make_adapt_recipe
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
@@ -58,6 +59,7 @@ def adapt(
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
+    map: ColumnMap | None = None,
     spec: JudgeSpec | None = None,
     accept: bool = False,
     progress: ProgressFactory = no_progress,
@@ -77,7 +79,7 @@ def adapt(
     """
     model_config(model)  # raises before the data are read
     make_folder(out)
-    options = _Options(compute_dtype, schema, on_bad, spec, accept, progress)
+    options = _Options(compute_dtype, schema, on_bad, map, spec, accept, progress)
     alone = hold_lock(folder_lock(out), error=DataError)
     with (
         alone if jax.process_index() == 0 else nullcontext(),
@@ -90,6 +92,7 @@ class _Options(NamedTuple):
     compute_dtype: Literal["auto", "float32", "bfloat16"]
     schema: str
     on_bad: Literal["error", "skip"]
+    map: ColumnMap | None
     spec: JudgeSpec | None
     accept: bool
     progress: ProgressFactory
@@ -98,8 +101,8 @@ class _Options(NamedTuple):
 def _adapt(
     model: str, source: str, out: Path, settings: AdaptConfig, options: _Options
 ) -> dict[str, Any]:
-    compute_dtype, schema, on_bad, spec, accept, progress = options
-    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
+    compute_dtype, schema, on_bad, map, spec, accept, progress = options
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad, map=map)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
     judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec)

@@ -117,7 +117,7 @@ def adapt(
         out,
         config,
         compute_dtype=compute_dtype,
-        **vars(rows),
+        **rows.arguments(),
         spec=read_spec(spec),
         accept=accept,
         progress=console.progress,

@@ -1,7 +1,7 @@
 """Conversations: the one reader of messages, and the text of a conversation as a judge is shown it.
 
-Data files, Python, the server and the trainers all read messages here. What a judge cannot be shown is refused by name
-(images, audio), or counted by one of the NOTES (reasoning, turns after the response, missing content).
+Data files, Python, the server and the trainers all read messages here. What a judge cannot be shown is an error that
+names it (images, audio), or counted by one of the NOTES (reasoning, turns after the response, missing content).
 """
 
 import json

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from scipy.special import expit
 
+from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import Notes, Prompt
 from gram_jax.ranking.jobs import RankingConfig
@@ -25,7 +26,6 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of, reference_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.scoring.text_scorer import PairTexts
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gram_jax.errors import DataError
 from gram_jax.rewards.columns import NAME, column_reward
-from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm
+from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, end_tokens
 from gram_jax.rewards.messages import completion_of, prompt_of
 
 
@@ -53,7 +53,7 @@ class GroupJudge:
     """Index of the best completion, in the form of TRL's BasePairwiseJudge and of LLM-Blender."""
 
     def __init__(self, judge: PairScorer):
-        self.judge = judge
+        self.judge, self.ends = judge, end_tokens(RewardForm(), judge)
 
     def __call__(
         self,
@@ -69,7 +69,7 @@ class GroupJudge:
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} lists of completions")
         items = [
-            (prompt_of(prompt), [completion_of(text) for text in texts])
+            (prompt_of(prompt), [completion_of(text, None, self.ends) for text in texts])
             for prompt, texts in zip(prompts, completions, strict=True)
         ]
         return [ranking.order for ranking in self.judge.rank_many(items)]
@@ -82,7 +82,7 @@ class GroupJudge:
                 f"expected two completions for each of {len(prompts)} prompts, found {wrong or len(pairs)}"
             )
         triples = [
-            (prompt_of(prompt), completion_of(pair[0]), completion_of(pair[1]))
+            (prompt_of(prompt), *(completion_of(text, None, self.ends) for text in pair))
             for prompt, pair in zip(prompts, pairs, strict=True)
         ]
         return [score.first for score in self.judge.score_many(triples)]
