@@ -141,7 +141,7 @@ def test_evaluation_pairs_in_the_training_data_stop_a_run_above_the_share_of_its
     held_out = write_pairs(tmp_path / "valid.jsonl", 3, seed=1)
     shared = write_pairs(tmp_path / "train.jsonl", 8).read_text().splitlines()[0]
     held_out.write_text(held_out.read_text() + shared + "\n")
-    recipe = {"data__valid": [str(held_out)], "run__max_steps": 1}
+    recipe = {"data__valid": [str(held_out)], "run__max_steps": 2}
     with pytest.raises(DataError, match=r"1 of the 4 pairs of data.valid \(25.00%\)"):
         train(tiny_recipe(stage, tmp_path / "run", **recipe))
     train(tiny_recipe(stage, tmp_path / "run", **recipe, data__max_overlap=0.25))

@@ -69,10 +69,13 @@ class GroupJudge:
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} lists of completions")
         items = [
-            (prompt_of(prompt), [completion_of(text, None, self.ends) for text in texts])
+            (prompt_of(prompt), [self._text(text) for text in texts])
             for prompt, texts in zip(prompts, completions, strict=True)
         ]
         return [ranking.order for ranking in self.judge.rank_many(items)]
+
+    def _text(self, completion: Any) -> str:
+        return completion_of(completion, None, self.ends)
 
     def pairwise(self, prompts: Sequence[Any], pairs: Sequence[Sequence[Any]]) -> list[float]:
         """P(the first of two completions is better) for every prompt."""
@@ -82,7 +85,7 @@ class GroupJudge:
                 f"expected two completions for each of {len(prompts)} prompts, found {wrong or len(pairs)}"
             )
         triples = [
-            (prompt_of(prompt), *(completion_of(text, None, self.ends) for text in pair))
+            (prompt_of(prompt), self._text(pair[0]), self._text(pair[1]))
             for prompt, pair in zip(prompts, pairs, strict=True)
         ]
         return [score.first for score in self.judge.score_many(triples)]
