@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import check_list
 from gram_jax.rewards.columns import NAME, column_reward
 from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, end_tokens
 from gram_jax.rewards.messages import completion_of, prompt_of
@@ -66,6 +67,8 @@ class GroupJudge:
 
     def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Indices of every prompt's completions, the best first."""
+        for texts in (prompts, completions, *completions):
+            check_list(texts, "lists of prompts and of completions")
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} lists of completions")
         items = [
@@ -79,6 +82,8 @@ class GroupJudge:
 
     def pairwise(self, prompts: Sequence[Any], pairs: Sequence[Sequence[Any]]) -> list[float]:
         """P(the first of two completions is better) for every prompt."""
+        for texts in (prompts, pairs, *pairs):
+            check_list(texts, "lists of prompts and of pairs")
         wrong = next((len(pair) for pair in pairs if len(pair) != 2), None)
         if wrong is not None or len(prompts) != len(pairs):
             raise DataError(
