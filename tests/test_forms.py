@@ -490,6 +490,12 @@ def test_other_columns_are_mapped_and_so_are_the_values_of_the_verdict(tmp_path:
     records, _ = read_records(path, map=own)
     assert [r.label for r in records] == [0, 1, "tie"]
     assert records[1].chosen == "good"
+    late = [*rows, rows[0] | {"wer": 3}, {"Frage": "s"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in late))
+    with pytest.raises(DataError, match=r"line 4: field 'wer'.*1, 2, gleich"):
+        read_records(path, map=own)
+    _, report = read_records(path, map=own, on_bad="skip")
+    assert (report.kept, report.dropped) == (3, {"bad row": 2})
     nested = {"prompt": "a.b", "responses": "answers[].text"}
     path.write_text(json.dumps({"a": {"b": "p"}, "answers": [{"text": "x"}, {"text": "y"}]}))
     assert read_records(path, "candidates", map=nested)[0][0].responses == ("x", "y")

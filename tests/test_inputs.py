@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_judge import FakeJudge
 from tiny_runs import tiny_recipe, train, write_pairs
 
 from gram_jax.data.inputs import lists_of, pairs_of
@@ -11,7 +12,12 @@ from gram_jax.data.overlap import count_overlap
 from gram_jax.data.reading import read_records
 from gram_jax.data.records import Candidates, Comparison
 from gram_jax.errors import DataError, GramWarning
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import Message, as_prompt
+from gram_jax.judge.spec import make_spec
+from gram_jax.rewards.forms import Rewards
+from gram_jax.rewards.trl import GroupJudge
 from gram_jax.scoring.files import check_files
 from gram_jax.scoring.scorer import Scorer
 
@@ -81,6 +87,24 @@ def test_a_string_is_no_list_of_responses(items):
         list(lists_of(items))
 
 
+def test_a_text_is_no_list_of_prompts_responses_or_items():
+    rewards = Rewards(FakeJudge())
+    for prompts, completions in (("ab", ["x", "y"]), (["a", "b"], "xy"), ({"p": 1}, ["x"])):
+        with pytest.raises(DataError, match="expected a list of"):
+            rewards.of(prompts, completions)
+    with pytest.raises(DataError, match="list of references"):
+        rewards.of(["a", "b"], ["x", "y"], "rs")
+    group = GroupJudge(FakeJudge())
+    for wrong in (lambda: group.rank(["a"], ["xy"]), lambda: group.pairwise(["a"], ["xy"])):
+        with pytest.raises(DataError, match="expected lists of prompts"):
+            wrong()
+    tokenizer = tiny_tokenizer()
+    spec = make_spec(tokenizer, max_length=512)
+    for item in ("ab", {"prompt": "p", "response": "r"}):
+        with pytest.raises(DataError, match=r"expected \(prompt, response\)"):
+            encode_items(tokenizer, spec.response, [item], 512)
+
+
 @pytest.fixture(scope="module")
 def judge() -> Scorer:
     with pytest.warns(GramWarning, match="default template"):
@@ -141,7 +165,7 @@ def test_evaluation_pairs_in_the_training_data_stop_a_run_above_the_share_of_its
     held_out = write_pairs(tmp_path / "valid.jsonl", 3, seed=1)
     shared = write_pairs(tmp_path / "train.jsonl", 8).read_text().splitlines()[0]
     held_out.write_text(held_out.read_text() + shared + "\n")
-    recipe = {"data__valid": [str(held_out)], "run__max_steps": 1}
+    recipe = {"data__valid": [str(held_out)], "run__max_steps": 2}
     with pytest.raises(DataError, match=r"1 of the 4 pairs of data.valid \(25.00%\)"):
         train(tiny_recipe(stage, tmp_path / "run", **recipe))
     train(tiny_recipe(stage, tmp_path / "run", **recipe, data__max_overlap=0.25))

@@ -94,7 +94,9 @@ def _unknown(where: str, found: Sequence[str]) -> DataError:
     advice = "name the columns of a schema, as in --map prompt=COLUMN --map chosen=COLUMN --map rejected=COLUMN"
     if near.used(row) - _COMMON:
         advice = f"nearest is {near.name}, which also has {', '.join(missing)}; {advice}"
-    known = "\n".join(f"  {s.name}: {', '.join(s.fields)}" for s in forms)
+    known = "\n".join(
+        f"  {s.name}: {', '.join(path.replace('|', ' or ') for path in s.fields)}" for s in forms
+    )
     return DataError(
         f"{where}: no known schema has these fields: {', '.join(map(str, found))}\n"
         f"{advice}. Known schemas, the plainest first:\n{known}"

@@ -8,7 +8,14 @@ from typing import Any
 from gram_jax.data.reading import parse_row
 from gram_jax.data.records import Candidates, Comparison
 from gram_jax.errors import DataError, GramWarning
-from gram_jax.judge.messages import Message, Notes, PromptLike, read_messages, read_response
+from gram_jax.judge.messages import (
+    Message,
+    Notes,
+    PromptLike,
+    check_list,
+    read_messages,
+    read_response,
+)
 
 PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
 ListTexts = tuple[PromptLike, Sequence[str]]  # prompt, responses
@@ -22,7 +29,8 @@ def pairs_of(items: Iterable[Any]) -> Iterator[PairTexts]:
     >>> list(pairs_of([{"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."}]))
     [((Message(role='user', content='Name a prime.'),), 'Seven.', 'Nine.')]
     """
-    for at, item in enumerate(_items(items, "comparisons")):
+    check_list(items, "a list of comparisons")
+    for at, item in enumerate(items):
         place, notes = f"comparison {at}", Counter[str]()
         if isinstance(item, Mapping):
             (item,) = _only(parse_row(item, "pair", place, notes), place, Comparison)
@@ -40,7 +48,8 @@ def pairs_of(items: Iterable[Any]) -> Iterator[PairTexts]:
 
 def lists_of(items: Iterable[Any]) -> Iterator[ListTexts]:
     """(prompt, responses) of each item: such a tuple, a row as a mapping, or Candidates."""
-    for at, item in enumerate(_items(items, "lists of responses")):
+    check_list(items, "a list of lists of responses")
+    for at, item in enumerate(items):
         place, notes = f"list {at}", Counter[str]()
         if isinstance(item, Mapping):
             (item,) = _only(parse_row(item, "candidates", place, notes), place, Candidates)
@@ -48,7 +57,8 @@ def lists_of(items: Iterable[Any]) -> Iterator[ListTexts]:
             yield item.prompt, item.responses
         else:
             prompt, responses = _fields(item, place, ("prompt", "responses"))
-            if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
+            check_list(responses, f"a list of responses in {place}")
+            if not isinstance(responses, Iterable):
                 raise DataError(f"{place}: expected a list of responses, found {_shown(responses)}")
             yield (
                 _prompt(prompt, place, notes),
@@ -58,12 +68,6 @@ def lists_of(items: Iterable[Any]) -> Iterator[ListTexts]:
                 ],
             )
         _warn(notes)
-
-
-def _items(items: Iterable[Any], what: str) -> Iterable[Any]:
-    if isinstance(items, str | Mapping):
-        raise DataError(f"expected a list of {what}, found {_shown(items)}")
-    return items
 
 
 def _only(records: Sequence[Any], place: str, kind: type) -> Sequence[Any]:

@@ -51,6 +51,7 @@ def _every_pair(
 
 
 def candidates(row: Fields, notes: Notes) -> list[Candidates]:
+    """A list of responses without grades."""
     responses = shapes.several(row, "responses", notes)
     if not responses:
         raise BadField("responses", "at least one response", [])
@@ -104,26 +105,27 @@ def output_list(row: Fields, notes: Notes) -> list[Comparison]:
 
 def graded_pairs(record: Candidates, name: str = "") -> list[Comparison]:
     """Every pair of responses with different grades, the better one first. name: the id of the row."""
-    assert record.grades is not None
-    ranked = sorted(range(len(record.responses)), key=lambda at: (-record.grades[at], at))
-    binary = set(record.grades) <= {0.0, 1.0}
+    texts, grades = record.responses, record.grades or ()
+    ranked = sorted(range(len(grades)), key=lambda at: (-grades[at], at))
+    binary = set(grades) <= {0.0, 1.0}
     return [
         Comparison(
             record.prompt,
-            record.responses[i],
-            record.responses[j],
+            texts[i],
+            texts[j],
             0,
-            None if binary else record.grades[i] - record.grades[j],
+            None if binary else grades[i] - grades[j],
             id=name and f"{name}[{i},{j}]",
             source=record.source,
         )
         for place, i in enumerate(ranked)
         for j in ranked[place + 1 :]
-        if record.grades[i] > record.grades[j]
+        if grades[i] > grades[j]
     ]
 
 
 def prompt_alone(row: Fields, notes: Notes) -> list[Candidates]:
+    """A prompt without responses; of a conversation, the turns before the last answer."""
     name = alternative(row, ALONE) or "prompt"
     if name in ("messages", "conversations"):
         turns: Prompt = read_messages(row[name], name, notes)

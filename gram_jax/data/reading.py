@@ -157,10 +157,8 @@ class RecordStream:
             fault = f"{row.where}: {row.fault}"
         except BadField as error:
             fault = f"{row.where}: {error} (schema {schema.name})"
-            if self.on_bad == "error":
-                raise DataError(
-                    f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
-                ) from None
+        if self.on_bad == "error":
+            raise DataError(f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows')
         self._dropped[BAD_ROW] += 1
         self.first_fault = self.first_fault or fault
         return ()

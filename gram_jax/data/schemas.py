@@ -8,7 +8,7 @@ from gram_jax.data import lists, shapes
 from gram_jax.data.fields import Fields, id_of
 from gram_jax.data.gram_rows import gram
 from gram_jax.data.lists import ALONE, ASKED
-from gram_jax.data.records import Candidates, Comparison, Record
+from gram_jax.data.records import Candidates, Comparison, Label, Record
 from gram_jax.data.shapes import BOTH, PROMPTS, Columns, Parts, alternative
 from gram_jax.data.verdicts import (
     WORDS,
@@ -208,7 +208,8 @@ def _listed(
 
 
 _ANY = (ASKED, *BOTH)
-_LABELS = WORDS | {"0": 0, "1": 1}  # an integer is the index of the better response
+# an integer is the index of the better response
+_LABELS: Mapping[str, Label] = {**WORDS, "0": 0, "1": 1}
 _MODELS = Words(("winner",), WORDS)
 # The first of two forms with the same columns is used, so a narrower form precedes a wider one.
 ALL = (

@@ -56,7 +56,7 @@ def prompt_at(row: Fields, path: str, notes: Notes | None = None) -> Prompt:
     """The prompt in a column: text, messages, or a transcript of Human and Assistant."""
     name = alternative(row, path) or path.split("|")[0]
     value = column(row, name)
-    if isinstance(value, str) and re.match(r"\s*Human:", value) and "\n\nAssistant:" in value:
+    if isinstance(value, str) and re.match(r"\n*Human:", value) and "\n\nAssistant:" in value:
         turns = transcript_turns(value, name)
         if turns[-1].role == "assistant" and not turns[-1].content:
             turns = turns[:-1]  # where the response begins

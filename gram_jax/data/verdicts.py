@@ -42,7 +42,9 @@ class Words:
     margin: str = "margin"
 
     def __call__(self, row: Fields) -> tuple[Label | None, float | None]:
-        found = {name: self._read(row, name) for name in self.columns if name in row}
+        found: dict[str, Label | None] = {
+            name: self._read(row, name) for name in self.columns if name in row
+        }
         if not found:
             column(row, self.columns[0])  # raises
         first = next(iter(found))

@@ -95,6 +95,12 @@ def render_turns(turns: Sequence[Message]) -> str:
     return "\n".join(f"[{turn.role} turn]\n{turn.content}" for turn in turns)
 
 
+def check_list(value: Any, what: str) -> None:
+    """Raises DataError for a text, a mapping or a set: its letters, keys or unordered members are not the items."""
+    if isinstance(value, str | bytes | Mapping | set | frozenset):
+        raise DataError(f"expected {what}, found {type(value).__name__} {value!r:.60}")
+
+
 def text_value(value: Any, field: str) -> str:
     """The value if it is text."""
     if not isinstance(value, str):
