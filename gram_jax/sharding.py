@@ -31,6 +31,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "head_size": (),
     "mlp": ("tensor",),
     "rank": (),
+    "labels": (),
     # Rows and table during the lookup, for which the table's width is sharded over fsdp.
     "lookup_rows": ("data",),
     "lookup_vocab": ("tensor",),
