@@ -11,6 +11,7 @@ import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.errors import JudgeError
+from gram_jax.finite import check_finite
 from gram_jax.interop.models import has_scalar_head, load_model, load_tokenizer, reward_spec
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import PromptLike
@@ -85,6 +86,7 @@ class ScalarRewardModel:
         for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        check_finite(found, "the rewards", "responses")
         return found[:, 0], np.array([text.shortened for text in texts], bool)
 
     def stream(
