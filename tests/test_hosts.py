@@ -19,35 +19,29 @@ pytestmark = [
 LOST_AFTER = 5
 
 
-def recipe_of(hosts, **changes) -> Path:
+def values_of(run: Path, data: Path) -> dict:
+    settings = {"run__max_steps": 10, "checkpoint__save_steps": 1, "log__logging_steps": 1}
+    settings |= {"data__train": [str(data / "train.jsonl")], "batch__batch_size": 8}
+    return tiny_values("finetune", run, **settings)
+
+
+def recipe_of(hosts) -> Path:
     write_pairs(hosts.outside / "train.jsonl", 16)
-    settings = {"run__max_steps": 20, "checkpoint__save_steps": 1, "log__logging_steps": 1}
-    data = {"data__train": [str(hosts.work / "train.jsonl")], "batch__batch_size": 8}
-    values = tiny_values("finetune", hosts.work / "run", **settings | data | changes)
     path = hosts.outside / "run.toml"
-    path.write_text(tomli_w.dumps(values))
+    path.write_text(tomli_w.dumps(values_of(hosts.work / "run", hosts.work)))
     return hosts.work / path.name
 
 
 def test_a_network_that_is_slow_and_lossy_is_endured_and_one_that_is_cut_ends_the_job(tmp_path):
     with two_hosts(tmp_path / "hosts") as hosts:
         found = disturbed_run(
-            hosts, recipe_of(hosts), "run", command="train", lost_after=LOST_AFTER
+            hosts, recipe_of(hosts), "run", command="train", lost_after=LOST_AFTER, steps=1
         )
         assert found.statuses == [LOST, LOST]
         assert LOST_AFTER - 2 < found.seconds < LOST_AFTER + 10
-        assert found.resumed >= 5
-        alone = tiny_values(
-            "finetune",
-            tmp_path / "alone" / "run",
-            run__max_steps=20,
-            data__train=[str(hosts.outside / "train.jsonl")],
-            batch__batch_size=8,
-            checkpoint__save_steps=1,
-            log__logging_steps=1,
-        )
-        train(make_recipe(alone))
-        check_close(tmp_path / "alone" / "run", hosts.outside / "run")
+        assert found.resumed >= 4 and found.delayed and found.lossy
+        train(make_recipe(values_of(tmp_path / "alone", hosts.outside)))
+        check_close(tmp_path / "alone", hosts.outside / "run")
 
 
 def test_hosts_that_do_not_share_the_folder_are_told_so(tmp_path):
