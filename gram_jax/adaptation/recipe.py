@@ -10,13 +10,14 @@ import jax
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
 from gram_jax.data.batches import BatchPlan
+from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.training.setup import training_examples
+from gram_jax.training.examples import training_examples
 
 TEMPLATE = Path("data", "template.txt")
 STEPS = 40  # approximate number per epoch: a small data set needs many small steps
@@ -48,7 +49,7 @@ def make_adapt_recipe(
 
 def write_template(spec: JudgeSpec, out: Path) -> None:
     """Write the template to which the recipe refers."""
-    write_atomic(out / TEMPLATE, spec.template)
+    write_atomic(out / TEMPLATE, spec.template, error=DataError)
 
 
 def _values(

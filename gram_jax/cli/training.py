@@ -12,12 +12,12 @@ from cyclopts import Parameter
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
-    RECIPE,
     AtLeastOne,
     ComputeDtype,
     JobOptions,
     Judge,
     Overrides,
+    RecipeName,
     RowOptions,
     StopOptions,
     read_spec,
@@ -26,7 +26,6 @@ from gram_jax.cli.options import (
 if TYPE_CHECKING:
     from gram_jax.distributed.process import ProcessContext
 
-RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Adaptation = Annotated[AdaptConfig, Parameter(name="*")]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import JudgeError
+from gram_jax.finite import check_finite
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import encode_items
@@ -25,7 +26,7 @@ from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.scorer import PairTexts
+from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -88,6 +89,7 @@ class ScalarRewardModel:
         for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        check_finite(found, "the rewards", "responses")
         return found[:, 0], np.array([text.shortened for text in texts], bool)
 
     def stream(
