@@ -625,6 +625,33 @@ def test_a_call_is_the_same_as_a_mapping_as_json_as_a_part_and_as_a_turn():
     assert len({prompt_of([asked, one, {"role": "tool", "content": "12 C"}]) for one in forms}) == 1
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_arguments_that_arrow_fills_in_are_not_shown(kind: str, tmp_path: Path):
+    import datasets
+
+    calls = [{"function": {"name": name, "arguments": {key: 1}}} for name, key in ("ax", "by")]
+    answers = [[{"role": "assistant", "content": None, "tool_calls": [call]}] for call in calls]
+    rows = [{"prompt": "p", "chosen": answer, "rejected": said("no")} for answer in answers]
+    table = datasets.Dataset.from_list(rows)
+    path = tmp_path / f"rows.{kind}"
+    table.to_parquet(path) if kind == "parquet" else table.save_to_disk(str(path))
+    shown = [record.chosen for record in read_records(path)[0]]
+    assert shown == [render_call("a", {"x": 1}), render_call("b", {"y": 1})]
+
+
+def test_every_form_of_a_preference_is_the_same_record_in_parquet(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for seed in range(4):
+        pair = preference(seed)
+        for name, row in rows_of(pair):
+            pq.write_table(pa.Table.from_pylist([row]), tmp_path / "one.parquet")
+            (record,), _ = read_records(tmp_path / "one.parquet")
+            assert {record.first, record.second} == {pair.better, pair.worse}, name
+            assert record.prompt == pair.prompt, name
+
+
 def test_different_calls_are_different_responses():
     calls = [
         render_call(name, {key: value})
