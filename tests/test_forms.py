@@ -510,6 +510,16 @@ def test_other_columns_are_mapped_and_so_are_the_values_of_the_verdict(tmp_path:
 
 VERDICT = {"prompt": "p", "response_a": "x", "response_b": "y"}
 ANSWERS = {"chosen": "The a", "rejected": "The b"}
+
+
+def test_empty_columns_of_a_mixture_are_not_read(tmp_path: Path):
+    empty = dict.fromkeys(("conversations", "messages", "responses", "instruction", "conv_A"))
+    row = {"prompt": "p", "chosen": "good", "rejected": "bad"} | empty
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert [r.chosen for r in read_records(path)[0]] == ["good"]
+
+
 AMBIGUOUS = {
     "two schemas": ({"prompt": "p", "responses": ["x", "y"]} | ANSWERS, "(?=.*candidates).*trl-standard"),
     "two prompts": ({"prompt": "p", "question": "q"} | ANSWERS, "(?=.*prompt).*question"),
