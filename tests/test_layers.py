@@ -50,10 +50,13 @@ LAYERS = [
 ]
 
 SERVER = {
+    "serve.admission",
     "serve.app",
+    "serve.body",
     "serve.errors",
     "serve.middleware",
     "serve.native",
+    "serve.openai",
     "serve.operations",
     "serve.run",
     "serve.service",
@@ -73,7 +76,10 @@ THIRD_PARTIES = {
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
+        "serve.errors",
         "serve.fields",
+        "serve.items",
+        "serve.openai",
         "serve.native",
         "serve.trainers",
         "serve.vllm",
@@ -103,7 +109,7 @@ THIRD_PARTIES = {
     "flax": {"interop.nnx"},
     "fastapi": SERVER,
     "starlette": SERVER,
-    "uvicorn": {"serve.run"},
+    "uvicorn": {"serve.connections", "serve.run"},
     "prometheus_client": {"serve.metrics"},
 }
 

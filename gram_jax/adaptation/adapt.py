@@ -22,6 +22,7 @@ from gram_jax.adaptation.recipe import make_adapt_recipe, write_template
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.records import contents_of
 from gram_jax.distributed.collectives import (
     all_gather_objects,
@@ -70,6 +71,7 @@ def adapt(
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
+    map: ColumnMap | None = None,
     spec: JudgeSpec | None = None,
     accept: bool = False,
     process: ProcessContext | None = None,
@@ -90,7 +92,7 @@ def adapt(
     """
     model_config(model)  # raises before the data are read
     make_folder(out)
-    options = _Options(compute_dtype, schema, on_bad, spec, accept, process, progress)
+    options = _Options(compute_dtype, schema, on_bad, map, spec, accept, process, progress)
     alone = hold_lock(folder_lock(out), error=DataError)
     with (
         alone if jax.process_index() == 0 else nullcontext(),
@@ -103,6 +105,7 @@ class _Options(NamedTuple):
     compute_dtype: Literal["auto", "float32", "bfloat16"]
     schema: str
     on_bad: Literal["error", "skip"]
+    map: ColumnMap | None
     spec: JudgeSpec | None
     accept: bool
     process: ProcessContext | None
@@ -112,9 +115,9 @@ class _Options(NamedTuple):
 def _adapt(
     model: str, source: str, out: Path, settings: AdaptConfig, options: _Options
 ) -> dict[str, Any]:
-    compute_dtype, schema, on_bad, spec, accept, process, progress = options
+    compute_dtype, schema, on_bad, map, spec, accept, process, progress = options
     main, here = jax.process_index() == 0, _on_this_process()
-    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad, map=map)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
     judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec, placement=here)

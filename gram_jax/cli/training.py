@@ -134,7 +134,7 @@ def adapt(
             out,
             config,
             compute_dtype=compute_dtype,
-            **vars(rows),
+            **rows.arguments(),
             spec=read_spec(spec),
             accept=accept,
             process=process,

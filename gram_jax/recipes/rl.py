@@ -80,6 +80,8 @@ class PromptConfig:
     """Source of prompts for the win rate against the reference policy; default: the training prompts"""
     schema: str = "auto"
     """Schema of the rows; "auto" detects it from their fields"""
+    map: dict[str, str] | None = None
+    """Columns of the sources for those of a schema, as {prompt = "question"} (docs/data.md)"""
     limit: Positive | None = None
     """Maximum number of prompts"""
 

@@ -112,10 +112,14 @@ def set_up_rl(
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     for source in filter(None, (recipe.data.train, recipe.data.valid)):
-        check_source(source, "prompts", schema=recipe.data.schema)
+        check_source(source, "prompts", schema=recipe.data.schema, map=recipe.data.map)
     reference = _load_policy(recipe, start, place)
     prompts = _read(recipe, recipe.data.train, reference)
     valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
+    if recipe.data.valid and (shared := len({*prompts.prompts} & {*valid.prompts})):
+        logger.warning(
+            "%d of the %d prompts of data.valid are in data.train", shared, len(valid.prompts)
+        )
     assert_equal("policy, judge or set of prompts", [start, judge, prompts.fingerprint])
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
     contest = reward
@@ -172,6 +176,7 @@ def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
         source,
         generator,
         schema=recipe.data.schema,
+        map=recipe.data.map,
         longest=recipe.sampling.max_prompt_length,
         limit=recipe.data.limit,
     )

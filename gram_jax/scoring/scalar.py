@@ -11,6 +11,7 @@ import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.run_info import read_info
+from gram_jax.data.inputs import PairTexts, pairs_of
 from gram_jax.errors import JudgeError
 from gram_jax.finite import check_finite
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
@@ -26,7 +27,6 @@ from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -102,7 +102,7 @@ class ScalarRewardModel:
 
         progress is called with the number of pairs just scored.
         """
-        remaining = iter(comparisons)
+        remaining = pairs_of(comparisons)
         while window := list(islice(remaining, WINDOW)):
             items = ((prompt, text) for prompt, *pair in window for text in pair)
             rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))
