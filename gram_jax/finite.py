@@ -32,7 +32,7 @@ def check_weights(params: Tree, name: str) -> None:
 
 def check_finite(values: np.ndarray, what: str, of: str) -> np.ndarray:
     """The values, [n, ...]. Raises NonFiniteError if one is NaN or infinite. of: what a row belongs to."""
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    finite = np.isfinite(values).all(axis=tuple(range(1, np.ndim(values))))
     if bad := int(np.count_nonzero(~finite)):
         raise NonFiniteError(
             f"{what} of {bad:,} of {len(values):,} {of} are NaN or infinite: the model's activations overflow. Try "

@@ -14,7 +14,8 @@ from documents import ROOT, blocks_of
 
 import gram_jax
 from gram_jax import cli, read_records
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.detection import detect_schema
+from gram_jax.data.schemas import SCHEMAS
 
 sys.path.insert(0, str(ROOT / "docs"))
 from make_reference import references
@@ -138,12 +139,12 @@ def test_every_format_has_an_example():
 
 @pytest.mark.parametrize(("name", "example"), FORMATS)
 def test_the_example_of_a_format_is_recognised_and_read(name, example, tmp_path):
-    row = json.loads(example)
-    assert detect_schema("auto", name, [row]).name == name
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rows = json.loads("[" + re.sub(r"\}\n\{", "},{", example) + "]")
+    assert detect_schema("auto", name, rows).name == name
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kind = "graded" if name == "candidates" else "pair"
     records, report = read_records(tmp_path / "rows.jsonl", kind=kind)
-    assert records and report.rows == 1
+    assert records and report.rows == len(rows)
 
 
 def commands_of(text: str) -> list[list[str]]:

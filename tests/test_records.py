@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.data.fields import common_length
+from gram_jax.data.detection import detect_schema
 from gram_jax.data.reading import RecordStream, read_records, read_sources
 from gram_jax.data.records import Candidates
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.schemas import SCHEMAS
 from gram_jax.data.sources import SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import Message, as_prompt
+from gram_jax.judge.messages import Message, as_prompt, common_length
 
 
 def user(content: str) -> dict[str, str]:
@@ -185,12 +185,6 @@ def test_a_labeled_row_can_be_read_as_a_pair_in_the_order_of_its_source(name: st
     assert (pair.label, pair.margin) == (None, None)
 
 
-def test_every_schema_has_a_golden_row():
-    golden = {name.split(" ")[0] for name in GOLDEN}
-    golden |= {"pairs", "candidates", "rm-bench", "reward-bench-2"}
-    assert {schema.name for schema in SCHEMAS.values()} == golden
-
-
 def test_prompts_alone_are_read_as_prompts_only(tmp_path: Path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "q", "level": 3}\n{"prompt": "r", "level": 4}\n')
@@ -291,10 +285,15 @@ def test_instruction_and_input_of_gram_rows_are_joined_as_the_template_reader_do
 # Traps
 
 
-def test_hh_transcripts_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+def test_the_prompt_of_transcripts_is_the_turns_that_both_begin_with(tmp_path: Path):
     other = HH.replace("Hello", "Hallo")
-    with pytest.raises(DataError, match=r"field 'rejected'.*difference at character"):
-        read_one(tmp_path, {"chosen": HH + " a", "rejected": other + " c"})
+    record = read_one(tmp_path, {"chosen": HH + " a", "rejected": other + " c"})
+    assert record.prompt == turns(user("Hi"))
+    assert "Hello!" in record.chosen and "Hallo!" in record.rejected
+    late = {"chosen": HH + " a\n\nHuman: Thanks!", "rejected": HH + " c"}
+    assert read_one(tmp_path, late).chosen == "a"
+    with pytest.raises(DataError, match="field 'rejected'"):
+        read_one(tmp_path, {"chosen": HH + " a", "rejected": other.replace("Hi", "Ho") + " c"})
 
 
 def test_one_damaged_transcript_does_not_turn_the_file_into_another_schema(tmp_path: Path):
@@ -313,6 +312,9 @@ def test_the_prompt_of_a_whole_conversation_is_not_added_twice(tmp_path: Path):
     assert read_one(tmp_path, row).prompt == turns(*chosen[:-1])
     scored = row | {"score_chosen": 1.0, "score_rejected": 0.0}
     assert read_one(tmp_path, scored).prompt == turns(*chosen[:-1])
+    mixed = {"question": "", "input": "another"}  # columns of other sets in a mixture
+    assert read_one(tmp_path, row | mixed).prompt == turns(*chosen[:-1])
+    assert read_one(tmp_path, STANDARD | {"question": ""}).prompt == QUESTION
     with pytest.raises(DataError, match=r"field 'prompt'.*something else"):
         read_one(tmp_path, row | {"prompt": "something else"})
 
@@ -459,7 +461,7 @@ def test_no_schema_is_called_the_nearest_where_nothing_but_the_question_is_known
 
 def test_where_no_row_is_left_the_first_bad_one_is_named(tmp_path: Path):
     path = tmp_path / "p.jsonl"
-    row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "1"}
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "2"}
     path.write_text(f"{json.dumps(row)}\n" * 2 + "broken\n")
     with pytest.raises(DataError, match=r"3 rows: 3 bad row\n.*: p.jsonl, line 1: field 'label'"):
         read_records(path, on_bad="skip")

@@ -85,7 +85,7 @@ def check_layout(tmp_path: Path, seed: int) -> tuple[int, int]:
     return same, refused
 
 
-LAYOUTS = int(os.environ.get("LAYOUTS", "150"))  # 500 take 70 s
+LAYOUTS = int(os.environ.get("LAYOUTS", "500"))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,15 @@ def test_without_a_split_and_without_train_the_splits_are_listed(tmp_path: Path)
     saved.save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(DataError, match="no split 'train', it has raw"):
         read_records(tmp_path / "saved")
+
+
+def test_a_configuration_of_a_folder_is_named_after_a_slash(tmp_path: Path):
+    folder = folder_of(tmp_path, "a.jsonl", "b.jsonl")
+    one = "- config_name: {0}\n  data_files: {0}.jsonl\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{one.format('a')}{one.format('b')}---\n")
+    assert [r.prompt[0].content for r in read_records(f"{folder}/b:train")[0]] == ["b.jsonl"]
+    with pytest.raises(DataError, match=r"'a', 'b'"):
+        read_records(folder)
 
 
 def test_files_of_no_split_are_logged(tmp_path: Path, caplog):

@@ -44,13 +44,14 @@ def score(
     from gram_jax.scoring.files import check_files, score_file
 
     console = Console()
-    check_files(source, out, schema=rows.schema)
+    given = rows.arguments()
+    check_files(source, out, schema=rows.schema, map=given["map"])
     done = score_file(
         judge.load(model),
         model,
         source,
         out,
-        **vars(rows),
+        **given,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -85,14 +86,15 @@ def rank(
 
     console = Console()
     config = RankingConfig(method, order_mode, references)
-    check_files(source, out, schema=rows.schema, ranked=True)
+    given = rows.arguments()
+    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
     done = score_file(
         judge.load(model),
         model,
         source,
         out,
         ranking=config,
-        **vars(rows),
+        **given,
         overwrite=overwrite,
         progress=console.progress,
     )
@@ -114,14 +116,14 @@ def bon(
     top_p: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1))] = 1.0,
     seed: Annotated[int, NotNegative] = 0,
     compute_dtype: ComputeDtype = "auto",
-    schema: str = "auto",
+    rows: RowOptions = RowOptions(),
 ) -> None:
     """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
 
     Args:
         policy: The model that responses are sampled from.
         judge: The model that selects.
-        prompts: Rows with a prompt, also pairs and candidates.
+        prompts: Rows with a prompt alone, or pairs or candidates.
         out: A folder for samples, figures and the plot.
         oracle: A stronger judge that scores the selection; it shows over-optimisation.
         n: Number of responses to each prompt.
@@ -130,7 +132,6 @@ def bon(
         temperature: Sampling temperature.
         top_p: Sample from the most likely tokens of this total probability.
         seed: Seed of sampling.
-        schema: Schema of the rows; auto: recognised by their fields.
     """
     from gram_jax.data.reading import read_records
     from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
@@ -138,7 +139,7 @@ def bon(
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)
-    records, _ = read_records(prompts, "prompts", schema=schema)
+    records, _ = read_records(prompts, "prompts", **rows.arguments())
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
     report = run_best_of_n(

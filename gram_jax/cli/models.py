@@ -132,7 +132,7 @@ def inspect(
     console = Console()
     judge = own or make_spec(tokenizer, max_length=max_length)
     texts = inspect_source(
-        source, tokenizer=tokenizer, spec=judge, stage=stage, limit=limit, **vars(rows)
+        source, tokenizer=tokenizer, spec=judge, stage=stage, limit=limit, **rows.arguments()
     )
     for text in texts:
         console.say(text)

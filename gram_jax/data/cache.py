@@ -140,7 +140,7 @@ def _open(folder: Path) -> Examples | None:
         label=arrays["label"],
         source=arrays["source"],
         per_unit=figures["per_unit"],
-        read=ReadReport(**read | {"by_source": tuple(read["by_source"])}),
+        read=ReadReport(**read | {name: tuple(read[name]) for name in ("by_source", "unread")}),
         shortened=figures["shortened"],
         stored_fingerprint=fingerprint_of(files[name][1] for name in COLUMNS),
     )

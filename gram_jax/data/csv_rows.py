@@ -10,11 +10,20 @@ from gram_jax.limits import MAX_LINE
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 DELIMITERS = ",;\t|"  # the most frequent one in the header is used
-NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_preference")
+NUMBERS = (
+    "margin",
+    "weight",
+    "score_chosen",
+    "score_rejected",
+    "overall_preference",
+    "preference_strength",
+    "score_ratio",
+)
 # Columns that are also recognised in another spelling: "Response A", "PROMPT".
 KNOWN = frozenset(
-    ("id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", *NUMBERS)
-)
+    ("id", "source", "prompt", "question", "instruction", "system", "chosen", "rejected", "response_a", "response_b",
+     "label", "winner", "preference", "completion", *NUMBERS)
+)  # fmt: skip
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:

@@ -1,27 +1,92 @@
-"""Reading the fields of a row. Each function returns a checked value or raises BadField."""
+"""Reading the columns of a row. Each function returns a checked value or raises BadField."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gram_jax.judge.messages import (
-    BadField,
-    Prompt,
-    Seen,
-    checked_prompt,
-    read_messages,
-    read_prompt,
-    response_text,
-    split_conversations,
-    text_value,
-)
-from gram_jax.judge.messages import (
-    common_length as common_length,
-)
+from gram_jax.judge.messages import BadField, Seen, text_value
 from gram_jax.limits import MAX_TEXT
 
 Fields = Mapping[str, Any]
 LARGEST = sys.float_info.max
+
+# Columns that say something about a row and are no part of what is judged.
+IDS = ("id", "pair_id", "pair_uid", "prompt_id", "question_id", "uid")
+SOURCES = ("source", "subset", "domain")
+
+
+def column(row: Fields, path: str) -> Any:
+    """The value of a required column. "a.b" is a field inside a column, "a[].b" that field of every item of a list."""
+    if path in row:
+        return row[path]
+    if "[]" in path:
+        before, after = path.split("[]", 1)
+        items = column(row, before)
+        if not isinstance(items, list | tuple):
+            raise BadField(before, "a list", items)
+        if not after:
+            return list(items)
+        return [_inside(item, after[1:], f"{before}[{at}]") for at, item in enumerate(items)]
+    first, *rest = path.split(".", 1)
+    if first not in row:
+        raise BadField(first, "this field", Seen(f"only the fields {', '.join(map(str, row))}"))
+    return _inside(row[first], rest[0], first) if rest else row[first]
+
+
+def _inside(value: Any, path: str, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise BadField(where, f"an object with {path}", value)
+    return column(value, path)
+
+
+def text_of(row: Fields, field: str) -> str:
+    """A column of text."""
+    return text_value(column(row, field), field)
+
+
+def optional_text(row: Fields, field: str) -> str:
+    """A column of text, or "" if it is missing or null."""
+    return "" if row.get(field) is None else text_of(row, field)
+
+
+def list_of(row: Fields, field: str) -> list[Any]:
+    """A column that is a list."""
+    value = column(row, field)
+    if not isinstance(value, list | tuple):
+        raise BadField(field, "a list", value)
+    return list(value)
+
+
+def number_value(value: Any, field: str) -> float:
+    """The value if it is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST < value < LARGEST:
+        raise BadField(field, "a finite number", value)
+    return float(value)
+
+
+def optional_number(row: Fields, field: str) -> float | None:
+    """A finite number, or None if the column is missing or null."""
+    return None if row.get(field) is None else number_value(row[field], field)
+
+
+def id_of(row: Fields) -> str:
+    """The id of a row, "" if it has none."""
+    for field in IDS:
+        value = row.get(field)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            check_encodable(row, [str(value)])
+            return str(value)
+    return ""
+
+
+def source_of(row: Fields) -> str:
+    """The data set or subset that a row states, or ""."""
+    for field in SOURCES:
+        if isinstance(row.get(field), str):
+            check_encodable(row, [row[field]])
+            return row[field]
+    return ""
 
 
 def check_encodable(row: Fields, texts: Sequence[str]) -> None:
@@ -60,67 +125,3 @@ def _damaged(value: Any, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for at, item in enumerate(value):
             yield from _damaged(item, f"{path}[{at}]")
-
-
-def number_value(value: Any, field: str) -> float:
-    """The value if it is a finite number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not -LARGEST < value < LARGEST:
-        raise BadField(field, "a finite number", value)
-    return float(value)
-
-
-def optional_number(row: Fields, field: str) -> float | None:
-    """A finite number, or None if the field is missing or null."""
-    return None if row.get(field) is None else number_value(row[field], field)
-
-
-def text_of(row: Fields, field: str) -> str:
-    """A field of text."""
-    return text_value(need(row, field), field)
-
-
-def need(row: Fields, field: str) -> Any:
-    """The value of a required field."""
-    if field not in row:
-        raise BadField(field, "this field", Seen(f"only the fields {', '.join(map(str, row))}"))
-    return row[field]
-
-
-def optional_text(row: Fields, field: str) -> str:
-    """A field of text, or "" if it is missing or null."""
-    return "" if row.get(field) is None else text_of(row, field)
-
-
-def texts_of(row: Fields, field: str) -> tuple[str, ...]:
-    """A field that is a list of texts."""
-    value = need(row, field)
-    if not isinstance(value, list | tuple):
-        raise BadField(field, "a list of texts", value)
-    return tuple(text_value(item, f"{field}[{i}]") for i, item in enumerate(value))
-
-
-messages_value, prompt_value, split_shared = read_messages, checked_prompt, split_conversations
-answer_value = response_text
-
-
-def question_of(row: Fields, field: str) -> Prompt:
-    """A prompt field: text, or a list of messages."""
-    return read_prompt(need(row, field), field)
-
-
-def id_of(row: Fields) -> str:
-    """The id of a row, "" if it has none."""
-    for field in ("id", "pair_id", "prompt_id", "uid"):
-        value = row.get(field)
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-            return text_value(str(value), field)
-    return ""
-
-
-def source_of(row: Fields) -> str:
-    """The data set or subset that a row states, or ""."""
-    for field in ("source", "subset", "domain"):
-        if isinstance(row.get(field), str):
-            return text_value(row[field], field)
-    return ""

@@ -12,21 +12,29 @@ class ReadReport:
     """Numbers of rows read, records kept, and records dropped by reason.
 
     A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows. by_source: records that
-    were read from each source.
+    were read from each source. notes: what messages hold and the judge is not shown, by kind. unread: columns that the
+    schema does not read.
 
     >>> ReadReport(3, 3).without({"tie": 1, "too long": 0})
-    ReadReport(rows=3, kept=2, dropped={'tie': 1})
+    ReadReport(rows=3, kept=2, dropped={'tie': 1}, notes={}, unread=())
     """
 
     rows: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     by_source: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     def __add__(self, other: "ReadReport") -> "ReadReport":
-        dropped = dict(Counter(self.dropped) + Counter(other.dropped))
-        by_source = self.by_source + other.by_source
-        return ReadReport(self.rows + other.rows, self.kept + other.kept, dropped, by_source)
+        return ReadReport(
+            self.rows + other.rows,
+            self.kept + other.kept,
+            dict(Counter(self.dropped) + Counter(other.dropped)),
+            self.by_source + other.by_source,
+            dict(Counter(self.notes) + Counter(other.notes)),
+            tuple(dict.fromkeys(self.unread + other.unread)),
+        )
 
     def without(self, dropped: Mapping[str, int]) -> "ReadReport":
         """The report with more of the kept records dropped."""
@@ -36,6 +44,12 @@ class ReadReport:
     def dropped_text(self) -> str:
         """Numbers of dropped records by reason as one line, "" if there are none."""
         return ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+
+    @property
+    def notes_text(self) -> str:
+        """What is not shown, and which columns are not read, as one line, "" if there is nothing."""
+        unread = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
+        return "; ".join([*(f"{count} {kind}" for kind, count in self.notes.items()), *unread])
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class DataReport:
     examples: units (pairs or sequences); documents: token sequences (two for a unit with both orders); shortened:
     truncated examples; histogram: (shortest, longest, documents); padding: share of the positions of an epoch without
     a token; first_share: share of verdicts whose first response is better, None without verdicts; sources: those of the
-    recipe, in its order.
+    recipe, in its order; notes, unread: as of ReadReport.
     """
 
     rows_read: int
@@ -93,6 +107,8 @@ class DataReport:
     padding: float
     first_share: float | None
     sources: tuple[SourceShare, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """The report as text."""
@@ -101,6 +117,9 @@ class DataReport:
             f"examples         {self.examples:,} in {self.documents:,} documents",
         ]
         lines += [f"dropped          {count:,} {why}" for why, count in self.dropped.items()]
+        lines += [f"noted            {count:,} {what}" for what, count in self.notes.items()]
+        if self.unread:
+            lines.append(f"columns not read {', '.join(self.unread)}")
         if self.shortened:
             lines.append(f"shortened        {self.shortened:,} examples")
         lines += [

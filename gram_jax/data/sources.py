@@ -10,13 +10,14 @@ import difflib
 import itertools
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
-from gram_jax.data.splits import explained, files_by_split, pick_split
+from gram_jax.data.mapping import ColumnMap
+from gram_jax.data.splits import explained, files_by_split, has_card, pick_split
 from gram_jax.errors import DataError
 from gram_jax.limits import MAX_LINE, MAX_LIST, open_limited, parse_json
 
@@ -26,12 +27,17 @@ PARQUET_ROWS = 1024  # rows held as Python objects at a time
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source with its settings. schema: a name in schemas.SCHEMAS; limit: maximum number of records."""
+    """A source with its settings.
+
+    schema: a name in schemas.SCHEMAS; limit: maximum number of records; map: its columns for those of a schema
+    (mapping.py).
+    """
 
     path: str
     schema: str = "auto"
     split: str | None = None
     limit: int | None = None
+    map: ColumnMap | None = None
 
     def schema_or(self, default: str) -> str:
         """The schema of the source, or `default` if it states none."""
@@ -89,9 +95,9 @@ def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
-    path = Path(spec.path).expanduser()
+    path, config = _folder_and_config(Path(spec.path).expanduser())
     if path.is_dir():
-        return _folder_rows(path, spec.split)
+        return _folder_rows(path, spec.split, config)
     if path.exists():
         if spec.split is not None:
             raise DataError(f"{spec.path} is one file and has no split {spec.split!r}")
@@ -101,6 +107,13 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
     if _looks_like_a_file(spec.path):
         raise DataError(_missing(path))
     return _hub_rows(spec.path, spec.split)
+
+
+def _folder_and_config(path: Path) -> tuple[Path, str | None]:
+    """A path, or the folder and configuration of "folder/CONFIG"."""
+    if path.exists() or path.suffix or not has_card(path.parent):
+        return path, None
+    return path.parent, path.name
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -150,7 +163,7 @@ def count_rows(source: Source) -> int | None:
 def data_files(source: Source) -> dict[str, Path]:
     """The files that hold a source, by name; {} if a dataset is not held in files. Hidden files are left out."""
     spec = parse_source(source)
-    path = Path(spec.path).expanduser()
+    path, _ = _folder_and_config(Path(spec.path).expanduser())
     if not path.exists() and spec.path.startswith("tfds:"):
         path = Path(_tfds_builder(spec.path.removeprefix("tfds:")).data_dir)
     if path.is_dir():
@@ -231,10 +244,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            tidy = _tidy_of(file.schema_arrow)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name}, row {number}", fields)
+                    yield Row(f"{path.name}, row {number}", tidy(fields))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{path.name}, after row {number}: not readable Parquet: {error}"
@@ -244,13 +258,14 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 # Folders
 
 
-def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
+def _folder_rows(folder: Path, split: str | None, config: str | None = None) -> Iterator[Row]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _saved_rows(folder, split)
     if (folder / "features.json").exists():
         return _tfds_rows(folder, split)
     splits = {
-        name: _SplitFiles(files) for name, files in files_by_split(folder, FILE_SUFFIXES).items()
+        name: _SplitFiles(files)
+        for name, files in files_by_split(folder, FILE_SUFFIXES, config).items()
     }
     files, chosen = pick_split(str(folder), splits, split)
     return iter(files) if chosen is None else itertools.islice(files, chosen.start, chosen.stop)
@@ -300,9 +315,29 @@ def _hub_splits(name: str) -> dict[str, Any]:
         return dict(datasets.load_dataset(owner_and_name, subset))
 
 
-def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
+def _number(name: str, rows: Any) -> Iterator[Row]:
+    tidy = _tidy_of(rows.features.arrow_schema)
     for number, fields in enumerate(rows, start=1):
-        yield Row(f"{name}, row {number}", fields)
+        yield Row(f"{name}, row {number}", tidy(fields))
+
+
+def _tidy_of(schema: Any) -> Callable[[Any], Any]:
+    """A function that leaves out the nulls of arguments of calls, if rows of this Arrow schema have such.
+
+    Arrow gives every call the arguments of all others, as nulls.
+    """
+    return _without_nulls if "arguments: struct<" in str(schema) else lambda fields: fields
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: {name: x for name, x in item.items() if x is not None}
+            if key == "arguments" and isinstance(item, dict)
+            else _without_nulls(item)
+            for key, item in value.items()
+        }
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 # TensorFlow Datasets

@@ -35,8 +35,10 @@ def explained(failure: str) -> Iterator[None]:
         raise DataError(f"{failure}: {type(error).__name__}: {error}") from error
 
 
-def files_by_split(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """The data files of each split of a folder, in the order of `datasets`.
+def files_by_split(
+    folder: Path, suffixes: Sequence[str], config: str | None = None
+) -> dict[str, list[Path]]:
+    """The data files of each split of a folder, in the order of `datasets`. config: one of those in its README.md.
 
     Files that belong to no split are logged. Raises DataError if a file belongs to two splits, or is training data by
     these rules and held-out data by its name, and if a split has files that do not end in one of the suffixes.
@@ -61,7 +63,7 @@ def files_by_split(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path
             tempfile.TemporaryDirectory() as cache,
         ):
             # absolute, because some relative names are those of formats
-            builder = datasets.load_dataset_builder(str(folder.resolve()), cache_dir=cache)
+            builder = datasets.load_dataset_builder(str(folder.resolve()), config, cache_dir=cache)
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -99,14 +101,15 @@ def _check_files(folder: Path, splits: Mapping[str, list[Path]], suffixes: Seque
                     f"{folder}: by its name {name} is {times[file]} times in the splits {', '.join(named)}. {advice}"
                 )
             plain = re.sub(r"[^a-z]+", "_", str(name).lower())
-            if split == "train" and (held := _HELD_OUT.search(plain)) and not _has_card(root):
+            if split == "train" and (held := _HELD_OUT.search(plain)) and not has_card(root):
                 raise DataError(
                     f"{folder}: {name} belongs to the split train by the rules of Hugging Face datasets, and its name "
                     f"({held[0]}) is that of held-out data. {advice}"
                 )
 
 
-def _has_card(folder: Path) -> bool:
+def has_card(folder: Path) -> bool:
+    """Whether the README.md of a folder has configurations."""
     card = folder / "README.md"
     return (
         card.is_file()

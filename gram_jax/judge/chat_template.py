@@ -200,7 +200,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _spend(*((left, *parts) if operator != "+" else ()), *_widths([left]))
         return _checked(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         # The sandbox wraps the method `format` of texts.
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         _spend(owner, *args, *kwargs.values(), *_widths([owner]))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.judge.guard import layout_guard
-from gram_jax.judge.messages import Message, render_turns, turns_of
+from gram_jax.judge.messages import Message, check_list, render_turns, turns_of
 from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import Layout
 from gram_jax.judge.tokens import text_encoder
@@ -88,8 +88,10 @@ class ItemEncoder:
 
     def prepare(self, items: Iterable[Sequence[Any]]) -> list[_Item]:
         """The items by field as they are shown, their texts tokenized in one call."""
-        fields = self._table.fields
-        shown = [dict(zip(fields, map(self._clean, item), strict=True)) for item in items]
+        fields, shown = self._table.fields, []
+        for item in items:
+            check_list(item, f"({', '.join(fields)})")
+            shown.append(dict(zip(fields, map(self._clean, item), strict=True)))
         self._table.add((name, field.text) for item in shown for name, field in item.items())
         return shown
 

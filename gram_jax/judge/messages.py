@@ -1,7 +1,7 @@
 """Conversations: the one reader of messages, and the text of a conversation as a judge is shown it.
 
-Data files, Python, the server and the trainers all read messages here. What a judge cannot be shown is refused by name
-(images, audio), or counted by one of the NOTES (reasoning, turns after the response, missing content).
+Data files, Python, the server and the trainers all read messages here. What a judge cannot be shown is an error that
+names it (images, audio), or counted by one of the NOTES (reasoning, turns after the response, missing content).
 """
 
 import json
@@ -93,6 +93,12 @@ def render_turns(turns: Sequence[Message]) -> str:
     if len(turns) == 1 and turns[0].role == "user":
         return turns[0].content
     return "\n".join(f"[{turn.role} turn]\n{turn.content}" for turn in turns)
+
+
+def check_list(value: Any, what: str) -> None:
+    """Raises DataError for a text, a mapping or a set: its letters, keys or unordered members are not the items."""
+    if isinstance(value, str | bytes | Mapping | set | frozenset):
+        raise DataError(f"expected {what}, found {type(value).__name__} {value!r:.60}")
 
 
 def text_value(value: Any, field: str) -> str:

@@ -29,6 +29,7 @@ FREE_ON_RESUME: dict[type, tuple[str, ...]] = {
         *_FREE,
         "run.max_skipped",
         "data.valid",
+        "data.max_overlap",
         "data.cache_dir",
         "data.num_workers",
         "batch.gradient_accumulation_steps",

@@ -89,6 +89,8 @@ class SourceConfig(SourceSpec):
     """Split of a dataset that has several, such as "train[:10%]"; may also follow the path after a colon"""
     limit: Positive | None = None
     """Maximum number of records of this source"""
+    map: dict[str, str] | None = None
+    """Columns of this source for those of a schema, as {prompt = "question"} (docs/data.md)"""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Number of passes over this source in an epoch; with 0.5, two epochs make one pass"""
 
@@ -123,6 +125,10 @@ class DataConfig:
     """Evaluation sources"""
     schema: str = "auto"
     """Schema of the rows of sources that state none (below); "auto" detects it from their fields"""
+    map: dict[str, str] | None = None
+    """Columns of sources that state none for those of a schema, as {prompt = "question"} (docs/data.md)"""
+    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Maximum share of the evaluation pairs that are also training pairs; more stop the run before its first step"""
     position_augmentation: PositionAugmentation | None = None
     """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
     ("fixed")"""

@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from scipy.special import expit
 
+from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import Notes, Prompt
+from gram_jax.judge.messages import Notes, Prompt, check_list
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.chats import ENDS
@@ -25,7 +26,6 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of, reference_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.scoring.text_scorer import PairTexts
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,10 @@ class Rewards:
         and the judge is not shown is counted in `notes`; each kind is logged once. Raises DataError if lengths differ
         or a reference is missing.
         """
+        check_list(prompts, "a list of prompts")
+        check_list(completions, "a list of completions")
+        if references is not None:
+            check_list(references, "a list of references")
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} completions")
         if not len(prompts):

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gram_jax.data.inputs import PairTexts
 from gram_jax.judge.encode import Encoded, ItemEncoder
-from gram_jax.scoring.text_scorer import PairTexts, TextScorer
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.scoring.turns import FairQueue, Turns
 
 BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
+from gram_jax.data.inputs import PairTexts, pairs_of
 from gram_jax.errors import JudgeError
 from gram_jax.finite import check_finite
 from gram_jax.interop.models import has_scalar_head, load_model, load_tokenizer, reward_spec
@@ -24,7 +25,6 @@ from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -99,7 +99,7 @@ class ScalarRewardModel:
 
         progress is called with the number of pairs just scored.
         """
-        remaining = iter(comparisons)
+        remaining = pairs_of(comparisons)
         while window := list(islice(remaining, WINDOW)):
             items = ((prompt, text) for prompt, *pair in window for text in pair)
             rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))

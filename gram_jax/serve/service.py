@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Header, Request
 
+from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import DataError, GramError
 from gram_jax.judge.messages import Notes, Prompt, read_messages
 from gram_jax.rewards.chats import KNOWN_FORMATS
@@ -24,7 +25,6 @@ from gram_jax.scoring.request_batcher import (
     RequestBatcher,
 )
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.serve.admission import Limits, client_of
 from gram_jax.serve.errors import describe_failure, unusable
 from gram_jax.serve.fields import MAX_RESPONSES, MessageField, PairRequest

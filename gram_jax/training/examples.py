@@ -57,8 +57,8 @@ def cache_folder(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Path | None
         "judge": spec.hash,
         "tokenizer": text_encoder(tokenizer).digest,
         "files": [hash_files(one) for one in files if one],
-        "sources": [[source.schema, source.split, source.limit] for source in sources],
-        "reading": [pair_kind(recipe), data.schema, data.on_bad, data.limit],
+        "sources": [[source.schema, source.split, source.limit, source.map] for source in sources],
+        "reading": [pair_kind(recipe), data.schema, data.map, data.on_bad, data.limit],
         "encoding": [data.overlong, data.position_augmentation, data.attack_share],
         "seed": recipe.run.seed if by_seed else None,
     }
@@ -72,15 +72,22 @@ def _encoded_in_memory(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examp
     return stage_examples(recipe, records, report, tokenizer, spec)
 
 
-def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
-    data, seed = recipe.data, recipe.run.seed
-    stream = SourcesStream(
+def training_records(recipe: Recipe) -> SourcesStream:
+    """The records of data.train."""
+    data = recipe.data
+    return SourcesStream(
         data.train,
         pair_kind(recipe),
         schema=data.schema,
+        map=data.map,
         on_bad=data.on_bad,
         limit=data.limit,
     )
+
+
+def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
+    data, seed = recipe.data, recipe.run.seed
+    stream = training_records(recipe)
 
     def read() -> ReadReport:
         stream.scan()

@@ -1,7 +1,7 @@
 """Set up a run before its weights are loaded: judge, examples, number of steps, optimizer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import optax
 from gram_jax import tree
 from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
+from gram_jax.data.overlap import count_overlap
 from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
-from gram_jax.errors import RecipeError
+from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.models import load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
@@ -29,7 +30,7 @@ from gram_jax.run.directory import (
 )
 from gram_jax.run.metrics import check_writers
 from gram_jax.sharding import Placement, check_divides
-from gram_jax.training.examples import training_examples
+from gram_jax.training.examples import training_examples, training_records
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
 from gram_jax.training.stages import (
@@ -95,10 +96,11 @@ def set_up(
     if recipe.run.max_steps is not None:
         make_optimizer(recipe.optimizer, recipe.run.max_steps, specs)  # raises for its values
     for source in (*recipe.data.train, *recipe.data.valid):
-        check_source(source, pair_kind(recipe), schema=recipe.data.schema)
+        check_source(source, pair_kind(recipe), schema=recipe.data.schema, map=recipe.data.map)
     with log_time(logger, "read and encode the data"):
         training = training_examples(recipe, tokenizer, spec, progress=progress)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
+        _check_overlap(recipe, valid_records)
     with log_time(logger, "pack the first epoch"):
         plan = _batches(recipe, training, batch.batch_size, passes=recipe.data.passes)
         report = plan.report()
@@ -132,6 +134,24 @@ def prepare_data(recipe: Recipe, *, progress: ProgressFactory = no_progress) -> 
     _, tokenizer, spec = _judge(recipe)
     examples = training_examples(recipe, tokenizer, spec, progress=progress)
     return _batches(recipe, examples, recipe.batch.batch_size, passes=recipe.data.passes)
+
+
+def _check_overlap(recipe: Recipe, held_out: Sequence[Any]) -> None:
+    """Raises DataError if more of the evaluation pairs are training pairs than the recipe allows."""
+    if not held_out:
+        return
+    shared = count_overlap(training_records(recipe).as_read(), held_out)
+    if not shared:
+        return
+    share, most = shared / len(held_out), recipe.data.max_overlap
+    text = (
+        f"{shared:,} of the {len(held_out):,} pairs of data.valid ({share:.2%}) are in data.train"
+    )
+    if share > most:
+        raise DataError(
+            f"{text}: expected at most a share of {most:g}. Leave them out, or raise data.max_overlap"
+        )
+    logger.warning("%s", text)
 
 
 def _batches(
