@@ -18,7 +18,7 @@ from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.config import LARGEST, POSITIVE
 from gram_jax.model.generate import SamplingConfig
-from gram_jax.model.specs import SCALAR_HEAD
+from gram_jax.model.specs import SCORE
 from gram_jax.run.verify import accept_changes
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
@@ -90,7 +90,7 @@ def test_logits_that_overflow_become_no_score_no_ranking_and_no_text(execution, 
         with pytest.raises(NonFiniteError, match="1 of 1 responses"):
             generator.generate(["Hi"], SamplingConfig(2, temperature))
     baseline = ScalarRewardModel(
-        {**params, SCALAR_HEAD: jnp.full(cfg.embed_size, 1e38)}, cfg, tokenizer, spec, execution
+        {**params, SCORE: jnp.full((1, cfg.embed_size), 1e38)}, cfg, tokenizer, spec, execution
     )
     with pytest.raises(NonFiniteError, match="1 of 1 responses"):
         baseline.rewards([("p", "a")])

@@ -510,6 +510,16 @@ def test_other_columns_are_mapped_and_so_are_the_values_of_the_verdict(tmp_path:
 
 VERDICT = {"prompt": "p", "response_a": "x", "response_b": "y"}
 ANSWERS = {"chosen": "The a", "rejected": "The b"}
+
+
+def test_empty_columns_of_a_mixture_are_not_read(tmp_path: Path):
+    empty = dict.fromkeys(("conversations", "messages", "responses", "instruction", "conv_A"))
+    row = {"prompt": "p", "chosen": "good", "rejected": "bad"} | empty
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert [r.chosen for r in read_records(path)[0]] == ["good"]
+
+
 AMBIGUOUS = {
     "two schemas": ({"prompt": "p", "responses": ["x", "y"]} | ANSWERS, "(?=.*candidates).*trl-standard"),
     "two prompts": ({"prompt": "p", "question": "q"} | ANSWERS, "(?=.*prompt).*question"),
@@ -623,6 +633,33 @@ def test_a_call_is_the_same_as_a_mapping_as_json_as_a_part_and_as_a_turn():
     assert {completion_of([one]) for one in forms} == {render_call("weather", arguments)}
     asked = {"role": "user", "content": "Why?"}
     assert len({prompt_of([asked, one, {"role": "tool", "content": "12 C"}]) for one in forms}) == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_arguments_that_arrow_fills_in_are_not_shown(kind: str, tmp_path: Path):
+    import datasets
+
+    calls = [{"function": {"name": name, "arguments": {key: 1}}} for name, key in ("ax", "by")]
+    answers = [[{"role": "assistant", "content": None, "tool_calls": [call]}] for call in calls]
+    rows = [{"prompt": "p", "chosen": answer, "rejected": said("no")} for answer in answers]
+    table = datasets.Dataset.from_list(rows)
+    path = tmp_path / f"rows.{kind}"
+    table.to_parquet(path) if kind == "parquet" else table.save_to_disk(str(path))
+    shown = [record.chosen for record in read_records(path)[0]]
+    assert shown == [render_call("a", {"x": 1}), render_call("b", {"y": 1})]
+
+
+def test_every_form_of_a_preference_is_the_same_record_in_parquet(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for seed in range(4):
+        pair = preference(seed)
+        for name, row in rows_of(pair):
+            pq.write_table(pa.Table.from_pylist([row]), tmp_path / "one.parquet")
+            (record,), _ = read_records(tmp_path / "one.parquet")
+            assert {record.first, record.second} == {pair.better, pair.worse}, name
+            assert record.prompt == pair.prompt, name
 
 
 def test_different_calls_are_different_responses():

@@ -60,6 +60,7 @@ CHANGES = {
     "rope_scaling": None,
     "tied_head": True,
     "context_length": 77,
+    "head": "labels",
 }
 
 
@@ -109,10 +110,34 @@ def test_an_unknown_family_is_refused():
         config_from_hf({"model_type": "gemma3"})
 
 
-def test_a_scalar_head_is_refused_as_what_it_is():
+@pytest.mark.parametrize(
+    ("settings", "head"),
+    [
+        ({"id2label": {"0": "LABEL_0"}}, "scalar"),
+        ({"num_labels": 1}, "scalar"),
+        ({"id2label": {"0": "A"}, "gram_jax_head": "margin"}, "margin"),
+        ({"id2label": {"0": "A", "1": "B"}}, "labels"),
+        ({}, "labels"),
+    ],
+)
+def test_the_labels_of_a_classifier_are_its_head(settings, head):
+    cfg = tiny_config("llama", True)
+    found = config_to_hf(cfg, "float32") | {"architectures": ["LlamaForSequenceClassification"]}
+    assert config_from_hf(found | settings) == replace(cfg, head=head)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"architectures": ["LlamaForSequenceClassification"], "id2label": dict.fromkeys("012")},
+        {"architectures": ["LlamaForRewardModel"]},
+        {"architectures": ["LlamaForTokenClassification"]},
+    ],
+)
+def test_other_heads_are_refused_by_name(settings):
     found = config_to_hf(tiny_config("llama", True), "float32")
-    with pytest.raises(LayoutError, match="LlamaForSequenceClassification"):
-        config_from_hf(found | {"architectures": ["LlamaForSequenceClassification"]})
+    with pytest.raises(LayoutError, match=r"id2label has 3|LlamaFor"):
+        config_from_hf(found | settings)
 
 
 def test_every_missing_field_is_listed_at_once():

@@ -14,7 +14,7 @@ from gram_jax.interop.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from gram_jax.judge.encode import encode_fitting_items, encode_items
 from gram_jax.judge.labels import find_label_ids
 from gram_jax.judge.recover import recover_template, take_apart
-from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, make_spec
+from gram_jax.judge.spec import FILE_NAME, JudgeSpec, check_tokenizer, check_verdicts, make_spec
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER)
@@ -107,7 +107,7 @@ def test_a_tokenizer_that_does_not_belong_to_the_judge_is_noticed():
 )
 def test_labels_that_contradict_their_ids_are_refused(change):
     with pytest.raises(JudgeError, match=r"35.*36|36.*35"):
-        check_tokenizer(replace(SPEC, **change), tiny_tokenizer())
+        check_verdicts(replace(SPEC, **change), tiny_tokenizer())
 
 
 def test_the_specification_alone_decides_the_tokens_not_the_tokenizers_chat_template():

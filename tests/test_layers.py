@@ -72,7 +72,7 @@ THIRD_PARTIES = {
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},
     "orbax": {"checkpoint.orbax"},
-    "safetensors": {"interop.hf_files", "interop.hf_export"},
+    "safetensors": {"interop.hf_files", "interop.hf_export", "interop.adapters"},
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {

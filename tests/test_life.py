@@ -154,7 +154,9 @@ def test_a_job_of_one_process_takes_the_gpus_that_it_was_given(platforms, monkey
         assert found.index == 0
     assert told["jax_cuda_visible_devices"] == told["jax_rocm_visible_devices"] == "1,3"
     with (
-        pytest.raises(ClusterError, match=r"--local-devices 7 .*expected 1 GPUs, JAX found 2"),
+        pytest.raises(
+            ClusterError, match=r"GPUs 7 .*--local-devices.*expected 1 GPUs, JAX found 2"
+        ),
         alone((7,)),
     ):
         pass
@@ -166,7 +168,7 @@ def test_gpus_that_are_not_there_are_refused_unless_the_cpu_was_asked_for(platfo
         pass
     platforms(None)
     with (
-        pytest.raises(ClusterError, match=r"--local-devices 7 .*JAX found cpu"),
+        pytest.raises(ClusterError, match=r"GPUs 7 .*--local-devices.*JAX found cpu"),
         alone((7,)),
     ):
         pass

@@ -182,11 +182,11 @@ def test_a_run_of_lora_gives_its_base_with_the_update_merged(tmp_path, one_devic
 
 def test_a_run_of_the_baseline_keeps_its_scalar_head(tmp_path, one_device, judge):
     cfg = tiny_config("llama", True)
-    params = random_params(cfg, one_device) | {"score": jnp.arange(32.0)}
+    params = random_params(cfg, one_device) | {"score": jnp.arange(32.0)[None]}
     write_run(tmp_path / "run", cfg, *judge, {5: params})
     _, found = load_model(tmp_path / "run", one_device, "bfloat16")
     assert found["score"].dtype == "float32" and found["embed"].dtype == "bfloat16"
-    np.testing.assert_array_equal(found["score"], np.arange(32.0))
+    np.testing.assert_array_equal(found["score"], np.arange(32.0)[None])
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path, one_device, judge):

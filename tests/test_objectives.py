@@ -64,8 +64,8 @@ def objective_of(stage, execution):
 def params_of(stage, placement):
     params = random_params(CFG, placement)
     if stage == "bradley_terry":
-        score = np.random.default_rng(7).normal(size=CFG.embed_size).astype(np.float32)
-        params["score"] = jax.device_put(score, placement.sharding(None))
+        score = np.random.default_rng(7).normal(size=(1, CFG.embed_size)).astype(np.float32)
+        params["score"] = jax.device_put(score, placement.sharding(None, None))
     return params
 
 
@@ -210,7 +210,7 @@ def test_ranking_loss_is_bradley_terry_of_the_two_rewards(execution, one_device)
     objective, batch = objective_of("bradley_terry", execution)
     params = params_of("bradley_terry", one_device)
     loss, metrics = objective(params, batch)
-    rewards = np.asarray(hidden_states(params, CFG, batch.seqs, execution) @ params["score"])
+    rewards = np.asarray(hidden_states(params, CFG, batch.seqs, execution) @ params["score"][0])
     gap = np.take_along_axis(rewards, batch.chosen_at, 1) - np.take_along_axis(
         rewards, batch.rejected_at, 1
     )

@@ -312,6 +312,9 @@ def test_the_prompt_of_a_whole_conversation_is_not_added_twice(tmp_path: Path):
     assert read_one(tmp_path, row).prompt == turns(*chosen[:-1])
     scored = row | {"score_chosen": 1.0, "score_rejected": 0.0}
     assert read_one(tmp_path, scored).prompt == turns(*chosen[:-1])
+    mixed = {"question": "", "input": "another"}  # columns of other sets in a mixture
+    assert read_one(tmp_path, row | mixed).prompt == turns(*chosen[:-1])
+    assert read_one(tmp_path, STANDARD | {"question": ""}).prompt == QUESTION
     with pytest.raises(DataError, match=r"field 'prompt'.*something else"):
         read_one(tmp_path, row | {"prompt": "something else"})
 

@@ -35,7 +35,7 @@ def model_of(params, execution, cfg) -> ScalarRewardModel:
 def tiny():
     placement = make_placement({}, devices=jax.devices()[:1])
     cfg, params = load_model("tiny-random", placement, "float32")
-    head = jax.random.normal(jax.random.key(0), (cfg.embed_size,))
+    head = jax.random.normal(jax.random.key(0), (1, cfg.embed_size))
     return cfg, params, head, Execution("float32", "auto", "none", placement, packed=False)
 
 

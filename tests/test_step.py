@@ -14,7 +14,7 @@ from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatc
 from gram_jax.data.feed import to_device
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
-from gram_jax.model.specs import ParamSpec, init_params, param_specs
+from gram_jax.model.specs import ParamSpec, init_params, param_specs, score_spec
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training.objectives import (
     bradley_terry_objective,
@@ -73,7 +73,7 @@ def make_objective(stage: str, execution: Execution):
 def specs_of(stage: str):
     specs = param_specs(CFG)
     if stage == "bradley_terry":
-        specs["score"] = ParamSpec((CFG.embed_size,), ("act_embed",), "normal")
+        specs["score"] = score_spec(CFG)
     return specs
 
 

@@ -17,6 +17,7 @@ from gram_jax.cli.options import (
     RowOptions,
     read_spec,
 )
+from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_seconds
 
 
@@ -25,6 +26,9 @@ def convert(
     out: Path,
     /,
     *,
+    as_: Annotated[
+        Literal["model", "classifier", "margin", "adapter"], Parameter(name="--as")
+    ] = "model",
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     overwrite: bool = False,
 ) -> None:
@@ -32,20 +36,44 @@ def convert(
 
     Args:
         out: A new folder in Hugging Face's layout.
+        as_: model: with its own head. classifier: a sequence classifier whose two labels are the verdicts. margin: one
+            whose single label is the first verdict. adapter: the LoRA of a run, for peft.
         dtype: Type of the written weights.
         overwrite: Replace the folder if it exists.
     """
     import jax
 
-    from gram_jax.interop.hf_export import export_hf
-    from gram_jax.interop.models import load_model, load_spec, load_tokenizer, stop_tokens
+    from gram_jax.interop.classifier import as_classifier, classifier_card
+    from gram_jax.interop.hf_export import export_adapter, export_hf
+    from gram_jax.interop.models import (
+        load_lora,
+        load_model,
+        load_spec,
+        load_tokenizer,
+        stop_tokens,
+    )
     from gram_jax.sharding import make_placement
 
     # Weights are only rearranged, and a model too large for one accelerator may fit in the memory of the host.
     jax.config.update("jax_platforms", "cpu")
     spec, tokenizer = load_spec(model), load_tokenizer(model)
     one = make_placement({}, devices=jax.devices()[:1])
+    if as_ == "adapter":
+        cfg, params, lora, base = load_lora(model, one)
+        export_adapter(
+            out, cfg, lora, params, base=base, tokenizer=tokenizer, spec=spec, overwrite=overwrite
+        )
+        Console().say(f"{out}: an adapter of {base}")
+        return
+    if as_ != "model" and spec is None:
+        raise JudgeError(
+            f"{model} has no judge.json, so its verdicts are not known: `gram-jax spec` writes one into its folder"
+        )
     cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
+    texts = {}
+    if as_ != "model" and spec is not None:
+        cfg, params = as_classifier(cfg, params, spec, "margin" if as_ == "margin" else "labels")
+        texts = {"README.md": classifier_card(cfg, spec, out.name)}
     export_hf(
         out,
         cfg,
@@ -54,6 +82,7 @@ def convert(
         tokenizer=tokenizer,
         spec=spec,
         stops=stop_tokens(model),
+        texts=texts,
         overwrite=overwrite,
     )
     Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")

@@ -156,6 +156,8 @@ class BatchPlan:
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
             first_share=float(np.mean(examples.label == 0)) if verdicts else None,
             sources=source_shares(self.passes, by_source, tokens_of),
+            notes=dict(examples.read.notes),
+            unread=examples.read.unread,
         )
 
     def _plan(self, epoch: int) -> EpochPlan:

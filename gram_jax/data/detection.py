@@ -35,16 +35,12 @@ def detect_schema(
             known = ", ".join(["auto", *SCHEMAS])
             raise DataError(f"unknown schema {name!r}: expected one of {known}")
         return SCHEMAS[name]
-    # A few damaged rows in the sample do not prevent the detection.
+    # A few damaged rows in the sample do not prevent the detection, nor do empty columns of other sets in a mixture.
     for share in (1.0, 0.5):
-        fitting = [
-            schema
-            for schema in ALL
-            if sum(schema.matches(row) and schema.fits(row) for row in sample)
-            >= share * len(sample)
-        ]
-        if fitting:
-            return _narrowest(fitting, where, sample)
+        for rows in (_without_empty_columns(sample), sample):
+            fitting = [schema for schema in ALL if _fits(schema, rows) >= share * len(rows)]
+            if fitting:
+                return _narrowest(fitting, where, rows)
     # The row has the columns of a schema but values that do not fit: the parser reports the error.
     named = [schema for schema in ALL if schema.matches(sample[0])]
     if named:
@@ -52,6 +48,18 @@ def detect_schema(
     if prompts_alone and all(PROMPT_ROWS.matches(row) for row in sample):
         return PROMPT_ROWS
     raise _unknown(where, list(dict.fromkeys(name for row in sample for name in row)))
+
+
+def _fits(schema: Schema, rows: Sequence[Fields]) -> int:
+    """Number of rows that a schema fits."""
+    return sum(schema.matches(row) and schema.fits(row) for row in rows)
+
+
+def _without_empty_columns(sample: Sequence[Fields]) -> list[Fields]:
+    """The rows without columns that are null in all of them. A verdict may be null in the first rows only."""
+    held = {name for row in sample for name, value in row.items() if value is not None}
+    held |= {"label", "winner", "preference"}
+    return [{name: row[name] for name in row if name in held} for row in sample]
 
 
 def _narrowest(fitting: Sequence[Schema], where: str, sample: Sequence[Fields]) -> Schema:

@@ -86,7 +86,7 @@ class DataReport:
     examples: units (pairs or sequences); documents: token sequences (two for a unit with both orders); shortened:
     truncated examples; histogram: (shortest, longest, documents); padding: share of the positions of an epoch without
     a token; first_share: share of verdicts whose first response is better, None without verdicts; sources: those of the
-    recipe, in its order.
+    recipe, in its order; notes, unread: as of ReadReport.
     """
 
     rows_read: int
@@ -107,6 +107,8 @@ class DataReport:
     padding: float
     first_share: float | None
     sources: tuple[SourceShare, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """The report as text."""
@@ -115,6 +117,9 @@ class DataReport:
             f"examples         {self.examples:,} in {self.documents:,} documents",
         ]
         lines += [f"dropped          {count:,} {why}" for why, count in self.dropped.items()]
+        lines += [f"noted            {count:,} {what}" for what, count in self.notes.items()]
+        if self.unread:
+            lines.append(f"columns not read {', '.join(self.unread)}")
         if self.shortened:
             lines.append(f"shortened        {self.shortened:,} examples")
         lines += [

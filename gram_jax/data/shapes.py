@@ -38,12 +38,18 @@ Columns = Sequence[str]  # prompt (or its alternatives as "a|b"), first and seco
 
 def alternative(row: Fields, path: str) -> str | None:
     """The column that a row has of "a|b|c", None if it has none. Raises BadField if it has two that differ."""
-    names = [name for name, root in _names(path) if row.get(root) is not None]
+    names = _given(row, path)
     for other in names[1:]:
         if row[other] != row[names[0]]:
             found = Seen(f"another value in {names[0]}, and either may be meant")
             raise BadField(other, f"one column (--map {names[0]}={other} chooses it)", found)
     return names[0] if names else None
+
+
+def _given(row: Fields, path: str) -> list[str]:
+    """The columns of "a|b|c" that a row has: those that are not empty, else those that are not null."""
+    names = [name for name, root in _names(path) if row.get(root) is not None]
+    return [name for name in names if row.get(name) != ""] or names if len(names) > 1 else names
 
 
 @cache
@@ -70,13 +76,12 @@ def beside(row: Fields, columns: Columns, notes: Notes) -> Parts:
     one, other = column(row, first), column(row, second)
     if prompt and isinstance(one, str) and isinstance(other, str):
         return prompt_at(row, prompt, notes), one, other
-    name, seen = alternative(row, prompt), Counter[str]()
+    seen = Counter[str]()
     whole = [_conversation(x, field, seen) for x, field in ((one, first), (other, second))]
     if all(whole):
         notes.update(seen)
         found = split_conversations(whole[0], whole[1], (first, second), notes)
-        if name is not None:
-            _check_shown(row, name, found[0])
+        _check_shown(row, _given(row, prompt), found[0])
         return found
     if not prompt:
         field = first if not whole[0] else second
@@ -95,15 +100,20 @@ def _conversation(value: Any, field: str, notes: Notes) -> Prompt:
     raise BadField(field, "text or a list of messages", value)
 
 
-def _check_shown(row: Fields, name: str, prompt: Prompt) -> None:
-    """Raises BadField unless the prompt column repeats turns of the conversations."""
-    given = row[name]
+def _check_shown(row: Fields, names: Sequence[str], prompt: Prompt) -> None:
+    """Raises BadField unless one of the prompt columns repeats turns of the conversations, if there is one."""
     contents = [turn.content for turn in prompt]
-    asked = (
-        [given] if isinstance(given, str) else [turn.content for turn in read_messages(given, name)]
-    )
-    if not all(text in contents for text in asked):
-        raise BadField(name, "the text of a turn of chosen", given)
+    for name in names:
+        given = row[name]
+        asked = (
+            [given]
+            if isinstance(given, str)
+            else [turn.content for turn in read_messages(given, name)]
+        )
+        if all(text in contents for text in asked):
+            return
+    if names:
+        raise BadField(names[0], "the text of a turn of chosen", row[names[0]])
 
 
 def shared_text(row: Fields, columns: Columns, notes: Notes) -> Parts:

@@ -10,7 +10,7 @@ import difflib
 import itertools
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -244,10 +244,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            tidy = _tidy_of(file.schema_arrow)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name}, row {number}", fields)
+                    yield Row(f"{path.name}, row {number}", tidy(fields))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{path.name}, after row {number}: not readable Parquet: {error}"
@@ -314,9 +315,29 @@ def _hub_splits(name: str) -> dict[str, Any]:
         return dict(datasets.load_dataset(owner_and_name, subset))
 
 
-def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
+def _number(name: str, rows: Any) -> Iterator[Row]:
+    tidy = _tidy_of(rows.features.arrow_schema)
     for number, fields in enumerate(rows, start=1):
-        yield Row(f"{name}, row {number}", fields)
+        yield Row(f"{name}, row {number}", tidy(fields))
+
+
+def _tidy_of(schema: Any) -> Callable[[Any], Any]:
+    """A function that leaves out the nulls of arguments of calls, if rows of this Arrow schema have such.
+
+    Arrow gives every call the arguments of all others, as nulls.
+    """
+    return _without_nulls if "arguments: struct<" in str(schema) else lambda fields: fields
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: {name: x for name, x in item.items() if x is not None}
+            if key == "arguments" and isinstance(item, dict)
+            else _without_nulls(item)
+            for key, item in value.items()
+        }
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 # TensorFlow Datasets

@@ -82,12 +82,26 @@ class TextGenerator:
         return self.generate_from_tokens(tokens, sampling, batch_size=batch_size)
 
     def generate_from_tokens(
-        self, tokens: Sequence[np.ndarray], sampling: SamplingConfig, *, batch_size: int = 32
+        self,
+        tokens: Sequence[np.ndarray],
+        sampling: SamplingConfig,
+        *,
+        batch_size: int = 32,
+        first: int = 0,
     ) -> Generations:
-        """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response."""
+        """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response.
+
+        first: index of the first prompt in a larger list (model/generate.py).
+        """
         sampling = replace(sampling, stop_token_ids=self.stop_token_ids + sampling.stop_token_ids)
         samples = generate(
-            self.params, self.cfg, tokens, self.execution, sampling, batch_size=batch_size
+            self.params,
+            self.cfg,
+            tokens,
+            self.execution,
+            sampling,
+            batch_size=batch_size,
+            first=first,
         )
         return Generations(self.decode(samples), samples)
 

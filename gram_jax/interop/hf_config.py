@@ -3,13 +3,16 @@
 A setting that the decoder does not support is an error that names it, raised before tensors are read.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
 from gram_jax.errors import LayoutError
 from gram_jax.model.config import (
+    HEAD_ROWS,
     DynamicScaling,
+    Head,
     LinearScaling,
     Llama3Scaling,
     ModelConfig,
@@ -18,8 +21,14 @@ from gram_jax.model.config import (
     misfit,
 )
 
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CLASSIFIER = "ForSequenceClassification"
+_CLASS_ENDS = {"language": "ForCausalLM"} | dict.fromkeys(
+    ("scalar", "margin", "labels"), _CLASSIFIER
+)
+MARGIN = "gram_jax_head"  # "margin" in the config.json of a classifier whose one logit is that of the first label
 FAMILIES = tuple(CLASSES)
+CLASSIFIERS = FAMILIES  # those with a ...ForSequenceClassification
 
 # Numbers of ModelConfig under their names in config.json.
 _NUMBERS = {
@@ -86,13 +95,8 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
             f"config.json says model_type = {family!r}; gram_jax supports {', '.join(FAMILIES)} (Llama 3.x, SmolLM2, "
             "Qwen2.5, Qwen3 dense)"
         )
-    classes = [str(name) for name in found.get("architectures") or ()]
-    if any("Classification" in name or "Reward" in name for name in classes):
-        raise LayoutError(
-            f"config.json says architectures = {classes}, a model with a scalar head: expected a language model "
-            "(...ForCausalLM), which judges by its next token"
-        )
     problems = _unsupported(found, family)
+    head = _head(found, problems)
     theta, scaling = _rope(found, problems)
     if problems:
         raise LayoutError("config.json cannot be used:\n  " + "\n  ".join(problems))
@@ -111,7 +115,30 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_head=bool(found.get("tie_word_embeddings", False)),
+        head=head,
     )
+
+
+def _head(found: Mapping[str, Any], problems: list[str]) -> Head:
+    """By `architectures`, and for a classifier the number of its labels, which is that of id2label (default 2)."""
+    classes = [str(name) for name in found.get("architectures") or ()]
+    if all(
+        re.search(r"ForCausalLM$|ForConditionalGeneration$|^((?!For).)*Model$", x) for x in classes
+    ):
+        return "language"
+    if any(not name.endswith("ForSequenceClassification") for name in classes):
+        problems.append(
+            f"architectures = {classes} (supported: ...ForCausalLM, and ...ForSequenceClassification with one or two "
+            "labels)"
+        )
+        return "language"
+    labels = found.get("id2label")
+    count = len(labels) if isinstance(labels, Mapping) else found.get("num_labels", 2)
+    if count == 2:
+        return "labels"
+    if count != 1:
+        problems.append(f"id2label has {count} labels (supported: 1, a reward; 2, the verdicts)")
+    return "margin" if found.get(MARGIN) == "margin" else "scalar"
 
 
 def _unsupported(found: Mapping[str, Any], family: str) -> list[str]:
@@ -210,10 +237,13 @@ def _scaling_block(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return None
 
 
-def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
+def config_to_hf(
+    cfg: ModelConfig, dtype: str, labels: Sequence[str] = ("LABEL_0", "LABEL_1")
+) -> dict[str, Any]:
     """config.json of this model, rope settings in both spellings; the inverse of `config_from_hf`.
 
-    Raises LayoutError for a combination of traits that no class of transformers has.
+    labels: names of a classifier's labels. Raises LayoutError for a combination of traits that no class of transformers
+    has.
     """
     if (cfg.qkv_bias, cfg.qk_norm) != (cfg.family == "qwen2", cfg.family == "qwen3"):
         raise LayoutError(
@@ -222,7 +252,7 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         )
     scaling = _scaling_block(cfg.rope_scaling)
     result = {
-        "architectures": [CLASSES[cfg.family]],
+        "architectures": [f"{CLASSES[cfg.family]}{_CLASS_ENDS[cfg.head]}"],
         "model_type": cfg.family,
         **{name: getattr(cfg, field) for field, name in _NUMBERS.items()},
         "hidden_act": "silu",
@@ -243,7 +273,21 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         result |= {"use_sliding_window": False, "sliding_window": None}
     if cfg.family == "qwen3":
         result["attention_bias"] = False
-    return result
+    return result | _label_settings(cfg.head, labels)
+
+
+def _label_settings(head: Head, labels: Sequence[str]) -> dict[str, Any]:
+    """Entries of a classifier's config.json; transformers counts id2label, it does not store num_labels."""
+    if head == "language":
+        return {}
+    names = dict(enumerate(labels[: HEAD_ROWS[head]]))
+    return {
+        "id2label": {str(i): name for i, name in names.items()},
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": {"scalar": "regression", "labels": "single_label_classification"}.get(head),
+        "use_sep_token": False,
+        **({MARGIN: "margin"} if head == "margin" else {}),
+    }
 
 
 def check_vocabulary(tokenizer: Any, cfg: ModelConfig) -> None:

@@ -5,8 +5,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
 from gram_jax.finite import check_weights
+from gram_jax.interop.adapters import write_adapter
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
 from gram_jax.interop.hf_names import TensorMapping, tensor_mappings
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.specs import SCALAR_HEAD, param_specs
+from gram_jax.model.lora import LoraConfig
+from gram_jax.model.specs import SCORE, param_specs
 from gram_jax.tree import Tree
 
 
@@ -42,15 +46,16 @@ def export_hf(
     tokenizer: Any | None,
     spec: JudgeSpec | None,
     stops: Sequence[int] = (),
+    texts: Mapping[str, str] | None = None,
     shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
     """Write a judge as a folder that `transformers` opens; returns its path.
 
     params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
-    to the tokenizer's. shard_bytes: maximum size of a weights file; several files have an index. The folder is written
-    under a temporary name and then renamed. Raises CheckpointError for a folder in use or a full disk, LayoutError
-    for parameters that do not fit `cfg`.
+    to the tokenizer's. texts: other files by name. shard_bytes: maximum size of a weights file; several files have an
+    index. The folder is written under a temporary name and then renamed. Raises CheckpointError for a folder in use or
+    a full disk, LayoutError for parameters that do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -69,11 +74,13 @@ def export_hf(
     folder = Path(folder)
     check_local(folder, "folder", CheckpointError)
     _check_free(folder, overwrite)
+    if cfg.head == "language" and SCORE in params:  # a run of the baseline
+        cfg = replace(cfg, head="scalar")
+        params = {name: leaf for name, leaf in params.items() if name != "head"}
     if problems := tree.differences(params, param_specs(cfg)):
         lines = "\n  ".join(problems)
         raise LayoutError(
-            f"parameters cannot be exported:\n  {lines}\nA language model's folder holds neither a scalar head "
-            f"({SCALAR_HEAD}) nor a LoRA, which merge_lora merges into the weights"
+            f"parameters cannot be exported:\n  {lines}\nA folder holds no LoRA: merge_lora merges it into the weights"
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, cfg)
@@ -85,7 +92,61 @@ def export_hf(
     with _writing(partial, folder, files.metadata["total_size"]):
         _check_free(folder, overwrite)  # another process may have written it, or moved it away
         _write_weights(partial, cfg, params, dtype, files)
-        _write_texts(partial, cfg, params, dtype, tokenizer, stops)
+        if cfg.head in ("labels", "margin"):
+            _check_padding(tokenizer, spec)
+        labels = (
+            spec.labels
+            if spec is not None and cfg.head in ("labels", "margin")
+            else ("LABEL_0", "LABEL_1")
+        )
+        settings = config_to_hf(cfg, dtype or str(params["embed"].dtype), labels)
+        _write_texts(partial, settings, tokenizer, stops)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        if spec is not None:
+            spec.save(partial)
+        write_manifest(partial)
+        _move_into_place(partial, folder)
+    return folder
+
+
+def _check_padding(tokenizer: Any | None, spec: JudgeSpec | None) -> None:
+    """Raises LayoutError if a classifier's prompt ends with the padding token, which its readers skip."""
+    if tokenizer is None or spec is None:
+        raise LayoutError("a classifier is exported with its tokenizer and judge.json")
+    last = int(text_encoder(tokenizer).frame(spec.generation_prompt)[-1])
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if last == pad:
+        raise LayoutError(
+            f"the judge's prompt ends with the padding token {tokenizer.convert_ids_to_tokens(last)!r}, which "
+            "transformers and servers skip: set another pad_token in tokenizer_config.json"
+        )
+
+
+def export_adapter(
+    folder: str | Path,
+    cfg: ModelConfig,
+    lora: LoraConfig,
+    params: Tree,
+    *,
+    base: str,
+    tokenizer: Any,
+    spec: JudgeSpec | None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a LoRA as an adapter that `peft` loads, with tokenizer and judge.json; returns its path.
+
+    params: the trained weights of a run with a LoRA. base: name of the model that was adapted. Raises as `export_hf`.
+    """
+    folder = Path(folder)
+    check_local(folder, "folder", CheckpointError)
+    _check_free(folder, overwrite)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with _writing(partial, folder, size):
+        _check_free(folder, overwrite)
+        write_adapter(partial, cfg, lora, params, base=base)
+        _save_tokenizer(partial, tokenizer)
         if spec is not None:
             spec.save(partial)
         write_manifest(partial)
@@ -160,24 +221,25 @@ def _on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def _write_texts(
-    folder: Path,
-    cfg: ModelConfig,
-    params: Tree,
-    dtype: str | None,
-    tokenizer: Any | None,
-    stops: Sequence[int],
+    folder: Path, settings: Mapping[str, Any], tokenizer: Any | None, stops: Sequence[int]
 ) -> None:
     # Written also if they are None: transformers would otherwise assume the ids of the first Llama.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
-    write_json(folder / CONFIG, config_to_hf(cfg, dtype or str(params["embed"].dtype)) | ids)
+    if "id2label" in settings and ids["pad_token_id"] is None:
+        # A classifier without it reads no batch. Its answer is read at the last token that is another one.
+        ids["pad_token_id"] = ids["eos_token_id"]
+    write_json(folder / CONFIG, {**settings, **ids})
     known = {name: token for name, token in ids.items() if token is not None}
     own = [ids["eos_token_id"]] if "eos_token_id" in known else []
     if len(ends := list(dict.fromkeys((*own, *stops)))) > 1:
         known["eos_token_id"] = ends
     write_json(folder / GENERATION, {"do_sample": False, **known})
-    if tokenizer is None:
-        return
+    if tokenizer is not None:
+        _save_tokenizer(folder, tokenizer)
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = read_json(path)

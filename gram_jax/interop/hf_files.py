@@ -1,6 +1,8 @@
 """Hugging Face folders: safetensors files read tensor by tensor onto the mesh (hf_export.py writes them)."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from gram_jax.checkpoint.manifest import MANIFEST, find_damage, has_manifest, refusal
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.distributed.collectives import all_gather_lines
-from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.files import describe_folder, read_json
 from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.interop.hf_config import config_from_hf
@@ -23,23 +25,37 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # In the header of safetensors files by gram_jax, whose folder must hold a manifest. Other programs drop it.
 MARK = "gram_jax"
 EMBEDDING = "model.embed_tokens.weight"
+# Value heads, weight and bias: of TRL (AutoModelForCausalLMWithValueHead) and OpenRLHF.
+VALUE_HEADS = {
+    "v_head.summary.weight": "v_head.summary.bias",
+    "v_head.weight": "v_head.bias",
+    "value_head.weight": "value_head.bias",
+}
 # dtypes in the header of a safetensors file -> names of numpy and ml_dtypes; others are unchanged.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def load_hf(
-    folder: str | Path, placement: Placement, dtype: str | None
+    folder: str | Path,
+    placement: Placement,
+    dtype: str | None,
+    *,
+    cfg: ModelConfig | None = None,
+    change: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = dict,
 ) -> tuple[ModelConfig, Tree]:
     """Config and sharded parameters of a Hugging Face folder. dtype None keeps the stored one.
 
-    Raises CheckpointError for missing or damaged files (those that a manifest lists are hashed first), LayoutError for
-    a config or tensors that do not fit.
+    cfg: instead of that of config.json. change: from the stored tensors to those that are loaded. Raises
+    CheckpointError for missing or damaged files (those that a manifest lists are hashed first), LayoutError for a
+    config or tensors that do not fit.
     """
     folder = Path(folder)
-    cfg = hf_config(folder)
+    cfg = cfg or hf_config(folder)
     _check_weights(folder, placement)
-    stored = _with_usual_names(_stored(folder))
     try:
+        stored = change(_with_usual_names(_stored(folder)))
+        if cfg.head == "scalar":
+            _take_value_head(stored)
         _drop_redundant(cfg, stored)
         return cfg, assemble(cfg, stored, "hf", placement, dtype)
     except LayoutError as error:
@@ -51,11 +67,25 @@ def hf_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / CONFIG
     check_files(path.parent, lambda name: name == CONFIG)
     try:
-        return config_from_hf(read_json(path))
+        cfg = config_from_hf(read_json(path))
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LayoutError(f"{path} holds a value of the wrong type: {error}") from error
+    if cfg.head == "language" and _tensor_names(path.parent) & VALUE_HEADS.keys():
+        return replace(cfg, head="scalar")  # a language model's config with a value head's tensors
+    return cfg
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    """Names of the stored tensors, without their files; empty if there are none or they cannot be read."""
+    if (folder / INDEX).is_file():
+        found = read_json(folder / INDEX).get("weight_map")
+        return set(found) if isinstance(found, dict) else set()
+    try:
+        return set(safe_open(folder / WEIGHTS, framework="numpy").keys())
+    except (SafetensorError, OSError):
+        return set()
 
 
 def check_files(folder: Path, wanted: Callable[[str], bool]) -> None:
@@ -109,10 +139,10 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / WEIGHTS).is_file():
-        return dict(_tensors(folder / WEIGHTS))
+        return safetensors_of(folder / WEIGHTS)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return dict(_tensors(files[0]))
+        return safetensors_of(files[0])
     if files:
         raise CheckpointError(
             f"{folder} has {len(files)} safetensors files and no {INDEX}, which lists those that belong together: the "
@@ -141,7 +171,7 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
         )
     stored: dict[str, StoredTensor] = {}
     for name in names:
-        for tensor, found in _tensors(folder / name):
+        for tensor, found in safetensors_of(folder / name).items():
             if tensor in stored:
                 raise CheckpointError(f"{tensor} is both in {stored[tensor].file} and in {name}")
             stored[tensor] = found
@@ -153,6 +183,11 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
     if wrong:
         raise LayoutError(f"{folder}: index and files disagree:\n  " + "\n  ".join(wrong))
     return stored
+
+
+def safetensors_of(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file, without reading it. Raises CheckpointError for a damaged file."""
+    return dict(_tensors(path))
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
@@ -214,6 +249,21 @@ def _with_usual_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor
             raise LayoutError(f"{name} in {tensor.file} and another tensor are both {usual}")
         renamed[usual] = tensor
     return renamed
+
+
+def _take_value_head(stored: dict[str, StoredTensor]) -> None:
+    """Give the value head that other libraries add to a language model the name of a scalar head."""
+    for name, bias in VALUE_HEADS.items():
+        if name not in stored or "score.weight" in stored:
+            continue
+        stored["score.weight"] = stored.pop(name)
+        stored.pop("lm_head.weight", None)
+        if stored.pop(bias, None) is not None:
+            warnings.warn(
+                f"{bias} is left out: it adds the same number to every reward, which changes no comparison",
+                category=GramWarning,
+                stacklevel=4,
+            )
 
 
 def _drop_redundant(cfg: ModelConfig, stored: dict[str, StoredTensor]) -> None:

@@ -62,6 +62,7 @@ RULES = (
     NameRule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
     NameRule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
     NameRule("head", "V D -> V D", "lm_head.weight", "output.weight"),
+    NameRule("score", "Y D -> Y D", "score.weight", "cls.output.weight"),
 )
 
 
@@ -144,6 +145,7 @@ def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
             continue
         if rule.path in tree.flatten(param_specs(cfg)):
             return f"this config has layers 0 to {cfg.layers - 1} only"
-        trait = {"head": "a tied head", "bias": "qkv_bias = false", "norm": "qk_norm = false"}
+        heads = {"head": "a tied head, or none", "score": "a language model's head"}
+        trait = heads | {"bias": "qkv_bias = false", "norm": "qk_norm = false"}
         return f"this config has {trait[rule.path.rpartition('_')[2]]}"
     return "no such tensor in this family of models"

@@ -1,4 +1,4 @@
-"""Resolution of the name of a model: a built-in name, a GGUF file, a Hugging Face folder, a run, or a hub name."""
+"""Resolution of a model's name: a built-in one, a GGUF file, a Hugging Face folder, an adapter, a run, a hub name."""
 
 import importlib.util
 import re
@@ -9,6 +9,7 @@ from typing import Literal
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.errors import CheckpointError
 from gram_jax.files import describe_folder
+from gram_jax.interop.adapters import is_adapter
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.interop.hub import download, is_hub_name
 
@@ -16,7 +17,7 @@ SMOLLM2, TINY = "smollm2-135m", "tiny-random"
 # Files to download from the hub, without pickles (.bin), which are never read.
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS = (*TEXTS, "*.safetensors")
-Kind = Literal["gguf", "folder", "run", "hub", "random"]
+Kind = Literal["gguf", "folder", "adapter", "run", "hub", "random"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class ModelSource:
         if self.path is None:
             raise CheckpointError(f"{self.name} is not a file or folder of this machine")
         return self.path
+
+    @property
+    def folder(self) -> Path:
+        """The folder with config.json, tokenizer and judge.json, those that there are."""
+        return self.place / "model" if self.kind == "run" else self.place
 
 
 def resolve_model(name: str | Path) -> ModelSource:
@@ -63,11 +69,14 @@ def resolve_model(name: str | Path) -> ModelSource:
         )
     if _is_run(path):
         return ModelSource(name, "run", path, step)
+    if is_adapter(path):
+        return ModelSource(name, "adapter", path)
     if (path / CONFIG).is_file():
         return ModelSource(name, "folder", path)
     if path.is_dir():
         raise CheckpointError(
-            f"neither a Hugging Face folder ({CONFIG} and safetensors) nor a run of gram-jax ({RECIPE}): "
+            f"neither a Hugging Face folder ({CONFIG} and safetensors), nor an adapter of peft, nor a run of gram-jax "
+            f"({RECIPE}): "
             f"{describe_folder(path)}"
         )
     if is_hub_name(name):
@@ -102,10 +111,10 @@ def _smollm2() -> Path:
     )
 
 
-def model_folder(source: ModelSource, patterns: tuple[str, ...] = TEXTS) -> Path:
-    """The folder with config.json and tokenizer; that of a hub name is downloaded unless the local cache has it."""
-    if source.kind == "run":
-        return source.place / "model"
-    if source.path is not None:
-        return source.path
-    return download(source.name, patterns)
+def local_source(name: str | Path, patterns: tuple[str, ...] = TEXTS) -> ModelSource:
+    """`resolve_model`, with the files of a hub name downloaded unless the local cache has them: never of kind "hub"."""
+    source = resolve_model(name)
+    if source.kind != "hub":
+        return source
+    folder = download(source.name, patterns)
+    return ModelSource(source.name, "adapter" if is_adapter(folder) else "folder", folder)

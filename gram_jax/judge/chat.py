@@ -55,6 +55,14 @@ def chat_frame(tokenizer: Any, *, system: str | None, thinking: bool) -> ChatFra
     return ChatFrame(prefix, generation_prompt, end_of_turn)
 
 
+def answer_frame(tokenizer: Any) -> tuple[str, str, str]:
+    """The strings around a question and its answer in a rendered conversation: before, between and after them."""
+    before, between, after = _frames(
+        tokenizer, ("user", "assistant"), system=None, thinking=False, prompt=False
+    )
+    return before, between, after
+
+
 def dialogue_frames(
     tokenizer: Any, roles: Sequence[str], *, system: str | None, thinking: bool
 ) -> tuple[str, ...]:

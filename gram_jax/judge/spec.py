@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gram_jax.errors import JudgeError
 from gram_jax.files import write_atomic
-from gram_jax.judge.chat import PINNED_DATE, chat_frame, frame_shows_date
+from gram_jax.judge.chat import PINNED_DATE, answer_frame, chat_frame, frame_shows_date
 from gram_jax.judge.guard import layout_guard
 from gram_jax.judge.labels import check_labels, find_label_ids
 from gram_jax.judge.recover import recover_template
@@ -213,6 +213,22 @@ def make_spec(
     return with_length(spec, tokenizer, spec.max_length)
 
 
+def make_reward_spec(
+    tokenizer: Any, *, pad_id: int | None, max_length: int | None = None
+) -> JudgeSpec:
+    """The specification of a scalar reward model that carries none: a conversation as its chat template renders it.
+
+    pad_id: the padding token of its config. transformers reads the reward at the last other token.
+    """
+    spec = make_spec(tokenizer, max_length=max_length)
+    prefix, between, end = answer_frame(tokenizer)
+    for part in reversed(text_encoder(tokenizer).sections(end)):
+        if part != pad_id:
+            break
+        end = end[: end.rindex(tokenizer.convert_ids_to_tokens(part))]
+    return replace(spec, chat_prefix=prefix, generation_prompt=between, end_of_turn=end)
+
+
 def with_length(spec: JudgeSpec, tokenizer: Any, max_length: int) -> JudgeSpec:
     """The same judge with another maximum length. Raises JudgeError if it is too small for the template."""
     check_tokenizer(spec, tokenizer)
@@ -243,13 +259,18 @@ def read_template(path: str | Path) -> str:
 
 
 def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
-    """Raises JudgeError unless the specification was made with this tokenizer, and its labels have these ids."""
+    """Raises JudgeError unless this is the tokenizer that the specification was made with."""
     found = fingerprint(tokenizer)
     if found != spec.tokenizer:
         raise JudgeError(
             f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
             f"{found}. Load the tokenizer that was saved with {FILE_NAME}."
         )
+
+
+def check_verdicts(spec: JudgeSpec, tokenizer: Any) -> None:
+    """Raises JudgeError if the labels have other tokens than the specification says, or another tokenizer."""
+    check_tokenizer(spec, tokenizer)
     ids = find_label_ids(tokenizer, spec.generation_prompt, spec.labels)
     if ids != spec.label_ids:
         raise JudgeError(

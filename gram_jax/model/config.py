@@ -1,4 +1,4 @@
-"""The sizes and traits of a decoder. No field has a default: every importer states all of them."""
+"""The sizes and traits of a decoder. Sizes have no default: every importer states all of them."""
 
 import math
 from dataclasses import dataclass
@@ -65,6 +65,11 @@ class YarnScaling:
     truncate: bool
 
 
+# What the last hidden state is multiplied by: the vocabulary; one row, for a reward; one row, for the log-odds of the
+# first label; a row for each of the two labels.
+Head = Literal["language", "scalar", "margin", "labels"]
+HEAD_ROWS: dict[Head, int] = {"language": 0, "scalar": 1, "margin": 1, "labels": 2}
+
 RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
 
 
@@ -96,6 +101,7 @@ class ModelConfig:
     qk_norm: bool
     tied_head: bool
     context_length: int  # maximum length of a sequence
+    head: Head = "language"
 
     def __post_init__(self) -> None:
         """Raises LayoutError, which lists every number that no model can have."""

@@ -75,13 +75,15 @@ def generate(
     sampling: SamplingConfig,
     *,
     batch_size: int = 32,
+    first: int = 0,
 ) -> Samples:
     """Continue every prompt (token ids), up to and with a stop token.
 
-    batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. The pass over the prompts uses
-    the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
-    prompt and for one that leaves no space for new tokens in the model's context, NonFiniteError for logits that are
-    not finite.
+    batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. first: index of the first prompt
+    in a larger list, of which these are a part: their samples are those of the whole list. The pass over the prompts
+    uses the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
+    prompt and for one that leaves no space for new tokens in the model's context, NonFiniteError for logits that
+    are not finite.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
     # Padding is before the prompts, which packed = False excludes.
@@ -101,7 +103,7 @@ def generate(
             cfg,
             tokens,
             lengths,
-            fold(jnp.asarray(filled)),
+            fold(jnp.asarray(first + filled)),
             jnp.float32(sampling.temperature),
             jnp.float32(sampling.top_p),
             execution=execution,

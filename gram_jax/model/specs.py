@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.model.config import ModelConfig
+from gram_jax.model.config import HEAD_ROWS, ModelConfig
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
-SCALAR_HEAD = "score"  # the vector that a scalar reward model multiplies its last hidden state by
+SCORE = "score"  # the rows [Y, D] that a classifier or scalar reward model multiplies its last hidden state by
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,16 @@ def param_specs(cfg: ModelConfig) -> Tree:
         "layers": layers,
         "final_norm": ParamSpec((D,), ("act_embed",), "ones"),
     }
-    if not cfg.tied_head:
+    if cfg.head != "language":
+        specs[SCORE] = score_spec(cfg, HEAD_ROWS[cfg.head])
+    elif not cfg.tied_head:
         specs["head"] = ParamSpec((V, D), ("vocab", "embed_table"), "normal")
     return specs
 
 
-def scalar_head_spec(cfg: ModelConfig) -> ParamSpec:
-    """The weight params[SCALAR_HEAD] of the discriminative baseline."""
-    return ParamSpec((cfg.embed_size,), ("act_embed",), "normal")
+def score_spec(cfg: ModelConfig, rows: int = 1) -> ParamSpec:
+    """The weight params[SCORE] of a classifier with this number of labels; 1: the discriminative baseline."""
+    return ParamSpec((rows, cfg.embed_size), ("labels", "act_embed"), "normal")
 
 
 def param_count(specs: Mapping[str, Any]) -> int:

@@ -61,7 +61,7 @@ class RewardConfig:
     length_penalty: NotNegative = 0.0
     """Subtracted for every 1,000 characters"""
     num_devices: Count = 0
-    """Number of devices reserved for the judge, the last ones of the job; 0: the judge uses the policy's mesh"""
+    """Number of devices reserved for the judge, the last ones of each process; 0: the judge uses the policy's mesh"""
 
     def __post_init__(self) -> None:
         if self.references and self.compare_with != "reference":

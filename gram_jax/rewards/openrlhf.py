@@ -6,9 +6,19 @@ The judge and the form of the reward come from the environment (rewards/environm
 from collections.abc import Sequence
 from typing import Any
 
+from gram_jax.errors import DataError
+from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.environment import rewards_from_environment
+from gram_jax.rewards.forms import Rewards
 from gram_jax.rewards.messages import split_query
+
+
+def _pair(at: int, query: str, prompt: str, rewards: Rewards) -> tuple[Prompt, str]:
+    try:
+        return split_query(query, prompt, rewards.notes, rewards.ends)
+    except DataError as error:
+        raise DataError(f"query {at}: {error}") from None
 
 
 def reward_func(
@@ -27,8 +37,8 @@ def reward_func(
 
     rewards = rewards_from_environment()
     pairs = [
-        split_query(query, prompt, rewards.notes, rewards.ends)
-        for query, prompt in zip(queries, prompts, strict=True)
+        _pair(at, query, prompt, rewards)
+        for at, (query, prompt) in enumerate(zip(queries, prompts, strict=True))
     ]
     references = labels if rewards.form.compare_with == "reference" else None
     found = rewards.of([prompt for prompt, _ in pairs], [text for _, text in pairs], references)

@@ -10,12 +10,10 @@ import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
-from gram_jax.checkpoint.run_info import read_info
 from gram_jax.data.inputs import PairTexts, pairs_of
 from gram_jax.errors import JudgeError
 from gram_jax.finite import check_finite
-from gram_jax.interop.models import load_model, load_spec, load_tokenizer
-from gram_jax.interop.resolve import resolve_model
+from gram_jax.interop.models import has_scalar_head, load_model, load_tokenizer, reward_spec
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
@@ -23,7 +21,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.heads import hidden_at, scalar_reward
-from gram_jax.model.specs import SCALAR_HEAD
+from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
@@ -45,7 +43,7 @@ class ScalarRewardModel:
         execution: Execution,
     ):
         check_tokenizer(spec, tokenizer)
-        if SCALAR_HEAD not in params:
+        if SCORE not in params:
             raise JudgeError(
                 "these weights have no scalar head: they are of a generative judge, which a Scorer reads. Choose the "
                 "model of a run of stage bradley_terry"
@@ -69,11 +67,10 @@ class ScalarRewardModel:
     ) -> "ScalarRewardModel":
         """The model of a run of stage bradley_terry; options as of a Scorer. Raises JudgeError for another stage."""
         execution = inference_execution(compute_dtype, placement)
-        spec = load_spec(name)
-        if spec is None:
-            raise JudgeError(f"{name} carries no judge.json: expected a run of stage bradley_terry")
+        tokenizer = load_tokenizer(name)
+        spec = reward_spec(name, tokenizer)
         cfg, params = load_model(name, execution.placement, execution.compute_dtype)
-        return cls(params, cfg, load_tokenizer(name), spec, execution)
+        return cls(params, cfg, tokenizer, spec, execution)
 
     def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
@@ -112,11 +109,8 @@ class ScalarRewardModel:
 
 
 def is_baseline(name: str | Path) -> bool:
-    """Whether a model's name is that of a run of stage bradley_terry, which a ScalarRewardModel reads."""
-    source = resolve_model(name)
-    if source.kind != "run" or source.path is None:
-        return False
-    return read_info(source.path).get("stage") == "bradley_terry"
+    """Whether a model gives rewards, which a ScalarRewardModel reads."""
+    return has_scalar_head(name)
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))

@@ -10,11 +10,11 @@ import numpy as np
 from gram_jax.errors import GramWarning, JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.encode import Encoded
-from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_tokenizer, make_spec
+from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_verdicts, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.quantize import quantize_int8
-from gram_jax.model.specs import SCALAR_HEAD
+from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
 from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.sharding import Placement
@@ -53,7 +53,7 @@ class Scorer(TextScorer):
         method: ScoringMethod | None = None,
     ):
         _check(spec, tokenizer, cfg)
-        if SCALAR_HEAD in params:
+        if SCORE in params and cfg.head in ("language", "scalar"):
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
                 "time and give no verdicts. Choose the model of a run of stage finetune"
@@ -156,7 +156,7 @@ class Scorer(TextScorer):
 
 
 def _check(spec: JudgeSpec, tokenizer: Any, cfg: ModelConfig) -> None:
-    check_tokenizer(spec, tokenizer)
+    check_verdicts(spec, tokenizer)
     if spec.max_length > cfg.context_length:
         raise JudgeError(
             f"max_length {spec.max_length} of the judge is more than the {cfg.context_length} tokens of the model's "

@@ -17,7 +17,7 @@ from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs
-from gram_jax.model.specs import SCALAR_HEAD, init_params, param_specs, scalar_head_spec
+from gram_jax.model.specs import SCORE, init_params, param_specs, score_spec
 from gram_jax.recipes.tables import Recipe, SourceConfig
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
@@ -91,7 +91,7 @@ def stage_examples(
 def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
     """ParamSpec of every trained weight: the model's or those of LoRA, and a scalar head for Bradley-Terry."""
     specs = param_specs(cfg) if recipe.lora is None else lora_specs(cfg, recipe.lora.config)
-    head = {SCALAR_HEAD: scalar_head_spec(cfg)} if recipe.stage == "bradley_terry" else {}
+    head = {SCORE: score_spec(cfg)} if recipe.stage == "bradley_terry" else {}
     return {**specs, **head}
 
 
@@ -136,7 +136,7 @@ def frozen_weights(
 ) -> tuple[ModelConfig, Tree, Tree]:
     """(config, frozen base with LoRA's scale, {} or the base's scalar head, which is trained)."""
     cfg, base = load_model(start, placement, compute_dtype)
-    head = {SCALAR_HEAD: base.pop(SCALAR_HEAD)} if SCALAR_HEAD in base else {}
+    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
     return cfg, with_lora_scale(base, cfg, lora, placement), head
 
 
