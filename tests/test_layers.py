@@ -16,6 +16,7 @@ LAYERS = [
     "hashing",
     "compile_cache",
     "files",
+    "lock",
     "formatting",
     "progress",
     "extras",

@@ -1,4 +1,4 @@
-"""Stop requests, the watchdog, devices and the lock of a run's directory, in one process."""
+"""Stop requests, the watchdog and devices, in one process."""
 
 import json
 import os
@@ -20,9 +20,7 @@ from gram_jax.distributed import process, watchdog
 from gram_jax.distributed.preemption import StopRequest, StopSync
 from gram_jax.distributed.process import ProcessContext, distributed_session
 from gram_jax.distributed.watchdog import Watchdog
-from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
-from gram_jax.run import lock
-from gram_jax.run.lock import LOCK, run_lock
+from gram_jax.errors import LOST, RESTART, ClusterError
 
 pytestmark = pytest.mark.slow
 
@@ -170,76 +168,3 @@ def test_gpus_that_are_not_there_are_refused_unless_the_cpu_was_asked_for(platfo
         alone((7,)),
     ):
         pass
-
-
-# --- one job in a folder
-
-
-@pytest.fixture
-def hasty(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.6)
-
-
-def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
-    with run_lock(tmp_path, ProcessContext()):
-        named = rf"process {os.getpid()} on {socket.gethostname()} runs in {tmp_path}"
-        with pytest.raises(RecipeError, match=named), run_lock(tmp_path, ProcessContext()):
-            pass
-        time.sleep(0.3)
-        assert json.loads((tmp_path / LOCK).read_text())["beat"] >= 1
-    assert not list(tmp_path.iterdir())
-    with run_lock(tmp_path, ProcessContext()):
-        pass
-
-
-def leave_behind(folder: Path, **changes) -> None:
-    """The file of an owner that got no chance to remove it."""
-    with run_lock(folder, ProcessContext()):
-        text = json.loads((folder / LOCK).read_text())
-    (folder / LOCK).write_text(json.dumps(text | changes))
-
-
-def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "STALE_SECONDS", 1000.0)
-    dead = subprocess.Popen(["true"])
-    while Path(f"/proc/{dead.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.01)
-    for changes in ({"pid": dead.pid}, {"started": "1"}, {"pid": 2**30}):
-        leave_behind(tmp_path, **changes)
-        with run_lock(tmp_path, ProcessContext()):
-            pass
-    dead.wait()
-
-
-def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path, hasty, ends):
-    for changes in ({"host": "other", "machine": "other"}, {"machine": None}):
-        leave_behind(tmp_path, **changes)
-        since = time.monotonic()
-        with run_lock(tmp_path, ProcessContext()):
-            assert time.monotonic() - since > 0.5
-            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    (tmp_path / LOCK).write_text("")  # of one that was killed in the middle of the file
-    with run_lock(tmp_path, ProcessContext()):
-        pass
-    assert not ends
-
-
-def test_an_owner_elsewhere_that_is_alive_is_refused_and_one_that_took_over_ends_the_first(
-    tmp_path, hasty, ends
-):
-    other = {"host": "b", "pid": 1, "machine": "m"}
-    (tmp_path / LOCK).write_text(json.dumps(other))
-    beat = threading.Timer(0.2, (tmp_path / LOCK).write_text, [json.dumps(other | {"beat": 1})])
-    beat.start()
-    with (
-        pytest.raises(RecipeError, match="process 1 on b"),
-        run_lock(tmp_path, ProcessContext()),
-    ):
-        pass
-    (tmp_path / LOCK).unlink()
-    with run_lock(tmp_path, ProcessContext()):
-        assert not ends
-        (tmp_path / LOCK).write_text(json.dumps(other))
-        wait_for(ends)
-    assert "process 1 on b" in ends[0][0] and ends[0][1] == 2

@@ -205,8 +205,8 @@ def labeled_pairs(row: Fields) -> list[Comparison]:
 
 def candidates(row: Fields) -> list[Candidates]:
     responses = texts_of(row, "responses")
-    if len(responses) < 2:
-        raise BadField("responses", "at least two responses", list(responses))
+    if not responses:
+        raise BadField("responses", "at least one response", list(responses))
     return [Candidates(question_of(row, "prompt"), responses)]
 
 
@@ -217,6 +217,8 @@ def prompts_alone(row: Fields) -> list[Candidates]:
 def graded_candidates(row: Fields) -> Candidates:
     """A number for each response in `scores`, or true and false in `correct`."""
     (record,) = candidates(row)
+    if len(record.responses) < 2:
+        raise BadField("responses", "at least two responses", list(record.responses))
     given = [field for field in ("scores", "correct") if row.get(field) is not None]
     if len(given) != 1:
         raise BadField("scores", "scores or correct, a value for each response", Seen(given))

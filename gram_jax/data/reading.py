@@ -6,7 +6,7 @@ skipped and counted. Comparisons of two equal responses are dropped and counted.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -29,8 +29,12 @@ class RecordStream:
     """Iterates over the records of one source; `report()` counts the rows so far.
 
     Ids are those of the source, or a hash of the contents; they may repeat. row: number, from 1, of the row of the last
-    record. first_fault: the fault of the first bad row that was skipped.
+    record. first_fault: the fault of the first bad row that was skipped. wanted: which rows, by number, are parsed.
+    on_drop: called with the number of each row of a dropped record, and the reason.
     """
+
+    wanted: Callable[[int], bool] = staticmethod(lambda row: True)
+    on_drop: Callable[[int, str], None] = staticmethod(lambda row, why: None)
 
     def __init__(
         self,
@@ -74,10 +78,12 @@ class RecordStream:
         _check_kind(self.kind, schema, self.spec.path)
         for row in itertools.chain(sample, rows):
             self.row += 1
+            if not self.wanted(self.row):
+                continue
             for record in self._records_of(row, schema):
                 identical = isinstance(record, Comparison) and record.first == record.second
                 if identical and not self.keep_identical:
-                    self._dropped[IDENTICAL] += 1
+                    self._drop(IDENTICAL)
                 else:
                     self._kept += 1
                     yield record
@@ -94,9 +100,13 @@ class RecordStream:
                 raise DataError(
                     f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
                 ) from None
-        self._dropped[BAD_ROW] += 1
+        self._drop(BAD_ROW)
         self.first_fault = self.first_fault or fault
         return ()
+
+    def _drop(self, why: str) -> None:
+        self._dropped[why] += 1
+        self.on_drop(self.row, why)
 
 
 def _check_kind(kind: Kind, schema: Schema, path: str) -> None:

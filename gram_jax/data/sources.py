@@ -1,12 +1,15 @@
 """Rows of files, folders, Hugging Face datasets and TensorFlow Datasets.
 
-A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a folder (of such files, of
+A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a pattern of file names
+("pairs-*.jsonl"), an address of fsspec ("gs://bucket/pairs-*.jsonl"), a folder (of such files, of
 `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on the Hugging Face hub, or
 "tfds:name". Folders and datasets take a split after a colon, "folder:validation"; the default is "train".
 """
 
 import difflib
+import glob
 import gzip
+import hashlib
 import itertools
 import json
 import re
@@ -19,6 +22,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
 from gram_jax.errors import DataError
+from gram_jax.remote import is_remote, local_copies
 
 FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *csv_rows.SUFFIXES, ".parquet")
 PARQUET_ROWS = 1024  # rows held as Python objects at a time
@@ -89,18 +93,50 @@ def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
+    if (files := local_files(spec)) is not None:
+        return (row for file in files for row in _file_rows(file))
     path = Path(spec.path).expanduser()
     if path.is_dir():
         return _folder_rows(path, spec.split)
-    if path.exists():
-        if spec.split is not None:
-            raise DataError(f"{spec.path} is one file and has no split {spec.split!r}")
-        return _file_rows(path)
     if spec.path.startswith("tfds:"):
         return _tfds_rows(spec.path.removeprefix("tfds:"), spec.split)
     if _looks_like_a_file(spec.path):
         raise DataError(_missing(path))
     return _hub_rows(spec.path, spec.split)
+
+
+def local_files(source: Source) -> list[Path] | None:
+    """The files of a source in the order in which they are read, None for a dataset.
+
+    Files at an address are copied to this machine. Raises DataError for a split of something else than a folder.
+    """
+    spec = parse_source(source)
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        markers = ("dataset_dict.json", "state.json", "features.json")
+        dataset = any((path / name).exists() for name in markers)
+        return None if dataset else _files_of_split(path, spec.split)
+    if is_remote(spec.path):
+        found = list(local_copies(spec.path))
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if found and spec.split is not None:
+        raise DataError(f"{spec.path} is a file and has no split {spec.split!r}")
+    return found or None
+
+
+def contents_of_source(source: Source) -> str:
+    """A hash of the bytes of a source's files, in their order; of a dataset its name and split."""
+    spec = parse_source(source)
+    digest = hashlib.sha256()
+    if (files := local_files(spec)) is None:
+        return f"{spec.path}:{spec.split or ''}"
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -132,9 +168,14 @@ def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
 
 def count_rows(source: Source) -> int | None:
     """Number of rows of a source, for a progress bar; None if counting requires parsing."""
-    path = Path(parse_source(source).path).expanduser()
-    if not path.is_file():
+    spec = parse_source(source)
+    if not Path(spec.path).expanduser().exists() and not glob.has_magic(spec.path):
         return None
+    counts = [_count_lines(file) for file in local_files(spec) or [Path()]]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _count_lines(path: Path) -> int | None:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
@@ -246,9 +287,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _saved_rows(folder, split)
-    if (folder / "features.json").exists():
-        return _tfds_rows(folder, split)
-    return (row for file in _files_of_split(folder, split) for row in _file_rows(file))
+    return _tfds_rows(folder, split)
 
 
 def _files_of_split(folder: Path, split: str | None) -> list[Path]:

@@ -31,10 +31,10 @@ from gram_jax.interop.models import BASE_FILE
 from gram_jax.interop.resolve import SMOLLM2, resolve_model
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.lock import LOCK
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig
 from gram_jax.recipes.reading import RecipeT, changed_on_resume, read_recipe_as
-from gram_jax.run.lock import LOCK
 
 STUCK = "stuck-{}.txt"  # stacks of a process that made no progress
 

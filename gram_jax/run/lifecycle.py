@@ -32,15 +32,19 @@ from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.files import explain_full_disk
+from gram_jax.lock import LOCK, hold_lock
 from gram_jax.progress import ProgressBar, ProgressFactory
 from gram_jax.recipes.reading import RecipeT, recipe_to_toml, recipe_values
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
-from gram_jax.run.lock import run_lock
 from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
 
 logger = logging.getLogger(__name__)
 
 RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
+ONE_JOB = (
+    "Two jobs in one directory would destroy each other's checkpoints. Wait until it ends, stop it (on SIGTERM it saves), "
+    "or give this run another directory (--set run.output_dir=...)"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,14 @@ def open_run(
         info = None
         if main:
             make_directory(path)
-            held.enter_context(run_lock(path, process))
+            held.enter_context(
+                hold_lock(
+                    path / LOCK,
+                    ONE_JOB,
+                    error=RecipeError,
+                    on_loss=lambda message: process.abort(f"{message}: this job ends", 2),
+                )
+            )
             info = check_recipe(path, recipe, command)
         info = broadcast_object(info)
         if not path.is_dir():

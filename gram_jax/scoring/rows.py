@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from gram_jax.data.records import Comparison, Record
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
@@ -11,6 +13,7 @@ from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.scoring.scorer import Scorer
+from gram_jax.version import installed_version
 
 NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and the record
 
@@ -22,6 +25,16 @@ def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, 
         "weights": weights_fingerprint(scorer.params),
         "judge": scorer.spec.hash,
         "compute_dtype": scorer.execution.compute_dtype,
+    }
+
+
+def computed_by(scorer: Scorer | ScalarRewardModel) -> dict[str, str]:
+    """What the last bits of a score depend on apart from the judge: versions, program and kind of device."""
+    return {
+        "gram_jax": installed_version(),
+        "jax": jax.__version__,
+        "device": scorer.execution.placement.mesh.devices.flat[0].device_kind,
+        "program": scorer.program,
     }
 
 
