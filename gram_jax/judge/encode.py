@@ -50,15 +50,14 @@ def encode_items(
     messages. Longer items are truncated inside the responses, then inside the prompt, never at the tail, and equally
     in both orders. A text that occurs several times is tokenized once.
     """
-    encoder = _ItemEncoder(tokenizer, layout, max_length)
-    return [encoder.truncated(item) for item in encoder.prepare(items)]
+    return ItemEncoder(tokenizer, layout, max_length).encode(items)
 
 
 def encode_fitting_items(
     tokenizer: Any, layout: Layout, items: Iterable[Sequence[Any]], max_length: int
 ) -> list[Encoded | None]:
     """`encode_items` without truncation: None for an item of more than `max_length` tokens."""
-    encoder = _ItemEncoder(tokenizer, layout, max_length)
+    encoder = ItemEncoder(tokenizer, layout, max_length)
     return [encoder.whole(item) for item in encoder.prepare(items)]
 
 
@@ -73,8 +72,8 @@ class _FieldText(NamedTuple):
 _Item = dict[str, _FieldText]
 
 
-class _ItemEncoder:
-    """The texts and tokens of one call; every distinct text is cleaned and tokenized once."""
+class ItemEncoder:
+    """`encode_items` in several calls; every distinct text of all of them is cleaned and tokenized once."""
 
     def __init__(self, tokenizer: Any, layout: Layout, max_length: int):
         self.max_length = max_length
@@ -82,6 +81,10 @@ class _ItemEncoder:
         self._table = TokenTable(self._encoder, layout)
         self._table.check_room(max_length)
         self._cleaned: dict[str, _FieldText] = {}
+
+    def encode(self, items: Iterable[Sequence[Any]]) -> list[Encoded]:
+        """As `encode_items`."""
+        return [self.truncated(item) for item in self.prepare(items)]
 
     def prepare(self, items: Iterable[Sequence[Any]]) -> list[_Item]:
         """The items by field as they are shown, their texts tokenized in one call."""
@@ -96,6 +99,7 @@ class _ItemEncoder:
         return self._encode(item, texts) if self._table.total(texts) <= self.max_length else None
 
     def truncated(self, item: _Item) -> Encoded:
+        """The encoded item, shortened if it does not fit."""
         texts = {name: field.text for name, field in item.items()}
         removed = 0
         if (total := self._table.total(texts)) > self.max_length:

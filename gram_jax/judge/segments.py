@@ -100,6 +100,7 @@ class TokenTable:
             for name, context in self._context.items()
         }
         self._tokens: dict[tuple[str, str], np.ndarray] = {}
+        self._ends: dict[str, np.ndarray] = {}
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
         """Tokenize the (field, text) pairs that are new."""
@@ -114,6 +115,12 @@ class TokenTable:
     def length(self, field: str, text: str) -> int:
         """Number of tokens of the text, in the context in which it has the most."""
         return max([len(self._get(context, text)) for context in self._measured[field]])
+
+    def ends(self, text: str) -> np.ndarray:
+        """As TextEncoder.text_ends."""
+        if text not in self._ends:
+            self._ends[text] = self.encoder.text_ends(text)
+        return self._ends[text]
 
     def total(self, texts: Mapping[str, str]) -> int:
         """Number of tokens of the whole example."""

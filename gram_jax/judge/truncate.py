@@ -42,7 +42,7 @@ def _cut_middle(table: TokenTable, field: str, text: str, limit: int) -> str:
     """
     if table.length(field, text) <= limit:
         return text
-    ends = table.encoder.text_ends(text)
+    ends = table.ends(text)
     keep = min(limit, len(ends) - 1)
     while keep > 0:
         back = keep // 2

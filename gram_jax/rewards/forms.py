@@ -22,7 +22,7 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import completion_of, prompt_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.scoring.scorer import PairTexts
+from gram_jax.scoring.text_scorer import PairTexts
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]

@@ -17,7 +17,8 @@ from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scorer import PairTexts, Scorer
+from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.text_scorer import PairTexts
 
 BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others
 SMOOTHING = 0.9  # of the measured speed, from batch to batch

@@ -25,7 +25,7 @@ from gram_jax.model.specs import SCALAR_HEAD
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.scorer import PairTexts
+from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 

@@ -1,0 +1,176 @@
+"""A judge that reads text: encoding, both orders of every pair, tournaments.
+
+score(a, b) and score(b, a) are the same computation and agree bit for bit, because both lay out the responses in one
+canonical order. The batch that a pair is part of changes none of its bits (engine.py).
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from gram_jax.errors import GramWarning, JudgeError
+from gram_jax.judge.encode import Encoded, ItemEncoder
+from gram_jax.judge.messages import PromptLike
+from gram_jax.judge.spec import JudgeSpec
+from gram_jax.ranking.jobs import RankingConfig, RankingJob
+from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
+from gram_jax.scoring.pair import PairScore, combine_orders
+
+PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
+
+
+class TextScorer:
+    """A judge that reads text. Subclasses say where the logits come from.
+
+    window: number of pairs that are tokenized while those before them are scored.
+    """
+
+    window = 64
+
+    def __init__(self, tokenizer: Any, spec: JudgeSpec):
+        self.tokenizer, self.spec = tokenizer, spec
+
+    def label_logit_diffs(
+        self,
+        sequences: Sequence[Encoded],
+        *,
+        paired: bool,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
+        """As ScoringEngine.label_logit_diffs."""
+        raise NotImplementedError
+
+    def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
+        """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
+        return self.score_many([(prompt, first, second)])[0]
+
+    def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
+        """`score` of many (prompt, first, second), in their order."""
+        return list(self.stream(comparisons))
+
+    def stream(
+        self,
+        comparisons: Iterable[PairTexts],
+        *,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[PairScore]:
+        """`score_many` for any number of comparisons: a window of them is held at a time.
+
+        progress is called with the number of pairs that each call to the device has scored.
+        """
+        remaining = iter(comparisons)
+        windows = iter(lambda: list(islice(remaining, self.window)), [])
+        for texts, swapped in self._encode_ahead(windows):
+            diffs = self.label_logit_diffs(
+                texts, paired=True, progress=lambda count: progress(count // 2)
+            ).reshape(-1, 2)
+            diffs[swapped] = diffs[swapped, ::-1]
+            shortened = np.array([text.shortened for text in texts]).reshape(-1, 2)
+            for (given, other), cut in zip(diffs.tolist(), shortened, strict=True):
+                yield combine_orders(given, other, bool(cut.any()))
+
+    def compare(self, prompt: PromptLike, responses: Sequence[str]) -> np.ndarray:
+        """Log-odds that response i is better than response j, both orders of every pair: f32 [n, n], antisymmetric."""
+        return self.rank(prompt, responses, method="round_robin").margins
+
+    def rank(
+        self,
+        prompt: PromptLike,
+        responses: Sequence[str],
+        *,
+        method: RankingMethod | None = None,
+        order_mode: OrderMode = "both",
+        references: int | Sequence[str] = (),
+    ) -> Ranking:
+        """Responses to one prompt from best to worst; `tournament` describes the methods (ranking/tournament.py).
+
+        references, for the method "reference": texts to compare with, or the number of responses that serve as such.
+        The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
+        options that do not go together, and if there is nothing to rank.
+        """
+        config = RankingConfig(method, order_mode, _frozen(references))
+        return next(self.rank_many([(prompt, responses)], config))
+
+    def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
+        """Index of the best response; options as of `rank`."""
+        return self.rank(prompt, responses, **options).order[0]
+
+    def rank_many(
+        self,
+        items: Iterable[tuple[PromptLike, Sequence[str]]],
+        config: RankingConfig | None = None,
+        *,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[Ranking]:
+        """`rank` of many (prompt, responses), in their order; the comparisons of a window share calls.
+
+        progress is called with the number of rankings that are complete.
+        """
+        config, remaining = config or RankingConfig(), iter(items)
+        while window := list(islice(remaining, self.window)):
+            jobs = [RankingJob(prompt, responses, config) for prompt, responses in window]
+            encoder, done = self._encoder(), 0
+            while active := [job for job in jobs if job.ranking is None]:
+                progress(len(jobs) - len(active) - done)
+                done = len(jobs) - len(active)
+                self._compare(active, encoder)
+            progress(len(jobs) - done)
+            yield from (job.ranking for job in jobs if job.ranking is not None)
+
+    def _compare(self, jobs: Sequence[RankingJob], encoder: ItemEncoder) -> None:
+        """One round of every tournament."""
+        pending = [job.pending_comparisons() for job in jobs]
+        texts = self._encode(encoder, list(chain.from_iterable(pending)))
+        diffs = self.label_logit_diffs(texts, paired=False)
+        ends = np.cumsum([len(of_job) for of_job in pending])
+        for job, start, end in zip(jobs, [0, *ends], ends, strict=False):
+            job.update(diffs[start:end], shortened=any(x.shortened for x in texts[start:end]))
+
+    def _encode_ahead(
+        self, windows: Iterator[list[PairTexts]]
+    ) -> Iterator[tuple[list[Encoded], np.ndarray]]:
+        """Encode every window, each while the one before it is scored."""
+        if (first := next(windows, None)) is None:
+            return
+        with ThreadPoolExecutor(1) as thread:  # starts at the second window
+            encoded = self._encode_pairs(first)
+            for following in windows:
+                pending = thread.submit(self._encode_pairs, following)
+                yield encoded
+                encoded = pending.result()
+            yield encoded
+
+    def _encode_pairs(self, pairs: Sequence[PairTexts]) -> tuple[list[Encoded], np.ndarray]:
+        """Both orders of each pair, the canonical one first, and whether that is not the given one, bool [n]."""
+        swapped, orders = [], []
+        for prompt, first, second in pairs:
+            swap = isinstance(first, str) and isinstance(second, str) and second < first
+            one, other = (second, first) if swap else (first, second)
+            swapped.append(swap)
+            orders += [(prompt, one, other), (prompt, other, one)]
+        return self._encode(self._encoder(), orders), np.array(swapped)
+
+    def _encoder(self) -> ItemEncoder:
+        return ItemEncoder(self.tokenizer, self.spec.comparison, self.spec.max_length)
+
+    def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
+        texts = encoder.encode(comparisons)
+        if any(text.shortened for text in texts):
+            # The same words every time: Python shows a repeated warning once.
+            warnings.warn(
+                f"some comparisons are longer than {self.spec.max_length} tokens and are shortened inside the "
+                "responses; `shortened` of each result marks it",
+                category=GramWarning,
+                stacklevel=2,
+            )
+        return texts
+
+
+def _frozen(references: int | Sequence[str]) -> int | tuple[str, ...]:
+    if isinstance(references, str):
+        raise JudgeError("references are a list of texts, or a number; found one text")
+    return references if isinstance(references, int) else tuple(references)
