@@ -1,8 +1,8 @@
 """Locks on what a command writes, so that two of them cannot write the same file or folder.
 
-The owner writes its host, process number and start time to a lock file, and rewrites it every few seconds. After SIGKILL
-the file remains. It is stale if its process does not exist, or, for a process on another machine, if the file does not
-change. Only exclusive creation and renaming are used, which are atomic on NFS as well.
+The owner writes its host, process number and start time to a lock file, and rewrites it every few seconds. After
+SIGKILL the file remains. It is stale if its process does not exist, or, for a process on another machine, if the file
+does not change. Only exclusive creation and renaming are used, which are atomic on NFS as well.
 """
 
 import json

@@ -30,7 +30,7 @@ def open_filesystem(address: str) -> tuple[Any, str]:
         if (extra := EXTRAS.get(protocol)) is None:
             raise DataError(f"{address}: {error}") from error
         raise MissingExtraError(
-            f"{address}: {error}. It comes with the extra {extra!r}: pip install -e \".[{extra}]\""
+            f'{address}: {error}. It comes with the extra {extra!r}: pip install -e ".[{extra}]"'
         ) from error
     except ValueError as error:  # of an unknown protocol
         raise DataError(f"{address} cannot be opened: {error}") from error

@@ -17,6 +17,7 @@ LAYERS = [
     "compile_cache",
     "files",
     "lock",
+    "remote",
     "formatting",
     "progress",
     "extras",
@@ -70,6 +71,7 @@ THIRD_PARTIES = {
     "orbax": {"checkpoint.orbax"},
     "safetensors": {"interop.hf_files", "interop.hf_export"},
     "gguf": {"interop.gguf"},
+    "fsspec": {"remote"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
         "serve.fields",

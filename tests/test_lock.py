@@ -59,9 +59,12 @@ def test_the_second_is_refused_with_the_name_of_the_first(path, hasty):
 
 def test_the_lock_of_a_file_names_the_file(tmp_path):
     place = tmp_path / "out.jsonl.lock"
-    with hold(place), pytest.raises(DataError, match=rf"writes {tmp_path}/out.jsonl since"):
-        with hold(place):
-            pass
+    with (
+        hold(place),
+        pytest.raises(DataError, match=rf"writes {tmp_path}/out.jsonl since"),
+        hold(place),
+    ):
+        pass
 
 
 def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(path, monkeypatch):

@@ -72,6 +72,12 @@ def model_config(name: str | Path) -> ModelConfig:
     return hf_config(model_folder(source))
 
 
+def has_scalar_head(name: str | Path) -> bool:
+    """Whether a model has a scalar head instead of verdicts: a run of stage bradley_terry."""
+    source = resolve_model(name)
+    return source.kind == "run" and read_info(source.place).get("stage") == "bradley_terry"
+
+
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     """Tokenizer of a model by name. Raises LayoutError if the weights have no row for one of its ids.
 

@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
 ONE_JOB = (
-    "Two jobs in one directory would destroy each other's checkpoints. Wait until it ends, stop it (on SIGTERM it saves), "
-    "or give this run another directory (--set run.output_dir=...)"
+    "Two jobs in one directory would destroy each other's checkpoints. Wait until it ends, stop it (on SIGTERM it "
+    "saves), or give this run another directory (--set run.output_dir=...)"
 )
 
 

@@ -24,7 +24,7 @@ from gram_jax.scoring.rows import (
     row_start,
     score_records,
 )
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 
 FORMAT = 5
 # Windows of a scorer between two writes: it tokenizes a window while it scores the one before.
@@ -61,7 +61,7 @@ def _check_output(path: Path, out: Path) -> None:
 
 
 def score_file(
-    scorer: Scorer,
+    scorer: Judge,
     model: str,
     source: str,
     sink: OutputSink,
@@ -103,14 +103,14 @@ def score_file(
         RowTask(
             rows, lambda record: len(record.responses) if ranking else 1, WINDOWS * scorer.window
         ),
-        code=computed_by(scorer),
+        code=partial(computed_by, scorer),
         label=label,
         unit=unit,
     )
 
 
 def _ranking_rows(
-    scorer: Scorer, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
+    scorer: Judge, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     rows = []
     rankings = rank_records(scorer, window, config, bar)

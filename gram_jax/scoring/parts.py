@@ -143,7 +143,7 @@ def record_of(part: int) -> str:
 
 
 class _OpenPart:
-    """A part while it is written: its records that have no row yet are taken from `records`."""
+    """A part while it is written."""
 
     def __init__(self, folder: PartFolder, place: Path, number: int):
         self.number, self.path = number, place / (file_of(number) + PARTIAL)
@@ -152,10 +152,9 @@ class _OpenPart:
         self.expected: int | None = None  # number of rows, when all records have been read
         self.file: RowFile
 
-    def begin(self, records: Iterator[NumberedRecord]) -> Iterator[NumberedRecord]:
-        """The records that have no row there yet."""
+    def begin(self, records: Iterator[NumberedRecord]) -> None:
+        """Open the file. It consumes the records that have a row there."""
         self.file = self._held.enter_context(RowFile(self.path, records))
-        return records
 
     def close(self) -> None:
         self._held.close()
@@ -201,15 +200,12 @@ class _ShardWriter:
             self._open_empty(range(following, number), place)
             following = number + 1
             part = self._open(number, place)
-            count = 0
-
-            def counted(group: Iterator[NumberedRecord] = group) -> Iterator[NumberedRecord]:
-                nonlocal count
-                for one in group:
-                    count += 1
-                    yield one
-
-            yield from part.begin(counted())
+            members = iter(group)
+            part.begin(members)
+            count = part.file.rows
+            for one in members:
+                count += 1
+                yield one
             part.expected = count
         self._open_empty(range(following, self.part(rows()) + 1), place)
 
@@ -265,7 +261,7 @@ def write_results(
     source: RowSource,
     task: RowTask,
     *,
-    code: dict[str, str],
+    code: Callable[[], dict[str, str]],
     label: str,
     unit: str,
 ) -> WriteSummary:
@@ -287,7 +283,7 @@ def write_parts(
     source: RowSource,
     task: RowTask,
     *,
-    code: dict[str, str],
+    code: Callable[[], dict[str, str]],
     label: str,
     unit: str,
 ) -> WriteSummary:
@@ -302,7 +298,7 @@ def write_parts(
         contents = source.contents()
         _open_folder(folder, sink, metadata, contents)
         place = held.enter_context(folder.workplace())
-        writer = _ShardWriter(sink, folder, code)
+        writer = _ShardWriter(sink, folder, code())
         held.callback(writer.close)
         before = sum(
             _read_record(folder, part).rows
@@ -349,13 +345,13 @@ def _open_folder(
     compare_metadata(folder.name, found["rows"], metadata)
     if found["input"] != contents:
         raise DataError(
-            f"{folder.name} has parts that were made from another input, or {metadata.get('source')} has changed since. "
+            f"{folder.name} has parts that were made from another input, or the input has changed since. "
             "Give another output file, or remove them before the shards start"
         )
     if found["part_rows"] != sink.shard.part_rows:
         raise DataError(
-            f"{folder.name} has parts of {found['part_rows']:,} rows, this process would write {sink.shard.part_rows:,}: "
-            f"expected --part-rows {found['part_rows']} for all"
+            f"{folder.name} has parts of {found['part_rows']:,} rows, this process would write "
+            f"{sink.shard.part_rows:,}: expected --part-rows {found['part_rows']} for all"
         )
 
 
@@ -370,7 +366,9 @@ def _read_record(folder: PartFolder, part: int) -> PartRecord:
     try:
         return PartRecord(**_read_json(folder, record_of(part)))
     except TypeError:
-        raise DataError(f"{folder.name}/{record_of(part)} is damaged: {_again(folder, part)}") from None
+        raise DataError(
+            f"{folder.name}/{record_of(part)} is damaged: {_again(folder, part)}"
+        ) from None
 
 
 def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
@@ -406,7 +404,9 @@ def merge_parts(
         raise DataError(f"{folder.name} has no {MANIFEST}: expected parts that --shard wrote")
     manifest = _read_manifest(folder)
     if END not in names:
-        raise DataError(f"no process has read the input of {folder.name} to its end: parts are missing")
+        raise DataError(
+            f"no process has read the input of {folder.name} to its end: parts are missing"
+        )
     count = -(-_read_json(folder, END)["rows"] // manifest["part_rows"])
     _check_complete(folder, names, count, manifest["part_rows"])
     dropped: Counter[str] = Counter()
@@ -445,8 +445,8 @@ def _check_complete(folder: PartFolder, names: set[str], count: int, part_rows: 
     )
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     raise DataError(
-        f"{len(missing):,} of {count:,} parts of {folder.name} are missing: {shown}{more}. Run the shards again; shard I "
-        "of N writes the parts I, I + N, I + 2 N, ..."
+        f"{len(missing):,} of {count:,} parts of {folder.name} are missing: {shown}{more}. Run the shards "
+        "again; shard I of N writes the parts I, I + N, I + 2 N, ..."
     )
 
 
@@ -477,7 +477,9 @@ def _publish(out: str, joined: Path, metadata: dict[str, Any], overwrite: bool) 
         return
     path = Path(out)
     if path.exists() and not overwrite and _digest(path) != _digest(joined):
-        raise DataError(f"{path} exists and has other rows than its parts: remove it, or --overwrite")
+        raise DataError(
+            f"{path} exists and has other rows than its parts: remove it, or --overwrite"
+        )
     write_atomic(metadata_path(path), text, error=DataError)
     joined.replace(path)
 

@@ -17,7 +17,7 @@ from gram_jax.judge.messages import PromptLike
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 from gram_jax.scoring.text_scorer import PairTexts
 
 BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others
@@ -52,7 +52,7 @@ class _Request:
 class RequestBatcher:
     """Scores for many threads. max_queue: sequences that may wait; max_batch: sequences of a batch."""
 
-    def __init__(self, scorer: Scorer, *, max_queue: int = 8192, max_batch: int = 512):
+    def __init__(self, scorer: Judge, *, max_queue: int = 8192, max_batch: int = 512):
         self.scorer, self.max_queue, self.max_batch = scorer, max_queue, max_batch
         self.waiting = 0  # sequences in the queue or in the batch that is scored
         self.speed = 0.0  # sequences a second, smoothed

@@ -8,6 +8,7 @@ instead (parts.py).
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,7 +85,8 @@ def list_source(numbered: Sequence[NumberedRecord]) -> RowSource:
     )
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Shard `index` of `count` of a file's rows: of the parts of `part_rows` rows, each count-th one."""
 
     index: int
@@ -202,7 +204,7 @@ class RowFile:
     def __init__(self, path: Path, records: Iterator[NumberedRecord]):
         self.path = path
         self.rows = self.shortened = self._end = 0
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             self._resume(records)
         self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
 
@@ -212,12 +214,12 @@ class RowFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def append(
-        self, records: Iterable[NumberedRecord], rows: Sequence[dict[str, Any]]
-    ) -> None:
+    def append(self, records: Iterable[NumberedRecord], rows: Sequence[dict[str, Any]]) -> None:
         """Write rows and wait until the disk has them. Raises DataError if another process has written to the file."""
         if os.fstat(self._file.fileno()).st_size != self._end:
-            raise DataError(f"{self.path} has changed while it was written: another process writes to it")
+            raise DataError(
+                f"{self.path} has changed while it was written: another process writes to it"
+            )
         for row, (_, record) in zip(rows, records, strict=True):
             line = encode_row(row | {TEXTS: contents_id(record)})
             self._file.write(line)
@@ -243,7 +245,12 @@ def encode_row(row: dict[str, Any]) -> str:
     >>> encode_row({"id": "p1"})
     '{"id": "p1", "checksum": "1b0d6d0b7fa5b8a1"}\\n'
     """
-    text = json.dumps(row, ensure_ascii=False)[:-1]
+    text = json.dumps(row, ensure_ascii=False)
+    if not text.isascii() and re.search(
+        r"[\ud800-\udfff]", text
+    ):  # not UTF-8: half a character of JSON's \u
+        text = json.dumps(row)
+    text = text[:-1]
     return f'{text}, "{CHECKSUM}": "{_digest(text.encode())}"}}\n'
 
 
@@ -292,8 +299,9 @@ def _digest(text: bytes) -> str:
 def _decoded(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = decode_row(line)
-        row["id"], row[TEXTS]
-    except (ValueError, KeyError, TypeError):
+        if not {"id", TEXTS} <= row.keys():
+            raise ValueError("no id")
+    except (ValueError, AttributeError):
         raise DataError(
             f"{path}, line {number} is no row of results: the file was damaged or edited. {ADVICE}, or accept it as it "
             f"is: gram-jax verify {path} --accept"

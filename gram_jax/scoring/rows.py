@@ -11,14 +11,13 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 from gram_jax.version import installed_version
 
 NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and the record
 
 
-def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, Any]:
+def judge_identity(scorer: Judge, model: str) -> dict[str, Any]:
     """All that a score depends on apart from the texts, for the metadata of a file of results."""
     return {
         "model": model,
@@ -28,7 +27,7 @@ def judge_identity(scorer: Scorer | ScalarRewardModel, model: str) -> dict[str, 
     }
 
 
-def computed_by(scorer: Scorer | ScalarRewardModel) -> dict[str, str]:
+def computed_by(scorer: Judge) -> dict[str, str]:
     """What the last bits of a score depend on apart from the judge: versions, program and kind of device."""
     return {
         "gram_jax": installed_version(),
@@ -44,7 +43,7 @@ def row_start(number: int, record: Record) -> dict[str, Any]:
 
 
 def score_records(
-    scorer: Scorer | ScalarRewardModel, records: Sequence[NumberedRecord], bar: ProgressBar
+    scorer: Judge, records: Sequence[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     """Score pairs: score_chosen and score_rejected if one is preferred, else score_first and score_second."""
     scores = scorer.stream(
@@ -71,7 +70,7 @@ def chosen_score(row: dict[str, Any]) -> PairScore:
 
 
 def rank_records(
-    scorer: Scorer, records: Sequence[NumberedRecord], config: RankingConfig, bar: ProgressBar
+    scorer: Judge, records: Sequence[NumberedRecord], config: RankingConfig, bar: ProgressBar
 ) -> list[Ranking]:
     """Rank the responses of every record."""
     rankings = scorer.rank_many(

@@ -52,18 +52,17 @@ class Scorer(TextScorer):
         tokens_per_call: int | None = None,
         method: ScoringMethod | None = None,
     ):
-        _check(spec, tokenizer, cfg)
+        check_spec(spec, tokenizer, cfg)
         if SCALAR_HEAD in params:
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
-                "time and give no verdicts. Choose the model of a run of stage finetune"
+                "time and give no verdicts. Load them with load_judge, which returns a judge with the same methods"
             )
         super().__init__(tokenizer, spec)
         self.engine = ScoringEngine(
             params, cfg, spec.label_ids, execution, spec.max_length, method, tokens_per_call
         )
-        cpu = execution.placement.platform == "cpu"
-        self.window = CPU_WINDOW if cpu else ACCELERATOR_WINDOW
+        self.window = default_window(execution)
 
     def __repr__(self) -> str:
         """Family and sizes of its model, its specification, and its number format."""
@@ -87,6 +86,11 @@ class Scorer(TextScorer):
     def execution(self) -> Execution:
         """How the model is run."""
         return self.engine.execution
+
+    @property
+    def program(self) -> str:
+        """The program of pairs."""
+        return self.engine.program
 
     @classmethod
     def load(
@@ -123,16 +127,10 @@ class Scorer(TextScorer):
                 category=GramWarning,
                 stacklevel=2,
             )
-        elif max_length not in (None, spec.max_length):
-            raise JudgeError(
-                f"this judge was trained with a budget of {spec.max_length} tokens, found max_length {max_length}: "
-                "max_length is for models that carry no judge.json"
-            )
-        _check(spec, tokenizer, cfg)  # before the weights are loaded
-        held = execution.compute_dtype if weights in ("auto", "int8") else weights
-        cfg, params = load_model(name, execution.placement, held)
-        if weights == "int8":
-            params = quantize_int8(params)
+        else:
+            check_budget(spec, max_length)
+        check_spec(spec, tokenizer, cfg)  # before the weights are loaded
+        cfg, params = load_weights(name, execution, weights)
         return cls(
             params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call, method=method
         )
@@ -152,7 +150,31 @@ class Scorer(TextScorer):
         self.engine.warm_up(rankings=rankings)
 
 
-def _check(spec: JudgeSpec, tokenizer: Any, cfg: ModelConfig) -> None:
+def load_weights(
+    name: str | Path, execution: Execution, weights: Weights
+) -> tuple[ModelConfig, Tree]:
+    """Config and weights of a model, held as `weights` says."""
+    held = execution.compute_dtype if weights in ("auto", "int8") else weights
+    cfg, params = load_model(name, execution.placement, held)
+    return cfg, quantize_int8(params) if weights == "int8" else params
+
+
+def default_window(execution: Execution) -> int:
+    """Number of pairs that are tokenized while those before them are scored."""
+    return CPU_WINDOW if execution.placement.platform == "cpu" else ACCELERATOR_WINDOW
+
+
+def check_budget(spec: JudgeSpec, max_length: int | None) -> None:
+    """Raises JudgeError for another token budget than that of a judge.json."""
+    if max_length not in (None, spec.max_length):
+        raise JudgeError(
+            f"this judge was trained with a budget of {spec.max_length} tokens, found max_length {max_length}: "
+            "max_length is for models that carry no judge.json"
+        )
+
+
+def check_spec(spec: JudgeSpec, tokenizer: Any, cfg: ModelConfig) -> None:
+    """Raises JudgeError for a specification of another tokenizer, or one that exceeds the model's context."""
     check_tokenizer(spec, tokenizer)
     if spec.max_length > cfg.context_length:
         raise JudgeError(

@@ -15,7 +15,7 @@ from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import conversation_of, prompt_of
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 from gram_jax.serve.errors import unusable
 from gram_jax.serve.fields import MessageField, PairRequest
 from gram_jax.serve.metrics import ServerMetrics
@@ -39,7 +39,7 @@ class Service:
     programs are compiled; draining: the server is stopping.
     """
 
-    scorer: Scorer
+    scorer: Judge
     name: str
     form: RewardForm
     batcher: RequestBatcher
