@@ -22,7 +22,7 @@ import jax
 import pytest
 from fake_judge import FakeJudge
 
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import Llama3Scaling, ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.sharding import Placement, make_placement
 
@@ -43,7 +43,7 @@ def tiny_config(family: str, tied: bool) -> ModelConfig:
         mlp_size=48,
         norm_eps=1e-6 if family.startswith("qwen") else 1e-5,
         rope_theta={"llama": 1e5, "llama3": 5e5, "qwen2": 1e6, "qwen3": 1e6}[family],
-        rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192) if family == "llama3" else None,
+        rope_scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192) if family == "llama3" else None,
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_head=tied,

@@ -4,6 +4,7 @@ The ways of cutting and the chat formats are those of the families; the vocabula
 hundred tokens.
 """
 
+import json
 from functools import lru_cache
 
 from tokenizers import (
@@ -103,6 +104,27 @@ FAMILIES = {
     ),
 }
 
+_INST = """\
+{{- bos_token }}{% for message in messages %}
+{%- if message.role == 'user' %}{{ '[INST] ' + message.content + ' [/INST]' }}
+{%- else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"""
+_ZEPHYR = """\
+{%- for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content + eos_token + '\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
+_TURNS = """\
+{{- bos_token }}{% for message in messages %}
+{{- '<start_of_turn>' + message.role + '\\n' + message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+
+# Tokenizers of SentencePiece: the model, where a blank is put before a text, and the chat template.
+SENTENCEPIECE = {
+    "llama2": ("BPE", "prepend", _INST),  # before every text between control tokens
+    "zephyr": ("BPE", "prepend", _ZEPHYR),
+    "metaspace": ("BPE", "first", _ZEPHYR),
+    "gemma": ("BPE", None, _TURNS),
+    "unigram": ("Unigram", "always", _INST),
+}
+
 _CORPUS = [
     "user\nassistant\nsystem\nuser\nassistant\nsystem\n",
     "The answer is here.\n\nThe response is there!\n\nIs it?\n\n[Request]\n[Response "
@@ -115,6 +137,8 @@ _CORPUS = [
 @lru_cache
 def family_tokenizer(name: str):
     """A tokenizer with the control tokens, cutting, chat template and BOS habit of a family."""
+    if name in SENTENCEPIECE:
+        return _sentencepiece_tokenizer(name)
     family = FAMILIES[name]
     backend = Tokenizer(models.BPE())
     if family["cut"] is None:
@@ -149,4 +173,50 @@ def family_tokenizer(name: str):
         name_or_path=f"tiny-{name}",
         bos_token=family["bos"],
         eos_token=family["eos"],
+    )
+
+
+def _sentencepiece_tokenizer(name: str):
+    kind, prepend, template = SENTENCEPIECE[name]
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.train_from_iterator(
+        [line for text in _CORPUS for line in text.split("\n")],
+        trainers.BpeTrainer(vocab_size=200, show_progress=False),
+    )
+    learned = json.loads(trained.to_str())["model"]
+    control = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+    line_breaks = ["\n", "\n\n"] if name == "gemma" else []
+    pieces = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *line_breaks]
+    pieces += [piece for piece in learned["vocab"] if piece not in pieces]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    if kind == "Unigram":
+        scores = [0.0 if piece in control else -float(i) / 10 for i, piece in enumerate(pieces)]
+        scored = list(zip(pieces, scores, strict=True))
+        backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=True))
+    else:
+        merges = [tuple(merge) for merge in learned["merges"]]
+        merges += [("\n", "\n")] * bool(line_breaks)
+        model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        backend = Tokenizer(model)
+    blanks = normalizers.Replace(" ", "▁")
+    if prepend == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks])
+    elif prepend is None:
+        backend.normalizer = blanks
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = control if name == "gemma" else control[:3]
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    if line_breaks:
+        backend.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
+    return wrap_tokenizer(
+        backend,
+        chat_template=template,
+        name_or_path=f"tiny-{name}",
+        bos_token="<s>",
+        eos_token="</s>",
     )

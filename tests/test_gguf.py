@@ -14,13 +14,14 @@ from gguf import GGMLQuantizationType as Quant
 
 from gram_jax import tree
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.gguf import gguf_config, gguf_tokenizer, load_gguf, recover_rope_scaling
+from gram_jax.interop.gguf import gguf_config, load_gguf, recover_rope_scaling
+from gram_jax.interop.gguf_tokenizer import gguf_tokenizer
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.tiny import tiny_tokenizer
-from gram_jax.model.config import RopeScaling
+from gram_jax.model.config import Llama3Scaling
 from gram_jax.model.rope import rotary_frequencies
 
-CONTROL, NORMAL, USER_DEFINED = 3, 1, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 def neighbours(rows, heads):
@@ -31,7 +32,9 @@ def neighbours(rows, heads):
     return rows[order]
 
 
-def write_gguf(path, cfg, weights, *, quant=Quant.F32, raw=None, extra=None, tokenizer=None):
+def write_gguf(
+    path, cfg, weights, *, quant=Quant.F32, raw=None, extra=None, numbers=None, tokenizer=None
+):
     """A GGUF file as a converter writes it. weights: {hf-laid-out gguf name: f32 array}."""
     writer = gguf.GGUFWriter(path, cfg.family)
     writer.add_block_count(cfg.layers)
@@ -47,6 +50,8 @@ def write_gguf(path, cfg, weights, *, quant=Quant.F32, raw=None, extra=None, tok
         tokenizer(writer)
     for key, value in (extra or {}).items():
         writer.add_string(key, value)
+    for key, value in (numbers or {}).items():
+        writer.add_uint32(key, value)
     for name, array in weights.items():
         if cfg.family == "llama" and ("attn_q." in name or "attn_k." in name):
             heads = cfg.query_heads if "attn_q" in name else cfg.kv_heads
@@ -125,11 +130,18 @@ def test_a_query_turned_by_neighbours_is_our_query_turned_by_halves(tmp_path, on
 
 # Offsets of a block's half-precision factors: random bytes there could be infinite.
 FACTORS = {
+    Quant.Q2_K: (80, 82),
+    Quant.Q3_K: (108,),
     Quant.Q4_K: (0, 2),
+    Quant.Q5_K: (0, 2),
     Quant.Q6_K: (208,),
     Quant.Q4_0: (0,),
     Quant.Q4_1: (0, 2),
+    Quant.Q5_0: (0,),
+    Quant.Q5_1: (0, 2),
     Quant.Q8_0: (0,),
+    Quant.IQ4_NL: (0,),
+    Quant.IQ4_XS: (0,),
 }
 
 
@@ -173,11 +185,41 @@ def test_half_precision_files_are_read_exactly(quant, half_dtype, tmp_path, one_
 
 
 def test_an_unknown_quantisation_is_named(tmp_path, one_device):
-    cfg = replace(tiny_config("llama", True), mlp_size=64)
-    weights = random_weights(cfg)
-    path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=Quant.Q5_0)
-    with pytest.raises(LayoutError, match=r"Q5_0; .* F32, F16, .*Q6_K"):
+    cfg = replace(tiny_config("llama", True), mlp_size=32)
+    weights = {"token_embd.weight": np.zeros((288, 32), np.float32)}
+    size = gguf.GGML_QUANT_SIZES[Quant.Q8_1][1]
+    raw = {name: np.zeros((len(array), size), np.uint8) for name, array in weights.items()}
+    path = write_gguf(tmp_path / "x.gguf", cfg, weights, quant=Quant.Q8_1, raw=raw)
+    with pytest.raises(LayoutError, match=r"Q8_1, .*F32, F16, .*Q6_K"):
         load_gguf(path, one_device, None)
+
+
+def split(path, cfg, weights, parts=2):
+    """The file of a model in parts, as llama-gguf-split writes them: metadata in the first."""
+    names = sorted(weights)
+    for at in range(parts):
+        here = {name: weights[name] for name in names[at::parts]}
+        numbers = {"split.no": at, "split.count": parts, "split.tensors.count": len(names)}
+        target = path.with_name(f"{path.stem}-{at + 1:05}-of-{parts:05}.gguf")
+        write_gguf(target, cfg, here, numbers=numbers)
+    return path.with_name(f"{path.stem}-00001-of-{parts:05}.gguf")
+
+
+def test_a_split_file_is_the_model_of_all_its_parts(tmp_path, one_device):
+    cfg = tiny_config("llama", False)
+    weights = random_weights(cfg)
+    first = split(tmp_path / "x.gguf", cfg, weights)
+    found, params = load_gguf(first, one_device, None)
+    assert found == cfg
+    for name, array in stored(params, cfg).items():
+        assert array.tobytes() == weights[name].tobytes(), name
+    second = first.with_name("x-00002-of-00002.gguf")
+    with pytest.raises(CheckpointError, match=first.name):
+        load_gguf(second, one_device, None)
+    second.unlink()
+    gguf_config(write_gguf(tmp_path / "y.gguf", cfg, weights))  # the last file is cached
+    with pytest.raises(CheckpointError, match=second.name):
+        load_gguf(first, one_device, None)
 
 
 def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path, one_device):
@@ -189,7 +231,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path, one_device):
     path = write_gguf(tmp_path / "x.gguf", cfg, weights)
     assert gguf_config(path) == cfg
     assert load_gguf(path, one_device, None)[0] == cfg
-    eight = replace(cfg, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5)
+    eight = replace(cfg, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5)
     divisors = np.asarray(plain / rotary_frequencies(eight), np.float32)
     assert recover_rope_scaling(divisors, 5e5, 64, 512) == eight.rope_scaling
 
@@ -199,9 +241,10 @@ def test_other_rope_scalings_are_refused(tmp_path):
     odd = {**random_weights(cfg), "rope_freqs.weight": np.array([3, 1, 4, 2], np.float32)}
     with pytest.raises(LayoutError, match=r"rope_freqs\.weight"):
         gguf_config(write_gguf(tmp_path / "x.gguf", cfg, odd))
-    extra = {"llama.rope.scaling.type": "yarn"}
-    with pytest.raises(LayoutError, match="yarn"):
-        gguf_config(write_gguf(tmp_path / "y.gguf", cfg, random_weights(cfg), extra=extra))
+    for kind in ("yarn", "longrope"):  # yarn without its numbers
+        extra = {"llama.rope.scaling.type": kind}
+        with pytest.raises(LayoutError, match=kind):
+            gguf_config(write_gguf(tmp_path / "y.gguf", cfg, random_weights(cfg), extra=extra))
 
 
 def test_everything_that_does_not_fit_is_listed(tmp_path, one_device):
@@ -298,11 +341,49 @@ def test_a_rebuilt_tokenizer_gives_the_ids_of_the_original(name, pre, tmp_path):
     assert ours == theirs
 
 
+def pieces(tokenizer):
+    """What a converter writes for SentencePiece's BPE: pieces with the order of their merges as scores."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    order = {}
+    for rank, (left, right) in enumerate(state["model"]["merges"]):
+        order.setdefault(left + right, -float(rank))
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = {t["content"] for t in state["added_tokens"]}
+
+    def kind(token):
+        if token == "<unk>":
+            return UNKNOWN
+        return CONTROL if token in special else BYTE if token.startswith("<0x") else NORMAL
+
+    def write(writer):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_types([kind(token) for token in tokens])
+        writer.add_token_scores([order.get(token, -1e6) for token in tokens])
+        for role in ("bos", "eos", "unk"):
+            getattr(writer, f"add_{role}_token_id")(getattr(tokenizer, f"{role}_token_id") or 0)
+        writer.add_chat_template(tokenizer.chat_template)
+
+    return write
+
+
+def test_a_rebuilt_sentencepiece_tokenizer_gives_the_ids_of_the_original(tmp_path):
+    original = family_tokenizer("zephyr")
+    cfg = tiny_config("llama", True)
+    path = write_gguf(tmp_path / "x.gguf", cfg, {}, tokenizer=pieces(original))
+    rebuilt = gguf_tokenizer(path)
+    for text in (*TEXTS, "Compare two responses to a request.\n\n[Response A]</s> Answer A or B."):
+        ids = rebuilt(text, add_special_tokens=False).input_ids
+        assert ids == original(text, add_special_tokens=False).input_ids, text
+        assert "</s>" in text or rebuilt.decode(ids).strip() == text.strip()
+    assert rebuilt.encode("a")[0] == rebuilt.bos_token_id
+
+
 @pytest.mark.parametrize(
     ("write", "name"),
     [
-        (vocabulary(tiny_tokenizer(), "deepseek-r1-qwen"), "deepseek-r1-qwen"),
-        (lambda writer: writer.add_tokenizer_model("llama"), "'llama'"),
+        (vocabulary(tiny_tokenizer(), "tekken"), "tekken"),
+        (lambda writer: writer.add_tokenizer_model("rwkv"), "'rwkv'"),
     ],
 )
 def test_an_unsupported_tokenizer_is_named(write, name, tmp_path):

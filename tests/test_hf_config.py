@@ -23,6 +23,29 @@ def test_both_spellings_of_rope_give_the_same_config(family):
         assert config_from_hf(old) == cfg
 
 
+SCALINGS = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "yarn of the context": {"factor": 4.0},
+    "yarn with mscale": {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9, "beta_fast": 16},
+    "yarn not truncated": {"factor": 4.0, "attention_factor": 1.3, "truncate": False},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scalings_of_rope_are_written_and_read(name):
+    cfg = tiny_config("llama", True)
+    found = json.loads(json.dumps(config_to_hf(cfg, "float32")))
+    kind = name.split()[0]
+    found |= {"rope_scaling": {"rope_type": kind, **SCALINGS[name]}}
+    del found["rope_parameters"]
+    scaled = config_from_hf(found)
+    assert scaled.rope_scaling is not None and scaled.rope_scaling.factor in (2.0, 4.0)
+    assert replace(scaled, rope_scaling=None) == cfg
+    assert config_from_hf(json.loads(json.dumps(config_to_hf(scaled, "float32")))) == scaled
+
+
 CHANGES = {
     "family": "qwen3",
     "vocab_size": 300,
@@ -61,9 +84,11 @@ def test_every_field_is_written_and_read(field):
         {"layer_types": ["full_attention", "sliding_attention"]},
         {"quantization_config": {"bits": 4}},
         {"partial_rotary_factor": 0.5},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e5, "factor": 4.0}},
         {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e5}}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear"}},
+        {"rope_scaling": {"type": "yarn", "factor": True}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}},
         {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
         {"rope_theta": 5.0},
         {"num_key_value_heads": 3},

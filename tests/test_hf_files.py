@@ -253,6 +253,30 @@ def test_folders_of_gram_jax_must_have_a_manifest(tmp_path):
             check_texts(folder, ours=True)
 
 
+PREFIXES = {
+    "a base model": ("", ""),
+    "a wrapper": ("module.model.", "module."),
+    "torch.compile": ("_orig_mod.model.", "_orig_mod."),
+    "with images": ("language_model.model.", "language_model."),
+    "with images, newer": ("model.language_model.", ""),
+}
+
+
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_names_under_another_prefix_are_the_usual_ones(kind, tmp_path, one_device):
+    cfg, folder = tiny_config("qwen3", kind == "a base model"), tmp_path / "model"
+    inner, outer = PREFIXES[kind]
+    tensors = stored_by_others(folder, cfg, new_rope=True)
+    _, expected = load_hf(folder, one_device, None)
+    (folder / "model.safetensors").unlink()
+    renamed = {
+        inner + name.removeprefix("model.") if name.startswith("model.") else outer + name: array
+        for name, array in tensors.items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+    assert_same_bits(load_hf(folder, one_device, None)[1], expected)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 from encoded import chat_tokens, encode_comparison, rendered_message
@@ -99,6 +100,14 @@ def test_a_tokenizer_that_does_not_belong_to_the_judge_is_noticed():
     check_tokenizer(SPEC, tiny_tokenizer())
     with pytest.raises(JudgeError, match="fingerprint"):
         check_tokenizer(SPEC, family_tokenizer("qwen3"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": ("B", "A")}, {"label_ids": (36, 35)}, {"label_ids": (70, 71)}]
+)
+def test_labels_that_contradict_their_ids_are_refused(change):
+    with pytest.raises(JudgeError, match=r"35.*36|36.*35"):
+        check_tokenizer(replace(SPEC, **change), tiny_tokenizer())
 
 
 def test_the_specification_alone_decides_the_tokens_not_the_tokenizers_chat_template():

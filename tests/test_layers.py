@@ -64,8 +64,8 @@ SERVER = {
 # The modules that may import a third party; one that is not in the table may be imported anywhere.
 THIRD_PARTIES = {
     "transformers": {"judge.tokenizer"},
-    "tokenizers": {"judge.tokens", "judge.tokenizer", "interop.tiny", "interop.gguf"},
-    "datasets": {"data.sources"},
+    "tokenizers": {"judge.tokens", "judge.tokenizer", "interop.tiny", "interop.gguf_tokenizer"},
+    "datasets": {"data.sources", "data.splits"},
     "tensorflow_datasets": {"data.sources"},
     "pyarrow": {"data.sources"},
     "orbax": {"checkpoint.orbax"},

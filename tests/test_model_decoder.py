@@ -13,7 +13,7 @@ from model_cases import random_params, random_rows
 from gram_jax.batch import Sequences
 from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import Llama3Scaling, ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
@@ -40,7 +40,7 @@ OTHER = {
     "mlp_size": 64,
     "norm_eps": 1e-2,
     "rope_theta": 1e4,
-    "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64),
+    "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 64),
     "qkv_bias": True,
     "qk_norm": True,
     "tied_head": False,

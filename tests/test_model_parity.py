@@ -1,5 +1,7 @@
 """The same numbers as transformers in PyTorch, for every family."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,10 @@ from gram_jax.batch import Sequences
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.losses import next_token_nll
+from gram_jax.model.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import hidden_at, label_logits, unembedding
-from gram_jax.model.rope import rotary_frequencies
+from gram_jax.model.rope import attention_factor, rotary_frequencies
 
 pytestmark = pytest.mark.torch
 
@@ -93,9 +96,20 @@ def test_loss_and_gradients_are_those_of_transformers(family, execution, one_dev
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max(), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rotary_frequencies_are_those_of_transformers(family, one_device):
-    cfg = tiny_config(family, True)
-    model = in_pytorch(cfg, random_params(cfg, one_device))
-    theirs = model.model.rotary_emb.inv_freq.numpy()
-    np.testing.assert_allclose(rotary_frequencies(cfg), theirs, rtol=1e-6)
+SCALINGS = {
+    "none": None,
+    "linear": LinearScaling(4.0),
+    "dynamic": DynamicScaling(4.0),
+    "llama3": Llama3Scaling(8.0, 1.0, 4.0, 128),
+    "yarn": YarnScaling(4.0, 128, 32.0, 1.0, None, None, None, truncate=True),
+    "yarn with mscale": YarnScaling(4.0, 128, 8.0, 1.0, None, 0.7, 0.9, truncate=True),
+    "yarn not truncated": YarnScaling(4.0, 128, 32.0, 1.0, 1.3, None, None, truncate=False),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_rotary_frequencies_and_factors_are_those_of_transformers(name, one_device):
+    cfg = replace(tiny_config("llama", True), head_size=64, rope_scaling=SCALINGS[name])
+    rotary = in_pytorch(cfg, random_params(cfg, one_device)).model.rotary_emb
+    np.testing.assert_allclose(rotary_frequencies(cfg), rotary.inv_freq.numpy(), rtol=2e-6)
+    assert attention_factor(cfg.rope_scaling) == pytest.approx(rotary.attention_scaling)

@@ -322,12 +322,21 @@ def test_answers_that_begin_like_a_short_prompt_keep_their_beginning(tmp_path: P
     assert (record.chosen, record.rejected) == ("Hi there", "Hi you")
 
 
-def test_conversations_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+def test_the_prompt_of_conversations_is_the_turns_that_both_begin_with(tmp_path: Path):
     chosen, rejected = (
         [user("Why?"), bot(first), user("So?"), bot(last)] for first, last in ("ab", "xy")
     )
-    with pytest.raises(DataError, match="turn 2"):
-        read_one(tmp_path, {"chosen": chosen, "rejected": rejected})
+    record = read_one(tmp_path, {"chosen": chosen, "rejected": rejected})
+    assert record.prompt == QUESTION
+    assert record.chosen == "[assistant turn]\na\n[user turn]\nSo?\n[assistant turn]\nb"
+    with pytest.raises(DataError, match="field 'rejected'"):
+        read_one(tmp_path, {"chosen": chosen, "rejected": [user("How?"), bot("y")]})
+
+
+def test_turns_after_the_last_answer_are_not_shown_and_are_counted(tmp_path: Path):
+    row = {side: [*said, user("Thanks!")] for side, said in WHOLE.items()}
+    record = read_one(tmp_path, row)
+    assert (record.prompt, record.chosen, record.rejected) == (QUESTION, "good", "bad")
 
 
 @pytest.mark.parametrize("preference", range(-3, 4))
@@ -420,9 +429,11 @@ def test_a_broken_line_is_named_or_skipped(line: bytes, expected: str, tmp_path:
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
-        ([user("Why?"), {"role": "assistant", "content": None}], r"chosen\[1\].content"),
+        ([{"role": "user", "content": None}, bot("a")], r"chosen\[0\].content"),
+        ([{"role": "user", "content": [{"type": "image"}]}, bot("a")], r"content\[0\].type.*image"),
+        ([user("Why?") | {"images": ["x.png"]}, bot("a")], r"chosen\[0\].images"),
         ([{"role": "wizard", "content": "x"}, bot("a")], r"chosen\[0\].role.*wizard"),
-        ([user("Why?"), user("a")], "assistant turn"),
+        ([user("Why?"), user("a")], "assistant's turn"),
     ],
 )
 def test_a_bad_message_is_named(chosen, named, tmp_path: Path):
@@ -532,7 +543,7 @@ def test_a_split_is_named_after_a_colon(name, tmp_path: Path):
     folder = write(tmp_path, name)
     assert len(read_records(f"{folder}:test")[0]) == 3
     assert len(read_records(SourceSpec(str(folder), split="test"))[0]) == 3
-    with pytest.raises(DataError, match=r"'dev'.* test, train"):
+    with pytest.raises(DataError, match=r"'dev'.* train, test"):
         read_records(f"{folder}:dev")
 
 

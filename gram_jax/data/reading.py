@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-from gram_jax.data.fields import BadField, Fields, Seen, id_of, number_value, source_of
+from gram_jax.data.fields import (
+    BadField,
+    Fields,
+    Seen,
+    check_encodable,
+    id_of,
+    number_value,
+    source_of,
+)
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema, detect_schema, with_own_template
@@ -244,6 +252,9 @@ def _parse(fields: Fields, schema: Schema, kind: Kind) -> list[Record]:
             raise BadField("weight", "a number that is not negative", weight)
     graded = schema.graded if kind == "graded" else None
     parsed = [graded(fields)] if graded else schema.parse(fields)
+    for record in parsed:
+        contents = [message.content for message in record.prompt]
+        check_encodable(fields, [*contents, *texts_of(record)])
     name, source = id_of(fields), source_of(fields)
     return [_as_kind(record, kind, weight, name, source) for record in parsed]
 

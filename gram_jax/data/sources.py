@@ -3,7 +3,8 @@
 A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a pattern of file names
 ("pairs-*.jsonl"), an address of fsspec ("gs://bucket/pairs-*.jsonl"), a folder (of such files, of
 `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on the Hugging Face hub, or
-"tfds:name". Folders and datasets take a split after a colon, "folder:validation"; the default is "train".
+"tfds:name". Folders and datasets take a split after a colon, "folder:validation"; without one they must have a split
+"train" (data/splits.py).
 """
 
 import difflib
@@ -14,13 +15,13 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
+from gram_jax.data.splits import explained, files_by_split, pick_split
 from gram_jax.errors import DataError
 from gram_jax.remote import is_remote, local_copies
 
@@ -93,11 +94,13 @@ def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
-    if (files := local_files(spec)) is not None:
-        return (row for file in files for row in _file_rows(file))
     path = Path(spec.path).expanduser()
     if path.is_dir():
         return _folder_rows(path, spec.split)
+    if files := _named_files(spec):
+        if spec.split is not None:
+            raise DataError(f"{spec.path} is a file and has no split {spec.split!r}")
+        return (row for file in files for row in _file_rows(file))
     if spec.path.startswith("tfds:"):
         return _tfds_rows(spec.path.removeprefix("tfds:"), spec.split)
     if _looks_like_a_file(spec.path):
@@ -105,34 +108,31 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
     return _hub_rows(spec.path, spec.split)
 
 
-def local_files(source: Source) -> list[Path] | None:
-    """The files of a source in the order in which they are read, None for a dataset.
-
-    Files at an address are copied to this machine. Raises DataError for a split of something else than a folder.
-    """
-    spec = parse_source(source)
-    path = Path(spec.path).expanduser()
-    if path.is_dir():
-        markers = ("dataset_dict.json", "state.json", "features.json")
-        dataset = any((path / name).exists() for name in markers)
-        return None if dataset else _files_of_split(path, spec.split)
+def _named_files(spec: SourceSpec) -> list[Path]:
+    """The files of a name, a pattern or an address, which are copied to this machine; [] if it is none."""
     if is_remote(spec.path):
-        found = list(local_copies(spec.path))
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(map(Path, glob.glob(str(path), recursive=True)))
-    if found and spec.split is not None:
-        raise DataError(f"{spec.path} is a file and has no split {spec.split!r}")
-    return found or None
+        return list(local_copies(spec.path))
+    path = Path(spec.path).expanduser()
+    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+
+
+def _is_dataset(path: Path) -> bool:
+    return any(
+        (path / name).exists() for name in ("dataset_dict.json", "state.json", "features.json")
+    )
 
 
 def contents_of_source(source: Source) -> str:
-    """A hash of the bytes of a source's files, in their order; of a dataset its name and split."""
+    """A hash of the bytes of a source's files, in their order, and its split; of a dataset its name and split."""
     spec = parse_source(source)
-    digest = hashlib.sha256()
-    if (files := local_files(spec)) is None:
-        return f"{spec.path}:{spec.split or ''}"
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        files = [] if _is_dataset(path) else _pick_files(path, spec.split)[0].files
+    else:
+        files = _named_files(spec)
+    digest = hashlib.sha256(f"{spec.split} {spec.limit}".encode())
+    if not files:
+        digest.update(spec.path.encode())
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -169,10 +169,21 @@ def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
 def count_rows(source: Source) -> int | None:
     """Number of rows of a source, for a progress bar; None if counting requires parsing."""
     spec = parse_source(source)
-    if not Path(spec.path).expanduser().exists() and not glob.has_magic(spec.path):
+    path = Path(spec.path).expanduser()
+    if not path.is_dir():
+        files, chosen = _named_files(spec), None
+    elif _is_dataset(path):
         return None
-    counts = [_count_lines(file) for file in local_files(spec) or [Path()]]
-    return None if None in counts else sum(count or 0 for count in counts)
+    else:
+        of_split, chosen = _pick_files(path, spec.split)
+        files = of_split.files
+    counts = [_count_lines(file) for file in files]
+    known = bool(counts) and None not in counts
+    return (
+        (len(chosen) if chosen is not None else sum(count or 0 for count in counts))
+        if known
+        else None
+    )
 
 
 def _count_lines(path: Path) -> int | None:
@@ -287,37 +298,31 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _saved_rows(folder, split)
-    return _tfds_rows(folder, split)
+    if (folder / "features.json").exists():
+        return _tfds_rows(folder, split)
+    files, chosen = _pick_files(folder, split)
+    return iter(files) if chosen is None else itertools.islice(files, chosen.start, chosen.stop)
 
 
-def _files_of_split(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; other files are of "train"."""
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_SUFFIXES)):
-        stem = file.name.split(".")[0]
-        found = re.fullmatch(r"(.+?)-\d+-of-\d+", stem)
-        named = found.group(1) if found else stem if stem in _SPLIT_NAMES else "train"
-        splits.setdefault(named, []).append(file)
-    wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
-    if not splits:
-        raise DataError(f"{folder} holds no file that ends in {', '.join(FILE_SUFFIXES)}")
-    if wanted not in splits:
-        raise DataError(f"{folder} has no split {wanted!r}; it has {', '.join(sorted(splits))}")
-    return splits[wanted]
+def _pick_files(folder: Path, split: str | None) -> tuple["_SplitFiles", range | None]:
+    """The files of a split of a folder, and the rows of its slice."""
+    splits = {
+        name: _SplitFiles(files) for name, files in files_by_split(folder, FILE_SUFFIXES).items()
+    }
+    return pick_split(str(folder), splits, split)
 
 
-_SPLIT_NAMES = {"train", "test", "valid", "validation", "dev"}
+class _SplitFiles:
+    """The rows of the files of a split; their number is counted only for a slice."""
 
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
 
-@contextmanager
-def _explained(failure: str) -> Iterator[None]:
-    """Raises DataError with `failure` for any other error: libraries, hub and network raise many kinds."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{failure}: {type(error).__name__}: {error}") from error
+    def __iter__(self) -> Iterator[Row]:
+        return (row for file in self.files for row in _file_rows(file))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 # Hugging Face datasets
@@ -326,11 +331,11 @@ def _explained(failure: str) -> Iterator[None]:
 def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
     import datasets
 
-    with _explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
+    with explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
         found = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
-        found, chosen = _pick_split(str(folder), dict(found), split)
-        found = found.select(chosen)
+        found, chosen = pick_split(str(folder), dict(found), split)
+        found = found if chosen is None else found.select(chosen)
     elif split is not None:
         raise DataError(f"{folder} holds one dataset and has no split {split!r}")
     return _number(folder.name, found)
@@ -340,31 +345,12 @@ def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
     import datasets
 
     owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-    with _explained(
+    with explained(
         f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
     ):
         found = datasets.load_dataset(owner_and_name, subset)
-    rows, chosen = _pick_split(name, dict(found), split)
-    return _number(name, rows.select(chosen))
-
-
-def _pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> tuple[Any, range]:
-    """(the data of a split, the rows of its slice)."""
-    wanted = split or ("train" if len(splits) > 1 else next(iter(splits)))
-    base, _, piece = wanted.partition("[")
-    if base not in splits:
-        raise DataError(f"{name} has no split {base!r}; it has {', '.join(sorted(splits))}")
-    rows = len(splits[base])
-    found = re.fullmatch(r"(?:(\d*)(%?):(\d*)(%?)\])?", piece)
-    if found is None:
-        raise DataError(f"{name}: expected a slice such as [:10%] or [100:200], found [{piece}")
-
-    def place(number: str | None, percent: str | None, default: int) -> int:
-        if not number:
-            return default
-        return min(rows, int(number) * rows // 100 if percent else int(number))
-
-    return splits[base], range(place(found[1], found[2], 0), place(found[3], found[4], rows))
+    rows, chosen = pick_split(name, dict(found), split)
+    return _number(name, rows if chosen is None else rows.select(chosen))
 
 
 def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
@@ -380,7 +366,7 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
     import tensorflow_datasets as tfds
 
     is_folder = isinstance(source, Path)
-    with _explained(f"{source} cannot be opened with TensorFlow Datasets"):
+    with explained(f"{source} cannot be opened with TensorFlow Datasets"):
         if is_folder:
             builder = tfds.builder_from_directory(str(source))
         else:
@@ -393,9 +379,9 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
                 "store it again with file_format='array_record' or 'parquet'"
             )
         splits = cast(Any, builder.as_data_source())  # declared as any tree; a dict by split
-    rows, chosen = _pick_split(str(source), dict(splits), split)
+    rows, chosen = pick_split(str(source), dict(splits), split)
     name = source.name if is_folder else source
-    for number, index in enumerate(chosen, start=1):
+    for number, index in enumerate(range(len(rows)) if chosen is None else chosen, start=1):
         where = f"{name}, row {number}"
         try:
             yield Row(where, _plain(rows[index]))

@@ -102,10 +102,7 @@ class TextGenerator:
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
             frames, texts = alone, [render_turns(turns_of(prompt))]
-        parts = [encoder.frame(frames[0])]
-        for text, frame in zip(texts, frames[1:], strict=True):
-            parts += [encoder.text(text), encoder.frame(frame)]
-        return np.concatenate(parts)
+        return encoder.dialogue(frames, texts)
 
     def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:
         """`encode` of every prompt. Raises DataError if the model's context is too short for a prompt."""

@@ -1,42 +1,36 @@
-"""GGUF files: weights dequantised with numpy, and the tokenizer rebuilt from the stored vocabulary."""
+"""GGUF files: config, and weights dequantised with numpy (gguf_tokenizer.py rebuilds the tokenizer)."""
 
-from functools import lru_cache
+import re
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
 
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import StoredTensor, assemble
 from gram_jax.interop.hf_config import FAMILIES
-from gram_jax.judge.tokenizer import wrap_tokenizer
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import (
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
 from gram_jax.model.rope import base_frequencies, llama3_factors
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 with needs_extra("gguf"):
-    from gguf import GGUFReader, ReaderTensor
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
     from gguf.quants import dequantize
 
-if TYPE_CHECKING:
-    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
-
-QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+SPLIT = "split.count"  # number of the files of a model
 # Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
-CONTROL, USER_DEFINED = 3, 4  # token types that are never split
+_INTEGERS = ("I8", "I16", "I32", "I64", "F64")  # of other tensors than weights
 
 
 def load_gguf(
@@ -49,16 +43,27 @@ def load_gguf(
     file = open_gguf(path)
     cfg = _config(file)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
-    kinds = {tensor.tensor_type.name for tensor in tensors.values()}
-    if unknown := sorted(kinds - set(QUANTS)):
+    kinds = {tensor.tensor_type for tensor in tensors.values()}
+    if unknown := sorted(kind.name for kind in kinds if not _is_readable(kind)):
         raise LayoutError(
-            f"{path} holds tensors in {', '.join(unknown)}; supported: {', '.join(QUANTS)}"
+            f"{path} holds tensors in {', '.join(unknown)}, which the package gguf does not dequantise; supported: "
+            f"{', '.join(kind.name for kind in GGMLQuantizationType if _is_readable(kind))}"
         )
     stored = {name: _stored(cfg, tensor, Path(path).name) for name, tensor in tensors.items()}
     try:
         return cfg, assemble(cfg, stored, "gguf", placement, dtype)
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
+
+
+@cache
+def _is_readable(kind: GGMLQuantizationType) -> bool:
+    """Whether the package gguf dequantises this type: it has no list of them."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return kind.name not in _INTEGERS
 
 
 def gguf_config(path: str | Path) -> ModelConfig:
@@ -112,7 +117,35 @@ def open_gguf(path: str | Path) -> GgufFile:
 def _parse(path: Path, size: int, changed: int) -> GgufFile:
     reader = _Reader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
-    return GgufFile(metadata, {tensor.name: tensor for tensor in reader.tensors})
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for other in _other_parts(path, metadata):
+        tensors |= {tensor.name: tensor for tensor in _Reader(other).tensors}
+    if metadata.get(SPLIT, 1) > 1 and len(tensors) != metadata["split.tensors.count"]:
+        raise ValueError(
+            f"its parts hold {len(tensors)} tensors of {metadata['split.tensors.count']}"
+        )
+    return GgufFile(metadata, tensors)
+
+
+def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """The other files of a model that is split into several. Raises CheckpointError unless `path` is the first."""
+    if (count := metadata.get(SPLIT, 1)) == 1:
+        return []
+    name = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", path.stem)
+    if name is None:
+        raise CheckpointError(
+            f"{path} is one of the {count} files of a model: expected the name NAME-00001-of-{count:05}.gguf"
+        )
+    parts = [path.with_name(f"{name[1]}-{at:05}-of-{count:05}.gguf") for at in range(1, count + 1)]
+    if path != parts[0]:
+        raise CheckpointError(
+            f"{path} is a later file of a model: give the first one, {parts[0].name}"
+        )
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise CheckpointError(
+            f"{path} is the first of {count} files; {', '.join(missing)} are not next to it"
+        )
+    return parts[1:]
 
 
 def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
@@ -145,11 +178,7 @@ def _config(file: GgufFile) -> ModelConfig:
             raise LayoutError(
                 f"{prefix}{name} is {found[name]}, expected the head size {head_size}"
             )
-    if (kind := found.get("rope.scaling.type", "none")) != "none":
-        raise LayoutError(
-            f"rope scaling of type {kind!r} in a GGUF file (supported: none, Llama 3's)"
-        )
-    theta, scaling = float(found.get("rope.freq_base", 10000.0)), None
+    theta, scaling = float(found.get("rope.freq_base", 10000.0)), _scaling(found)
     if (factors := file.tensors.get(ROPE_FACTORS)) is not None:
         divisors = np.asarray(factors.data, np.float32).ravel()
         scaling = recover_rope_scaling(divisors, theta, head_size, context)
@@ -172,9 +201,34 @@ def _config(file: GgufFile) -> ModelConfig:
     )
 
 
+def _scaling(found: Mapping[str, Any]) -> RopeScaling | None:
+    kind, factor = found.get("rope.scaling.type", "none"), found.get("rope.scaling.factor")
+    original = found.get("rope.scaling.original_context_length")
+    if kind == "none":
+        return None
+    if kind == "linear" and factor:
+        return LinearScaling(float(factor))
+    if kind == "yarn" and factor and original:
+        fast, slow = (found.get(f"rope.scaling.yarn_beta_{x}") for x in ("fast", "slow"))
+        return YarnScaling(
+            float(factor),
+            original,
+            float(fast or 32),
+            float(slow or 1),
+            None,
+            None,
+            None,
+            truncate=True,
+        )
+    raise LayoutError(
+        f"rope scaling of type {kind!r}, factor {factor}, original context {original} in a GGUF file (supported: none, "
+        "linear and yarn with these numbers, Llama 3's)"
+    )
+
+
 def recover_rope_scaling(
     factors: np.ndarray, theta: float, head_size: int, context: int
-) -> RopeScaling:
+) -> Llama3Scaling:
     """Llama 3's scaling from the divisor of each rotary frequency, f32 [H / 2], which is all that llama.cpp stores.
 
     Tries the usual values: published models have low 1, high 4 and a power of two as original context. Raises
@@ -183,7 +237,7 @@ def recover_rope_scaling(
     factor = float(factors.max())
     for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072):
         for low, high in ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0)):
-            scaling = RopeScaling(factor, low, high, original)
+            scaling = Llama3Scaling(factor, low, high, original)
             expected = 1 / llama3_factors(base_frequencies(theta, head_size), scaling)
             if expected.shape == factors.shape and np.allclose(expected, factors, rtol=1e-4):
                 return scaling
@@ -207,90 +261,3 @@ def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:
         return rows[(slice(None), *part[1:])]
 
     return StoredTensor(_shape(tensor), "float32", file, read)
-
-
-# Splits before byte-level BPE by `tokenizer.ggml.pre`, as in the published tokenizers. smollm splits off every digit,
-# then splits as GPT-2 does.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-_INSTEAD = "Load the tokenizer of the model's Hugging Face folder instead"
-
-
-def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a GGUF file, with its special tokens and chat template.
-
-    Supports byte-level BPE ("gpt2") with the splits of smollm, llama-bpe or qwen2. Raises LayoutError for other
-    tokenizers, CheckpointError for a damaged file.
-    """
-    found = open_gguf(path).metadata
-    kind = found.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise LayoutError(
-            f"{path}: tokenizer model {kind!r} cannot be rebuilt, only byte-level BPE ('gpt2'). {_INSTEAD}"
-        )
-    tokens, merges, types = (
-        found.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "merges", "token_type")
-    )
-    if not tokens or len(types) != len(tokens):
-        raise LayoutError(f"{path}: {len(tokens)} tokens and {len(types)} token types do not fit")
-    pre = found.get("tokenizer.ggml.pre")
-    try:
-        backend = Tokenizer(
-            models.BPE(
-                vocab={token: i for i, token in enumerate(tokens)},
-                merges=[tuple(merge.split(" ", 1)) for merge in merges],
-                ignore_merges=pre == "llama-bpe",
-            )
-        )
-    except Exception as error:  # the library raises no specific class
-        raise CheckpointError(f"{path}: the tokenizer's merges are damaged: {error}") from error
-    _set_splits(backend, pre, str(path))
-    backend.decoder = decoders.ByteLevel()
-
-    def added(wanted: int, **options: Any) -> list[AddedToken]:
-        found = (token for token, kind in zip(tokens, types, strict=True) if kind == wanted)
-        return [AddedToken(token, normalized=False, **options) for token in found]
-
-    backend.add_special_tokens(added(CONTROL, special=True))
-    backend.add_tokens(added(USER_DEFINED))
-    special = {
-        f"{role}_token": tokens[found[f"tokenizer.ggml.{key}_token_id"]]
-        for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if found.get(f"tokenizer.ggml.{key}_token_id", len(tokens)) < len(tokens)
-    }
-    if "bos_token" in special and found.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
-        bos = special["bos_token"]
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A {bos}:1 $B:1",
-            special_tokens=[(bos, backend.token_to_id(bos))],
-        )
-    family = found.get("general.architecture")
-    return wrap_tokenizer(
-        backend,
-        chat_template=found.get("tokenizer.chat_template"),
-        name_or_path=str(path),
-        model_max_length=found.get(f"{family}.context_length", 2048),
-        **special,
-    )
-
-
-def _set_splits(backend: Tokenizer, pre: str | None, path: str) -> None:
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
-    if pre == "smollm":
-        first = pre_tokenizers.Digits(individual_digits=True)
-    elif pre in ("llama-bpe", "qwen2"):
-        expression = _QWEN2 if pre == "qwen2" else _LLAMA3
-        first = pre_tokenizers.Split(Regex(expression), "isolated")
-    else:
-        raise LayoutError(
-            f"{path}: the tokenizer splits text as {pre!r}; supported: smollm, llama-bpe, qwen2. {_INSTEAD}"
-        )
-    if pre == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])

@@ -8,7 +8,14 @@ from dataclasses import astuple
 from typing import Any
 
 from gram_jax.errors import LayoutError
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 FAMILIES = tuple(CLASSES)
@@ -25,8 +32,32 @@ _NUMBERS = {
     "context_length": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-# Fields of RopeScaling, in their order.
-_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ORIGINAL = "original_max_position_embeddings"
+# Kinds of rope scaling: the class, and its fields under their names in config.json, in their order, with the value of
+# an absent one (...: it must be there).
+_SCALINGS: Mapping[str, tuple[type[RopeScaling], Mapping[str, Any]]] = {
+    "linear": (LinearScaling, {"factor": ...}),
+    "dynamic": (DynamicScaling, {"factor": ...}),
+    "llama3": (
+        Llama3Scaling,
+        {"factor": ..., "low_freq_factor": ..., "high_freq_factor": ..., _ORIGINAL: ...},
+    ),
+    "yarn": (
+        YarnScaling,
+        {"factor": ..., _ORIGINAL: ..., "beta_fast": 32.0, "beta_slow": 1.0}
+        | dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"))
+        | {"truncate": True},
+    ),
+}
+# Other entries of such a block that have no effect, or are read elsewhere.
+_BESIDE_SCALING = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "finetuned",
+    _ORIGINAL,
+}
 
 # Fields that enable what the decoder does not support: allowed values (None: absent or null).
 _ONLY: Mapping[str, tuple[Any, ...]] = {
@@ -115,7 +146,7 @@ def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeSca
     # Some writers put rope_theta into rope_scaling, too; transformers assumes 10000 if it is absent.
     values = (block.get("rope_theta") for block in (new, found, old))
     thetas = {float(value) for value in values if value is not None}
-    scalings = [_scaling(block, problems) for block in (new, old) if block]
+    scalings = [_scaling(found, block, problems) for block in (new, old) if block]
     if len(thetas) > 1:
         problems.append(f"rope_theta is {sorted(thetas)} in different places")
     if len(set(scalings)) > 1:
@@ -123,20 +154,60 @@ def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeSca
     return min(thetas, default=10000.0), scalings[0] if scalings else None
 
 
-def _scaling(block: Mapping[str, Any], problems: list[str]) -> RopeScaling | None:
+def _scaling(
+    found: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]
+) -> RopeScaling | None:
     kind = block.get("rope_type", block.get("type", "default"))
-    if "mrope_section" in block or kind not in ("default", "llama3"):
-        problems.append(f"rope scaling of type {kind!r} (supported: default, llama3)")
+    if kind not in ("default", *_SCALINGS):
+        problems.append(
+            f"rope scaling of type {kind!r} (supported: default, {', '.join(_SCALINGS)})"
+        )
         return None
     if block.get("partial_rotary_factor") not in (None, 1):
         problems.append(f"partial_rotary_factor = {block['partial_rotary_factor']} (supported: 1)")
-    if kind == "default":
+    make, fields = _SCALINGS.get(kind, (None, {}))
+    if unknown := sorted(block.keys() - fields - _BESIDE_SCALING):
+        problems.append(
+            f"rope scaling of type {kind!r} has {', '.join(unknown)} (supported: no such entry)"
+        )
+    if make is None:
         return None
-    if missing := [name for name in _SCALING if not isinstance(block.get(name), int | float)]:
-        problems.append(f"llama3 rope scaling lacks {', '.join(missing)}")
+    # As transformers reads it: Phi-3 has it outside the block, others may leave it out.
+    original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
+    values = {**block, _ORIGINAL: original}
+    values = {
+        name: values.get(name) if values.get(name) is not None else value
+        for name, value in fields.items()
+    }
+    wrong = [
+        name
+        for name, value in values.items()
+        if not (isinstance(value, int | float) or (value is None and fields[name] is None))
+        or (isinstance(value, bool) != (name == "truncate"))
+        or (name in ("factor", _ORIGINAL) and not value > 0)
+    ]
+    if wrong:
+        problems.append(f"{kind} rope scaling lacks usable values of {', '.join(wrong)}")
         return None
-    factor, low, high, original = (block[name] for name in _SCALING)
-    return RopeScaling(float(factor), float(low), float(high), int(original))
+    return make(
+        *(
+            value
+            if value is None or isinstance(value, bool)
+            else int(value)
+            if name == _ORIGINAL
+            else float(value)
+            for name, value in values.items()
+        )
+    )
+
+
+def _scaling_block(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """The block of config.json that `_scaling` reads."""
+    for kind, (make, fields) in _SCALINGS.items():
+        if isinstance(scaling, make):
+            values = dict(zip(fields, astuple(scaling), strict=True))
+            return {"rope_type": kind} | {n: x for n, x in values.items() if x is not None}
+    return None
 
 
 def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -149,10 +220,7 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
             f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias} and qk_norm = "
             f"{cfg.qk_norm}"
         )
-    scaling = cfg.rope_scaling and {
-        "rope_type": "llama3",
-        **dict(zip(_SCALING, astuple(cfg.rope_scaling), strict=True)),
-    }
+    scaling = _scaling_block(cfg.rope_scaling)
     result = {
         "architectures": [CLASSES[cfg.family]],
         "model_type": cfg.family,

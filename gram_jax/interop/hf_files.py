@@ -22,6 +22,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # In the header of safetensors files by gram_jax, whose folder must hold a manifest. Other programs drop it.
 MARK = "gram_jax"
+EMBEDDING = "model.embed_tokens.weight"
 # dtypes in the header of a safetensors file -> names of numpy and ml_dtypes; others are unchanged.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -37,7 +38,7 @@ def load_hf(
     folder = Path(folder)
     cfg = hf_config(folder)
     _check_weights(folder, placement)
-    stored = _stored(folder)
+    stored = _with_usual_names(_stored(folder))
     try:
         _drop_redundant(cfg, stored)
         return cfg, assemble(cfg, stored, "hf", placement, dtype)
@@ -188,11 +189,36 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return f"{error} (truncated or damaged: compare its size, download it again)"
 
 
+def _with_usual_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under the names of a ...ForCausalLM folder, whose embedding is model.embed_tokens.weight.
+
+    A base model (AutoModel) lacks "model."; wrappers and models with images put other words before it.
+    """
+    found = [name for name in stored if name.endswith(EMBEDDING.removeprefix("model."))]
+    if len(found) != 1 or found == [EMBEDDING]:
+        return stored
+    inner = found[0].removesuffix(
+        EMBEDDING.removeprefix("model.")
+    )  # before the names of the decoder
+    outer = inner.removesuffix("model.")  # before those of heads
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        usual = name.removeprefix(outer)
+        if name.startswith(inner) and (
+            inner or name.startswith(("embed_tokens.", "layers.", "norm."))
+        ):
+            usual = f"model.{name.removeprefix(inner)}"
+        if usual in renamed:
+            raise LayoutError(f"{name} in {tensor.file} and another tensor are both {usual}")
+        renamed[usual] = tensor
+    return renamed
+
+
 def _drop_redundant(cfg: ModelConfig, stored: dict[str, StoredTensor]) -> None:
     """Remove rotary buffers, and a head that repeats the embedding. Raises LayoutError if a tied head differs."""
     for name in [name for name in stored if name.endswith("rotary_emb.inv_freq")]:
         del stored[name]
-    head, embed = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
+    head, embed = stored.get("lm_head.weight"), stored.get(EMBEDDING)
     if not cfg.tied_head or head is None or embed is None:
         return
     # In slabs, so that two copies of a large vocabulary are never in memory.

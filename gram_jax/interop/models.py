@@ -88,7 +88,9 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
     if source.kind == "random":
         return tiny_tokenizer()
     if source.kind == "gguf":
-        tokenizer = _gguf().gguf_tokenizer(source.place)
+        from gram_jax.interop.gguf_tokenizer import gguf_tokenizer  # needs an extra
+
+        tokenizer = gguf_tokenizer(source.place)
     else:
         check_texts(folder := model_folder(source))
         tokenizer = folder_tokenizer(folder)

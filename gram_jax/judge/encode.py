@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.judge.guard import layout_guard
-from gram_jax.judge.messages import render_turns, turns_of
+from gram_jax.judge.messages import Message, render_turns, turns_of
 from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import Layout
 from gram_jax.judge.tokens import text_encoder
@@ -112,9 +112,10 @@ class ItemEncoder:
         tokens, weights, starts, size = [], [], {}, 0
         for segment in self._table.segments:
             found = segment.tokens
-            if found is None:
-                starts[segment.field] = size
-                found = self._table.tokens(segment.field, texts[segment.field])
+            if segment.field:
+                head, body = self._table.tokens(segment.field, texts[segment.field])
+                starts[segment.field] = size + len(head)
+                found = np.concatenate([head, body])
             tokens.append(found)
             weights.append(np.full(len(found), segment.weight, np.float32))
             size += len(found)
@@ -133,8 +134,9 @@ class ItemEncoder:
         if isinstance(value, str) or not isinstance(value, Sequence):
             return self._clean_text(value)
         turns = turns_of(value)
-        parts = [self._clean_text(content) for _, content in turns]
-        text = render_turns([(role, x.text) for (role, _), x in zip(turns, parts, strict=True)])
+        parts = [self._clean_text(turn.content) for turn in turns]
+        shown = [Message(turn.role, x.text) for turn, x in zip(turns, parts, strict=True)]
+        text = render_turns(shown)
         return _FieldText(text, sum(x.escaped for x in parts), sum(x.replaced for x in parts))
 
     def _clean_text(self, text: Any) -> _FieldText:

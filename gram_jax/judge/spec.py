@@ -243,10 +243,16 @@ def read_template(path: str | Path) -> str:
 
 
 def check_tokenizer(spec: JudgeSpec, tokenizer: Any) -> None:
-    """Raises JudgeError unless this is the tokenizer that the specification was made with."""
+    """Raises JudgeError unless the specification was made with this tokenizer, and its labels have these ids."""
     found = fingerprint(tokenizer)
     if found != spec.tokenizer:
         raise JudgeError(
             f"the judge was made with a tokenizer of fingerprint {spec.tokenizer}; {tokenizer_name(tokenizer)} has "
             f"{found}. Load the tokenizer that was saved with {FILE_NAME}."
+        )
+    ids = find_label_ids(tokenizer, spec.generation_prompt, spec.labels)
+    if ids != spec.label_ids:
+        raise JudgeError(
+            f"{FILE_NAME} says that the labels {spec.labels} are the tokens {spec.label_ids}, but after "
+            f"{spec.generation_prompt[-40:]!r} they are {ids}: the file was edited. `gram-jax spec` writes a new one"
         )

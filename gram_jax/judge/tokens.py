@@ -1,10 +1,12 @@
 """Text to token ids, with control tokens recognised (chat frame) or not (texts)."""
 
 import hashlib
+import itertools
 import json
+import re
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,12 +18,28 @@ from gram_jax.errors import DataError, JudgeError
 PROBE = "The 1st  Answer, 2024:\n\n\té e\u0301 don't ½ ['x']\r\n🙂 漢字 \u212a"
 
 
+Place = Literal["first", "section", "inside"]
+
+
+class Piece(NamedTuple):
+    """A text to tokenize on its own, though it is part of a longer one.
+
+    following: the character after it, on which its last token may depend; it has no token in the result. place: "first"
+    at the very beginning, "section" directly after a control token, else "inside". SentencePiece tokenizers put a blank
+    before the first two, or before the first alone.
+    """
+
+    text: str
+    following: str = ""
+    place: Place = "inside"
+
+
 class TextEncoder:
     """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not.
 
     `text` is the same tokenizer without its added tokens, special or not (Qwen3's `<think>` is not marked special),
-    except those of blanks, which only merge blanks. Raises JudgeError for a slow tokenizer, or one whose control tokens
-    cannot be switched off.
+    except those of blanks, which only merge blanks. Raises JudgeError for a slow tokenizer, one whose control tokens
+    cannot be switched off, and one whose tokens continue after a line break.
     """
 
     def __init__(self, tokenizer: Any):
@@ -36,56 +54,108 @@ class TextEncoder:
         # The chat frame already contains what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
-        control = [t for t in state["added_tokens"] if not t["content"].isspace()]
-        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"].isspace()]
-        self._text = Tokenizer.from_str(json.dumps(state))
+        control = [t for t in state["added_tokens"] if not _is_blank(t["content"])]
+        state["added_tokens"] = [t for t in state["added_tokens"] if _is_blank(t["content"])]
+        if state["model"]["type"] == "Unigram":
+            # Its control tokens are pieces of the best score, found in any text that spells them.
+            for token in control:
+                if token["id"] < len(state["model"]["vocab"]):
+                    state["model"]["vocab"][token["id"]][0] = f"\0control {token['id']}\0"
+        places: tuple[Place, ...] = ("first", "section", "inside")
+        states = {place: json.dumps(_without_blank(state, place)) for place in places}
+        made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
+        self._text = {place: made[text] for place, text in states.items()}
         self.control_ids = frozenset(t["id"] for t in control)
-        self._refuse_leaks(control)
+        self._control_ids_of_text(control)
+        self._refuse_long_lines(state["model"]["vocab"])
         self._single: dict[str, int | None] = {}
-        self._normalizes = _is_plain_normalizer(self._text)
+        self._normalizes = _is_plain_normalizer(self._normalized)
 
-    def _refuse_leaks(self, control: list[dict[str, Any]]) -> None:
+    def _control_ids_of_text(self, control: list[dict[str, Any]]) -> None:
+        """Takes out of control_ids what the model itself spells. Raises JudgeError if that is special."""
         strings = [text for t in control for text in (t["content"], f"a{t['content']}b")]
-        found = self.text_batch([(string, "") for string in strings])
-        for string, ids in zip(strings, found, strict=True):
-            if leaked := self.control_ids.intersection(ids.tolist()):
-                raise JudgeError(
-                    f"tokenizer {self.name}: with control tokens switched off, {string!r} still becomes the control "
-                    f"token(s) {sorted(leaked)}. A text could forge a turn; expected byte-level BPE."
-                )
+        for place in self._text:
+            found = self.text_batch([Piece(string, "", place) for string in strings])
+            for string, ids in zip(strings, found, strict=True):
+                leaked = self.control_ids.intersection(ids.tolist())
+                if special := sorted(
+                    t["id"] for t in control if t["special"] and t["id"] in leaked
+                ):
+                    raise JudgeError(
+                        f"tokenizer {self.name}: with control tokens switched off, {string!r} still becomes the "
+                        f"control token(s) {special}. A text could forge a turn: expected a tokenizer that does not "
+                        "spell them."
+                    )
+                self.control_ids -= leaked
+
+    def _refuse_long_lines(self, vocabulary: Any) -> None:
+        """Raises JudgeError if a token holds text on both sides of a line break: texts are cut there."""
+        tokens = (entry if isinstance(entry, str) else entry[0] for entry in vocabulary)
+        if found := next((t for t in tokens if re.search(r"[^\n]\n+[^\s▁]", t)), None):
+            raise JudgeError(
+                f"tokenizer {self.name}: its token {found!r} continues after a line break, so the texts of a template "
+                "have no tokens of their own. Expected a tokenizer whose tokens end at line breaks."
+            )
 
     def frame(self, text: str) -> np.ndarray:
         """i32 [n]: control tokens in `text` become control tokens."""
         return np.array(self._frame.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def text(self, text: str, following: str = "") -> np.ndarray:
-        """i32 [n]: control tokens in `text` stay text.
+    def sections(self, frame: str) -> list[str | int]:
+        """The control tokens of a chat format, and the texts between them."""
+        found = self._frame.encode(frame, add_special_tokens=False)
+        parts: list[str | int] = []
+        at = 0
+        for token, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if token in self.control_ids:
+                parts += [frame[at:start], token]
+                at = end
+        return [part for part in (*parts, frame[at:]) if part != ""]
 
-        following: the character after the text, on which its last token may depend; it has no token in the result.
-        """
-        return self.text_batch([(text, following)])[0]
+    def dialogue(self, frames: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """i32 [n]: texts between the strings of a chat format, one more than texts; only these have control tokens."""
+        parts = self.sections(frames[0])
+        for text, frame in zip(texts, frames[1:], strict=True):
+            parts += [text, *self.sections(frame)]
+        found, place = [], "first"
+        for is_text, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
+            if is_text:
+                found.append(self.text("".join(map(str, run)), place=place))
+            else:
+                found.append(np.array(list(run), np.int32))
+            place = "section"
+        return np.concatenate(found)
 
-    def text_batch(self, texts: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-        """`text` of many (text, following) in one call, on all cores."""
-        whole = [text + following for text, following in texts]
-        found = self._text.encode_batch_fast(whole, add_special_tokens=False)
-        return [
-            np.array(e.ids, np.int32) if not b else self._without(e.ids, a, b)
-            for e, (a, b) in zip(found, texts, strict=True)
-        ]
+    def text(self, text: str, following: str = "", place: Place = "inside") -> np.ndarray:
+        """i32 [n]: control tokens in `text` stay text; `Piece` describes the parameters."""
+        return self.text_batch([Piece(text, following, place)])[0]
 
-    def _without(self, ids: list[int], text: str, following: str) -> np.ndarray:
-        """The ids without the token of `following`; if it shares a token with `text`, those of `text` alone."""
-        if following not in self._single:
-            alone = self._text.encode(following, add_special_tokens=False).ids
-            self._single[following] = alone[0] if len(alone) == 1 else None
-        if ids[-1] != self._single[following]:
-            return np.array(self._text.encode(text, add_special_tokens=False).ids, np.int32)
+    def text_batch(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """`text` of many pieces, those of a place in one call, on all cores."""
+        found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(pieces)
+        for place in dict.fromkeys(piece.place for piece in pieces):
+            here = [at for at, piece in enumerate(pieces) if piece.place == place]
+            whole = [pieces[at].text + pieces[at].following for at in here]
+            encodings = self._text[place].encode_batch_fast(whole, add_special_tokens=False)
+            for at, encoding in zip(here, encodings, strict=True):
+                found[at] = self._without(encoding.ids, pieces[at])
+        return found
+
+    def _without(self, ids: list[int], piece: Piece) -> np.ndarray:
+        """The ids without the token of `following`; if it shares a token with the text, those of the text alone."""
+        if not piece.following:
+            return np.array(ids, np.int32)
+        if piece.following not in self._single:
+            alone = self._text["inside"].encode(piece.following, add_special_tokens=False).ids
+            self._single[piece.following] = alone[0] if len(alone) == 1 else None
+        if ids[-1] != self._single[piece.following]:
+            alone = self._text[piece.place].encode(piece.text, add_special_tokens=False)
+            return np.array(alone.ids, np.int32)
         return np.array(ids[:-1], np.int32)
 
     def text_ends(self, text: str) -> np.ndarray:
         """i64 [n]: for each token of `text`, the index of the character after its last one."""
-        offsets = self._text.encode(text, add_special_tokens=False).offsets
+        offsets = self._text["inside"].encode(text, add_special_tokens=False).offsets
         return np.array([end for _, end in offsets], np.int64)
 
     def clean(self, text: str) -> tuple[str, int]:
@@ -108,18 +178,51 @@ class TextEncoder:
             joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
             replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
             text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined)
-        if self._normalizes:
-            text = self._text.normalizer.normalize_str(text)
-        return text, replaced
+        return (self._normalized(text) if self._normalizes else text), replaced
+
+    def _normalized(self, text: str) -> str:
+        normalizer = self._text["inside"].normalizer
+        return text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ")
 
 
-def _is_plain_normalizer(tokenizer: Tokenizer) -> bool:
-    """Whether the normaliser may be applied twice: Unicode normal forms may, normalisers that add blanks may not."""
-    if tokenizer.normalizer is None:
-        return False
-    once = tokenizer.normalizer.normalize_str(PROBE)
-    plain = tokenizer.normalizer.normalize_str("plain text")
-    return tokenizer.normalizer.normalize_str(once) == once and plain == "plain text"
+def _is_plain_normalizer(normalized: Callable[[str], str]) -> bool:
+    """Whether the normaliser may be applied twice: Unicode normal forms may."""
+    once = normalized(PROBE)
+    return normalized(once) == once and normalized("plain text") == "plain text"
+
+
+def _is_blank(token: str) -> bool:
+    return token.replace("▁", " ").isspace()
+
+
+def _without_blank(state: Any, place: Place) -> Any:
+    """A part of a tokenizer's JSON without the blank that it puts before a text, unless it is at this place.
+
+    SentencePiece's is a normaliser or a "Metaspace", GPT-2's an option of "ByteLevel".
+    """
+    if isinstance(state, list):
+        kept = [part for part in state if place != "inside" or _kind(part) != "Prepend"]
+        return [_without_blank(part, place) for part in kept]
+    if not isinstance(state, dict):
+        return state
+    if place == "inside" and _kind(state.get("normalizer")) == "Prepend":
+        state = {**state, "normalizer": None}
+    if _kind(state) == "Metaspace" and (
+        place == "inside" or (place == "section" and state["prepend_scheme"] == "first")
+    ):
+        state = {**state, "prepend_scheme": "never"}
+    if _kind(state) == "ByteLevel" and place == "inside" and "add_prefix_space" in state:
+        state = {**state, "add_prefix_space": False}
+    return {
+        name: _without_blank(part, place)
+        if name in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
+        else part
+        for name, part in state.items()
+    }
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 _encoders: "weakref.WeakKeyDictionary[Any, TextEncoder]" = weakref.WeakKeyDictionary()

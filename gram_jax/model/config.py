@@ -5,13 +5,47 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class LinearScaling:
+    """Every frequency divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """Another theta for texts beyond the model's context. Within the context it changes nothing."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
     """Llama 3's long-context scaling of the rotary frequencies."""
 
     factor: float
     low_frequency_factor: float
     high_frequency_factor: float
     original_context: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071). attention_factor: of cosines and sines; None: by `factor` and the two mscales.
+
+    truncate: round the bounds of the interpolated dimensions.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float | None
+    mscale: float | None
+    mscale_all_dim: float | None
+    truncate: bool
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
 
 
 @dataclass(frozen=True)

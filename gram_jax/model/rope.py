@@ -3,21 +3,33 @@
 Dimensions i and i + H/2 of a head form a plane, which is rotated by the angle position * frequency[i].
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import (
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
 
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines of the angles, f32 [B, T, H/2]
 
 
 def rotary_frequencies(cfg: ModelConfig) -> np.ndarray:
     """Radians per position of every pair of dimensions, f64 [H/2]."""
-    frequencies = base_frequencies(cfg.rope_theta, cfg.head_size)
-    if cfg.rope_scaling is None:
-        return frequencies
-    return frequencies * llama3_factors(frequencies, cfg.rope_scaling)
+    frequencies, scaling = base_frequencies(cfg.rope_theta, cfg.head_size), cfg.rope_scaling
+    if isinstance(scaling, LinearScaling):
+        return frequencies / scaling.factor
+    if isinstance(scaling, Llama3Scaling):
+        return frequencies * llama3_factors(frequencies, scaling)
+    if isinstance(scaling, YarnScaling):
+        return frequencies * yarn_factors(cfg.rope_theta, cfg.head_size, scaling)
+    return frequencies
 
 
 def base_frequencies(theta: float, head_size: int) -> np.ndarray:
@@ -25,7 +37,7 @@ def base_frequencies(theta: float, head_size: int) -> np.ndarray:
     return theta ** (-np.arange(0, head_size, 2) / head_size)
 
 
-def llama3_factors(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+def llama3_factors(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     """Factor of every frequency in Llama 3's long-context scaling, f64 [H/2].
 
     Frequencies of fewer than `low_frequency_factor` turns within the original context are divided by `factor`, those of
@@ -37,11 +49,53 @@ def llama3_factors(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     return kept + (1.0 - kept) / scaling.factor
 
 
+def yarn_factors(theta: float, head_size: int, scaling: YarnScaling) -> np.ndarray:
+    """Factor of every frequency in YaRN, f64 [H/2].
+
+    Dimensions that turn more than beta_fast times within the original context are unchanged, those that turn less than
+    beta_slow times are divided by `factor`; between the two it interpolates linearly in the number of the dimension.
+    """
+
+    def dimension(turns: float) -> float:
+        """The dimension that makes this number of turns."""
+        return (
+            head_size
+            * math.log(scaling.original_context / (2 * math.pi * turns))
+            / (2 * math.log(theta))
+        )
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    high += 0.001 * (low == high)
+    kept = 1.0 - np.clip((np.arange(head_size // 2) - low) / (high - low), 0.0, 1.0)
+    return kept + (1.0 - kept) / scaling.factor
+
+
+def attention_factor(scaling: RopeScaling | None) -> float:
+    """Factor of cosines and sines; 1 except in YaRN."""
+    if not isinstance(scaling, YarnScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def mscale(scale: float) -> float:
+        return 0.1 * scale * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return mscale(scaling.mscale) / mscale(scaling.mscale_all_dim)
+    return mscale(1.0)
+
+
 def rope_angles(positions: jax.Array, cfg: ModelConfig) -> Rope:
     """Cosine and sine of every angle; positions: i32 [B, T]. f32: bfloat16 does not separate positions beyond 256."""
     frequencies = rotary_frequencies(cfg).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    factor = attention_factor(cfg.rope_scaling)
+    if factor == 1.0:
+        return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:

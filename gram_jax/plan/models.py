@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gram_jax.model.config import ModelConfig, RopeScaling
+from gram_jax.model.config import Llama3Scaling, ModelConfig
 
 _QWEN3: dict[str, Any] = {
     "family": "qwen3",
@@ -20,11 +20,11 @@ _LLAMA31 = _QWEN3 | {
     "vocab_size": 128256,
     "norm_eps": 1e-5,
     "rope_theta": 5e5,
-    "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 8192),
+    "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192),
     "qk_norm": False,
     "context_length": 131072,
 }
-_LLAMA32 = _LLAMA31 | {"rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8192)}
+_LLAMA32 = _LLAMA31 | {"rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192)}
 _SIZES = ("embed_size", "layers", "query_heads", "head_size", "mlp_size", "tied_head")
 PUBLISHED = {
     name: ModelConfig(**family, **dict[str, Any](zip(_SIZES, sizes, strict=True)))

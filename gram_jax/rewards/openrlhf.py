@@ -8,6 +8,7 @@ from typing import Any
 
 from gram_jax.rewards.columns import NAME
 from gram_jax.rewards.environment import rewards_from_environment
+from gram_jax.rewards.messages import split_query
 
 
 def reward_func(
@@ -19,14 +20,18 @@ def reward_func(
     """Rewards of queries (prompt and response) as {"rewards", "scores", "extra_logs"}, f32 [n] tensors.
 
     labels: the references, if the form compares with such; an empty one selects the form's own or a written one. A
-    response is the query without its prompt and without the policy's end tokens.
+    response is the query without its prompt and without the policy's end tokens. Raises DataError if the prompt is not
+    found in the query.
     """
     import torch  # pyright: ignore[reportMissingImports]  (the trainer brings it)
 
     rewards = rewards_from_environment()
-    responses = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
+    pairs = [
+        split_query(query, prompt, rewards.notes, rewards.ends)
+        for query, prompt in zip(queries, prompts, strict=True)
+    ]
     references = labels if rewards.form.compare_with == "reference" else None
-    found = rewards.of(prompts, responses, references)
+    found = rewards.of([prompt for prompt, _ in pairs], [text for _, text in pairs], references)
     values = torch.tensor(found, dtype=torch.float32)
     scores = torch.tensor(rewards.form.to_unit_interval(found), dtype=torch.float32)
     return {"rewards": values, "scores": scores, "extra_logs": {NAME: values}}

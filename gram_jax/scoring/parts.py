@@ -174,7 +174,7 @@ class _ShardWriter:
         }
         self.dropped: dict[int, Counter[str]] = {}
         self.open: deque[_OpenPart] = deque()
-        self.rows_before = self.shortened = 0
+        self.resumed = self.shortened = 0
 
     def part(self, row: int) -> int:
         return (row - 1) // self.shard.part_rows
@@ -203,6 +203,7 @@ class _ShardWriter:
             members = iter(group)
             part.begin(members)
             count = part.file.rows
+            self.resumed += count
             for one in members:
                 count += 1
                 yield one
@@ -320,7 +321,7 @@ def write_parts(
                 written += len(rows)
             writer.publish()
         _write_end(folder, source.rows())
-        return WriteSummary(written, before, writer.shortened, dict(dropped))
+        return WriteSummary(written, before + writer.resumed, writer.shortened, dict(dropped))
 
 
 def _open_folder(

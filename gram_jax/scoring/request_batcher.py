@@ -185,6 +185,7 @@ class BatchedScorer:
     def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
         """deadline: of time.monotonic."""
         self.batcher, self.deadline = batcher, deadline
+        self.tokenizer = getattr(batcher.scorer, "tokenizer", None)
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
         """As Scorer.score_many."""
