@@ -163,7 +163,7 @@ def commands_of(text: str) -> list[list[str]]:
 def known_commands() -> dict[tuple[str, ...], set[str]]:
     """Options of every command, by its words."""
     commands = {(one.__name__,): cli.app[one.__name__] for one in cli.COMMANDS}
-    commands[("data", "inspect")] = cli.data_app["inspect"]
+    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "prepare")}
     commands[("data",)] = commands[("data", "inspect")]
     return {
         words: {
@@ -180,7 +180,7 @@ def test_commands_and_their_options_exist(name):
     for words in commands_of(text_of(name)):
         if not words or not re.fullmatch(r"[a-z]+", words[0]):
             continue  # `gram-jax ...`
-        key = tuple(words[:2]) if words[:2] == ["data", "inspect"] else (words[0],)
+        key = tuple(words[:2]) if tuple(words[:2]) in known else (words[0],)
         assert key in known, words
         for word in words:
             if re.match(r"--?[a-z]", word):

@@ -15,7 +15,7 @@ from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.training.setup import training_examples
+from gram_jax.training.examples import training_examples
 
 STEPS = 40  # approximate number per epoch: a small data set needs many small steps
 MAX_BATCH_SIZE = 8  # if the settings have no batch_size

@@ -23,7 +23,9 @@ app = App(
     default_parameter=Parameter(negative=()),
     result_action="return_value",
 )
-data_app = App(name="data", help="Show data as the model reads it.", sort_key=99)
+data_app = App(
+    name="data", help="Show data as the model reads it; encode them ahead of training.", sort_key=99
+)
 
 # In the order of the help.
 COMMANDS = (
@@ -51,6 +53,7 @@ COMMANDS = (
 for at, command in enumerate(COMMANDS):
     app.command(command, name=command.__name__, sort_key=at)
 data_app.command(models.inspect, name="inspect")
+data_app.command(models.prepare, name="prepare")
 app.command(data_app)
 
 

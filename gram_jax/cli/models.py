@@ -7,8 +7,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from gram_jax.cli.console import Console
-from gram_jax.cli.options import MODEL, AtLeastOne, ModelOption, RowOptions, read_spec
+from gram_jax.cli.console import Console, log_to
+from gram_jax.cli.options import (
+    MODEL,
+    AtLeastOne,
+    ModelOption,
+    Overrides,
+    RecipeName,
+    RowOptions,
+    read_spec,
+)
 from gram_jax.formatting import format_seconds
 
 
@@ -100,6 +108,23 @@ def inspect(
     )
     for text in texts:
         console.say(text)
+
+
+def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:
+    """Encode the training data of a recipe into the token cache, and print figures of the data. Uses no accelerator.
+
+    Training on this machine, or with the same data.cache_dir, then starts without encoding.
+    """
+    import jax
+
+    from gram_jax.recipes.reading import read_recipe
+    from gram_jax.training.setup import prepare_data
+
+    jax.config.update("jax_platforms", "cpu")
+    console = Console()
+    log_to(console)
+    plan = prepare_data(read_recipe(recipe, overrides or []), progress=console.progress)
+    console.say(plan.report().to_text())
 
 
 def demo(*, fast: bool = False, folder: Path | None = None) -> None:

@@ -24,6 +24,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
 TwoOrMore = Parameter(validator=validators.Number(gte=2))
 NotNegative = Parameter(validator=validators.Number(gte=0))
+RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
 JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
 ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")]

@@ -10,18 +10,17 @@ from cyclopts import Parameter
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
-    RECIPE,
     AtLeastOne,
     ComputeDtype,
     JobOptions,
     Judge,
     Overrides,
+    RecipeName,
     RowOptions,
     StopOptions,
     read_spec,
 )
 
-RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Adaptation = Annotated[AdaptConfig, Parameter(name="*")]
 
 

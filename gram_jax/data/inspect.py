@@ -70,7 +70,7 @@ def _show_document(examples: Examples, document: int, tokenizer: Any, spec: Judg
         counts[-1] = True
         about = "rejected" if document % 2 else "chosen"
     else:
-        start = examples.documents.offsets[document]
+        start = examples.documents.starts[document]
         counts = examples.weights[start : start + size] > 0
         about = f"{np.count_nonzero(counts)} of them carry the loss"
     name = examples.ids[document // examples.per_unit]

@@ -8,7 +8,10 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypedDict, Unpack, overload
+
+import numpy as np
 
 from gram_jax.data.fields import (
     BadField,
@@ -24,6 +27,7 @@ from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema, detect_schema, with_own_template
 from gram_jax.data.sources import Row, Source, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
+from gram_jax.hashing import stable_hash
 
 Kind = Literal["preference", "pair", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
@@ -70,7 +74,7 @@ class RecordStream:
 
     def report(self) -> ReadReport:
         """Numbers of rows read, records kept and records dropped so far."""
-        return ReadReport(self.row, self._kept, dict(self._dropped))
+        return ReadReport(self.row, self._kept, dict(self._dropped), (self._kept,))
 
     def __iter__(self) -> Iterator[Record]:
         self._start()
@@ -226,22 +230,57 @@ def read_sources(
     limit: int | None = None,
 ) -> tuple[list[Any], ReadReport]:
     """The records of several sources, one after another; ids are unique, and `limit` applies, over all sources."""
-    records: list[Record] = []
-    total = ReadReport(0, 0)
-    for source in sources:
-        left = None if limit is None else limit - len(records)
-        if records and left == 0:
-            break
-        stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=left)
-        more, report = list(stream), stream.report()
-        if not more:
-            first = f"\nthe first bad row: {stream.first_fault}" if stream.first_fault else ""
-            raise DataError(
-                f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped_text}{first}"
-            )
-        records += more
-        total = total + report
-    return _with_unique_ids(records), total
+    stream = SourcesStream(sources, kind, schema=schema, on_bad=on_bad, limit=limit)
+    records = list(stream.as_read())
+    return list(_with_unique_ids(records, _repeated_ids(records))), stream.read
+
+
+class SourcesStream:
+    """Iterates over the records of several sources as `read_sources` returns them, without holding them in memory.
+
+    Every iteration reads the sources; the first one reads them twice, because ids are made unique over all of them.
+    read: the report of the last complete reading.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        kind: Kind = "preference",
+        *,
+        schema: str = "auto",
+        on_bad: OnBad = "error",
+        limit: int | None = None,
+    ):
+        self.sources, self.limit, self.read = tuple(sources), limit, ReadReport(0, 0)
+        self._open = partial(RecordStream, kind=kind, schema=schema, on_bad=on_bad)
+        self._repeated: frozenset[int] | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        return _with_unique_ids(self.as_read(), self.scan())
+
+    def scan(self) -> frozenset[int]:
+        """Read all records once and set `read`; returns hashes of the ids that occur several times."""
+        if self._repeated is None:
+            self._repeated = _repeated_ids(self.as_read())
+        return self._repeated
+
+    def as_read(self) -> Iterator[Record]:
+        """The records with the ids of the sources, which may repeat. Sets `read` at the end."""
+        read = ReadReport(0, 0)
+        for source in self.sources:
+            left = None if self.limit is None else self.limit - read.kept
+            if read.kept and left == 0:
+                break
+            stream = self._open(source, limit=left)
+            yield from stream
+            report = stream.report()
+            if not report.kept:
+                first = f"\nthe first bad row: {stream.first_fault}" if stream.first_fault else ""
+                raise DataError(
+                    f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped_text}{first}"
+                )
+            read += report
+        self.read = read
 
 
 def _parse(fields: Fields, schema: Schema, kind: Kind) -> list[Record]:
@@ -275,20 +314,23 @@ def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) 
     return replace(record, id=name, source=source, weight=weight)
 
 
-def _with_unique_ids(records: list[Record]) -> list[Record]:
+def _repeated_ids(records: Iterable[Record]) -> frozenset[int]:
+    """Hashes of the ids that occur several times. 8 bytes a record are held in memory."""
+    hashes = np.fromiter((stable_hash(0, record.id) for record in records), np.uint64)
+    hashes.sort()
+    return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def _with_unique_ids(records: Iterable[Record], repeated: frozenset[int]) -> Iterator[Record]:
     """Records with unique ids: repeated ids get the hash of the texts as a suffix, and repeated texts also a number."""
-    times = Counter(record.id for record in records)
-    if len(times) == len(records):
-        return records
     taken: Counter[str] = Counter()
-    unique = []
     for record in records:
         name = record.id
-        if times[name] > 1:
+        if repeated and stable_hash(0, name) in repeated:
             contents = content_id(record.prompt, *texts_of(record))
             name = name if name == contents else f"{name}#{contents}"
             taken[name] += 1
             if taken[name] > 1:
                 name = f"{name}-{taken[name]}"
-        unique.append(replace(record, id=name))
-    return unique
+            record = replace(record, id=name)
+        yield record

@@ -199,6 +199,24 @@ def _count_lines(path: Path) -> int | None:
     return None
 
 
+def data_files(source: Source) -> dict[str, Path]:
+    """The files that hold a source, by name; {} if a dataset is not held in files. Hidden files are left out."""
+    spec = parse_source(source)
+    path = Path(spec.path).expanduser()
+    if not path.exists() and spec.path.startswith("tfds:"):
+        path = Path(_tfds_builder(spec.path.removeprefix("tfds:")).data_dir)
+    if path.is_dir():
+        found = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
+        return {name: p for name, p in found.items() if not re.search(r"(^|/)\.", name)}
+    if path.exists():
+        return {path.name: path}
+    if _looks_like_a_file(spec.path):
+        raise DataError(_missing(path))
+    rows, _ = pick_split(spec.path, _hub_splits(spec.path), spec.split)
+    places = [Path(file["filename"]) for file in rows.cache_files]
+    return {f"{number} {path.name}": path for number, path in enumerate(places)}
+
+
 # Files
 
 
@@ -342,15 +360,18 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
+    rows, chosen = pick_split(name, _hub_splits(name), split)
+    return _number(name, rows if chosen is None else rows.select(chosen))
+
+
+def _hub_splits(name: str) -> dict[str, Any]:
     import datasets
 
     owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
     with explained(
         f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
     ):
-        found = datasets.load_dataset(owner_and_name, subset)
-    rows, chosen = pick_split(name, dict(found), split)
-    return _number(name, rows if chosen is None else rows.select(chosen))
+        return dict(datasets.load_dataset(owner_and_name, subset))
 
 
 def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
@@ -363,15 +384,9 @@ def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
 
 def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
     """Rows of `as_data_source`, which does not need TensorFlow."""
-    import tensorflow_datasets as tfds
-
     is_folder = isinstance(source, Path)
     with explained(f"{source} cannot be opened with TensorFlow Datasets"):
-        if is_folder:
-            builder = tfds.builder_from_directory(str(source))
-        else:
-            builder = tfds.builder(source, file_format="array_record")
-            builder.download_and_prepare()
+        builder = _tfds_builder(source)
         form = builder.info.file_format
         if form is not None and form.value not in ("array_record", "parquet"):
             raise DataError(
@@ -387,6 +402,17 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
             yield Row(where, _plain(rows[index]))
         except UnicodeDecodeError as error:
             yield Row(where, {}, f"expected UTF-8 text, found {error}")
+
+
+def _tfds_builder(source: str | Path) -> Any:
+    """The builder of a prepared dataset: a folder, or a name, which is downloaded and prepared first."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(source, Path):
+        return tfds.builder_from_directory(str(source))
+    builder = tfds.builder(source, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
 
 
 def _plain(value: Any) -> Any:

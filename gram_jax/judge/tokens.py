@@ -35,11 +35,11 @@ class Piece(NamedTuple):
 
 
 class TextEncoder:
-    """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not.
+    """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not. Picklable.
 
     `text` is the same tokenizer without its added tokens, special or not (Qwen3's `<think>` is not marked special),
     except those of blanks, which only merge blanks. Raises JudgeError for a slow tokenizer, one whose control tokens
-    cannot be switched off, and one whose tokens continue after a line break.
+    cannot be switched off, and one whose tokens continue after a line break. digest: SHA-256 of its state.
     """
 
     def __init__(self, tokenizer: Any):
@@ -50,7 +50,9 @@ class TextEncoder:
                 f"tokenizer {self.name}: expected a fast tokenizer (one with a tokenizer.json), found "
                 f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
-        state = json.loads(backend.to_str())
+        text = backend.to_str()
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        state = json.loads(text)
         # The chat frame already contains what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
@@ -229,7 +231,9 @@ _encoders: "weakref.WeakKeyDictionary[Any, TextEncoder]" = weakref.WeakKeyDictio
 
 
 def text_encoder(tokenizer: Any) -> TextEncoder:
-    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (1 s for 150k tokens)."""
+    """The `TextEncoder` of a tokenizer (or of a TextEncoder), built once for each object (1 s for 150k tokens)."""
+    if isinstance(tokenizer, TextEncoder):
+        return tokenizer
     if tokenizer not in _encoders:
         _encoders[tokenizer] = TextEncoder(tokenizer)
     return _encoders[tokenizer]

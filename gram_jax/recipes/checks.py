@@ -31,6 +31,8 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
             '[data] attack_share lengthens pairs beyond judge.max_length, and overlong = "error" rejects these: '
             'use "truncate" or "drop"'
         )
+    if any(source.weight != 1 for source in recipe.data.valid):
+        yield "[data] valid: a weight is not used by evaluation sources: remove it"
     if recipe.evaluate.eval_steps and not recipe.data.valid:
         yield f"[evaluate] eval_steps = {recipe.evaluate.eval_steps}: data.valid is missing"
     yield from _devices(recipe)

@@ -29,6 +29,8 @@ FREE_ON_RESUME: dict[type, tuple[str, ...]] = {
         *_FREE,
         "run.max_skipped",
         "data.valid",
+        "data.cache_dir",
+        "data.num_workers",
         "batch.gradient_accumulation_steps",
         "loss.loss_chunk_size",
         "execution.attention",

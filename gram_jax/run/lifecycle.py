@@ -61,6 +61,34 @@ class Run:
         """Report progress to the watchdog; `activity` begins now."""
         self.watchdog.beat(activity)
 
+    def watched(self, progress: ProgressFactory) -> ProgressFactory:
+        """A ProgressFactory whose bars are those of `progress`; every update is also a beat."""
+
+        @contextmanager
+        def opened(
+            total: int | None, *, done: int = 0, label: str = "", unit: str = "tokens"
+        ) -> Iterator[ProgressBar]:
+            with progress(total, done=done, label=label, unit=unit) as bar:
+                yield _WatchedBar(bar, self, label)
+
+        return opened
+
+
+@dataclass(frozen=True)
+class _WatchedBar:
+    bar: ProgressBar
+    run: Run
+    label: str
+
+    def update(
+        self, count: int = 1, *, units: float = 0.0, values: Mapping[str, float] | None = None
+    ) -> None:
+        self.run.beat(self.label)
+        self.bar.update(count, units=units, values=values)
+
+    def pause(self) -> None:
+        self.bar.pause()
+
 
 @dataclass(frozen=True)
 class RunResult:
