@@ -60,6 +60,10 @@ class LayoutError(GramError):
     """Tensors do not fit the model; one error lists all of them."""
 
 
+class InUseError(GramError):
+    """Another process writes to the same place."""
+
+
 class CheckpointError(GramError):
     """A checkpoint is missing, damaged or of another run."""
 

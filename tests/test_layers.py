@@ -16,7 +16,6 @@ LAYERS = [
     "hashing",
     "compile_cache",
     "files",
-    "lock",
     "remote",
     "formatting",
     "progress",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
-from gram_jax.errors import DataError, MissingExtraError
+from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.errors import DataError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.judge.messages import as_prompt
-from gram_jax.lock import hold_lock
 from gram_jax.remote import local_copies, open_filesystem
 from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
 from gram_jax.scoring.results import (
@@ -22,9 +22,9 @@ from gram_jax.scoring.results import (
     RowSource,
     RowTask,
     Shard,
+    accept_rows,
     list_source,
     read_rows,
-    renew_checksums,
     write_rows,
 )
 
@@ -214,7 +214,7 @@ def test_of_two_processes_with_one_shard_the_second_is_refused(tmp_path):
     def second_starts(records, bar):
         if records[0][0] > 1:
             return task().rows(records, bar)
-        with pytest.raises(DataError, match=r"process \d+ on .* writes .*/part-00000.jsonl since"):
+        with pytest.raises(InUseError, match=r"process \d+ on .* writes .*/part-00000.jsonl since"):
             write(out, Shard(0, 2, 5))
         return task().rows(records, bar)
 
@@ -227,8 +227,8 @@ def test_of_two_processes_with_one_shard_the_second_is_refused(tmp_path):
 def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):
     out = tmp_path / "out.jsonl"
     with (
-        hold_lock(tmp_path / "out.jsonl.lock", "", error=DataError),
-        pytest.raises(DataError, match=rf"process \d+ on .* writes {out} since"),
+        hold_lock(file_lock(out)),
+        pytest.raises(InUseError, match=rf"process \d+ on .* writes {out} since"),
     ):
         write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
 
@@ -286,7 +286,7 @@ def test_an_edited_row_is_refused_and_can_be_accepted(tmp_path, at):
         write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
     with pytest.raises(DataError, match=f"line {at + 1} "):
         list(read_rows(out))
-    assert renew_checksums(out) == 1
+    assert accept_rows(out) == 1
     assert write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="").written == 0
     assert [row["value"] for row in read_rows(out)][at] == 0.5
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gram_jax.data.reading import OnBad
 from gram_jax.data.records import contents_of
+from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
@@ -18,7 +19,6 @@ from gram_jax.evals.results import EvaluationResults, SourceResult, read_results
 from gram_jax.evals.reward_bench import write_reward_bench
 from gram_jax.evals.scores import write_scores
 from gram_jax.files import write_json
-from gram_jax.lock import LOCK, hold_lock
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.scoring.results import OutputSink, Shard, WriteSummary
 from gram_jax.scoring.scalar import Judge
@@ -167,10 +167,9 @@ class EvaluationFolder:
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[None]:
-    """Make a folder of results and hold its lock. Raises DataError if another process writes to it."""
+    """Make a folder of results and hold its lock. Raises InUseError if another process writes to it."""
     make_folder(folder)
-    advice = "Wait until it ends, or give another folder"
-    with hold_lock(folder / LOCK, advice, error=DataError):
+    with hold_lock(folder_lock(folder), error=DataError):
         yield
 
 

@@ -27,12 +27,12 @@ import jax
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.distributed.collectives import assert_equal, broadcast_object
+from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
 from gram_jax.files import explain_full_disk
-from gram_jax.lock import LOCK, hold_lock
 from gram_jax.progress import ProgressBar, ProgressFactory
 from gram_jax.recipes.reading import RecipeT, recipe_to_toml, recipe_values
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
@@ -41,10 +41,6 @@ from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary
 logger = logging.getLogger(__name__)
 
 RESUME = "Free some space and start the same command again: it resumes from the last checkpoint"
-ONE_JOB = (
-    "Two jobs in one directory would destroy each other's checkpoints. Wait until it ends, stop it (on SIGTERM it "
-    "saves), or give this run another directory (--set run.output_dir=...)"
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Make or open a run's directory and lock it; all processes of a job call it.
 
-    Raises RecipeError if the directory holds something else or a run of another recipe, or another job runs in it.
+    Raises RecipeError if the directory holds something else or a run of another recipe, InUseError if another job runs
+    in it.
     """
     process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
     with ExitStack() as held:
@@ -132,14 +129,7 @@ def open_run(
         info = None
         if main:
             make_directory(path)
-            held.enter_context(
-                hold_lock(
-                    path / LOCK,
-                    ONE_JOB,
-                    error=RecipeError,
-                    on_loss=lambda message: process.abort(f"{message}: this job ends", 2),
-                )
-            )
+            held.enter_context(hold_lock(folder_lock(path), process=process, error=RecipeError))
             info = check_recipe(path, recipe, command)
         info = broadcast_object(info)
         if not path.is_dir():

@@ -24,9 +24,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
-from gram_jax.lock import hold_lock
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.remote import is_remote, open_filesystem
 from gram_jax.scoring.results import (
@@ -41,7 +41,6 @@ from gram_jax.scoring.results import (
     compare_metadata,
     decode_row,
     explain_interruption,
-    lock_of,
     metadata_path,
     windows_of_rows,
     write_rows,
@@ -124,12 +123,9 @@ class PartFolder:
             self.write(name, partial.read_bytes())
             partial.unlink()
 
-    def lock(self, path: Path) -> AbstractContextManager[Callable[[], None]]:
-        """The lock of a part that is being written; object stores have none, and the last writer wins."""
-        if self._remote is not None:
-            return nullcontext(lambda: None)
-        advice = "Each shard has one process: wait until it ends, or stop it"
-        return hold_lock(lock_of(path), advice, error=DataError)
+    def lock(self, path: Path) -> AbstractContextManager[None]:
+        """The lock of a file that is being written; object stores have none, and the last writer wins."""
+        return nullcontext() if self._remote else hold_lock(file_lock(path), error=DataError)
 
 
 def file_of(part: int) -> str:
@@ -148,7 +144,7 @@ class _OpenPart:
     def __init__(self, folder: PartFolder, place: Path, number: int):
         self.number, self.path = number, place / (file_of(number) + PARTIAL)
         self._held = ExitStack()
-        self.check = self._held.enter_context(folder.lock(self.path.with_suffix("")))
+        self._held.enter_context(folder.lock(place / file_of(number)))
         self.expected: int | None = None  # number of rows, when all records have been read
         self.file: RowFile
 
@@ -228,7 +224,6 @@ class _ShardWriter:
         parts = {part.number: part for part in self.open}
         for number, group in itertools.groupby(both, lambda one: self.part(one[0][0])):
             part, (records, made) = parts[number], zip(*group, strict=True)
-            part.check()
             part.file.append(records, made)
             self.shortened += sum(row["shortened"] for row in made)
         self.publish()
@@ -237,7 +232,6 @@ class _ShardWriter:
         """Publish the parts that are whole."""
         while self.open and self.open[0].expected == self.open[0].file.rows:
             part = self.open.popleft()
-            part.check()
             content = part.path.read_bytes()
             record = PartRecord(
                 part.file.rows,
@@ -291,7 +285,7 @@ def write_parts(
     """Write the parts of a shard that are not whole yet; no process waits for another.
 
     metadata: as of `write_rows`. code: versions, program and device. Raises DataError if the folder has parts of other
-    results or of another input, or if another process writes one of these parts.
+    results or of another input, InUseError if another process writes one of these parts.
     """
     assert sink.shard is not None
     shard, folder = sink.shard, PartFolder(str(sink.file))
@@ -413,7 +407,7 @@ def merge_parts(
     dropped: Counter[str] = Counter()
     rows = shortened = 0
     code: dict[str, int] = {}
-    with explain_interruption(out), _lock_of_file(out), _joined(out) as joined:
+    with explain_interruption(out), folder.lock(Path(out)), _joined(out) as joined:
         with joined.open("wb") as file, progress(count, label="joined", unit="parts") as bar:
             for part in range(count):
                 record, content = _check_part(folder, part)
@@ -488,12 +482,6 @@ def _publish(out: str, joined: Path, metadata: dict[str, Any], overwrite: bool) 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _lock_of_file(out: str) -> AbstractContextManager[Any]:
-    if is_remote(out):
-        return nullcontext()
-    return hold_lock(lock_of(Path(out)), "Wait until it ends", error=DataError)
 
 
 @contextmanager

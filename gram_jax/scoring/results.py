@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gram_jax.data.records import Record, contents_id
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError
 from gram_jax.files import explain_full_disk, write_json
-from gram_jax.lock import SUFFIX, hold_lock
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.scoring.rows import NumberedRecord
 
@@ -136,17 +136,13 @@ def write_rows(
     """Write the row of every record to a file, or of those records that have no row there yet.
 
     metadata: what decides the rows. label, unit: of the progress.
-    Raises DataError if the file holds other results, is written by another process, or cannot be written; its complete
-    rows are kept.
+    Raises DataError if the file holds other results or cannot be written, InUseError if another process writes it; its
+    complete rows are kept.
     """
     assert sink.file is not None
     out = Path(sink.file)
     dropped: Counter[str] = Counter()
-    with (
-        explain_interruption(out),
-        hold_lock(lock_of(out), "Wait until it ends, or give another output file", error=DataError)
-        as check,
-    ):  # fmt: skip
+    with explain_interruption(out), hold_lock(file_lock(out), error=DataError):
         records = source.records(lambda row: True, lambda row, why: dropped.update([why]))
         if sink.overwrite:
             out.unlink(missing_ok=True)
@@ -164,7 +160,6 @@ def write_rows(
             if not before:
                 write_json(metadata_path(out), metadata)
             for window, rows in windows_of_rows(records, task, bar):
-                check()
                 file.append(window, rows)
         return WriteSummary(file.rows - before, before, file.shortened, dict(dropped))
 
@@ -269,7 +264,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield _decoded(path, number, line)
 
 
-def renew_checksums(path: Path) -> int:
+def accept_rows(path: Path) -> int:
     """Accept rows that were edited on purpose: write their checksums again. Returns their number.
 
     Raises DataError if a line is no row.
@@ -372,8 +367,3 @@ def explain_interruption(out: str | Path) -> Iterator[None]:
 def metadata_path(out: Path) -> Path:
     """The file that records what the rows of `out` were made from."""
     return out.with_name(out.name + META)
-
-
-def lock_of(path: Path) -> Path:
-    """The lock of a file."""
-    return path.with_name(path.name + SUFFIX)
