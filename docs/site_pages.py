@@ -73,6 +73,7 @@ API = {
                     "Checkpoint",
                     "DoesNotFit",
                     "NonFinite",
+                    "InUse",
                     "Cluster",
                     "Stopped",
                     "MissingExtra",

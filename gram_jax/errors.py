@@ -73,7 +73,7 @@ class DoesNotFitError(GramError):
 
 
 class NonFiniteError(GramError):
-    """The loss or the gradient is not finite; the last good state is kept."""
+    """Weights, logits, a loss or its gradient are NaN or infinite. Training keeps the last good state."""
 
 
 class ClusterError(GramError):

@@ -66,9 +66,8 @@ def verify(folder: Path, /, *, accept: bool = False) -> None:
 
     Args:
         folder: A run, an exported folder, or a file that `score`, `rank`, `evaluate`, `attack` or `bon` wrote.
-        accept: Write a new manifest for files that were changed on purpose.
+        accept: Accept files of an export, metrics of a run, or rows of a file, that were changed on purpose.
     """
-    from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
     from gram_jax.scoring.results import accept_rows, read_rows
 
@@ -78,7 +77,7 @@ def verify(folder: Path, /, *, accept: bool = False) -> None:
         return
 
     if accept:
-        Console().say(f"{folder / MANIFEST}: {len(accept_changes(folder).files)} files")
+        Console().say(accept_changes(folder))
     else:
         verify_folder(folder)
 

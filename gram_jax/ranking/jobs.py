@@ -49,8 +49,8 @@ class RankingJob:
     def __init__(self, prompt: PromptLike, responses: Sequence[str], config: RankingConfig):
         self.prompt = prompt
         self.ranking: Ranking | None = None  # when the tournament is over
-        own, references = distinct_texts(responses), config.references
-        references = own[:references] if isinstance(references, int) else distinct_texts(references)
+        own, references = _distinct(responses), config.references
+        references = own[:references] if isinstance(references, int) else _distinct(references)
         self._texts = own + [text for text in references if text not in own]
         index = {text: number for number, text in enumerate(self._texts)}
         self._of_response = [index[text] for text in responses]
@@ -85,7 +85,7 @@ class RankingJob:
             self.ranking = ranking._replace(shortened=self._shortened)
 
 
-def distinct_texts(texts: Sequence[str]) -> list[str]:
+def _distinct(texts: Sequence[str]) -> list[str]:
     """Each text once, ordered by hash."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise JudgeError(f"responses are a list of texts; found {texts!r:.200}")

@@ -102,31 +102,6 @@ def tournament(
     return play()
 
 
-def ranking_of_rewards(rewards: np.ndarray) -> Ranking:
-    """The ranking of n different responses by rewards of a scalar model, f32 [n], which are log-odds up to a constant.
-
-    >>> found = ranking_of_rewards(np.array([0.5, 2.5, 0.0], np.float32))
-    >>> found.order, found.strengths.tolist(), float(found.margins[1, 2])
-    ([1, 0, 2], [-0.5, 1.5, -1.0], 2.5)
-    """
-    if not (count := len(rewards)):
-        raise JudgeError("nothing to rank: expected at least one response")
-    margins = rewards[:, None] - rewards[None, :]
-    strengths = rewards - rewards.mean(dtype=np.float64).astype(np.float32)
-    equal = (margins[np.triu_indices(count, 1)] == 0).sum()
-    return Ranking(
-        order=order_of(strengths),
-        strengths=strengths,
-        errors=None,
-        margins=margins,
-        ties=float(equal / max(1, count * (count - 1) / 2)),
-        cycles=0.0 if count > 2 else None,
-        comparisons=count,
-        rounds=1,
-        logit_diffs=np.where(np.eye(count, dtype=bool), np.float32(np.nan), margins),
-    )
-
-
 class _Comparisons:
     """What was compared so far. logit_diffs: f64 [n, n], of the first shown against the second, nan if not compared."""
 

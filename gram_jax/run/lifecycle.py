@@ -211,8 +211,11 @@ def open_outputs(
 
 
 def save(outputs: Outputs, step: int, state: Any, *, blocking: bool = False) -> None:
-    """Save the state after `step` steps, in the background unless `blocking`."""
+    """Save the state after `step` steps, in the background unless `blocking`, with a line of metrics on disk."""
     outputs.run.beat(f"saving step {step}")
+    if not outputs.metrics.has(step):
+        outputs.metrics.write(step, {})
+    outputs.metrics.sync()
     outputs.checkpoints.save(step, state, blocking=blocking)
 
 

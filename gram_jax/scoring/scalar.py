@@ -1,18 +1,18 @@
 """The discriminative baseline: one response at a time gets a reward, and two rewards make a pair's score."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.errors import JudgeError
+from gram_jax.finite import check_finite
 from gram_jax.interop.models import has_scalar_head, load_spec, load_tokenizer
-from gram_jax.judge.encode import encode_items
+from gram_jax.judge.encode import Encoded, ItemEncoder, encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
@@ -20,20 +20,17 @@ from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.heads import hidden_at, scalar_reward
 from gram_jax.model.specs import SCALAR_HEAD
-from gram_jax.ranking.jobs import RankingConfig, distinct_texts
-from gram_jax.ranking.tournament import Ranking, ranking_of_rewards
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import pad_items, padded_batches, padded_lengths
-from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.scorer import (
     Scorer,
     Weights,
     check_budget,
     check_spec,
-    default_window,
     load_weights,
+    text_window,
 )
-from gram_jax.scoring.text_scorer import PairTexts, TextScorer
+from gram_jax.scoring.text_scorer import ComparisonEncoder, PairTexts, TextScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -42,8 +39,8 @@ class ScalarRewardModel(TextScorer):
     """A judge with a scalar head: a run of stage bradley_terry, or a reward model.
 
     It has all methods of a Scorer. A pair is scored by the Bradley-Terry model, P(first is better) = sigmoid of the
-    difference of the rewards, so there is no position bias; a ranking of n responses computes n rewards, whatever its
-    method. The bits of a reward do not depend on what else is scored.
+    difference of the rewards, so there is no position bias. Each round of a ranking computes the reward of each
+    response once. The bits of a reward do not depend on what else is scored.
     """
 
     def __init__(
@@ -64,8 +61,8 @@ class ScalarRewardModel(TextScorer):
             )
         super().__init__(tokenizer, spec)
         self.params, self.cfg, self.execution = params, cfg, execution
-        self.window = default_window(execution)
         self.tokens_per_call = tokens_per_call or default_tokens_per_call(execution, "padded")
+        self.window, self.call_tokens = text_window(execution, self.tokens_per_call)
         shards, lengths = execution.placement.batch_shards, padded_lengths(spec.max_length)
         self.rows_per_call = {
             length: max(1, self.tokens_per_call // length) * shards for length in lengths
@@ -106,59 +103,58 @@ class ScalarRewardModel(TextScorer):
 
     def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
-        return self.rewards_and_shortened(items)[0]
-
-    def rewards_and_shortened(
-        self, items: Iterable[tuple[PromptLike, str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
-        tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
+        return self._rewards([text.tokens for text in texts])
+
+    def encoder(self) -> ComparisonEncoder:
+        """Encodes each response of a comparison with the prompt, and puts the two texts together."""
+        return _ResponsesEncoder(
+            ItemEncoder(self.tokenizer, self.spec.response, self.spec.max_length)
+        )
+
+    def label_logit_diffs(
+        self,
+        sequences: Sequence[Encoded],
+        *,
+        paired: bool,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
+        """Reward of the first response minus that of the second, f32 [n]; a text that occurs twice is computed once."""
+        both = [np.split(text.tokens, text.field_starts[:1]) for text in sequences]
+        known: dict[bytes, int] = {}
+        at = [known.setdefault(x.tobytes(), len(known)) for pair in both for x in pair]
+        rewards = self._rewards([np.frombuffer(text, np.int32) for text in known])
+        progress(len(sequences))
+        first, second = rewards[np.array(at, int).reshape(-1, 2)].T
+        return first - second
+
+    def _rewards(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros((len(texts), 1), np.float32)
-        for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
+        for indices, batch in padded_batches(
+            texts, 1, list(self.rows_per_call), self.rows_per_call
+        ):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
-        return found[:, 0], np.array([text.shortened for text in texts], bool)
+        return check_finite(found[:, 0], "the rewards", "responses")
 
-    def stream(
-        self,
-        comparisons: Iterable[PairTexts],
-        *,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> Iterator[PairScore]:
-        """As Scorer.stream."""
-        remaining = iter(comparisons)
-        while window := list(islice(remaining, self.window)):
-            items = ((prompt, text) for prompt, *pair in window for text in pair)
-            rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))
-            progress(len(window))
-            for (first, second), cut in zip(rewards.tolist(), shortened, strict=True):
-                yield combine_orders(first - second, second - first, bool(cut.any()))
 
-    def rank_many(
-        self,
-        items: Iterable[tuple[PromptLike, Sequence[str]]],
-        config: RankingConfig | None = None,
-        *,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> Iterator[Ranking]:
-        """As Scorer.rank_many; the order is that of the rewards with every method."""
-        remaining = iter(items)
-        while window := list(islice(remaining, self.window)):
-            texts = [distinct_texts(responses) for _, responses in window]
-            rewards, shortened = self.rewards_and_shortened(
-                (prompt, text)
-                for (prompt, _), own in zip(window, texts, strict=True)
-                for text in own
+class _ResponsesEncoder(NamedTuple):
+    """field_starts of what it returns: where the text of the second response begins."""
+
+    one: ItemEncoder
+
+    def encode(self, items: Iterable[PairTexts]) -> list[Encoded]:
+        items = list(items)
+        texts = self.one.encode((prompt, text) for prompt, *pair in items for text in pair)
+        return [
+            Encoded(
+                tokens=np.concatenate([first.tokens, second.tokens]),
+                weights=np.concatenate([first.weights, second.weights]),
+                removed=first.removed + second.removed,
+                field_starts=(len(first.tokens),) * 2,
             )
-            progress(len(window))
-            ends = np.cumsum([len(own) for own in texts])[:-1]
-            for (_, responses), own, mine, cut in zip(
-                window, texts, np.split(rewards, ends), np.split(shortened, ends), strict=True
-            ):
-                places = {text: at for at, text in enumerate(own)}
-                ranking = ranking_of_rewards(mine).of_texts([places[text] for text in responses])
-                yield ranking._replace(shortened=bool(cut.any()))
+            for first, second in zip(texts[::2], texts[1::2], strict=True)
+        ]
 
 
 Judge = Scorer | ScalarRewardModel  # a judge whose model is in this process

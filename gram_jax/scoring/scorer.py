@@ -62,7 +62,7 @@ class Scorer(TextScorer):
         self.engine = ScoringEngine(
             params, cfg, spec.label_ids, execution, spec.max_length, method, tokens_per_call
         )
-        self.window = default_window(execution)
+        self.window, self.call_tokens = text_window(execution, self.engine.tokens_per_call)
 
     def __repr__(self) -> str:
         """Family and sizes of its model, its specification, and its number format."""
@@ -159,9 +159,11 @@ def load_weights(
     return cfg, quantize_int8(params) if weights == "int8" else params
 
 
-def default_window(execution: Execution) -> int:
-    """Number of pairs that are tokenized while those before them are scored."""
-    return CPU_WINDOW if execution.placement.platform == "cpu" else ACCELERATOR_WINDOW
+def text_window(execution: Execution, tokens_per_call: int) -> tuple[int, int]:
+    """`window` and `call_tokens` of a TextScorer on these devices."""
+    if execution.placement.platform == "cpu":
+        return CPU_WINDOW, TextScorer.call_tokens
+    return ACCELERATOR_WINDOW, tokens_per_call * execution.placement.batch_shards  # padded calls
 
 
 def check_budget(spec: JudgeSpec, max_length: int | None) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,16 +20,27 @@ from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
 
+COMPARISONS = 4096  # of a ranking that are held as tokens at a time
 PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
+
+
+class ComparisonEncoder(Protocol):
+    """An ItemEncoder, or one of a model that reads comparisons in another way."""
+
+    def encode(self, items: Iterable[PairTexts]) -> list[Encoded]:
+        """The tokens of each comparison."""
+        ...
 
 
 class TextScorer:
     """A judge that reads text. Subclasses say where the logits come from.
 
-    window: number of pairs that are tokenized while those before them are scored.
+    window: number of pairs that are tokenized while those before them are scored. call_tokens: number of tokens from
+    which on a call of label_logit_diffs takes time in proportion to them.
     """
 
     window = 64
+    call_tokens = 2048
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec):
         self.tokenizer, self.spec = tokenizer, spec
@@ -113,7 +124,7 @@ class TextScorer:
         config, remaining = config or RankingConfig(), iter(items)
         while window := list(islice(remaining, self.window)):
             jobs = [RankingJob(prompt, responses, config) for prompt, responses in window]
-            encoder, done = self._encoder(), 0
+            encoder, done = self.encoder(), 0
             while active := [job for job in jobs if job.ranking is None]:
                 progress(len(jobs) - len(active) - done)
                 done = len(jobs) - len(active)
@@ -121,14 +132,18 @@ class TextScorer:
             progress(len(jobs) - done)
             yield from (job.ranking for job in jobs if job.ranking is not None)
 
-    def _compare(self, jobs: Sequence[RankingJob], encoder: ItemEncoder) -> None:
+    def _compare(self, jobs: Sequence[RankingJob], encoder: ComparisonEncoder) -> None:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
-        texts = self._encode(encoder, list(chain.from_iterable(pending)))
-        diffs = self.label_logit_diffs(texts, paired=False)
+        comparisons, diffs, shortened = chain.from_iterable(pending), [], []
+        while part := list(islice(comparisons, COMPARISONS)):
+            texts = self._encode(encoder, part)
+            diffs.append(self.label_logit_diffs(texts, paired=False))
+            shortened += [text.shortened for text in texts]
+        found = np.concatenate(diffs) if diffs else np.zeros(0, np.float32)
         ends = np.cumsum([len(of_job) for of_job in pending])
         for job, start, end in zip(jobs, [0, *ends], ends, strict=False):
-            job.update(diffs[start:end], shortened=any(x.shortened for x in texts[start:end]))
+            job.update(found[start:end], shortened=any(shortened[start:end]))
 
     def _encode_ahead(
         self, windows: Iterator[list[PairTexts]]
@@ -152,12 +167,15 @@ class TextScorer:
             one, other = (second, first) if swap else (first, second)
             swapped.append(swap)
             orders += [(prompt, one, other), (prompt, other, one)]
-        return self._encode(self._encoder(), orders), np.array(swapped)
+        return self._encode(self.encoder(), orders), np.array(swapped)
 
-    def _encoder(self) -> ItemEncoder:
+    def encoder(self) -> ComparisonEncoder:
+        """Encodes comparisons for `label_logit_diffs`; every distinct text of several calls is tokenized once."""
         return ItemEncoder(self.tokenizer, self.spec.comparison, self.spec.max_length)
 
-    def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
+    def _encode(
+        self, encoder: ComparisonEncoder, comparisons: Sequence[PairTexts]
+    ) -> list[Encoded]:
         texts = encoder.encode(comparisons)
         if any(text.shortened for text in texts):
             # The same words every time: Python shows a repeated warning once.
