@@ -36,6 +36,15 @@ def open_filesystem(address: str) -> tuple[Any, str]:
         raise DataError(f"{address} cannot be opened: {error}") from error
 
 
+def check_writable(address: str) -> None:
+    """Raises an error if nothing can be written to an address: a missing package, or a web server."""
+    if address.startswith(("http://", "https://")):
+        raise DataError(
+            f"{address} cannot be written: expected a file, or an address such as gs://bucket/file"
+        )
+    open_filesystem(address)
+
+
 @cache
 def local_copies(address: str) -> tuple[Path, ...]:
     """Local copies of the files at an address, which may be a pattern; they are removed when the process ends.

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
 from gram_jax.distributed.lock import file_lock, hold_lock
-from gram_jax.errors import DataError, InUseError, MissingExtraError
+from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.judge.messages import as_prompt
 from gram_jax.remote import local_copies, open_filesystem
+from gram_jax.scoring.files import check_files
 from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
 from gram_jax.scoring.results import (
     OutputSink,
@@ -350,3 +351,13 @@ def test_rows_at_an_address_and_of_a_pattern_are_read_in_the_order_of_names(tmp_
             list(read_source(missing))
     with pytest.raises(MissingExtraError, match="gcs"):
         local_copies("gs://bucket/pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    "out", ["gs://bucket/x.jsonl", "s3://x/y", "https://host/x", "nothing://x"]
+)
+def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_loaded(tmp_path, out):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    with pytest.raises(GramError, match=out.partition(":")[0]):
+        check_files(str(pairs), out)

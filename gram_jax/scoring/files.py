@@ -13,7 +13,7 @@ from gram_jax.data.sources import contents_of_source, count_rows, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.remote import is_remote
+from gram_jax.remote import check_writable, is_remote
 from gram_jax.scoring.parts import write_results
 from gram_jax.scoring.results import OutputSink, RowSource, RowTask, Wanted, WriteSummary
 from gram_jax.scoring.rows import (
@@ -39,7 +39,9 @@ def check_files(
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
     path = Path(parse_source(source).path).expanduser()
-    if not is_remote(out):
+    if is_remote(out):
+        check_writable(str(out))
+    else:
         _check_output(path, Path(out))
     kind = source_kind(source, schema=schema)
     if kind == "candidates" and not ranked:

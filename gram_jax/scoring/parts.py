@@ -486,7 +486,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _joined(out: str) -> Iterator[Path]:
-    """A file on a disk in which the parts of `out` are joined, beside it if it is on a disk."""
+    """A file on a disk in which the parts of `out` are joined; next to it if that is on a disk."""
     if is_remote(out):
         with tempfile.TemporaryDirectory(prefix="gram-jax-merge-") as place:
             yield Path(place, "joined")
