@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -370,7 +370,8 @@ def _hub_splits(name: str) -> dict[str, Any]:
     with explained(
         f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
     ):
-        return dict(datasets.load_dataset(owner_and_name, subset))
+        found: Mapping[Any, Any] = datasets.load_dataset(owner_and_name, subset)
+        return {str(split): rows for split, rows in found.items()}
 
 
 def _number(name: str, rows: Any) -> Iterator[Row]:

@@ -201,9 +201,9 @@ def _scaling(
         return None
     # As transformers reads it: Phi-3 has it outside the block, others may leave it out.
     original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
-    values = {**block, _ORIGINAL: original}
-    values = {
-        name: values.get(name) if values.get(name) is not None else value
+    given = {**block, _ORIGINAL: original}
+    values: dict[str, Any] = {
+        name: given.get(name) if given.get(name) is not None else value
         for name, value in fields.items()
     }
     wrong = [
@@ -211,21 +211,20 @@ def _scaling(
         for name, value in values.items()
         if not (isinstance(value, int | float) or (value is None and fields[name] is None))
         or (isinstance(value, bool) != (name == "truncate"))
-        or (name in ("factor", _ORIGINAL) and not value > 0)
+        or (name in ("factor", _ORIGINAL) and value is not None and value <= 0)
     ]
     if wrong:
         problems.append(f"{kind} rope scaling lacks usable values of {', '.join(wrong)}")
         return None
-    return make(
-        *(
-            value
-            if value is None or isinstance(value, bool)
-            else int(value)
-            if name == _ORIGINAL
-            else float(value)
-            for name, value in values.items()
-        )
-    )
+    typed: list[Any] = [
+        value
+        if value is None or isinstance(value, bool)
+        else int(value)
+        if name == _ORIGINAL
+        else float(value)
+        for name, value in values.items()
+    ]
+    return make(*typed)
 
 
 def _scaling_block(scaling: RopeScaling | None) -> dict[str, Any] | None:

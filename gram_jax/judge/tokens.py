@@ -64,9 +64,9 @@ class TextEncoder:
                 if token["id"] < len(state["model"]["vocab"]):
                     state["model"]["vocab"][token["id"]][0] = f"\0control {token['id']}\0"
         places: tuple[Place, ...] = ("first", "section", "inside")
-        states = {place: json.dumps(_without_blank(state, place)) for place in places}
+        states: dict[Place, str] = {p: json.dumps(_without_blank(state, p)) for p in places}
         made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
-        self._text = {place: made[text] for place, text in states.items()}
+        self._text: dict[Place, Any] = {place: made[text] for place, text in states.items()}
         self.control_ids = frozenset(t["id"] for t in control)
         self._control_ids_of_text(control)
         self._refuse_long_lines(state["model"]["vocab"])

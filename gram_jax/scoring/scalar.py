@@ -152,7 +152,7 @@ class _ResponsesEncoder(NamedTuple):
                 weights=np.concatenate([first.weights, second.weights]),
                 removed=first.removed + second.removed,
                 replaced=first.replaced + second.replaced,
-                field_starts=(len(first.tokens),) * 2,
+                field_starts=(len(first.tokens), len(first.tokens)),
             )
             for first, second in zip(texts[::2], texts[1::2], strict=True)
         ]
