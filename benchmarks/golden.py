@@ -58,8 +58,8 @@ from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.padded import padded_logits
 from gram_jax.scoring.scalar import ScalarRewardModel
 from gram_jax.serve.app import make_app
+from gram_jax.training.examples import training_examples
 from gram_jax.training.optimizer import make_optimizer
-from gram_jax.training.setup import training_examples
 
 DEMO = Path(gram_jax.__file__).parent / "demo" / "assets"
 METHODS = ("prefix_shared", "padded")

@@ -165,7 +165,7 @@ def _free(keys: tuple[str, ...]) -> str:
 
 
 def _codes(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+    return ", ".join(f"`{word}`".replace("|", "` or `") for word in words)
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -69,6 +70,10 @@ class Placement:
         if self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    def put(self, x: np.ndarray, *axes: str | None) -> jax.Array:
+        """A host array, which every process of the job holds, on the devices of the mesh."""
+        return jax.make_array_from_callback(x.shape, self.sharding(*axes), lambda at: x[at])
 
     @property
     def platform(self) -> str:
@@ -148,6 +153,54 @@ def make_placement(
         shape = tuple(ici_sizes[axis] for axis in MESH_AXES)
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     return Placement(mesh, tuple(RULES.items()))
+
+
+def local_placement(placement: Placement) -> Placement:
+    """The part of a mesh on the devices of this process. Raises RecipeError if these are not a block of the mesh.
+
+    >>> placement = make_placement({}, devices=jax.devices()[:1])
+    >>> local_placement(placement) == placement
+    True
+    """
+    if jax.process_count() == 1:
+        return placement
+    try:
+        devices = placement.mesh.local_mesh.devices
+    except ValueError as error:
+        raise RecipeError(
+            f"the devices of process {jax.process_index()} are not a block of the mesh: use [mesh] sizes that give "
+            "every process a block"
+        ) from error
+    mesh = Mesh(devices, MESH_AXES, axis_types=placement.mesh.axis_types)
+    return Placement(mesh, placement.rules)
+
+
+def to_local(arrays: Any, placement: Placement) -> Any:
+    """A tree of arrays on the devices of this process alone (`local_placement`), the whole of each array.
+
+    What is sharded over processes is gathered; what is not is shared with the given arrays, without a copy. All
+    processes call it.
+    """
+    if jax.process_count() == 1:
+        return arrays
+    mesh, here = placement.mesh, local_placement(placement).mesh
+    blocks: dict[int, list[Any]] = {}
+    for device in mesh.devices.flat:
+        blocks.setdefault(device.process_index, []).append(device)
+    devices = np.array(list(blocks.values())).reshape(-1, *here.devices.shape)
+    axes = ("process", *MESH_AXES)
+    whole = Mesh(devices, axes, axis_types=(mesh.axis_types[0], *mesh.axis_types))
+    gathered = jax.device_put(
+        arrays, jax.tree.map(lambda x: NamedSharding(whole, x.sharding.spec), arrays)
+    )
+    return jax.tree.map(
+        lambda x: jax.make_array_from_single_device_arrays(
+            x.shape,
+            NamedSharding(here, x.sharding.spec),
+            [shard.data for shard in x.addressable_shards],
+        ),
+        gathered,
+    )
 
 
 def _check_granules(

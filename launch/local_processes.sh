@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run recipes one after the other, each in N processes on this machine that connect over loopback.
 #
-#   launch/local_processes.sh N RECIPE [RECIPE ...] [options of gram-jax train]
+#   launch/local_processes.sh N RECIPE [RECIPE ...] [options of the command]
 #
 #   DRY_RUN=1        print the commands and run nothing
 #   LOGS=FOLDER      process I writes FOLDER/process-I.log (default logs)
@@ -10,6 +10,7 @@
 #   GRACE=S          seconds for all to save and end after SIGTERM (default 30)
 #   LINGER=S         seconds until the others are killed after one failed (default 5)
 #   PORT=P           of the coordinator (default: a free one)
+#   COMMAND=NAME     train or rl (default train)
 #   GRAM_JAX=PATH    the program (default gram-jax)
 #
 # Process I uses GPU I; on a machine without GPUs, set JAX_PLATFORMS=cpu. SIGTERM is passed on to all, and nothing is
@@ -31,6 +32,12 @@ while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
 done
 [ ${#recipes[@]} -gt 0 ] || usage
 program=${GRAM_JAX:-gram-jax}
+subcommand=${COMMAND:-train}
+case $subcommand in train | rl) ;; *)
+    echo "local_processes.sh: COMMAND=$subcommand: expected train or rl" >&2
+    exit 2
+    ;;
+esac
 logs=${LOGS:-logs}
 restarts=${RESTARTS:-0}
 # Numbers are checked before anything runs.
@@ -139,7 +146,7 @@ for recipe in "${recipes[@]}"; do
         for ((index = 0; index < count; index++)); do
             printf '%s=%q ' GRAM_JAX_COORDINATOR "127.0.0.1:${PORT:-PORT}" GRAM_JAX_PROCESSES "$count" \
                 GRAM_JAX_PROCESS "$index" JAX_LOCAL_DEVICE_IDS "$index"
-            printf '%q ' "$program" train "$recipe" "$@"
+            printf '%q ' "$program" "$subcommand" "$recipe" "$@"
             printf '>>%q\n' "$logs/process-$index.log"
         done
         continue
@@ -147,7 +154,7 @@ for recipe in "${recipes[@]}"; do
     mkdir -p "$logs"
     while :; do
         [ -z "$stopped" ] || exit 75
-        run_all "$program" train "$recipe" "$@" && break
+        run_all "$program" "$subcommand" "$recipe" "$@" && break
         code=$?
         is_worth_another_start "$code" && [ -z "$stopped" ] && [ "$restarts" -gt 0 ] || exit "$code"
         restarts=$((restarts - 1))

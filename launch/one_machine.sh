@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Run recipes one after the other, each in one process that uses every device of this machine.
 #
-#   launch/one_machine.sh RECIPE [RECIPE ...] [options of gram-jax train]
+#   launch/one_machine.sh RECIPE [RECIPE ...] [options of the command]
 #
 #   DRY_RUN=1        print the commands and run nothing
 #   RESTARTS=N       restart up to N times in all if a run asks for it or is killed (default 0)
 #   RESTART_DELAY=S  seconds before each restart (default 5)
+#   COMMAND=NAME     train or rl (default train)
 #   GRAM_JAX=PATH    the program (default gram-jax)
 #
 # The same command resumes after an interruption: a finished run ends at once. SIGTERM is passed on to the run, and
@@ -22,6 +23,12 @@ if [ ${#recipes[@]} -eq 0 ]; then
     exit 2
 fi
 program=${GRAM_JAX:-gram-jax}
+subcommand=${COMMAND:-train}
+case $subcommand in train | rl) ;; *)
+    echo "one_machine.sh: COMMAND=$subcommand: expected train or rl" >&2
+    exit 2
+    ;;
+esac
 restarts=${RESTARTS:-0}
 # Numbers are checked before anything runs.
 whole() { # NAME VALUE LEAST
@@ -83,13 +90,13 @@ run() { # a command to its end, also if a trap interrupts the wait; its exit sta
 
 for recipe in "${recipes[@]}"; do
     if [ -n "${DRY_RUN:-}" ]; then
-        printf '%q ' "$program" train "$recipe" "$@"
+        printf '%q ' "$program" "$subcommand" "$recipe" "$@"
         printf '\n'
         continue
     fi
     while :; do
         [ -z "$stopped" ] || exit 75
-        run "$program" train "$recipe" "$@" && break
+        run "$program" "$subcommand" "$recipe" "$@" && break
         code=$?
         is_worth_another_start "$code" && [ -z "$stopped" ] && [ "$restarts" -gt 0 ] || exit "$code"
         restarts=$((restarts - 1))

@@ -71,6 +71,7 @@ HANGS = 900  # seconds until a page is given up; the slowest takes 40 beside ano
 # What a page needs besides `make_stand_ins`: a name, and the stand-in that is copied to it.
 GRANTED = {
     "docs/attacks.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
+    "docs/large-data.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
     "docs/report.md": {"judge-hf": "runs/demo/judge", "first": "evaluated", "second": "evaluated"},
     "docs/rl.md": {"runs/smollm2-135m-finetune": "runs/judge"},
 }

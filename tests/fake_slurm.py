@@ -6,7 +6,9 @@ sbatch runs the job in the foreground, from a copy of the script as Slurm does, 
 is that of the last run. SIGTERM to it stands for preemption with a grace time and for the end of the time limit:
 --signal names who receives it. SIGUSR1 to it stands for scancel: tasks and batch script get SIGTERM. As in Slurm, srun
 ends with the highest status of its tasks, --wait limits the time of the others after the first has ended, and
---kill-on-bad-exit=1 kills them at once.
+--kill-on-bad-exit=1 kills them at once; `scontrol requeue` ends the batch script in which it runs.
+
+tests/real_slurm.py starts a real one, under which the tests of the launcher run as well.
 """
 
 import contextlib
@@ -57,9 +59,14 @@ def sbatch(words: list[str]) -> int:
         "SLURM_NTASKS": str(nodes * per_node),
         "SLURM_NTASKS_PER_NODE": str(per_node),
     }
-    for option, name in (("gpus-per-node", "GPUS_ON_NODE"), ("cpus-per-task", "CPUS_PER_TASK")):
-        if option in options:
-            environment[f"SLURM_{name}"] = options[option]
+    if "gpus-per-node" in options:
+        visible = ",".join(map(str, range(int(options["gpus-per-node"]))))
+        environment |= {
+            "SLURM_GPUS_ON_NODE": options["gpus-per-node"],
+            "CUDA_VISIBLE_DEVICES": visible,
+        }
+    if "cpus-per-task" in options:
+        environment["SLURM_CPUS_PER_TASK"] = options["cpus-per-task"]
     warn = options.get("signal", "").split("@")[0]
     batch: subprocess.Popen | None = None
 
@@ -77,6 +84,7 @@ def sbatch(words: list[str]) -> int:
         if life:
             environment["SLURM_RESTART_COUNT"] = str(life)
         batch = subprocess.Popen(["bash", spool, *arguments], env=environment)
+        (HERE / "batch").write_text(str(batch.pid))
         code = batch.wait()
         (HERE / "lives").write_text(str(life + 1))
         if not (HERE / "requeue").exists() or "requeue" not in options:
@@ -88,13 +96,20 @@ def sbatch(words: list[str]) -> int:
 def srun(words: list[str]) -> int:
     options, command = split_options(words)
     wait = float(options.get("wait", "0")) or None
-    count = int(os.environ["SLURM_NTASKS"])
+    count, nodes = (int(os.environ[f"SLURM_{name}"]) for name in ("NTASKS", "JOB_NUM_NODES"))
+    each = count // nodes
     # Tests shorten the times of a cluster.
     wait = wait and wait / float(os.environ.get("FAKE_SLURM_HASTE", "1"))
-    shared = {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+    shared = {
+        "SLURM_STEP_NODELIST": ",".join(["localhost"] * nodes),
+        "SLURM_STEP_NUM_NODES": str(nodes),
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_STEP_TASKS_PER_NODE": f"{each}(x{nodes})",
+    }
     running = []
     for index in range(count):
-        own = {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        numbers = {"PROCID": index, "LOCALID": index % each, "NODEID": index // each}
+        own = {f"SLURM_{name}": str(number) for name, number in numbers.items()}
         running.append(subprocess.Popen(command, env=os.environ | shared | own))
     (HERE / "tasks").write_text(" ".join(str(task.pid) for task in running))
     signal.signal(signal.SIGTERM, lambda *_: signal_all([t.pid for t in running], signal.SIGTERM))
@@ -119,6 +134,7 @@ def srun(words: list[str]) -> int:
 def scontrol(words: list[str]) -> int:
     assert words == ["requeue", os.environ["SLURM_JOB_ID"]], words
     (HERE / "requeue").touch()
+    signal_all([int((HERE / "batch").read_text())], signal.SIGKILL)
     return 0
 
 

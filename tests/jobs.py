@@ -1,4 +1,4 @@
-"""Jobs of several real processes on this machine: `gram-jax train` over loopback."""
+"""Jobs of several real processes on this machine: `gram-jax train` or another command, over loopback."""
 
 import os
 import signal
@@ -92,6 +92,7 @@ def start_job(
     command: tuple[str, ...] = COMMAND,
     cache: Path | None = None,
     port: int | None = None,
+    name: str = "train",
 ) -> Job:
     """Start `count` processes (or those of them that `only` names) with `devices` devices each."""
     port, processes, outputs = port or free_port(), [], []
@@ -102,7 +103,7 @@ def start_job(
         with output.open("wb") as file:
             processes.append(
                 subprocess.Popen(
-                    [*command, "train", str(recipe), *place, "--process", str(index), *arguments],
+                    [*command, name, str(recipe), *place, "--process", str(index), *arguments],
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     env=environment(devices, cache),

@@ -27,7 +27,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.loading import read_folders
 from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import PairScore
-from gram_jax.training.setup import training_examples
+from gram_jax.training.examples import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
 TOKENIZER = tiny_tokenizer()
@@ -238,15 +238,15 @@ def test_no_attack_gets_a_control_token_or_a_delimiter_through():
 
 def test_training_pairs_hold_the_asked_share_of_attacks():
     ties = [Comparison(as_prompt("q"), "a", "b", "tie", id="t")]
-    records = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
+    records = list(with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3))
     changed = [i for i, pair in enumerate(PAIRS) if records[i].rejected != pair.rejected]
     assert len(changed) == 6 and records[-1] == ties[0]
     for now, before in zip(records, PAIRS, strict=False):
         same = ("id", "prompt", "chosen", "weight", "label")
         assert all(getattr(now, name) == getattr(before, name) for name in same)
-    again = with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=3)
-    assert again == records != with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=4)
-    assert with_attacks(PAIRS, SPEC, share=0.0, seed=3) == PAIRS
+    again, other = (list(with_attacks([*PAIRS, *ties], SPEC, share=0.25, seed=x)) for x in (3, 4))
+    assert again == records != other
+    assert list(with_attacks(PAIRS, SPEC, share=0.0, seed=3)) == PAIRS
     trained = {
         template(AttackContext(pair.prompt[-1].content, pair.rejected, SPEC))
         for pair in PAIRS

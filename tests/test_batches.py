@@ -1,5 +1,7 @@
 """Batches are a function of (examples, seed, step, shard), lose no token and mix no documents."""
 
+import hashlib
+import math
 import random
 import threading
 from collections import Counter
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples, flat_documents, make_examples, shown_first
+from gram_jax.data.mixture import epoch_units, most_draws
 from gram_jax.data.packing import epoch_order, pack_epoch
 from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport, length_histogram
@@ -42,6 +45,7 @@ def distinct_examples(kind: str, lengths: list[int]) -> Examples:
         ),
         weights=weights[::2] if kind == "ranking" else weights,
         label=np.arange(len(sizes) if stage == "finetune" else 0, dtype=np.int32) % 2,
+        source=np.zeros(len(lengths), np.int32),
         ids=tuple(f"r{i}" for i in range(len(lengths))),
         per_unit=per_unit,
         read=ReadReport(len(lengths), len(lengths)),
@@ -133,7 +137,7 @@ def test_targets_are_the_next_tokens_and_their_weights_sum_up(sizes, shape, kind
         # tokens count from 1, so weights[token - 1] is the weight of a token as target
         assert np.array_equal(batch.weights[inside], weights[batch.targets[inside] - 1])
         total += float(batch.weights.sum())
-    not_first = np.delete(weights, documents.offsets[:-1])
+    not_first = np.delete(weights, documents.starts)
     np.testing.assert_allclose(total, not_first.sum(), rtol=1e-5)
 
 
@@ -218,6 +222,32 @@ def test_seeds_and_epochs_have_different_orders():
 def test_the_order_of_an_epoch_is_the_same_on_every_machine():
     assert epoch_order(8, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
     assert epoch_order(8, 5, 1).tolist() == [2, 0, 6, 1, 5, 7, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "pack", "recorded"),
+    [
+        ("verdict", 6, True, "35b7306f55bd8a61"),
+        ("verdict", 4, False, "19263d9ff764873e"),
+        ("verdict both", 4, False, "8ab43f3d55b72f2d"),
+        ("verdict both", 6, True, "fd76c25c6770ad0c"),
+        ("token", 4, False, "61608879dc2f1fa6"),
+        ("token", 6, True, "ede00888f7c73820"),
+        ("token both", 4, False, "ae2a55b69f4257e7"),
+        ("token both", 6, True, "d112ac38e4f50e34"),
+        ("ranking", 4, False, "8e99d6aa5372d820"),
+        ("ranking", 6, True, "cf141e5b53796898"),
+    ],
+)
+def test_batches_are_those_of_the_first_version(kind, rows, pack, recorded):
+    """A run that was started with an earlier version can be resumed."""
+    length, count = {(6, True): (300, 3000), (4, False): (48, 60)}[rows, pack]
+    plan = plan_for(kind, [2 + n * 7919 % 1009 % 19 for n in range(count)], (rows, length, pack))
+    digest = hashlib.sha256()
+    for step in range(plan.steps(2)):
+        for array in flat(plan.batch(step)):
+            digest.update(str((array.dtype, array.shape)).encode() + array.tobytes())
+    assert digest.hexdigest()[:16] == recorded
 
 
 def test_steps_are_located_in_their_epochs():
@@ -384,7 +414,8 @@ def test_weights_of_records_reach_the_loss(judge):
     records = [*preferences(2), *preferences(1, weight=3.0)]
     assert examples_of("finetune", records, judge, "both").weights.tolist() == [1, 1, 1, 1, 3, 3]
     writing = examples_of("pretrain", records, judge)
-    first, third = (writing.weights[slice(*writing.documents.offsets[[d, d + 1]])] for d in (0, 2))
+    ends = np.cumsum(writing.documents.lengths)[:-1]
+    first, _, third = np.split(writing.weights, ends)
     assert first.max() == 1 and np.array_equal(third, 3 * first)
     assert examples_of("bradley_terry", records, judge, None).weights.tolist() == [1, 1, 3]
 
@@ -438,3 +469,75 @@ def test_a_plan_may_be_asked_from_two_threads_at_once():
     for thread in threads:
         thread.join()
     assert [plan.steps(epoch) for epoch in range(7)] == [alone.steps(epoch) for epoch in range(7)]
+
+
+# Mixtures
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([0.25, 0.5, 0.3, 1.0, 1.7, 3.0])), min_size=1
+    ),
+    st.integers(1, 6),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_unit_of_a_source_is_drawn_equally_often_over_the_epochs(sources, epochs):
+    source = np.repeat(np.arange(len(sources)), [count for count, _ in sources])
+    passes = [times for _, times in sources]
+    drawn = np.concatenate([epoch_units(source, passes, 7, epoch) for epoch in range(epochs)])
+    often = np.bincount(drawn, minlength=len(source))
+    for index, (count, times) in enumerate(sources):
+        found = often[source == index]
+        assert found.sum() == math.floor(epochs * times * count)
+        assert not count or found.max() - found.min() <= 1
+    bound = most_draws(source, passes)
+    for epoch in range(epochs):
+        units = epoch_units(source, passes, 7, epoch)
+        assert (np.bincount(units, minlength=len(source)) <= bound).all()
+
+
+def mixture(passes: dict[str, float], seed: int = 3, kind: str = "verdict both") -> BatchPlan:
+    examples = distinct_examples(kind, [2 + i % 19 for i in range(60)])
+    examples = replace(examples, source=np.repeat(np.arange(2, dtype=np.int32), [20, 40]))
+    return BatchPlan(examples, batch_size=4, max_length=60, seed=seed, packing=True, passes=passes)
+
+
+def test_a_mixture_with_one_pass_over_each_source_is_the_plain_order():
+    mixed = mixture({"a": 1.0, "b": 1.0})
+    plain = plan_for("verdict both", [2 + i % 19 for i in range(60)], (4, 60, True))
+    assert all(same(plain.batch(step), mixed.batch(step)) for step in range(plain.steps(2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_has_its_shares_in_batches_metrics_and_report(kind):
+    passes = {"a": 3.0, "b": 0.5}
+    plan = mixture(passes, kind=kind)
+    documents = plan.examples.documents
+    unit_of = {int(documents[i][0]): i // plan.examples.per_unit for i in range(len(documents))}
+    draws = Counter()
+    for epoch in range(2):
+        for step in range(plan.steps(epoch), plan.steps(epoch + 1)):
+            units = [unit_of[int(d[0])] for d in documents_in(plan.batch(step))]
+            counts = Counter("ab"[unit >= 20] for unit in units)
+            total = len(units)
+            assert plan.share_metrics(step) == {
+                f"share/{name}": (counts[name], total) for name in "ab"
+            }
+            draws.update(units)
+    per_unit = plan.examples.per_unit
+    assert {draws[unit] for unit in range(20)} == {6 * per_unit}
+    assert {draws[unit] for unit in range(20, 60)} == {per_unit}  # half in each epoch
+    shares = plan.report().sources
+    assert [(one.name, one.examples, one.passes) for one in shares] == [
+        ("a", 20, 3),
+        ("b", 40, 0.5),
+    ]
+    assert [one.share for one in shares] == [0.75, 0.25]
+    assert sum(one.tokens for one in shares) == plan.report().tokens
+    again = mixture(passes, kind=kind)
+    assert same(again.batch(plan.steps(2) - 1), plan.batch(plan.steps(2) - 1))
+    assert not same(mixture(passes, seed=4, kind=kind).batch(0), plan.batch(0))
+
+
+def test_one_source_has_no_metrics_of_shares():
+    assert plan_for("verdict", [5] * 30, (2, 42, True)).share_metrics(0) == {}

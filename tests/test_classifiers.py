@@ -24,7 +24,7 @@ from gram_jax.scoring.scorer import Scorer
 
 PAIRS = [
     ("Name a tree.", "oak", "a bay by the sea, no tree"),
-    ("What is it? " * 9, "elm " * 20, " ash"),
+    ("What is it? " * 9 + "Say.", "elm " * 20, " ash"),
 ]
 
 

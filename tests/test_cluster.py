@@ -5,6 +5,7 @@ import pytest
 from gram_jax.distributed.cluster import (
     ClusterSpec,
     detect_cluster,
+    expand_counts,
     expand_node_list,
     parse_device_ids,
     tpu_vm_variables,
@@ -27,7 +28,7 @@ POD = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
         # in the batch script itself, outside of any step
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "5"}, None),
         (
-            SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            SLURM,
             ClusterSpec(1, 2, "n03", 16394, ("n03", "n04")),
         ),
         (
@@ -57,6 +58,74 @@ POD = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 )
 def test_the_process_is_found_in_the_variables_of_slurm_and_tpu_pods(environment, expected):
     assert detect_cluster(None, None, None, None, environment) == expected
+
+
+# Recorded in steps of Slurm 22.05.8 (tests/real_slurm.py), on nodes of 4 GPUs and one of 8:
+# tasks of each node, GPUs of the job on this node, node, task of the node, GPUs it sees, those it uses, number idle.
+STEPS = [
+    # --ntasks-per-node=1 --gpus-per-node=4
+    ("1(x2)", 4, 1, 0, "0,1,2,3", (0, 1, 2, 3), 0),
+    # --ntasks-per-node=4 --gpus-per-node=4: every task sees all
+    ("4(x2)", 4, 0, 0, "0,1,2,3", (0,), 0),
+    ("4(x2)", 4, 1, 3, "0,1,2,3", (3,), 0),
+    # with two and with three tasks
+    ("2(x2)", 4, 1, 1, "0,1,2,3", (2, 3), 0),
+    ("3(x2)", 4, 0, 0, "0,1,2,3", (0,), 1),
+    # --ntasks-per-node=2 --gpus-per-task=2: a task sees its own, which it numbers from 0
+    ("2(x2)", 4, 0, 0, "0,1", (0, 1), 0),
+    ("2(x2)", 4, 1, 1, "2,3", (0, 1), 0),
+    # --gpus-per-node=4 --gpu-bind=single:2: both tasks see GPU 0
+    ("2(x3)", 4, 2, 0, "0", (0,), 2),
+    ("2(x3)", 4, 2, 1, "0", (0,), 0),
+    # --ntasks=6 --gpus=12: Slurm gives the larger node five tasks
+    ("5,1", 8, 0, 0, "0,1,2,3,4,5,6,7", (0,), 3),
+    ("5,1", 8, 0, 4, "0,1,2,3,4,5,6,7", (4,), 0),
+    ("5,1", 4, 1, 0, "0,1,2,3", (0, 1, 2, 3), 0),
+    # --gpus-per-node=4 --gpu-bind=none: no variable on a node of several tasks
+    ("3,1", 4, 0, 2, "", (2,), 0),
+    ("3,1", 4, 1, 0, "0,1,2,3", (0, 1, 2, 3), 0),
+    # MIG devices, as NVML names them; not recorded
+    ("2(x2)", 2, 0, 1, "MIG-b", (0,), 0),
+    ("1(x2)", 2, 0, 0, "MIG-a,MIG-b", (0,), 1),
+]
+
+
+def step_environment(counts: str, gpus: int, node: int, local: int, visible: str) -> dict[str, str]:
+    tasks = expand_counts(counts)
+    found = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_STEP_NUM_TASKS": str(max(2, sum(tasks))),
+        "SLURM_PROCID": str(sum(tasks[:node]) + local),
+        "SLURM_LOCALID": str(local),
+        "SLURM_NODEID": str(node),
+        "SLURM_STEP_NODELIST": ",".join(["big", "n1", "n2"][: len(tasks)]),
+        "SLURM_STEP_TASKS_PER_NODE": counts,
+        "SLURM_GPUS_ON_NODE": str(gpus),
+    }
+    return found | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+
+
+@pytest.mark.parametrize(("counts", "gpus", "node", "local", "visible", "devices", "idle"), STEPS)
+def test_a_task_takes_the_gpus_that_slurm_gives_it_and_idle_ones_are_counted(
+    counts, gpus, node, local, visible, devices, idle, caplog
+):
+    env = step_environment(counts, gpus, node, local, visible)
+    assert detect_cluster(None, None, None, None, env).devices == devices
+    assert [record.getMessage().split()[0] for record in caplog.records] == [str(idle)] * (idle > 0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "gpus", "visible", "named"),
+    [
+        ("4(x2)", 2, "0,1", "--ntasks-per-node=2"),
+        ("2(x2)", 2, "MIG-a,MIG-b", "--gpus-per-task=1"),
+        ("2(y)", 2, "0,1", "SLURM_STEP_TASKS_PER_NODE"),
+    ],
+)
+def test_tasks_without_a_gpu_of_their_own_are_refused(counts, gpus, visible, named):
+    env = step_environment("2(x2)", gpus, 0, 1, visible) | {"SLURM_STEP_TASKS_PER_NODE": counts}
+    with pytest.raises(ClusterError, match=named):
+        detect_cluster(None, None, None, None, env)
 
 
 def test_the_metadata_of_a_tpu_vm_give_the_variables_of_gke():

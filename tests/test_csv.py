@@ -53,8 +53,10 @@ def test_labels_and_numbers(tmp_path):
     assert report.dropped == {"bad row": 1}
     pairs, _ = read(tmp_path, rows, kind="pair")
     assert len(pairs) == 4
-    with pytest.raises(DataError, match=r'line 2.*label.*"A", "B" or "tie" \("A": resp.*\'1\''):
-        read(tmp_path, "prompt,response_a,response_b,label\nq,x,y,1\n")
+    with pytest.raises(DataError, match=r"line 2.*label.*a or first.*'2'"):
+        read(tmp_path, "prompt,response_a,response_b,label\nq,x,y,2\n")
+    (second,), _ = read(tmp_path, "Question,Response A,Response B,Winner\nq,x,y,1\n")
+    assert second.chosen == "y"
     with pytest.raises(DataError, match=r"margin.*finite number.*'much'"):
         read(tmp_path, "prompt,chosen,rejected,margin\nq,x,y,much\n")
 
@@ -69,8 +71,8 @@ def test_labels_and_numbers(tmp_path):
         ("prompt,chosen,rejected\nq,a\n", "line 2: expected 3 cells, found 2"),
         (GOOD.encode("utf-16"), "expected UTF-8 text, found UTF-16.*iconv -f UTF-16 "),
         ("prompt,chosen,rejected\nq,caf\xe9,b\n".encode("cp1252"), 'save it as "CSV UTF-8".*iconv'),
-        ("Question,Better,Worse\nq,a,b\n", "no known schema has these fields: Question"),
-        ("Prompt,Response A,Response B,Winner\nq,x,y,A\n", 'a field label with "A", "B" or "tie"'),
+        ("Question,Better,Worse\nq,a,b\n", "no known schema has these fields: question"),
+        ("Prompt,Response A,Response B,Best\nq,x,y,A\n", 'a field label with "A", "B" or "tie"'),
         ("", "is empty"),
         ("prompt,chosen,rejected\n", "is empty"),
         (b"\x00\x01\x02,\x00\n\x00,\x01\n", "no known schema"),

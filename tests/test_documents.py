@@ -14,7 +14,8 @@ from documents import ROOT, blocks_of
 
 import gram_jax
 from gram_jax import cli, read_records
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.detection import detect_schema
+from gram_jax.data.schemas import SCHEMAS
 
 sys.path.insert(0, str(ROOT / "docs"))
 from make_reference import references
@@ -138,12 +139,12 @@ def test_every_format_has_an_example():
 
 @pytest.mark.parametrize(("name", "example"), FORMATS)
 def test_the_example_of_a_format_is_recognised_and_read(name, example, tmp_path):
-    row = json.loads(example)
-    assert detect_schema("auto", name, [row]).name == name
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rows = json.loads("[" + re.sub(r"\}\n\{", "},{", example) + "]")
+    assert detect_schema("auto", name, rows).name == name
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kind = "graded" if name == "candidates" else "pair"
     records, report = read_records(tmp_path / "rows.jsonl", kind=kind)
-    assert records and report.rows == 1
+    assert records and report.rows == len(rows)
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -163,7 +164,7 @@ def commands_of(text: str) -> list[list[str]]:
 def known_commands() -> dict[tuple[str, ...], set[str]]:
     """Options of every command, by its words."""
     commands = {(one.__name__,): cli.app[one.__name__] for one in cli.COMMANDS}
-    commands[("data", "inspect")] = cli.data_app["inspect"]
+    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "prepare")}
     commands[("data",)] = commands[("data", "inspect")]
     return {
         words: {
@@ -180,7 +181,7 @@ def test_commands_and_their_options_exist(name):
     for words in commands_of(text_of(name)):
         if not words or not re.fullmatch(r"[a-z]+", words[0]):
             continue  # `gram-jax ...`
-        key = tuple(words[:2]) if words[:2] == ["data", "inspect"] else (words[0],)
+        key = tuple(words[:2]) if tuple(words[:2]) in known else (words[0],)
         assert key in known, words
         for word in words:
             if re.match(r"--?[a-z]", word):

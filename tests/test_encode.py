@@ -221,7 +221,7 @@ def test_a_lone_user_turn_shows_its_text_alone_and_several_turns_their_roles():
     again = encode_comparison(TOKENIZER, SPEC, mappings, "f", "s")
     assert again.tokens.tolist() == several.tokens.tolist()
     assert render_turns(turns_of("Hi")) == "Hi"
-    with pytest.raises(DataError, match="found a list with 'Hi'"):
+    with pytest.raises(DataError, match=r"prompt\[0\].*found str 'Hi'"):
         turns_of(["Hi"])
 
 

@@ -282,7 +282,7 @@ RM = rm_bench_rows(1)[0] | {"prompt": "other"}
         ([*rm_bench_rows(), RM | {"chosen": ["good a", "good b"]}], "'chosen'"),
         ([*rm_bench_rows(), RM | {"id": None}], "column id"),
         ([*rm_bench_rows(), RM | {"prompt": None}], "'prompt'"),
-        ([JUDGED | {"response_B": "b", "label": "A"}], "B>A., found str 'A'"),
+        ([JUDGED | {"response_B": "b", "label": "A"}], "b>a.*, found str 'A'"),
         ([BEST | {"scores": [1]}], "2 values"),
         ([BEST | {"scores": [1, 1]}], r"bad.jsonl: .* 1 rows"),
         ([BEST], "scores or correct"),

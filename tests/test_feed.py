@@ -21,8 +21,8 @@ def plan_of(stage: str, lengths: list[int], batch_size: int):
     count = len(lengths)
     weights = np.ones(count if stage == "finetune" else len(documents.tokens), np.float32)
     label = np.zeros(count if stage == "finetune" else 0, np.int32)
-    ids = tuple(map(str, range(count)))
-    examples = Examples(stage, documents, weights, label, ids, 1, ReadReport(count, count))
+    read, source = ReadReport(count, count), np.zeros(count, np.int32)
+    examples = Examples(stage, documents, weights, label, source, per_unit=1, read=read)
     return BatchPlan(examples, batch_size=batch_size, max_length=16, seed=0, packing=True)
 
 

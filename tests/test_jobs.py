@@ -169,7 +169,7 @@ def early(body: str) -> tuple[str, ...]:
     return (
         COMMAND[0],
         "-c",
-        "import sys, time, gram_jax.training.setup as job; from gram_jax.errors import DataError\n"
+        "import sys, time, gram_jax.training.examples as job; from gram_jax.errors import DataError\n"
         f"def read_nothing(*_, **__):\n    {body}\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = read_nothing\n"
@@ -237,7 +237,7 @@ def test_processes_with_different_data_are_refused(tmp_path):
     other = (
         COMMAND[0],
         "-c",
-        "import sys, gram_jax.training.setup as job; read = job.read_pairs\n"
+        "import sys, gram_jax.training.examples as job; read = job.read_pairs\n"
         "if sys.argv[sys.argv.index('--process') + 1] == '1':\n"
         "    job.read_pairs = lambda recipe, sources, limit: read(recipe, sources, 15)\n"
         "from gram_jax.cli import main; main()",

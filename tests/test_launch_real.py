@@ -1,4 +1,4 @@
-"""The launch scripts with the real program: processes that form a job, are stopped, and resume."""
+"""The script of one machine with the real program: processes that form a job, are stopped, and resume."""
 
 import json
 import sys
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 from jobs import environment
-from launch_fakes import LAUNCH, stop, wait_for
-from test_launch_slurm import SCRIPT, Slurm
+from launch_fakes import LAUNCH, Place, stop, wait_for
 from tiny_runs import tiny_values, write_pairs
 
 pytestmark = pytest.mark.slow
@@ -16,14 +15,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 200  # for two lives of two processes on a busy machine
 
 
-@pytest.fixture
-def slurm(tmp_path: Path) -> Slurm:
-    place = Slurm(tmp_path)
-    place.program(
-        "gram-jax",
-        f"#!/bin/sh\nexec {sys.executable} -c 'from gram_jax.cli import main; main()' \"$@\"\n",
-    )
-    return place
+REAL = f"#!/bin/sh\nexec {sys.executable} -c 'from gram_jax.cli import main; main()' \"$@\"\n"
 
 
 def recipe(folder: Path, steps: int) -> str:
@@ -35,11 +27,9 @@ def recipe(folder: Path, steps: int) -> str:
     return "run.toml"
 
 
-def stop_when_it_trains(process, folder: Path) -> int:
-    """SIGTERM once there are metrics; the exit status."""
+def wait_until_it_trains(folder: Path) -> None:
     metrics = folder / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and bool(metrics.read_text()), "training", SECONDS)
-    return stop(process, seconds=SECONDS)[0]
 
 
 def finished(folder: Path) -> bool:
@@ -52,21 +42,16 @@ def surroundings(folder: Path) -> dict[str, str]:
     return {name: environment(1)[name] for name in wanted} | cache
 
 
-def test_a_preempted_slurm_job_saves_requeues_itself_and_finishes(slurm: Slurm, tmp_path: Path):
-    command = ("sbatch", "--nodes=2", SCRIPT, recipe(tmp_path, 160))
-    process = slurm.start(*command, **surroundings(tmp_path))
-    assert stop_when_it_trains(process, tmp_path) == 0
-    assert slurm.lives() == 2
-    assert finished(tmp_path)
-
-
-def test_local_processes_save_at_sigterm_and_go_on_when_started_again(slurm: Slurm, tmp_path: Path):
+def test_local_processes_save_at_sigterm_and_go_on_when_started_again(tmp_path: Path):
+    place = Place(tmp_path)
+    place.program("gram-jax", REAL)
     command = (str(LAUNCH / "local_processes.sh"), "2", recipe(tmp_path, 160))
-    process = slurm.start(*command, **surroundings(tmp_path))
-    assert stop_when_it_trains(process, tmp_path) == 75
+    process = place.start(*command, **surroundings(tmp_path))
+    wait_until_it_trains(tmp_path)
+    assert stop(process, seconds=SECONDS)[0] == 75
     assert not finished(tmp_path)
     assert "is saved" in (tmp_path / "logs" / "process-0.log").read_text()
-    again = slurm.start(*command, **surroundings(tmp_path))
+    again = place.start(*command, **surroundings(tmp_path))
     try:
         again.communicate(timeout=SECONDS)
     finally:

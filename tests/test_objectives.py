@@ -156,14 +156,17 @@ def test_unused_verdict_slots_cost_nothing(execution, one_device):
     assert metrics["accuracy"][1] == batch.weights.sum() == 7
 
 
-def test_verdict_metrics_by_hand(execution, one_device):
+@pytest.mark.parametrize("scale", [1.0, 0.02])  # without and with margins between 0 and 1
+def test_verdict_metrics_by_hand(execution, one_device, scale):
     objective, batch = objective_of("finetune", execution)
     params = params_of("finetune", one_device)
+    params["embed"] *= scale
     _, metrics = objective(params, batch)
     hidden = hidden_at(hidden_states(params, CFG, batch.seqs, execution), batch.verdict_at)
     logits = np.asarray(label_logits(params, CFG, hidden, LABELS), np.float64)
     gap = (logits[..., 0] - logits[..., 1])[batch.weights > 0]
     margin = np.where(batch.label[batch.weights > 0] == 0, gap, -gap)
+    assert ((margin > 0) & (margin < 1)).any() == (scale < 1)
     expected = {
         "accuracy": (margin > 0).sum(),
         "margin": margin.sum(),

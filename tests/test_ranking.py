@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit
 
 from gram_jax import cli
-from gram_jax.errors import JudgeError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import (
     Ranking,
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_marked(judge: Scorer):
 
 def test_what_is_no_list_of_texts_is_refused(judge: Scorer):
     for responses in ("abc", ["a", None], [["a"], "b"]):
-        with pytest.raises(JudgeError, match="responses are a list of texts"):
+        with pytest.raises(DataError, match="list 0"):
             judge.rank("q", responses)
     with pytest.raises(JudgeError, match="nothing to rank"):
         judge.best("q", [])

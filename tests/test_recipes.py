@@ -229,7 +229,7 @@ def test_overrides_are_toml_or_plain_words(file: Path):
     assert recipe.lora.config.rank == 4
     assert recipe_values(recipe)["data"]["train"] == [
         "a.jsonl",
-        {"path": "b", "schema": "auto", "split": "train"},
+        {"path": "b", "schema": "auto", "split": "train", "weight": 1.0},
     ]
 
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gram_jax.data.fields import common_length
+from gram_jax.data.detection import detect_schema
 from gram_jax.data.reading import RecordStream, read_records, read_sources
 from gram_jax.data.records import Candidates
-from gram_jax.data.schemas import SCHEMAS, detect_schema
+from gram_jax.data.schemas import SCHEMAS
 from gram_jax.data.sources import SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import Message, as_prompt
+from gram_jax.judge.messages import Message, as_prompt, common_length
 
 
 def user(content: str) -> dict[str, str]:
@@ -185,12 +185,6 @@ def test_a_labeled_row_can_be_read_as_a_pair_in_the_order_of_its_source(name: st
     assert (pair.label, pair.margin) == (None, None)
 
 
-def test_every_schema_has_a_golden_row():
-    golden = {name.split(" ")[0] for name in GOLDEN}
-    golden |= {"pairs", "candidates", "rm-bench", "reward-bench-2"}
-    assert {schema.name for schema in SCHEMAS.values()} == golden
-
-
 def test_prompts_alone_are_read_as_prompts_only(tmp_path: Path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "q", "level": 3}\n{"prompt": "r", "level": 4}\n')
@@ -291,10 +285,15 @@ def test_instruction_and_input_of_gram_rows_are_joined_as_the_template_reader_do
 # Traps
 
 
-def test_hh_transcripts_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+def test_the_prompt_of_transcripts_is_the_turns_that_both_begin_with(tmp_path: Path):
     other = HH.replace("Hello", "Hallo")
-    with pytest.raises(DataError, match=r"field 'rejected'.*difference at character"):
-        read_one(tmp_path, {"chosen": HH + " a", "rejected": other + " c"})
+    record = read_one(tmp_path, {"chosen": HH + " a", "rejected": other + " c"})
+    assert record.prompt == turns(user("Hi"))
+    assert "Hello!" in record.chosen and "Hallo!" in record.rejected
+    late = {"chosen": HH + " a\n\nHuman: Thanks!", "rejected": HH + " c"}
+    assert read_one(tmp_path, late).chosen == "a"
+    with pytest.raises(DataError, match="field 'rejected'"):
+        read_one(tmp_path, {"chosen": HH + " a", "rejected": other.replace("Hi", "Ho") + " c"})
 
 
 def test_one_damaged_transcript_does_not_turn_the_file_into_another_schema(tmp_path: Path):
@@ -313,6 +312,9 @@ def test_the_prompt_of_a_whole_conversation_is_not_added_twice(tmp_path: Path):
     assert read_one(tmp_path, row).prompt == turns(*chosen[:-1])
     scored = row | {"score_chosen": 1.0, "score_rejected": 0.0}
     assert read_one(tmp_path, scored).prompt == turns(*chosen[:-1])
+    mixed = {"question": "", "input": "another"}  # columns of other sets in a mixture
+    assert read_one(tmp_path, row | mixed).prompt == turns(*chosen[:-1])
+    assert read_one(tmp_path, STANDARD | {"question": ""}).prompt == QUESTION
     with pytest.raises(DataError, match=r"field 'prompt'.*something else"):
         read_one(tmp_path, row | {"prompt": "something else"})
 
@@ -322,12 +324,21 @@ def test_answers_that_begin_like_a_short_prompt_keep_their_beginning(tmp_path: P
     assert (record.chosen, record.rejected) == ("Hi there", "Hi you")
 
 
-def test_conversations_that_differ_before_the_last_turn_are_an_error(tmp_path: Path):
+def test_the_prompt_of_conversations_is_the_turns_that_both_begin_with(tmp_path: Path):
     chosen, rejected = (
         [user("Why?"), bot(first), user("So?"), bot(last)] for first, last in ("ab", "xy")
     )
-    with pytest.raises(DataError, match="turn 2"):
-        read_one(tmp_path, {"chosen": chosen, "rejected": rejected})
+    record = read_one(tmp_path, {"chosen": chosen, "rejected": rejected})
+    assert record.prompt == QUESTION
+    assert record.chosen == "[assistant turn]\na\n[user turn]\nSo?\n[assistant turn]\nb"
+    with pytest.raises(DataError, match="field 'rejected'"):
+        read_one(tmp_path, {"chosen": chosen, "rejected": [user("How?"), bot("y")]})
+
+
+def test_turns_after_the_last_answer_are_not_shown_and_are_counted(tmp_path: Path):
+    row = {side: [*said, user("Thanks!")] for side, said in WHOLE.items()}
+    record = read_one(tmp_path, row)
+    assert (record.prompt, record.chosen, record.rejected) == (QUESTION, "good", "bad")
 
 
 @pytest.mark.parametrize("preference", range(-3, 4))
@@ -420,9 +431,11 @@ def test_a_broken_line_is_named_or_skipped(line: bytes, expected: str, tmp_path:
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
-        ([user("Why?"), {"role": "assistant", "content": None}], r"chosen\[1\].content"),
+        ([{"role": "user", "content": None}, bot("a")], r"chosen\[0\].content"),
+        ([{"role": "user", "content": [{"type": "image"}]}, bot("a")], r"content\[0\].type.*image"),
+        ([user("Why?") | {"images": ["x.png"]}, bot("a")], r"chosen\[0\].images"),
         ([{"role": "wizard", "content": "x"}, bot("a")], r"chosen\[0\].role.*wizard"),
-        ([user("Why?"), user("a")], "assistant turn"),
+        ([user("Why?"), user("a")], "assistant's turn"),
     ],
 )
 def test_a_bad_message_is_named(chosen, named, tmp_path: Path):
@@ -448,7 +461,7 @@ def test_no_schema_is_called_the_nearest_where_nothing_but_the_question_is_known
 
 def test_where_no_row_is_left_the_first_bad_one_is_named(tmp_path: Path):
     path = tmp_path / "p.jsonl"
-    row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "1"}
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "label": "2"}
     path.write_text(f"{json.dumps(row)}\n" * 2 + "broken\n")
     with pytest.raises(DataError, match=r"3 rows: 3 bad row\n.*: p.jsonl, line 1: field 'label'"):
         read_records(path, on_bad="skip")
@@ -532,7 +545,7 @@ def test_a_split_is_named_after_a_colon(name, tmp_path: Path):
     folder = write(tmp_path, name)
     assert len(read_records(f"{folder}:test")[0]) == 3
     assert len(read_records(SourceSpec(str(folder), split="test"))[0]) == 3
-    with pytest.raises(DataError, match=r"'dev'.* test, train"):
+    with pytest.raises(DataError, match=r"'dev'.* train, test"):
         read_records(f"{folder}:dev")
 
 

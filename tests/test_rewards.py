@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,13 +10,24 @@ import jax
 import numpy as np
 import pytest
 from fake_judge import FakeJudge
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 
 from gram_jax.errors import DataError
+from gram_jax.judge.encode import encode_items
+from gram_jax.judge.messages import NO_CONTENT, REASONING
 from gram_jax.rewards import environment
+from gram_jax.rewards.chats import without_ends
 from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rewards.group_buffer import GroupBuffer
-from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.rewards.messages import (
+    UNKNOWN_FORMAT,
+    completion_of,
+    prompt_of,
+    response_in,
+    split_query,
+)
 from gram_jax.rewards.trl import GroupJudge, async_trl_reward, trl_reward
 from gram_jax.rewards.tunix import tunix_reward
 from gram_jax.rewards.verl import compute_score
@@ -187,21 +199,126 @@ def test_messages_and_texts_are_the_same_prompt():
     assert prompt_of("Why?") == prompt_of([message]) == prompt_of([message, empty])
     said = [{"role": "assistant", "content": "So."}]
     assert completion_of("So.<|im_end|>\n") == completion_of(said)
-    with pytest.raises(DataError, match="expected text or a list of messages, found int 3"):
+    with pytest.raises(
+        DataError, match="expected a list of messages with role and content, found int 3"
+    ):
         prompt_of(3)
 
 
-def test_a_response_with_tool_calls_is_what_the_assistant_said():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 2}}\n</tool_call>'
+
+
+def test_calls_and_results_of_tools_are_part_of_what_is_judged():
+    function = {"name": "add", "arguments": '{"x":2}'}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
     answer = {"role": "tool", "name": "add", "content": "5"}
-    assert completion_of([call, answer, {"role": "assistant", "content": "Five."}]) == "Five."
-    assert completion_of([call]) == ""
+    said = completion_of([call, answer, {"role": "assistant", "content": "Five."}])
+    assert said == f"{CALL}\n<tool_response>\n5\n</tool_response>\nFive."
+    assert completion_of([call]) == CALL
     asked = prompt_of([{"role": "user", "content": "2 + 3?"}, call, answer])
-    assert [turn.role for turn in asked] == ["user", "assistant", "tool"]
-    with pytest.raises(DataError, match="expected a message with role"):
-        completion_of([{"role": "assistant", "content": None}])
-    with pytest.raises(DataError, match="without an assistant's turn"):
+    assert [(turn.role, turn.content) for turn in asked[1:]] == [("assistant", CALL), ("tool", "5")]
+    with pytest.raises(DataError, match="an assistant's turn"):
         completion_of([answer])
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        [],
+        [{"role": "assistant", "content": None, "tool_calls": []}],
+        [{"role": "assistant", "reasoning_content": "6 * 7 is"}],
+    ],
+)
+def test_a_completion_without_content_is_an_empty_response_and_is_counted(completion):
+    rewards = Rewards(FakeJudge())
+    assert rewards.of(["q", "q"], [completion, "42"]) == rewards.of(["q", "q"], ["", "42"])
+    assert rewards.notes[NO_CONTENT] == 1
+    assert rewards.notes[REASONING] == ("reasoning_content" in str(completion))
+
+
+def chat(question: str) -> str:
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+LONG = chat("Tell me. " * 20 + "What is two plus two?")
+ACCENTS = unicodedata.normalize("NFD", "Où est le café ?")
+PLAIN = f"Question: {ACCENTS}\nAnswer: "
+SPM = "<s>[INST] Hi? [/INST]"
+DEEPSEEK = "<｜begin▁of▁sentence｜><｜User｜>Hi?<｜Assistant｜>"
+QUERIES = {
+    "as it is": (LONG + "Four.<|im_end|>", LONG, "Four."),
+    "cut on the left": (LONG[60:] + "Four.<|im_end|>", LONG, "Four."),
+    "cut inside a character": ("\ufffd" + LONG[61:] + "Four.", LONG, "Four."),
+    "normalised": (unicodedata.normalize("NFC", chat(ACCENTS)) + "Ici.", chat(ACCENTS), "Ici."),
+    "normalised text": (unicodedata.normalize("NFC", PLAIN) + "Ici.<|im_end|>", PLAIN, "Ici."),
+    "SentencePiece": ("<s> [INST] Hi? [/INST] Hello.</s>", SPM, "Hello."),
+    "padded": ("<|endoftext|>" * 3 + LONG + "Four.<|im_end|>" + "<|endoftext|>" * 2, LONG, "Four."),
+    "padded text": (f"<pad><pad>{PLAIN}Ici.", PLAIN, "Ici."),
+    "beginning of text": (f"<s>{SPM[3:]} Hello.</s>", SPM[3:], "Hello."),
+    "without special tokens": ("user\nHi?\nassistant\nHello.", chat("Hi?"), "Hello."),
+    "DeepSeek": (DEEPSEEK + "Hey.<｜end▁of▁sentence｜>", DEEPSEEK.split("｜>", 1)[1], "Hey."),
+    "code keeps its indentation": (PLAIN + "\n    return 4\n", PLAIN, "    return 4"),
+    "an empty response": (LONG + "<|im_end|>", LONG, ""),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_response_is_found_behind_a_prompt_that_was_decoded_from_tokens(name: str):
+    query, prompt, response = QUERIES[name]
+    assert split_query(query, prompt) == (prompt_of(prompt), response)
+    judge = Rewards(FakeJudge(lean=2.0), REFERENCE)
+    asked, said = split_query(query, prompt, judge.notes, judge.ends)
+    assert judge.of([asked], [said], [response or [""]]) == [0.5]
+
+
+WORDS = st.characters(exclude_characters="<|｜")  # no control tokens
+
+
+@given(st.text(WORDS, max_size=60), st.text(WORDS, max_size=40), st.integers(12, 40))
+@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+def test_any_response_is_found_behind_a_cut_and_normalised_prompt(form, question, response, cut):
+    prompt = chat("What do you know about these words? " + question)
+    query = unicodedata.normalize(form, prompt)[cut:] + response + "<|im_end|>"
+    assert response_in(query, prompt) == without_ends(response)
+
+
+def test_a_query_without_its_prompt_is_refused():
+    with pytest.raises(DataError, match="begins with its prompt"):
+        response_in("Something else. Four.", LONG)
+    with pytest.raises(DataError, match="known format"):
+        split_query("A chat. USER: Hi? ASSISTANT: Hello.</s>")
+
+
+RENDERED = {
+    "Mistral": "<s>[INST] Hi? [/INST] Hello.</s>[INST] Bye? [/INST] Bye.</s>",
+    "DeepSeek": "<｜User｜>Hi?<｜Assistant｜>Hello.<｜end▁of▁sentence｜><｜User｜>Bye?<｜Assistant｜>Bye.",
+    "Zephyr": "<|user|>\nHi?</s>\n<|assistant|>\nHello.</s>\n<|user|>\nBye?</s>\n<|assistant|>\nBye.</s>",
+    "Phi": "<|user|>Hi?<|end|><|assistant|>Hello.<|end|><|user|>Bye?<|end|><|assistant|>Bye.<|end|>",
+    "gpt-oss": "<|start|>user<|message|>Hi?<|end|><|start|>assistant<|channel|>final<|message|>Hello.<|end|>"
+    "<|start|>user<|message|>Bye?<|end|><|start|>assistant<|channel|>final<|message|>Bye.<|return|>",
+    "Llama 4": "<|begin_of_text|><|header_start|>user<|header_end|>\n\nHi?<|eot|><|header_start|>assistant"
+    "<|header_end|>\n\nHello.<|eot|><|header_start|>user<|header_end|>\n\nBye?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nBye.<|eot|>",
+    "Command R": "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi?<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hello.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Bye?"
+    "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Bye.<|END_OF_TURN_TOKEN|>",
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_rendered_conversations_of_other_families_are_taken_apart(name: str):
+    prompt, response = split_query(RENDERED[name])
+    assert [(t.role, t.content) for t in prompt] == [
+        ("user", "Hi?"), ("assistant", "Hello."), ("user", "Bye?")
+    ]  # fmt: skip
+    assert response == "Bye."
+
+
+def test_control_tokens_of_an_unknown_format_are_counted():
+    rewards = Rewards(FakeJudge())
+    rewards.of(["<|odd|>Hi?", "[USER] Hi?"], ["a", "b"])
+    assert rewards.notes == {UNKNOWN_FORMAT: 1}
 
 
 def test_the_form_of_trl():
@@ -326,7 +443,10 @@ def test_samples_of_many_threads_are_scored_together(variables, monkeypatch):
         texts = ["a" * (1 + at) for at in range(16)]
         found = [threads.submit(compute_score, "chat", t, "aaa", {"prompt": "q"}) for t in texts]
         end = time.monotonic() + 20
-        while batcher.waiting < 2 * 15:  # all but the one that equals its reference
+        # All but the one that equals its reference.
+        items = [("q", text, "aaa") for text in texts if text != "aaa"]
+        tokens = encode_items(judge.tokenizer, judge.spec.comparison, items, judge.spec.max_length)
+        while batcher.waiting < 2 * sum(len(one.tokens) for one in tokens):
             assert time.monotonic() < end
             time.sleep(0.01)
         judge.go.set()

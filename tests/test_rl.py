@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import tiny_rl_values as values
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
@@ -22,10 +23,11 @@ from gram_jax.model.generate import Samples, SamplingConfig
 from gram_jax.recipes.reading import make_rl_recipe, read_rl_recipe, recipe_to_toml
 from gram_jax.rewards.forms import EVEN, RewardForm
 from gram_jax.rl.advantages import adapted_kl_coef
-from gram_jax.rl.judged import against_the_start, checked, judged_reward
+from gram_jax.rl.judged import checked, gains_over_start, judged_reward, win_rate
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import token_stats
 from gram_jax.run.metrics import read_metrics
+from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 
 pytestmark = pytest.mark.slow
@@ -33,38 +35,6 @@ pytestmark = pytest.mark.slow
 
 def one_device():
     return make_placement({}, devices=jax.devices()[:1])
-
-
-def values(folder: Path, kind: str = "grpo", **changes) -> dict:
-    prompts = folder.parent / "prompts.jsonl"
-    if not prompts.exists():
-        rows = [{"prompt": f"Say {at}.", "chosen": "a", "rejected": "b"} for at in range(8)]
-        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = {
-        "run": {"output_dir": str(folder), "seed": 0, "max_steps": 3},
-        "policy": {"name_or_path": "tiny-random", "param_dtype": "float32"},
-        "reward": {"judge": "tiny-random"},
-        "data": {"train": str(prompts)},
-        "sampling": {
-            "prompts_per_step": 4, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8,
-            "temperature": 1.0,
-        },
-        "algorithm": {
-            "kind": kind, "num_epochs": 1, "num_mini_batches": 1, "gradient_accumulation_steps": 1,
-            "clip_range": 0.2, "kl_coef": 0.0, "gamma": 1.0, "gae_lambda": 0.95, "vf_coef": 0.5,
-            "clip_range_vf": 0.2, "ent_coef": 0.0,
-        },
-        "optimizer": {
-            "learning_rate": 3e-3, "warmup_steps": 0.0, "lr_scheduler_type": "constant", "b1": 0.9, "b2": 0.99,
-            "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
-        },
-        "execution": {"compute_dtype": "float32", "attention": "auto", "remat": "none"},
-        "mesh": {"data": 1, "fsdp": 1},
-    }  # fmt: skip
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        found.setdefault(section, {})[name] = value
-    return found
 
 
 def run(folder: Path, kind: str = "grpo", reward=None, **changes):
@@ -146,6 +116,7 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
     whole = run(tmp_path / "whole", "rloo", vowels, run__max_steps=4, **settings)
     rows = metrics(tmp_path / "whole")
     assert rows[0]["kl_weight"] == 0.1
+    verify_folder(tmp_path / "whole")
     for row, following in itertools.pairwise(rows):
         assert following["kl_weight"] == adapted_kl_coef(row["kl_weight"], row["kl"], 0.02)
     assert rows[1]["kl_weight"] == 0.1 * 0.98 and rows[3]["kl_weight"] > rows[2]["kl_weight"]
@@ -154,7 +125,7 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "torn", "rloo", torn, run__max_steps=4, **settings)
     (tmp_path / "torn" / "metrics.jsonl").rename(tmp_path / "away")
-    with pytest.raises(CheckpointError, match="no kl_weight and kl of step 2"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl has no line of step 2"):
         run(tmp_path / "torn", "rloo", vowels, run__max_steps=4, **settings)
     (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
     assert (
@@ -273,8 +244,9 @@ def test_a_reward_function_has_a_win_rate_against_the_start_too(tmp_path):
     done = run(tmp_path / "run", "grpo", vowels, run__max_steps=12)
     assert done.metrics["win_rate"] > 0.6 and done.metrics["gain_over_start"] > 0.3
     prompts = [as_prompt(x) for x in "abcd"]
-    won = against_the_start(vowels, prompts, ["aa", "b", "xy", "c"], ["b", "b", "ay", "a"])
-    assert won == (pytest.approx((1 + 0.5 + 0 + 0) / 4), pytest.approx((5 + 0 - 2.5 - 5) / 4))
+    gains = gains_over_start(vowels, prompts, ["aa", "b", "xy", "c"], ["b", "b", "ay", "a"])
+    assert gains.tolist() == [5, 0, -2.5, -5] and win_rate(gains) == (1 + 0.5 + 0 + 0) / 4
+    assert gains_over_start(vowels, [], [], []).tolist() == []
 
 
 @pytest.mark.filterwarnings("ignore:.*no judge.json")

@@ -83,6 +83,39 @@ def tiny_recipe(stage: str, folder: Path, **changes: Any) -> Recipe:
     return make_recipe(tiny_values(stage, folder, **changes))
 
 
+def tiny_rl_values(folder: Path, kind: str = "grpo", **changes: Any) -> dict[str, Any]:
+    """Values of a recipe of reinforcement learning; `section__key=value` changes one of them."""
+    prompts = folder.parent / "prompts.jsonl"
+    if not prompts.exists():
+        rows = [{"prompt": f"Say {at}.", "chosen": "a", "rejected": "b"} for at in range(8)]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {
+        "run": {"output_dir": str(folder), "seed": 0, "max_steps": 3},
+        "policy": {"name_or_path": "tiny-random", "param_dtype": "float32"},
+        "reward": {"judge": "tiny-random"},
+        "data": {"train": str(prompts)},
+        "sampling": {
+            "prompts_per_step": 4, "num_generations": 4, "max_prompt_length": 60, "max_new_tokens": 8,
+            "temperature": 1.0,
+        },
+        "algorithm": {
+            "kind": kind, "num_epochs": 1, "num_mini_batches": 1, "gradient_accumulation_steps": 1,
+            "clip_range": 0.2, "kl_coef": 0.0, "gamma": 1.0, "gae_lambda": 0.95, "vf_coef": 0.5,
+            "clip_range_vf": 0.2, "ent_coef": 0.0,
+        },
+        "optimizer": {
+            "learning_rate": 3e-3, "warmup_steps": 0.0, "lr_scheduler_type": "constant", "b1": 0.9, "b2": 0.99,
+            "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
+        },
+        "execution": {"compute_dtype": "float32", "attention": "auto", "remat": "none"},
+        "mesh": {"data": 1, "fsdp": 1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        found.setdefault(section, {})[name] = value
+    return found
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs(program_folder):
     """Programs that several tests compile are compiled once."""

@@ -2,22 +2,37 @@
 
 The prompts are split into three parts. The first is for training. The second selects the epoch, with the unadapted
 judge as a candidate, and fits a temperature. The third tests the judge before and after.
+
+In a job of several processes training is data-parallel, each process scores its part of the second part, and process 0
+scores the third, whose scores are files.
 """
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from gram_jax.adaptation.config import AdaptConfig
-from gram_jax.adaptation.recipe import make_adapt_recipe
+from gram_jax.adaptation.recipe import make_adapt_recipe, write_template
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.data.mapping import ColumnMap
+from gram_jax.data.records import contents_of
+from gram_jax.distributed.collectives import (
+    all_gather_objects,
+    assert_equal,
+    barrier,
+    broadcast_object,
+    process_part,
+)
+from gram_jax.distributed.lock import folder_lock, hold_lock
+from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     fit_temperature,
@@ -27,7 +42,7 @@ from gram_jax.evals.datasets import EvalDataset, read_dataset
 from gram_jax.evals.evaluate import EvaluationFolder, make_folder
 from gram_jax.evals.pairwise import PairVerdicts, verdicts_on
 from gram_jax.evals.scores import OutputSink, score_pairs
-from gram_jax.files import write_json
+from gram_jax.files import explain_full_disk, write_json
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec
@@ -35,7 +50,7 @@ from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.verify import CHECKPOINTS
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import make_placement
+from gram_jax.sharding import Placement, make_placement
 from gram_jax.training.loop import train
 
 logger = logging.getLogger(__name__)
@@ -56,14 +71,17 @@ def adapt(
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
+    map: ColumnMap | None = None,
     spec: JudgeSpec | None = None,
     accept: bool = False,
+    process: ProcessContext | None = None,
     progress: ProgressFactory = no_progress,
 ) -> dict[str, Any]:
     """Adapt a judge to a task; returns the content of adaptation.json. A call after an interruption resumes.
 
-    accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is better and
-    accept is not set, DataError if the data cannot be used, and the errors of `train`.
+    accept: export the best epoch even if the unadapted judge is better. process: this process in a job of several,
+    which all call this alike. Raises NotBetterError if the unadapted judge is better and accept is not set, DataError
+    if the data cannot be used, InUseError if another job adapts in this folder, and the errors of `train`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -74,35 +92,72 @@ def adapt(
     """
     model_config(model)  # raises before the data are read
     make_folder(out)
-    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
+    options = _Options(compute_dtype, schema, on_bad, map, spec, accept, process, progress)
+    alone = hold_lock(folder_lock(out), error=DataError)
+    with (
+        alone if jax.process_index() == 0 else nullcontext(),
+        explain_full_disk(out, "Free some space and run the same command again", error=DataError),
+    ):
+        return _adapt(model, source, out, settings, options)
+
+
+class _Options(NamedTuple):
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    schema: str
+    on_bad: Literal["error", "skip"]
+    map: ColumnMap | None
+    spec: JudgeSpec | None
+    accept: bool
+    process: ProcessContext | None
+    progress: ProgressFactory
+
+
+def _adapt(
+    model: str, source: str, out: Path, settings: AdaptConfig, options: _Options
+) -> dict[str, Any]:
+    compute_dtype, schema, on_bad, map, spec, accept, process, progress = options
+    main, here = jax.process_index() == 0, _on_this_process()
+    work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad, map=map)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))
-    judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec)
-    files = {part: write_split(out / "data" / f"{part}.jsonl", parts[part]) for part in PARTS}
+    judge = Scorer.load(model, compute_dtype=compute_dtype, spec=spec, placement=here)
+    assert_equal("set of pairs, or judge", [judge.spec.hash, contents_of(work.records)])
+    files = {part: out / "data" / f"{part}.jsonl" for part in PARTS}
+    if main:
+        for part in PARTS:
+            write_split(files[part], parts[part])
+        write_template(judge.spec, out)
+    barrier("gram_jax: the splits are written")
     recipe, ends = make_adapt_recipe(model, judge, files["train"], out, settings)
     tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
 
-    def measured(scorer: Scorer, name: str) -> PairVerdicts:
+    def measured(scorer: Scorer, name: str) -> PairVerdicts | None:
+        if not main:
+            return None
         folder = EvaluationFolder(out / name, scorer, name, progress=progress)
         return folder.add(tested)[1]
 
     def on_choose(scorer: Scorer) -> np.ndarray:
+        own = parts["choose"][process_part(len(parts["choose"]))]
         to = OutputSink(progress=progress)
-        scores = score_pairs(scorer, model, str(files["choose"]), parts["choose"], to)
-        return verdicts_on(parts["choose"], scores).margin
+        scores = score_pairs(scorer, model, str(files["choose"]), own, to)
+        margins = all_gather_objects(verdicts_on(own, scores).margin.tolist() if own else [])
+        return np.concatenate([np.array(of_process) for of_process in margins])
 
     before = measured(judge, "before")
     unadapted = negative_log_likelihood(on_choose(judge))
     del judge  # frees the memory of its weights for training
 
     def at(step: int) -> Scorer:
-        return Scorer.load(f"{recipe.run.output_dir}@{step}", compute_dtype=compute_dtype)
+        name = f"{recipe.run.output_dir}@{step}"
+        return Scorer.load(name, compute_dtype=compute_dtype, placement=here)
 
     margins: dict[int, np.ndarray] = {}
     losses = {0: unadapted}  # by step; step 0 is the unadapted judge
     for end in ends:
-        if end not in complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS):
-            _train(recipe, end, progress)
+        done = broadcast_object(complete_steps(Path(recipe.run.output_dir) / CHECKPOINTS))
+        if end not in done:
+            _train(recipe, end, process, progress)
         margins[end] = on_choose(at(end))
         losses[end] = negative_log_likelihood(margins[end])
         if out_of_patience(list(losses.values())[1:], settings.patience):
@@ -110,6 +165,9 @@ def adapt(
     best = min(margins, key=losses.__getitem__)
     better, temperature = losses[best] < unadapted, fit_temperature(margins[best])
     after = measured(at(best), "after")
+    test = None
+    if before is not None and after is not None:
+        test = compare_verdicts(before, after, temperature)
     result = {
         "format": 1,
         "model": model,
@@ -121,10 +179,11 @@ def adapt(
         "choosing": {"loss": {str(step): loss for step, loss in losses.items()}, "step": best},
         "better_where_chosen": better,
         "temperature": temperature,
-        "test": compare_verdicts(before, after, temperature),
+        "test": broadcast_object(test),
         "exported": None,
     }
-    write_json(out / FILE, result, error=DataError)
+    if main:
+        write_json(out / FILE, result, error=DataError)
     if not better and not accept:
         raise NotBetterError(
             f"no epoch is better than {model} unadapted: its loss on the {len(parts['choose'])} selection pairs is "
@@ -132,8 +191,10 @@ def adapt(
             "has the figures. Try more pairs, another learning rate or fewer epochs; --accept exports the best epoch "
             "anyway"
         )
-    result["exported"] = str(_export(recipe.run.output_dir, best, out / "judge"))
-    write_json(out / FILE, result, error=DataError)
+    result["exported"] = str(out / "judge")
+    _export(recipe.run.output_dir, best, out / "judge")
+    if main:
+        write_json(out / FILE, result, error=DataError)
     for doubt in doubts(result):
         logger.warning("%s", doubt)
     return result
@@ -150,9 +211,16 @@ def _rows_read(work: EvalDataset) -> str:
     return f"{work.source}: {work.read.rows} rows read, {len(work.records)} labeled pairs, left out: {out or 'none'}"
 
 
-def _train(recipe: Recipe, stop_at_step: int, progress: ProgressFactory) -> None:
+def _on_this_process() -> Placement:
+    """Every device of this process holds all weights and scores pairs of its own."""
+    return make_placement({"data": -1}, devices=jax.local_devices())
+
+
+def _train(
+    recipe: Recipe, stop_at_step: int, process: ProcessContext | None, progress: ProgressFactory
+) -> None:
     try:
-        train(recipe, progress=progress, stop_at_step=stop_at_step)
+        train(recipe, process=process, progress=progress, stop_at_step=stop_at_step)
     except (
         StoppedError
     ) as stopped:  # its message suggests `gram-jax train`, which would not select an epoch
@@ -170,11 +238,11 @@ def out_of_patience(losses: Sequence[float], patience: int) -> bool:
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _export(run: str, step: int, folder: Path) -> Path:
-    """Export the judge of a step as a Hugging Face folder."""
-    one = make_placement({}, devices=jax.devices()[:1])
+def _export(run: str, step: int, folder: Path) -> None:
+    """Export the judge of a step as a Hugging Face folder; all processes read the checkpoint."""
+    one = make_placement({}, devices=jax.local_devices()[:1])
     cfg, params = load_model(f"{run}@{step}", one, None)
-    tokenizer, spec = load_tokenizer(run), load_spec(run)
-    return export_hf(
-        folder, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=True
-    )
+    if jax.process_index() == 0:
+        tokenizer, spec = load_tokenizer(run), load_spec(run)
+        export_hf(folder, cfg, params, dtype=None, tokenizer=tokenizer, spec=spec, overwrite=True)
+    barrier("gram_jax: the judge is exported")

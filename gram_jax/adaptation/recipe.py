@@ -10,13 +10,16 @@ import jax
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
 from gram_jax.data.batches import BatchPlan
+from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
+from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.training.setup import training_examples
+from gram_jax.training.examples import training_examples
 
+TEMPLATE = Path("data", "template.txt")
 STEPS = 40  # approximate number per epoch: a small data set needs many small steps
 MAX_BATCH_SIZE = 8  # if the settings have no batch_size
 
@@ -42,6 +45,11 @@ def make_adapt_recipe(
     ends = [batches.steps(epoch) for epoch in range(1, settings.num_train_epochs + 1)]
     values["checkpoint"] |= {"save_steps": ends[0]}
     return make_recipe(values), ends
+
+
+def write_template(spec: JudgeSpec, out: Path) -> None:
+    """Write the template to which the recipe refers."""
+    write_atomic(out / TEMPLATE, spec.template, error=DataError)
 
 
 def _values(
@@ -72,8 +80,7 @@ def _values(
 
 def _judge(judge: Scorer, out: Path) -> dict[str, Any]:
     """The judge specification as the section [judge] of a recipe."""
-    spec, template = judge.spec, out / "data" / "template.txt"
-    write_atomic(template, spec.template)
+    spec, template = judge.spec, out / TEMPLATE
     values = {"labels": list(spec.labels), "max_length": spec.max_length, "thinking": spec.thinking}
     system = {} if spec.system is None else {"system": spec.system}
     return {"template": str(template), **values, **system}

@@ -3,14 +3,19 @@
 The choice of pairs, attacks and templates is a function of (seed, id).
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
+
+import numpy as np
 
 from gram_jax.attacks.suite import Attack, attacks_of_kind
 from gram_jax.attacks.templates import AttackContext
 from gram_jax.data.records import Comparison
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.spec import JudgeSpec
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -24,19 +29,28 @@ def attacked_text(
 
 
 def with_attacks(
-    records: Sequence[Comparison], judge: JudgeSpec, *, share: float, seed: int
-) -> list[Comparison]:
-    """Replace the rejected response by an attack in `share` of the labeled pairs.
+    records: Iterable[Comparison], judge: JudgeSpec, *, share: float, seed: int
+) -> Iterator[Comparison]:
+    """Yield the records, with the rejected response replaced by an attack in `share` of the labeled pairs.
 
     The changed pairs, the attacks and their trained templates are functions of (seed, id) and of the pairs. A pair
-    whose attack equals the chosen response is not changed.
+    whose attack equals the chosen response is not changed. `records` is iterated twice.
     """
-    labeled = [at for at, record in enumerate(records) if record.has_preference]
-    labeled.sort(key=lambda at: (stable_hash(seed, records[at].id, "attacked"), at))
-    changed = list(records)
-    for at in labeled[: round(share * len(labeled))]:
-        changed[at] = _with_attack(records[at], judge, seed)
-    return changed
+    hashes = np.fromiter((_rank(r, seed) for r in records if r.has_preference), np.uint64)
+    chosen = np.zeros(len(hashes), bool)
+    chosen[np.argsort(hashes, kind="stable")[: round(share * len(hashes))]] = True
+    attacked, count, changed = iter(chosen.tolist()), 0, 0
+    for record in records:
+        given = record
+        if record.has_preference and next(attacked):
+            record = _with_attack(record, judge, seed)
+        count, changed = count + 1, changed + (record is not given)
+        yield record
+    logger.info("attacks replace %d of %d rejected responses", changed, count)
+
+
+def _rank(record: Comparison, seed: int) -> int:
+    return stable_hash(seed, record.id, "attacked")
 
 
 def _with_attack(record: Comparison, judge: JudgeSpec, seed: int) -> Comparison:

@@ -3,15 +3,17 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.cli.console import Console, log_to
-from gram_jax.errors import GramError, GramWarning, StoppedError
+from gram_jax.errors import DataError, GramError, GramWarning, StoppedError
+from gram_jax.files import check_local
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,9 @@ app = App(
     default_parameter=Parameter(negative=()),
     result_action="return_value",
 )
-data_app = App(name="data", help="Show data as the model reads it.", sort_key=99)
+data_app = App(
+    name="data", help="Show data as the model reads it; encode them ahead of training.", sort_key=99
+)
 
 # In the order of the help.
 COMMANDS = (
@@ -50,6 +54,7 @@ COMMANDS = (
 for at, command in enumerate(COMMANDS):
     app.command(command, name=command.__name__, sort_key=at)
 data_app.command(models.inspect, name="inspect")
+data_app.command(models.prepare, name="prepare")
 app.command(data_app)
 
 
@@ -59,7 +64,9 @@ def run_command(words: Sequence[str]) -> int:
     log_to(Console())
     with _own_warnings_logged():
         try:
-            return app(list(words), exit_on_error=False, print_error=False) or 0
+            command, bound, _ = app.parse_args(list(words), exit_on_error=False, print_error=False)
+            _refuse_addresses(bound.arguments)
+            return command(*bound.args, **bound.kwargs) or 0
         except CycloptsError as error:
             errors.error(f"{error}\nTry: gram-jax {' '.join(words[:1])} --help".rstrip())
             return 2
@@ -74,6 +81,14 @@ def run_command(words: Sequence[str]) -> int:
             return 130
         finally:
             log_to(None)
+
+
+def _refuse_addresses(arguments: Mapping[str, Any]) -> None:
+    """Raises DataError if an argument that is a path is an address: before anything is loaded, in every command."""
+    for name, value in arguments.items():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, Path):
+                check_local(path, name, DataError)
 
 
 @contextmanager

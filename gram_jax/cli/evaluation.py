@@ -50,7 +50,7 @@ def evaluate(
             f"{model} is a run of the discriminative baseline: leave out {', '.join(given)}"
         )
     datasets = [
-        read_dataset(source, benchmark, limit=limit, **vars(rows))
+        read_dataset(source, benchmark, limit=limit, **rows.arguments())
         for source in sources or [HUB[benchmark]]
     ]
     scorer = (
@@ -103,7 +103,7 @@ def attack(
     console = Console()
     model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
-    records, _ = read_records(source, **vars(rows))
+    records, _ = read_records(source, **rows.arguments())
     chosen = choose_pairs(records, pairs, seed=seed)
     make_folder(out)
     console.say(

@@ -7,8 +7,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from gram_jax.cli.console import Console
-from gram_jax.cli.options import MODEL, AtLeastOne, ModelOption, RowOptions, read_spec
+from gram_jax.cli.console import Console, log_to
+from gram_jax.cli.options import (
+    MODEL,
+    AtLeastOne,
+    ModelOption,
+    Overrides,
+    RecipeName,
+    RowOptions,
+    read_spec,
+)
 from gram_jax.errors import JudgeError
 from gram_jax.formatting import format_seconds
 
@@ -85,13 +93,12 @@ def verify(folder: Path, /, *, accept: bool = False) -> None:
 
     Args:
         folder: A run, or an exported folder.
-        accept: Write a new manifest for files that were changed on purpose.
+        accept: Accept files of an export, or metrics of a run, that were changed on purpose.
     """
-    from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
 
     if accept:
-        Console().say(f"{folder / MANIFEST}: {len(accept_changes(folder).files)} files")
+        Console().say(accept_changes(folder))
     else:
         verify_folder(folder)
 
@@ -125,10 +132,27 @@ def inspect(
     console = Console()
     judge = own or make_spec(tokenizer, max_length=max_length)
     texts = inspect_source(
-        source, tokenizer=tokenizer, spec=judge, stage=stage, limit=limit, **vars(rows)
+        source, tokenizer=tokenizer, spec=judge, stage=stage, limit=limit, **rows.arguments()
     )
     for text in texts:
         console.say(text)
+
+
+def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:
+    """Encode the training data of a recipe into the token cache, and print figures of the data. Uses no accelerator.
+
+    Training on this machine, or with the same data.cache_dir, then starts without encoding.
+    """
+    import jax
+
+    from gram_jax.recipes.reading import read_recipe
+    from gram_jax.training.setup import prepare_data
+
+    jax.config.update("jax_platforms", "cpu")
+    console = Console()
+    log_to(console)
+    plan = prepare_data(read_recipe(recipe, overrides or []), progress=console.progress)
+    console.say(plan.report().to_text())
 
 
 def demo(*, fast: bool = False, folder: Path | None = None) -> None:

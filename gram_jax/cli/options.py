@@ -20,6 +20,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
 TwoOrMore = Parameter(validator=validators.Number(gte=2))
 NotNegative = Parameter(validator=validators.Number(gte=0))
+RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
 JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
 ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")]
@@ -92,6 +93,15 @@ class RowOptions:
     """Schema of the rows; auto: recognised by their fields."""
     on_bad: Literal["error", "skip"] = "error"
     """What to do with a bad row."""
+    map: Annotated[list[str] | None, Parameter(name="--map")] = None
+    """A column for one of a schema, as prompt=question, or what a value of the label means, as label:left=A. Repeat it
+    for more (docs/data.md)."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The options as arguments of functions that read rows."""
+        from gram_jax.data.mapping import parse_map
+
+        return vars(self) | {"map": parse_map(self.map) if self.map else None}
 
 
 @Parameter(name="*", group=JOB)

@@ -2,26 +2,30 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.cli.console import Console, log_to
 from gram_jax.cli.options import (
-    RECIPE,
     AtLeastOne,
     ComputeDtype,
     JobOptions,
     Judge,
     Overrides,
+    RecipeName,
     RowOptions,
     StopOptions,
     read_spec,
 )
 
-RecipeName = Annotated[Path, Parameter(help=RECIPE)]
+if TYPE_CHECKING:
+    from gram_jax.distributed.process import ProcessContext
+
 Adaptation = Annotated[AdaptConfig, Parameter(name="*")]
 
 
@@ -38,6 +42,18 @@ def train(
     A job of several processes runs the command once per process, with the same arguments but --process. Exit status 75
     (stopped by SIGTERM, state saved) and 76 (a process was lost or stuck) ask for a restart.
     """
+    from gram_jax.recipes.reading import read_recipe
+    from gram_jax.training.loop import train as run
+
+    chosen = read_recipe(recipe, overrides or [])
+    with job_session(job, stop) as (process, console):
+        done = run(chosen, process=process, progress=console.progress)
+        console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
+
+
+@contextmanager
+def job_session(job: JobOptions, stop: StopOptions) -> Iterator[tuple["ProcessContext", Console]]:
+    """Join the job that the options or the scheduler state; the console of process 0 alone prints."""
     from gram_jax.distributed.cluster import (
         detect_cluster,
         has_tpu,
@@ -45,10 +61,7 @@ def train(
         tpu_vm_variables,
     )
     from gram_jax.distributed.process import distributed_session
-    from gram_jax.recipes.reading import read_recipe
-    from gram_jax.training.loop import train as run
 
-    chosen = read_recipe(recipe, overrides or [])
     cluster, devices = None, parse_device_ids(job.local_devices)
     if job.cluster == "auto":
         variables = dict(os.environ)
@@ -65,8 +78,7 @@ def train(
     ) as process:
         console = Console(mute=process.index > 0)
         log_to(console)
-        done = run(chosen, process=process, progress=console.progress)
-        console.table(f"{done.folder.name} ({chosen.stage})", ("", "first", "last"), done.summary)
+        yield process, console
 
 
 def recipe(name: str | None = None, /) -> None:
@@ -98,8 +110,12 @@ def adapt(
     spec: Path | None = None,
     rows: RowOptions = RowOptions(),
     accept: bool = False,
+    stop: StopOptions = StopOptions(),
+    job: JobOptions = JobOptions(),
 ) -> None:
     """Adapt a judge to a task with a few hundred labeled pairs. An interrupted command resumes.
+
+    A job of several processes runs the command once per process, as `train` does.
 
     Args:
         source: Labeled pairs of the task, of any schema.
@@ -111,36 +127,43 @@ def adapt(
     from gram_jax.adaptation.adapt import adapt as run
     from gram_jax.adaptation.report import result_rows
 
-    console = Console()
-    result = run(
-        model,
-        source,
-        out,
-        config,
-        compute_dtype=compute_dtype,
-        **vars(rows),
-        spec=read_spec(spec),
-        accept=accept,
-        progress=console.progress,
-    )
-    title = f"{model} on {result['pairs']['test']} held-out pairs of {source}"
-    console.table(title, ("", "before", "after"), result_rows(result))
-    console.say(f"{result['exported']}: the judge; {out / FILE}: the figures")
+    with job_session(job, stop) as (process, console):
+        result = run(
+            model,
+            source,
+            out,
+            config,
+            compute_dtype=compute_dtype,
+            **rows.arguments(),
+            spec=read_spec(spec),
+            accept=accept,
+            process=process,
+            progress=console.progress,
+        )
+        title = f"{model} on {result['pairs']['test']} held-out pairs of {source}"
+        console.table(title, ("", "before", "after"), result_rows(result))
+        console.say(f"{result['exported']}: the judge; {out / FILE}: the figures")
 
 
 def rl(
-    recipe: RecipeName, /, *, overrides: Overrides = None, stop: StopOptions = StopOptions()
+    recipe: RecipeName,
+    /,
+    *,
+    overrides: Overrides = None,
+    stop: StopOptions = StopOptions(),
+    job: JobOptions = JobOptions(),
 ) -> None:
-    """Train a policy on the judge's rewards by PPO, GRPO or RLOO. Run again after an interruption: it resumes."""
-    from gram_jax.distributed.process import ProcessContext
+    """Train a policy on the judge's rewards by PPO, GRPO or RLOO. Run again after an interruption: it resumes.
+
+    A job of several processes runs the command once per process, as `train` does.
+    """
     from gram_jax.recipes.reading import read_rl_recipe
     from gram_jax.rl.loop import run_rl
 
-    console = Console()
-    process = ProcessContext(grace=stop.grace, stuck_after=stop.stuck_after or None)
     chosen = read_rl_recipe(recipe, overrides or [])
-    done = run_rl(chosen, process=process, progress=console.progress)
-    console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
+    with job_session(job, stop) as (process, console):
+        done = run_rl(chosen, process=process, progress=console.progress)
+        console.table(f"{done.folder}: {done.steps} steps", ("", "first", "last"), done.summary)
 
 
 def plan(

@@ -6,13 +6,16 @@ weight 0). They do not change averages, which are sums divided by counts. Letter
 
 import bisect
 import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
 
 import numpy as np
 
 from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.data.examples import Examples
+from gram_jax.data.mixture import epoch_units, most_draws
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
-from gram_jax.data.report import DataReport, length_histogram
+from gram_jax.data.report import DataReport, length_histogram, source_shares
 from gram_jax.errors import DataError, RecipeError
 
 Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
@@ -24,13 +27,21 @@ class BatchPlan:
     """Batches of `batch_size` rows (over all processes) of `max_length` positions, for every step.
 
     packing: a row holds several documents if True, else one document (one pair of the baseline). Examples longer than a
-    row are dropped and counted. Both orders of a pair are in the same batch. `batch(step)` may be called in any order,
-    on any process. An epoch is packed at the first use of one of its steps; the plans of two epochs are cached. Raises
-    DataError if no example is left, RecipeError if a batch cannot hold both orders.
+    row are dropped and counted. Both orders of a pair are in the same batch. passes: number of passes over each source
+    in an epoch by its name, in the order of the sources; default one each. `batch(step)` may be called in any order, on
+    any process. An epoch is packed at the first use of one of its steps, or before that by `prepare`; the plans of
+    three epochs are cached. Raises DataError if no example is left, RecipeError if a batch cannot hold both orders.
     """
 
     def __init__(
-        self, examples: Examples, *, batch_size: int, max_length: int, seed: int, packing: bool
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        packing: bool,
+        passes: Mapping[str, float] | None = None,
     ):
         if batch_size < 1 or max_length < 2:
             raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions is empty")
@@ -44,8 +55,10 @@ class BatchPlan:
         self.seed, self.packing = seed, packing
         self.together = examples.together or (two_rows and batch_size == 1)
         self.examples = _without_long(examples, max_length, self.together)
-        self._plans: dict[int, EpochPlan] = {}
-        self._lock = threading.RLock()  # used by the feed thread and the training loop
+        count = int(self.examples.source.max()) + 1
+        self.passes = passes or {str(index): 1.0 for index in range(count)}
+        self._plans: dict[int, Future[EpochPlan]] = {}
+        self._lock = threading.Lock()  # used by the feed threads and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
 
@@ -54,8 +67,9 @@ class BatchPlan:
         pairs = self.examples.together
         if not self.packing:
             return self.examples.per_unit if self.together and not pairs else 1
-        sizes = self.examples.unit_lengths.sum(1) if pairs else self.examples.documents.lengths
-        return most_units_in_a_row(sizes, self.max_length)
+        often = most_draws(self.examples.source, tuple(self.passes.values()))
+        units = np.repeat(self.examples.unit_lengths, often, axis=0)
+        return most_units_in_a_row(units.sum(1) if pairs else units.ravel(), self.max_length)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,11 +78,16 @@ class BatchPlan:
 
     def steps(self, epochs: int) -> int:
         """Steps of the first `epochs` epochs."""
-        with self._lock:
-            while len(self._ends) < epochs:
-                epoch = len(self._ends)
-                self._ends.append(self.steps(epoch) + self._plan(epoch).batches)
+        while (epoch := len(self._ends)) < epochs:
+            batches = self._plan(epoch).batches
+            with self._lock:
+                if len(self._ends) == epoch:
+                    self._ends.append(sum(self._ends[-1:]) + batches)
         return self._ends[epochs - 1] if epochs else 0
+
+    def prepare(self, epoch: int) -> None:
+        """Pack an epoch ahead of its first step."""
+        self._plan(epoch)
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, index within it) of a step counted from 0."""
@@ -96,19 +115,35 @@ class BatchPlan:
         places = self._plan(epoch).rows(low, low + rows)
         return _fill(self.examples, places, rows, self.max_length, self.slots)
 
+    def share_metrics(self, step: int) -> dict[str, tuple[float, float]]:
+        """(units of a source, units) of the batch of a step, by "share/SOURCE"; {} if there is one source."""
+        if len(self.passes) == 1:
+            return {}
+        epoch, batch = self.locate(step)
+        low = batch * self.batch_size
+        placed = self._plan(epoch).rows(low, low + self.batch_size).document
+        found = self.examples.source[placed // self.examples.per_unit]
+        counts = np.bincount(found, minlength=len(self.passes))
+        named = zip(self.passes, counts.tolist(), strict=True)
+        return {f"share/{name}": (count, len(found)) for name, count in named}
+
     def report(self) -> DataReport:
         """Figures of the data and of the first epoch."""
         examples, steps = self.examples, self.steps_per_epoch
         lengths = examples.documents.lengths
-        tokens = int(lengths.sum())
         verdicts = examples.stage == "finetune"
+        count = len(self.passes)
+        by_source = np.bincount(examples.source, minlength=count)
+        tokens_of = np.bincount(examples.source, examples.unit_lengths.sum(1), minlength=count)
+        drawn = self._plan(0).document
+        tokens = int(lengths[drawn].sum())
         return DataReport(
             rows_read=examples.read.rows,
             dropped=dict(examples.read.dropped),
-            examples=len(examples.ids),
+            examples=examples.units,
             documents=len(lengths),
             shortened=examples.shortened,
-            tokens=tokens,
+            tokens=int(lengths.sum()),
             mean_length=float(lengths.mean()),
             median_length=float(np.median(lengths)),
             max_length=int(lengths.max()),
@@ -117,33 +152,46 @@ class BatchPlan:
             row_length=self.max_length,
             steps_per_epoch=steps,
             tokens_per_step=tokens / steps,
-            examples_per_step=len(examples.ids) / steps,
+            examples_per_step=len(drawn) / examples.per_unit / steps,
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
             first_share=float(np.mean(examples.label == 0)) if verdicts else None,
+            sources=source_shares(self.passes, by_source, tokens_of),
+            notes=dict(examples.read.notes),
+            unread=examples.read.unread,
         )
 
     def _plan(self, epoch: int) -> EpochPlan:
         with self._lock:
-            if epoch not in self._plans:
-                while len(self._plans) > 1:
+            found = self._plans.get(epoch)
+            if first := found is None:
+                found = self._plans[epoch] = Future()
+                while len(self._plans) > 3:
                     self._plans.pop(next(iter(self._plans)))
-                units = self.examples.unit_lengths
-                self._plans[epoch] = pack_epoch(
-                    units,
-                    epoch_order(len(units), self.seed, epoch),
-                    rows=self.batch_size,
-                    length=self.max_length,
-                    pack=self.packing,
-                    together=self.together,
-                )
-            return self._plans[epoch]
+        if first:  # outside the lock: the other epochs can be used meanwhile
+            try:
+                found.set_result(self._pack(epoch))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
+
+    def _pack(self, epoch: int) -> EpochPlan:
+        examples = self.examples
+        units = epoch_units(examples.source, tuple(self.passes.values()), self.seed, epoch)
+        return pack_epoch(
+            examples.unit_lengths,
+            units[epoch_order(len(units), self.seed, epoch)],
+            rows=self.batch_size,
+            length=self.max_length,
+            pack=self.packing,
+            together=self.together,
+        )
 
 
 def _without_long(examples: Examples, length: int, together: bool) -> Examples:
     units = examples.unit_lengths
     needed = units.sum(1) if together else units.max(1, initial=0)
     kept = examples.select(needed <= length, LONGER_THAN_A_ROW)
-    if not kept.ids:
+    if not kept.units:
         raise DataError(
             f"no example is left for training: {kept.read.dropped_text or 'there were none'}; a row has "
             f"{length} positions and the shortest example needs {min(needed, default=0)}"
@@ -157,7 +205,7 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
     # for every token: its row, column, position in the document and index in documents.tokens
     row, start, slot = (np.repeat(x, lengths) for x in (places.row, places.start, places.slot))
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    column, source = start + within, np.repeat(documents.offsets[placed], lengths) + within
+    column, source = start + within, np.repeat(documents.starts[placed], lengths) + within
     shape, at = (rows, length), (row, column)
     seqs = Sequences(
         tokens=_scatter(shape, at, documents.tokens[source]),

@@ -5,6 +5,7 @@ of the baseline). With two, unit u has documents 2u and 2u + 1. Records without 
 counted by reason.
 """
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -37,28 +38,33 @@ IDENTICAL_SHORTENED = "identical after shortening"
 
 @dataclass(frozen=True)
 class Documents:
-    """Document d is tokens[offsets[d]:offsets[d + 1]]. tokens: i32 [total]; offsets: i64 [documents + 1]."""
+    """Document d is tokens[starts[d] : starts[d] + lengths[d]].
+
+    tokens: i32 [total], in memory or memory-mapped; starts, lengths: i64 [documents].
+    """
 
     tokens: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document, i64 [documents]."""
-        return np.diff(self.offsets)
+    starts: np.ndarray
+    lengths: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        return self.tokens[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+
+def adjacent_documents(tokens: np.ndarray, lengths: np.ndarray) -> Documents:
+    """Documents that follow each other in `tokens`, which they fill."""
+    lengths = lengths.astype(np.int64)
+    return Documents(tokens, np.cumsum(lengths) - lengths, lengths)
 
 
 def flat_documents(documents: Iterable[np.ndarray]) -> Documents:
     """Documents from their token arrays, each i32 [n] with n at least 1."""
     arrays = [np.asarray(tokens, np.int32) for tokens in documents]
-    offsets = np.cumsum([0, *(len(tokens) for tokens in arrays)], dtype=np.int64)
-    return Documents(np.concatenate([*arrays, np.zeros(0, np.int32)]), offsets)
+    tokens = np.concatenate([*arrays, np.zeros(0, np.int32)])
+    return adjacent_documents(tokens, np.array([len(array) for array in arrays], np.int64))
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,21 @@ class Examples:
 
     weights: f32, one for each token (pretrain; the weight of a document's first token is not used), document (finetune)
     or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better (finetune), else i32 [0].
-    ids: one for each unit. per_unit: documents of a unit. shortened: number of truncated units.
+    source: i32 [units], the index of the source of each unit. per_unit: documents of a unit. shortened: number of
+    truncated units. ids: one for each unit; () if the examples are those of a cache, which does not hold them.
+    stored_fingerprint: the fingerprint, if it is known.
     """
 
     stage: Stage
     documents: Documents
     weights: np.ndarray
     label: np.ndarray
-    ids: tuple[str, ...]
+    source: np.ndarray
     per_unit: int
     read: ReadReport
     shortened: int = 0
+    ids: tuple[str, ...] = ()
+    stored_fingerprint: str | None = None
 
     @property
     def together(self) -> bool:
@@ -88,26 +98,60 @@ class Examples:
         return self.stage == "bradley_terry"
 
     @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(self.source)
+
+    @property
     def unit_lengths(self) -> np.ndarray:
         """Tokens of the documents of each unit, i64 [units, per_unit]."""
         return self.documents.lengths.reshape(-1, self.per_unit)
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        return {
+            "tokens": self.documents.tokens,
+            "lengths": self.documents.lengths.astype(np.int32),
+            "weights": self.weights,
+            "label": self.label,
+            "source": self.source,
+        }
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the contents of all arrays."""
+        if self.stored_fingerprint is not None:
+            return self.stored_fingerprint
+        arrays = map(np.ascontiguousarray, self.columns.values())
+        return fingerprint_of(hashlib.sha256(array).hexdigest() for array in arrays)
+
     def select(self, keep: np.ndarray, dropped: str) -> "Examples":
-        """The units for which `keep` (bool [units]) is true; the others are counted under the reason `dropped`."""
+        """The units for which `keep` (bool [units]) is true; the others are counted under the reason `dropped`.
+
+        The tokens, and their weights, are shared and not copied.
+        """
         if keep.all():
             return self
-        by_document = np.repeat(keep, self.per_unit)
-        by_token = np.repeat(by_document, self.documents.lengths)
-        weighted = {"pretrain": by_token, "finetune": by_document, "bradley_terry": keep}
-        kept = self.documents.lengths[by_document]
+        places = np.repeat(keep, self.per_unit)
+        documents = self.documents
+        weighted = {"pretrain": ..., "finetune": places, "bradley_terry": keep}
         return replace(
             self,
-            documents=Documents(self.documents.tokens[by_token], np.cumsum(np.r_[0, kept])),
+            documents=Documents(
+                documents.tokens, documents.starts[places], documents.lengths[places]
+            ),
             weights=self.weights[weighted[self.stage]],
-            label=self.label[by_document] if self.stage == "finetune" else self.label,
+            label=self.label[places] if self.stage == "finetune" else self.label,
+            source=self.source[keep],
             ids=tuple(itertools.compress(self.ids, keep)),
+            stored_fingerprint=None,
             read=self.read.without({dropped: int(np.sum(~keep))}),
         )
+
+
+def fingerprint_of(digests: Iterable[str]) -> str:
+    """The fingerprint of examples from the SHA-256 of each of their `columns`."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def shown_first(seed: int, name: str) -> int:
@@ -128,12 +172,14 @@ def make_examples(
     seed: int,
     overlong: Overlong,
     read: ReadReport,
+    source: np.ndarray | None = None,
 ) -> Examples:
     """The encoded examples of a stage. Only "pretrain" keeps ties, since it does not use labels.
 
     position_augmentation: orders in which the two responses are shown. "bradley_terry" does not use it and shows each
     response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`, to
-    which dropped records are added. Raises DataError if overlong = "error" and a record is too long.
+    which dropped records are added. source: i32 [records], the index of the source of each record; default that of
+    the numbers in `read`. Raises DataError if overlong = "error" and a record is too long.
     """
     check_choice("stage", stage, Stage, DataError)
     check_choice("overlong", overlong, Overlong, DataError)
@@ -152,20 +198,36 @@ def make_examples(
         method = encode_items if overlong == "truncate" else encode_fitting_items
         return method(tokenizer, layouts.get(stage, spec.response), items, spec.max_length)
 
-    usable = [record for record in records if stage == "pretrain" or record.has_preference]
+    if source is None:
+        source = sources_of(read, 0, len(records))
+    usable = [at for at, r in enumerate(records) if stage == "pretrain" or r.has_preference]
     dropped = Counter({TIE: len(records) - len(usable)})
-    kept = _encode_units(usable, items, encode, overlong, dropped)
+    places, kept = _encode_units(records, usable, items, encode, overlong, dropped)
     verdicts = kept if stage == "finetune" else ()
     return Examples(
         stage=stage,
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
         weights=_weights(stage, kept),
         label=np.array([pair.label for record, _ in verdicts for pair in shown(record)], np.int32),
+        source=source[places],
         ids=tuple(record.id for record, _ in kept),
-        per_unit=2 if stage == "bradley_terry" or position_augmentation == "both" else 1,
+        per_unit=documents_per_unit(stage, position_augmentation),
         read=read.without(dropped),
         shortened=sum(any(e.shortened for e in unit) for _, unit in kept),
     )
+
+
+def documents_per_unit(
+    stage: Stage, position_augmentation: PositionAugmentation | None
+) -> Literal[1, 2]:
+    """The number of documents of a unit."""
+    return 2 if stage == "bradley_terry" or position_augmentation == "both" else 1
+
+
+def sources_of(read: ReadReport, start: int, stop: int) -> np.ndarray:
+    """The index of the source of records start .. stop - 1 of a report: i32 [stop - start]."""
+    ends = np.cumsum(read.by_source)
+    return np.searchsorted(ends, np.arange(start, stop), side="right").astype(np.int32)
 
 
 _Kept = list[tuple[Comparison, list[Encoded]]]  # records with their encoded documents
@@ -192,18 +254,23 @@ def _weights(stage: Stage, kept: _Kept) -> np.ndarray:
 
 def _encode_units(
     records: Sequence[Comparison],
+    usable: list[int],
     items_of: Callable[[Comparison], list[tuple[Any, ...]]],
     encode: Callable[[Iterable[tuple[Any, ...]]], Sequence[Encoded | None]],
     overlong: Overlong,
     dropped: Counter[str],
-) -> _Kept:
-    """Each record with its encoded documents. Records that cannot be used are counted in `dropped`."""
-    kept = []
-    for start in range(0, len(records), CHUNK):
-        chunk = records[start : start + CHUNK]
-        items = [items_of(record) for record in chunk]
+) -> tuple[list[int], _Kept]:
+    """The usable records that are kept, as their places in `records`, and each with its encoded documents.
+
+    Records that cannot be used are counted in `dropped`.
+    """
+    places, kept = [], []
+    for start in range(0, len(usable), CHUNK):
+        chunk = usable[start : start + CHUNK]
+        items = [items_of(records[place]) for place in chunk]
         encoded = iter(encode(itertools.chain.from_iterable(items)))
-        for record, wanted in zip(chunk, items, strict=True):
+        for place, wanted in zip(chunk, items, strict=True):
+            record = records[place]
             unit = [e for e in itertools.islice(encoded, len(wanted)) if e is not None]
             if len(unit) < len(wanted):
                 if overlong == "error":
@@ -215,8 +282,9 @@ def _encode_units(
             elif any(e.identical for e in unit) or _are_equal(unit):
                 dropped[IDENTICAL_SHORTENED] += 1
             else:
+                places.append(place)
                 kept.append((record, unit))
-    return kept
+    return places, kept
 
 
 def _are_equal(unit: list[Encoded]) -> bool:

@@ -59,15 +59,22 @@ def prefetch(
 ) -> Generator[tuple[int, Batch], None, None]:
     """Yield (step, batch on the devices) for steps start .. stop - 1, prepared in a background thread.
 
-    At most `depth` batches are prepared ahead. An exception in the thread is raised here with its traceback. The
-    thread ends when the iterator is closed or the loop is left.
+    At most `depth` batches are prepared ahead, and the next epoch is packed during the present one in another thread.
+    An exception in a thread is raised here with its traceback. The threads end when the iterator is closed or the loop
+    is left.
     """
     shard = process_shard(placement, plan.batch_size)
+    packed = -1  # the newest epoch that is packed or asked for
 
     def load(step: int) -> Batch:
+        nonlocal packed
+        epoch, _ = plan.locate(step)
+        if packed <= epoch and plan.steps(epoch + 1) < stop:
+            packed = epoch + 1
+            packer.submit(plan.prepare, packed)
         return to_device(plan.batch(step, shard), placement, rows=plan.batch_size)
 
-    pool = ThreadPoolExecutor(1, THREAD)
+    pool, packer = ThreadPoolExecutor(1, THREAD), ThreadPoolExecutor(1, "gram-jax-packer")
     try:
         futures = ((step, pool.submit(load, step)) for step in range(start, stop))
         waiting = deque(itertools.islice(futures, depth))
@@ -78,3 +85,4 @@ def prefetch(
             yield step, batch
     finally:
         pool.shutdown(cancel_futures=True)
+        packer.shutdown(cancel_futures=True)

@@ -1,8 +1,8 @@
 """Comparisons from GRAM's rendered rows, each a complete judge prompt and its verdict."""
 
-from gram_jax.data.fields import BadField, Fields, Seen, optional_text, prompt_value, text_of
+from gram_jax.data.fields import Fields, optional_text, text_of
 from gram_jax.data.records import Comparison, Label
-from gram_jax.judge.messages import Message
+from gram_jax.judge.messages import BadField, Message, Seen, checked_prompt
 from gram_jax.judge.recover import render, row_prompt, take_apart
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
 
@@ -55,7 +55,7 @@ def _prompt(row: Fields) -> str:
 
 
 def _comparison(question: str, first: str, second: str, label: Label | None) -> Comparison:
-    prompt = prompt_value((Message("user", question),), "instruction")
+    prompt = checked_prompt((Message("user", question),), "instruction")
     return Comparison(prompt, first, second, label)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.examples import Examples, Overlong, PositionAugmentation, Stage, make_examples
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.data.sources import Source
@@ -25,6 +26,7 @@ def inspect_source(
     limit: int,
     schema: str = "auto",
     on_bad: OnBad = "error",
+    map: ColumnMap | None = None,
     position_augmentation: PositionAugmentation = "hash",
     seed: int = 0,
     overlong: Overlong = "truncate",
@@ -36,7 +38,7 @@ def inspect_source(
     """
     check_tokenizer(spec, tokenizer)
     kind = "pair" if stage == "pretrain" else "preference"
-    records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit)
+    records, report = read_records(source, kind, schema=schema, on_bad=on_bad, limit=limit, map=map)
     examples = make_examples(
         stage,
         records,
@@ -53,6 +55,8 @@ def inspect_source(
         f"{examples.read.rows} rows read, {len(examples.documents)} documents, {examples.shortened} shortened, "
         f"dropped: {examples.read.dropped_text or 'none'}"
     )
+    if examples.read.notes_text:
+        summary += f"\n{examples.read.notes_text}"
     lengths = histogram_lines(length_histogram(examples.documents.lengths))
     yield "\n".join([summary, *(["tokens of a document:"] if lengths else []), *lengths])
 
@@ -70,7 +74,7 @@ def _show_document(examples: Examples, document: int, tokenizer: Any, spec: Judg
         counts[-1] = True
         about = "rejected" if document % 2 else "chosen"
     else:
-        start = examples.documents.offsets[document]
+        start = examples.documents.starts[document]
         counts = examples.weights[start : start + size] > 0
         about = f"{np.count_nonzero(counts)} of them carry the loss"
     name = examples.ids[document // examples.per_unit]

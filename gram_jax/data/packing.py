@@ -5,6 +5,8 @@ permutation, each in the row with the least free space that suffices (best fit).
 the next batch.
 """
 
+from array import array
+from bisect import bisect_left, insort
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 # Number of units that may be deferred before a batch is closed. A larger window reduces padding and moves units further
 # from their place in the permutation.
 WINDOW = 64
+# Number of units whose lengths are Python objects at a time.
+BLOCK = 65536
 
 
 class EpochPlan(NamedTuple):
@@ -35,12 +39,12 @@ class EpochPlan(NamedTuple):
         )
 
 
-def epoch_order(units: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of an epoch: i64 [units], a function of (seed, epoch) alone.
+def epoch_order(units: int, *seeds: int) -> np.ndarray:
+    """The permutation of an epoch: i64 [units], a function of the seeds alone, which are (seed, epoch).
 
     Sorts raw bits of Philox, which are the same in all versions of numpy, unlike `Generator.permutation`.
     """
-    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(units)
+    bits = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(units)
     return np.argsort(bits, kind="stable")
 
 
@@ -60,63 +64,81 @@ def pack_epoch(
     rows hold several units; if False, each row holds one unit (together) or one document.
     """
     documents = lengths.shape[1]
-    queue = list(map(int, order))
-    sizes = lengths.tolist()
-    places: list[tuple[int, int, int]] = []
-    batch = 0
-    while queue:
-        free = np.full(rows, length, np.int64)
-        waiting: list[int] = []
-        taken = 0
-        for unit in queue:
-            taken += 1
-            found = _rows_for(free, sizes[unit], together=together, pack=pack)
+    blocks = (order[at : at + BLOCK] for at in range(0, len(order), BLOCK))
+    fresh = ((u, s) for b in blocks for u, s in zip(b.tolist(), lengths[b].tolist(), strict=True))
+    unit_of, row_of, start_of = array("q"), array("q"), array("q")  # 8 bytes an entry
+    deferred: list[tuple[int, list[int]]] = []
+    batch, unit = 0, next(fresh, None)
+    while deferred or unit is not None:
+        free = _FreeRows(rows, length, pack=pack, together=together)
+        waiting: list[tuple[int, list[int]]] = []
+        while len(waiting) < WINDOW:
+            if deferred:
+                candidate = deferred.pop()
+            elif unit is not None:
+                candidate, unit = unit, next(fresh, None)
+            else:
+                break
+            found = free.place(candidate[1])
             if found is None:
-                waiting.append(unit)
-                if len(waiting) >= WINDOW:
-                    break
+                waiting.append(candidate)
                 continue
-            for d, row in enumerate(found):
-                start = length - int(free[row])
-                places.append((unit * documents + d, batch * rows + row, start))
-                free[row] -= sizes[unit][d]
-            if not pack:
-                free[found] = 0
-        queue = waiting + queue[taken:]
+            for d, (row, start) in enumerate(found):
+                unit_of.append(candidate[0] * documents + d)
+                row_of.append(batch * rows + row)
+                start_of.append(start)
+        # `deferred` is a stack: its last unit is the next one
+        deferred += reversed(waiting)
         batch += 1
-    return _sorted_plan(np.array(places, np.int64).reshape(-1, 3), batch)
+    columns = (np.frombuffer(column, np.int64) for column in (unit_of, row_of, start_of))
+    return _sorted_plan(*columns, batch)
 
 
-def _rows_for(
-    free: np.ndarray, sizes: list[int], *, together: bool, pack: bool
-) -> list[int] | None:
-    """The row for each document of a unit: one row if they fit together, else two."""
-    if max(sizes) > free.max():
-        return None
-    if pack or together or len(sizes) == 1:
-        row = _best_row(free, sum(sizes))
-        if row is not None:
-            return [row] * len(sizes)
-        if together or len(sizes) == 1:
+class _FreeRows:
+    """The free space of the rows of a batch, as a sorted list of the keys free * rows + row.
+
+    A search for the least sufficient space takes the logarithm of the rows, and a unit that fits nowhere, the most
+    frequent case of a nearly full batch, one comparison.
+    """
+
+    def __init__(self, rows: int, length: int, *, pack: bool, together: bool):
+        self.rows, self.length, self.pack, self.together = rows, length, pack, together
+        self.keys = [length * rows + row for row in range(rows)]
+
+    def place(self, sizes: list[int]) -> list[tuple[int, int]] | None:
+        """(row, start) of each document of a unit: one row if they fit together, else two. None if they do not fit."""
+        alone = len(sizes) == 1
+        if self.pack or self.together or alone:
+            if (key := self._pop(sum(sizes))) is not None:
+                row, start = self._fill(key, sum(sizes))
+                return [(row, start)] if alone else [(row, start), (row, start + sizes[0])]
+            if self.together or alone:
+                return None
+        if (first := self._pop(sizes[0])) is None:
             return None
-    first = _best_row(free, sizes[0])
-    if first is None:
-        return None
-    others = free.copy()
-    others[first] = -1
-    second = _best_row(others, sizes[1])
-    return None if second is None else [first, second]
+        if (second := self._pop(sizes[1])) is None:  # in another row than the first
+            insort(self.keys, first)
+            return None
+        return [self._fill(first, sizes[0]), self._fill(second, sizes[1])]
+
+    def _pop(self, size: int) -> int | None:
+        """Remove the key of the row with the least free space of at least `size`, the first of several."""
+        at = bisect_left(self.keys, size * self.rows)
+        return self.keys.pop(at) if at < len(self.keys) else None
+
+    def _fill(self, key: int, size: int) -> tuple[int, int]:
+        """(row, start) of `size` tokens in the row of a removed key."""
+        free, row = divmod(key, self.rows)
+        if self.pack:
+            insort(self.keys, (free - size) * self.rows + row)
+        return row, self.length - free
 
 
-def _best_row(free: np.ndarray, size: int) -> int | None:
-    """The row with the least free space of at least `size`."""
-    space = np.where(free >= size, free, np.iinfo(np.int64).max)
-    row = int(space.argmin())
-    return row if free[row] >= size else None
-
-
-def _sorted_plan(places: np.ndarray, batches: int) -> EpochPlan:
-    document, row, start = places[np.lexsort((places[:, 2], places[:, 1]))].T
+def _sorted_plan(
+    document: np.ndarray, row: np.ndarray, start: np.ndarray, batches: int
+) -> EpochPlan:
+    order = np.lexsort((start, row))
+    document, row, start = document[order], row[order], start[order]
     slot = np.arange(len(row)) - np.searchsorted(row, row)
     return EpochPlan(document, row, start, slot, batches)
 

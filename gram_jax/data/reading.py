@@ -5,17 +5,34 @@ skipped and counted. Comparisons of two equal responses are dropped and counted.
 """
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-from gram_jax.data.fields import BadField, Fields, Seen, id_of, number_value, source_of
+import numpy as np
+
+from gram_jax.data.detection import detect_schema, with_own_template
+from gram_jax.data.fields import (
+    IDS,
+    SOURCES,
+    Fields,
+    check_encodable,
+    id_of,
+    number_value,
+    source_of,
+)
+from gram_jax.data.lists import graded_pairs
+from gram_jax.data.mapping import ColumnMap, checked_map, mapped
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
-from gram_jax.data.schemas import Schema, detect_schema, with_own_template
-from gram_jax.data.sources import Row, Source, parse_source, read_rows
+from gram_jax.data.schemas import Schema
+from gram_jax.data.sources import Row, Source, SourceSpec, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
+from gram_jax.hashing import stable_hash
+from gram_jax.judge.messages import BadField, Notes, Prompt, Seen
 
 Kind = Literal["preference", "pair", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
@@ -23,13 +40,17 @@ SAMPLE_ROWS = 32  # rows by which a schema is detected
 
 BAD_ROW = "bad row"
 IDENTICAL = "identical responses"
+UNPAIRED = "responses without a better or worse one"
+
+logger = logging.getLogger(__name__)
 
 
 class RecordStream:
     """Iterates over the records of one source; `report()` counts the rows so far.
 
     Ids are those of the source, or a hash of the contents; they may repeat. row: number, from 1, of the row of the last
-    record. first_fault: the fault of the first bad row that was skipped.
+    record. first_fault: the fault of the first bad row that was skipped. map: as of `read_records`, if the source
+    states none.
     """
 
     def __init__(
@@ -40,6 +61,7 @@ class RecordStream:
         schema: str = "auto",
         on_bad: OnBad = "error",
         limit: int | None = None,
+        map: ColumnMap | None = None,
         keep_identical: bool = False,
     ):
         check_choice("kind", kind, Kind, DataError)
@@ -47,56 +69,120 @@ class RecordStream:
         self.spec = parse_source(source)
         self.kind: Kind = kind
         self.schema, self.on_bad, self.keep_identical = schema, on_bad, keep_identical
+        self.map = _map_of(self.spec, map)
         limits = [n for n in (limit, self.spec.limit) if n is not None]
         self.limit = min(limits, default=None)
         self._start()
 
     def _start(self) -> None:
-        self.row = self._kept = 0
+        self.row = self._rows = self._kept = 0
         self._dropped: Counter[str] = Counter()
+        self._notes: Notes = Counter()
+        self._unread: tuple[str, ...] = ()
         self.first_fault: str | None = None
 
     def report(self) -> ReadReport:
-        """Numbers of rows read, records kept and records dropped so far."""
-        return ReadReport(self.row, self._kept, dict(self._dropped))
+        """Numbers of rows read, records kept and dropped, and what is not shown, so far."""
+        return ReadReport(
+            self._rows,
+            self._kept,
+            dict(self._dropped),
+            (self._kept,),
+            notes=dict(self._notes),
+            unread=self._unread,
+        )
 
     def __iter__(self) -> Iterator[Record]:
         self._start()
-        return itertools.islice(self._records(), self.limit)
+        return itertools.islice(self._kept_records(), self.limit)
+
+    def _kept_records(self) -> Iterator[Record]:
+        for record in self._records():
+            identical = isinstance(record, Comparison) and record.first == record.second
+            if identical and not self.keep_identical:
+                self._dropped[IDENTICAL] += 1
+            else:
+                self._kept += 1
+                yield record
 
     def _records(self) -> Iterator[Record]:
-        rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
+        rows = _mapped_rows(read_rows(self.spec, keep_faulty=self.on_bad == "skip"), self.map)
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
         where, fields = _readable(sample)
         alone = self.kind == "prompts"
         found = detect_schema(self.spec.schema_or(self.schema), where, fields, prompts_alone=alone)
         schema = with_own_template(found, where, fields)
         _check_kind(self.kind, schema, self.spec.path)
-        for row in itertools.chain(sample, rows):
-            self.row += 1
-            for record in self._records_of(row, schema):
-                identical = isinstance(record, Comparison) and record.first == record.second
-                if identical and not self.keep_identical:
-                    self._dropped[IDENTICAL] += 1
-                else:
-                    self._kept += 1
-                    yield record
+        self._unread = tuple(sorted({x for row in fields for x in row} - schema.columns - META))
+        read = self._records_of_group if schema.grouped else self._records_of_row
+        yield from read(itertools.chain(sample, rows), schema)
 
-    def _records_of(self, row: Row, schema: Schema) -> Sequence[Record]:
+    def _records_of_row(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
+        for row in rows:
+            self._rows = self.row = self._rows + 1
+            yield from self._parsed(row, schema, self.kind)
+
+    def _records_of_group(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
+        """Records of rows of which those with the same prompt belong together."""
+        groups: dict[Prompt, list[tuple[int, Candidates]]] = {}
+        for row in rows:
+            self._rows += 1
+            for record in self._parsed(row, schema, "graded"):
+                assert isinstance(record, Candidates)
+                groups.setdefault(record.prompt, []).append((self._rows, record))
+        for group in groups.values():
+            self.row = group[-1][0]
+            first = group[0][1]
+            whole = replace(
+                first,
+                responses=tuple(text for _, one in group for text in one.responses),
+                grades=tuple(grade for _, one in group for grade in one.grades or ()),
+            )
+            if self.kind == "graded":
+                yield whole
+                continue
+            pairs = [*graded_pairs(whole, first.id)] if self.kind in PAIRED else [whole]
+            if not pairs:
+                self._dropped[UNPAIRED] += len(group)
+            yield from (_as_kind(pair, self.kind, 1.0, first.id, first.source) for pair in pairs)
+
+    def _parsed(self, row: Row, schema: Schema, kind: Kind) -> Sequence[Record]:
         """The records of a row; none if it is bad and on_bad = "skip"."""
+        notes: Notes = Counter()
         try:
             if row.fault is None:
-                return _parse(row.fields, schema, self.kind)
+                found = _parse(row.fields, schema, kind, notes)
+                self._notes.update(notes)
+                return found
             fault = f"{row.where}: {row.fault}"
         except BadField as error:
             fault = f"{row.where}: {error} (schema {schema.name})"
-            if self.on_bad == "error":
-                raise DataError(
-                    f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows'
-                ) from None
+        if self.on_bad == "error":
+            raise DataError(f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows')
         self._dropped[BAD_ROW] += 1
         self.first_fault = self.first_fault or fault
         return ()
+
+
+PAIRED = ("preference", "pair")
+META = frozenset((*IDS, *SOURCES))
+
+
+def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap | None:
+    """The map of a source, or the one of all sources."""
+    chosen = spec.map or map
+    return checked_map(chosen) if chosen else None
+
+
+def _mapped_rows(rows: Iterable[Row], map: ColumnMap | None) -> Iterator[Row]:
+    """The rows with the columns of a map; a row that lacks one has a fault."""
+    for row in rows:
+        if map and row.fault is None:
+            try:
+                row = row._replace(fields=mapped(row.fields, map))
+            except BadField as error:
+                row = Row(row.where, {}, str(error))
+        yield row
 
 
 def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
@@ -112,28 +198,33 @@ def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
         raise DataError(f"{found} pairs")
 
 
-def check_source(source: Source, kind: Kind, *, schema: str = "auto") -> None:
+def check_source(
+    source: Source, kind: Kind, *, schema: str = "auto", map: ColumnMap | None = None
+) -> None:
     """Raises DataError if the first rows of the source cannot be read as this kind."""
-    spec = parse_source(source)
-    sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
-    alone = kind == "prompts"
-    found = detect_schema(spec.schema_or(schema), *_readable(sample), prompts_alone=alone)
-    _check_kind(kind, found, spec.path)
+    found = _detected(source, schema, map, prompts_alone=kind == "prompts")
+    _check_kind(kind, found, parse_source(source).path)
 
 
-def source_kind(source: Source, *, schema: str = "auto") -> Kind:
+def source_kind(source: Source, *, schema: str = "auto", map: ColumnMap | None = None) -> Kind:
     """The kind of a source that keeps most of its content: "candidates", else "preference" if labeled, else "pair"."""
-    found = source_schema(source, schema=schema)
+    found = source_schema(source, schema=schema, map=map)
     if found.name == "candidates":
         return "candidates"
     return "preference" if found.labeled else "pair"
 
 
-def source_schema(source: Source, *, schema: str = "auto") -> Schema:
+def source_schema(source: Source, *, schema: str = "auto", map: ColumnMap | None = None) -> Schema:
     """The schema of a source, detected by its first rows. Raises DataError if no known schema fits."""
+    return _detected(source, schema, map, prompts_alone=False)
+
+
+def _detected(source: Source, schema: str, map: ColumnMap | None, *, prompts_alone: bool) -> Schema:
     spec = parse_source(source)
-    sample = list(itertools.islice(read_rows(spec, keep_faulty=True), SAMPLE_ROWS))
-    return detect_schema(spec.schema_or(schema), *_readable(sample))
+    rows = _mapped_rows(read_rows(spec, keep_faulty=True), _map_of(spec, map))
+    sample = list(itertools.islice(rows, SAMPLE_ROWS))
+    name = spec.schema_or(schema)
+    return detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
 
 
 def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
@@ -150,6 +241,7 @@ class ReadOptions(TypedDict, total=False):
     schema: str
     on_bad: OnBad
     limit: int | None
+    map: ColumnMap | None
 
 
 @overload
@@ -179,13 +271,15 @@ def read_records(
     schema: str = "auto",
     on_bad: OnBad = "error",
     limit: int | None = None,
+    map: ColumnMap | None = None,
 ) -> tuple[list[Any], ReadReport]:
     """All records of a source, and a report of its rows.
 
     kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
     "candidates" Candidates, "graded" Candidates with grades, "prompts" the records of the source, which are
-    Candidates without responses if its rows have a prompt only. Ids are unique and do not depend on the order of the
-    rows. Raises DataError if the source or a row cannot be read as this kind.
+    Candidates without responses if its rows have a prompt only. map: the columns of the source for those of a schema,
+    {"prompt": "question", "label": "winner", "label:left": "A"} (data/mapping.py). Ids are unique and do not depend on
+    the order of the rows. Raises DataError if the source or a row cannot be read as this kind.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -196,7 +290,7 @@ def read_records(
     >>> records[0].chosen, report.rows
     ('Seven.', 1)
     """
-    return read_sources([source], kind, schema=schema, on_bad=on_bad, limit=limit)
+    return read_sources([source], kind, schema=schema, on_bad=on_bad, limit=limit, map=map)
 
 
 def read_sources(
@@ -206,34 +300,96 @@ def read_sources(
     schema: str = "auto",
     on_bad: OnBad = "error",
     limit: int | None = None,
+    map: ColumnMap | None = None,
 ) -> tuple[list[Any], ReadReport]:
     """The records of several sources, one after another; ids are unique, and `limit` applies, over all sources."""
-    records: list[Record] = []
-    total = ReadReport(0, 0)
-    for source in sources:
-        left = None if limit is None else limit - len(records)
-        if records and left == 0:
-            break
-        stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, limit=left)
-        more, report = list(stream), stream.report()
-        if not more:
-            first = f"\nthe first bad row: {stream.first_fault}" if stream.first_fault else ""
-            raise DataError(
-                f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped_text}{first}"
-            )
-        records += more
-        total = total + report
-    return _with_unique_ids(records), total
+    stream = SourcesStream(sources, kind, schema=schema, on_bad=on_bad, limit=limit, map=map)
+    records = list(stream.as_read())
+    return list(_with_unique_ids(records, _repeated_ids(records))), stream.read
 
 
-def _parse(fields: Fields, schema: Schema, kind: Kind) -> list[Record]:
+class SourcesStream:
+    """Iterates over the records of several sources as `read_sources` returns them, without holding them in memory.
+
+    Every iteration reads the sources; the first one reads them twice, because ids are made unique over all of them.
+    read: the report of the last complete reading.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        kind: Kind = "preference",
+        *,
+        schema: str = "auto",
+        on_bad: OnBad = "error",
+        limit: int | None = None,
+        map: ColumnMap | None = None,
+    ):
+        self.sources, self.limit, self.read = tuple(sources), limit, ReadReport(0, 0)
+        self._open = partial(RecordStream, kind=kind, schema=schema, on_bad=on_bad, map=map)
+        self._repeated: frozenset[int] | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        return _with_unique_ids(self.as_read(), self.scan())
+
+    def scan(self) -> frozenset[int]:
+        """Read all records once and set `read`; returns hashes of the ids that occur several times."""
+        if self._repeated is None:
+            self._repeated = _repeated_ids(self.as_read())
+        return self._repeated
+
+    def as_read(self) -> Iterator[Record]:
+        """The records with the ids of the sources, which may repeat. Sets `read` at the end."""
+        read = ReadReport(0, 0)
+        for source in self.sources:
+            left = None if self.limit is None else self.limit - read.kept
+            if read.kept and left == 0:
+                break
+            stream = self._open(source, limit=left)
+            yield from stream
+            report = stream.report()
+            if not report.kept:
+                first = f"\nthe first bad row: {stream.first_fault}" if stream.first_fault else ""
+                raise DataError(
+                    f"{stream.spec.path}: no record is left of {report.rows} rows: {report.dropped_text}{first}"
+                )
+            if not self.read.rows:
+                log_notes(stream.spec.path, report)
+            read += report
+        self.read = read
+
+
+def log_notes(path: str, report: ReadReport) -> None:
+    """A warning for each kind of content that the records do not show."""
+    for kind, count in report.notes.items():
+        logger.warning("%s: %d %s", path, count, kind)
+
+
+def parse_row(
+    fields: Fields, kind: Kind, where: str, notes: Notes, *, schema: str = "auto"
+) -> list[Record]:
+    """The records of one row, which needs no source. Raises DataError with the place `where`."""
+    found = detect_schema(schema, where, [fields])
+    _check_kind(kind, found, where)
+    try:
+        return _parse(fields, found, kind, notes)
+    except BadField as error:
+        raise DataError(f"{where}: {error} (schema {found.name})") from None
+
+
+def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Record]:
     weight = 1.0
     if fields.get("weight") is not None:
         weight = number_value(fields["weight"], "weight")
         if weight < 0:
             raise BadField("weight", "a number that is not negative", weight)
-    graded = schema.graded if kind == "graded" else None
-    parsed = [graded(fields)] if graded else schema.parse(fields)
+    if kind == "graded" or (kind == "candidates" and schema.listed):
+        parsed: Sequence[Record] = [schema.parse_graded(fields, notes)]
+    else:
+        parsed = schema.parse(fields, notes)
+    for record in parsed:
+        contents = [message.content for message in record.prompt]
+        check_encodable(fields, [*contents, *texts_of(record)])
     name, source = id_of(fields), source_of(fields)
     return [_as_kind(record, kind, weight, name, source) for record in parsed]
 
@@ -254,20 +410,23 @@ def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) 
     return replace(record, id=name, source=source, weight=weight)
 
 
-def _with_unique_ids(records: list[Record]) -> list[Record]:
+def _repeated_ids(records: Iterable[Record]) -> frozenset[int]:
+    """Hashes of the ids that occur several times. 8 bytes a record are held in memory."""
+    hashes = np.fromiter((stable_hash(0, record.id) for record in records), np.uint64)
+    hashes.sort()
+    return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def _with_unique_ids(records: Iterable[Record], repeated: frozenset[int]) -> Iterator[Record]:
     """Records with unique ids: repeated ids get the hash of the texts as a suffix, and repeated texts also a number."""
-    times = Counter(record.id for record in records)
-    if len(times) == len(records):
-        return records
     taken: Counter[str] = Counter()
-    unique = []
     for record in records:
         name = record.id
-        if times[name] > 1:
+        if repeated and stable_hash(0, name) in repeated:
             contents = content_id(record.prompt, *texts_of(record))
             name = name if name == contents else f"{name}#{contents}"
             taken[name] += 1
             if taken[name] > 1:
                 name = f"{name}-{taken[name]}"
-        unique.append(replace(record, id=name))
-    return unique
+            record = replace(record, id=name)
+        yield record

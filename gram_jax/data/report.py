@@ -11,19 +11,30 @@ import numpy as np
 class ReadReport:
     """Numbers of rows read, records kept, and records dropped by reason.
 
-    A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows.
+    A row may give several records (nine in RM-Bench), so kept + dropped may differ from rows. by_source: records that
+    were read from each source. notes: what messages hold and the judge is not shown, by kind. unread: columns that the
+    schema does not read.
 
     >>> ReadReport(3, 3).without({"tie": 1, "too long": 0})
-    ReadReport(rows=3, kept=2, dropped={'tie': 1})
+    ReadReport(rows=3, kept=2, dropped={'tie': 1}, notes={}, unread=())
     """
 
     rows: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+    by_source: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     def __add__(self, other: "ReadReport") -> "ReadReport":
-        dropped = dict(Counter(self.dropped) + Counter(other.dropped))
-        return ReadReport(self.rows + other.rows, self.kept + other.kept, dropped)
+        return ReadReport(
+            self.rows + other.rows,
+            self.kept + other.kept,
+            dict(Counter(self.dropped) + Counter(other.dropped)),
+            self.by_source + other.by_source,
+            dict(Counter(self.notes) + Counter(other.notes)),
+            tuple(dict.fromkeys(self.unread + other.unread)),
+        )
 
     def without(self, dropped: Mapping[str, int]) -> "ReadReport":
         """The report with more of the kept records dropped."""
@@ -34,6 +45,39 @@ class ReadReport:
         """Numbers of dropped records by reason as one line, "" if there are none."""
         return ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
 
+    @property
+    def notes_text(self) -> str:
+        """What is not shown, and which columns are not read, as one line, "" if there is nothing."""
+        unread = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
+        return "; ".join([*(f"{count} {kind}" for kind, count in self.notes.items()), *unread])
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """A source: its examples and tokens, the passes over it in an epoch, its share of the examples of an epoch."""
+
+    name: str
+    examples: int
+    tokens: int
+    passes: float
+    share: float
+
+
+def source_shares(
+    passes: Mapping[str, float], examples: Sequence[int], tokens: Sequence[int]
+) -> tuple[SourceShare, ...]:
+    """The shares of sources with these passes by name, numbers of examples and numbers of tokens.
+
+    >>> [share.share for share in source_shares({"a": 1.0, "b": 2.0}, [30, 5], [300, 50])]
+    [0.75, 0.25]
+    """
+    rows = list(zip(passes.items(), examples, tokens, strict=True))
+    total = sum(count * times for (_, times), count, _ in rows)
+    return tuple(
+        SourceShare(name, int(count), int(size), times, float(count * times / total))
+        for (name, times), count, size in rows
+    )
+
 
 @dataclass(frozen=True)
 class DataReport:
@@ -41,7 +85,8 @@ class DataReport:
 
     examples: units (pairs or sequences); documents: token sequences (two for a unit with both orders); shortened:
     truncated examples; histogram: (shortest, longest, documents); padding: share of the positions of an epoch without
-    a token; first_share: share of verdicts whose first response is better, None without verdicts.
+    a token; first_share: share of verdicts whose first response is better, None without verdicts; sources: those of the
+    recipe, in its order; notes, unread: as of ReadReport.
     """
 
     rows_read: int
@@ -61,6 +106,9 @@ class DataReport:
     examples_per_step: float
     padding: float
     first_share: float | None
+    sources: tuple[SourceShare, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """The report as text."""
@@ -69,6 +117,9 @@ class DataReport:
             f"examples         {self.examples:,} in {self.documents:,} documents",
         ]
         lines += [f"dropped          {count:,} {why}" for why, count in self.dropped.items()]
+        lines += [f"noted            {count:,} {what}" for what, count in self.notes.items()]
+        if self.unread:
+            lines.append(f"columns not read {', '.join(self.unread)}")
         if self.shortened:
             lines.append(f"shortened        {self.shortened:,} examples")
         lines += [
@@ -86,6 +137,12 @@ class DataReport:
         ]
         if self.first_share is not None:
             lines.append(f"first is better  {self.first_share:.1%} of the verdicts")
+        if len(self.sources) > 1:
+            lines += [
+                f"source           {one.share:.1%} of an epoch: {one.examples:,} examples, {one.tokens:,} tokens, "
+                f"{one.passes:g} passes, {one.name}"
+                for one in self.sources
+            ]
         return "\n".join(lines)
 
 

@@ -1,64 +1,165 @@
-"""The published forms of rows, detected by their fields or named in a recipe."""
+"""The published forms of rows, as tables of their columns; detected by the columns of a row, or named in a recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
-from gram_jax.data import parsers
-from gram_jax.data.fields import Fields
-from gram_jax.data.gram_rows import gram, is_published, rendered
-from gram_jax.data.parsers import BOTH, STYLES
-from gram_jax.data.records import Candidates, Record
-from gram_jax.errors import DataError, JudgeError
-from gram_jax.judge.recover import recover_template
-from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
+from gram_jax.data import lists, shapes
+from gram_jax.data.fields import Fields, id_of
+from gram_jax.data.gram_rows import gram
+from gram_jax.data.lists import ALONE, ASKED
+from gram_jax.data.records import Candidates, Comparison, Label, Record
+from gram_jax.data.shapes import BOTH, PROMPTS, Columns, Parts, alternative
+from gram_jax.data.verdicts import (
+    WORDS,
+    OneHot,
+    Scores,
+    Strength,
+    Verdict,
+    Words,
+    chosen,
+    unlabeled,
+)
+from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
+
+# Columns that every schema reads if a row has them.
+SYSTEM = "system|system_prompt"
+TOOLS = "tools"
+COMMON = ("margin", "weight", "tools", "system", "system_prompt")
+
+Reader = Callable[[Fields, Notes], Sequence[Record]]
 
 
 @dataclass(frozen=True)
 class Schema:
     """A published form of rows.
 
-    fields: the required fields; fits: whether the values of a row with these fields are of this form; labeled: whether
-    a row states a preference; graded: the row as one list of graded responses, if the form has such lists.
+    fields: the required columns ("a|b": one of them); read: the records of a row; fits: whether the values of a row
+    with these columns are of this form; labeled: whether a row states a preference; graded: the row as one list of
+    graded responses, if the form has such lists; listed: a row is one such list; grouped: the rows of one prompt are
+    one such list; optional: columns that are read if they exist.
     """
 
     name: str
     fields: tuple[str, ...]
-    parse: Callable[[Fields], Sequence[Record]]
+    read: Reader
     fits: Callable[[Fields], bool] = lambda row: True
     labeled: bool = True
-    graded: Callable[[Fields], Candidates] | None = None
+    graded: Callable[[Fields, Notes], Candidates] | None = None
+    listed: bool = False
+    grouped: bool = False
+    optional: tuple[str, ...] = ()
 
     def matches(self, row: Fields) -> bool:
-        """Whether the row has the required fields."""
-        return all(field in row for field in self.fields)
+        """Whether the row has the required columns."""
+        return len(self.used(row)) == len(self.fields)
+
+    def used(self, row: Fields) -> frozenset[str]:
+        """The required columns that the row has, one of each alternative."""
+        found = (next((n for n in path.split("|") if root(n) in row), None) for path in self.fields)
+        return frozenset(root(name) for name in found if name is not None)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that may be read."""
+        names = (
+            name for path in (*self.fields, *self.optional, *COMMON) for name in path.split("|")
+        )
+        return frozenset(map(root, names))
+
+    def parse(self, row: Fields, notes: Notes) -> Sequence[Record]:
+        """The records of a row, with its system turn and tools. Raises BadField."""
+        return [_with_context(record, row) for record in self.read(row, notes)]
+
+    def parse_graded(self, row: Fields, notes: Notes) -> Candidates:
+        """The row as one list of graded responses."""
+        assert self.graded is not None
+        return _with_context(self.graded(row, notes), row)
 
 
-def _are_texts(row: Fields) -> bool:
-    return all(isinstance(row[field], str) for field in BOTH)
+def root(path: str) -> str:
+    """The column of a path."""
+    return path.split(".")[0].split("[")[0]
 
 
-def _are_lists_of(kind: type, row: Fields) -> bool:
-    sides = [row[field] for field in BOTH]
-    return all(
-        isinstance(side, list | tuple) and bool(side) and isinstance(side[0], kind)
-        for side in sides
+def _with_context(record: Any, row: Fields) -> Any:
+    """The record with the row's system turn and definitions of tools. Raises BadField for media."""
+    for name in MEDIA:
+        if row.get(name):
+            raise BadField(name, "rows of text: a judge reads no media", Seen(f"a column {name}"))
+    system, tools = alternative(row, SYSTEM), row.get(TOOLS)
+    if not tools and isinstance(row.get("input"), Mapping):  # of OpenAI's files
+        tools = row["input"].get(TOOLS)
+    if system is None and not tools:
+        return record
+    text = None if system is None else row[system]
+    return replace(record, prompt=with_system(record.prompt, text, tools))
+
+
+# Rows with two responses
+
+
+def _pair(
+    name: str,
+    columns: Columns,
+    verdict: Verdict,
+    fields: tuple[str, ...] = (),
+    shape: Callable[[Fields, Columns, Notes], Parts] = shapes.beside,
+    **options: Any,
+) -> Schema:
+    """A schema of a prompt and two responses. fields: the required columns, by default `columns` and the verdict's."""
+
+    def read(row: Fields, notes: Notes) -> list[Comparison]:
+        prompt, first, second = shape(row, columns, notes)
+        label, margin = verdict(row)
+        return [Comparison(prompt, first, second, label, margin)]
+
+    return Schema(
+        name,
+        fields or (*columns, *_verdict_fields(verdict)),
+        read,
+        labeled=verdict is not unlabeled,
+        **options,
+    )
+
+
+def _verdict_fields(verdict: Verdict) -> tuple[str, ...]:
+    match verdict:
+        case Words(columns):
+            return ("|".join(columns),)
+        case Strength(name):
+            return (name,)
+        case Scores(first, second) | OneHot(first, second):
+            return (first, second)
+    return ()
+
+
+def _texts(row: Fields, *names: str) -> bool:
+    return all(isinstance(row.get(name), str) for name in names)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
     )
 
 
 def _are_messages(row: Fields) -> bool:
-    columns = all(isinstance(row[field], Mapping) for field in BOTH)
-    return columns or _are_lists_of(dict, row)
+    return all(_is_messages(row[name]) for name in BOTH)
+
+
+def _has_prompt(row: Fields) -> bool:
+    return any(row.get(name) is not None for name in PROMPTS)
 
 
 def _is_transcript(row: Fields) -> bool:
-    return (row.get("prompt") is None and _are_texts(row)) and all(
-        "\n\nAssistant:" in row[field] and "Human:" in row[field][:10] for field in BOTH
+    return (not _has_prompt(row) and _texts(row, *BOTH)) and all(
+        "\n\nAssistant:" in row[name] and "Human:" in row[name][:10] for name in BOTH
     )
 
 
 def _is_implicit(row: Fields) -> bool:
-    return row.get("prompt") is None and _are_texts(row) and not _is_transcript(row)
+    return not _has_prompt(row) and _texts(row, *BOTH) and not _is_transcript(row)
 
 
 def _is_repeated(row: Fields) -> bool:
@@ -66,148 +167,189 @@ def _is_repeated(row: Fields) -> bool:
     prompt = row["prompt"]
     if not isinstance(prompt, str) or len(prompt.split()) <= 2:
         return False
-    return _are_texts(row) and all(row[field].startswith(prompt) for field in BOTH)
+    return _texts(row, *BOTH) and all(row[name].startswith(prompt) for name in BOTH)
 
 
 def _is_standard(row: Fields) -> bool:
-    return _are_texts(row) and not _is_repeated(row)
+    return _texts(row, *BOTH) and not (row.get("prompt") is not None and _is_repeated(row))
+
+
+# Rows with lists of responses
 
 
 def _is_rm_bench(row: Fields) -> bool:
-    if not _are_lists_of(str, row):
+    sides = [row[name] for name in BOTH]
+    if not all(isinstance(x, list | tuple) and bool(x) and isinstance(x[0], str) for x in sides):
         return False
     # Rows of code also have a subset.
-    styles = all(len(row[field]) == len(STYLES) for field in BOTH)
+    styles = all(len(side) == len(lists.STYLES) for side in sides)
     return "domain" in row or (styles and "subset" not in row)
 
 
-def _is_reward_bench_2(row: Fields) -> bool:
-    """One of the lists may be empty; the parser rejects it."""
-    if not all(isinstance(row[field], list | tuple) for field in BOTH):
-        return False
-    texts = [text for field in BOTH for text in row[field]]
-    return bool(texts) and isinstance(texts[0], str)
+def _has_lists(row: Fields) -> bool:
+    """Whether one side is a list of texts and the other as well, or one text. One of the lists may be empty."""
+    sides = [row[name] for name in BOTH]
+    lists = [side for side in sides if isinstance(side, list | tuple)]
+    texts = [text for side in lists for text in side]
+    others = all(isinstance(side, str) for side in sides if side not in lists)
+    return bool(lists) and others and bool(texts) and isinstance(texts[0], str)
 
 
-def _is_ultrafeedback(row: Fields) -> bool:
-    return isinstance(row["prompt"], str) and _are_messages(row)
+def _listed(
+    name: str,
+    fields: tuple[str, ...],
+    graded: Callable[[Fields, Notes], Candidates],
+    **options: Any,
+) -> Schema:
+    def read(row: Fields, notes: Notes) -> list[Comparison]:
+        return lists.graded_pairs(graded(row, notes), id_of(row))
+
+    return Schema(name, fields, read, graded=graded, listed=True, **options)
 
 
-_PAIR = ("prompt", "response_a", "response_b")
-_JUDGEBENCH = ("question", "response_A", "response_B", "label")
-_HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
-_SCORED = ("prompt", *BOTH, "score_chosen", "score_rejected")
-_ALL = (
-    # The first form that fits is used, so a narrower form precedes a wider one.
-    Schema("rm-bench", ("prompt", *BOTH), parsers.rm_bench, _is_rm_bench),
+_ANY = (ASKED, *BOTH)
+# an integer is the index of the better response
+_LABELS: Mapping[str, Label] = {**WORDS, "0": 0, "1": 1}
+_MODELS = Words(("winner",), WORDS)
+# The first of two forms with the same columns is used, so a narrower form precedes a wider one.
+ALL = (
+    Schema("rm-bench", ("prompt", *BOTH), lists.rm_bench, _is_rm_bench),
     Schema(
         "reward-bench-2",
-        ("prompt", *BOTH),
-        parsers.reward_bench_2,
-        _is_reward_bench_2,
-        graded=parsers.graded_reward_bench_2,
+        _ANY,
+        lists.right_and_wrong,
+        _has_lists,
+        graded=lists.graded_right_and_wrong,
     ),
     Schema(
         "candidates",
-        ("prompt", "responses"),
-        parsers.candidates,
+        (ASKED, "responses"),
+        lists.candidates,
         labeled=False,
-        graded=parsers.graded_candidates,
+        graded=lists.graded_candidates,
+        optional=("scores", "correct"),
     ),
-    Schema("labeled-pairs", (*_PAIR, "label"), parsers.labeled_pairs),
-    Schema("pairs", _PAIR, parsers.pairs, labeled=False),
-    Schema("judgebench", _JUDGEBENCH, parsers.judgebench),
-    Schema("unified-feedback", ("conv_A", "conv_B"), parsers.unified_feedback),
-    Schema("helpsteer3", _HELPSTEER3, parsers.helpsteer3),
-    Schema("llamafactory-sharegpt", ("conversations", *BOTH), parsers.factory_sharegpt),
-    Schema("llamafactory-alpaca", ("instruction", *BOTH), parsers.factory_alpaca),
-    Schema("gram", ("instruction", "output"), gram),
-    Schema("ultrafeedback-binarized", _SCORED, parsers.ultrafeedback, _is_ultrafeedback),
-    Schema("trl-conversational", BOTH, parsers.trl_conversational, _are_messages),
-    Schema("trl-repeated", ("prompt", *BOTH), parsers.trl_repeated, _is_repeated),
-    Schema("trl-standard", ("prompt", *BOTH), parsers.trl_standard, _is_standard),
-    Schema("hh-rlhf", BOTH, parsers.hh_rlhf, _is_transcript),
-    Schema("trl-implicit", BOTH, parsers.trl_implicit, _is_implicit),
+    _pair(
+        "labeled-pairs",
+        (ASKED + "|instruction", "response_a", "response_b"),
+        Words(("label", "winner", "preference"), _LABELS),
+    ),
+    _pair("pairs", (ASKED + "|instruction", "response_a", "response_b"), unlabeled),
+    _pair(
+        "judgebench",
+        ("question", "response_A", "response_B"),
+        Words(("label",), {"a>b": 0, "b>a": 1, "a=b": "tie"}),
+    ),
+    _pair(
+        "unified-feedback",
+        ("", "conv_A", "conv_B"),
+        Scores("conv_A_rating", "conv_B_rating"),
+        ("conv_A", "conv_B"),
+        optional=("conv_A_rating", "conv_B_rating"),
+    ),
+    _pair("helpsteer2", ("prompt", "response_1", "response_2"), Strength("preference_strength")),
+    _pair("helpsteer3", ("context", "response1", "response2"), Strength("overall_preference")),
+    _pair(
+        "lmarena",
+        ("", "conversation_a", "conversation_b"),
+        _MODELS,
+        ("conversation_a", "conversation_b", "winner"),
+    ),
+    _pair(
+        "lmsys-55k",
+        ("prompt", "response_a", "response_b"),
+        OneHot("winner_model_a", "winner_model_b", "winner_tie"),
+        shape=shapes.lists_of_turns,
+        optional=("winner_tie",),
+    ),
+    _pair("ppe", ("prompt", "response_1", "response_2"), _MODELS),
+    _pair(
+        "pku-saferlhf",
+        ("prompt", "response_0", "response_1"),
+        Words(("better_response_id",), {"0": 0, "1": 1}),
+    ),
+    _pair(
+        "shp",
+        ("history", "human_ref_A", "human_ref_B"),
+        Words(("labels",), {"1": 0, "0": 1}, margin="score_ratio"),
+        optional=("score_ratio",),
+    ),
+    _pair(
+        "offsetbias",
+        ("instruction", "output_1", "output_2"),
+        Words(("label",), {"1": 0, "2": 1}),
+    ),
+    _pair("rmb", ("conversation_input", "chosen.answer", "reject.answer"), chosen),
+    _pair(
+        "openai-dpo",
+        ("input.messages", "preferred_output", "non_preferred_output"),
+        chosen,
+    ),
+    _pair(
+        "ms-swift",
+        ("messages", "messages", "rejected_response"),
+        chosen,
+        ("messages", "rejected_response"),
+        shapes.answered_conversation,
+    ),
+    _pair(
+        "ms-swift-messages",
+        ("messages", "messages", "rejected_messages"),
+        chosen,
+        ("messages", "rejected_messages"),
+        shapes.answered_conversation,
+    ),
+    _listed("nectar", ("prompt", "answers"), lists.nectar),
+    _listed("kto", (ASKED, "completion", "label"), lists.kto, grouped=True),
+    _pair("llamafactory-sharegpt", ("conversations", *BOTH), chosen),
+    _pair(
+        "llamafactory-alpaca",
+        ("instruction", *BOTH),
+        chosen,
+        shape=shapes.instruction,
+        optional=("input", "history"),
+    ),
+    Schema(
+        "llamafactory-list",
+        ("instruction", "output"),
+        lists.output_list,
+        lambda row: isinstance(row["output"], list | tuple),
+        optional=("input", "history"),
+    ),
+    Schema(
+        "gram",
+        ("instruction", "output"),
+        lambda row, notes: gram(row),
+        lambda row: isinstance(row["output"], str),
+        optional=("input",),
+    ),
+    _pair(
+        "ultrafeedback-binarized",
+        (ASKED, *BOTH),
+        Scores("score_chosen", "score_rejected", ordered=True),
+        fits=lambda row: _are_messages(row),
+    ),
+    _pair(
+        "trl-conversational",
+        (ASKED, *BOTH),
+        chosen,
+        BOTH,
+        fits=_are_messages,
+        optional=PROMPTS,
+    ),
+    _pair("trl-repeated", ("prompt", *BOTH), chosen, shape=shapes.repeated, fits=_is_repeated),
+    _pair("trl-standard", (ASKED, *BOTH), chosen, fits=_is_standard),
+    _pair("hh-rlhf", ("", *BOTH), chosen, BOTH, shapes.transcripts, fits=_is_transcript),
+    _pair("trl-implicit", ("", *BOTH), chosen, BOTH, shapes.shared_text, fits=_is_implicit),
 )
 
 # Not in SCHEMAS, because training and scoring cannot use it.
-_PROMPTS = Schema("prompts", ("prompt",), parsers.prompts_alone, labeled=False)
-
-# Forms that do not belong to a published data set; an error message lists them first.
-_PLAIN = ("trl-standard", "labeled-pairs", "pairs", "candidates")
-_ASKED = (
-    "prompt",
-    "question",
-    "instruction",
-)  # fields of many forms, ignored for the nearest one
+PROMPT_ROWS = Schema("prompts", (ALONE,), lists.prompt_alone, labeled=False, optional=("history",))
 
 # Other names of forms.
 _ALIASES = {"skywork": "trl-conversational", "reward-bench": "trl-standard", "trl": "trl-standard"}
 
-_BY_NAME = {schema.name: schema for schema in _ALL}
+_BY_NAME = {schema.name: schema for schema in ALL}
 SCHEMAS: Mapping[str, Schema] = _BY_NAME | {
     alias: _BY_NAME[name] for alias, name in _ALIASES.items()
 }
-
-
-def detect_schema(
-    name: str, where: str, sample: Sequence[Fields], *, prompts_alone: bool = False
-) -> Schema:
-    """The schema called `name`, or for "auto" the first one that fits every row of the sample.
-
-    prompts_alone: rows of no known schema that have a prompt are prompts without responses. Raises DataError with the
-    fields found and the nearest schema if none fits.
-    """
-    if name != "auto":
-        if name not in SCHEMAS:
-            known = ", ".join(["auto", *SCHEMAS])
-            raise DataError(f"unknown schema {name!r}: expected one of {known}")
-        return SCHEMAS[name]
-    # A few damaged rows in the sample do not prevent the detection.
-    for share in (1.0, 0.5):
-        for schema in _ALL:
-            fitting = sum(schema.matches(row) and schema.fits(row) for row in sample)
-            if fitting >= share * len(sample):
-                return schema
-    # The row has the fields of a schema but values that do not fit: the parser reports the error.
-    named = [schema for schema in _ALL if schema.matches(sample[0])]
-    if named:
-        return max(reversed(named), key=lambda schema: len(schema.fields))
-    if prompts_alone and all(row.get("prompt") for row in sample):
-        return _PROMPTS
-    raise _unknown(where, list(dict.fromkeys(field for row in sample for field in row)))
-
-
-def _unknown(where: str, found: Sequence[str]) -> DataError:
-    """The error that no schema has the fields found, with the nearest one and a list of all."""
-    plain = [SCHEMAS[name] for name in _PLAIN]
-    forms = [*plain, *(schema for schema in _ALL if schema not in plain)]
-    near = max(forms, key=lambda s: len(set(s.fields) & set(found)) / len(s.fields))
-    missing = [field for field in near.fields if field not in found]
-    advice = "rename the fields to those of a schema"
-    if set(near.fields) & set(found) - set(_ASKED):
-        advice = f"nearest is {near.name}, which also has {', '.join(missing)}; {advice}"
-    known = "\n".join(f"  {s.name}: {', '.join(s.fields)}" for s in forms)
-    return DataError(
-        f"{where}: no known schema has these fields: {', '.join(map(str, found))}\n"
-        f"{advice}. Known schemas, the plainest first:\n{known}"
-    )
-
-
-def with_own_template(schema: Schema, where: str, sample: Sequence[Fields]) -> Schema:
-    """The schema, with a parser for the sample's own template if it holds GRAM rows without the published frame.
-
-    Raises DataError if template and labels cannot be recovered from the sample.
-    """
-    if schema.name != "gram" or any(is_published(row) for row in sample):
-        return schema
-    try:
-        template, labels = recover_template(sample)
-    except JudgeError as error:
-        if any(GRAM_RESPONSES[0][0] in str(text) for row in sample for text in row.values()):
-            return schema  # the published frame, damaged: its parser reports the place
-        raise DataError(
-            f"{where}: rendered rows with neither the published frame ({GRAM_QUESTION.strip()}, "
-            f"{GRAM_RESPONSES[0][0].strip()} ..., A or B) nor a template that could be recovered: {error}"
-        ) from error
-    return replace(schema, parse=partial(rendered, template, labels))

@@ -2,23 +2,24 @@
 
 A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a folder (of such files, of
 `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on the Hugging Face hub, or
-"tfds:name". Folders and datasets take a split after a colon, "folder:validation"; the default is "train".
+"tfds:name". Folders and datasets take a split after a colon, "folder:validation"; without one they must have a split
+"train" (data/splits.py).
 """
 
 import difflib
-import gzip
 import itertools
-import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
+from gram_jax.data.mapping import ColumnMap
+from gram_jax.data.splits import explained, files_by_split, has_card, pick_split
 from gram_jax.errors import DataError
+from gram_jax.limits import MAX_LINE, MAX_LIST, open_limited, parse_json
 
 FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *csv_rows.SUFFIXES, ".parquet")
 PARQUET_ROWS = 1024  # rows held as Python objects at a time
@@ -26,12 +27,17 @@ PARQUET_ROWS = 1024  # rows held as Python objects at a time
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source with its settings. schema: a name in schemas.SCHEMAS; limit: maximum number of records."""
+    """A source with its settings.
+
+    schema: a name in schemas.SCHEMAS; limit: maximum number of records; map: its columns for those of a schema
+    (mapping.py).
+    """
 
     path: str
     schema: str = "auto"
     split: str | None = None
     limit: int | None = None
+    map: ColumnMap | None = None
 
     def schema_or(self, default: str) -> str:
         """The schema of the source, or `default` if it states none."""
@@ -89,9 +95,9 @@ def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
-    path = Path(spec.path).expanduser()
+    path, config = _folder_and_config(Path(spec.path).expanduser())
     if path.is_dir():
-        return _folder_rows(path, spec.split)
+        return _folder_rows(path, spec.split, config)
     if path.exists():
         if spec.split is not None:
             raise DataError(f"{spec.path} is one file and has no split {spec.split!r}")
@@ -101,6 +107,13 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
     if _looks_like_a_file(spec.path):
         raise DataError(_missing(path))
     return _hub_rows(spec.path, spec.split)
+
+
+def _folder_and_config(path: Path) -> tuple[Path, str | None]:
+    """A path, or the folder and configuration of "folder/CONFIG"."""
+    if path.exists() or path.suffix or not has_card(path.parent):
+        return path, None
+    return path.parent, path.name
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -140,11 +153,29 @@ def count_rows(source: Source) -> int | None:
 
         return pyarrow.parquet.read_metadata(path).num_rows
     if path.suffix.lower() == ".jsonl":
-        with path.open("rb") as file:
+        with open_limited(path) as file:
             lines = (line.strip() for line in file)
             first = next(lines, b"")
             return None if first.startswith(b"[") else bool(first) + sum(map(bool, lines))
     return None
+
+
+def data_files(source: Source) -> dict[str, Path]:
+    """The files that hold a source, by name; {} if a dataset is not held in files. Hidden files are left out."""
+    spec = parse_source(source)
+    path, _ = _folder_and_config(Path(spec.path).expanduser())
+    if not path.exists() and spec.path.startswith("tfds:"):
+        path = Path(_tfds_builder(spec.path.removeprefix("tfds:")).data_dir)
+    if path.is_dir():
+        found = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
+        return {name: p for name, p in found.items() if not re.search(r"(^|/)\.", name)}
+    if path.exists():
+        return {path.name: path}
+    if _looks_like_a_file(spec.path):
+        raise DataError(_missing(path))
+    rows, _ = pick_split(spec.path, _hub_splits(spec.path), spec.split)
+    places = [Path(file["filename"]) for file in rows.cache_files]
+    return {f"{number} {path.name}": path for number, path in enumerate(places)}
 
 
 # Files
@@ -161,17 +192,11 @@ def _file_rows(path: Path) -> Iterator[Row]:
     raise DataError(f"{path}: expected a name that ends in one of {', '.join(FILE_SUFFIXES)}")
 
 
-def _open_binary(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
-
-
 def _json_rows(path: Path) -> Iterator[Row]:
     """A JSON list or one object per line, detected by the content of the file and not by its name."""
-    with _open_binary(path) as file:
+    with open_limited(path, lines=False) as file:
         is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-        file.seek(0)
+    with open_limited(path, lines=not is_list) as file:
         yield from (_list_rows(path.name, file) if is_list else _line_rows(path.name, file))
 
 
@@ -183,29 +208,18 @@ def _line_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
         if line.strip():
             where = f"{name}, line {number}"
             try:
-                yield _row(where, _parse_json(line))
+                yield _row(where, parse_json(line, MAX_LINE))
             except ValueError as error:
                 yield Row(where, {}, str(error))
 
 
 def _list_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
     try:
-        values = _parse_json(file.read())
+        values = parse_json(file.read(MAX_LIST + 1), MAX_LIST)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     for number, value in enumerate(values, start=1):
         yield _row(f"{name}, row {number}", value)
-
-
-def _parse_json(data: bytes) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected UTF-8 text, found {error}") from error
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
 
 
 def _row(where: str, value: Any) -> Row:
@@ -215,7 +229,7 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _table_rows(path: Path) -> Iterator[Row]:
-    with _open_binary(path) as file:
+    with open_limited(path) as file:
         try:
             for line, cells, fault in csv_rows.csv_rows(file, tabs=".tsv" in path.name.lower()):
                 yield Row(f"{path.name}, line {line}", cells, fault)
@@ -230,10 +244,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            tidy = _tidy_of(file.schema_arrow)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name}, row {number}", fields)
+                    yield Row(f"{path.name}, row {number}", tidy(fields))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{path.name}, after row {number}: not readable Parquet: {error}"
@@ -243,42 +258,30 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 # Folders
 
 
-def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
+def _folder_rows(folder: Path, split: str | None, config: str | None = None) -> Iterator[Row]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _saved_rows(folder, split)
     if (folder / "features.json").exists():
         return _tfds_rows(folder, split)
-    return (row for file in _files_of_split(folder, split) for row in _file_rows(file))
+    splits = {
+        name: _SplitFiles(files)
+        for name, files in files_by_split(folder, FILE_SUFFIXES, config).items()
+    }
+    files, chosen = pick_split(str(folder), splits, split)
+    return iter(files) if chosen is None else itertools.islice(files, chosen.start, chosen.stop)
 
 
-def _files_of_split(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split: "test-00000-of-00002.parquet" as on the hub, "test.jsonl"; other files are of "train"."""
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_SUFFIXES)):
-        stem = file.name.split(".")[0]
-        found = re.fullmatch(r"(.+?)-\d+-of-\d+", stem)
-        named = found.group(1) if found else stem if stem in _SPLIT_NAMES else "train"
-        splits.setdefault(named, []).append(file)
-    wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
-    if not splits:
-        raise DataError(f"{folder} holds no file that ends in {', '.join(FILE_SUFFIXES)}")
-    if wanted not in splits:
-        raise DataError(f"{folder} has no split {wanted!r}; it has {', '.join(sorted(splits))}")
-    return splits[wanted]
+class _SplitFiles:
+    """The rows of the files of a split; their number is counted only for a slice."""
 
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
 
-_SPLIT_NAMES = {"train", "test", "valid", "validation", "dev"}
+    def __iter__(self) -> Iterator[Row]:
+        return (row for file in self.files for row in _file_rows(file))
 
-
-@contextmanager
-def _explained(failure: str) -> Iterator[None]:
-    """Raises DataError with `failure` for any other error: libraries, hub and network raise many kinds."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{failure}: {type(error).__name__}: {error}") from error
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 # Hugging Face datasets
@@ -287,50 +290,54 @@ def _explained(failure: str) -> Iterator[None]:
 def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
     import datasets
 
-    with _explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
+    with explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
         found = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
-        found, chosen = _pick_split(str(folder), dict(found), split)
-        found = found.select(chosen)
+        found, chosen = pick_split(str(folder), dict(found), split)
+        found = found if chosen is None else found.select(chosen)
     elif split is not None:
         raise DataError(f"{folder} holds one dataset and has no split {split!r}")
     return _number(folder.name, found)
 
 
 def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
+    rows, chosen = pick_split(name, _hub_splits(name), split)
+    return _number(name, rows if chosen is None else rows.select(chosen))
+
+
+def _hub_splits(name: str) -> dict[str, Any]:
     import datasets
 
     owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-    with _explained(
+    with explained(
         f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
     ):
-        found = datasets.load_dataset(owner_and_name, subset)
-    rows, chosen = _pick_split(name, dict(found), split)
-    return _number(name, rows.select(chosen))
+        return dict(datasets.load_dataset(owner_and_name, subset))
 
 
-def _pick_split(name: str, splits: Mapping[Any, Any], split: str | None) -> tuple[Any, range]:
-    """(the data of a split, the rows of its slice)."""
-    wanted = split or ("train" if len(splits) > 1 else next(iter(splits)))
-    base, _, piece = wanted.partition("[")
-    if base not in splits:
-        raise DataError(f"{name} has no split {base!r}; it has {', '.join(sorted(splits))}")
-    rows = len(splits[base])
-    found = re.fullmatch(r"(?:(\d*)(%?):(\d*)(%?)\])?", piece)
-    if found is None:
-        raise DataError(f"{name}: expected a slice such as [:10%] or [100:200], found [{piece}")
-
-    def place(number: str | None, percent: str | None, default: int) -> int:
-        if not number:
-            return default
-        return min(rows, int(number) * rows // 100 if percent else int(number))
-
-    return splits[base], range(place(found[1], found[2], 0), place(found[3], found[4], rows))
-
-
-def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
+def _number(name: str, rows: Any) -> Iterator[Row]:
+    tidy = _tidy_of(rows.features.arrow_schema)
     for number, fields in enumerate(rows, start=1):
-        yield Row(f"{name}, row {number}", fields)
+        yield Row(f"{name}, row {number}", tidy(fields))
+
+
+def _tidy_of(schema: Any) -> Callable[[Any], Any]:
+    """A function that leaves out the nulls of arguments of calls, if rows of this Arrow schema have such.
+
+    Arrow gives every call the arguments of all others, as nulls.
+    """
+    return _without_nulls if "arguments: struct<" in str(schema) else lambda fields: fields
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: {name: x for name, x in item.items() if x is not None}
+            if key == "arguments" and isinstance(item, dict)
+            else _without_nulls(item)
+            for key, item in value.items()
+        }
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 # TensorFlow Datasets
@@ -338,15 +345,9 @@ def _number(name: str, rows: Iterable[Any]) -> Iterator[Row]:
 
 def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
     """Rows of `as_data_source`, which does not need TensorFlow."""
-    import tensorflow_datasets as tfds
-
     is_folder = isinstance(source, Path)
-    with _explained(f"{source} cannot be opened with TensorFlow Datasets"):
-        if is_folder:
-            builder = tfds.builder_from_directory(str(source))
-        else:
-            builder = tfds.builder(source, file_format="array_record")
-            builder.download_and_prepare()
+    with explained(f"{source} cannot be opened with TensorFlow Datasets"):
+        builder = _tfds_builder(source)
         form = builder.info.file_format
         if form is not None and form.value not in ("array_record", "parquet"):
             raise DataError(
@@ -354,14 +355,25 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
                 "store it again with file_format='array_record' or 'parquet'"
             )
         splits = cast(Any, builder.as_data_source())  # declared as any tree; a dict by split
-    rows, chosen = _pick_split(str(source), dict(splits), split)
+    rows, chosen = pick_split(str(source), dict(splits), split)
     name = source.name if is_folder else source
-    for number, index in enumerate(chosen, start=1):
+    for number, index in enumerate(range(len(rows)) if chosen is None else chosen, start=1):
         where = f"{name}, row {number}"
         try:
             yield Row(where, _plain(rows[index]))
         except UnicodeDecodeError as error:
             yield Row(where, {}, f"expected UTF-8 text, found {error}")
+
+
+def _tfds_builder(source: str | Path) -> Any:
+    """The builder of a prepared dataset: a folder, or a name, which is downloaded and prepared first."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(source, Path):
+        return tfds.builder_from_directory(str(source))
+    builder = tfds.builder(source, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The index of this process and the address of process 0, from options, Slurm or the variables of a TPU pod."""
 
+import logging
 import re
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gram_jax.errors import ClusterError
+
+logger = logging.getLogger(__name__)
 
 TPU_PORT = 12380  # of process 0: TPU pods state hosts but no port
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
@@ -86,7 +89,7 @@ def _number(env: Mapping[str, str], name: str, stop: int | None = None) -> int:
 
 
 def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSpec | None:
-    """A step (srun) of several tasks; one task per node, or one per accelerator."""
+    """A step (srun) of several tasks."""
     tasks = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
     # A batch script outside of a step has no SLURM_STEP_NODELIST.
     needed = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
@@ -105,12 +108,65 @@ def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> ClusterSp
     index = _number(env, "SLURM_PROCID", count)
     # Even, and different for the jobs of a node; JAX uses the next port.
     port = 16384 + 2 * (_number(env, "SLURM_JOB_ID") % 8192)
-    if count == len(nodes):
-        return ClusterSpec(index, count, head, port, tuple(nodes), devices)
-    visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if devices is None and len(visible) > 1 and "SLURM_LOCALID" in env:
-        devices = (_number(env, "SLURM_LOCALID"),)
-    return ClusterSpec(index, count, head, port, devices=devices)
+    hosts = tuple(nodes) if count == len(nodes) else ()
+    if devices is None:
+        devices = _slurm_gpus(env, count // len(nodes))
+    return ClusterSpec(index, count, head, port, hosts, devices)
+
+
+def _slurm_gpus(env: Mapping[str, str], tasks: int) -> tuple[int, ...] | None:
+    """The GPUs of this task, as indices of those that it sees; None if it has none. `tasks`: on a node, if not stated.
+
+    With --gpus-per-task or --gpu-bind a task sees its own GPUs only, and takes all of them. Otherwise all tasks of a
+    node see the same GPUs, and each takes an equal share. A process can use one MIG device only, the first it sees.
+    Raises ClusterError if tasks are left without a GPU; logs the number of GPUs that no task uses.
+    """
+    listed = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
+    visible = [name for name in listed.split(",") if name.strip()]
+    allocated = len(visible)
+    if "SLURM_GPUS_ON_NODE" in env:
+        allocated = _number(env, "SLURM_GPUS_ON_NODE")
+    seen = len(visible) or allocated  # --gpu-bind=none sets no variable
+    if not seen or "SLURM_LOCALID" not in env:
+        return None
+    if "SLURM_STEP_TASKS_PER_NODE" in env and "SLURM_NODEID" in env:
+        counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
+        tasks = counts[_number(env, "SLURM_NODEID", len(counts))]
+    local, mig = _number(env, "SLURM_LOCALID", tasks), listed.startswith("MIG-")
+    bound = tasks == 1 or seen < allocated
+    share = seen if bound else seen // tasks
+    if mig and not bound:
+        raise ClusterError(
+            f"{tasks} tasks of a node see the same {seen} MIG devices, and a process can only use the first that it "
+            "sees: give --gpus-per-task=1"
+        )
+    if not share:
+        raise ClusterError(
+            f"{tasks} tasks of a node have {seen} GPUs: expected at least one for each. Give --ntasks-per-node={seen}"
+        )
+    first, used = (0 if bound else local * share), (1 if mig else share)
+    if (idle := allocated - tasks * used) > 0 and local == 0:
+        name = env.get("SLURMD_NODENAME", "a node")
+        logger.warning(
+            f"{idle} of the job's {allocated} GPUs on {name} are idle: {tasks} task(s), {used} each"
+        )
+    return tuple(range(first, first + used))
+
+
+def expand_counts(text: str) -> list[int]:
+    """Numbers of Slurm's short form.
+
+    >>> expand_counts("4(x2),1")
+    [4, 4, 1]
+    """
+    found = []
+    for entry in text.split(","):
+        if (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry.strip())) is None:
+            raise ClusterError(
+                f"SLURM_STEP_TASKS_PER_NODE = {text!r}: expected numbers such as 4(x2),1. {OPTIONS}"
+            )
+        found += [int(match[1])] * int(match[2] or 1)
+    return found
 
 
 def expand_node_list(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Collectives over JSON values: every process of a job calls them at the same point of the program.
+"""Collectives over values of the host: every process of a job calls them at the same point of the program.
 
 A job of one process needs no communication.
 """
@@ -32,6 +32,28 @@ def all_gather_objects(value: Any) -> list[Any]:
     padded[: mine.size] = mine
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def all_gather_rows(arrays: Any) -> Any:
+    """A tree of arrays [n, ...], each joined with those of the other processes, in their order; n may differ."""
+    if jax.process_count() == 1:
+        return arrays
+    mine = len(jax.tree.leaves(arrays)[0])
+    counts = multihost_utils.process_allgather(np.int32(mine)).tolist()
+
+    def join(x: np.ndarray) -> np.ndarray:
+        padded = np.zeros((max(counts), *x.shape[1:]), x.dtype)
+        padded[:mine] = x
+        parts = multihost_utils.process_allgather(padded)
+        return np.concatenate([rows[:n] for rows, n in zip(parts, counts, strict=True)])
+
+    return jax.tree.map(join, arrays)
+
+
+def process_part(count: int) -> slice:
+    """The part of `count` items that this process computes: consecutive ones, as even as possible."""
+    index, processes = jax.process_index(), jax.process_count()
+    return slice(index * count // processes, (index + 1) * count // processes)
 
 
 def all_gather_lines(lines: Sequence[str]) -> list[str]:

@@ -153,15 +153,16 @@ def _check_devices(devices: tuple[int, ...]) -> None:
     """Raises ClusterError if JAX does not use these GPUs; returns if the platform is "cpu" by configuration."""
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         return
-    asked = f"--local-devices {','.join(map(str, devices))} (or JAX_LOCAL_DEVICE_IDS)"
+    listed = ",".join(map(str, devices))
+    asked = f"GPUs {listed} (by --local-devices, JAX_LOCAL_DEVICE_IDS or Slurm)"
     try:
         found = jax.local_devices()
     except RuntimeError as error:
-        raise ClusterError(f"{asked}: JAX cannot use these GPUs: {error}") from error
+        raise ClusterError(f"{asked}: JAX cannot use them: {error}") from error
     if found[0].platform != "gpu":
         raise ClusterError(
-            f"{asked} selects GPUs, and JAX found {found[0].device_kind}: omit the option (for TPU chips set "
-            "TPU_VISIBLE_CHIPS); to run on the CPU set JAX_PLATFORMS=cpu"
+            f"{asked} are asked for, and JAX found {found[0].device_kind}: install gram-jax[cuda12] or [cuda13], or "
+            "omit the option (for TPU chips set TPU_VISIBLE_CHIPS); to run on the CPU set JAX_PLATFORMS=cpu"
         )
     if len(found) != len(devices):
         raise ClusterError(f"{asked}: expected {len(devices)} GPUs, JAX found {len(found)}")

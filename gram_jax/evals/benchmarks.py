@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from gram_jax.data.parsers import STYLES
+from gram_jax.data.lists import STYLES
 from gram_jax.evals.intervals import BootstrapTable, Metric, mean_of
 from gram_jax.evals.results import BenchmarkFigure, BenchmarkTable
 

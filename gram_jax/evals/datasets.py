@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import IDENTICAL, OnBad, read_records, source_schema
 from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport
@@ -73,6 +74,7 @@ def read_dataset(
     schema: str = "auto",
     on_bad: OnBad = "error",
     limit: int | None = None,
+    map: ColumnMap | None = None,
 ) -> EvalDataset:
     """Read a source and detect its benchmark from its fields and subset names.
 
@@ -82,13 +84,18 @@ def read_dataset(
     """
     if benchmark not in (choices := ("auto", *get_args(BenchmarkName))):
         raise DataError(f"unknown benchmark {benchmark!r}: expected one of {', '.join(choices)}")
-    found = source_schema(source, schema=schema)
+    found = source_schema(source, schema=schema, map=map)
     known = SCHEMAS.get(found.name)
     ranks = known in RANKED and benchmark in ("auto", *RANKED)
     nine = CELLS if known == "rmbench" and benchmark in ("auto", known) else 1
     most = None if limit is None else limit * nine
     records, read = read_records(
-        source, "graded" if ranks else "preference", schema=schema, on_bad=on_bad, limit=most
+        source,
+        "graded" if ranks else "preference",
+        schema=schema,
+        on_bad=on_bad,
+        limit=most,
+        map=map,
     )
     ties = 0
     if not ranks:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad
 from gram_jax.data.records import contents_of
 from gram_jax.errors import DataError, ReportError
@@ -35,6 +36,7 @@ def evaluate(
     schema: str = "auto",
     on_bad: OnBad = "error",
     limit: int | None = None,
+    map: ColumnMap | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     progress: ProgressFactory = no_progress,
@@ -42,8 +44,9 @@ def evaluate(
     """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
 
     model: its name in the results. benchmark: the benchmark of each source, "auto" to detect it. limit: maximum number
-    of rows of each source. out: folder for evaluation.json and the scores. An interrupted evaluation resumes there, and
-    the results include earlier sources of the folder. overwrite: score these sources again.
+    of rows of each source. map: as of `read_records`. out: folder for evaluation.json and the scores. An interrupted
+    evaluation resumes there, and the results include earlier sources of the folder. overwrite: score these sources
+    again.
     Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile
@@ -56,7 +59,7 @@ def evaluate(
     if not sources:
         raise DataError("there is nothing to evaluate on: expected at least one source")
     datasets = [
-        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit)
+        read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit, map=map)
         for source in sources
     ]
     folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)

@@ -11,7 +11,7 @@ import numpy as np
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
-from gram_jax.judge.messages import Prompt, as_prompt, render_turns, turns_of
+from gram_jax.judge.messages import Prompt, check_list, render_turns, turns_of
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
@@ -77,16 +77,31 @@ class TextGenerator:
         self, prompts: Sequence[str | Prompt], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
         """A response to every prompt. Raises DataError if the model's context is too short for a prompt."""
+        check_list(prompts, "a list of prompts")
         tokens = [self.encode(prompt) for prompt in prompts]
         return self.generate_from_tokens(tokens, sampling, batch_size=batch_size)
 
     def generate_from_tokens(
-        self, tokens: Sequence[np.ndarray], sampling: SamplingConfig, *, batch_size: int = 32
+        self,
+        tokens: Sequence[np.ndarray],
+        sampling: SamplingConfig,
+        *,
+        batch_size: int = 32,
+        first: int = 0,
     ) -> Generations:
-        """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response."""
+        """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response.
+
+        first: index of the first prompt in a larger list (model/generate.py).
+        """
         sampling = replace(sampling, stop_token_ids=self.stop_token_ids + sampling.stop_token_ids)
         samples = generate(
-            self.params, self.cfg, tokens, self.execution, sampling, batch_size=batch_size
+            self.params,
+            self.cfg,
+            tokens,
+            self.execution,
+            sampling,
+            batch_size=batch_size,
+            first=first,
         )
         return Generations(self.decode(samples), samples)
 
@@ -96,12 +111,12 @@ class TextGenerator:
         A conversation with roles that the chat template does not support (two users in a row, tools) becomes the text
         of one user, each turn under a header.
         """
-        encoder, prompt = text_encoder(self.tokenizer), as_prompt(prompt)
+        encoder, prompt = text_encoder(self.tokenizer), turns_of(prompt)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
         alone = self.frame.prefix, self.frame.generation_prompt
         frames = alone if roles == ("user",) else _frames(self.tokenizer, roles, self.system)
         if frames is None:
-            frames, texts = alone, [render_turns(turns_of(prompt))]
+            frames, texts = alone, [render_turns(prompt)]
         return encoder.dialogue(frames, texts)
 
     def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:

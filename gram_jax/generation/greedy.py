@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class GreedyResponses:
             Prompt, np.ndarray
         ] = {}  # tokens of the prompts of all callers, in order
         self._generating, self._state = threading.Lock(), threading.Lock()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.generator.tokenizer
 
     def __call__(self, prompts: Sequence[Prompt], timeout: float = -1) -> list[str]:
         """A response to each prompt.

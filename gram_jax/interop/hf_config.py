@@ -16,7 +16,7 @@ from gram_jax.interop.hf_families import (
     write_traits,
 )
 from gram_jax.interop.hf_rope import read_rope, write_rope
-from gram_jax.model.config import HEAD_ROWS, Head, LongScaling, ModelConfig, Traits
+from gram_jax.model.config import HEAD_ROWS, Head, LongScaling, ModelConfig, Traits, misfit
 
 MARGIN = "gram_jax_head"  # "margin" in the config.json of a classifier whose one logit is that of the first label
 
@@ -154,11 +154,11 @@ def _unsupported(found: Mapping[str, Any], family: Family) -> list[str]:
         if family.qkv_bias or family.name == "Qwen3"
         else {"head_dim", "num_key_value_heads"}
     )
-    for name in _NUMBERS.values():
-        value: Any = found.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name not in optional and not (number and value > 0):
-            problems.append(f"{name} = {value!r} (expected a positive number)")
+    for field, name in _NUMBERS.items():
+        value = found.get(name)
+        absent = value is None and name in optional
+        if not absent and (expected := misfit(field, value)):
+            problems.append(f"{name} = {value!r} (expected {expected})")
     return problems
 
 

@@ -75,6 +75,8 @@ def hf_config(folder: str | Path) -> ModelConfig:
         cfg = config_from_hf(read_json(path))
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LayoutError(f"{path} holds a value of the wrong type: {error}") from error
     if cfg.head == "language" and _tensor_names(path.parent) & VALUE_HEADS.keys():
         return replace(cfg, head="scalar")  # a language model's config with a value head's tensors
     return cfg

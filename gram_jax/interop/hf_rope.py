@@ -13,6 +13,7 @@ from gram_jax.model.config import (
     ModelConfig,
     RopeScaling,
     YarnScaling,
+    misfit,
 )
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -63,19 +64,27 @@ def read_rope(
             problems.append(
                 f"rope scaling of type {sliding['rope_type']!r} in sliding layers (supported: default)"
             )
-        local = float(sliding.get("rope_theta", local))
+        local = sliding.get("rope_theta", local)
     elif any(isinstance(value, Mapping) for value in new.values()):
         problems.append("rope_parameters differ between kinds of layers")
         return 0.0, None, None
     # Some writers put rope_theta into rope_scaling, too.
-    values = (block.get("rope_theta") for block in (new, found, old))
+    values = [block.get("rope_theta") for block in (new, found, old)]
+    for value in [*values, local]:
+        if value is not None and (expected := misfit("rope_theta", value)):
+            problems.append(f"rope_theta = {value!r} (expected {expected})")
+            return 0.0, None, None
     thetas = {float(value) for value in values if value is not None}
     scalings = [_scaling(found, block, family, problems) for block in (new, old) if block]
     if len(thetas) > 1:
         problems.append(f"rope_theta is {sorted(thetas)} in different places")
     if len(set(scalings)) > 1:
         problems.append("rope_parameters and rope_scaling contradict each other")
-    return min(thetas, default=family.theta), scalings[0] if scalings else None, local
+    return (
+        min(thetas, default=family.theta),
+        scalings[0] if scalings else None,
+        None if local is None else float(local),
+    )
 
 
 def _scaling(

@@ -11,6 +11,7 @@ from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.files import read_json
+from gram_jax.finite import check_weights
 from gram_jax.interop.adapters import adapted, adapted_config, adapter_base
 from gram_jax.interop.hf_config import check_vocabulary
 from gram_jax.interop.hf_files import (
@@ -51,7 +52,7 @@ def load_model(
     """Config and sharded parameters of a model by name, with the LoRA of a run merged.
 
     dtype None keeps the stored one (float32 for quantised weights). Raises CheckpointError if files are missing or
-    damaged, LayoutError if they do not fit each other.
+    damaged, LayoutError if they do not fit each other, NonFiniteError if a weight is NaN or infinite in this dtype.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement
@@ -59,7 +60,12 @@ def load_model(
     >>> params["embed"].shape == (cfg.vocab_size, cfg.embed_size)
     True
     """
-    source = local_source(name, WEIGHTS)
+    cfg, params = _load(local_source(name, WEIGHTS), placement, dtype)
+    check_weights(params, str(name))
+    return cfg, params
+
+
+def _load(source: ModelSource, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:
     if source.kind == "random":
         cfg = tiny_config()
         return cfg, tiny_params(cfg, placement, dtype or "float32")

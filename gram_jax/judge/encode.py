@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gram_jax.judge.guard import layout_guard
-from gram_jax.judge.messages import render_turns, turns_of
+from gram_jax.judge.messages import Message, check_list, render_turns, turns_of
 from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import Layout
 from gram_jax.judge.tokens import text_encoder
@@ -88,8 +88,10 @@ class ItemEncoder:
 
     def prepare(self, items: Iterable[Sequence[Any]]) -> list[_Item]:
         """The items by field as they are shown, their texts tokenized in one call."""
-        fields = self._table.fields
-        shown = [dict(zip(fields, map(self._clean, item), strict=True)) for item in items]
+        fields, shown = self._table.fields, []
+        for item in items:
+            check_list(item, f"({', '.join(fields)})")
+            shown.append(dict(zip(fields, map(self._clean, item), strict=True)))
         self._table.add((name, field.text) for item in shown for name, field in item.items())
         return shown
 
@@ -134,8 +136,9 @@ class ItemEncoder:
         if isinstance(value, str) or not isinstance(value, Sequence):
             return self._clean_text(value)
         turns = turns_of(value)
-        parts = [self._clean_text(content) for _, content in turns]
-        text = render_turns([(role, x.text) for (role, _), x in zip(turns, parts, strict=True)])
+        parts = [self._clean_text(turn.content) for turn in turns]
+        shown = [Message(turn.role, x.text) for turn, x in zip(turns, parts, strict=True)]
+        text = render_turns(shown)
         return _FieldText(text, sum(x.escaped for x in parts), sum(x.replaced for x in parts))
 
     def _clean_text(self, text: Any) -> _FieldText:

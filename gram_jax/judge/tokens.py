@@ -35,11 +35,11 @@ class Piece(NamedTuple):
 
 
 class TextEncoder:
-    """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not.
+    """The two encoders of a tokenizer: `frame` recognises control tokens, `text` does not. Picklable.
 
     `text` is the same tokenizer without its added tokens, special or not (Qwen3's `<think>` is not marked special),
     except those of blanks, which only merge blanks. Raises JudgeError for a slow tokenizer, one whose control tokens
-    cannot be switched off, and one whose tokens continue after a line break.
+    cannot be switched off, and one whose tokens continue after a line break. digest: SHA-256 of its state.
     """
 
     def __init__(self, tokenizer: Any):
@@ -50,7 +50,9 @@ class TextEncoder:
                 f"tokenizer {self.name}: expected a fast tokenizer (one with a tokenizer.json), found "
                 f"{type(tokenizer).__name__}. Save the tokenizer with its tokenizer.json and load that folder."
             )
-        state = json.loads(backend.to_str())
+        text = backend.to_str()
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        state = json.loads(text)
         # The chat frame already contains what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
         self._frame = Tokenizer.from_str(json.dumps(state))
@@ -171,18 +173,23 @@ class TextEncoder:
             )
         if text.isascii():
             return text, 0
-        replaced = 0
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-            replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
-            text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined)
+        text, replaced = replace_surrogates(text)
         return (self._normalized(text) if self._normalizes else text), replaced
 
     def _normalized(self, text: str) -> str:
         normalizer = self._text["inside"].normalizer
         return text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ")
+
+
+def replace_surrogates(text: str) -> tuple[str, int]:
+    """(`text` with pairs of surrogates joined and lone ones as U+FFFD, number of lone ones)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined), replaced
+    return text, 0
 
 
 def _is_plain_normalizer(normalized: Callable[[str], str]) -> bool:
@@ -229,7 +236,9 @@ _encoders: "weakref.WeakKeyDictionary[Any, TextEncoder]" = weakref.WeakKeyDictio
 
 
 def text_encoder(tokenizer: Any) -> TextEncoder:
-    """The `TextEncoder` of a tokenizer, built once for each tokenizer object (1 s for 150k tokens)."""
+    """The `TextEncoder` of a tokenizer (or of a TextEncoder), built once for each object (1 s for 150k tokens)."""
+    if isinstance(tokenizer, TextEncoder):
+        return tokenizer
     if tokenizer not in _encoders:
         _encoders[tokenizer] = TextEncoder(tokenizer)
     return _encoders[tokenizer]

@@ -14,6 +14,7 @@ import numpy as np
 
 from gram_jax.batch import Array
 from gram_jax.errors import DataError
+from gram_jax.finite import check_finite
 from gram_jax.model.attention.masked import MASK_VALUE, soft_cap
 from gram_jax.model.cache import Cache, extend, prefill
 from gram_jax.model.config import ModelConfig
@@ -74,12 +75,15 @@ def generate(
     sampling: SamplingConfig,
     *,
     batch_size: int = 32,
+    first: int = 0,
 ) -> Samples:
     """Continue every prompt (token ids), up to and with a stop token.
 
-    batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. The pass over the prompts uses
-    the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
-    prompt and for one that leaves no space for new tokens in the model's context.
+    batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. first: index of the first prompt
+    in a larger list, of which these are a part: their samples are those of the whole list. The pass over the prompts
+    uses the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
+    prompt and for one that leaves no space for new tokens in the model's context, NonFiniteError for logits that
+    are not finite.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
     # Padding is before the prompts, which packed = False excludes.
@@ -99,7 +103,7 @@ def generate(
             cfg,
             tokens,
             lengths,
-            fold(jnp.asarray(filled)),
+            fold(jnp.asarray(first + filled)),
             jnp.float32(sampling.temperature),
             jnp.float32(sampling.top_p),
             execution=execution,
@@ -110,6 +114,7 @@ def generate(
         )
         for whole, part in zip(found, jax.device_get(batch), strict=True):
             whole[members] = part[: len(members)]
+    check_finite(found.logprobs, "the log-probabilities", "responses")
     return found
 
 

@@ -61,7 +61,7 @@ class RewardConfig:
     length_penalty: NotNegative = 0.0
     """Subtracted for every 1,000 characters"""
     num_devices: Count = 0
-    """Number of devices reserved for the judge, the last ones of the job; 0: the judge uses the policy's mesh"""
+    """Number of devices reserved for the judge, the last ones of each process; 0: the judge uses the policy's mesh"""
 
     def __post_init__(self) -> None:
         if self.references and self.compare_with != "reference":
@@ -80,6 +80,8 @@ class PromptConfig:
     """Source of prompts for the win rate against the reference policy; default: the training prompts"""
     schema: str = "auto"
     """Schema of the rows; "auto" detects it from their fields"""
+    map: dict[str, str] | None = None
+    """Columns of the sources for those of a schema, as {prompt = "question"} (docs/data.md)"""
     limit: Positive | None = None
     """Maximum number of prompts"""
 

@@ -5,6 +5,7 @@ features that are off by default have defaults. Checks inside a table are in its
 """
 
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WrapSerializer
@@ -88,6 +89,15 @@ class SourceConfig(SourceSpec):
     """Split of a dataset that has several, such as "train[:10%]"; may also follow the path after a colon"""
     limit: Positive | None = None
     """Maximum number of records of this source"""
+    map: dict[str, str] | None = None
+    """Columns of this source for those of a schema, as {prompt = "question"} (docs/data.md)"""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Number of passes over this source in an epoch; with 0.5, two epochs make one pass"""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path without its suffixes."""
+        return Path(self.path).name.split(".")[0] or self.path
 
 
 def _source_values(source: SourceConfig, values: Any) -> Any:
@@ -115,6 +125,10 @@ class DataConfig:
     """Evaluation sources"""
     schema: str = "auto"
     """Schema of the rows of sources that state none (below); "auto" detects it from their fields"""
+    map: dict[str, str] | None = None
+    """Columns of sources that state none for those of a schema, as {prompt = "question"} (docs/data.md)"""
+    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Maximum share of the evaluation pairs that are also training pairs; more stop the run before its first step"""
     position_augmentation: PositionAugmentation | None = None
     """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
     ("fixed")"""
@@ -122,6 +136,19 @@ class DataConfig:
     """Maximum number of training records, all sources together"""
     attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training pairs whose rejected response is replaced by an attack (docs/attacks.md)"""
+    cache_dir: str | None = None
+    """Directory of the token cache; default the user's cache directory for data of more than 4 MB; "" for no cache"""
+    num_workers: Positive | None = None
+    """Number of processes that encode examples for the cache; default the number of cores"""
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """Passes over each training source in an epoch, by a name of its own."""
+        found: dict[str, float] = {}
+        for number, source in enumerate(self.train, start=1):
+            name = source.name if source.name not in found else f"{source.name}-{number}"
+            found[name] = source.weight
+        return found
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -48,5 +48,8 @@ def _as_text(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"expected UTF-8 text, found {error}") from error
     return [_as_text(one) for one in value] if isinstance(value, list | tuple) else value

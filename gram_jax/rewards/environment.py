@@ -2,6 +2,7 @@
 
 GRAM_JAX_JUDGE: the model. GRAM_JAX_COMPARE_WITH (reference), GRAM_JAX_SCALE (probability), GRAM_JAX_LENGTH_PENALTY (0):
 the form of the reward. GRAM_JAX_REFERENCES: a JSON list of texts that all responses are compared with.
+GRAM_JAX_END_TOKENS: a JSON list of the policy's end tokens, if it is of no family that rewards/chats.py lists.
 GRAM_JAX_POLICY: a model whose greedy response, of at most GRAM_JAX_MAX_NEW_TOKENS (256) tokens, is the reference if
 there is no other.
 """
@@ -40,18 +41,20 @@ def load_rewards() -> Rewards:
         )
     try:
         references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
+        ends = json.loads(os.environ.get("GRAM_JAX_END_TOKENS", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
         max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", MAX_NEW_TOKENS))
     except ValueError as error:
         raise DataError(
-            "GRAM_JAX_REFERENCES is a JSON list of texts, GRAM_JAX_LENGTH_PENALTY a number, GRAM_JAX_MAX_NEW_TOKENS an "
-            f"integer: {error}"
+            "GRAM_JAX_REFERENCES and GRAM_JAX_END_TOKENS are JSON lists of texts, GRAM_JAX_LENGTH_PENALTY a number, "
+            f"GRAM_JAX_MAX_NEW_TOKENS an integer: {error}"
         ) from error
     form = RewardForm(  # checks both words
         compare_with=cast(ComparedWith, os.environ.get("GRAM_JAX_COMPARE_WITH", "reference")),
         scale=cast(RewardScale, os.environ.get("GRAM_JAX_SCALE", "probability")),
         references=tuple(references),
         length_penalty=penalty,
+        end_tokens=tuple(ends),
     )
     write = None
     if policy := os.environ.get("GRAM_JAX_POLICY"):

@@ -4,25 +4,30 @@ A comparison has no absolute scale across prompts, so every form is relative: P(
 rate among the responses to the same prompt. All comparisons of a call are scored together.
 """
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from scipy.special import expit
 
+from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import Prompt
+from gram_jax.judge.messages import Notes, Prompt, check_list
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
+from gram_jax.rewards.chats import ENDS
 from gram_jax.rewards.group_buffer import GroupBuffer
-from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.rewards.messages import completion_of, prompt_of, reference_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.scoring.text_scorer import PairTexts
+
+logger = logging.getLogger(__name__)
 
 ComparedWith = Literal["group", "neighbors", "reference"]
 RewardScale = Literal["probability", "log_odds", "normalized"]
@@ -56,7 +61,8 @@ class RewardForm:
     comparisons instead of n (n - 1) / 2; "reference", given texts. scale: "probability" of being better, averaged over
     what is compared with; "log_odds", the mean log-odds; "normalized", log-odds with mean 0 and standard deviation 1 in
     the group. references: texts that responses are compared with if a call gives none. length_penalty: subtracted for
-    every 1,000 characters. group_size: number of responses to a prompt (used by a GroupBuffer).
+    every 1,000 characters. group_size: number of responses to a prompt (used by a GroupBuffer). end_tokens: of the
+    policy, to be removed from responses; those of the families in use and of the judge are known (rewards/chats.py).
 
     >>> RewardForm("reference", "log_odds", references=("Seven.",)).compare_with
     'reference'
@@ -67,6 +73,7 @@ class RewardForm:
     references: tuple[str, ...] = ()
     length_penalty: float = 0.0
     group_size: int | None = None
+    end_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises DataError for values that contradict each other."""
@@ -126,8 +133,10 @@ class Rewards:
         """
         self.scorer, self.form = scorer, form or RewardForm()
         self.write, self.buffer = write, buffer
+        self.ends = end_tokens(self.form, scorer, write)
         if write is not None:
             self.form.check_writer()
+        self.notes: Notes = Counter()
         self._turn = threading.Lock()
 
     def of(
@@ -141,16 +150,23 @@ class Rewards:
         Prompts and completions are texts or messages. Completions of the same prompt are a group, in any order; with
         form.group_size consecutive ones of that number.
         references: one text, or several, for each completion; an empty one selects the form's own references, or a
-        written one. A response that is compared with an equal text has exactly 0.5 (log-odds 0). Raises DataError if
-        lengths differ or a reference is missing.
+        written one. A response that is compared with an equal text has exactly 0.5 (log-odds 0). What messages hold
+        and the judge is not shown is counted in `notes`; each kind is logged once. Raises DataError if lengths differ
+        or a reference is missing.
         """
+        check_list(prompts, "a list of prompts")
+        check_list(completions, "a list of completions")
+        if references is not None:
+            check_list(references, "a list of references")
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} completions")
         if not len(prompts):
             return []
-        asked = [prompt_of(prompt) for prompt in prompts]
+        notes: Notes = Counter()
+        asked = [prompt_of(prompt, notes) for prompt in prompts]
         groups = _groups_of(asked, self.form.group_size)
-        texts = [completion_of(completion) for completion in completions]
+        texts = [completion_of(completion, notes, self.ends) for completion in completions]
+        self.take_note(notes)
         if self.form.compare_with == "reference":
             # Before the lock, so that references of several callers are written in one batch.
             others = self._references(asked, references)
@@ -166,13 +182,20 @@ class Rewards:
         lengths = np.array([len(text) for text in texts])
         return (found - self.form.length_penalty * lengths / 1000).tolist()
 
+    def take_note(self, notes: Notes) -> None:
+        """Count what was read and not shown, and log each kind the first time."""
+        with self._turn:
+            for kind in notes.keys() - self.notes.keys():
+                logger.warning("%d %s (counted, logged once)", notes[kind], kind)
+            self.notes.update(notes)
+
     def _references(
         self, prompts: Sequence[Prompt], given: Sequence[Any] | None
     ) -> list[tuple[str, ...]]:
         if given is not None and len(given) != len(prompts):
             raise DataError(f"{len(prompts)} completions and {len(given)} references")
         given = [None] * len(prompts) if given is None else given
-        found = [_texts(one) or self.form.references for one in given]
+        found = [_texts(one, self.ends) or self.form.references for one in given]
         missing = list(dict.fromkeys(p for p, own in zip(prompts, found, strict=True) if not own))
         if not missing:
             return found
@@ -181,7 +204,7 @@ class Rewards:
                 "a completion has nothing to be compared with: give a reference for each, references of the form, a "
                 'policy that writes them, or compare within groups (compare_with="group")'
             )
-        written = [completion_of(text) for text in self.write(missing)]
+        written = [completion_of(text, None, self.ends) for text in self.write(missing)]
         if len(written) != len(missing):
             raise DataError(f"{len(missing)} prompts and {len(written)} written references")
         by_prompt = dict(zip(missing, written, strict=True))
@@ -257,12 +280,24 @@ def _against_others(texts: Sequence[str], ranking: Ranking | None) -> list[list[
     return [[score(i, j) for j in indices if j != i] for i in indices]
 
 
-def _texts(reference: Any) -> tuple[str, ...]:
+def end_tokens(form: RewardForm, *sources: Any) -> tuple[str, ...]:
+    """The tokens that end a response: of the families in use, of the form, and of the tokenizers of the sources."""
+    tokenizers = [getattr(source, "tokenizer", None) for source in sources]
+    special = [token for one in tokenizers if one is not None for token in _special_tokens(one)]
+    return tuple(dict.fromkeys([*ENDS, *form.end_tokens, *special]))
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(tokenizer.all_special_tokens)
+
+
+def _texts(reference: Any, ends: Sequence[str]) -> tuple[str, ...]:
     """One reference or several as texts; an empty text is none, but in a list it is one."""
-    if reference is None or reference == "":
+    if (reference := reference_of(reference)) is None:
         return ()
     several = isinstance(reference, list | tuple) and all(isinstance(x, str) for x in reference)
-    return tuple(map(completion_of, reference if several else [reference]))
+    return tuple(completion_of(one, None, ends) for one in (reference if several else [reference]))
 
 
 def _groups_of(prompts: Sequence[Prompt], size: int | None) -> list[GroupKey]:

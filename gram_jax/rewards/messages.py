@@ -1,118 +1,173 @@
-"""Prompts and completions of trainers as the judge's prompts and texts."""
+"""Prompts and completions of trainers as the judge's prompts and texts, and the response in a rendered conversation."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
-from gram_jax.judge.messages import ROLES, Message, Prompt, as_prompt
-
-# Chat formats in which trainers render prompts: start of a turn with its role, and its end.
-_FORMATS = (
-    (r"<\|im_start\|>(\w+)\n", r"<\|im_end\|>"),
-    (r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", r"<\|eot_id\|>"),
-    (r"<start_of_turn>(\w+)\n", r"<end_of_turn>"),
+from gram_jax.judge.messages import (
+    NO_CONTENT,
+    PREFILL,
+    Message,
+    Notes,
+    Prompt,
+    as_prompt,
+    read_messages,
+    response_text,
 )
-_ROLE = {"model": "assistant", "human": "user"}
-ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+from gram_jax.rewards.chats import ENDS, KNOWN_FORMATS, chat_turns, without_ends, without_starts
+
+# Where objects hold a reference: verl's reward_model, and data sets of reasoning tasks.
+LABEL_KEYS = ("reference", "ground_truth", "answer", "target", "solution", "response", "label")
+UNKNOWN_FORMAT = "prompts in an unknown chat format, shown with their control tokens"
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜\s]{1,40}｜>|</?s>|<pad>|<bos>|<eos>|\[/?INST\]|<(?:start|end)_of_turn>"
+)
+# Characters of a query that must agree with the end of its prompt, if the beginning of the prompt was cut.
+LEAST_OVERLAP = 16
 
 
-def prompt_of(value: Any) -> Prompt:
-    """A prompt from plain text, from messages ({"role", "content"}), or from text rendered in a chat format.
+def prompt_of(value: Any, notes: Notes | None = None) -> Prompt:
+    """A prompt from plain text, from messages, or from text rendered in a chat format.
 
-    Rendered text is parsed, since the judge has its own format: ChatML, Llama 3 and Gemma are known, other text is a
-    user's message. Turns of the assistant at the end are dropped. Raises DataError for anything but text and messages.
+    Rendered text is parsed, since the judge has its own format; other text is a user's message. Turns of the assistant
+    at the end are left out and counted. Raises DataError for anything but text and messages.
 
     >>> [message.content for message in prompt_of("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")]
     ['Hi']
     """
-    text = isinstance(value, str)
-    turns = (_turns(value) or ()) if text else tuple(map(_message, _messages(value)))
-    while turns and turns[-1].role == "assistant":
-        turns = turns[:-1]
-    if not turns and not text:
-        raise DataError(f"a prompt without a user's turn: {_shown(value)}")
-    return turns or as_prompt(value)
+    if isinstance(value, str):
+        if not (turns := chat_turns(value)):
+            if notes is not None and _CONTROL.search(value):
+                notes[UNKNOWN_FORMAT] += 1
+            return as_prompt(without_starts(value) or value)
+        if turns[-1].role == "assistant" and not turns[-1].content.strip():
+            turns = turns[:-1]  # where the response begins
+    else:
+        turns = read_messages(value, "prompt", notes)
+    kept = turns
+    while kept and kept[-1].role == "assistant":
+        kept = kept[:-1]
+    if notes is not None and any(turn.content for turn in turns[len(kept) :]):
+        notes[PREFILL] += 1
+    if not kept:
+        raise DataError(f"a prompt without a user's turn: {type(value).__name__} {value!r:.120}")
+    return kept
 
 
-def completion_of(value: Any) -> str:
-    """A response from plain text, or from messages: those of the assistant, joined.
+def completion_of(value: Any, notes: Notes | None = None, ends: Iterable[str] = ENDS) -> str:
+    """A response from plain text, or from messages, as judge/messages.py shows them.
 
-    Results of tools are left out; a tool call without text is empty. End tokens of the policy are removed.
+    End tokens of the policy are removed. No messages, and messages without content, are an empty response, which is
+    counted.
 
     >>> completion_of([{"role": "assistant", "content": "Yes.<|im_end|>"}])
     'Yes.'
     """
     if isinstance(value, str):
-        return without_ends(value)
-    turns = list(map(_message, _messages(value)))
-    said = [turn.content for turn in turns if turn.role == "assistant"]
-    if turns and not said:
-        raise DataError(f"a response without an assistant's turn: {_shown(value)}")
-    return without_ends("\n".join(text for text in said if text))
+        return without_ends(value, ends)
+    if isinstance(value, Sequence) and not value:
+        if notes is not None:
+            notes[NO_CONTENT] += 1
+        return ""
+    turns = read_messages(value, "completion", notes)
+    shown = tuple(Message(turn.role, without_ends(turn.content, ends)) for turn in turns)
+    return response_text(shown, "completion", notes)
 
 
-def without_ends(text: str) -> str:
-    """Without end tokens at its end.
+def reference_of(label: Any) -> Any:
+    """A reference from the label of a data set: text, a number, several texts, or an object that holds one of these.
 
-    >>> without_ends("Yes.</s> <|im_end|>\\n")
-    'Yes.'
+    None for an empty label. Raises DataError for an object without a known key.
+
+    >>> reference_of({"style": "rule", "ground_truth": 4}), reference_of("")
+    ('4', None)
     """
-    while True:
-        shorter = text.rstrip()
-        for end in ENDS:
-            shorter = shorter.removesuffix(end)
-        if shorter == text:
-            return text
-        text = shorter
+    if isinstance(label, Mapping) and not {"role", "from"} & label.keys():
+        if (key := next((key for key in LABEL_KEYS if label.get(key) is not None), None)) is None:
+            raise DataError(f"expected a label with one of the keys {', '.join(LABEL_KEYS)}")
+        return reference_of(label[key])
+    if isinstance(label, bool | int | float):
+        return str(label)
+    return None if label is None or label == "" or label == [] else label
 
 
-def conversation_of(text: str) -> tuple[Prompt, str]:
+def split_query(
+    query: str, prompt: str = "", notes: Notes | None = None, ends: Iterable[str] = ENDS
+) -> tuple[Prompt, str]:
+    """(prompt, response) of a query, which is a prompt and its response as a trainer decoded them.
+
+    prompt: the prompt as the trainer rendered it, or "" if only the query is known. Raises DataError if the response
+    cannot be found.
+
+    >>> split_query("<pad><s> [INST] Hi? [/INST] Hello.</s>", "<s>[INST] Hi? [/INST]")[1]
+    'Hello.'
+    """
+    if not prompt:
+        return conversation_of(query, ends)
+    return prompt_of(prompt, notes), response_in(query, prompt, ends)
+
+
+def response_in(query: str, prompt: str, ends: Iterable[str] = ENDS) -> str:
+    """The text that follows a prompt in a query, without end tokens.
+
+    The query may differ from the prompt as decoded tokens do: padding, beginning-of-text and other control tokens,
+    blanks, Unicode normalisation, and a prompt whose beginning was cut. Raises DataError if the prompt is not found.
+    """
+    if query.startswith(prompt):
+        return without_ends(query[len(prompt) :], ends)
+    asked, _ = _plain_characters(prompt)
+    found, places = _plain_characters(query)
+    start = 0
+    if not found.startswith(asked):
+        opening = found[:LEAST_OVERLAP]
+        start = asked.find(opening) if len(opening) == LEAST_OVERLAP else -1
+        while start >= 0 and not found.startswith(asked[start:]):
+            start = asked.find(opening, start + 1)
+    if start < 0:
+        turns = chat_turns(query)
+        if turns and len(turns) > 1 and turns[-1].role == "assistant":
+            return without_ends(turns[-1].content, ends)
+        raise DataError(
+            "expected a query that begins with its prompt, or with the end of it, and no such place was found"
+        )
+    end = places[len(asked) - start - 1] if asked else 0
+    rest = re.compile(rf"(?:\s*(?:{_CONTROL.pattern}))*").match(query, end)
+    return without_ends(query[rest.end() if rest else end :], ends)
+
+
+def conversation_of(text: str, ends: Iterable[str] = ENDS) -> tuple[Prompt, str]:
     """(prompt, response) of a rendered conversation with its response at the end.
 
     Raises DataError if the chat format is not known or the last turn is not the assistant's.
     """
-    turns = _turns(text)
+    turns = chat_turns(text)
     if turns is None or turns[-1].role != "assistant" or len(turns) < 2:
         raise DataError(
-            "expected a conversation in ChatML, Llama 3's or Gemma's format that ends with the assistant's response"
+            f"expected a conversation in a known format ({KNOWN_FORMATS}) that ends with the assistant's response"
         )
-    return turns[:-1], without_ends(turns[-1].content)
+    return turns[:-1], without_ends(turns[-1].content, ends)
 
 
-def _turns(text: str) -> Prompt | None:
-    for start, end in _FORMATS:
-        found = re.findall(rf"{start}(.*?)(?:{end}|\Z)", text, flags=re.DOTALL)
-        turns = tuple(Message(_ROLE.get(role) or role, said) for role, said in found)
-        if turns and all(turn.role in ROLES for turn in turns):
-            return turns
-    return None
+def _plain_characters(text: str) -> tuple[str, list[int]]:
+    """The letters and signs of a text, and the index after each of them.
 
-
-def _messages(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
-        return [value]
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return value
-    raise DataError(f"expected text or a list of messages, found {_shown(value)}")
-
-
-def _message(turn: Any) -> Message:
-    if isinstance(turn, Message):
-        return turn
-    given = turn if isinstance(turn, Mapping) else {}
-    content, role = given.get("content"), str(given.get("role", "assistant"))
-    role = _ROLE.get(role, role)
-    if content is None and given.get("tool_calls"):
-        content = ""
-    if isinstance(content, list | tuple):  # parts, as in multimodal chats
-        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
-    if not isinstance(content, str) or role not in ROLES:
-        raise DataError(
-            f"expected a message with role ({', '.join(ROLES)}) and content, found {_shown(turn)}"
-        )
-    return Message(role, content)
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.120}"
+    Left out is what tokenizers change: control tokens, blanks, marks of accents, and parts of damaged characters.
+    """
+    letters, places = [], []
+    at = 0
+    for control in [*_CONTROL.finditer(text), None]:
+        stop = control.start() if control else len(text)
+        for index in range(at, stop):
+            for letter in unicodedata.normalize("NFKD", text[index]):
+                if letter.isspace() or letter in "▁\ufffd":
+                    continue
+                if unicodedata.combining(letter):
+                    if places and places[-1] == index:
+                        places[-1] = index + 1
+                    continue
+                letters.append(letter)
+                places.append(index + 1)
+        at = control.end() if control else stop
+    return "".join(letters), places

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
+from gram_jax.judge.messages import check_list
 from gram_jax.rewards.columns import NAME, column_reward
-from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm
+from gram_jax.rewards.forms import PairScorer, ReferenceWriter, RewardForm, end_tokens
 from gram_jax.rewards.messages import completion_of, prompt_of
 
 
@@ -53,7 +54,7 @@ class GroupJudge:
     """Index of the best completion, in the form of TRL's BasePairwiseJudge and of LLM-Blender."""
 
     def __init__(self, judge: PairScorer):
-        self.judge = judge
+        self.judge, self.ends = judge, end_tokens(RewardForm(), judge)
 
     def __call__(
         self,
@@ -66,23 +67,30 @@ class GroupJudge:
 
     def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Indices of every prompt's completions, the best first."""
+        for texts in (prompts, completions, *completions):
+            check_list(texts, "lists of prompts and of completions")
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts and {len(completions)} lists of completions")
         items = [
-            (prompt_of(prompt), [completion_of(text) for text in texts])
+            (prompt_of(prompt), [self._text(text) for text in texts])
             for prompt, texts in zip(prompts, completions, strict=True)
         ]
         return [ranking.order for ranking in self.judge.rank_many(items)]
 
+    def _text(self, completion: Any) -> str:
+        return completion_of(completion, None, self.ends)
+
     def pairwise(self, prompts: Sequence[Any], pairs: Sequence[Sequence[Any]]) -> list[float]:
         """P(the first of two completions is better) for every prompt."""
+        for texts in (prompts, pairs, *pairs):
+            check_list(texts, "lists of prompts and of pairs")
         wrong = next((len(pair) for pair in pairs if len(pair) != 2), None)
         if wrong is not None or len(prompts) != len(pairs):
             raise DataError(
                 f"expected two completions for each of {len(prompts)} prompts, found {wrong or len(pairs)}"
             )
         triples = [
-            (prompt_of(prompt), completion_of(pair[0]), completion_of(pair[1]))
+            (prompt_of(prompt), self._text(pair[0]), self._text(pair[1]))
             for prompt, pair in zip(prompts, pairs, strict=True)
         ]
         return [score.first for score in self.judge.score_many(triples)]

@@ -53,11 +53,16 @@ def checked(rewards: Sequence[float], count: int) -> np.ndarray:
     return found
 
 
-def against_the_start(
+def gains_over_start(
     reward: RewardFunction, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]
-) -> tuple[float, float]:
-    """(win rate of our responses over the start's by reward, ties as half; mean difference of the rewards)."""
+) -> np.ndarray:
+    """Reward of our response minus that of the start's, f32 [prompts]."""
+    if not prompts:
+        return np.zeros(0, np.float32)
     mine, base = (checked(reward(prompts, x, theirs), len(prompts)) for x in (ours, theirs))
-    difference = mine - base
-    won = (difference > TOLERANCE).mean() + 0.5 * (abs(difference) <= TOLERANCE).mean()
-    return float(won), float(difference.mean())
+    return mine - base
+
+
+def win_rate(gains: np.ndarray) -> float:
+    """Share of prompts for which our response has the higher reward, ties as half."""
+    return float((gains > TOLERANCE).mean() + 0.5 * (abs(gains) <= TOLERANCE).mean())

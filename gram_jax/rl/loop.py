@@ -3,28 +3,32 @@
 A step samples `num_generations` responses to each of `prompts_per_step` prompts, takes their rewards from the judge,
 and updates the weights `num_epochs` times over `num_mini_batches` parts. Randomness is a function of (seed, step), so a
 resumed run repeats the uninterrupted one. The frozen reference is the model that the run began with.
+
+In a job of several processes each samples and rates the responses to its part of the prompts, on its own devices and
+without the others. They exchange samples and rewards, and the updates are data-parallel as in training.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.checkpoint.orbax import Checkpoints
+from gram_jax.distributed.collectives import all_gather_rows, process_part
+from gram_jax.distributed.preemption import StopSync
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.errors import CheckpointError, NonFiniteError, explain_out_of_memory
 from gram_jax.formatting import format_value
 from gram_jax.interop.models import load_model
-from gram_jax.model.generate import SamplingConfig
+from gram_jax.model.generate import Samples, SamplingConfig
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.rl import AlgorithmConfig, RlRecipe
 from gram_jax.rl.advantages import adapted_kl_coef
-from gram_jax.rl.judged import RewardFunction, against_the_start, checked
+from gram_jax.rl.judged import RewardFunction, checked, gains_over_start, win_rate
 from gram_jax.rl.objective import VALUE, RolloutBatch
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
@@ -79,9 +83,9 @@ def run_rl(
     """Train a policy as a recipe states, or resume the run in its directory.
 
     reward: instead of the recipe's judge; for win rates it is called with the greedy responses of the policy and of the
-    start, the latter as its third argument both times. process: time limits of this process. Raises RecipeError or
-    DataError for unusable input, NonFiniteError if the loss is not finite, StoppedError after Ctrl-C or SIGTERM (the
-    state is saved).
+    start, the latter as its third argument both times. process: this process in a job of several, which all call this
+    with the same recipe; each rates the responses that it has sampled. Raises RecipeError or DataError for unusable
+    input, NonFiniteError if the loss is not finite, StoppedError after Ctrl-C or SIGTERM (the state is saved).
     """
     with open_run(recipe, command="rl", process=process) as run:
         if not is_complete(run):
@@ -98,7 +102,7 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
     with explain_out_of_memory(NO_SPACE, TRY), open_checkpoints(run) as checkpoints:
         state = first_state(setup, checkpoints, newest_step(run, checkpoints))
         _write_description(setup, run)
-        done = int(state.step) // recipe.updates
+        done, stop = int(state.step) // recipe.updates, StopSync(run.stop, setup.placement)
         with open_outputs(run, checkpoints, done, steps, "rl", progress) as outputs:
             metrics = outputs.metrics
             while done < steps:
@@ -110,41 +114,25 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
                 outputs.bar.update(units=values["num_tokens"], values=shown)
                 if done == steps or is_due(done, recipe.evaluate.eval_steps):
                     run.beat(f"measuring the win rate after step {done}")
-                    metrics.write(done, win_rate(setup, done, state.params))
+                    metrics.write(done, measure_win_rate(setup, done, state.params))
                 if done == steps or is_due(done, recipe.checkpoint.save_steps):
                     save(outputs, done, _to_saved(state), blocking=done == steps)
                 if done < steps:
-                    stop_if_requested(outputs, run.stop.name, done, steps, _to_saved(state))
+                    stop_if_requested(outputs, stop.check(), done, steps, _to_saved(state))
 
 
 def rl_step(
     setup: RlSetup, run: Run, state: TrainState, number: int, kl_coef: float
 ) -> tuple[TrainState, dict[str, float]]:
     """Take step `number`, counted from 0; returns the state after it and its metrics."""
-    recipe, prompts = setup.recipe, setup.prompts
-    sampling, step = recipe.sampling, number + 1
-    chosen = prompts.draw(sampling.prompts_per_step, number, recipe.run.seed)
-    tokens = [prompts.tokens[at] for at in chosen]
-    run.beat(f"sampling the responses of step {step}")
-    policy = setup.policy(state.params)
-    seed = int(np.random.default_rng([recipe.run.seed, number]).integers(2**31))
-    written = policy.generate_from_tokens(
-        _repeated(tokens, sampling.num_generations),
-        SamplingConfig(sampling.max_new_tokens, sampling.temperature, seed=seed),
-        batch_size=recipe.rows,
-    )
-    greedy = None
-    if recipe.reward.compare_with == "greedy":
-        plain = policy.generate_from_tokens(tokens, SamplingConfig(sampling.max_new_tokens, 0))
-        greedy = _repeated(plain.texts, sampling.num_generations)
-    run.beat(f"judging the responses of step {step}")
-    asked = _repeated([prompts.prompts[at] for at in chosen], sampling.num_generations)
-    rewards = checked(setup.reward(asked, written.texts, greedy), recipe.rows)
+    recipe, step = setup.recipe, number + 1
+    chosen = setup.prompts.draw(recipe.sampling.prompts_per_step, number, recipe.run.seed)
+    samples, rewards = rate_samples(setup, run, state.params, chosen, number)
     run.beat(f"learning from the responses of step {step}")
     batch, figures = make_rollout(
         replace(recipe.algorithm, kl_coef=kl_coef),
-        tokens,
-        written.samples,
+        [setup.prompts.tokens[at] for at in chosen],
+        samples,
         rewards,
         width=setup.width,
         policy=partial(setup.token_stats, setup.full_params(state.params)),
@@ -153,6 +141,36 @@ def rl_step(
     )
     state, means = update_weights(setup, state, batch, number)
     return state, means | figures | {"kl_weight": kl_coef}
+
+
+def rate_samples(
+    setup: RlSetup, run: Run, params: Tree, chosen: Sequence[int], number: int
+) -> tuple[Samples, np.ndarray]:
+    """Samples of the policy for the chosen prompts, those to one prompt in a row, and their rewards f32 [B].
+
+    This process samples and rates its part, whole groups of prompts, and gets those of the others from them.
+    """
+    recipe, prompts, step = setup.recipe, setup.prompts, number + 1
+    sampling, part = recipe.sampling, process_part(len(chosen))
+    tokens = [prompts.tokens[at] for at in chosen[part]]
+    run.beat(f"sampling the responses of step {step}")
+    policy = setup.policy(params)
+    seed = int(np.random.default_rng([recipe.run.seed, number]).integers(2**31))
+    written = policy.generate_from_tokens(
+        _repeated(tokens, sampling.num_generations),
+        SamplingConfig(sampling.max_new_tokens, sampling.temperature, seed=seed),
+        batch_size=recipe.rows,
+        first=part.start * sampling.num_generations,
+    )
+    greedy = None
+    if recipe.reward.compare_with == "greedy":
+        plain = policy.generate_from_tokens(tokens, SamplingConfig(sampling.max_new_tokens, 0))
+        greedy = _repeated(plain.texts, sampling.num_generations)
+    run.beat(f"judging the responses of step {step}")
+    asked = _repeated([prompts.prompts[at] for at in chosen[part]], sampling.num_generations)
+    rewards = checked(setup.reward(asked, written.texts, greedy), len(asked))
+    run.beat(f"waiting for the responses of the other processes in step {step}")
+    return all_gather_rows((written.samples, rewards))
 
 
 def update_weights(
@@ -179,17 +197,17 @@ def minibatches(setup: RlSetup, batch: RolloutBatch, number: int) -> Iterator[Ro
     algorithm = setup.recipe.algorithm
     draw = np.random.default_rng([setup.recipe.run.seed, number, 1])
 
-    def spread(x: jax.Array) -> jax.Array:
-        return setup.placement.constrain(x, "batch", *(None for _ in x.shape[1:]))
-
     for _ in range(algorithm.num_epochs):
         order = draw.permutation(setup.recipe.rows)
         for members in np.split(order, algorithm.num_mini_batches):
-            if len(members) == len(order):
-                yield jax.tree.map(spread, batch)
-            else:
-                at = np.sort(members)
-                yield jax.tree.map(lambda x, at=at: spread(jnp.asarray(x)[at]), batch)
+            whole = len(members) == len(order)
+            yield batch if whole else _take(batch, np.sort(members), setup.placement)
+
+
+@partial(jax.jit, static_argnames="place")
+def _take(batch: RolloutBatch, rows: jax.Array, place: Placement) -> RolloutBatch:
+    """These rows of a batch, sharded like it."""
+    return jax.tree.map(lambda x: place.constrain(x[rows], "batch", None), batch)
 
 
 def next_kl_coef(algorithm: AlgorithmConfig, metrics: MetricsWriter, done: int) -> float:
@@ -205,14 +223,16 @@ def next_kl_coef(algorithm: AlgorithmConfig, metrics: MetricsWriter, done: int) 
     return adapted_kl_coef(weight, kl, algorithm.kl_target)
 
 
-def win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
-    """The win rate against the start, both greedy, on held-out prompts."""
-    limit = setup.recipe.evaluate.limit
+def measure_win_rate(setup: RlSetup, done: int, params: Tree) -> dict[str, float]:
+    """The win rate against the start, both greedy, on held-out prompts; each process rates its part of them."""
     greedy = SamplingConfig(setup.recipe.sampling.max_new_tokens, 0)
-    prompts, tokens = setup.valid.prompts[:limit], setup.valid.tokens[:limit]
+    part = process_part(min(setup.recipe.evaluate.limit, len(setup.valid.prompts)))
+    prompts, tokens = setup.valid.prompts[part], setup.valid.tokens[part]
     ours = setup.policy(params).generate_from_tokens(tokens, greedy).texts
-    theirs = setup.reference.generate_from_tokens(tokens, greedy).texts
-    won, gain = against_the_start(setup.contest, prompts, ours, theirs)
+    start = setup.on_this_process(setup.reference.params)
+    theirs = start.generate_from_tokens(tokens, greedy).texts
+    gains = all_gather_rows(gains_over_start(setup.contest, prompts, ours, theirs))
+    won, gain = win_rate(gains), float(gains.mean())
     found = {"win_rate": won, "gain_over_start": gain}
     if setup.judge is not None:  # equal responses have 0.5
         found = {"win_rate": won, "p_better_than_start": 0.5 + gain}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import read_records
 from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
@@ -48,6 +49,7 @@ def read_prompts(
     generator: TextGenerator,
     *,
     schema: str,
+    map: ColumnMap | None = None,
     longest: int,
     limit: int | None,
 ) -> PromptSet:
@@ -55,7 +57,7 @@ def read_prompts(
 
     Raises DataError if there are none, or what reading raises.
     """
-    records, _ = read_records(source, "prompts", schema=schema)
+    records, _ = read_records(source, "prompts", schema=schema, map=map)
     prompts = list(dict.fromkeys(record.prompt for record in records))
     tokens = [generator.encode(prompt) for prompt in prompts]
     kept = [at for at, ids in enumerate(tokens) if len(ids) <= longest][:limit]

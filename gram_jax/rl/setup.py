@@ -28,7 +28,7 @@ from gram_jax.rl.prompts import PromptSet, read_prompts
 from gram_jax.run.directory import RunDirectory, check_same_data
 from gram_jax.run.metrics import check_writers
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.sharding import Placement, make_placement
+from gram_jax.sharding import Placement, local_placement, make_placement, to_local
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.stages import with_lora_scale
 from gram_jax.training.state import TrainState, abstract_state, shardings_of
@@ -46,8 +46,8 @@ class RlSetup:
     """A run before its first step.
 
     start, judge: names of the models that the run began with, with a step if they are runs. reference: the policy's
-    start, frozen. frozen: weights under LoRA, {} without. reward: of a step's responses; contest: of win rates.
-    token_stats, update: jitted (rl/objective.py, training/step.py).
+    start, frozen, on the mesh of the job. frozen: weights under LoRA, {} without. reward: of the responses that this
+    process has sampled; contest: of win rates. token_stats, update: jitted (rl/objective.py, training/step.py).
     """
 
     recipe: RlRecipe
@@ -77,8 +77,14 @@ class RlSetup:
         return tree.merge(params, self.frozen)
 
     def policy(self, params: Tree) -> TextGenerator:
-        """The policy with these trained weights."""
-        return self.reference.with_params(policy_weights(self.full_params(params)))
+        """The policy with these trained weights, on the devices of this process."""
+        return self.on_this_process(policy_weights(self.full_params(params)))
+
+    def on_this_process(self, params: Tree) -> TextGenerator:
+        """A model with these weights that samples without the other processes; all processes call this."""
+        execution = replace(self.reference.execution, placement=local_placement(self.placement))
+        params = to_local(params, self.placement)
+        return replace(self.reference, params=params, execution=execution)
 
 
 def set_up_rl(
@@ -91,7 +97,10 @@ def set_up_rl(
 
     reward: instead of the recipe's judge. Raises RecipeError if the run in the directory began with other prompts.
     """
-    place, judges = (placement, placement) if placement else _placements(recipe)
+    if placement is None:
+        place, judges = _placements(recipe)
+    else:
+        place, judges = placement, local_placement(placement)
     _check_parts(recipe, place)
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     info, judge = directory.info, None
@@ -103,11 +112,15 @@ def set_up_rl(
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     for source in filter(None, (recipe.data.train, recipe.data.valid)):
-        check_source(source, "prompts", schema=recipe.data.schema)
+        check_source(source, "prompts", schema=recipe.data.schema, map=recipe.data.map)
     reference = _load_policy(recipe, start, place)
     prompts = _read(recipe, recipe.data.train, reference)
     valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
-    assert_equal("set of prompts", prompts.fingerprint)
+    if recipe.data.valid and (shared := len({*prompts.prompts} & {*valid.prompts})):
+        logger.warning(
+            "%d of the %d prompts of data.valid are in data.train", shared, len(valid.prompts)
+        )
+    assert_equal("policy, judge or set of prompts", [start, judge, prompts.fingerprint])
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
     contest = reward
     if judge is not None:
@@ -163,6 +176,7 @@ def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
         source,
         generator,
         schema=recipe.data.schema,
+        map=recipe.data.map,
         longest=recipe.sampling.max_prompt_length,
         limit=recipe.data.limit,
     )
@@ -230,17 +244,24 @@ def _check_parts(recipe: RlRecipe, place: Placement) -> None:
             "shards: change [sampling] prompts_per_step or num_generations, or [algorithm] num_mini_batches or "
             "gradient_accumulation_steps"
         )
+    if recipe.sampling.prompts_per_step < jax.process_count():
+        raise RecipeError(
+            f"[sampling] prompts_per_step = {recipe.sampling.prompts_per_step}: expected at least one for each of the "
+            f"{jax.process_count()} processes, which sample responses to different prompts"
+        )
 
 
 def _placements(recipe: RlRecipe) -> tuple[Placement, Placement]:
-    """The policy's and the judge's mesh: the same one, or the last `num_devices` for the judge."""
-    devices, apart = jax.devices(), recipe.reward.num_devices
-    if apart >= len(devices):
+    """The policy's mesh over the job; the judge's over this process: the same devices, or the last `num_devices`."""
+    here, apart = jax.local_devices(), recipe.reward.num_devices
+    if apart >= len(here):
         raise RecipeError(
-            f"[reward] num_devices = {apart} leaves none of the {len(devices)} devices to the policy: expected less"
+            f"[reward] num_devices = {apart} leaves none of the {len(here)} devices of a process to the policy: "
+            "expected less"
         )
-    mesh = recipe.mesh
-    policy = make_placement(mesh.sizes, dcn=mesh.dcn_sizes, devices=devices[: len(devices) - apart])
+    processes = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
+    devices = [device for own in processes for device in own[: len(own) - apart]]
+    policy = make_placement(recipe.mesh.sizes, dcn=recipe.mesh.dcn_sizes, devices=devices)
     if not apart:
-        return policy, policy
-    return policy, make_placement({"data": -1}, devices=devices[-apart:])
+        return policy, local_placement(policy)
+    return policy, make_placement({"data": -1}, devices=here[-apart:])

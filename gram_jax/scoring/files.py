@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gram_jax.data.reading import Kind, RecordStream, source_kind
+from gram_jax.data.mapping import ColumnMap
+from gram_jax.data.reading import Kind, RecordStream, log_notes, source_kind
 from gram_jax.data.sources import count_rows, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
@@ -26,7 +27,12 @@ FORMAT = 4
 
 
 def check_files(
-    source: str, out: str | Path, *, schema: str = "auto", ranked: bool = False
+    source: str,
+    out: str | Path,
+    *,
+    schema: str = "auto",
+    map: ColumnMap | None = None,
+    ranked: bool = False,
 ) -> Kind:
     """What `source` is read as, for scores or to be ranked.
 
@@ -37,11 +43,15 @@ def check_files(
         raise DataError(f"{out} is the input itself: give another file for the results")
     if path.is_dir() and path.resolve() in out.resolve().parents:
         raise DataError(f"{out} is inside the folder {path} that is read: give a file outside it")
+    if out.suffix.lower() not in (".jsonl", ".ndjson", ""):
+        raise DataError(
+            f"{out}: results are JSON lines; expected a name that ends in .jsonl, found {out.suffix}"
+        )
     if out.is_dir():
         raise DataError(f"{out} is a folder: expected the name of a file for the results")
     if not out.parent.is_dir():
         raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
-    kind = source_kind(source, schema=schema)
+    kind = source_kind(source, schema=schema, map=map)
     if kind == "candidates" and not ranked:
         raise DataError(
             f"{path} holds lists of candidates: rank them, gram-jax rank {source} {out} --model ..."
@@ -58,6 +68,7 @@ def score_file(
     ranking: RankingConfig | None = None,
     schema: str = "auto",
     on_bad: Literal["error", "skip"] = "error",
+    map: ColumnMap | None = None,
     overwrite: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> WriteSummary:
@@ -70,8 +81,8 @@ def score_file(
 
     Raises DataError if `out` holds something else or cannot be written; its complete rows are kept.
     """
-    kind = check_files(source, out, schema=schema, ranked=ranking is not None)
-    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, keep_identical=True)
+    kind = check_files(source, out, schema=schema, map=map, ranked=ranking is not None)
+    stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, map=map, keep_identical=True)
     metadata = {"format": FORMAT, "source": str(source), "kind": kind}
     metadata |= judge_identity(scorer, model)
     if ranking is None:
@@ -90,6 +101,7 @@ def score_file(
         overwrite=overwrite,
         progress=progress,
     )
+    log_notes(stream.spec.path, stream.report())
     return replace(summary, dropped=dict(stream.report().dropped))
 
 

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
+from gram_jax.data.inputs import PairTexts, pairs_of
 from gram_jax.errors import JudgeError
+from gram_jax.finite import check_finite
 from gram_jax.interop.models import has_scalar_head, load_model, load_tokenizer, reward_spec
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import PromptLike
@@ -23,7 +25,6 @@ from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.padded import padded_batches, padded_lengths
 from gram_jax.scoring.pair import PairScore, combine_orders
-from gram_jax.scoring.text_scorer import PairTexts
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -85,6 +86,7 @@ class ScalarRewardModel:
         for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        check_finite(found, "the rewards", "responses")
         return found[:, 0], np.array([text.shortened for text in texts], bool)
 
     def stream(
@@ -97,7 +99,7 @@ class ScalarRewardModel:
 
         progress is called with the number of pairs just scored.
         """
-        remaining = iter(comparisons)
+        remaining = pairs_of(comparisons)
         while window := list(islice(remaining, WINDOW)):
             items = ((prompt, text) for prompt, *pair in window for text in pair)
             rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))

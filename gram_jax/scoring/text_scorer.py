@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gram_jax.data.inputs import PairTexts, lists_of, pairs_of
 from gram_jax.errors import GramWarning, JudgeError
 from gram_jax.judge.encode import Encoded, ItemEncoder
 from gram_jax.judge.messages import PromptLike
@@ -20,16 +21,18 @@ from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
 
-PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
+COMPARISONS = 4096  # of a ranking that are held as tokens at a time
 
 
 class TextScorer:
     """A judge that reads text. Subclasses say where the logits come from.
 
-    window: number of pairs that are tokenized while those before them are scored.
+    window: number of pairs that are tokenized while those before them are scored. call_tokens: number of tokens from
+    which on a call of label_logit_diffs takes time in proportion to them.
     """
 
     window = 64
+    call_tokens = 2048
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec):
         self.tokenizer, self.spec = tokenizer, spec
@@ -49,7 +52,10 @@ class TextScorer:
         return self.score_many([(prompt, first, second)])[0]
 
     def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
-        """`score` of many (prompt, first, second), in their order."""
+        """`score` of many comparisons, in their order: (prompt, first, second), rows of any schema, or records.
+
+        Raises DataError, with the index of the comparison, for anything else.
+        """
         return list(self.stream(comparisons))
 
     def stream(
@@ -62,7 +68,7 @@ class TextScorer:
 
         progress is called with the number of pairs that each call to the device has scored.
         """
-        remaining = iter(comparisons)
+        remaining = pairs_of(comparisons)
         windows = iter(lambda: list(islice(remaining, self.window)), [])
         for texts, swapped in self._encode_ahead(windows):
             diffs = self.label_logit_diffs(
@@ -106,11 +112,11 @@ class TextScorer:
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Ranking]:
-        """`rank` of many (prompt, responses), in their order; the comparisons of a window share calls.
+        """`rank` of many (prompt, responses), rows or records, in their order; a window's comparisons share calls.
 
         progress is called with the number of rankings that are complete.
         """
-        config, remaining = config or RankingConfig(), iter(items)
+        config, remaining = config or RankingConfig(), lists_of(items)
         while window := list(islice(remaining, self.window)):
             jobs = [RankingJob(prompt, responses, config) for prompt, responses in window]
             encoder, done = self._encoder(), 0
@@ -124,11 +130,15 @@ class TextScorer:
     def _compare(self, jobs: Sequence[RankingJob], encoder: ItemEncoder) -> None:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
-        texts = self._encode(encoder, list(chain.from_iterable(pending)))
-        diffs = self.label_logit_diffs(texts, paired=False)
+        comparisons, diffs, shortened = chain.from_iterable(pending), [], []
+        while part := list(islice(comparisons, COMPARISONS)):
+            texts = self._encode(encoder, part)
+            diffs.append(self.label_logit_diffs(texts, paired=False))
+            shortened += [text.shortened for text in texts]
+        found = np.concatenate(diffs) if diffs else np.zeros(0, np.float32)
         ends = np.cumsum([len(of_job) for of_job in pending])
         for job, start, end in zip(jobs, [0, *ends], ends, strict=False):
-            job.update(diffs[start:end], shortened=any(x.shortened for x in texts[start:end]))
+            job.update(found[start:end], shortened=any(shortened[start:end]))
 
     def _encode_ahead(
         self, windows: Iterator[list[PairTexts]]
@@ -148,7 +158,7 @@ class TextScorer:
         """Both orders of each pair, the canonical one first, and whether that is not the given one, bool [n]."""
         swapped, orders = [], []
         for prompt, first, second in pairs:
-            swap = isinstance(first, str) and isinstance(second, str) and second < first
+            swap = second < first
             one, other = (second, first) if swap else (first, second)
             swapped.append(swap)
             orders += [(prompt, one, other), (prompt, other, one)]
@@ -159,6 +169,12 @@ class TextScorer:
 
     def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
         texts = encoder.encode(comparisons)
+        if any(text.replaced for text in texts):
+            warnings.warn(
+                "some texts have halves of characters (lone surrogates), which U+FFFD replaces",
+                category=GramWarning,
+                stacklevel=2,
+            )
         if any(text.shortened for text in texts):
             # The same words every time: Python shows a repeated warning once.
             warnings.warn(

@@ -83,7 +83,8 @@ def train(
         if not is_complete(run):
             keep_compiled_programs()
             run.beat("reading the data")
-            setup = set_up(recipe, run.directory, placement or placement_of(recipe))
+            chosen, watched = placement or placement_of(recipe), run.watched(progress)
+            setup = set_up(recipe, run.directory, chosen, progress=watched)
             last = setup.steps if stop_at_step is None else min(stop_at_step, setup.steps)
             train_to(last, setup, run, progress)
             if last == setup.steps:
@@ -142,6 +143,7 @@ def run_steps(
         for index, batch in batches:
             run.beat(f"step {index + 1}")
             state, metrics = step(state, frozen, batch)
+            metrics = {**metrics, **setup.plan.share_metrics(index)}
             if unread is not None:
                 averages = log(averages, done, unread)
             request, sent = stop.receive(sent), stop.send()

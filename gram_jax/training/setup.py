@@ -1,26 +1,25 @@
 """Set up a run before its weights are loaded: judge, examples, number of steps, optimizer."""
 
-import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optax
 
 from gram_jax import tree
-from gram_jax.attacks.augment import with_attacks
 from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
+from gram_jax.data.overlap import count_overlap
 from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
-from gram_jax.errors import RecipeError
+from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.models import load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
-from gram_jax.progress import log_time
+from gram_jax.progress import ProgressFactory, log_time, no_progress
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.directory import (
@@ -31,6 +30,7 @@ from gram_jax.run.directory import (
 )
 from gram_jax.run.metrics import check_writers
 from gram_jax.sharding import Placement, check_divides
+from gram_jax.training.examples import training_examples, training_records
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import make_execution
 from gram_jax.training.stages import (
@@ -68,7 +68,13 @@ class TrainSetup:
     abstract: TrainState
 
 
-def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> TrainSetup:
+def set_up(
+    recipe: Recipe,
+    directory: RunDirectory,
+    placement: Placement,
+    *,
+    progress: ProgressFactory = no_progress,
+) -> TrainSetup:
     """Check what needs no data, make the examples, count the steps, build the optimizer.
 
     Raises RecipeError or JudgeError if the run in the directory began with other data or another judge.
@@ -90,15 +96,19 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
     if recipe.run.max_steps is not None:
         make_optimizer(recipe.optimizer, recipe.run.max_steps, specs)  # raises for its values
     for source in (*recipe.data.train, *recipe.data.valid):
-        check_source(source, pair_kind(recipe), schema=recipe.data.schema)
+        check_source(source, pair_kind(recipe), schema=recipe.data.schema, map=recipe.data.map)
     with log_time(logger, "read and encode the data"):
-        plan = _batches(recipe, training_examples(recipe, tokenizer, spec), batch.batch_size)
+        training = training_examples(recipe, tokenizer, spec, progress=progress)
         valid_records, valid_plan = _held_out(recipe, tokenizer, spec, placement)
-    logger.info("%s", plan.report().to_text())
+        _check_overlap(recipe, valid_records)
+    with log_time(logger, "pack the first epoch"):
+        plan = _batches(recipe, training, batch.batch_size, passes=recipe.data.passes)
+        report = plan.report()
+    logger.info("%s", report.to_text())
     epochs = recipe.run.num_train_epochs
     steps = plan.steps(epochs) if epochs is not None else recipe.run.max_steps
     assert steps is not None  # a recipe has one of the two
-    examples = examples_fingerprint(plan.examples)
+    examples = training.fingerprint()
     assert_equal("set of training examples", [steps, examples, spec.hash])
     check_same_data(directory, steps=steps, examples=examples)
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
@@ -119,16 +129,38 @@ def set_up(recipe: Recipe, directory: RunDirectory, placement: Placement) -> Tra
     )
 
 
-def examples_fingerprint(examples: Examples) -> str:
-    """16 hex digits over the tokens, lengths, labels and weights of encoded examples."""
-    digest = hashlib.sha256()
-    documents = examples.documents
-    for array in (documents.tokens, documents.offsets, examples.label, examples.weights):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+def prepare_data(recipe: Recipe, *, progress: ProgressFactory = no_progress) -> BatchPlan:
+    """Encode the training data, into the token cache unless they are small, and plan their batches. Uses no device."""
+    _, tokenizer, spec = _judge(recipe)
+    examples = training_examples(recipe, tokenizer, spec, progress=progress)
+    return _batches(recipe, examples, recipe.batch.batch_size, passes=recipe.data.passes)
 
 
-def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
+def _check_overlap(recipe: Recipe, held_out: Sequence[Any]) -> None:
+    """Raises DataError if more of the evaluation pairs are training pairs than the recipe allows."""
+    if not held_out:
+        return
+    shared = count_overlap(training_records(recipe).as_read(), held_out)
+    if not shared:
+        return
+    share, most = shared / len(held_out), recipe.data.max_overlap
+    text = (
+        f"{shared:,} of the {len(held_out):,} pairs of data.valid ({share:.2%}) are in data.train"
+    )
+    if share > most:
+        raise DataError(
+            f"{text}: expected at most a share of {most:g}. Leave them out, or raise data.max_overlap"
+        )
+    logger.warning("%s", text)
+
+
+def _batches(
+    recipe: Recipe,
+    examples: Examples,
+    batch_size: int,
+    *,
+    passes: Mapping[str, float] | None = None,
+) -> BatchPlan:
     batch = recipe.batch
     return BatchPlan(
         examples,
@@ -136,18 +168,8 @@ def _batches(recipe: Recipe, examples: Examples, batch_size: int) -> BatchPlan:
         max_length=batch.max_length,
         seed=recipe.run.seed,
         packing=batch.packing,
+        passes=passes,
     )
-
-
-def training_examples(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examples:
-    """The examples of data.train, with the recipe's share of attacks."""
-    records, report = read_pairs(recipe, recipe.data.train, recipe.data.limit)
-    if share := recipe.data.attack_share:
-        plain = records
-        records = with_attacks(plain, spec, share=share, seed=recipe.run.seed)
-        count = sum(a is not b for a, b in zip(plain, records, strict=True))
-        logger.info("attacks replace %d of %d rejected responses", count, len(plain))
-    return stage_examples(recipe, records, report, tokenizer, spec)
 
 
 def _judge(recipe: Recipe) -> tuple[ModelConfig, Any, JudgeSpec]:

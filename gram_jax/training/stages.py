@@ -66,6 +66,7 @@ def read_pairs(
         sources,
         pair_kind(recipe),
         schema=recipe.data.schema,
+        map=recipe.data.map,
         on_bad=recipe.data.on_bad,
         limit=limit,
     )
