@@ -109,7 +109,7 @@ def _byte_level(
     backend = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ", 1)) for merge in merges],
+            merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
             ignore_merges=pre == "llama-bpe",
         )
     )

@@ -3,6 +3,7 @@
 A setting that the decoder does not support is an error that names it, raised before tensors are read.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,6 +46,27 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+# What other entries are, if they are there and not null.
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], Sequence[str]]] = {
+    "an object": (Mapping, ("rope_scaling", "rope_parameters", "id2label")),
+    "a list": (list, ("architectures", "layer_types", "no_rope_layers")),
+    "true or false": (bool, ("tie_word_embeddings", "use_sliding_window")),
+    "a number of tokens or layers": (
+        int,
+        ("sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval"),
+    ),
+    "a finite number above 0": (
+        (int, float),
+        (
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "partial_rotary_factor",
+        ),
+    ),
+}
+
+
 def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     """The ModelConfig that a config.json describes.
 
@@ -53,7 +75,7 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     """
     found = _text_config(found)
     kind = found.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise LayoutError(
             f"config.json says model_type = {kind!r}; gram_jax supports {', '.join(FAMILIES)}. Other models run on a "
             "server (vLLM, SGLang), which a remote judge reads"
@@ -114,6 +136,13 @@ def _text_config(found: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**outer, **text}
 
 
+def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a value is of these kinds; a truth value is no number, and numbers are finite and above 0."""
+    if kinds is bool or not isinstance(value, bool | int | float):
+        return isinstance(value, kinds)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _head(found: Mapping[str, Any], problems: list[str]) -> Head:
     """By `architectures`, and for a classifier the number of its labels, which is that of id2label (default 2)."""
     classes = [str(name) for name in found.get("architectures") or ()]
@@ -138,6 +167,12 @@ def _head(found: Mapping[str, Any], problems: list[str]) -> Head:
 
 def _unsupported(found: Mapping[str, Any], family: Family) -> list[str]:
     problems = [
+        f"{name} = {found[name]!r} (expected {expected})"
+        for expected, (kinds, names) in _KINDS.items()
+        for name in names
+        if found.get(name) is not None and not _is(found[name], kinds)
+    ]
+    problems += [
         f"{name} = {found[name]!r} (the decoder supports only {name} = {allowed[0]!r})"
         for name, allowed in _ONLY.items()
         if found.get(name) not in allowed

@@ -136,8 +136,10 @@ def _read_types(
     if given is not None and (
         not isinstance(given, Sequence) or len(given) != layers or not set(given) <= _TYPES.keys()
     ):
-        problems.append(f"layer_types = {given!r:.80} (expected {layers} of {', '.join(_TYPES)})")
-        return family.pattern
+        problems.append(
+            f"layer_types = {given!r:.80} (expected num_hidden_layers = {layers} of {', '.join(_TYPES)})"
+        )
+        return ("full",)
     if family.windows == "all":
         return ("full" if window is None else "sliding",) * layers
     if family.windows == "none" or switched_off:
@@ -167,7 +169,9 @@ def _without_rope(found: Mapping[str, Any], problems: list[str]) -> tuple[LayerT
     if rotated is None:
         rotated = [(layer + 1) % interval for layer in range(layers)]
     if not isinstance(rotated, Sequence) or len(rotated) != layers:
-        problems.append(f"no_rope_layers = {rotated!r:.80} (expected {layers} numbers, 0 without)")
+        problems.append(
+            f"no_rope_layers = {rotated!r:.80} (expected num_hidden_layers = {layers} numbers, 0 without)"
+        )
         return ("full",)
     return tuple("full" if has else "no_rope" for has in rotated)
 
@@ -209,7 +213,8 @@ def write_traits(cfg: ModelConfig) -> dict[str, Any]:
 def fits_family(cfg: ModelConfig) -> bool:
     """Whether a model has the traits that its family fixes."""
     family = FAMILIES[cfg.family]
-    fixed = {f.name: f.default for f in fields(Traits) if f.name in _GEMMA | _OLMO} | family.fixed
+    fixed = {f.name: f.default for f in fields(Traits) if f.name in _GEMMA | _OLMO}
+    fixed |= dict(family.fixed)
     return (cfg.qkv_bias, cfg.qk_norm) == (family.qkv_bias, family.qk_norm) and all(
         getattr(cfg.traits, name) == value for name, value in fixed.items()
     )

@@ -110,7 +110,7 @@ def _scaling(
     # As transformers reads it: Phi-3 has it outside the block, others may leave it out.
     original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
     values = {**block, _ORIGINAL: original}
-    values = {
+    values: dict[str, Any] = {
         name: values.get(name) if values.get(name) is not None else value
         for name, value in fields.items()
     }
@@ -124,16 +124,11 @@ def _scaling(
     if wrong:
         problems.append(f"{kind} rope scaling lacks usable values of {', '.join(wrong)}")
         return None
-    return make(
-        *(
-            value
-            if value is None or isinstance(value, bool)
-            else int(value)
-            if name == _ORIGINAL
-            else float(value)
-            for name, value in values.items()
-        )
-    )
+    given: list[Any] = []
+    for name, value in values.items():
+        exact = value is None or isinstance(value, bool)
+        given.append(value if exact else int(value) if name == _ORIGINAL else float(value))
+    return make(*given)
 
 
 def _block(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -149,7 +144,8 @@ def _long_scaling(
     found: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]
 ) -> RopeScaling | None:
     original, context = found.get(_ORIGINAL), found.get("max_position_embeddings")
-    short, long = block.get("short_factor"), block.get("long_factor")
+    short: Any = block.get("short_factor")
+    long: Any = block.get("long_factor")
     if unknown := sorted(block.keys() - _LONG - _BESIDE_SCALING):
         problems.append(f"longrope scaling has {', '.join(unknown)} (supported: no such entry)")
     original = original or block.get(_ORIGINAL)

@@ -91,12 +91,15 @@ def _texts(card: str) -> Iterator[tuple[str, str]]:
 def _strings(code: str) -> Iterator[str]:
     """Every string that an expression of the code is, as far as it is known without running it."""
     try:
-        nodes = list(ast.walk(ast.parse(code)))
+        nodes: list[ast.AST] = [ast.parse(code)]
     except (SyntaxError, ValueError):
         return
-    for node in nodes:
+    while nodes:
+        node = nodes.pop(0)
         if isinstance(node, ast.expr) and (text := _value(node)) is not None:
             yield text
+        else:
+            nodes += ast.iter_child_nodes(node)
 
 
 def _value(node: ast.expr) -> str | None:

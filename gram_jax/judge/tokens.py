@@ -66,7 +66,7 @@ class TextEncoder:
         places: tuple[Place, ...] = ("first", "section", "inside")
         states = {place: json.dumps(_without_blank(state, place)) for place in places}
         made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
-        self._text = {place: made[text] for place, text in states.items()}
+        self._text: dict[Place, Tokenizer] = {place: made[states[place]] for place in places}
         self.control_ids = frozenset(t["id"] for t in control)
         self._control_ids_of_text(control)
         self._refuse_long_lines(state["model"]["vocab"])
