@@ -140,7 +140,7 @@ def logits_of_transformers(model, tokens):
         return model[1](torch.from_numpy(tokens).long()).logits.numpy()
 
 
-@pytest.mark.parametrize("backend", ["blocked", "xla"])
+@pytest.mark.parametrize("backend", ["blocked", pytest.param("xla", marks=pytest.mark.slow)])
 def test_logits_are_those_of_transformers(backend, model, loaded, one_device):
     cfg, params = loaded
     tokens = rows(40)
@@ -154,6 +154,7 @@ def test_logits_are_those_of_transformers(backend, model, loaded, one_device):
     assert np.abs(theirs).max() > 1
 
 
+@pytest.mark.slow
 def test_gradients_of_the_verdict_are_those_of_transformers(model, loaded, execution):
     torch = pytest.importorskip("torch")
     cfg, params = loaded
@@ -183,6 +184,7 @@ def test_gradients_of_the_verdict_are_those_of_transformers(model, loaded, execu
         assert error <= 1e-4 * max(1.0, np.abs(expected).max()), name
 
 
+@pytest.mark.slow
 def test_padded_rows_and_prefix_trees_give_the_logits_of_transformers(model, loaded, one_device):
     cfg, params = loaded
     execution = Execution("float32", "blocked", "none", one_device, packed=False)
@@ -200,6 +202,7 @@ def test_padded_rows_and_prefix_trees_give_the_logits_of_transformers(model, loa
             np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_generation_is_that_of_transformers_token_for_token(model, loaded, execution):
     torch = pytest.importorskip("torch")
     cfg, params = loaded

@@ -109,10 +109,9 @@ def _scaling(
         return None
     # As transformers reads it: Phi-3 has it outside the block, others may leave it out.
     original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
-    values = {**block, _ORIGINAL: original}
+    stated = {**block, _ORIGINAL: original}
     values: dict[str, Any] = {
-        name: values.get(name) if values.get(name) is not None else value
-        for name, value in fields.items()
+        name: value if stated.get(name) is None else stated[name] for name, value in fields.items()
     }
     wrong = [
         name

@@ -119,7 +119,8 @@ class TextEncoder:
         parts = self.sections(frames[0])
         for text, frame in zip(texts, frames[1:], strict=True):
             parts += [text, *self.sections(frame)]
-        found, place = [], "first"
+        found: list[np.ndarray] = []
+        place: Place = "first"
         for is_text, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
             if is_text:
                 found.append(self.text("".join(map(str, run)), place=place))

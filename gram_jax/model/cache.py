@@ -56,15 +56,13 @@ def prefill(
     softcap = cfg.traits.attention_softcap
     variants = layer_variants(cfg, seqs.positions, P)
 
-    def step(x: jax.Array, of_layer: tuple[Tree, jax.Array | None]) -> tuple[jax.Array, KeysValues]:
+    def step(x: jax.Array, of_layer: tuple[Tree, Any]) -> tuple[jax.Array, KeysValues]:
         weights, number = of_layer
         rope, window = variants.of(number)
 
         def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeysValues]:
-            return attention(q, k, v, seqs.segments, execution, window=window, softcap=softcap), (
-                k,
-                v,
-            )
+            options = {"window": window, "softcap": softcap}
+            return attention(q, k, v, seqs.segments, execution, **options), (k, v)
 
         return layer(x, cast_and_gather(weights, cfg, execution), cfg, rope, execution, mix)
 

@@ -10,7 +10,7 @@ The last layer computes keys and values of every column, and everything else for
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -228,7 +228,7 @@ def _rows(
     q = (q * (1 / math.sqrt(H))).reshape(B, blocks_per_row, size, K, N // K, H)
     q = q.transpose(0, 1, 3, 4, 2, 5)
 
-    def row(of_row: tuple[jax.Array, ...]) -> jax.Array:
+    def row(of_row: tuple[Any, ...]) -> jax.Array:
         q, k, v, subtree_end, positions, *blocks = of_row
         return jax.lax.map(
             lambda one: _query_block(key_budgets, softcap, k, v, subtree_end, positions, *one),
