@@ -118,16 +118,18 @@ def _scaling(
         for name, value in values.items()
         if not (isinstance(value, int | float) or (value is None and fields[name] is None))
         or (isinstance(value, bool) != (name == "truncate"))
-        or (name in ("factor", _ORIGINAL) and not value > 0)
+        or (name in ("factor", _ORIGINAL) and not (value or 0) > 0)
     ]
     if wrong:
         problems.append(f"{kind} rope scaling lacks usable values of {', '.join(wrong)}")
         return None
-    given: list[Any] = []
-    for name, value in values.items():
-        exact = value is None or isinstance(value, bool)
-        given.append(value if exact else int(value) if name == _ORIGINAL else float(value))
-    return make(*given)
+    return make(*(_typed(name, value) for name, value in values.items()))
+
+
+def _typed(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    return int(value) if name == _ORIGINAL else float(value)
 
 
 def _block(scaling: RopeScaling | None) -> dict[str, Any] | None:

@@ -136,8 +136,9 @@ class TextEncoder:
     def text_batch(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """`text` of many pieces, those of a place in one call, on all cores."""
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(pieces)
-        for place in dict.fromkeys(piece.place for piece in pieces):
-            here = [at for at, piece in enumerate(pieces) if piece.place == place]
+        for place in self._text:
+            if not (here := [at for at, piece in enumerate(pieces) if piece.place == place]):
+                continue
             whole = [pieces[at].text + pieces[at].following for at in here]
             encodings = self._text[place].encode_batch_fast(whole, add_special_tokens=False)
             for at, encoding in zip(here, encodings, strict=True):
