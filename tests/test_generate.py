@@ -113,9 +113,9 @@ def test_padding_before_a_prompt_is_told_apart_whatever_the_execution_promises(s
     cfg, params, execution = small
     asked = []
 
-    def watched(q, k, v, segments, execution):
+    def watched(q, k, v, segments, execution, **options):
         asked.append(execution)
-        return attention(q, k, v, segments, execution)
+        return attention(q, k, v, segments, execution, **options)
 
     monkeypatch.setattr(cache_module, "attention", watched)
     prompts, greedy = prompts_of((4, 19), cfg.vocab_size), SamplingConfig(3, temperature=0)

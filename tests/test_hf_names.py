@@ -1,11 +1,14 @@
 """The table of names: one rule per weight, and lossless conversion."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import FAMILIES, tiny_config
 
 from gram_jax import tree
 from gram_jax.interop.hf_names import RULES, tensor_mappings
+from gram_jax.model.config import Traits
 from gram_jax.model.specs import param_specs
 
 
@@ -24,9 +27,14 @@ def test_every_weight_has_exactly_one_place_in_a_file(family, tied, names):
     assert sizes == {path: int(np.prod(spec.shape)) for path, spec in specs.items()}
 
 
-def test_no_two_rules_claim_the_same_name():
+@pytest.mark.parametrize("norms", ["pre", "post", "both"])
+def test_no_two_rules_of_a_model_claim_the_same_name(norms):
+    cfg = replace(tiny_config("qwen3", False), qkv_bias=True, traits=Traits(norms=norms))
+    specs = tree.flatten(param_specs(cfg))
+    rules = [rule.of(cfg) for rule in RULES if rule.path in specs]
+    assert len(rules) == len(specs)
     for names in ("path", "hf", "gguf"):
-        assert len({getattr(rule, names) for rule in RULES}) == len(RULES)
+        assert len({getattr(rule, names) for rule in rules}) == len(rules)
 
 
 def test_a_query_matrix_is_split_by_heads_and_turned():

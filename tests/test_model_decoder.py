@@ -13,10 +13,10 @@ from model_cases import random_params, random_rows
 from gram_jax.batch import Sequences
 from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.model.config import Llama3Scaling, ModelConfig
+from gram_jax.model.config import Llama3Scaling, ModelConfig, Traits
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import unembedding
+from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.quantize import quantize_int8
@@ -45,7 +45,39 @@ OTHER = {
     "qk_norm": True,
     "tied_head": False,
     "context_length": 1024,
+    "head": "labels",
+    "traits": Traits(norms="both"),
 }
+# The same for every trait; a window and its theta need layers that have them.
+OTHER_TRAITS = {
+    "layer_types": ("no_rope", "full"),
+    "window": 5,
+    "local_rope_theta": 50.0,
+    "rotary_size": 4,
+    "norms": "post",
+    "norm_offset": 1.0,
+    "projection_norm": True,
+    "activation": "gelu_tanh",
+    "embed_scale": 3.0,
+    "query_scale": 1.0,
+    "attention_softcap": 2.0,
+    "logit_softcap": 2.0,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Traits)])
+def test_every_trait_changes_something(field, execution, one_device):
+    sliding = Traits(layer_types=("sliding", "full"), window=20)
+    base = sliding if field in ("window", "local_rope_theta") else Traits()
+    cfg = dataclasses.replace(tiny_config("qwen3", True), traits=base)
+    other = dataclasses.replace(
+        cfg, traits=dataclasses.replace(base, **{field: OTHER_TRAITS[field]})
+    )
+    seqs, logits = random_rows(cfg, [[24]], 24), []
+    for config in (cfg, other):
+        hidden = run(random_params(config, one_device), config, seqs, execution)
+        logits.append(label_logits(random_params(config, one_device), config, hidden, (5, 9)))
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
@@ -55,7 +87,7 @@ def test_every_config_field_changes_something(field, execution, one_device):
     assert getattr(cfg, field) != getattr(other, field)
     if field == "family":
         other = dataclasses.replace(other, qkv_bias=True)
-    if field in ("family", "context_length"):
+    if field in ("family", "context_length", "head"):
         assert config_to_hf(cfg, "float32") != config_to_hf(other, "float32")
         return
     seqs = random_rows(cfg, [[24]], 24)
@@ -187,7 +219,11 @@ def test_no_second_copy_of_the_weights_is_kept_for_the_backward_pass(remat, one_
 
 
 def test_rms_norm_by_hand():
-    got = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0)
+    got = rms_norm(
+        jnp.array([[3.0, 4.0]]),
+        jnp.array([1.0, 2.0]),
+        dataclasses.replace(tiny_config("llama", True), norm_eps=1e-12),
+    )
     np.testing.assert_allclose(got, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
 
 

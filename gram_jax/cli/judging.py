@@ -334,6 +334,9 @@ def spec(
     model: ModelOption,
     template: str | None = None,
     template_rows: str | None = None,
+    card: Path | None = None,
+    tail: str = "",
+    pairs: str | None = None,
     labels: tuple[str, str] | None = None,
     system: str | None = None,
     max_length: Annotated[int | None, AtLeastOne] = None,
@@ -343,8 +346,13 @@ def spec(
 
     Args:
         out: A .json file, or a folder for judge.json.
-        template: "default", "from-dataset", or a text file. Without it a judge keeps its own; others get "default".
+        template: "default", "from-dataset", "from-card", or a text file. Without it a judge keeps its own; others get
+            "default".
         template_rows: Rendered GRAM rows, for the template from-dataset.
+        card: Model card for the template from-card; default the README.md next to the weights.
+        tail: Text to append to a card's template that does not ask for a verdict, as "\n\n#Preferred: " (with \n for
+            line breaks).
+        pairs: Labeled pairs on which the templates of a card are tried; the most accurate is taken.
         labels: The two verdicts; default A B, or those of the rows.
         system: A system turn; empty text drops the one of the chat template.
         max_length: Maximum number of tokens of a pair.
@@ -361,7 +369,22 @@ def spec(
         raise JudgeError(
             "--template from-dataset and --template-rows go together: give both or neither"
         )
+    if template != "from-card" and (card or tail or pairs):
+        raise JudgeError(
+            "--card, --tail and --pairs belong to --template from-card: give it, or leave them out"
+        )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
+    length = max_length or min(default_length(tokenizer), context)
+    if template == "from-card":
+        from gram_jax.evals.card_templates import best_card_template
+
+        options = {"labels": labels, "max_length": length, "system": system}
+        found = best_card_template(
+            model, tokenizer, card, tail.replace("\\n", "\n"), pairs, options
+        )
+        if any(row[-1] for row in found.rows):
+            Console().table("templates of the card", found.columns, found.rows)
+        template = found.template
     own = load_spec(model) if template is None else None
     if own is not None:
         if labels is not None or system is not None:
@@ -374,7 +397,7 @@ def spec(
             tokenizer,
             template=template or "default",
             labels=labels,
-            max_length=max_length or min(default_length(tokenizer), context),
+            max_length=length,
             system=system,
             rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
         )

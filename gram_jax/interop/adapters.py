@@ -14,7 +14,7 @@ from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import read_json, write_json
 from gram_jax.interop.assemble import StoredTensor
 from gram_jax.interop.hf_files import safetensors_of
-from gram_jax.interop.hf_names import tensor_mappings
+from gram_jax.interop.hf_names import FUSED, tensor_mappings
 from gram_jax.model.config import Head, ModelConfig
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS, LoraConfig
 from gram_jax.model.specs import SCORE
@@ -209,6 +209,11 @@ def write_adapter(
     params: the LoRA's a and b of every layer, and a scalar head if it was trained. Raises LayoutError for a family
     whose projections are stored fused.
     """
+    if cfg.family in FUSED:
+        raise LayoutError(
+            f"the family {cfg.family} stores {', '.join(FUSED[cfg.family])} fused, whose parts peft does not adapt: "
+            "convert the run as a model, with its LoRA merged"
+        )
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, str] = {}
     places = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from gram_jax.errors import LayoutError
-from gram_jax.interop.hf_config import CLASSIFIERS, config_to_hf
+from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.heads import label_rows
@@ -24,10 +24,10 @@ def as_classifier(
     cfg: ModelConfig, params: Tree, spec: JudgeSpec, kind: ClassifierKind
 ) -> tuple[ModelConfig, Tree]:
     """A judge's config and weights with `kind` as head. Raises LayoutError if that is another judge or has no class."""
-    if cfg.family not in CLASSIFIERS:
+    if cfg.traits.logit_softcap is not None:
         raise LayoutError(
-            f"transformers has no classifier of the family {cfg.family} (it has those of {', '.join(CLASSIFIERS)}): "
-            "serve the judge with gram-jax serve, or as a language model"
+            f"the logits of this model have a soft cap (final_logit_softcapping = {cfg.traits.logit_softcap:g}), which "
+            "classifiers do not apply: serve the judge with gram-jax serve, or as a language model"
         )
     if cfg.head not in ("language", kind):
         raise LayoutError(

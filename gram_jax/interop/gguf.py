@@ -11,7 +11,6 @@ import numpy as np
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import StoredTensor, assemble
-from gram_jax.interop.hf_config import FAMILIES
 from gram_jax.model.config import (
     LinearScaling,
     Llama3Scaling,
@@ -27,6 +26,7 @@ with needs_extra("gguf"):
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
     from gguf.quants import dequantize
 
+FAMILIES = ("llama", "qwen2", "qwen3")  # Mistral's files are of the first
 SPLIT = "split.count"  # number of the files of a model
 # Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
@@ -175,7 +175,8 @@ def _config(file: GgufFile) -> ModelConfig:
     family = file.metadata.get("general.architecture")
     if family not in FAMILIES:
         raise LayoutError(
-            f"the GGUF file's architecture is {family!r}; gram_jax supports {', '.join(FAMILIES)}"
+            f"the GGUF file's architecture is {family!r}; gram_jax supports {', '.join(FAMILIES)}. Use the model's "
+            "Hugging Face folder, which can be of more families"
         )
     prefix = f"{family}."
     found = {n[len(prefix) :]: x for n, x in file.metadata.items() if n.startswith(prefix)}

@@ -3,32 +3,23 @@
 A setting that the decoder does not support is an error that names it, raised before tensors are read.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from typing import Any
 
 from gram_jax.errors import LayoutError
-from gram_jax.model.config import (
-    HEAD_ROWS,
-    DynamicScaling,
-    Head,
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-    misfit,
+from gram_jax.interop.hf_families import (
+    FAMILIES,
+    Family,
+    fits_family,
+    read_traits,
+    write_traits,
 )
+from gram_jax.interop.hf_rope import read_rope, write_rope
+from gram_jax.model.config import HEAD_ROWS, Head, LongScaling, ModelConfig, Traits, misfit
 
-CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-_CLASSIFIER = "ForSequenceClassification"
-_CLASS_ENDS = {"language": "ForCausalLM"} | dict.fromkeys(
-    ("scalar", "margin", "labels"), _CLASSIFIER
-)
 MARGIN = "gram_jax_head"  # "margin" in the config.json of a classifier whose one logit is that of the first label
-FAMILIES = tuple(CLASSES)
-CLASSIFIERS = FAMILIES  # those with a ...ForSequenceClassification
 
 # Numbers of ModelConfig under their names in config.json.
 _NUMBERS = {
@@ -42,44 +33,37 @@ _NUMBERS = {
     "context_length": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-_ORIGINAL = "original_max_position_embeddings"
-# Kinds of rope scaling: the class, and its fields under their names in config.json, in their order, with the value of
-# an absent one (...: it must be there).
-_SCALINGS: Mapping[str, tuple[type[RopeScaling], Mapping[str, Any]]] = {
-    "linear": (LinearScaling, {"factor": ...}),
-    "dynamic": (DynamicScaling, {"factor": ...}),
-    "llama3": (
-        Llama3Scaling,
-        {"factor": ..., "low_freq_factor": ..., "high_freq_factor": ..., _ORIGINAL: ...},
-    ),
-    "yarn": (
-        YarnScaling,
-        {"factor": ..., _ORIGINAL: ..., "beta_fast": 32.0, "beta_slow": 1.0}
-        | dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"))
-        | {"truncate": True},
-    ),
-}
-# Other entries of such a block that have no effect, or are read elsewhere.
-_BESIDE_SCALING = {
-    "rope_type",
-    "type",
-    "rope_theta",
-    "partial_rotary_factor",
-    "finetuned",
-    _ORIGINAL,
-}
-
 # Fields that enable what the decoder does not support: allowed values (None: absent or null).
 _ONLY: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish", None),
     "mlp_bias": (False, None),
     "attention_bias": (False, None),  # in llama and qwen3 also a bias of the output projection
-    "partial_rotary_factor": (1, None),
+    "use_bidirectional_attention": (False, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
     "use_mrope": (False, None),
     "num_experts": (0, None),
     "num_local_experts": (0, 1, None),
+}
+
+
+# What other entries are, if they are there and not null.
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], Sequence[str]]] = {
+    "an object": (Mapping, ("rope_scaling", "rope_parameters", "id2label")),
+    "a list": (list, ("architectures", "layer_types", "no_rope_layers")),
+    "true or false": (bool, ("tie_word_embeddings", "use_sliding_window")),
+    "a number of tokens or layers": (
+        int,
+        ("sliding_window", "max_window_layers", "sliding_window_pattern", "no_rope_layer_interval"),
+    ),
+    "a finite number above 0": (
+        (int, float),
+        (
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "partial_rotary_factor",
+        ),
+    ),
 }
 
 
@@ -89,34 +73,74 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     Rope settings are read as `rope_parameters` (transformers 5) and as `rope_theta` with `rope_scaling` (earlier
     versions). Raises LayoutError naming every field that is missing or not supported.
     """
-    family = found.get("model_type")
-    if family not in FAMILIES:
+    found = _text_config(found)
+    kind = found.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise LayoutError(
-            f"config.json says model_type = {family!r}; gram_jax supports {', '.join(FAMILIES)} (Llama 3.x, SmolLM2, "
-            "Qwen2.5, Qwen3 dense)"
+            f"config.json says model_type = {kind!r}; gram_jax supports {', '.join(FAMILIES)}. Other models run on a "
+            "server (vLLM, SGLang), which a remote judge reads"
         )
+    family = FAMILIES[kind]
+    found = {
+        **family.defaults,
+        **{name: x for name, x in found.items() if x is not None or name not in family.defaults},
+    }
     problems = _unsupported(found, family)
-    head = _head(found, problems)
-    theta, scaling = _rope(found, problems)
     if problems:
         raise LayoutError("config.json cannot be used:\n  " + "\n  ".join(problems))
-
-    numbers: dict[str, Any] = {field: found.get(name) for field, name in _NUMBERS.items()}
+    numbers: dict[str, Any] = {name: found.get(stored) for name, stored in _NUMBERS.items()}
     numbers["norm_eps"] = float(numbers["norm_eps"])
     heads = numbers["query_heads"]
-    numbers["kv_heads"] = numbers["kv_heads"] or heads
-    usual_size = 128 if family == "qwen3" else numbers["embed_size"] // heads
-    numbers["head_size"] = numbers["head_size"] or usual_size
+    kv_heads = numbers["kv_heads"] = numbers["kv_heads"] or heads
+    head_size = numbers["head_size"] = numbers["head_size"] or numbers["embed_size"] // heads
+    head = _head(found, problems)
+    theta, scaling, local = read_rope(found, family, problems)
+    traits = read_traits(found, family, head_size, problems)
+    rotated = traits.get("rotary_size", head_size)
+    if isinstance(scaling, LongScaling):
+        numbers["context_length"] = scaling.original_context
+        if len(scaling.short) != rotated // 2:
+            problems.append(
+                f"short_factor has {len(scaling.short)} numbers, expected {rotated // 2}"
+            )
+    if heads % kv_heads or head_size % 2 or rotated % 2:
+        problems.append(
+            f"{heads} attention heads over {kv_heads} key-value heads of size {head_size}, {rotated} of it rotated: "
+            "heads must be a multiple of key-value heads, and both sizes even"
+        )
+    if problems:
+        raise LayoutError("config.json cannot be used:\n  " + "\n  ".join(problems))
     return ModelConfig(
-        family=family,
+        family=kind,
         **numbers,
         rope_theta=theta,
         rope_scaling=scaling,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tied_head=bool(found.get("tie_word_embeddings", False)),
         head=head,
+        traits=Traits(**traits, local_rope_theta=local),
     )
+
+
+def _text_config(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json about text, if the model reads images as well."""
+    text = found.get("text_config")
+    if not isinstance(text, Mapping):
+        return found
+    outer = {
+        name: found[name]
+        for name in ("tie_word_embeddings", "architectures", "id2label")
+        if name in found
+    }
+    return {**outer, **text}
+
+
+def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a value is of these kinds; a truth value is no number, and numbers are finite and above 0."""
+    if kinds is bool or not isinstance(value, bool | int | float):
+        return isinstance(value, kinds)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _head(found: Mapping[str, Any], problems: list[str]) -> Head:
@@ -141,18 +165,30 @@ def _head(found: Mapping[str, Any], problems: list[str]) -> Head:
     return "margin" if found.get(MARGIN) == "margin" else "scalar"
 
 
-def _unsupported(found: Mapping[str, Any], family: str) -> list[str]:
+def _unsupported(found: Mapping[str, Any], family: Family) -> list[str]:
     problems = [
+        f"{name} = {found[name]!r} (expected {expected})"
+        for expected, (kinds, names) in _KINDS.items()
+        for name in names
+        if found.get(name) is not None and not _is(found[name], kinds)
+    ]
+    problems += [
         f"{name} = {found[name]!r} (the decoder supports only {name} = {allowed[0]!r})"
         for name, allowed in _ONLY.items()
         if found.get(name) not in allowed
     ]
-    if found.get("use_sliding_window", found.get("sliding_window") is not None):
-        problems.append(f"sliding_window = {found.get('sliding_window')!r} is in use")
-    if kinds := set(found.get("layer_types") or ()) - {"full_attention"}:
-        problems.append(f"layer_types holds {sorted(kinds)} (supported: full_attention)")
+    name, activation = family.activation
+    same = {"silu": ("silu", "swish", None)}.get(activation, (activation,))
+    if found.get(name) not in same:
+        problems.append(f"{name} = {found.get(name)!r} (supported: {activation!r})")
+    if not family.partial and found.get("partial_rotary_factor") not in (1, None):
+        problems.append(f"partial_rotary_factor = {found['partial_rotary_factor']} (supported: 1)")
     # What an absent field means is defined by the family's class in transformers.
-    optional = {"head_dim", "num_key_value_heads"} if family == "llama" else {"head_dim"}
+    optional = (
+        {"head_dim"}
+        if family.qkv_bias or family.name == "Qwen3"
+        else {"head_dim", "num_key_value_heads"}
+    )
     for field, name in _NUMBERS.items():
         value = found.get(name)
         absent = value is None and name in optional
@@ -161,6 +197,7 @@ def _unsupported(found: Mapping[str, Any], family: str) -> list[str]:
     return problems
 
 
+<<<<<<< HEAD
 def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
     new, old = found.get("rope_parameters") or {}, found.get("rope_scaling") or {}
     if any(isinstance(value, Mapping) for value in new.values()):
@@ -236,6 +273,8 @@ def _scaling_block(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return None
 
 
+=======
+>>>>>>> main
 def config_to_hf(
     cfg: ModelConfig, dtype: str, labels: Sequence[str] = ("LABEL_0", "LABEL_1")
 ) -> dict[str, Any]:
@@ -244,34 +283,31 @@ def config_to_hf(
     labels: names of a classifier's labels. Raises LayoutError for a combination of traits that no class of transformers
     has.
     """
-    if (cfg.qkv_bias, cfg.qk_norm) != (cfg.family == "qwen2", cfg.family == "qwen3"):
+    family = FAMILIES[cfg.family]
+    if not fits_family(cfg):
         raise LayoutError(
-            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias} and qk_norm = "
-            f"{cfg.qk_norm}"
+            f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias}, qk_norm = "
+            f"{cfg.qk_norm} and {cfg.traits}"
         )
-    scaling = _scaling_block(cfg.rope_scaling)
+    name, activation = family.activation
+    language = cfg.head == "language"
     result = {
-        "architectures": [f"{CLASSES[cfg.family]}{_CLASS_ENDS[cfg.head]}"],
+        "architectures": [f"{family.name}ForCausalLM" if language else family.classifier_class],
         "model_type": cfg.family,
         **{name: getattr(cfg, field) for field, name in _NUMBERS.items()},
-        "hidden_act": "silu",
+        name: activation,
         "tie_word_embeddings": cfg.tied_head,
         "initializer_range": 0.02,
         "attention_dropout": 0.0,
         "use_cache": True,
-        # transformers 4 reads the first two, transformers 5 the third
-        "rope_theta": cfg.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": cfg.rope_theta},
         "torch_dtype": dtype,
         "dtype": dtype,
+        **({} if family.qkv_bias else {"attention_bias": False}),
+        **write_rope(cfg, family),
+        **write_traits(cfg),
     }
     if cfg.family == "llama":
-        result |= {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
-    else:
-        result |= {"use_sliding_window": False, "sliding_window": None}
-    if cfg.family == "qwen3":
-        result["attention_bias"] = False
+        result |= {"mlp_bias": False, "pretraining_tp": 1}
     return result | _label_settings(cfg.head, labels)
 
 

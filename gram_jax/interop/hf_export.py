@@ -28,7 +28,7 @@ from gram_jax.finite import check_weights
 from gram_jax.interop.adapters import write_adapter
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
-from gram_jax.interop.hf_names import TensorMapping, tensor_mappings
+from gram_jax.interop.hf_names import TensorMapping, file_tensors
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.config import ModelConfig
@@ -165,13 +165,14 @@ def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> Sta
     """The tensors of each file, in the order of the table of names."""
     leaves = tree.flatten(params)
 
-    def size(slot: TensorMapping) -> int:
-        kind = jnp.dtype(dtype or leaves[slot.rule.path].dtype)
-        return kind.itemsize * math.prod(slot.stored_shape)
+    def size(slots: list[TensorMapping]) -> int:
+        kinds = (jnp.dtype(dtype or leaves[slot.rule.path].dtype) for slot in slots)
+        shapes = (slot.stored_shape for slot in slots)
+        return sum(kind.itemsize * math.prod(x) for kind, x in zip(kinds, shapes, strict=True))
 
     pattern = WEIGHTS.replace(".", "{suffix}.")
     return split_state_dict_into_shards_factory(
-        tensor_mappings(cfg, "hf"),
+        file_tensors(cfg),
         get_storage_size=size,
         filename_pattern=pattern,
         max_shard_size=limit,
@@ -183,17 +184,21 @@ def _write_weights(
     folder: Path, cfg: ModelConfig, params: Tree, dtype: str | None, files: StateDictSplit
 ) -> None:
     """The safetensors files. The host holds one leaf and the tensors of one file at a time."""
-    leaves, places = tree.flatten(params), tensor_mappings(cfg, "hf")
+    leaves, places = tree.flatten(params), file_tensors(cfg)
     held: dict[str, np.ndarray] = {}
     for file, names in files.filename_to_tensors.items():
         tensors = {}
         for name in names:
-            slot = places[name]
-            if slot.rule.path not in held:
-                held = {slot.rule.path: _on_host(leaves[slot.rule.path])}
-            leaf = held[slot.rule.path]
-            part = leaf if slot.layer is None else leaf[slot.layer]
-            tensors[name] = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
+            needed = [slot.rule.path for slot in places[name]]
+            if not set(needed) <= held.keys():
+                held = {path: _on_host(leaves[path]) for path in needed}
+            parts = []
+            for slot in places[name]:
+                leaf = held[slot.rule.path]
+                part = leaf if slot.layer is None else leaf[slot.layer]
+                part = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
+                parts.append(part)
+            tensors[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_weights(tensors, str(folder.name))  # numbers may overflow in the new dtype
         if jax.process_index() == 0:
             # transformers requires "pt"; the file format does not depend on it

@@ -7,7 +7,7 @@ and D columns that becomes [D, N, H]. Conversion only reshapes and transposes, s
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -42,6 +42,14 @@ class NameRule:
         name = self.hf if names == "hf" else self.gguf
         return LAYER_PREFIX[names] + name if self.stacked else name
 
+    def of(self, cfg: ModelConfig) -> "NameRule":
+        """The rule in a model: some names and layouts depend on its norms."""
+        if self.path == "layers/mlp_norm" and cfg.traits.norms == "both":
+            return replace(self, hf="pre_feedforward_layernorm.weight")
+        if self.path in _PROJECTION_NORMS and cfg.traits.projection_norm:
+            return replace(self, form=_PROJECTION_NORMS[self.path])
+        return self
+
 
 # Queries and keys need no reordering: model/rope.py has the half-split convention of Hugging Face.
 RULES = (
@@ -57,6 +65,19 @@ RULES = (
     NameRule("layers/q_norm", "H -> H", "self_attn.q_norm.weight", "attn_q_norm.weight"),
     NameRule("layers/k_norm", "H -> H", "self_attn.k_norm.weight", "attn_k_norm.weight"),
     NameRule("layers/mlp_norm", "D -> D", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    # The first of these names is that of mlp_norm in a family with norms of inputs only.
+    NameRule(
+        "layers/post_attention_norm",
+        "D -> D",
+        "post_attention_layernorm.weight",
+        "post_attention_norm.weight",
+    ),
+    NameRule(
+        "layers/post_mlp_norm",
+        "D -> D",
+        "post_feedforward_layernorm.weight",
+        "post_ffw_norm.weight",
+    ),
     NameRule("layers/gate", "F D -> D F", "mlp.gate_proj.weight", "ffn_gate.weight"),
     NameRule("layers/up", "F D -> D F", "mlp.up_proj.weight", "ffn_up.weight"),
     NameRule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
@@ -64,6 +85,15 @@ RULES = (
     NameRule("head", "V D -> V D", "lm_head.weight", "output.weight"),
     NameRule("score", "Y D -> Y D", "score.weight", "cls.output.weight"),
 )
+
+
+# Layouts of the norms of queries and keys that span all heads.
+_PROJECTION_NORMS = {"layers/q_norm": "(N H) -> N H", "layers/k_norm": "(K H) -> K H"}
+
+# Tensors of Hugging Face files that hold several matrices one below the other, inside a layer.
+_QKV = {"self_attn.qkv_proj.weight": [f"self_attn.{name}_proj.weight" for name in "qkv"]}
+_GATE_UP = {"mlp.gate_up_proj.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"]}
+FUSED: Mapping[str, Mapping[str, Sequence[str]]] = {"phi3": {**_QKV, **_GATE_UP}}
 
 
 @dataclass(frozen=True)
@@ -125,9 +155,7 @@ def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]
     """Every tensor of a file of this model, by name, in the order of the table."""
     specs = tree.flatten(param_specs(cfg))
     found: dict[str, TensorMapping] = {}
-    for rule in RULES:
-        if rule.path not in specs:
-            continue
+    for rule in (rule.of(cfg) for rule in RULES if rule.path in specs):
         name, shape = rule.name(names), specs[rule.path].shape
         if rule.stacked:
             for layer in range(cfg.layers):
@@ -137,9 +165,29 @@ def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]
     return found
 
 
+def fused_tensors(cfg: ModelConfig) -> dict[str, list[str]]:
+    """The tensors of a Hugging Face file that hold several of `tensor_mappings`, and the names of these."""
+    prefix = LAYER_PREFIX["hf"]
+    return {
+        (prefix + whole).format(layer): [(prefix + part).format(layer) for part in parts]
+        for layer in range(cfg.layers)
+        for whole, parts in FUSED.get(cfg.family, {}).items()
+    }
+
+
+def file_tensors(cfg: ModelConfig) -> dict[str, list[TensorMapping]]:
+    """Every tensor of a Hugging Face file, and what it holds, one below the other."""
+    places = tensor_mappings(cfg, "hf")
+    whole = {part: name for name, parts in fused_tensors(cfg).items() for part in parts}
+    found: dict[str, list[TensorMapping]] = {}
+    for name, slot in places.items():
+        found.setdefault(whole.get(name, name), []).append(slot)
+    return found
+
+
 def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
     """The reason, for an error message, why this model has no place for a tensor."""
-    for rule in RULES:
+    for rule in (rule.of(cfg) for rule in RULES):
         pattern = re.escape(rule.name(names)).replace(r"\{\}", r"(\d+)")
         if not re.fullmatch(pattern, name):
             continue
@@ -147,5 +195,7 @@ def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
             return f"this config has layers 0 to {cfg.layers - 1} only"
         heads = {"head": "a tied head, or none", "score": "a language model's head"}
         trait = heads | {"bias": "qkv_bias = false", "norm": "qk_norm = false"}
+        if "norm" in rule.path and "post" in rule.path:
+            continue  # the name of another norm in other families
         return f"this config has {trait[rule.path.rpartition('_')[2]]}"
     return "no such tensor in this family of models"

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.errors import DataError, LayoutError, RecipeError
-from gram_jax.model.attention.masked import causal_segment_mask
+from gram_jax.model.attention.masked import causal_segment_mask, soft_cap
 from gram_jax.model.cache import Cache, extend_visible
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
@@ -79,6 +79,7 @@ class NnxModel(nnx.Module):
         if decode_only_last_token:
             hidden = hidden[:, -1:]
         logits = dot("btd,vd->btv", hidden, unembedding(params, self.cfg).astype(hidden.dtype))
+        logits = soft_cap(logits, self.cfg.traits.logit_softcap)
         if valid is not None:
             logits = jnp.where(valid[:, None, None], logits, jnp.nan)
         self._check_own()

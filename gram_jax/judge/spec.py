@@ -164,8 +164,8 @@ def make_spec(
 ) -> JudgeSpec:
     """The specification of a judge on this tokenizer.
 
-    template: "default"; a path to a text file with {prompt}, {first}, {second}; or "from-dataset", which recovers
-      template and labels from `rows` (rendered GRAM rows with instruction, input, output).
+    template: "default"; a text with {prompt}, {first}, {second}, or the path of a file with one; or "from-dataset",
+      which recovers template and labels from `rows` (rendered GRAM rows with instruction, input, output).
     labels: the two answers; default "A" and "B" (from-dataset: those of the rows).
     max_length: maximum number of tokens; default 2048, or the tokenizer's context if that is shorter.
     system: None leaves the system turn to the chat template, "" drops it, text replaces it. "from-dataset" drops a
@@ -193,7 +193,10 @@ def make_spec(
             system = ""
     else:
         labels = check_labels(labels or ("A", "B"))
-        text = default_template(labels) if template == "default" else read_template(template)
+        if template == "default":
+            text = default_template(labels)
+        else:
+            text = str(template) if "{prompt}" in str(template) else read_template(template)
     frame = chat_frame(tokenizer, system=system, thinking=thinking)
     spec = JudgeSpec(
         template=text,

@@ -66,7 +66,11 @@ class TextEncoder:
         places: tuple[Place, ...] = ("first", "section", "inside")
         states: dict[Place, str] = {p: json.dumps(_without_blank(state, p)) for p in places}
         made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
+<<<<<<< HEAD
         self._text: dict[Place, Any] = {place: made[text] for place, text in states.items()}
+=======
+        self._text: dict[Place, Tokenizer] = {place: made[states[place]] for place in places}
+>>>>>>> main
         self.control_ids = frozenset(t["id"] for t in control)
         self._control_ids_of_text(control)
         self._refuse_long_lines(state["model"]["vocab"])
@@ -119,7 +123,8 @@ class TextEncoder:
         parts = self.sections(frames[0])
         for text, frame in zip(texts, frames[1:], strict=True):
             parts += [text, *self.sections(frame)]
-        found, place = [], "first"
+        found: list[np.ndarray] = []
+        place: Place = "first"
         for is_text, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
             if is_text:
                 found.append(self.text("".join(map(str, run)), place=place))

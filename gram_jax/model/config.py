@@ -70,12 +70,56 @@ class YarnScaling:
 Head = Literal["language", "scalar", "margin", "labels"]
 HEAD_ROWS: dict[Head, int] = {"language": 0, "scalar": 1, "margin": 1, "labels": 2}
 
-RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
+
+@dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE of Phi-3 (arXiv 2402.13753), with the divisors of texts within the original context.
+
+    short, long: divisors of the frequencies, within and beyond the original context. extended_context: the length that
+    the longer divisors allow, which the decoder does not compute.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    extended_context: int
+    attention_factor: float | None
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongScaling
+
+LayerType = Literal["full", "sliding", "no_rope"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the decoder of a family has beyond Llama's, whose values are the defaults.
+
+    layer_types: of the first layers, repeated over all: "full" attention; "sliding": a query sees `window` keys, its
+    own included, and rotates by local_rope_theta without scaling (None: as "full"); "no_rope": full, without rotation.
+    rotary_size: number of leading dimensions of a head that rotate, None for all.
+    norms: of the inputs of attention and MLP ("pre"), of their outputs ("post"), or of both. norm_offset: added to the
+    weights of norms. projection_norm: qk_norm spans all heads. query_scale: factor of q k^T, None for H^-0.5.
+    attention_softcap, logit_softcap: c in c tanh(x / c) of attention scores and of next-token logits.
+    """
+
+    layer_types: tuple[LayerType, ...] = ("full",)
+    window: int | None = None
+    local_rope_theta: float | None = None
+    rotary_size: int | None = None
+    norms: Literal["pre", "post", "both"] = "pre"
+    norm_offset: float = 0.0
+    projection_norm: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embed_scale: float | None = None
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder with rotary positions, grouped-query attention and a SwiGLU MLP.
+    """A decoder with rotary positions, grouped-query attention and a gated MLP; `traits` vary it.
 
     >>> from dataclasses import replace
     >>> from gram_jax.plan.models import published_config
@@ -86,7 +130,9 @@ class ModelConfig:
     2
     """
 
-    family: Literal["llama", "qwen2", "qwen3"]  # determines the Hugging Face class of an export
+    family: (
+        str  # model_type of Hugging Face: determines names of tensors and the class of an export
+    )
     vocab_size: int  # V
     embed_size: int  # D
     layers: int  # L
@@ -102,6 +148,7 @@ class ModelConfig:
     tied_head: bool
     context_length: int  # maximum length of a sequence
     head: Head = "language"
+    traits: Traits = Traits()
 
     def __post_init__(self) -> None:
         """Raises LayoutError, which lists every number that no model can have."""

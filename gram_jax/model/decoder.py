@@ -11,7 +11,7 @@ from gram_jax.model.attention import ATTENTION_OUTPUT, attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.layer import cast_and_gather, layer, rms_norm
-from gram_jax.model.rope import rope_angles
+from gram_jax.model.layer_types import layer_variants
 from gram_jax.tree import Tree
 
 
@@ -20,21 +20,30 @@ def hidden_states(
 ) -> jax.Array:
     """Final-normed residual stream of every position, [B, T, D] in the compute type."""
     place = execution.placement.constrain
-    x = place(embed_tokens(params["embed"], seqs.tokens, execution), "batch", "time", "act_embed")
-    rope = rope_angles(seqs.positions, cfg)
+    x = embed_tokens(params["embed"], seqs.tokens, cfg, execution)
+    x = place(x, "batch", "time", "act_embed")
+    softcap = cfg.traits.attention_softcap
+    variants = layer_variants(cfg, seqs.positions, seqs.tokens.shape[1])
 
-    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return attention(q, k, v, seqs.segments, execution), None
+    def step(x: jax.Array, of_layer: tuple[Tree, jax.Array | None]) -> tuple[jax.Array, None]:
+        weights, number = of_layer
+        rope, window = variants.of(number)
 
-    def step(x: jax.Array, weights: Tree) -> tuple[jax.Array, None]:
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return attention(
+                q, k, v, seqs.segments, execution, window=window, softcap=softcap
+            ), None
+
         return layer(x, cast_and_gather(weights, cfg, execution), cfg, rope, execution, mix)
 
-    x, _ = jax.lax.scan(_with_remat(step, execution), x, params["layers"])
-    return rms_norm(x, params["final_norm"], cfg.norm_eps)
+    x, _ = jax.lax.scan(_with_remat(step, execution), x, (params["layers"], variants.numbers))
+    return rms_norm(x, params["final_norm"], cfg)
 
 
-def embed_tokens(table: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
-    """Rows of the table [V, D] for tokens [B, T]: [B, T, D] in the compute type.
+def embed_tokens(
+    table: jax.Array, tokens: jax.Array, cfg: ModelConfig, execution: Execution
+) -> jax.Array:
+    """Rows of the table [V, D] for tokens [B, T], scaled if the family does: [B, T, D] in the compute type.
 
     The table is stored sharded along V. A lookup in this layout gathers f32 [B, T, D] on every device in the backward
     pass: 34 GB for 2 million tokens of an 8B model. The lookup in a table sharded along D exchanges only shards.
@@ -44,7 +53,10 @@ def embed_tokens(table: jax.Array, tokens: jax.Array, execution: Execution) -> j
     table = place(place(table, "lookup_vocab", "embed"), None, "embed")
     tokens = place(tokens, "lookup_rows", "time")
     found = place(jnp.take(table, tokens, axis=0), "lookup_rows", "time", "embed")
-    return found.astype(execution.compute_dtype)
+    found = found.astype(execution.compute_dtype)
+    if cfg.traits.embed_scale is None:
+        return found
+    return found * jnp.asarray(cfg.traits.embed_scale, found.dtype)
 
 
 def _with_remat(step: Callable, execution: Execution) -> Callable:

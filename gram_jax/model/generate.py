@@ -15,7 +15,7 @@ import numpy as np
 from gram_jax.batch import Array
 from gram_jax.errors import DataError
 from gram_jax.finite import check_finite
-from gram_jax.model.attention.masked import MASK_VALUE
+from gram_jax.model.attention.masked import MASK_VALUE, soft_cap
 from gram_jax.model.cache import Cache, extend, prefill
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
@@ -182,7 +182,7 @@ def _generate(
 
     def logits_of(hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden [B, 1, D], f32 [B, V]."""
-        return dot("bd,vd->bv", hidden[:, 0], table)
+        return soft_cap(dot("bd,vd->bv", hidden[:, 0], table), cfg.traits.logit_softcap)
 
     def step(state: _State) -> _State:
         noise = jax.vmap(partial(jax.random.fold_in, data=state.step))(keys)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.errors import LayoutError
+from gram_jax.model.attention.masked import soft_cap
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import SCORE
 from gram_jax.tree import Tree
@@ -19,6 +20,17 @@ def unembedding(params: Tree, cfg: ModelConfig) -> jax.Array:
     return params["embed"] if cfg.tied_head else params["head"]
 
 
+def linear_head(params: Tree, cfg: ModelConfig) -> jax.Array:
+    """`unembedding`, if its products are the logits. Raises LayoutError for a model with a soft cap of logits."""
+    if cfg.traits.logit_softcap is not None:
+        raise LayoutError(
+            f"the logits of this model have a soft cap (final_logit_softcapping = {cfg.traits.logit_softcap:g}), which "
+            "stage pretrain and reinforcement learning do not compute: stages finetune and bradley_terry, scoring and "
+            "generation do"
+        )
+    return unembedding(params, cfg)
+
+
 def label_logits(
     params: Tree, cfg: ModelConfig, hidden: jax.Array, label_ids: tuple[int, int]
 ) -> jax.Array:
@@ -28,7 +40,8 @@ def label_logits(
     of which two columns are used. The product is f32, because bf16 logits make false ties.
     """
     rows = label_rows(params, cfg, label_ids).astype(jnp.float32)
-    return jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
+    logits = jnp.einsum("bmd,yd->bmy", hidden.astype(jnp.float32), rows, precision="highest")
+    return soft_cap(logits, cfg.traits.logit_softcap)
 
 
 def label_rows(params: Tree, cfg: ModelConfig, label_ids: tuple[int, int]) -> jax.Array:

@@ -1,9 +1,10 @@
-"""One decoder layer: pre-norm, rotary positions, grouped-query attention, SwiGLU.
+"""One decoder layer: norms, rotary positions, grouped-query attention, a gated MLP.
 
 Training, scoring, the prefix tree, generation and the Flax view all call `layer`; they differ in `mix`, which computes
 attention. The traits of a model family are values of its ModelConfig, used here.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,15 @@ def layer(
     values to (attention's output, a state such as the updated cache). Returns (x after the layer, the state).
     """
     place = execution.placement.constrain
-    h = rms_norm(x, weights["attention_norm"], cfg.norm_eps)
+    h = _norm(x, weights, "attention_norm", cfg)
     q, k, v = (_project_heads(h, weights, name, cfg, rope, execution) for name in "qkv")
     mixed, state = mix(q, k, v)
-    x = x + _project(mixed, weights, "o")
-    h = rms_norm(x, weights["mlp_norm"], cfg.norm_eps)
-    h = jax.nn.silu(_project(h, weights, "gate")) * _project(h, weights, "up")
-    x = x + _project(place(h, "batch", "time", "act_mlp"), weights, "down")
+    x = x + _norm(_project(mixed, weights, "o"), weights, "post_attention_norm", cfg)
+    h = _norm(x, weights, "mlp_norm", cfg)
+    activate = jax.nn.silu if cfg.traits.activation == "silu" else jax.nn.gelu  # the latter by tanh
+    h = activate(_project(h, weights, "gate")) * _project(h, weights, "up")
+    h = _project(place(h, "batch", "time", "act_mlp"), weights, "down")
+    x = x + _norm(h, weights, "post_mlp_norm", cfg)
     return place(x, "batch", "time", "act_embed"), state
 
 
@@ -63,11 +66,19 @@ def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tr
     return tree.map_with_path(ready, weights)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * weight, along the last axis, in f32 (arXiv 1910.07467)."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+def rms_norm(x: jax.Array, weight: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * (weight + offset), along weight's axes, in f32 (arXiv 1910.07467)."""
+    wide, axes = x.astype(jnp.float32), tuple(range(-weight.ndim, 0))
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + cfg.norm_eps)
+    weight = weight.astype(jnp.float32)
+    if cfg.traits.norm_offset:
+        weight = weight + cfg.traits.norm_offset
+    return (wide * scale * weight).astype(x.dtype)
+
+
+def _norm(x: jax.Array, weights: Tree, name: str, cfg: ModelConfig) -> jax.Array:
+    """The norm `name` of x, or x if the family has none there."""
+    return rms_norm(x, weights[name], cfg) if name in weights else x
 
 
 def _project_heads(
@@ -77,8 +88,10 @@ def _project_heads(
     x = _project(h, w, name)
     if name != "v":
         if cfg.qk_norm:
-            x = rms_norm(x, w[f"{name}_norm"], cfg.norm_eps)
+            x = rms_norm(x, w[f"{name}_norm"], cfg)
         x = apply_rope(x, rope)
+        if name == "q" and cfg.traits.query_scale is not None:  # attention multiplies by H^-0.5
+            x = x * (cfg.traits.query_scale * math.sqrt(cfg.head_size))
     axis = "act_heads" if name == "q" else "act_kv_heads"
     return execution.placement.constrain(x, "batch", "time", axis, "head_size")
 

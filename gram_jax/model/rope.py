@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.model.config import (
+    LayerType,
     LinearScaling,
     Llama3Scaling,
+    LongScaling,
     ModelConfig,
     RopeScaling,
     YarnScaling,
@@ -20,15 +22,23 @@ from gram_jax.model.config import (
 Rope = tuple[jax.Array, jax.Array]  # cosines and sines of the angles, f32 [B, T, H/2]
 
 
-def rotary_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Radians per position of every pair of dimensions, f64 [H/2]."""
-    frequencies, scaling = base_frequencies(cfg.rope_theta, cfg.head_size), cfg.rope_scaling
+def rotary_frequencies(cfg: ModelConfig, layer_type: LayerType = "full") -> np.ndarray:
+    """Radians per position of every pair of the dimensions that rotate, f64 [H/2] or fewer."""
+    size = cfg.traits.rotary_size or cfg.head_size
+    if layer_type == "no_rope":
+        return np.zeros(size // 2)
+    theta, scaling = cfg.rope_theta, cfg.rope_scaling
+    if layer_type == "sliding" and cfg.traits.local_rope_theta is not None:
+        theta, scaling = cfg.traits.local_rope_theta, None
+    frequencies = base_frequencies(theta, size)
+    if isinstance(scaling, LongScaling):
+        return frequencies / np.array(scaling.short)
     if isinstance(scaling, LinearScaling):
         return frequencies / scaling.factor
     if isinstance(scaling, Llama3Scaling):
         return frequencies * llama3_factors(frequencies, scaling)
     if isinstance(scaling, YarnScaling):
-        return frequencies * yarn_factors(cfg.rope_theta, cfg.head_size, scaling)
+        return frequencies * yarn_factors(theta, size, scaling)
     return frequencies
 
 
@@ -74,11 +84,14 @@ def yarn_factors(theta: float, head_size: int, scaling: YarnScaling) -> np.ndarr
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
-    """Factor of cosines and sines; 1 except in YaRN."""
-    if not isinstance(scaling, YarnScaling):
+    """Factor of cosines and sines; 1 except in YaRN and LongRoPE."""
+    if not isinstance(scaling, YarnScaling | LongScaling):
         return 1.0
     if scaling.attention_factor is not None:
         return scaling.attention_factor
+    if isinstance(scaling, LongScaling):
+        extension = scaling.extended_context / scaling.original_context
+        return math.sqrt(1 + max(0.0, math.log(extension)) / math.log(scaling.original_context))
 
     def mscale(scale: float) -> float:
         return 0.1 * scale * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
@@ -88,18 +101,21 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return mscale(1.0)
 
 
-def rope_angles(positions: jax.Array, cfg: ModelConfig) -> Rope:
+def rope_angles(positions: jax.Array, cfg: ModelConfig, layer_type: LayerType = "full") -> Rope:
     """Cosine and sine of every angle; positions: i32 [B, T]. f32: bfloat16 does not separate positions beyond 256."""
-    frequencies = rotary_frequencies(cfg).astype(np.float32)
+    frequencies = rotary_frequencies(cfg, layer_type).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    factor = attention_factor(cfg.rope_scaling)
+    local = layer_type == "sliding" and cfg.traits.local_rope_theta is not None
+    factor = 1.0 if local or layer_type == "no_rope" else attention_factor(cfg.rope_scaling)
     if factor == 1.0:
         return jnp.cos(angles), jnp.sin(angles)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
-    """The heads x [B, T, N, H] rotated by their positions' angles, in x's dtype."""
+    """The heads x [B, T, N, H] rotated by their positions' angles, in x's dtype; dimensions without an angle stay."""
+    if (rotated := 2 * rope[0].shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([apply_rope(x[..., :rotated], rope), x[..., rotated:]], -1)
     cos, sin = (part[:, :, None, :] for part in rope)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)

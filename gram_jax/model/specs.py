@@ -34,28 +34,35 @@ def param_specs(cfg: ModelConfig) -> Tree:
     """The tree of ParamSpec. Layers are stacked on a leading axis and run by one scan."""
     L, D, N, K = cfg.layers, cfg.embed_size, cfg.query_heads, cfg.kv_heads
     H, F, V = cfg.head_size, cfg.mlp_size, cfg.vocab_size
+    traits = cfg.traits
+    unit = "zeros" if traits.norm_offset else "ones"  # of a norm that changes nothing
+    norm = ParamSpec((L, D), ("layers", "act_embed"), unit)
     layers = {
-        "attention_norm": ParamSpec((L, D), ("layers", "act_embed"), "ones"),
         "q": ParamSpec((L, D, N, H), ("layers", "embed", "heads", "head_size"), "normal"),
         "k": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
         "v": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
         "o": ParamSpec((L, N, H, D), ("layers", "heads", "head_size", "embed"), "normal"),
-        "mlp_norm": ParamSpec((L, D), ("layers", "act_embed"), "ones"),
         "gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
         "up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
         "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "normal"),
     }
+    if traits.norms != "post":
+        layers |= {"attention_norm": norm, "mlp_norm": norm}
+    if traits.norms != "pre":
+        layers |= {"post_attention_norm": norm, "post_mlp_norm": norm}
     if cfg.qkv_bias:
         layers["q_bias"] = ParamSpec((L, N, H), ("layers", "heads", "head_size"), "zeros")
         for name in ("k_bias", "v_bias"):
             layers[name] = ParamSpec((L, K, H), ("layers", "kv_heads", "head_size"), "zeros")
     if cfg.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            layers[name] = ParamSpec((L, H), ("layers", "head_size"), "ones")
+        for name, axis, heads in (("q_norm", "heads", N), ("k_norm", "kv_heads", K)):
+            layers[name] = ParamSpec((L, H), ("layers", "head_size"), unit)
+            if traits.projection_norm:
+                layers[name] = ParamSpec((L, heads, H), ("layers", axis, "head_size"), unit)
     specs: Tree = {
         "embed": ParamSpec((V, D), ("vocab", "embed_table"), "normal"),
         "layers": layers,
-        "final_norm": ParamSpec((D,), ("act_embed",), "ones"),
+        "final_norm": ParamSpec((D,), ("act_embed",), unit),
     }
     if cfg.head != "language":
         specs[SCORE] = score_spec(cfg, HEAD_ROWS[cfg.head])

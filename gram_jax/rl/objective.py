@@ -11,7 +11,7 @@ from gram_jax.losses import join_pieces, time_pieces
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import unembedding
+from gram_jax.model.heads import linear_head
 from gram_jax.model.matmul import dot
 from gram_jax.recipes.rl import AlgorithmConfig
 from gram_jax.rl.advantages import divergence_per_token
@@ -59,7 +59,7 @@ def token_stats(
 ) -> TokenStats:
     """TokenStats of every column. chunk_size: maximum number of rows of logits in memory."""
     hidden = hidden_states(params, cfg, seqs, execution)
-    table = unembedding(params, cfg).astype(execution.compute_dtype)
+    table = linear_head(params, cfg).astype(execution.compute_dtype)
 
     @jax.checkpoint
     def one(piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ The last layer computes keys and values of every column, and everything else for
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from gram_jax.model.decoder import embed_tokens
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import hidden_at, label_logits
 from gram_jax.model.layer import cast_and_gather, layer, rms_norm
-from gram_jax.model.rope import rope_angles
+from gram_jax.model.layer_types import Window, layer_variants
 from gram_jax.tree import Tree
 
 # Sizes on a CPU. Blocks of 512 columns are 3 % faster, but a single short pair takes twice as long
@@ -89,15 +89,17 @@ def prefix_tree_logits(
     """Next-token logits of the two labels at every verdict, f32 [B, M, Y], replicated; unused slots are undefined."""
     B, T = batch.tokens.shape
     place = execution.placement.constrain
-    x = place(embed_tokens(params["embed"], batch.tokens, execution), "batch", None, "act_embed")
-    rope = rope_angles(batch.positions, cfg)
+    x = embed_tokens(params["embed"], batch.tokens, cfg, execution)
+    x = place(x, "batch", None, "act_embed")
+    variants = layer_variants(cfg, batch.positions, shape.key_budgets[-1])
     blocks = (jnp.max(batch.used) + BLOCK - 1) // BLOCK
     empty = jnp.zeros((B, cfg.kv_heads, T, cfg.head_size), execution.compute_dtype)
     empty = place(empty, "batch", "act_kv_heads", None, "head_size")
-    attend = partial(_attend, batch, shape.key_budgets, execution)
+    attend = partial(_attend, batch, shape.key_budgets, cfg, execution)
 
     def run_layer(carry: _Carry, at: jax.Array) -> tuple[_Carry, None]:
         w = _layer_weights(params, at, cfg, execution)
+        rope, window = variants.of(None if numbers is None else jnp.asarray(numbers)[at])
 
         def block(number: jax.Array, carry: _Carry) -> _Carry:
             x, before = carry
@@ -105,7 +107,7 @@ def prefix_tree_logits(
 
             def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, _Kept]:
                 kept = _put_heads(before, k, v, first)
-                return attend(q, *kept, first), kept
+                return attend(window, q, *kept, first), kept
 
             here, rope_here = _columns((x, rope), first, BLOCK)
             here, kept = layer(here, w, cfg, rope_here, execution, mix)
@@ -113,11 +115,13 @@ def prefix_tree_logits(
 
         return jax.lax.fori_loop(0, blocks, block, carry), None
 
+    numbers = variants.numbers
     start = x, (empty, empty)
     (x, kept), _ = jax.lax.scan(run_layer, start, jnp.arange(cfg.layers - 1))
 
     # The last layer, whose queries and MLP only the verdicts need.
     w = _layer_weights(params, cfg.layers - 1, cfg, execution)
+    rope, window = variants.of(None if numbers is None else numbers[-1])
 
     def store(number: jax.Array, kept: _Kept) -> _Kept:
         first = number * BLOCK
@@ -136,11 +140,11 @@ def prefix_tree_logits(
         (at,) = _columns((batch.verdict_at,), first, VERDICT_BLOCK)
 
         def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            return attend(q, keys, values, at), None
+            return attend(window, q, keys, values, at), None
 
         rope_here = hidden_at(rope[0], at), hidden_at(rope[1], at)
         here, _ = layer(hidden_at(x, at), w, cfg, rope_here, execution, mix)
-        here = rms_norm(here, params["final_norm"], cfg.norm_eps)
+        here = rms_norm(here, params["final_norm"], cfg)
         found = label_logits(params, cfg, here, label_ids)
         return jax.lax.dynamic_update_slice_in_dim(logits, found, first, axis=1)
 
@@ -181,7 +185,9 @@ def _put_heads(kept: _Kept, k: jax.Array, v: jax.Array, first: jax.Array) -> _Ke
 def _attend(
     batch: PrefixTreeBatch,
     key_budgets: tuple[int, ...],
+    cfg: ModelConfig,
     execution: Execution,
+    window: Window,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -203,27 +209,31 @@ def _attend(
         keys, budget = _columns((batch.keys, batch.key_budget), where // QUERY_BLOCK, size)
 
     placement = execution.placement
-    local = partial(_rows, key_budgets)
+    local = partial(_rows, key_budgets, cfg.traits.attention_softcap)
+    # The first position that a query sees, by its column.
+    positions = None if window is None else (batch.positions, batch.positions - window + 1)
     if placement.mesh.size == 1:
-        return local(q, k, v, batch.subtree_end, at, keys, budget)
+        return local(q, k, v, batch.subtree_end, positions, at, keys, budget)
     wide = placement.spec(("batch", None, "act_heads", None))
     thin = placement.spec(("batch", "act_kv_heads", None, None))
     row = placement.spec(("batch", None))
     return jax.shard_map(
         local,
         mesh=placement.mesh,
-        in_specs=(wide, thin, thin, row, row, row, row),
+        in_specs=(wide, thin, thin, row, None if window is None else (row, row), row, row, row),
         out_specs=wide,
         check_vma=False,
-    )(q, k, v, batch.subtree_end, at, keys, budget)
+    )(q, k, v, batch.subtree_end, positions, at, keys, budget)
 
 
 def _rows(
     key_budgets: tuple[int, ...],
+    softcap: float | None,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     subtree_end: jax.Array,
+    positions: tuple[jax.Array, jax.Array] | None,
     at: jax.Array,
     keys: jax.Array,
     budget: jax.Array,
@@ -235,21 +245,24 @@ def _rows(
     q = (q * (1 / math.sqrt(H))).reshape(B, blocks_per_row, size, K, N // K, H)
     q = q.transpose(0, 1, 3, 4, 2, 5)
 
-    def row(of_row: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, subtree_end, *blocks = of_row
+    def row(of_row: tuple[Any, ...]) -> jax.Array:
+        q, k, v, subtree_end, positions, *blocks = of_row
         return jax.lax.map(
-            lambda one: _query_block(key_budgets, k, v, subtree_end, *one), (q, *blocks)
+            lambda one: _query_block(key_budgets, softcap, k, v, subtree_end, positions, *one),
+            (q, *blocks),
         )
 
-    out = jax.lax.map(row, (q, k, v, subtree_end, at, keys, budget))
+    out = jax.lax.map(row, (q, k, v, subtree_end, positions, at, keys, budget))
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(B, blocks_per_row * size, N, H)
 
 
 def _query_block(
     key_budgets: tuple[int, ...],
+    softcap: float | None,
     k: jax.Array,
     v: jax.Array,
     subtree_end: jax.Array,
+    positions: tuple[jax.Array, jax.Array] | None,
     q: jax.Array,
     at: jax.Array,
     keys: jax.Array,
@@ -262,7 +275,10 @@ def _query_block(
         k_s, v_s = (jnp.take(x, here, axis=1, mode="clip") for x in (k, v))
         ends = jnp.take(subtree_end, here, mode="clip")
         visible = (here >= 0) & (at[:, None] >= here) & (at[:, None] < ends)
-        return attend_block(q, k_s, v_s, visible)[0].astype(v.dtype)
+        if positions is not None:
+            own, first = positions
+            visible &= jnp.take(own, here, mode="clip") >= jnp.take(first, at)[:, None]
+        return attend_block(q, k_s, v_s, visible, softcap)[0].astype(v.dtype)
 
     nothing = partial(jnp.zeros, q.shape, v.dtype)
     return jax.lax.switch(budget, [nothing, *(partial(attend, size) for size in key_budgets)])

@@ -15,7 +15,7 @@ from gram_jax.losses import label_margin, next_token_nll, ranking_nll, smoothed_
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.heads import hidden_at, label_logits, scalar_reward, unembedding
+from gram_jax.model.heads import hidden_at, label_logits, linear_head, scalar_reward
 from gram_jax.tree import Tree
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -27,7 +27,7 @@ def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk_size: in
 
     def objective(params: Tree, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         hidden = hidden_states(params, cfg, batch.seqs, execution)
-        head = unembedding(params, cfg)
+        head = linear_head(params, cfg)
         loss, count = next_token_nll(
             hidden, head, batch.targets, batch.weights, chunk_size=chunk_size
         )

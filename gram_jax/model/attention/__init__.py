@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from gram_jax.model.attention import splash
 from gram_jax.model.attention.blocked import Block, blocked_attention
@@ -25,45 +26,81 @@ from gram_jax.model.attention.ring import ring_attention
 from gram_jax.model.attention.splash import splash_attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.model.layer_types import Window
 from gram_jax.sharding import Placement
 
 __all__ = ["ATTENTION_OUTPUT", "attention", "attention_task", "backend_of"]
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, execution: Execution
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    execution: Execution,
+    *,
+    window: Window = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v by the back end that the execution names.
 
-    q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]. Returns [B, T, N, H]. Raises RecipeError if the back end
-    does not support it.
+    q: [B, T, N, H]; k, v: [B, T, K, H]; segments: i32 [B, T]; window: number of keys that a query sees; softcap: of the
+    scores. Returns [B, T, N, H]. Raises RecipeError if the back end does not support it.
     """
     placement = execution.placement
     _, T, K, H = k.shape
-    task = attention_task(execution, length=T, kv_heads=K, head_size=H, compute_dtype=str(q.dtype))
-    local = _local(resolve_backend(execution.attention, task), placement)
+    task = attention_task(
+        execution,
+        length=T,
+        kv_heads=K,
+        head_size=H,
+        compute_dtype=str(q.dtype),
+        window=window is not None,
+        softcap=softcap is not None,
+    )
+    local = _local(resolve_backend(execution.attention, task), softcap, placement)
     if placement.mesh.size == 1:
-        return local(q, k, v, segments)
+        return local(q, k, v, segments, window)
     heads = placement.spec(("batch", "time", "act_heads", "head_size"))
     kv_heads = placement.spec(("batch", "time", "act_kv_heads", "head_size"))
     return jax.shard_map(
         local,
         mesh=placement.mesh,
-        in_specs=(heads, kv_heads, kv_heads, placement.spec(("batch", "time"))),
+        in_specs=(
+            heads,
+            kv_heads,
+            kv_heads,
+            placement.spec(("batch", "time")),
+            None if window is None else placement.spec(()),
+        ),
         out_specs=heads,
         check_vma=False,
-    )(q, k, v, segments)
+    )(q, k, v, segments, None if window is None else jnp.asarray(window))
 
 
 def backend_of(execution: Execution, cfg: ModelConfig, length: int) -> str:
     """The back end for rows of this length. Raises RecipeError if it does not support them."""
-    sizes = {"length": length, "kv_heads": cfg.kv_heads, "head_size": cfg.head_size}
-    task = attention_task(execution, **sizes, compute_dtype=execution.compute_dtype)
+    task = attention_task(
+        execution,
+        length=length,
+        kv_heads=cfg.kv_heads,
+        head_size=cfg.head_size,
+        compute_dtype=execution.compute_dtype,
+        window=(cfg.traits.window or length) < length,
+        softcap=cfg.traits.attention_softcap is not None,
+    )
     return resolve_backend(execution.attention, task)
 
 
 def attention_task(
-    execution: Execution, *, length: int, kv_heads: int, head_size: int, compute_dtype: str
+    execution: Execution,
+    *,
+    length: int,
+    kv_heads: int,
+    head_size: int,
+    compute_dtype: str,
+    window: bool = False,
+    softcap: bool = False,
 ) -> AttentionTask:
     """What rows of this length require of a back end."""
     placement = execution.placement
@@ -81,14 +118,18 @@ def attention_task(
         compute_dtype=compute_dtype,
         sequence=placement.shards("time"),
         tensor=placement.shards("act_kv_heads"),
+        window=window,
+        softcap=softcap,
     )
 
 
-def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
-    """What one device computes, as a function of its parts of (q, k, v, segments)."""
+def _local(backend: str, softcap: float | None, placement: Placement) -> Callable[..., jax.Array]:
+    """What one device computes, as a function of its parts of (q, k, v, segments) and the window."""
     axes, parts = dict(placement.rules)["time"], placement.shards("time")
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    def local(
+        q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, window: Window
+    ) -> jax.Array:
         B, T, N, H = q.shape
         K = k.shape[2]
         q = q * (1 / math.sqrt(H))
@@ -103,14 +144,14 @@ def _local(backend: str, placement: Placement) -> Callable[..., jax.Array]:
         if backend == "splash":
             return splash_attention(q, k, v, segments, k_segments, axes, placement.mesh)
         if backend == "xla":
-            visible = causal_segment_mask(segments, k_segments, start)
-            return masked_attention(q, k, v, visible, scale=1.0)
+            visible = causal_segment_mask(segments, k_segments, start, window)
+            return masked_attention(q, k, v, visible, 1.0, softcap)
         q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if backend == "ring":
             out: jax.Array = ring_attention(q, k, v, segments, axes, parts)
         else:
-            out = blocked_attention(Block(q, k, v, segments, k_segments, start))
+            out = blocked_attention(Block(q, k, v, segments, k_segments, start, window), softcap)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
     return local

@@ -23,6 +23,7 @@ from gram_jax.model.attention.masked import (
     attend_block,
     causal_segment_mask,
     dot,
+    soft_cap,
 )
 
 # Queries of one strip: at least BLOCK, and at most STRIPS strips, which limits the time to compile; in a loop, which
@@ -35,7 +36,7 @@ LOOPED = 256
 class Block(NamedTuple):
     """Scaled queries q [B, K, G, T, H] and the keys that they may see, k, v: [B, K, S, H].
 
-    q_segments: i32 [B, T]; k_segments: i32 [B, S]; start: as in causal_segment_mask.
+    q_segments: i32 [B, T]; k_segments: i32 [B, S]; start, window: as in causal_segment_mask.
     """
 
     q: jax.Array
@@ -44,21 +45,27 @@ class Block(NamedTuple):
     q_segments: jax.Array
     k_segments: jax.Array
     start: int | jax.Array
+    window: int | jax.Array | None = None
 
 
-def blocked_attention(block: Block) -> jax.Array:
-    """[B, K, G, T, H]. Leaves out the masked half if the start is known when the program is built (0)."""
-    return _blocked(isinstance(block.start, int), *block)
+def blocked_attention(block: Block, softcap: float | None = None) -> jax.Array:
+    """[B, K, G, T, H]. Leaves out the masked half if the start is known when the program is built (0).
+
+    softcap: of the scores (masked.soft_cap).
+    """
+    return _blocked(isinstance(block.start, int), softcap, *block)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(triangle: bool, *block: Any) -> jax.Array:
-    return _forward(triangle, *block)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _blocked(triangle: bool, softcap: float | None, *block: Any) -> jax.Array:
+    return _forward(triangle, softcap, *block)[0]
 
 
-def _forward(triangle: bool, *parts: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+def _forward(
+    triangle: bool, softcap: float | None, *parts: Any
+) -> tuple[jax.Array, tuple[Any, ...]]:
     block = Block(*parts)
-    out, log_sum = named(*forward(triangle, block, block.v.dtype))
+    out, log_sum = named(*forward(triangle, block, block.v.dtype, softcap))
     return out, (block, out, log_sum)
 
 
@@ -68,30 +75,32 @@ def named(out: jax.Array, log_sum: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(
-    triangle: bool, saved: tuple[Any, ...], d_out: jax.Array
+    triangle: bool, softcap: float | None, saved: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     block, out, log_sum = saved
     delta = delta_of(d_out, out)
-    d_q, d_k, d_v = backward(triangle, block, log_sum, delta, d_out, block.q.dtype)
-    return d_q, d_k.astype(block.k.dtype), d_v.astype(block.v.dtype), None, None, None
+    d_q, d_k, d_v = backward(triangle, block, log_sum, delta, d_out, block.q.dtype, softcap)
+    return d_q, d_k.astype(block.k.dtype), d_v.astype(block.v.dtype), *[None] * 4
 
 
 _blocked.defvjp(_forward, _backward)
 
 
-def forward(triangle: bool, block: Block, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def forward(
+    triangle: bool, block: Block, dtype: Any, softcap: float | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(output as `dtype` [B, K, G, T, H], log-sum-exp of the scores f32 [B, K, G, T]).
 
     triangle: start is 0 and the keys are those of the same row. A query without a visible key has a log-sum-exp near
     MASK_VALUE and a finite, meaningless output.
     """
-    q, k, v, q_segments, k_segments, start = block
+    q, k, v, q_segments, k_segments, start, window = block
 
     def strip(_: Any, first: int | jax.Array, size: int, reach: int) -> tuple[Any, Any]:
         ids = _cut(q_segments, first, size, axis=1)
-        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first)[:, None, None]
-        q_s = _cut(q, first, size, axis=3)
-        out, log_sum = attend_block(q_s, k[:, :, :reach], v[:, :, :reach], visible)
+        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first, window)
+        visible, q_s = visible[:, None, None], _cut(q, first, size, axis=3)
+        out, log_sum = attend_block(q_s, k[:, :, :reach], v[:, :, :reach], visible, softcap)
         return None, (out.astype(dtype), log_sum)
 
     return _strips(strip, None, q.shape[3], k.shape[2], triangle)[1]
@@ -104,12 +113,13 @@ def backward(
     delta: jax.Array,
     d_out: jax.Array,
     dtype: Any,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q (as `dtype`), k and v (f32) through the contribution of these keys to the output.
 
     log_sum: over all keys that the queries see, f32 [B, K, G, T]; delta: from `delta_of`.
     """
-    q, k, v, q_segments, k_segments, start = block
+    q, k, v, q_segments, k_segments, start, window = block
     B, K, G, T, H = q.shape
 
     def strip(
@@ -121,12 +131,15 @@ def backward(
 
         q_s, d_out_s, k_s, v_s = rows(q), rows(d_out), k[:, :, :reach], v[:, :, :reach]
         ids = _cut(q_segments, first, size, axis=1)
-        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first)
+        visible = causal_segment_mask(ids, k_segments[:, :reach], start + first, window)
         visible = jnp.tile(visible.mT, (1, 1, G))[:, None]  # [B, 1, s, G * strip]
-        scores = dot("bksh,bkth->bkst", k_s, q_s)
+        scores = soft_cap(dot("bksh,bkth->bkst", k_s, q_s), softcap)
         probs = jnp.where(visible, jnp.exp(scores - rows(log_sum)[:, :, None]), 0.0)
         d_probs = dot("bksh,bkth->bkst", v_s, d_out_s)
-        d_scores = (probs * (d_probs - rows(delta)[:, :, None])).astype(q.dtype)
+        d_scores = probs * (d_probs - rows(delta)[:, :, None])
+        if softcap is not None:
+            d_scores = d_scores * (1 - (scores / softcap) ** 2)
+        d_scores = d_scores.astype(q.dtype)
         d_k, d_v = sums
         d_v = d_v.at[:, :, :reach].add(dot("bkst,bkth->bksh", probs.astype(q.dtype), d_out_s))
         d_k = d_k.at[:, :, :reach].add(dot("bkst,bkth->bksh", d_scores, q_s))

@@ -26,7 +26,8 @@ class AttentionTask:
     """The requirements on a back end. None: not known yet, so not checked.
 
     platform: "cpu", "gpu", "tpu", ...; capability: of a CUDA device, such as (9, 0); packed: a row may hold several
-    documents; length: T; sequence, tensor: sizes of these mesh axes.
+    documents; length: T; sequence, tensor: sizes of these mesh axes; window: some layers have one that is shorter than
+    the rows; softcap: attention scores have one.
     """
 
     platform: str | None = None
@@ -38,6 +39,8 @@ class AttentionTask:
     compute_dtype: str | None = None
     sequence: int | None = None
     tensor: int | None = None
+    window: bool = False
+    softcap: bool = False
 
 
 def resolve_backend(wanted: str, task: AttentionTask) -> str:
@@ -45,7 +48,7 @@ def resolve_backend(wanted: str, task: AttentionTask) -> str:
     backend = wanted
     if wanted == "auto":
         sharded = (task.sequence or 1) > 1
-        fallback = "ring" if sharded else "blocked"
+        fallback = "ring" if sharded and not (task.window or task.softcap) else "blocked"
         backend = (PREFERRED_CUT if sharded else PREFERRED).get(task.platform or "", fallback)
         if refusals(backend, task):
             backend = fallback
@@ -59,7 +62,16 @@ def resolve_backend(wanted: str, task: AttentionTask) -> str:
 def refusals(backend: str, task: AttentionTask) -> list[str]:
     """Why a back end does not support a task, each with a remedy; [] if it does."""
     own = {"cudnn": _of_cudnn, "splash": _of_splash}.get(backend)
-    return [*_of_the_mesh(task), *(own(task) if own else ())]
+    return [*_of_the_mesh(task), *_of_the_model(backend, task), *(own(task) if own else ())]
+
+
+def _of_the_model(backend: str, task: AttentionTask) -> Iterator[str]:
+    if backend in ("xla", "blocked"):
+        return
+    if task.window:
+        yield 'it does not support sliding windows that are shorter than the rows: use "blocked", or shorter rows'
+    if task.softcap:
+        yield 'it does not support soft caps of attention scores: use "blocked"'
 
 
 def _of_the_mesh(task: AttentionTask) -> Iterator[str]:

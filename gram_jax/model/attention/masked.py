@@ -17,7 +17,12 @@ MASK_VALUE = -1e30
 
 
 def masked_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scale: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
     """softmax(scale q k^T) v over the visible keys, with all scores at once.
 
@@ -27,15 +32,20 @@ def masked_attention(
     (B, T, N, H), K = q.shape, k.shape[2]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = dot("bkgth,bksh->bkgts", q, k) * scale
+    scores = soft_cap(dot("bkgth,bksh->bkgts", q, k) * scale, softcap)
     scores = jnp.where(visible[:, None, None], scores, MASK_VALUE)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = dot("bkgts,bksh->bkgth", probs, v).astype(v.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
+def soft_cap(scores: jax.Array, cap: float | None) -> jax.Array:
+    """cap tanh(scores / cap), which is between -cap and cap (arXiv 2408.00118); None: the scores."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 def attend_block(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, softcap: float | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(output, log-sum-exp of the scores) of one block of scaled queries, f32.
 
@@ -43,7 +53,8 @@ def attend_block(
     Returns [..., K, G, T, H] and [..., K, G, T]. Blocks of keys are merged by their log-sum-exp. A query without a
     visible key has one near MASK_VALUE and a finite, meaningless output.
     """
-    scores = jnp.where(visible, dot("...kgth,...ksh->...kgts", q, k), MASK_VALUE)
+    scores = soft_cap(dot("...kgth,...ksh->...kgts", q, k), softcap)
+    scores = jnp.where(visible, scores, MASK_VALUE)
     top = scores.max(axis=-1, keepdims=True)
     powers = jnp.exp(scores - top)
     total = powers.sum(axis=-1, keepdims=True)
@@ -52,12 +63,17 @@ def attend_block(
 
 
 def causal_segment_mask(
-    q_segments: jax.Array, k_segments: jax.Array, start: int | jax.Array
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    start: int | jax.Array,
+    window: int | jax.Array | None = None,
 ) -> jax.Array:
-    """The keys that each query sees, bool [B, T, S]: those of its own segment up to itself.
+    """The keys that each query sees, bool [B, T, S]: those of its own segment up to itself, the last `window` of them.
 
     q_segments: i32 [B, T]; k_segments: i32 [B, S]. Query t is column start + t of a row, key s is column s.
     """
     at = start + jnp.arange(q_segments.shape[1])
     same = q_segments[:, :, None] == k_segments[:, None, :]
-    return same & (at[:, None] >= jnp.arange(k_segments.shape[1]))
+    before = at[:, None] - jnp.arange(k_segments.shape[1])
+    visible = same & (before >= 0)
+    return visible if window is None else visible & (before < window)
