@@ -109,11 +109,7 @@ def _byte_level(
     backend = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-<<<<<<< HEAD
-            merges=[(one, other) for one, _, other in (merge.partition(" ") for merge in merges)],
-=======
             merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
->>>>>>> main
             ignore_merges=pre == "llama-bpe",
         )
     )
