@@ -72,7 +72,7 @@ TESTS = {
     "checkpoint.manifest": ["manifests", "hf_files", "damaged_exports", "damaged_steps"],
     "run.directory": ["loop", "resume", "damaged_runs"],
     "run.lifecycle": ["loop", "resume", "rl"],
-    "run.lock": ["life"],
+    "distributed.lock": ["life"],
     "run.metrics": ["loop"],
 }
 

@@ -46,7 +46,16 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "from gram_jax.cli import main; main()"
-    sizes = ["--max-length", "512", "--max-queue", "64", "--max-requests", "128"]
+    sizes = [
+        "--max-length",
+        "512",
+        "--max-queue",
+        "16384",
+        "--max-requests",
+        "128",
+        "--client-share",
+        "1",
+    ]
     words = ["serve", options.model, "--port", str(port), *sizes]
     server = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -72,6 +72,7 @@ API = {
                     "Checkpoint",
                     "DoesNotFit",
                     "NonFinite",
+                    "InUse",
                     "Cluster",
                     "Stopped",
                     "MissingExtra",

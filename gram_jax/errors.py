@@ -60,6 +60,10 @@ class LayoutError(GramError):
     """Tensors do not fit the model; one error lists all of them."""
 
 
+class InUseError(GramError):
+    """Another process writes to the same place."""
+
+
 class CheckpointError(GramError):
     """A checkpoint is missing, damaged or of another run."""
 
@@ -69,7 +73,7 @@ class DoesNotFitError(GramError):
 
 
 class NonFiniteError(GramError):
-    """The loss or the gradient is not finite; the last good state is kept."""
+    """Weights, logits, a loss or its gradient are NaN or infinite. Training keeps the last good state."""
 
 
 class ClusterError(GramError):

@@ -1,8 +1,9 @@
-"""Atomic writes of small files, JSON objects, and the error of a full disk."""
+"""Atomic writes of small files, JSON objects, and the errors of full disks and of addresses that are no paths."""
 
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.errors import CheckpointError, GramError
+from gram_jax.limits import MAX_CONFIG, parse_json
 
 PARTIAL = ".partial"  # suffix of the name of a file that is being written
 
@@ -23,11 +25,16 @@ def write_atomic(
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        if isinstance(content, bytes):
-            partial.write_bytes(content)
-        else:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.writelines([content] if isinstance(content, str) else content)
+        with partial.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                lines = [content] if isinstance(content, str) else content
+                file.writelines(line.encode() for line in lines)
+            file.flush()
+            os.fsync(
+                file.fileno()
+            )  # else a crash of the machine may leave an empty file under this name
         return partial.replace(path)
     except OSError as found:
         with suppress(OSError):
@@ -35,6 +42,15 @@ def write_atomic(
         if error is None:
             raise
         raise error(f"{path} cannot be written: {found.strerror or found}") from found
+
+
+def check_local(path: str | Path, name: str, error: type[GramError]) -> None:
+    """Raises `error` for an address such as gs://bucket/run: files are read and written in file systems only."""
+    if address := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise error(
+            f"{name} = {path}: {address[0]}/ is not a file system of this machine. Mount the bucket (gcsfuse, "
+            "Mountpoint for S3, rclone mount) and give the mounted folder"
+        )
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -47,19 +63,26 @@ def is_full_disk(error: BaseException) -> bool:
     return full or any(words in str(error) for words in ("No space left", "os error 28"))
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Whether a file system cannot be written, as the same libraries report it."""
+    refused = getattr(error, "errno", None) == errno.EROFS
+    return refused or any(words in str(error) for words in ("Read-only file", "os error 30"))
+
+
 @contextmanager
 def explain_full_disk(
     path: Path, advice: str, *, error: type[GramError] = CheckpointError
 ) -> Iterator[None]:
-    """Raises `error` with `advice` if the disk fills up inside the block."""
+    """Raises `error` with `advice` if the disk fills up, or becomes read-only, inside the block."""
     try:
         yield
     except GramError:
         raise
     except Exception as found:
-        if not is_full_disk(found):
+        if not (is_full_disk(found) or is_read_only(found)):
             raise
-        raise error(f"the disk of {path} is full ({found}). {advice}") from found
+        state = "full" if is_full_disk(found) else "read-only"
+        raise error(f"the disk of {path} is {state} ({found}). {advice}") from found
 
 
 def no_space(folder: Path, needed: int, advice: str) -> CheckpointError:
@@ -78,7 +101,7 @@ def write_json(path: Path, content: Any, *, error: type[GramError] | None = None
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError if the file is missing or holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(_start(path, MAX_CONFIG + 1), MAX_CONFIG)
     except FileNotFoundError as error:
         raise CheckpointError(f"no {path.name}: {describe_folder(path.parent)}") from error
     except (OSError, ValueError) as error:
@@ -86,6 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object")
     return found
+
+
+def _start(path: Path, size: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def describe_folder(folder: Path) -> str:

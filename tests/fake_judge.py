@@ -1,27 +1,43 @@
 """A judge without a model."""
 
+import re
 import threading
 import time
+from functools import cache
 
 import numpy as np
 
-from gram_jax.ranking.jobs import RankingConfig, RankingJob
-from gram_jax.scoring.pair import combine_orders
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_items
+from gram_jax.judge.spec import make_spec
+from gram_jax.scoring.text_scorer import TextScorer
+
+SHOWN = re.compile(r"\[Response A\]\n(.*)\n\n\[Response B\]\n(.*)\n\n\[Question\]", flags=re.DOTALL)
 
 
-class FakeJudge:
+@cache
+def parts():
+    tokenizer = load_tokenizer("tiny-random")
+    return tokenizer, make_spec(tokenizer, max_length=1 << 20)
+
+
+def tokens(*pairs) -> int:
+    """Number of tokens of both orders of each pair."""
+    tokenizer, spec = parts()
+    texts = encode_items(tokenizer, spec.comparison, pairs, spec.max_length)
+    return 2 * sum(len(x.tokens) for x in texts)
+
+
+class FakeJudge(TextScorer):
     """Log-odds: half the difference of lengths, plus `lean` for what is shown first.
 
-    Each call of score_many waits for `go` and takes `seconds`; the text "broken" breaks it. sizes: its numbers of
-    pairs. asked: set by the first call. calls, comparisons: numbers of calls, and of comparisons in one order.
+    Each call for pairs waits for `go` and takes `seconds`; the text "broken" breaks it. sizes: its numbers of pairs.
+    asked: set by the first call. calls, comparisons: numbers of calls, and of comparisons in one order.
     """
 
-    class Spec:
-        labels, hash = (" A", " B"), "abc"
-
-    spec = Spec()
-
-    def __init__(self, seconds: float = 0.0, lean: float = 0.0):
+    def __init__(self, seconds: float = 0.0, lean: float = 0.0, call_tokens: int = 1 << 16):
+        super().__init__(*parts())
+        self.call_tokens = call_tokens
         self.seconds, self.lean, self.sizes = seconds, lean, []
         self.calls = self.comparisons = 0
         self.asked, self.go = threading.Event(), threading.Event()
@@ -30,25 +46,23 @@ class FakeJudge:
     def warm_up(self, *, rankings: bool = False) -> None:
         pass
 
-    def diff(self, first: str, second: str) -> float:
-        self.comparisons += 1
-        return (len(first) - len(second)) / 2 + self.lean
-
-    def score_many(self, triples):
-        self.asked.set()
-        self.go.wait(20)
-        time.sleep(self.seconds)
+    def label_logit_diffs(self, sequences, *, paired, progress=lambda count: None):
         self.calls += 1
-        self.sizes.append(len(triples))
-        if any(first == "broken" for _, first, _ in triples):
+        self.comparisons += len(sequences)
+        if paired:
+            self.asked.set()
+            self.go.wait(20)
+            time.sleep(self.seconds)
+            self.sizes.append(len(sequences) // 2)
+        progress(len(sequences))
+        return np.array([self.diff(*self.read(x.tokens)) for x in sequences], np.float32)
+
+    def read(self, tokens) -> tuple[str, str]:
+        """The two responses as the judge is shown them."""
+        first, second = SHOWN.search(self.tokenizer.decode(tokens)).groups()
+        if "broken" in (first, second):
             raise RuntimeError("secret text")
-        return [combine_orders(self.diff(a, b), self.diff(b, a), False) for _, a, b in triples]
+        return first, second
 
-    def rank_many(self, items, config=None):
-        self.calls += 1
-        for prompt, responses in items:
-            job = RankingJob(prompt, responses, config or RankingConfig("round_robin"))
-            while job.ranking is None:
-                diffs = [self.diff(a, b) for _, a, b in job.pending_comparisons()]
-                job.update(np.array(diffs), shortened=False)
-            yield job.ranking
+    def diff(self, first: str, second: str) -> float:
+        return (len(first) - len(second)) / 2 + self.lean

@@ -14,8 +14,10 @@ pytest.importorskip("httpx")
 import uvicorn
 from starlette.testclient import TestClient
 
+from gram_jax.serve.admission import Limits
 from gram_jax.serve.app import make_app
-from gram_jax.serve.middleware import Limits
+from gram_jax.serve.connections import ConnectionLimits
+from gram_jax.serve.run import server_config
 
 PAIR = {"prompt": "q", "first": "aa", "second": "b"}
 CHAT = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
@@ -31,7 +33,8 @@ def until(true, seconds: float = 20.0) -> None:
 
 
 def client_for(judge, **settings) -> TestClient:
-    return TestClient(make_app(judge, "test-judge", **settings), raise_server_exceptions=False)
+    app = make_app(judge, "test-judge", **{"warm_up": False} | settings)
+    return TestClient(app, raise_server_exceptions=False)
 
 
 class Address(NamedTuple):
@@ -44,14 +47,16 @@ class Address(NamedTuple):
 
 
 @contextmanager
-def serving(limits: Limits, judge: FakeJudge | None = None, **settings):
+def serving(
+    limits: Limits,
+    judge: FakeJudge | None = None,
+    connections: ConnectionLimits | None = None,
+    **settings,
+):
     """The address of a server in a thread of this process."""
     port = free_port()
     app = make_app(judge or FakeJudge(), "test", limits=limits, group_wait=0.05, **settings)
-    config = uvicorn.Config(
-        app, "127.0.0.1", port, log_level="error", access_log=False, timeout_keep_alive=60
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, "127.0.0.1", port, connections))
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started, 30)

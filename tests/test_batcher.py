@@ -5,8 +5,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fake_judge import FakeJudge, tokens
 from server import until
 
+from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.request_batcher import (
     BatchedScorer,
     BatcherClosedError,
@@ -14,6 +16,7 @@ from gram_jax.scoring.request_batcher import (
     QueueFullError,
     RequestBatcher,
 )
+from gram_jax.scoring.turns import Turns
 
 PAIR = ("q", "a", "b")
 
@@ -31,15 +34,16 @@ def batching(judge, **settings):
     batcher.close()
 
 
-def ask(batcher, *pairs, seconds: float = 30.0):
-    return BatchedScorer(batcher, time.monotonic() + seconds).score_many(pairs)
+def ask(batcher, *pairs, seconds: float = 30.0, client: str = ""):
+    return BatchedScorer(batcher, time.monotonic() + seconds, client).score_many(pairs)
 
 
 def test_requests_that_wait_are_scored_together(judge, pool):
     with batching(judge) as batcher:
         judge.go.clear()
-        found = [pool.submit(ask, batcher, ("q", "a" * at, "")) for at in range(20)]
-        until(lambda: batcher.waiting == 40)
+        pairs = [("q", "a" * at, "") for at in range(20)]
+        found = [pool.submit(ask, batcher, pair) for pair in pairs]
+        until(lambda: batcher.waiting == tokens(*pairs))
         judge.go.set()
         assert [one.result()[0].margin for one in found] == [at / 2 for at in range(20)]
         assert len(judge.sizes) <= 3 and sum(judge.sizes) == 20
@@ -50,30 +54,33 @@ def test_requests_that_wait_are_scored_together(judge, pool):
 def test_one_bad_request_in_a_batch_fails_alone(judge, pool):
     with batching(judge) as batcher:
         judge.go.clear()
-        found = [pool.submit(ask, batcher, ("q", text, "b")) for text in ("a", "broken", "ccc")]
-        until(lambda: batcher.waiting == 6)
+        pairs = [("q", text, "b") for text in ("a", "broken", "ccc")]
+        found = [pool.submit(ask, batcher, pair) for pair in pairs]
+        until(lambda: batcher.waiting == tokens(*pairs))
         judge.go.set()
         assert isinstance(found[1].exception(), RuntimeError)
         assert [found[at].result()[0].margin for at in (0, 2)] == [0.0, 1.0]
 
 
 def test_a_full_queue_refuses_at_once_and_estimates_when_to_retry(judge, pool):
-    with batching(judge, max_queue=10) as batcher:
+    with batching(judge, max_queue=4 * tokens(PAIR)) as batcher:
         judge.go.clear()
-        waiting = [pool.submit(ask, batcher, PAIR, PAIR) for _ in range(2)]
-        until(lambda: batcher.waiting == 8)
+        waiting = [pool.submit(ask, batcher, PAIR, client="a") for _ in range(2)]
+        until(lambda: batcher.waiting == tokens(PAIR, PAIR))
         started = time.monotonic()
         with pytest.raises(QueueFullError) as refused:
-            ask(batcher, PAIR, PAIR)
+            ask(batcher, PAIR, client="a")  # has half of the queue
         assert time.monotonic() - started < 0.1 and refused.value.retry_after >= 1
+        waiting.append(pool.submit(ask, batcher, *[PAIR] * 20, client="b"))
+        until(lambda: batcher.waiting == tokens(*[PAIR] * 22))
+        with pytest.raises(QueueFullError):
+            ask(batcher, PAIR, client="c")
         judge.go.set()
-        for one in waiting:
-            one.result()
-        assert len(ask(batcher, *[PAIR] * 20)) == 20  # larger than the queue, alone
+        assert [len(one.result()) for one in waiting] == [1, 1, 20]
 
 
 def test_a_deadline_that_passes_in_the_queue_is_an_error_at_once_and_frees_its_place(judge, pool):
-    with batching(judge, max_queue=4) as batcher:
+    with batching(judge) as batcher:
         judge.go.clear()
         pool.submit(ask, batcher, PAIR)
         assert judge.asked.wait(10)
@@ -82,7 +89,7 @@ def test_a_deadline_that_passes_in_the_queue_is_an_error_at_once_and_frees_its_p
             with pytest.raises(DeadlineExceededError):
                 ask(batcher, PAIR, seconds=seconds)
             assert time.monotonic() - started < 1
-            assert batcher.waiting == 2  # the first is still being scored
+            assert batcher.waiting == tokens(PAIR)  # the first is still being scored
         judge.go.set()
     assert judge.sizes == [1]
 
@@ -96,14 +103,16 @@ def test_retry_after_is_whole_seconds_rounded_up_with_limits(judge):
 
 
 def test_closing_may_finish_the_call_and_refuse_what_waits(judge, pool):
-    batcher = RequestBatcher(judge, max_batch=2)
+    judge.call_tokens = 1
+    batcher = RequestBatcher(judge)
     judge.go.clear()
     found = []
     for number in range(1, 4):
         found.append(pool.submit(ask, batcher, PAIR))
-        until(lambda number=number: judge.asked.is_set() and batcher.waiting == 2 * number)
+        wanted = tokens(*[PAIR] * number)
+        until(lambda wanted=wanted: judge.asked.is_set() and batcher.waiting == wanted)
     closing = pool.submit(batcher.close, finish_queued=False)
-    until(lambda: batcher.waiting == 2)
+    until(lambda: batcher.waiting == tokens(PAIR))
     judge.go.set()
     closing.result(10)
     assert len(found[0].result(10)) == 1 and batcher.waiting == 0
@@ -116,3 +125,56 @@ def test_deadlines_that_pass_while_a_batch_is_collected_leave_the_batcher_alive(
             with contextlib.suppress(DeadlineExceededError):
                 ask(batcher, PAIR, seconds=1e-4)
         assert len(ask(batcher, PAIR)) == 1
+
+
+def test_a_large_request_is_scored_in_slices_and_a_small_one_does_not_wait_for_all_of_it(pool):
+    judge = FakeJudge(seconds=0.05, call_tokens=2048)
+    with batching(judge) as batcher:
+        large = [("q", "a" * (at % 50), "b" * (at % 7)) for at in range(400)]
+        found = pool.submit(ask, batcher, *large, client="large")
+        assert judge.asked.wait(10)
+        for _ in range(3):
+            assert ask(batcher, ("q", "aaa", "a"), client="small")[0].margin == 1.0
+            assert not found.done()
+        assert [x.margin for x in found.result(30)] == [(len(a) - len(b)) / 2 for _, a, b in large]
+    assert len(judge.sizes) > 4
+
+
+def test_the_rest_of_a_request_is_dropped_at_its_deadline(pool):
+    judge = FakeJudge(seconds=0.2, call_tokens=2048)
+    with batching(judge) as batcher:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            ask(batcher, *[("q", "a" * 100, "b" * 100)] * 500, seconds=0.3)
+        assert time.monotonic() - started < 1 and batcher.waiting == 0
+        assert len(ask(batcher, PAIR)) == 1
+    assert sum(judge.sizes) < 300
+
+
+def test_rankings_and_pairs_share_the_queue(judge, pool):
+    texts = ["a" * at for at in range(9)]
+    config = RankingConfig("round_robin")
+    with batching(judge) as batcher:
+        pairs = pool.submit(ask, batcher, *[PAIR] * 50)
+        (ranking,) = BatchedScorer(batcher).rank_many([("q", texts)], config)
+        assert ranking.order == list(range(8, -1, -1)) and len(pairs.result(10)) == 50
+    assert ranking.logit_diffs[3, 0] == 1.5
+
+
+def test_clients_get_turns_one_after_the_other(pool):
+    turns, order = Turns(1), []
+
+    def take(client: str) -> None:
+        with turns.turn(client):
+            order.append(client)
+
+    with turns.turn("first"):
+        with pytest.raises(TimeoutError), turns.turn("late", time.monotonic() + 0.05):
+            pass
+        waiting = []
+        for number, client in enumerate("aaab"):
+            waiting.append(pool.submit(take, client))
+            until(lambda number=number: turns.waiting == number + 1)
+    for one in waiting:
+        one.result(10)
+    assert order == ["a", "b", "a", "a"]

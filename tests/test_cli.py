@@ -161,3 +161,36 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_used(pairs: Path, t
 
     succeed("score", pairs, tmp_path / "s.jsonl", "--model", "tiny-random", *options)
     assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["judge"] == spec.hash
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/x", "s3://bucket/x/y", "https://host/x", "hf://a/b"]
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train smollm2-135m-finetune --set run.output_dir=OUT",
+        "rl smollm2-135m-rl --set run.output_dir=OUT",
+        "adapt tiny-random x.jsonl --out OUT",
+        "score x.jsonl OUT -m tiny-random",
+        "rank x.jsonl OUT -m tiny-random",
+        "evaluate tiny-random x.jsonl --out OUT",
+        "attack tiny-random x.jsonl --out OUT",
+        "bon tiny-random tiny-random x.jsonl --out OUT",
+        "convert tiny-random OUT",
+        "spec OUT -m tiny-random",
+        "report OUT",
+        "report x --out OUT",
+        "card OUT",
+        "card x --evaluation y --evaluation OUT",
+        "verify OUT",
+        "demo --folder OUT",
+    ],
+)
+def test_an_address_as_a_path_is_refused_before_anything_is_read(
+    tmp_path, monkeypatch, words, address
+):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli(*words.replace("OUT", address).split())
+    assert done.status == 2 and "Mount the bucket" in done.stderr
+    assert address.split("/")[0] in done.stderr and not list(tmp_path.iterdir())

@@ -18,13 +18,14 @@ from safetensors.numpy import load_file, save_file
 from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.checkpoint.manifest import write_manifest
-from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.errors import CheckpointError, InUseError, LayoutError
 from gram_jax.interop import assemble, hf_export
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import check_texts, load_hf
 from gram_jax.interop.hf_names import tensor_mappings
-from gram_jax.interop.models import stop_tokens
+from gram_jax.interop.models import load_model, stop_tokens
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.decoder import hidden_states
@@ -452,3 +453,40 @@ def test_transformers_computes_our_logits_from_our_folder_and_from_its_own(
     found, back = load_hf(tmp_path / "theirs", one_device, None)
     assert found == cfg
     assert_same_bits(back, params)
+
+
+def test_equal_weights_give_equal_files(tmp_path, one_device):
+    """The library orders the header's metadata at random."""
+    cfg, params = load_model("tiny-random", one_device, None)
+    found = set()
+    for number in range(8):
+        folder = export_hf(
+            tmp_path / str(number), cfg, params, dtype=None, tokenizer=None, spec=None
+        )
+        found.add(tuple((p.name, p.read_bytes()) for p in sorted(folder.iterdir())))
+    assert len(found) == 1
+    load_model(tmp_path / "0", one_device, None)
+
+
+def test_an_export_that_another_process_writes_is_refused_and_leftovers_are_cleared(
+    tmp_path, one_device
+):
+    cfg, params = load_model("tiny-random", one_device, None)
+
+    def export(**options):
+        options = {"dtype": None, "tokenizer": None, "spec": None} | options
+        return export_hf(tmp_path / "x", cfg, params, **options)
+
+    with (
+        hold_lock(file_lock(tmp_path / "x")),
+        pytest.raises(InUseError, match=r"writes .*/x since"),
+    ):
+        export()
+    export()
+    # As a process leaves it that was killed between the two renames, and one that was killed while it wrote.
+    (tmp_path / "x").rename(tmp_path / ".x.old-1")
+    (tmp_path / ".x.partial-1").mkdir()
+    with pytest.raises(CheckpointError, match="not empty"):
+        export()
+    export(overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "gram_jax"
 # A package may import from itself and from those above it in this list; cycles are not allowed.
 LAYERS = [
     "errors",
+    "limits",
     "version",
     "tree",
     "batch",
+    "finite",
     "hashing",
     "compile_cache",
     "files",
@@ -48,10 +50,13 @@ LAYERS = [
 ]
 
 SERVER = {
+    "serve.admission",
     "serve.app",
+    "serve.body",
     "serve.errors",
     "serve.middleware",
     "serve.native",
+    "serve.openai",
     "serve.operations",
     "serve.run",
     "serve.service",
@@ -71,7 +76,10 @@ THIRD_PARTIES = {
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
+        "serve.errors",
         "serve.fields",
+        "serve.items",
+        "serve.openai",
         "serve.native",
         "serve.trainers",
         "serve.vllm",
@@ -93,7 +101,7 @@ THIRD_PARTIES = {
         "cli.models",
     },
     "rich": {"cli.console"},
-    "jinja2": {"reports.report"},
+    "jinja2": {"reports.report", "judge.chat_template"},
     "matplotlib": {"plots"},
     "tensorboardX": {"run.metrics"},
     "wandb": {"run.metrics"},
@@ -101,7 +109,7 @@ THIRD_PARTIES = {
     "flax": {"interop.nnx"},
     "fastapi": SERVER,
     "starlette": SERVER,
-    "uvicorn": {"serve.run"},
+    "uvicorn": {"serve.connections", "serve.run"},
     "prometheus_client": {"serve.metrics"},
 }
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -16,13 +17,12 @@ import pytest
 
 from gram_jax.checkpoint.orbax import SAVE_SECONDS
 from gram_jax.cli.options import StopOptions
-from gram_jax.distributed import process, watchdog
+from gram_jax.distributed import lock, process, watchdog
+from gram_jax.distributed.lock import LOCK, folder_lock, hold_lock
 from gram_jax.distributed.preemption import StopRequest, StopSync
 from gram_jax.distributed.process import ProcessContext, distributed_session
 from gram_jax.distributed.watchdog import Watchdog
-from gram_jax.errors import LOST, RESTART, ClusterError, RecipeError
-from gram_jax.run import lock
-from gram_jax.run.lock import LOCK, run_lock
+from gram_jax.errors import LOST, RESTART, ClusterError, InUseError
 
 pytestmark = pytest.mark.slow
 
@@ -182,20 +182,20 @@ def hasty(monkeypatch):
 
 
 def test_a_second_job_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, hasty):
-    with run_lock(tmp_path, ProcessContext()):
-        named = rf"process {os.getpid()} on {socket.gethostname()} runs in {tmp_path}"
-        with pytest.raises(RecipeError, match=named), run_lock(tmp_path, ProcessContext()):
+    with hold_lock(folder_lock(tmp_path)):
+        named = rf"process {os.getpid()} on {socket.gethostname()} writes {tmp_path}"
+        with pytest.raises(InUseError, match=named), hold_lock(folder_lock(tmp_path)):
             pass
         time.sleep(0.3)
         assert json.loads((tmp_path / LOCK).read_text())["beat"] >= 1
     assert not list(tmp_path.iterdir())
-    with run_lock(tmp_path, ProcessContext()):
+    with hold_lock(folder_lock(tmp_path)):
         pass
 
 
 def leave_behind(folder: Path, **changes) -> None:
     """The file of an owner that got no chance to remove it."""
-    with run_lock(folder, ProcessContext()):
+    with hold_lock(folder_lock(folder)):
         text = json.loads((folder / LOCK).read_text())
     (folder / LOCK).write_text(json.dumps(text | changes))
 
@@ -207,7 +207,7 @@ def test_an_owner_that_was_killed_on_this_machine_is_forgotten_at_once(tmp_path,
         time.sleep(0.01)
     for changes in ({"pid": dead.pid}, {"started": "1"}, {"pid": 2**30}):
         leave_behind(tmp_path, **changes)
-        with run_lock(tmp_path, ProcessContext()):
+        with hold_lock(folder_lock(tmp_path)):
             pass
     dead.wait()
 
@@ -216,11 +216,11 @@ def test_an_owner_elsewhere_is_forgotten_when_it_gives_no_sign_of_life(tmp_path,
     for changes in ({"host": "other", "machine": "other"}, {"machine": None}):
         leave_behind(tmp_path, **changes)
         since = time.monotonic()
-        with run_lock(tmp_path, ProcessContext()):
+        with hold_lock(folder_lock(tmp_path)):
             assert time.monotonic() - since > 0.5
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     (tmp_path / LOCK).write_text("")  # of one that was killed in the middle of the file
-    with run_lock(tmp_path, ProcessContext()):
+    with hold_lock(folder_lock(tmp_path)):
         pass
     assert not ends
 
@@ -233,13 +233,37 @@ def test_an_owner_elsewhere_that_is_alive_is_refused_and_one_that_took_over_ends
     beat = threading.Timer(0.2, (tmp_path / LOCK).write_text, [json.dumps(other | {"beat": 1})])
     beat.start()
     with (
-        pytest.raises(RecipeError, match="process 1 on b"),
-        run_lock(tmp_path, ProcessContext()),
+        pytest.raises(InUseError, match="process 1 on b"),
+        hold_lock(folder_lock(tmp_path)),
     ):
         pass
     (tmp_path / LOCK).unlink()
-    with run_lock(tmp_path, ProcessContext()):
+    with hold_lock(folder_lock(tmp_path)):
         assert not ends
         (tmp_path / LOCK).write_text(json.dumps(other))
         wait_for(ends)
     assert "process 1 on b" in ends[0][0] and ends[0][1] == 2
+
+
+@pytest.mark.parametrize("machine", ["this", "other"])
+def test_of_two_that_find_the_same_stale_lock_one_gets_it(tmp_path, hasty, ends, machine):
+    """Each with a name of its own, as processes have; in one process they would be the same owner."""
+    changes = {"started": "1"} if machine == "this" else {"machine": "other"}
+    leave_behind(tmp_path, **changes)
+    code = f"""
+import time
+from pathlib import Path
+from gram_jax.distributed import lock
+lock.STALE_SECONDS = 0.6
+try:
+    with lock.hold_lock(Path({str(tmp_path)!r}) / lock.LOCK):
+        time.sleep(2)
+        print("held")
+except lock.InUseError:
+    print("refused")
+"""
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate()[0].strip() for process in both) == ["held", "refused"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 import sys
 import types
@@ -32,7 +33,7 @@ from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.run.lifecycle import open_checkpoints, open_run
-from gram_jax.run.metrics import MetricsWriter, read_metrics, truncate
+from gram_jax.run.metrics import MetricsWriter, accept_metrics, read_metrics, truncate
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.training.compiling import compile_step, explain_step_memory
 
@@ -288,8 +289,49 @@ def test_metrics_on_a_full_disk_are_a_named_error(tmp_path):
         writer.write(1, {"loss": 0.5})
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read"):
         new_writer(tmp_path, start_step=1)
+
+
+CHANGES = {
+    "a digit": lambda data: data.replace(b"0.5", b"0.4", 1),
+    "random bytes": lambda data: data[:40] + b"\xff\x00\x80" + data[43:],
+    "no bytes": lambda data: data[:40] + bytes(3) + data[43:],
+    "a line less": lambda data: data[data.index(b"\n") + 1 :],
+    "a line twice": lambda data: data[: data.index(b"\n") + 1] + data,
+    "the last line less": lambda data: data[: data[:-1].rindex(b"\n") + 1],
+    "half of the last line": lambda data: data[:-20],
+    "no line": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_metrics_are_refused_until_the_user_accepts_them(tmp_path, change):
+    with closing(new_writer(tmp_path)) as writer:
+        for step in range(1, 6):
+            writer.write(step, {"loss": 0.5, "share": math.nan})
+    path = tmp_path / "metrics.jsonl"
+    rows, data = read_metrics(path), path.read_bytes()
+    assert truncate(tmp_path, 5) == rows and path.read_bytes() == data
+    path.write_bytes(CHANGES[change](data))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl.* --accept"):
+        truncate(tmp_path, 5)
+    accept_metrics(tmp_path, 5)
+    kept = truncate(tmp_path, 5)
+    assert kept[-1]["step"] == 5 and len(kept) <= 6
+    with closing(MetricsWriter(tmp_path, kept)) as writer:
+        writer.write(6, {"loss": 0.25})
+    assert read_metrics(path) == [*kept, {"step": 6, "loss": 0.25}]
+
+
+def test_a_line_that_a_killed_run_did_not_finish_is_written_again(tmp_path):
+    with closing(new_writer(tmp_path)) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [row["step"] for row in truncate(tmp_path, 2)] == [1, 2]
+    assert len(read_metrics(path)) == 2
 
 
 def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, monkeypatch):
@@ -307,7 +349,7 @@ def test_tensorboard_on_a_full_disk_is_given_up_with_a_warning(tmp_path, monkeyp
 
 
 def test_tensorboard_gets_the_figures_and_where_a_run_goes_on(tmp_path):
-    with closing(new_writer(tmp_path, start_step=3)) as writer:
+    with closing(MetricsWriter(tmp_path, [], start_step=3, tensorboard=True)) as writer:
         writer.write(4, {"loss": 0.5, "valid_loss": 2.0})
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, events = file.read_bytes(), []

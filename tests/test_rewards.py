@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from gram_jax.errors import DataError
+from gram_jax.judge.encode import encode_items
 from gram_jax.judge.messages import NO_CONTENT, REASONING
 from gram_jax.rewards import environment
 from gram_jax.rewards.chats import without_ends
@@ -442,7 +443,10 @@ def test_samples_of_many_threads_are_scored_together(variables, monkeypatch):
         texts = ["a" * (1 + at) for at in range(16)]
         found = [threads.submit(compute_score, "chat", t, "aaa", {"prompt": "q"}) for t in texts]
         end = time.monotonic() + 20
-        while batcher.waiting < 2 * 15:  # all but the one that equals its reference
+        # All but the one that equals its reference.
+        items = [("q", text, "aaa") for text in texts if text != "aaa"]
+        tokens = encode_items(judge.tokenizer, judge.spec.comparison, items, judge.spec.max_length)
+        while batcher.waiting < 2 * sum(len(one.tokens) for one in tokens):
             assert time.monotonic() < end
             time.sleep(0.01)
         judge.go.set()

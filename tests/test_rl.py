@@ -26,6 +26,7 @@ from gram_jax.rl.judged import against_the_start, checked, judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.rl.objective import token_stats
 from gram_jax.run.metrics import read_metrics
+from gram_jax.run.verify import verify_folder
 from gram_jax.sharding import make_placement
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,7 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
     whole = run(tmp_path / "whole", "rloo", vowels, run__max_steps=4, **settings)
     rows = metrics(tmp_path / "whole")
     assert rows[0]["kl_weight"] == 0.1
+    verify_folder(tmp_path / "whole")
     for row, following in itertools.pairwise(rows):
         assert following["kl_weight"] == adapted_kl_coef(row["kl_weight"], row["kl"], 0.02)
     assert rows[1]["kl_weight"] == 0.1 * 0.98 and rows[3]["kl_weight"] > rows[2]["kl_weight"]
@@ -154,7 +156,7 @@ def test_a_steered_divergence_goes_on_exactly(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "torn", "rloo", torn, run__max_steps=4, **settings)
     (tmp_path / "torn" / "metrics.jsonl").rename(tmp_path / "away")
-    with pytest.raises(CheckpointError, match="no kl_weight and kl of step 2"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl has no line of step 2"):
         run(tmp_path / "torn", "rloo", vowels, run__max_steps=4, **settings)
     (tmp_path / "away").rename(tmp_path / "torn" / "metrics.jsonl")
     assert (

@@ -7,7 +7,7 @@ from scipy.special import expit
 from server import CHAT, serving
 
 from gram_jax.rewards.forms import RewardForm
-from gram_jax.serve.middleware import Limits
+from gram_jax.serve.admission import Limits
 
 
 def test_openrlhf_asks_for_a_sample_at_a_time_with_its_label_as_reference():

@@ -31,7 +31,7 @@ def test_a_failure_is_logged_by_its_type_and_place_without_any_text(client, capl
     assert found.status_code == 500 and found.json()["error"]["code"] == "internal"
     line = next(r.msg for r in caplog.records if "RuntimeError" in r.message)
     assert line["request"] == found.headers["x-request-id"] and line["path"] == "/v1/score_pair"
-    assert any("score_many" in place for place in line["at"])
+    assert any("label_logit_diffs" in place for place in line["at"])
     assert "secret text" not in found.text + caplog.text and "Traceback" not in caplog.text
     good = client.post("/v1/score_pair", json=BROKEN | {"first": "a"})
     assert good.status_code == 200  # the server is not broken with it
@@ -49,13 +49,13 @@ def test_unknown_paths_and_methods(client):
         ("/v1/score/evaluation", '{"model": LONE, "messages": []}'),
         ("/classify", '{"model": LONE, "input": []}'),
         ("/score", '{"model": LONE, "text_1": "q", "text_2": []}'),
-        ("/get_reward", '{"query": [LONE]}'),
         ("/compare", '{"conversation_history": [{"role": "user", "content": "q"}], "responses": [LONE]}'),
     ],
 )  # fmt: skip
-def test_a_surrogate_in_any_text_is_refused(client, path, body):
+def test_a_lone_surrogate_in_any_text_is_replaced_and_counted(client, path, body):
     found = client.post(path, content=body.replace("LONE", '"\\ud800"'), headers=JSON)
-    assert found.status_code == 422, found.text
+    assert found.status_code == 200 and "\\ud800" not in found.text
+    assert "gram_surrogates_total 1.0" in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from fake_judge import FakeJudge
 from server import PAIR, client_for
 from starlette.testclient import TestClient
 
+from gram_jax.serve.admission import Limits
 from gram_jax.serve.app import make_app, public_name
-from gram_jax.serve.middleware import Limits
 
 KNOWN = {"authorization": "bearer s3cret"}
 
@@ -29,7 +29,7 @@ def test_the_endpoints_of_an_operator(client):
     assert client.get("/readyz").json()["status"] == "ready"
     text = client.get("/metrics").text
     assert 'gram_requests_total{path="/v1/score_pair",status="200"} 1.0' in text
-    assert "gram_sequences_scored 2.0" in text
+    assert "gram_sequences_scored 4.0" in text  # the pair, and that of the readiness probe
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/score_pair", "/v1/rank", "/get_reward", "/compare", "/classify"} <= set(paths)
     page = client.get("/").text
@@ -89,7 +89,7 @@ def test_a_deadline_that_passes_in_the_queue_is_an_error_and_nothing_is_scored(c
 
 
 def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():
-    with client_for(FakeJudge(seconds=0.02), max_queue=32, max_batch=8) as client:
+    with client_for(FakeJudge(seconds=0.02, call_tokens=1000), max_queue=8000) as client:
 
         def flood(_: int) -> list[tuple[int, float]]:
             found = []

@@ -7,7 +7,7 @@ from browser import Page, needs_browser, started_driver
 from fake_judge import FakeJudge
 from server import serving
 
-from gram_jax.serve.middleware import Limits
+from gram_jax.serve.admission import Limits
 
 pytestmark = [needs_browser, pytest.mark.slow]
 

@@ -4,11 +4,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import numpy as np
 import pytest
 from scipy.special import expit
 from server import CHAT, HISTORY, client_for
 
-from gram_jax.errors import DataError
+from gram_jax.errors import DataError, NonFiniteError
+from gram_jax.judge.encode import encode_items
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
@@ -23,7 +25,10 @@ def test_a_pair_and_several(client):
     turns = [{"role": "user", "content": "q"}]
     several = client.post("/v1/score_pair", json={"pairs": [pair, pair | {"prompt": turns}]}).json()
     assert several["verdicts"] == [found.json()] * 2
-    assert client.post("/v1/score_pair", json={"pairs": []}).json() == {"verdicts": []}
+    assert client.post("/v1/score_pair", json={"pairs": []}).json() == {
+        "verdicts": [],
+        "errors": [],
+    }
 
 
 def test_a_ranking(client):
@@ -44,7 +49,8 @@ def test_openrlhf_with_and_without_references_and_empty(client):
     assert given["rewards"] == pytest.approx([expit(1), 0.5])
     assert given["extra_logs"] == {"gram_judge": given["rewards"]}
     empty = client.post("/get_reward", json={"query": [], "prompts": [], "labels": []})
-    assert empty.json() == {"rewards": [], "scores": [], "extra_logs": {"gram_judge": []}}
+    logs = {"gram_judge": []}
+    assert empty.json() == {"rewards": [], "scores": [], "extra_logs": logs, "errors": []}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,8 @@ def test_responses_without_a_label_are_compared_with_those_of_a_policy(judge):
             raise DataError("a prompt has 9 tokens")
         return ["a"] * len(prompts)
 
-    with client_for(judge, form=RewardForm("reference"), write=write) as client:
+    form = RewardForm("reference")
+    with client_for(judge, form=form, write=write, warm_up=True) as client:
 
         def rewards(labels: list[str] | None, *queries: str, prompt: str = CHAT):
             body = {"query": queries, "prompts": [prompt] * len(queries), "labels": labels}
@@ -135,6 +142,148 @@ def test_the_group_judge_at_once_and_one_by_one(client):
         assert list(threads.map(send, texts)) == pytest.approx(whole["rewards"])
     alone = client.post("/compare", json=HISTORY | {"responses": ["a"], "group_size": 2}).json()
     assert alone == {"rewards": [0.5], "comparison_results": [{"group": 1}]}
+
+
+def test_the_sample_of_slime_is_answered_with_its_reward(client):
+    sample = {"prompt": "q", "response": "aaa<|im_end|>", "label": "a"}
+    assert client.post("/get_reward", json=sample).json() == pytest.approx(expit(1))
+    turns = sample | {"prompt": [{"role": "user", "content": "q"}], "label": {"ground_truth": "aa"}}
+    assert client.post("/get_reward", json=turns).json() == pytest.approx(expit(0.5))
+    wrong = client.post("/get_reward", json=sample | {"label": {"unknown": "secret"}})
+    assert wrong.status_code == 422 and "secret" not in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (4, expit(1)),
+        (0, expit(1)),
+        (2.5, 0.5),
+        ({"answer": "4", "style": "rule"}, expit(1)),
+        ({"style": "rule", "ground_truth": {"target": "aa"}}, expit(0.5)),
+        (["a", "aaa"], (expit(1) + 0.5) / 2),
+    ],
+)
+def test_labels_are_numbers_objects_and_lists_too(client, label, expected):
+    asked = {"query": ["p aaa"], "prompts": ["p "], "labels": [label]}
+    assert client.post("/get_reward", json=asked).json()["rewards"] == pytest.approx([expected])
+
+
+def test_large_batches_are_split_inside(client, judge):
+    queries = [CHAT + "a" * (1 + at % 3) for at in range(3000)]
+    asked = {"query": queries, "prompts": [CHAT] * 3000, "labels": ["aa"] * 3000}
+    found = client.post("/get_reward", json=asked).json()
+    assert found["rewards"] == pytest.approx([expit(-0.5), 0.5, expit(0.5)] * 1000)
+    group = client.post("/get_reward", json={"query": queries[:100], "prompts": [CHAT] * 100})
+    assert group.status_code == 422  # each with all others: 64
+
+
+def test_a_wrong_item_fails_alone(client):
+    query = [CHAT + "aaa", 5, "no conversation", CHAT + "a"]
+    found = client.post("/get_reward", json={"query": query, "labels": ["a", "a", "a", "a"]}).json()
+    rewards = [pytest.approx(expit(1)), None, None, 0.5]
+    assert found["rewards"] == found["scores"] == found["extra_logs"]["gram_judge"] == rewards
+    assert [(one["index"], one["code"]) for one in found["errors"]] == [
+        (1, "invalid"),
+        (2, "unusable"),
+    ]
+    assert "no conversation" not in str(found["errors"])
+    pair = {"prompt": "q", "first": "aaa", "second": "a"}
+    pairs = client.post("/v1/score_pair", json={"pairs": [pair, {"prompt": "q"}, pair]}).json()
+    assert pairs["verdicts"][1] is None and pairs["verdicts"][0] == pairs["verdicts"][2]
+    assert pairs["errors"][0]["message"].startswith("body.pairs.1.first: ")
+    classes = client.post("/classify", json={"input": [{"prompt": 3}, pair]}).json()
+    assert [one["index"] for one in classes["data"]] == [1] and classes["errors"][0]["index"] == 0
+    texts = client.post("/score", json={"text_1": "q", "text_2": ["aaa", None, "a"]}).json()
+    assert [one["index"] for one in texts["data"]] == [0, 2]
+    talk = [CHAT + "aaa", "x", CHAT + "a"]
+    evaluated = client.post("/v1/score/evaluation", json={"messages": talk}).json()
+    assert evaluated["scores"] == [pytest.approx(expit(1)), None, pytest.approx(expit(-1))]
+
+
+def test_a_pair_without_a_finite_score_fails_alone(judge):
+    read = judge.read
+
+    def without_number(tokens):
+        if "nan" in (texts := read(tokens)):
+            raise NonFiniteError("secret")
+        return texts
+
+    judge.read = without_number
+    pairs = [{"prompt": "q", "first": text, "second": "b"} for text in ("a", "nan", "ccc")]
+    with client_for(judge) as client:
+        found = client.post("/v1/score_pair", json={"pairs": pairs}).json()
+        assert [x and x["margin"] for x in found["verdicts"]] == [0.0, None, 1.0]
+        assert found["errors"][0]["code"] == "not_finite" and "secret" not in str(found)
+        alone = client.post("/v1/score_pair", json=pairs[1])
+        assert alone.status_code == 500 and alone.json()["error"]["code"] == "not_finite"
+        group = {"prompt": "q", "responses": ["a", "nan", "ccc"]}
+        assert client.post("/v1/rank", json=group).status_code == 500
+
+
+def test_messages_are_read_as_everywhere(client):
+    parts = [{"type": "text", "text": "q"}]
+    call = {"function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12 C"},
+    ]
+    pair = {"prompt": turns, "first": "aaa", "second": "a"}
+    assert client.post("/v1/score_pair", json=pair).json()["first"] == pytest.approx(expit(1))
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": "secret"}]}]
+    refused = client.post("/v1/score_pair", json=pair | {"prompt": image})
+    assert refused.status_code == 422 and "image" in refused.text and "secret" not in refused.text
+
+
+def test_chat_completions_give_the_verdict_on_a_rendered_comparison(judge):
+    shown = "[Response A]\naaa\n\n[Response B]\na\n\n[Question]\nWhich?"
+    asked = {"model": "m", "messages": [{"role": "user", "content": shown}], "max_tokens": 1}
+    with client_for(judge) as client:
+        found = client.post("/v1/chat/completions", json=asked).json()
+        assert found["choices"][0]["message"] == {"role": "assistant", "content": "A"}
+        assert found["choices"][0]["logprobs"] is None and found["model"] == "m"
+        more = {"logprobs": True, "top_logprobs": 5, "temperature": 0.0}
+        found = client.post("/v1/chat/completions", json=asked | more).json()
+        (token,) = found["choices"][0]["logprobs"]["content"]
+        logprobs = {one["token"]: one["logprob"] for one in token["top_logprobs"]}
+        assert logprobs == pytest.approx({"A": np.log(expit(1)), "B": np.log(expit(-1))})
+        assert client.post("/v1/chat/completions", json=asked | {"stream": True}).status_code == 422
+
+
+def test_rerank(client):
+    asked = {"model": "m", "query": "q", "documents": ["a", {"text": "aaa"}, 3, "aa"], "top_n": 2}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        found = client.post(path, json=asked).json()
+        assert [one["index"] for one in found["results"]] == [1, 3]
+        assert found["results"][0]["document"] == {"text": "aaa"}
+        assert found["errors"][0]["index"] == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
+)
+def test_the_other_names_of_vllm_scores(client, names):
+    one = client.post("/score", json={"text_1": "q", "text_2": ["aaa", "a"]}).json()["data"]
+    asked = dict(zip(names, ("q", ["aaa", "a"]), strict=True))
+    assert client.post("/v1/score", json=asked).json()["data"] == one
+
+
+def test_token_ids_are_classified_in_the_order_given(judge):
+    texts = encode_items(
+        judge.tokenizer, judge.spec.comparison, [("q", "aaa", "a"), ("q", "a", "aaa")], 1000
+    )
+    ids = [text.tokens.tolist() for text in texts]
+    with client_for(judge) as client:
+        found = client.post("/classify", json={"input": ids}).json()
+        assert [one["label"] for one in found["data"]] == ["A", "B"]
+        assert found["data"][0]["probs"] == pytest.approx([expit(1), expit(-1)])
+        raw = client.post("/classify", json={"input": ids[0], "use_activation": False}).json()
+        assert raw["data"][0]["probs"] == [0.5, -0.5]
+        wrong = client.post("/classify", json={"input": [ids[0], [10**7], []]}).json()
+        assert [one["index"] for one in wrong["data"]] == [0]
+        assert [one["index"] for one in wrong["errors"]] == [1, 2]
 
 
 def test_classify(client):

@@ -12,6 +12,7 @@ import time
 
 import httpx
 import pytest
+from fake_judge import tokens
 from jobs import free_port
 from server import PAIR, until
 
@@ -52,17 +53,17 @@ class Broken(FakeJudge):
     def warm_up(self, **_):
         raise MemoryError
 try:
-    serve(make_app({judge}, "judge", max_batch={max_batch}), host="127.0.0.1", port={port}, grace={grace})
+    serve(make_app({judge}, "judge"), host="127.0.0.1", port={port}, grace={grace})
 except StartError:
     sys.exit(7)
 """
 
 
 @contextlib.contextmanager
-def server_process(judge: str, *, grace: int, max_batch: int = 512):
+def server_process(judge: str, *, grace: int):
     """(process, address) of a server that is about to start."""
     port, tests = free_port(), os.path.dirname(__file__)
-    code = SERVER.format(tests=tests, judge=judge, port=port, grace=grace, max_batch=max_batch)
+    code = SERVER.format(tests=tests, judge=judge, port=port, grace=grace)
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
         yield process, f"http://127.0.0.1:{port}"
@@ -105,9 +106,9 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest():
 
         def waiting() -> float:
             text = httpx.get(f"{url}/metrics").text
-            return float(text.partition("\ngram_sequences_waiting ")[2].split()[0])
+            return float(text.partition("\ngram_tokens_waiting ")[2].split()[0])
 
-        until(lambda: waiting() == 24, 30)  # all twelve are accepted
+        until(lambda: waiting() == 12 * tokens(tuple(PAIR.values())), 30)  # all twelve are accepted
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
@@ -129,7 +130,7 @@ def test_a_judge_that_cannot_be_made_ready_ends_the_server_with_an_error():
 @pytest.mark.slow
 def test_an_end_longer_than_its_grace_is_cut_short():
     """Ten calls of a second wait at the signal: the running one is finished, and then the process ends."""
-    with server_process("FakeJudge(seconds=1.0)", grace=1, max_batch=2) as (process, url):
+    with server_process("FakeJudge(seconds=1.0, call_tokens=1)", grace=1) as (process, url):
         until(lambda: is_ready(url), 60)
         threads, _ = ask(url, 10)
         time.sleep(0.5)

@@ -14,8 +14,8 @@ from fake_judge import FakeJudge
 from hypothesis import HealthCheck, Phase, given, settings
 from server import PAIR, serving, until
 
+from gram_jax.serve.admission import Limits
 from gram_jax.serve.app import make_app
-from gram_jax.serve.middleware import Limits
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,10 @@ judge as a candidate, and fits a temperature. The third tests the judge before a
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from gram_jax.adaptation.recipe import make_adapt_recipe
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.errors import DataError, GramError, StoppedError
 from gram_jax.evals.calibration import (
     fit_temperature,
@@ -27,7 +29,7 @@ from gram_jax.evals.datasets import EvalDataset, read_dataset
 from gram_jax.evals.evaluate import EvaluationFolder, make_folder
 from gram_jax.evals.pairwise import PairVerdicts, verdicts_on
 from gram_jax.evals.scores import OutputSink, score_pairs
-from gram_jax.files import write_json
+from gram_jax.files import explain_full_disk, write_json
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
 from gram_jax.judge.spec import JudgeSpec
@@ -63,7 +65,8 @@ def adapt(
     """Adapt a judge to a task; returns the content of adaptation.json. A call after an interruption resumes.
 
     accept: export the best epoch even if the unadapted judge is better. Raises NotBetterError if it is better and
-    accept is not set, DataError if the data cannot be used, and the errors of `train`.
+    accept is not set, DataError if the data cannot be used, InUseError if another process adapts in this folder, and
+    the errors of `train`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -74,6 +77,28 @@ def adapt(
     """
     model_config(model)  # raises before the data are read
     make_folder(out)
+    options = _Options(compute_dtype, schema, on_bad, spec, accept, progress)
+    alone = hold_lock(folder_lock(out), error=DataError)
+    with (
+        alone if jax.process_index() == 0 else nullcontext(),
+        explain_full_disk(out, "Free some space and run the same command again", error=DataError),
+    ):
+        return _adapt(model, source, out, settings, options)
+
+
+class _Options(NamedTuple):
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    schema: str
+    on_bad: Literal["error", "skip"]
+    spec: JudgeSpec | None
+    accept: bool
+    progress: ProgressFactory
+
+
+def _adapt(
+    model: str, source: str, out: Path, settings: AdaptConfig, options: _Options
+) -> dict[str, Any]:
+    compute_dtype, schema, on_bad, spec, accept, progress = options
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad)
     parts = split(work.records, settings.held_out, settings.seed)
     logger.info("%s", _rows_read(work))

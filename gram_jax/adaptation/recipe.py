@@ -10,6 +10,7 @@ import jax
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
 from gram_jax.data.batches import BatchPlan
+from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.recipes.reading import make_recipe
@@ -73,7 +74,7 @@ def _values(
 def _judge(judge: Scorer, out: Path) -> dict[str, Any]:
     """The judge specification as the section [judge] of a recipe."""
     spec, template = judge.spec, out / "data" / "template.txt"
-    write_atomic(template, spec.template)
+    write_atomic(template, spec.template, error=DataError)
     values = {"labels": list(spec.labels), "max_length": spec.max_length, "thinking": spec.thinking}
     system = {} if spec.system is None else {"system": spec.system}
     return {"template": str(template), **values, **system}

@@ -7,6 +7,7 @@ from pathlib import Path
 from gram_jax.adaptation.config import Method
 from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
+from gram_jax.files import write_atomic
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import Prompt
 from gram_jax.model.config import ModelConfig
@@ -54,7 +55,10 @@ def split(records: Sequence[Comparison], held_out: float, seed: int) -> dict[str
 
 def write_split(path: Path, records: Sequence[Comparison]) -> Path:
     """Write a split as a data file of a recipe."""
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from error
     rows = [
         {
             "id": record.id,
@@ -65,8 +69,7 @@ def write_split(path: Path, records: Sequence[Comparison]) -> Path:
         }
         for record in records
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_atomic(path, (json.dumps(row) + "\n" for row in rows), error=DataError)
 
 
 def _text(prompt: Prompt) -> str:

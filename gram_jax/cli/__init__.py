@@ -3,15 +3,17 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.cli.console import Console, log_to
-from gram_jax.errors import GramError, GramWarning, StoppedError
+from gram_jax.errors import DataError, GramError, GramWarning, StoppedError
+from gram_jax.files import check_local
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,9 @@ def run_command(words: Sequence[str]) -> int:
     log_to(Console())
     with _own_warnings_logged():
         try:
-            return app(list(words), exit_on_error=False, print_error=False) or 0
+            command, bound, _ = app.parse_args(list(words), exit_on_error=False, print_error=False)
+            _refuse_addresses(bound.arguments)
+            return command(*bound.args, **bound.kwargs) or 0
         except CycloptsError as error:
             errors.error(f"{error}\nTry: gram-jax {' '.join(words[:1])} --help".rstrip())
             return 2
@@ -77,6 +81,14 @@ def run_command(words: Sequence[str]) -> int:
             return 130
         finally:
             log_to(None)
+
+
+def _refuse_addresses(arguments: Mapping[str, Any]) -> None:
+    """Raises DataError if an argument that is a path is an address: before anything is loaded, in every command."""
+    for name, value in arguments.items():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, Path):
+                check_local(path, name, DataError)
 
 
 @contextmanager

@@ -212,9 +212,11 @@ def serve(
     policy: str | None = None,
     max_new_tokens: Annotated[int | None, AtLeastOne] = None,
     scale: Literal["probability", "log_odds", "normalized"] = "probability",
-    max_queue: Annotated[int, TwoOrMore] = 8192,
-    max_batch: Annotated[int, TwoOrMore] = 512,
+    max_queue: Annotated[int, AtLeastOne] = 1 << 22,
     max_requests: Annotated[int, AtLeastOne] = 512,
+    max_connections: Annotated[int, AtLeastOne] = 2048,
+    client_share: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 0.5,
+    proxy: tuple[str, ...] = (),
     deadline: Annotated[float, Parameter(validator=seconds(0.1))] = 60,
     max_body_mb: Annotated[float, Parameter(validator=validators.Number(gte=0.01, lte=1024))] = 8,
     group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
@@ -232,9 +234,11 @@ def serve(
         policy: A model whose greedy response to the prompt every response is compared with.
         max_new_tokens: Maximum number of tokens of that greedy response; default 256.
         scale: Scale of rewards.
-        max_queue: Maximum number of sequences that wait.
-        max_batch: Maximum number of sequences scored in one call.
+        max_queue: Maximum number of tokens that wait to be scored.
         max_requests: Maximum number of concurrent requests.
+        max_connections: Maximum number of connections.
+        client_share: Part of the queue, the requests and the connections that one address may use.
+        proxy: Address of a reverse proxy whose X-Forwarded-For is believed; may be repeated.
         deadline: Maximum time of a request in seconds.
         max_body_mb: Maximum size of a body in MiB.
         group_wait: Seconds that /compare waits for a group.
@@ -250,7 +254,8 @@ def serve(
     from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
     from gram_jax.interop.models import model_config
     from gram_jax.rewards.forms import RewardForm
-    from gram_jax.serve.middleware import Limits
+    from gram_jax.serve.admission import Limits
+    from gram_jax.serve.connections import ConnectionLimits
 
     token, texts = read_token(token_file), read_references(references)
     if sum(map(bool, (texts, policy, compare_with))) > 1 or (max_new_tokens and not policy):
@@ -268,14 +273,19 @@ def serve(
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
-        limits=Limits(int(max_body_mb * 2**20), requests=max_requests, deadline=deadline),
+        limits=Limits(
+            int(max_body_mb * 2**20),
+            requests=max_requests,
+            deadline=deadline,
+            client_share=client_share,
+        ),
         token=token,
         max_queue=max_queue,
-        max_batch=max_batch,
         group_wait=group_wait,
     )
     Console().say(f"http://{host}:{port}: {model}" + ("" if token else ", without a token"))
-    run(app, host=host, port=port, grace=grace)
+    connections = ConnectionLimits(max_connections, max(1, int(client_share * max_connections)))
+    run(app, host=host, port=port, grace=grace, connections=connections, proxies=proxy)
 
 
 def spec(

@@ -64,13 +64,12 @@ def verify(folder: Path, /, *, accept: bool = False) -> None:
 
     Args:
         folder: A run, or an exported folder.
-        accept: Write a new manifest for files that were changed on purpose.
+        accept: Accept files of an export, or metrics of a run, that were changed on purpose.
     """
-    from gram_jax.checkpoint.manifest import MANIFEST
     from gram_jax.run.verify import accept_changes, verify_folder
 
     if accept:
-        Console().say(f"{folder / MANIFEST}: {len(accept_changes(folder).files)} files")
+        Console().say(accept_changes(folder))
     else:
         verify_folder(folder)
 

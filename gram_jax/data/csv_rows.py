@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
+from gram_jax.limits import MAX_LINE
+
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 DELIMITERS = ",;\t|"  # the most frequent one in the header is used
 NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_preference")
@@ -13,7 +15,6 @@ NUMBERS = ("margin", "weight", "score_chosen", "score_rejected", "overall_prefer
 KNOWN = frozenset(
     ("id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", *NUMBERS)
 )
-LONGEST = 2**31 - 1  # characters of a cell
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
@@ -22,7 +23,7 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, An
     The first row has the names of the columns; columns without a name are omitted. Raises ValueError if the file is not
     such a table.
     """
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
         head = next((line for line in text if line.strip()), "")
@@ -44,10 +45,21 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, An
 
 def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, cells) of every row that is not blank."""
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    size = 0  # characters of the row that is read
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for line in text:
+            size += len(line)
+            if size > MAX_LINE:
+                raise csv.Error(f"a row of more than {MAX_LINE:,} characters")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     begin = 1
     try:
         for row in reader:
+            size = 0
             if any(map(str.strip, row)):
                 yield begin, row
             begin = reader.line_num + 1

@@ -1,6 +1,6 @@
 """Reading the fields of a row. Each function returns a checked value or raises BadField."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,15 +18,22 @@ from gram_jax.judge.messages import (
 from gram_jax.judge.messages import (
     common_length as common_length,
 )
+from gram_jax.limits import MAX_TEXT
 
 Fields = Mapping[str, Any]
+LARGEST = sys.float_info.max
 
 
 def check_encodable(row: Fields, texts: Sequence[str]) -> None:
-    """Raises BadField for the value of a row with a lone surrogate, if one of its texts has one.
+    """Raises BadField for a row if one of its texts is too long or has a lone surrogate.
 
-    Such text is the half of a character that was cut; it cannot be tokenized.
+    A lone surrogate is the half of a character that was cut; it cannot be tokenized.
     """
+    if (longest := max(map(len, texts), default=0)) > MAX_TEXT:
+        expected = (
+            f"texts of at most {MAX_TEXT:,} characters (GRAM_JAX_MAX_TEXT_MILLION_CHARACTERS)"
+        )
+        raise BadField("the row", expected, Seen(f"{longest:,}"))
     if not all(map(_is_encodable, texts)):
         # text inside JSON text has no path of its own
         field, text = next(_damaged(row, ""), ("the row", "".join(texts)))
@@ -57,7 +64,8 @@ def _damaged(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 def number_value(value: Any, field: str) -> float:
     """The value if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST < value < LARGEST:
         raise BadField(field, "a finite number", value)
     return float(value)
 

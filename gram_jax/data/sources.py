@@ -7,9 +7,7 @@ A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .pa
 """
 
 import difflib
-import gzip
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +18,7 @@ from typing import IO, Any, NamedTuple, cast
 from gram_jax.data import csv_rows
 from gram_jax.data.splits import explained, files_by_split, pick_split
 from gram_jax.errors import DataError
+from gram_jax.limits import MAX_LINE, MAX_LIST, open_limited, parse_json
 
 FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *csv_rows.SUFFIXES, ".parquet")
 PARQUET_ROWS = 1024  # rows held as Python objects at a time
@@ -141,7 +140,7 @@ def count_rows(source: Source) -> int | None:
 
         return pyarrow.parquet.read_metadata(path).num_rows
     if path.suffix.lower() == ".jsonl":
-        with path.open("rb") as file:
+        with open_limited(path) as file:
             lines = (line.strip() for line in file)
             first = next(lines, b"")
             return None if first.startswith(b"[") else bool(first) + sum(map(bool, lines))
@@ -180,17 +179,11 @@ def _file_rows(path: Path) -> Iterator[Row]:
     raise DataError(f"{path}: expected a name that ends in one of {', '.join(FILE_SUFFIXES)}")
 
 
-def _open_binary(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
-
-
 def _json_rows(path: Path) -> Iterator[Row]:
     """A JSON list or one object per line, detected by the content of the file and not by its name."""
-    with _open_binary(path) as file:
+    with open_limited(path, lines=False) as file:
         is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-        file.seek(0)
+    with open_limited(path, lines=not is_list) as file:
         yield from (_list_rows(path.name, file) if is_list else _line_rows(path.name, file))
 
 
@@ -202,29 +195,18 @@ def _line_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
         if line.strip():
             where = f"{name}, line {number}"
             try:
-                yield _row(where, _parse_json(line))
+                yield _row(where, parse_json(line, MAX_LINE))
             except ValueError as error:
                 yield Row(where, {}, str(error))
 
 
 def _list_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
     try:
-        values = _parse_json(file.read())
+        values = parse_json(file.read(MAX_LIST + 1), MAX_LIST)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     for number, value in enumerate(values, start=1):
         yield _row(f"{name}, row {number}", value)
-
-
-def _parse_json(data: bytes) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected UTF-8 text, found {error}") from error
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
 
 
 def _row(where: str, value: Any) -> Row:
@@ -234,7 +216,7 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _table_rows(path: Path) -> Iterator[Row]:
-    with _open_binary(path) as file:
+    with open_limited(path) as file:
         try:
             for line, cells, fault in csv_rows.csv_rows(file, tabs=".tsv" in path.name.lower()):
                 yield Row(f"{path.name}, line {line}", cells, fault)

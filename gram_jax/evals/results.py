@@ -308,7 +308,7 @@ def read_judge(path: Path) -> JudgeResults | None:
         return JudgeResults.model_validate(
             {name: content[name] for name in JudgeResults.model_fields}
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -73,6 +73,7 @@ def _leaf(
     """One array, read layer by layer. A part that several devices hold is read once."""
     known: dict[str, np.ndarray] = {}
 
+    @np.errstate(over="ignore")  # weights are checked when they are loaded
     def read(index: tuple[slice, ...]) -> np.ndarray:
         key = str(index)
         if key not in known:

@@ -30,6 +30,8 @@ with needs_extra("gguf"):
 SPLIT = "split.count"  # number of the files of a model
 # Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
+# Elements of all metadata of a file; a vocabulary of 256,000 tokens and its merges have 1.5 million.
+MAX_ELEMENTS = 8_000_000
 _INTEGERS = ("I8", "I16", "I32", "I64", "F64")  # of other tensors than weights
 
 
@@ -41,7 +43,7 @@ def load_gguf(
     Raises CheckpointError for a damaged file, LayoutError for an unsupported model or quantisation.
     """
     file = open_gguf(path)
-    cfg = _config(file)
+    cfg = gguf_config(path)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
     kinds = {tensor.tensor_type for tensor in tensors.values()}
     if unknown := sorted(kind.name for kind in kinds if not _is_readable(kind)):
@@ -68,15 +70,21 @@ def _is_readable(kind: GGMLQuantizationType) -> bool:
 
 def gguf_config(path: str | Path) -> ModelConfig:
     """ModelConfig from a GGUF file's metadata."""
-    return _config(open_gguf(path))
+    try:
+        return _config(open_gguf(path))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LayoutError(f"{path} holds a value of the wrong type: {error}") from error
 
 
 class _Reader(GGUFReader):
     """GGUFReader, faster and with a check of lengths.
 
     The base class slices a vocabulary 250,000 times, which is slow with a np.memmap. Beyond the end of a file it
-    reads empty arrays, as many as a damaged length states.
+    reads empty arrays, as many as a damaged length states. It keeps an array of 100 bytes for each element of
+    the metadata, so their number is limited, too.
     """
+
+    elements = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         plain = isinstance(value, np.memmap)
@@ -86,6 +94,9 @@ class _Reader(GGUFReader):
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > self.data.size:
             raise ValueError(f"it ends at byte {self.data.size}, expected at least {end}")
+        self.elements += 1
+        if self.elements > MAX_ELEMENTS:
+            raise ValueError(f"its metadata have more than {MAX_ELEMENTS:,} elements")
         return super()._get(offset, dtype, count, *rest, **named)
 
 
@@ -107,7 +118,15 @@ def open_gguf(path: str | Path) -> GgufFile:
         return _parse(path.absolute(), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error}") from error
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} is damaged or truncated ({error}): compare its size with the source, download it again"
         ) from error

@@ -15,6 +15,7 @@ from gram_jax.model.config import (
     ModelConfig,
     RopeScaling,
     YarnScaling,
+    misfit,
 )
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -99,14 +100,9 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     numbers: dict[str, Any] = {field: found.get(name) for field, name in _NUMBERS.items()}
     numbers["norm_eps"] = float(numbers["norm_eps"])
     heads = numbers["query_heads"]
-    kv_heads = numbers["kv_heads"] = numbers["kv_heads"] or heads
+    numbers["kv_heads"] = numbers["kv_heads"] or heads
     usual_size = 128 if family == "qwen3" else numbers["embed_size"] // heads
-    head_size = numbers["head_size"] = numbers["head_size"] or usual_size
-    if heads % kv_heads or head_size % 2:
-        raise LayoutError(
-            f"config.json: {heads} attention heads over {kv_heads} key-value heads of size {head_size}: heads must be "
-            "a multiple of key-value heads, and the head size even"
-        )
+    numbers["head_size"] = numbers["head_size"] or usual_size
     return ModelConfig(
         family=family,
         **numbers,
@@ -130,11 +126,11 @@ def _unsupported(found: Mapping[str, Any], family: str) -> list[str]:
         problems.append(f"layer_types holds {sorted(kinds)} (supported: full_attention)")
     # What an absent field means is defined by the family's class in transformers.
     optional = {"head_dim", "num_key_value_heads"} if family == "llama" else {"head_dim"}
-    for name in _NUMBERS.values():
-        value: Any = found.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name not in optional and not (number and value > 0):
-            problems.append(f"{name} = {value!r} (expected a positive number)")
+    for field, name in _NUMBERS.items():
+        value = found.get(name)
+        absent = value is None and name in optional
+        if not absent and (expected := misfit(field, value)):
+            problems.append(f"{name} = {value!r} (expected {expected})")
     return problems
 
 
@@ -144,7 +140,11 @@ def _rope(found: Mapping[str, Any], problems: list[str]) -> tuple[float, RopeSca
         problems.append("rope_parameters differ between kinds of layers")
         return 0.0, None
     # Some writers put rope_theta into rope_scaling, too; transformers assumes 10000 if it is absent.
-    values = (block.get("rope_theta") for block in (new, found, old))
+    values = [block.get("rope_theta") for block in (new, found, old)]
+    for value in values:
+        if value is not None and (expected := misfit("rope_theta", value)):
+            problems.append(f"rope_theta = {value!r} (expected {expected})")
+            return 0.0, None
     thetas = {float(value) for value in values if value is not None}
     scalings = [_scaling(found, block, problems) for block in (new, old) if block]
     if len(thetas) > 1:

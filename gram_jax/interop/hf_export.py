@@ -1,5 +1,7 @@
 """A judge as a Hugging Face folder: safetensors, config, tokenizer, judge.json and a manifest of their hashes."""
 
+import glob
+import json
 import math
 import os
 import shutil
@@ -18,8 +20,10 @@ from safetensors.numpy import save_file
 
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.files import is_full_disk, no_space, read_json, write_json
+from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
+from gram_jax.finite import check_weights
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
 from gram_jax.interop.hf_names import TensorMapping, tensor_mappings
@@ -63,10 +67,8 @@ def export_hf(
     True
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: give the name of a new folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise CheckpointError(f"{folder} is not empty: choose another folder, or overwrite it")
+    check_local(folder, "folder", CheckpointError)
+    _check_free(folder, overwrite)
     if problems := tree.differences(params, param_specs(cfg)):
         lines = "\n  ".join(problems)
         raise LayoutError(
@@ -80,7 +82,8 @@ def export_hf(
     if jax.process_index() != 0:  # takes part in the gathers; the first process writes
         _write_weights(partial, cfg, params, dtype, files)
         return folder
-    with _writing(partial, files.metadata["total_size"]):
+    with _writing(partial, folder, files.metadata["total_size"]):
+        _check_free(folder, overwrite)  # another process may have written it, or moved it away
         _write_weights(partial, cfg, params, dtype, files)
         _write_texts(partial, cfg, params, dtype, tokenizer, stops)
         if spec is not None:
@@ -88,6 +91,13 @@ def export_hf(
         write_manifest(partial)
         _move_into_place(partial, folder)
     return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: give the name of a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise CheckpointError(f"{folder} is not empty: choose another folder, or overwrite it")
 
 
 def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> StateDictSplit:
@@ -107,6 +117,7 @@ def _split(cfg: ModelConfig, params: Tree, dtype: str | None, limit: int) -> Sta
     )
 
 
+@np.errstate(over="ignore")  # checked below
 def _write_weights(
     folder: Path, cfg: ModelConfig, params: Tree, dtype: str | None, files: StateDictSplit
 ) -> None:
@@ -122,12 +133,24 @@ def _write_weights(
             leaf = held[slot.rule.path]
             part = leaf if slot.layer is None else leaf[slot.layer]
             tensors[name] = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
+        check_weights(tensors, str(folder.name))  # numbers may overflow in the new dtype
         if jax.process_index() == 0:
             # transformers requires "pt"; the file format does not depend on it
             save_file(tensors, folder / file, metadata={"format": "pt", MARK: MANIFEST})
+            _sort_header(folder / file)
     if files.is_sharded and jax.process_index() == 0:
         index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
         write_json(folder / INDEX, index)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the keys of a safetensors header in order: the library writes the metadata in the order of a hash map."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(size))
 
 
 def _on_host(leaf: jax.Array | np.ndarray) -> np.ndarray:
@@ -164,22 +187,36 @@ def _write_texts(
 
 
 @contextmanager
-def _writing(partial: Path, needed: int) -> Iterator[None]:
-    """An empty folder, removed afterwards. Raises CheckpointError if it cannot be written or the disk is full."""
+def _writing(partial: Path, folder: Path, needed: int) -> Iterator[None]:
+    """An empty folder, removed afterwards, while no other process writes `folder`.
+
+    Raises CheckpointError if it cannot be written or the disk is full, InUseError if another process writes it.
+    """
     advice = "Nothing was written. Free some space, choose another folder, or export in bfloat16"
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        if needed > shutil.disk_usage(partial.parent).free:
-            raise no_space(partial.parent, needed, advice)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield
+        with hold_lock(file_lock(folder), error=CheckpointError):
+            _clear_up(folder)
+            if needed > shutil.disk_usage(partial.parent).free:
+                raise no_space(partial.parent, needed, advice)
+            partial.mkdir()
+            yield
     except (OSError, SafetensorError) as error:
         if is_full_disk(error):
             raise no_space(partial.parent, needed, advice) from error
         raise CheckpointError(f"{partial.parent} cannot be written to: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what killed processes left next to the folder; restore it if they had moved it away."""
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}.old-*"):
+        if not folder.exists():
+            old.rename(folder)
+    for kind in ("old", "partial"):
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.{kind}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:

@@ -54,6 +54,8 @@ def hf_config(folder: str | Path) -> ModelConfig:
         return config_from_hf(read_json(path))
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LayoutError(f"{path} holds a value of the wrong type: {error}") from error
 
 
 def check_files(folder: Path, wanted: Callable[[str], bool]) -> None:

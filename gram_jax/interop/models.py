@@ -11,9 +11,10 @@ from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.files import read_json
+from gram_jax.finite import check_weights
 from gram_jax.interop.hf_config import check_vocabulary
 from gram_jax.interop.hf_files import GENERATION, check_files, check_texts, hf_config, load_hf
-from gram_jax.interop.resolve import WEIGHTS, model_folder, resolve_model
+from gram_jax.interop.resolve import WEIGHTS, ModelSource, model_folder, resolve_model
 from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec
@@ -43,7 +44,7 @@ def load_model(
     """Config and sharded parameters of a model by name, with the LoRA of a run merged.
 
     dtype None keeps the stored one (float32 for quantised weights). Raises CheckpointError if files are missing or
-    damaged, LayoutError if they do not fit each other.
+    damaged, LayoutError if they do not fit each other, NonFiniteError if a weight is NaN or infinite in this dtype.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement
@@ -51,7 +52,12 @@ def load_model(
     >>> params["embed"].shape == (cfg.vocab_size, cfg.embed_size)
     True
     """
-    source = resolve_model(name)
+    cfg, params = _load(resolve_model(name), placement, dtype)
+    check_weights(params, str(name))
+    return cfg, params
+
+
+def _load(source: ModelSource, placement: Placement, dtype: str | None) -> tuple[ModelConfig, Tree]:
     if source.kind == "random":
         cfg = tiny_config()
         return cfg, tiny_params(cfg, placement, dtype or "float32")

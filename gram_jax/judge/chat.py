@@ -1,19 +1,18 @@
 """The chat format around a user's text, rendered once by the tokenizer's chat template and stored as text."""
 
 import datetime
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gram_jax.errors import JudgeError
+from gram_jax.judge.chat_template import render_chat_template
 from gram_jax.judge.tokens import tokenizer_name
 
 # Some templates write the current date into the prompt. The date is pinned to the default of Llama 3's template, so
 # that scores do not change from day to day.
 PINNED_DATE = datetime.date(2024, 7, 26)
 
-_ASKS_DATE = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
 
@@ -113,33 +112,22 @@ def _render(
             f"{name} has no chat template, which determines the position of the verdict. Use an instruction-tuned "
             "model, or put chat_template.jinja next to tokenizer.json."
         )
-    template = _pin_date(tokenizer.get_chat_template(), date)
     try:
-        # Templates ignore the last two if they do not use them.
-        return tokenizer.apply_chat_template(
+        # Templates ignore the values that they do not use.
+        return render_chat_template(
+            tokenizer.get_chat_template(),
             messages,
-            chat_template=template,
-            tokenize=False,
+            date,
             add_generation_prompt=prompt,
             enable_thinking=thinking,
             date_string=date.strftime("%d %b %Y"),
+            **tokenizer.special_tokens_map,
         )
     except Exception as error:  # jinja raises many kinds, and templates raise their own
         roles = [message["role"] for message in messages]
         raise JudgeError(
             f"{name}: its chat template fails on the roles {roles}: {error}"
         ) from error
-
-
-def _pin_date(template: str, date: datetime.date) -> str:
-    """The template with `date` in place of every call for the current date (transformers has no parameter for it)."""
-    pinned = _ASKS_DATE.sub(lambda call: repr(date.strftime(call[2])), template)
-    if re.search(r"strftime_now\s*\(", pinned):
-        raise JudgeError(
-            "the chat template asks for the current date in a format that it computes, so the date cannot be pinned. "
-            "Write the format into the call, as in strftime_now('%d %b %Y')."
-        )
-    return pinned
 
 
 def _without_system(tokenizer: Any, before: str, between: str, closing: str) -> str:

@@ -105,7 +105,7 @@ class JudgeSpec:
         """The inverse of `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JudgeError(f"{FILE_NAME} is not JSON: {error}") from error
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise JudgeError(

@@ -173,18 +173,23 @@ class TextEncoder:
             )
         if text.isascii():
             return text, 0
-        replaced = 0
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-            replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
-            text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined)
+        text, replaced = replace_surrogates(text)
         return (self._normalized(text) if self._normalizes else text), replaced
 
     def _normalized(self, text: str) -> str:
         normalizer = self._text["inside"].normalizer
         return text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ")
+
+
+def replace_surrogates(text: str) -> tuple[str, int]:
+    """(`text` with pairs of surrogates joined and lone ones as U+FFFD, number of lone ones)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        replaced = sum("\ud800" <= c <= "\udfff" for c in joined)
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in joined), replaced
+    return text, 0
 
 
 def _is_plain_normalizer(normalized: Callable[[str], str]) -> bool:

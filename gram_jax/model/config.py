@@ -1,7 +1,27 @@
 """The sizes and traits of a decoder. No field has a default: every importer states all of them."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from gram_jax.errors import LayoutError
+
+# The largest value of each size that a config may state, far above every published model: arrays and programs are
+# made from these numbers before a weight is read.
+LARGEST = {
+    "vocab_size": 2**24,
+    "embed_size": 2**20,
+    "layers": 1024,
+    "query_heads": 2**14,
+    "kv_heads": 2**14,
+    "head_size": 2**14,
+    "mlp_size": 2**22,
+    "context_length": 2**30,
+    "original_context": 2**30,
+}
+# The other numbers.
+POSITIVE = ("norm_eps", "rope_theta", "factor", "low_frequency_factor", "high_frequency_factor")
+LARGEST_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
@@ -76,3 +96,41 @@ class ModelConfig:
     qk_norm: bool
     tied_head: bool
     context_length: int  # maximum length of a sequence
+
+    def __post_init__(self) -> None:
+        """Raises LayoutError, which lists every number that no model can have."""
+        scaling = vars(self.rope_scaling) if self.rope_scaling else {}
+        values = vars(self) | scaling
+        problems = [
+            f"{name} = {values[name]!r} (expected {expected})"
+            for name in (*LARGEST, *POSITIVE)
+            if name in values and (expected := misfit(name, values[name]))
+        ]
+        if not problems and (self.query_heads % self.kv_heads or self.head_size % 2):
+            problems.append(
+                f"{self.query_heads} query heads over {self.kv_heads} key-value heads of size {self.head_size} "
+                "(expected a multiple of the key-value heads, and an even size)"
+            )
+        problems += [
+            f"{name} = {value} (expected a finite number)"
+            for name, value in scaling.items()
+            if name not in POSITIVE and isinstance(value, float) and not math.isfinite(value)
+        ]
+        factors = [scaling.get(f"{end}_frequency_factor") for end in ("low", "high")]
+        if None not in factors and factors[0] == factors[1]:
+            problems.append("rope scaling with equal low and high frequency factors")
+        if problems:
+            raise LayoutError("these sizes of a model cannot be used:\n  " + "\n  ".join(problems))
+
+
+def misfit(name: str, value: Any) -> str | None:
+    """What is expected of a number of a ModelConfig or RopeScaling; None if the value is that.
+
+    >>> misfit("layers", 10**6), misfit("layers", 28), misfit("norm_eps", float("inf"))
+    ('an integer from 1 to 1,024', None, 'a finite number above 0')
+    """
+    if name in POSITIVE:
+        number = type(value) in (int, float) and 0 < value < LARGEST_NUMBER
+        return None if number else "a finite number above 0"
+    fits = type(value) is int and 1 <= value <= LARGEST[name]
+    return None if fits else f"an integer from 1 to {LARGEST[name]:,}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from gram_jax.batch import Array
 from gram_jax.errors import DataError
+from gram_jax.finite import check_finite
 from gram_jax.model.attention.masked import MASK_VALUE
 from gram_jax.model.cache import Cache, extend, prefill
 from gram_jax.model.config import ModelConfig
@@ -79,7 +80,8 @@ def generate(
 
     batch_size: prompts per batch, rounded up to a multiple of the mesh's batch shards. The pass over the prompts uses
     the best attention that supports padding before them, not that of the execution. Raises DataError for an empty
-    prompt and for one that leaves no space for new tokens in the model's context.
+    prompt and for one that leaves no space for new tokens in the model's context, NonFiniteError for logits that are
+    not finite.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
     # Padding is before the prompts, which packed = False excludes.
@@ -110,6 +112,7 @@ def generate(
         )
         for whole, part in zip(found, jax.device_get(batch), strict=True):
             whole[members] = part[: len(members)]
+    check_finite(found.logprobs, "the log-probabilities", "responses")
     return found
 
 

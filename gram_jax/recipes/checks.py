@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from gram_jax.data.examples import Stage
-from gram_jax.errors import nearest_multiple
+from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.files import check_local
 from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
@@ -22,6 +23,8 @@ LEAST_BF16_LEARNING_RATE = 1e-4
 
 def check_recipe(recipe: Recipe) -> Iterator[str]:
     """One line for each contradiction in a training recipe."""
+    check_local(recipe.run.output_dir, "run.output_dir", RecipeError)
+    check_local(recipe.data.cache_dir or "", "data.cache_dir", RecipeError)
     yield from _stage(recipe)
     yield from _optimizer(recipe)
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
@@ -40,6 +43,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
 
 def check_rl_recipe(recipe: RlRecipe) -> Iterator[str]:
     """One line for each contradiction in an RL recipe."""
+    check_local(recipe.run.output_dir, "run.output_dir", RecipeError)
     sampling, algorithm, reward = recipe.sampling, recipe.algorithm, recipe.reward
     if sampling.num_generations < 2:
         alone = f"[sampling] num_generations = {sampling.num_generations}: expected at least 2 for"

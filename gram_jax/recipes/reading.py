@@ -63,7 +63,7 @@ def read_recipe_as(kind: type[RecipeT], path: str | Path, overrides: Sequence[st
     """The recipe of this kind in a TOML file, as `read_recipe`."""
     try:
         values = tomllib.loads(recipe_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _apply(values, override)
@@ -152,5 +152,5 @@ def _apply(values: dict[str, Any], override: str) -> None:
         return
     try:
         node[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         node[keys[-1]] = text.strip()

@@ -22,7 +22,7 @@ from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
 from gram_jax.rewards.chats import ENDS
 from gram_jax.rewards.group_buffer import GroupBuffer
-from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.rewards.messages import completion_of, prompt_of, reference_of
 from gram_jax.scoring.pair import PairScore, combine_orders
 from gram_jax.scoring.request_batcher import BatchedScorer
 from gram_jax.scoring.text_scorer import PairTexts
@@ -289,11 +289,9 @@ def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _texts(reference: Any, ends: Sequence[str]) -> tuple[str, ...]:
-    """One reference or several as texts; an empty text is none, but in a list it is one. Numbers become text."""
-    if reference is None or reference == "":
+    """One reference or several as texts; an empty text is none, but in a list it is one."""
+    if (reference := reference_of(reference)) is None:
         return ()
-    if isinstance(reference, int | float):
-        reference = str(reference)
     several = isinstance(reference, list | tuple) and all(isinstance(x, str) for x in reference)
     return tuple(completion_of(one, None, ends) for one in (reference if several else [reference]))
 

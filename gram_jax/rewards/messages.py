@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gram_jax.errors import DataError
@@ -18,6 +18,8 @@ from gram_jax.judge.messages import (
 )
 from gram_jax.rewards.chats import ENDS, KNOWN_FORMATS, chat_turns, without_ends, without_starts
 
+# Where objects hold a reference: verl's reward_model, and data sets of reasoning tasks.
+LABEL_KEYS = ("reference", "ground_truth", "answer", "target", "solution", "response", "label")
 UNKNOWN_FORMAT = "prompts in an unknown chat format, shown with their control tokens"
 _CONTROL = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|<｜[^｜\s]{1,40}｜>|</?s>|<pad>|<bos>|<eos>|\[/?INST\]|<(?:start|end)_of_turn>"
@@ -72,6 +74,23 @@ def completion_of(value: Any, notes: Notes | None = None, ends: Iterable[str] = 
     turns = read_messages(value, "completion", notes)
     shown = tuple(Message(turn.role, without_ends(turn.content, ends)) for turn in turns)
     return response_text(shown, "completion", notes)
+
+
+def reference_of(label: Any) -> Any:
+    """A reference from the label of a data set: text, a number, several texts, or an object that holds one of these.
+
+    None for an empty label. Raises DataError for an object without a known key.
+
+    >>> reference_of({"style": "rule", "ground_truth": 4}), reference_of("")
+    ('4', None)
+    """
+    if isinstance(label, Mapping) and not {"role", "from"} & label.keys():
+        if (key := next((key for key in LABEL_KEYS if label.get(key) is not None), None)) is None:
+            raise DataError(f"expected a label with one of the keys {', '.join(LABEL_KEYS)}")
+        return reference_of(label[key])
+    if isinstance(label, bool | int | float):
+        return str(label)
+    return None if label is None or label == "" or label == [] else label
 
 
 def split_query(

@@ -23,6 +23,7 @@ from gram_jax.checkpoint.manifest import find_damage, write_manifest
 from gram_jax.checkpoint.orbax import damage_of_newest
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
 from gram_jax.distributed.collectives import broadcast_object
+from gram_jax.distributed.lock import LOCK
 from gram_jax.errors import CheckpointError, JudgeError, RecipeError
 from gram_jax.files import PARTIAL, write_atomic, write_json
 from gram_jax.interop.hf_config import config_to_hf
@@ -34,7 +35,6 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig
 from gram_jax.recipes.reading import RecipeT, changed_on_resume, read_recipe_as
-from gram_jax.run.lock import LOCK
 
 STUCK = "stuck-{}.txt"  # stacks of a process that made no progress
 

@@ -27,6 +27,7 @@ import jax
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.distributed.collectives import assert_equal, broadcast_object
+from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
@@ -35,7 +36,6 @@ from gram_jax.files import explain_full_disk
 from gram_jax.progress import ProgressBar, ProgressFactory
 from gram_jax.recipes.reading import RecipeT, recipe_to_toml, recipe_values
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
-from gram_jax.run.lock import run_lock
 from gram_jax.run.metrics import FILE_NAME, MetricsWriter, read_metrics, summary, truncate
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Make or open a run's directory and lock it; all processes of a job call it.
 
-    Raises RecipeError if the directory holds something else or a run of another recipe, or another job runs in it.
+    Raises RecipeError if the directory holds something else or a run of another recipe, InUseError if another job runs
+    in it.
     """
     process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
     with ExitStack() as held:
@@ -128,7 +129,7 @@ def open_run(
         info = None
         if main:
             make_directory(path)
-            held.enter_context(run_lock(path, process))
+            held.enter_context(hold_lock(folder_lock(path), process=process, error=RecipeError))
             info = check_recipe(path, recipe, command)
         info = broadcast_object(info)
         if not path.is_dir():
@@ -210,8 +211,11 @@ def open_outputs(
 
 
 def save(outputs: Outputs, step: int, state: Any, *, blocking: bool = False) -> None:
-    """Save the state after `step` steps, in the background unless `blocking`."""
+    """Save the state after `step` steps, in the background unless `blocking`, with a line of metrics on disk."""
     outputs.run.beat(f"saving step {step}")
+    if not outputs.metrics.has(step):
+        outputs.metrics.write(step, {})
+    outputs.metrics.sync()
     outputs.checkpoints.save(step, state, blocking=blocking)
 
 

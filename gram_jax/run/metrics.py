@@ -1,11 +1,14 @@
 """The metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
+import hashlib
+import itertools
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +17,7 @@ from gram_jax.extras import needs_extra
 from gram_jax.files import write_atomic
 
 FILE_NAME = "metrics.jsonl"
+CHECKSUM = "checksum"  # key of a line: of this line and all those before it
 HELD_OUT = "valid_"  # prefix of the metrics of held-out data
 FLUSH_SECONDS = 20  # between flushes of the TensorBoard file
 
@@ -42,6 +46,7 @@ class MetricsWriter:
         if folder is None:
             return
         self.path = folder / FILE_NAME
+        self._checksum = _chained(kept)[-1] if kept else ""
         with _errors(self.path):
             self._file = self.path.open("a", encoding="utf-8")
         if tensorboard:
@@ -65,8 +70,9 @@ class MetricsWriter:
         row, tagged = {"step": step, **finite}, {_tag(k): v for k, v in values.items()}
         self.rows.append(row)
         if self._file is not None:
+            self._checksum = _next(self._checksum, row)
             with _errors(self.path):
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(_line(row, self._checksum))
                 self._file.flush()
         if self._tensorboard is not None:
             with self._tensorboard_errors():
@@ -74,9 +80,19 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(tagged, step=step)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
+        if self._file is not None:
+            with _errors(self.path):
+                os.fsync(self._file.fileno())
+
     def last(self, name: str) -> float | None:
         """The newest value of a metric, None if there is none."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+    def has(self, step: int) -> bool:
+        """Whether there is a line of this step."""
+        return any(row["step"] == step for row in self.rows)
 
     def has_held_out(self, step: int) -> bool:
         """Whether the metrics of held-out data after `step` are written."""
@@ -148,14 +164,67 @@ def _tag(name: str) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without the last one if it is incomplete."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    """The lines of a metrics.jsonl, without the last one if it is incomplete.
+
+    Raises CheckpointError, which names the line, if one was damaged, edited or removed.
+    """
+    rows, checksum = [], ""
+    for number, line in enumerate(_complete_lines(Path(path)), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            found, checksum = row.pop(CHECKSUM), _next(checksum, row)
+            intact = found == checksum and type(row["step"]) is int
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            intact = False
+        if not intact:
+            raise CheckpointError(
+                f"{path}, line {number}: damaged or edited, or a line before it was removed. Restore the file from a "
+                f"copy; if it was changed on purpose: gram-jax verify {Path(path).parent} --accept"
+            )
+        rows.append(row)
     return rows
+
+
+def accept_metrics(folder: Path, step: int | None) -> int:
+    """Write the readable lines up to `step` (None: all) with new checksums; returns their number."""
+    rows = []
+    for line in _complete_lines(folder / FILE_NAME):
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):
+            row = json.loads(line)
+            row.pop(CHECKSUM, None)
+            if type(row.get("step")) is int and (step is None or row["step"] <= step):
+                rows.append(row)
+    if step and not any(row["step"] == step for row in rows):
+        rows.append({"step": step})  # marks lines that are lost
+    _write(folder, rows)
+    return len(rows)
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    with _errors(path, "read"):
+        return path.read_bytes().split(b"\n")[:-1]
+
+
+def _next(checksum: str, row: Mapping[str, Any]) -> str:
+    """The checksum of a line after the one with `checksum`."""
+    return hashlib.sha256((checksum + json.dumps(row)).encode()).hexdigest()[:16]
+
+
+def _chained(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The checksums of consecutive lines."""
+    return list(itertools.accumulate(rows, _next, initial=""))[1:]
+
+
+def _line(row: Mapping[str, Any], checksum: str) -> str:
+    return json.dumps({**row, CHECKSUM: checksum}) + "\n"
+
+
+def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path = folder / FILE_NAME
+    with _errors(path):
+        write_atomic(path, map(_line, rows, _chained(rows)))
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float | None, float]]:
@@ -175,23 +244,26 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float | None, 
 def truncate(folder: Path, step: int) -> list[dict[str, Any]]:
     """The metrics of a run up to `step` (none for 0).
 
-    Removes later lines, which a resumed run writes again, from the file.
+    Removes later lines, which a resumed run writes again, from the file. Raises CheckpointError if lines up to `step`
+    are damaged or missing.
     """
-    path = folder / FILE_NAME
-    with _errors(path):
-        found = read_metrics(path) if path.exists() and step else []
-        rows = [row for row in found if row["step"] <= step]
-        write_atomic(path, (json.dumps(row) + "\n" for row in rows))
+    rows = [row for row in read_metrics(folder / FILE_NAME) if row["step"] <= step] if step else []
+    if step and not any(row["step"] == step for row in rows):
+        raise CheckpointError(
+            f"{folder / FILE_NAME} has no line of step {step}, which is saved: the file was truncated or removed. "
+            f"Restore it from a copy; to resume without the lost lines: gram-jax verify {folder} --accept"
+        )
+    _write(folder, rows)
     return rows
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: Path, done: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}): free some space and start the same command again; "
+            f"{path} cannot be {done} ({error.strerror or error}): free some space and start the same command again; "
             "it resumes from the last checkpoint"
         ) from error
 

@@ -18,7 +18,11 @@ from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.formatting import format_bytes, format_seconds
 from gram_jax.interop.hf_files import CONFIG
-from gram_jax.recipes.reading import read_recipe
+from gram_jax.recipes.reading import read_recipe_as
+from gram_jax.recipes.rl import RlRecipe
+from gram_jax.recipes.tables import Recipe
+from gram_jax.run.metrics import FILE_NAME as METRICS
+from gram_jax.run.metrics import accept_metrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +92,10 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
 
 def _damage_of_notes(folder: Path) -> list[str]:
     """A line for each damaged file of a run that is not in a manifest."""
-    problems = []
+    problems, stage = [], None
     try:
         info = read_info(folder)
+        stage = info.get("stage")
         steps, final = complete_steps(folder / CHECKPOINTS), info.get("steps")
         if info.get("finished") and final not in steps:
             problems.append(f"{CHECKPOINTS}/{final}: missing, the last step of this finished run")
@@ -100,16 +105,30 @@ def _damage_of_notes(folder: Path) -> list[str]:
         problems.append(str(error))
     try:
         if (folder / RECIPE).exists():
-            read_recipe(folder / RECIPE)
+            read_recipe_as(RlRecipe if stage == "rl" else Recipe, folder / RECIPE)
         elif (folder / INFO).exists():
             problems.append(f"{RECIPE}: missing")
     except RecipeError as error:
         problems.append(str(error))
+    try:
+        rows, steps = read_metrics(folder / METRICS), complete_steps(folder / CHECKPOINTS)
+        if (folder / RECIPE).exists() and (lost := set(steps) - {row["step"] for row in rows}):
+            problems.append(f"{METRICS}: the lines of step {min(lost)} are missing")
+    except CheckpointError as error:
+        problems.append(str(error))
     return problems
 
 
-def accept_changes(folder: Path) -> Manifest:
-    """Write and return the manifest of an exported folder for its current files."""
+def accept_changes(folder: Path) -> str:
+    """Accept the current files of an exported folder, or the metrics of a run; returns what was accepted, as text."""
+    if (folder / RECIPE).is_file() and (folder / CHECKPOINTS).is_dir():
+        steps = complete_steps(folder / CHECKPOINTS)
+        count = accept_metrics(folder, max(steps, default=None))
+        return f"{folder / METRICS}: {count} lines"
+    return f"{folder / MANIFEST}: {len(_accept_export(folder).files)} files"
+
+
+def _accept_export(folder: Path) -> Manifest:
     if complete_steps(folder / CHECKPOINTS) or complete_steps(folder):
         raise CheckpointError(
             f"{folder} holds checkpoints, whose manifests are never replaced: --accept is for exported folders"

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from gram_jax.errors import explain_out_of_memory
+from gram_jax.finite import check_finite
 from gram_jax.judge.encode import Encoded
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
@@ -77,7 +78,7 @@ class ScoringEngine:
         sequences: each a comparison in one order. paired: sequences 2i and 2i + 1 are the two orders of a pair.
         Otherwise consecutive sequences with the same question share it, and the first response too if it is the same.
         The bits of a result depend on nothing but its sequence (paired: but its pair). progress is called with the
-        number of sequences that each call has scored.
+        number of sequences that each call has scored. Raises NonFiniteError if a logit is NaN or infinite.
         """
         diffs = np.zeros(len(sequences), np.float32)
         in_flight: deque[tuple[Call, jax.Array]] = deque()
@@ -97,7 +98,7 @@ class ScoringEngine:
                     fetch()
             while in_flight:
                 fetch()
-        return diffs
+        return check_finite(diffs, "the label logits", "comparisons")
 
     def warm_up(self, *, rankings: bool = False) -> None:
         """Compile the programs that pairs need, and with `rankings` that of rankings, before the first call."""

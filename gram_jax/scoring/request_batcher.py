@@ -1,27 +1,33 @@
 """Request batching: many threads submit, one thread scores, with a bounded queue between them.
 
-Requests that arrive while a batch is scored form the next batch, so batches grow with the load, and no request waits
-for another one longer than a batch takes.
+Sequences that arrive while a batch is scored form the next batch, so batches grow with the load, up to the work of
+BATCH_SECONDS. Clients are served in turn, and a turn takes a slice of a request, so a large request delays a small one
+by little more than a batch. Texts are tokenized in the threads that submit them, in turns as well.
 """
 
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-from gram_jax.judge.messages import PromptLike
-from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.ranking.tournament import Ranking
-from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scorer import Scorer
-from gram_jax.scoring.text_scorer import PairTexts
+import numpy as np
+
+from gram_jax.judge.encode import Encoded, ItemEncoder
+from gram_jax.scoring.text_scorer import PairTexts, TextScorer
+from gram_jax.scoring.turns import FairQueue, Turns
 
 BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others
+BATCH_SECONDS = 0.5  # work of a batch, at the measured speed
+SLICES = 8  # of a batch, if there are as many requests
 SMOOTHING = 0.9  # of the measured speed, from batch to batch
+MAX_QUEUE = 1 << 22  # tokens
+CLIENT_SHARE = 0.5  # of the queue
+ENCODERS = 2  # threads that tokenize at a time; the tokenizer itself uses all cores
+ENCODED_TOGETHER = 200_000  # characters that are tokenized in one turn, about 0.1 s
 
 
 class QueueFullError(Exception):
@@ -42,22 +48,57 @@ class DeadlineExceededError(Exception):
 
 @dataclass(eq=False)
 class _Request:
-    items: list[Any]
-    config: RankingConfig | None  # None: the items are pairs
-    cost: int  # sequences
+    sequences: Sequence[Encoded]
+    paired: bool
+    client: str
     deadline: float
-    future: "Future[list[Any]]" = field(default_factory=Future)
+    tokens: int
+    taken: int = 0  # sequences that are in a batch, or were
+    diffs: "Future[np.ndarray]" = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.found = np.zeros(len(self.sequences), np.float32)
+        self.scored = 0
+
+    def take(self, tokens: int) -> "_Slice":
+        """The next sequences of about that many tokens, pairs whole, and at least one."""
+        unit = 2 if self.paired else 1
+        start, size = self.taken, 0
+        while self.taken < len(self.sequences) and (self.taken == start or size < tokens):
+            size += sum(len(x.tokens) for x in self.sequences[self.taken : self.taken + unit])
+            self.taken += unit
+        return _Slice(self, start, self.taken, size)
+
+
+class _Slice(NamedTuple):
+    """Part of a request."""
+
+    request: _Request
+    start: int
+    stop: int
+    tokens: int
+
+    @property
+    def sequences(self) -> Sequence[Encoded]:
+        return self.request.sequences[self.start : self.stop]
 
 
 class RequestBatcher:
-    """Scores for many threads. max_queue: sequences that may wait; max_batch: sequences of a batch."""
+    """Label logit differences for many threads.
 
-    def __init__(self, scorer: Scorer, *, max_queue: int = 8192, max_batch: int = 512):
-        self.scorer, self.max_queue, self.max_batch = scorer, max_queue, max_batch
-        self.waiting = 0  # sequences in the queue or in the batch that is scored
-        self.speed = 0.0  # sequences a second, smoothed
-        self.batches = self.scored = 0
-        self._queue: deque[_Request] = deque()
+    max_queue: tokens that may wait. client_share: part of them that one client may have.
+    """
+
+    def __init__(
+        self, scorer: TextScorer, *, max_queue: int = MAX_QUEUE, client_share: float = CLIENT_SHARE
+    ):
+        self.scorer, self.max_queue, self.client_share = scorer, max_queue, client_share
+        self.waiting = 0  # tokens in the queue or in the batch that is scored
+        self.speed = 0.0  # tokens a second, smoothed
+        self.batches = self.scored = 0  # calls, and sequences in them
+        self.encoding = Turns(ENCODERS)
+        self._waiting_of: Counter[str] = Counter()
+        self._queue: FairQueue[_Request] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -69,133 +110,168 @@ class RequestBatcher:
         return self._thread.is_alive() and not self._closed
 
     def submit(
-        self, items: list[Any], config: RankingConfig | None, *, cost: int, deadline: float
-    ) -> list[Any]:
-        """Results as of Scorer.score_many, or with a config as of rank_many. cost: sequences.
+        self, sequences: Sequence[Encoded], *, paired: bool, client: str = "", deadline: float
+    ) -> np.ndarray:
+        """As TextScorer.label_logit_diffs. deadline: of time.monotonic, or inf.
 
-        deadline: of time.monotonic, or inf. Raises QueueFullError, BatcherClosedError or DeadlineExceededError.
+        Raises QueueFullError, BatcherClosedError, or DeadlineExceededError, after which nothing more is scored.
         """
-        if not items:
-            return []
-        request = _Request(items, config, cost, deadline)
+        if not sequences:
+            return np.zeros(0, np.float32)
+        tokens = sum(len(x.tokens) for x in sequences)
+        request = _Request(sequences, paired, client, deadline, tokens)
         with self._changed:
             if self._closed:
                 raise BatcherClosedError
-            # A request that is larger than the queue itself is accepted if nothing else waits.
-            if self.waiting and self.waiting + cost > self.max_queue:
-                raise QueueFullError(self.retry_after())
-            self.waiting += cost
-            self._queue.append(request)
+            if (seconds := self.full(client, tokens)) is not None:
+                raise QueueFullError(seconds)
+            self.waiting += tokens
+            self._waiting_of[client] += tokens
+            self._queue.append(client, request)
             self._changed.notify_all()
         left = deadline - time.monotonic()
         try:
-            return request.future.result(None if math.isinf(left) else max(0.0, left))
+            return request.diffs.result(None if math.isinf(left) else max(0.0, left))
         except TimeoutError:
-            with self._changed:
-                if request in self._queue:
-                    self._queue.remove(request)
-                    self.waiting -= cost
-                    raise DeadlineExceededError from None
-            return request.future.result()  # it is being scored already
+            self._finish(request, DeadlineExceededError())
+            return request.diffs.result()
 
     def close(self, *, finish_queued: bool = True) -> None:
         """Reject new requests and stop. Queued ones are scored, or raise BatcherClosedError."""
         with self._changed:
             self._closed = True
             rejected = [] if finish_queued else list(self._queue)
-            for request in rejected:
-                self._queue.remove(request)
             self._changed.notify_all()
-        self._finish(rejected, BatcherClosedError())
+        for request in rejected:
+            self._finish(request, BatcherClosedError())
         self._thread.join()
 
-    def full(self) -> int | None:
-        """`retry_after` if the queue has no space for a pair, else None."""
-        return self.retry_after() if self.waiting and self.waiting + 2 > self.max_queue else None
+    def full(self, client: str = "", tokens: int = 1) -> int | None:
+        """`retry_after` if the queue has no space for these tokens of a client, else None.
+
+        A request of any size is accepted if its client has none that waits.
+        """
+        own = self._waiting_of[client]
+        share = own and own + tokens > self.client_share * self.max_queue
+        return self.retry_after() if share or self.waiting >= self.max_queue else None
 
     def retry_after(self) -> int:
-        """Whole seconds until half of the waiting sequences are likely to be scored: 1 to 60."""
+        """Whole seconds until half of the waiting tokens are likely to be scored: 1 to 60."""
         return min(60, max(1, math.ceil(self.waiting / 2 / self.speed))) if self.speed else 1
+
+    @property
+    def batch_tokens(self) -> int:
+        """Number of tokens of the next batch."""
+        return int(max(self.scorer.call_tokens, BATCH_SECONDS * self.speed))
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
-            started = time.monotonic()
-            late = [request for request in batch if request.deadline < started]
-            self._finish(late, DeadlineExceededError())
-            by_config: dict[RankingConfig | None, list[_Request]] = {}
-            for request in batch:
-                if request.deadline >= started:
-                    by_config.setdefault(request.config, []).append(request)
-            for requests in by_config.values():  # one call of the scorer each
-                self._score(requests)
-            if cost := sum(request.cost for requests in by_config.values() for request in requests):
-                speed = cost / max(time.monotonic() - started, 1e-6)
+            started, tokens = time.monotonic(), 0
+            for paired in (True, False):  # a call of the scorer each
+                if slices := [x for x in batch if x.request.paired == paired]:
+                    self._score(slices)
+                    tokens += sum(x.tokens for x in slices)
+                    self.scored += sum(len(x.sequences) for x in slices)
+            if tokens:
+                speed = tokens / max(time.monotonic() - started, 1e-6)
                 smoothed = SMOOTHING * self.speed + (1 - SMOOTHING) * speed
                 self.speed = smoothed if self.speed else speed
                 self.batches += 1
-                self.scored += cost
 
-    def _next(self) -> list[_Request] | None:
-        """The next batch: queued requests of up to `max_batch` sequences, but at least one; None when closed."""
+    def _next(self) -> list[_Slice] | None:
+        """The next batch: slices of the requests in turn, at least one; None when closed."""
         with self._changed:
             while not self._queue:
                 if self._closed:
                     return None
                 self._changed.wait()
-            if sum(request.cost for request in self._queue) < self.max_batch and not self._closed:
+            if self.waiting < self.batch_tokens and not self._closed:
                 self._changed.wait(BATCH_WAIT)
-            batch, size = [], 0
-            # The queue is empty if its request was withdrawn meanwhile.
-            while self._queue and (not batch or size + self._queue[0].cost <= self.max_batch):
-                batch.append(self._queue.popleft())
-                size += batch[-1].cost
+            batch: list[_Slice] = []
+            space = self.batch_tokens
+            while self._queue and space > 0:
+                request = self._queue.pop()
+                batch.append(request.take(min(space, self.batch_tokens // SLICES)))
+                space -= batch[-1].tokens
+                if request.taken < len(request.sequences):
+                    self._queue.append(request.client, request)
             return batch
 
-    def _score(self, requests: list[_Request]) -> None:
-        items, config = [item for request in requests for item in request.items], requests[0].config
+    def _score(self, slices: Sequence[_Slice]) -> None:
+        sequences = [text for x in slices for text in x.sequences]
         try:
-            found = iter(
-                self.scorer.score_many(items)
-                if config is None
-                else list(self.scorer.rank_many(items, config))
-            )
+            found = self.scorer.label_logit_diffs(sequences, paired=slices[0].request.paired)
         except Exception as error:  # perhaps of one request: the others are scored one by one
-            if len(requests) == 1:
-                self._finish(requests, error)
+            if len(slices) == 1:
+                self._finish(slices[0].request, error)
                 return
-            for request in requests:
-                self._score([request])
+            for one in slices:
+                self._score([one])
             return
-        for request in requests:
-            self._finish([request], [next(found) for _ in request.items])
+        for one in slices:
+            count, request = len(one.sequences), one.request
+            request.found[one.start : one.stop], found = found[:count], found[count:]
+            request.scored += count
+            if request.scored == len(request.sequences):
+                self._finish(request, request.found)
 
-    def _finish(self, requests: Sequence[_Request], found: list[Any] | Exception) -> None:
-        for request in requests:
-            with self._changed:
-                self.waiting -= request.cost
+    def _finish(self, request: _Request, found: np.ndarray | Exception) -> None:
+        """Answer a request once, and free its place in the queue."""
+        with self._changed:
+            if request.diffs.done():
+                return
+            self._queue.remove(request.client, request)
+            self.waiting -= request.tokens
+            self._waiting_of[request.client] -= request.tokens
+            self._waiting_of += Counter()  # drops those at zero
             if isinstance(found, Exception):
-                request.future.set_exception(found)
+                request.diffs.set_exception(found)
             else:
-                request.future.set_result(found)
+                request.diffs.set_result(found)
 
 
-class BatchedScorer:
-    """A batcher's client until a deadline, with the methods of a Scorer that rewards use."""
+class BatchedScorer(TextScorer):
+    """A batcher's client until a deadline. client: what is served in turn, such as an address."""
 
-    def __init__(self, batcher: RequestBatcher, deadline: float = math.inf):
+    def __init__(self, batcher: RequestBatcher, deadline: float = math.inf, client: str = ""):
         """deadline: of time.monotonic."""
-        self.batcher, self.deadline = batcher, deadline
-        self.tokenizer = getattr(batcher.scorer, "tokenizer", None)
+        super().__init__(batcher.scorer.tokenizer, batcher.scorer.spec)
+        self.batcher, self.deadline, self.client = batcher, deadline, client
+        self.window = batcher.scorer.window
 
-    def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
-        """As Scorer.score_many."""
-        cost = 2 * len(comparisons)
-        return self.batcher.submit(list(comparisons), None, cost=cost, deadline=self.deadline)
+    def label_logit_diffs(
+        self,
+        sequences: Sequence[Encoded],
+        *,
+        paired: bool,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
+        """As RequestBatcher.submit."""
+        found = self.batcher.submit(
+            sequences, paired=paired, client=self.client, deadline=self.deadline
+        )
+        progress(len(found))
+        return found
 
-    def rank_many(
-        self, items: Iterable[tuple[PromptLike, Sequence[str]]], config: RankingConfig | None = None
-    ) -> list[Ranking]:
-        """As Scorer.rank_many. A ranking counts as a round robin in the queue."""
-        items, config = list(items), config or RankingConfig()
-        cost = sum(max(1, len(texts) * (len(texts) - 1)) for _, texts in items)
-        return self.batcher.submit(items, config, cost=cost, deadline=self.deadline)
+    def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
+        texts = []
+        for part in _parts(comparisons):
+            try:
+                with self.batcher.encoding.turn(self.client, self.deadline):
+                    texts += super()._encode(encoder, part)
+            except TimeoutError:
+                raise DeadlineExceededError from None
+        return texts
+
+
+def _parts(comparisons: Iterable[PairTexts]) -> Iterator[list[PairTexts]]:
+    """Comparisons in parts of about ENCODED_TOGETHER characters."""
+    part, size = [], 0
+    for one in comparisons:
+        part.append(one)
+        size += sum(len(text) for text in one if isinstance(text, str))
+        if size >= ENCODED_TOGETHER:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -12,6 +12,7 @@ import numpy as np
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.run_info import read_info
 from gram_jax.errors import JudgeError
+from gram_jax.finite import check_finite
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.encode import encode_items
@@ -88,6 +89,7 @@ class ScalarRewardModel:
         for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
+        check_finite(found, "the rewards", "responses")
         return found[:, 0], np.array([text.shortened for text in texts], bool)
 
     def stream(

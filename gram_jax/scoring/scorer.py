@@ -64,6 +64,9 @@ class Scorer(TextScorer):
         )
         cpu = execution.placement.platform == "cpu"
         self.window = CPU_WINDOW if cpu else ACCELERATOR_WINDOW
+        if not cpu:  # padded calls
+            shards = execution.placement.batch_shards
+            self.call_tokens = self.engine.tokens_per_call * shards
 
     def __repr__(self) -> str:
         """Family and sizes of its model, its specification, and its number format."""

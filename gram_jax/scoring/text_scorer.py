@@ -20,16 +20,19 @@ from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
 
+COMPARISONS = 4096  # of a ranking that are held as tokens at a time
 PairTexts = tuple[PromptLike, str, str]  # prompt, first response, second response
 
 
 class TextScorer:
     """A judge that reads text. Subclasses say where the logits come from.
 
-    window: number of pairs that are tokenized while those before them are scored.
+    window: number of pairs that are tokenized while those before them are scored. call_tokens: number of tokens from
+    which on a call of label_logit_diffs takes time in proportion to them.
     """
 
     window = 64
+    call_tokens = 2048
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec):
         self.tokenizer, self.spec = tokenizer, spec
@@ -124,11 +127,15 @@ class TextScorer:
     def _compare(self, jobs: Sequence[RankingJob], encoder: ItemEncoder) -> None:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
-        texts = self._encode(encoder, list(chain.from_iterable(pending)))
-        diffs = self.label_logit_diffs(texts, paired=False)
+        comparisons, diffs, shortened = chain.from_iterable(pending), [], []
+        while part := list(islice(comparisons, COMPARISONS)):
+            texts = self._encode(encoder, part)
+            diffs.append(self.label_logit_diffs(texts, paired=False))
+            shortened += [text.shortened for text in texts]
+        found = np.concatenate(diffs) if diffs else np.zeros(0, np.float32)
         ends = np.cumsum([len(of_job) for of_job in pending])
         for job, start, end in zip(jobs, [0, *ends], ends, strict=False):
-            job.update(diffs[start:end], shortened=any(x.shortened for x in texts[start:end]))
+            job.update(found[start:end], shortened=any(shortened[start:end]))
 
     def _encode_ahead(
         self, windows: Iterator[list[PairTexts]]

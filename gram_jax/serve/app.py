@@ -9,15 +9,17 @@ import anyio.to_thread
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
+from gram_jax.errors import JudgeError
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
-from gram_jax.scoring.request_batcher import RequestBatcher
+from gram_jax.scoring.request_batcher import MAX_QUEUE, RequestBatcher
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve import native, operations, trainers, vllm
+from gram_jax.serve import native, openai, operations, trainers, vllm
+from gram_jax.serve.admission import Admission, Limits
 from gram_jax.serve.errors import HANDLERS, RESPONSES
 from gram_jax.serve.metrics import ServerMetrics
-from gram_jax.serve.middleware import LIGHT_PATHS, Admission, Limits, RequestLog
+from gram_jax.serve.middleware import LIGHT_PATHS, RequestLog
 from gram_jax.serve.service import Service, TimedReferenceWriter
 from gram_jax.version import installed_version
 
@@ -30,24 +32,23 @@ def make_app(
     write: TimedReferenceWriter | None = None,
     limits: Limits | None = None,
     token: str | None = None,
-    max_queue: int = 8192,
-    max_batch: int = 512,
+    max_queue: int = MAX_QUEUE,
     group_wait: float = 2.0,
     warm_up: bool = True,
 ) -> FastAPI:
     """The ASGI application; `app.state.service` is its Service.
 
     name: of the model; clients do not see its folder. form: of rewards, if the protocol leaves it open. write: writes
-    references, for a form without its own. max_queue, max_batch: sequences that may wait, and that are scored in one
-    call. group_wait: seconds that a response sent alone waits for the others of its group.
+    references, for a form without its own. max_queue: tokens that may wait. group_wait: seconds that a response sent
+    alone waits for the others of its group.
     """
-    form = form or RewardForm()
+    form, limits = form or RewardForm(), limits or Limits()
     if write is not None:
         form.check_writer()
-    batcher = RequestBatcher(scorer, max_queue=max_queue, max_batch=max_batch)
+    batcher = RequestBatcher(scorer, max_queue=max_queue, client_share=limits.client_share)
     groups, metrics = GroupBuffer(group_wait), ServerMetrics(batcher)
     service = Service(
-        scorer, public_name(name), form, batcher, groups, limits or Limits(), metrics, write=write
+        scorer, public_name(name), form, batcher, groups, limits, metrics, write=write
     )
 
     @asynccontextmanager
@@ -56,6 +57,8 @@ def make_app(
         anyio.to_thread.current_default_thread_limiter().total_tokens = service.limits.requests + 8
         if warm_up:
             await anyio.to_thread.run_sync(lambda: scorer.warm_up(rankings=True))
+            if not await anyio.to_thread.run_sync(service.judges):
+                raise JudgeError("the judge gave no score for a probe pair: the log says why")
             if write is not None:
                 await anyio.to_thread.run_sync(write, [prompt_of("Hello.")], -1)
         service.ready = True
@@ -71,6 +74,7 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the request's Host
         exception_handlers=HANDLERS,
     )
     app.state.service = service
@@ -78,7 +82,7 @@ def make_app(
     # For the OpenAPI document: the middleware compares the token.
     bearer = [] if token is None else [Security(HTTPBearer(auto_error=False))]
     paths = set(LIGHT_PATHS)
-    for protocol in (native, trainers, vllm):
+    for protocol in (native, trainers, vllm, openai):
         app.include_router(protocol.router, responses=RESPONSES, dependencies=bearer)
         paths |= {getattr(route, "path", "") for route in protocol.router.routes}
     app.add_middleware(Admission, limits=service.limits, token=token, queue_full=batcher.full)

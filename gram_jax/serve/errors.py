@@ -1,28 +1,43 @@
 """Every error of the server as JSON with a code and a message, and without any text of the request."""
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from gram_jax.errors import GramError
+from gram_jax.errors import GramError, NonFiniteError
+from gram_jax.judge.messages import BadField
 from gram_jax.scoring.request_batcher import (
     BatcherClosedError,
     DeadlineExceededError,
     QueueFullError,
 )
-from gram_jax.serve.fields import ErrorResponse
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, without any text of the request."""
+
+    code: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """Body of every error."""
+
+    error: ErrorDetail
+
 
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 # For the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
-    for status in (400, 401, 408, 413, 422, 429, 500, 503, 504)
+    for status in (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
 
@@ -63,6 +78,10 @@ def request_error(error: Exception) -> RequestError:
             return RequestError(503, "stopping", "the server is stopping", {"retry-after": "5"})
         case DeadlineExceededError() | TimeoutError():
             return RequestError(504, "late", "the deadline passed before the request was scored")
+        case BadField():
+            return unusable(f"{error.field}: expected {error.expected}")
+        case NonFiniteError():
+            return RequestError(500, "not_finite", "the judge gave no finite score")
         case GramError():
             return unusable(f"{type(error).__name__}: the texts cannot be judged")
     return RequestError(500, "internal", "the server failed; see its log")
@@ -98,17 +117,24 @@ def _problems(error: RequestValidationError) -> str:
     if isinstance(error.body, bytes):
         return "expected JSON, and content-type: application/json"
     problems = [
-        f"{_place(one, error.body)}: {one['msg']}"
-        for one in error.errors()[:8]
+        {**one, "loc": one["loc"][1:]}
+        for one in error.errors()
         if one["type"] not in ("json_invalid", "value_error")
     ]
-    return "; ".join(problems) or "the body is not valid JSON"
+    start = error.errors()[0]["loc"][:1]
+    return describe_problems(problems, error.body, start) or "the body is not valid JSON"
 
 
-def _place(problem: Mapping[str, Any], body: Any) -> str:
-    """The path of a problem in the body, without the tags of unions, which the client did not send."""
-    start, *steps = problem["loc"]
-    place, here = [start], body
+def describe_problems(
+    problems: Sequence[Mapping[str, Any]], value: Any, start: Sequence[str | int]
+) -> str:
+    """The first problems that pydantic found in a value, which lies at `start` of the request."""
+    return "; ".join(f"{_place(one, value, start)}: {one['msg']}" for one in problems[:8])
+
+
+def _place(problem: Mapping[str, Any], value: Any, start: Sequence[str | int]) -> str:
+    """The path of a problem in the request, without the tags of unions, which the client did not send."""
+    steps, place, here = problem["loc"], list(start), value
     for at, step in enumerate(steps):
         if (isinstance(here, list) and isinstance(step, int)) or (
             isinstance(here, dict) and step in here

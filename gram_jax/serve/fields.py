@@ -1,6 +1,6 @@
 """Types of request fields that several protocols share, with their limits."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -14,25 +14,38 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gram_jax.formatting import plural
+from gram_jax.judge.messages import ROLE_NAMES
+from gram_jax.serve.items import Item
 
 MAX_CHARACTERS = 400_000  # of one text
-MAX_ITEMS = 1024  # of one request
+MAX_ITEMS = 16_384  # of one request
+MAX_TOKENS = 1 << 20  # of a comparison that comes as token ids; the judge's own budget is smaller
 MAX_RESPONSES = 64  # of one list to compare
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
-Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+Texts = Annotated[list[Annotated[Text, Item]], Field(max_length=MAX_ITEMS)]
 Responses = Annotated[list[Text], Field(min_length=1, max_length=MAX_RESPONSES)]
 
 
-class MessageField(BaseModel):
-    """One message of a conversation."""
+def _known_role(role: str) -> str:
+    if role not in ROLE_NAMES:
+        raise PydanticCustomError(
+            "role", "expected one of {roles}", {"roles": ", ".join(ROLE_NAMES)}
+        )
+    return role
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Text
+
+class MessageField(BaseModel):
+    """One message of a conversation; content is text or parts of text. Calls of tools are shown, images refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, AfterValidator(_known_role)]
+    content: Text | list[dict[str, Any]] | None = None
 
 
 def _check_question(messages: list[MessageField]) -> list[MessageField]:
-    if all(message.role == "assistant" for message in messages):
+    if all(ROLE_NAMES[message.role] == "assistant" for message in messages):
         raise PydanticCustomError("no_question", "expected messages that the assistant answers")
     return messages
 
@@ -80,16 +93,3 @@ class PairRequest(StrictRequest):
     prompt: PromptField
     first: Text
     second: Text
-
-
-class ErrorDetail(BaseModel):
-    """What is wrong, without any text of the request."""
-
-    code: str
-    message: str
-
-
-class ErrorResponse(BaseModel):
-    """Body of every error."""
-
-    error: ErrorDetail

@@ -7,10 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from gram_jax.scoring.request_batcher import RequestBatcher
 
 GAUGES = {  # name: description and attribute of the batcher
-    "gram_sequences_waiting": ("Queued or being scored", "waiting"),
+    "gram_tokens_waiting": ("Queued or being scored", "waiting"),
     "gram_sequences_scored": ("Since the start", "scored"),
     "gram_batches": ("Calls of the judge since the start", "batches"),
-    "gram_sequences_per_second": ("Moving average", "speed"),
+    "gram_tokens_per_second": ("Moving average", "speed"),
 }
 
 
@@ -27,6 +27,15 @@ class ServerMetrics:
         )
         self.uncompared = Counter(
             "gram_uncompared", "Rewards of responses compared with no other", registry=registry
+        )
+        self.surrogates = Counter(
+            "gram_surrogates", "Lone surrogates in texts, replaced by U+FFFD", registry=registry
+        )
+        self.notes = Counter(
+            "gram_not_shown",
+            "What was read and not shown to the judge",
+            ("what",),
+            registry=registry,
         )
         for name, (description, attribute) in GAUGES.items():
             gauge = Gauge(name, description, registry=registry)

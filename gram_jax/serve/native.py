@@ -6,16 +6,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.serve.body import JsonRoute
 from gram_jax.serve.fields import MAX_ITEMS, PairRequest, PromptField, Responses, StrictRequest
-from gram_jax.serve.service import Client, prompt_from, score_pairs
+from gram_jax.serve.items import Item, ItemErrors, Items
+from gram_jax.serve.service import Client, TheService
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class PairsRequest(StrictRequest):
     """Several pairs."""
 
-    pairs: Annotated[list[PairRequest], Field(max_length=MAX_ITEMS)]
+    pairs: Annotated[list[Annotated[PairRequest, Item]], Field(max_length=MAX_ITEMS)]
 
 
 # Chosen by its keys, so that an error message is about one type alone.
@@ -38,9 +40,10 @@ class VerdictResponse(BaseModel):
 
 
 class VerdictsResponse(BaseModel):
-    """In the order of the pairs."""
+    """In the order of the pairs; null for a pair with an error."""
 
-    verdicts: list[VerdictResponse]
+    verdicts: list[VerdictResponse | None]
+    errors: ItemErrors
 
 
 class RankRequest(StrictRequest):
@@ -64,19 +67,24 @@ class RankResponse(BaseModel):
 
 
 @router.post("/v1/score_pair")
-def score_pair(request: PairOrPairs, client: Client) -> VerdictResponse | VerdictsResponse:
+def score_pair(
+    request: PairOrPairs, service: TheService, client: Client
+) -> VerdictResponse | VerdictsResponse:
     """Score one pair, or several under `pairs`, in both orders."""
-    several = isinstance(request, PairsRequest)
-    scores = score_pairs(request.pairs if several else [request], client)
-    verdicts = [VerdictResponse(**score._asdict()) for score in scores]
-    return VerdictsResponse(verdicts=verdicts) if several else verdicts[0]
+    if isinstance(request, PairRequest):
+        return VerdictResponse(**client.score(*service.read_pair(request))._asdict())
+    items = Items("pairs", request.pairs, service.read_pair)
+    scores = items.results(client.score_many)
+    verdicts = [score and VerdictResponse(**score._asdict()) for score in scores]
+    return VerdictsResponse(verdicts=verdicts, errors=items.errors)
 
 
 @router.post("/v1/rank")
-def rank(request: RankRequest, client: Client) -> RankResponse:
+def rank(request: RankRequest, service: TheService, client: Client) -> RankResponse:
     """Rank the responses to a prompt from best to worst."""
     config = RankingConfig(request.method, request.order_mode)
-    (found,) = client.rank_many([(prompt_from(request.prompt), request.responses)], config)
+    prompt = service.read_prompt(request.prompt)
+    (found,) = client.rank_many([(prompt, request.responses)], config)
     return RankResponse(
         ranking=found.order,
         scores=found.strengths.tolist(),

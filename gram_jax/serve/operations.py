@@ -1,5 +1,8 @@
 """Endpoints for operators: the page, health, readiness and metrics."""
 
+import base64
+import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -20,19 +23,34 @@ class HealthResponse(BaseModel):
 
 
 class ReadinessResponse(BaseModel):
-    """status: ready, starting or stopping; model: its name; judge: hash of its judge specification."""
+    """status: ready, starting, stopping, or failing: the judge gives no scores.
+
+    model: its name; judge: hash of its judge specification.
+    """
 
     status: str
     model: str
     judge: str
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+@router.get("/", include_in_schema=False)
 @cache
-def page() -> str:
-    """The page that judges a pair."""
+def page() -> HTMLResponse:
+    """The page that judges a pair. It runs its own script alone, talks to this server alone, and is in no frame."""
     text = files("gram_jax.serve").joinpath("assets/page.html").read_text(encoding="utf-8")
-    return text.replace("MAX_CHARACTERS", str(MAX_CHARACTERS))
+    text = text.replace("MAX_CHARACTERS", str(MAX_CHARACTERS))
+
+    def own(element: str) -> str:
+        (content,) = re.findall(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    policy = (
+        f"default-src 'none'; script-src {own('script')}; style-src {own('style')}; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return HTMLResponse(
+        text, headers={"content-security-policy": policy, "x-frame-options": "DENY"}
+    )
 
 
 @router.get("/health", responses={500: {"model": HealthResponse}})
@@ -47,10 +65,12 @@ def healthz(response: Response, service: TheService) -> HealthResponse:
 @router.get("/readyz", responses={503: {"model": ReadinessResponse}})
 def readyz(response: Response, service: TheService) -> ReadinessResponse:
     """Whether to send requests here."""
-    ready = service.ready and not service.draining
-    response.status_code = 200 if ready else 503
+    status = "stopping" if service.draining else "ready" if service.ready else "starting"
+    if status == "ready" and not service.judges():
+        status = "failing"
+    response.status_code = 200 if status == "ready" else 503
     return ReadinessResponse(
-        status="ready" if ready else "stopping" if service.draining else "starting",
+        status=status,
         model=service.name,
         judge=service.scorer.spec.hash,
     )

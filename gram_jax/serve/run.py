@@ -4,15 +4,17 @@ import errno
 import json
 import logging
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import Field, TypeAdapter
 
 from gram_jax.errors import DataError, GramError
+from gram_jax.serve.connections import ConnectionLimits, ServerConfig
 from gram_jax.serve.errors import describe_failure
 from gram_jax.serve.middleware import LOG
 from gram_jax.serve.service import Service
@@ -48,7 +50,39 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: FastAPI, *, host: str, port: int, grace: float) -> None:
+def server_config(
+    app: FastAPI,
+    host: str,
+    port: int,
+    connections: ConnectionLimits | None = None,
+    *,
+    proxies: Sequence[str] = (),
+    **settings: Any,
+) -> ServerConfig:
+    """uvicorn's configuration. proxies: addresses whose X-Forwarded-For is believed."""
+    return ServerConfig(
+        app,
+        (connections or ConnectionLimits()).within_descriptors(),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        **settings,
+    )
+
+
+def serve(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    grace: float,
+    connections: ConnectionLimits | None = None,
+    proxies: Sequence[str] = (),
+) -> None:
     """Answer requests until SIGTERM or Ctrl-C; accepted requests are then answered within `grace` seconds.
 
     Raises DataError if the address cannot be used, StartError if the judge could not be made ready.
@@ -59,15 +93,8 @@ def serve(app: FastAPI, *, host: str, port: int, grace: float) -> None:
         log.addHandler(handler)
         log.setLevel(level)
         log.propagate = False
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=cast(int, grace),  # passed to asyncio, which takes fractions
-        timeout_keep_alive=30,
-        server_header=False,
+    config = server_config(
+        app, host, port, connections, timeout_graceful_shutdown=cast(int, grace), proxies=proxies
     )
     service, reason = app.state.service, None
     server = _Server(config, service)

@@ -1,34 +1,54 @@
 """What the endpoints of a server share: the judge behind its queue, rewards in the server's form, deadlines."""
 
+import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Header, Request
 
 from gram_jax.errors import DataError, GramError
-from gram_jax.judge.messages import Prompt
-from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.judge.messages import Notes, Prompt, read_messages
+from gram_jax.rewards.chats import KNOWN_FORMATS
+from gram_jax.rewards.forms import RewardForm, Rewards, end_tokens
 from gram_jax.rewards.group_buffer import GroupBuffer
-from gram_jax.rewards.messages import conversation_of, prompt_of
-from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
+from gram_jax.rewards.messages import prompt_of, split_query
+from gram_jax.scoring.request_batcher import (
+    BatchedScorer,
+    DeadlineExceededError,
+    QueueFullError,
+    RequestBatcher,
+)
 from gram_jax.scoring.scorer import Scorer
-from gram_jax.serve.errors import unusable
-from gram_jax.serve.fields import MessageField, PairRequest
+from gram_jax.scoring.text_scorer import PairTexts
+from gram_jax.serve.admission import Limits, client_of
+from gram_jax.serve.errors import describe_failure, unusable
+from gram_jax.serve.fields import MAX_RESPONSES, MessageField, PairRequest
 from gram_jax.serve.metrics import ServerMetrics
-from gram_jax.serve.middleware import LOG, Limits
+from gram_jax.serve.middleware import LOG
 
 # (prompts, seconds) -> references, written within these seconds; raises TimeoutError.
 TimedReferenceWriter = Callable[[Sequence[Prompt], float], Sequence[str]]
+
+PROBE, PROBE_SECONDS = ("Name a prime number.", "Seven.", "Nine."), 10.0
 
 UNCOMPARED = (
     "a response without another to its prompt and without a reference has the reward 0.5, whatever its text. Send "
     "groups together, references as labels, or start the server with --references or --policy (logged once; see "
     "gram_uncompared_total)"
 )
+
+
+class Sample(NamedTuple):
+    """A response to a prompt, and what it is compared with; None for the form's own."""
+
+    prompt: Prompt
+    response: str
+    label: Any = None
 
 
 @dataclass
@@ -51,20 +71,63 @@ class Service:
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     warned: bool = False  # of a response without another
+    sound: bool = True  # whether the last probe was scored
+    probed: float = -math.inf  # when, by time.monotonic
+    probing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.ends = end_tokens(self.form, self.scorer)
+
+    def judges(self) -> bool:
+        """Whether the judge scores a pair; it is asked at most every PROBE_SECONDS. True while it is overloaded."""
+        with self.probing:
+            now = time.monotonic()
+            if now - self.probed < PROBE_SECONDS:
+                return self.sound
+            try:
+                BatchedScorer(self.batcher, now + 2).score(*PROBE)
+                self.sound = True
+            except (DeadlineExceededError, QueueFullError):
+                pass
+            except Exception as error:
+                self.sound = False
+                LOG.error({"probe": "failed", **describe_failure(error)})
+            self.probed = time.monotonic()
+            return self.sound
 
     def drain(self) -> None:
         """Report not ready, and rate open groups as they are."""
         self.draining = True
         self.groups.close()
 
-    def rewards(
-        self,
-        client: BatchedScorer,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        labels: Sequence[str | None] = (),
-    ) -> list[float]:
-        """Rewards in the server's form. labels: references; all responses have one or none has."""
+    def read_prompt(self, given: str | Sequence[MessageField]) -> Prompt:
+        """Text or messages of a request as the judge takes them."""
+        messages = given if isinstance(given, str) else [x.model_dump() for x in given]
+        with self._noted() as notes:
+            return prompt_of(messages, notes)
+
+    def read_chat(self, messages: Sequence[MessageField]) -> Prompt:
+        """The turns of a conversation that the assistant continues."""
+        with self._noted() as notes:
+            return read_messages([x.model_dump() for x in messages], "messages", notes)
+
+    def read_pair(self, pair: PairRequest) -> PairTexts:
+        """A pair of a request as the judge takes it."""
+        return self.read_prompt(pair.prompt), pair.first, pair.second
+
+    def read_query(self, query: str, prompt: str = "") -> tuple[Prompt, str]:
+        """Prompt and response of a rendered conversation. prompt: as it was rendered, or "" if that is not known."""
+        try:
+            with self._noted() as notes:
+                return split_query(query, prompt, notes, self.ends)
+        except GramError as error:
+            begin = "begins with its prompt" if prompt else f"is in the format of {KNOWN_FORMATS}"
+            raise unusable(
+                f"expected a conversation that {begin} and ends with a response to a user"
+            ) from error
+
+    def rewards(self, client: BatchedScorer, samples: Sequence[Sample]) -> list[float]:
+        """Rewards in the server's form. All samples have a label or none has."""
         form, write = self.form, None
 
         def write_in_time(prompts: Sequence[Prompt]) -> Sequence[str]:
@@ -77,15 +140,31 @@ class Service:
                     "server with a smaller --max-new-tokens"
                 ) from error
 
+        prompts = [sample.prompt for sample in samples]
         if form.compare_with == "reference":
             write = self.write and write_in_time
-        elif given := [label for label in labels if label]:
+        elif given := [sample.label for sample in samples if sample.label is not None]:
             # Rewards of some against references and of others within groups are not comparable.
-            check_length("labels", given, responses)
-            form = RewardForm("reference", form.scale, (), form.length_penalty)
+            check_length("labels", given, samples)
+            form = replace(form, compare_with="reference")
         else:
             self.count_uncompared(prompts)
-        return Rewards(client, form, write=write).of(prompts, responses, labels or None)
+            most = max(Counter(prompts).values(), default=0)
+            if form.compare_with == "group" and most > MAX_RESPONSES:
+                raise unusable(
+                    f"expected at most {MAX_RESPONSES} responses to one prompt, each compared with all others, found "
+                    f"{most}: send labels, or start the server with --compare-with neighbors"
+                )
+        rewards = Rewards(client, form, write=write)
+        return rewards.of(prompts, [x.response for x in samples], [x.label for x in samples])
+
+    @contextmanager
+    def _noted(self) -> Iterator[Notes]:
+        """Counts what is read and not shown to the judge."""
+        notes: Notes = Counter()
+        yield notes
+        for what, number in notes.items():
+            self.metrics.notes.labels(what).inc(number)
 
     def count_uncompared(self, prompts: Sequence[Prompt]) -> None:
         """Count responses without another to their prompt, and warn once: their reward means nothing."""
@@ -104,38 +183,15 @@ TheService = Annotated[Service, Depends(_service)]
 
 
 async def _client(
-    service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
+    request: Request, service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
 ) -> BatchedScorer:
     longest = service.limits.deadline
     seconds = longest if x_deadline_ms is None else min(longest, x_deadline_ms / 1000)
-    return BatchedScorer(service.batcher, time.monotonic() + seconds)
+    return BatchedScorer(service.batcher, time.monotonic() + seconds, client_of(request.scope))
 
 
 # Of an endpoint: the judge until the request's deadline, which a header gives in milliseconds from now.
 Client = Annotated[BatchedScorer, Depends(_client)]
-
-
-def prompt_from(given: str | list[MessageField]) -> Prompt:
-    """Text or messages of a request as the judge takes them."""
-    return prompt_of(given if isinstance(given, str) else [one.model_dump() for one in given])
-
-
-def conversation_from(text: str, place: str) -> tuple[Prompt, str]:
-    """Prompt and response of a rendered conversation. Raises RequestError that names the place, not the text."""
-    try:
-        return conversation_of(text)
-    except GramError as error:
-        raise unusable(
-            f"{place}: expected a conversation in the format of ChatML, Llama 3 or Gemma that ends with a response to "
-            "a user"
-        ) from error
-
-
-def score_pairs(pairs: Sequence[PairRequest], client: BatchedScorer) -> list[PairScore]:
-    """The score of every pair."""
-    return client.score_many(
-        [(prompt_from(pair.prompt), pair.first, pair.second) for pair in pairs]
-    )
 
 
 def check_length(name: str, given: Sequence[Any], responses: Sequence[Any]) -> None:

@@ -1,61 +1,95 @@
-"""The protocols of RL trainers: OpenRLHF's and LLaMA-Factory's remote rewards, and a judge of groups."""
+"""The protocols of RL trainers: remote rewards of OpenRLHF, slime and LLaMA-Factory, and a judge of groups."""
 
 import uuid
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Discriminator, Field, Tag
 
 from gram_jax.judge.messages import Prompt
 from gram_jax.rewards.columns import NAME
-from gram_jax.rewards.messages import completion_of, prompt_of
+from gram_jax.rewards.messages import reference_of
 from gram_jax.scoring.request_batcher import BatchedScorer
-from gram_jax.serve.fields import MAX_ITEMS, MAX_RESPONSES, Messages, Responses, Text, Texts
-from gram_jax.serve.service import (
-    Client,
-    TheService,
-    check_length,
-    conversation_from,
-    prompt_from,
+from gram_jax.serve.body import JsonRoute
+from gram_jax.serve.fields import (
+    MAX_ITEMS,
+    MAX_RESPONSES,
+    Messages,
+    PromptField,
+    Responses,
+    Text,
+    Texts,
 )
+from gram_jax.serve.items import InvalidItem, Item, ItemErrors, Items
+from gram_jax.serve.service import Client, Sample, TheService, check_length
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
+
+# A reference: text, a number, several texts, or the object of a data set of reasoning tasks.
+Label = Text | int | float | list[Text] | dict[str, Any] | None
 
 
 class GetRewardRequest(BaseModel):
     """query: prompts with their responses; labels: references."""
 
-    query: Texts
+    query: Annotated[Texts, Field(validation_alias=AliasChoices("query", "queries"))]
     prompts: Texts = []
-    labels: Annotated[list[Text | None], Field(max_length=MAX_ITEMS)] | None = None
+    labels: Annotated[list[Annotated[Label, Item]], Field(max_length=MAX_ITEMS)] | None = None
 
 
 class GetRewardResponse(BaseModel):
-    """One value for each query."""
+    """One value for each query; null for a query with an error."""
 
-    rewards: list[float]
-    scores: list[float]
-    extra_logs: dict[str, list[float]]
+    rewards: list[float | None]
+    scores: list[float | None]
+    extra_logs: dict[str, list[float | None]]
+    errors: ItemErrors
+
+
+class SampleRequest(BaseModel):
+    """slime's sample. label: a reference."""
+
+    prompt: PromptField
+    response: Text
+    label: Label = None
+
+
+QueriesOrSample = Annotated[
+    Annotated[GetRewardRequest, Tag("queries")] | Annotated[SampleRequest, Tag("sample")],
+    Discriminator(
+        lambda given: "sample" if isinstance(given, dict) and "response" in given else "queries"
+    ),
+]
 
 
 @router.post("/get_reward")
-def get_reward(request: GetRewardRequest, service: TheService, client: Client) -> GetRewardResponse:
-    """OpenRLHF: rewards of queries. A label is a reference; without labels the server's form applies."""
-    queries, labels = request.query, request.labels or []
-    check_length("prompts", request.prompts, queries)
+def get_reward(
+    request: QueriesOrSample, service: TheService, client: Client
+) -> GetRewardResponse | float:
+    """OpenRLHF: rewards of queries; slime: the reward of a sample. A label is a reference; else the form applies."""
+    if isinstance(request, SampleRequest):
+        label = reference_of(request.label)
+        sample = Sample(service.read_prompt(request.prompt), request.response, label)
+        return service.rewards(client, [sample])[0]
+    queries, prompts, labels = request.query, request.prompts, request.labels or []
+    check_length("prompts", prompts, queries)
     check_length("labels", labels, queries)
-    pairs = []
-    for at, query in enumerate(queries):
-        given = request.prompts[at] if request.prompts else ""
-        if given and query.startswith(given):
-            pairs.append((prompt_of(given), completion_of(query[len(given) :])))
-        else:
-            pairs.append(conversation_from(query, f"query.{at}"))
-    found = service.rewards(client, [p for p, _ in pairs], [r for _, r in pairs], labels)
-    scores = service.form.to_unit_interval(found)
-    return GetRewardResponse(rewards=found, scores=scores, extra_logs={NAME: found})
+
+    def read(item: tuple[str, str | None, Any]) -> Sample:
+        query, prompt, label = item
+        return Sample(*service.read_query(query, prompt or ""), reference_of(label))
+
+    # An item is as invalid as the first invalid part of it.
+    parts = zip_longest(queries, prompts, labels)
+    given = [next((x for x in item if isinstance(x, InvalidItem)), item) for item in parts]
+    items = Items("query", given, read)
+    found = items.results(lambda samples: service.rewards(client, samples), alone=bool(labels))
+    scores = [x if x is None else service.form.to_unit_interval([x])[0] for x in found]
+    return GetRewardResponse(
+        rewards=found, scores=scores, extra_logs={NAME: found}, errors=items.errors
+    )
 
 
 class ScoreEvaluationRequest(BaseModel):
@@ -67,12 +101,13 @@ class ScoreEvaluationRequest(BaseModel):
 
 
 class ScoreEvaluationResponse(BaseModel):
-    """One score for each conversation."""
+    """One score for each conversation; null for one with an error."""
 
     id: str
     object: str = "score.evaluation"
     model: str
-    scores: list[float]
+    scores: list[float | None]
+    errors: ItemErrors
 
 
 @router.post("/v1/score/evaluation")
@@ -80,11 +115,12 @@ def score_evaluation(
     request: ScoreEvaluationRequest, service: TheService, client: Client
 ) -> ScoreEvaluationResponse:
     """LLaMA-Factory: rewards of rendered conversations."""
-    pairs = [conversation_from(text, f"messages.{at}") for at, text in enumerate(request.messages)]
+    items = Items("messages", request.messages, lambda text: Sample(*service.read_query(text)))
     return ScoreEvaluationResponse(
         id=f"scoreval-{uuid.uuid4().hex}",
         model=request.model or service.name,
-        scores=service.rewards(client, [p for p, _ in pairs], [r for _, r in pairs]),
+        scores=items.results(lambda samples: service.rewards(client, samples), alone=False),
+        errors=items.errors,
     )
 
 
@@ -106,7 +142,7 @@ class CompareResponse(BaseModel):
 @router.post("/compare")
 def compare(request: CompareRequest, service: TheService, client: Client) -> CompareResponse:
     """A group judge: win rates of all responses to a prompt, or of a part of them once its group is complete."""
-    prompt, size = prompt_from(request.conversation_history), request.group_size or 1
+    prompt, size = service.read_prompt(request.conversation_history), request.group_size or 1
     if len(request.responses) >= size:
         service.count_uncompared([prompt] * len(request.responses))
         rewards, results = _win_rates(client, prompt, request.responses)
@@ -114,7 +150,8 @@ def compare(request: CompareRequest, service: TheService, client: Client) -> Com
 
     def rate(responses: list[str], deadline: float) -> list[float]:
         service.count_uncompared([prompt] * len(responses))
-        return _win_rates(BatchedScorer(service.batcher, deadline), prompt, responses)[0]
+        batched = BatchedScorer(service.batcher, deadline, client.client)
+        return _win_rates(batched, prompt, responses)[0]
 
     rewards, compared = service.groups.gather(
         prompt, request.responses, size, client.deadline, rate

@@ -1,48 +1,112 @@
-"""vLLM's endpoints: /classify, /score, /v1/score and /v1/models."""
+"""vLLM's endpoints: /classify, /score, /rerank and /v1/models."""
 
 import time
 import uuid
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, Tag
+from pydantic import AliasChoices, BaseModel, Discriminator, Field, Tag
+from scipy.special import expit
 
-from gram_jax.rewards.messages import completion_of, prompt_of
-from gram_jax.serve.fields import MAX_ITEMS, PairRequest, Text, TextOrList, by_list
-from gram_jax.serve.service import Client, TheService, check_length, score_pairs
+from gram_jax.judge.encode import Encoded
+from gram_jax.rewards.messages import prompt_of
+from gram_jax.scoring.request_batcher import BatchedScorer
+from gram_jax.serve.body import JsonRoute
+from gram_jax.serve.errors import unusable
+from gram_jax.serve.fields import MAX_ITEMS, MAX_TOKENS, PairRequest, Text, TextOrList
+from gram_jax.serve.items import InvalidItem, Item, ItemErrors, Items
+from gram_jax.serve.service import Client, Sample, TheService, check_length
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
-PairOrList = Annotated[
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_TOKENS)]
+
+
+def _kind(given: Any) -> str:
+    first = given[0] if isinstance(given, list) and given else None
+    if isinstance(first, int):
+        return "tokens"
+    if isinstance(first, list):
+        return "lists of tokens"
+    return "pairs" if isinstance(given, list) else "pair"
+
+
+Input = Annotated[
     Annotated[PairRequest, Tag("pair")]
-    | Annotated[list[PairRequest], Tag("list"), Field(max_length=MAX_ITEMS)],
-    by_list("pair", "list"),
+    | Annotated[list[Annotated[PairRequest, Item]], Tag("pairs"), Field(max_length=MAX_ITEMS)]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[list[Annotated[Tokens, Item]], Tag("lists of tokens"), Field(max_length=MAX_ITEMS)],
+    Discriminator(_kind),
 ]
 
 
 class ClassifyRequest(BaseModel):
-    """input: one pair or several; the classes are the judge's two verdicts."""
+    """input: pairs, or comparisons in one order as token ids; the classes are the judge's two verdicts.
+
+    use_activation: probabilities, or (false) logits with mean 0.
+    """
 
     model: Text = ""
-    input: PairOrList
+    input: Input
+    use_activation: bool = True
 
 
 class ScoreRequest(BaseModel):
     """text_1: one prompt, or one for each response of text_2."""
 
     model: Text = ""
-    text_1: TextOrList
-    text_2: TextOrList
+    text_1: Annotated[
+        TextOrList, Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    ]
+    text_2: Annotated[
+        TextOrList, Field(validation_alias=AliasChoices("text_2", "documents", "items", "data_2"))
+    ]
+
+
+class DocumentField(BaseModel):
+    """A document of /rerank."""
+
+    text: Text
+
+
+class RerankRequest(BaseModel):
+    """Responses (documents) to a prompt (query); top_n: how many of the best are returned, 0 for all."""
+
+    model: Text = ""
+    query: Text
+    documents: Annotated[
+        list[Annotated[Text | DocumentField, Item]], Field(min_length=1, max_length=MAX_ITEMS)
+    ]
+    top_n: Annotated[int, Field(ge=0)] = 0
+
+
+class RerankResult(BaseModel):
+    """index: of the document in the request."""
+
+    index: int
+    document: DocumentField
+    relevance_score: float
+
+
+class RerankResponse(BaseModel):
+    """The best first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    errors: ItemErrors
 
 
 class ListResponse(BaseModel):
-    """data: a row for each input."""
+    """data: a row for each input without an error; `index` is that of the input."""
 
     id: str
     object: str = "list"
     created: int
     model: str
     data: list[dict[str, Any]]
+    errors: ItemErrors
 
 
 class ModelEntry(BaseModel):
@@ -61,9 +125,15 @@ class ModelsResponse(BaseModel):
     data: list[ModelEntry]
 
 
-def _list(kind: str, model: str, data: list[dict[str, Any]]) -> ListResponse:
+def _list(
+    kind: str, model: str, rows: list[dict[str, Any] | None], items: Items[Any]
+) -> ListResponse:
     return ListResponse(
-        id=f"{kind}-{uuid.uuid4().hex}", created=int(time.time()), model=model, data=data
+        id=f"{kind}-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=model,
+        data=[{"index": at, **row} for at, row in enumerate(rows) if row is not None],
+        errors=items.errors,
     )
 
 
@@ -75,19 +145,50 @@ def models(service: TheService) -> ModelsResponse:
 
 @router.post("/classify")
 def classify(request: ClassifyRequest, service: TheService, client: Client) -> ListResponse:
-    """The verdict on each pair as a class; probs are in the order of the judge's labels."""
-    pairs = request.input if isinstance(request.input, list) else [request.input]
-    labels = [label.strip() for label in service.scorer.spec.labels]
-    data = [
-        {
-            "index": at,
-            "label": labels[0] if score.first >= score.second else labels[1],
-            "probs": [score.first, score.second],
-            "num_classes": 2,
-        }
-        for at, score in enumerate(score_pairs(pairs, client))
+    """The verdict on each input as a class; probs are in the order of the judge's labels."""
+    given, labels = request.input, [label.strip() for label in service.scorer.spec.labels]
+
+    def row(first: float, margin: float) -> dict[str, Any]:
+        shown = [first, 1 - first] if request.use_activation else [margin / 2, -margin / 2]
+        return {"label": labels[first < 0.5], "probs": shown, "num_classes": 2}
+
+    if isinstance(given, list) and _kind(given).endswith("tokens"):
+        lists = [given] if _kind(given) == "tokens" else given
+        items = Items("input", lists, lambda tokens: _checked(tokens, client))
+        rows = items.results(
+            lambda inputs: [row(float(expit(d)), d) for d in _diffs(inputs, client)]
+        )
+    else:
+        pairs = given if isinstance(given, list) else [given]
+        items = Items("input", pairs, service.read_pair)
+        rows = items.results(
+            lambda pairs: [row(x.first, x.margin) for x in client.score_many(pairs)]
+        )
+    return _list("classify", request.model or service.name, rows, items)
+
+
+def _checked(tokens: list[int], client: BatchedScorer) -> np.ndarray:
+    longest, known = client.spec.max_length, len(client.tokenizer)
+    if len(tokens) > longest or max(tokens) >= known:
+        raise unusable(
+            f"expected at most {longest} token ids below {known}, found {len(tokens)}, the largest {max(tokens)}"
+        )
+    return np.array(tokens, np.int32)
+
+
+def _diffs(inputs: list[np.ndarray], client: BatchedScorer) -> list[float]:
+    """Label logit differences. Inputs 2i and 2i + 1 share their common beginning: the orders of a pair."""
+    shared = [0] * len(inputs)
+    for at in range(0, len(inputs) - 1, 2):
+        one, other = inputs[at : at + 2]
+        size = min(len(one), len(other)) - 1
+        differ = np.flatnonzero(one[:size] != other[:size])
+        shared[at] = shared[at + 1] = int(differ[0]) if len(differ) else size
+    sequences = [
+        Encoded(tokens, np.zeros(len(tokens), np.float32), field_starts=(start, start))
+        for tokens, start in zip(inputs, shared, strict=True)
     ]
-    return _list("classify", request.model or service.name, data)
+    return client.label_logit_diffs(sequences, paired=False).tolist()
 
 
 @router.post("/score")
@@ -100,7 +201,39 @@ def score(request: ScoreRequest, service: TheService, client: Client) -> ListRes
     if len(prompts) == 1:
         prompts = prompts * len(responses)
     check_length("text_1", prompts, responses)
-    texts = [completion_of(response) for response in responses]
-    found = service.rewards(client, [prompt_of(prompt) for prompt in prompts], texts)
-    data = [{"index": at, "object": "score", "score": value} for at, value in enumerate(found)]
-    return _list("score", request.model or service.name, data)
+    pairs = [
+        next((x for x in pair if isinstance(x, InvalidItem)), pair)
+        for pair in zip(prompts, responses, strict=True)
+    ]
+    items = Items("text_2", pairs, lambda pair: Sample(prompt_of(pair[0]), pair[1]))
+    found = items.results(lambda samples: service.rewards(client, samples), alone=False)
+    rows = [x if x is None else {"object": "score", "score": x} for x in found]
+    return _list("score", request.model or service.name, rows, items)
+
+
+@router.post("/rerank")
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
+def rerank(request: RerankRequest, service: TheService, client: Client) -> RerankResponse:
+    """Responses (documents) to a prompt (query) by their rewards; also Jina's and Cohere's form."""
+    prompt = service.read_prompt(request.query)
+
+    def read(document: str | DocumentField) -> Sample:
+        return Sample(prompt, document if isinstance(document, str) else document.text)
+
+    items = Items("documents", request.documents, read)
+    found = items.results(lambda samples: service.rewards(client, samples), alone=False)
+    results = [
+        RerankResult(
+            index=at, document=DocumentField(text=items.good[at].response), relevance_score=value
+        )
+        for at, value in enumerate(found)
+        if value is not None
+    ]
+    results.sort(key=lambda one: -one.relevance_score)  # equals keep their order
+    return RerankResponse(
+        id=f"rerank-{uuid.uuid4().hex}",
+        model=request.model or service.name,
+        results=results[: request.top_n or None],
+        errors=items.errors,
+    )

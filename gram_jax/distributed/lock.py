@@ -1,7 +1,8 @@
-"""The lock of a run's directory. Two jobs in one directory would remove each other's unfinished checkpoints.
+"""Locks of what a command writes: two at once in one run, folder or file would lose each other's work.
 
-Process 0 holds `lock.json` while the run is open and rewrites it every few seconds. After SIGKILL the file remains. It
-is stale if its process does not exist, or, for a process on another machine, if the file does not change.
+The owner holds a small JSON file and rewrites it every few seconds. After SIGKILL the file remains. It is stale if its
+process does not exist, or, for a process on another machine, if the file does not change. This needs no `flock`, which
+network file systems may ignore.
 """
 
 import json
@@ -16,25 +17,43 @@ from pathlib import Path
 from typing import Any
 
 from gram_jax.distributed.process import ProcessContext
-from gram_jax.errors import RecipeError
+from gram_jax.errors import GramError, InUseError
 from gram_jax.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
-LOCK = "lock.json"
+LOCK = "lock.json"  # of a folder
 BEAT_SECONDS = 5.0
 # Without a beat for this time the lock is stale. Clocks of machines differ, so time stamps are not compared.
 STALE_SECONDS = 60.0
+# Two processes may find the same stale lock: after this time the one that wrote last has it.
+SETTLE_SECONDS = 0.3
+
+
+def folder_lock(folder: Path) -> Path:
+    """The lock of everything in a folder that exists."""
+    return folder / LOCK
+
+
+def file_lock(path: Path) -> Path:
+    """The lock of a file, or of a folder that is replaced as a whole, next to it."""
+    return path.with_name(f".{path.name}.{LOCK}")
 
 
 @contextmanager
-def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
-    """Lock a run's directory for the block.
+def hold_lock(
+    path: Path,
+    *,
+    process: ProcessContext | None = None,
+    error: type[GramError] = InUseError,
+) -> Iterator[None]:
+    """Hold the lock in the file `path` for the block. process: ended if another one takes the lock over.
 
-    Waits up to STALE_SECONDS for a beat of an owner on another machine. Raises RecipeError if the owner is alive.
+    Waits up to STALE_SECONDS for a beat of an owner on another machine. Raises InUseError, which names the owner, if
+    there is one, and `error` if the file cannot be written.
     """
-    path, mine = run / LOCK, _this_process()
-    _take(path, mine)
+    process, mine = process or ProcessContext(), _this_process()
+    _take(path, mine, error)
     over = threading.Event()
 
     def beat() -> None:
@@ -44,7 +63,7 @@ def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
             with suppress(OSError):  # the disk may be full or unavailable for a while
                 other = _read(path)
                 if other and _who(other) != _who(mine):
-                    process.abort(f"{_name(other)} has taken over {run}: this job ends", 2)
+                    process.abort(f"{_name(other)} has taken over {path.parent}: this one ends", 2)
                 write_atomic(path, json.dumps(mine | {"beat": count}))
 
     thread = threading.Thread(target=beat, name="gram-jax-lock", daemon=True)
@@ -59,15 +78,18 @@ def run_lock(run: Path, process: ProcessContext) -> Iterator[None]:
                 path.unlink()
 
 
-def _take(path: Path, mine: Mapping[str, Any]) -> None:
+def _take(path: Path, mine: Mapping[str, Any], error: type[GramError]) -> None:
     try:
         with path.open("x") as file:  # only one of two simultaneous starts succeeds
             json.dump(mine, file)
         return
     except FileExistsError:
         pass
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror or error}") from error
+    except OSError as found:
+        with suppress(OSError):  # of a full disk; it would look like a lock of another machine
+            if path.stat().st_size == 0:
+                path.unlink()
+        raise error(f"{path} cannot be written: {found.strerror or found}") from found
     found = _read(path)
     known = found.get("machine") is not None and found["machine"] == mine["machine"]
     if known and _started(found.get("pid")) == found.get("started"):
@@ -76,7 +98,7 @@ def _take(path: Path, mine: Mapping[str, Any]) -> None:
         logger.warning(
             "%s holds %s: waiting up to %g s for its next beat",
             _name(found),
-            path.parent,
+            path,
             STALE_SECONDS,
         )
         deadline = time.monotonic() + STALE_SECONDS
@@ -84,14 +106,17 @@ def _take(path: Path, mine: Mapping[str, Any]) -> None:
             if (now := _read(path)) != found:
                 raise _refusal(path, now)
             time.sleep(min(1.0, STALE_SECONDS / 4))
-    write_atomic(path, json.dumps(mine))
+    write_atomic(path, json.dumps(mine), error=error)
+    time.sleep(SETTLE_SECONDS)
+    if _who(now := _read(path)) != _who(mine):
+        raise _refusal(path, now)
 
 
-def _refusal(path: Path, owner: Mapping[str, Any]) -> RecipeError:
-    return RecipeError(
-        f"{_name(owner)} runs in {path.parent} since {owner.get('since')}: two jobs in one directory would destroy "
-        "each other's checkpoints. Wait until it ends, stop it (on SIGTERM it saves), or give this run another "
-        "directory (--set run.output_dir=...)"
+def _refusal(path: Path, owner: Mapping[str, Any]) -> InUseError:
+    what = path.parent if path.name == LOCK else path.with_name(path.name[1 : -len(LOCK) - 1])
+    return InUseError(
+        f"{_name(owner)} writes {what} since {owner.get('since')}: two at once would destroy each other's work. Wait "
+        "until it ends, stop it (on SIGTERM a run saves), or write to another place"
     )
 
 
