@@ -21,6 +21,7 @@ LAYERS = [
     "extras",
     "plots",
     "sharding",
+    "compiler",
     "distributed",
     "judge",
     "data",

@@ -11,6 +11,7 @@ import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
 from gram_jax.checkpoint.run_info import read_info
+from gram_jax.compiler import with_compiler_options
 from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.interop.resolve import resolve_model
@@ -86,7 +87,10 @@ class ScalarRewardModel:
         tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
         found = np.zeros((len(texts), 1), np.float32)
         for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
-            rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
+            program = with_compiler_options(
+                _scalar_rewards, self.execution.placement, "cfg", "execution"
+            )
+            rewards = program(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
         return found[:, 0], np.array([text.shortened for text in texts], bool)
 
