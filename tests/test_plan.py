@@ -27,7 +27,7 @@ from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan.chips import CHIPS, chip_of, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
 from gram_jax.plan.command import PlanOptions, run_plan
-from gram_jax.plan.cycles import OTHER, PRODUCTS, ROPE, operations, pallas_calls
+from gram_jax.plan.cycles import NORMS, OTHER, PRODUCTS, ROPE, operations, pallas_calls
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
 from gram_jax.plan.hlo import parse_hlo
 from gram_jax.plan.models import PUBLISHED, published_config
@@ -39,8 +39,8 @@ from gram_jax.plan.plan import (
     plan_training,
 )
 from gram_jax.plan.programs import PlanRequest, Program, scoring_program, training_program
-from gram_jax.plan.report import does_not_fit
-from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
+from gram_jax.plan.report import compared, does_not_fit, mesh_line
+from gram_jax.plan.search import SIZES, fastest_meshes, largest_batch, what_would_fit
 from gram_jax.plan.topology import (
     PlanTarget,
     cuda_compiler_installed,
@@ -563,6 +563,19 @@ def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, 
     assert largest_batch(PlanRequest(recipe(), CFG, tight(target, 1000))) is None
 
 
+@pytest.mark.slow
+def test_the_search_for_a_mesh_compares_all_that_divide_the_model_and_the_batch(recipe):
+    chip = replace(V5E, memory=2**40)
+    target = replace(make_target(LOCAL, recipe()), chip=chip)
+    plans = fastest_meshes(PlanRequest(recipe(), CFG, target), ("tensor",))
+    # The model has two key-value heads, eight rows go to any number of shards.
+    meshes = [tuple(plan.target.placement.mesh.shape.values()) for plan in plans]
+    assert sorted(meshes) == [(1, 4, 2, 1), (1, 8, 1, 1)]
+    assert all(plan.fit.fits and mesh_line(plan) for plan in plans)
+    with pytest.raises(RecipeError, match="--search-mesh"):
+        run_plan(recipe(), LOCAL, PlanOptions(search_mesh=("tensor",), score=True))
+
+
 def test_the_search_tries_sizes_at_most_a_quarter_apart():
     assert SIZES[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
     assert all(4 * (b - a) <= max(a, 4) for a, b in itertools.pairwise(SIZES))
@@ -702,6 +715,17 @@ def test_a_small_model_compiles_for_an_absent_tpu(mode: str, plan_command):
     assert traffic["all-gather"]["count"] >= 14  # seven matrices, two layers
     assert values["seconds"].keys() == {"compute", "memory", "interconnect"}
     assert values["bound"] in values["seconds"]
+    estimate = values["estimate"]
+    assert {PRODUCTS, ROPE, NORMS} <= estimate["by_kind"].keys()
+    assert sum(estimate["by_kind"].values()) == pytest.approx(estimate["compiled"])
+    assert estimate["forecast"][0] > estimate["compiled"] and estimate["kernels"] > 0
+    dearest = estimate["operations"]
+    assert [one["cycles"] for one in dearest] == sorted(
+        (o["cycles"] for o in dearest), reverse=True
+    )
+    assert any(one["place"].startswith("model/matmul.py:") for one in dearest)
+    *_, rows = compared(values, values)
+    assert {row[-1] for row in rows} <= {"", "+0.0%"} and len(rows) > 10
     if mode == "train":
         assert values["state"]["leaves"] == values["state"]["donated"]
         # The gradients of matrices reach a device as its part of the sum; the rest is summed whole.

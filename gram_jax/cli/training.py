@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -156,6 +156,7 @@ def plan(
     slots: Annotated[int | None, AtLeastOne] = None,
     search: bool = False,
     advice: Annotated[bool, Parameter(negative="--no-advice")] = True,
+    search_mesh: tuple[Literal["data", "tensor", "sequence"], ...] = (),
     operations: Annotated[int | None, AtLeastOne] = None,
     against: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -173,6 +174,7 @@ def plan(
         slots: Number of examples that a packed row may hold.
         search: Find the largest batch.batch_size that fits, then the least recomputation.
         advice: If the program does not fit, compile changes until one does.
+        search_mesh: Compile the step for sizes 1 to 8 of these axes, fsdp taking the rest, and list the fastest first.
         operations: Number of the dearest operations to list, with their source lines (TPUs).
         against: Compare with an earlier plan, a file written with --json.
         as_json: Print one JSON object.
@@ -190,7 +192,7 @@ def plan(
     if wanted.chip is not None:
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
     log_to(Console(stderr=True))
-    options = PlanOptions(model_config, score, pairs, slots, search, advice)
+    options = PlanOptions(model_config, score, pairs, slots, search, search_mesh, advice)
     found, hint = run_plan(read_recipe(recipe, overrides or []), wanted, options)
     if as_json:
         print(json.dumps(plan_values(found) | {"advice": hint}, indent=2))

@@ -31,6 +31,21 @@ def mesh_sizes(target: PlanTarget) -> dict[str, int]:
     return {name: size for name, size in target.placement.mesh.shape.items() if size > 1}
 
 
+def mesh_line(plan: ProgramPlan) -> str:
+    """Mesh, time, memory and collectives of one plan, for a list of several."""
+    name = " x ".join(f"{axis} {size}" for axis, size in mesh_sizes(plan.target).items())
+    if not plan.fit.fits:
+        return f"  {name}: {does_not_fit(plan.fit)}"
+    moved = format_bytes(sum(t.links + t.network for t in plan.traffic.values()))
+    parts = [f"{format_bytes(plan.fit.needed)} of memory", f"{moved} by collectives"]
+    if plan.estimate is not None:
+        least, most = plan.estimate.forecast
+        parts.insert(0, f"{_ms(least)} to {_ms(most)} by the compiler's estimate")
+    elif plan.bound:
+        parts.insert(0, f"at least {_ms(plan.seconds[plan.bound])} ({plan.bound})")
+    return f"  {name}: {', '.join(parts)}"
+
+
 def plan_tables(plan: ProgramPlan, *, dearest: int = 0) -> Iterator[PlanTable]:
     """Memory; and of a program that fits, collectives, work, the compiler's estimate and its `dearest` operations."""
     yield "memory of a device", ("", ""), memory_rows(plan)
