@@ -91,7 +91,7 @@ def shape_of(name: str) -> ModelConfig:
 
 
 def largest(kind: str) -> str:
-    """The largest published shape whose weights leave room on all devices together."""
+    """The largest published shape that fits the memory of all devices together with space for activations."""
     placement = make_placement({})
     memory = (free_bytes(placement) or 0) * placement.mesh.size
     counts = {name: param_count(param_specs(cfg)) for name, cfg in PUBLISHED.items()}
@@ -342,7 +342,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.minutes > 0:
         end = time.monotonic() + 60 * chosen.minutes
-        # Whatever is running; results are written as they come.
+        # Whatever is running; each result has been written at once.
         late = threading.Timer(60 * chosen.minutes + 5, os._exit, (0,))
         late.daemon = True
         late.start()
