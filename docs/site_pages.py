@@ -26,7 +26,7 @@ PAGES = [
 API = {
     "scoring": (
         "Scoring and ranking",
-        ["Scorer", "PairScore", "score_pair", "PairBatch", "Sequences"],
+        ["Scorer", "load_judge", "PairScore", "score_pair", "PairBatch", "Sequences"],
     ),
     "judges": (
         "Judges and models",
@@ -69,6 +69,7 @@ API = {
                     "Judge",
                     "Recipe",
                     "Layout",
+                    "InUse",
                     "Checkpoint",
                     "DoesNotFit",
                     "NonFinite",

@@ -21,6 +21,7 @@ from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_tokenizer, stop_tokens
 from gram_jax.judge.messages import Message, as_prompt
 from gram_jax.model.generate import SamplingConfig
+from gram_jax.scoring.results import OutputSink, read_rows
 from gram_jax.scoring.scorer import Scorer
 
 
@@ -68,11 +69,14 @@ def test_the_change_since_one_is_of_the_same_prompts():
     assert shown[0][-1] == "-" and re.fullmatch(r"-0\.1\d+ \(-0\.1\d+ to -0\.1\d+\)", shown[-1][-1])
 
 
-def test_a_greedy_response_without_text_is_compared_with_as_it_is():
+def test_a_greedy_response_without_text_is_compared_with_as_it_is(tmp_path):
     judge = Scorer.load("tiny-random", compute_dtype="float32")
     rows = [{"greedy": "", "responses": ["", "some text"]}]
-    rated = rate(judge, [as_prompt("Say nothing.")], rows)
-    assert rated.shape == (1, 2) and rated[0, 0] == 0.5 and 0 < rated[0, 1] < 1
+    sink = OutputSink(tmp_path / "rated.jsonl")
+    rate(judge, "tiny", [as_prompt("Say nothing.")], rows, sink)
+    ((even, other),) = [row["rewards"] for row in read_rows(sink.file)]
+    assert even == 0.5
+    assert other == judge.score("Say nothing.", "some text", "").first
 
 
 @pytest.fixture(scope="module")

@@ -172,8 +172,6 @@ def test_a_judge_recovered_from_rendered_rows_is_written_and_used(pairs: Path, t
         "train smollm2-135m-finetune --set run.output_dir=OUT",
         "rl smollm2-135m-rl --set run.output_dir=OUT",
         "adapt tiny-random x.jsonl --out OUT",
-        "score x.jsonl OUT -m tiny-random",
-        "rank x.jsonl OUT -m tiny-random",
         "evaluate tiny-random x.jsonl --out OUT",
         "attack tiny-random x.jsonl --out OUT",
         "bon tiny-random tiny-random x.jsonl --out OUT",

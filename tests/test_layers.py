@@ -18,6 +18,7 @@ LAYERS = [
     "hashing",
     "compile_cache",
     "files",
+    "remote",
     "formatting",
     "progress",
     "extras",
@@ -74,6 +75,7 @@ THIRD_PARTIES = {
     "orbax": {"checkpoint.orbax"},
     "safetensors": {"interop.hf_files", "interop.hf_export", "interop.adapters"},
     "gguf": {"interop.gguf"},
+    "fsspec": {"remote"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
         "serve.errors",

@@ -223,3 +223,16 @@ def test_what_was_computed_is_counted():
     shared = len(prompt) * (len(prompt) + 1) // 2
     assert work.attention_pairs == length * (length + 1) - shared
     assert work.tokens_computed == BLOCK
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_number_of_tokens_per_call_changes_no_bit(paired):
+    """Rows of other lengths have other numbers of verdicts, whose products must have the same shapes."""
+    random = np.random.default_rng(7)
+    texts = flat([group_of(random, 60, 40, 2 if paired else 3) for _ in range(12)])
+    found = [
+        make_engine(tokens_per_call=tokens).label_logit_diffs(texts, paired=paired)
+        for tokens in ((768, 2304, 4096) if paired else (1024, 40_000))
+    ]
+    for other in found[1:]:
+        assert other.tolist() == found[0].tolist()

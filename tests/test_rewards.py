@@ -436,7 +436,7 @@ def test_samples_of_many_threads_are_scored_together(variables, monkeypatch):
     """verl and OpenRLHF ask so: one at a time, from threads. The first call holds the others up."""
     judge = FakeJudge()
     judge.go.clear()
-    monkeypatch.setattr(environment.Scorer, "load", lambda name: judge)
+    monkeypatch.setattr(environment, "load_judge", lambda name: judge)
     variables(JUDGE="one")
     batcher = environment.rewards_from_environment().scorer.batcher
     with ThreadPoolExecutor(16) as threads:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from cli_runner import run_cli
+from fastapi.testclient import TestClient
 from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 from gram_jax.data.reading import read_records
@@ -14,7 +15,13 @@ from gram_jax.evals.pairwise import evaluate_pairs
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.execution import Execution
-from gram_jax.scoring.scalar import ScalarRewardModel
+from gram_jax.model.quantize import quantize_int8
+from gram_jax.ranking.tournament import METHODS
+from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
+from gram_jax.scoring.results import read_rows
+from gram_jax.scoring.scalar import ScalarRewardModel, load_judge
+from gram_jax.serve.app import make_app
 from gram_jax.sharding import make_placement
 
 PAIRS = [
@@ -24,11 +31,10 @@ PAIRS = [
 ]
 
 
-def model_of(params, execution, cfg) -> ScalarRewardModel:
+def model_of(params, execution, cfg, **options) -> ScalarRewardModel:
     tokenizer = load_tokenizer("tiny-random")
-    return ScalarRewardModel(
-        params, cfg, tokenizer, make_spec(tokenizer, max_length=256), execution
-    )
+    spec = make_spec(tokenizer, max_length=256)
+    return ScalarRewardModel(params, cfg, tokenizer, spec, execution, **options)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def test_a_pair_is_scored_by_the_difference_of_its_rewards(reward_model):
         -1, 2
     )
     for score, (first, second) in zip(reward_model.stream(PAIRS), rewards.tolist(), strict=True):
-        assert score.margin == first - second
+        assert score.margin == np.float32(first) - np.float32(second)
         assert score.first == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-6)
         assert score.first + score.second == 1
         assert score.position_bias == 0
@@ -61,11 +67,64 @@ def test_exchanged_responses_exchange_the_scores(reward_model):
     assert [s.swapped() for s in reward_model.stream(swapped)] == list(reward_model.stream(PAIRS))
 
 
-def test_rewards_do_not_depend_on_the_order_of_the_texts(reward_model):
-    items = [(p, text) for p, *pair in PAIRS for text in pair]
-    assert reward_model.rewards(items[::-1])[::-1].tolist() == pytest.approx(
-        reward_model.rewards(items).tolist()
+def test_a_reward_has_the_same_bits_alone_and_in_any_order(reward_model):
+    items = [(p, text) for p, *pair in PAIRS for text in pair] * 3
+    together = reward_model.rewards(items).tolist()
+    assert reward_model.rewards(items[::-1])[::-1].tolist() == together
+    assert [reward_model.rewards([item])[0] for item in items] == together
+
+
+@pytest.mark.parametrize("method", [None, *METHODS, "reference"])
+def test_a_ranking_is_the_order_of_the_rewards(reward_model, method):
+    texts = ["oak", "a bay by the sea, no tree", "fig", "oak", "elm " * 20]
+    references = 2 if method == "reference" else 0
+    found = reward_model.rank("Name a tree.", texts, method=method, references=references)
+    rewards = reward_model.rewards([("Name a tree.", text) for text in texts])
+    assert found.order == sorted(range(5), key=lambda at: (-rewards[at], at))
+    differences = rewards[:, None] - rewards[None, :]
+    compared = ~np.isnan(found.margins)
+    assert found.margins[compared] == pytest.approx(differences[compared], abs=1e-6)
+    if method != "bradley_terry":  # whose fit has a prior
+        distinct = rewards[[0, 1, 2, 4]].mean()
+        assert found.strengths == pytest.approx(rewards - distinct, abs=1e-5)
+    assert found.ties == 0 and not found.cycles
+    assert reward_model.best("Name a tree.", texts) == found.order[0]
+    (other, same) = reward_model.rank_many([("q", ["x"]), ("Name a tree.", texts)])
+    assert other.order == [0] and same.order == found.order
+
+
+def test_nothing_cannot_be_ranked(reward_model):
+    with pytest.raises(JudgeError, match="nothing to rank"):
+        reward_model.rank("q", [])
+
+
+def test_rewards_in_groups_are_win_rates_of_the_differences(reward_model):
+    texts = ["oak", "fig", "a bay"]
+    found = Rewards(reward_model, RewardForm("group")).of(["Name a tree."] * 3, texts)
+    scores = reward_model.score_many(
+        ("Name a tree.", one, other) for one in texts for other in texts if one != other
     )
+    expected = np.array([score.first for score in scores]).reshape(3, 2).mean(axis=1)
+    assert found == pytest.approx(expected.tolist())
+
+
+def test_the_programs_are_compiled_before_the_first_call(reward_model):
+    reward_model.warm_up(rankings=True)
+    before = reward_model.rewards([("q", "a")]).tolist()
+    assert before == reward_model.rewards([("q", "a")]).tolist()
+
+
+def test_int8_weights_and_another_number_of_tokens_per_call_give_nearly_the_same(
+    tiny, reward_model
+):
+    cfg, params, head, execution = tiny
+    small = quantize_int8({**params, "score": head})
+    for other, tolerance in (
+        (model_of(small, execution, cfg), 0.2),
+        (model_of({**params, "score": head}, execution, cfg, tokens_per_call=600), 1e-5),
+    ):
+        for one, two in zip(other.stream(PAIRS), reward_model.stream(PAIRS), strict=True):
+            assert one.margin == pytest.approx(two.margin, abs=tolerance)
 
 
 def test_weights_without_a_head_are_refused(tiny):
@@ -74,15 +133,22 @@ def test_weights_without_a_head_are_refused(tiny):
         model_of(params, execution, cfg)
 
 
-@pytest.mark.slow
-def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
-    valid = write_pairs(tmp_path / "valid.jsonl", 12, seed=1)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the baseline, and its held-out pairs."""
+    folder = tmp_path_factory.mktemp("baseline")
+    valid = write_pairs(folder / "valid.jsonl", 12, seed=1)
     recipe = tiny_recipe(
-        "bradley_terry", tmp_path / "run", data__valid=[str(valid)], batch__max_length=384
+        "bradley_terry", folder / "run", data__valid=[str(valid)], batch__max_length=384
     )
-    done = train(recipe)
-    records = read_records(valid)[0]
-    report = evaluate_pairs(ScalarRewardModel.load(done.folder, compute_dtype="float32"), records)
+    return train(recipe), valid
+
+
+@pytest.mark.slow
+def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(trained, tmp_path):
+    done, valid = trained
+    judge = load_judge(done.folder, compute_dtype="float32")
+    report = evaluate_pairs(judge, read_records(valid)[0])
     assert report.accuracy == pytest.approx(done.metrics["valid_accuracy"])
     assert report.margin == pytest.approx(done.metrics["valid_margin"], abs=1e-4)
     assert report.consistency == 1
@@ -105,5 +171,49 @@ def test_a_trained_baseline_is_evaluated_as_training_evaluates_it(tmp_path):
     ran = run_cli("evaluate", str(done.folder), str(lists), "--out", out)
     found = json.loads((tmp_path / "long" / "evaluation.json").read_text())["sources"]["n"]
     assert found["pairs"]["shortened"] == 1
-    ran = run_cli(*words, "--weights", "int8", "--max-length", "128")
-    assert ran.status == 2 and "leave out --weights, --max-length" in ran.output
+    ran = run_cli(*words, "--weights", "int8", "--overwrite")
+    assert ran.status == 0, ran.output
+
+
+@pytest.mark.slow
+def test_every_command_that_takes_a_judge_takes_a_baseline(trained, tmp_path):
+    done, valid = trained
+    run, judge = done.folder, load_judge(done.folder, compute_dtype="float32")
+    folder, small = tmp_path, ("--n", 2, "--limit", 2, "--max-new-tokens", 4)
+    scores, rankings = folder / "s.jsonl", folder / "r.jsonl"
+    for words in (
+        ("score", valid, scores, "--model", run),
+        ("rank", valid, rankings, "--model", run),
+        ("attack", run, valid, "--out", folder / "attack", "--only", "verdict,quotes"),
+        ("bon", "tiny-random", run, valid, "--out", folder / "bon", "--oracle", run, *small),
+    ):
+        ran = run_cli(*words)
+        assert ran.status == 0, ran.output
+    records = read_records(valid)[0]
+    expected = judge.score_many((r.prompt, r.chosen, r.rejected) for r in records)
+    assert [row["margin"] for row in read_rows(scores)] == [score.margin for score in expected]
+    for row, record in zip(read_rows(rankings), records, strict=True):
+        assert row["ranking"] == judge.rank(record.prompt, [record.first, record.second]).order
+        assert row["comparisons"] == 2
+    report = json.loads((folder / "bon" / "bon.json").read_text())
+    assert report["rewards"]["proxy"] == report["rewards"]["oracle"]
+
+
+@pytest.mark.slow
+def test_a_server_and_trainers_take_a_baseline(trained):
+    done, valid = trained
+    judge = load_judge(done.folder, compute_dtype="float32")
+    records = read_records(valid)[0]
+    texts = [(r.prompt, r.chosen, r.rejected) for r in records]
+    batcher = RequestBatcher(judge)
+    client = BatchedScorer(batcher)
+    assert client.score_many(texts) == judge.score_many(texts)
+    (ranking,) = client.rank_many([("q", ["oak", "zzz", "ash"])])
+    assert ranking.order == judge.rank("q", ["oak", "zzz", "ash"]).order
+    batcher.close()
+    with TestClient(make_app(judge, "baseline")) as http:
+        pair = {"prompt": "1", "first": "oak zzz", "second": "ash"}
+        answer = http.post("/v1/score_pair", json=pair)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["first"] == judge.score("1", "oak zzz", "ash").first
+        assert http.get("/readyz").status_code == 200

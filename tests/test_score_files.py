@@ -12,10 +12,10 @@ from gram_jax.data.records import Candidates
 from gram_jax.data.sources import count_rows
 from gram_jax.errors import DataError
 from gram_jax.judge.messages import as_prompt
-from gram_jax.progress import no_progress
 from gram_jax.ranking.jobs import RankingConfig
+from gram_jax.scoring import files
 from gram_jax.scoring.files import check_files, score_file
-from gram_jax.scoring.results import RowTask, write_rows
+from gram_jax.scoring.results import OutputSink, RowTask, list_source, write_rows
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import make_placement
 
@@ -56,7 +56,8 @@ def out(tmp_path: Path) -> Path:
 
 
 def run(judge: Scorer, source: Path, out: Path, model: str = "m", **more):
-    return score_file(judge, model, str(source), out, **more)
+    sink = {name: more.pop(name) for name in ("overwrite", "progress", "shard") if name in more}
+    return score_file(judge, model, str(source), OutputSink(out, **sink), **more)
 
 
 def score_rows(judge: Scorer, folder: Path, *rows: dict, **more) -> list[dict]:
@@ -176,6 +177,7 @@ def test_an_error_in_a_run_leaves_a_file_that_can_be_resumed(
 ):
     run(judge, source, tmp_path / "whole.jsonl")
     monkeypatch.setattr(judge, "window", 3)
+    monkeypatch.setattr(files, "WINDOWS", 1)
 
     class FailingBar:
         calls = 0
@@ -262,9 +264,8 @@ def test_a_window_is_filled_by_work(out):
         return [{"id": record.id, "shortened": False} for _, record in window]
 
     task = RowTask(rows, lambda record: len(record.responses), max_cost=8)
-    numbered = iter(enumerate(records, start=1))
-    settings = {"total": None, "label": "", "unit": "", "overwrite": False, "progress": no_progress}
-    write_rows(out, {"format": 1}, numbered, task, **settings)
+    source = list_source(list(enumerate(records, start=1)))
+    write_rows(OutputSink(out), {"format": 1}, source, task, label="", unit="")
     assert windows == [["5", "2", "2"], ["6", "2"]]
 
 

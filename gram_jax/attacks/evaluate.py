@@ -4,8 +4,8 @@ FOLDER/attacks.scores.jsonl has a row for every scored comparison; an interrupte
 FOLDER/attack.json has the metrics.
 """
 
-import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +23,30 @@ from gram_jax.attacks.results import (
 from gram_jax.attacks.suite import Attack
 from gram_jax.data.records import Comparison, contents_of
 from gram_jax.errors import DataError
-from gram_jax.evals.evaluate import make_folder
+from gram_jax.evals.evaluate import make_folder, open_folder
 from gram_jax.evals.identity import judge_results, refuse_other_judge
 from gram_jax.evals.intervals import clustered_interval, factorize
 from gram_jax.evals.pairwise import labeled, side
-from gram_jax.evals.results import EvaluationResults, Interval
+from gram_jax.evals.results import EvaluationResults, Interval, JudgeResults
 from gram_jax.files import write_json
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
-from gram_jax.scoring.results import RowTask, write_rows
-from gram_jax.scoring.rows import NumberedRecord, score_records
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.files import WINDOWS
+from gram_jax.scoring.parts import write_results
+from gram_jax.scoring.results import (
+    OutputSink,
+    RowTask,
+    Shard,
+    WriteSummary,
+    list_source,
+    read_rows,
+)
+from gram_jax.scoring.rows import NumberedRecord, computed_by, score_records
+from gram_jax.scoring.scalar import Judge
 
-FORMAT = 1
+FORMAT = 2
 CLEAN = "clean"
 SCORES = "attacks.scores.jsonl"
 
@@ -71,7 +80,7 @@ def choose_pairs(
 
 
 def run_attacks(
-    scorer: Scorer,
+    scorer: Judge,
     model: str,
     source: str,
     pairs: Sequence[Comparison],
@@ -84,50 +93,85 @@ def run_attacks(
 ) -> AttackResults:
     """Score every pair without and with every attack, and write attack.json; an interrupted run resumes in `folder`.
 
-    Raises DataError if the folder has results of another judge or run, or cannot be written.
+    Raises DataError if the folder has results of another judge or run, is written by another process, or cannot be
+    written.
     """
+    with open_folder(folder):
+        about = judge_results(scorer, model)
+        trials = list(_trials(pairs, attacks, scorer.spec, seed))
+        sink = OutputSink(folder / SCORES, overwrite, progress)
+        _write_scores(scorer, about, source, pairs, attacks, trials, sink, seed=seed)
+        results = AttackResults(
+            **dict(about),
+            source=str(source),
+            contents=contents_of(pairs),
+            seed=seed,
+            pairs=len(pairs),
+            **attack_figures(pairs, attacks, trials, read_scores(folder / SCORES)),
+        )
+        write_json(folder / AttackResults.FILE, results.model_dump(), error=DataError)
+        return results
+
+
+def write_attack_shard(
+    scorer: Judge,
+    model: str,
+    source: str,
+    pairs: Sequence[Comparison],
+    folder: Path,
+    attacks: Sequence[Attack],
+    shard: Shard,
+    *,
+    seed: int,
+    progress: ProgressFactory = no_progress,
+) -> WriteSummary:
+    """Write a shard of the scores; `gram-jax merge` joins the shards, and then `run_attacks` finds them."""
     make_folder(folder)
-    about = judge_results(scorer, model)
-    refuse_other_judge(folder / EvaluationResults.FILE, about)
     trials = list(_trials(pairs, attacks, scorer.spec, seed))
+    sink = OutputSink(folder / SCORES, False, progress, shard)
+    about = judge_results(scorer, model)
+    return _write_scores(scorer, about, source, pairs, attacks, trials, sink, seed=seed)
+
+
+def _write_scores(
+    scorer: Judge,
+    about: JudgeResults,
+    source: str,
+    pairs: Sequence[Comparison],
+    attacks: Sequence[Attack],
+    trials: Sequence[Trial],
+    sink: OutputSink,
+    *,
+    seed: int,
+) -> WriteSummary:
+    """A row for every trial, numbered by its pair."""
+    refuse_other_judge(Path(str(sink.file)).parent / EvaluationResults.FILE, about)
 
     def rows(window: list[NumberedRecord], bar: ProgressBar) -> list[dict[str, Any]]:
-        scored = score_records(scorer, window, bar)
         return [
-            row | {"pair": pairs[at].id, "attack": record.source}
-            for row, (at, record) in zip(scored, window, strict=True)
+            row | {"pair": pairs[number - 1].id, "attack": record.source}
+            for row, (number, record) in zip(
+                score_records(scorer, window, bar), window, strict=True
+            )
         ]
 
     metadata = {"format": FORMAT, "source": str(source), "seed": seed}
     metadata |= about.model_dump(include={"model", "judge", "fingerprint", "settings"})
-    write_rows(
-        folder / SCORES,
+    return write_results(
+        sink,
         metadata | {"attacks": [attack.name for attack in attacks]},
-        ((trial.pair, trial.record) for trial in trials),
-        RowTask(rows, lambda record: 1, scorer.window),
-        total=len(trials),
+        list_source([(trial.pair + 1, trial.record) for trial in trials]),
+        RowTask(rows, lambda record: 1, WINDOWS * scorer.window),
+        code=partial(computed_by, scorer),
         label="attacked",
         unit="comparisons",
-        overwrite=overwrite,
-        progress=progress,
     )
-    results = AttackResults(
-        **dict(about),
-        source=str(source),
-        contents=contents_of(pairs),
-        seed=seed,
-        pairs=len(pairs),
-        **attack_figures(pairs, attacks, trials, read_scores(folder / SCORES)),
-    )
-    write_json(folder / AttackResults.FILE, results.model_dump(), error=DataError)
-    return results
 
 
 def read_scores(path: Path) -> np.ndarray:
     """The scores in a file, f64 [n, 3]: P(chosen) over both orders, position bias, and whether texts were shortened."""
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return np.array([[r["score_chosen"], r["position_bias"], r["shortened"]] for r in rows], float)
+    columns = ("score_chosen", "position_bias", "shortened")
+    return np.array([[row[name] for name in columns] for row in read_rows(path)], float)
 
 
 def attack_figures(

@@ -35,6 +35,7 @@ COMMANDS = (
     training.recipe,
     judging.score,
     judging.rank,
+    judging.merge,
     judging.bench,
     evaluation.evaluate,
     training.adapt,

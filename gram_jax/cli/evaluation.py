@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from gram_jax.cli.console import Console
-from gram_jax.cli.options import AtLeastOne, Judge, JudgeOptions, NotNegative, RowOptions
+from gram_jax.cli.options import (
+    AtLeastOne,
+    Judge,
+    JudgeOptions,
+    NotNegative,
+    RowOptions,
+    ShardOptions,
+    after_shard,
+)
 from gram_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ def evaluate(
     out: Path | None = None,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    shards: ShardOptions = ShardOptions(),
     limit: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
@@ -33,38 +42,42 @@ def evaluate(
         limit: Use only the first N rows of each source.
         overwrite: Score these sources again.
     """
-    from gram_jax.evals.datasets import HUB, read_dataset
-    from gram_jax.evals.evaluate import EvaluationFolder, make_folder
-    from gram_jax.evals.tables import rows_read, source_tables
-    from gram_jax.scoring.scalar import ScalarRewardModel, is_baseline
+    from contextlib import nullcontext
 
-    console = Console()
+    from gram_jax.evals.datasets import HUB, read_dataset
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
+    from gram_jax.evals.tables import rows_read, source_tables
+    from gram_jax.interop.models import model_config
+
+    console, place = Console(), shards.place()
     if not sources and benchmark not in HUB:
         known = ", ".join(HUB)
         raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
+    if place is not None and out is None:
+        raise DataError("--shard writes parts of the scores: give a folder for them with --out")
     if out is not None:
         make_folder(out)
-    baseline = is_baseline(model)
-    if baseline and (given := judge.given()):
-        raise DataError(
-            f"{model} is a run of the discriminative baseline: leave out {', '.join(given)}"
-        )
+    model_config(model)  # raises, before the data are read
     datasets = [
         read_dataset(source, benchmark, limit=limit, **rows.arguments())
         for source in sources or [HUB[benchmark]]
     ]
-    scorer = (
-        ScalarRewardModel.load(model, compute_dtype=judge.compute_dtype)
-        if baseline
-        else judge.load(model)
-    )
-    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=console.progress)
-    for data in datasets:
-        found, _ = folder.add(data)
-        console.heading(f"{rows_read(found)} ({found.benchmark})")
-        for table in source_tables(found):
-            _print_table(console, table)
-    if out is not None:
+    with nullcontext() if out is None or place is not None else open_folder(out):
+        folder = EvaluationFolder(
+            out, judge.load(model), model, overwrite=overwrite, progress=console.progress
+        )
+        for data in datasets:
+            if place is not None:
+                done = folder.add_shard(data, place)
+                console.say(f"{data.source}: {done.to_text()}")
+                continue
+            found, _ = folder.add(data)
+            console.heading(f"{rows_read(found)} ({found.benchmark})")
+            for table in source_tables(found):
+                _print_table(console, table)
+    if place is not None:
+        console.say(f"{out}{after_shard(place, out)}")
+    elif out is not None:
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
 
 
@@ -79,6 +92,7 @@ def attack(
     seed: Annotated[int, NotNegative] = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    shards: ShardOptions = ShardOptions(),
     overwrite: bool = False,
 ) -> None:
     """Attack the judge with hostile responses and harmless changes. An interrupted command resumes.
@@ -93,7 +107,7 @@ def attack(
         seed: Seed of the drawn pairs and of the attacks' texts.
         overwrite: Replace the results if they exist.
     """
-    from gram_jax.attacks.evaluate import choose_pairs, run_attacks
+    from gram_jax.attacks.evaluate import choose_pairs, run_attacks, write_attack_shard
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
     from gram_jax.data.reading import read_records
@@ -110,17 +124,13 @@ def attack(
         f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
         f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
     )
-    found = run_attacks(
-        judge.load(model),
-        model,
-        source,
-        chosen,
-        out,
-        attacks,
-        seed=seed,
-        overwrite=overwrite,
-        progress=console.progress,
-    )
+    scorer, progress = judge.load(model), console.progress
+    task = (scorer, model, source, chosen, out, attacks)
+    if (place := shards.place()) is not None:
+        done = write_attack_shard(*task, place, seed=seed, progress=progress)
+        console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+        return
+    found = run_attacks(*task, seed=seed, overwrite=overwrite, progress=progress)
     console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
     for table in (clean_table(found), *attack_tables(found)):
         _print_table(console, table)

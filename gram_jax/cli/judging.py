@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -16,7 +16,9 @@ from gram_jax.cli.options import (
     ModelOption,
     NotNegative,
     RowOptions,
+    ShardOptions,
     TwoOrMore,
+    after_shard,
     seconds,
 )
 from gram_jax.errors import DataError, JudgeError
@@ -26,41 +28,35 @@ Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear",
 
 def score(
     source: str,
-    out: Path,
+    out: str,
     /,
     *,
     model: JudgeOption,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    shards: ShardOptions = ShardOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
 
     Args:
-        source: Pairs, preferences or candidates of any schema.
-        out: Scores as JSON lines.
+        source: Pairs, preferences or candidates of any schema: a file, pattern, folder, dataset or address.
+        out: Scores as JSON lines; a file, or an address such as gs://bucket/scores.jsonl.
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.results import OutputSink
 
-    console = Console()
-    given = rows.arguments()
+    console, place, given = Console(), shards.place(), rows.arguments()
     check_files(source, out, schema=rows.schema, map=given["map"])
-    done = score_file(
-        judge.load(model),
-        model,
-        source,
-        out,
-        **given,
-        overwrite=overwrite,
-        progress=console.progress,
-    )
-    console.say(f"{out}: {done.to_text()}")
+    sink = OutputSink(out, overwrite, console.progress, place)
+    done = score_file(judge.load(model), model, source, sink, **given)
+    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
 
 
 def rank(
     source: str,
-    out: Path,
+    out: str,
     /,
     *,
     model: JudgeOption,
@@ -69,13 +65,14 @@ def rank(
     references: Annotated[int, NotNegative] = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    shards: ShardOptions = ShardOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
 
     Args:
-        source: Rows with a prompt and responses; a pair is two responses.
-        out: Rankings as JSON lines.
+        source: Rows with a prompt and responses; a pair is two responses. A file, pattern, folder, dataset or address.
+        out: Rankings as JSON lines; a file, or an address such as gs://bucket/rankings.jsonl.
         method: Default: groups for 5 or more responses, else round_robin (docs/ranking.md).
         order_mode: Orders in which a pair is shown; one costs half.
         references: With --method reference: number of responses that all others are compared with.
@@ -83,22 +80,32 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.results import OutputSink
 
-    console = Console()
+    console, place = Console(), shards.place()
     config = RankingConfig(method, order_mode, references)
     given = rows.arguments()
     check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    done = score_file(
-        judge.load(model),
-        model,
-        source,
-        out,
-        ranking=config,
-        **given,
-        overwrite=overwrite,
-        progress=console.progress,
-    )
-    console.say(f"{out}: {done.to_text()}")
+    sink = OutputSink(out, overwrite, console.progress, place)
+    done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
+    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+
+def merge(place: str, /, *, overwrite: bool = False) -> None:
+    """Check the parts that --shard wrote, and join them to the file that one process writes.
+
+    Args:
+        place: The output of `score` or `rank`, or the folder of `evaluate`, `attack` or `bon`.
+        overwrite: Replace the output if it exists with another content.
+    """
+    from gram_jax.scoring.parts import merge_parts, parts_in
+
+    console = Console()
+    for out in parts_in(place):
+        done = merge_parts(out, overwrite=overwrite, progress=console.progress)
+        console.say(f"{out}: {done.to_text()}")
+    if Path(place).is_dir():
+        console.say("the same command without --shard computes the figures")
 
 
 def bon(
@@ -117,6 +124,8 @@ def bon(
     seed: Annotated[int, NotNegative] = 0,
     compute_dtype: ComputeDtype = "auto",
     rows: RowOptions = RowOptions(),
+    samples_only: bool = False,
+    shards: ShardOptions = ShardOptions(),
 ) -> None:
     """Best of n: sample from a policy, select by the judge, and score the selection by an oracle.
 
@@ -132,20 +141,49 @@ def bon(
         temperature: Sampling temperature.
         top_p: Sample from the most likely tokens of this total probability.
         seed: Seed of sampling.
+        samples_only: Write the samples only; shards then score them.
     """
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.best_of_n import COLUMNS, PICTURE, best_of_n_rows, run_best_of_n
-    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.best_of_n import (
+        COLUMNS,
+        PICTURE,
+        best_of_n_rows,
+        draw_samples,
+        rate_shard,
+        run_best_of_n,
+    )
+    from gram_jax.evals.evaluate import make_folder, open_folder
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)
     records, _ = read_records(prompts, "prompts", **rows.arguments())
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    report = run_best_of_n(
-        policy, judge, chosen, out, sampling, n=n, oracle=oracle, compute_dtype=compute_dtype
-    )
-    console = Console()
+    console, place = Console(), shards.place()
+    if samples_only:
+        with open_folder(out):
+            drawn = draw_samples(
+                policy,
+                chosen,
+                out,
+                sampling,
+                n=n,
+                judges=(judge, oracle),
+                compute_dtype=compute_dtype,
+            )
+        console.say(f"{out}: {n} samples of each of {len(drawn)} prompts")
+        return
+    settings: dict[str, Any] = {
+        "n": n,
+        "oracle": oracle,
+        "compute_dtype": compute_dtype,
+        "progress": console.progress,
+    }
+    if place is not None:
+        for done in rate_shard(policy, judge, chosen, out, sampling, place, **settings):
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+        return
+    report = run_best_of_n(policy, judge, chosen, out, sampling, **settings)
     title = f"best of n from {policy}: P(better than its greedy response)"
     console.table(title, COLUMNS, best_of_n_rows(report["best_of"]))
     console.say(f"curves: {out / PICTURE}")

@@ -91,11 +91,19 @@ def convert(
 def verify(folder: Path, /, *, accept: bool = False) -> None:
     """Check the hash of every file of a run's checkpoints or of an export; damage is listed, with exit status 2.
 
+    Of a file of scores or rankings it checks every row.
+
     Args:
-        folder: A run, or an exported folder.
-        accept: Accept files of an export, or metrics of a run, that were changed on purpose.
+        folder: A run, an exported folder, or a file that `score`, `rank`, `evaluate`, `attack` or `bon` wrote.
+        accept: Accept files of an export, metrics of a run, or rows of a file, that were changed on purpose.
     """
     from gram_jax.run.verify import accept_changes, verify_folder
+    from gram_jax.scoring.results import accept_rows, read_rows
+
+    if folder.is_file():
+        count = accept_rows(folder) if accept else sum(1 for _ in read_rows(folder))
+        Console().say(f"{folder}: {count:,} rows{' were changed' if accept else ', good'}")
+        return
 
     if accept:
         Console().say(accept_changes(folder))

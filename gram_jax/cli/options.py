@@ -10,11 +10,15 @@ from cyclopts import Group, Parameter, validators
 
 if TYPE_CHECKING:
     from gram_jax.judge.spec import JudgeSpec
-    from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.results import Shard
+    from gram_jax.scoring.scalar import Judge as LoadedJudge
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
 RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
 JOB = Group("Several processes (detected inside Slurm and on TPU pods)", sort_key=9)
+SHARDS = Group(
+    "Several processes without communication; gram-jax merge joins their parts", sort_key=9
+)
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
@@ -67,21 +71,11 @@ class JudgeOptions:
         """The options as arguments of Scorer.load."""
         return vars(self) | {"spec": read_spec(self.spec)}
 
-    def load(self, model: str) -> "Scorer":
+    def load(self, model: str) -> "LoadedJudge":
         """The judge."""
-        from gram_jax.scoring.scorer import Scorer
+        from gram_jax.scoring.scalar import load_judge
 
-        return Scorer.load(model, **self.arguments())
-
-    def given(self) -> list[str]:
-        """The options other than --compute-dtype that were given."""
-        named = {
-            "--weights": self.weights != "auto",
-            "--spec": self.spec,
-            "--max-length": self.max_length,
-            "--tokens-per-call": self.tokens_per_call,
-        }
-        return [option for option, value in named.items() if value]
+        return load_judge(model, **self.arguments())
 
 
 @Parameter(name="*")
@@ -102,6 +96,36 @@ class RowOptions:
         from gram_jax.data.mapping import parse_map
 
         return vars(self) | {"map": parse_map(self.map) if self.map else None}
+
+
+@Parameter(name="*", group=SHARDS)
+@dataclass(frozen=True)
+class ShardOptions:
+    """The share of this process in the rows."""
+
+    shard: Annotated[str | None, Parameter(env_var="GRAM_JAX_SHARD")] = None
+    """I/N, from 0/N to N-1/N: write every N-th part of the rows; auto: from the variables of Slurm or a TPU pod."""
+    part_rows: Annotated[int, AtLeastOne] = 1000
+    """Number of rows of a part; the same for all shards."""
+
+    def place(self) -> "Shard | None":
+        """The shard, None for all rows."""
+        import os
+
+        from gram_jax.distributed.shard import find_shard
+        from gram_jax.scoring.results import Shard
+
+        if self.shard is None:
+            return None
+        place = find_shard(self.shard, os.environ)
+        return Shard(place.index, place.count, self.part_rows)
+
+
+def after_shard(place: "Shard | None", out: str | Path | None) -> str:
+    """What to do after a shard, "" if all rows were written."""
+    if place is None:
+        return ""
+    return f". Shard {place.index} of {place.count}; after the last one: gram-jax merge {out}"
 
 
 @Parameter(name="*", group=JOB)

@@ -155,7 +155,7 @@ class BatchPlan:
             examples_per_step=len(drawn) / examples.per_unit / steps,
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
             first_share=float(np.mean(examples.label == 0)) if verdicts else None,
-            sources=source_shares(self.passes, by_source, tokens_of),
+            sources=source_shares(self.passes, by_source.tolist(), tokens_of.tolist()),
             notes=dict(examples.read.notes),
             unread=examples.read.unread,
         )

@@ -157,13 +157,13 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A line of shards.jsonl. records, bytes (of each file): so far. dropped, shortened: of this shard.
+    """A line of shards.jsonl. records: so far. ends: size of each file so far. dropped, shortened: of this shard.
 
     sha256: over the other values and the bytes of this shard in all files.
     """
 
     records: int
-    bytes: Mapping[str, int]
+    ends: Mapping[str, int]
     dropped: Mapping[str, int]
     shortened: int
     sha256: str = ""
@@ -189,9 +189,11 @@ def _build(folder: Path, key: str, build: Build, progress: ProgressFactory) -> N
         journal = held.enter_context((folder / SHARDS).open("a"))
         bar = held.enter_context(progress(read.kept, done=done, label="encode", unit="pairs"))
         chunks = _chunks(build.records(), done, read)
+        encoded = map(encode, chunks)
         if left > 1:
             pool = held.enter_context(ProcessPool(encode, min(build.workers, left)))
-        for count, examples in pool.map(chunks) if left > 1 else map(encode, chunks):
+            encoded = pool.map(chunks)
+        for count, examples in encoded:
             done += count
             shards.append(_append(files, journal, examples, done))
             bar.update(count, units=count)
@@ -233,7 +235,7 @@ def _append(
 ) -> _Shard:
     """Write a shard, then its line."""
     parts = [
-        memoryview(np.ascontiguousarray(array, COLUMNS[name])).cast("B")
+        np.ascontiguousarray(array, COLUMNS[name]).data.cast("B")
         for name, array in examples.columns.items()
     ]
     for file, part in zip(files.values(), parts, strict=True):
@@ -255,13 +257,13 @@ def _whole_shards(folder: Path) -> list[_Shard]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             shard = _Shard(**json.loads(line))
-            parts = [_part(folder / name, sizes[name], shard.bytes[name]) for name in COLUMNS]
+            parts = [_part(folder / name, sizes[name], shard.ends[name]) for name in COLUMNS]
             if shard.digest(parts) != shard.sha256:
                 break
         except (ValueError, TypeError, KeyError, OSError):
             break
         shards.append(shard)
-        sizes = shard.bytes
+        sizes = shard.ends
     for name in COLUMNS:
         with (folder / name).open("ab") as file:
             file.truncate(sizes[name])

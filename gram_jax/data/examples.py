@@ -123,7 +123,7 @@ class Examples:
         if self.stored_fingerprint is not None:
             return self.stored_fingerprint
         arrays = map(np.ascontiguousarray, self.columns.values())
-        return fingerprint_of(hashlib.sha256(array).hexdigest() for array in arrays)
+        return fingerprint_of(hashlib.sha256(array.data).hexdigest() for array in arrays)
 
     def select(self, keep: np.ndarray, dropped: str) -> "Examples":
         """The units for which `keep` (bool [units]) is true; the others are counted under the reason `dropped`.

@@ -90,8 +90,8 @@ def pack_epoch(
         # `deferred` is a stack: its last unit is the next one
         deferred += reversed(waiting)
         batch += 1
-    columns = (np.frombuffer(column, np.int64) for column in (unit_of, row_of, start_of))
-    return _sorted_plan(*columns, batch)
+    in_unit, in_row, at = (np.frombuffer(x, np.int64) for x in (unit_of, row_of, start_of))
+    return _sorted_plan(in_unit, in_row, at, batch)
 
 
 class _FreeRows:

@@ -7,7 +7,7 @@ skipped and counted. Comparisons of two equal responses are dropped and counted.
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -50,8 +50,12 @@ class RecordStream:
 
     Ids are those of the source, or a hash of the contents; they may repeat. row: number, from 1, of the row of the last
     record. first_fault: the fault of the first bad row that was skipped. map: as of `read_records`, if the source
-    states none.
+    states none. wanted: which rows, by number, are parsed; of rows that belong together, the last one counts. on_drop:
+    called with the number of each row of a dropped record, and the reason.
     """
+
+    wanted: Callable[[int], bool] = staticmethod(lambda row: True)
+    on_drop: Callable[[int, str], None] = staticmethod(lambda row, why: None)
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class RecordStream:
         for record in self._records():
             identical = isinstance(record, Comparison) and record.first == record.second
             if identical and not self.keep_identical:
-                self._dropped[IDENTICAL] += 1
+                self._drop(IDENTICAL)
             else:
                 self._kept += 1
                 yield record
@@ -120,18 +124,21 @@ class RecordStream:
     def _records_of_row(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
         for row in rows:
             self._rows = self.row = self._rows + 1
-            yield from self._parsed(row, schema, self.kind)
+            if self.wanted(self.row):
+                yield from self._parsed(row, schema, self.kind)
 
     def _records_of_group(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
-        """Records of rows of which those with the same prompt belong together."""
+        """Records of rows of which those with the same prompt belong together, in the order of their last rows."""
         groups: dict[Prompt, list[tuple[int, Candidates]]] = {}
         for row in rows:
-            self._rows += 1
+            self._rows = self.row = self._rows + 1
             for record in self._parsed(row, schema, "graded"):
                 assert isinstance(record, Candidates)
                 groups.setdefault(record.prompt, []).append((self._rows, record))
-        for group in groups.values():
+        for group in sorted(groups.values(), key=lambda group: group[-1][0]):
             self.row = group[-1][0]
+            if not self.wanted(self.row):
+                continue
             first = group[0][1]
             whole = replace(
                 first,
@@ -143,8 +150,10 @@ class RecordStream:
                 continue
             pairs = [*graded_pairs(whole, first.id)] if self.kind in PAIRED else [whole]
             if not pairs:
-                self._dropped[UNPAIRED] += len(group)
+                self._dropped[UNPAIRED] += len(group) - 1
+                self._drop(UNPAIRED)
             yield from (_as_kind(pair, self.kind, 1.0, first.id, first.source) for pair in pairs)
+        self.row = self._rows
 
     def _parsed(self, row: Row, schema: Schema, kind: Kind) -> Sequence[Record]:
         """The records of a row; none if it is bad and on_bad = "skip"."""
@@ -159,9 +168,14 @@ class RecordStream:
             fault = f"{row.where}: {error} (schema {schema.name})"
         if self.on_bad == "error":
             raise DataError(f'{fault}; on_bad = "skip" (--on-bad skip) counts and skips such rows')
-        self._dropped[BAD_ROW] += 1
+        self._drop(BAD_ROW)
         self.first_fault = self.first_fault or fault
         return ()
+
+    def _drop(self, why: str) -> None:
+        self._dropped[why] += 1
+        if self.wanted(self.row):
+            self.on_drop(self.row, why)
 
 
 PAIRED = ("preference", "pair")

@@ -1,16 +1,19 @@
 """Rows of files, folders, Hugging Face datasets and TensorFlow Datasets.
 
-A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a folder (of such files, of
+A source is a string: a file (.jsonl, .json, .csv, .tsv, each also with .gz, .parquet), a pattern of file names
+("pairs-*.jsonl"), an address of fsspec ("gs://bucket/pairs-*.jsonl"), a folder (of such files, of
 `Dataset.save_to_disk`, or of TensorFlow Datasets), "owner/name" or "owner/name/subset" on the Hugging Face hub, or
 "tfds:name". Folders and datasets take a split after a colon, "folder:validation"; without one they must have a split
 "train" (data/splits.py).
 """
 
 import difflib
+import glob
+import hashlib
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -20,6 +23,7 @@ from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.splits import explained, files_by_split, has_card, pick_split
 from gram_jax.errors import DataError
 from gram_jax.limits import MAX_LINE, MAX_LIST, open_limited, parse_json
+from gram_jax.remote import is_remote, local_copies
 
 FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *csv_rows.SUFFIXES, ".parquet")
 PARQUET_ROWS = 1024  # rows held as Python objects at a time
@@ -98,10 +102,10 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
     path, config = _folder_and_config(Path(spec.path).expanduser())
     if path.is_dir():
         return _folder_rows(path, spec.split, config)
-    if path.exists():
+    if files := _named_files(spec):
         if spec.split is not None:
-            raise DataError(f"{spec.path} is one file and has no split {spec.split!r}")
-        return _file_rows(path)
+            raise DataError(f"{spec.path} is a file and has no split {spec.split!r}")
+        return (row for file in files for row in _file_rows(file))
     if spec.path.startswith("tfds:"):
         return _tfds_rows(spec.path.removeprefix("tfds:"), spec.split)
     if _looks_like_a_file(spec.path):
@@ -114,6 +118,37 @@ def _folder_and_config(path: Path) -> tuple[Path, str | None]:
     if path.exists() or path.suffix or not has_card(path.parent):
         return path, None
     return path.parent, path.name
+
+
+def _named_files(spec: SourceSpec) -> list[Path]:
+    """The files of a name, a pattern or an address, which are copied to this machine; [] if it is none."""
+    if is_remote(spec.path):
+        return list(local_copies(spec.path))
+    path = Path(spec.path).expanduser()
+    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+
+
+def _is_dataset(path: Path) -> bool:
+    return any(
+        (path / name).exists() for name in ("dataset_dict.json", "state.json", "features.json")
+    )
+
+
+def contents_of_source(source: Source) -> str:
+    """A hash of the bytes of a source's files, in their order, and its split; of a dataset its name and split."""
+    spec = parse_source(source)
+    path, config = _folder_and_config(Path(spec.path).expanduser())
+    if path.is_dir():
+        files = [] if _is_dataset(path) else _pick_files(path, spec.split, config)[0].files
+    else:
+        files = _named_files(spec)
+    digest = hashlib.sha256(f"{spec.split} {spec.limit}".encode())
+    if not files:
+        digest.update(spec.path.encode())
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -145,9 +180,25 @@ def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
 
 def count_rows(source: Source) -> int | None:
     """Number of rows of a source, for a progress bar; None if counting requires parsing."""
-    path = Path(parse_source(source).path).expanduser()
-    if not path.is_file():
+    spec = parse_source(source)
+    path, config = _folder_and_config(Path(spec.path).expanduser())
+    if not path.is_dir():
+        files, chosen = _named_files(spec), None
+    elif _is_dataset(path):
         return None
+    else:
+        of_split, chosen = _pick_files(path, spec.split, config)
+        files = of_split.files
+    counts = [_count_lines(file) for file in files]
+    known = bool(counts) and None not in counts
+    return (
+        (len(chosen) if chosen is not None else sum(count or 0 for count in counts))
+        if known
+        else None
+    )
+
+
+def _count_lines(path: Path) -> int | None:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
@@ -169,8 +220,8 @@ def data_files(source: Source) -> dict[str, Path]:
     if path.is_dir():
         found = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
         return {name: p for name, p in found.items() if not re.search(r"(^|/)\.", name)}
-    if path.exists():
-        return {path.name: path}
+    if files := _named_files(spec):
+        return {f"{number} {file.name}": file for number, file in enumerate(files)}
     if _looks_like_a_file(spec.path):
         raise DataError(_missing(path))
     rows, _ = pick_split(spec.path, _hub_splits(spec.path), spec.split)
@@ -263,12 +314,19 @@ def _folder_rows(folder: Path, split: str | None, config: str | None = None) -> 
         return _saved_rows(folder, split)
     if (folder / "features.json").exists():
         return _tfds_rows(folder, split)
+    files, chosen = _pick_files(folder, split, config)
+    return iter(files) if chosen is None else itertools.islice(files, chosen.start, chosen.stop)
+
+
+def _pick_files(
+    folder: Path, split: str | None, config: str | None
+) -> tuple["_SplitFiles", range | None]:
+    """The files of a split of a folder, and the rows of its slice."""
     splits = {
         name: _SplitFiles(files)
         for name, files in files_by_split(folder, FILE_SUFFIXES, config).items()
     }
-    files, chosen = pick_split(str(folder), splits, split)
-    return iter(files) if chosen is None else itertools.islice(files, chosen.start, chosen.stop)
+    return pick_split(str(folder), splits, split)
 
 
 class _SplitFiles:
@@ -312,7 +370,8 @@ def _hub_splits(name: str) -> dict[str, Any]:
     with explained(
         f"{name} is not a file or folder, nor a Hugging Face dataset that can be loaded"
     ):
-        return dict(datasets.load_dataset(owner_and_name, subset))
+        found: Mapping[Any, Any] = datasets.load_dataset(owner_and_name, subset)
+        return {str(split): rows for split, rows in found.items()}
 
 
 def _number(name: str, rows: Any) -> Iterator[Row]:

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad
 from gram_jax.data.records import contents_of
+from gram_jax.distributed.lock import folder_lock, hold_lock
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
@@ -16,11 +18,11 @@ from gram_jax.evals.measure import measure
 from gram_jax.evals.pairwise import PairVerdicts
 from gram_jax.evals.results import EvaluationResults, SourceResult, read_results
 from gram_jax.evals.reward_bench import write_reward_bench
-from gram_jax.evals.scores import OutputSink
+from gram_jax.evals.scores import write_scores
 from gram_jax.files import write_json
 from gram_jax.progress import ProgressFactory, no_progress
-from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.results import OutputSink, Shard, WriteSummary
+from gram_jax.scoring.scalar import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ ATTACKS = "attack.json"  # of attacks/results.py; a folder has results of one ju
 
 
 def evaluate(
-    scorer: Scorer | ScalarRewardModel,
+    scorer: Judge,
     sources: Sequence[str],
     *,
     model: str,
@@ -50,6 +52,7 @@ def evaluate(
     Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile
+    >>> from gram_jax import Scorer
     >>> pairs = Path(tempfile.mkdtemp()) / "pairs.jsonl"
     >>> _ = pairs.write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}')
     >>> found = evaluate(Scorer.load("tiny-random"), [str(pairs)], model="tiny").sources["pairs"]
@@ -62,14 +65,15 @@ def evaluate(
         read_dataset(source, benchmark, schema=schema, on_bad=on_bad, limit=limit, map=map)
         for source in sources
     ]
-    folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)
-    for data in datasets:
-        folder.add(data)
-    return folder.results()
+    with nullcontext() if out is None else open_folder(out):
+        folder = EvaluationFolder(out, scorer, model, overwrite=overwrite, progress=progress)
+        for data in datasets:
+            folder.add(data)
+        return folder.results()
 
 
 class EvaluationFolder:
-    """Results of one judge on several sources. New sources are added to those in the folder.
+    """Results of one judge on several sources. New sources are added to those in the folder, which is to be locked.
 
     folder: None keeps results in memory. overwrite: score the added sources again; other results are kept if they are
     of the same judge. Raises DataError if the folder cannot be created, or has results of another judge.
@@ -78,7 +82,7 @@ class EvaluationFolder:
     def __init__(
         self,
         folder: Path | None,
-        scorer: Scorer | ScalarRewardModel,
+        scorer: Judge,
         model: str,
         *,
         overwrite: bool = False,
@@ -88,6 +92,7 @@ class EvaluationFolder:
         self.overwrite, self.progress = overwrite, progress
         self.about = judge_results(scorer, model)
         self.sources: dict[str, SourceResult] = {}
+        self._taken: set[str] = set()  # names of sources of which a shard was written
         if folder is not None:
             make_folder(folder)
             refuse_other_judge(folder / ATTACKS, self.about)
@@ -117,6 +122,15 @@ class EvaluationFolder:
                 write_reward_bench(place, self.about, data.records, verdicts, found)
         return found, verdicts
 
+    def add_shard(self, data: EvalDataset, shard: Shard) -> WriteSummary:
+        """Write a shard of the scores of a data set; `gram-jax merge` joins the shards, and then `add` finds them."""
+        assert self.folder is not None
+        name, source = self._name(data)
+        self._taken.add(name)
+        file = self.folder / f"{name}.scores.jsonl"
+        sink = OutputSink(file, self.overwrite, self.progress, shard)
+        return write_scores(self.scorer, self.model, source, data.records, sink, ranked=data.ranks)
+
     def _name(self, data: EvalDataset) -> tuple[str, str]:
         """Name and path of an earlier source with the same file or contents; else a new name from the file name."""
         contents = contents_of(data.records)
@@ -127,7 +141,7 @@ class EvaluationFolder:
                 return name, found.source
         stem, number = stem_of(data.source), 1
         name = stem
-        while name in self.sources:
+        while name in self.sources or name in self._taken:
             number += 1
             name = f"{stem}-{number}"
         return name, data.source
@@ -152,6 +166,14 @@ class EvaluationFolder:
             raise DataError(f"{problem}. Specify another folder, or --overwrite")
         logger.warning(f"{problem}. It is replaced")
         return {}
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[None]:
+    """Make a folder of results and hold its lock. Raises InUseError if another process writes to it."""
+    make_folder(folder)
+    with hold_lock(folder_lock(folder), error=DataError):
+        yield
 
 
 def make_folder(folder: Path) -> None:

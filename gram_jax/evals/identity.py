@@ -9,13 +9,12 @@ from gram_jax.evals.results import JudgeResults, JudgeSettings, read_judge
 from gram_jax.interop.models import load_model
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.fingerprint import weights_fingerprint
-from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 from gram_jax.sharding import make_placement
 from gram_jax.version import installed_version
 
 
-def judge_results(scorer: Scorer | ScalarRewardModel, model: str) -> JudgeResults:
+def judge_results(scorer: Judge, model: str) -> JudgeResults:
     """The header of this judge's results. model: its name."""
     layers = scorer.params["layers"]
     return JudgeResults(

@@ -12,8 +12,7 @@ from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of
 from gram_jax.evals.lengths import length_slope
 from gram_jax.evals.results import PairMetrics
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scalar import ScalarRewardModel
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 
 # A probability within this distance of one half is a tie: scores are float32.
 RESOLUTION = 1e-7
@@ -54,7 +53,7 @@ class PairVerdicts(NamedTuple):
 
 
 def evaluate_pairs(
-    scorer: Scorer | ScalarRewardModel,
+    scorer: Judge,
     records: Iterable[Comparison],
     *,
     progress: Callable[[int], None] = lambda count: None,
@@ -63,6 +62,7 @@ def evaluate_pairs(
 
     progress: called with the number of newly scored pairs. Raises DataError if there is no labeled pair.
 
+    >>> from gram_jax import Scorer
     >>> from gram_jax.judge.messages import as_prompt
     >>> pairs = [Comparison(as_prompt(f"{i} + 1?"), str(i + 1), str(i), label=0) for i in range(4)]
     >>> report = evaluate_pairs(Scorer.load("tiny-random"), pairs)

@@ -13,9 +13,10 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, ext, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MAX_TEMPLATE = 2**20  # characters; the longest published ones have 20,000
@@ -220,7 +221,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super()._generate(source, *args, **kwargs)
 
 
-def _filtered(value: nodes.Expr, name: str) -> nodes.Expr:
+def _filtered(value: Any, name: str) -> nodes.Expr:
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 

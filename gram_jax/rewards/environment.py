@@ -20,7 +20,7 @@ from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
 from gram_jax.rewards.forms import ComparedWith, RewardForm, Rewards, RewardScale
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import load_judge
 
 _LOADING = Lock()
 
@@ -61,5 +61,5 @@ def load_rewards() -> Rewards:
         form.check_writer()  # before anything is loaded
         write = GreedyResponses(TextGenerator.load(policy), max_new_tokens=max_new_tokens)
     # Trainers send one sample at a time from many threads, and a padded call costs the same for one as for many.
-    judge = BatchedScorer(RequestBatcher(Scorer.load(model), max_queue=sys.maxsize))
+    judge = BatchedScorer(RequestBatcher(load_judge(model), max_queue=sys.maxsize))
     return Rewards(judge, form, write=write, buffer=GroupBuffer())

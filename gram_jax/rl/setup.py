@@ -27,7 +27,7 @@ from gram_jax.rl.objective import VALUE, rollout_objective, token_stats
 from gram_jax.rl.prompts import PromptSet, read_prompts
 from gram_jax.run.directory import RunDirectory, check_same_data
 from gram_jax.run.metrics import check_writers
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import load_judge
 from gram_jax.sharding import Placement, local_placement, make_placement, to_local
 from gram_jax.training.optimizer import make_optimizer, make_schedule
 from gram_jax.training.stages import with_lora_scale
@@ -195,7 +195,7 @@ def _rewards(
 ) -> tuple[RewardFunction, RewardFunction]:
     """Rewards of a step's responses, and of win rates. Raises DataError if a preferred response is missing."""
     asked = recipe.reward
-    scorer = Scorer.load(judge, compute_dtype=recipe.execution.compute_dtype, placement=place)
+    scorer = load_judge(judge, compute_dtype=recipe.execution.compute_dtype, placement=place)
     against = "reference" if asked.compare_with == "greedy" else asked.compare_with
     form = RewardForm(against, asked.scale, asked.references, asked.length_penalty)
     preferred = None

@@ -170,6 +170,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     rows, checksum = [], ""
     for number, line in enumerate(_complete_lines(Path(path)), start=1):
+        row = None
         try:
             row = json.loads(line)
             found, checksum = row.pop(CHECKSUM), _next(checksum, row)

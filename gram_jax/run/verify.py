@@ -105,7 +105,10 @@ def _damage_of_notes(folder: Path) -> list[str]:
         problems.append(str(error))
     try:
         if (folder / RECIPE).exists():
-            read_recipe_as(RlRecipe if stage == "rl" else Recipe, folder / RECIPE)
+            if stage == "rl":
+                read_recipe_as(RlRecipe, folder / RECIPE)
+            else:
+                read_recipe_as(Recipe, folder / RECIPE)
         elif (folder / INFO).exists():
             problems.append(f"{RECIPE}: missing")
     except RecipeError as error:

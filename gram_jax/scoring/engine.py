@@ -66,6 +66,12 @@ class ScoringEngine:
         columns = max(RANKING_TREE_TOKENS, self.tokens_per_call)
         self.ranking_shape = prefix_tree_shape(max_length, columns)
 
+    @property
+    def program(self) -> str:
+        """The program of pairs. The shapes of a padded one follow from its number of tokens."""
+        tokens = f", {self.tokens_per_call} tokens" if self.method == "padded" else ""
+        return f"{self.method}{tokens}"
+
     def label_logit_diffs(
         self,
         sequences: Sequence[Encoded],

@@ -1,29 +1,35 @@
 """`gram-jax score` and `gram-jax rank`: a file of records in, a file of scores or rankings out."""
 
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from gram_jax.data.mapping import ColumnMap
-from gram_jax.data.reading import Kind, RecordStream, log_notes, source_kind
-from gram_jax.data.sources import count_rows, parse_source
+from gram_jax.data.reading import Kind, OnBad, RecordStream, log_notes, source_kind
+from gram_jax.data.sources import contents_of_source, count_rows, parse_source
 from gram_jax.errors import DataError
-from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
+from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
-from gram_jax.scoring.results import RowTask, WriteSummary, write_rows
+from gram_jax.remote import check_writable, is_remote
+from gram_jax.scoring.parts import write_results
+from gram_jax.scoring.results import OutputSink, RowSource, RowTask, Wanted, WriteSummary
 from gram_jax.scoring.rows import (
     NumberedRecord,
+    computed_by,
     judge_identity,
     rank_records,
     row_start,
     score_records,
 )
-from gram_jax.scoring.scorer import Scorer
+from gram_jax.scoring.scalar import Judge
 
-FORMAT = 4
+FORMAT = 5
+# Windows of a scorer between two writes: it tokenizes a window while it scores the one before.
+WINDOWS = 8
 
 
 def check_files(
@@ -38,19 +44,15 @@ def check_files(
 
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
-    path, out = Path(parse_source(source).path).expanduser(), Path(out)
-    if path.exists() and out.exists() and path.samefile(out):
-        raise DataError(f"{out} is the input itself: give another file for the results")
-    if path.is_dir() and path.resolve() in out.resolve().parents:
-        raise DataError(f"{out} is inside the folder {path} that is read: give a file outside it")
-    if out.suffix.lower() not in (".jsonl", ".ndjson", ""):
+    path = Path(parse_source(source).path).expanduser()
+    if is_remote(out):
+        check_writable(str(out))
+    else:
+        _check_output(path, Path(out))
+    if Path(out).suffix.lower() not in (".jsonl", ".ndjson", ""):
         raise DataError(
-            f"{out}: results are JSON lines; expected a name that ends in .jsonl, found {out.suffix}"
+            f"{out}: results are JSON lines; expected a name that ends in .jsonl, found {Path(out).suffix}"
         )
-    if out.is_dir():
-        raise DataError(f"{out} is a folder: expected the name of a file for the results")
-    if not out.parent.is_dir():
-        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
     kind = source_kind(source, schema=schema, map=map)
     if kind == "candidates" and not ranked:
         raise DataError(
@@ -59,54 +61,73 @@ def check_files(
     return "candidates" if ranked else kind
 
 
+def _check_output(path: Path, out: Path) -> None:
+    if path.exists() and out.exists() and path.samefile(out):
+        raise DataError(f"{out} is the input itself: give another file for the results")
+    if path.is_dir() and path.resolve() in out.resolve().parents:
+        raise DataError(f"{out} is inside the folder {path} that is read: give a file outside it")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: expected the name of a file for the results")
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
+
+
 def score_file(
-    scorer: Scorer,
+    scorer: Judge,
     model: str,
     source: str,
-    out: str | Path,
+    sink: OutputSink,
     *,
     ranking: RankingConfig | None = None,
     schema: str = "auto",
-    on_bad: Literal["error", "skip"] = "error",
+    on_bad: OnBad = "error",
     map: ColumnMap | None = None,
-    overwrite: bool = False,
-    progress: ProgressFactory = no_progress,
 ) -> WriteSummary:
-    """Score every pair of `source` into `out`, or rank every row, or resume after the rows of an interrupted run.
+    """Score every pair of `source` into a file, or rank every row, or resume after the rows of an interrupted run.
 
     A row has the id, the number of its row in the input, from 1, the source that the input names, and the columns of
     `score_records`. ranking: rank the candidates of every row instead; a pair is two candidates. A row then has
     `ranking`, the indices of the responses, best first, `scores`, their strengths in log-odds, `errors` if the method
     gives them, and ties, cycles and comparisons as in a Ranking.
 
-    Raises DataError if `out` holds something else or cannot be written; its complete rows are kept.
+    Raises DataError if the file holds something else or cannot be written; its complete rows are kept.
     """
-    kind = check_files(source, out, schema=schema, map=map, ranked=ranking is not None)
+    kind = check_files(source, str(sink.file), schema=schema, map=map, ranked=ranking is not None)
     stream = RecordStream(source, kind, schema=schema, on_bad=on_bad, map=map, keep_identical=True)
     metadata = {"format": FORMAT, "source": str(source), "kind": kind}
     metadata |= judge_identity(scorer, model)
+    if map:
+        metadata |= {"map": dict(map)}
     if ranking is None:
         rows, label, unit = partial(score_records, scorer), "scored", "pairs"
     else:
         rows, label, unit = partial(_ranking_rows, scorer, ranking), "ranked", "prompts"
         metadata |= {"ranking": asdict(ranking)}
-    summary = write_rows(
-        Path(out),
+
+    def records(wanted: Wanted, dropped: Callable[[int, str], None]) -> Iterator[NumberedRecord]:
+        stream.wanted, stream.on_drop = wanted, dropped
+        return ((stream.row, record) for record in stream)
+
+    read = RowSource(
+        records, lambda: stream.row, count_rows(source), partial(contents_of_source, source)
+    )
+    summary = write_results(
+        sink,
         metadata,
-        ((stream.row, record) for record in stream),
-        RowTask(rows, lambda record: len(record.responses) if ranking else 1, scorer.window),
-        total=count_rows(source),
+        read,
+        RowTask(
+            rows, lambda record: len(record.responses) if ranking else 1, WINDOWS * scorer.window
+        ),
+        code=partial(computed_by, scorer),
         label=label,
         unit=unit,
-        overwrite=overwrite,
-        progress=progress,
     )
     log_notes(stream.spec.path, stream.report())
-    return replace(summary, dropped=dict(stream.report().dropped))
+    return summary
 
 
 def _ranking_rows(
-    scorer: Scorer, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
+    scorer: Judge, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     rows = []
     rankings = rank_records(scorer, window, config, bar)

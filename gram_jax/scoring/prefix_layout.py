@@ -160,7 +160,7 @@ def _make_call(filled: Sequence[_Row], shape: PrefixTreeShape) -> Call:
     B, T, S = len(filled), shape.columns, shape.query_blocks
     tokens, positions, subtree_end = (np.zeros((B, T), np.int32) for _ in range(3))
     keys = np.full((B, S, shape.key_budgets[-1]), -1, np.int32)
-    budget, verdict_at = (np.zeros((B, S), np.int32) for _ in range(2))
+    budget, verdict_at = (np.zeros((B, n), np.int32) for n in (S, shape.verdict_slots))
     places = []
     work = WorkCounters(calls=1)
     for b, row in enumerate(filled):

@@ -2,8 +2,9 @@
 
 Rows are computed in blocks of columns, as many as are in use, and attention in query blocks inside a block. A query
 block gathers the keys on its paths, so its cost follows what it sees, and its softmax is that of the whole sequence:
-prefix sharing is exact. All products have one shape, whatever a row holds, so one program serves every length and
-the bits of a verdict do not depend on the rest of the batch (tests/test_prefix_tree.py).
+prefix sharing is exact. All products have one shape, whatever a row holds and however long it is, so one program serves
+every length and the bits of a verdict depend neither on the rest of the batch nor on the number of columns
+(tests/test_prefix_tree.py).
 
 The last layer computes keys and values of every column, and everything else for the verdicts alone.
 """
@@ -30,6 +31,7 @@ from gram_jax.tree import Tree
 # 128 and waste half as much if a node has to begin a query block.
 BLOCK = 256  # columns whose products are computed together
 QUERY_BLOCK = 64  # queries that gather their keys together; BLOCK is a multiple of it
+VERDICT_BLOCK = 32  # verdicts that pass through the last layer together
 
 _Kept = tuple[jax.Array, jax.Array]  # keys and values of all columns, [B, K, T, H]
 _Carry = tuple[jax.Array, _Kept]  # the residual stream [B, T, D], keys and values
@@ -66,8 +68,13 @@ class PrefixTreeShape(NamedTuple):
 
     @property
     def query_blocks(self) -> int:
-        """S: query blocks of a row, and M: slots for verdicts."""
+        """S: query blocks of a row, and the largest number of verdicts."""
         return self.columns // QUERY_BLOCK
+
+    @property
+    def verdict_slots(self) -> int:
+        """M: slots for verdicts, a multiple of VERDICT_BLOCK."""
+        return -(-self.query_blocks // VERDICT_BLOCK) * VERDICT_BLOCK
 
 
 @partial(jax.jit, static_argnames=("cfg", "label_ids", "execution", "shape"))
@@ -128,14 +135,24 @@ def prefix_tree_logits(
 
     keys, values = jax.lax.fori_loop(0, blocks, store, kept)
 
-    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return attend(window, q, keys, values, None), None
+    def read_verdicts(number: jax.Array, logits: jax.Array) -> jax.Array:
+        first = number * VERDICT_BLOCK
+        (at,) = _columns((batch.verdict_at,), first, VERDICT_BLOCK)
 
-    cos, sin = rope
-    rope_here = hidden_at(cos, batch.verdict_at), hidden_at(sin, batch.verdict_at)
-    x, _ = layer(hidden_at(x, batch.verdict_at), w, cfg, rope_here, execution, mix)
-    x = rms_norm(x, params["final_norm"], cfg)
-    logits = label_logits(params, cfg, x, label_ids)
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return attend(window, q, keys, values, at), None
+
+        rope_here = hidden_at(rope[0], at), hidden_at(rope[1], at)
+        here, _ = layer(hidden_at(x, at), w, cfg, rope_here, execution, mix)
+        here = rms_norm(here, params["final_norm"], cfg)
+        found = label_logits(params, cfg, here, label_ids)
+        return jax.lax.dynamic_update_slice_in_dim(logits, found, first, axis=1)
+
+    slots = jnp.arange(1, batch.verdict_at.shape[1] + 1)
+    used = jnp.max(jnp.where(batch.verdict_at > 0, slots, 1))
+    blocks = (used + VERDICT_BLOCK - 1) // VERDICT_BLOCK
+    empty = place(jnp.zeros((*batch.verdict_at.shape, 2), jnp.float32), "batch", None, None)
+    logits = jax.lax.fori_loop(0, blocks, read_verdicts, empty)
     return execution.placement.constrain(logits)  # every process reads all of them
 
 
@@ -174,22 +191,22 @@ def _attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    first: jax.Array | None,
+    where: jax.Array,
 ) -> jax.Array:
-    """Attention of the block of queries that begins at column `first`, or (None) of the verdicts.
+    """Attention of the block of queries that begins at column `where`, or of the verdicts in columns [B, n].
 
-    q: [B, BLOCK or M, N, H]; k, v: [B, K, T, H], filled as far as the queries see. Returns q's shape.
+    q: [B, BLOCK or n, N, H]; k, v: [B, K, T, H], filled as far as the queries see. Returns q's shape.
     """
-    if first is None:
+    if where.ndim:
         # Every verdict is a query block of one query that sees what its block sees.
-        at, of_block = batch.verdict_at[..., None], batch.verdict_at // QUERY_BLOCK
+        at, of_block = where[..., None], where // QUERY_BLOCK
         keys = jnp.take_along_axis(batch.keys, of_block[..., None], axis=1)
         budget = jnp.take_along_axis(batch.key_budget, of_block, axis=1)
     else:
         B, size = q.shape[0], BLOCK // QUERY_BLOCK
-        at = first + jnp.arange(BLOCK).reshape(1, size, QUERY_BLOCK)
+        at = where + jnp.arange(BLOCK).reshape(1, size, QUERY_BLOCK)
         at = jnp.broadcast_to(at, (B, size, QUERY_BLOCK))
-        keys, budget = _columns((batch.keys, batch.key_budget), first // QUERY_BLOCK, size)
+        keys, budget = _columns((batch.keys, batch.key_budget), where // QUERY_BLOCK, size)
 
     placement = execution.placement
     local = partial(_rows, key_budgets, cfg.traits.attention_softcap)

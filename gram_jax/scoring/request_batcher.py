@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gram_jax.data.inputs import PairTexts
-from gram_jax.judge.encode import Encoded, ItemEncoder
-from gram_jax.scoring.text_scorer import TextScorer
+from gram_jax.judge.encode import Encoded
+from gram_jax.scoring.text_scorer import ComparisonEncoder, TextScorer
 from gram_jax.scoring.turns import FairQueue, Turns
 
 BATCH_WAIT = 0.002  # seconds that the first request of a batch waits for others
@@ -254,7 +254,13 @@ class BatchedScorer(TextScorer):
         progress(len(found))
         return found
 
-    def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
+    def encoder(self) -> ComparisonEncoder:
+        """That of the judge."""
+        return self.batcher.scorer.encoder()
+
+    def _encode(
+        self, encoder: ComparisonEncoder, comparisons: Sequence[PairTexts]
+    ) -> list[Encoded]:
         texts = []
         for part in _parts(comparisons):
             try:

@@ -1,20 +1,19 @@
 """The discriminative baseline: one response at a time gets a reward, and two rewards make a pair's score."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
-from gram_jax.data.inputs import PairTexts, pairs_of
+from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import JudgeError
 from gram_jax.finite import check_finite
-from gram_jax.interop.models import has_scalar_head, load_model, load_tokenizer, reward_spec
-from gram_jax.judge.encode import encode_items
+from gram_jax.interop.models import has_scalar_head, load_tokenizer, reward_spec
+from gram_jax.judge.encode import Encoded, ItemEncoder, encode_items
 from gram_jax.judge.messages import PromptLike
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.config import ModelConfig
@@ -23,16 +22,27 @@ from gram_jax.model.execution import AskedCompute, Execution, inference_executio
 from gram_jax.model.heads import hidden_at, scalar_reward
 from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
-from gram_jax.scoring.padded import padded_batches, padded_lengths
-from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.padded import pad_items, padded_batches, padded_lengths
+from gram_jax.scoring.scorer import (
+    Scorer,
+    Weights,
+    check_budget,
+    check_context,
+    load_weights,
+    text_window,
+)
+from gram_jax.scoring.text_scorer import ComparisonEncoder, TextScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
-WINDOW = 1024  # comparisons that are encoded together
 
+class ScalarRewardModel(TextScorer):
+    """A judge with a scalar head: a run of stage bradley_terry, or a reward model.
 
-class ScalarRewardModel:
-    """A model of stage bradley_terry that reads text; evaluation uses its `stream` as a Scorer's."""
+    It has all methods of a Scorer. A pair is scored by the Bradley-Terry model, P(first is better) = sigmoid of the
+    difference of the rewards, so there is no position bias. Each round of a ranking computes the reward of each
+    response once. The bits of a reward do not depend on what else is scored.
+    """
 
     def __init__(
         self,
@@ -41,21 +51,24 @@ class ScalarRewardModel:
         tokenizer: Any,
         spec: JudgeSpec,
         execution: Execution,
+        *,
+        tokens_per_call: int | None = None,
     ):
         check_tokenizer(spec, tokenizer)
+        check_context(spec, cfg)
         if SCORE not in params:
             raise JudgeError(
                 "these weights have no scalar head: they are of a generative judge, which a Scorer reads. Choose the "
                 "model of a run of stage bradley_terry"
             )
-        self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
-        self.spec, self.execution = spec, execution
-        tokens, shards = (
-            default_tokens_per_call(execution, "padded"),
-            execution.placement.batch_shards,
-        )
-        lengths = padded_lengths(spec.max_length)
-        self.rows_per_call = {length: max(1, tokens // length) * shards for length in lengths}
+        super().__init__(tokenizer, spec)
+        self.params, self.cfg, self.execution = params, cfg, execution
+        self.tokens_per_call = tokens_per_call or default_tokens_per_call(execution, "padded")
+        self.window, self.call_tokens = text_window(execution, self.tokens_per_call)
+        shards, lengths = execution.placement.batch_shards, padded_lengths(spec.max_length)
+        self.rows_per_call = {
+            length: max(1, self.tokens_per_call // length) * shards for length in lengths
+        }
 
     @classmethod
     def load(
@@ -63,54 +76,100 @@ class ScalarRewardModel:
         name: str | Path,
         *,
         compute_dtype: AskedCompute = "auto",
+        weights: Weights = "auto",
+        max_length: int | None = None,
+        tokens_per_call: int | None = None,
         placement: Placement | None = None,
+        spec: JudgeSpec | None = None,
     ) -> "ScalarRewardModel":
-        """The model of a run of stage bradley_terry; options as of a Scorer. Raises JudgeError for another stage."""
+        """A run of stage bradley_terry, or a reward model with one label; options as of Scorer.load."""
         execution = inference_execution(compute_dtype, placement)
         tokenizer = load_tokenizer(name)
-        spec = reward_spec(name, tokenizer)
-        cfg, params = load_model(name, execution.placement, execution.compute_dtype)
-        return cls(params, cfg, tokenizer, spec, execution)
+        spec = spec or reward_spec(name, tokenizer, max_length)
+        check_budget(spec, max_length)
+        cfg, params = load_weights(name, execution, weights)
+        return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
+
+    @property
+    def program(self) -> str:
+        """The program of rewards; its shapes follow from its number of tokens."""
+        return f"scalar, {self.tokens_per_call} tokens"
+
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Compile the program of every length before the first call; rankings have no other."""
+        for length, rows in self.rows_per_call.items():
+            batch = pad_items([np.zeros(1, np.int32)] * rows, 1, length)
+            jax.block_until_ready(_scalar_rewards(self.params, self.cfg, batch, self.execution))
 
     def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
-        return self.rewards_and_shortened(items)[0]
-
-    def rewards_and_shortened(
-        self, items: Iterable[tuple[PromptLike, str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`rewards`, and which responses did not fit the token budget and were shortened, bool [n]."""
         texts = encode_items(self.tokenizer, self.spec.response, items, self.spec.max_length)
-        tokens, lengths = [text.tokens for text in texts], list(self.rows_per_call)
+        return self._rewards([text.tokens for text in texts])
+
+    def encoder(self) -> ComparisonEncoder:
+        """Encodes each response of a comparison with the prompt, and puts the two texts together."""
+        return _ResponsesEncoder(
+            ItemEncoder(self.tokenizer, self.spec.response, self.spec.max_length)
+        )
+
+    def label_logit_diffs(
+        self,
+        sequences: Sequence[Encoded],
+        *,
+        paired: bool,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
+        """Reward of the first response minus that of the second, f32 [n]; a text that occurs twice is computed once."""
+        both = [np.split(text.tokens, text.field_starts[:1]) for text in sequences]
+        known: dict[bytes, int] = {}
+        at = [known.setdefault(x.tobytes(), len(known)) for pair in both for x in pair]
+        rewards = self._rewards([np.frombuffer(text, np.int32) for text in known])
+        progress(len(sequences))
+        first, second = rewards[np.array(at, int).reshape(-1, 2)].T
+        return first - second
+
+    def _rewards(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros((len(texts), 1), np.float32)
-        for indices, batch in padded_batches(tokens, 1, lengths, self.rows_per_call):
+        for indices, batch in padded_batches(
+            texts, 1, list(self.rows_per_call), self.rows_per_call
+        ):
             rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
-        check_finite(found, "the rewards", "responses")
-        return found[:, 0], np.array([text.shortened for text in texts], bool)
-
-    def stream(
-        self,
-        comparisons: Iterable[PairTexts],
-        *,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> Iterator[PairScore]:
-        """PairScore of every (prompt, first, second), by the Bradley-Terry model; position_bias is 0.
-
-        progress is called with the number of pairs just scored.
-        """
-        remaining = pairs_of(comparisons)
-        while window := list(islice(remaining, WINDOW)):
-            items = ((prompt, text) for prompt, *pair in window for text in pair)
-            rewards, shortened = (x.reshape(-1, 2) for x in self.rewards_and_shortened(items))
-            progress(len(window))
-            for (first, second), cut in zip(rewards.tolist(), shortened, strict=True):
-                yield combine_orders(first - second, second - first, bool(cut.any()))
+        return check_finite(found[:, 0], "the rewards", "responses")
 
 
-def is_baseline(name: str | Path) -> bool:
-    """Whether a model gives rewards, which a ScalarRewardModel reads."""
-    return has_scalar_head(name)
+class _ResponsesEncoder(NamedTuple):
+    """field_starts of what it returns: where the text of the second response begins."""
+
+    one: ItemEncoder
+
+    def encode(self, items: Iterable[PairTexts]) -> list[Encoded]:
+        items = list(items)
+        texts = self.one.encode((prompt, text) for prompt, *pair in items for text in pair)
+        return [
+            Encoded(
+                tokens=np.concatenate([first.tokens, second.tokens]),
+                weights=np.concatenate([first.weights, second.weights]),
+                removed=first.removed + second.removed,
+                replaced=first.replaced + second.replaced,
+                field_starts=(len(first.tokens), len(first.tokens)),
+            )
+            for first, second in zip(texts[::2], texts[1::2], strict=True)
+        ]
+
+
+Judge = Scorer | ScalarRewardModel  # a judge whose model is in this process
+
+
+def load_judge(name: str | Path, **options: Any) -> Judge:
+    """The judge of a model by its name: a ScalarRewardModel if it has a scalar head, else a Scorer.
+
+    options: those of Scorer.load.
+
+    >>> type(load_judge("tiny-random")).__name__
+    'Scorer'
+    """
+    return (ScalarRewardModel if has_scalar_head(name) else Scorer).load(name, **options)
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution"))

@@ -52,21 +52,18 @@ class Scorer(TextScorer):
         tokens_per_call: int | None = None,
         method: ScoringMethod | None = None,
     ):
-        _check(spec, tokenizer, cfg)
+        check_verdicts(spec, tokenizer)
+        check_context(spec, cfg)
         if SCORE in params and cfg.head in ("language", "scalar"):
             raise JudgeError(
                 "these are the weights of the discriminative baseline (a scalar head): they rate one response at a "
-                "time and give no verdicts. Choose the model of a run of stage finetune"
+                "time and give no verdicts. Load them with load_judge, which returns a judge with the same methods"
             )
         super().__init__(tokenizer, spec)
         self.engine = ScoringEngine(
             params, cfg, spec.label_ids, execution, spec.max_length, method, tokens_per_call
         )
-        cpu = execution.placement.platform == "cpu"
-        self.window = CPU_WINDOW if cpu else ACCELERATOR_WINDOW
-        if not cpu:  # padded calls
-            shards = execution.placement.batch_shards
-            self.call_tokens = self.engine.tokens_per_call * shards
+        self.window, self.call_tokens = text_window(execution, self.engine.tokens_per_call)
 
     def __repr__(self) -> str:
         """Family and sizes of its model, its specification, and its number format."""
@@ -90,6 +87,11 @@ class Scorer(TextScorer):
     def execution(self) -> Execution:
         """How the model is run."""
         return self.engine.execution
+
+    @property
+    def program(self) -> str:
+        """The program of pairs."""
+        return self.engine.program
 
     @classmethod
     def load(
@@ -126,16 +128,11 @@ class Scorer(TextScorer):
                 category=GramWarning,
                 stacklevel=2,
             )
-        elif max_length not in (None, spec.max_length):
-            raise JudgeError(
-                f"this judge was trained with a budget of {spec.max_length} tokens, found max_length {max_length}: "
-                "max_length is for models that carry no judge.json"
-            )
-        _check(spec, tokenizer, cfg)  # before the weights are loaded
-        held = execution.compute_dtype if weights in ("auto", "int8") else weights
-        cfg, params = load_model(name, execution.placement, held)
-        if weights == "int8":
-            params = quantize_int8(params)
+        else:
+            check_budget(spec, max_length)
+        check_verdicts(spec, tokenizer)  # before the weights are loaded
+        check_context(spec, cfg)
+        cfg, params = load_weights(name, execution, weights)
         return cls(
             params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call, method=method
         )
@@ -155,8 +152,33 @@ class Scorer(TextScorer):
         self.engine.warm_up(rankings=rankings)
 
 
-def _check(spec: JudgeSpec, tokenizer: Any, cfg: ModelConfig) -> None:
-    check_verdicts(spec, tokenizer)
+def load_weights(
+    name: str | Path, execution: Execution, weights: Weights
+) -> tuple[ModelConfig, Tree]:
+    """Config and weights of a model, held as `weights` says."""
+    held = execution.compute_dtype if weights in ("auto", "int8") else weights
+    cfg, params = load_model(name, execution.placement, held)
+    return cfg, quantize_int8(params) if weights == "int8" else params
+
+
+def text_window(execution: Execution, tokens_per_call: int) -> tuple[int, int]:
+    """`window` and `call_tokens` of a TextScorer on these devices."""
+    if execution.placement.platform == "cpu":
+        return CPU_WINDOW, TextScorer.call_tokens
+    return ACCELERATOR_WINDOW, tokens_per_call * execution.placement.batch_shards  # padded calls
+
+
+def check_budget(spec: JudgeSpec, max_length: int | None) -> None:
+    """Raises JudgeError for another token budget than that of a judge.json."""
+    if max_length not in (None, spec.max_length):
+        raise JudgeError(
+            f"this judge was trained with a budget of {spec.max_length} tokens, found max_length {max_length}: "
+            "max_length is for models that carry no judge.json"
+        )
+
+
+def check_context(spec: JudgeSpec, cfg: ModelConfig) -> None:
+    """Raises JudgeError for a token budget that exceeds the model's context."""
     if spec.max_length > cfg.context_length:
         raise JudgeError(
             f"max_length {spec.max_length} of the judge is more than the {cfg.context_length} tokens of the model's "

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,14 @@ from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
 
 COMPARISONS = 4096  # of a ranking that are held as tokens at a time
+
+
+class ComparisonEncoder(Protocol):
+    """An ItemEncoder, or one of a model that reads comparisons in another way."""
+
+    def encode(self, items: Iterable[PairTexts]) -> list[Encoded]:
+        """The tokens of each comparison."""
+        ...
 
 
 class TextScorer:
@@ -119,7 +127,7 @@ class TextScorer:
         config, remaining = config or RankingConfig(), lists_of(items)
         while window := list(islice(remaining, self.window)):
             jobs = [RankingJob(prompt, responses, config) for prompt, responses in window]
-            encoder, done = self._encoder(), 0
+            encoder, done = self.encoder(), 0
             while active := [job for job in jobs if job.ranking is None]:
                 progress(len(jobs) - len(active) - done)
                 done = len(jobs) - len(active)
@@ -127,7 +135,7 @@ class TextScorer:
             progress(len(jobs) - done)
             yield from (job.ranking for job in jobs if job.ranking is not None)
 
-    def _compare(self, jobs: Sequence[RankingJob], encoder: ItemEncoder) -> None:
+    def _compare(self, jobs: Sequence[RankingJob], encoder: ComparisonEncoder) -> None:
         """One round of every tournament."""
         pending = [job.pending_comparisons() for job in jobs]
         comparisons, diffs, shortened = chain.from_iterable(pending), [], []
@@ -162,12 +170,15 @@ class TextScorer:
             one, other = (second, first) if swap else (first, second)
             swapped.append(swap)
             orders += [(prompt, one, other), (prompt, other, one)]
-        return self._encode(self._encoder(), orders), np.array(swapped)
+        return self._encode(self.encoder(), orders), np.array(swapped)
 
-    def _encoder(self) -> ItemEncoder:
+    def encoder(self) -> ComparisonEncoder:
+        """Encodes comparisons for `label_logit_diffs`; every distinct text of several calls is tokenized once."""
         return ItemEncoder(self.tokenizer, self.spec.comparison, self.spec.max_length)
 
-    def _encode(self, encoder: ItemEncoder, comparisons: Sequence[PairTexts]) -> list[Encoded]:
+    def _encode(
+        self, encoder: ComparisonEncoder, comparisons: Sequence[PairTexts]
+    ) -> list[Encoded]:
         texts = encoder.encode(comparisons)
         if any(text.replaced for text in texts):
             warnings.warn(

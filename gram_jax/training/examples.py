@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gram_jax.attacks.augment import with_attacks
 from gram_jax.data.cache import Build, cache_key, default_folder, hash_files, load_cache
@@ -94,9 +94,10 @@ def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
         return stream.read
 
     def records() -> Iterable[Comparison]:
+        comparisons = cast(Iterable[Comparison], stream)  # by their kind
         if not data.attack_share:
-            return stream
-        return with_attacks(stream, spec, share=data.attack_share, seed=seed)
+            return comparisons
+        return with_attacks(comparisons, spec, share=data.attack_share, seed=seed)
 
     encode = partial(
         make_examples,
