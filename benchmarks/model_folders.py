@@ -125,6 +125,7 @@ def trial(source: Path, cfg: ModelConfig, target: Path, one: Placement, draw: ra
         # A contradiction of sizes is seen at the tensors that have them, a tensor by its place in the model.
         known = (
             name,
+            name.replace("_", " "),
             *(n for n in tensors if n in str(error)),
             "layers/",
             "embed",

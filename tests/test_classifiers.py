@@ -66,7 +66,14 @@ def logits_of_transformers(folder, texts, *, left=False):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        ("llama", True),
+        pytest.param("qwen2", False, marks=pytest.mark.slow),
+        pytest.param("qwen3", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_classifier_of_transformers_gives_the_scores_of_the_judge(
     family, tied, left, tokenizer, tmp_path, one_device, execution
 ):
@@ -163,7 +170,7 @@ def reward_model(folder, tokenizer, placement, family="qwen3", *, pad=None, dtyp
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["qwen3", "llama3", "zephyr"])
-@pytest.mark.parametrize("pad", ["another", "end of turn"])
+@pytest.mark.parametrize("pad", [pytest.param("another", marks=pytest.mark.slow), "end of turn"])
 def test_rewards_are_those_of_transformers_on_the_chat_template(name, pad, tmp_path, one_device):
     tokenizer = family_tokenizer(name)
     token = tokenizer.eos_token_id if pad == "end of turn" else 3

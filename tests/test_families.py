@@ -105,7 +105,12 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# Together they have all traits.
+USUAL = ("gemma2", "olmo3", "phi4 mini")
+PARAMS = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def model(request, tmp_path_factory):
     """(name, model of transformers, its folder): random weights, none of them special."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

@@ -35,13 +35,13 @@ class FieldContext(NamedTuple):
     def piece(self, text: str) -> Piece:
         """What is tokenized for a text."""
         whole = self.prefix + text + self.suffix
-        if self.head is not None and self.takes_head(text):
+        if self.head is not None and whole[:1].isspace():
             return Piece(self.head.text + whole, self.following, self.head.place)
         return Piece(whole, self.following, self.place)
 
     def takes_head(self, text: str) -> bool:
         """Whether the text begins with blanks, also an empty one before a line break."""
-        return self.head is not None and (text + self.suffix)[:1].isspace()
+        return self.head is not None and (text or self.suffix)[:1].isspace()
 
 
 class Segment(NamedTuple):
@@ -146,23 +146,34 @@ class TokenTable:
             for name, context in self._context.items()
         }
         self._tokens: dict[Piece, np.ndarray] = {}
+        self._found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._lengths: dict[tuple[str, str], int] = {}
         self._ends: dict[str, np.ndarray] = {}
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
         """Tokenize the (field, text) pairs that are new."""
-        wanted = (context.piece(text) for field, text in texts for context in self._measured[field])
-        new = list(dict.fromkeys(key for key in wanted if key not in self._tokens))
+        wanted = (
+            context.piece(text)
+            for field, text in dict.fromkeys(texts)
+            for context in self._measured[field]
+        )
+        new = [piece for piece in dict.fromkeys(wanted) if piece not in self._tokens]
         self._tokens.update(zip(new, self.encoder.text_batch(new), strict=True))
 
     def tokens(self, field: str, text: str) -> tuple[np.ndarray, np.ndarray]:
         """i32 [n] each: the line before a field and the field with the literal text around it, or () and both."""
-        return self._get(self._context[field], text)
+        if (key := (field, text)) not in self._found:
+            self._found[key] = self._get(self._context[field], text)
+        return self._found[key]
 
     def length(self, field: str, text: str) -> int:
         """Number of tokens that the text adds to the line before it, in the context in which these are the most."""
-        return max(
-            [sum(map(len, self._get(x, text))) - len(self._heads[x]) for x in self._measured[field]]
-        )
+        if (key := (field, text)) not in self._lengths:
+            self._lengths[key] = max(
+                sum(map(len, self._get(x, text))) - len(self._heads[x])
+                for x in self._measured[field]
+            )
+        return self._lengths[key]
 
     def ends(self, text: str) -> np.ndarray:
         """As TextEncoder.text_ends."""
