@@ -24,7 +24,8 @@ from gram_jax.batch import Sequences, TokenBatch, VerdictBatch
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import param_specs
-from gram_jax.plan.collectives import KINDS, Traffic, collectives, parse_hlo
+from gram_jax.plan.collectives import KINDS, Traffic, collectives
+from gram_jax.plan.hlo import parse_hlo
 from gram_jax.plan.topology import LOCAL, devices_of, read_topology
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.sharding import Placement, make_placement
@@ -118,7 +119,7 @@ def per_layer_and_rest(
 ) -> tuple[dict[str, tuple[Traffic, Traffic]], str]:
     """By kind (traffic of a layer, the rest), from programs of 2 and 4 layers; and the HLO of 2."""
     few, many = (compiled_step(stage, replace(CFG, layers=n), placement, remat) for n in (2, 4))
-    two, four = collectives(few, [0] * 8), collectives(many, [0] * 8)
+    two, four = (collectives(parse_hlo(text), [0] * 8) for text in (few, many))
     found = {}
     for kind in KINDS:
         a, b = two.get(kind, Traffic()), four.get(kind, Traffic())
@@ -133,7 +134,7 @@ def per_layer_and_rest(
 def places(hlo: str) -> list[str]:
     """Every collective of a program: kind, shapes, groups, computation and source."""
     lines = []
-    for name, computation in parse_hlo(hlo)[0].items():
+    for name, computation in parse_hlo(hlo).computations.items():
         for this in computation.values():
             kind = this.opcode.removesuffix("-start")
             if kind in KINDS:

@@ -174,24 +174,32 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--runner", default="", help='before each command, such as "nice -n 10"')
     chosen = parser.parse_args()
-    done = read_results(chosen.results)
-    end = time.monotonic() + 60 * chosen.minutes
-    for cell in cells():
+    done = run_cells(cells(), chosen.results, chosen.minutes, chosen.runner.split())
+    if chosen.markdown:
+        chosen.markdown.parent.mkdir(exist_ok=True)
+        chosen.markdown.write_text(book(done))
+
+
+def run_cells(
+    wanted: Sequence[Cell], results: Path, minutes: float, runner: Sequence[str]
+) -> dict[Cell, dict[str, Any]]:
+    """Results by cell, those of the file included; cells that are missing are computed within the time."""
+    done = read_results(results)
+    end = time.monotonic() + 60 * minutes
+    for cell in wanted:
         if cell in done:
             continue
         if time.monotonic() > end:
             break
-        result = compute(cell, chosen.runner.split())
-        print(cell, verdict(result), flush=True)
+        result = compute(cell, runner)
+        print(cell, verdict(result), file=sys.stderr, flush=True)
         if "refused" in result:  # no result: something is missing on this machine
             continue
         done[cell] = result
-        with chosen.results.open("a") as file:
+        with results.open("a") as file:
             row = {"cell": vars(cell), "key": cell.key(), "result": result}
             file.write(json.dumps(row) + "\n")
-    if chosen.markdown:
-        chosen.markdown.parent.mkdir(exist_ok=True)
-        chosen.markdown.write_text(book(done))
+    return done
 
 
 def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
@@ -327,8 +335,13 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    """The book's columns as Markdown."""
+    return markdown(COLUMNS, rows)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     "extras",
     "plots",
     "sharding",
+    "compiler",
     "distributed",
     "checkpoint",
     "judge",

@@ -2,14 +2,24 @@
 
 import math
 import re
+from dataclasses import replace
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from model_cases import shapes_in
 
+from gram_jax.batch import Sequences, TokenBatch
 from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
+from gram_jax.model.execution import Execution
+from gram_jax.model.specs import init_params, param_shardings, param_specs
+from gram_jax.plan.collectives import KINDS
+from gram_jax.plan.hlo import HloModule, parse_hlo
+from gram_jax.sharding import make_placement
+from gram_jax.training.objectives import pretrain_objective
 
 # e: (minimum at, floor, L(0), L(2), L(-2), L(5)): t* = log((2 - e) / e), the floor is the entropy
 # of (1 - e/2, e/2).
@@ -76,6 +86,7 @@ def test_smoothing_means_what_it_means_in_torch():
 # Stage 1
 
 B, T, D, V = 2, 24, 16, 288
+ONE = make_placement({}, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,9 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
 
     def chunked(hidden, head):
         # Twice, to see that an outer gradient passes through.
-        return 2.0 * next_token_nll(hidden, head, targets, weights, chunk_size=chunk)[0]
+        return (
+            2.0 * next_token_nll(hidden, head, targets, weights, chunk_size=chunk, placement=ONE)[0]
+        )
 
     def plain(hidden, head):
         return 2.0 * plain_nll(hidden, head, targets, weights)
@@ -110,7 +123,7 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
     np.testing.assert_allclose(jax.jit(chunked)(hidden, head), expected, rtol=1e-5)
     for a, b in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    total, count = next_token_nll(hidden, head, targets, weights, chunk_size=chunk)
+    total, count = next_token_nll(hidden, head, targets, weights, chunk_size=chunk, placement=ONE)
     np.testing.assert_allclose(count, weights.sum(), rtol=1e-6)
     assert total.dtype == count.dtype == jnp.float32
 
@@ -118,11 +131,14 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk, written):
 def test_tokens_of_weight_zero_cost_nothing(written):
     hidden, head, targets, weights = written
     other = np.where(weights > 0, targets, 0)
-    loss = [next_token_nll(hidden, head, t, weights, chunk_size=10)[0] for t in (targets, other)]
+    loss = [
+        next_token_nll(hidden, head, t, weights, chunk_size=10, placement=ONE)[0]
+        for t in (targets, other)
+    ]
     assert loss[0] == loss[1]
-    gradient = jax.grad(lambda h: next_token_nll(h, head, targets, weights, chunk_size=10)[0])(
-        hidden
-    )
+    gradient = jax.grad(
+        lambda h: next_token_nll(h, head, targets, weights, chunk_size=10, placement=ONE)[0]
+    )(hidden)
     assert not gradient[weights == 0].any()
 
 
@@ -130,7 +146,7 @@ def test_bfloat16_hidden_states_give_f32_sums(written):
     hidden, head, targets, weights = written
 
     def loss(h, w):
-        return next_token_nll(h, w, targets, weights, chunk_size=10)[0]
+        return next_token_nll(h, w, targets, weights, chunk_size=10, placement=ONE)[0]
 
     half = jnp.asarray(hidden, jnp.bfloat16)
     got, grads = jax.value_and_grad(loss, (0, 1))(half, head)
@@ -144,7 +160,7 @@ def test_no_array_holds_more_logits_than_a_chunk(written):
     chunk = 16  # = D, so that the head and its gradient are as large as a chunk of logits
 
     def loss(hidden, head):
-        return next_token_nll(hidden, head, targets, weights, chunk_size=chunk)[0]
+        return next_token_nll(hidden, head, targets, weights, chunk_size=chunk, placement=ONE)[0]
 
     step = jax.value_and_grad(loss, (0, 1))
     sizes = [math.prod(shape) for _, shape in shapes_in(step, hidden, head) if V in shape]
@@ -161,10 +177,99 @@ def test_float32_products_ask_for_float32_and_bfloat16_ones_for_one_pass(kind, e
     hidden, head = hidden.astype(kind), head.astype(kind)
 
     def loss(hidden, head):
-        return next_token_nll(hidden, head, targets, weights, chunk_size=10)[0]
+        return next_token_nll(hidden, head, targets, weights, chunk_size=10, placement=ONE)[0]
 
     for function in (loss, jax.grad(loss, (0, 1))):
         found = re.findall(
             r"precision=\S*?(HIGHEST|DEFAULT)", str(jax.make_jaxpr(function)(hidden, head))
         )
         assert set(found) == {expected}
+
+
+# Stage 1 on a mesh
+
+MESHES = (
+    {"fsdp": 8},
+    {"data": 8},
+    {"tensor": 8},
+    {"data": 2, "fsdp": 4},
+    {"fsdp": 4, "sequence": 2},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "tensor": 2, "sequence": 2},
+)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2**-7)])
+def test_the_loss_and_its_gradients_are_the_same_on_every_mesh(mesh, dtype, rounding):
+    """Products of bfloat16: hidden states' gradients are sums of rounded parts over the vocabulary."""
+    rng = np.random.default_rng(1)
+    hidden, head = (rng.normal(size=size).astype(np.float32) for size in ((8, T, D), (V, D)))
+    targets = rng.integers(0, V, (8, T)).astype(np.int32)
+    weights = (rng.random((8, T)) * (rng.random((8, T)) > 0.4)).astype(np.float32)
+
+    def of(placement):
+        def loss(hidden, head):
+            given = hidden.astype(dtype), head, targets, weights
+            return next_token_nll(*given, chunk_size=50, placement=placement)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head)
+
+    for one, many in zip(
+        jax.tree.leaves(of(ONE)), jax.tree.leaves(of(make_placement(mesh))), strict=True
+    ):
+        np.testing.assert_allclose(many, one, rtol=0, atol=rounding * np.abs(one).max())
+
+
+def looped(module: HloModule) -> set[str]:
+    """The computations that a loop runs."""
+    found: set[str] = set()
+
+    def add(name: str) -> None:
+        if name not in found:
+            found.add(name)
+            for this in module.computations[name].values():
+                for _, called in this.called:
+                    add(called)
+
+    for this in chain.from_iterable(c.values() for c in module.computations.values()):
+        if this.opcode == "while":
+            add(dict(this.called)["body"])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_no_loop_exchanges_logits_their_gradient_or_the_head(mesh, tied):
+    """The head, tied to a table that is sharded the other way in its lookup, or apart from it."""
+    cfg = replace(tiny_config("qwen3", tied), vocab_size=8 * 1009, layers=1)
+    cfg = replace(cfg, query_heads=8, kv_heads=8)
+    placement = make_placement(mesh)
+    specs = param_specs(cfg)
+    params = jax.eval_shape(lambda: init_params(specs, jax.random.key(0), placement, "float32"))
+    shardings = param_shardings(specs, placement)
+    rows = placement.sharding("batch")
+    integers = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=rows)
+    batch = TokenBatch(
+        Sequences(*[integers] * 3),
+        integers,
+        jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=rows),
+    )
+    execution = Execution("float32", "auto", "full", placement)
+    objective = pretrain_objective(cfg, execution, chunk_size=128)
+    step = jax.jit(
+        jax.value_and_grad(lambda *given: objective(*given)[0]),
+        in_shardings=(shardings, None),
+        out_shardings=(placement.sharding(), shardings),
+    )
+    module = parse_hlo(step.lower(params, batch).compile().as_text())
+    exchanged = [
+        this.type
+        for name in looped(module)
+        for this in module.computations[name].values()
+        if this.opcode.removesuffix("-start") in KINDS
+    ]
+    parts = {str(cfg.vocab_size // n) for n in (1, 2, 4, 8)}
+    assert not [t for t in exchanged if parts & set(re.findall(r"\d+", t))]
+    assert exchanged or mesh == {"data": 8}

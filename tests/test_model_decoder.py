@@ -20,7 +20,12 @@ from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.quantize import quantize_int8
-from gram_jax.model.rope import apply_rope, rope_angles
+from gram_jax.model.rope import (
+    apply_rope,
+    rope_angles,
+    rotate_by_halves,
+    rotate_by_permutation,
+)
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import merge
 
@@ -216,6 +221,39 @@ def test_no_second_copy_of_the_weights_is_kept_for_the_backward_pass(remat, one_
     weights = {spec.shape for spec in param_specs(cfg)["layers"].values() if len(spec.shape) > 2}
     copies = [x for x in jax.tree.leaves(kept) if x.shape in weights and x.dtype == jnp.bfloat16]
     assert not copies
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_a_kept_product_is_kept_once_in_its_own_type(remat, one_device):
+    """Products differ by platform; the branches of other platforms are not kept as zeros."""
+    cfg = dataclasses.replace(tiny_config("llama", True), mlp_size=56)
+    execution = Execution("bfloat16", "blocked", remat, one_device)
+    params = random_params(cfg, one_device)
+    seqs = random_rows(cfg, [[20]], 24)
+    kept = jax.eval_shape(lambda p: jax.vjp(loss_of(cfg, seqs, execution), p)[1], params)
+    products = [x for x in jax.tree.leaves(kept) if x.shape == (cfg.layers, 1, 24, 56)]
+    assert {x.dtype for x in products} == {jnp.dtype("bfloat16")}
+    assert len(products) == 2 or remat == "none"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [6, 64, 128])
+def test_rotation_as_a_permutation_has_the_bits_of_rotation_by_halves(dtype, size):
+    """A TPU computes it with a product; both forms run here, forward and backward."""
+    rng = np.random.default_rng(0)
+    x, d_y = (jnp.asarray(rng.normal(size=(2, 9, 3, size)) * 30, dtype) for _ in range(2))
+    angles = rng.uniform(0, 4000, (2, 9, 1, size // 2)).astype(np.float32)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    by_halves, by_permutation = (
+        jax.jit(lambda *given, f=f: f(*given)) for f in (rotate_by_halves, rotate_by_permutation)
+    )
+    expected = by_halves(x, cos, sin)
+    rounding = 0 if dtype == "bfloat16" else 4e-6  # a CPU fuses multiply and add in either form
+    np.testing.assert_allclose(by_permutation(x, cos, sin), expected, rtol=0, atol=rounding * 100)
+    back = jax.vjp(lambda x: apply_rope(x, (cos[:, :, 0], sin[:, :, 0])), x)[1](d_y)[0]
+    plain = jax.vjp(lambda x: rotate_by_halves(x, cos, sin), x)[1](d_y)[0]
+    np.testing.assert_allclose(back, plain, rtol=0, atol=rounding * 100)
+    assert back.dtype == expected.dtype == x.dtype
 
 
 def test_rms_norm_by_hand():

@@ -79,7 +79,14 @@ def test_loss_and_gradients_are_those_of_transformers(family, execution, one_dev
         hidden = hidden_states(params, cfg, seqs, execution)[:, :-1]
         weights = np.ones((2, 23), np.float32)
         head = unembedding(params, cfg)
-        return next_token_nll(hidden, head, tokens[:, 1:], weights, chunk_size=16)[0]
+        return next_token_nll(
+            hidden,
+            head,
+            tokens[:, 1:],
+            weights,
+            chunk_size=16,
+            placement=execution.placement,
+        )[0]
 
     model = in_pytorch(cfg, params)
     ids = torch.from_numpy(tokens).long()

@@ -27,7 +27,9 @@ from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan.chips import CHIPS, chip_of, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
 from gram_jax.plan.command import PlanOptions, run_plan
+from gram_jax.plan.cycles import NORMS, OTHER, PRODUCTS, ROPE, operations, pallas_calls
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
+from gram_jax.plan.hlo import parse_hlo
 from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.plan import (
     ProgramPlan,
@@ -37,8 +39,8 @@ from gram_jax.plan.plan import (
     plan_training,
 )
 from gram_jax.plan.programs import PlanRequest, Program, scoring_program, training_program
-from gram_jax.plan.report import does_not_fit
-from gram_jax.plan.search import SIZES, largest_batch, what_would_fit
+from gram_jax.plan.report import compared, does_not_fit, mesh_line
+from gram_jax.plan.search import SIZES, fastest_meshes, largest_batch, what_would_fit
 from gram_jax.plan.topology import (
     PlanTarget,
     cuda_compiler_installed,
@@ -146,8 +148,108 @@ ENTRY %main (w: bf16[1,8], g: f32[64]) -> f32[8] {
 """  # noqa: E501
 
 
+# A gather that is started before a loop of eight trips and fused in pieces with the products in it; and a kernel of
+# Pallas, whose text goes on over several lines, one of which looks like the end of a computation.
+AROUND = """\
+HloModule jit_step
+
+FileNames
+1 "/src/gram_jax/model/rope.py"
+2 "/src/gram_jax/model/layer.py"
+3 "/src/gram_jax/model/matmul.py"
+
+FunctionNames
+1 "_by_permutation"
+2 "_project_heads"
+3 "matmul"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=63 end_line=63 column=4 end_column=9}
+2 {file_name_id=2 function_name_id=2 line=81 end_line=81 column=4 end_column=9}
+3 {file_name_id=3 function_name_id=3 line=14 end_line=14 column=4 end_column=9}
+
+StackFrames
+1 {file_location_id=2 parent_frame_id=1}
+2 {file_location_id=1 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=2}
+
+%condition (p: (s32[], bf16[8,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(8)
+  %p = (s32[], bf16[8,8]{1,0}) parameter(0)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%piece.1 (a: bf16[1,8]) -> bf16[8,8] {
+  %a = bf16[1,8]{1,0} parameter(0)
+  ROOT %gather.1 = bf16[8,8]{1,0} all-gather(%a), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="2"}
+}
+
+%piece.2 (b: bf16[1,8]) -> bf16[8,8] {
+  %b = bf16[1,8]{1,0} parameter(0)
+  ROOT %gather.2 = bf16[8,8]{1,0} all-gather(%b), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="2"}
+}
+
+%body (q: (s32[], bf16[8,8])) -> (s32[], bf16[8,8]) {
+  %q = (s32[], bf16[8,8]{1,0}) parameter(0)
+  %product = bf16[8,8] fusion(%x), kind=kOutput, calls=%piece.2, metadata={op_name="jit(step)/dot_general" stack_frame_id=3}, backend_config={"estimated_cycles":"1000"}
+  %turn = bf16[8,8] fusion(%x), kind=kLoop, calls=%quiet, metadata={op_name="jit(step)/mul" stack_frame_id=2}, backend_config={"estimated_cycles":"200"}
+  ROOT %out = (s32[], bf16[8,8]) tuple(%i.2, %y)
+}
+
+%quiet (r: bf16[8,8]) -> bf16[8,8] {
+  ROOT %r = bf16[8,8] parameter(0)
+}
+
+%loud (s: bf16[8,8]) -> bf16[8,8] {
+  %s = bf16[8,8] parameter(0)
+  ROOT %update = bf16[8,8] multiply(%s, %s), backend_config={"estimated_cycles":"50"}
+}
+
+ENTRY %main (w: bf16[1,8]) -> bf16[8,8] {
+  %w = bf16[1,8]{1,0} parameter(0)
+  %start = bf16[8,8] fusion(%w), kind=kCustom, calls=%piece.1
+  %loop = (s32[], bf16[8,8]{1,0}) while(%tuple), condition=%condition, body=%body
+  %kernel = bf16[8,8]{1,0} custom-call(%w), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={"a": {
+"b": 1
+}}, metadata={op_name="splash"}
+  ROOT %either = bf16[8,8] conditional(%flag, %w, %w), true_computation=%quiet, false_computation=%loud
+}
+"""  # noqa: E501
+
+
+def test_a_gather_around_a_loop_counts_once_and_a_kernels_lines_are_one_instruction():
+    module = parse_hlo(AROUND)
+    gather = collectives(module, [0] * 8)["all-gather"]
+    assert (gather.count, gather.links) == (1, 7 * 16)
+    kernel = module.computations["main"]["kernel"]
+    assert 'op_name="splash"' in kernel.attributes and pallas_calls(module) == 1
+    assert list(module.computations["main"]) == ["w", "start", "loop", "kernel", "either"]
+
+
+def test_estimated_cycles_count_by_trips_and_have_a_kind_and_a_line():
+    found = operations(parse_hlo(AROUND))
+    assert [(one.name, one.cycles, one.runs, one.kind, one.place) for one in found] == [
+        ("product", 8000, 8, PRODUCTS, "model/matmul.py:14 matmul"),
+        ("turn", 1600, 8, ROPE, "model/rope.py:63 _by_permutation"),
+        ("update", 50, 1, OTHER, "multiply"),
+    ]
+
+
+def test_the_source_of_an_instruction_is_read_from_a_real_program():
+    def inner(x):
+        return jnp.sin(x) @ x
+
+    text = jax.jit(lambda x: inner(x)).lower(jnp.ones((4, 4))).compile().as_text()
+    module = parse_hlo(text)
+    calls = [
+        module.stack(this) for c in module.computations.values() for this in c.values() if this
+    ]
+    (stack,) = {tuple(frame.function for frame in stack[:2]) for stack in calls if len(stack) > 1}
+    assert stack[0].endswith("inner") and stack[1].endswith("<lambda>")
+
+
 def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larger_branch():
-    found = collectives(LOOP, [0] * 8)
+    found = collectives(parse_hlo(LOOP), [0] * 8)
     gather, permute, reduce = (found[k] for k in ("all-gather", "collective-permute", "all-reduce"))
     assert (gather.count, gather.payload, gather.links) == (3, 3 * 4 * 128, 3 * 3 * 128)
     assert (permute.count, permute.links) == (1, 32)
@@ -157,7 +259,7 @@ def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larg
 
 
 def test_the_pieces_of_a_fused_collective_are_one_and_a_scattered_reduction_is_no_all_reduce():
-    found = collectives(FUSED, [0] * 8)
+    found = collectives(parse_hlo(FUSED), [0] * 8)
     assert found.keys() == {"all-gather", "reduce-scatter"}
     gather, scatter = found["all-gather"], found["reduce-scatter"]
     assert (gather.count, gather.payload, gather.links) == (1, 8 * 16, 7 * 16)
@@ -166,11 +268,11 @@ def test_the_pieces_of_a_fused_collective_are_one_and_a_scattered_reduction_is_n
 
 def test_between_slices_the_devices_of_a_slice_share_the_work():
     """Groups of four over two slices of two: a device gets its own part of the other slice by network."""
-    found = collectives(LOOP, [0, 0, 1, 1] * 2)
+    found = collectives(parse_hlo(LOOP), [0, 0, 1, 1] * 2)
     gather, reduce = found["all-gather"], found["all-reduce"]
     assert (gather.network, gather.links) == (3 * 128, 3 * 2 * 128)
     assert (reduce.network, reduce.links) == (0, 32)
-    apart = collectives(LOOP, [0, 1] * 4)["all-reduce"]
+    apart = collectives(parse_hlo(LOOP), [0, 1] * 4)["all-reduce"]
     assert (apart.network, apart.links) == (32, 0)
 
 
@@ -179,7 +281,7 @@ def test_between_slices_the_devices_of_a_slice_share_the_work():
 )
 def test_unknown_forms_of_groups_and_instructions_are_errors(old: str, new: str):
     with pytest.raises(ValueError, match="unknown form"):
-        collectives(LOOP.replace(old, new), [0] * 8)
+        collectives(parse_hlo(LOOP.replace(old, new)), [0] * 8)
 
 
 def test_bytes_of_a_type():
@@ -206,7 +308,7 @@ def test_collectives_of_a_real_program_are_those_of_its_closed_form():
         jax.ShapeDtypeStruct((B, D), jnp.float32, sharding=rows),
     )
     text = jax.jit(jax.grad(loss), out_shardings=cut).lower(*arrays).compile().as_text()
-    found = collectives(text, [0] * 8)
+    found = collectives(parse_hlo(text), [0] * 8)
     matrix = D * D * 4
     assert found["all-gather"].count == 2 * L
     assert found["all-gather"].payload == 2 * L * matrix
@@ -461,6 +563,19 @@ def test_the_search_finds_the_largest_batch_and_then_the_cheapest_remat(recipe, 
     assert largest_batch(PlanRequest(recipe(), CFG, tight(target, 1000))) is None
 
 
+@pytest.mark.slow
+def test_the_search_for_a_mesh_compares_all_that_divide_the_model_and_the_batch(recipe):
+    chip = replace(V5E, memory=2**40)
+    target = replace(make_target(LOCAL, recipe()), chip=chip)
+    plans = fastest_meshes(PlanRequest(recipe(), CFG, target), ("tensor",))
+    # The model has two key-value heads, eight rows go to any number of shards.
+    meshes = [tuple(plan.target.placement.mesh.shape.values()) for plan in plans]
+    assert sorted(meshes) == [(1, 4, 2, 1), (1, 8, 1, 1)]
+    assert all(plan.fit.fits and mesh_line(plan) for plan in plans)
+    with pytest.raises(RecipeError, match="--search-mesh"):
+        run_plan(recipe(), LOCAL, PlanOptions(search_mesh=("tensor",), score=True))
+
+
 def test_the_search_tries_sizes_at_most_a_quarter_apart():
     assert SIZES[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
     assert all(4 * (b - a) <= max(a, 4) for a, b in itertools.pairwise(SIZES))
@@ -600,6 +715,17 @@ def test_a_small_model_compiles_for_an_absent_tpu(mode: str, plan_command):
     assert traffic["all-gather"]["count"] >= 14  # seven matrices, two layers
     assert values["seconds"].keys() == {"compute", "memory", "interconnect"}
     assert values["bound"] in values["seconds"]
+    estimate = values["estimate"]
+    assert {PRODUCTS, ROPE, NORMS} <= estimate["by_kind"].keys()
+    assert sum(estimate["by_kind"].values()) == pytest.approx(estimate["compiled"])
+    assert estimate["forecast"][0] > estimate["compiled"] and estimate["kernels"] > 0
+    dearest = estimate["operations"]
+    assert [one["cycles"] for one in dearest] == sorted(
+        (o["cycles"] for o in dearest), reverse=True
+    )
+    assert any(one["place"].startswith("model/matmul.py:") for one in dearest)
+    *_, rows = compared(values, values)
+    assert {row[-1] for row in rows} <= {"", "+0.0%"} and len(rows) > 10
     if mode == "train":
         assert values["state"]["leaves"] == values["state"]["donated"]
         # The gradients of matrices reach a device as its part of the sum; the rest is summed whole.

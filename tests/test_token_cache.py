@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from damage import flip, truncate
-from tiny_runs import tiny_recipe, write_pairs
+from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
 
 from gram_jax.data import cache
 from gram_jax.data.batches import BatchPlan
@@ -28,6 +30,8 @@ from gram_jax.errors import DataError
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
+from gram_jax.recipes.reading import recipe_to_toml
+from gram_jax.run.metrics import read_metrics
 from gram_jax.training import examples as training
 from gram_jax.training.examples import cache_folder, training_examples
 
@@ -195,15 +199,17 @@ def small_build(source: Path, *, stop_after: int | None = None, workers: int = 2
     return Build("finetune", 1, read, records, encode, workers)
 
 
-@pytest.fixture
-def pairs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(cache, "CHUNK", 16)
-    return write_pairs(tmp_path / "pairs.jsonl", 200)
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "CHUNK", 16)
+        yield write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", 200)
 
 
-@pytest.fixture
-def whole(pairs, tmp_path) -> tuple[Examples, Path]:
-    return load_cache(tmp_path / "whole", small_build(pairs)), tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(pairs) -> tuple[Examples, Path]:
+    """The examples of `pairs`, and the folder of their cache, which is not changed."""
+    return load_cache(pairs.parent / "whole", small_build(pairs)), pairs.parent / "whole"
 
 
 def test_an_interrupted_build_resumes_after_its_last_whole_shard(whole, pairs, tmp_path):
@@ -221,8 +227,15 @@ def test_an_interrupted_build_resumes_after_its_last_whole_shard(whole, pairs, t
     ]
 
 
-@pytest.mark.parametrize("what", ["tokens", "weights", "shards.jsonl"])
-@pytest.mark.parametrize("change", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("tokens", flip),
+        ("weights", truncate),
+        ("label", Path.unlink),
+        *(("shards.jsonl", change) for change in (flip, truncate, Path.unlink)),
+    ],
+)
 def test_damage_to_an_unfinished_build_costs_its_shards_alone(whole, pairs, tmp_path, what, change):
     expected, finished = whole
     unfinished = tmp_path / f"cache{cache.PARTIAL}"
@@ -233,13 +246,17 @@ def test_damage_to_an_unfinished_build_costs_its_shards_alone(whole, pairs, tmp_
 
 
 def test_damaged_caches_are_named_and_built_again(whole, pairs, tmp_path, caplog):
-    expected, folder = whole
-    draw = random.Random(1)
-    files = sorted(path.name for path in folder.iterdir())
-    changes = (flip, truncate, Path.unlink, lambda path: path.write_bytes(path.read_bytes() + b"x"))
-    for name in files:
+    expected, folder = whole[0], tmp_path / "whole"
+    shutil.copytree(whole[1], folder)
+    changes = {
+        "tokens": flip,
+        "source": truncate,
+        "figures.json": Path.unlink,
+        "gram_jax_manifest.json": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    }
+    for name, change in changes.items():
         caplog.clear()
-        draw.choice(changes)(folder / name)
+        change(folder / name)
         with caplog.at_level(logging.WARNING):
             assert same(load_cache(folder, small_build(pairs, workers=1)), expected)
         assert name in caplog.text
@@ -280,8 +297,8 @@ def test_processes_import_no_jax_and_keep_the_order_of_the_arguments():
 def test_an_error_of_a_process_is_raised_here():
     with ProcessPool(int, 1) as pool, pytest.raises(DataError, match="invalid literal"):
         list(pool.map(["1", "one"]))
-    with ProcessPool(os._exit, 1) as pool, pytest.raises(DataError, match="status 3"):
-        list(pool.map([3]))
+    with ProcessPool(os._exit, 2) as pool, pytest.raises(DataError, match="status 3"):
+        list(pool.map([3] * 20))
 
 
 # Reading
@@ -302,3 +319,85 @@ def test_the_source_of_a_record_follows_from_the_numbers_of_each():
     read = ReadReport(9, 9, {}, (2, 0, 4))
     assert sources_of(read, 0, 6).tolist() == [0, 0, 2, 2, 2, 2]
     assert sources_of(read, 1, 3).tolist() == [0, 2]
+
+
+# Runs
+
+
+def test_data_are_prepared_ahead_of_a_run(tmp_path):
+    source, folder = write_pairs(tmp_path / "pairs.jsonl", 20), tmp_path / "cache"
+    recipe = tiny_recipe("finetune", tmp_path / "run", data__train=[str(source)])
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
+    words = ["data", "prepare", str(tmp_path / "recipe.toml"), "--set", f"data.cache_dir={folder}"]
+    done = run_cli(*words)
+    assert done.status == 0 and "20 in 40 documents" in done.output, done.output
+    (before,) = (path.stat().st_ino for path in folder.iterdir() if path.is_dir())
+    assert run_cli(*words).status == 0
+    assert [path.stat().st_ino for path in folder.iterdir() if path.is_dir()] == [before]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mixture_in_a_cache_is_that_in_memory_and_resumes(tmp_path, compiled_programs):  # noqa: F811
+    few, many = (write_pairs(tmp_path / f"{n}.jsonl", n, seed=n) for n in (6, 18))
+    train_on = [{"path": str(few), "weight": 2.0}, {"path": str(many), "weight": 0.5}]
+
+    def run(name: str, *stops: int | None, **changes):
+        recipe = tiny_recipe("finetune", tmp_path / name, data__train=train_on, **changes)
+        for stop in stops:
+            result = train(recipe, stop)
+        return read_metrics(result.folder / "metrics.jsonl"), json.loads(
+            (result.folder / "run.json").read_text()
+        )
+
+    cached = {"data__cache_dir": str(tmp_path / "cache")}
+    plain, at_once, in_two = (
+        run("plain", None),
+        run("cached", None, **cached),
+        run("two", 2, None, **cached),
+    )
+    drop = ("tokens_per_second",)
+    lines = [
+        [{k: v for k, v in row.items() if k not in drop} for row in rows]
+        for rows, _ in (plain, at_once, in_two)
+    ]
+    assert lines[0] == lines[1] == lines[2]
+    assert plain[1]["examples"] == at_once[1]["examples"]
+    shares = [(row["share/6"], row["share/18"]) for row in plain[0]]
+    assert all(sum(pair) == pytest.approx(1) for pair in shares)
+    assert [one["share"] for one in plain[1]["data"]["sources"]] == pytest.approx([12 / 21, 9 / 21])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [("kills", "--trials", "3", "--pairs", "9000"), ("damage", "--trials", "8")]
+)
+def test_killed_builds_and_damaged_caches_end_as_undisturbed_ones(words):
+    """The short form of benchmarks/token_cache.py."""
+    script = Path(__file__).parents[1] / "benchmarks" / "token_cache.py"
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(whole, pairs, small_disk):
+    folder = small_disk / "cache"
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"full.*data\.cache_dir"):
+            load_cache(folder, small_build(pairs))
+        assert not folder.exists()
+    subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+    seen: list[int] = []
+    found = load_cache(folder, small_build(pairs), progress=partial(counting, seen))
+    assert seen[0] > 0 and same(found, whole[0])

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -179,9 +179,12 @@ def plan(
     slots: Annotated[int | None, AtLeastOne] = None,
     search: bool = False,
     advice: Annotated[bool, Parameter(negative="--no-advice")] = True,
+    search_mesh: tuple[Literal["data", "tensor", "sequence"], ...] = (),
+    operations: Annotated[int | None, AtLeastOne] = None,
+    against: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Compile a recipe for a pod on any machine: memory, collectives, FLOPs, bounds of the step time.
+    """Compile a recipe for a pod on any machine: memory, collectives, FLOPs, the compiler's estimate of the time.
 
     Exit status 0: the program fits; 1: it does not.
 
@@ -194,20 +197,25 @@ def plan(
         slots: Number of examples that a packed row may hold.
         search: Find the largest batch.batch_size that fits, then the least recomputation.
         advice: If the program does not fit, compile changes until one does.
+        search_mesh: Compile the step for sizes 1 to 8 of these axes, fsdp taking the rest, and list the fastest first.
+        operations: Number of the dearest operations to list, with their source lines (TPUs).
+        against: Compare with an earlier plan, a file written with --json.
         as_json: Print one JSON object.
     """
     import jax
 
+    from gram_jax.files import read_json
     from gram_jax.plan.command import PlanOptions, run_plan
-    from gram_jax.plan.report import plan_heading, plan_tables, plan_values
+    from gram_jax.plan.report import compared, plan_heading, plan_tables, plan_values
     from gram_jax.plan.topology import read_topology
     from gram_jax.recipes.reading import read_recipe
 
+    old = None if against is None else read_json(against)
     wanted = read_topology(topology, slices)
     if wanted.chip is not None:
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
     log_to(Console(stderr=True))
-    options = PlanOptions(model_config, score, pairs, slots, search, advice)
+    options = PlanOptions(model_config, score, pairs, slots, search, search_mesh, advice)
     found, hint = run_plan(read_recipe(recipe, overrides or []), wanted, options)
     if as_json:
         print(json.dumps(plan_values(found) | {"advice": hint}, indent=2))
@@ -215,8 +223,10 @@ def plan(
         console = Console()
         console.heading(plan_heading(found))
         console.say(", ".join(f"{name} {value}" for name, value in found.program.settings.items()))
-        for table in plan_tables(found):
+        for table in plan_tables(found, dearest=operations or 0):
             console.table(*table)
+        if old is not None and found.fit.fits:
+            console.table(*compared(old, plan_values(found)))
         if hint:
             console.say(hint)
     return 0 if found.fit.fits else 1

@@ -69,13 +69,14 @@ class ProcessPool:
 
     def _apply(self, argument: Any) -> Any:
         worker = self._idle.get()
-        _send(worker, argument)
         assert worker.stdout is not None
         try:
+            _send(worker, argument)
             result, error = pickle.load(worker.stdout)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):
             raise _ended(worker) from None
-        self._idle.put(worker)
+        finally:
+            self._idle.put(worker)
         if error is not None:
             raise error
         return result
@@ -85,11 +86,9 @@ class ProcessPool:
 
     def __exit__(self, kind: type | None, error: object, where: TracebackType | None) -> None:
         for worker in self._workers:
-            if kind is not None:
-                worker.kill()
+            worker.kill()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
-            worker.kill()
             worker.communicate()
 
 

@@ -12,6 +12,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.layer import cast_and_gather, layer, rms_norm
 from gram_jax.model.layer_types import layer_variants
+from gram_jax.model.matmul import PRODUCT
 from gram_jax.tree import Tree
 
 
@@ -64,10 +65,7 @@ def _with_remat(step: Callable, execution: Execution) -> Callable:
     policies = jax.checkpoint_policies
     policy = {
         "none": _keep_all_but_casts,
-        "dots": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable,
-            policies.save_only_these_names(ATTENTION_OUTPUT),
-        ),
+        "dots": policies.save_only_these_names(PRODUCT, ATTENTION_OUTPUT),
         "full": policies.nothing_saveable,
     }[execution.remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)

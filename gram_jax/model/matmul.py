@@ -1,19 +1,23 @@
 """Matrix products: that of the layers, with its backward pass written out, and einsum with f32 accumulation."""
 
-import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
+
+# The checkpoint name of a product, which remat = "dots" keeps. JAX's own policies look into `platform_dependent` and
+# keep the product of every branch, in f32 zeros on the other platforms; into a custom_vjp they do not look.
+PRODUCT = "product"
 
 
 def matmul(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
     """x [B, T, in...] times w [in..., out...], over `contracted` dimensions: [B, T, out...], x's dtype."""
-    ins, outs = w.shape[:contracted], w.shape[contracted:]
-    flat = _matmul(x.reshape(*x.shape[:2], -1), w.reshape(math.prod(ins), math.prod(outs)))
-    return flat.reshape(*x.shape[:2], *outs)
+    # Not flattened to matrices: a TPU's compiler then reads heads that attention returns as [B, N, T, H] as they are;
+    # before a reshape to [B, T, N H] it writes a transposed copy.
+    return checkpoint_name(_matmul(contracted, x, w), PRODUCT)
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -23,19 +27,21 @@ def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return _dot(x, w, ((2,), (0,)))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul(contracted: int, x: jax.Array, w: jax.Array) -> jax.Array:
+    return _dot(x, w, _dims(2, contracted), _dims(0, contracted))
 
 
-def _forward(x: Any, w: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
+def _forward(
+    contracted: int, x: Any, w: Any
+) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
     # A frozen matrix (the base of a LoRA) has no gradient, so x is not kept.
     kept = x.value if w.perturbed else None
-    return _dot(x.value, w.value, ((2,), (0,))), (kept, w.value)
+    return _matmul(contracted, x.value, w.value), (kept, w.value)
 
 
 def _backward(
-    saved: tuple[jax.Array | None, jax.Array], d_y: jax.Array
+    contracted: int, saved: tuple[jax.Array | None, jax.Array], d_y: jax.Array
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Computes x^T d_y in the layout of w.
 
@@ -45,18 +51,24 @@ def _backward(
     if isinstance(d_y, SymbolicZero):
         return None, None
     x, w = saved
-    d_w = None if x is None else _dot(x, d_y, ((0, 1), (0, 1)))
-    return _dot(d_y, w, ((2,), (1,))), d_w
+    d_w = None if x is None else _dot(x, d_y, (0, 1), (0, 1))
+    outs = w.ndim - contracted
+    return _dot(d_y, w, _dims(2, outs), _dims(contracted, outs)), d_w
 
 
 _matmul.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _dot(a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
+def _dims(first: int, count: int) -> tuple[int, ...]:
+    return tuple(range(first, first + count))
+
+
+def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
     # No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands.
+    dims = ((of_a, of_b), ((), ()))
     if a.dtype == jnp.float32:
-        return jax.lax.dot_general(a, b, (axes, ((), ())), precision="highest")
-    plain = partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())), precision="default")
+        return jax.lax.dot_general(a, b, dims, precision="highest")
+    plain = partial(jax.lax.dot_general, dimension_numbers=dims, precision="default")
 
     def summed_in_float32(a: jax.Array, b: jax.Array) -> jax.Array:
         # JAX 0.10 on a CPU multiplies bfloat16 as float32 unless the sum is requested in float32: 1024 x 576 times

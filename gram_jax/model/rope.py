@@ -113,9 +113,54 @@ def rope_angles(positions: jax.Array, cfg: ModelConfig, layer_type: LayerType = 
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
-    """The heads x [B, T, N, H] rotated by their positions' angles, in x's dtype; dimensions without an angle stay."""
+    """The heads x [B, T, N, H] rotated by their positions' angles, in x's dtype; computed in f32.
+
+    Dimensions without an angle stay.
+    """
     if (rotated := 2 * rope[0].shape[-1]) < x.shape[-1]:
         return jnp.concatenate([apply_rope(x[..., :rotated], rope), x[..., rotated:]], -1)
-    cos, sin = (part[:, :, None, :] for part in rope)
+    return _rotate(x, *rope)
+
+
+@jax.custom_vjp
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jax.lax.platform_dependent(
+        x, cos, sin, tpu=rotate_by_permutation, default=rotate_by_halves
+    )
+
+
+def _rotate_forward(
+    x: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rotate(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(
+    rope: Rope, d_y: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    cos, sin = rope
+    return _rotate(d_y, cos, -sin), None, None
+
+
+_rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def rotate_by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x [B, T, N, H] rotated; cos, sin: f32 [B, T, 1, H/2]."""
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
+
+
+def rotate_by_permutation(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The same: a product with a signed permutation gives (-high, low) without rounding.
+
+    A TPU pads halves of 64 lanes to 128, writes both in f32 and joins them in another pass.
+    """
+    unit = jnp.eye(x.shape[-1] // 2, dtype=x.dtype)
+    zero = jnp.zeros_like(unit)
+    turn = jnp.block([[zero, unit], [-unit, zero]])
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    turned = jnp.einsum("btnh,hg->btng", x, turn, precision=precision)
+    cos, sin = (jnp.concatenate([part, part], -1) for part in (cos, sin))
+    return (x.astype(jnp.float32) * cos + turned.astype(jnp.float32) * sin).astype(x.dtype)

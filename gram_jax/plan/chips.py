@@ -11,7 +11,7 @@ class Chip:
     """One chip, dense peaks. Bandwidths are bytes per second; those of links count one direction.
 
     memory: bytes that a program may use, by the compiler's own limit; devices: JAX devices of the chip; links: number
-    of neighbours it is wired to (0: a switch).
+    of neighbours it is wired to (0: a switch); clock: cycles a second of the compiler's estimates, None if unknown.
     """
 
     name: str
@@ -24,19 +24,28 @@ class Chip:
     link_bandwidth: float  # of one link; of all together if there is a switch
     network_bandwidth: float  # of one chip's share of its machine, to other slices or machines
     devices: int = 1
+    clock: float | None = None
 
 
 # TPUs: cloud.google.com/tpu/docs, pages v5e, v5p, v6e and tpu7x. "Bidirectional ICI bandwidth" there
 # counts both directions of all links of a chip: 400, 1200, 800 and 1200 GB/s. The network is the
 # pages' Gbit/s of a pod over its chips (v5e 6.4 T / 256, v6e 25.6 T / 256) or of a chip (50, 100).
-# `memory` is what libtpu 0.0.42 names in its message when a program is too large.
+# `memory` is what libtpu 0.0.42 names in its message when a program is too large. `clock` is the peak over the flops
+# of a cycle: four matrix units of 128 x 128 on v5e, eight on v5p; for v6e, whose estimates reach 455,881 flops a
+# cycle, two of 256 x 256 are assumed.
 # GPUs: NVIDIA's data sheets (SXM; 900 GB/s of NVLink are 450 in one direction; a 400 Gbit/s card for
 # each). RTX 4090: PCIe 4.0 x16, bf16 with f32 sums. `memory`: what CUDA reports less 0.6 GiB
 # for its context; JAX takes three quarters of it unless XLA_PYTHON_CLIENT_MEM_FRACTION is larger.
 _CHIPS = (
-    Chip("v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819e9, 4, 50e9, 3.125e9),
-    Chip("v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765e9, 6, 100e9, 6.25e9),
-    Chip("v6e", "tpu", 918e12, 918e12 / 6, int(31.25 * GIB), 1638e9, 4, 100e9, 12.5e9),
+    Chip(
+        "v5e", "tpu", 197e12, 197e12 / 6, int(15.75 * GIB), 819e9, 4, 50e9, 3.125e9, clock=1.503e9
+    ),
+    Chip(
+        "v5p", "tpu", 459e12, 459e12 / 6, int(95.74 * GIB), 2765e9, 6, 100e9, 6.25e9, clock=1.75e9
+    ),
+    Chip(
+        "v6e", "tpu", 918e12, 918e12 / 6, int(31.25 * GIB), 1638e9, 4, 100e9, 12.5e9, clock=1.751e9
+    ),
     Chip("tpu7x", "tpu", 2307e12, 2307e12 / 6, int(189.5 * GIB), 7380e9, 6, 100e9, 12.5e9, 2),
     Chip("h100", "cuda", 989e12, 67e12, int(78.5 * GIB), 3350e9, 0, 450e9, 50e9),
     Chip("h200", "cuda", 989e12, 67e12, int(139.2 * GIB), 4800e9, 0, 450e9, 50e9),

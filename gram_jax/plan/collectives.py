@@ -1,7 +1,7 @@
 """Collectives of a compiled program, read from its HLO text: their number and bytes.
 
 A scanned layer is written once and runs many times, so collectives in a loop count by its trips; of a conditional, the
-branch with the most traffic counts. A start and its done are one collective.
+branch with the most traffic counts. A start and its done are one collective, also if a loop runs in between.
 """
 
 import math
@@ -12,6 +12,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
+from gram_jax.plan.hlo import HloModule, Instruction
 
 KINDS = (
     "all-gather",
@@ -27,16 +29,8 @@ KINDS = (
 SCATTERED = "all-reduce-scatter"
 PIECE = "piece"
 
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*->.*\{$")
-# NAME = TYPE OPCODE(OPERANDS), ATTRIBUTES. Types have brackets too, but none directly after a word.
-_INSTRUCTION = re.compile(
-    r" +(?:ROOT )?%?([\w.\-]+) = (\S.*?) ([a-z][a-z0-9\-]*)\((.*?)\)(?:, (\w+=.*))?$"
-)
-_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|true_computation|"
-                     r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")  # fmt: skip
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+([0-9]+)[a-z0-9]*)\[([0-9,]*)\]")
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"\b(?:replica_groups|source_target_pairs)=(\{(?:\{[0-9,]*\},?)*\}|\[[^ ]*)")
 _IOTA = re.compile(r"\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
@@ -62,47 +56,12 @@ class Traffic:
         return Traffic(*(value * trips for value in astuple(self)))
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """A line of HLO."""
-
-    type: str
-    opcode: str
-    operands: str
-    attributes: str
-
-    @property
-    def called(self) -> list[tuple[str, str]]:
-        """(role, computation) of every computation that it runs."""
-        found = _CALLED.findall(self.attributes)
-        return [(role, name) for role, names in found for name in re.findall(r"[\w.\-]+", names)]
-
-
-def parse_hlo(hlo: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(computations by name, each with its instructions by name; the entry's name).
-
-    Raises ValueError for an instruction of an unknown form.
-    """
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, here = "", {}
-    for line in re.sub(r"/\*[^*]*\*/", "", hlo).splitlines():
-        if head := _COMPUTATION.match(line):
-            here = computations.setdefault(head[2], {})
-            entry = head[2] if head[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            name, *parts = found.groups("")
-            here[name] = Instruction(*parts)
-        elif re.match(r" +(?:ROOT )?%?[\w.\-]+ = ", line):
-            raise ValueError(f"unknown form of an instruction: {line[:200]}")
-    return computations, entry
-
-
-def collectives(hlo: str, slices: Sequence[int] = ()) -> dict[str, Traffic]:
+def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traffic]:
     """Traffic of one run of a program by kind of collective.
 
     slices: the slice of every device, in the order in which the program numbers them; () for one.
     """
-    computations, entry = parse_hlo(hlo)
+    computations = module.computations
 
     @cache
     def of(name: str) -> dict[Any, tuple[str, Traffic]]:
@@ -115,9 +74,11 @@ def collectives(hlo: str, slices: Sequence[int] = ()) -> dict[str, Traffic]:
                 traffic = _traffic(shown, this, computations[name], slices)
                 found[_key(label, kind, this)] = shown, traffic
             elif this.opcode == "while":
-                trips = _trips(this, computations)
+                trips = module.trips(this)
                 for key, (kind, traffic) in of(dict(this.called)["body"]).items():
-                    found[label, key] = kind, traffic.times(trips)
+                    # One that was started before the loop runs once, however many of its trips hold pieces of it.
+                    if key not in found:
+                        found[label, key] = kind, traffic.times(trips)
             elif this.opcode == "conditional":
                 branches = [of(called) for _, called in this.called]
                 most = max(branches, key=lambda b: sum(t.links + t.network for _, t in b.values()))
@@ -130,7 +91,7 @@ def collectives(hlo: str, slices: Sequence[int] = ()) -> dict[str, Traffic]:
         return found
 
     total: dict[str, Traffic] = {}
-    for kind, traffic in of(entry).values():
+    for kind, traffic in of(module.entry).values():
         total[kind] = total.get(kind, Traffic()) + traffic
     return total
 
@@ -147,18 +108,6 @@ def _key(label: str, kind: str, this: Instruction) -> tuple[Any, ...]:
     channel = re.search(r"channel_id=\d+", this.attributes)
     shape = tuple(_ARRAY.findall(this.type))  # without its layout, which differs between pieces
     return (PIECE, kind, shape, channel and channel[0], chain[0])
-
-
-def _trips(loop: Instruction, computations: Mapping[str, Mapping[str, Instruction]]) -> int:
-    """Number of trips of a loop: noted by XLA, else the only constant of its condition."""
-    if noted := _TRIPS.search(loop.attributes):
-        return int(noted[1])
-    limits = [
-        int(i.operands)
-        for i in computations[dict(loop.called)["condition"]].values()
-        if i.opcode == "constant" and re.fullmatch(r"[su]\d+\[\]\S*", i.type)
-    ]
-    return limits[0] if len(limits) == 1 else 1
 
 
 def _traffic(

@@ -13,8 +13,8 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.plan import ProgramPlan, make_plan, plan_training
 from gram_jax.plan.programs import PlanRequest, scoring_program
-from gram_jax.plan.report import does_not_fit
-from gram_jax.plan.search import largest_batch, what_would_fit
+from gram_jax.plan.report import does_not_fit, mesh_line
+from gram_jax.plan.search import fastest_meshes, largest_batch, what_would_fit
 from gram_jax.plan.topology import Topology, make_target
 from gram_jax.recipes.tables import Recipe
 
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PlanOptions:
     """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call. slots: number
-    of examples that a packed row may hold. search: for the largest batch. advise: look for changes that would fit.
+    of examples that a packed row may hold. search: for the largest batch. search_mesh: for the fastest sizes of these
+    axes. advise: look for changes that would fit.
     """
 
     model_config: str | None = None
@@ -32,6 +33,7 @@ class PlanOptions:
     pairs: int | None = None
     slots: int | None = None
     search: bool = False
+    search_mesh: tuple[str, ...] = ()
     advise: bool = False
 
 
@@ -39,8 +41,12 @@ def run_plan(
     recipe: Recipe, topology: Topology, options: PlanOptions
 ) -> tuple[ProgramPlan, str | None]:
     """The plan and advice about it, if any. Raises RecipeError for options that contradict the program."""
-    if options.search and options.score:
-        raise RecipeError("--search looks for batch.batch_size of training: leave --score out")
+    if options.score and (options.search or options.search_mesh):
+        raise RecipeError("--search and --search-mesh are of training: leave --score out")
+    if options.search and options.search_mesh:
+        raise RecipeError(
+            "--search changes the batch and --search-mesh compares meshes at one batch: give one of them"
+        )
     if options.pairs is not None and not options.score:
         raise RecipeError("--pairs is of a scoring call: give --score with it")
     unpacked = recipe.stage == "pretrain" or not recipe.batch.packing
@@ -67,6 +73,11 @@ def run_plan(
             f"Largest that fits, within a quarter: --set batch.batch_size={chosen.batch.batch_size} "
             f"--set execution.remat={chosen.execution.remat}"
         )
+    if options.search_mesh:
+        plans = fastest_meshes(request, options.search_mesh)
+        if not plans:
+            raise RecipeError("--search-mesh: no mesh divides the model and the batch")
+        return plans[0], "\n".join(["Meshes, the fastest first:", *map(mesh_line, plans)])
     plan = plan_training(request)
     if options.search:
         return plan, "Not even the smallest batch fits with everything recomputed"

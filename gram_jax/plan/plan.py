@@ -4,15 +4,17 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from gram_jax.errors import is_out_of_memory
-from gram_jax.plan.chips import link_bandwidth
+from gram_jax.plan.chips import Chip, link_bandwidth
 from gram_jax.plan.collectives import Traffic, collectives
+from gram_jax.plan.cycles import HEAD, PRODUCTS, Operation, operations, pallas_calls
+from gram_jax.plan.hlo import parse_hlo
 from gram_jax.plan.programs import PlanRequest, Program, training_program
 from gram_jax.plan.topology import PlanTarget
 from gram_jax.training.compiling import memory_of
@@ -45,12 +47,46 @@ class MemoryFit:
         return compiled and (self.capacity is None or self.needed <= self.capacity)
 
 
+# Share of the bf16 peak at which attention's kernels are assumed to run.
+KERNEL_EFFICIENCY = 0.5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of a step on one device, forecast from the compiler's schedule. Seconds.
+
+    operations: the dearest first. by_kind: sums of their times (KINDS in plan/cycles.py). kernels: attention's kernels,
+    which the compiler does not estimate, at KERNEL_EFFICIENCY. links: bytes of collectives at full speed.
+    products_efficiency: of the layers' products, with those that are recomputed, as a share of the peak. efficiency: of
+    the layers' model FLOPs in all time but the head's.
+    """
+
+    operations: tuple[Operation, ...]
+    by_kind: Mapping[str, float]
+    kernels: float
+    links: float
+    products_efficiency: float
+    efficiency: float
+
+    @property
+    def compiled(self) -> float:
+        """The compiler's own sum."""
+        return sum(self.by_kind.values())
+
+    @property
+    def forecast(self) -> tuple[float, float]:
+        """(if all collectives run beside other work, if none does)."""
+        least = self.compiled + self.kernels
+        return least, least + self.links
+
+
 @dataclass(frozen=True)
 class ProgramPlan:
     """What compiling reports about a program; gram_jax/plan/report.py renders it.
 
     donated: number of arguments that the results overwrite. seconds: lower bounds of a step by resource, {} if the chip
-    is not known. compile_seconds: with tracing.
+    is not known. estimate: None of other compilers than libtpu. compiled: the program itself, None if it does not fit.
+    compile_seconds: with tracing.
     """
 
     program: Program
@@ -59,8 +95,10 @@ class ProgramPlan:
     donated: int
     traffic: Mapping[str, Traffic]
     seconds: Mapping[str, float]
+    estimate: Estimate | None
     compile_seconds: float
     hlo: str = field(repr=False)
+    compiled: Any = field(repr=False)
 
     @property
     def bound(self) -> str | None:
@@ -86,9 +124,15 @@ def make_plan(program: Program, target: PlanTarget) -> ProgramPlan:
     compiled, fit = _compile(program, target.capacity)
     took = time.perf_counter() - start
     hlo = "" if compiled is None else compiled.as_text()
-    traffic = collectives(hlo, target.slices) if hlo else {}
+    parsed = parse_hlo(hlo)
+    traffic = collectives(parsed, target.slices) if hlo else {}
     seconds = _bounds(program, target, fit, traffic) if hlo else {}
-    return ProgramPlan(program, target, fit, donated_leaves(hlo), traffic, seconds, took, hlo)
+    kernels = pallas_calls(parsed) > 0
+    estimate = _estimate(program, target, operations(parsed), seconds, kernels=kernels)
+    donated = donated_leaves(hlo)
+    return ProgramPlan(
+        program, target, fit, donated, traffic, seconds, estimate, took, hlo, compiled
+    )
 
 
 def _compile(program: Program, capacity: int | None) -> tuple[Any, MemoryFit]:
@@ -147,8 +191,7 @@ def _bounds(
     chip = target.chip
     if chip is None:
         return {}
-    f32 = program.settings["compute_dtype"] == "float32"
-    peak = (chip.f32_flops if f32 else chip.bf16_flops) / chip.devices
+    peak = _peak(program, chip)
     moved = fit.arguments + fit.results + fit.donated + program.weight_reads
     found = {
         "compute": program.flops.needed / target.placement.mesh.size / peak,
@@ -161,3 +204,37 @@ def _bounds(
     if network := sum(t.network for t in traffic.values()):
         found["network"] = network / (chip.network_bandwidth / chip.devices)
     return found
+
+
+def _peak(program: Program, chip: Chip) -> float:
+    """FLOP/s of one device in the program's compute type."""
+    f32 = program.settings["compute_dtype"] == "float32"
+    return (chip.f32_flops if f32 else chip.bf16_flops) / chip.devices
+
+
+def _estimate(
+    program: Program,
+    target: PlanTarget,
+    found: Sequence[Operation],
+    bounds: Mapping[str, float],
+    *,
+    kernels: bool,
+) -> Estimate | None:
+    chip = target.chip
+    if chip is None or chip.clock is None or not found:
+        return None
+    by_kind: dict[str, float] = {}
+    for one in found:
+        by_kind[one.kind] = by_kind.get(one.kind, 0.0) + one.cycles / chip.clock
+    rate = target.placement.mesh.size * _peak(program, chip)
+    layers, total = program.flops.layers / rate, sum(by_kind.values())
+    executed = layers * (4 / 3 if program.settings.get("remat") == "full" else 1)
+    attention = program.flops.attention * program.kernel_passes / rate
+    return Estimate(
+        tuple(found),
+        by_kind,
+        kernels=attention / KERNEL_EFFICIENCY if kernels else 0.0,
+        links=bounds.get("interconnect", 0.0) + bounds.get("network", 0.0),
+        products_efficiency=executed / by_kind[PRODUCTS] if PRODUCTS in by_kind else 0.0,
+        efficiency=layers / (total - by_kind.get(HEAD, 0.0)),
+    )

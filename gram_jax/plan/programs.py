@@ -48,6 +48,7 @@ class Program:
 
     lower: returns it lowered. arguments: its arguments as shapes with shardings. tokens: positions over all devices.
     weight_reads: bytes of weights that a device reads besides its arguments. state_leaves: arrays of the state.
+    kernel_passes: FLOPs of attention's kernels as a multiple of `flops.attention`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Program:
     flops: Flops
     weight_reads: float = 0.0
     state_leaves: int = 0
+    kernel_passes: float = 1.0
 
 
 def training_program(
@@ -75,6 +77,7 @@ def training_program(
     accumulation = change.get(
         "batch.gradient_accumulation_steps", batch.gradient_accumulation_steps
     )
+    remat = change.get("execution.remat", recipe.execution.remat)
     if problem := check_rows(batch.batch_size, accumulation, placement.batch_shards):
         raise RecipeError(problem)
     if batch.max_length % mesh["sequence"]:
@@ -102,7 +105,7 @@ def training_program(
             "batch_size": batch.batch_size,
             "max_length": batch.max_length,
             "gradient_accumulation_steps": accumulation,
-            "remat": change.get("execution.remat", recipe.execution.remat),
+            "remat": remat,
             "attention": recipe.execution.attention,
             "compute_dtype": compute_dtype,
             "param_dtype": recipe.model.param_dtype,
@@ -112,6 +115,9 @@ def training_program(
         flops=training_flops(recipe, cfg),
         weight_reads=2 * accumulation * layer_bytes,
         state_leaves=len(jax.tree.leaves(state)),
+        # Splash: two products forward, three for the gradient of q and four for those of k and v; flops.attention has
+        # three times the forward pass, a recomputed one not included.
+        kernel_passes=(2 + 3 + 4 + (2 if remat == "full" else 0)) / 6,
     )
 
 

@@ -1,11 +1,13 @@
 """A plan as tables, and as plain values for other programs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from gram_jax.errors import RecipeError
 from gram_jax.formatting import format_bytes, format_count, format_seconds
-from gram_jax.plan.plan import MemoryFit, ProgramPlan
+from gram_jax.plan.cycles import KINDS
+from gram_jax.plan.plan import KERNEL_EFFICIENCY, MemoryFit, ProgramPlan
 from gram_jax.plan.topology import PlanTarget
 
 BOUNDS = {
@@ -29,8 +31,23 @@ def mesh_sizes(target: PlanTarget) -> dict[str, int]:
     return {name: size for name, size in target.placement.mesh.shape.items() if size > 1}
 
 
-def plan_tables(plan: ProgramPlan) -> Iterator[PlanTable]:
-    """Memory; and of a program that fits, collectives and work."""
+def mesh_line(plan: ProgramPlan) -> str:
+    """Mesh, time, memory and collectives of one plan, for a list of several."""
+    name = " x ".join(f"{axis} {size}" for axis, size in mesh_sizes(plan.target).items())
+    if not plan.fit.fits:
+        return f"  {name}: {does_not_fit(plan.fit)}"
+    moved = format_bytes(sum(t.links + t.network for t in plan.traffic.values()))
+    parts = [f"{format_bytes(plan.fit.needed)} of memory", f"{moved} by collectives"]
+    if plan.estimate is not None:
+        least, most = plan.estimate.forecast
+        parts.insert(0, f"{_ms(least)} to {_ms(most)} by the compiler's estimate")
+    elif plan.bound:
+        parts.insert(0, f"at least {_ms(plan.seconds[plan.bound])} ({plan.bound})")
+    return f"  {name}: {', '.join(parts)}"
+
+
+def plan_tables(plan: ProgramPlan, *, dearest: int = 0) -> Iterator[PlanTable]:
+    """Memory; and of a program that fits, collectives, work, the compiler's estimate and its `dearest` operations."""
     yield "memory of a device", ("", ""), memory_rows(plan)
     if not plan.fit.fits:
         return
@@ -42,6 +59,81 @@ def plan_tables(plan: ProgramPlan) -> Iterator[PlanTable]:
         ]
         yield "", columns, rows
     yield "work", ("", ""), work_rows(plan)
+    if plan.estimate is None:
+        return
+    yield "time by the compiler's estimate, nothing was run", ("", "", ""), estimate_rows(plan)
+    if dearest:
+        columns = ("dearest operations", "runs", "kind", "line", "result")
+        rows = [
+            (_ms(one.cycles / clock_of(plan)), one.runs, one.kind, one.place, one.type[:40])
+            for one in plan.estimate.operations[:dearest]
+        ]
+        yield "", columns, rows
+
+
+def clock_of(plan: ProgramPlan) -> float:
+    """Cycles a second of the estimate."""
+    assert plan.target.chip is not None and plan.target.chip.clock is not None
+    return plan.target.chip.clock
+
+
+def estimate_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
+    """Time by kind of work, efficiency, and a forecast with what it assumes."""
+    found = plan.estimate
+    if found is None:
+        return []
+    rows = [
+        (kind, _ms(found.by_kind[kind]), f"{found.by_kind[kind] / found.compiled:.0%}")
+        for kind in KINDS
+        if kind in found.by_kind
+    ]
+    least, most = found.forecast
+    return [
+        *rows,
+        ("sum, without collectives and attention's kernels", _ms(found.compiled), ""),
+        ("efficiency of the layers' products", "", f"{found.products_efficiency:.0%}"),
+        ("efficiency of all but the head (model FLOPs)", "", f"{found.efficiency:.0%}"),
+        (f"attention's kernels, at {KERNEL_EFFICIENCY:.0%} of the peak", _ms(found.kernels), ""),
+        ("collectives, at full link speed", _ms(found.links), ""),
+        ("forecast, if all collectives are hidden", _ms(least), ""),
+        ("forecast, if none is", _ms(most), ""),
+    ]
+
+
+def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> PlanTable:
+    """Memory, collectives and times of two plans (plan_values), with the change.
+
+    Raises RecipeError if one of them has another form.
+    """
+    try:
+        rows = [
+            (label, show(a), show(b), f"{b / a - 1:+.1%}" if a else "")
+            for (label, show, a), (_, _, b) in zip(_figures(old), _figures(new), strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"--against: expected the output of gram-jax plan --json of a program that fits; missing: {error}"
+        ) from error
+    return "compared", ("", "before", "now", "change"), rows
+
+
+def _figures(plan: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[float], str], float]]:
+    memory, traffic = plan["memory"], plan["collectives"].values()
+    for name in ("arguments", "temporaries", "needed"):
+        yield name, format_bytes, memory[name] or 0
+    yield "collectives, calls", "{:,.0f}".format, sum(t["count"] for t in traffic)
+    moved = sum(t["links"] + t["network"] for t in traffic)
+    yield "collectives, received", format_bytes, moved
+    times = plan["estimate"] or {"by_kind": {}, "forecast": (0, 0)}
+    for kind in KINDS:
+        yield kind, _ms, times["by_kind"].get(kind, 0)
+    yield "sum of these", _ms, sum(times["by_kind"].values())
+    yield "forecast, collectives hidden", _ms, times["forecast"][0]
+    yield "forecast, none hidden", _ms, times["forecast"][1]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
 
 
 def memory_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
@@ -111,6 +203,30 @@ def plan_values(plan: ProgramPlan) -> dict[str, Any]:
         "flops": asdict(program.flops) | {"model": program.flops.model},
         "seconds": dict(plan.seconds),
         "bound": plan.bound,
+        "estimate": estimate_values(plan),
         "tokens_per_second": plan.tokens_per_second,
         "compile_seconds": plan.compile_seconds,
+    }
+
+
+def estimate_values(plan: ProgramPlan) -> dict[str, Any] | None:
+    """The estimate for JSON: seconds, and the operations that take 99 % of them."""
+    found = plan.estimate
+    if found is None:
+        return None
+    shown, left = [], 0.99 * sum(one.cycles for one in found.operations)
+    for one in found.operations:
+        if left <= 0:
+            break
+        shown.append(asdict(one))
+        left -= one.cycles
+    return {
+        "by_kind": dict(found.by_kind),
+        "compiled": found.compiled,
+        "kernels": found.kernels,
+        "links": found.links,
+        "forecast": list(found.forecast),
+        "products_efficiency": found.products_efficiency,
+        "efficiency": found.efficiency,
+        "operations": shown,
     }

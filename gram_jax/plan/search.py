@@ -1,15 +1,22 @@
-"""Changes to a recipe that make it fit, and the largest batch that fits."""
+"""Changes to a recipe that make it fit, the largest batch that fits, and the fastest mesh."""
 
+import itertools
 import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from gram_jax.errors import RecipeError
 from gram_jax.plan.plan import ProgramPlan, plan_training
 from gram_jax.plan.programs import PlanRequest
+from gram_jax.plan.topology import make_target
+from gram_jax.sharding import MESH_AXES
 from gram_jax.training.program import memory_saving_changes
 
 logger = logging.getLogger(__name__)
 
 REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed
+WIDEST_AXIS = 8  # of a searched axis
 # Rows of one micro-batch on one device, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...
 SIZES = sorted({1, 2, 3} | {quarters << power for quarters in (4, 5, 6, 7) for power in range(14)})
 
@@ -61,6 +68,42 @@ def largest_batch(request: PlanRequest) -> tuple[PlanRequest, ProgramPlan] | Non
         middle = (low + high) // 2
         low, high = (middle, high) if attempt(middle, "full") else (low, middle)
     return next(tried[low, remat] for remat in REMATS if attempt(low, remat))
+
+
+def fastest_meshes(request: PlanRequest, axes: Sequence[str]) -> list[ProgramPlan]:
+    """Plans of the same step on every mesh of the topology that the model and the batch allow, the fastest first.
+
+    axes: may have sizes of 1, 2, 4 ... WIDEST_AXIS; fsdp has the remaining devices, other axes 1. The time is that of
+    `step_seconds`; plans that do not fit come last.
+    """
+    topology, mesh = request.target.topology, request.recipe.mesh
+    devices = request.target.placement.mesh.size // math.prod(mesh.dcn_sizes.values())
+    plans = []
+    for sizes in _meshes(devices, axes):
+        recipe = replace(request.recipe, mesh=replace(mesh, **sizes))
+        try:
+            target = make_target(topology, recipe)
+            plan = plan_training(replace(request, recipe=recipe, target=target))
+        except RecipeError as error:
+            logger.info("%s: %s", sizes, str(error).splitlines()[0])
+            continue
+        plans.append(plan)
+    return sorted(plans, key=lambda plan: (not plan.fit.fits, step_seconds(plan) or 0.0))
+
+
+def step_seconds(plan: ProgramPlan) -> float | None:
+    """The forecast if no collective is hidden; without an estimate the largest bound, None if there is none."""
+    if plan.estimate is not None:
+        return plan.estimate.forecast[1]
+    return plan.seconds[plan.bound] if plan.bound else None
+
+
+def _meshes(devices: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
+    powers = [2**n for n in range(WIDEST_AXIS.bit_length())]
+    for chosen in itertools.product(powers, repeat=len(axes)):
+        if devices % math.prod(chosen) == 0:
+            rest = {"fsdp": devices // math.prod(chosen)}
+            yield dict.fromkeys(MESH_AXES, 1) | rest | dict(zip(axes, chosen, strict=True))
 
 
 def _most_rows(request: PlanRequest) -> int:

@@ -36,6 +36,7 @@ FREE_ON_RESUME: dict[type, tuple[str, ...]] = {
         "loss.loss_chunk_size",
         "execution.attention",
         "execution.remat",
+        "execution.compiler_options",
     ),
     RlRecipe: (*_FREE, "algorithm.gradient_accumulation_steps", "reward.num_devices"),
 }

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from gram_jax import tree
+from gram_jax.compiler import compiler_options
 from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import DataError, RecipeError
@@ -150,7 +151,10 @@ def set_up_rl(
         specs=specs,
         optimizer=optimizer,
         abstract=abstract,
-        token_stats=jax.jit(partial(token_stats, **options)),
+        token_stats=jax.jit(
+            partial(token_stats, **options),
+            compiler_options=compiler_options(place, recipe.execution.compiler_options),
+        ),
         update=_update_step(recipe, optimizer, abstract, place, options),
     )
 
@@ -233,6 +237,7 @@ def _update_step(
         place,
         microbatches=recipe.algorithm.gradient_accumulation_steps,
         max_skipped=0,
+        options=recipe.execution.compiler_options,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from gram_jax.compiler import with_compiler_options
 from gram_jax.errors import explain_out_of_memory
 from gram_jax.finite import check_finite
 from gram_jax.judge.encode import Encoded
@@ -32,6 +33,7 @@ CPU_TOKENS = {"prefix_shared": 8192, "padded": 1024}
 ACCELERATOR_TOKENS = 32768
 # A tree of all sequences of one response should rarely be cut: each part computes its prefix again.
 RANKING_TREE_TOKENS = 32768
+STATIC = ("cfg", "label_ids", "execution")  # arguments of both programs
 CALLS_IN_FLIGHT = 4  # calls dispatched before the first result is fetched
 
 
@@ -112,13 +114,13 @@ class ScoringEngine:
             if self.method == "padded":
                 for length in self.lengths:
                     batch = self._empty_pairs(length)
-                    jax.block_until_ready(self._run(padded_logits, batch))
+                    jax.block_until_ready(self._run(self._padded, batch))
             shapes = [self.pair_shape] * (self.method == "prefix_shared")
             # A single token, so that running takes no longer than compiling.
             token = Encoded(np.zeros(1, np.int32), np.zeros(1, np.float32))
             for shape in shapes + [self.ranking_shape] * rankings:
                 (call,) = lay_out([token], shape, self._shards, paired=False)
-                program = partial(prefix_tree_logits, shape=shape)
+                program = partial(self._tree, shape=shape)
                 jax.block_until_ready(self._run(program, call.batch))
 
     def padded_program(self, length: int) -> tuple[Any, tuple[Any, ...]]:
@@ -131,11 +133,19 @@ class ScoringEngine:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             self._empty_pairs(length),
         )
-        return padded_logits, (self.params, self.cfg, batch, self.label_ids, self.execution)
+        return self._padded, (self.params, self.cfg, batch, self.label_ids, self.execution)
 
     def pairs_per_call(self, length: int) -> int:
         """Number of pairs of this padded length in a call: fixed, and a multiple of the mesh's batch shards."""
         return max(1, self.tokens_per_call // (2 * length)) * self._shards
+
+    @property
+    def _padded(self) -> Any:
+        return with_compiler_options(padded_logits, self.execution.placement, *STATIC)
+
+    @property
+    def _tree(self) -> Any:
+        return with_compiler_options(prefix_tree_logits, self.execution.placement, *STATIC, "shape")
 
     @property
     def _shards(self) -> int:
@@ -150,10 +160,10 @@ class ScoringEngine:
         """The program for these sequences, and its calls."""
         if paired and self.method == "padded":
             sizes = {length: self.pairs_per_call(length) for length in self.lengths}
-            return padded_logits, padded_calls(sequences, self.lengths, sizes)
+            return self._padded, padded_calls(sequences, self.lengths, sizes)
         shape = self.pair_shape if paired else self.ranking_shape
         calls = lay_out(sequences, shape, self._shards, paired=paired)
-        return partial(prefix_tree_logits, shape=shape), calls
+        return partial(self._tree, shape=shape), calls
 
     def _run(self, program: Callable[..., jax.Array], batch: Any) -> jax.Array:
         sharding = self.execution.placement.sharding("batch")

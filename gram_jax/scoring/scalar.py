@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gram_jax.batch import PairBatch, Sequences
+from gram_jax.compiler import with_compiler_options
 from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import JudgeError
 from gram_jax.finite import check_finite
@@ -130,10 +131,13 @@ class ScalarRewardModel(TextScorer):
 
     def _rewards(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros((len(texts), 1), np.float32)
+        program = with_compiler_options(
+            _scalar_rewards, self.execution.placement, "cfg", "execution"
+        )
         for indices, batch in padded_batches(
             texts, 1, list(self.rows_per_call), self.rows_per_call
         ):
-            rewards = _scalar_rewards(self.params, self.cfg, batch, self.execution)
+            rewards = program(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
         return check_finite(found[:, 0], "the rewards", "responses")
 

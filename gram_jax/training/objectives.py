@@ -29,7 +29,12 @@ def pretrain_objective(cfg: ModelConfig, execution: Execution, *, chunk_size: in
         hidden = hidden_states(params, cfg, batch.seqs, execution)
         head = linear_head(params, cfg)
         loss, count = next_token_nll(
-            hidden, head, batch.targets, batch.weights, chunk_size=chunk_size
+            hidden,
+            head,
+            batch.targets,
+            batch.weights,
+            chunk_size=chunk_size,
+            placement=execution.placement,
         )
         return loss, {"loss": (loss, count)}
 

@@ -44,6 +44,7 @@ def lower_step(
             "batch.gradient_accumulation_steps", recipe.batch.gradient_accumulation_steps
         ),
         max_skipped=recipe.run.max_skipped,
+        options=recipe.execution.compiler_options,
     )
     return step.lower(state, abstract_frozen(recipe, cfg, placement), batch)
 

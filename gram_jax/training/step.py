@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gram_jax import tree
+from gram_jax.compiler import Options, compiler_options
 from gram_jax.sharding import Placement
 from gram_jax.training.objectives import Metrics, Objective
 from gram_jax.training.state import TrainState
@@ -22,6 +23,7 @@ def make_train_step(
     *,
     microbatches: int,
     max_skipped: int,
+    options: Options | None = None,
 ) -> Any:
     """The jitted step: (state, frozen weights, batch) -> (state, metrics); the state is donated.
 
@@ -34,6 +36,8 @@ def make_train_step(
     A bad batch is skipped: weights and optimizer state keep every bit, and state.skipped counts it. After more than
     `max_skipped` in a row no batch changes the state, step number included, so the loop can read the metrics one step
     late and still has the last good state.
+
+    options: changes to the compiler's options for the chip.
     """
 
     def update(grads: Tree, params: Tree, opt_state: Any) -> tuple[Tree, Any]:
@@ -87,7 +91,12 @@ def make_train_step(
         metrics |= {name: (jnp.asarray(x, jnp.float32), one) for name, x in extra.items()}
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, placement.sharding()))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(state_shardings, placement.sharding()),
+        compiler_options=compiler_options(placement, options),
+    )
 
 
 def make_eval_step(objective: Objective, placement: Placement) -> Any:
@@ -96,7 +105,11 @@ def make_eval_step(objective: Objective, placement: Placement) -> Any:
     def step(params: Tree, frozen: Tree, batch: Any) -> Metrics:
         return objective(tree.merge(params, frozen), batch)[1]
 
-    return jax.jit(step, out_shardings=placement.sharding())
+    return jax.jit(
+        step,
+        out_shardings=placement.sharding(),
+        compiler_options=compiler_options(placement),
+    )
 
 
 def _over_microbatches(

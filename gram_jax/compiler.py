@@ -1,0 +1,48 @@
+"""Options of XLA's compiler by chip, with the reason for each; results change by rounding only."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import jax
+
+from gram_jax.sharding import Placement
+
+Options = Mapping[str, str | int | float | bool]
+
+# By JAX's name of the chip. docs/meshes.md has the measurements; all are compiler's estimates, nothing was run.
+OPTIONS: Mapping[str, Options] = {
+    # v6e. The default of 32 MiB makes products read their operands more often.
+    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": 65536},
+}
+
+
+def compiler_options(placement: Placement, changes: Options | None = None) -> dict[str, str]:
+    """The options for the chips of a mesh, with changes; {} on other platforms than TPUs.
+
+    changes: names of libtpu's options with values; an empty value removes an option of the table.
+    """
+    if placement.platform != "tpu":
+        return {}
+    kind = placement.mesh.devices.flat[0].device_kind
+    chosen = {**OPTIONS.get(kind, {}), **(changes or {})}
+    return {name: _text(value) for name, value in chosen.items() if value != ""}
+
+
+def with_compiler_options(
+    program: Callable[..., Any], placement: Placement, *static: str
+) -> Callable[..., Any]:
+    """A jitted program with static arguments `static`, compiled with the options for the chips of a mesh."""
+    options = compiler_options(placement)
+    return _jitted(program, static, tuple(options.items())) if options else program
+
+
+@cache
+def _jitted(
+    program: Callable[..., Any], static: tuple[str, ...], options: tuple[tuple[str, str], ...]
+) -> Callable[..., Any]:
+    return jax.jit(program, static_argnames=static, compiler_options=dict(options))
+
+
+def _text(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
