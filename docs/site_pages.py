@@ -26,7 +26,15 @@ PAGES = [
 API = {
     "scoring": (
         "Scoring and ranking",
-        ["Scorer", "load_judge", "PairScore", "score_pair", "PairBatch", "Sequences"],
+        [
+            "Scorer",
+            "load_judge",
+            "RemoteScorer",
+            "PairScore",
+            "score_pair",
+            "PairBatch",
+            "Sequences",
+        ],
     ),
     "judges": (
         "Judges and models",
@@ -73,7 +81,7 @@ API = {
                     "Checkpoint",
                     "DoesNotFit",
                     "NonFinite",
-                    "InUse",
+                    "Remote",
                     "Cluster",
                     "Stopped",
                     "MissingExtra",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.rewards.forms import RewardForm as RewardForm
     from gram_jax.scoring.pair import PairScore as PairScore
     from gram_jax.scoring.pair import score_pair as score_pair
+    from gram_jax.scoring.remote import RemoteScorer as RemoteScorer
     from gram_jax.scoring.scalar import load_judge as load_judge
     from gram_jax.scoring.scorer import Scorer as Scorer
     from gram_jax.sharding import Placement as Placement
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
 _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
     "load_judge": "gram_jax.scoring.scalar",
+    "RemoteScorer": "gram_jax.scoring.remote",
     "PairScore": "gram_jax.scoring.pair",
     "score_pair": "gram_jax.scoring.pair",
     "JudgeSpec": "gram_jax.judge.spec",

@@ -86,6 +86,10 @@ class StoppedError(GramError):
     status = 130
 
 
+class RemoteError(GramError):
+    """The server of a judge does not answer, or not as its protocol says."""
+
+
 class MissingExtraError(GramError):
     """An optional package is not installed; the message names its extra."""
 

@@ -77,6 +77,7 @@ THIRD_PARTIES = {
     "safetensors": {"interop.hf_files", "interop.hf_export", "interop.adapters"},
     "gguf": {"interop.gguf"},
     "fsspec": {"remote"},
+    "httpx": {"scoring.remote"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
         "serve.errors",

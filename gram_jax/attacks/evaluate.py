@@ -44,7 +44,7 @@ from gram_jax.scoring.results import (
     read_rows,
 )
 from gram_jax.scoring.rows import NumberedRecord, computed_by, score_records
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 FORMAT = 2
 CLEAN = "clean"
@@ -80,7 +80,7 @@ def choose_pairs(
 
 
 def run_attacks(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     pairs: Sequence[Comparison],
@@ -114,7 +114,7 @@ def run_attacks(
 
 
 def write_attack_shard(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     pairs: Sequence[Comparison],
@@ -134,7 +134,7 @@ def write_attack_shard(
 
 
 def _write_scores(
-    scorer: Judge,
+    scorer: TextScorer,
     about: JudgeResults,
     source: str,
     pairs: Sequence[Comparison],

@@ -293,6 +293,7 @@ def serve(
     from gram_jax.generation.greedy import MAX_NEW_TOKENS, GreedyResponses
     from gram_jax.interop.models import model_config
     from gram_jax.rewards.forms import RewardForm
+    from gram_jax.scoring.scalar import load_judge
     from gram_jax.serve.admission import Limits
     from gram_jax.serve.connections import ConnectionLimits
 
@@ -308,7 +309,7 @@ def serve(
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        judge.load(model),
+        load_judge(model, **judge.arguments()),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
+from gram_jax.errors import DataError
+
 if TYPE_CHECKING:
     from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.results import Shard
-    from gram_jax.scoring.scalar import Judge as LoadedJudge
+    from gram_jax.scoring.text_scorer import TextScorer
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
 RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
@@ -67,15 +69,32 @@ class JudgeOptions:
     tokens_per_call: Annotated[int | None, AtLeastOne] = None
     """Number of tokens that a device computes in one call; fewer need less memory."""
 
-    def arguments(self) -> dict[str, Any]:
-        """The options as arguments of Scorer.load."""
-        return vars(self) | {"spec": read_spec(self.spec)}
+    server: str | None = None
+    """URL of a server that has this judge; the model then gives specification and tokenizer only."""
+    protocol: Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"] = "gram"
+    """Protocol of the server (docs/scoring.md)."""
 
-    def load(self, model: str) -> "LoadedJudge":
-        """The judge."""
+    def arguments(self) -> dict[str, Any]:
+        """The options as arguments of Scorer.load. Raises DataError if --server is among them."""
+        if self.server is not None:
+            raise DataError("this command needs the weights of the judge: leave out --server")
+        options = vars(self) | {"spec": read_spec(self.spec)}
+        return {name: x for name, x in options.items() if name not in ("server", "protocol")}
+
+    def load(self, model: str) -> "TextScorer":
+        """The judge. Raises DataError if --server goes with an option of weights in this process."""
+        from gram_jax.scoring.remote import RemoteScorer
         from gram_jax.scoring.scalar import load_judge
 
-        return load_judge(model, **self.arguments())
+        if self.server is None:
+            return load_judge(model, **self.arguments())
+        if replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
+            raise DataError(
+                "--server loads no weights here: leave out the options of weights, types and tokens per call"
+            )
+        return RemoteScorer.load(
+            model, self.server, protocol=self.protocol, spec=read_spec(self.spec)
+        )
 
 
 @Parameter(name="*")

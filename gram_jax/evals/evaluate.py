@@ -22,7 +22,7 @@ from gram_jax.evals.scores import write_scores
 from gram_jax.files import write_json
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.scoring.results import OutputSink, Shard, WriteSummary
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ ATTACKS = "attack.json"  # of attacks/results.py; a folder has results of one ju
 
 
 def evaluate(
-    scorer: Judge,
+    scorer: TextScorer,
     sources: Sequence[str],
     *,
     model: str,
@@ -82,7 +82,7 @@ class EvaluationFolder:
     def __init__(
         self,
         folder: Path | None,
-        scorer: Judge,
+        scorer: TextScorer,
         model: str,
         *,
         overwrite: bool = False,

@@ -9,22 +9,22 @@ from gram_jax.evals.results import JudgeResults, JudgeSettings, read_judge
 from gram_jax.interop.models import load_model
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.scoring.fingerprint import weights_fingerprint
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.sharding import make_placement
 from gram_jax.version import installed_version
 
 
-def judge_results(scorer: Judge, model: str) -> JudgeResults:
+def judge_results(scorer: TextScorer, model: str) -> JudgeResults:
     """The header of this judge's results. model: its name."""
-    layers = scorer.params["layers"]
+    identity = scorer.identity
     return JudgeResults(
         gram_jax=installed_version(),
         model=model,
         judge=scorer.spec.hash,
-        fingerprint=weights_fingerprint(scorer.params),
+        fingerprint=identity.fingerprint,
         settings=JudgeSettings(
-            compute_dtype=scorer.execution.compute_dtype,
-            weights="int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype),
+            compute_dtype=identity.compute_dtype,
+            weights=identity.weights,
             max_length=scorer.spec.max_length,
             labels=", ".join(scorer.spec.labels),
         ),

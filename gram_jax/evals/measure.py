@@ -30,14 +30,14 @@ from gram_jax.evals.results import (
 )
 from gram_jax.evals.scores import OutputSink, rank_graded, score_pairs
 from gram_jax.judge.messages import render_turns, turns_of
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 WORST = 20
 POSITION_EDGES = np.linspace(-1, 1, 21)
 
 
 def measure(
-    scorer: Judge, model: str, data: EvalDataset, sink: OutputSink
+    scorer: TextScorer, model: str, data: EvalDataset, sink: OutputSink
 ) -> tuple[SourceResult, PairVerdicts]:
     """Score a data set; returns its metrics and the verdicts on its pairs."""
     if data.ranks:

@@ -12,7 +12,7 @@ from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of
 from gram_jax.evals.lengths import length_slope
 from gram_jax.evals.results import PairMetrics
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 # A probability within this distance of one half is a tie: scores are float32.
 RESOLUTION = 1e-7
@@ -53,7 +53,7 @@ class PairVerdicts(NamedTuple):
 
 
 def evaluate_pairs(
-    scorer: Judge,
+    scorer: TextScorer,
     records: Iterable[Comparison],
     *,
     progress: Callable[[int], None] = lambda count: None,

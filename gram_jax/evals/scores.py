@@ -24,7 +24,7 @@ from gram_jax.scoring.rows import (
     row_start,
     score_records,
 )
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ WINDOW = 4096  # maximum number of pairs or rankings at a time
 
 
 def score_pairs(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     records: Sequence[Comparison],
@@ -45,7 +45,7 @@ def score_pairs(
 
 
 def rank_graded(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     records: Sequence[Candidates],
@@ -65,7 +65,7 @@ def rank_graded(
 
 
 def write_scores(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     records: Sequence[Any],
@@ -87,7 +87,7 @@ def write_scores(
     )
 
 
-def _task(scorer: Judge, ranked: bool) -> RowTask:
+def _task(scorer: TextScorer, ranked: bool) -> RowTask:
     if ranked:
         rows = partial(_ranking_rows, scorer)
         return RowTask(rows, lambda record: len(record.responses) ** 2, WINDOW)
@@ -95,7 +95,7 @@ def _task(scorer: Judge, ranked: bool) -> RowTask:
 
 
 def _ranking_rows(
-    judge: Judge, window: list[NumberedRecord], bar: ProgressBar
+    judge: TextScorer, window: list[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     rankings = rank_records(judge, window, RankingConfig("round_robin"), bar)
     return [
@@ -112,7 +112,7 @@ def _ranking_rows(
 
 
 def _rows(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     records: Sequence[Any],

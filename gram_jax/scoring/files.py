@@ -25,7 +25,7 @@ from gram_jax.scoring.rows import (
     row_start,
     score_records,
 )
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 
 FORMAT = 5
 # Windows of a scorer between two writes: it tokenizes a window while it scores the one before.
@@ -73,7 +73,7 @@ def _check_output(path: Path, out: Path) -> None:
 
 
 def score_file(
-    scorer: Judge,
+    scorer: TextScorer,
     model: str,
     source: str,
     sink: OutputSink,
@@ -127,7 +127,7 @@ def score_file(
 
 
 def _ranking_rows(
-    scorer: Judge, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
+    scorer: TextScorer, config: RankingConfig, window: list[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     rows = []
     rankings = rank_records(scorer, window, config, bar)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax import tree
+from gram_jax.model.execution import Execution
+from gram_jax.scoring.text_scorer import ScorerIdentity
 from gram_jax.tree import Tree
 
 
@@ -21,6 +23,18 @@ def weights_fingerprint(params: Tree) -> str:
     for (path, leaf), checksum in zip(leaves.items(), sums, strict=True):
         digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + np.asarray(checksum).tobytes())
     return digest.hexdigest()[:16]
+
+
+def local_identity(params: Tree, execution: Execution, program: str) -> ScorerIdentity:
+    """The identity of a scorer whose model is in this process."""
+    layers = params["layers"]
+    return ScorerIdentity(
+        fingerprint=weights_fingerprint(params),
+        weights="int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype),
+        compute_dtype=execution.compute_dtype,
+        device=execution.placement.mesh.devices.flat[0].device_kind,
+        program=program,
+    )
 
 
 @jax.jit

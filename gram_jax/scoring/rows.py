@@ -9,31 +9,32 @@ from gram_jax.data.records import Comparison, Record
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.ranking.tournament import Ranking
-from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.version import installed_version
 
 NumberedRecord = tuple[int, Any]  # number of the row in the source, from 1, and the record
 
 
-def judge_identity(scorer: Judge, model: str) -> dict[str, Any]:
+def judge_identity(scorer: TextScorer, model: str) -> dict[str, Any]:
     """All that a score depends on apart from the texts, for the metadata of a file of results."""
+    identity = scorer.identity
     return {
         "model": model,
-        "weights": weights_fingerprint(scorer.params),
+        "weights": identity.fingerprint,
         "judge": scorer.spec.hash,
-        "compute_dtype": scorer.execution.compute_dtype,
+        "compute_dtype": identity.compute_dtype,
     }
 
 
-def computed_by(scorer: Judge) -> dict[str, str]:
+def computed_by(scorer: TextScorer) -> dict[str, str]:
     """What the last bits of a score depend on apart from the judge: versions, program and kind of device."""
+    identity = scorer.identity
     return {
         "gram_jax": installed_version(),
         "jax": jax.__version__,
-        "device": scorer.execution.placement.mesh.devices.flat[0].device_kind,
-        "program": scorer.program,
+        "device": identity.device,
+        "program": identity.program,
     }
 
 
@@ -43,7 +44,7 @@ def row_start(number: int, record: Record) -> dict[str, Any]:
 
 
 def score_records(
-    scorer: Judge, records: Sequence[NumberedRecord], bar: ProgressBar
+    scorer: TextScorer, records: Sequence[NumberedRecord], bar: ProgressBar
 ) -> list[dict[str, Any]]:
     """Score pairs: score_chosen and score_rejected if one is preferred, else score_first and score_second."""
     scores = scorer.stream(
@@ -70,7 +71,7 @@ def chosen_score(row: dict[str, Any]) -> PairScore:
 
 
 def rank_records(
-    scorer: Judge, records: Sequence[NumberedRecord], config: RankingConfig, bar: ProgressBar
+    scorer: TextScorer, records: Sequence[NumberedRecord], config: RankingConfig, bar: ProgressBar
 ) -> list[Ranking]:
     """Rank the responses of every record."""
     rankings = scorer.rank_many(

@@ -23,6 +23,7 @@ from gram_jax.model.execution import AskedCompute, Execution, inference_executio
 from gram_jax.model.heads import hidden_at, scalar_reward
 from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
+from gram_jax.scoring.fingerprint import local_identity
 from gram_jax.scoring.padded import pad_items, padded_batches, padded_lengths
 from gram_jax.scoring.scorer import (
     Scorer,
@@ -32,7 +33,7 @@ from gram_jax.scoring.scorer import (
     load_weights,
     text_window,
 )
-from gram_jax.scoring.text_scorer import ComparisonEncoder, TextScorer
+from gram_jax.scoring.text_scorer import ComparisonEncoder, ScorerIdentity, TextScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -90,6 +91,11 @@ class ScalarRewardModel(TextScorer):
         check_budget(spec, max_length)
         cfg, params = load_weights(name, execution, weights)
         return cls(params, cfg, tokenizer, spec, execution, tokens_per_call=tokens_per_call)
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """As of a TextScorer; the fingerprint reads all weights."""
+        return local_identity(self.params, self.execution, self.program)
 
     @property
     def program(self) -> str:

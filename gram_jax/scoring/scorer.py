@@ -16,7 +16,8 @@ from gram_jax.model.execution import AskedCompute, Execution, inference_executio
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
-from gram_jax.scoring.text_scorer import TextScorer
+from gram_jax.scoring.fingerprint import local_identity
+from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -87,6 +88,11 @@ class Scorer(TextScorer):
     def execution(self) -> Execution:
         """How the model is run."""
         return self.engine.execution
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """As of a TextScorer; the fingerprint reads all weights."""
+        return local_identity(self.params, self.execution, self.program)
 
     @property
     def program(self) -> str:

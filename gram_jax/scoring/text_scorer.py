@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,20 @@ class ComparisonEncoder(Protocol):
         ...
 
 
+class ScorerIdentity(NamedTuple):
+    """What the results of a scorer depend on, apart from its judge specification.
+
+    fingerprint: of the weights. weights, compute_dtype: types of weights and of matrix products. device: its kind.
+    program: the program of pairs.
+    """
+
+    fingerprint: str
+    weights: str
+    compute_dtype: str
+    device: str
+    program: str
+
+
 class TextScorer:
     """A judge that reads text. Subclasses say where the logits come from.
 
@@ -53,6 +67,11 @@ class TextScorer:
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
         """As ScoringEngine.label_logit_diffs."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """What the results depend on, apart from the judge specification."""
         raise NotImplementedError
 
     def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:

@@ -1,0 +1,255 @@
+"""A judge behind HTTP: our tokens, truncation and averaging; the logits of vLLM, SGLang or `gram-jax serve`."""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+
+from gram_jax.errors import JudgeError, RemoteError, check_choice
+from gram_jax.finite import check_finite
+from gram_jax.interop.models import load_spec, load_tokenizer
+from gram_jax.judge.encode import Encoded
+from gram_jax.judge.spec import JudgeSpec, check_tokenizer
+from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
+
+RemoteProtocol = Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"]
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+RETRY_SECONDS = 0.25, 8.0  # the first wait, and the longest; each is twice the one before
+# A probability above this has lost the digits of its log-odds in float32: that of the other label is asked for.
+SATURATED = 0.99
+
+
+class RemoteScorer(TextScorer):
+    """A judge behind HTTP, with the methods of a Scorer. May be used by several threads.
+
+    protocol: "gram", `gram-jax serve`; "vllm" and "sglang", /classify of an export as classifier; "vllm_generative" and
+    "sglang_generative", the causal export behind /generative_scoring and /v1/score. docs/scoring.md has the commands.
+
+    >>> RemoteScorer.load("tiny-random", "http://node-1:8000")
+    Traceback (most recent call last):
+    gram_jax.errors.JudgeError: tiny-random has no judge.json: a server is asked with the specification of its judge
+    """
+
+    def __init__(
+        self,
+        url: str,
+        spec: JudgeSpec,
+        tokenizer: Any,
+        *,
+        protocol: RemoteProtocol = "gram",
+        model: str = "",
+        token: str | None = None,
+        concurrency: int = 16,
+        batch_size: int = 64,
+        timeout: float = 60.0,
+        deadline: float = 600.0,
+    ):
+        """spec, tokenizer: of the judge that the server has.
+
+        model: the name that the server knows it by, by default the one that it lists. token: sent as bearer token.
+        concurrency: requests at a time. batch_size: sequences of a request, two for each pair. timeout: seconds of a
+        request. deadline: seconds of all attempts of a request; it is retried with growing waits while the server is
+        busy, late or not reachable. Raises RemoteError if the server does not answer, or has another judge.
+        """
+        check_choice("protocol", protocol, RemoteProtocol, JudgeError)
+        check_tokenizer(spec, tokenizer)
+        super().__init__(tokenizer, spec)
+        self.url, self.protocol, self.deadline = url.rstrip("/"), protocol, deadline
+        self.batch_size = max(2, batch_size // 2 * 2)
+        self.window = self.batch_size * concurrency // 2 * 2
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="remote judge")
+        self.model = model or self._served_model()
+        if protocol == "gram" and (found := self._send("GET", "/readyz").get("judge")) != spec.hash:
+            raise RemoteError(
+                f"{self.url} has the judge {str(found)[:12]}, expected {spec.hash[:12]}: pass the judge.json and the "
+                "tokenizer of the model that is served"
+            )
+
+    @classmethod
+    def load(cls, name: str | Path, url: str, **settings: Any) -> "RemoteScorer":
+        """The served judge whose specification and tokenizer `name` has; its weights are not read. settings: as above.
+
+        Raises JudgeError if it carries no judge.json.
+        """
+        if (spec := settings.pop("spec", None) or load_spec(name)) is None:
+            raise JudgeError(
+                f"{name} has no judge.json: a server is asked with the specification of its judge"
+            )
+        return cls(url, spec, load_tokenizer(name), **settings)
+
+    def __repr__(self) -> str:
+        """Address, protocol and specification."""
+        return f"RemoteScorer({self.url}, {self.protocol}, judge {self.spec.hash[:12]})"
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """The fingerprint is that of the address and the name of the model: the weights are not known here."""
+        where = hashlib.sha256(f"{self.url} {self.model}".encode()).hexdigest()[:16]
+        return ScorerIdentity(where, "remote", "remote", "remote", self.protocol)
+
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Score a pair, which compiles what the server has not compiled."""
+        self.score("Name a prime number.", "Seven.", "Nine.")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def label_logit_diffs(
+        self,
+        sequences: Sequence[Encoded],
+        *,
+        paired: bool,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
+        """As ScoringEngine.label_logit_diffs, to the precision of the server and of its protocol.
+
+        Raises RemoteError if an answer is not what the protocol says or does not come, NonFiniteError for logits that
+        are not finite.
+        """
+        parts = list(self._parts(sequences))
+        found = []
+        for part, diffs in zip(parts, self._threads.map(self._checked, parts), strict=True):
+            if len(diffs) != len(part):
+                raise RemoteError(f"{self.url}: {len(diffs)} results of {len(part)} sequences")
+            found.append(np.asarray(diffs, np.float32))
+            progress(len(part))
+        if not found:
+            return np.zeros(0, np.float32)
+        return check_finite(np.concatenate(found), "the logits", "comparisons")
+
+    def _parts(self, sequences: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
+        """What one request holds; in the generative protocols they share everything before the second response."""
+        if not self.protocol.endswith("generative"):
+            size = self.batch_size
+            yield from (sequences[at : at + size] for at in range(0, len(sequences), size))
+            return
+        for _, group in groupby(sequences, key=lambda text: _beginning(text).tobytes()):
+            yield list(group)
+
+    def _checked(self, part: Sequence[Encoded]) -> np.ndarray:
+        try:
+            return self._ask(part)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RemoteError(
+                f"{self.url}: the answer is not of the protocol {self.protocol!r}: {type(error).__name__} {error}"
+            ) from error
+
+    def _ask(self, part: Sequence[Encoded]) -> np.ndarray:
+        """Label logit differences of one request's sequences."""
+        ids = [text.tokens.tolist() for text in part]
+        if self.protocol in ("gram", "vllm"):
+            body = {"model": self.model, "input": ids, "use_activation": False}
+            rows = sorted(self._send("POST", "/classify", body)["data"], key=lambda x: x["index"])
+            return self._classified(rows)
+        if self.protocol == "sglang":
+            found = self._send("POST", "/classify", {"model": self.model, "input_ids": ids})
+            rows = found if isinstance(found, list) else [found]
+            return _difference(np.array([row["embedding"] for row in rows], np.float64))
+        start = len(_beginning(part[0]))
+        body = {
+            "model": self.model,
+            "query": part[0].tokens[:start].tolist(),
+            "items": [text.tokens[start:].tolist() for text in part],
+            "label_token_ids": list(self.spec.label_ids),
+            "apply_softmax": True,
+            "item_first": False,
+        }
+        if self.protocol == "sglang_generative":
+            return _log_odds(np.array(self._send("POST", "/v1/score", body)["scores"], np.float64))
+        body["add_special_tokens"] = False
+        first = self._generative(body)
+        if first.max() <= SATURATED:
+            return _log_odds(np.stack([first, 1 - first], axis=1))
+        swapped = self._generative({**body, "label_token_ids": list(self.spec.label_ids[::-1])})
+        return _log_odds(np.stack([first, swapped], axis=1))
+
+    def _generative(self, body: dict[str, Any]) -> np.ndarray:
+        rows = sorted(
+            self._send("POST", "/generative_scoring", body)["data"], key=lambda x: x["index"]
+        )
+        return np.array([row["score"] for row in rows], np.float64)
+
+    def _classified(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+        """From the classes' logits, or their probabilities if the server is too old to leave out the softmax."""
+        values = np.array([row["probs"] for row in rows], np.float64)
+        if values.shape[1:] == (1,):  # an export as margin
+            return values[:, 0]
+        if values.shape[1:] != (2,):
+            raise RemoteError(
+                f"{self.url}: classes of shape {values.shape[1:]}, expected two: export the judge with "
+                "`gram-jax convert JUDGE OUT --as classifier`"
+            )
+        names = [label.strip() for label in self.spec.labels]
+        shown = [row.get("label") for row in rows]
+        largest = [names[at] for at in values.argmax(axis=1)]
+        if any(x in names and x != y for x, y in zip(shown, largest, strict=True)):
+            raise RemoteError(
+                f"{self.url}: its classes are not the labels {', '.join(names)} in this order"
+            )
+        probabilities = (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-4)
+        return _log_odds(values) if probabilities else _difference(values)
+
+    def _served_model(self) -> str:
+        """The model that the server lists. Raises RemoteError if its context is shorter than the judge's budget."""
+        found = self._send("GET", "/v1/models")["data"][0]
+        context = found.get("max_model_len")
+        # One token is for the verdict: vLLM cuts longer prompts of /generative_scoring without an error.
+        if context is not None and context < self.spec.max_length + 1:
+            raise RemoteError(
+                f"{self.url}: max_model_len {context}, expected at least {self.spec.max_length + 1}, one more than the "
+                "token budget of the judge"
+            )
+        return found["id"]
+
+    def _send(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON of an answer; retried until the deadline. Raises RemoteError."""
+        end, wait = time.monotonic() + self.deadline, RETRY_SECONDS[0]
+        while True:
+            try:
+                answer = self._client.request(method, f"{self.url}{path}", json=body)
+                if answer.status_code == 200:
+                    return answer.json()
+                problem = f"status {answer.status_code}: {answer.text[:500]}"
+                if answer.status_code not in RETRIED:
+                    raise RemoteError(f"{self.url}{path}: {problem}")
+                asked = answer.headers.get("retry-after", "")
+                wait = max(wait, float(asked) if asked.isdigit() else 0.0)
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+            except ValueError as error:
+                raise RemoteError(f"{self.url}{path}: the answer is not JSON ({error})") from error
+            wait *= random.uniform(0.75, 1.25)  # so that clients do not return together
+            if time.monotonic() + wait > end:
+                raise RemoteError(
+                    f"{self.url}{path}: no answer within {self.deadline:g} s ({problem})"
+                )
+            time.sleep(wait)
+            wait = min(2 * wait, RETRY_SECONDS[1])
+
+
+def _beginning(text: Encoded) -> np.ndarray:
+    """The tokens before the second response."""
+    return text.tokens[: text.field_starts[1]]
+
+
+def _difference(logits: np.ndarray) -> np.ndarray:
+    if logits.ndim != 2 or logits.shape[1] != 2:
+        raise RemoteError(f"two logits of each sequence were expected, found {logits.shape}")
+    return logits[:, 0] - logits[:, 1]
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return _difference(np.log(probabilities))
