@@ -10,7 +10,7 @@ import numpy as np
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import make_spec
-from gram_jax.scoring.text_scorer import TextScorer
+from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
 
 SHOWN = re.compile(r"\[Response A\]\n(.*)\n\n\[Response B\]\n(.*)\n\n\[Question\]", flags=re.DOTALL)
 
@@ -42,6 +42,10 @@ class FakeJudge(TextScorer):
         self.calls = self.comparisons = 0
         self.asked, self.go = threading.Event(), threading.Event()
         self.go.set()
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        return ScorerIdentity(type(self).__name__, "none", "float32", "none", "none")
 
     def warm_up(self, *, rankings: bool = False) -> None:
         pass

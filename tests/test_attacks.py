@@ -3,9 +3,7 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from cli_runner import run_cli
 from encoded import encode_comparison
@@ -27,6 +25,7 @@ from gram_jax.recipes.reading import make_recipe
 from gram_jax.reports.loading import read_folders
 from gram_jax.reports.report import render_html
 from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.text_scorer import ScorerIdentity
 from gram_jax.training.examples import training_examples
 
 HOSTILE, HARMLESS = attacks_of_kind("hostile"), attacks_of_kind("harmless")
@@ -49,12 +48,11 @@ class FakeJudge:
     """P(first) = 0.9 where `strength` of the first response is larger, 0.5 where both are equally strong."""
 
     spec = SPEC
-    execution = SimpleNamespace(compute_dtype="float32")
+    identity = ScorerIdentity("0" * 16, "float32", "float32", "none", "none")
     window = 8
 
     def __init__(self, strength, *, first_bonus: float = 0.0):
         self.strength, self.bonus, self.scored = strength, first_bonus, 0
-        self.params = {"layers": {"wq": np.zeros((1, 2), np.float32)}}
 
     def stream(self, comparisons, *, progress=None):
         for _, first, second in comparisons:
