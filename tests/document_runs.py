@@ -105,6 +105,12 @@ def make_stand_ins(place: Path, tools: Path) -> None:
         (place / name).mkdir(parents=True)
     for name in ("pairs", "new_pairs", "my_held_out_pairs", "HELDOUT"):
         write_pairs(place / f"{name}.jsonl", 8)
+    held_out = (
+        place / "my_held_out_pairs.jsonl"
+    ).read_text()  # other pairs than the training data's
+    (place / "my_held_out_pairs.jsonl").write_text(
+        held_out.replace('"prompt": "', '"prompt": "held out ')
+    )
     rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 150).open()]
     shutil.copy(place / "my_pairs.jsonl", place / "clear.jsonl")
     for name in ("pairs", "my_pairs", "PREFERENCES", "data/preference_train"):
@@ -264,7 +270,7 @@ class Folder:
             return done.returncode, done.stdout, done.stderr
         return 127, "", f"tests/document_runs.py cannot run {shlex.join(words)}\n"
 
-    def _serve(self, app: Any, *, host: str, port: int, grace: float) -> None:
+    def _serve(self, app: Any, *, host: str, port: int, **_: Any) -> None:
         """Serve in a thread at a free port, until the page ends."""
         import uvicorn
 

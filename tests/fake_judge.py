@@ -63,7 +63,8 @@ class FakeJudge(TextScorer):
 
     def read(self, tokens) -> tuple[str, str]:
         """The two responses as the judge is shown them."""
-        first, second = SHOWN.search(self.tokenizer.decode(tokens)).groups()
+        found = SHOWN.search(self.tokenizer.decode(tokens))  # None: token ids of a client
+        first, second = found.groups() if found else ("", "")
         if "broken" in (first, second):
             raise RuntimeError("secret text")
         return first, second

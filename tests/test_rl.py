@@ -15,7 +15,14 @@ from tiny_runs import tiny_rl_values as values
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
-from gram_jax.errors import CheckpointError, DataError, GramError, RecipeError, StoppedError
+from gram_jax.errors import (
+    CheckpointError,
+    DataError,
+    GramError,
+    InUseError,
+    RecipeError,
+    StoppedError,
+)
 from gram_jax.generation.generator import Generations, TextGenerator
 from gram_jax.interop.models import load_model, stop_tokens
 from gram_jax.judge.messages import as_prompt
@@ -372,7 +379,7 @@ def test_a_second_job_in_the_directory_of_a_run_is_refused(tmp_path):
     def starting_another(prompts, texts, greedy):
         if not seen:
             seen.append(1)
-            with pytest.raises(RecipeError, match="two jobs in one"):
+            with pytest.raises(InUseError, match="two at once"):
                 run(tmp_path / "run", "grpo", vowels, run__max_steps=1)
         return vowels(prompts, texts, greedy)
 

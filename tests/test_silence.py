@@ -64,6 +64,8 @@ LISTED = {
     "data.fields:_is_encodable": "check_encodable refuses the row with the path of the text",
     "data.gram_rows:is_published": "the reading itself raises for the row",
     "data.splits:has_card": "looks for one word of a README.md that datasets reads itself",
+    "judge.card:_strings": "a block of a card that is no Python has no template; none at all is an error",
+    "judge.card:_with_usual_fields": "a text of a card that is no template; none at all is an error",
     "judge.messages:_written_call": "text that is no JSON of a call is shown as it is",
     "judge.tokens:replace_surrogates": "Encoded.replaced; a GramWarning of the Scorer; data files refuse such rows",
     "evals.results:read_results": "names in a results file, which are not judged",
