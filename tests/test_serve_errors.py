@@ -65,6 +65,7 @@ def test_a_lone_surrogate_in_any_text_is_replaced_and_counted(client, path, body
         ("/v1/score_pair", {"prompt": [], "first": "a", "second": "b"}, "body.prompt: "),
         ("/classify", {"input": [{"prompt": "q", "first": "a"}]}, "body.input.0.second: Field required"),
         ("/score", {"text_1": {"a": 1}, "text_2": "b"}, "body.text_1: "),
+        ("/score", {"text_1": [], "text_2": ["b"]}, "text_1: "),
         ("/v1/score_pair", {"pairs": [{"prompt": "q", "first": "a"}]}, "body.pairs.0.second: Field required"),
     ],
 )  # fmt: skip

@@ -200,6 +200,8 @@ def score(request: ScoreRequest, service: TheService, client: Client) -> ListRes
     )
     if len(prompts) == 1:
         prompts = prompts * len(responses)
+    if not prompts:
+        raise unusable("text_1: expected a prompt, or one for each response, found none")
     check_length("text_1", prompts, responses)
     pairs = [
         next((x for x in pair if isinstance(x, InvalidItem)), pair)
