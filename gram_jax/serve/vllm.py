@@ -198,10 +198,10 @@ def score(request: ScoreRequest, service: TheService, client: Client) -> ListRes
     prompts, responses = (
         given if isinstance(given, list) else [given] for given in (request.text_1, request.text_2)
     )
-    if len(prompts) == 1:
-        prompts = prompts * len(responses)
     if not prompts:
         raise unusable("text_1: expected a prompt, or one for each response, found none")
+    if len(prompts) == 1:
+        prompts = prompts * len(responses)
     check_length("text_1", prompts, responses)
     pairs = [
         next((x for x in pair if isinstance(x, InvalidItem)), pair)
