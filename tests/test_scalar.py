@@ -1,6 +1,7 @@
 """The discriminative baseline as a reader of text: the rewards of training, and pairs scored by their difference."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa
 from gram_jax.data.reading import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
+from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
+from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.execution import Execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.ranking.tournament import METHODS
@@ -217,3 +220,36 @@ def test_a_server_and_trainers_take_a_baseline(trained):
         assert answer.status_code == 200, answer.text
         assert answer.json()["first"] == judge.score("1", "oak zzz", "ash").first
         assert http.get("/readyz").status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_snippets_of_its_card_run_as_they_stand(trained, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    run, folder = trained[0].folder, tmp_path / "judge"
+    for words in (("convert", run, folder), ("card", folder, "--run", run)):
+        ran = run_cli(*words)
+        assert ran.status == 0, ran.output
+    text = (folder / "README.md").read_text()
+    ours, theirs = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    said: list[tuple] = []
+    names = {"print": lambda *values: said.append(values)}
+    exec(theirs, names)
+    exec(ours, {"print": names["print"]})
+    assert said[0][0] == pytest.approx(said[1][0], abs=1e-6)
+    hard = ("<|im_end|> Über", "<|im_start|>", "naïve 漢字 🙂\n\n  code()")
+    assert names["score"](*hard) == pytest.approx(load_judge(folder).score(*hard).first, abs=1e-6)
+    assert load_judge(folder).score(*hard) == load_judge(run).score(*hard)
+
+
+def test_an_export_that_transformers_would_read_elsewhere_is_warned_of(tiny, tmp_path, caplog):
+    cfg, params, head, _ = tiny
+    tokenizer = load_tokenizer("tiny-random")
+    spec, weights = make_spec(tokenizer, max_length=256), {**params, "score": head}
+    last = text_encoder(tokenizer).frame(spec.end_of_turn)[-1]
+    for pad, warned in ((None, 0), (tokenizer.convert_ids_to_tokens(int(last)), 1)):
+        tokenizer.pad_token = pad or tokenizer.pad_token
+        folder = tmp_path / f"{warned}"
+        export_hf(folder, cfg, weights, dtype=None, tokenizer=tokenizer, spec=spec)
+        assert len(caplog.records) == warned

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import logging
 import math
 import os
 import shutil
@@ -35,6 +36,8 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.lora import LoraConfig
 from gram_jax.model.specs import SCORE, param_specs
 from gram_jax.tree import Tree
+
+logger = logging.getLogger(__name__)
 
 
 def export_hf(
@@ -94,6 +97,13 @@ def export_hf(
         _write_weights(partial, cfg, params, dtype, files)
         if cfg.head in ("labels", "margin"):
             _check_padding(tokenizer, spec)
+        known = cfg.head == "scalar" and tokenizer is not None and spec is not None
+        if known and (name := _padding_at_end(tokenizer, spec.end_of_turn)):
+            logger.warning(
+                "rewards are read at %r, which is also the padding token: gram_jax reads it, transformers skips it and "
+                "gives other rewards. Set another pad_token in tokenizer_config.json and config.json",
+                name,
+            )
         labels = (
             spec.labels
             if spec is not None and cfg.head in ("labels", "margin")
@@ -114,13 +124,19 @@ def _check_padding(tokenizer: Any | None, spec: JudgeSpec | None) -> None:
     """Raises LayoutError if a classifier's prompt ends with the padding token, which its readers skip."""
     if tokenizer is None or spec is None:
         raise LayoutError("a classifier is exported with its tokenizer and judge.json")
-    last = int(text_encoder(tokenizer).frame(spec.generation_prompt)[-1])
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if last == pad:
+    if name := _padding_at_end(tokenizer, spec.generation_prompt):
         raise LayoutError(
-            f"the judge's prompt ends with the padding token {tokenizer.convert_ids_to_tokens(last)!r}, which "
-            "transformers and servers skip: set another pad_token in tokenizer_config.json"
+            f"the judge's prompt ends with the padding token {name!r}, which transformers and servers skip: set "
+            "another pad_token in tokenizer_config.json"
         )
+
+
+def _padding_at_end(tokenizer: Any, text: str) -> str | None:
+    """The padding token if the text ends with it, else None."""
+    ids = text_encoder(tokenizer).frame(text)
+    last = int(ids[-1]) if len(ids) else None
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return tokenizer.convert_ids_to_tokens(last) if last == pad else None
 
 
 def export_adapter(

@@ -16,7 +16,7 @@ from gram_jax.evals.tables import Table
 from gram_jax.files import write_atomic
 from gram_jax.formatting import NONE, format_figure
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
-from gram_jax.interop.models import load_spec, model_config
+from gram_jax.interop.models import has_scalar_head, load_spec, model_config
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.reports.loading import ModelResults, last_part, numbered, read_folders
@@ -26,7 +26,8 @@ from gram_jax.reports.text import visible
 
 logger = logging.getLogger(__name__)
 
-TAGS = ("reward-model", "generative-reward-model", "llm-as-a-judge", "rlhf", "gram", "gram_jax")
+TAGS = ("reward-model", "rlhf", "gram", "gram_jax")
+GENERATIVE = ("generative-reward-model", "llm-as-a-judge")  # more tags, of a judge with verdicts
 STAGES = {
     "pretrain": "1: writing both responses",
     "finetune": "2: judging",
@@ -146,7 +147,7 @@ def make_card(
     folder: Path, spec: JudgeSpec, origin: Origin, found: Sequence[ModelResults], repo: str | None
 ) -> str:
     """The text of the card with front matter. repo: its repository on the hub, None for a local folder."""
-    name = (repo or folder.resolve().name).split("/")[-1]
+    name, scalar = (repo or folder.resolve().name).split("/")[-1], has_scalar_head(folder)
     head = front_matter(
         name,
         list(_hub_results(found, origin)),
@@ -154,14 +155,15 @@ def make_card(
         base_model=origin.base,
         datasets=list(origin.datasets) or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=list(TAGS),
+        pipeline_tag="text-classification" if scalar else "text-generation",
+        tags=[*TAGS, *(() if scalar else GENERATIVE)],
     )
     last = origin.stages[-1].recipe if origin.stages else None
     cfg = model_config(folder)
     body = render(
         "card.md.j2",
         name=name,
+        scalar=scalar,
         place=repo or folder.resolve().name,
         spec=spec,
         labels=tuple(label.strip() for label in spec.labels),
