@@ -10,6 +10,7 @@ from gram_jax.distributed.cluster import (
     parse_device_ids,
     tpu_vm_variables,
 )
+from gram_jax.distributed.shard import ShardPlace, find_shard
 from gram_jax.errors import ClusterError
 
 SLURM = {
@@ -197,3 +198,46 @@ def test_devices_are_different_numbers():
 def test_node_lists_of_slurm_are_expanded():
     assert expand_node_list("a1") == ["a1"]
     assert expand_node_list("r[1-2]n[1-2]") == ["r1n1", "r1n2", "r2n1", "r2n2"]
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("0/1", {}, (0, 1)),
+        (" 7/8 ", ARRAY, (7, 8)),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, (2, 3)),
+        ("auto", STEP, (1, 2)),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"} | STEP, (5, 6)),
+        ("auto", {"GRAM_JAX_PROCESS": "3", "GRAM_JAX_PROCESSES": "4"}, (3, 4)),
+        ("auto", {"JOB_COMPLETION_INDEX": "0", "GRAM_JAX_PROCESSES": "2"}, (0, 2)),
+        ("auto", {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "2"}, (2, 3)),
+    ],
+)
+def test_a_shard_is_that_of_the_option_or_of_the_launcher(text, environment, expected):
+    assert find_shard(text, environment) == ShardPlace(*expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "named"),
+    [
+        ("8/8", {}, "8/8"),
+        ("-1/8", {}, "I/N"),
+        ("1", {}, "I/N"),
+        ("auto", {}, "none"),
+        ("auto", ARRAY, "array of 3 tasks"),  # task 5 of 1 to 3
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_COUNT": "x"}, "SLURM_ARRAY_TASK_COUNT"),
+        ("auto", {"GRAM_JAX_PROCESS": "4", "GRAM_JAX_PROCESSES": "4"}, "GRAM_JAX_PROCESS"),
+    ],
+)
+def test_an_impossible_shard_is_refused(text, environment, named):
+    with pytest.raises(ClusterError, match=named):
+        find_shard(text, environment)

@@ -80,6 +80,15 @@ def test_a_folder_of_shards_has_the_figures_of_one_process(pairs, tmp_path, comm
     assert contents(several) == contents(one)
 
 
+def test_kills_of_shards_lose_double_and_change_no_row():
+    """The short form of benchmarks/shards.py."""
+    sizes = ["--pairs", "60", "--shards", "3", "--killed-pairs", "200", "--kills", "2"]
+    command = [sys.executable, ROOT / "benchmarks" / "shards.py", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFERENT" not in done.stdout
+
+
 def test_the_place_in_a_slurm_array_is_found(pairs, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     words = ("score", pairs, out, "--model", "tiny-random", "--shard", "auto", "--part-rows", 3)
