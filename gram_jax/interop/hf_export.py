@@ -97,8 +97,8 @@ def export_hf(
         _write_weights(partial, cfg, params, dtype, files)
         if cfg.head in ("labels", "margin"):
             _check_padding(tokenizer, spec)
-        scalar = spec is not None and tokenizer is not None and cfg.head == "scalar"
-        if scalar and (name := _padding_at_end(tokenizer, spec.end_of_turn)):
+        end = spec.end_of_turn if spec is not None and cfg.head == "scalar" else ""
+        if tokenizer is not None and (name := _padding_at_end(tokenizer, end)):
             logger.warning(
                 "rewards are read at %r, which is also the padding token: gram_jax reads it, transformers skips it and "
                 "gives other rewards. Set another pad_token in tokenizer_config.json and config.json",
