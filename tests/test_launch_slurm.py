@@ -19,10 +19,11 @@ from launch_fakes import (
 )
 from real_slurm import Cluster, cluster, missing
 from test_launch_real import REAL, SECONDS, finished, recipe, surroundings, wait_until_it_trains
+from tiny_runs import write_pairs
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = str(LAUNCH / "slurm" / "train.sbatch")
+SCRIPT, SCORE = (str(LAUNCH / "slurm" / f"{name}.sbatch") for name in ("train", "score"))
 FAKE = Path(__file__).with_name("fake_slurm.py")
 
 
@@ -251,3 +252,23 @@ def test_the_real_program_trains_on_two_nodes_is_preempted_and_resumes(slurm, tm
     assert done[:2] == (0, 2), done.text
     assert finished(tmp_path)
     assert "is saved" in done.text and "resuming from step" in done.text
+
+
+def test_an_array_of_scoring_is_preempted_resumes_and_is_merged(real_cluster, tmp_path: Path):
+    slurm = RealSlurm(tmp_path, real_cluster)
+    slurm.program("gram-jax", REAL)
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    options, around = ("--model=tiny-random", "--max-length=256"), surroundings(tmp_path)
+    words = ("score", "pairs.jsonl", "scores.jsonl", *options, "--part-rows=3")
+    array = slurm.submit("--array=0-1", SCORE, *words, **around)
+    tasks = [f"{array}_{number}" for number in range(2)]
+    for task in tasks:
+        real_cluster.wait(task, "RUNNING")
+    slurm.preempt(array)
+    ends = [slurm.ended(task, SECONDS) for task in tasks]
+    assert [end[:2] for end in ends] == [(0, 2), (0, 2)], ends[0].text
+    assert slurm.run("gram-jax", "merge", "scores.jsonl", **around).returncode == 0
+    done = slurm.run("gram-jax", "score", "pairs.jsonl", "alone.jsonl", *options, **around)
+    assert done.returncode == 0, done.stderr
+    merged, alone = (tmp_path / f"{name}.jsonl" for name in ("scores", "alone"))
+    assert merged.read_bytes() == alone.read_bytes()
