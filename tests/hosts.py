@@ -237,5 +237,5 @@ def disturbed_run(
     again = start_job_on(hosts, recipe, *arguments, command=command)
     ends = again.wait(180)
     assert ends == [0, 0], "\n".join(again.texts())
-    found = re.search(r"(?:resuming from|restoring) step (\d+)", again.texts()[0])
+    found = re.search(r"resuming from step (\d+)", again.texts()[0])
     return Disturbed(delayed, lossy, statuses, seconds, int(found[1]) if found else 0)

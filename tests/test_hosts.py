@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 from hosts import disturbed_run, missing, start_job_on, two_hosts
+from jobs import COMMAND, Job, environment
 from test_jobs import check_close
 from tiny_runs import tiny_values, train, write_pairs
 
@@ -52,3 +53,26 @@ def test_hosts_that_do_not_share_the_folder_are_told_so(tmp_path):
         job = start_job_on(hosts, recipe)
         assert job.wait(120) == [2, 2]
         assert "a directory that all of them share" in "".join(job.texts())
+
+
+def test_shards_need_no_network(tmp_path):
+    with two_hosts(tmp_path / "hosts") as hosts:
+        hosts.link.cut()
+        write_pairs(hosts.outside / "pairs.jsonl", 12)
+        options = ["--model=tiny-random", "--max-length=256"]
+
+        def run(*commands: list[str]) -> None:
+            outputs = [tmp_path / f"{name}-{len(commands)}.txt" for name in "ab"[: len(commands)]]
+            started = [
+                host.start([*COMMAND, *words], environment(1), hosts.work, output)
+                for host, words, output in zip(hosts.hosts, commands, outputs, strict=False)
+            ]
+            job = Job(started, outputs)
+            assert job.wait(120) == [0] * len(commands), job.texts()
+
+        shard = ["score", "pairs.jsonl", "scores.jsonl", *options, "--part-rows=3"]
+        run([*shard, "--shard=0/2"], [*shard, "--shard=1/2"])
+        run(["merge", "scores.jsonl"], ["score", "pairs.jsonl", "alone.jsonl", *options])
+        merged, alone = (hosts.outside / f"{name}.jsonl" for name in ("scores", "alone"))
+        assert merged.read_bytes() == alone.read_bytes()
+        assert not hosts.link.passed

@@ -103,6 +103,8 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
         state = first_state(setup, checkpoints, newest_step(run, checkpoints))
         _write_description(setup, run)
         done, stop = int(state.step) // recipe.updates, StopSync(run.stop, setup.placement)
+        if done:
+            logger.info("resuming from step %d of %d", done, steps)
         with open_outputs(run, checkpoints, done, steps, "rl", progress) as outputs:
             metrics = outputs.metrics
             while done < steps:
