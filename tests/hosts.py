@@ -58,7 +58,7 @@ class Link:
         self._thread.start()
 
     def cut(self) -> None:
-        """Drop every frame, without a word to either host."""
+        """Drop every frame."""
         self.loss = 1.0
 
     def restore(self) -> None:
