@@ -3,14 +3,14 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad
 from gram_jax.data.records import contents_of
-from gram_jax.distributed.lock import folder_lock, hold_lock
+from gram_jax.distributed.lock import folder_lock, hold_lock, reserve_lock
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
@@ -174,6 +174,12 @@ def open_folder(folder: Path) -> Iterator[None]:
     make_folder(folder)
     with hold_lock(folder_lock(folder), error=DataError):
         yield
+
+
+def reserve_folder(folder: Path) -> AbstractContextManager[None]:
+    """Make a folder of results and reserve it for the block, which loads a model and calls a function that writes it."""
+    make_folder(folder)
+    return reserve_lock(folder_lock(folder), error=DataError)
 
 
 def make_folder(folder: Path) -> None:

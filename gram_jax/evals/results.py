@@ -284,6 +284,8 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Unpaired surrogates, which result from slicing an emoji, cannot be encoded in UTF-8.
+        text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False))
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read as JSON: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -293,8 +295,6 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
             f"{path} has format {found!r} (gram_jax {version}), expected {FORMAT}: read it with the version that wrote "
             "it, or evaluate the model again"
         )
-    # Unpaired surrogates, which result from slicing an emoji, cannot be encoded in UTF-8.
-    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False))
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
