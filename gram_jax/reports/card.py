@@ -60,7 +60,7 @@ def write_card(folder: Path, options: CardOptions) -> Path:
 
     Raises ReportError if the folder is not an exported judge, if results or the run are of another judge or other
     weights, if gram_jax did not write the existing card, or if `push` is set and no licence is known. Raises
-    CheckpointError if the hub rejects the push, InUseError if another process writes the folder.
+    CheckpointError if a file is damaged or the hub rejects the push, InUseError if another process writes the folder.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
@@ -69,6 +69,8 @@ def write_card(folder: Path, options: CardOptions) -> Path:
 
 
 def _write_card(folder: Path, spec: JudgeSpec, options: CardOptions) -> Path:
+    if has_manifest(folder):  # else the card would describe, and record as intact, what was damaged
+        verify(folder, wanted=lambda name: name != CARD)
     found = read_folders(options.evaluations)
     _check_results(folder, spec, found)
     origin = find_origin(
