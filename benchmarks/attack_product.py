@@ -792,6 +792,24 @@ ATTACKS: dict[str, tuple[Callable[..., None], int]] = {
 }
 
 
+class TimeIsUpError(BaseException):
+    """An attack has used its time."""
+
+
+@contextlib.contextmanager
+def end_after(minutes: float | None) -> Iterator[None]:
+    """End the block after this time, also in the middle of a trial, which does not count."""
+
+    def end(*_: object) -> None:
+        raise TimeIsUpError
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))
+    with contextlib.suppress(TimeIsUpError):
+        yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def attack(
     base: Path,
     names: Sequence[str],
@@ -800,8 +818,9 @@ def attack(
     count: int | None = None,
     seed: int = 0,
     every: int = 1,
+    minutes: float | None = None,
 ) -> list[Trials]:
-    """Run attacks in a folder; their counts."""
+    """Run attacks in a folder; their counts. minutes: each attack ends after this time, with the trials made."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "xla")
     jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -816,7 +835,8 @@ def attack(
     for name in names:
         run_trials, trials_wanted = ATTACKS[name]
         trials, start = Trials(name), time.monotonic()
-        run_trials(world, trials, random.Random(f"{seed}, {name}"), count or trials_wanted)
+        with end_after(minutes):
+            run_trials(world, trials, random.Random(f"{seed}, {name}"), count or trials_wanted)
         print(f"{trials.summary()} in {time.monotonic() - start:.0f} s", flush=True)
         found.append(trials)
     return found
@@ -827,6 +847,7 @@ def main() -> int:
     options.add_argument("attacks", nargs="*", help=f"default all: {', '.join(ATTACKS)}")
     options.add_argument("--commands", nargs="+", default=(), help="default all that write")
     options.add_argument("--count", type=int, help="number of trials; default that of a release")
+    options.add_argument("--minutes", type=float, help="of each attack, at most")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--every", type=int, default=1, help="every N-th hostile file")
     options.add_argument("--folder", type=Path, help="keep inputs and undisturbed results here")
@@ -840,6 +861,7 @@ def main() -> int:
         count=chosen.count,
         seed=chosen.seed,
         every=chosen.every,
+        minutes=chosen.minutes,
     )
     failed = [problem for trials in found for problem in trials.failed]
     print("\n".join(trials.summary() for trials in found))
