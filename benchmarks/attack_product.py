@@ -201,7 +201,7 @@ class World:
             found = digests(place)
             if self.expected.setdefault(name, found) != found:
                 raise RuntimeError(f"two undisturbed runs of {name} differ: {place}")
-        print(f"{name}: {self.lengths[name]:.1f} s, {len(found)} results", flush=True)
+        print(f"{name}: {self.lengths[name]:.1f} s, {len(self.expected[name])} results", flush=True)
 
     def give(self, name: str, place: Path) -> None:
         """Put what a command reads into the place of its results."""

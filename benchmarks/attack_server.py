@@ -168,10 +168,10 @@ async def again(
         try:
             streams = await connect(port, HOSTILE)
             answers[await asyncio.wait_for(client(streams, seed), left)] += 1
-        except (OSError, EOFError):
-            answers["closed"] += 1
         except TimeoutError:
             answers["open at the end"] += 1
+        except (OSError, EOFError):
+            answers["closed"] += 1
         finally:
             if streams is not None:
                 streams[1].close()
