@@ -130,8 +130,8 @@ class Hosts:
 def two_hosts(folder: Path, *, shared: bool = True, joined: bool = True) -> Iterator[Hosts]:
     """Two hosts and their link; both are removed with the block.
 
-    shared: whether `work` is the same folder. joined: whether the link passes frames from the start; a kernel sends some
-    as soon as a device is up.
+    shared: whether `work` is the same folder. joined: whether the link passes frames from the start; a kernel sends
+    some as soon as a device is up.
     """
     mark = secrets.token_hex(3)
     folder = folder.resolve()
