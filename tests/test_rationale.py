@@ -22,9 +22,9 @@ PAIR = ("Name a prime.", "Seven.", "Nine.")
 
 
 def with_rationale(spec, tokenizer, rationale, pair=PAIR):
-    (prompt,) = encode_items(tokenizer, spec.thought, [pair], spec.max_length)
+    (found,) = encode_items(tokenizer, spec.comparison, [pair], spec.max_length)
     encoder = RationaleEncoder(tokenizer, spec.generation_prompt, spec.rationale)
-    return prompt.tokens, encoder.after(prompt.tokens, rationale)
+    return encoder.prompt(found.tokens), encoder.whole(found.tokens, rationale)
 
 
 def test_a_thinking_judge_survives_json_and_a_label_judge_has_no_new_entry():

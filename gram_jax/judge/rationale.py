@@ -126,28 +126,42 @@ def tagged_template(template: str) -> str | None:
 
 
 class RationaleEncoder:
-    """The tokens of a rationale and the text up to the verdict, after a prompt that ends with the opening.
+    """Encodes what follows an encoded comparison: the opening, a rationale, and the text up to the verdict.
 
-    closing_tokens: the most tokens that the texts around a rationale add to it.
+    It replaces the generation prompt at the end of a comparison, because the tokens of blank lines may depend on the
+    text after them. closing_tokens: the most tokens that the texts around a rationale add to it. Raises JudgeError for
+    a judge that writes no rationale.
     """
 
-    def __init__(self, tokenizer: Any, generation_prompt: str, format: RationaleFormat):
-        self._format, self._encoder = format, text_encoder(tokenizer)
-        frame = LayoutPart("frame", generation_prompt + format.opening)
+    def __init__(self, tokenizer: Any, generation_prompt: str, format: RationaleFormat | None):
+        if format is None:
+            raise JudgeError(
+                "this judge writes no rationale: its specification has no rationale format. `gram-jax spec "
+                "--rationale` writes one that does, and a judge has to be trained with it"
+            )
+        self.format, self._encoder = format, text_encoder(tokenizer)
         field, closing = LayoutPart("field", "rationale"), LayoutPart("frame", format.closing)
-        self._table = TokenTable(self._encoder, (frame, field, closing))
-        # The prompt's own tokens of the frame, which are replaced: blank lines may depend on the text after them.
-        self._frame_tokens = sum(len(x.tokens) for x in compile_layout(self._encoder, (frame,)))
+        opened = LayoutPart("frame", generation_prompt + format.opening)
+        self._table = TokenTable(self._encoder, (opened, field, closing))
+        self._opened = self._tokens(opened)
+        self._replaced = len(self._tokens(LayoutPart("frame", generation_prompt)))
         self.closing_tokens = self._table.const_tokens + self._table.length("rationale", ".")
 
-    def after(self, prompt: np.ndarray, text: str) -> np.ndarray:
-        """i32 [n]: the prompt, a rationale and the closing; the verdict is the next token.
+    def _tokens(self, frame: LayoutPart) -> np.ndarray:
+        return np.concatenate([x.tokens for x in compile_layout(self._encoder, (frame,))])
 
-        prompt: i32, of the layout `JudgeSpec.thought`. text: cut by `RationaleFormat.body`; control tokens in it stay
-        text.
+    def prompt(self, comparison: np.ndarray) -> np.ndarray:
+        """i32 [n]: an encoded comparison and the opening; a rationale follows."""
+        kept = comparison[: len(comparison) - self._replaced]
+        return np.concatenate([kept, self._opened]).astype(np.int32)
+
+    def whole(self, comparison: np.ndarray, text: str) -> np.ndarray:
+        """i32 [n]: an encoded comparison, a rationale and the closing; the verdict is the next token.
+
+        text: cut by `RationaleFormat.body`; control tokens in it stay text.
         """
-        shown = self._format.body(self._encoder.clean(text)[0])
-        parts = [prompt[: len(prompt) - self._frame_tokens]]
+        shown = self.format.body(self._encoder.clean(text)[0])
+        parts = [comparison[: len(comparison) - self._replaced]]
         for segment in self._table.segments:
             if segment.field:
                 parts += self._table.tokens(segment.field, shown)

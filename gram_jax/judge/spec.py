@@ -92,17 +92,6 @@ class JudgeSpec:
         return comparison_layout(self.template, self.chat_prefix, self.generation_prompt)
 
     @cached_property
-    def thought(self) -> Layout:
-        """The layout before a rationale: prompt, first, second. Raises JudgeError for a judge that writes none."""
-        if self.rationale is None:
-            raise JudgeError(
-                "this judge writes no rationale: its specification has no rationale format. make_spec(..., "
-                "rationale=...) and `gram-jax spec --rationale` add one, and a judge has to be trained with it"
-            )
-        before = self.generation_prompt + self.rationale.opening
-        return comparison_layout(self.template, self.chat_prefix, before)
-
-    @cached_property
     def pretraining(self) -> Layout:
         """The layout of a stage-1 example: prompt, first, second."""
         return pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
