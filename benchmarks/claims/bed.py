@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bed_tasks import TASKS, Draw, Fields, Task
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 COMMON = FOLDER.parents[1] / "tools" / "demo_texts.toml"
 LANGUAGES = {"English": FOLDER / "bed.toml", "Spanish": FOLDER / "bed_es.toml"}
 # Share of the words, facts and texts that only tests use.

@@ -581,7 +581,7 @@ def line(*names: str) -> tuple[Callable[[Fields, Draw], str], Callable[[Fields, 
 
 
 def in_person(f: Fields, draw: Draw) -> str:
-    """What somebody likes, in the first, second or third person."""
+    """What a person likes, in the first, second or third person."""
     return {
         "first": f"I like {f['x']}.",
         "second": f"You like {f['x']}.",
