@@ -347,15 +347,15 @@ def spec(
 
     Args:
         out: A .json file, or a folder for judge.json.
-        template: "default", "from-dataset", "from-card", or a text file. Without it a judge keeps its own; others get
-            "default".
-        template_rows: Rendered GRAM rows, for the template from-dataset.
-        card: Model card for the template from-card; default the README.md next to the weights.
-        tail: Text to append to a card's template that does not ask for a verdict, as "\n\n#Preferred: " (with \n for
-            line breaks).
-        pairs: Labeled pairs on which the templates of a card are tried; the most accurate is taken.
+        template: "default", "from-dataset", "from-card", or a text file. By default a judge keeps its own template, and
+            other models get "default".
+        template_rows: Rendered GRAM rows, for --template from-dataset.
+        card: Model card, for --template from-card; default the README.md next to the weights.
+        tail: Text to append to the template of a card that lacks the request for a verdict. A backslash and n stand
+            for a line break.
+        pairs: Labeled pairs on which the templates of a card are compared; the most accurate one is selected.
         labels: The two verdicts; default A B, or those of the rows.
-        system: A system turn; empty text drops the one of the chat template.
+        system: System turn; an empty text removes the one of the chat template.
         max_length: Maximum number of tokens of a pair.
         overwrite: Replace the file if it exists.
     """
