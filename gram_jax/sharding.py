@@ -146,7 +146,7 @@ def make_placement(
         works = [n for n in range(1, here + 1) if here % n == 0]
         raise RecipeError(
             f"mesh {_format_sizes(ici_sizes)} does not fit {where}: the sizes must multiply to {here}, and at most "
-            f"one may be -1 (what the others leave); {nearest(fixed, works)} for their product"
+            f"one may be -1 (the remaining devices); {nearest(fixed, works)} for their product"
         )
     for axis in free:
         ici_sizes[axis] = here // fixed
@@ -215,7 +215,7 @@ def _check_granules(
     if parts == 1 and attribute == "slice_index":
         raise RecipeError(
             f"the {count} devices are in {len(granules)} slices, between which the network is slow, and the recipe "
-            f"does not say which axis crosses it: expected [mesh.dcn], such as data = {len(granules)} "
+            f"does not state which axis crosses it: expected [mesh.dcn], such as data = {len(granules)} "
             f"(--set mesh.dcn.data={len(granules)})"
         )
     if parts > 1 and len(granules) != parts:

@@ -1,4 +1,4 @@
-"""Commands that judge: pairs, lists, samples, requests. Each imports what it needs."""
+"""Commands that use a judge: score, rank, merge, bon, bench, serve, spec. Each imports what it needs."""
 
 import json
 from pathlib import Path

@@ -255,7 +255,7 @@ def load_lora(name: str | Path, placement: Placement) -> tuple[ModelConfig, Tree
     """(config, LoRA and trained scalar head, settings of the LoRA, name of its base) of a run, in their own dtype."""
     source = local_source(name)
     if source.kind != "run":
-        raise CheckpointError(f"{name} is no run: an adapter is written from the LoRA of a run")
+        raise CheckpointError(f"{name} is not a run: an adapter is written from the LoRA of a run")
     cfg, params, lora, base = trained_weights(source.place, placement, None, source.step)
     if lora is None:
         raise CheckpointError(

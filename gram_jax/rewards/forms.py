@@ -94,7 +94,7 @@ class RewardForm:
         """Raises DataError if this form does not use generated references."""
         if self.compare_with != "reference" or self.references:
             raise DataError(
-                "a policy writes references for compare_with = 'reference' without references of its own, found "
+                "a policy generates references only for compare_with = 'reference' without given references, found "
                 f"compare_with = {self.compare_with!r} with {len(self.references)} references: leave out one of the two"
             )
 
@@ -203,11 +203,11 @@ class Rewards:
         if self.write is None:
             raise DataError(
                 "a completion has nothing to be compared with: give a reference for each, references of the form, a "
-                'policy that writes them, or compare within groups (compare_with="group")'
+                'policy that generates them, or compare within groups (compare_with="group")'
             )
         written = [completion_of(text, None, self.ends) for text in self.write(missing)]
         if len(written) != len(missing):
-            raise DataError(f"{len(missing)} prompts and {len(written)} written references")
+            raise DataError(f"{len(missing)} prompts and {len(written)} generated references")
         by_prompt = dict(zip(missing, written, strict=True))
         return [own or (by_prompt[prompt],) for prompt, own in zip(prompts, found, strict=True)]
 
