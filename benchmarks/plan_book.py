@@ -268,10 +268,13 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
     for program, title in TITLES.items():
         rows = [c for c in ordered(planned) if c.program == program and c not in meshes]
         parts += [f"## {title}", NOTES[program], table(rows, done)]
-    parts += ["## Meshes for the largest models", NOTES["meshes"]]
-    for model, topology, length in LARGE:
-        of = [c for c in meshes if (c.model, c.topology, c.length) == (model, topology, length)]
-        parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
+    if any(cell in done for cell in meshes):
+        parts += ["## Meshes for the largest models", NOTES["meshes"]]
+    for where in LARGE:
+        of = [c for c in meshes if (c.model, c.topology, c.length) == where and c in done]
+        if of:
+            model, topology, length = where
+            parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
     parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
     if missing := [cell for cell in planned if cell not in done]:
         lines = [f"- {c.program}, {c.model} on {c.topology} {c.mesh}".rstrip() for c in missing]
