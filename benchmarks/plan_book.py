@@ -277,9 +277,18 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
             parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
     parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
     if missing := [cell for cell in planned if cell not in done]:
-        lines = [f"- {c.program}, {c.model} on {c.topology} {c.mesh}".rstrip() for c in missing]
-        parts += ["## Not compiled", "\n".join(lines)]
+        parts += ["## Not compiled", "\n".join(missing_lines(missing))]
     return "\n\n".join(parts) + "\n"
+
+
+def missing_lines(missing: Sequence[Cell]) -> list[str]:
+    """A line for each program."""
+    names: dict[str, list[str]] = {}
+    for cell in missing:
+        rows = f", rows of {cell.length:,}" if cell.length != LENGTH else ""
+        name = f"{cell.model} on {cell.topology} {cell.mesh}".rstrip() + rows
+        names.setdefault(TITLES[cell.program], []).append(name)
+    return [f"- {title}: {'; '.join(of)}" for title, of in names.items()]
 
 
 def ordered(planned: Sequence[Cell]) -> list[Cell]:
