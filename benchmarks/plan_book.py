@@ -391,7 +391,8 @@ INTRODUCTION = """\
 # Plans: what fits where, and how fast it might be
 
 Look up a model, a slice of TPUs and a stage: whether it fits, and what the time of a step consists of. `gram-jax plan`
-makes such a plan for any recipe ([planning](planning.md)).
+makes such a plan for any recipe ([planning](planning.md)). [The sizing table](planning.md#sizing-table) has the memory
+of more slices.
 
 Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled ahead of
 time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes. **Nothing was run on a
