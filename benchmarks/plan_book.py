@@ -420,7 +420,8 @@ A program that does not fit is listed with the memory that it needs; if the comp
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH:,} tokens per chip, no gradient accumulation, f32 weights and AdamW, bf16 products, full
-recomputation, splash attention, logits in pieces of 512 positions per chip.""",
+recomputation, splash attention, logits in pieces of 512 positions per chip. [TPU programs](meshes.md#tpu-programs)
+compares three of them with their earlier versions.""",
     "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
     "score": f"""\
 Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens per chip and call. Every chip has all
