@@ -38,6 +38,7 @@ COMMANDS = (
     judging.merge,
     judging.bench,
     evaluation.evaluate,
+    evaluation.think,
     training.adapt,
     evaluation.attack,
     evaluation.report,

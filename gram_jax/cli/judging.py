@@ -17,9 +17,11 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    ThinkOptions,
     TwoOrMore,
     after_shard,
     seconds,
+    thought_report,
 )
 from gram_jax.errors import DataError, JudgeError
 
@@ -34,6 +36,7 @@ def score(
     model: JudgeOption,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
     overwrite: bool = False,
 ) -> None:
@@ -50,8 +53,9 @@ def score(
     console, place, given = Console(), shards.place(), rows.arguments()
     check_files(source, out, schema=rows.schema, map=given["map"])
     sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    scorer = think.apply(judge.load(model))
+    done = score_file(scorer, model, source, sink, **given)
+    console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
 
 
 def rank(
@@ -65,6 +69,7 @@ def rank(
     references: Annotated[int, NotNegative] = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
     overwrite: bool = False,
 ) -> None:
@@ -87,8 +92,9 @@ def rank(
     given = rows.arguments()
     check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
     sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    scorer = think.apply(judge.load(model))
+    done = score_file(scorer, model, source, sink, ranking=config, **given)
+    console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -261,6 +267,7 @@ def serve(
     group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
     grace: Annotated[int, AtLeastOne] = 60,
     judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(),
 ) -> None:
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
 
@@ -309,7 +316,7 @@ def serve(
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        load_judge(model, **judge.arguments()),
+        think.apply(load_judge(model, **judge.arguments())),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,

@@ -20,6 +20,7 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.think import Think
 
 COMPARISONS = 4096  # of a ranking that are held as tokens at a time
 
@@ -74,16 +75,38 @@ class TextScorer:
         """What the results depend on, apart from the judge specification."""
         raise NotImplementedError
 
-    def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
-        """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
-        return self.score_many([(prompt, first, second)])[0]
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Compile programs before the first call, and with `rankings` those of rankings; here there are none."""
 
-    def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else the results depend on, for the metadata of files: nothing, or how a judge thinks."""
+        return {}
+
+    def thinking(self, think: Think) -> "TextScorer":
+        """The judge with rationales before its verdicts (scoring/thinking.py). Raises JudgeError if it cannot write."""
+        raise JudgeError(
+            f"a {type(self).__name__} writes no rationales: load a generative judge in this process, with Scorer.load"
+        )
+
+    def score(
+        self, prompt: PromptLike, first: str, second: str, *, think: Think | None = None
+    ) -> PairScore:
+        """Which of two responses answers the prompt better. A prompt is text or a list of messages.
+
+        think: a Think, for a judge that writes rationales; None: the one-token verdict.
+        """
+        return self.score_many([(prompt, first, second)], think=think)[0]
+
+    def score_many(
+        self, comparisons: Iterable[PairTexts], *, think: Think | None = None
+    ) -> list[PairScore]:
         """`score` of many comparisons, in their order: (prompt, first, second), rows of any schema, or records.
 
         Raises DataError, with the index of the comparison, for anything else.
         """
-        return list(self.stream(comparisons))
+        judge = self if think is None else self.thinking(think)
+        return list(judge.stream(comparisons))
 
     def stream(
         self,
@@ -118,15 +141,18 @@ class TextScorer:
         method: RankingMethod | None = None,
         order_mode: OrderMode = "both",
         references: int | Sequence[str] = (),
+        think: Think | None = None,
     ) -> Ranking:
         """Responses to one prompt from best to worst; `tournament` describes the methods (ranking/tournament.py).
 
         references, for the method "reference": texts to compare with, or the number of responses that serve as such.
+        think: as of `score`.
         The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
         options that do not go together, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
-        return next(self.rank_many([(prompt, responses)], config))
+        judge = self if think is None else self.thinking(think)
+        return next(judge.rank_many([(prompt, responses)], config))
 
     def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
         """Index of the best response; options as of `rank`."""
