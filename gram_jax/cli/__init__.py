@@ -46,6 +46,7 @@ COMMANDS = (
     judging.bon,
     judging.serve,
     judging.spec,
+    judging.rationales,
     models.convert,
     evaluation.card,
     models.verify,

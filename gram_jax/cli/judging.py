@@ -97,6 +97,44 @@ def rank(
     console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
 
 
+def rationales(
+    model: Judge,
+    source: str,
+    out: Path,
+    /,
+    *,
+    keep: Annotated[int, AtLeastOne] = 1,
+    judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(votes=4),
+    rows: RowOptions = RowOptions(),
+    limit: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
+) -> None:
+    """Sample rationales for labeled pairs and write those with the right verdict, as data of stage "rationale".
+
+    Args:
+        source: Labeled pairs of any schema.
+        out: Labeled pairs with a column `rationale`, as JSON lines.
+        keep: Maximum number of rationales of a pair in one order.
+        limit: Use only the first N rows.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.scoring.rationales import write_accepted
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another file, or --overwrite")
+    console, settings = Console(), think.settings()
+    assert settings is not None  # votes have a default here
+    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
+    scorer = judge.load(model).thinking(settings)
+    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+        done = write_accepted(
+            scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
+        )
+    console.say(f"{out}: {done.to_text()}")
+
+
 def merge(place: str, /, *, overwrite: bool = False) -> None:
     """Check the parts that --shard wrote, and join them to the file that one process writes.
 
