@@ -391,7 +391,7 @@ def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
     with pytest.raises(ReportError, match="cannot be read as JSON"):
         read_folders([tmp_path / "torn"])
     other = {"judge": "f" * 64}
-    with pytest.raises(ReportError, match="asked in different ways"):
+    with pytest.raises(ReportError, match="different judge specifications"):
         evidence(tmp_path / "asked", evaluation=evaluation("a"), attack=attacks("a", **other))
     other = {"fingerprint": "fedcba9876543210"}
     with pytest.raises(ReportError, match=r"different weights: a .fingerprint 0123.* and a .fedc"):

@@ -1,4 +1,4 @@
-"""Commands that judge: pairs, lists, samples, requests. Each imports what it needs."""
+"""Commands that use a judge: score, rank, merge, bon, bench, serve, spec. Each imports what it needs."""
 
 import json
 from pathlib import Path
@@ -176,16 +176,17 @@ def bon(
     Args:
         policy: The model that responses are sampled from.
         judge: The model that selects.
-        prompts: Rows with a prompt alone, or pairs or candidates.
+        prompts: Rows with a prompt only, or pairs or candidates, whose responses are not used.
         out: A folder for samples, figures and the plot.
-        oracle: A stronger judge that scores the selection; it shows over-optimisation.
+        oracle: A stronger judge that scores the selected responses, to detect over-optimisation.
         n: Number of responses to each prompt.
         limit: Maximum number of prompts.
         max_new_tokens: Maximum number of tokens of a response.
         temperature: Sampling temperature.
         top_p: Sample from the most likely tokens of this total probability.
         seed: Seed of sampling.
-        samples_only: Write the samples only; shards then score them.
+        compute_dtype: Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs.
+        samples_only: Write the samples only, before shards score them.
     """
     from gram_jax.data.reading import read_records
     from gram_jax.evals.best_of_n import (
@@ -322,7 +323,7 @@ def serve(
         max_requests: Maximum number of concurrent requests.
         max_connections: Maximum number of connections.
         client_share: Part of the queue, the requests and the connections that one address may use.
-        proxy: Address of a reverse proxy whose X-Forwarded-For is believed; may be repeated.
+        proxy: Address of a reverse proxy whose X-Forwarded-For is trusted. Repeat it for more.
         deadline: Maximum time of a request in seconds.
         max_body_mb: Maximum size of a body in MiB.
         group_wait: Seconds that /compare waits for a group.
@@ -405,9 +406,10 @@ def spec(
         labels: The two verdicts; default A B, or those of the rows.
         system: System turn; an empty text removes the one of the chat template.
         max_length: Maximum number of tokens of a pair.
-        rationale: What the judge writes before its verdict (docs/thinking.md): think, none, from-template, or a text
-            with {rationale} (with \n for line breaks). Default none, and from-template for a card that asks for one.
-        stop: Text that ends a rationale; may be repeated. Default: the first line after {rationale}.
+        rationale: Format of the text before the verdict (docs/thinking.md): think, none, from-template, or a text with
+            {rationale}, in which a backslash and n stand for a line break. Default: from-template for a card that asks
+            for a rationale, else none.
+        stop: Text that ends a rationale. Repeat it for more. Default: the first line after {rationale}.
         max_rationale: Maximum number of tokens of a rationale.
         overwrite: Replace the file if it exists.
     """

@@ -67,7 +67,7 @@ def convert(
         return
     if as_ != "model" and spec is None:
         raise JudgeError(
-            f"{model} has no judge.json, so its verdicts are not known: `gram-jax spec` writes one into its folder"
+            f"{model} has no judge.json, which states its verdict labels: `gram-jax spec` writes one into its folder"
         )
     cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
     texts = {}

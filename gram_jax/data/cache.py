@@ -120,7 +120,7 @@ def load_cache(folder: Path, build: Build, *, progress: ProgressFactory = no_pro
         unfinished.rename(folder)
         found = _open(folder)
     if found is None:
-        raise DataError(f"{folder} was written and is damaged when it is read: check the disk")
+        raise DataError(f"{folder} is damaged directly after it was written: check the disk")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Locks of what a command writes: two at once in one run, folder or file would lose each other's work.
+"""Locks of runs, folders and files: two commands that write to the same one would destroy each other's results.
 
 The owner holds a small JSON file and rewrites it every few seconds. After SIGKILL the file remains. It is stale if its
-process does not exist, or, for a process on another machine, if the file does not change. This needs no `flock`, which
-network file systems may ignore.
+process does not exist, or, for a process on another machine, if the file does not change. `flock` is not used, because
+network file systems may ignore it.
 """
 
 import json

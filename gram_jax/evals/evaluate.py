@@ -43,12 +43,13 @@ def evaluate(
     overwrite: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> EvaluationResults:
-    """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
+    """Evaluate a judge on benchmarks, labeled pairs or graded responses. Intervals are 95 %, clustered by prompt.
 
-    model: its name in the results. benchmark: the benchmark of each source, "auto" to detect it. limit: maximum number
-    of rows of each source. map: as of `read_records`. out: folder for evaluation.json and the scores. An interrupted
-    evaluation resumes there, and the results include earlier sources of the folder. overwrite: score these sources
-    again.
+    model: name of the judge in the results. benchmark: benchmark of the sources; "auto" detects it. limit: maximum
+    number of rows of each source. schema, on_bad, map: as for `read_records`. out: folder for evaluation.json and the
+    scores. With it, an interrupted evaluation resumes, and the results include the earlier sources of the folder.
+    overwrite: score these sources again.
+
     Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile

@@ -55,10 +55,12 @@ def export_hf(
 ) -> Path:
     """Write a judge as a folder that `transformers` opens; returns its path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
-    to the tokenizer's. texts: other files by name. shard_bytes: maximum size of a weights file; several files have an
-    index. The folder is written under a temporary name and then renamed. Raises CheckpointError for a folder in use or
-    a full disk, LayoutError for parameters that do not fit `cfg`.
+    params: parameter tree without LoRA (merge it first). dtype: dtype of the written weights; None keeps that of each
+    weight. stops: ids that end a text, in addition to those of the tokenizer. texts: contents of further files by name.
+    shard_bytes: maximum size of a weights file; several files get an index. overwrite: replace an existing folder.
+
+    The folder is written under a temporary name and then renamed. Raises CheckpointError if the folder exists or is in
+    use and for a full disk, LayoutError if parameters do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory

@@ -46,17 +46,17 @@ DEFAULT_LENGTH = 2048
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """The input format of a judge and its two answers.
+    """Input format of a judge, and its two verdict labels.
 
     template: the user's message, a text with {prompt}, {first}, {second}.
-    labels: the answers for "first is better" and "second is better", each one token. label_ids: their token ids.
+    labels: verdicts for "first is better" and "second is better", each one token. label_ids: their token ids.
     chat_prefix, generation_prompt, end_of_turn: the chat frame as literal text (judge/chat.py); the verdict
       follows generation_prompt directly.
     max_length: maximum number of tokens of a comparison, without the verdict.
-    thinking, system, date: the settings with which the frame was rendered, for information.
-    tokenizer: fingerprint of the tokenizer of these ids.
-    rationale: what a thinking judge writes before its verdict (judge/rationale.py); None for a judge that reads the
-      label alone.
+    thinking, system, date: settings with which the chat frame was rendered, for information.
+    tokenizer: fingerprint of the tokenizer that the ids belong to.
+    rationale: format of the text that a thinking judge writes before its verdict (judge/rationale.py); None for a judge
+      that writes the label only.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
@@ -183,17 +183,17 @@ def make_spec(
     stop: Sequence[str] = (),
     max_rationale: int = DEFAULT_NEW_TOKENS,
 ) -> JudgeSpec:
-    """The specification of a judge on this tokenizer.
+    """Make the specification of a judge for a tokenizer.
 
     template: "default"; a text with {prompt}, {first}, {second}, or the path of a file with one; or "from-dataset",
       which recovers template and labels from `rows` (rendered GRAM rows with instruction, input, output).
-    labels: the two answers; default "A" and "B" (from-dataset: those of the rows).
+    labels: the two verdicts; default "A" and "B" (from-dataset: those of the rows).
     max_length: maximum number of tokens; default 2048, or the tokenizer's context if that is shorter.
-    system: None leaves the system turn to the chat template, "" drops it, text replaces it. "from-dataset" drops a
+    system: None keeps the system turn of the chat template, "" removes it, a text replaces it. "from-dataset" removes a
       system turn with a date, because the reference training on Llama had none.
-    rationale: what a thinking judge writes before its verdict: "think" for GRAM-R^2's tags, "from-template" for the
-      tags that the template asks for, or a text with {rationale}. None: the verdict alone. stop, max_rationale: of
-      `make_rationale_format`.
+    rationale: format of the text that a thinking judge writes before its verdict: "think" for the tags of GRAM-R^2,
+      "from-template" for the tags that the template asks for, or a text with {rationale}; None for the verdict only.
+      stop, max_rationale: as for `make_rationale_format`.
 
     Raises JudgeError if a label is not one token directly after the tail, or if the template does not separate its
     fields.

@@ -47,12 +47,14 @@ CHECKS: dict[type, Callable[[Any], Iterator[str]]] = {
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The training recipe of a TOML file, with overrides such as "optimizer.learning_rate=1e-5".
+    """Read the training recipe in a TOML file.
 
-    path: a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". The value of an
-    override is TOML (`data.train=["a.jsonl"]`); a bare word is a string, and an empty value removes the key. Raises
-    RecipeError for a file that cannot be read, an unknown key (with the nearest known one), a missing key, a value of
-    the wrong type or range, and values that contradict each other.
+    path: a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". overrides: changes
+    of keys, such as "optimizer.learning_rate=1e-5". The value of an override is TOML (`data.train=["a.jsonl"]`); a bare
+    word is a string, and an empty value removes the key.
+
+    Raises RecipeError for a file that cannot be read, an unknown key (with the nearest known one), a missing key, a
+    value of the wrong type or range, and values that contradict each other.
 
     >>> recipe = read_recipe("smollm2-135m-finetune", ["optimizer.learning_rate=1e-5", "run.max_steps=20"])
     >>> recipe.stage, recipe.run.max_steps, recipe.optimizer.learning_rate

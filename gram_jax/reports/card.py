@@ -106,7 +106,7 @@ def _check_results(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults])
     for one in found:
         if one.about.judge != spec.hash:
             raise ReportError(
-                f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
+                f"{one.folder} holds results of a judge with another specification (judge {one.about.judge[:12]}, "
                 f"that of {folder} is {spec.hash[:12]}): evaluate this model"
             )
         for file in filter(None, (one.evaluation, one.attack)):
@@ -129,7 +129,7 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so it is not known how to ask it: `gram-jax spec` writes one"
+            f"{folder} has no judge.json, which states its prompt and labels: `gram-jax spec` writes one"
         )
     return spec
 

@@ -279,7 +279,7 @@ def accept_rows(path: Path) -> int:
                 row[TEXTS]
             except (ValueError, KeyError, TypeError, AttributeError):
                 partial.unlink()
-                raise DataError(f"{path}, line {number} is no row of results") from None
+                raise DataError(f"{path}, line {number} is not a row of results") from None
             text = encode_row(row)
             changed += text.encode() != line
             renewed.write(text)
@@ -298,8 +298,8 @@ def _decoded(path: Path, number: int, line: bytes) -> dict[str, Any]:
             raise ValueError("no id")
     except (ValueError, AttributeError):
         raise DataError(
-            f"{path}, line {number} is no row of results: the file was damaged or edited. {ADVICE}, or accept it as it "
-            f"is: gram-jax verify {path} --accept"
+            f"{path}, line {number} is not a row of results: the file was damaged or edited. {ADVICE}, or "
+            f"accept it unchanged: gram-jax verify {path} --accept"
         ) from None
     return row
 
