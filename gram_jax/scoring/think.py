@@ -70,6 +70,11 @@ class Thought(NamedTuple):
     direct: the score of the one-token verdict; None if it was not computed. rationales: of the order as given, and of
     the swapped order; () if the gate did not let the judge think. A pair of which an order has no verdict has the score
     0.5.
+
+    >>> vote = Rationale("Seven is prime.", tokens=5, outcome="verdict", logit_diff=1.2)
+    >>> even = PairScore(0.5, 0.5, 0.0, 0.0, False)
+    >>> Thought(even, direct=None, rationales=((vote,), (vote,))).tokens
+    10
     """
 
     score: PairScore
