@@ -126,8 +126,10 @@ def test_the_mean_of_votes_is_that_of_their_probabilities():
     p = (1 / (1 + np.exp(-votes))).mean()
     assert combine_votes([*votes, None], "mean") == pytest.approx(np.log(p / (1 - p)))
     assert combine_votes([-800.0, -900.0], "mean") == pytest.approx(-800 - np.log(2))
-    assert combine_votes(votes, "majority") == pytest.approx(np.log(2.5 / 1.5))
-    assert combine_votes(-votes, "majority") == -combine_votes(votes, "majority")
+    assert combine_votes(votes.tolist(), "majority") == pytest.approx(np.log(2.5 / 1.5))
+    assert combine_votes((-votes).tolist(), "majority") == -combine_votes(
+        votes.tolist(), "majority"
+    )
     assert np.isnan(combine_votes([None], "mean"))
 
 

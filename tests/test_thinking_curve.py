@@ -48,6 +48,7 @@ def test_the_command_fits_and_measures_on_different_prompts(tmp_path):
     )
     assert done.status == 0, done.output
     found = read_results(tmp_path / "out", ThinkingResults)
+    assert found is not None
     assert found.fitted + found.pairs == 8 and found.rationales == 8 * 4
     assert found.curve[0].tokens == 0 and found.curve[-1].thought == 1
     below = found.gate.below or 1e9

@@ -116,12 +116,13 @@ def think(
     from gram_jax.evals.evaluate import make_folder
     from gram_jax.evals.thinking import ThinkingResults, measure_thinking
     from gram_jax.files import write_json
+    from gram_jax.scoring.scorer import Scorer
 
     console = Console()
     settings = think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = judge.load(model).thinking(settings)
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
     with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
         found = measure_thinking(
             scorer,

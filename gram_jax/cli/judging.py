@@ -121,13 +121,14 @@ def rationales(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.scoring.rationales import write_accepted
+    from gram_jax.scoring.scorer import Scorer
 
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: give another file, or --overwrite")
     console, settings = Console(), think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = judge.load(model).thinking(settings)
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
     with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
         done = write_accepted(
             scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
@@ -389,7 +390,7 @@ def spec(
     max_length: Annotated[int | None, AtLeastOne] = None,
     rationale: str | None = None,
     stop: tuple[str, ...] = (),
-    max_rationale: Annotated[int, AtLeastOne] = 1024,
+    max_rationale: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
@@ -410,13 +411,13 @@ def spec(
             {rationale}, in which a backslash and n stand for a line break. Default: from-template for a card that asks
             for a rationale, else none.
         stop: Text that ends a rationale. Repeat it for more. Default: the first line after {rationale}.
-        max_rationale: Maximum number of tokens of a rationale.
+        max_rationale: Maximum number of tokens of a rationale; default 1024, or a quarter of the model's context.
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
-    from gram_jax.judge.rationale import tagged_template
+    from gram_jax.judge.rationale import CLOSING_ROOM, DEFAULT_NEW_TOKENS, tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 
     if judge_file(out).exists() and not overwrite:
@@ -430,7 +431,9 @@ def spec(
             "--card, --tail and --pairs belong to --template from-card: give it, or leave them out"
         )
     tokenizer, context = load_tokenizer(model), model_config(model).context_length
-    length = max_length or min(default_length(tokenizer), context)
+    written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
+    room = 0 if rationale in (None, "none") else written + CLOSING_ROOM
+    length = max_length or min(default_length(tokenizer), context - room)
     if template == "from-card":
         from gram_jax.evals.card_templates import best_card_template
 
@@ -442,7 +445,8 @@ def spec(
             Console().table("templates of the card", found.columns, found.rows)
         template = found.template
         if rationale is None and tagged_template(template):
-            rationale = "from-template"
+            rationale, room = "from-template", written + CLOSING_ROOM
+            length = max_length or min(length, context - room)
     if rationale == "none":
         rationale = None
     own = load_spec(model) if template is None else None
@@ -462,7 +466,7 @@ def spec(
             rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
             rationale=None if rationale is None else rationale.replace("\\n", "\n"),
             stop=stop,
-            max_rationale=max_rationale,
+            max_rationale=written,
         )
     path = made.save(out)
     renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest

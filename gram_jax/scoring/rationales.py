@@ -40,7 +40,7 @@ def write_accepted(
     """Sample rationales for labeled pairs in both orders, and write those with the right verdict as labeled pairs.
 
     keep: most rationales of a pair in one order, the first that were sampled. Raises DataError if `out` cannot be
-    written, or no rationale has the right verdict.
+    written.
     """
     kept = [record for record in records if record.has_preference]
     pairs = [(record.prompt, record.first, record.second) for record in kept]
@@ -59,9 +59,7 @@ def write_accepted(
             done.written + len(written),
         )
         progress(1)
-    if not lines:
-        raise DataError(f"no rationale has the right verdict: {done.to_text()}")
-    write_atomic(out, "\n".join(lines) + "\n", error=DataError)
+    write_atomic(out, "".join(f"{line}\n" for line in lines), error=DataError)
     return done
 
 

@@ -102,7 +102,11 @@ class ThinkingScorer(TextScorer):
                 given, other = (diffs[x] for x in order)
                 if np.isnan(given) or np.isnan(other):
                     given = other = 0.0
-                plain = None if direct is None else combine_orders(*direct[list(order)], cut)
+                plain = (
+                    None
+                    if direct is None
+                    else combine_orders(direct[order[0]], direct[order[1]], cut)
+                )
                 yield Thought(
                     combine_orders(given, other, cut), plain, (votes[order[0]], votes[order[1]])
                 )
@@ -141,7 +145,7 @@ class ThinkingScorer(TextScorer):
             progress(int((~chosen).sum()))
         diffs = np.zeros(len(sequences)) if direct is None else direct.astype(np.float64)
         indices = np.flatnonzero(chosen)
-        for at, found in self._vote([sequences[i] for i in indices], progress):
+        for at, found in self._vote([sequences[int(i)] for i in indices], progress):
             votes[indices[at]] = found
             diffs[indices[at]] = combine_votes(
                 [vote.logit_diff for vote in found], self.think.combine
