@@ -8,18 +8,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gram_jax import tree
 from gram_jax.batch import Array
 from gram_jax.errors import DataError
 from gram_jax.finite import check_finite
 from gram_jax.model.attention.masked import MASK_VALUE, soft_cap
 from gram_jax.model.config import ModelConfig
-from gram_jax.model.execution import Execution
+from gram_jax.model.execution import Compute, Execution
 from gram_jax.model.heads import unembedding
 from gram_jax.model.matmul import dot
 from gram_jax.model.shared_cache import SharedCache, extend_copies, read_prompts
@@ -94,7 +95,8 @@ def generate(
     A prompt that occurs several times, as for several samples, is read once. batch_size: rows per batch, rounded up to
     a multiple of the mesh's batch shards. first: index of the first prompt in a larger list, of which these are a part:
     their samples are those of the whole list. The pass over the prompts uses the best attention that supports padding
-    before them, not that of the execution. Raises DataError for an empty prompt and for one that leaves no space for
+    before them, not that of the execution. On a CPU in bfloat16, layers multiply bfloat16 weights by float32
+    activations. Raises DataError for an empty prompt and for one that leaves no space for
     new tokens in the model's context, NonFiniteError for logits that are not finite.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
@@ -159,15 +161,19 @@ def generate_copies(
     tokens, lengths = np.repeat(tokens, spread, axis=0), np.repeat(lengths, spread)
     keys = keys.reshape(len(tokens), -1)
     new = sampling.max_new_tokens
-    program = {
-        "execution": execution,
+    head = execution.compute_dtype
+    if head == "bfloat16" and execution.placement.platform == "cpu":
+        params, execution = _widened(params), replace(execution, compute_dtype="float32")
+    program: dict[str, Any] = {"execution": execution, "head": head}
+    state = _begin(params, cfg, tokens, lengths, copies=keys.shape[1], new=new, **program)
+    program |= {
         "stop_token_ids": tuple(sorted(set(sampling.stop_token_ids))),
         "greedy": sampling.temperature == 0,
         "truncated": sampling.top_p < 1,
     }
     temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
-    state = _begin(params, cfg, tokens, lengths, execution=execution, copies=keys.shape[1], new=new)
-    for end in range(min(stop.every, new) if stop else new, new + 1, stop.every if stop else new):
+    checks = range(stop.every, new, stop.every) if stop else ()
+    for end in (*checks, new):
         state = _advance(params, cfg, state, keys, temperature, top_p, jnp.int32(end), **program)
         if stop is not None:
             state = _with_stopped(state, stop)
@@ -222,6 +228,22 @@ def _empty_samples(rows: int, new: int, zeros: Callable[..., Array]) -> Samples:
     )
 
 
+@jax.jit
+def _widened(params: Tree) -> Tree:
+    """The matrices of the layers rounded to bfloat16 and held as float32, which a CPU multiplies faster.
+
+    XLA on a CPU converts a bfloat16 matrix to float32 in every step of the loop over layers and tokens.
+    """
+
+    def wide(path: str, weight: jax.Array) -> jax.Array:
+        kept = path.endswith("_norm") or path == "lora_scale" or path.startswith("scales/")
+        if kept or weight.dtype == jnp.int8:
+            return weight
+        return jax.lax.reduce_precision(weight.astype(jnp.float32), 8, 7)
+
+    return params | {"layers": tree.map_with_path(wide, params["layers"])}
+
+
 class _State(NamedTuple):
     step: jax.Array  # i32, number of chosen tokens
     cache: SharedCache
@@ -230,7 +252,7 @@ class _State(NamedTuple):
     ended: jax.Array  # bool [B], by a stop token or otherwise
 
 
-@partial(jax.jit, static_argnames=("cfg", "execution", "copies", "new"))
+@partial(jax.jit, static_argnames=("cfg", "execution", "head", "copies", "new"))
 def _begin(
     params: Tree,
     cfg: ModelConfig,
@@ -238,6 +260,7 @@ def _begin(
     lengths: jax.Array,
     *,
     execution: Execution,
+    head: Compute,
     copies: int,
     new: int,
 ) -> _State:
@@ -246,12 +269,12 @@ def _begin(
         params, cfg, tokens, lengths, execution, copies=copies, capacity=new
     )
     rows = len(tokens) * copies
-    logits = jnp.repeat(_logits_of(params, cfg, hidden, execution), copies, axis=0)
+    logits = jnp.repeat(_logits_of(params, cfg, hidden, head), copies, axis=0)
     ended = jnp.zeros(rows, bool)
     return _State(jnp.int32(0), cache, logits, _empty_samples(rows, new, jnp.zeros), ended)
 
 
-_STATIC = ("cfg", "execution", "stop_token_ids", "greedy", "truncated")
+_STATIC = ("cfg", "execution", "head", "stop_token_ids", "greedy", "truncated")
 
 
 @partial(jax.jit, static_argnames=_STATIC, donate_argnames=("state",))
@@ -265,6 +288,7 @@ def _advance(
     until: jax.Array,
     *,
     execution: Execution,
+    head: Compute,
     stop_token_ids: tuple[int, ...],
     greedy: bool,
     truncated: bool,
@@ -290,7 +314,7 @@ def _advance(
             lengths + ~state.ended,
             stopped | stopping,
         )
-        logits = _logits_of(params, cfg, hidden, execution)
+        logits = _logits_of(params, cfg, hidden, head)
         return _State(state.step + 1, cache, logits, samples, state.ended | stopping)
 
     def unfinished(state: _State) -> jax.Array:
@@ -299,12 +323,10 @@ def _advance(
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _logits_of(
-    params: Tree, cfg: ModelConfig, hidden: jax.Array, execution: Execution
-) -> jax.Array:
-    """Next-token logits of hidden [B, 1, D], f32 [B, V]."""
-    table = unembedding(params, cfg).astype(execution.compute_dtype)
-    return soft_cap(dot("bd,vd->bv", hidden[:, 0], table), cfg.traits.logit_softcap)
+def _logits_of(params: Tree, cfg: ModelConfig, hidden: jax.Array, dtype: Compute) -> jax.Array:
+    """Next-token logits of hidden [B, 1, D], f32 [B, V]; the product has operands of this dtype."""
+    table = unembedding(params, cfg).astype(dtype)
+    return soft_cap(dot("bd,vd->bv", hidden[:, 0].astype(dtype), table), cfg.traits.logit_softcap)
 
 
 def choose_tokens(
