@@ -253,7 +253,7 @@ def test_a_condition_on_the_host_ends_a_row_at_its_next_check(small):
     cfg, params, execution = small
     (prompt,) = prompts_of((9,), cfg.vocab_size)
     keys = jax.random.split(jax.random.key(0), (1, 2))
-    sampling = SamplingConfig(10, 1.0)
+    sampling = SamplingConfig(10, 5.0)
     free = generate_copies(params, cfg, [prompt], keys, execution, sampling)
     first = free.tokens[0, :2].tolist()
     assert free.tokens[1, :2].tolist() != first
