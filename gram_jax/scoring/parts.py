@@ -370,7 +370,7 @@ def _read_record(folder: PartFolder, part: int) -> PartRecord:
 def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
     try:
         found = json.loads(folder.read(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder.name}/{name} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{folder.name}/{name} holds a {type(found).__name__}, expected an object")
