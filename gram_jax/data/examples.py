@@ -26,6 +26,8 @@ from gram_jax.judge.spec import JudgeSpec
 # whose orders are already shuffled. Published sets that always show the chosen response first teach a position bias.
 PositionAugmentation = Literal["hash", "both", "fixed"]
 Stage = Literal["pretrain", "finetune", "bradley_terry"]
+# Text of a stage-1 example: the judge's own template, or that of GRAM's public code.
+PretrainingLayout = Literal["judge", "gram"]
 # Handling of an example of more than max_length tokens.
 Overlong = Literal["truncate", "drop", "error"]
 
@@ -173,16 +175,19 @@ def make_examples(
     overlong: Overlong,
     read: ReadReport,
     source: np.ndarray | None = None,
+    pretraining_layout: PretrainingLayout = "judge",
 ) -> Examples:
     """The encoded examples of a stage. Only "pretrain" keeps ties, since it does not use labels.
 
     position_augmentation: orders in which the two responses are shown. "bradley_terry" does not use it and shows each
     response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`, to
     which dropped records are added. source: i32 [records], the index of the source of each record; default that of
-    the numbers in `read`. Raises DataError if overlong = "error" and a record is too long.
+    the numbers in `read`. pretraining_layout: used by "pretrain". Raises DataError if overlong = "error" and a record is
+    too long.
     """
     check_choice("stage", stage, Stage, DataError)
     check_choice("overlong", overlong, Overlong, DataError)
+    check_choice("pretraining_layout", pretraining_layout, PretrainingLayout, DataError)
     if stage != "bradley_terry":
         augmentation = "position_augmentation"
         check_choice(augmentation, position_augmentation, PositionAugmentation, DataError)
@@ -194,7 +199,8 @@ def make_examples(
         return [(pair.prompt, pair.first, pair.second) for pair in shown(record)]
 
     def encode(items: Iterable[tuple[Any, ...]]) -> Sequence[Encoded | None]:
-        layouts = {"pretrain": spec.pretraining, "finetune": spec.comparison}
+        written = spec.pretraining if pretraining_layout == "judge" else spec.gram_pretraining
+        layouts = {"pretrain": written, "finetune": spec.comparison}
         method = encode_items if overlong == "truncate" else encode_fitting_items
         return method(tokenizer, layouts.get(stage, spec.response), items, spec.max_length)
 

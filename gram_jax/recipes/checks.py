@@ -9,12 +9,13 @@ from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
 
-# Keys of certain stages only. They are required there, except attack_share, which has a default.
+# Keys of certain stages only. They are required there, except those with a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "loss.loss_chunk_size": ("pretrain",),
     "loss.label_smoothing": ("finetune",),
     "data.position_augmentation": ("pretrain", "finetune"),
     "data.attack_share": ("finetune",),
+    "data.pretraining_layout": ("pretrain",),
 }
 
 # At a smaller learning rate, Adam's updates are lost in the rounding of bf16 weights: at 1e-5 a judge did not learn.

@@ -11,7 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WrapSerializer
 from pydantic.dataclasses import dataclass
 
-from gram_jax.data.examples import Overlong, PositionAugmentation, Stage
+from gram_jax.data.examples import (
+    Overlong,
+    PositionAugmentation,
+    PretrainingLayout,
+    Stage,
+)
 from gram_jax.data.reading import OnBad
 from gram_jax.data.sources import SourceSpec
 from gram_jax.model.execution import AttentionBackend, Remat
@@ -132,6 +137,8 @@ class DataConfig:
     position_augmentation: PositionAugmentation | None = None
     """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
     ("fixed")"""
+    pretraining_layout: PretrainingLayout = "judge"
+    """Text of stage 1: that of the judge's template, which stage 2 and scoring show, or GRAM's own ("gram")"""
     limit: Positive | None = None
     """Maximum number of training records, all sources together"""
     attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -85,6 +85,7 @@ def stage_examples(
         seed=recipe.run.seed,
         overlong=recipe.data.overlong,
         read=report,
+        pretraining_layout=recipe.data.pretraining_layout,
     )
 
 
