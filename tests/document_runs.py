@@ -71,6 +71,7 @@ HANGS = 900  # seconds until a page is given up; the slowest takes 40 beside ano
 # What a page needs besides `make_stand_ins`: a name, and the stand-in that is copied to it.
 GRANTED = {
     "docs/attacks.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
+    "docs/curate.md": {"runs/judge-0": "runs/judge", "runs/judge-1": "runs/judge"},
     "docs/large-data.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
     "docs/report.md": {"judge-hf": "runs/demo/judge", "first": "evaluated", "second": "evaluated"},
     "docs/rl.md": {"runs/smollm2-135m-finetune": "runs/judge"},
@@ -122,6 +123,8 @@ def make_stand_ins(place: Path, tools: Path) -> None:
     for name in ("my_unlabeled", "data/unlabeled_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), place / f"{name}.parquet")
     _write_lines(place / "prompts.jsonl", pairs)
+    texts = [" ".join(f"{word}{at}" for word in "abcdefghijklmnopqrst") for at in range(8)]
+    _write_lines(place / "my_texts.jsonl", [{"text": text} for text in texts])
     _write_lines(place / "rendered_rows.jsonl", rows_of(GRAM_LIKE))
     four = [(r, r["prompt"], r["chosen"], r["rejected"]) for r in rows[:4]]
     candidates = [{"prompt": p, "responses": [a, b, "fig"]} for _, p, a, b in four]

@@ -77,7 +77,8 @@ class Examples:
     "bradley_terry": the chosen response of pair u is in document 2u, the rejected one in 2u + 1.
 
     weights: f32, one for each token (pretrain; the weight of a document's first token is not used), document (finetune)
-    or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better (finetune), else i32 [0].
+    or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better, 1 if the second is, -1 if
+    unknown (finetune), else i32 [0].
     source: i32 [units], the index of the source of each unit. per_unit: documents of a unit. shortened: number of
     truncated units. ids: one for each unit; () if the examples are those of a cache, which does not hold them.
     stored_fingerprint: the fingerprint, if it is known.
@@ -176,13 +177,15 @@ def make_examples(
     read: ReadReport,
     source: np.ndarray | None = None,
     pretraining_layout: PretrainingLayout = "judge",
+    keep_unlabeled: bool = False,
 ) -> Examples:
     """The encoded examples of a stage. Only "pretrain" keeps ties, since it does not use labels.
 
     position_augmentation: orders in which the two responses are shown. "bradley_terry" does not use it and shows each
     response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`, to
     which dropped records are added. source: i32 [records], the index of the source of each record; default that of
-    the numbers in `read`. pretraining_layout: used by "pretrain". Raises DataError if overlong = "error" and a record is
+    the numbers in `read`. pretraining_layout: used by "pretrain". keep_unlabeled: "finetune" keeps pairs without a
+    label, with the label -1. Raises DataError if overlong = "error" and a record is
     too long.
     """
     check_choice("stage", stage, Stage, DataError)
@@ -206,7 +209,12 @@ def make_examples(
 
     if source is None:
         source = sources_of(read, 0, len(records))
-    usable = [at for at, r in enumerate(records) if stage == "pretrain" or r.has_preference]
+    unlabeled = stage == "finetune" and keep_unlabeled
+    usable = [
+        at
+        for at, r in enumerate(records)
+        if stage == "pretrain" or r.has_preference or (unlabeled and r.label is None)
+    ]
     dropped = Counter({TIE: len(records) - len(usable)})
     places, kept = _encode_units(records, usable, items, encode, overlong, dropped)
     verdicts = kept if stage == "finetune" else ()
@@ -214,7 +222,9 @@ def make_examples(
         stage=stage,
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
         weights=_weights(stage, kept),
-        label=np.array([pair.label for record, _ in verdicts for pair in shown(record)], np.int32),
+        label=np.array(
+            [_label(pair) for record, _ in verdicts for pair in shown(record)], np.int32
+        ),
         source=source[places],
         ids=tuple(record.id for record, _ in kept),
         per_unit=documents_per_unit(stage, position_augmentation),
@@ -247,6 +257,10 @@ def _shown_orders(
         return record, record.swapped()
     swap = augmentation == "hash" and shown_first(seed, record.id) == 1
     return (record.swapped() if swap else record,)
+
+
+def _label(pair: Comparison) -> int:
+    return -1 if pair.label is None else int(pair.label)
 
 
 def _weights(stage: Stage, kept: _Kept) -> np.ndarray:

@@ -42,6 +42,9 @@ PRETRAINING_ASSISTANT = "\n\n".join(
     for field, (start, end) in zip(FIELDS[1:], GRAM_RESPONSES, strict=True)
 )
 
+# The prompt of a pair of continuations (data/self_supervised.py).
+CONTINUE = "Continue this text.\n\n{beginning}"
+
 # Replaces the text that is removed from an overlong field.
 CUT = " […] "
 

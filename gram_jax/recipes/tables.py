@@ -210,6 +210,8 @@ class LossConfig:
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Label smoothing as torch defines it: half of it is assigned to the wrong verdict"""
+    order_consistency: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence of the verdicts in both orders; above 0, data.train may have pairs without labels"""
     loss_chunk_size: Positive | None = None
     """Maximum number of positions whose vocabulary logits are in memory at once, over all devices"""
 
@@ -379,5 +381,6 @@ class Recipe:
 
     @property
     def packed(self) -> bool:
-        """Whether a row may hold several documents; always in stage bradley_terry, which compares two."""
-        return self.batch.packing or self.stage == "bradley_terry"
+        """Whether a row may hold several documents; always if the loss compares two."""
+        compares = self.stage == "bradley_terry" or self.loss.order_consistency > 0
+        return self.batch.packing or compares

@@ -114,6 +114,7 @@ def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
         overlong=data.overlong,
         read=ReadReport(0, 0),
         pretraining_layout=data.pretraining_layout,
+        keep_unlabeled=recipe.loss.order_consistency > 0,
     )
     return Build(
         stage=recipe.stage,
