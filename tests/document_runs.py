@@ -57,6 +57,7 @@ SMALL = (
         "gram-jax rl",
         "--set run.max_steps=1 --set sampling.prompts_per_step=4 --set sampling.max_new_tokens=4",
     ),
+    ("gram-jax train smollm2-135m-consistency", "--set batch.max_length=512"),
     ("gram-jax rl", "--set evaluate.limit=2 --set algorithm.gradient_accumulation_steps=1"),
     ("gram-jax plan", "--model-config qwen3-1.7b -> --model-config NAME_OR_FOLDER/config.json"),
     ("gram-jax plan", "--topology v5e:4x4 -> --topology local"),
