@@ -1,4 +1,4 @@
-"""The files that `gram-jax curate` writes beside the pairs: figures as JSON, and a card as Markdown."""
+"""The files that `gram-jax curate` writes next to the pairs: figures as JSON, and a card as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
