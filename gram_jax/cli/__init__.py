@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.cli.console import Console, log_to
 from gram_jax.errors import DataError, GramError, GramWarning, StoppedError
-from gram_jax.files import check_local
+from gram_jax.files import check_local, is_full_disk, is_read_only
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,11 @@ def run_command(words: Sequence[str]) -> int:
         except KeyboardInterrupt:
             errors.warn("stopped by Ctrl-C")
             return 130
+        except OSError as error:
+            if not (is_full_disk(error) or is_read_only(error)):
+                raise
+            errors.error(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+            return 2
         finally:
             log_to(None)
 

@@ -169,10 +169,10 @@ def attack(
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.evaluate import make_folder, reserve_folder
     from gram_jax.interop.models import model_config
 
-    console = Console()
+    console, place = Console(), shards.place()
     model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
     records, _ = read_records(source, **rows.arguments())
@@ -182,13 +182,17 @@ def attack(
         f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
         f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
     )
-    scorer, progress = judge.load(model), console.progress
-    task = (scorer, model, source, chosen, out, attacks)
-    if (place := shards.place()) is not None:
-        done = write_attack_shard(*task, place, seed=seed, progress=progress)
+    task = (model, source, chosen, out, attacks)
+    if place is not None:
+        scorer = judge.load(model)
+        done = write_attack_shard(scorer, *task, place, seed=seed, progress=console.progress)
         console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
         return
-    found = run_attacks(*task, seed=seed, overwrite=overwrite, progress=progress)
+    with reserve_folder(out):
+        scorer = judge.load(model)
+        found = run_attacks(
+            scorer, *task, seed=seed, overwrite=overwrite, progress=console.progress
+        )
     console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
     for table in (clean_table(found), *attack_tables(found)):
         _print_table(console, table)

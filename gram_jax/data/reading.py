@@ -287,14 +287,17 @@ def read_records(
     limit: int | None = None,
     map: ColumnMap | None = None,
 ) -> tuple[list[Any], ReadReport]:
-    """All records of a source, and a report of its rows.
+    """Read all records of a source. Returns (records, report of the rows).
 
-    kind: "preference" gives Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
-    "comparison" Comparison with a label if the row has one, "candidates" Candidates, "graded" Candidates with grades,
-    "prompts" the records of the source, which are Candidates without responses if its rows have a prompt only. map: the
-    columns of the source for those of a schema, {"prompt": "question", "label": "winner", "label:left": "A"}
-    (data/mapping.py). Ids are unique and do not depend on the order of the rows. Raises DataError if the source or a
-    row cannot be read as this kind.
+    kind: "preference" returns Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
+    "comparison" Comparison with a label if the row has one, "candidates" Candidates, "graded" Candidates with grades.
+    "prompts" returns the records of the source, which are
+    Candidates without responses if its rows have only a prompt. schema: format of the rows; "auto" detects it. on_bad:
+    "skip" drops and counts rows that do not fit. limit: maximum number of records. map: column of the source for each
+    field of the schema, as in {"prompt": "question", "label": "winner", "label:left": "A"} (data/mapping.py).
+
+    Ids are unique and do not depend on the order of the rows. Raises DataError if the source or a row cannot be read as
+    this kind.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory

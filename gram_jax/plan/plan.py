@@ -228,7 +228,8 @@ def _estimate(
         by_kind[one.kind] = by_kind.get(one.kind, 0.0) + one.cycles / chip.clock
     rate = target.placement.mesh.size * _peak(program, chip)
     layers, total = program.flops.layers / rate, sum(by_kind.values())
-    executed = layers * (4 / 3 if program.settings.get("remat") == "full" else 1)
+    repeats = program.settings.get("remat") in ("attention", "full")
+    executed = layers * (4 / 3 if repeats else 1)
     attention = program.flops.attention * program.kernel_passes / rate
     return Estimate(
         tuple(found),

@@ -225,7 +225,8 @@ class ExecutionConfig:
     attention: AttentionBackend
     """Back end; "auto" chooses one for the device and task (docs/attention.md)"""
     remat: Remat
-    """Rematerialisation in the backward pass: "none", "dots" (all but matrix products) or "full", by memory saved"""
+    """Rematerialisation in the backward pass: "none", "dots" (all but matrix products and attention's output),
+    "attention" (all but attention's output) or "full", by memory saved"""
     compiler_options: dict[str, str | int | float | bool] | None = None
     """libtpu's options beside those for the chip (docs/meshes.md); "" removes one. Ignored on other platforms"""
 

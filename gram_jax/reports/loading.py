@@ -78,8 +78,8 @@ def _read_folder(folder: Path) -> ModelResults:
         )
     if evaluation and attack and (other := difference(evaluation, attack)):
         raise ReportError(
-            f"{folder}: {EvaluationResults.FILE} and {AttackResults.FILE} are of {other}. Keep each model's results in "
-            "a folder of its own"
+            f"{folder}: {EvaluationResults.FILE} and {AttackResults.FILE} are of {other}. Keep the results of each "
+            "model in a separate folder"
         )
     return ModelResults(folder, found.model, evaluation, attack)
 

@@ -1,4 +1,4 @@
-"""Texts that trainers render in the chat format of a policy, taken apart into turns."""
+"""Parsing of texts that trainers render in the chat format of a policy."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The rows that score files, evaluations and attack results hold: one for each record, in the order of the records."""
+"""Rows of score files, evaluations and attack results: one for each record, in the order of the records."""
 
 from collections.abc import Sequence
 from typing import Any

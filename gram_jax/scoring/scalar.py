@@ -172,9 +172,9 @@ Judge = Scorer | ScalarRewardModel  # a judge whose model is in this process
 
 
 def load_judge(name: str | Path, **options: Any) -> Judge:
-    """The judge of a model by its name: a ScalarRewardModel if it has a scalar head, else a Scorer.
+    """Load a judge by name: a ScalarRewardModel if the model has a scalar head, else a Scorer.
 
-    options: those of Scorer.load.
+    options: the keyword arguments of Scorer.load. Raises its errors.
 
     >>> type(load_judge("tiny-random")).__name__
     'Scorer'

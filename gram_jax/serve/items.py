@@ -1,4 +1,4 @@
-"""Items of one request, which succeed or fail one by one."""
+"""Items of one request: an invalid item does not affect the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Generic, TypeVar
