@@ -143,7 +143,7 @@ class ShardOptions:
 
 
 def after_shard(place: "Shard | None", out: str | Path | None) -> str:
-    """What to do after a shard, "" if all rows were written."""
+    """The next command after a shard as text; "" if all rows were written."""
     if place is None:
         return ""
     return f". Shard {place.index} of {place.count}; after the last one: gram-jax merge {out}"

@@ -58,7 +58,7 @@ SHOWN = 8  # missing parts in an error
 
 
 class PartRecord(NamedTuple):
-    """What is known of a whole part. code: versions, program and device that computed it."""
+    """The record of a complete part. code: versions, program and device that computed it."""
 
     rows: int
     bytes: int

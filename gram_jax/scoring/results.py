@@ -46,7 +46,7 @@ Wanted = Callable[[int], bool]  # of the number of a row of the input
 
 
 class RowTask(NamedTuple):
-    """How records become rows.
+    """The work that makes rows of records.
 
     rows: the row of each record of a window; it updates the bar as records finish.
     cost: work of a record. max_cost: largest work of a window.
@@ -127,7 +127,7 @@ class WriteSummary:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def to_text(self) -> str:
-        """For the command's last line."""
+        """Text for the last line of the command's output."""
         dropped = "".join(f", {count:,} left out ({why})" for why, count in self.dropped.items())
         return (
             f"{self.written:,} rows written, {self.before:,} were there, {self.shortened:,} "

@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Service:
-    """What the endpoints share.
+    """State and functions that all endpoints share.
 
     form: of rewards, if the protocol leaves it open. write: writes references, for a form without its own. ready:
     programs are compiled; draining: the server is stopping.
