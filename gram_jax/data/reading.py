@@ -292,8 +292,9 @@ def read_records(
     kind: "preference" returns Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
     "comparison" Comparison with a label if the row has one, "candidates" Candidates, "graded" Candidates with grades.
     "prompts" returns the records of the source, which are Candidates without responses if its rows have only a prompt.
-    schema: format of the rows; "auto" detects it. on_bad: "skip" drops and counts rows that do not fit. limit: maximum number of records. map: column of the source for each
-    field of the schema, as in {"prompt": "question", "label": "winner", "label:left": "A"} (data/mapping.py).
+    schema: format of the rows; "auto" detects it. on_bad: "skip" drops and counts rows that do not fit. limit: maximum
+    number of records. map: column of the source for each field of the schema, as in {"prompt": "question",
+    "label": "winner", "label:left": "A"} (data/mapping.py).
 
     Ids are unique and do not depend on the order of the rows. Raises DataError if the source or a row cannot be read as
     this kind.
