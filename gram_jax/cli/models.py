@@ -12,12 +12,13 @@ from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
     ModelOption,
+    NotNegative,
     Overrides,
     RecipeName,
     RowOptions,
     read_spec,
 )
-from gram_jax.errors import JudgeError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.formatting import format_seconds
 
 
@@ -154,6 +155,45 @@ def inspect(
     )
     for text in texts:
         console.say(text)
+
+
+def pairs(
+    source: str,
+    out: Path,
+    /,
+    *,
+    method: Literal["continuations", "corruptions"],
+    words: Annotated[int, AtLeastOne] = 40,
+    seed: Annotated[int, NotNegative] = 0,
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Make labeled pairs without annotators, for a first stage (docs/first-stages.md).
+
+    Args:
+        source: continuations: rows with a column text. corruptions: pairs or preferences of any schema.
+        out: The pairs as JSON lines.
+        method: continuations: the true continuation of a text against that of another text. corruptions: a response
+            against the same cut off, shuffled, or exchanged for that of another prompt.
+        words: With continuations: number of words of the beginning, and maximum number of words of a continuation.
+        seed: Seed of the pairing, and of the corruptions.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import (
+        continuation_pairs,
+        corrupted_pairs,
+        read_texts,
+        write_preferences,
+    )
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    if method == "continuations":
+        made = continuation_pairs(list(read_texts(source)), seed=seed, words=words)
+    else:
+        made = corrupted_pairs(read_records(source, "pair", **rows.arguments())[0], seed=seed)
+    Console().say(f"{out}: {write_preferences(out, made):,} pairs")
 
 
 def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:
