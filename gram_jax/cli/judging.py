@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -10,6 +10,7 @@ from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
     ComputeDtype,
+    GroupOptions,
     Judge,
     JudgeOption,
     JudgeOptions,
@@ -17,11 +18,16 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
     TwoOrMore,
     after_shard,
     seconds,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.text_scorer import TextScorer
 
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 
@@ -35,6 +41,7 @@ def score(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
@@ -45,13 +52,20 @@ def score(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink
 
-    console, place, given = Console(), shards.place(), rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"])
-    sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    place, given = shards.place(group), rows.arguments()
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"])
+
+        def run(scorer: "TextScorer") -> None:
+            sink = OutputSink(out, overwrite, console.progress, place)
+            done = score_file(scorer, model, source, sink, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        run_on_first_process(judge.load(model, process), run, process)
 
 
 def rank(
@@ -66,6 +80,7 @@ def rank(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
@@ -80,15 +95,21 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink
 
-    console, place = Console(), shards.place()
+    place, given = shards.place(group), rows.arguments()
     config = RankingConfig(method, order_mode, references)
-    given = rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
+
+        def run(scorer: "TextScorer") -> None:
+            sink = OutputSink(out, overwrite, console.progress, place)
+            done = score_file(scorer, model, source, sink, ranking=config, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        run_on_first_process(judge.load(model, process), run, process)
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -159,7 +180,7 @@ def bon(
     records, _ = read_records(prompts, "prompts", **rows.arguments())
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    console, place = Console(), shards.place()
+    console, place = Console(), shards.place(GroupOptions())
     if samples_only:
         with open_folder(out):
             drawn = draw_samples(
