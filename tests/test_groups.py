@@ -45,6 +45,8 @@ def test_the_shard_of_a_group_in_slurm_is_the_task_of_the_array():
         find_shard("auto", step, in_group=True)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*no judge.json")
 def test_sharded_weights_give_the_same_scores():
     """Bit for bit if they are gathered (fsdp); up to rounding if products are summed in parts (tensor)."""
     pairs = [("Name a prime.", "Seven.", text) for text in ("Nine.", "Ten, or eight.", "A" * 40)]
