@@ -6,7 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLACES = ("gram_jax", "docs", "launch", "configs", "benchmarks", "tools")
 SUFFIXES = {".html", ".j2", ".md", ".py", ".sbatch", ".sh", ".toml"}
-DATA = ("gram_jax/demo/assets", "gram_jax/attacks/assets", "tools/demo_texts")  # prompts, responses
+# Prompts and responses.
+DATA = (
+    "gram_jax/demo/assets",
+    "gram_jax/attacks/assets",
+    "tools/demo_texts",
+    "benchmarks/claims/bed.toml",
+)
 
 # Patterns in lower case, with what to write instead. A blank also stands for a line break.
 INSTEAD = {

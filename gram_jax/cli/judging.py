@@ -362,27 +362,35 @@ def spec(
     labels: tuple[str, str] | None = None,
     system: str | None = None,
     max_length: Annotated[int | None, AtLeastOne] = None,
+    rationale: str | None = None,
+    stop: tuple[str, ...] = (),
+    max_rationale: Annotated[int, AtLeastOne] = 1024,
     overwrite: bool = False,
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
 
     Args:
         out: A .json file, or a folder for judge.json.
-        template: "default", "from-dataset", "from-card", or a text file. Without it a judge keeps its own; others get
-            "default".
-        template_rows: Rendered GRAM rows, for the template from-dataset.
-        card: Model card for the template from-card; default the README.md next to the weights.
-        tail: Text to append to a card's template that does not ask for a verdict, as "\n\n#Preferred: " (with \n for
-            line breaks).
-        pairs: Labeled pairs on which the templates of a card are tried; the most accurate is taken.
+        template: "default", "from-dataset", "from-card", or a text file. By default a judge keeps its own template, and
+            other models get "default".
+        template_rows: Rendered GRAM rows, for --template from-dataset.
+        card: Model card, for --template from-card; default the README.md next to the weights.
+        tail: Text to append to the template of a card that lacks the request for a verdict. A backslash and n stand
+            for a line break.
+        pairs: Labeled pairs on which the templates of a card are compared; the most accurate one is selected.
         labels: The two verdicts; default A B, or those of the rows.
-        system: A system turn; empty text drops the one of the chat template.
+        system: System turn; an empty text removes the one of the chat template.
         max_length: Maximum number of tokens of a pair.
+        rationale: What the judge writes before its verdict (docs/thinking.md): think, none, from-template, or a text
+            with {rationale} (with \n for line breaks). Default none, and from-template for a card that asks for one.
+        stop: Text that ends a rationale; may be repeated. Default: the first line after {rationale}.
+        max_rationale: Maximum number of tokens of a rationale.
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+    from gram_jax.judge.rationale import tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 
     if judge_file(out).exists() and not overwrite:
@@ -407,11 +415,15 @@ def spec(
         if any(row[-1] for row in found.rows):
             Console().table("templates of the card", found.columns, found.rows)
         template = found.template
+        if rationale is None and tagged_template(template):
+            rationale = "from-template"
+    if rationale == "none":
+        rationale = None
     own = load_spec(model) if template is None else None
     if own is not None:
-        if labels is not None or system is not None:
+        if labels is not None or system is not None or rationale is not None:
             raise JudgeError(
-                f"{model} is a judge and has a specification: --labels and --system need --template"
+                f"{model} is a judge and has a specification: --labels, --system and --rationale need --template"
             )
         made = with_length(own, tokenizer, max_length or own.max_length)
     else:
@@ -422,7 +434,15 @@ def spec(
             max_length=length,
             system=system,
             rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
+            rationale=None if rationale is None else rationale.replace("\\n", "\n"),
+            stop=stop,
+            max_rationale=max_rationale,
         )
     path = made.save(out)
     renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
-    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens, {made.hash}")
+    reads = (
+        ""
+        if made.rationale is None
+        else f", a rationale of at most {made.rationale.max_new_tokens}"
+    )
+    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens{reads}, {made.hash}")

@@ -198,7 +198,7 @@ def plan(
         search: Find the largest batch.batch_size that fits, then the least recomputation.
         advice: If the program does not fit, compile changes until one does.
         search_mesh: Compile the step for sizes 1 to 8 of these axes, fsdp taking the rest, and list the fastest first.
-        operations: Number of the dearest operations to list, with their source lines (TPUs).
+        operations: Number of the most expensive operations to list, with their source lines (TPUs only).
         against: Compare with an earlier plan, a file written with --json.
         as_json: Print one JSON object.
     """
@@ -223,7 +223,7 @@ def plan(
         console = Console()
         console.heading(plan_heading(found))
         console.say(", ".join(f"{name} {value}" for name, value in found.program.settings.items()))
-        for table in plan_tables(found, dearest=operations or 0):
+        for table in plan_tables(found, operations=operations or 0):
             console.table(*table)
         if old is not None and found.fit.fits:
             console.table(*compared(old, plan_values(found)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -19,6 +19,13 @@ from gram_jax.files import write_atomic
 from gram_jax.judge.chat import PINNED_DATE, answer_frame, chat_frame, frame_shows_date
 from gram_jax.judge.guard import layout_guard
 from gram_jax.judge.labels import check_labels, find_label_ids
+from gram_jax.judge.rationale import (
+    DEFAULT_NEW_TOKENS,
+    THINK,
+    RationaleFormat,
+    make_rationale_format,
+    tagged_template,
+)
 from gram_jax.judge.recover import recover_template
 from gram_jax.judge.segments import TokenTable
 from gram_jax.judge.template import (
@@ -48,6 +55,8 @@ class JudgeSpec:
     max_length: maximum number of tokens of a comparison, without the verdict.
     thinking, system, date: the settings with which the frame was rendered, for information.
     tokenizer: fingerprint of the tokenizer of these ids.
+    rationale: what a thinking judge writes before its verdict (judge/rationale.py); None for a judge that reads the
+      label alone.
 
     >>> from gram_jax.interop.models import load_tokenizer
     >>> spec = make_spec(load_tokenizer("tiny-random"), max_length=256)
@@ -70,6 +79,12 @@ class JudgeSpec:
     system: str | None
     date: str
     tokenizer: str
+    rationale: RationaleFormat | None = None
+
+    @property
+    def reads(self) -> Literal["label", "rationale_then_label"]:
+        """What the judge writes: the verdict alone, or a rationale before it."""
+        return "label" if self.rationale is None else "rationale_then_label"
 
     @cached_property
     def comparison(self) -> Layout:
@@ -98,7 +113,10 @@ class JudgeSpec:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The specification as JSON text, keys sorted."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, indent=indent)
+        entries = {"format": FORMAT, **asdict(self)}
+        if self.rationale is None:
+            del entries["rationale"]  # the file and hash of a judge that reads the label alone
+        return json.dumps(entries, sort_keys=True, indent=indent)
 
     @staticmethod
     def from_json(text: str) -> "JudgeSpec":
@@ -161,6 +179,9 @@ def make_spec(
     thinking: bool = False,
     system: str | None = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
+    rationale: str | None = None,
+    stop: Sequence[str] = (),
+    max_rationale: int = DEFAULT_NEW_TOKENS,
 ) -> JudgeSpec:
     """The specification of a judge on this tokenizer.
 
@@ -170,6 +191,9 @@ def make_spec(
     max_length: maximum number of tokens; default 2048, or the tokenizer's context if that is shorter.
     system: None leaves the system turn to the chat template, "" drops it, text replaces it. "from-dataset" drops a
       system turn with a date, because the reference training on Llama had none.
+    rationale: what a thinking judge writes before its verdict: "think" for GRAM-R^2's tags, "from-template" for the
+      tags that the template asks for, or a text with {rationale}. None: the verdict alone. stop, max_rationale: of
+      `make_rationale_format`.
 
     Raises JudgeError if a label is not one token directly after the tail, or if the template does not separate its
     fields.
@@ -198,6 +222,16 @@ def make_spec(
         else:
             text = str(template) if "{prompt}" in str(template) else read_template(template)
     frame = chat_frame(tokenizer, system=system, thinking=thinking)
+    written = None
+    if rationale is not None:
+        written = make_rationale_format(
+            tokenizer,
+            frame.generation_prompt,
+            labels,
+            template=rationale_template(rationale, text),
+            stop=stop,
+            max_new_tokens=max_rationale,
+        )
     spec = JudgeSpec(
         template=text,
         labels=labels,
@@ -210,10 +244,25 @@ def make_spec(
         system=system,
         date=PINNED_DATE.isoformat(),
         tokenizer=fingerprint(tokenizer),
+        rationale=written,
     )
     for layout in (spec.comparison, spec.pretraining, spec.response):
         layout_guard(layout)
     return with_length(spec, tokenizer, spec.max_length)
+
+
+def rationale_template(rationale: str, template: str) -> str:
+    """The rationale template that `make_spec` was given, by name or as text. template: of the judge."""
+    if rationale == "think":
+        return THINK
+    if rationale != "from-template":
+        return rationale
+    if (found := tagged_template(template)) is None:
+        raise JudgeError(
+            'rationale "from-template": the judge template has no <think>...</think> <answer>...; pass a text with '
+            "{rationale}"
+        )
+    return found
 
 
 def make_reward_spec(
@@ -280,3 +329,17 @@ def check_verdicts(spec: JudgeSpec, tokenizer: Any) -> None:
             f"{FILE_NAME} says that the labels {spec.labels} are the tokens {spec.label_ids}, but after "
             f"{spec.generation_prompt[-40:]!r} they are {ids}: the file was edited. `gram-jax spec` writes a new one"
         )
+    if (found := spec.rationale) is not None:
+        made = make_rationale_format(
+            tokenizer,
+            spec.generation_prompt,
+            spec.labels,
+            template=found.template,
+            stop=found.stop,
+            max_new_tokens=found.max_new_tokens,
+        )
+        if made != found:
+            raise JudgeError(
+                f"{FILE_NAME} says that the labels are the tokens {found.label_ids} after a rationale, but they are "
+                f"{made.label_ids}: the file was edited. `gram-jax spec` writes a new one"
+            )

@@ -53,12 +53,12 @@ KERNEL_EFFICIENCY = 0.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time of a step on one device, forecast from the compiler's schedule. Seconds.
+    """Estimated time of a step on one device in seconds, from the compiler's schedule.
 
-    operations: the dearest first. by_kind: sums of their times (KINDS in plan/cycles.py). kernels: attention's kernels,
-    which the compiler does not estimate, at KERNEL_EFFICIENCY. links: bytes of collectives at full speed.
-    products_efficiency: of the layers' products, with those that are recomputed, as a share of the peak. efficiency: of
-    the layers' model FLOPs in all time but the head's.
+    operations: the most expensive first. by_kind: their summed times by KINDS (plan/cycles.py). kernels: attention's
+    kernels at KERNEL_EFFICIENCY, because the compiler has no estimate of them. links: bytes of collectives at full link
+    speed. products_efficiency: the layers' products, including recomputed ones, as a share of the peak. efficiency:
+    model FLOPs of the layers as a share of the peak, over all time except the head's.
     """
 
     operations: tuple[Operation, ...]

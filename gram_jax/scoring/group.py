@@ -11,6 +11,7 @@ import numpy as np
 
 from gram_jax.distributed.collectives import broadcast_array
 from gram_jax.distributed.process import ProcessContext
+from gram_jax.errors import JudgeError
 from gram_jax.judge.encode import Encoded
 from gram_jax.scoring.text_scorer import ComparisonEncoder, ScorerIdentity, TextScorer
 
@@ -24,10 +25,12 @@ def run_on_first_process(
     """Call work(scorer) on process 0; the other processes take part in its calls of the model until it returns.
 
     scorer: the same judge on every process of the job, its weights on a mesh of all their devices. If `work` raises,
-    the job has to end (distributed/process.py).
+    the job has to end (distributed/process.py). Raises JudgeError for a judge that writes rationales.
     """
     if process.alone:
         work(scorer)
+    elif scorer.spec.rationale is not None:
+        raise JudgeError("a judge that writes rationales cannot be shared by several processes")
     elif process.index == 0:
         work(_GroupScorer(scorer))
         _send(END)
