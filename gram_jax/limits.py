@@ -1,6 +1,6 @@
-"""Limits for files of others, so that a hostile or damaged one is an error before it takes the machine's memory.
+"""Limits of untrusted files: a hostile or damaged file is an error before it exhausts the machine's memory.
 
-Each limit has an environment variable, such as GRAM_JAX_MAX_LINE_MB=200, for those who need more.
+Each limit has an environment variable, such as GRAM_JAX_MAX_LINE_MB=200, which raises it.
 """
 
 import gzip

@@ -1,7 +1,10 @@
 """Commands that measure a judge and report the results. Each imports what it needs."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter, validators
 
 from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from gram_jax.scoring.text_scorer import TextScorer
 
 MOST_ROWS = 40  # of a printed table
+Share = Parameter(validator=validators.Number(gte=0, lte=1))
 
 
 def evaluate(
@@ -47,8 +51,6 @@ def evaluate(
         limit: Use only the first N rows of each source.
         overwrite: Score these sources again.
     """
-    from contextlib import nullcontext
-
     from gram_jax.evals.datasets import HUB, read_dataset
     from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
     from gram_jax.evals.tables import rows_read, source_tables
@@ -73,27 +75,83 @@ def evaluate(
             ]
 
         def run(scorer: "TextScorer") -> None:
-            with nullcontext() if out is None or place is not None else open_folder(out):
-                folder = EvaluationFolder(
-                    out, scorer, model, overwrite=overwrite, progress=console.progress
-                )
-                for data in datasets:
-                    if place is not None:
-                        done = folder.add_shard(data, place)
-                        console.say(f"{data.source}: {done.to_text()}")
-                        continue
-                    found, _ = folder.add(data)
-                    console.heading(f"{rows_read(found)} ({found.benchmark})")
-                    for table in source_tables(found):
-                        _print_table(console, table)
+            folder = EvaluationFolder(
+                out, scorer, model, overwrite=overwrite, progress=console.progress
+            )
+            for data in datasets:
+                if place is not None:
+                    done = folder.add_shard(data, place)
+                    console.say(f"{data.source}: {done.to_text()}")
+                    continue
+                found, _ = folder.add(data)
+                console.heading(f"{rows_read(found)} ({found.benchmark})")
+                for table in source_tables(found):
+                    _print_table(console, table)
 
-        run_on_first_process(judge.load(model, process), run, process)
+        unlocked = out is None or place is not None or process.index > 0
+        with nullcontext() if unlocked else open_folder(out):
+            run_on_first_process(judge.load(model, process), run, process)
         if place is not None:
             console.say(f"{out}{after_shard(place, out)}")
         elif out is not None:
             console.say(
                 f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}"
             )
+
+
+def curate(
+    source: str,
+    out: Path,
+    /,
+    *,
+    scores: list[Path],
+    above: Annotated[float, Share] = 0.7,
+    below: Annotated[float, Share] = 0.3,
+    unanimous: Annotated[bool, Parameter(negative="--no-unanimous")] = True,
+    suspected: Literal["keep", "drop", "flip", "reweigh"] = "drop",
+    uncertain: Literal["keep", "drop", "reweigh"] = "keep",
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Curate preferences by scores of judges: find suspected label errors, then keep, drop, flip or reweigh.
+
+    Pairs without a label get that of the judges (pseudo-labels), if all agree. Beside OUT are written OUT.curation.json
+    (figures, suspects, hashes) and OUT.card.md.
+
+    Args:
+        source: Pairs or preferences of any schema.
+        out: The curated preferences as JSON lines.
+        scores: A file that `gram-jax score` wrote for this source. Repeat it for more judges or seeds.
+        above: Minimum mean P(chosen) of a confirmed pair.
+        below: Maximum mean P(chosen) of a suspected pair.
+        unanimous: All judges must also agree in both orders.
+        suspected: What happens to suspected pairs; reweigh multiplies the weight by the mean P(chosen).
+        uncertain: What happens to pairs that are neither confirmed nor suspected.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.evals.curation import (
+        CurationConfig,
+        by_source,
+        curate,
+        provenance,
+        read_judged,
+    )
+    from gram_jax.evals.curation_card import curation_table, write_curation
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    config = CurationConfig(above, below, unanimous, suspected, uncertain)
+    records, _ = read_records(source, "comparison", **rows.arguments())
+    judged = read_judged(records, scores)
+    figures = by_source(judged, config)
+    written = write_preferences(out, curate(judged, config))
+    inputs = provenance(source, records, scores)
+    places = write_curation(out, judged, figures, config, inputs, written)
+    console = Console()
+    _print_table(console, curation_table(figures))
+    console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
 
 
 def attack(
@@ -127,7 +185,7 @@ def attack(
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.evaluate import make_folder, reserve_folder
     from gram_jax.interop.models import model_config
     from gram_jax.scoring.group import run_on_first_process
 
@@ -156,7 +214,8 @@ def attack(
             for table in (clean_table(found), *attack_tables(found)):
                 _print_table(console, table)
 
-        run_on_first_process(judge.load(model, process), run, process)
+        with nullcontext() if process.index or place is not None else reserve_folder(out):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def _print_table(console: Console, table: "Table") -> None:

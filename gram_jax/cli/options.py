@@ -33,10 +33,12 @@ NotNegative = Parameter(validator=validators.Number(gte=0))
 RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
 JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
-ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")]
+ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The model: {MODEL}.")]
 Overrides = Annotated[
     list[str] | None,
-    Parameter(name="--set", help="Change a key of the recipe, as optimizer.learning_rate=1e-5."),
+    Parameter(
+        name="--set", help="Change a key of the recipe, such as optimizer.learning_rate=1e-5."
+    ),
 ]
 
 
@@ -48,7 +50,7 @@ def read_spec(path: Path | None) -> "JudgeSpec | None":
 
 
 def seconds(least: float) -> Callable[[Any, float], None]:
-    """A validator of durations, which refuses nan and inf as well."""
+    """A validator of durations, which also rejects nan and inf."""
 
     def check(_: Any, value: float) -> None:
         if not least <= value < math.inf:
@@ -60,23 +62,23 @@ def seconds(least: float) -> Callable[[Any, float], None]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is loaded."""
+    """Options of commands that load a judge."""
 
     compute_dtype: ComputeDtype = "auto"
-    """Type of matrix products; auto: bfloat16 on accelerators, float32 on a CPU."""
+    """Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Type in which weights are stored; auto: the compute dtype."""
+    """Dtype in which weights are stored; auto: the compute dtype."""
     spec: Path | None = None
     """A judge.json to use instead of the one saved with the model."""
     max_length: Annotated[int | None, AtLeastOne] = None
     """Maximum number of tokens of a pair, for a model without judge.json."""
     tokens_per_call: Annotated[int | None, AtLeastOne] = None
-    """Number of tokens that a device computes in one call; fewer need less memory."""
+    """Number of tokens per call and device; fewer need less memory."""
     mesh: str | None = None
-    """Axes over which the weights are sharded, as fsdp=4 or tensor=2,fsdp=-1; default: each device holds all of them,
-    and in a job of several processes fsdp=-1."""
+    """Axes over which the weights are sharded, as fsdp=4 or tensor=2,fsdp=-1. Default: each device holds all of them;
+    in a job of several processes fsdp=-1."""
     server: str | None = None
-    """URL of a server that has this judge; the model then gives specification and tokenizer only."""
+    """URL of a server that runs this judge; only specification and tokenizer are then read from the model."""
     protocol: Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"] = "gram"
     """Protocol of the server (docs/scoring.md)."""
 
@@ -98,7 +100,7 @@ class JudgeOptions:
         return make_placement(None if self.mesh is None else parse_mesh(self.mesh))
 
     def load(self, model: str, process: "ProcessContext | None" = None) -> "TextScorer":
-        """The judge. Raises DataError if --server goes with an option of weights in this process or a job's."""
+        """Load the judge. Raises DataError if --server is combined with an option of local weights, or with a group."""
         from gram_jax.scoring.remote import RemoteScorer
         from gram_jax.scoring.scalar import load_judge
 
@@ -107,8 +109,8 @@ class JudgeOptions:
         together = process is not None and not process.alone
         if together or replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
             raise DataError(
-                "--server loads no weights here: leave out the options of weights, types, meshes and tokens per call, "
-                "and of processes that share the weights"
+                "--server loads no weights: leave out --weights, --compute-dtype, --max-length, --tokens-per-call and "
+                "--mesh, and the options of processes that share weights"
             )
         return RemoteScorer.load(
             model, self.server, protocol=self.protocol, spec=read_spec(self.spec)
@@ -118,15 +120,15 @@ class JudgeOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RowOptions:
-    """How rows of data are read."""
+    """Options of commands that read rows of data."""
 
     schema: str = "auto"
-    """Schema of the rows; auto: recognised by their fields."""
+    """Schema of the rows; auto: detected from their fields."""
     on_bad: Literal["error", "skip"] = "error"
-    """What to do with a bad row."""
+    """Handling of a row that does not fit its schema; skipped rows are counted."""
     map: Annotated[list[str] | None, Parameter(name="--map")] = None
-    """A column for one of a schema, as prompt=question, or what a value of the label means, as label:left=A. Repeat it
-    for more (docs/data.md)."""
+    """The column of a field, as prompt=question, or the meaning of a value of the label, as label:left=A. Repeat it for
+    more (docs/data.md)."""
 
     def arguments(self) -> dict[str, Any]:
         """The options as arguments of functions that read rows."""
@@ -138,7 +140,7 @@ class RowOptions:
 @Parameter(name="*", group=SHARDS)
 @dataclass(frozen=True)
 class ShardOptions:
-    """The share of this process in the rows."""
+    """Options of commands whose rows several processes can share."""
 
     shard: Annotated[str | None, Parameter(env_var="GRAM_JAX_SHARD")] = None
     """I/N, from 0/N to N-1/N: write every N-th part of the rows; auto: from the variables of Slurm or a TPU pod."""
@@ -159,7 +161,7 @@ class ShardOptions:
 
 
 def after_shard(place: "Shard | None", out: str | Path | None) -> str:
-    """What to do after a shard, "" if all rows were written."""
+    """The next command after a shard as text; "" if all rows were written."""
     if place is None:
         return ""
     return f". Shard {place.index} of {place.count}; after the last one: gram-jax merge {out}"
@@ -168,7 +170,7 @@ def after_shard(place: "Shard | None", out: str | Path | None) -> str:
 @Parameter(name="*", group=JOB)
 @dataclass(frozen=True)
 class JobOptions:
-    """This process's place in a job of several."""
+    """Options of a process in a job of several."""
 
     coordinator: Annotated[str | None, Parameter(env_var="GRAM_JAX_COORDINATOR")] = None
     """host:port of process 0."""
@@ -177,9 +179,9 @@ class JobOptions:
     process: Annotated[int | None, Parameter(env_var="GRAM_JAX_PROCESS")] = None
     """Index of this process."""
     local_devices: Annotated[str | None, Parameter(env_var="JAX_LOCAL_DEVICE_IDS")] = None
-    """GPUs of this machine that this process uses, as 0,1; default all."""
+    """GPUs of this machine that this process uses, such as 0,1; default all."""
     cluster: Literal["auto", "none"] = "auto"
-    """none: one process, also inside Slurm and on a TPU pod."""
+    """auto: detect Slurm and TPU pods; none: one process, also inside Slurm and on a TPU pod."""
     join_timeout: Annotated[
         float, Parameter(env_var="GRAM_JAX_JOIN_TIMEOUT", validator=seconds(1))
     ] = 300

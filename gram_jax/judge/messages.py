@@ -57,7 +57,10 @@ def _show(value: Any) -> str:
         return "nothing (null)"
     if isinstance(value, Seen):
         return str(value)
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested too deeply"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 

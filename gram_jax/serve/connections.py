@@ -1,4 +1,4 @@
-"""Connections: their number, and how long a silent one or an unfinished head is kept. uvicorn has no such limits."""
+"""Limits of connections: their number, and time-outs of idle ones and of incomplete headers, which uvicorn lacks."""
 
 import asyncio
 import resource
