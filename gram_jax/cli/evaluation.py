@@ -88,8 +88,8 @@ def evaluate(
                 for table in source_tables(found):
                     _print_table(console, table)
 
-        unlocked = out is None or place is not None or process.index > 0
-        with nullcontext() if unlocked else open_folder(out):
+        locked = place is None and process.index == 0
+        with open_folder(out) if locked and out is not None else nullcontext():
             run_on_first_process(judge.load(model, process), run, process)
         if place is not None:
             console.say(f"{out}{after_shard(place, out)}")
