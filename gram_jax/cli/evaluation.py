@@ -115,8 +115,8 @@ def curate(
 ) -> None:
     """Curate preferences by scores of judges: find suspected label errors, then keep, drop, flip or reweigh.
 
-    Pairs without a label get that of the judges (pseudo-labels), if all agree. Beside OUT are written OUT.curation.json
-    (figures, suspects, hashes) and OUT.card.md.
+    Pairs without a label get the label of the judges (pseudo-labels) if all agree. Also writes OUT.curation.json
+    (figures, suspected pairs, hashes) and OUT.card.md.
 
     Args:
         source: Pairs or preferences of any schema.
@@ -124,9 +124,9 @@ def curate(
         scores: A file that `gram-jax score` wrote for this source. Repeat it for more judges or seeds.
         above: Minimum mean P(chosen) of a confirmed pair.
         below: Maximum mean P(chosen) of a suspected pair.
-        unanimous: All judges must also agree in both orders.
-        suspected: What happens to suspected pairs; reweigh multiplies the weight by the mean P(chosen).
-        uncertain: What happens to pairs that are neither confirmed nor suspected.
+        unanimous: Require that all judges agree in both orders.
+        suspected: Action for suspected pairs; reweigh multiplies the weight by the mean P(chosen).
+        uncertain: Action for pairs that are neither confirmed nor suspected.
         overwrite: Replace the output if it exists.
     """
     from gram_jax.data.reading import read_records

@@ -250,7 +250,7 @@ def _write_texts(
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     if "id2label" in settings and ids["pad_token_id"] is None:
-        # A classifier without it reads no batch. Its answer is read at the last token that is another one.
+        # transformers rejects batches without it, and reads the logits at the last token that is not padding.
         ids["pad_token_id"] = ids["eos_token_id"]
     write_json(folder / CONFIG, {**settings, **ids})
     known = {name: token for name, token in ids.items() if token is not None}

@@ -228,7 +228,7 @@ class ExecutionConfig:
     """Rematerialisation in the backward pass: "none", "dots" (all but matrix products and attention's output),
     "attention" (all but attention's output) or "full", by memory saved"""
     compiler_options: dict[str, str | int | float | bool] | None = None
-    """libtpu's options beside those for the chip (docs/meshes.md); "" removes one. Ignored on other platforms"""
+    """Options of libtpu, added to those for the chip (docs/meshes.md); "" removes one. Ignored on other platforms"""
 
 
 @dataclass(frozen=True, config=STRICT)
