@@ -1,8 +1,10 @@
 """Commands that use a judge: score, rank, merge, bon, bench, serve, spec. Each imports what it needs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -10,6 +12,7 @@ from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
     ComputeDtype,
+    GroupOptions,
     Judge,
     JudgeOption,
     JudgeOptions,
@@ -17,13 +20,18 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
     ThinkOptions,
     TwoOrMore,
     after_shard,
     seconds,
     thought_report,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.text_scorer import TextScorer
 
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 
@@ -38,6 +46,7 @@ def score(
     rows: RowOptions = RowOptions(),
     think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
@@ -48,14 +57,22 @@ def score(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
-    from gram_jax.scoring.results import OutputSink
+    from gram_jax.scoring.group import run_on_first_process
+    from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place, given = Console(), shards.place(), rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"])
-    sink = OutputSink(out, overwrite, console.progress, place)
-    scorer = think.apply(judge.load(model))
-    done = score_file(scorer, model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+    place, given = shards.place(group), rows.arguments()
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"])
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
+            done = score_file(scorer, model, source, sink, **given)
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def rank(
@@ -71,6 +88,7 @@ def rank(
     rows: RowOptions = RowOptions(),
     think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
@@ -85,16 +103,23 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
-    from gram_jax.scoring.results import OutputSink
+    from gram_jax.scoring.group import run_on_first_process
+    from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place = Console(), shards.place()
+    place, given = shards.place(group), rows.arguments()
     config = RankingConfig(method, order_mode, references)
-    given = rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    sink = OutputSink(out, overwrite, console.progress, place)
-    scorer = think.apply(judge.load(model))
-    done = score_file(scorer, model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
+            done = score_file(scorer, model, source, sink, ranking=config, **given)
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def rationales(
@@ -205,7 +230,7 @@ def bon(
     records, _ = read_records(prompts, "prompts", **rows.arguments())
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    console, place = Console(), shards.place()
+    console, place = Console(), shards.place(GroupOptions())
     if samples_only:
         with open_folder(out):
             drawn = draw_samples(
@@ -375,6 +400,18 @@ def serve(
     run(app, host=host, port=port, grace=grace, connections=connections, proxies=proxy)
 
 
+@contextmanager
+def _writing_spec(path: Path) -> Iterator[None]:
+    """Hold the lock of a specification, and that of the exported folder it is in."""
+    from gram_jax.checkpoint.manifest import has_manifest
+    from gram_jax.distributed.lock import file_lock, hold_lock
+
+    with hold_lock(file_lock(path), error=JudgeError), ExitStack() as held:
+        if has_manifest(path.parent):
+            held.enter_context(hold_lock(file_lock(path.parent.absolute()), error=JudgeError))
+        yield
+
+
 def spec(
     out: Path,
     /,
@@ -430,49 +467,50 @@ def spec(
         raise JudgeError(
             "--card, --tail and --pairs belong to --template from-card: give it, or leave them out"
         )
-    tokenizer, context = load_tokenizer(model), model_config(model).context_length
-    written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
-    room = 0 if rationale in (None, "none") else written + CLOSING_ROOM
-    length = max_length or min(default_length(tokenizer), context - room)
-    if template == "from-card":
-        from gram_jax.evals.card_templates import best_card_template
+    with _writing_spec(judge_file(out)):
+        tokenizer, context = load_tokenizer(model), model_config(model).context_length
+        written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
+        room = 0 if rationale in (None, "none") else written + CLOSING_ROOM
+        length = max_length or min(default_length(tokenizer), context - room)
+        if template == "from-card":
+            from gram_jax.evals.card_templates import best_card_template
 
-        options = {"labels": labels, "max_length": length, "system": system}
-        found = best_card_template(
-            model, tokenizer, card, tail.replace("\\n", "\n"), pairs, options
-        )
-        if any(row[-1] for row in found.rows):
-            Console().table("templates of the card", found.columns, found.rows)
-        template = found.template
-        if rationale is None and tagged_template(template):
-            rationale, room = "from-template", written + CLOSING_ROOM
-            length = max_length or min(length, context - room)
-    if rationale == "none":
-        rationale = None
-    own = load_spec(model) if template is None else None
-    if own is not None:
-        if labels is not None or system is not None or rationale is not None:
-            raise JudgeError(
-                f"{model} is a judge and has a specification: --labels, --system and --rationale need --template"
+            options = {"labels": labels, "max_length": length, "system": system}
+            found = best_card_template(
+                model, tokenizer, card, tail.replace("\\n", "\n"), pairs, options
             )
-        made = with_length(own, tokenizer, max_length or own.max_length)
-    else:
-        made = make_spec(
-            tokenizer,
-            template=template or "default",
-            labels=labels,
-            max_length=length,
-            system=system,
-            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
-            rationale=None if rationale is None else rationale.replace("\\n", "\n"),
-            stop=stop,
-            max_rationale=written,
+            if any(row[-1] for row in found.rows):
+                Console().table("templates of the card", found.columns, found.rows)
+            template = found.template
+            if rationale is None and tagged_template(template):
+                rationale, room = "from-template", written + CLOSING_ROOM
+                length = max_length or min(length, context - room)
+        if rationale == "none":
+            rationale = None
+        own = load_spec(model) if template is None else None
+        if own is not None:
+            if labels is not None or system is not None or rationale is not None:
+                raise JudgeError(
+                    f"{model} is a judge and has a specification: --labels, --system and --rationale need --template"
+                )
+            made = with_length(own, tokenizer, max_length or own.max_length)
+        else:
+            made = make_spec(
+                tokenizer,
+                template=template or "default",
+                labels=labels,
+                max_length=length,
+                system=system,
+                rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
+                rationale=None if rationale is None else rationale.replace("\\n", "\n"),
+                stop=stop,
+                max_rationale=written,
+            )
+        path = made.save(out)
+        renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
+        reads = (
+            ""
+            if made.rationale is None
+            else f", a rationale of at most {made.rationale.max_new_tokens}"
         )
-    path = made.save(out)
-    renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
-    reads = (
-        ""
-        if made.rationale is None
-        else f", a rationale of at most {made.rationale.max_new_tokens}"
-    )
-    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens{reads}, {made.hash}")
+        Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens{reads}, {made.hash}")

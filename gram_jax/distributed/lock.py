@@ -40,6 +40,31 @@ def file_lock(path: Path) -> Path:
     return path.with_name(f".{path.name}.{LOCK}")
 
 
+class _Reserved(threading.local):
+    """The locks that this thread holds for the writer that it calls next."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+
+
+_reserved = _Reserved()
+
+
+@contextmanager
+def reserve_lock(path: Path, *, error: type[GramError] = InUseError) -> Iterator[None]:
+    """`hold_lock`, which inside the block finds the lock free for one writer of the same thread.
+
+    A command reserves what it writes before it loads a model.
+    """
+    path = path.absolute()
+    with hold_lock(path, error=error):
+        _reserved.paths.add(path)
+        try:
+            yield
+        finally:
+            _reserved.paths.discard(path)
+
+
 @contextmanager
 def hold_lock(
     path: Path,
@@ -52,6 +77,13 @@ def hold_lock(
     Waits up to STALE_SECONDS for a beat of an owner on another machine. Raises InUseError, which names the owner, if
     there is one, and `error` if the file cannot be written.
     """
+    if (own := path.absolute()) in _reserved.paths:
+        _reserved.paths.discard(own)
+        try:
+            yield
+        finally:
+            _reserved.paths.add(own)
+        return
     process, mine = process or ProcessContext(), _this_process()
     _take(path, mine, error)
     over = threading.Event()
@@ -160,6 +192,6 @@ def _read(path: Path) -> dict[str, Any]:
     """Content of the file; {} if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,7 +12,8 @@ from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
 from gram_jax.judge.messages import Prompt, check_list, render_turns, turns_of
-from gram_jax.judge.tokens import text_encoder
+from gram_jax.judge.tokenizer import explain_tokenizer
+from gram_jax.judge.tokens import text_encoder, tokenizer_name
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.generate import Samples, SamplingConfig, check_lengths, generate
@@ -129,7 +130,8 @@ class TextGenerator:
         """Texts without stop tokens and other control tokens."""
         rows = zip(samples.tokens, samples.lengths - samples.stopped, strict=True)
         kept = [row[:length].tolist() for row, length in rows]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        with explain_tokenizer(tokenizer_name(self.tokenizer)):
+            return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
 @lru_cache(maxsize=256)

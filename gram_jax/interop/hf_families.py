@@ -40,7 +40,7 @@ class Family:
 
     @property
     def classifier_class(self) -> str:
-        """Its class of sequence classifiers."""
+        """Name of the family's sequence classifier class in transformers."""
         return self.classifier or f"{self.name}ForSequenceClassification"
 
 

@@ -32,6 +32,7 @@ from gram_jax.judge.template import (
     Layout,
     comparison_layout,
     default_template,
+    gram_pretraining_layout,
     pretraining_layout,
     response_layout,
     split_template,
@@ -40,6 +41,7 @@ from gram_jax.judge.tokens import fingerprint, text_encoder, tokenizer_name
 
 FILE_NAME = "judge.json"
 FORMAT = 2
+HASH = "hash"  # of the other entries of judge.json
 # The length of the public GRAM recipes, used if the tokenizer has no shorter context.
 DEFAULT_LENGTH = 2048
 
@@ -93,8 +95,13 @@ class JudgeSpec:
 
     @cached_property
     def pretraining(self) -> Layout:
-        """The layout of a stage-1 example: prompt, first, second."""
-        return pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
+        """The layout of a stage-1 example, the tokens of a comparison: prompt, first, second."""
+        return pretraining_layout(self.template, self.chat_prefix, self.generation_prompt)
+
+    @cached_property
+    def gram_pretraining(self) -> Layout:
+        """GRAM's own layout of a stage-1 example, whatever the template: prompt, first, second."""
+        return gram_pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
 
     @cached_property
     def response(self) -> Layout:
@@ -120,28 +127,38 @@ class JudgeSpec:
 
     @staticmethod
     def from_json(text: str) -> "JudgeSpec":
-        """The inverse of `to_json`. Raises JudgeError on unknown, missing or ill-typed entries."""
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise JudgeError(f"{FILE_NAME} is not JSON: {error}") from error
-        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
-            raise JudgeError(
-                f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another version or damaged."
-            )
+        """The inverse of `to_json`, also with the hash that `save` adds.
+
+        Raises JudgeError on unknown, missing or ill-typed entries, and if there is a hash of other entries.
+        """
+        found = _entries(text)
+        stated = found.pop(HASH, None)
         try:
             spec = TypeAdapter(JudgeSpec).validate_json(json.dumps(found))
+        except RecursionError:
+            raise JudgeError(f"{FILE_NAME} is nested too deeply: the file is damaged.") from None
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()]
             raise JudgeError(
                 f"{FILE_NAME}: {'; '.join(problems)}. The file is damaged or of another version."
             ) from None
+        if stated not in (None, spec.hash):
+            raise JudgeError(
+                f"its {HASH!r} is not that of its entries: the file was damaged or edited. Restore it from a copy; if "
+                "it was edited on purpose, `gram-jax verify FILE --accept` writes the hash again"
+            )
         layout_guard(spec.comparison)
         return spec
 
     def save(self, place: str | Path) -> Path:
-        """Write judge.json into an existing folder, or a file of another name; returns its path."""
-        return write_atomic(judge_file(place), self.to_json() + "\n", error=JudgeError)
+        """Write judge.json into an existing folder, or a file of another name; returns its path.
+
+        Its last entry is the hash of the others, so that a damaged file is noticed.
+        """
+        content = json.loads(self.to_json()) | {HASH: self.hash}
+        return write_atomic(
+            judge_file(place), json.dumps(content, indent=2) + "\n", error=JudgeError
+        )
 
     @staticmethod
     def load(place: str | Path) -> "JudgeSpec":
@@ -162,6 +179,31 @@ class JudgeSpec:
             raise JudgeError(f"{path} cannot be read: {error.strerror or error}") from error
         except (UnicodeDecodeError, JudgeError) as error:
             raise JudgeError(f"{path}: {error}") from error
+
+
+def _entries(text: str) -> dict[str, Any]:
+    """The entries of judge.json without its format."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JudgeError(f"{FILE_NAME} is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+        raise JudgeError(
+            f"{FILE_NAME}: expected an object with format {FORMAT}; this file is of another version or damaged."
+        )
+    return found
+
+
+def accept_spec(path: Path) -> JudgeSpec:
+    """Accept a specification that was edited on purpose: write its hash again. Raises JudgeError if it is none."""
+    try:
+        found = _entries(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise JudgeError(f"{path} cannot be read: {error}") from error
+    found.pop(HASH, None)
+    spec = JudgeSpec.from_json(json.dumps({"format": FORMAT, **found}))
+    spec.save(path)
+    return spec
 
 
 def judge_file(place: str | Path) -> Path:
@@ -246,7 +288,7 @@ def make_spec(
         tokenizer=fingerprint(tokenizer),
         rationale=written,
     )
-    for layout in (spec.comparison, spec.pretraining, spec.response):
+    for layout in (spec.comparison, spec.gram_pretraining, spec.response):
         layout_guard(layout)
     return with_length(spec, tokenizer, spec.max_length)
 

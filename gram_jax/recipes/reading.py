@@ -67,7 +67,7 @@ def read_recipe_as(kind: type[RecipeT], path: str | Path, overrides: Sequence[st
     """The recipe of this kind in a TOML file, as `read_recipe`."""
     try:
         values = tomllib.loads(recipe_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _apply(values, override)
@@ -156,5 +156,5 @@ def _apply(values: dict[str, Any], override: str) -> None:
         return
     try:
         node[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         node[keys[-1]] = text.strip()
