@@ -470,8 +470,8 @@ def spec(
     with _writing_spec(judge_file(out)):
         tokenizer, context = load_tokenizer(model), model_config(model).context_length
         written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
-        room = 0 if rationale in (None, "none") else written + CLOSING_ROOM
-        length = max_length or min(default_length(tokenizer), context - room)
+        extra = 0 if rationale in (None, "none") else written + CLOSING_ROOM
+        length = max_length or min(default_length(tokenizer), context - extra)
         if template == "from-card":
             from gram_jax.evals.card_templates import best_card_template
 
@@ -483,8 +483,8 @@ def spec(
                 Console().table("templates of the card", found.columns, found.rows)
             template = found.template
             if rationale is None and tagged_template(template):
-                rationale, room = "from-template", written + CLOSING_ROOM
-                length = max_length or min(length, context - room)
+                rationale, extra = "from-template", written + CLOSING_ROOM
+                length = max_length or min(length, context - extra)
         if rationale == "none":
             rationale = None
         own = load_spec(model) if template is None else None
