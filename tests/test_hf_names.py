@@ -17,7 +17,7 @@ from gram_jax.model.specs import param_specs
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_has_exactly_one_place_in_a_file(family, tied, names):
     cfg = tiny_config(family, tied)
-    places = [(slot.rule.path, slot.layer) for slot in tensor_mappings(cfg, names).values()]
+    places = [(slot.rule.path, slot.at) for slot in tensor_mappings(cfg, names).values()]
     assert len(places) == len(set(places))
     specs = tree.flatten(param_specs(cfg))
     assert {path for path, _ in places} == specs.keys()

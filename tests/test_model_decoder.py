@@ -21,6 +21,7 @@ from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.rope import (
+    Rope,
     apply_rope,
     rope_angles,
     rotate_by_halves,
@@ -250,7 +251,7 @@ def test_rotation_as_a_permutation_has_the_bits_of_rotation_by_halves(dtype, siz
     expected = by_halves(x, cos, sin)
     rounding = 0 if dtype == "bfloat16" else 4e-6  # a CPU fuses multiply and add in either form
     np.testing.assert_allclose(by_permutation(x, cos, sin), expected, rtol=0, atol=rounding * 100)
-    back = jax.vjp(lambda x: apply_rope(x, (cos[:, :, 0], sin[:, :, 0])), x)[1](d_y)[0]
+    back = jax.vjp(lambda x: apply_rope(x, Rope(cos[:, :, 0], sin[:, :, 0])), x)[1](d_y)[0]
     plain = jax.vjp(lambda x: rotate_by_halves(x, cos, sin), x)[1](d_y)[0]
     np.testing.assert_allclose(back, plain, rtol=0, atol=rounding * 100)
     assert back.dtype == expected.dtype == x.dtype

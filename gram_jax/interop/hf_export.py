@@ -210,10 +210,8 @@ def _write_weights(
                 held = {path: _on_host(leaves[path]) for path in needed}
             parts = []
             for slot in places[name]:
-                leaf = held[slot.rule.path]
-                part = leaf if slot.layer is None else leaf[slot.layer]
-                part = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
-                parts.append(part)
+                part = slot.to_stored(held[slot.rule.path][slot.at])
+                parts.append(part.astype(jnp.dtype(dtype or part.dtype), copy=False))
             tensors[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_weights(tensors, str(folder.name))  # numbers may overflow in the new dtype
         if jax.process_index() == 0:
