@@ -56,7 +56,7 @@ def export_hf(
     """Write a judge as a folder that `transformers` opens; returns its path.
 
     params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
-    to the tokenizer's. texts: other files by name. shard_bytes: maximum size of a weights file; several files have an
+    to the tokenizer's. texts: other files by path. shard_bytes: maximum size of a weights file; several files have an
     index. The folder is written under a temporary name and then renamed. Raises CheckpointError for a folder in use or
     a full disk, LayoutError for parameters that do not fit `cfg`.
 
@@ -112,6 +112,7 @@ def export_hf(
         settings = config_to_hf(cfg, dtype or str(params["embed"].dtype), labels)
         _write_texts(partial, settings, tokenizer, stops)
         for name, text in (texts or {}).items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_text(text, encoding="utf-8")
         if spec is not None:
             spec.save(partial)
