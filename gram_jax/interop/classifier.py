@@ -42,12 +42,17 @@ def as_classifier(
     return replace(cfg, head=kind), {**trunk, SCORE: rows}
 
 
-def cross_encoder_files(spec: JudgeSpec) -> dict[str, str]:
+def cross_encoder_files(spec: JudgeSpec, tokenizer: Any) -> dict[str, str]:
     """Files by which sentence-transformers (5.4 and later) loads a judge's folder as a CrossEncoder.
 
     Its score is the log-odds of the first label. The input is the messages of a comparison, which the tokenizer's chat
-    template renders; the settings are those of the specification's frame.
+    template renders; the settings are those of the specification's frame. Raises LayoutError without a padding token.
     """
+    if tokenizer.pad_token_id is None:
+        raise LayoutError(
+            "sentence-transformers needs a padding token, which this tokenizer lacks: set pad_token in "
+            "tokenizer_config.json"
+        )
     chat: dict[str, Any] = {"add_generation_prompt": True}
     if not spec.thinking:
         chat["enable_thinking"] = False
