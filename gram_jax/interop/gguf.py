@@ -193,7 +193,7 @@ def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
 
 def _config(file: GgufFile) -> ModelConfig:
     family = file.metadata.get("general.architecture")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise LayoutError(
             f"the GGUF file's architecture is {family!r}; gram_jax supports {', '.join(FAMILIES)}. Use the model's "
             "Hugging Face folder, which can be of more families"
