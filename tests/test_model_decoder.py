@@ -13,7 +13,7 @@ from model_cases import random_params, random_rows
 from gram_jax.batch import Sequences
 from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.model.config import Llama3Scaling, ModelConfig, Traits
+from gram_jax.model.config import Experts, Llama3Scaling, ModelConfig, Traits
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits, unembedding
@@ -53,6 +53,7 @@ OTHER = {
     "context_length": 1024,
     "head": "labels",
     "traits": Traits(norms="both"),
+    "experts": Experts(4, 2, normalized=True, balance=0.0),
 }
 # The same for every trait; a window and its theta need layers that have them.
 OTHER_TRAITS = {

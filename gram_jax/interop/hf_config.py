@@ -218,7 +218,7 @@ def config_to_hf(
     if not fits_family(cfg):
         raise LayoutError(
             f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias}, qk_norm = "
-            f"{cfg.qk_norm}, {cfg.experts} and {cfg.traits}"
+            f"{cfg.qk_norm}, experts = {cfg.experts} and {cfg.traits}"
         )
     name, activation = family.activation
     language = cfg.head == "language"
