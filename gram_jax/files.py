@@ -1,4 +1,4 @@
-"""Atomic writes of small files, JSON objects, and the errors of full disks and of addresses that are no paths."""
+"""Atomic writes of small files, JSON objects, and errors for full disks and for addresses that are not paths."""
 
 import errno
 import json

@@ -186,7 +186,7 @@ def test_recomputation_changes_no_gradient(execution, one_device):
     seqs = random_rows(cfg, [[20, 11], [30]], 32)
     gradients = [
         jax.jit(jax.grad(loss_of(cfg, seqs, dataclasses.replace(execution, remat=remat))))(params)
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "dots", "attention", "full")
     ]
     for other in gradients[1:]:
         jax.tree.map(
@@ -213,7 +213,7 @@ def test_bfloat16_runs_finite_near_float32(remat, execution, one_device):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 def test_no_second_copy_of_the_weights_is_kept_for_the_backward_pass(remat, one_device):
     cfg = tiny_config("llama", True)
     execution = Execution("bfloat16", "blocked", remat, one_device)

@@ -1,7 +1,9 @@
 """Commands that measure a judge and report the results. Each imports what it needs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter, validators
 
 from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from gram_jax.evals.tables import Table
 
 MOST_ROWS = 40  # of a printed table
+Share = Parameter(validator=validators.Number(gte=0, lte=1))
 
 
 def evaluate(
@@ -81,6 +84,61 @@ def evaluate(
         console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
 
 
+def curate(
+    source: str,
+    out: Path,
+    /,
+    *,
+    scores: list[Path],
+    above: Annotated[float, Share] = 0.7,
+    below: Annotated[float, Share] = 0.3,
+    unanimous: Annotated[bool, Parameter(negative="--no-unanimous")] = True,
+    suspected: Literal["keep", "drop", "flip", "reweigh"] = "drop",
+    uncertain: Literal["keep", "drop", "reweigh"] = "keep",
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Curate preferences by scores of judges: find suspected label errors, then keep, drop, flip or reweigh.
+
+    Pairs without a label get the label of the judges (pseudo-labels) if all agree. Also writes OUT.curation.json
+    (figures, suspected pairs, hashes) and OUT.card.md.
+
+    Args:
+        source: Pairs or preferences of any schema.
+        out: The curated preferences as JSON lines.
+        scores: A file that `gram-jax score` wrote for this source. Repeat it for more judges or seeds.
+        above: Minimum mean P(chosen) of a confirmed pair.
+        below: Maximum mean P(chosen) of a suspected pair.
+        unanimous: Require that all judges agree in both orders.
+        suspected: Action for suspected pairs; reweigh multiplies the weight by the mean P(chosen).
+        uncertain: Action for pairs that are neither confirmed nor suspected.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.evals.curation import (
+        CurationConfig,
+        by_source,
+        curate,
+        provenance,
+        read_judged,
+    )
+    from gram_jax.evals.curation_card import curation_table, write_curation
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    config = CurationConfig(above, below, unanimous, suspected, uncertain)
+    records, _ = read_records(source, "comparison", **rows.arguments())
+    judged = read_judged(records, scores)
+    figures = by_source(judged, config)
+    written = write_preferences(out, curate(judged, config))
+    inputs = provenance(source, records, scores)
+    places = write_curation(out, judged, figures, config, inputs, written)
+    console = Console()
+    _print_table(console, curation_table(figures))
+    console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
+
+
 def attack(
     model: Judge,
     source: str,
@@ -111,10 +169,10 @@ def attack(
     from gram_jax.attacks.suite import choose_attacks
     from gram_jax.attacks.tables import attack_tables, clean_table
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.evaluate import make_folder, reserve_folder
     from gram_jax.interop.models import model_config
 
-    console = Console()
+    console, place = Console(), shards.place()
     model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
     records, _ = read_records(source, **rows.arguments())
@@ -124,13 +182,17 @@ def attack(
         f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
         f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
     )
-    scorer, progress = judge.load(model), console.progress
-    task = (scorer, model, source, chosen, out, attacks)
-    if (place := shards.place()) is not None:
-        done = write_attack_shard(*task, place, seed=seed, progress=progress)
+    task = (model, source, chosen, out, attacks)
+    if place is not None:
+        scorer = judge.load(model)
+        done = write_attack_shard(scorer, *task, place, seed=seed, progress=console.progress)
         console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
         return
-    found = run_attacks(*task, seed=seed, overwrite=overwrite, progress=progress)
+    with reserve_folder(out):
+        scorer = judge.load(model)
+        found = run_attacks(
+            scorer, *task, seed=seed, overwrite=overwrite, progress=console.progress
+        )
     console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
     for table in (clean_table(found), *attack_tables(found)):
         _print_table(console, table)

@@ -161,7 +161,7 @@ def _check_devices(devices: tuple[int, ...]) -> None:
         raise ClusterError(f"{asked}: JAX cannot use them: {error}") from error
     if found[0].platform != "gpu":
         raise ClusterError(
-            f"{asked} are asked for, and JAX found {found[0].device_kind}: install gram-jax[cuda12] or [cuda13], or "
+            f"{asked}: expected GPUs, JAX found {found[0].device_kind}: install gram-jax[cuda12] or [cuda13], or "
             "omit the option (for TPU chips set TPU_VISIBLE_CHIPS); to run on the CPU set JAX_PLATFORMS=cpu"
         )
     if len(found) != len(devices):

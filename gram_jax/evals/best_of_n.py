@@ -319,7 +319,7 @@ def read_samples(
         with path.open("rb") as lines:
             first, *rows = map(decode_row, lines)
         found = first["settings"], [row["prompt"] for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged ({error}): remove it, or give another folder"
         ) from error

@@ -80,8 +80,8 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     kind = found.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise LayoutError(
-            f"config.json says model_type = {kind!r}; gram_jax supports {', '.join(FAMILIES)}. Other models run on a "
-            "server (vLLM, SGLang), which a remote judge reads"
+            f"config.json says model_type = {kind!r}; gram_jax supports {', '.join(FAMILIES)}. Other models can "
+            "run on a server (vLLM, SGLang), with which --server scores"
         )
     family = FAMILIES[kind]
     found = {

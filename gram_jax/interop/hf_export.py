@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
-from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.distributed.lock import file_lock, hold_lock, reserve_lock
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
 from gram_jax.finite import check_weights
@@ -55,10 +55,12 @@ def export_hf(
 ) -> Path:
     """Write a judge as a folder that `transformers` opens; returns its path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
-    to the tokenizer's. texts: other files by path. shard_bytes: maximum size of a weights file; several files have an
-    index. The folder is written under a temporary name and then renamed. Raises CheckpointError for a folder in use or
-    a full disk, LayoutError for parameters that do not fit `cfg`.
+    params: parameter tree without LoRA (merge it first). dtype: dtype of the written weights; None keeps that of each
+    weight. stops: ids that end a text, in addition to those of the tokenizer. texts: contents of further files by path.
+    shard_bytes: maximum size of a weights file; several files get an index. overwrite: replace an existing folder.
+
+    The folder is written under a temporary name and then renamed. Raises CheckpointError if the folder exists or is in
+    use and for a full disk, LayoutError if parameters do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -247,7 +249,7 @@ def _write_texts(
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     if "id2label" in settings and ids["pad_token_id"] is None:
-        # A classifier without it reads no batch. Its answer is read at the last token that is another one.
+        # transformers rejects batches without it, and reads the logits at the last token that is not padding.
         ids["pad_token_id"] = ids["eos_token_id"]
     write_json(folder / CONFIG, {**settings, **ids})
     known = {name: token for name, token in ids.items() if token is not None}
@@ -266,6 +268,25 @@ def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # transformers 5 writes this name, which 4 does not have; both have the older one
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+@contextmanager
+def reserve_export(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Reserve the folder of an export for the block, which loads a model and exports it.
+
+    Raises CheckpointError if the folder exists and may not be replaced, or cannot be written, InUseError if another
+    process writes it.
+    """
+    check_local(folder, "folder", CheckpointError)
+    _check_free(folder, overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder.parent} cannot be made: {error.strerror or error}"
+        ) from error
+    with reserve_lock(file_lock(folder), error=CheckpointError):
+        yield
 
 
 @contextmanager

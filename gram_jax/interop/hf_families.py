@@ -1,6 +1,6 @@
-"""The families of models by their model_type in config.json: what they have beyond Llama, and its entries there.
+"""Model families by the model_type of config.json: their differences from Llama, and the entries that state them.
 
-A family is declared here and read in model/layer.py; nothing else depends on its name.
+A family is declared here, and model/layer.py reads its traits; no other code depends on its name.
 """
 
 import math
@@ -43,7 +43,7 @@ class Family:
 
     @property
     def classifier_class(self) -> str:
-        """Its class of sequence classifiers."""
+        """Name of the family's sequence classifier class in transformers."""
         return self.classifier or f"{self.name}ForSequenceClassification"
 
 

@@ -1,4 +1,4 @@
-"""The sizes and traits of a decoder. Sizes have no default: every importer states all of them."""
+"""ModelConfig: sizes and traits of a decoder. Sizes have no default, so every importer states all of them."""
 
 import math
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ LayerType = Literal["full", "sliding", "no_rope"]
 
 @dataclass(frozen=True)
 class Traits:
-    """What the decoder of a family has beyond Llama's, whose values are the defaults.
+    """Differences of a family's decoder from Llama's, whose values are the defaults.
 
     layer_types: of the first layers, repeated over all: "full" attention; "sliding": a query sees `window` keys, its
     own included, and rotates by local_rope_theta without scaling (None: as "full"); "no_rope": full, without rotation.
@@ -136,7 +136,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder with rotary positions, grouped-query attention and a gated MLP; `traits` vary it.
+    """Sizes and settings of a decoder with rotary positions, grouped-query attention and a gated MLP.
+
+    head: "language" for next tokens; "scalar", "margin" or "labels" for the rows of a classifier. traits: differences
+    from Llama. Raises LayoutError for values that no model can have.
 
     >>> from dataclasses import replace
     >>> from gram_jax.plan.models import published_config
@@ -169,7 +172,7 @@ class ModelConfig:
     experts: Experts | None = None  # instead of one MLP in each layer
 
     def __post_init__(self) -> None:
-        """Raises LayoutError, which lists every number that no model can have."""
+        """Raises LayoutError with a list of all values that no model can have."""
         scaling = vars(self.rope_scaling) if self.rope_scaling else {}
         values = vars(self) | scaling
         problems = [
@@ -198,11 +201,13 @@ class ModelConfig:
         if None not in factors and factors[0] == factors[1]:
             problems.append("rope scaling with equal low and high frequency factors")
         if problems:
-            raise LayoutError("these sizes of a model cannot be used:\n  " + "\n  ".join(problems))
+            raise LayoutError(
+                "the config has values that no model can have:\n  " + "\n  ".join(problems)
+            )
 
 
 def misfit(name: str, value: Any) -> str | None:
-    """What is expected of a number of a ModelConfig or RopeScaling; None if the value is that.
+    """The expected values of a field of ModelConfig or RopeScaling; None if `value` is one of them.
 
     >>> misfit("layers", 10**6), misfit("layers", 28), misfit("norm_eps", float("inf"))
     ('an integer from 1 to 1,024', None, 'a finite number above 0')

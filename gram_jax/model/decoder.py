@@ -79,6 +79,7 @@ def _with_remat(step: Callable, execution: Execution) -> Callable:
     policy = {
         "none": _keep_all_but_casts,
         "dots": policies.save_only_these_names(PRODUCT, ATTENTION_OUTPUT),
+        "attention": policies.save_only_these_names(ATTENTION_OUTPUT),
         "full": policies.nothing_saveable,
     }[execution.remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)

@@ -169,7 +169,7 @@ def rotate_by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_by_permutation(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """The same: a product with a signed permutation gives (-high, low) without rounding.
+    """The same rotation: a product with a signed permutation gives (-high, low) without rounding.
 
     A TPU pads halves of 64 lanes to 128, writes both in f32 and joins them in another pass.
     """

@@ -1,4 +1,4 @@
-"""`gram-jax bench`: throughput of scoring on this machine, as a share of what it could reach.
+"""`gram-jax bench`: throughput of scoring on this machine, also as a share of the machine's limit.
 
 Every share counts the FLOPs that the verdicts need (judging_flops in plan/flops.py), without padding and recomputed
 prefixes, so figures of different machines, models and programs are comparable.

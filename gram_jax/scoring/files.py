@@ -40,7 +40,7 @@ def check_files(
     map: ColumnMap | None = None,
     ranked: bool = False,
 ) -> Kind:
-    """What `source` is read as, for scores or to be ranked.
+    """Check that `source` can be read for scores or rankings into `out`; returns the kind of its records.
 
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """

@@ -1,4 +1,4 @@
-"""Which weights a file of results belongs to."""
+"""Fingerprints of weights, which state to which model a file of results belongs."""
 
 import hashlib
 

@@ -1,15 +1,16 @@
-"""Results that several processes write without talking to each other: parts of a file, and how they are joined.
+"""Results that several processes write without communication: parts of a file, and how they are joined.
 
-Part p of OUT has the rows of the input's rows p * part_rows + 1 to (p + 1) * part_rows, whichever process writes it;
-shard I of N writes the parts I, I + N, I + 2 N, ... So a restart, also with another N, skips whole parts.
+Part p of OUT has the results of the rows p * part_rows + 1 to (p + 1) * part_rows of the input, independent of the
+process that writes it. Shard I of N writes the parts I, I + N, I + 2 N, ... A restart, even with another N, therefore
+skips complete parts.
 
 OUT.parts/manifest.json              what the rows are made from, the same for all processes
-OUT.parts/part-00003.jsonl.partial   a part that is being written, beside its lock; a restart resumes in it
+OUT.parts/part-00003.jsonl.partial   a part that is being written, next to its lock; a restart resumes in it
 OUT.parts/part-00003.json            its size, SHA-256, dropped rows, and the code and device that computed it
-OUT.parts/part-00003.jsonl           the part, whole: it gets this name last
+OUT.parts/part-00003.jsonl           the complete part, which is renamed to this last
 OUT.parts/end.json                   number of rows of the input, by the first process that reads to its end
 
-OUT may be an address of fsspec (gs://, s3://): parts are then written in a temporary folder, and uploaded when whole.
+OUT may be an address of fsspec (gs://, s3://): parts are written to a temporary folder and uploaded when complete.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ SHOWN = 8  # missing parts in an error
 
 
 class PartRecord(NamedTuple):
-    """What is known of a whole part. code: versions, program and device that computed it."""
+    """The record of a complete part. code: versions, program and device that computed it."""
 
     rows: int
     bytes: int
@@ -369,7 +370,7 @@ def _read_record(folder: PartFolder, part: int) -> PartRecord:
 def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
     try:
         found = json.loads(folder.read(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder.name}/{name} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{folder.name}/{name} holds a {type(found).__name__}, expected an object")

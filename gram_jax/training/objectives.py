@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
-from gram_jax.losses import label_margin, next_token_nll, ranking_nll, smoothed_verdict_nll
+from gram_jax.losses import (
+    label_margin,
+    next_token_nll,
+    order_divergence,
+    ranking_nll,
+    smoothed_verdict_nll,
+)
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states_and_load
 from gram_jax.model.execution import Execution
@@ -63,6 +69,44 @@ def verdict_objective(
             p_first=jax.nn.sigmoid(logits[..., 0] - logits[..., 1]),
         )
         return _with_balance(cfg, experts, metrics["loss"][0], metrics)
+
+    return objective
+
+
+def consistent_verdict_objective(
+    cfg: ModelConfig,
+    execution: Execution,
+    *,
+    label_ids: tuple[int, int],
+    smoothing: float,
+    consistency: float,
+) -> Objective:
+    """Stage 2 on labeled and unlabeled pairs: the verdict loss, plus `consistency` x the divergence of both orders.
+
+    Both orders of a pair are in adjacent slots of a row. A pair with the label -1 has no verdict loss. The loss is
+    divided by the weights of all documents, labeled or not. Metrics: those of `verdict_objective`, verdict_loss of
+    the labeled pairs, and order_divergence of all pairs (losses.order_divergence).
+    """
+
+    def objective(params: Tree, batch: VerdictBatch) -> tuple[jax.Array, Metrics]:
+        hidden, experts = hidden_states_and_load(params, cfg, batch.seqs, execution)
+        logits = label_logits(params, cfg, hidden_at(hidden, batch.verdict_at), label_ids)
+        margin = label_margin(logits, batch.label)
+        logit_diff = logits[..., 0] - logits[..., 1]
+        metrics = _weighted(
+            jnp.where(batch.label >= 0, batch.weights, 0.0),
+            verdict_loss=smoothed_verdict_nll(logits, batch.label, smoothing),
+            accuracy=margin > 0,
+            margin=margin,
+        )
+        metrics |= _weighted(batch.weights, p_first=jax.nn.sigmoid(logit_diff))
+        as_given, swapped = logit_diff[..., ::2], logit_diff[..., 1::2]
+        divergence = order_divergence(as_given, swapped)
+        metrics |= _weighted(batch.weights[..., ::2], order_divergence=divergence)
+        # A pair is two documents, so its divergence counts twice.
+        total = metrics["verdict_loss"][0] + 2 * consistency * metrics["order_divergence"][0]
+        metrics |= {"loss": (total, metrics["p_first"][1])}
+        return _with_balance(cfg, experts, total, metrics)
 
     return objective
 
