@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -12,6 +12,7 @@ from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
     ComputeDtype,
+    GroupOptions,
     Judge,
     JudgeOption,
     JudgeOptions,
@@ -19,11 +20,16 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
     TwoOrMore,
     after_shard,
     seconds,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.text_scorer import TextScorer
 
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 
@@ -37,6 +43,7 @@ def score(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
@@ -47,14 +54,21 @@ def score(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place, given = Console(), shards.place(), rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"])
-    sink = OutputSink(out, overwrite, console.progress, place)
-    with reserve(sink):
-        done = score_file(judge.load(model), model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    place, given = shards.place(group), rows.arguments()
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"])
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            done = score_file(scorer, model, source, sink, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def rank(
@@ -69,6 +83,7 @@ def rank(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
@@ -83,16 +98,22 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place = Console(), shards.place()
+    place, given = shards.place(group), rows.arguments()
     config = RankingConfig(method, order_mode, references)
-    given = rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    sink = OutputSink(out, overwrite, console.progress, place)
-    with reserve(sink):
-        done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            done = score_file(scorer, model, source, sink, ranking=config, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -164,7 +185,7 @@ def bon(
     records, _ = read_records(prompts, "prompts", **rows.arguments())
     chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    console, place = Console(), shards.place()
+    console, place = Console(), shards.place(GroupOptions())
     if samples_only:
         with open_folder(out):
             drawn = draw_samples(
