@@ -32,6 +32,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_size": (),
     "mlp": ("tensor",),
+    # Experts of a mixture are divided among the devices of an axis, and are whole on each.
+    "experts": ("tensor",),
+    "expert_mlp": (),
+    "routes": (),
     "rank": (),
     "labels": (),
     # Rows and table during the lookup, for which the table's width is sharded over fsdp.
