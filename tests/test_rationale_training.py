@@ -88,7 +88,9 @@ def test_the_mixed_loss_is_that_of_its_closed_form_and_reaches_these_positions_o
 ):
     batch, hidden = batch_and_hidden()
     table = jax.random.normal(jax.random.key(1), (CFG.vocab_size, CFG.embed_size))
-    monkeypatch.setattr(objectives, "hidden_states", lambda params, *_: params["hidden"])
+    monkeypatch.setattr(
+        objectives, "hidden_states_and_load", lambda params, *_: (params["hidden"], None)
+    )
     objective = objectives.rationale_objective(
         CFG, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=0.7, rationale_weight=0.3,
         chunk_size=8,

@@ -128,7 +128,7 @@ def rationale_objective(
     """
 
     def objective(params: Tree, batch: RationaleBatch) -> tuple[jax.Array, Metrics]:
-        hidden = hidden_states(params, cfg, batch.seqs, execution)
+        hidden, experts = hidden_states_and_load(params, cfg, batch.seqs, execution)
         written, tokens = next_token_nll(
             hidden,
             linear_head(params, cfg),
@@ -148,7 +148,8 @@ def rationale_objective(
         )
         verdicts, count = metrics["verdict_nll"]
         loss = verdict_weight * verdicts + rationale_weight * written
-        return loss, {"loss": (loss, count), "rationale_nll": (written, tokens), **metrics}
+        metrics |= {"loss": (loss, count), "rationale_nll": (written, tokens)}
+        return _with_balance(cfg, experts, loss, metrics)
 
     return objective
 
