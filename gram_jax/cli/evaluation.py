@@ -117,9 +117,11 @@ def attack(
     console = Console()
     model_config(model)  # raises, before the data are read
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
-    records, _ = read_records(source, **rows.arguments())
+    records, read = read_records(source, **rows.arguments())
     chosen = choose_pairs(records, pairs, seed=seed)
     make_folder(out)
+    if read.dropped:
+        console.say(f"{source}: {read.dropped_text} of {read.rows:,} rows left out")
     console.say(
         f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
         f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"

@@ -138,6 +138,11 @@ def record_of(part: int) -> str:
     return f"part-{part:05d}.json"
 
 
+def part_of(name: str) -> int:
+    """Number of the part that a file belongs to."""
+    return int(name.removeprefix("part-").partition(".")[0])
+
+
 class _OpenPart:
     """A part while it is written."""
 
@@ -163,14 +168,11 @@ class _ShardWriter:
         assert sink.shard is not None
         self.folder, self.shard, self.code = folder, sink.shard, code
         names = folder.names()
-        self.done = {
-            int(name[5:-6])
-            for name in names
-            if name.startswith("part-") and name.endswith(".jsonl")
-        }
+        parts = (name for name in names if name.startswith("part-") and name.endswith(".jsonl"))
+        self.done = set(map(part_of, parts))
         self.dropped: dict[int, Counter[str]] = {}
         self.open: deque[_OpenPart] = deque()
-        self.resumed = self.shortened = 0
+        self.shortened = 0
 
     def part(self, row: int) -> int:
         return (row - 1) // self.shard.part_rows
@@ -180,6 +182,13 @@ class _ShardWriter:
 
     def wanted(self, row: int) -> bool:
         return self.mine(self.part(row))
+
+    def rows_before(self, place: Path) -> int:
+        """Number of rows in the parts of this shard, those that an interrupted run began included."""
+        whole = [part for part in self.done if part % self.shard.count == self.shard.index]
+        begun = [path for path in place.glob(f"part-*{PARTIAL}") if self.mine(part_of(path.name))]
+        counts = [_read_record(self.folder, part).rows for part in whole]
+        return sum(counts) + sum(path.read_bytes().count(b"\n") for path in begun)
 
     def drop(self, row: int, why: str) -> None:
         self.dropped.setdefault(self.part(row), Counter())[why] += 1
@@ -199,7 +208,6 @@ class _ShardWriter:
             members = iter(group)
             part.begin(members)
             count = part.file.rows
-            self.resumed += count
             for one in members:
                 count += 1
                 yield one
@@ -295,18 +303,14 @@ def write_parts(
         place = held.enter_context(folder.workplace())
         writer = _ShardWriter(sink, folder, code())
         held.callback(writer.close)
-        before = sum(
-            _read_record(folder, part).rows
-            for part in writer.done
-            if part % shard.count == shard.index
-        )
+        before = writer.rows_before(place)
         dropped: Counter[str] = Counter()
 
         def drop(row: int, why: str) -> None:
             writer.drop(row, why)
             dropped[why] += 1
 
-        total = None if source.total is None else -(-source.total // shard.count)
+        total = None if source.total is None else shard.rows_of(source.total)
         with sink.progress(total, done=before, label=label, unit=unit) as bar:
             records = writer.pending(source.records(writer.wanted, drop), place, source.rows)
             written = 0
@@ -315,7 +319,7 @@ def write_parts(
                 written += len(rows)
             writer.publish()
         _write_end(folder, source.rows())
-        return WriteSummary(written, before + writer.resumed, writer.shortened, dict(dropped))
+        return WriteSummary(written, before, writer.shortened, dict(dropped))
 
 
 def _open_folder(
