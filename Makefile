@@ -51,7 +51,7 @@ test: $(VENV)/.ready-dev
 # The whole suite.
 test-all: $(VENV)/.ready-dev
 	$(PY) -m ruff check $(SOURCES)
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "" $(TESTS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "" --durations=25 $(TESTS)
 	$(MAKE) types
 
 lint: $(VENV)/.ready-dev

@@ -8,8 +8,8 @@ damage      one change of a random file that a command wrote, then the command a
 non_finite  NaN, inf or an overflow at a random place of the weights, through every command and endpoint
 hostile     files without end, too deep, of wrong types (attack_files.py), with the memory and time of each
 
-An attack passes if every command ends with the undisturbed result, or with status 2 and a message: nothing lost,
-doubled, changed or invented, and no traceback. Exit status 1 if a trial fails; its folder is kept.
+An attack passes if every command ends with the undisturbed result, or with status 2 and a message: no row lost,
+repeated, changed or added, and no traceback. Exit status 1 if a trial fails; its folder is kept.
 
 Commands run in forked processes of one that has imported everything and started no device.
 """
@@ -133,18 +133,22 @@ def run(words: Sequence[object], log: Path, memory: int | None = None) -> Done:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that writes. words(place): with its outputs below `place`."""
+    """A command that writes. words(place): with its outputs below `place`; reads: those that read them.
+
+    given: the command reads what the command of this name wrote to the same place.
+    """
 
     name: str
     words: Callable[[Path], list[object]]
     reads: Callable[[Path], list[list[object]]] = field(default=lambda place: [])
+    given: str | None = None
 
 
 class World:
     """Inputs that every trial shares, in one folder, and the undisturbed results."""
 
     def __init__(self, base: Path, every: int):
-        self.base, self.log, self.every = base, base / "log", every
+        self.base, self.log, self.every = base, base / f"log-{os.getpid()}", every
         self.expected: dict[str, dict[str, str]] = {}
         self.lengths: dict[str, float] = {}
         self.pairs, self.candidates = base / "pairs.jsonl", base / "candidates.jsonl"
@@ -167,21 +171,50 @@ class World:
         self.commands = {command.name: command for command in self._commands()}
 
     def prepare(self, names: Iterable[str]) -> None:
-        """The judge, and the undisturbed result of every command, made twice: both must be the same."""
-        assert run(["convert", "tiny-random", self.judge], self.log).status == 0, self.text
-        made = run(["spec", self.judge, "--model", "tiny-random", "--max-length", 256], self.log)
-        assert made.status == 0, self.text
+        """The judge, and the undisturbed result of every command, made twice: both must be the same.
+
+        Those of an earlier attack in the folder are used again.
+        """
+        known = self.base / "expected.json"
+        if known.exists():
+            self.expected, self.lengths = json.loads(known.read_text())
+        if not self.judge.exists():
+            assert run(["convert", "tiny-random", self.judge], self.log).status == 0, self.text
+            words = ["spec", self.judge, "--model", "tiny-random", "--max-length", 256]
+            assert run(words, self.log).status == 0, self.text
         for name in names:
-            for turn in range(2):
-                place = self.base / f"whole-{name}-{turn}"
-                place.mkdir()
-                done = run(self.commands[name].words(place), self.log)
-                assert done.status == 0, f"{name}: {done}"
-                self.lengths[name] = done.seconds
-                found = digests(place)
-                if self.expected.setdefault(name, found) != found:
-                    raise RuntimeError(f"two undisturbed runs of {name} differ: {place}")
-            print(f"{name}: {self.lengths[name]:.1f} s, {len(found)} results", flush=True)
+            if name not in self.expected:
+                self._undisturbed(name)
+        if names:
+            known.write_text(json.dumps([self.expected, self.lengths]))
+        self.expected = {name: self.expected[name] for name in names}
+
+    def _undisturbed(self, name: str) -> None:
+        for turn in range(2):
+            place = self.base / f"whole-{name}-{turn}"
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            self.give(name, place)
+            done = run(self.commands[name].words(place), self.log)
+            assert done.status == 0, f"{name}: {done}"
+            self.lengths[name] = done.seconds
+            found = digests(place)
+            if self.expected.setdefault(name, found) != found:
+                raise RuntimeError(f"two undisturbed runs of {name} differ: {place}")
+        print(f"{name}: {self.lengths[name]:.1f} s, {len(self.expected[name])} results", flush=True)
+
+    def give(self, name: str, place: Path) -> None:
+        """Put what a command reads into the place of its results."""
+        given = self.commands[name].given
+        if given is None:
+            return
+        source = self.base / f"given-{given}"
+        if not source.exists():
+            source.mkdir()
+            for words in GIVEN[given](self, source):
+                done = run(words, self.log)
+                assert done.status == 0, f"{given} for {name}: {done}"
+        shutil.copytree(source, place, dirs_exist_ok=True)
 
     @property
     def text(self) -> str:
@@ -276,6 +309,21 @@ class World:
         yield Command(
             "spec", lambda place: ["spec", place / "judge.json", "-m", judge, "--overwrite"]
         )
+        yield Command(
+            "merge",
+            lambda place: ["merge", place / "scores.jsonl"],
+            lambda place: [["verify", place / "scores.jsonl"]],
+            given="parts",
+        )
+        yield Command(
+            "report",
+            lambda place: [
+                *("report", place / "evaluated", "--out", place / "page.html"),
+                *("--markdown", place / "page.md"),
+            ],
+            given="evaluated",
+        )
+        yield Command("card", lambda place: ["card", place / "exported"], given="exported")
 
     def _many_pairs(self) -> Path:
         path = self.base / "many.jsonl"
@@ -284,6 +332,22 @@ class World:
             more = [row | {"prompt": f"{k}: {row['prompt']}"} for k in range(3) for row in rows]
             path.write_text("".join(json.dumps(row) + "\n" for row in more))
         return path
+
+
+# What the commands read that need the results of another one: commands that write it to a folder.
+GIVEN: dict[str, Callable[[World, Path], list[list[object]]]] = {
+    "parts": lambda world, place: [
+        [
+            *("score", world.pairs, place / "scores.jsonl", "-m", world.judge),
+            *("--shard", f"{shard}/2", "--part-rows", 10),
+        ]
+        for shard in range(2)
+    ],
+    "evaluated": lambda world, place: [
+        ["evaluate", world.judge, world.pairs, "--out", place / "evaluated"]
+    ],
+    "exported": lambda world, place: [["convert", world.judge, place / "exported"]],
+}
 
 
 def digests(place: Path) -> dict[str, str]:
@@ -341,8 +405,12 @@ class Trials:
 
 
 def difference(world: World, name: str, place: Path) -> str | None:
-    """A line if the results of a command are not the undisturbed ones."""
+    """A line if the results of a command are not the undisturbed ones. What it was given is not its result."""
     found, wanted = digests(place), world.expected[name]
+    if given := world.commands[name].given:
+        inputs = digests(world.base / f"given-{given}")
+        wanted = {key: value for key, value in wanted.items() if inputs.get(key) != value}
+        found = {key: value for key, value in found.items() if key in wanted or key not in inputs}
     wrong = sorted(key for key in wanted if found.get(key) != wanted[key])
     more = sorted(found.keys() - wanted.keys())
     return f"differs in {wrong}, has in addition {more}" if wrong or more else None
@@ -353,7 +421,7 @@ def kills(world: World, trials: Trials, draw: random.Random, count: int) -> None
     killed = 0
     while killed < count:
         name = draw.choice(list(world.expected))
-        place = new_place(world)
+        place = new_place(world, name)
         moments = []
         for _ in range(draw.randint(1, 3)):
             child = Child(world.commands[name].words(place), world.log)
@@ -378,8 +446,8 @@ def together(world: World, trials: Trials, draw: random.Random, count: int) -> N
     names = list(world.expected)
     pairs = [(a, b) for at, a in enumerate(names) for b in names[at:]][:count]
     for one, other in pairs:
-        place = new_place(world)
-        logs = [world.base / "log-0", world.base / "log-1"]
+        place = new_place(world, one, other)
+        logs = [world.log.with_suffix(f".{at}") for at in range(2)]
         children = [
             Child(world.commands[name].words(place), log)
             for name, log in zip((one, other), logs, strict=True)
@@ -425,10 +493,16 @@ def used(place: Path) -> int:
 def full(world: World, trials: Trials, draw: random.Random, count: int) -> None:
     """A disk that becomes full at a random point; afterwards, with space, the command succeeds."""
     sizes = {name: used(world.base / f"whole-{name}-0") for name in world.expected}
+    given = {
+        name: used(world.base / f"given-{world.commands[name].given}") for name in world.expected
+    }
     for number in range(count):
         name = list(world.expected)[number % len(world.expected)]
-        place, size = new_place(world), draw.randrange(4096, int(1.3 * sizes[name]) + 8192)
+        place = new_place(world)
+        more = draw.randrange(4096, int(1.3 * (sizes[name] - given[name])) + 8192)
+        size = given[name] + more
         with small_disk(place, size):
+            world.give(name, place)
             done = run(world.commands[name].words(place), world.log)
             problem = f"{done.status}: {done.text[-1500:]}" if done.is_bug else None
             outcome = "refused" if done.status else "succeeded"
@@ -447,6 +521,7 @@ def read_only(world: World, trials: Trials, draw: random.Random, count: int) -> 
         name = list(world.expected)[number % len(world.expected)]
         place = new_place(world)
         with small_disk(place, 2**29):
+            world.give(name, place)
             if number >= len(world.expected):
                 child = Child(world.commands[name].words(place), world.log)
                 if child.wait(draw.uniform(0.3, 1) * world.lengths[name]) is None:
@@ -521,8 +596,9 @@ def damage(world: World, trials: Trials, draw: random.Random, count: int) -> Non
     states = {name: [world.base / f"whole-{name}-0"] for name in world.expected}
     for name, found in states.items():  # and of interrupted ones
         for part in (0.5, 0.8):
-            place = world.base / f"part-{name}-{part}"
+            place = world.base / f"part-{name}-{part}-{os.getpid()}"
             place.mkdir()
+            world.give(name, place)
             child = Child(world.commands[name].words(place), world.log)
             if child.wait(part * world.lengths[name]) is None:
                 child.kill()
@@ -629,7 +705,7 @@ def non_finite(world: World, trials: Trials, draw: random.Random, count: int) ->
         "bench": lambda j, p: ["bench", "-m", j, "--pairs", 2, "--rounds", 1, "--length", "64"],
     }
     for number in range(count):
-        judge = world.base / "bad-judge"
+        judge = world.base / f"bad-judge-{os.getpid()}"
         shutil.rmtree(judge, ignore_errors=True)
         shutil.copytree(world.judge, judge)
         weights = judge / "model.safetensors"
@@ -674,7 +750,9 @@ def is_result(path: Path) -> bool:
 def hostile(world: World, trials: Trials, draw: random.Random, count: int) -> None:
     """Every file with the command that reads it: no traceback, within 120 s and 4 GB."""
     most, longest = 0.0, 0.0
-    files = hostile_files(world.base / "hostile", world.judge, world.pairs, world.every)
+    files = hostile_files(
+        world.base / f"hostile-{os.getpid()}", world.judge, world.pairs, world.every
+    )
     for name, words in itertools.islice(files, count):
         child = Child(words, world.log)
         done = child.wait(120)
@@ -689,12 +767,11 @@ def hostile(world: World, trials: Trials, draw: random.Random, count: int) -> No
     print(f"largest memory {most:,.0f} MB, longest time {longest:.0f} s")
 
 
-_places = iter(range(10**9))
-
-
-def new_place(world: World) -> Path:
-    place = world.base / f"trial-{next(_places)}"
-    place.mkdir()
+def new_place(world: World, *names: str) -> Path:
+    """A new folder, with what these commands read."""
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=world.base))
+    for name in names:
+        world.give(name, place)
     return place
 
 
@@ -715,6 +792,24 @@ ATTACKS: dict[str, tuple[Callable[..., None], int]] = {
 }
 
 
+class TimeIsUpError(BaseException):
+    """An attack has used its time."""
+
+
+@contextlib.contextmanager
+def end_after(minutes: float | None) -> Iterator[None]:
+    """End the block after this time, also in the middle of a trial, which does not count."""
+
+    def end(*_: object) -> None:
+        raise TimeIsUpError
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))
+    with contextlib.suppress(TimeIsUpError):
+        yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def attack(
     base: Path,
     names: Sequence[str],
@@ -723,8 +818,9 @@ def attack(
     count: int | None = None,
     seed: int = 0,
     every: int = 1,
+    minutes: float | None = None,
 ) -> list[Trials]:
-    """Run attacks in a folder; their counts."""
+    """Run attacks in a folder; their counts. minutes: each attack ends after this time, with the trials made."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "xla")
     jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -739,7 +835,8 @@ def attack(
     for name in names:
         run_trials, trials_wanted = ATTACKS[name]
         trials, start = Trials(name), time.monotonic()
-        run_trials(world, trials, random.Random(f"{seed}, {name}"), count or trials_wanted)
+        with end_after(minutes):
+            run_trials(world, trials, random.Random(f"{seed}, {name}"), count or trials_wanted)
         print(f"{trials.summary()} in {time.monotonic() - start:.0f} s", flush=True)
         found.append(trials)
     return found
@@ -750,10 +847,13 @@ def main() -> int:
     options.add_argument("attacks", nargs="*", help=f"default all: {', '.join(ATTACKS)}")
     options.add_argument("--commands", nargs="+", default=(), help="default all that write")
     options.add_argument("--count", type=int, help="number of trials; default that of a release")
+    options.add_argument("--minutes", type=float, help="of each attack, at most")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--every", type=int, default=1, help="every N-th hostile file")
+    options.add_argument("--folder", type=Path, help="keep inputs and undisturbed results here")
     chosen = options.parse_args()
-    base = Path(tempfile.mkdtemp(prefix="attack-"))
+    base = chosen.folder or Path(tempfile.mkdtemp(prefix="attack-"))
+    base.mkdir(exist_ok=True)
     found = attack(
         base,
         chosen.attacks or list(ATTACKS),
@@ -761,13 +861,15 @@ def main() -> int:
         count=chosen.count,
         seed=chosen.seed,
         every=chosen.every,
+        minutes=chosen.minutes,
     )
     failed = [problem for trials in found for problem in trials.failed]
     print("\n".join(trials.summary() for trials in found))
     if failed:
         print(f"{len(failed)} trials failed; their folders are in {base}")
         return 1
-    shutil.rmtree(base)
+    if chosen.folder is None:
+        shutil.rmtree(base)
     return 0
 
 

@@ -76,7 +76,7 @@ def label_smoothing() -> Figure:
 
 
 def position_bias() -> Figure:
-    """Five invented pairs: P(first) in both orders and their mean."""
+    """Five simulated pairs: P(first) in both orders and their mean."""
     figure = Figure((5, 2.4))
     axes = figure.add_subplot()
     log_odds, bias = np.array([2.0, 1.0, 0.0, -0.8, -2.2]), 1.2

@@ -1,4 +1,4 @@
-"""`python -m gram_jax`, for places where the program itself is not on the path."""
+"""`python -m gram_jax`: the command line, if the program gram-jax is not on the path."""
 
 from gram_jax.cli import main
 

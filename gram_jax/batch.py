@@ -1,18 +1,20 @@
-"""The batches that data code makes for the model: tuples of arrays.
+"""Batches that the data code makes for the model: tuples of arrays.
 
 Letters: B rows, T positions, M verdicts (or pairs) in a packed row, O = 2 orders. A row may hold several documents:
-`segments` numbers them 1, 2, ... with 0 for padding; `positions` restart at 0 in every document. "weights" are float
-weights of a loss.
+`segments` numbers them 1, 2, ... with 0 for padding; `positions` restart at 0 in every document. `weights` are the
+float weights of a loss.
 """
 
 from typing import Any, NamedTuple
 
-# Of numpy on the host, of jax on devices, or a ShapeDtypeStruct if a program is only planned.
+# A numpy array on the host, a jax.Array on devices, or a ShapeDtypeStruct if a program is only planned.
 Array = Any
 
 
 class Sequences(NamedTuple):
-    """Packed token rows, all i32 [B, T] (or [B, O, T] inside a PairBatch).
+    """Packed rows of tokens, each field i32 [B, T] (i32 [B, O, T] inside a PairBatch).
+
+    positions: position in the document. segments: number of the document in the row, from 1; 0 is padding.
 
     >>> import numpy as np
     >>> row = np.array([[7, 8, 9]])
@@ -61,9 +63,9 @@ class BradleyTerryBatch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Scoring: order 0 shows the responses as given, order 1 swapped.
+    """Pairs for scoring. Order 0 shows the responses as given, order 1 swapped.
 
-    seqs: i32 [B, O, T], one document a row, padded on the right; verdict_at: i32 [B, O], the last real column.
+    seqs: i32 [B, O, T], one document per row, padded on the right. verdict_at: i32 [B, O], column of the last token.
 
     >>> import numpy as np
     >>> row = np.array([[[5, 9, 2], [9, 5, 2]]])

@@ -1,4 +1,4 @@
-"""User errors: the message says what was expected, what was found and what to try.
+"""User errors: the message states what was expected, what was found and what to try.
 
 The command line prints the message of a `GramError` and exits with its status; every other exception is a bug.
 """
@@ -15,7 +15,7 @@ LOST = 76  # a process of the job was lost, stuck or absent
 STATUSES = {
     0: "success, or nothing was left to do",
     1: "`plan`: the program does not fit; any other command: a bug, with its traceback",
-    2: "user error: the message says what was expected, what was found and what to try",
+    2: "user error: the message states what was expected, what was found and what to try",
     RESTART: "stopped by SIGTERM with the state saved: the same command resumes",
     LOST: "a process of the job was lost or stuck: the same command resumes from the last checkpoint",
     130: "stopped by Ctrl-C with finished work kept: the same command resumes",
@@ -23,7 +23,7 @@ STATUSES = {
 
 
 class GramError(Exception):
-    """Base of the errors that gram_jax raises on purpose. status: exit status of the process.
+    """Base class of the errors that gram_jax raises on purpose. status: exit status of the command.
 
     >>> from gram_jax import GramError, read_records
     >>> try:
@@ -53,7 +53,7 @@ class DataError(GramError):
 
 
 class JudgeError(GramError):
-    """A template, label or tokenizer makes no usable judge, or two judges that should agree differ."""
+    """A template, label or tokenizer cannot be used for a judge, or two judges that should agree differ."""
 
 
 class LayoutError(GramError):
@@ -61,11 +61,11 @@ class LayoutError(GramError):
 
 
 class InUseError(GramError):
-    """Another process writes to the same place."""
+    """Another process writes to the same run, folder or file."""
 
 
 class CheckpointError(GramError):
-    """A checkpoint is missing, damaged or of another run."""
+    """A checkpoint or model is missing, damaged, or belongs to another run."""
 
 
 class DoesNotFitError(GramError):
@@ -73,7 +73,7 @@ class DoesNotFitError(GramError):
 
 
 class NonFiniteError(GramError):
-    """Weights, logits, a loss or its gradient are NaN or infinite. Training keeps the last good state."""
+    """Weights, logits, a loss or its gradient are NaN or infinite. Training saves the last finite state."""
 
 
 class ClusterError(GramError):
@@ -87,7 +87,7 @@ class StoppedError(GramError):
 
 
 class RemoteError(GramError):
-    """The server of a judge does not answer, or not as its protocol says."""
+    """The server of a judge does not answer, or its answer does not follow the protocol."""
 
 
 class MissingExtraError(GramError):
@@ -95,7 +95,7 @@ class MissingExtraError(GramError):
 
 
 class ReportError(GramError):
-    """A report or a model card cannot be made of its input, or would replace a file of the user."""
+    """A report or model card cannot be made from its input, or would replace a file that gram_jax did not write."""
 
 
 def nearest(value: int, works: Sequence[int]) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gram_jax.errors import DataError
 from gram_jax.extras import needs_extra
+from gram_jax.files import write_atomic
 
 PANELS = (
     ("loss", "loss"),
@@ -36,8 +38,9 @@ def _save(figure: Any, path: str | Path, title: str) -> Path:
     figure.suptitle(title)
     if figure.get_layout_engine() is None:
         figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    return write_atomic(Path(path), drawn.getvalue(), error=DataError)
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

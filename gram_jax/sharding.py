@@ -5,6 +5,7 @@ a rules table maps them to the mesh axes data, fsdp, tensor, sequence. A new str
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_size": (),
     "mlp": ("tensor",),
+    # Experts of a mixture are divided among the devices of an axis, and are whole on each.
+    "experts": ("tensor",),
+    "expert_mlp": (),
+    "routes": (),
     "rank": (),
     "labels": (),
     # Rows and table during the lookup, for which the table's width is sharded over fsdp.
@@ -46,7 +51,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """A mesh and its rules, hashable, so that it can be a static argument of a jitted function.
+    """A device mesh and the rules that map logical axes of arrays to its axes.
+
+    Hashable, so it can be a static argument of a jitted function. mesh: axes data, fsdp, tensor and sequence. rules:
+    (logical axis, mesh axes) pairs.
 
     >>> placement = make_placement({}, devices=jax.devices()[:1])
     >>> isinstance(placement, Placement), placement.sharding("batch").is_fully_replicated
@@ -72,12 +80,12 @@ class Placement:
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
     def put(self, x: np.ndarray, *axes: str | None) -> jax.Array:
-        """A host array, which every process of the job holds, on the devices of the mesh."""
+        """Put a host array, equal on every process of the job, on the devices of the mesh."""
         return jax.make_array_from_callback(x.shape, self.sharding(*axes), lambda at: x[at])
 
     @property
     def platform(self) -> str:
-        """Of its devices: "cpu", "gpu" or "tpu"."""
+        """Platform of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     def shards(self, axis: str) -> int:
@@ -116,12 +124,14 @@ def make_placement(
     dcn: Mapping[str, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Placement:
-    """A mesh of the given axis sizes, of which one may be -1 (the remaining devices), over `devices`, default all.
+    """Make a mesh over devices, with the default rules.
 
-    Default sizes: {"fsdp": -1}. dcn: further sizes of the same axes over granules, which are TPU slices or hosts
-    connected by the slower data-center network; `sizes` are then those inside a granule (ICI), and an axis has the
-    product of both. Raises RecipeError if the sizes do not multiply to the number of devices, or those of `dcn` to the
-    number of granules; several slices need `dcn`.
+    sizes: number of devices by axis, of which one may be -1 (the remaining devices); default {"fsdp": -1}. dcn: sizes
+    of the same axes over granules, which are TPU slices or hosts that a slower data-center network connects. With it,
+    `sizes` are those inside a granule, and the size of an axis is the product of both. devices: default all.
+
+    Raises RecipeError if the product of `sizes` is not the number of devices, if the product of `dcn` is not the
+    number of granules, or for several slices without `dcn`.
 
     >>> make_placement({"fsdp": -1}, devices=jax.devices()[:1]).mesh.size
     1
@@ -141,7 +151,7 @@ def make_placement(
         works = [n for n in range(1, here + 1) if here % n == 0]
         raise RecipeError(
             f"mesh {_format_sizes(ici_sizes)} does not fit {where}: the sizes must multiply to {here}, and at most "
-            f"one may be -1 (what the others leave); {nearest(fixed, works)} for their product"
+            f"one may be -1 (the remaining devices); {nearest(fixed, works)} for their product"
         )
     for axis in free:
         ici_sizes[axis] = here // fixed
@@ -153,6 +163,21 @@ def make_placement(
         shape = tuple(ici_sizes[axis] for axis in MESH_AXES)
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     return Placement(mesh, tuple(RULES.items()))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes for `make_placement` from "axis=size,...". Raises RecipeError for another form.
+
+    >>> parse_mesh("tensor=4,fsdp=-1")
+    {'tensor': 4, 'fsdp': -1}
+    """
+    found = re.findall(r"(\w+)=(-1|[1-9]\d*)(?:,|$)", text)
+    if not found or ",".join(map("=".join, found)) != text or len(dict(found)) < len(found):
+        raise RecipeError(
+            f"mesh {text!r}: expected axis=size,... such as fsdp=4 or tensor=2,fsdp=-1, each axis once; the axes are "
+            f"{', '.join(MESH_AXES)}"
+        )
+    return {axis: int(size) for axis, size in found}
 
 
 def local_placement(placement: Placement) -> Placement:
@@ -210,7 +235,7 @@ def _check_granules(
     if parts == 1 and attribute == "slice_index":
         raise RecipeError(
             f"the {count} devices are in {len(granules)} slices, between which the network is slow, and the recipe "
-            f"does not say which axis crosses it: expected [mesh.dcn], such as data = {len(granules)} "
+            f"does not state which axis crosses it: expected [mesh.dcn], such as data = {len(granules)} "
             f"(--set mesh.dcn.data={len(granules)})"
         )
     if parts > 1 and len(granules) != parts:

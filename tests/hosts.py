@@ -49,8 +49,8 @@ def missing() -> str | None:
 class Link:
     """Passes frames between two TAP devices. delay: seconds in each direction; loss: share of frames dropped."""
 
-    def __init__(self, devices: tuple[int, int], seed: int = 0):
-        self.delay = self.loss = 0.0
+    def __init__(self, devices: tuple[int, int], loss: float, seed: int = 0):
+        self.delay, self.loss = 0.0, loss
         self.passed = self.dropped = 0
         self._devices, self._draw = devices, random.Random(seed)
         self._stopped, self._wake = os.pipe()
@@ -127,8 +127,12 @@ class Hosts:
 
 
 @contextmanager
-def two_hosts(folder: Path, *, shared: bool = True) -> Iterator[Hosts]:
-    """Two hosts and their link; both are removed with the block. shared: whether `work` is the same folder."""
+def two_hosts(folder: Path, *, shared: bool = True, joined: bool = True) -> Iterator[Hosts]:
+    """Two hosts and their link; both are removed with the block.
+
+    shared: whether `work` is the same folder. joined: whether the link passes frames from the start; a kernel sends
+    some as soon as a device is up.
+    """
     mark = secrets.token_hex(3)
     folder = folder.resolve()
     outside, work, local = (folder / name for name in ("outside", "work", "local"))
@@ -161,7 +165,7 @@ def two_hosts(folder: Path, *, shared: bool = True) -> Iterator[Hosts]:
                 f"mount -t tmpfs tmpfs {local}"
             )
             hosts.append(Host(name, address, device, view))
-        link = Link((devices[0], devices[1]))
+        link = Link((devices[0], devices[1]), loss=0.0 if joined else 1.0)
         held.callback(link.close)
         yield Hosts((hosts[0], hosts[1]), link, work, outside)
 

@@ -1,6 +1,7 @@
 """Best of n: exact expectations over subsets, the divergence, and the command on a tiny policy."""
 
 import copy
+import errno
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ import pytest
 from cli_runner import run_cli
 
 from gram_jax.checkpoint.manifest import write_manifest
-from gram_jax.errors import CheckpointError
+from gram_jax.errors import CheckpointError, DataError
 from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate, run_best_of_n
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.generation.generator import TextGenerator
@@ -21,6 +22,7 @@ from gram_jax.interop.hf_files import GENERATION
 from gram_jax.interop.models import load_tokenizer, stop_tokens
 from gram_jax.judge.messages import Message, as_prompt
 from gram_jax.model.generate import SamplingConfig
+from gram_jax.plots import plot_best_of
 from gram_jax.scoring.results import OutputSink, read_rows
 from gram_jax.scoring.scorer import Scorer
 
@@ -51,6 +53,17 @@ def test_a_judge_whose_mistakes_grow_is_seen_by_the_oracle():
     assert proxies == sorted(proxies) and proxies[-1] == 1
     assert oracles[-1] == 0 and max(oracles) > oracles[0]
     assert "oracle" not in best_of(proxy, None)[0]
+
+
+def test_a_plot_on_a_full_disk_is_an_error_that_names_it_and_leaves_no_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    table = best_of(np.random.default_rng(0).random((4, 4)), None)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"bon\.png cannot be written: No space left"):
+        plot_best_of(table, tmp_path / "bon.png", title="x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_change_since_one_is_of_the_same_prompts():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cli_runner import run_cli
 
+from gram_jax.distributed.lock import hold_lock
 from gram_jax.judge.spec import JudgeSpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -196,3 +197,38 @@ def test_an_address_as_a_path_is_refused_before_anything_is_read(
     done = run_cli(*words.replace("OUT", address).split())
     assert done.status == 2 and "Mount the bucket" in done.stderr
     assert address.split("/")[0] in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "held"),
+    [
+        ("score PAIRS OUT.jsonl -m JUDGE", ".OUT.jsonl.lock.json"),
+        ("rank PAIRS OUT.jsonl -m JUDGE", ".OUT.jsonl.lock.json"),
+        ("evaluate JUDGE PAIRS --out OUT", "OUT/lock.json"),
+        ("attack JUDGE PAIRS --out OUT", "OUT/lock.json"),
+        ("bon JUDGE JUDGE PAIRS --out OUT", "OUT/lock.json"),
+        ("adapt JUDGE PAIRS --out OUT", "OUT/lock.json"),
+        ("convert JUDGE COPY", ".COPY.lock.json"),
+        ("spec OUT.json -m JUDGE", ".OUT.json.lock.json"),
+        ("spec JUDGE -m JUDGE --overwrite", ".JUDGE.lock.json"),
+        ("card JUDGE", ".JUDGE.lock.json"),
+        ("report OUT", "OUT/.report.html.lock.json"),
+        ("verify JUDGE --accept", ".JUDGE.lock.json"),
+        ("verify PAIRS --accept", ".PAIRS.lock.json"),
+    ],
+)
+def test_a_second_writer_is_refused_before_its_model_is_loaded(
+    words: str, held: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    succeed("convert", "tiny-random", tmp_path / "JUDGE")
+    succeed("spec", tmp_path / "JUDGE", "-m", "tiny-random")
+    (tmp_path / "JUDGE" / "model.safetensors").write_bytes(b"a model that cannot be loaded")
+    pairs.rename(tmp_path / "PAIRS")
+    (tmp_path / "PAIRS.jsonl").symlink_to("PAIRS")
+    (tmp_path / "OUT").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = "PAIRS" if words.startswith("verify") else "PAIRS.jsonl"
+    with hold_lock(Path(held)):
+        refused = run_cli(*words.replace("PAIRS", source).split())
+    assert refused.status == 2 and "two at once" in refused.stderr
+    assert not [path for path in tmp_path.rglob("*lock.json")]

@@ -49,6 +49,7 @@ def test_a_reference_agrees_with_the_code_and_explains_every_key(name):
     text = references()[name]
     assert text_of(f"docs/{name}") == text, "run python docs/make_reference.py"
     assert not [line for line in text.splitlines() if re.search(r"\|\s*\|$", line)]
+    assert not re.findall(r"^\* `[^`]*`:\s*(?:\*.*)?$", text, re.M), "an option without a help text"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +165,7 @@ def commands_of(text: str) -> list[list[str]]:
 def known_commands() -> dict[tuple[str, ...], set[str]]:
     """Options of every command, by its words."""
     commands = {(one.__name__,): cli.app[one.__name__] for one in cli.COMMANDS}
-    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "prepare")}
+    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "pairs", "prepare")}
     commands[("data",)] = commands[("data", "inspect")]
     return {
         words: {

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from cli_runner import run_cli
 from encoded import chat_tokens, encode_comparison, rendered_message
 from families import family_tokenizer
 
@@ -94,6 +95,28 @@ def test_a_missing_unreadable_or_unwritable_specification_is_an_error(tmp_path, 
     monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(JudgeError, match=r"judge\.json cannot be written: No space left"):
         SPEC.save(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["template", "max_length", "system", "hash"])
+def test_one_changed_character_of_a_saved_specification_is_noticed(tmp_path, change):
+    path = SPEC.save(tmp_path)
+    state = json.loads(path.read_text())
+    new = {"template": state["template"] + "?", "max_length": 2047, "system": "?"}
+    path.write_text(json.dumps(state | {change: new.get(change, "0" * 64)}))
+    with pytest.raises(JudgeError, match=r"judge\.json.*damaged or edited"):
+        JudgeSpec.load(tmp_path)
+
+
+def test_a_specification_that_was_edited_on_purpose_is_accepted(tmp_path):
+    path = SPEC.save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_length": 512}))
+    assert run_cli("verify", path)[0] == 2
+    assert run_cli("verify", path, "--accept")[0] == 0
+    assert run_cli("verify", path)[0] == 0
+    assert JudgeSpec.load(path) == replace(SPEC, max_length=512)
+    without = {k: v for k, v in json.loads(path.read_text()).items() if k != "hash"}
+    path.write_text(json.dumps(without | {"max_length": 1024}))
+    assert JudgeSpec.load(path) == replace(SPEC, max_length=1024)
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_judge_is_noticed():

@@ -6,7 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLACES = ("gram_jax", "docs", "launch", "configs", "benchmarks", "tools")
 SUFFIXES = {".html", ".j2", ".md", ".py", ".sbatch", ".sh", ".toml"}
-DATA = ("gram_jax/demo/assets", "gram_jax/attacks/assets", "tools/demo_texts")  # prompts, responses
+# Prompts and responses.
+DATA = (
+    "gram_jax/demo/assets",
+    "gram_jax/attacks/assets",
+    "tools/demo_texts",
+    "benchmarks/claims/bed.toml",
+)
 
 # Patterns in lower case, with what to write instead. A blank also stands for a line break.
 INSTEAD = {
@@ -20,7 +26,7 @@ INSTEAD = {
     r"(?:lies?|stands?) beside": "is next to",
     r"houses?|(?<!-)rooms?|doors?": "package, space, endpoint",
     r"in (?:any|another|other|random) company": "batch composition",
-    r"dear|in vain|thence|whence|thither|hither": "costly, without effect, from there",
+    r"dear(?:er|est)?|in vain|thence|whence|thither|hither": "costly, without effect, from there",
     r"nobody|somebody|whoever|who knows": "the user, the caller, no process",
     r"without a word|unasked|by heart": "silently, by default, memorised",
     r"(?:is|are|was|were|being) told": "receives, gets",
@@ -30,6 +36,8 @@ INSTEAD = {
     r"at hand": "available",
     r"makes? of it|what is to be said": "result",
     r"reckons?|tires|mended|surest": "estimates, times out, fixed, most confident",
+    r"made(?:-| )up|invented": "simulated, synthetic",
+    r"bytes of one process": "byte-identical to the output of one process",
     r"for people|for a person|by a person|as a person": "for users",
     r"goes by|go by": "is decided by, follows",
     r"beside (?:it|them|this|the)": "next to, with, in addition to",

@@ -80,6 +80,7 @@ THIRD_PARTIES = {
     "httpx": {"scoring.remote"},
     "huggingface_hub": {"interop.hub", "interop.hf_export"},
     "pydantic": {
+        "judge.rationale",
         "serve.errors",
         "serve.fields",
         "serve.items",

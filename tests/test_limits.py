@@ -1,4 +1,4 @@
-"""Files of others: what is too large, too deep or without an end is an error that names the file."""
+"""Untrusted files: one that is too large, too deep or without an end is an error that names the file."""
 
 import copy
 import datetime
@@ -13,14 +13,18 @@ import pytest
 from families import FAMILIES, family_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from gram_jax import limits
 from gram_jax.data import csv_rows, sources
 from gram_jax.errors import CheckpointError, DataError, JudgeError, RecipeError
 from gram_jax.files import read_json
 from gram_jax.interop.gguf import open_gguf
+from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.chat import chat_frame
 from gram_jax.judge.chat_template import render_chat_template
+from gram_jax.judge.tokenizer import wrap_tokenizer
+from gram_jax.judge.tokens import text_encoder
 from gram_jax.recipes.reading import read_recipe
 
 DATE = datetime.date(2024, 7, 26)
@@ -83,10 +87,46 @@ def test_a_config_that_is_too_large_or_too_deep_is_refused(tmp_path, monkeypatch
 
 
 def test_a_recipe_that_is_nested_without_end_is_refused(tmp_path):
-    (tmp_path / "x.toml").write_text("a = " + "[" * 100_000)
-    with pytest.raises(RecipeError, match=r"x\.toml"):
-        read_recipe(tmp_path / "x.toml")
+    for text in (
+        "a = " + "[" * 100_000,
+        "a = " + "{a=" * 100_000,
+        "[" + ".".join(["a"] * 5_000) + "]",
+        "run." + ".".join(["a"] * 5_000) + " = 1",
+        "a = " + "9" * 5_000,
+        "run.seed = 0x" + "f" * 5_000,
+    ):
+        (tmp_path / "x.toml").write_text(text)
+        with pytest.raises(RecipeError, match=r"x\.toml"):
+            read_recipe(tmp_path / "x.toml")
+    with pytest.raises(RecipeError, match="nested"):
+        read_recipe("smollm2-135m-finetune", [".".join(["a"] * 5_000) + "=1"])
     assert tomllib.loads("a = [[1]]")
+
+
+MODELS = {
+    "a word list without an unknown word": {
+        "type": "WordLevel",
+        "vocab": {"a": 0},
+        "unk_token": "?",
+    },
+    "pieces without an unknown one": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None},
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_tokenizer_that_cannot_encode_a_text_is_refused(model):
+    state = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    broken = wrap_tokenizer(Tokenizer.from_str(json.dumps(state | {"model": model})))
+    with pytest.raises(JudgeError, match=r"tokenizer .* fails"):
+        text_encoder(broken)
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error_of_the_tokenizer(tmp_path):
+    """A panic is a BaseException."""
+    state = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    state["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+    with pytest.raises(JudgeError, match=r"tokenizer .* fails"):
+        text_encoder(wrap_tokenizer(Tokenizer.from_str(json.dumps(state))))
 
 
 def gguf_text(text: str) -> bytes:

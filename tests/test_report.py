@@ -1,5 +1,6 @@
 """Reports: pages that say what was measured, whatever stands in the texts, and errors for results that are none."""
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -11,6 +12,7 @@ from report_cases import HOSTILE, attacks, evaluation, mistake, settings, source
 
 from gram_jax.attacks.tables import CLEAN_LABELS, TITLES
 from gram_jax.errors import ReportError
+from gram_jax.evals.results import EvaluationResults, read_results, save_results
 from gram_jax.reports.caveats import (
     comparison_caveats,
     favoured_length,
@@ -391,7 +393,7 @@ def test_a_folder_without_results_or_with_two_models_is_refused(tmp_path):
     with pytest.raises(ReportError, match="cannot be read as JSON"):
         read_folders([tmp_path / "torn"])
     other = {"judge": "f" * 64}
-    with pytest.raises(ReportError, match="asked in different ways"):
+    with pytest.raises(ReportError, match="different judge specifications"):
         evidence(tmp_path / "asked", evaluation=evaluation("a"), attack=attacks("a", **other))
     other = {"fingerprint": "fedcba9876543210"}
     with pytest.raises(ReportError, match=r"different weights: a .fingerprint 0123.* and a .fedc"):
@@ -446,3 +448,18 @@ def test_few_pairs_raise_no_concern_about_length_and_calibration(tmp_path, n, co
     judged = found.sources["s"]
     assert favoured_length(judged) == ("longer" if concerned else None)
     assert is_uncalibrated(judged) == concerned
+
+
+def test_a_results_file_that_was_changed_is_refused_until_its_checksum_is_removed(tmp_path):
+    made = read_results(write(tmp_path / "by hand", evaluation()), EvaluationResults)
+    assert made is not None
+    path = save_results(tmp_path, made)
+    assert read_results(tmp_path, EvaluationResults) == made
+    state = json.loads(path.read_text())
+    state["model"] = "runs/other"
+    path.write_text(json.dumps(state))
+    with pytest.raises(ReportError, match=r"evaluation\.json was damaged or edited"):
+        read_results(tmp_path, EvaluationResults)
+    del state["checksum"]
+    path.write_text(json.dumps(state))
+    assert read_results(tmp_path, EvaluationResults) != made

@@ -103,7 +103,7 @@ def test_references_are_written_for_prompts_without_one():
     assert mixed == pytest.approx([expit(1), expit(1)]) and asked[1:] == [["r"]]
     empty = Rewards(FakeJudge(), REFERENCE, write=lambda prompts: [""])  # is a reference too
     assert empty.of(["q"], ["aa"]) == pytest.approx([expit(1)])
-    with pytest.raises(DataError, match="1 prompts and 0 written references"):
+    with pytest.raises(DataError, match="1 prompts and 0 generated references"):
         Rewards(FakeJudge(), REFERENCE, write=lambda prompts: []).of(["q"], ["a"])
     for other in (RewardForm(), RewardForm("reference", references=("a",))):
         with pytest.raises(DataError, match="leave out one of the two"):

@@ -143,7 +143,7 @@ def test_a_row_that_is_no_score_is_named(judge, source, out, line):
     run(judge, source, out)
     rows = out.read_text().splitlines()
     out.write_text("\n".join([*rows[:2], line, *rows[3:]]) + "\n")
-    with pytest.raises(DataError, match="line 3 is no row of results"):
+    with pytest.raises(DataError, match="line 3 is not a row of results"):
         run(judge, source, out)
 
 
@@ -265,7 +265,7 @@ def test_a_window_is_filled_by_work(out):
 
     task = RowTask(rows, lambda record: len(record.responses), max_cost=8)
     source = list_source(list(enumerate(records, start=1)))
-    write_rows(OutputSink(out), {"format": 1}, source, task, label="", unit="")
+    write_rows(OutputSink(out), {"format": 1}, source, task)
     assert windows == [["5", "2", "2"], ["6", "2"]]
 
 

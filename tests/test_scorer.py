@@ -172,7 +172,7 @@ def test_the_scalar_baseline_is_no_judge(judge: Scorer):
 
 
 def test_an_over_long_pair_is_shortened_and_says_so(judge: Scorer):
-    with pytest.warns(UserWarning, match="shortened inside the responses"):
+    with pytest.warns(UserWarning, match="truncated in"):
         score = judge.score("Which?", "x y z " * 500, "short")
     assert score.shortened and 0 < score.first < 1
     assert not judge.score(*PAIR).shortened

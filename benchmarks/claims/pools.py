@@ -6,6 +6,7 @@ Draws are functions of hashes of (seed, id): a draw of 100 pairs is the beginnin
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Pools:
         pool = self.pool(source)
         if source == "domain" and self.size.domain_train is not None:
             pool = [pool[i] for i in np.flatnonzero(~self.domain_test(seed))]
-        return _shuffled(pool, seed, lambda pair: pair.id)[:count]
+        return _shuffled(pool, seed, _item)[:count]
 
     def pool(self, source: str) -> Sequence[Comparison]:
         """The pairs from which `draw` draws, for every seed."""
@@ -195,8 +196,8 @@ def _tested(size: Size, pairs: Sequence[tuple[Comparison, int]]) -> list[Compari
     for pair, length in pairs:
         if length <= size.test_fit:
             by_prompt[_text(pair)].append(pair)
-    few = [_shuffled(of, 0, lambda p: p.id)[: size.per_prompt] for of in by_prompt.values()]
-    return _shuffled([p for of in few for p in of], 0, lambda p: p.id)[: size.test_pairs]
+    few = [_shuffled(of, 0, _item)[: size.per_prompt] for of in by_prompt.values()]
+    return _shuffled([p for of in few for p in of], 0, _item)[: size.test_pairs]
 
 
 def _shortest(pairs: Sequence[tuple[Comparison, int]], tokens: int) -> list[Comparison]:
@@ -208,6 +209,11 @@ def _shortest(pairs: Sequence[tuple[Comparison, int]], tokens: int) -> list[Comp
             break
         found[_text(pair)] = pair
     return list(found.values())
+
+
+def _item(pair: Comparison) -> str:
+    """The id, without the letter of the pair in an item of the test bed (bed.py), so that items are drawn whole."""
+    return re.sub(r"(-(clear|middle|subtle))-[ab]$", r"\1", pair.id)
 
 
 def _shuffled(items: Iterable[Any], seed: int, name: Callable[[Any], str]) -> list[Any]:

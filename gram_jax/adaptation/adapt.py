@@ -77,11 +77,15 @@ def adapt(
     process: ProcessContext | None = None,
     progress: ProgressFactory = no_progress,
 ) -> dict[str, Any]:
-    """Adapt a judge to a task; returns the content of adaptation.json. A call after an interruption resumes.
+    """Adapt a judge to a task and export it to out/judge. Returns the content of adaptation.json.
 
-    accept: export the best epoch even if the unadapted judge is better. process: this process in a job of several,
-    which all call this alike. Raises NotBetterError if the unadapted judge is better and accept is not set, DataError
-    if the data cannot be used, InUseError if another job adapts in this folder, and the errors of `train`.
+    The same call after an interruption resumes. model: name of the judge. source: labeled pairs of the task. out:
+    folder for the run, the figures and the judge. schema, on_bad, map: as for `read_records`. spec: specification to
+    use instead of the saved one. accept: export the best epoch even if the unadapted judge is better. process: this
+    process, in a job of several processes that make the same call.
+
+    Raises NotBetterError if the unadapted judge is better and `accept` is false, DataError if the data cannot be used,
+    InUseError if another job adapts in this folder, and the errors of `train`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

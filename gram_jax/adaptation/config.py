@@ -1,4 +1,4 @@
-"""The settings of an adaptation; `gram-jax adapt` takes its options from here."""
+"""AdaptConfig: settings of an adaptation, which are also the options of `gram-jax adapt`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Method = Literal["lora", "full"]
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """How a judge is adapted. Raises DataError for values out of range.
+    """Settings of an adaptation. Raises DataError for values out of range.
 
     >>> AdaptConfig(method="full", num_train_epochs=2).label_smoothing
     0.1

@@ -22,13 +22,11 @@ from gram_jax.attacks.results import (
 )
 from gram_jax.attacks.suite import Attack
 from gram_jax.data.records import Comparison, contents_of
-from gram_jax.errors import DataError
 from gram_jax.evals.evaluate import make_folder, open_folder
 from gram_jax.evals.identity import judge_results, refuse_other_judge
 from gram_jax.evals.intervals import clustered_interval, factorize
 from gram_jax.evals.pairwise import labeled, side
-from gram_jax.evals.results import EvaluationResults, Interval, JudgeResults
-from gram_jax.files import write_json
+from gram_jax.evals.results import EvaluationResults, Interval, JudgeResults, save_results
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import render_turns, turns_of
 from gram_jax.judge.spec import JudgeSpec
@@ -109,7 +107,7 @@ def run_attacks(
             pairs=len(pairs),
             **attack_figures(pairs, attacks, trials, read_scores(folder / SCORES)),
         )
-        write_json(folder / AttackResults.FILE, results.model_dump(), error=DataError)
+        save_results(folder, results)
         return results
 
 
@@ -161,10 +159,8 @@ def _write_scores(
         sink,
         metadata | {"attacks": [attack.name for attack in attacks]},
         list_source([(trial.pair + 1, trial.record) for trial in trials]),
-        RowTask(rows, lambda record: 1, WINDOWS * scorer.window),
-        code=partial(computed_by, scorer),
-        label="attacked",
-        unit="comparisons",
+        RowTask(rows, lambda record: 1, WINDOWS * scorer.window, "attacked", "comparisons"),
+        partial(computed_by, scorer),
     )
 
 

@@ -51,11 +51,11 @@ def choose_attacks(names: Sequence[str] | None) -> tuple[Attack, ...]:
         return tuple(attacks.values())
     if unknown := [name for name in names if name not in {*attacks, "hostile", "harmless"}]:
         raise DataError(
-            f"no attack is called {', '.join(map(repr, unknown))}: expected hostile, harmless, or some of "
+            f"unknown attacks {', '.join(map(repr, unknown))}: expected hostile, harmless, or some of "
             f"{', '.join(attacks)}"
         )
     if not names:
-        raise DataError("no attack is named: give some, or omit the option for the whole suite")
+        raise DataError("no attacks are given: name some, or omit the option for the whole suite")
     return tuple(a for a in attacks.values() if a.name in names or a.kind in names)
 
 

@@ -43,7 +43,7 @@ def renew_entry(folder: Path, name: str) -> None:
     if has_manifest(folder):
         files, of = read_manifest(folder)
         manifest = Manifest({**files, name: _hash(folder, [name])[0]}, of)
-        write_atomic(folder / MANIFEST, _text(manifest))
+        write_atomic(folder / MANIFEST, _text(manifest), error=CheckpointError)
 
 
 def has_manifest(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from gram_jax.cli import evaluation, judging, models, training
 from gram_jax.cli.console import Console, log_to
 from gram_jax.errors import DataError, GramError, GramWarning, StoppedError
-from gram_jax.files import check_local
+from gram_jax.files import check_local, is_full_disk, is_read_only
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ app = App(
     result_action="return_value",
 )
 data_app = App(
-    name="data", help="Show data as the model reads it; encode them ahead of training.", sort_key=99
+    name="data",
+    help="Show data as the model reads it; make pairs for a first stage; encode data.",
+    sort_key=99,
 )
 
 # In the order of the help.
@@ -38,6 +40,7 @@ COMMANDS = (
     judging.merge,
     judging.bench,
     evaluation.evaluate,
+    evaluation.curate,
     training.adapt,
     evaluation.attack,
     evaluation.report,
@@ -55,6 +58,7 @@ COMMANDS = (
 for at, command in enumerate(COMMANDS):
     app.command(command, name=command.__name__, sort_key=at)
 data_app.command(models.inspect, name="inspect")
+data_app.command(models.pairs, name="pairs")
 data_app.command(models.prepare, name="prepare")
 app.command(data_app)
 
@@ -80,6 +84,11 @@ def run_command(words: Sequence[str]) -> int:
         except KeyboardInterrupt:
             errors.warn("stopped by Ctrl-C")
             return 130
+        except OSError as error:
+            if not (is_full_disk(error) or is_read_only(error)):
+                raise
+            errors.error(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+            return 2
         finally:
             log_to(None)
 

@@ -1,8 +1,10 @@
-"""Commands that judge: pairs, lists, samples, requests. Each imports what it needs."""
+"""Commands that use a judge: score, rank, merge, bon, bench, serve, spec. Each imports what it needs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -10,6 +12,7 @@ from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
     ComputeDtype,
+    GroupOptions,
     Judge,
     JudgeOption,
     JudgeOptions,
@@ -17,11 +20,16 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
     TwoOrMore,
     after_shard,
     seconds,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.text_scorer import TextScorer
 
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 
@@ -35,6 +43,7 @@ def score(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
@@ -45,13 +54,21 @@ def score(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
-    from gram_jax.scoring.results import OutputSink
+    from gram_jax.scoring.group import run_on_first_process
+    from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place, given = Console(), shards.place(), rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"])
-    sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    place, given = shards.place(group), rows.arguments()
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"])
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            done = score_file(scorer, model, source, sink, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def rank(
@@ -66,6 +83,7 @@ def rank(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
@@ -80,15 +98,22 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
-    from gram_jax.scoring.results import OutputSink
+    from gram_jax.scoring.group import run_on_first_process
+    from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place = Console(), shards.place()
+    place, given = shards.place(group), rows.arguments()
     config = RankingConfig(method, order_mode, references)
-    given = rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    sink = OutputSink(out, overwrite, console.progress, place)
-    done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            done = score_file(scorer, model, source, sink, ranking=config, **given)
+            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -132,16 +157,17 @@ def bon(
     Args:
         policy: The model that responses are sampled from.
         judge: The model that selects.
-        prompts: Rows with a prompt alone, or pairs or candidates.
+        prompts: Rows with a prompt only, or pairs or candidates, whose responses are not used.
         out: A folder for samples, figures and the plot.
-        oracle: A stronger judge that scores the selection; it shows over-optimisation.
+        oracle: A stronger judge that scores the selected responses, to detect over-optimisation.
         n: Number of responses to each prompt.
         limit: Maximum number of prompts.
         max_new_tokens: Maximum number of tokens of a response.
         temperature: Sampling temperature.
         top_p: Sample from the most likely tokens of this total probability.
         seed: Seed of sampling.
-        samples_only: Write the samples only; shards then score them.
+        compute_dtype: Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs.
+        samples_only: Write the samples only, before shards score them.
     """
     from gram_jax.data.reading import read_records
     from gram_jax.evals.best_of_n import (
@@ -160,7 +186,7 @@ def bon(
     distinct = list(dict.fromkeys(record.prompt for record in records))
     chosen = distinct[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    console, place = Console(), shards.place()
+    console, place = Console(), shards.place(GroupOptions())
     left = f"; {read.dropped_text} left out" if read.dropped else ""
     console.say(f"{len(chosen):,} of {len(distinct):,} prompts in {read.rows:,} rows{left}")
     if samples_only:
@@ -280,7 +306,7 @@ def serve(
         max_requests: Maximum number of concurrent requests.
         max_connections: Maximum number of connections.
         client_share: Part of the queue, the requests and the connections that one address may use.
-        proxy: Address of a reverse proxy whose X-Forwarded-For is believed; may be repeated.
+        proxy: Address of a reverse proxy whose X-Forwarded-For is trusted. Repeat it for more.
         deadline: Maximum time of a request in seconds.
         max_body_mb: Maximum size of a body in MiB.
         group_wait: Seconds that /compare waits for a group.
@@ -331,6 +357,18 @@ def serve(
     run(app, host=host, port=port, grace=grace, connections=connections, proxies=proxy)
 
 
+@contextmanager
+def _writing_spec(path: Path) -> Iterator[None]:
+    """Hold the lock of a specification, and that of the exported folder it is in."""
+    from gram_jax.checkpoint.manifest import has_manifest
+    from gram_jax.distributed.lock import file_lock, hold_lock
+
+    with hold_lock(file_lock(path), error=JudgeError), ExitStack() as held:
+        if has_manifest(path.parent):
+            held.enter_context(hold_lock(file_lock(path.parent.absolute()), error=JudgeError))
+        yield
+
+
 def spec(
     out: Path,
     /,
@@ -344,27 +382,36 @@ def spec(
     labels: tuple[str, str] | None = None,
     system: str | None = None,
     max_length: Annotated[int | None, AtLeastOne] = None,
+    rationale: str | None = None,
+    stop: tuple[str, ...] = (),
+    max_rationale: Annotated[int, AtLeastOne] = 1024,
     overwrite: bool = False,
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
 
     Args:
         out: A .json file, or a folder for judge.json.
-        template: "default", "from-dataset", "from-card", or a text file. Without it a judge keeps its own; others get
-            "default".
-        template_rows: Rendered GRAM rows, for the template from-dataset.
-        card: Model card for the template from-card; default the README.md next to the weights.
-        tail: Text to append to a card's template that does not ask for a verdict, as "\n\n#Preferred: " (with \n for
-            line breaks).
-        pairs: Labeled pairs on which the templates of a card are tried; the most accurate is taken.
+        template: "default", "from-dataset", "from-card", or a text file. By default a judge keeps its own template, and
+            other models get "default".
+        template_rows: Rendered GRAM rows, for --template from-dataset.
+        card: Model card, for --template from-card; default the README.md next to the weights.
+        tail: Text to append to the template of a card that lacks the request for a verdict. A backslash and n stand
+            for a line break.
+        pairs: Labeled pairs on which the templates of a card are compared; the most accurate one is selected.
         labels: The two verdicts; default A B, or those of the rows.
-        system: A system turn; empty text drops the one of the chat template.
+        system: System turn; an empty text removes the one of the chat template.
         max_length: Maximum number of tokens of a pair.
+        rationale: Format of the text before the verdict (docs/thinking.md): think, none, from-template, or a text with
+            {rationale}, in which a backslash and n stand for a line break. Default: from-template for a card that asks
+            for a rationale, else none.
+        stop: Text that ends a rationale. Repeat it for more. Default: the first line after {rationale}.
+        max_rationale: Maximum number of tokens of a rationale.
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+    from gram_jax.judge.rationale import tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 
     if judge_file(out).exists() and not overwrite:
@@ -377,34 +424,47 @@ def spec(
         raise JudgeError(
             "--card, --tail and --pairs belong to --template from-card: give it, or leave them out"
         )
-    tokenizer, context = load_tokenizer(model), model_config(model).context_length
-    length = max_length or min(default_length(tokenizer), context)
-    if template == "from-card":
-        from gram_jax.evals.card_templates import best_card_template
+    with _writing_spec(judge_file(out)):
+        tokenizer, context = load_tokenizer(model), model_config(model).context_length
+        length = max_length or min(default_length(tokenizer), context)
+        if template == "from-card":
+            from gram_jax.evals.card_templates import best_card_template
 
-        options = {"labels": labels, "max_length": length, "system": system}
-        found = best_card_template(
-            model, tokenizer, card, tail.replace("\\n", "\n"), pairs, options
-        )
-        if any(row[-1] for row in found.rows):
-            Console().table("templates of the card", found.columns, found.rows)
-        template = found.template
-    own = load_spec(model) if template is None else None
-    if own is not None:
-        if labels is not None or system is not None:
-            raise JudgeError(
-                f"{model} is a judge and has a specification: --labels and --system need --template"
+            options = {"labels": labels, "max_length": length, "system": system}
+            found = best_card_template(
+                model, tokenizer, card, tail.replace("\\n", "\n"), pairs, options
             )
-        made = with_length(own, tokenizer, max_length or own.max_length)
-    else:
-        made = make_spec(
-            tokenizer,
-            template=template or "default",
-            labels=labels,
-            max_length=length,
-            system=system,
-            rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
+            if any(row[-1] for row in found.rows):
+                Console().table("templates of the card", found.columns, found.rows)
+            template = found.template
+            if rationale is None and tagged_template(template):
+                rationale = "from-template"
+        if rationale == "none":
+            rationale = None
+        own = load_spec(model) if template is None else None
+        if own is not None:
+            if labels is not None or system is not None or rationale is not None:
+                raise JudgeError(
+                    f"{model} is a judge and has a specification: --labels, --system and --rationale need --template"
+                )
+            made = with_length(own, tokenizer, max_length or own.max_length)
+        else:
+            made = make_spec(
+                tokenizer,
+                template=template or "default",
+                labels=labels,
+                max_length=length,
+                system=system,
+                rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
+                rationale=None if rationale is None else rationale.replace("\\n", "\n"),
+                stop=stop,
+                max_rationale=max_rationale,
+            )
+        path = made.save(out)
+        renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
+        reads = (
+            ""
+            if made.rationale is None
+            else f", a rationale of at most {made.rationale.max_new_tokens}"
         )
-    path = made.save(out)
-    renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest
-    Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens, {made.hash}")
+        Console().say(f"{path}: labels {made.labels}, {made.max_length} tokens{reads}, {made.hash}")

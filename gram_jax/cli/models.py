@@ -12,12 +12,13 @@ from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
     ModelOption,
+    NotNegative,
     Overrides,
     RecipeName,
     RowOptions,
     read_spec,
 )
-from gram_jax.errors import JudgeError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.formatting import format_seconds
 
 
@@ -27,7 +28,8 @@ def convert(
     /,
     *,
     as_: Annotated[
-        Literal["model", "classifier", "margin", "adapter"], Parameter(name="--as")
+        Literal["model", "classifier", "margin", "cross-encoder", "adapter"],
+        Parameter(name="--as"),
     ] = "model",
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     overwrite: bool = False,
@@ -37,14 +39,15 @@ def convert(
     Args:
         out: A new folder in Hugging Face's layout.
         as_: model: with its own head. classifier: a sequence classifier whose two labels are the verdicts. margin: one
-            whose single label is the first verdict. adapter: the LoRA of a run, for peft.
+            whose single label is the first verdict. cross-encoder: the model, which sentence-transformers loads as a
+            CrossEncoder. adapter: the LoRA of a run, or the adapter that was loaded, for peft.
         dtype: Type of the written weights.
         overwrite: Replace the folder if it exists.
     """
     import jax
 
-    from gram_jax.interop.classifier import as_classifier, classifier_card
-    from gram_jax.interop.hf_export import export_adapter, export_hf
+    from gram_jax.interop.classifier import as_classifier, classifier_card, cross_encoder_files
+    from gram_jax.interop.hf_export import export_adapter, export_hf, reserve_export
     from gram_jax.interop.models import (
         load_lora,
         load_model,
@@ -56,56 +59,68 @@ def convert(
 
     # Weights are only rearranged, and a model too large for one accelerator may fit in the memory of the host.
     jax.config.update("jax_platforms", "cpu")
-    spec, tokenizer = load_spec(model), load_tokenizer(model)
-    one = make_placement({}, devices=jax.devices()[:1])
-    if as_ == "adapter":
-        cfg, params, lora, base = load_lora(model, one)
-        export_adapter(
-            out, cfg, lora, params, base=base, tokenizer=tokenizer, spec=spec, overwrite=overwrite
+    with reserve_export(out, overwrite=overwrite):
+        spec, tokenizer = load_spec(model), load_tokenizer(model)
+        one = make_placement({}, devices=jax.devices()[:1])
+        if as_ == "adapter":
+            cfg, params, lora, base = load_lora(model, one)
+            export_adapter(
+                out,
+                cfg,
+                lora,
+                params,
+                base=base,
+                tokenizer=tokenizer,
+                spec=spec,
+                overwrite=overwrite,
+            )
+            Console().say(f"{out}: an adapter of {base}")
+            return
+        if as_ != "model" and spec is None:
+            raise JudgeError(
+                f"{model} has no judge.json, which states its verdict labels: `gram-jax spec` writes one"
+            )
+        cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
+        texts = {}
+        if as_ == "cross-encoder" and spec is not None:
+            texts = cross_encoder_files(spec, tokenizer)
+        elif as_ != "model" and spec is not None:
+            cfg, params = as_classifier(
+                cfg, params, spec, "margin" if as_ == "margin" else "labels"
+            )
+            texts = {"README.md": classifier_card(cfg, spec, out.name)}
+        export_hf(
+            out,
+            cfg,
+            params,
+            dtype=None,
+            tokenizer=tokenizer,
+            spec=spec,
+            stops=stop_tokens(model),
+            texts=texts,
+            overwrite=overwrite,
         )
-        Console().say(f"{out}: an adapter of {base}")
-        return
-    if as_ != "model" and spec is None:
-        raise JudgeError(
-            f"{model} has no judge.json, so its verdicts are not known: `gram-jax spec` writes one into its folder"
+        Console().say(
+            f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}"
         )
-    cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
-    texts = {}
-    if as_ != "model" and spec is not None:
-        cfg, params = as_classifier(cfg, params, spec, "margin" if as_ == "margin" else "labels")
-        texts = {"README.md": classifier_card(cfg, spec, out.name)}
-    export_hf(
-        out,
-        cfg,
-        params,
-        dtype=None,
-        tokenizer=tokenizer,
-        spec=spec,
-        stops=stop_tokens(model),
-        texts=texts,
-        overwrite=overwrite,
-    )
-    Console().say(f"{out}: weights, config, tokenizer{'' if spec is None else ' and judge.json'}")
 
 
 def verify(folder: Path, /, *, accept: bool = False) -> None:
     """Check the hash of every file of a run's checkpoints or of an export; damage is listed, with exit status 2.
 
-    Of a file of scores or rankings it checks every row.
+    Of a file of scores or rankings it checks every row, of a judge.json its hash.
 
     Args:
-        folder: A run, an exported folder, or a file that `score`, `rank`, `evaluate`, `attack` or `bon` wrote.
-        accept: Accept files of an export, metrics of a run, or rows of a file, that were changed on purpose.
+        folder: A run, an exported folder, a judge.json, or a file that `score`, `rank`, `evaluate`, `attack` or `bon`
+            wrote.
+        accept: Accept files of an export, metrics of a run, rows of a file, or a judge.json, that were changed on
+            purpose.
     """
-    from gram_jax.run.verify import accept_changes, verify_folder
-    from gram_jax.scoring.results import accept_rows, read_rows
+    from gram_jax.run.verify import accept_changes, accept_file, verify_file, verify_folder
 
     if folder.is_file():
-        count = accept_rows(folder) if accept else sum(1 for _ in read_rows(folder))
-        Console().say(f"{folder}: {count:,} rows{' were changed' if accept else ', good'}")
-        return
-
-    if accept:
+        Console().say(accept_file(folder) if accept else verify_file(folder))
+    elif accept:
         Console().say(accept_changes(folder))
     else:
         verify_folder(folder)
@@ -144,6 +159,45 @@ def inspect(
     )
     for text in texts:
         console.say(text)
+
+
+def pairs(
+    source: str,
+    out: Path,
+    /,
+    *,
+    method: Literal["continuations", "corruptions"],
+    words: Annotated[int, AtLeastOne] = 40,
+    seed: Annotated[int, NotNegative] = 0,
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Make labeled pairs without annotators, for a first stage (docs/first-stages.md).
+
+    Args:
+        source: continuations: rows with a column text. corruptions: pairs or preferences of any schema.
+        out: The pairs as JSON lines.
+        method: continuations: the true continuation of a text against that of another text. corruptions: a response
+            against the same cut off, shuffled, or exchanged for that of another prompt.
+        words: With continuations: number of words of the beginning, and maximum number of words of a continuation.
+        seed: Seed of the pairing, and of the corruptions.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import (
+        continuation_pairs,
+        corrupted_pairs,
+        read_texts,
+        write_preferences,
+    )
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    if method == "continuations":
+        made = continuation_pairs(list(read_texts(source)), seed=seed, words=words)
+    else:
+        made = corrupted_pairs(read_records(source, "pair", **rows.arguments())[0], seed=seed)
+    Console().say(f"{out}: {write_preferences(out, made):,} pairs")
 
 
 def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:

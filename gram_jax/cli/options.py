@@ -11,9 +11,11 @@ from cyclopts import Group, Parameter, validators
 from gram_jax.errors import DataError
 
 if TYPE_CHECKING:
+    from gram_jax.distributed.process import ProcessContext
     from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.results import Shard
     from gram_jax.scoring.text_scorer import TextScorer
+    from gram_jax.sharding import Placement
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
 RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
@@ -22,6 +24,8 @@ SHARDS = Group(
     "Several processes without communication; gram-jax merge joins their parts", sort_key=9
 )
 
+GROUP = Group("Several processes that share one sharded copy of the weights", sort_key=9)
+
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
 TwoOrMore = Parameter(validator=validators.Number(gte=2))
@@ -29,10 +33,12 @@ NotNegative = Parameter(validator=validators.Number(gte=0))
 RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
 JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
-ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"{MODEL}.")]
+ModelOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The model: {MODEL}.")]
 Overrides = Annotated[
     list[str] | None,
-    Parameter(name="--set", help="Change a key of the recipe, as optimizer.learning_rate=1e-5."),
+    Parameter(
+        name="--set", help="Change a key of the recipe, such as optimizer.learning_rate=1e-5."
+    ),
 ]
 
 
@@ -44,7 +50,7 @@ def read_spec(path: Path | None) -> "JudgeSpec | None":
 
 
 def seconds(least: float) -> Callable[[Any, float], None]:
-    """A validator of durations, which refuses nan and inf as well."""
+    """A validator of durations, which also rejects nan and inf."""
 
     def check(_: Any, value: float) -> None:
         if not least <= value < math.inf:
@@ -56,21 +62,23 @@ def seconds(least: float) -> Callable[[Any, float], None]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is loaded."""
+    """Options of commands that load a judge."""
 
     compute_dtype: ComputeDtype = "auto"
-    """Type of matrix products; auto: bfloat16 on accelerators, float32 on a CPU."""
+    """Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Type in which weights are stored; auto: the compute dtype."""
+    """Dtype in which weights are stored; auto: the compute dtype."""
     spec: Path | None = None
     """A judge.json to use instead of the one saved with the model."""
     max_length: Annotated[int | None, AtLeastOne] = None
     """Maximum number of tokens of a pair, for a model without judge.json."""
     tokens_per_call: Annotated[int | None, AtLeastOne] = None
-    """Number of tokens that a device computes in one call; fewer need less memory."""
-
+    """Number of tokens per call and device; fewer need less memory."""
+    mesh: str | None = None
+    """Axes over which the weights are sharded, as fsdp=4 or tensor=2,fsdp=-1. Default: each device holds all of them;
+    in a job of several processes fsdp=-1."""
     server: str | None = None
-    """URL of a server that has this judge; the model then gives specification and tokenizer only."""
+    """URL of a server that runs this judge; only specification and tokenizer are then read from the model."""
     protocol: Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"] = "gram"
     """Protocol of the server (docs/scoring.md)."""
 
@@ -78,19 +86,31 @@ class JudgeOptions:
         """The options as arguments of Scorer.load. Raises DataError if --server is among them."""
         if self.server is not None:
             raise DataError("this command needs the weights of the judge: leave out --server")
-        options = vars(self) | {"spec": read_spec(self.spec)}
-        return {name: x for name, x in options.items() if name not in ("server", "protocol")}
+        options = vars(self) | {"spec": read_spec(self.spec), "placement": self._placement()}
+        others = ("server", "protocol", "mesh")
+        return {name: x for name, x in options.items() if name not in others}
 
-    def load(self, model: str) -> "TextScorer":
-        """The judge. Raises DataError if --server goes with an option of weights in this process."""
+    def _placement(self) -> "Placement | None":
+        import jax
+
+        from gram_jax.sharding import make_placement, parse_mesh
+
+        if self.mesh is None and jax.process_count() == 1:
+            return None
+        return make_placement(None if self.mesh is None else parse_mesh(self.mesh))
+
+    def load(self, model: str, process: "ProcessContext | None" = None) -> "TextScorer":
+        """Load the judge. Raises DataError if --server is combined with an option of local weights, or with a group."""
         from gram_jax.scoring.remote import RemoteScorer
         from gram_jax.scoring.scalar import load_judge
 
         if self.server is None:
             return load_judge(model, **self.arguments())
-        if replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
+        together = process is not None and not process.alone
+        if together or replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
             raise DataError(
-                "--server loads no weights here: leave out the options of weights, types and tokens per call"
+                "--server loads no weights: leave out --weights, --compute-dtype, --max-length, --tokens-per-call and "
+                "--mesh, and the options of processes that share weights"
             )
         return RemoteScorer.load(
             model, self.server, protocol=self.protocol, spec=read_spec(self.spec)
@@ -100,15 +120,15 @@ class JudgeOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RowOptions:
-    """How rows of data are read."""
+    """Options of commands that read rows of data."""
 
     schema: str = "auto"
-    """Schema of the rows; auto: recognised by their fields."""
+    """Schema of the rows; auto: detected from their fields."""
     on_bad: Literal["error", "skip"] = "error"
-    """What to do with a bad row."""
+    """Handling of a row that does not fit its schema; skipped rows are counted."""
     map: Annotated[list[str] | None, Parameter(name="--map")] = None
-    """A column for one of a schema, as prompt=question, or what a value of the label means, as label:left=A. Repeat it
-    for more (docs/data.md)."""
+    """The column of a field, as prompt=question, or the meaning of a value of the label, as label:left=A. Repeat it for
+    more (docs/data.md)."""
 
     def arguments(self) -> dict[str, Any]:
         """The options as arguments of functions that read rows."""
@@ -120,14 +140,14 @@ class RowOptions:
 @Parameter(name="*", group=SHARDS)
 @dataclass(frozen=True)
 class ShardOptions:
-    """The share of this process in the rows."""
+    """Options of commands whose rows several processes can share."""
 
     shard: Annotated[str | None, Parameter(env_var="GRAM_JAX_SHARD")] = None
     """I/N, from 0/N to N-1/N: write every N-th part of the rows; auto: from the variables of Slurm or a TPU pod."""
     part_rows: Annotated[int, AtLeastOne] = 1000
     """Number of rows of a part; the same for all shards."""
 
-    def place(self) -> "Shard | None":
+    def place(self, group: "GroupOptions") -> "Shard | None":
         """The shard, None for all rows."""
         import os
 
@@ -136,12 +156,12 @@ class ShardOptions:
 
         if self.shard is None:
             return None
-        place = find_shard(self.shard, os.environ)
+        place = find_shard(self.shard, os.environ, in_group=group.several)
         return Shard(place.index, place.count, self.part_rows)
 
 
 def after_shard(place: "Shard | None", out: str | Path | None) -> str:
-    """What to do after a shard, "" if all rows were written."""
+    """The next command after a shard as text; "" if all rows were written."""
     if place is None:
         return ""
     return f". Shard {place.index} of {place.count}; after the last one: gram-jax merge {out}"
@@ -150,7 +170,7 @@ def after_shard(place: "Shard | None", out: str | Path | None) -> str:
 @Parameter(name="*", group=JOB)
 @dataclass(frozen=True)
 class JobOptions:
-    """This process's place in a job of several."""
+    """Options of a process in a job of several."""
 
     coordinator: Annotated[str | None, Parameter(env_var="GRAM_JAX_COORDINATOR")] = None
     """host:port of process 0."""
@@ -159,9 +179,9 @@ class JobOptions:
     process: Annotated[int | None, Parameter(env_var="GRAM_JAX_PROCESS")] = None
     """Index of this process."""
     local_devices: Annotated[str | None, Parameter(env_var="JAX_LOCAL_DEVICE_IDS")] = None
-    """GPUs of this machine that this process uses, as 0,1; default all."""
+    """GPUs of this machine that this process uses, such as 0,1; default all."""
     cluster: Literal["auto", "none"] = "auto"
-    """none: one process, also inside Slurm and on a TPU pod."""
+    """auto: detect Slurm and TPU pods; none: one process, also inside Slurm and on a TPU pod."""
     join_timeout: Annotated[
         float, Parameter(env_var="GRAM_JAX_JOIN_TIMEOUT", validator=seconds(1))
     ] = 300
@@ -171,6 +191,43 @@ class JobOptions:
         30
     )
     """Seconds without a heartbeat after which a process is lost."""
+
+
+@Parameter(name="*", group=GROUP)
+@dataclass(frozen=True)
+class GroupOptions:
+    """This process's place in a group, which is one shard."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: Annotated[int | None, AtLeastOne] = None
+    """Number of processes."""
+    process: int | None = None
+    """Index of this process."""
+    local_devices: str | None = None
+    """GPUs of this machine that this process uses, as 0,1; default all."""
+    cluster: Literal["auto", "none"] = "none"
+    """auto: the tasks of this Slurm step, the hosts of this TPU pod, or the processes of the variables GRAM_JAX_*."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a group."""
+        return self.cluster == "auto" or self._place != (None, None, None)
+
+    @property
+    def _place(self) -> tuple[str | None, int | None, int | None]:
+        return self.coordinator, self.processes, self.process
+
+    def job(self) -> JobOptions:
+        """The group as a job."""
+        import os
+
+        from gram_jax.distributed.cluster import launcher_place
+
+        place = self._place
+        if self.cluster == "auto" and place == (None, None, None):
+            place = launcher_place(os.environ)
+        return JobOptions(*place, self.local_devices, "auto" if self.several else "none")
 
 
 @Parameter(name="*")

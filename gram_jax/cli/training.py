@@ -120,6 +120,7 @@ def adapt(
     Args:
         source: Labeled pairs of the task, of any schema.
         out: A folder for the run, the figures and the judge.
+        compute_dtype: Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs.
         spec: A judge.json to use instead of the one saved with the model.
         accept: Export the best epoch even if the unadapted judge is better.
     """
@@ -197,9 +198,9 @@ def plan(
         slots: Number of examples that a packed row may hold.
         search: Find the largest batch.batch_size that fits, then the least recomputation.
         advice: If the program does not fit, compile changes until one does.
-        search_mesh: Compile the step for sizes 1 to 8 of these axes, fsdp taking the rest, and list the fastest first.
-        operations: Number of the dearest operations to list, with their source lines (TPUs).
-        against: Compare with an earlier plan, a file written with --json.
+        search_mesh: Compile the step for sizes 1 to 8 of these axes, with fsdp for the rest; list the fastest first.
+        operations: Number of the most expensive operations to list, with their source lines (TPUs only).
+        against: Compare with an earlier plan, a file with the output of --json.
         as_json: Print one JSON object.
     """
     import jax
@@ -223,7 +224,7 @@ def plan(
         console = Console()
         console.heading(plan_heading(found))
         console.say(", ".join(f"{name} {value}" for name, value in found.program.settings.items()))
-        for table in plan_tables(found, dearest=operations or 0):
+        for table in plan_tables(found, operations=operations or 0):
             console.table(*table)
         if old is not None and found.fit.fits:
             console.table(*compared(old, plan_values(found)))

@@ -27,7 +27,8 @@ class BatchPlan:
     """Batches of `batch_size` rows (over all processes) of `max_length` positions, for every step.
 
     packing: a row holds several documents if True, else one document (one pair of the baseline). Examples longer than a
-    row are dropped and counted. Both orders of a pair are in the same batch. passes: number of passes over each source
+    row are dropped and counted. Both orders of a pair are in the same batch, and with `together` in adjacent slots of
+    the same row. passes: number of passes over each source
     in an epoch by its name, in the order of the sources; default one each. `batch(step)` may be called in any order, on
     any process. An epoch is packed at the first use of one of its steps, or before that by `prepare`; the plans of
     three epochs are cached. Raises DataError if no example is left, RecipeError if a batch cannot hold both orders.
@@ -42,18 +43,20 @@ class BatchPlan:
         seed: int,
         packing: bool,
         passes: Mapping[str, float] | None = None,
+        together: bool = False,
     ):
         if batch_size < 1 or max_length < 2:
             raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions is empty")
         two_rows = examples.per_unit == 2 and not examples.together
-        if two_rows and not packing and batch_size % 2:
+        if two_rows and not packing and not together and batch_size % 2:
             raise RecipeError(
                 f"batch.batch_size = {batch_size} with both orders of a pair in one batch: "
                 f"expected an even number of rows, such as {batch_size + 1}, or packing = true"
             )
         self.batch_size, self.max_length = batch_size, max_length
         self.seed, self.packing = seed, packing
-        self.together = examples.together or (two_rows and batch_size == 1)
+        self.adjacent = two_rows and together
+        self.together = examples.together or self.adjacent or (two_rows and batch_size == 1)
         self.examples = _without_long(examples, max_length, self.together)
         count = int(self.examples.source.max()) + 1
         self.passes = passes or {str(index): 1.0 for index in range(count)}
@@ -69,6 +72,8 @@ class BatchPlan:
             return self.examples.per_unit if self.together and not pairs else 1
         often = most_draws(self.examples.source, tuple(self.passes.values()))
         units = np.repeat(self.examples.unit_lengths, often, axis=0)
+        if self.adjacent:
+            return 2 * most_units_in_a_row(units.sum(1), self.max_length)
         return most_units_in_a_row(units.sum(1) if pairs else units.ravel(), self.max_length)
 
     @property
@@ -154,7 +159,9 @@ class BatchPlan:
             tokens_per_step=tokens / steps,
             examples_per_step=len(drawn) / examples.per_unit / steps,
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
-            first_share=float(np.mean(examples.label == 0)) if verdicts else None,
+            first_share=float(np.mean(examples.label[examples.label >= 0] == 0))
+            if verdicts
+            else None,
             sources=source_shares(self.passes, by_source.tolist(), tokens_of.tolist()),
             notes=dict(examples.read.notes),
             unread=examples.read.unread,

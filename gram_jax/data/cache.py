@@ -60,7 +60,7 @@ EncodeChunk = Callable[..., Examples]
 
 @dataclass(frozen=True)
 class Build:
-    """How the examples of a cache are made.
+    """Settings with which the examples of a cache are made.
 
     read: reads all records once and returns the report. records: the records in order, called after `read`. encode:
     picklable; workers: number of processes that call it.
@@ -120,7 +120,7 @@ def load_cache(folder: Path, build: Build, *, progress: ProgressFactory = no_pro
         unfinished.rename(folder)
         found = _open(folder)
     if found is None:
-        raise DataError(f"{folder} was written and is damaged when it is read: check the disk")
+        raise DataError(f"{folder} is damaged directly after it was written: check the disk")
     return found
 
 
@@ -260,7 +260,7 @@ def _whole_shards(folder: Path) -> list[_Shard]:
             parts = [_part(folder / name, sizes[name], shard.ends[name]) for name in COLUMNS]
             if shard.digest(parts) != shard.sha256:
                 break
-        except (ValueError, TypeError, KeyError, OSError):
+        except (ValueError, TypeError, KeyError, OSError, RecursionError):
             break
         shards.append(shard)
         sizes = shard.ends
@@ -315,7 +315,7 @@ def _try_lock(file: IO[str]) -> bool:
 def _records_so_far(unfinished: Path) -> int:
     try:
         return json.loads((unfinished / SHARDS).read_bytes().splitlines()[-1])["records"]
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, KeyError, TypeError, RecursionError):
         return 0
 
 

@@ -26,6 +26,8 @@ from gram_jax.judge.spec import JudgeSpec
 # whose orders are already shuffled. Published sets that always show the chosen response first teach a position bias.
 PositionAugmentation = Literal["hash", "both", "fixed"]
 Stage = Literal["pretrain", "finetune", "bradley_terry"]
+# Text of a stage-1 example: the judge's own template, or that of GRAM's public code.
+PretrainingLayout = Literal["judge", "gram"]
 # Handling of an example of more than max_length tokens.
 Overlong = Literal["truncate", "drop", "error"]
 
@@ -75,7 +77,8 @@ class Examples:
     "bradley_terry": the chosen response of pair u is in document 2u, the rejected one in 2u + 1.
 
     weights: f32, one for each token (pretrain; the weight of a document's first token is not used), document (finetune)
-    or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better (finetune), else i32 [0].
+    or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better, 1 if the second is, -1 if
+    unknown (finetune), else i32 [0].
     source: i32 [units], the index of the source of each unit. per_unit: documents of a unit. shortened: number of
     truncated units. ids: one for each unit; () if the examples are those of a cache, which does not hold them.
     stored_fingerprint: the fingerprint, if it is known.
@@ -173,16 +176,21 @@ def make_examples(
     overlong: Overlong,
     read: ReadReport,
     source: np.ndarray | None = None,
+    pretraining_layout: PretrainingLayout = "judge",
+    keep_unlabeled: bool = False,
 ) -> Examples:
     """The encoded examples of a stage. Only "pretrain" keeps ties, since it does not use labels.
 
     position_augmentation: orders in which the two responses are shown. "bradley_terry" does not use it and shows each
     response alone after the prompt (spec.max_length then bounds one response). read: the report of `read_records`, to
     which dropped records are added. source: i32 [records], the index of the source of each record; default that of
-    the numbers in `read`. Raises DataError if overlong = "error" and a record is too long.
+    the numbers in `read`. pretraining_layout: used by "pretrain". keep_unlabeled: "finetune" keeps pairs without a
+    label, with the label -1. Raises DataError if overlong = "error" and a record is
+    too long.
     """
     check_choice("stage", stage, Stage, DataError)
     check_choice("overlong", overlong, Overlong, DataError)
+    check_choice("pretraining_layout", pretraining_layout, PretrainingLayout, DataError)
     if stage != "bradley_terry":
         augmentation = "position_augmentation"
         check_choice(augmentation, position_augmentation, PositionAugmentation, DataError)
@@ -194,13 +202,19 @@ def make_examples(
         return [(pair.prompt, pair.first, pair.second) for pair in shown(record)]
 
     def encode(items: Iterable[tuple[Any, ...]]) -> Sequence[Encoded | None]:
-        layouts = {"pretrain": spec.pretraining, "finetune": spec.comparison}
+        written = spec.pretraining if pretraining_layout == "judge" else spec.gram_pretraining
+        layouts = {"pretrain": written, "finetune": spec.comparison}
         method = encode_items if overlong == "truncate" else encode_fitting_items
         return method(tokenizer, layouts.get(stage, spec.response), items, spec.max_length)
 
     if source is None:
         source = sources_of(read, 0, len(records))
-    usable = [at for at, r in enumerate(records) if stage == "pretrain" or r.has_preference]
+    unlabeled = stage == "finetune" and keep_unlabeled
+    usable = [
+        at
+        for at, r in enumerate(records)
+        if stage == "pretrain" or r.has_preference or (unlabeled and r.label is None)
+    ]
     dropped = Counter({TIE: len(records) - len(usable)})
     places, kept = _encode_units(records, usable, items, encode, overlong, dropped)
     verdicts = kept if stage == "finetune" else ()
@@ -208,7 +222,9 @@ def make_examples(
         stage=stage,
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
         weights=_weights(stage, kept),
-        label=np.array([pair.label for record, _ in verdicts for pair in shown(record)], np.int32),
+        label=np.array(
+            [_label(pair) for record, _ in verdicts for pair in shown(record)], np.int32
+        ),
         source=source[places],
         ids=tuple(record.id for record, _ in kept),
         per_unit=documents_per_unit(stage, position_augmentation),
@@ -241,6 +257,10 @@ def _shown_orders(
         return record, record.swapped()
     swap = augmentation == "hash" and shown_first(seed, record.id) == 1
     return (record.swapped() if swap else record,)
+
+
+def _label(pair: Comparison) -> int:
+    return -1 if pair.label is None else int(pair.label)
 
 
 def _weights(stage: Stage, kept: _Kept) -> np.ndarray:

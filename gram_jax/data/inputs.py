@@ -1,4 +1,4 @@
-"""What people pass to Python as pairs and lists: tuples of texts or messages, rows of any schema, records."""
+"""Inputs of the Python API, pairs and lists: tuples of texts or messages, rows of any schema, and records."""
 
 import warnings
 from collections import Counter

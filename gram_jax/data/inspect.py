@@ -12,6 +12,8 @@ from gram_jax.data.reading import OnBad, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
 from gram_jax.data.sources import Source
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
+from gram_jax.judge.tokenizer import explain_tokenizer
+from gram_jax.judge.tokens import tokenizer_name
 
 # Around the tokens with a loss (stage 1), the verdict (stage 2), or the token whose score is read (baseline).
 OPEN, CLOSE = "⟦", "⟧"
@@ -86,8 +88,9 @@ def _marked(tokenizer: Any, tokens: list[int], counts: np.ndarray) -> str:
     bounds = [0, *(np.flatnonzero(np.diff(counts)) + 1), len(counts)]
     shown = []
     for start, stop in itertools.pairwise(bounds):
-        text = tokenizer.decode(
-            tokens[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        with explain_tokenizer(tokenizer_name(tokenizer)):
+            text = tokenizer.decode(
+                tokens[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         shown.append(f"{OPEN}{text}{CLOSE}" if counts[start] else text)
     return "".join(shown)

@@ -1,4 +1,4 @@
-"""Rows of any other form: which of their columns hold what a schema reads, and what the values of a verdict mean."""
+"""Column mappings (--map): the column of each field of a schema, and the meaning of the values of a verdict."""
 
 from collections.abc import Iterable, Mapping
 
@@ -52,9 +52,7 @@ def checked_map(map: ColumnMap) -> dict[str, str]:
                 f"map {key} = {value!r}: expected one of {', '.join(TARGETS)}, or label:VALUE"
             )
     if any(key.startswith("label:") for key in map) and "label" not in map:
-        raise DataError(
-            "map label:VALUE says what a value means; map label as well, as in label=winner"
-        )
+        raise DataError("map has label:VALUE but no column of labels: add it, as in label=winner")
     return dict(map)
 
 

@@ -18,9 +18,9 @@ Label = Literal[0, 1, "tie"]
 class Comparison:
     """Two responses to a prompt, in the order of the source.
 
-    label: 0 if the first response is better, 1 if the second is, "tie", None if the source states none.
+    label: 0 if the first response is better, 1 if the second is, "tie", or None if the source states none.
     margin: size of the preference in the unit of the source. weight: factor of the comparison in the loss.
-    source: the data set or subset that the row names.
+    source: data set or subset that the row names.
 
     >>> from gram_jax.judge.messages import as_prompt
     >>> pair = Comparison(as_prompt("Name a prime."), "Nine.", "Seven.", label=1)
@@ -39,22 +39,22 @@ class Comparison:
 
     @property
     def has_preference(self) -> bool:
-        """Whether one response is better than the other: not a tie, and not unknown."""
+        """Whether the label is 0 or 1, neither a tie nor None."""
         return self.label in (0, 1)
 
     @property
     def chosen(self) -> str:
-        """The better response. Raises ValueError for a tie and without a label."""
+        """The better response. Raises ValueError for a tie or if there is no label."""
         return self._preferred[0]
 
     @property
     def rejected(self) -> str:
-        """The worse response. Raises ValueError for a tie and without a label."""
+        """The worse response. Raises ValueError for a tie or if there is no label."""
         return self._preferred[1]
 
     @property
     def best_first(self) -> tuple[str, str]:
-        """(chosen, rejected); (first, second) for a tie and without a label."""
+        """(chosen, rejected); (first, second) for a tie or if there is no label."""
         return self._preferred if self.has_preference else (self.first, self.second)
 
     @property

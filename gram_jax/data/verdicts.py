@@ -1,4 +1,4 @@
-"""How the rows of a schema say which response is better: words, scores, a strength, or one column for each verdict.
+"""How the rows of a schema state which response is better: words, scores, a strength, or one column for each verdict.
 
 A verdict reads the label of a row, and the margin if it has one. A Words verdict reads several columns if a row has
 them, and they must agree.

@@ -30,7 +30,7 @@ def demo_compute(folder: Path, *, fast: bool) -> Compute:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             found, compute_dtype = state["kind"], state["compute_dtype"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is damaged: delete {folder} to start the demo again, or give another --folder"
             ) from error

@@ -189,7 +189,7 @@ def _log_task(heldout: Sequence[Comparison], examples: Mapping[str, Comparison])
     labeled = len(read_records(str(PREFERENCES), "preference")[0])
     unlabeled = len(read_records(str(UNLABELED), "pair")[0])
     logger.info(
-        f"{labeled} labeled pairs, {unlabeled} without labels, {len(heldout)} held out with questions of their own."
+        f"{labeled} labeled pairs, {unlabeled} without labels, {len(heldout)} held out, with other questions."
     )
     faults = ", ".join(sorted(examples)).replace("_", " ")
     logger.info(f"A pair is a right response and one with one of {len(examples)} faults: {faults}.")

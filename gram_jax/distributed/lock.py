@@ -1,8 +1,8 @@
-"""Locks of what a command writes: two at once in one run, folder or file would lose each other's work.
+"""Locks of runs, folders and files: two commands that write to the same one would destroy each other's results.
 
 The owner holds a small JSON file and rewrites it every few seconds. After SIGKILL the file remains. It is stale if its
-process does not exist, or, for a process on another machine, if the file does not change. This needs no `flock`, which
-network file systems may ignore.
+process does not exist, or, for a process on another machine, if the file does not change. `flock` is not used, because
+network file systems may ignore it.
 """
 
 import json
@@ -40,6 +40,31 @@ def file_lock(path: Path) -> Path:
     return path.with_name(f".{path.name}.{LOCK}")
 
 
+class _Reserved(threading.local):
+    """The locks that this thread holds for the writer that it calls next."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+
+
+_reserved = _Reserved()
+
+
+@contextmanager
+def reserve_lock(path: Path, *, error: type[GramError] = InUseError) -> Iterator[None]:
+    """`hold_lock`, which inside the block finds the lock free for one writer of the same thread.
+
+    A command reserves what it writes before it loads a model.
+    """
+    path = path.absolute()
+    with hold_lock(path, error=error):
+        _reserved.paths.add(path)
+        try:
+            yield
+        finally:
+            _reserved.paths.discard(path)
+
+
 @contextmanager
 def hold_lock(
     path: Path,
@@ -52,6 +77,13 @@ def hold_lock(
     Waits up to STALE_SECONDS for a beat of an owner on another machine. Raises InUseError, which names the owner, if
     there is one, and `error` if the file cannot be written.
     """
+    if (own := path.absolute()) in _reserved.paths:
+        _reserved.paths.discard(own)
+        try:
+            yield
+        finally:
+            _reserved.paths.add(own)
+        return
     process, mine = process or ProcessContext(), _this_process()
     _take(path, mine, error)
     over = threading.Event()
@@ -160,6 +192,6 @@ def _read(path: Path) -> dict[str, Any]:
     """Content of the file; {} if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -36,6 +36,11 @@ class ProcessContext:
         """The number of this process, also before JAX is initialised."""
         return 0 if self.heartbeat is None else self.heartbeat.place.index
 
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process, without initialising JAX."""
+        return self.heartbeat is None
+
     def report(self, activity: str) -> None:
         """Send the current activity to the other processes; they log it if this process is lost."""
         if self.heartbeat is not None:
@@ -161,7 +166,7 @@ def _check_devices(devices: tuple[int, ...]) -> None:
         raise ClusterError(f"{asked}: JAX cannot use them: {error}") from error
     if found[0].platform != "gpu":
         raise ClusterError(
-            f"{asked} are asked for, and JAX found {found[0].device_kind}: install gram-jax[cuda12] or [cuda13], or "
+            f"{asked}: expected GPUs, JAX found {found[0].device_kind}: install gram-jax[cuda12] or [cuda13], or "
             "omit the option (for TPU chips set TPU_VISIBLE_CHIPS); to run on the CPU set JAX_PLATFORMS=cpu"
         )
     if len(found) != len(devices):

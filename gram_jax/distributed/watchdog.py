@@ -1,4 +1,4 @@
-"""End a process that makes no progress, for which the job would otherwise wait without a time limit."""
+"""Watchdog: ends a process that makes no progress, because the job would otherwise wait without a time limit."""
 
 import faulthandler
 import sys

@@ -120,10 +120,10 @@ def rate(
         sink,
         {"format": 1, "source": SAMPLES, "kind": "best of n"} | judge_identity(judge, model),
         list_source(list(enumerate(records, 1))),
-        RowTask(rated, lambda record: len(record.responses), WINDOWS * judge.window),
-        code=partial(computed_by, judge),
-        label="rated",
-        unit="prompts",
+        RowTask(
+            rated, lambda record: len(record.responses), WINDOWS * judge.window, "rated", "prompts"
+        ),
+        partial(computed_by, judge),
     )
 
 
@@ -319,7 +319,7 @@ def read_samples(
         with path.open("rb") as lines:
             first, *rows = map(decode_row, lines)
         found = first["settings"], [row["prompt"] for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged ({error}): remove it, or give another folder"
         ) from error

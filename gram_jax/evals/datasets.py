@@ -109,7 +109,7 @@ def read_dataset(
         why = f"its rows have the schema {found.name} and are read as {name}"
         if benchmark == "rewardbench" and unknown:
             why = f"it has {_say(unknown, records)}"
-        raise DataError(f"{source} is no {benchmark}: {why}. {_expected(benchmark)}")
+        raise DataError(f"{source} is not {benchmark}: {why}. {_expected(benchmark)}")
     if benchmark == "auto" and 0 < unknown.total() < len(records):
         logger.warning(
             f"{source}: read as plain pairs, since it has {_say(unknown, records)}; the others are in RewardBench. "

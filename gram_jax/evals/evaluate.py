@@ -3,23 +3,22 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad
 from gram_jax.data.records import contents_of
-from gram_jax.distributed.lock import folder_lock, hold_lock
+from gram_jax.distributed.lock import folder_lock, hold_lock, reserve_lock
 from gram_jax.errors import DataError, ReportError
 from gram_jax.evals.datasets import EvalDataset, read_dataset, stem_of
 from gram_jax.evals.identity import difference, judge_results, refuse_other_judge
 from gram_jax.evals.measure import measure
 from gram_jax.evals.pairwise import PairVerdicts
-from gram_jax.evals.results import EvaluationResults, SourceResult, read_results
+from gram_jax.evals.results import EvaluationResults, SourceResult, read_results, save_results
 from gram_jax.evals.reward_bench import write_reward_bench
 from gram_jax.evals.scores import write_scores
-from gram_jax.files import write_json
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.scoring.results import OutputSink, Shard, WriteSummary
 from gram_jax.scoring.text_scorer import TextScorer
@@ -43,12 +42,13 @@ def evaluate(
     overwrite: bool = False,
     progress: ProgressFactory = no_progress,
 ) -> EvaluationResults:
-    """Evaluate a judge on benchmarks, labeled pairs or graded responses; intervals are 95 %, clustered by prompt.
+    """Evaluate a judge on benchmarks, labeled pairs or graded responses. Intervals are 95 %, clustered by prompt.
 
-    model: its name in the results. benchmark: the benchmark of each source, "auto" to detect it. limit: maximum number
-    of rows of each source. map: as of `read_records`. out: folder for evaluation.json and the scores. An interrupted
-    evaluation resumes there, and the results include earlier sources of the folder. overwrite: score these sources
-    again.
+    model: name of the judge in the results. benchmark: benchmark of the sources; "auto" detects it. limit: maximum
+    number of rows of each source. schema, on_bad, map: as for `read_records`. out: folder for evaluation.json and the
+    scores. With it, an interrupted evaluation resumes, and the results include the earlier sources of the folder.
+    overwrite: score these sources again.
+
     Raises DataError if data cannot be read, or if the folder has results of another judge.
 
     >>> import tempfile
@@ -115,8 +115,7 @@ class EvaluationFolder:
         found, verdicts = measure(self.scorer, self.model, data, sink)
         self.sources[name] = found
         if self.folder is not None:
-            path = self.folder / EvaluationResults.FILE
-            write_json(path, self.results().model_dump(), error=DataError)
+            save_results(self.folder, self.results())
             if data.benchmark == "rewardbench":
                 place = self.folder / "rewardbench" / name
                 write_reward_bench(place, self.about, data.records, verdicts, found)
@@ -174,6 +173,12 @@ def open_folder(folder: Path) -> Iterator[None]:
     make_folder(folder)
     with hold_lock(folder_lock(folder), error=DataError):
         yield
+
+
+def reserve_folder(folder: Path) -> AbstractContextManager[None]:
+    """Make a folder of results and reserve it for the block, which loads a model and writes."""
+    make_folder(folder)
+    return reserve_lock(folder_lock(folder), error=DataError)
 
 
 def make_folder(folder: Path) -> None:

@@ -55,7 +55,7 @@ def difference(one: JudgeResults, other: JudgeResults) -> str | None:
     """The difference between the judges of two results as text; None if they may be the same."""
     if one.judge != other.judge:
         return (
-            f"models that are asked in different ways: {one.model} (judge {one.judge[:12]}) and {other.model} "
+            f"models with different judge specifications: {one.model} (judge {one.judge[:12]}) and {other.model} "
             f"(judge {other.judge[:12]})"
         )
     # The fingerprint depends on the number format of the weights.
@@ -75,5 +75,5 @@ def refuse_other_judge(path: Path, results: JudgeResults) -> None:
     there = read_judge(path)
     if there is not None and (found := difference(there, results)):
         raise DataError(
-            f"{path} and the requested results are of {found}. Keep each model's results in a folder of its own"
+            f"{path} and the requested results are of {found}. Keep the results of each model in a separate folder"
         )

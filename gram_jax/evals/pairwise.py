@@ -58,7 +58,7 @@ def evaluate_pairs(
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> PairMetrics:
-    """Score every pair in both orders and compute the metrics.
+    """Score labeled pairs in both orders and compute accuracy, interval, calibration and position bias.
 
     progress: called with the number of newly scored pairs. Raises DataError if there is no labeled pair.
 

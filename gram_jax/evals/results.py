@@ -5,15 +5,19 @@ A missing or unknown key, a wrong type, or a value out of range is an error. nul
 
 import json
 import re
+from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gram_jax.errors import ReportError
+from gram_jax.errors import DataError, ReportError
+from gram_jax.files import write_json
 
 FORMAT = 2
 SHOWN_PROBLEMS = 8
+CHECKSUM = "checksum"  # of a results file, over its other entries
 
 BenchmarkName = Literal[
     "pairs", "rewardbench", "rewardbench2", "rmbench", "judgebench", "best_of_n"
@@ -274,16 +278,33 @@ class EvaluationResults(JudgeResults):
 _Results = TypeVar("_Results", bound=JudgeResults)
 
 
+def save_results(folder: Path, results: JudgeResults) -> Path:
+    """Write a results file into a folder, with a checksum of its content; returns its path. Raises DataError."""
+    content = json.loads(json.dumps(results.model_dump()))
+    content[CHECKSUM] = _checksum(content)
+    return write_json(folder / results.FILE, content, error=DataError)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
     """The results file of this kind in a folder, None if there is none.
 
-    Raises ReportError for a damaged file or another format.
+    Raises ReportError for a damaged file, an edited one whose checksum was not removed, or another format.
     """
     path = folder / kind.FILE
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Unpaired surrogates, which result from slicing an emoji, cannot be encoded in UTF-8.
+        entries = (
+            {k: v for k, v in content.items() if k != CHECKSUM} if isinstance(content, dict) else {}
+        )
+        text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(entries, ensure_ascii=False))
+        checksum = _checksum(entries)
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read as JSON: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -293,8 +314,11 @@ def read_results(folder: Path, kind: type[_Results]) -> _Results | None:
             f"{path} has format {found!r} (gram_jax {version}), expected {FORMAT}: read it with the version that wrote "
             "it, or evaluate the model again"
         )
-    # Unpaired surrogates, which result from slicing an emoji, cannot be encoded in UTF-8.
-    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False))
+    if content.get(CHECKSUM, checksum) != checksum:
+        raise ReportError(
+            f"{path} was damaged or edited: its {CHECKSUM} is not that of its content. Evaluate the model again, or "
+            f"restore it; if it was edited on purpose, remove its {CHECKSUM}"
+        )
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

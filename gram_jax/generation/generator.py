@@ -12,7 +12,8 @@ from gram_jax.errors import JudgeError
 from gram_jax.interop.models import load_model, load_tokenizer, model_config, stop_tokens
 from gram_jax.judge.chat import ChatFrame, chat_frame, dialogue_frames
 from gram_jax.judge.messages import Prompt, check_list, render_turns, turns_of
-from gram_jax.judge.tokens import text_encoder
+from gram_jax.judge.tokenizer import explain_tokenizer
+from gram_jax.judge.tokens import text_encoder, tokenizer_name
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.generate import Samples, SamplingConfig, check_lengths, generate
@@ -29,10 +30,10 @@ class Generations(NamedTuple):
 
 @dataclass(frozen=True)
 class TextGenerator:
-    """Weights with the config, tokenizer and chat format that generation needs.
+    """A model that generates responses to prompts; `TextGenerator.load` loads one.
 
-    system: as in a judge's specification, unless a prompt has its own. stop_token_ids: ids that end a response,
-    including the tokenizer's end of text and the end of an assistant's turn.
+    system: system turn of prompts that have none (None: the default of the chat format; "": no system turn).
+    stop_token_ids: ids that end a response, including the tokenizer's end of text and the end of an assistant's turn.
 
     >>> from gram_jax import SamplingConfig, TextGenerator
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
@@ -58,7 +59,7 @@ class TextGenerator:
         placement: Placement | None = None,
         system: str | None = None,
     ) -> "TextGenerator":
-        """Load a model by name. system: as in a judge's specification (None: the chat format's own)."""
+        """Load a model by name. system: system turn (None: the default of the chat format; "": none)."""
         execution = inference_execution(compute_dtype, placement, packed=True)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
         frame = chat_frame(tokenizer, system=system, thinking=False)
@@ -76,7 +77,7 @@ class TextGenerator:
     def generate(
         self, prompts: Sequence[str | Prompt], sampling: SamplingConfig, *, batch_size: int = 32
     ) -> Generations:
-        """A response to every prompt. Raises DataError if the model's context is too short for a prompt."""
+        """Sample one response to each prompt. Raises DataError if a prompt exceeds the model's context."""
         check_list(prompts, "a list of prompts")
         tokens = [self.encode(prompt) for prompt in prompts]
         return self.generate_from_tokens(tokens, sampling, batch_size=batch_size)
@@ -108,8 +109,8 @@ class TextGenerator:
     def encode(self, prompt: str | Prompt) -> np.ndarray:
         """A prompt in the model's chat format, i32 [n]. Control tokens in the content of a turn stay text.
 
-        A conversation with roles that the chat template does not support (two users in a row, tools) becomes the text
-        of one user, each turn under a header.
+        A conversation with roles that the chat template does not support (two users in a row, tools) becomes one user
+        turn, in which each turn has a header.
         """
         encoder, prompt = text_encoder(self.tokenizer), turns_of(prompt)
         texts, roles = [turn.content for turn in prompt], tuple(turn.role for turn in prompt)
@@ -120,7 +121,7 @@ class TextGenerator:
         return encoder.dialogue(frames, texts)
 
     def encode_all(self, prompts: Sequence[str | Prompt], max_new_tokens: int) -> list[np.ndarray]:
-        """`encode` of every prompt. Raises DataError if the model's context is too short for a prompt."""
+        """`encode` for each prompt. Raises DataError if a prompt exceeds the model's context."""
         tokens = [self.encode(prompt) for prompt in prompts]
         check_lengths(self.cfg, tokens, max_new_tokens)
         return tokens
@@ -129,7 +130,8 @@ class TextGenerator:
         """Texts without stop tokens and other control tokens."""
         rows = zip(samples.tokens, samples.lengths - samples.stopped, strict=True)
         kept = [row[:length].tolist() for row, length in rows]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        with explain_tokenizer(tokenizer_name(self.tokenizer)):
+            return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
 @lru_cache(maxsize=256)

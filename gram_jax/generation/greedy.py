@@ -20,9 +20,10 @@ BATCH_SIZE = 32
 class GreedyResponses:
     """A model's greedy responses, cached for the most recent prompts. Thread-safe.
 
-    The weights are fixed, for example at the start of training. For references of a trainer's current policy, pass a
-    function of the same signature instead. Prompts are rendered by the model's chat template without thinking. In
-    bfloat16 a response may depend on the batch composition; the cache keeps one response per prompt.
+    Calling it with a list of prompts returns a list of texts. The weights are fixed, for example those at the start of
+    training; for references of a trainer's current policy, pass a function of the same signature instead. Prompts are
+    rendered by the model's chat template without thinking. In bfloat16 a response may depend on the batch composition;
+    the cache keeps one response per prompt.
 
     >>> from gram_jax.rewards.messages import prompt_of
     >>> generator = TextGenerator.load("tiny-random", compute_dtype="float32")
@@ -90,7 +91,7 @@ class GreedyResponses:
 
     @property
     def pending(self) -> int:
-        """Number of prompts of the next generation."""
+        """Number of prompts that wait for the next generation."""
         return len(self._requested)
 
     def _generate_missing(
@@ -116,7 +117,9 @@ class GreedyResponses:
             return [self._responses[prompt] for prompt in prompts]
 
     def _generate(self, tokens: list[np.ndarray]) -> list[str]:
-        """Padded to a power of two, or to whole batches, so that few programs are compiled."""
+        """Generate responses. Prompts are padded to a power of two or to whole batches, so that few programs are
+        compiled.
+        """
         if not tokens:
             return []
         count = len(tokens)

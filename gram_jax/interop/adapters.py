@@ -51,8 +51,8 @@ def is_adapter(folder: Path) -> bool:
         return False
     if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
         raise CheckpointError(
-            f"{folder} holds both an adapter ({CONFIG}) and a whole model ({', '.join(whole[:3])}), and does not say "
-            "whether the adapter is merged into it: move one of them to a folder of its own"
+            f"{folder} holds both an adapter ({CONFIG}) and a complete model ({', '.join(whole[:3])}), and it is "
+            "unknown whether the adapter is merged into it: move one of them to another folder"
         )
     return True
 
@@ -82,7 +82,9 @@ def adapted(stored: Mapping[str, StoredTensor], folder: Path) -> dict[str, Store
         match[1] for name in found if (match := re.fullmatch(r"(.+)\.lora_[AB]\.weight", name))
     }
     if not pairs:
-        raise LayoutError(f"{folder / WEIGHTS} holds no tensor NAME.lora_A.weight: it is no LoRA")
+        raise LayoutError(
+            f"{folder / WEIGHTS} holds no tensor NAME.lora_A.weight: it is not a LoRA adapter"
+        )
     for name, tensor in found.items():
         if re.sub(r"\.lora_[AB]\.weight$", "", name) in pairs:
             continue
@@ -120,8 +122,8 @@ def _adapted(
     alpha = _of_module(module, settings.get("alpha_pattern"), settings.get("lora_alpha"))
     if len(base.shape) != 2 or a.shape != (rank, base.shape[1]) or b.shape != (base.shape[0], rank):
         raise LayoutError(
-            f"{folder / WEIGHTS}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which are no LoRA of "
-            f"rank {rank} ({CONFIG}) of a matrix {list(base.shape)}"
+            f"{folder / WEIGHTS}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which do not fit "
+            f"a LoRA of rank {rank} ({CONFIG}) of a matrix {list(base.shape)}"
         )
     scale = alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
 
@@ -216,14 +218,12 @@ def write_adapter(
         )
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, str] = {}
-    places = {
-        (slot.rule.path, slot.layer): name for name, slot in tensor_mappings(cfg, "hf").items()
-    }
+    places = {(slot.rule.path, slot.at): name for name, slot in tensor_mappings(cfg, "hf").items()}
     for target in lora.targets:
         ins = NUM_CONTRACTED_DIMS[target]
         a, b = (np.asarray(params["layers"]["lora"][target][x]) for x in ("a", "b"))
         for layer in range(cfg.layers):
-            module = places[f"layers/{target}", layer].removesuffix(".weight")
+            module = places[f"layers/{target}", (layer,)].removesuffix(".weight")
             modules[module.rpartition(".")[2]] = target
             inputs = prod(a.shape[1 : 1 + ins])
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a[layer].reshape(inputs, lora.rank).T

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from gram_jax import tree
 from gram_jax.checkpoint.manifest import MANIFEST, write_manifest
-from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.distributed.lock import file_lock, hold_lock, reserve_lock
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
 from gram_jax.finite import check_weights
@@ -55,10 +55,12 @@ def export_hf(
 ) -> Path:
     """Write a judge as a folder that `transformers` opens; returns its path.
 
-    params: without LoRA (merge it first). dtype None keeps each weight's own. stops: ids that end a text, in addition
-    to the tokenizer's. texts: other files by name. shard_bytes: maximum size of a weights file; several files have an
-    index. The folder is written under a temporary name and then renamed. Raises CheckpointError for a folder in use or
-    a full disk, LayoutError for parameters that do not fit `cfg`.
+    params: parameter tree without LoRA (merge it first). dtype: dtype of the written weights; None keeps that of each
+    weight. stops: ids that end a text, in addition to those of the tokenizer. texts: contents of further files by path.
+    shard_bytes: maximum size of a weights file; several files get an index. overwrite: replace an existing folder.
+
+    The folder is written under a temporary name and then renamed. Raises CheckpointError if the folder exists or is in
+    use and for a full disk, LayoutError if parameters do not fit `cfg`.
 
     >>> import jax
     >>> from tempfile import TemporaryDirectory
@@ -112,6 +114,7 @@ def export_hf(
         settings = config_to_hf(cfg, dtype or str(params["embed"].dtype), labels)
         _write_texts(partial, settings, tokenizer, stops)
         for name, text in (texts or {}).items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_text(text, encoding="utf-8")
         if spec is not None:
             spec.save(partial)
@@ -210,10 +213,8 @@ def _write_weights(
                 held = {path: _on_host(leaves[path]) for path in needed}
             parts = []
             for slot in places[name]:
-                leaf = held[slot.rule.path]
-                part = leaf if slot.layer is None else leaf[slot.layer]
-                part = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
-                parts.append(part)
+                part = slot.to_stored(held[slot.rule.path][slot.at])
+                parts.append(part.astype(jnp.dtype(dtype or part.dtype), copy=False))
             tensors[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_weights(tensors, str(folder.name))  # numbers may overflow in the new dtype
         if jax.process_index() == 0:
@@ -248,7 +249,7 @@ def _write_texts(
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     if "id2label" in settings and ids["pad_token_id"] is None:
-        # A classifier without it reads no batch. Its answer is read at the last token that is another one.
+        # transformers rejects batches without it, and reads the logits at the last token that is not padding.
         ids["pad_token_id"] = ids["eos_token_id"]
     write_json(folder / CONFIG, {**settings, **ids})
     known = {name: token for name, token in ids.items() if token is not None}
@@ -267,6 +268,25 @@ def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # transformers 5 writes this name, which 4 does not have; both have the older one
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+@contextmanager
+def reserve_export(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Reserve the folder of an export for the block, which loads a model and exports it.
+
+    Raises CheckpointError if the folder exists and may not be replaced, or cannot be written, InUseError if another
+    process writes it.
+    """
+    check_local(folder, "folder", CheckpointError)
+    _check_free(folder, overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder.parent} cannot be made: {error.strerror or error}"
+        ) from error
+    with reserve_lock(file_lock(folder), error=CheckpointError):
+        yield
 
 
 @contextmanager

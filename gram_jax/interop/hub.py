@@ -43,8 +43,9 @@ def download(name: str, patterns: Sequence[str]) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{name!r} is no local path and could not be downloaded from the Hugging Face hub: {why}\nCheck the name "
-            "and the network; a gated model needs `hf auth login`. With HF_HUB_OFFLINE=1 only downloaded models work."
+            f"{name!r} is not a local path and could not be downloaded from the Hugging Face hub: {why}\nCheck the "
+            "name and the network; a gated model needs `hf auth login`. With HF_HUB_OFFLINE=1 "
+            "only downloaded models work."
         ) from error
 
 

@@ -49,10 +49,13 @@ def _gguf() -> ModuleType:
 def load_model(
     name: str | Path, placement: Placement, dtype: str | None
 ) -> tuple[ModelConfig, Tree]:
-    """Config and sharded parameters of a model by name, with the LoRA of a run merged.
+    """Load config and sharded parameters of a model by name. The LoRA of a run is merged.
 
-    dtype None keeps the stored one (float32 for quantised weights). Raises CheckpointError if files are missing or
-    damaged, LayoutError if they do not fit each other, NonFiniteError if a weight is NaN or infinite in this dtype.
+    name: a run (or RUN@STEP), an exported folder, a hub name, a GGUF file or a built-in name. dtype: dtype of the
+    parameters; None keeps the stored one (float32 for quantised weights). Returns (config, parameter tree).
+
+    Raises CheckpointError if files are missing or damaged, LayoutError if they do not fit each other, NonFiniteError if
+    a weight is NaN or infinite in this dtype.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement
@@ -116,7 +119,7 @@ def _adapted_folder(adapter: ModelSource, patterns: tuple[str, ...] = TEXTS) -> 
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
-    """Tokenizer of a model by name. Raises LayoutError if the weights have no row for one of its ids.
+    """Load the tokenizer of a model by name. Raises LayoutError if the weights have no row for one of its ids.
 
     >>> load_tokenizer("tiny-random").decode([35, 36])
     'AB'
@@ -252,7 +255,7 @@ def load_lora(name: str | Path, placement: Placement) -> tuple[ModelConfig, Tree
     """(config, LoRA and trained scalar head, settings of the LoRA, name of its base) of a run, in their own dtype."""
     source = local_source(name)
     if source.kind != "run":
-        raise CheckpointError(f"{name} is no run: an adapter is written from the LoRA of a run")
+        raise CheckpointError(f"{name} is not a run: an adapter is written from the LoRA of a run")
     cfg, params, lora, base = trained_weights(source.place, placement, None, source.step)
     if lora is None:
         raise CheckpointError(

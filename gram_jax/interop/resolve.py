@@ -59,13 +59,13 @@ def resolve_model(name: str | Path) -> ModelSource:
             path, step = run, int(earlier[2])
     if path.suffix == ".json" and not path.is_dir():
         raise CheckpointError(
-            f"{path} is no model: a judge specification is given with --spec, and a Hugging Face model by its folder"
+            f"{path} is not a model: pass a judge specification with --spec, and a Hugging Face model as its folder"
         )
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return ModelSource(name, "gguf", path)
         raise CheckpointError(
-            f"{path} is no .gguf file: give a folder with {CONFIG} and safetensors files"
+            f"{path} is not a .gguf file: give a folder with {CONFIG} and safetensors files"
         )
     if _is_run(path):
         return ModelSource(name, "run", path, step)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gram_jax.errors import JudgeError
 from gram_jax.judge.guard import layout_guard
+from gram_jax.judge.rationale import tagged_template
 from gram_jax.judge.template import FIELDS, split_template, text_parts
 
 # The names that cards and reference code give to the fields.
@@ -22,7 +23,7 @@ _BLOCK = re.compile(r"^([ \t]*)```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.MULTIL
 
 
 class CardTemplate(NamedTuple):
-    """A template found in a card. place: line and kind of its block; asks: it ends with a cue for the verdict."""
+    """A template found in a card. place: line and kind of its block; asks: it asks for a verdict."""
 
     template: str
     place: str
@@ -54,7 +55,9 @@ def card_templates(card: str, tail: str = "") -> list[CardTemplate]:
 
 
 def _asks(template: str) -> bool:
-    """Whether the text after the second response ends with a cue, such as "#Preferred:"."""
+    """Whether the template asks for a rationale, or ends with a cue for the verdict, such as "#Preferred:"."""
+    if tagged_template(template):
+        return True
     last = split_template(template)[3].rstrip().rpartition("\n")[2]
     return last.endswith(":") or last.startswith("#")
 

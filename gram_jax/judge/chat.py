@@ -50,7 +50,7 @@ def chat_frame(tokenizer: Any, *, system: str | None, thinking: bool) -> ChatFra
     if not end_of_turn:
         raise JudgeError(
             f"tokenizer {tokenizer_name(tokenizer)}: its chat template puts nothing after the assistant's turn and "
-            "there is no eos_token. Set eos_token, so that an answer has an end."
+            "there is no eos_token. Set eos_token, so that a response can end."
         )
     return ChatFrame(prefix, generation_prompt, end_of_turn)
 

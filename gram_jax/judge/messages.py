@@ -26,7 +26,7 @@ ROLE_NAMES = {
     "ipython": "tool",
 } | {role: role for role in ROLES}
 
-# What is read but not shown, or shown as an empty text; a Counter of these goes along with the messages.
+# What is read but not shown, or shown as an empty text; a Counter of these is passed with the messages.
 REASONING = "reasoning not shown"
 NO_CONTENT = "messages without content"
 AFTER_RESPONSE = "turns after the response not shown"
@@ -65,7 +65,10 @@ def _show(value: Any) -> str:
         return "nothing (null)"
     if isinstance(value, Seen):
         return str(value)
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested too deeply"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 

@@ -1,12 +1,14 @@
 """Loading of tokenizers: the only module that imports `transformers`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import Tokenizer
 
-from gram_jax.errors import CheckpointError
+from gram_jax.errors import CheckpointError, GramError, JudgeError
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -23,7 +25,9 @@ def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except Exception as error:  # OSError, ValueError, KeyError, errors of the hub's client
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # of the hub's client, and the panics of `tokenizers`
         raise CheckpointError(
             f"no tokenizer can be loaded from {str(name)!r}: {error}\n"
             "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and "
@@ -34,6 +38,20 @@ def folder_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
             f"{str(name)!r} has only a slow tokenizer ({type(tokenizer).__name__}); gram_jax needs tokenizer.json."
         )
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+@contextmanager
+def explain_tokenizer(name: str) -> Iterator[None]:
+    """Raises JudgeError if the block fails in the library `tokenizers`, as with a damaged tokenizer.json."""
+    try:
+        yield
+    except (GramError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise JudgeError(
+            f"tokenizer {name} fails: {error}. Expected a tokenizer that encodes and decodes every text; this "
+            "tokenizer.json is damaged, or lacks a token for unknown characters"
+        ) from error
 
 
 def wrap_tokenizer(

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from gram_jax.errors import DataError, JudgeError
+from gram_jax.judge.tokenizer import explain_tokenizer
 
 # Case, digits, blanks, line breaks, accents in two normal forms, an emoji and CJK: tokenizers with the same
 # vocabulary and the same tokens for this text are treated as equal.
@@ -55,7 +56,8 @@ class TextEncoder:
         state = json.loads(text)
         # The chat frame already contains what a post-processor adds, such as the beginning-of-text token.
         state.update(truncation=None, padding=None, post_processor=None)
-        self._frame = Tokenizer.from_str(json.dumps(state))
+        with explain_tokenizer(self.name):
+            self._frame = Tokenizer.from_str(json.dumps(state))
         control = [t for t in state["added_tokens"] if not _is_blank(t["content"])]
         state["added_tokens"] = [t for t in state["added_tokens"] if _is_blank(t["content"])]
         if state["model"]["type"] == "Unigram":
@@ -65,7 +67,8 @@ class TextEncoder:
                     state["model"]["vocab"][token["id"]][0] = f"\0control {token['id']}\0"
         places: tuple[Place, ...] = ("first", "section", "inside")
         states = {place: json.dumps(_without_blank(state, place)) for place in places}
-        made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
+        with explain_tokenizer(self.name):
+            made = {text: Tokenizer.from_str(text) for text in dict.fromkeys(states.values())}
         self._text: dict[Place, Tokenizer] = {place: made[states[place]] for place in places}
         self.control_ids = frozenset(t["id"] for t in control)
         self._control_ids_of_text(control)
@@ -101,11 +104,11 @@ class TextEncoder:
 
     def frame(self, text: str) -> np.ndarray:
         """i32 [n]: control tokens in `text` become control tokens."""
-        return np.array(self._frame.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self._encode(self._frame, text).ids, np.int32)
 
     def sections(self, frame: str) -> list[str | int]:
         """The control tokens of a chat format, and the texts between them."""
-        found = self._frame.encode(frame, add_special_tokens=False)
+        found = self._encode(self._frame, frame)
         parts: list[str | int] = []
         at = 0
         for token, (start, end) in zip(found.ids, found.offsets, strict=True):
@@ -140,7 +143,8 @@ class TextEncoder:
             if not (here := [at for at, piece in enumerate(pieces) if piece.place == place]):
                 continue
             whole = [pieces[at].text + pieces[at].following for at in here]
-            encodings = self._text[place].encode_batch_fast(whole, add_special_tokens=False)
+            with explain_tokenizer(self.name):
+                encodings = self._text[place].encode_batch_fast(whole, add_special_tokens=False)
             for at, encoding in zip(here, encodings, strict=True):
                 found[at] = self._without(encoding.ids, pieces[at])
         return found
@@ -150,17 +154,21 @@ class TextEncoder:
         if not piece.following:
             return np.array(ids, np.int32)
         if piece.following not in self._single:
-            alone = self._text["inside"].encode(piece.following, add_special_tokens=False).ids
+            alone = self._encode(self._text["inside"], piece.following).ids
             self._single[piece.following] = alone[0] if len(alone) == 1 else None
-        if ids[-1] != self._single[piece.following]:
-            alone = self._text[piece.place].encode(piece.text, add_special_tokens=False)
+        if not ids or ids[-1] != self._single[piece.following]:
+            alone = self._encode(self._text[piece.place], piece.text)
             return np.array(alone.ids, np.int32)
         return np.array(ids[:-1], np.int32)
 
     def text_ends(self, text: str) -> np.ndarray:
         """i64 [n]: for each token of `text`, the index of the character after its last one."""
-        offsets = self._text["inside"].encode(text, add_special_tokens=False).offsets
+        offsets = self._encode(self._text["inside"], text).offsets
         return np.array([end for _, end in offsets], np.int64)
+
+    def _encode(self, tokenizer: Tokenizer, text: str) -> Encoding:
+        with explain_tokenizer(self.name):
+            return tokenizer.encode(text, add_special_tokens=False)
 
     def clean(self, text: str) -> tuple[str, int]:
         """(`text` as the tokenizer reads it, number of lone surrogates replaced by U+FFFD).
@@ -180,7 +188,8 @@ class TextEncoder:
 
     def _normalized(self, text: str) -> str:
         normalizer = self._text["inside"].normalizer
-        return text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ")
+        with explain_tokenizer(self.name):
+            return text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ")
 
 
 def replace_surrogates(text: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""How a model is run: compute dtype, attention, rematerialisation, placement."""
+"""Execution: compute dtype, attention back end, rematerialisation and placement of a model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,17 +9,18 @@ from gram_jax.sharding import Placement, make_placement
 Compute = Literal["float32", "bfloat16"]
 AskedCompute = Literal["auto", "float32", "bfloat16"]
 AttentionBackend = Literal["auto", "xla", "blocked", "cudnn", "splash", "ring"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "attention", "dots"]
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Hashable, so that it can be a static argument.
+    """How a model is executed. Hashable, so it can be a static argument of a jitted function.
 
-    compute_dtype: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and losses run in
-    float32. attention: a back end, or "auto" for the best that supports a shape (docs/attention.md). remat: what the
-    backward pass recomputes ("none": nothing; "full": whole layers; "dots": all but matrix products). packed: a row may
-    hold several documents, which some back ends do not support.
+    compute_dtype: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and losses use
+    float32. attention: a back end, or "auto" for the best one that supports a shape (docs/attention.md). remat: what
+    the backward pass recomputes, "none", "full" (whole layers), "attention" (all but the attention output) or "dots"
+    (all but that and matrix products). placement: mesh and sharding rules. packed: whether a row may hold several
+    documents, which some back ends do not support.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement
@@ -38,10 +39,10 @@ class Execution:
 def inference_execution(
     compute_dtype: AskedCompute, placement: Placement | None = None, *, packed: bool = False
 ) -> Execution:
-    """How a loaded model is run; compiled programs are kept (compile_cache.py).
+    """Execution for inference. Compiled programs are cached on disk (compile_cache.py).
 
-    compute_dtype "auto": float32 on a CPU, else bfloat16. Without a placement every device holds all weights and
-    computes rows of its own.
+    compute_dtype: "auto" is float32 on CPUs, else bfloat16. placement: by default every device holds all weights and
+    computes its own rows.
     """
     keep_compiled_programs()
     placement = placement or make_placement({"data": -1})

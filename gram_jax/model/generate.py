@@ -28,11 +28,11 @@ PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it, which limits the
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are chosen, and when a row ends. Raises DataError for values out of range.
+    """Settings of sampling. Raises DataError for values out of range.
 
-    temperature: 0 takes the most likely token. top_p: draws from the most likely tokens that together have this
-    probability (arXiv 1904.09751). seed: of the noise, which differs between prompts. stop_token_ids: each ends a row
-    and is part of it.
+    temperature: 0 selects the most likely token. top_p: sample from the most likely tokens with this total probability
+    (arXiv 1904.09751). seed: seed of the random numbers, which differ between prompts. stop_token_ids: tokens that end
+    a response; the token is part of the response.
 
     >>> from gram_jax import SamplingConfig
     >>> SamplingConfig(max_new_tokens=8, temperature=0.7).top_p

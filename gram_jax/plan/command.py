@@ -42,13 +42,13 @@ def run_plan(
 ) -> tuple[ProgramPlan, str | None]:
     """The plan and advice about it, if any. Raises RecipeError for options that contradict the program."""
     if options.score and (options.search or options.search_mesh):
-        raise RecipeError("--search and --search-mesh are of training: leave --score out")
+        raise RecipeError("--search and --search-mesh plan training: leave out --score")
     if options.search and options.search_mesh:
         raise RecipeError(
             "--search changes the batch and --search-mesh compares meshes at one batch: give one of them"
         )
     if options.pairs is not None and not options.score:
-        raise RecipeError("--pairs is of a scoring call: give --score with it")
+        raise RecipeError("--pairs applies to a scoring call: add --score")
     unpacked = recipe.stage == "pretrain" or not recipe.batch.packing
     if options.slots is not None and (options.score or unpacked):
         raise RecipeError(

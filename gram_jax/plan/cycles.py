@@ -1,8 +1,8 @@
-"""The time that a TPU's compiler expects of every operation of a program, by kind of work and by source line.
+"""The TPU compiler's estimate of the time of each operation of a program, by kind of work and by source line.
 
-libtpu notes `estimated_cycles`, by its own cost model, at the operations of a scheduled program. They include no
-collectives, no asynchronous copies and no kernels of Pallas, and assume that nothing waits. Loops count by their trips;
-of a conditional the dearest branch counts.
+libtpu annotates the operations of a scheduled program with `estimated_cycles`, from its own cost model. The estimate
+leaves out collectives, asynchronous copies and Pallas kernels, and assumes that no operation waits for another. A loop
+counts once per iteration; a conditional counts as its most expensive branch.
 """
 
 import re
@@ -39,8 +39,9 @@ _OF_FILES = {
 class Operation:
     """An operation of a program.
 
-    kind: one of KINDS; place: its line in gram_jax, as "losses.py:120 _piece_nll", else its name in the program; type:
-    of its result; cycles: expected, of all its runs together; runs: of one run of the program.
+    kind: one of KINDS. place: its line in gram_jax, such as "losses.py:120 _piece_nll", else its name in the program.
+    type: type of its result. runs: number of its executions in one run of the program. cycles: estimate for all of
+    them together.
     """
 
     name: str
@@ -52,13 +53,13 @@ class Operation:
 
 
 def operations(module: HloModule) -> list[Operation]:
-    """Every operation that the compiler has an estimate of, the dearest first; [] of other compilers than libtpu."""
+    """Operations with an estimate, the most expensive first; [] for compilers other than libtpu."""
     found = [one for one in _of(module, module.entry) if one.cycles]
     return sorted(found, key=lambda one: -one.cycles)
 
 
 def pallas_calls(module: HloModule) -> int:
-    """Number of kernels of Pallas in the program's text, of which no estimate exists."""
+    """Number of Pallas kernels in the program's text, which have no estimate."""
     return sum(
         "tpu_custom_call" in this.attributes
         for computation in module.computations.values()
@@ -111,5 +112,5 @@ def _place(this: Instruction, frames: Sequence[Frame]) -> str:
 
 
 def _file(frame: Frame) -> str:
-    """Its path inside the package."""
+    """Path of a source file inside the package."""
     return Path(frame.file).as_posix().rpartition(_PACKAGE)[2]

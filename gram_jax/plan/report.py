@@ -46,8 +46,11 @@ def mesh_line(plan: ProgramPlan) -> str:
     return f"  {name}: {', '.join(parts)}"
 
 
-def plan_tables(plan: ProgramPlan, *, dearest: int = 0) -> Iterator[PlanTable]:
-    """Memory; and of a program that fits, collectives, work, the compiler's estimate and its `dearest` operations."""
+def plan_tables(plan: ProgramPlan, *, operations: int = 0) -> Iterator[PlanTable]:
+    """Memory; for a program that fits also collectives, work and the compiler's estimate.
+
+    operations: number of the most expensive operations to list.
+    """
     yield "memory of a device", ("", ""), memory_rows(plan)
     if not plan.fit.fits:
         return
@@ -62,11 +65,11 @@ def plan_tables(plan: ProgramPlan, *, dearest: int = 0) -> Iterator[PlanTable]:
     if plan.estimate is None:
         return
     yield "time by the compiler's estimate, nothing was run", ("", "", ""), estimate_rows(plan)
-    if dearest:
-        columns = ("dearest operations", "runs", "kind", "line", "result")
+    if operations:
+        columns = ("most expensive operations", "runs", "kind", "line", "result")
         rows = [
             (_ms(one.cycles / clock_of(plan)), one.runs, one.kind, one.place, one.type[:40])
-            for one in plan.estimate.operations[:dearest]
+            for one in plan.estimate.operations[:operations]
         ]
         yield "", columns, rows
 

@@ -103,7 +103,7 @@ def tournament(
 
 
 class _Comparisons:
-    """What was compared so far. logit_diffs: f64 [n, n], of the first shown against the second, nan if not compared."""
+    """Comparisons so far. logit_diffs: f64 [n, n], of the first shown against the second; nan if not compared."""
 
     def __init__(self, count: int, *, both: bool):
         self.logit_diffs = np.full((count, count), np.nan)

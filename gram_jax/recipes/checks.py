@@ -9,12 +9,14 @@ from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
 
-# Keys of certain stages only. They are required there, except attack_share, which has a default.
+# Keys of certain stages only. They are required there, except those with a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "loss.loss_chunk_size": ("pretrain",),
     "loss.label_smoothing": ("finetune",),
+    "loss.order_consistency": ("finetune",),
     "data.position_augmentation": ("pretrain", "finetune"),
     "data.attack_share": ("finetune",),
+    "data.pretraining_layout": ("pretrain",),
 }
 
 # At a smaller learning rate, Adam's updates are lost in the rounding of bf16 weights: at 1e-5 a judge did not learn.
@@ -34,6 +36,10 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
             '[data] attack_share lengthens pairs beyond judge.max_length, and overlong = "error" rejects these: '
             'use "truncate" or "drop"'
         )
+    if recipe.loss.order_consistency and recipe.data.position_augmentation != "both":
+        yield '[loss] order_consistency compares both orders of a pair: data.position_augmentation = "both" is required'
+    if recipe.loss.order_consistency and recipe.data.attack_share:
+        yield "[loss] order_consistency allows pairs without labels, data.attack_share needs labels: use one of them"
     if any(source.weight != 1 for source in recipe.data.valid):
         yield "[data] valid: a weight is not used by evaluation sources: remove it"
     if recipe.evaluate.eval_steps and not recipe.data.valid:

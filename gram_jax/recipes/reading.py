@@ -47,12 +47,14 @@ CHECKS: dict[type, Callable[[Any], Iterator[str]]] = {
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The training recipe of a TOML file, with overrides such as "optimizer.learning_rate=1e-5".
+    """Read the training recipe in a TOML file.
 
-    path: a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". The value of an
-    override is TOML (`data.train=["a.jsonl"]`); a bare word is a string, and an empty value removes the key. Raises
-    RecipeError for a file that cannot be read, an unknown key (with the nearest known one), a missing key, a value of
-    the wrong type or range, and values that contradict each other.
+    path: a file, or the name of a recipe that ships with gram_jax, such as "smollm2-135m-finetune". overrides: changes
+    of keys, such as "optimizer.learning_rate=1e-5". The value of an override is TOML (`data.train=["a.jsonl"]`); a bare
+    word is a string, and an empty value removes the key.
+
+    Raises RecipeError for a file that cannot be read, an unknown key (with the nearest known one), a missing key, a
+    value of the wrong type or range, and values that contradict each other.
 
     >>> recipe = read_recipe("smollm2-135m-finetune", ["optimizer.learning_rate=1e-5", "run.max_steps=20"])
     >>> recipe.stage, recipe.run.max_steps, recipe.optimizer.learning_rate
@@ -65,7 +67,7 @@ def read_recipe_as(kind: type[RecipeT], path: str | Path, overrides: Sequence[st
     """The recipe of this kind in a TOML file, as `read_recipe`."""
     try:
         values = tomllib.loads(recipe_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _apply(values, override)
@@ -154,5 +156,5 @@ def _apply(values: dict[str, Any], override: str) -> None:
         return
     try:
         node[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         node[keys[-1]] = text.strip()

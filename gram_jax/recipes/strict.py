@@ -65,7 +65,11 @@ def validated(kind: type[_Kind], values: Mapping[str, Any], where: str) -> _Kind
     They are validated as JSON, since strict validation of Python values does not accept a list as a tuple.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
+    except (RecursionError, ValueError) as error:  # an integer of thousands of digits
+        raise RecipeError(f"{where}: tables or lists are nested too deeply, or {error}") from None
+    try:
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         found = error.errors()
         lines = [_explain(problem, kind) for problem in found if not _follows(problem, found)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gram_jax.checkpoint.manifest import has_manifest, renew_entry, verify
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import ReportError
 from gram_jax.evals.calibration import why_unusable
 from gram_jax.evals.identity import fingerprint_as, number_format
@@ -59,10 +60,17 @@ def write_card(folder: Path, options: CardOptions) -> Path:
 
     Raises ReportError if the folder is not an exported judge, if results or the run are of another judge or other
     weights, if gram_jax did not write the existing card, or if `push` is set and no licence is known. Raises
-    CheckpointError if the hub rejects the push.
+    CheckpointError if a file is damaged or the hub rejects the push, InUseError if another process writes the folder.
     """
     folder = folder.expanduser()
     spec = _spec(folder)
+    with hold_lock(file_lock(folder.absolute()), error=ReportError):
+        return _write_card(folder, spec, options)
+
+
+def _write_card(folder: Path, spec: JudgeSpec, options: CardOptions) -> Path:
+    if has_manifest(folder):  # else the card would describe, and record as intact, what was damaged
+        verify(folder, wanted=lambda name: name != CARD)
     found = read_folders(options.evaluations)
     _check_results(folder, spec, found)
     origin = find_origin(
@@ -105,7 +113,7 @@ def _check_results(folder: Path, spec: JudgeSpec, found: Sequence[ModelResults])
     for one in found:
         if one.about.judge != spec.hash:
             raise ReportError(
-                f"{one.folder} holds results of a judge that is asked in another way (judge {one.about.judge[:12]}, "
+                f"{one.folder} holds results of a judge with another specification (judge {one.about.judge[:12]}, "
                 f"that of {folder} is {spec.hash[:12]}): evaluate this model"
             )
         for file in filter(None, (one.evaluation, one.attack)):
@@ -128,7 +136,7 @@ def _spec(folder: Path) -> JudgeSpec:
     spec = load_spec(folder)
     if spec is None:
         raise ReportError(
-            f"{folder} has no judge.json, so it is not known how to ask it: `gram-jax spec` writes one"
+            f"{folder} has no judge.json, which states its prompt and labels: `gram-jax spec` writes one"
         )
     return spec
 

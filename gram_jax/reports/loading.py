@@ -49,7 +49,7 @@ def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
 
 
 def aligned(found: Sequence[ModelResults]) -> list[ModelResults]:
-    """The same results, with one name for all sources with the same contents."""
+    """Results in which sources with the same contents have the same name."""
     names: dict[str, str] = {}
     result = []
     for one in found:
@@ -78,8 +78,8 @@ def _read_folder(folder: Path) -> ModelResults:
         )
     if evaluation and attack and (other := difference(evaluation, attack)):
         raise ReportError(
-            f"{folder}: {EvaluationResults.FILE} and {AttackResults.FILE} are of {other}. Keep each model's results in "
-            "a folder of its own"
+            f"{folder}: {EvaluationResults.FILE} and {AttackResults.FILE} are of {other}. Keep the results of each "
+            "model in a separate folder"
         )
     return ModelResults(folder, found.model, evaluation, attack)
 

@@ -81,7 +81,7 @@ def find_origin(
     stages = [] if run is None else _stages(run)
     if run is not None and (taught := stages[-1].info.get("judge")) not in (None, judge):
         raise ReportError(
-            f"{run} trained a judge that is asked in another way (judge {taught[:12]}, the model's is {judge[:12]}): "
+            f"{run} trained a judge with another specification (judge {taught[:12]}, the model's is {judge[:12]}): "
             "give the run that this model was exported from"
         )
     start = stages[0].start if stages else ""

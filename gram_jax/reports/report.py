@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from markupsafe import Markup
 
 from gram_jax.attacks.results import AttackMetrics
 from gram_jax.attacks.tables import attack_tables, clean_table
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import ReportError
 from gram_jax.evals import tables
 from gram_jax.evals.results import Mistake
@@ -42,7 +44,8 @@ def write_reports(
 
     out: the HTML file, default: report.html in the folder, or comparison.html in the working directory for several.
     markdown: file for the same report as Markdown, or None.
-    Raises ReportError if results cannot be read, or if an existing file is not a report.
+    Raises ReportError if results cannot be read, or if an existing file is not a report, InUseError if another process
+    writes one of the files.
     """
     if out is None and len(folders) > 1:
         out = Path(COMPARISON)
@@ -50,11 +53,13 @@ def write_reports(
     wanted = [(out, "html", render_html)]
     if markdown is not None:
         wanted.append((markdown, "Markdown", render_markdown))
-    for path, kind, _ in wanted:
-        _check(path, kind, overwrite)
-    found = read_folders(folders)
-    for path, _, render in wanted:
-        write_atomic(path, render(found), error=ReportError)
+    with ExitStack() as held:
+        for path, kind, _ in wanted:
+            _check(path, kind, overwrite)
+            held.enter_context(hold_lock(file_lock(path), error=ReportError))
+        found = read_folders(folders)
+        for path, _, render in wanted:
+            write_atomic(path, render(found), error=ReportError)
     return [path for path, *_ in wanted]
 
 

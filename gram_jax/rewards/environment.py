@@ -33,7 +33,7 @@ def rewards_from_environment() -> Rewards:
 
 @cache
 def load_rewards() -> Rewards:
-    """As rewards_from_environment, for one thread."""
+    """Rewards from the environment; not thread-safe (rewards_from_environment is)."""
     model = os.environ.get("GRAM_JAX_JUDGE")
     if not model:
         raise DataError(
@@ -44,7 +44,7 @@ def load_rewards() -> Rewards:
         ends = json.loads(os.environ.get("GRAM_JAX_END_TOKENS", "[]"))
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
         max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", MAX_NEW_TOKENS))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             "GRAM_JAX_REFERENCES and GRAM_JAX_END_TOKENS are JSON lists of texts, GRAM_JAX_LENGTH_PENALTY a number, "
             f"GRAM_JAX_MAX_NEW_TOKENS an integer: {error}"

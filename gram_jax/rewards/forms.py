@@ -40,29 +40,30 @@ ReferenceWriter = Callable[[Sequence[Prompt]], Sequence[str]]
 
 
 class PairScorer(Protocol):
-    """What rewards need of a judge: a Scorer or a BatchedScorer."""
+    """The methods of a judge that rewards use; a Scorer or a BatchedScorer."""
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
-        """As Scorer.score_many."""
+        """Scores of comparisons, as of Scorer.score_many."""
         ...
 
     def rank_many(
         self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
     ) -> Iterable[Ranking]:
-        """As Scorer.rank_many."""
+        """Rankings of lists of responses, as of Scorer.rank_many."""
         ...
 
 
 @dataclass(frozen=True)
 class RewardForm:
-    """What a reward is.
+    """How comparisons become rewards. Raises DataError for values that contradict each other.
 
-    compare_with: "group", all other responses to the prompt; "neighbors", the two next to it in the group: n
-    comparisons instead of n (n - 1) / 2; "reference", given texts. scale: "probability" of being better, averaged over
-    what is compared with; "log_odds", the mean log-odds; "normalized", log-odds with mean 0 and standard deviation 1 in
-    the group. references: texts that responses are compared with if a call gives none. length_penalty: subtracted for
-    every 1,000 characters. group_size: number of responses to a prompt (used by a GroupBuffer). end_tokens: of the
-    policy, to be removed from responses; those of the families in use and of the judge are known (rewards/chats.py).
+    compare_with: "group" compares a response with all other responses to the prompt; "neighbors" with the two next to
+    it in the group, which takes n comparisons instead of n (n - 1) / 2; "reference" with given texts. scale:
+    "probability" of being better, averaged over the comparisons; "log_odds", the mean log-odds; "normalized", log-odds
+    with mean 0 and standard deviation 1 in the group. references: texts to compare with if a call gives none.
+    length_penalty: subtracted for every 1,000 characters. group_size: number of responses to a prompt, if groups arrive
+    in parts. end_tokens: end tokens of the policy, to remove from responses; those of common families and of the judge
+    are removed by default (rewards/chats.py).
 
     >>> RewardForm("reference", "log_odds", references=("Seven.",)).compare_with
     'reference'
@@ -83,17 +84,17 @@ class RewardForm:
                     f"{name} = {found!r}: expected one of {', '.join(get_args(choices))}"
                 )
         if isinstance(self.references, str):
-            raise DataError("references are a tuple of texts, found one text")
+            raise DataError("references: expected a tuple of texts, found one text")
         if self.references and self.compare_with != "reference":
             raise DataError('references need compare_with="reference"')
         if not self.length_penalty >= 0:
             raise DataError(f"length_penalty = {self.length_penalty}: expected 0 or more")
 
     def check_writer(self) -> None:
-        """Raises DataError if references cannot be written for this form."""
+        """Raises DataError if this form does not use generated references."""
         if self.compare_with != "reference" or self.references:
             raise DataError(
-                "a policy writes references for compare_with = 'reference' without references of its own, found "
+                "a policy generates references only for compare_with = 'reference' without given references, found "
                 f"compare_with = {self.compare_with!r} with {len(self.references)} references: leave out one of the two"
             )
 
@@ -202,11 +203,11 @@ class Rewards:
         if self.write is None:
             raise DataError(
                 "a completion has nothing to be compared with: give a reference for each, references of the form, a "
-                'policy that writes them, or compare within groups (compare_with="group")'
+                'policy that generates them, or compare within groups (compare_with="group")'
             )
         written = [completion_of(text, None, self.ends) for text in self.write(missing)]
         if len(written) != len(missing):
-            raise DataError(f"{len(missing)} prompts and {len(written)} written references")
+            raise DataError(f"{len(missing)} prompts and {len(written)} generated references")
         by_prompt = dict(zip(missing, written, strict=True))
         return [own or (by_prompt[prompt],) for prompt, own in zip(prompts, found, strict=True)]
 
@@ -268,7 +269,7 @@ class Rewards:
 
 
 def _against_others(texts: Sequence[str], ranking: Ranking | None) -> list[list[PairScore]]:
-    """Of each text the scores against all others, from a round robin; it is None if all are equal."""
+    """Scores of each text against all others, from a round robin; None if all texts are equal."""
 
     def score(i: int, j: int) -> PairScore:
         if ranking is None or texts[i] == texts[j]:

@@ -29,9 +29,9 @@ def reward_func(
 ) -> dict[str, Any]:
     """Rewards of queries (prompt and response) as {"rewards", "scores", "extra_logs"}, f32 [n] tensors.
 
-    labels: the references, if the form compares with such; an empty one selects the form's own or a written one. A
-    response is the query without its prompt and without the policy's end tokens. Raises DataError if the prompt is not
-    found in the query.
+    queries: prompts with responses. labels: the references, if the form compares with references; for an empty label,
+    those of the environment or a generated one. A response is the query without its prompt and without the policy's end
+    tokens. Raises DataError if the prompt is not found in the query.
     """
     import torch  # pyright: ignore[reportMissingImports]  (the trainer brings it)
 

@@ -24,11 +24,11 @@ def trl_reward(
     column: str = "reference",
     write: ReferenceWriter | None = None,
 ) -> Callable[..., list[float]]:
-    """A reward function, called as fn(prompts, completions, **columns) with texts or messages.
+    """Make a reward function, called as fn(prompts, completions, **columns) with texts or messages.
 
-    column: the data set's column of references, for a form that compares with them. write: writes references of prompts
-    without one, for example a policy's GreedyResponses. Groups that arrive in parts are compared with their earlier
-    parts.
+    form: default RewardForm(). column: column of the data set with references, for compare_with="reference". write:
+    generates references for prompts without one, for example GreedyResponses. If a group arrives in parts, responses
+    are compared with the earlier parts. The function returns one reward per completion.
     """
     return column_reward(judge, form, column=column, question=None, write=write)
 
@@ -51,7 +51,7 @@ def async_trl_reward(
 
 
 class GroupJudge:
-    """Index of the best completion, in the form of TRL's BasePairwiseJudge and of LLM-Blender."""
+    """Selects the best completion, with the interface of TRL's BasePairwiseJudge and of LLM-Blender."""
 
     def __init__(self, judge: PairScorer):
         self.judge, self.ends = judge, end_tokens(RewardForm(), judge)
@@ -62,11 +62,11 @@ class GroupJudge:
         completions: Sequence[Sequence[Any]],
         shuffle_order: bool = True,
     ) -> list[int]:
-        """Index of the best completion of every prompt. shuffle_order has no effect: both orders are always scored."""
+        """Index of the best completion of each prompt. shuffle_order has no effect: both orders are always scored."""
         return [order[0] for order in self.rank(prompts, completions)]
 
     def rank(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> list[list[int]]:
-        """Indices of every prompt's completions, the best first."""
+        """Indices of the completions of each prompt, the best first."""
         for texts in (prompts, completions, *completions):
             check_list(texts, "lists of prompts and of completions")
         if len(prompts) != len(completions):
@@ -81,7 +81,7 @@ class GroupJudge:
         return completion_of(completion, None, self.ends)
 
     def pairwise(self, prompts: Sequence[Any], pairs: Sequence[Sequence[Any]]) -> list[float]:
-        """P(the first of two completions is better) for every prompt."""
+        """P(the first of two completions is better) for each prompt."""
         for texts in (prompts, pairs, *pairs):
             check_list(texts, "lists of prompts and of pairs")
         wrong = next((len(pair) for pair in pairs if len(pair) != 2), None)

@@ -19,9 +19,9 @@ def tunix_reward(
     question: str = "question",
     write: ReferenceWriter | None = None,
 ) -> Callable[..., list[float]]:
-    """A reward function, called as fn(prompts=..., completions=..., **columns).
+    """Make a reward function, called as fn(prompts=..., completions=..., **columns).
 
-    Tunix passes rendered prompts. question: the column with the bare question; without it the rendered prompt is parsed
-    if its chat format is known (rewards/messages.py). column, write: as for `trl_reward`.
+    Tunix passes rendered prompts. question: column with the question as plain text; without it the rendered prompt is
+    parsed if its chat format is known (rewards/messages.py). form, column, write: as for `trl_reward`.
     """
     return column_reward(judge, form, column=column, question=question, write=write)

@@ -20,11 +20,12 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> dict[str, float]:
-    """The reward of one response against its reference, as {"score": ...}.
+    """Reward of one response relative to its reference, as {"score": ...}.
 
-    extra_info: holds the prompt under "prompt", "question" or "raw_prompt", as text or messages. ground_truth: the
-    reference response, or several; if empty, the form's own or a written one. verl passes one sample at a time, so
-    groups cannot be compared here; the server's /compare can. Raises DataError if the prompt is missing.
+    solution_str: the response. extra_info: has the prompt under "prompt", "question" or "raw_prompt", as text or
+    messages. ground_truth: the reference response, or a list of them; if empty, those of the environment or a generated
+    one. verl passes one sample at a time, so groups cannot be compared here, unlike in the server's /compare. Raises
+    DataError if the prompt is missing.
     """
     info = extra_info or {}
     prompt = next((info[key] for key in PROMPT_KEYS if info.get(key) is not None), None)

@@ -1,1 +1,1 @@
-"""The judge in the loop: rewards for RL trainers, sampling, and reinforcement learning."""
+"""Reinforcement learning from a judge: prompts, rollouts, rewards, advantages, updates."""

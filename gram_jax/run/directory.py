@@ -84,7 +84,7 @@ def make_directory(path: Path) -> None:
     if others := [name for name in names if not own.fullmatch(name)]:
         raise RecipeError(
             f"run.output_dir {str(path)!r} is not a run and not empty (it holds {', '.join(others[:5])}): give the "
-            "run a directory of its own"
+            "run its own directory"
         )
 
 
@@ -100,7 +100,7 @@ def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{path} holds a run of another recipe. These keys change results:\n  {lines}\n"
-            "Give this run a directory of its own (--set run.output_dir=...), or resume the old one: "
+            "Give this run its own directory (--set run.output_dir=...), or resume the old one: "
             f"gram-jax {command} {stored}"
         )
     return info

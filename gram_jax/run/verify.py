@@ -15,14 +15,18 @@ from gram_jax.checkpoint.manifest import (
 )
 from gram_jax.checkpoint.orbax import complete_steps, step_name
 from gram_jax.checkpoint.run_info import INFO, RECIPE, read_info
+from gram_jax.distributed.lock import file_lock, folder_lock, hold_lock
 from gram_jax.errors import CheckpointError, RecipeError
 from gram_jax.formatting import format_bytes, format_seconds
 from gram_jax.interop.hf_files import CONFIG
+from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
+from gram_jax.judge.spec import JudgeSpec, accept_spec
 from gram_jax.recipes.reading import read_recipe_as
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.metrics import FILE_NAME as METRICS
 from gram_jax.run.metrics import accept_metrics, read_metrics
+from gram_jax.scoring.results import accept_rows, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +126,40 @@ def _damage_of_notes(folder: Path) -> list[str]:
     return problems
 
 
+def verify_file(path: Path) -> str:
+    """Check the rows of a file of results, or the hash of a judge.json; returns what was found, as text.
+
+    Raises DataError for a damaged row, JudgeError for a damaged judge.json.
+    """
+    if path.suffix == ".json":
+        return f"{path}: {JudgeSpec.load(path).hash}, good"
+    return f"{path}: {sum(1 for _ in read_rows(path)):,} rows, good"
+
+
+def accept_file(path: Path) -> str:
+    """Accept the rows of a file, or a judge.json, that were changed on purpose; returns what was accepted, as text.
+
+    Raises DataError or JudgeError if it is neither, InUseError if a command writes it.
+    """
+    with hold_lock(file_lock(path), error=CheckpointError):
+        if path.suffix == ".json":
+            return f"{path}: {accept_spec(path).hash} was accepted"
+        return f"{path}: {accept_rows(path):,} rows were changed"
+
+
 def accept_changes(folder: Path) -> str:
-    """Accept the current files of an exported folder, or the metrics of a run; returns what was accepted, as text."""
+    """Accept the current files of an exported folder, or the metrics of a run; returns what was accepted, as text.
+
+    Raises InUseError if a command writes the folder.
+    """
+    folder = folder.absolute()
     if (folder / RECIPE).is_file() and (folder / CHECKPOINTS).is_dir():
-        steps = complete_steps(folder / CHECKPOINTS)
-        count = accept_metrics(folder, max(steps, default=None))
+        with hold_lock(folder_lock(folder), error=CheckpointError):
+            steps = complete_steps(folder / CHECKPOINTS)
+            count = accept_metrics(folder, max(steps, default=None))
         return f"{folder / METRICS}: {count} lines"
-    return f"{folder / MANIFEST}: {len(_accept_export(folder).files)} files"
+    with hold_lock(file_lock(folder), error=CheckpointError):
+        return f"{folder / MANIFEST}: {len(_accept_export(folder).files)} files"
 
 
 def _accept_export(folder: Path) -> Manifest:
@@ -138,4 +169,6 @@ def _accept_export(folder: Path) -> Manifest:
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not an exported folder: it has no {CONFIG}")
+    if (folder / JUDGE_FILE).is_file():
+        accept_spec(folder / JUDGE_FILE)
     return write_manifest(folder)

@@ -1,4 +1,4 @@
-"""What a layout hands to the engine: a batch, the places of its verdicts, and the work it takes."""
+"""The calls that a layout makes for the engine: a batch, the positions of its verdicts, and its amount of work."""
 
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple

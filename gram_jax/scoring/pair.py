@@ -15,12 +15,12 @@ from gram_jax.tree import Tree
 
 
 class PairScore(NamedTuple):
-    """What the judge says of a pair, both orders together.
+    """Score of a pair, from both orders.
 
-    first, second: probability that this response is the better one; they sum to 1.
-    margin: log-odds of the first, the mean over both orders of the difference of the label logits.
-    position_bias: P(first) when shown first minus P(first) when shown second; 0 without a preference for a position.
-    shortened: the texts did not fit the token budget and were cut inside the responses.
+    first, second: probability that this response is the better one; the two sum to 1.
+    margin: log-odds of the first response, the mean over both orders of the difference of the label logits.
+    position_bias: P(first) when shown first minus P(first) when shown second; 0 without position bias.
+    shortened: whether responses were truncated in the middle to fit the token budget.
 
     >>> score = PairScore(first=0.75, second=0.25, margin=1.1, position_bias=0.05, shortened=False)
     >>> score.swapped()
@@ -48,8 +48,8 @@ def score_pair(
 ) -> jax.Array:
     """Probability that each of two responses is the better one, averaged over both orders.
 
-    pair.seqs: i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at: i32 [B, O].
-    Returns f32 [B, 2], rows summing to 1.
+    pair: pair.seqs i32 [B, O, T], order 0 as given and order 1 swapped; pair.verdict_at i32 [B, O]. label_ids: tokens
+    of the labels "first is better" and "second is better". Returns f32 [B, 2], whose rows sum to 1. A jitted function.
 
     >>> from gram_jax import load_model
     >>> from gram_jax.batch import Sequences

@@ -1,15 +1,16 @@
-"""Results that several processes write without talking to each other: parts of a file, and how they are joined.
+"""Results that several processes write without communication: parts of a file, and how they are joined.
 
-Part p of OUT has the rows of the input's rows p * part_rows + 1 to (p + 1) * part_rows, whichever process writes it;
-shard I of N writes the parts I, I + N, I + 2 N, ... So a restart, also with another N, skips whole parts.
+Part p of OUT has the results of the rows p * part_rows + 1 to (p + 1) * part_rows of the input, independent of the
+process that writes it. Shard I of N writes the parts I, I + N, I + 2 N, ... A restart, even with another N, therefore
+skips complete parts.
 
 OUT.parts/manifest.json              what the rows are made from, the same for all processes
-OUT.parts/part-00003.jsonl.partial   a part that is being written, beside its lock; a restart resumes in it
+OUT.parts/part-00003.jsonl.partial   a part that is being written, next to its lock; a restart resumes in it
 OUT.parts/part-00003.json            its size, SHA-256, dropped rows, and the code and device that computed it
-OUT.parts/part-00003.jsonl           the part, whole: it gets this name last
+OUT.parts/part-00003.jsonl           the complete part, which is renamed to this last
 OUT.parts/end.json                   number of rows of the input, by the first process that reads to its end
 
-OUT may be an address of fsspec (gs://, s3://): parts are then written in a temporary folder, and uploaded when whole.
+OUT may be an address of fsspec (gs://, s3://): parts are written to a temporary folder and uploaded when complete.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.remote import is_remote, open_filesystem
 from gram_jax.scoring.results import (
     META,
+    NAMES,
     PARTS,
     OutputSink,
     RowFile,
@@ -49,16 +52,21 @@ from gram_jax.scoring.rows import NumberedRecord
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, END = "manifest.json", "end.json"
 PART_ROWS = 1000  # by default
 PARTIAL = ".partial"
 SHOWN = 8  # missing parts in an error
+PART = re.compile(r"part-(\d+)\.jsonl")
 
 
 class PartRecord(NamedTuple):
-    """What is known of a whole part. code: versions, program and device that computed it."""
+    """The record of a complete part.
 
+    made_from: `_made_from` of the manifest. code: versions, program and device that computed it.
+    """
+
+    made_from: str
     rows: int
     bytes: int
     sha256: str
@@ -138,11 +146,6 @@ def record_of(part: int) -> str:
     return f"part-{part:05d}.json"
 
 
-def part_of(name: str) -> int:
-    """Number of the part that a file belongs to."""
-    return int(name.removeprefix("part-").partition(".")[0])
-
-
 class _OpenPart:
     """A part while it is written."""
 
@@ -155,7 +158,12 @@ class _OpenPart:
 
     def begin(self, records: Iterator[NumberedRecord]) -> None:
         """Open the file. It consumes the records that have a row there."""
-        self.file = self._held.enter_context(RowFile(self.path, records))
+        try:
+            self.file = self._held.enter_context(RowFile(self.path, records))
+        except DataError as error:
+            raise DataError(
+                f"{error}. A part that was begun: remove {self.path} to write it again"
+            ) from None
 
     def close(self) -> None:
         self._held.close()
@@ -164,12 +172,10 @@ class _OpenPart:
 class _ShardWriter:
     """Writes the parts of one shard."""
 
-    def __init__(self, sink: OutputSink, folder: PartFolder, code: dict[str, str]):
-        assert sink.shard is not None
-        self.folder, self.shard, self.code = folder, sink.shard, code
-        names = folder.names()
-        parts = (name for name in names if name.startswith("part-") and name.endswith(".jsonl"))
-        self.done = set(map(part_of, parts))
+    def __init__(self, shard: Shard, folder: PartFolder, made_from: str, code: dict[str, str]):
+        self.folder, self.shard, self.made_from, self.code = folder, shard, made_from, code
+        found = map(PART.fullmatch, folder.names())
+        self.done = {int(name[1]) for name in found if name}
         self.dropped: dict[int, Counter[str]] = {}
         self.open: deque[_OpenPart] = deque()
         self.shortened = 0
@@ -186,9 +192,13 @@ class _ShardWriter:
     def rows_before(self, place: Path) -> int:
         """Number of rows in the parts of this shard, those that an interrupted run began included."""
         whole = [part for part in self.done if part % self.shard.count == self.shard.index]
-        begun = [path for path in place.glob(f"part-*{PARTIAL}") if self.mine(part_of(path.name))]
-        counts = [_read_record(self.folder, part).rows for part in whole]
-        return sum(counts) + sum(path.read_bytes().count(b"\n") for path in begun)
+        counts = [_read_record(self.folder, part, self.made_from).rows for part in whole]
+        for path in place.glob(f"*{PARTIAL}"):
+            if (name := PART.fullmatch(path.name.removesuffix(PARTIAL))) and self.mine(
+                int(name[1])
+            ):
+                counts.append(path.read_bytes().count(b"\n"))
+        return sum(counts)
 
     def drop(self, row: int, why: str) -> None:
         self.dropped.setdefault(self.part(row), Counter())[why] += 1
@@ -242,6 +252,7 @@ class _ShardWriter:
             part = self.open.popleft()
             content = part.path.read_bytes()
             record = PartRecord(
+                self.made_from,
                 part.file.rows,
                 len(content),
                 hashlib.sha256(content).hexdigest(),
@@ -263,21 +274,17 @@ def write_results(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
     code: Callable[[], dict[str, str]],
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """`write_rows`, or `write_parts` for a shard. Rows for an address of fsspec are written as parts and joined."""
-    out, names = str(sink.file), {"label": label, "unit": unit}
-    if sink.shard is None and is_remote(out):
-        alone = sink._replace(shard=Shard(0, 1, PART_ROWS))
-        written = write_parts(alone, metadata, source, task, code=code, **names)
-        merge_parts(out, overwrite=True)
-        return written
     if sink.shard is not None:
-        return write_parts(sink, metadata, source, task, code=code, **names)
-    return write_rows(sink, metadata, source, task, **names)
+        return write_parts(sink, metadata, source, task, code)
+    if not is_remote(out := str(sink.file)):
+        return write_rows(sink, metadata, source, task)
+    alone = sink._replace(shard=Shard(0, 1, PART_ROWS))
+    written = write_parts(alone, metadata, source, task, code)
+    merge_parts(out, overwrite=True)
+    return written
 
 
 def write_parts(
@@ -285,10 +292,7 @@ def write_parts(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
     code: Callable[[], dict[str, str]],
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """Write the parts of a shard that are not whole yet; no process waits for another.
 
@@ -299,9 +303,9 @@ def write_parts(
     shard, folder = sink.shard, PartFolder(str(sink.file))
     with explain_interruption(folder.name), ExitStack() as held:
         contents = source.contents()
-        _open_folder(folder, sink, metadata, contents)
+        made_from = _open_folder(folder, sink, metadata, contents)
         place = held.enter_context(folder.workplace())
-        writer = _ShardWriter(sink, folder, code())
+        writer = _ShardWriter(shard, folder, made_from, code())
         held.callback(writer.close)
         before = writer.rows_before(place)
         dropped: Counter[str] = Counter()
@@ -311,7 +315,7 @@ def write_parts(
             dropped[why] += 1
 
         total = None if source.total is None else shard.rows_of(source.total)
-        with sink.progress(total, done=before, label=label, unit=unit) as bar:
+        with sink.progress(total, done=before, label=task.label, unit=task.unit) as bar:
             records = writer.pending(source.records(writer.wanted, drop), place, source.rows)
             written = 0
             for window, rows in windows_of_rows(records, task, bar):
@@ -324,8 +328,8 @@ def write_parts(
 
 def _open_folder(
     folder: PartFolder, sink: OutputSink, metadata: dict[str, Any], contents: str
-) -> None:
-    """Make the folder and its manifest, or compare them."""
+) -> str:
+    """Make the folder and its manifest, or compare them; returns `_made_from` of the manifest."""
     assert sink.shard is not None
     now = {
         "format": FORMAT,
@@ -352,6 +356,17 @@ def _open_folder(
             f"{folder.name} has parts of {found['part_rows']:,} rows, this process would write "
             f"{sink.shard.part_rows:,}: expected --part-rows {found['part_rows']} for all"
         )
+    return _made_from(found)
+
+
+def _made_from(manifest: dict[str, Any]) -> str:
+    """A hash of what the manifest says of the rows, without the names.
+
+    Processes that start at the same time may write different manifests, of which one remains: each part states its own.
+    """
+    rows = {key: value for key, value in manifest["rows"].items() if key not in NAMES}
+    content = json.dumps(manifest | {"rows": rows}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _read_manifest(folder: PartFolder) -> dict[str, Any]:
@@ -361,19 +376,24 @@ def _read_manifest(folder: PartFolder) -> dict[str, Any]:
     return found
 
 
-def _read_record(folder: PartFolder, part: int) -> PartRecord:
+def _read_record(folder: PartFolder, part: int, made_from: str) -> PartRecord:
+    place, again = f"{folder.name}/{record_of(part)}", _again(folder, part)
     try:
-        return PartRecord(**_read_json(folder, record_of(part)))
-    except TypeError:
+        record = PartRecord(**_read_json(folder, record_of(part)))
+    except (DataError, TypeError):
+        raise DataError(f"{place} is missing or damaged: {again}") from None
+    if record.made_from != made_from:
         raise DataError(
-            f"{folder.name}/{record_of(part)} is damaged: {_again(folder, part)}"
-        ) from None
+            f"{place} is not of the results that {MANIFEST} describes: shards with different judges, options or inputs "
+            f"started at the same time. To keep {MANIFEST}, {again}"
+        )
+    return record
 
 
 def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
     try:
         found = json.loads(folder.read(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder.name}/{name} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{folder.name}/{name} holds a {type(found).__name__}, expected an object")
@@ -383,11 +403,18 @@ def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
 def _write_end(folder: PartFolder, rows: int) -> None:
     if END not in folder.names():
         folder.write_json(END, {"rows": rows})
-    elif (found := _read_json(folder, END).get("rows")) != rows:
+    elif (found := _read_end(folder)) != rows:
         raise DataError(
             f"the input has {rows:,} rows, another process that wrote to {folder.name} read {found}: the input changed "
             "while it was read"
         )
+
+
+def _read_end(folder: PartFolder) -> int:
+    rows = _read_json(folder, END).get("rows")
+    if not isinstance(rows, int) or rows < 0:
+        raise DataError(f"{folder.name}/{END} is damaged: remove it and run a shard again")
+    return rows
 
 
 def merge_parts(
@@ -406,7 +433,8 @@ def merge_parts(
         raise DataError(
             f"no process has read the input of {folder.name} to its end: parts are missing"
         )
-    count = -(-_read_json(folder, END)["rows"] // manifest["part_rows"])
+    made_from = _made_from(manifest)
+    count = -(-_read_end(folder) // manifest["part_rows"])
     _check_complete(folder, names, count, manifest["part_rows"])
     dropped: Counter[str] = Counter()
     rows = shortened = 0
@@ -414,7 +442,7 @@ def merge_parts(
     with explain_interruption(out), folder.lock(Path(out)), _joined(out) as joined:
         with joined.open("wb") as file, progress(count, label="joined", unit="parts") as bar:
             for part in range(count):
-                record, content = _check_part(folder, part)
+                record, content = _check_part(folder, part, made_from)
                 file.write(content)
                 rows, shortened = rows + record.rows, shortened + record.shortened
                 dropped.update(record.dropped)
@@ -449,9 +477,9 @@ def _check_complete(folder: PartFolder, names: set[str], count: int, part_rows: 
     )
 
 
-def _check_part(folder: PartFolder, part: int) -> tuple[PartRecord, bytes]:
-    """A part and its rows. Raises DataError if it is damaged."""
-    record, content = _read_record(folder, part), folder.read(file_of(part))
+def _check_part(folder: PartFolder, part: int, made_from: str) -> tuple[PartRecord, bytes]:
+    """A part and its rows. Raises DataError if it is damaged, or not of this manifest."""
+    record, content = _read_record(folder, part, made_from), folder.read(file_of(part))
     place = f"{folder.name}/{file_of(part)}"
     if hashlib.sha256(content).hexdigest() == record.sha256 and len(content) == record.bytes:
         return record, content

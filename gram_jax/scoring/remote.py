@@ -1,4 +1,4 @@
-"""A judge behind HTTP: our tokens, truncation and averaging; the logits of vLLM, SGLang or `gram-jax serve`."""
+"""RemoteScorer: a judge whose logits are computed by vLLM, SGLang or `gram-jax serve`; texts are encoded here."""
 
 import hashlib
 import random
@@ -21,20 +21,21 @@ from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
 
 RemoteProtocol = Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"]
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-RETRY_SECONDS = 0.25, 8.0  # the first wait, and the longest; each is twice the one before
-# A probability above this has lost the digits of its log-odds in float32: that of the other label is asked for.
+RETRY_SECONDS = 0.25, 8.0  # first and longest wait; each wait is twice the previous one
+# Above this probability float32 loses digits of the log-odds, so the other label is requested too.
 SATURATED = 0.99
 
 
 class RemoteScorer(TextScorer):
-    """A judge behind HTTP, with the methods of a Scorer. May be used by several threads.
+    """A judge on an HTTP server, with the methods of a Scorer. Thread-safe.
 
-    protocol: "gram", `gram-jax serve`; "vllm" and "sglang", /classify of an export as classifier; "vllm_generative" and
-    "sglang_generative", the causal export behind /generative_scoring and /v1/score. docs/scoring.md has the commands.
+    protocol: "gram" for `gram-jax serve`; "vllm" or "sglang" for /classify of a judge exported as a classifier;
+    "vllm_generative" or "sglang_generative" for /generative_scoring or /v1/score of a plain export. docs/scoring.md has
+    the commands that start these servers.
 
     >>> RemoteScorer.load("tiny-random", "http://node-1:8000")
     Traceback (most recent call last):
-    gram_jax.errors.JudgeError: tiny-random has no judge.json: a server is asked with the specification of its judge
+    gram_jax.errors.JudgeError: tiny-random has no judge.json: requests need the specification of the served judge
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class RemoteScorer(TextScorer):
         timeout: float = 60.0,
         deadline: float = 600.0,
     ):
-        """spec, tokenizer: of the judge that the server has.
+        """spec, tokenizer: those of the judge on the server.
 
-        model: the name that the server knows it by, by default the one that it lists. token: sent as bearer token.
-        concurrency: requests at a time. batch_size: sequences of a request, two for each pair. timeout: seconds of a
-        request. deadline: seconds of all attempts of a request; it is retried with growing waits while the server is
-        busy, late or not reachable. Raises RemoteError if the server does not answer, or has another judge.
+        model: its name on the server; default the one that the server lists. token: sent as bearer token. concurrency:
+        number of concurrent requests. batch_size: number of sequences of a request, two for each pair. timeout: seconds
+        for one attempt of a request. deadline: seconds for all attempts of a request; while the server is busy, late or
+        not reachable, it is repeated with increasing waits. Raises RemoteError if the server does not answer or has
+        another judge.
         """
         check_choice("protocol", protocol, RemoteProtocol, JudgeError)
         check_tokenizer(spec, tokenizer)
@@ -77,13 +79,13 @@ class RemoteScorer(TextScorer):
 
     @classmethod
     def load(cls, name: str | Path, url: str, **settings: Any) -> "RemoteScorer":
-        """The served judge whose specification and tokenizer `name` has; its weights are not read. settings: as above.
+        """A judge on the server at `url`, with specification and tokenizer of the model `name`; no weights are read.
 
-        Raises JudgeError if it carries no judge.json.
+        settings: the keyword arguments of the constructor. Raises JudgeError if the model has no judge.json.
         """
         if (spec := settings.pop("spec", None) or load_spec(name)) is None:
             raise JudgeError(
-                f"{name} has no judge.json: a server is asked with the specification of its judge"
+                f"{name} has no judge.json: requests need the specification of the served judge"
             )
         return cls(url, spec, load_tokenizer(name), **settings)
 
@@ -93,12 +95,12 @@ class RemoteScorer(TextScorer):
 
     @property
     def identity(self) -> ScorerIdentity:
-        """The fingerprint is that of the address and the name of the model: the weights are not known here."""
+        """What the results depend on. The fingerprint is a hash of address and model name instead of the weights."""
         where = hashlib.sha256(f"{self.url} {self.model}".encode()).hexdigest()[:16]
         return ScorerIdentity(where, "remote", "remote", "remote", self.protocol)
 
     def warm_up(self, *, rankings: bool = False) -> None:
-        """Score a pair, which compiles what the server has not compiled."""
+        """Score a pair, so that the server compiles its program."""
         self.score("Name a prime number.", "Seven.", "Nine.")
 
     def close(self) -> None:
@@ -113,10 +115,10 @@ class RemoteScorer(TextScorer):
         paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """As ScoringEngine.label_logit_diffs, to the precision of the server and of its protocol.
+        """Logit differences of encoded comparisons, in the precision of the server and its protocol.
 
-        Raises RemoteError if an answer is not what the protocol says or does not come, NonFiniteError for logits that
-        are not finite.
+        Raises RemoteError if an answer is missing or does not follow the protocol, NonFiniteError if a logit is not
+        finite.
         """
         parts = list(self._parts(sequences))
         found = []
@@ -130,7 +132,9 @@ class RemoteScorer(TextScorer):
         return check_finite(np.concatenate(found), "the logits", "comparisons")
 
     def _parts(self, sequences: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-        """What one request holds; in the generative protocols they share everything before the second response."""
+        """Sequences by request; in the generative protocols, those of a request share everything before the second
+        response.
+        """
         if not self.protocol.endswith("generative"):
             size = self.batch_size
             yield from (sequences[at : at + size] for at in range(0, len(sequences), size))
@@ -182,7 +186,9 @@ class RemoteScorer(TextScorer):
         return np.array([row["score"] for row in rows], np.float64)
 
     def _classified(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-        """From the classes' logits, or their probabilities if the server is too old to leave out the softmax."""
+        """Logit differences from the classes' logits, or from probabilities if an old server always applies the
+        softmax.
+        """
         values = np.array([row["probs"] for row in rows], np.float64)
         if values.shape[1:] == (1,):  # an export as margin
             return values[:, 0]

@@ -12,17 +12,18 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gram_jax.data.records import Record, contents_id
-from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.distributed.lock import file_lock, hold_lock, reserve_lock
 from gram_jax.errors import DataError
 from gram_jax.files import explain_full_disk, write_json
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
+from gram_jax.remote import is_remote
 from gram_jax.scoring.rows import NumberedRecord
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,17 @@ Wanted = Callable[[int], bool]  # of the number of a row of the input
 
 
 class RowTask(NamedTuple):
-    """How records become rows.
+    """The work that makes rows of records.
 
     rows: the row of each record of a window; it updates the bar as records finish.
-    cost: work of a record. max_cost: largest work of a window.
+    cost: work of a record. max_cost: largest work of a window. label, unit: of the progress.
     """
 
     rows: Callable[[list[NumberedRecord], ProgressBar], list[dict[str, Any]]]
     cost: Callable[[Record], int]
     max_cost: int
+    label: str = "written"
+    unit: str = "rows"
 
 
 class RowSource(NamedTuple):
@@ -115,6 +118,16 @@ class OutputSink(NamedTuple):
     shard: Shard | None = None
 
 
+def reserve(sink: OutputSink) -> AbstractContextManager[None]:
+    """Reserve an output for the block, which loads a model and writes. A shard locks its parts instead.
+
+    Raises InUseError if another process writes the output.
+    """
+    if sink.file is None or sink.shard is not None or is_remote(sink.file):
+        return nullcontext()
+    return reserve_lock(file_lock(Path(sink.file)), error=DataError)
+
+
 @dataclass(frozen=True)
 class WriteSummary:
     """Rows written now, rows found in the file, rows with shortened texts, and rows left out by reason."""
@@ -125,7 +138,7 @@ class WriteSummary:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def to_text(self) -> str:
-        """For the command's last line."""
+        """Text for the last line of the command's output."""
         dropped = "".join(f", {count:,} left out ({why})" for why, count in self.dropped.items())
         return (
             f"{self.written:,} rows written, {self.before:,} were there, {self.shortened:,} "
@@ -138,13 +151,10 @@ def write_rows(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """Write the row of every record to a file, or of those records that have no row there yet.
 
-    metadata: what decides the rows. label, unit: of the progress.
+    metadata: what decides the rows.
     Raises DataError if the file holds other results or cannot be written, InUseError if another process writes it; its
     complete rows are kept.
     """
@@ -163,7 +173,7 @@ def write_rows(
             )
         with (
             RowFile(out, records) as file,
-            sink.progress(source.total, done=file.rows, label=label, unit=unit) as bar,
+            sink.progress(source.total, done=file.rows, label=task.label, unit=task.unit) as bar,
         ):
             before = file.rows
             if not before:
@@ -286,9 +296,9 @@ def accept_rows(path: Path) -> int:
                 row = json.loads(line)
                 row.pop(CHECKSUM)
                 row[TEXTS]
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 partial.unlink()
-                raise DataError(f"{path}, line {number} is no row of results") from None
+                raise DataError(f"{path}, line {number} is not a row of results") from None
             text = encode_row(row)
             changed += text.encode() != line
             renewed.write(text)
@@ -305,10 +315,10 @@ def _decoded(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = decode_row(line)
         if not {"id", TEXTS} <= row.keys():
             raise ValueError("no id")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise DataError(
-            f"{path}, line {number} is no row of results: the file was damaged or edited. {ADVICE}, or accept it as it "
-            f"is: gram-jax verify {path} --accept"
+            f"{path}, line {number} is not a row of results: the file was damaged or edited. {ADVICE}, or "
+            f"accept it unchanged: gram-jax verify {path} --accept"
         ) from None
     return row
 
@@ -339,7 +349,7 @@ def check_metadata(out: Path, metadata: dict[str, Any]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["format"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{out} exists and its {path.name} is missing or damaged. {ADVICE}"
         ) from None

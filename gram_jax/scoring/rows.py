@@ -1,4 +1,4 @@
-"""The rows that score files, evaluations and attack results hold: one for each record, in the order of the records."""
+"""Rows of score files, evaluations and attack results: one for each record, in the order of the records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def judge_identity(scorer: TextScorer, model: str) -> dict[str, Any]:
 
 
 def computed_by(scorer: TextScorer) -> dict[str, str]:
-    """What the last bits of a score depend on apart from the judge: versions, program and kind of device."""
+    """Versions, program and kind of device, on which the last bits of a score depend."""
     identity = scorer.identity
     return {
         "gram_jax": installed_version(),

@@ -94,7 +94,7 @@ class ScalarRewardModel(TextScorer):
 
     @property
     def identity(self) -> ScorerIdentity:
-        """As of a TextScorer; the fingerprint reads all weights."""
+        """What the results depend on, apart from the specification. The fingerprint reads all weights."""
         return local_identity(self.params, self.execution, self.program)
 
     @property
@@ -172,9 +172,9 @@ Judge = Scorer | ScalarRewardModel  # a judge whose model is in this process
 
 
 def load_judge(name: str | Path, **options: Any) -> Judge:
-    """The judge of a model by its name: a ScalarRewardModel if it has a scalar head, else a Scorer.
+    """Load a judge by name: a ScalarRewardModel if the model has a scalar head, else a Scorer.
 
-    options: those of Scorer.load.
+    options: the keyword arguments of Scorer.load. Raises its errors.
 
     >>> type(load_judge("tiny-random")).__name__
     'Scorer'

@@ -1,4 +1,4 @@
-"""The judge of a model in this process."""
+"""Scorer: a judge whose model runs in this process."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ CPU_WINDOW, ACCELERATOR_WINDOW = 64, 2048
 
 
 class Scorer(TextScorer):
-    """A judge that reads text, with its model in this process.
+    """A judge whose model runs in this process; `Scorer.load` loads one.
 
     >>> judge = Scorer.load("tiny-random")     # random weights: its scores mean nothing
     >>> judge   # doctest: +ELLIPSIS
@@ -38,7 +38,8 @@ class Scorer(TextScorer):
     1.0
     >>> judge.score("Name a prime.", "Nine.", "Seven.") == score.swapped()
     True
-    >>> sorted(judge.rank("Name a prime.", ["Seven.", "Nine.", "Ten."]).order)   # best first, but for sorted
+    >>> order = judge.rank("Name a prime.", ["Seven.", "Nine.", "Ten."]).order   # best first
+    >>> sorted(order)
     [0, 1, 2]
     """
 
@@ -76,27 +77,27 @@ class Scorer(TextScorer):
 
     @property
     def params(self) -> Tree:
-        """The judge's weights."""
+        """Weights of the model."""
         return self.engine.params
 
     @property
     def cfg(self) -> ModelConfig:
-        """The judge's model."""
+        """Config of the model."""
         return self.engine.cfg
 
     @property
     def execution(self) -> Execution:
-        """How the model is run."""
+        """Compute dtype, attention back end and placement."""
         return self.engine.execution
 
     @property
     def identity(self) -> ScorerIdentity:
-        """As of a TextScorer; the fingerprint reads all weights."""
+        """What the results depend on, apart from the specification. The fingerprint reads all weights."""
         return local_identity(self.params, self.execution, self.program)
 
     @property
     def program(self) -> str:
-        """The program of pairs."""
+        """The program that scores pairs: "prefix_shared" or "padded"."""
         return self.engine.program
 
     @classmethod
@@ -112,15 +113,18 @@ class Scorer(TextScorer):
         placement: Placement | None = None,
         spec: JudgeSpec | None = None,
     ) -> "Scorer":
-        """The judge of a run, an exported folder, a hub name, a GGUF file, or one of our own names.
+        """Load the judge of a run, an exported folder, a hub name, a GGUF file, or a built-in name.
 
-        compute_dtype "auto": bfloat16 on accelerators, float32 on a CPU. weights "auto": stored as they are computed
-        with; "bfloat16" and "int8" (model/quantize.py) take half and a quarter of float32's memory. max_length: for a
-        model that carries no judge.json, which is prompted with the default template. tokens_per_call: positions of one
-        call and device; fewer need less memory. method: "prefix_shared" or "padded" (engine.py), by default what suits
-        the devices. placement: by default every device holds all weights and scores its own pairs. spec: the judge
-        specification to use instead of the saved one; `make_spec` builds it. Compiled programs are kept in the user's
-        cache folder, or in JAX's own (compile_cache.py).
+        compute_dtype: dtype of matrix products; "auto" is bfloat16 on accelerators and float32 on CPUs. weights: format
+        in which weights are held; "auto" is the compute dtype. "bfloat16" and "int8" (model/quantize.py) take half and
+        a quarter of the memory of float32. max_length: maximum number of tokens of a comparison, for a model without
+        judge.json; such a model gets the default template, with a warning. tokens_per_call: number of positions per
+        call and device; fewer need less memory. method: "prefix_shared" or "padded" (docs/scoring.md); the default
+        depends on the devices. placement: mesh of the weights; by default every device holds all weights and scores its
+        own pairs. spec: judge specification to use instead of the saved one, from `make_spec`.
+
+        Compiled programs are cached on disk (compile_cache.py). Raises CheckpointError, LayoutError or NonFiniteError
+        if the model cannot be loaded, and JudgeError if specification and model do not fit each other.
         """
         execution = inference_execution(compute_dtype, placement)
         tokenizer, cfg = load_tokenizer(name), model_config(name)
@@ -150,18 +154,18 @@ class Scorer(TextScorer):
         paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """As ScoringEngine.label_logit_diffs."""
+        """Logit differences of encoded comparisons, as ScoringEngine.label_logit_diffs returns them."""
         return self.engine.label_logit_diffs(sequences, paired=paired, progress=progress)
 
     def warm_up(self, *, rankings: bool = False) -> None:
-        """Compile the program that scores pairs, and with `rankings` that of rankings, before the first call."""
+        """Compile the program that scores pairs before the first call. rankings: compile that of rankings too."""
         self.engine.warm_up(rankings=rankings)
 
 
 def load_weights(
     name: str | Path, execution: Execution, weights: Weights
 ) -> tuple[ModelConfig, Tree]:
-    """Config and weights of a model, held as `weights` says."""
+    """Config and weights of a model, held in the format `weights`."""
     held = execution.compute_dtype if weights in ("auto", "int8") else weights
     cfg, params = load_model(name, execution.placement, held)
     return cfg, quantize_int8(params) if weights == "int8" else params
@@ -175,7 +179,7 @@ def text_window(execution: Execution, tokens_per_call: int) -> tuple[int, int]:
 
 
 def check_budget(spec: JudgeSpec, max_length: int | None) -> None:
-    """Raises JudgeError for another token budget than that of a judge.json."""
+    """Raises JudgeError if max_length differs from that of the saved specification."""
     if max_length not in (None, spec.max_length):
         raise JudgeError(
             f"this judge was trained with a budget of {spec.max_length} tokens, found max_length {max_length}: "

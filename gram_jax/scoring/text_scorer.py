@@ -1,7 +1,7 @@
-"""A judge that reads text: encoding, both orders of every pair, tournaments.
+"""TextScorer: encodes texts, scores both orders of every pair, and runs tournaments.
 
-score(a, b) and score(b, a) are the same computation and agree bit for bit, because both lay out the responses in one
-canonical order. The batch that a pair is part of changes none of its bits (engine.py).
+score(a, b) and score(b, a) are the same computation and agree bit for bit, because both sort the responses into one
+canonical order. The bits of a score do not depend on the other pairs of its batch (engine.py).
 """
 
 import warnings
@@ -21,11 +21,11 @@ from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
 
-COMPARISONS = 4096  # of a ranking that are held as tokens at a time
+COMPARISONS = 4096  # maximum number of comparisons of a ranking that are encoded at a time
 
 
 class ComparisonEncoder(Protocol):
-    """An ItemEncoder, or one of a model that reads comparisons in another way."""
+    """An ItemEncoder, or the encoder of a model with another input format."""
 
     def encode(self, items: Iterable[PairTexts]) -> list[Encoded]:
         """The tokens of each comparison."""
@@ -35,8 +35,8 @@ class ComparisonEncoder(Protocol):
 class ScorerIdentity(NamedTuple):
     """What the results of a scorer depend on, apart from its judge specification.
 
-    fingerprint: of the weights. weights, compute_dtype: types of weights and of matrix products. device: its kind.
-    program: the program of pairs.
+    fingerprint: hash of the weights. weights, compute_dtype: dtypes of weights and of matrix products. device: kind of
+    the devices. program: the program that scores pairs.
     """
 
     fingerprint: str
@@ -47,10 +47,10 @@ class ScorerIdentity(NamedTuple):
 
 
 class TextScorer:
-    """A judge that reads text. Subclasses say where the logits come from.
+    """Base class of judges of texts. Subclasses compute the logits.
 
-    window: number of pairs that are tokenized while those before them are scored. call_tokens: number of tokens from
-    which on a call of label_logit_diffs takes time in proportion to them.
+    window: number of pairs that are tokenized while earlier ones are scored. call_tokens: number of tokens above which
+    the time of label_logit_diffs is proportional to their number.
     """
 
     window = 64
@@ -66,7 +66,7 @@ class TextScorer:
         paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """As ScoringEngine.label_logit_diffs."""
+        """Logit differences of encoded comparisons, as ScoringEngine.label_logit_diffs returns them."""
         raise NotImplementedError
 
     @property
@@ -75,13 +75,14 @@ class TextScorer:
         raise NotImplementedError
 
     def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
-        """Which of two responses answers the prompt better. A prompt is text or a list of messages."""
+        """Score of two responses to a prompt, which is a text or a list of messages."""
         return self.score_many([(prompt, first, second)])[0]
 
     def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
-        """`score` of many comparisons, in their order: (prompt, first, second), rows of any schema, or records.
+        """Scores of comparisons, in their order.
 
-        Raises DataError, with the index of the comparison, for anything else.
+        comparisons: tuples (prompt, first, second), rows of any schema, or records. Raises DataError with the index of
+        the comparison for anything else.
         """
         return list(self.stream(comparisons))
 
@@ -91,9 +92,9 @@ class TextScorer:
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[PairScore]:
-        """`score_many` for any number of comparisons: a window of them is held at a time.
+        """Yield the scores of any number of comparisons; only a window of them is held in memory.
 
-        progress is called with the number of pairs that each call to the device has scored.
+        comparisons: as for `score_many`. progress: called with the number of newly scored pairs.
         """
         remaining = pairs_of(comparisons)
         windows = iter(lambda: list(islice(remaining, self.window)), [])
@@ -122,17 +123,21 @@ class TextScorer:
         order_mode: OrderMode = "both",
         references: int | Sequence[str] = (),
     ) -> Ranking:
-        """Responses to one prompt from best to worst; `tournament` describes the methods (ranking/tournament.py).
+        """Rank the responses to one prompt from best to worst.
 
-        references, for the method "reference": texts to compare with, or the number of responses that serve as such.
-        The result depends neither on the order of the responses nor on what else is ranked. Raises JudgeError for
-        options that do not go together, and if there is nothing to rank.
+        method: "groups", "round_robin", "bradley_terry", "knockout", "linear" or "reference" (docs/ranking.md); the
+        default depends on the number of responses. order_mode: "both" compares every pair in both orders, "one" in one
+        order at half the cost. references: for the method "reference", texts to compare with, or the number of
+        responses that serve as references.
+
+        The result does not depend on the order of the responses or on other rankings. Raises JudgeError for options
+        that contradict each other, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
         return next(self.rank_many([(prompt, responses)], config))
 
     def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
-        """Index of the best response; options as of `rank`."""
+        """Index of the best response. options: those of `rank`."""
         return self.rank(prompt, responses, **options).order[0]
 
     def rank_many(
@@ -142,9 +147,10 @@ class TextScorer:
         *,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Ranking]:
-        """`rank` of many (prompt, responses), rows or records, in their order; a window's comparisons share calls.
+        """Yield the rankings of many lists of responses, in their order. Rankings of a window share calls.
 
-        progress is called with the number of rankings that are complete.
+        items: tuples (prompt, responses), rows of any schema, or records. progress: called with the number of newly
+        completed rankings.
         """
         config, remaining = config or RankingConfig(), lists_of(items)
         while window := list(islice(remaining, self.window)):
@@ -173,7 +179,7 @@ class TextScorer:
     def _encode_ahead(
         self, windows: Iterator[list[PairTexts]]
     ) -> Iterator[tuple[list[Encoded], np.ndarray]]:
-        """Encode every window, each while the one before it is scored."""
+        """Encode windows, each while the previous one is scored."""
         if (first := next(windows, None)) is None:
             return
         with ThreadPoolExecutor(1) as thread:  # starts at the second window
@@ -185,7 +191,7 @@ class TextScorer:
             yield encoded
 
     def _encode_pairs(self, pairs: Sequence[PairTexts]) -> tuple[list[Encoded], np.ndarray]:
-        """Both orders of each pair, the canonical one first, and whether that is not the given one, bool [n]."""
+        """Both orders of each pair, the canonical one first, and whether it differs from the given one, bool [n]."""
         swapped, orders = [], []
         for prompt, first, second in pairs:
             swap = second < first
@@ -195,7 +201,7 @@ class TextScorer:
         return self._encode(self.encoder(), orders), np.array(swapped)
 
     def encoder(self) -> ComparisonEncoder:
-        """Encodes comparisons for `label_logit_diffs`; every distinct text of several calls is tokenized once."""
+        """An encoder of comparisons for `label_logit_diffs`, which tokenizes each distinct text once."""
         return ItemEncoder(self.tokenizer, self.spec.comparison, self.spec.max_length)
 
     def _encode(
@@ -204,15 +210,15 @@ class TextScorer:
         texts = encoder.encode(comparisons)
         if any(text.replaced for text in texts):
             warnings.warn(
-                "some texts have halves of characters (lone surrogates), which U+FFFD replaces",
+                "some texts have lone surrogates (halves of characters), which are replaced by U+FFFD",
                 category=GramWarning,
                 stacklevel=2,
             )
         if any(text.shortened for text in texts):
             # The same words every time: Python shows a repeated warning once.
             warnings.warn(
-                f"some comparisons are longer than {self.spec.max_length} tokens and are shortened inside the "
-                "responses; `shortened` of each result marks it",
+                f"some comparisons are longer than {self.spec.max_length} tokens; their responses are truncated in "
+                "the middle, and their results have `shortened` set",
                 category=GramWarning,
                 stacklevel=2,
             )
@@ -221,5 +227,5 @@ class TextScorer:
 
 def _frozen(references: int | Sequence[str]) -> int | tuple[str, ...]:
     if isinstance(references, str):
-        raise JudgeError("references are a list of texts, or a number; found one text")
+        raise JudgeError("references: expected a list of texts or a number, found one text")
     return references if isinstance(references, int) else tuple(references)

@@ -1,4 +1,4 @@
-"""Turns between clients: a client that asks for much delays the others by one turn, not by all that it asks for."""
+"""Turns between clients: a large request delays the requests of other clients by one turn, not by its whole size."""
 
 import math
 import threading

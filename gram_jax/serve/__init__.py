@@ -1,1 +1,1 @@
-"""`gram-jax serve`: the judge behind HTTP, in the protocols that RL trainers speak."""
+"""`gram-jax serve`: a judge as an HTTP server, with the protocols of RL trainers."""

@@ -58,7 +58,7 @@ def make_app(
         if warm_up:
             await anyio.to_thread.run_sync(lambda: scorer.warm_up(rankings=True))
             if not await anyio.to_thread.run_sync(service.judges):
-                raise JudgeError("the judge gave no score for a probe pair: the log says why")
+                raise JudgeError("the judge gave no score for a probe pair: the log has the reason")
             if write is not None:
                 await anyio.to_thread.run_sync(write, [prompt_of("Hello.")], -1)
         service.ready = True

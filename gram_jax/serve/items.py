@@ -1,4 +1,4 @@
-"""Items of one request, which succeed or fail one by one."""
+"""Items of one request: an invalid item does not affect the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Generic, TypeVar
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class ItemError(BaseModel):
-    """What is wrong with the item at an index of the request; its place in the results is null."""
+    """Error of the item at an index of the request, whose result is null."""
 
     index: int
     code: str

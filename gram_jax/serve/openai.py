@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, for tools that speak nothing else: the verdict on a prompt that the client rendered."""
+"""OpenAI's chat completions, for tools without another protocol: the verdict on a prompt that the client rendered."""
 
 import time
 import uuid
@@ -119,7 +119,7 @@ def _encode(turns: Prompt, client: BatchedScorer) -> np.ndarray:
     tokens = encoder.dialogue(frames, [turn.content for turn in turns])
     if len(tokens) > spec.max_length:
         raise unusable(
-            f"messages: expected at most {spec.max_length} tokens, found {len(tokens)}: a comparison is shortened "
-            "inside its responses, which only /v1/score_pair can do"
+            f"messages: expected at most {spec.max_length} tokens, found {len(tokens)}. /v1/score_pair "
+            "truncates long responses"
         )
     return tokens

@@ -105,7 +105,7 @@ def serve(
     if server.started and reason is None:
         return
     if not service.ready:
-        raise StartError("the judge could not be made ready: the log says why") from reason
+        raise StartError("the judge could not be loaded: the log has the reason") from reason
     raise _unusable(host, port) from reason
 
 

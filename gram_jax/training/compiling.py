@@ -33,7 +33,7 @@ class Memory:
         return self.arguments + self.temporaries + self.results
 
     def to_text(self) -> str:
-        """For the log."""
+        """Text for the log."""
         return (
             f"{format_bytes(self.arguments)} of weights, optimizer state and batch, "
             f"{format_bytes(self.temporaries)} of temporaries"
@@ -106,7 +106,7 @@ def compile_step(
         found = f"it needs {memory.to_text()}, and {format_bytes(free)} are free"
         if memory.arguments > free:
             raise DoesNotFitError(
-                f"this model does not fit the memory: {found}. Its weights and moments alone do not: try [lora], "
+                f"this model does not fit the memory: {found}. Its weights and moments alone do not fit: try [lora], "
                 'optimizer.first_moment_dtype = "bfloat16", a smaller model, or more devices under [mesh] fsdp.'
             )
         raise DoesNotFitError(_advice(make, alternatives, free, found))

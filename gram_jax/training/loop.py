@@ -61,11 +61,13 @@ def train(
 ) -> RunResult:
     """Train as a recipe states, or resume the run in its directory.
 
-    placement: default the recipe's mesh over all devices. process: this process in a job of several, which all call
-    this with the same recipe; process 0 writes the files (and every process its part of a checkpoint). stop_at_step:
-    the last step of this call, which is saved; a later call resumes there. Raises RecipeError, DataError, JudgeError,
-    LayoutError or CheckpointError for unusable input, DoesNotFitError if memory is too small, NonFiniteError if the
-    loss is not finite (the last good state is saved) and StoppedError after Ctrl-C or SIGTERM (the state is saved).
+    placement: mesh; default the recipe's, over all devices. process: this process, in a job of several processes that
+    all call `train` with the same recipe. Process 0 writes the files, and every process its part of a checkpoint.
+    stop_at_step: last step of this call, which is saved; a later call resumes there.
+
+    Raises RecipeError, DataError, JudgeError, LayoutError or CheckpointError for unusable input, DoesNotFitError if
+    memory is too small, NonFiniteError if the loss is not finite (the last finite state is saved), and StoppedError
+    after Ctrl-C or SIGTERM (the state is saved).
 
     >>> import json, tempfile
     >>> from gram_jax import read_recipe, train

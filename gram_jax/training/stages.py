@@ -23,6 +23,7 @@ from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
     bradley_terry_objective,
+    consistent_verdict_objective,
     pretrain_objective,
     verdict_objective,
 )
@@ -39,6 +40,14 @@ def make_objective(
         return pretrain_objective(cfg, execution, chunk_size=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
+        if loss.order_consistency:
+            return consistent_verdict_objective(
+                cfg,
+                execution,
+                label_ids=label_ids,
+                smoothing=loss.label_smoothing,
+                consistency=loss.order_consistency,
+            )
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
@@ -53,9 +62,11 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
-def pair_kind(recipe: Recipe) -> Literal["pair", "preference"]:
+def pair_kind(recipe: Recipe) -> Literal["pair", "comparison", "preference"]:
     """The kind of records of the stage."""
-    return "pair" if recipe.stage == "pretrain" else "preference"
+    if recipe.stage == "pretrain":
+        return "pair"
+    return "comparison" if recipe.loss.order_consistency else "preference"
 
 
 def read_pairs(
@@ -85,6 +96,8 @@ def stage_examples(
         seed=recipe.run.seed,
         overlong=recipe.data.overlong,
         read=report,
+        pretraining_layout=recipe.data.pretraining_layout,
+        keep_unlabeled=recipe.loss.order_consistency > 0,
     )
 
 

@@ -1,0 +1,241 @@
+"""The test bed of the claims: answers verified by code, and no surface that gives them away.
+
+Each response of a split is chosen as often as it is rejected, so a classifier of the responses alone has exactly 0.5:
+there is no sampling noise that a threshold of 0.52 would have to allow for. What remains, the words and letters that a
+response shares with its prompt, is measured on whole splits of 1,000 pairs and more.
+"""
+
+import itertools
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
+
+from gram_jax.data.examples import shown_first
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_fitting_items
+from gram_jax.judge.messages import as_prompt
+from gram_jax.judge.spec import make_spec
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "claims"
+HIGHEST = 0.52
+
+
+@pytest.fixture(scope="module")
+def bed():
+    """The module bed, imported from the benchmark's folder."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import bed
+
+        yield bed
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("bed", "bed_tasks"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def splits(bed):
+    return bed.make_bed(0)
+
+
+def labeled(bed, rows):
+    """(prompt, chosen, rejected) of rows; for unlabeled ones, by the code that verifies."""
+    kinds = {kind.name: kind for kind in bed.language("English", 0).kinds.values()}
+    for row in rows:
+        if "chosen" in row:
+            yield row["prompt"], row["chosen"], row["rejected"]
+            continue
+        first, second = row["response_a"], row["response_b"]
+        kind = kinds[row["source"]]
+        draw = bed.language("English", 0).draw(kind, None, None)
+        right = bed.is_right(kind, draw, row["prompt"], first)
+        yield row["prompt"], *((first, second) if right else (second, first))
+
+
+@pytest.fixture(scope="module")
+def pairs(bed, splits):
+    return {name: list(labeled(bed, rows)) for name, rows in splits.items()}
+
+
+def share(leads) -> float:
+    """Share of pairs in which the first of two values is larger; ties are half."""
+    return float(np.mean([(a > b) + 0.5 * (a == b) for a, b in leads]))
+
+
+def test_the_bed_has_the_kinds_and_sizes_that_the_claims_need(bed, splits):
+    roles = Counter(kind.role for kind in bed.language("English", 0).kinds.values())
+    assert sum(roles.values()) >= 40 and min(roles.values()) >= 15
+    for split in bed.SPLITS:
+        assert not split.test or len(splits[split.name]) >= 1000
+        degrees = Counter(row["id"].split("-")[-2] for row in splits[split.name])
+        assert min(degrees[name] for name in ("clear", "middle", "subtle")) >= 0.1 * len(
+            splits[split.name]
+        )
+    kinds = {name: {row["source"] for row in rows} for name, rows in splits.items()}
+    assert kinds["preference_train"] == kinds["preference_valid"]
+    assert not kinds["preference_train"] & kinds["eval/unlabeled_kinds"]
+    assert not kinds["unlabeled_train"] & kinds["eval/unseen_kinds"]
+
+
+def test_right_is_right_and_wrong_is_wrong_by_the_texts_alone(bed, splits):
+    checked = 0
+    for name in bed.LANGUAGES:
+        lang = bed.language(name, 0)
+        for split in bed.SPLITS:
+            for row in splits[split.name] if split.labeled else ():
+                kind = lang.kinds.get(row["source"])
+                if kind is None or kind.role not in split.roles:
+                    continue
+                draw = lang.draw(kind, None, None)
+                assert bed.is_right(kind, draw, row["prompt"], row["chosen"]), row
+                assert not bed.is_right(kind, draw, row["prompt"], row["rejected"]), row
+                checked += 1
+    assert checked == sum(len(splits[s.name]) for s in bed.SPLITS if s.labeled)
+
+
+def test_no_prompt_occurs_twice_in_the_whole_bed(splits):
+    prompts = [row["prompt"].casefold() for rows in splits.values() for row in rows]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_words_and_facts_of_the_tests_occur_in_no_training_answer(bed):
+    lang = bed.language("English", 0)
+    kind = lang.kinds["capital"]
+    train, test = (lang.draw(kind, part, None).texts for part in (False, True))
+    for table in ("capital", "tool"):
+        assert test["facts"][table] and not set(train["facts"][table]) & set(test["facts"][table])
+    for name in ("names", "places"):
+        assert test[name] and not set(train[name]) & set(test[name])
+    assert test["topics"] and not set(train["topics"]) & set(test["topics"])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(bed, tmp_path):
+    small = [bed.Split("preference_valid", ("labeled",), 4, test=True)]
+    assert bed.make_bed(3, small) == bed.make_bed(3, small) != bed.make_bed(4, small)
+
+
+def test_every_response_is_chosen_as_often_as_it_is_rejected(pairs):
+    """So no function of the responses alone predicts the label: each split, exactly 0.5."""
+    for name, rows in pairs.items():
+        assert Counter(c for _, c, _ in rows) == Counter(r for _, _, r in rows), name
+
+
+FEATURES = {
+    "characters": len,
+    "words": lambda text: len(text.split()),
+    "digits": lambda text: sum(map(str.isdigit, text)),
+    "punctuation": lambda text: len(re.findall(r"[^\w\s]", text)),
+    "capitals": lambda text: sum(map(str.isupper, text)),
+    "lines": lambda text: text.count("\n"),
+    "first word": lambda text: text.split()[0],
+    "last character": lambda text: text[-1],
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_no_feature_of_the_responses_predicts_the_label(pairs, feature):
+    value = FEATURES[feature]
+    for name, rows in pairs.items():
+        assert share((value(c), value(r)) for _, c, r in rows) == 0.5, name
+
+
+def test_the_number_of_tokens_does_not_predict_the_label_and_pairs_are_short(pairs):
+    tokenizer = load_tokenizer("smollm2-135m")
+    for name, rows in pairs.items():
+        texts = sorted({text for _, c, r in rows for text in (c, r)})
+        sizes = dict(zip(texts, map(len, tokenizer(texts)["input_ids"]), strict=True))
+        assert share((sizes[c], sizes[r]) for _, c, r in rows) == 0.5, name
+    spec = make_spec(tokenizer, max_length=150, system="")
+    longest = max((row for rows in pairs.values() for row in rows), key=lambda r: sum(map(len, r)))
+    item = (as_prompt(longest[0]), *longest[1:])
+    assert encode_fitting_items(tokenizer, spec.comparison, [item], 150)[0] is not None
+
+
+def shared(prompt: str, response: str) -> dict[str, float]:
+    """What a response has in common with its prompt, by several measures."""
+    ask, answer = (set(re.findall(r"\w+", text.lower())) for text in (prompt, response))
+    pieces = [{t[at : at + 4] for at in range(len(t) - 3)} for t in (prompt, response)]
+    firsts = [word[0] for word in sorted(answer) if word in prompt.lower()]
+    return {
+        "shared words": len(ask & answer) / max(1, len(answer)),
+        "number of shared words": len(ask & answer),
+        "new words": len(answer - ask),
+        "shared four letters": len(pieces[0] & pieces[1]),
+        "contained": float(response.strip(" .") in prompt),
+        "found words": len(firsts),
+    }
+
+
+def test_what_a_response_shares_with_its_prompt_does_not_predict_the_label(pairs):
+    for name, rows in pairs.items():
+        found = [(shared(p, c), shared(p, r)) for p, c, r in rows]
+        for feature in found[0][0]:
+            value = share((a[feature], b[feature]) for a, b in found)
+            assert 1 - HIGHEST <= value <= HIGHEST, (name, feature, value)
+
+
+def test_the_side_shown_first_does_not_predict_the_label(splits):
+    """Unlabeled pairs show the right response on each side equally often; for others a hash decides, or both orders."""
+    for rows in splits.values():
+        by_item = Counter(row["id"][:-1] for row in rows)
+        assert set(by_item.values()) == {2}
+    rows = splits["preference_train"]
+    first = np.mean([shown_first(0, row["id"]) for row in rows])
+    assert abs(first - 0.5) < 3 * 0.5 / len(rows) ** 0.5  # a hash: binomial, here within 3 sd
+
+
+def ngrams(prompt: str, response: str) -> list[str]:
+    """Words, pairs of words and three letters of a response; what it shares with the prompt."""
+    words = re.findall(r"\w+|[^\w\s]", response)
+    found = words + [" ".join(two) for two in itertools.pairwise(words)]
+    found += [response[at : at + 3] for at in range(len(response) - 2)] + [f"^{response[:1]}"]
+    return found + [f"shared {'new' if w.lower() not in prompt.lower() else 'old'}" for w in words]
+
+
+def differences(rows, index: dict[str, int], grow: bool) -> csr_matrix:
+    """Counts of n-grams, chosen minus rejected, one row for each pair."""
+    data, columns, starts = [], [], [0]
+    for prompt, chosen, rejected in rows:
+        counts = Counter(ngrams(prompt, chosen))
+        counts.subtract(ngrams(prompt, rejected))
+        for gram, count in counts.items():
+            at = index.setdefault(gram, len(index)) if grow else index.get(gram)
+            if at is not None and count:
+                columns.append(at)
+                data.append(float(count))
+        starts.append(len(columns))
+    return csr_matrix((data, columns, starts), shape=(len(rows), len(index)))
+
+
+def test_a_classifier_of_words_and_ngrams_learns_nothing(pairs):
+    """Logistic regression on the training pairs, tested on every split and on the training pairs themselves."""
+    index: dict[str, int] = {}
+    x = differences(pairs["preference_train"], index, grow=True)
+
+    def loss(w):
+        margin = x @ w
+        slope = -1 / (1 + np.exp(margin))
+        return np.logaddexp(0, -margin).sum() + 0.05 * w @ w, x.T @ slope + 0.1 * w
+
+    weights = minimize(
+        loss, np.zeros(len(index)), jac=True, method="L-BFGS-B", options={"maxiter": 60}
+    ).x
+    for name, rows in pairs.items():
+        score = np.round(differences(rows, index, grow=False) @ weights, 6)
+        value = share((s, 0.0) for s in score)
+        assert 1 - HIGHEST <= value <= HIGHEST, (name, value)
+
+
+def test_flipped_labels_are_as_many_as_asked_for_and_reproducible(bed, splits):
+    rows = splits["preference_train"]
+    flipped = bed.flipped(rows, 0.2, seed=1)
+    changed = [a["chosen"] != b["chosen"] for a, b in zip(rows, flipped, strict=True)]
+    assert sum(changed) == round(0.2 * len(rows))
+    assert flipped == bed.flipped(rows, 0.2, seed=1) != bed.flipped(rows, 0.2, seed=2)
