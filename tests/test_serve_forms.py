@@ -93,7 +93,7 @@ def requests(pair: Preference, draw: random.Random) -> Iterator[tuple[str, str, 
     """(name, path, body, the probabilities of both responses in the answer) in every protocol."""
     both, turns = [pair.better, pair.worse], messages(pair.prompt)
     named = dict(zip(("first", "second"), both, strict=True))
-    prompts = {"messages": turns, "parts": messages(pair.prompt, parts=True)}
+    prompts: dict[str, Any] = {"messages": turns, "parts": messages(pair.prompt, parts=True)}
     if len(pair.prompt) == 1:
         prompts["text"] = pair.question
     for name, prompt in prompts.items():
