@@ -169,12 +169,13 @@ def over_pairs(
     measure: of P(chosen), [n], as `gram-jax evaluate` has it: expected_calibration_error, which is biased upwards for
     few pairs (the interval does not include this bias), or confident_half.
     """
-    there = [cell for cell in cells if cell in results]
+    there = [cell for cell in dict.fromkeys(cells) if cell in results]
     if not there:
         return None
+    seeds = [cell.seed for cell in there if cell != RAW]
     p = np.array([answers(results[cell], pools, name, None) for cell in there])
     found = jackknifed(p, pools.prompts[name], measure)
-    return estimate([found], [cell.seed for cell in there], (0.0, 1.0))
+    return estimate([found], seeds, (0.0, 1.0))
 
 
 RULES = """\
