@@ -28,7 +28,8 @@ def convert(
     /,
     *,
     as_: Annotated[
-        Literal["model", "classifier", "margin", "adapter"], Parameter(name="--as")
+        Literal["model", "classifier", "margin", "cross-encoder", "adapter"],
+        Parameter(name="--as"),
     ] = "model",
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     overwrite: bool = False,
@@ -38,13 +39,14 @@ def convert(
     Args:
         out: A new folder in Hugging Face's layout.
         as_: model: with its own head. classifier: a sequence classifier whose two labels are the verdicts. margin: one
-            whose single label is the first verdict. adapter: the LoRA of a run, for peft.
+            whose single label is the first verdict. cross-encoder: the model, which sentence-transformers loads as a
+            CrossEncoder. adapter: the LoRA of a run, or the adapter that was loaded, for peft.
         dtype: Type of the written weights.
         overwrite: Replace the folder if it exists.
     """
     import jax
 
-    from gram_jax.interop.classifier import as_classifier, classifier_card
+    from gram_jax.interop.classifier import as_classifier, classifier_card, cross_encoder_files
     from gram_jax.interop.hf_export import export_adapter, export_hf, reserve_export
     from gram_jax.interop.models import (
         load_lora,
@@ -80,7 +82,9 @@ def convert(
             )
         cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
         texts = {}
-        if as_ != "model" and spec is not None:
+        if as_ == "cross-encoder" and spec is not None:
+            texts = cross_encoder_files(spec, tokenizer)
+        elif as_ != "model" and spec is not None:
             cfg, params = as_classifier(
                 cfg, params, spec, "margin" if as_ == "margin" else "labels"
             )

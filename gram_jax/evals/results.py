@@ -258,12 +258,13 @@ class SourceResult(ResultModel):
 
 
 class JudgeSettings(ResultModel):
-    """The settings of the judge; weights: their number format, or int8."""
+    """The settings of the judge; weights: their number format, or int8. think: how it thinks, if it does."""
 
     compute_dtype: str
     weights: str
     max_length: Count
     labels: str
+    think: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class JudgeResults(ResultModel):

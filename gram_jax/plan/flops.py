@@ -40,9 +40,12 @@ class Flops:
 
 
 def layer_weights(cfg: ModelConfig) -> int:
-    """N: weights of the matrices that every token is multiplied by (no embedding, no head)."""
+    """N: weights of the matrices that a token is multiplied by (no embedding, no head)."""
     layers = tree.flatten(param_specs(cfg)["layers"])
-    return sum(math.prod(spec.shape) for spec in layers.values() if spec.init == "normal")
+    matrices = [spec for spec in layers.values() if spec.init == "normal"]
+    experts = sum(math.prod(spec.shape) for spec in matrices if "experts" in spec.axes)
+    read = experts * cfg.experts.per_token // cfg.experts.count if cfg.experts else 0
+    return sum(math.prod(spec.shape) for spec in matrices) - experts + read
 
 
 def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
@@ -58,7 +61,7 @@ def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
     if recipe.lora is not None:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
         layers += 6.0 * sum(math.prod(s.shape) for s in thin.values())
-    vocabulary = cfg.vocab_size if recipe.stage == "pretrain" else 0
+    vocabulary = cfg.vocab_size if recipe.stage in ("pretrain", "rationale") else 0
     return Flops(
         layers * tokens,
         3 * attention_flops(cfg, rows, length),

@@ -75,7 +75,7 @@ class Estimate:
 
     @property
     def forecast(self) -> tuple[float, float]:
-        """(if all collectives run beside other work, if none does)."""
+        """(if all collectives overlap with other work, if none does)."""
         least = self.compiled + self.kernels
         return least, least + self.links
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gram_jax.judge.messages import ROLE_NAMES, Message, Prompt
 
-# Tokens at the end of a response, of the families in use. The special tokens of the judge and the policy join them.
+# Tokens at the end of a response, of the families in use. The special tokens of the judge and the policy are added.
 ENDS = (
     "<|im_end|>",  # ChatML: Qwen, SmolLM, Yi
     "<|endoftext|>",

@@ -116,11 +116,13 @@ def score_file(
         metadata,
         read,
         RowTask(
-            rows, lambda record: len(record.responses) if ranking else 1, WINDOWS * scorer.window
+            rows,
+            lambda record: len(record.responses) if ranking else 1,
+            WINDOWS * scorer.window,
+            label,
+            unit,
         ),
-        code=partial(computed_by, scorer),
-        label=label,
-        unit=unit,
+        partial(computed_by, scorer),
     )
     log_notes(stream.spec.path, stream.report())
     return summary
