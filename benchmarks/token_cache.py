@@ -1,4 +1,4 @@
-"""The token cache on generated pairs: python benchmarks/token_cache.py {scale,kills,damage} [options]
+"""The token cache on generated pairs: python benchmarks/token_cache.py {scale,kills,damage,full} [options]
 
 scale   Writes pairs of about 700 tokens, and measures in fresh processes: building the cache, a resumed start up to the
         first batch, packing an epoch, memory. The pairs are deleted afterwards unless --keep.
@@ -6,6 +6,9 @@ kills   Kills processes that build a cache at random moments and restarts them, 
         that was built undisturbed, byte for byte.
 damage  Changes bytes of whole caches at random. Every change must be rejected with the name of a changed file, and the
         cache built again must equal the first one.
+full    Builds caches in file systems of random sizes that are too small for them (needs root). Every build must end
+        with an error that says so and leave nothing that looks whole; on the enlarged file system it must resume and
+        equal the undisturbed one.
 
 Exit status 1 if a property does not hold.
 """
@@ -28,6 +31,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from gram_jax.data.reading import read_records
 from gram_jax.demo.demo import PREFERENCES
+from gram_jax.errors import DataError
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.training.setup import prepare_data
@@ -237,13 +241,51 @@ def damage(options: argparse.Namespace, folder: Path) -> bool:
     return True
 
 
+def full(options: argparse.Namespace, folder: Path) -> bool:
+    """`trials` file systems that become full."""
+    source, draw, disk = folder / "pairs.jsonl", random.Random(options.seed), folder / "disk"
+    write_pairs(source, options.pairs, (8, 20, 20))
+    prepare_data(recipe_for(source, folder / "cache", "tiny-random", 1))
+    whole = contents(folder / "cache")
+    size = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    recipe = recipe_for(source, disk / "cache", "tiny-random", 1)
+    disk.mkdir()
+    for _ in range(options.trials):
+        limit = f"size={draw.randrange(size // 20, size * 9 // 10)}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "none", disk], check=True)
+        try:
+            found = _full_disk(recipe, disk, size)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+        if found != whole:
+            print(f"WRONG with {limit}: {found}")
+            return False
+    print(f"{options.trials} builds on full disks named, resumed and equal to the undisturbed one")
+    return True
+
+
+def _full_disk(recipe: Recipe, disk: Path, size: int) -> dict[str, str] | str:
+    """`contents` of the cache that is built after the disk was full and enlarged, or what went wrong before."""
+    try:
+        prepare_data(recipe)
+        return "no error"
+    except DataError as error:
+        if "full" not in str(error):
+            return str(error)
+    if looks := [path.name for path in disk.glob("cache/*/gram_jax_manifest.json")]:
+        return f"looks whole: {looks}"
+    subprocess.run(["mount", "-o", f"remount,size={4 * size}", disk], check=True)
+    prepare_data(recipe)
+    return contents(disk / "cache")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "kills", "damage", "one"))
+    parser.add_argument("what", choices=("scale", "kills", "damage", "full", "one"))
     parser.add_argument(
-        "--pairs", type=int, default=0, help="default 1,000,000 (scale), 20,000, 500"
+        "--pairs", type=int, default=0, help="default 1,000,000 (scale), 20,000, 500, 9,000"
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--model", default="smollm2-135m")
@@ -258,7 +300,8 @@ def main() -> int:
         recipe = recipe_for(options.source, options.cache, options.model, options.workers[0])
         print(json.dumps(measure(recipe)))
         return 0
-    options.pairs = options.pairs or {"scale": 10**6, "kills": 20_000, "damage": 500}[options.what]
+    sizes = {"scale": 10**6, "kills": 20_000, "damage": 500, "full": 9000}
+    options.pairs = options.pairs or sizes[options.what]
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     try:

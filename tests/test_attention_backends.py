@@ -184,6 +184,7 @@ def loss_and_gradients(backend, mesh, remat):
         ("ring", "sequence 8", "dots"),
         ("ring", "sequence 8", "none"),
         ("ring", "sequence 8", "full"),
+        ("ring", "sequence 4", "attention"),
         ("ring", "tensor 2, sequence 4", "dots"),
         ("ring", "data 2, tensor 2, sequence 2", "dots"),
         ("blocked", "data 2, sequence 4", "none"),

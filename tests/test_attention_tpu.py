@@ -30,5 +30,5 @@ def test_splash_compiles_for_tpu_and_is_recomputed_only_with_whole_layers():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = json.loads(done.stdout.splitlines()[-1])
-    # Forward, dq, dkv: "dots" keeps output and log-sum-exp, "full" runs the forward kernel again.
-    assert kernels == {"none": 3, "dots": 3, "full": 4}
+    # Forward, dq, dkv: others keep output and log-sum-exp, "full" runs the forward kernel again.
+    assert kernels == {"none": 3, "dots": 3, "attention": 3, "full": 4}

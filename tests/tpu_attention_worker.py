@@ -48,6 +48,7 @@ def main() -> None:
     for backend, remat, sizes in (
         ("splash", "none", {"data": 2, "sequence": 2}),
         ("auto", "dots", {"fsdp": 2, "tensor": 2}),
+        ("auto", "attention", {"fsdp": 4}),
         ("auto", "full", {"fsdp": 4}),
     ):
         placement = make_placement(sizes, devices=topology.devices)

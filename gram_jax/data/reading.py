@@ -34,7 +34,7 @@ from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import BadField, Notes, Prompt, Seen
 
-Kind = Literal["preference", "pair", "candidates", "graded", "prompts"]
+Kind = Literal["preference", "pair", "comparison", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
 SAMPLE_ROWS = 32  # rows by which a schema is detected
 
@@ -178,7 +178,7 @@ class RecordStream:
             self.on_drop(self.row, why)
 
 
-PAIRED = ("preference", "pair")
+PAIRED = ("preference", "pair", "comparison")
 META = frozenset((*IDS, *SOURCES))
 
 
@@ -208,7 +208,7 @@ def _check_kind(kind: Kind, schema: Schema, path: str) -> None:
         )
     if kind == "graded" and schema.graded is None:
         raise DataError(f"{found} lists of graded responses")
-    if kind == "pair" and schema.name == "candidates":
+    if kind in ("pair", "comparison") and schema.name == "candidates":
         raise DataError(f"{found} pairs")
 
 
@@ -261,7 +261,7 @@ class ReadOptions(TypedDict, total=False):
 @overload
 def read_records(
     source: Source,
-    kind: Literal["preference", "pair"] = "preference",
+    kind: Literal["preference", "pair", "comparison"] = "preference",
     **options: Unpack[ReadOptions],
 ) -> tuple[list[Comparison], ReadReport]: ...
 
@@ -290,10 +290,11 @@ def read_records(
     """Read all records of a source. Returns (records, report of the rows).
 
     kind: "preference" returns Comparison with a label (0, 1 or "tie"), "pair" Comparison without label and margin,
-    "candidates" Candidates, "graded" Candidates with grades. "prompts" returns the records of the source, which are
-    Candidates without responses if its rows have only a prompt. schema: format of the rows; "auto" detects it. on_bad:
-    "skip" drops and counts rows that do not fit. limit: maximum number of records. map: column of the source for each
-    field of the schema, as in {"prompt": "question", "label": "winner", "label:left": "A"} (data/mapping.py).
+    "comparison" Comparison with a label if the row has one, "candidates" Candidates, "graded" Candidates with grades.
+    "prompts" returns the records of the source, which are Candidates without responses if its rows have only a prompt.
+    schema: format of the rows; "auto" detects it. on_bad: "skip" drops and counts rows that do not fit. limit: maximum
+    number of records. map: column of the source for each field of the schema, as in {"prompt": "question",
+    "label": "winner", "label:left": "A"} (data/mapping.py).
 
     Ids are unique and do not depend on the order of the rows. Raises DataError if the source or a row cannot be read as
     this kind.
@@ -408,7 +409,13 @@ def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Rec
         contents = [message.content for message in record.prompt]
         check_encodable(fields, [*contents, *texts_of(record)])
     name, source = id_of(fields), source_of(fields)
-    return [_as_kind(record, kind, weight, name, source) for record in parsed]
+    records = [_as_kind(record, kind, weight, name, source) for record in parsed]
+    rationale = fields.get("rationale")
+    if kind == "preference" and isinstance(rationale, str) and len(records) == 1:
+        check_encodable(fields, [rationale])
+        assert isinstance(records[0], Comparison)
+        return [replace(records[0], rationale=rationale)]
+    return records
 
 
 def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) -> Record:
@@ -422,7 +429,7 @@ def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) 
         return Candidates(record.prompt, texts, id=name, source=source)
     if kind == "pair":
         record = replace(record, label=None, margin=None)
-    elif record.label is None and kind != "prompts":
+    elif record.label is None and kind not in ("prompts", "comparison"):
         raise BadField("label", "a row that says which response is better", Seen("none"))
     return replace(record, id=name, source=source, weight=weight)
 

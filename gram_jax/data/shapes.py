@@ -162,7 +162,7 @@ def transcript_turns(text: str, field: str) -> Prompt:
 
 
 def lists_of_turns(row: Fields, columns: Columns, notes: Notes) -> Parts:
-    """What the user said and what each model answered, as lists of texts or their JSON, one for each turn."""
+    """The user's turns and the answers of each model, as lists with a text for each turn, or as their JSON."""
     asked, *answers = (_texts_of_json(row, name) for name in columns)
     for name, said in zip(columns[1:], answers, strict=True):
         if len(said) != len(asked):

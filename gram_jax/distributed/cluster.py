@@ -69,6 +69,15 @@ def detect_cluster(
     return ClusterSpec(process, processes, host.strip("[]"), int(port), devices=devices)
 
 
+def launcher_place(environment: Mapping[str, str]) -> tuple[str | None, int | None, int | None]:
+    """--coordinator, --processes and --process from the variables GRAM_JAX_...; None for those that are not set."""
+    numbers = [
+        _number(environment, name) if environment.get(name) else None
+        for name in ("GRAM_JAX_PROCESSES", "GRAM_JAX_PROCESS")
+    ]
+    return environment.get("GRAM_JAX_COORDINATOR"), numbers[0], numbers[1]
+
+
 def parse_device_ids(text: str | None) -> tuple[int, ...] | None:
     """Indices of accelerators written as "0,1"; None for all of them."""
     if text is None:

@@ -26,7 +26,7 @@ ROLE_NAMES = {
     "ipython": "tool",
 } | {role: role for role in ROLES}
 
-# What is read but not shown, or shown as an empty text; a Counter of these goes along with the messages.
+# What is read but not shown, or shown as an empty text; a Counter of these is passed with the messages.
 REASONING = "reasoning not shown"
 NO_CONTENT = "messages without content"
 AFTER_RESPONSE = "turns after the response not shown"

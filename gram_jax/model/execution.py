@@ -9,7 +9,7 @@ from gram_jax.sharding import Placement, make_placement
 Compute = Literal["float32", "bfloat16"]
 AskedCompute = Literal["auto", "float32", "bfloat16"]
 AttentionBackend = Literal["auto", "xla", "blocked", "cudnn", "splash", "ring"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "attention", "dots"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Execution:
 
     compute_dtype: dtype of matrix products and of the residual stream; norms, rotary angles, softmax and losses use
     float32. attention: a back end, or "auto" for the best one that supports a shape (docs/attention.md). remat: what
-    the backward pass recomputes, "none", "full" (whole layers) or "dots" (all but matrix products). placement: mesh and
-    sharding rules. packed: whether a row may hold several documents, which some back ends do not support.
+    the backward pass recomputes, "none", "full" (whole layers), "attention" (all but the attention output) or "dots"
+    (all but that and matrix products). placement: mesh and sharding rules. packed: whether a row may hold several
+    documents, which some back ends do not support.
 
     >>> import jax
     >>> from gram_jax.sharding import make_placement

@@ -15,7 +15,8 @@ from gram_jax.training.program import memory_saving_changes
 
 logger = logging.getLogger(__name__)
 
-REMATS = ("none", "dots", "full")  # cheapest first: nothing, all but products, all is recomputed
+# Cheapest first: nothing, all but products and attention, all but attention, all is recomputed.
+REMATS = ("none", "dots", "attention", "full")
 WIDEST_AXIS = 8  # of a searched axis
 # Rows of one micro-batch on one device, at most a quarter apart: 1, 2, 3, ... 8, 10, 12, 14, 16, 20, ...
 SIZES = sorted({1, 2, 3} | {quarters << power for quarters in (4, 5, 6, 7) for power in range(14)})

@@ -40,7 +40,7 @@ def check_files(
     map: ColumnMap | None = None,
     ranked: bool = False,
 ) -> Kind:
-    """What `source` is read as, for scores or to be ranked.
+    """Check that `source` can be read for scores or rankings into `out`; returns the kind of its records.
 
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
@@ -116,11 +116,13 @@ def score_file(
         metadata,
         read,
         RowTask(
-            rows, lambda record: len(record.responses) if ranking else 1, WINDOWS * scorer.window
+            rows,
+            lambda record: len(record.responses) if ranking else 1,
+            WINDOWS * scorer.window,
+            label,
+            unit,
         ),
-        code=partial(computed_by, scorer),
-        label=label,
-        unit=unit,
+        partial(computed_by, scorer),
     )
     log_notes(stream.spec.path, stream.report())
     return summary

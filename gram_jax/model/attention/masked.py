@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gram_jax.model.matmul import dot
 
-# The checkpoint name of an attention's output and its log-sum-exp, which remat = "dots" keeps.
+# The checkpoint name of an attention's output and its log-sum-exp, which remat = "attention" and "dots" keep.
 ATTENTION_OUTPUT = "attention"
 
 # The score of a masked key. exp(MASK_VALUE - x) is exactly 0 for every score x that occurs, as with minus infinity,

@@ -1,0 +1,35 @@
+"""Options of the compiler by chip: which are passed on, and to which programs."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gram_jax.compiler import SCORING, TRAINING, compiler_options, with_compiler_options
+
+
+def placement_on(platform: str, kind: str) -> Any:
+    """Of one device of this kind."""
+    devices = np.array([SimpleNamespace(device_kind=kind)], object)
+    return SimpleNamespace(platform=platform, mesh=SimpleNamespace(devices=devices))
+
+
+@pytest.mark.parametrize("table", [TRAINING, SCORING])
+@pytest.mark.parametrize("kind", sorted(SCORING))
+def test_a_recipe_adds_changes_and_removes_options_of_a_chip(table, kind):
+    tpu, own = placement_on("tpu", kind), table.get(kind, {})
+    assert compiler_options(tpu, table=table) == {k: str(v) for k, v in own.items()}
+    changed = compiler_options(tpu, {"a": True, "b": 2.5}, table)
+    assert changed == {**{k: str(v) for k, v in own.items()}, "a": "true", "b": "2.5"}
+    assert compiler_options(tpu, dict.fromkeys(own, ""), table) == {}
+
+
+def test_other_platforms_and_unknown_chips_have_none(one_device):
+    (kind, options), *_ = SCORING.items()
+    assert options and compiler_options(placement_on("gpu", kind), {"a": 1}) == {}
+    assert compiler_options(placement_on("tpu", "TPU v99"), table=SCORING) == {}
+    program = jax.jit(lambda x: x + 1)
+    assert with_compiler_options(program, one_device)(jnp.ones(())) == 2
