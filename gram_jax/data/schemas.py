@@ -25,7 +25,7 @@ from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 # Columns that every schema reads if a row has them.
 SYSTEM = "system|system_prompt|system_message"
 TOOLS = "tools"
-COMMON = ("margin", "weight", TOOLS, *SYSTEM.split("|"))
+COMMON = ("margin", "weight", "rationale", TOOLS, *SYSTEM.split("|"))
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
 
