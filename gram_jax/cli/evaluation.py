@@ -174,7 +174,7 @@ def think(
     limit: Annotated[int | None, TwoOrMore] = None,
     seed: Annotated[int, NotNegative] = 0,
 ) -> None:
-    """Measure accuracy against generated tokens, and fit the gate that thinks about uncertain pairs only.
+    """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
 
     Args:
         source: Labeled pairs of any schema; half of the prompts fit the gate, the others give the figures.
