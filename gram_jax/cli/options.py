@@ -127,11 +127,11 @@ class ThinkOptions:
     """Rationales before the verdicts."""
 
     votes: Annotated[int | None, AtLeastOne] = None
-    """Number of rationales for each order of a pair; without it the one-token verdict is read."""
+    """Number of rationales for each order of a pair; default: none, only the one-token verdict."""
     think_tokens: Annotated[int | None, AtLeastOne] = None
-    """Maximum number of tokens of a rationale; default the specification's."""
+    """Maximum number of tokens of a rationale; default: that of the specification."""
     think_temperature: Annotated[float, NotNegative] = 1.0
-    """Sampling temperature of rationales; 0 with one vote takes the most likely tokens."""
+    """Sampling temperature of rationales; 0 selects the most likely tokens, with one vote only."""
     think_top_p: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0
     """Sample from the most likely tokens of this total probability."""
     think_seed: Annotated[int, NotNegative] = 0
@@ -139,7 +139,7 @@ class ThinkOptions:
     combine: Literal["mean", "majority"] = "mean"
     """Verdict of several votes: the mean of their probabilities, or the majority."""
     think_below: Annotated[float | None, NotNegative] = None
-    """Think only if the margin of the one-token verdict is smaller, in log-odds; `think` fits it."""
+    """Generate rationales only if the margin of the one-token verdict is smaller; in log-odds, fitted by `think`."""
 
     def settings(self) -> "Think | None":
         """How the judge thinks; None: it reads the one-token verdict. Raises DataError for options without --votes."""
