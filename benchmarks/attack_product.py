@@ -8,8 +8,8 @@ damage      one change of a random file that a command wrote, then the command a
 non_finite  NaN, inf or an overflow at a random place of the weights, through every command and endpoint
 hostile     files without end, too deep, of wrong types (attack_files.py), with the memory and time of each
 
-An attack passes if every command ends with the undisturbed result, or with status 2 and a message: nothing lost,
-doubled, changed or invented, and no traceback. Exit status 1 if a trial fails; its folder is kept.
+An attack passes if every command ends with the undisturbed result, or with status 2 and a message: no row lost,
+repeated, changed or added, and no traceback. Exit status 1 if a trial fails; its folder is kept.
 
 Commands run in forked processes of one that has imported everything and started no device.
 """

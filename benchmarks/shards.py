@@ -1,4 +1,4 @@
-"""Sharded scoring gives the bytes of one process: python benchmarks/shards.py [--pairs N] [--kills N]
+"""Sharded scoring equals that of one process, byte for byte: python benchmarks/shards.py [--pairs N] [--kills N]
 
 Short pairs are scored by one process, and then by 1, 2 and 8 shards with different numbers of tokens per call; the
 merged files must be equal byte for byte. The time of two shards is compared with that of one process. Then shards, also
@@ -128,7 +128,7 @@ def chaos(folder: Path, pairs: Path, whole: Path, kills: int, seconds: float) ->
             print(f"DIFFERENT: run {runs}, {lost.total()} lost, {extra.total()} doubled or changed")
         shutil.rmtree(f"{out}.parts")
         runs += 1
-    print(f"{done} kills in {runs} runs: {runs - different} have the bytes of one process")
+    print(f"{done} kills in {runs} runs: {runs - different} are byte-identical to one process")
     return different
 
 

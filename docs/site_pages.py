@@ -30,6 +30,8 @@ API = {
             "Scorer",
             "load_judge",
             "RemoteScorer",
+            "Think",
+            "Thought",
             "PairScore",
             "score_pair",
             "PairBatch",
@@ -95,10 +97,21 @@ API = {
     ),
 }
 
+# Methods of base classes, shown with the class that users load.
+INHERITED = {
+    "Scorer": ["score", "score_many", "stream", "rank", "rank_many", "best", "compare"],
+}
+
 
 def api_page(title: str, names: list[str]) -> str:
     """Markdown that mkdocstrings fills with docstrings."""
-    return "\n\n".join([f"# {title}", *(f"::: gram_jax.{name}" for name in names)]) + "\n"
+    return "\n\n".join([f"# {title}", *map(_entry, names)]) + "\n"
+
+
+def _entry(name: str) -> str:
+    inherited = INHERITED.get(name)
+    options = f"\n    options:\n      inherited_members: {inherited}" if inherited else ""
+    return f"::: gram_jax.{name}{options}"
 
 
 def tutorials() -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,8 @@ def write_atomic(
 
     Text is UTF-8 and keeps its line ends. Raises `error` instead of OSError if the file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # The host as well: containers that share a file system often have the same process number.
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             if isinstance(content, bytes):

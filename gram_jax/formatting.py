@@ -57,7 +57,7 @@ NONE = "–"  # where there is no figure
 
 
 def decimals(interval: tuple[float, float] | None) -> int:
-    """How many decimals a share deserves: two if its interval is wider than four hundredths.
+    """Number of decimals to show of a share: two if its interval is wider than four hundredths.
 
     >>> decimals((0.69, 0.82)), decimals((0.749, 0.773)), decimals(None)
     (2, 3, 3)

@@ -24,7 +24,7 @@ def _limit(name: str, default: int) -> int:
 
 # Bytes of one line of JSON, and of one row of CSV. Parsed JSON takes up to 35 times its size.
 MAX_LINE = MIB * _limit("GRAM_JAX_MAX_LINE_MB", 32)
-# Characters of a text. Tokenizers take 500 bytes for each byte of it, before it is shortened.
+# Characters of a text. Tokenizers need 500 bytes of memory for each byte of it, before it is truncated.
 MAX_TEXT = 1_000_000 * _limit("GRAM_JAX_MAX_TEXT_MILLION_CHARACTERS", 2)
 # Bytes of a file that is one JSON value: a list of rows, and a config or index.
 MAX_LIST = MIB * _limit("GRAM_JAX_MAX_JSON_MB", 1024)
@@ -49,20 +49,29 @@ def parse_json(data: bytes, largest: int) -> Any:
     """
     if len(data) > largest:
         raise ValueError(f"the JSON has more than {largest:,} bytes")
-    # Those inside texts count as well; telling them apart would take as long as parsing.
+    # Those inside texts count too; to distinguish them would take as long as parsing.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
         raise ValueError(
             f"the JSON has more than {MAX_VALUES:,} commas and brackets "
             "(GRAM_JAX_MAX_JSON_MILLION_VALUES); write one row per line instead, as .jsonl"
         )
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text, found {error}") from error
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
 
 
 def open_limited(path: Path, *, lines: bool = True) -> IO[bytes]:

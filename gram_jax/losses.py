@@ -35,6 +35,22 @@ def label_margin(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.where(label == 0, logit_diff, -logit_diff)
 
 
+def order_divergence(logit_diff: jax.Array, swapped: jax.Array) -> jax.Array:
+    """Symmetric divergence of the verdicts on a pair in both orders: KL(p, q) + KL(q, p), in nats.
+
+    p = sigma(logit_diff) is the probability of a response that is shown first, q = sigma(-swapped) that of the same
+    response shown second. The sum is (p - q) (logit_diff + swapped). It is 0 only if swapped = -logit_diff, also for a
+    judge that says 0.5 of every pair: without labels or pseudo-labels it teaches no preference.
+
+    logit_diff, swapped: first label's logit minus the second's as given and swapped, equal shapes. Returns f32 [...].
+
+    >>> order_divergence(jnp.array([2.0, 1.0]), jnp.array([-2.0, 1.0])).round(4).tolist()
+    [0.0, 0.9242]
+    """
+    a, b = logit_diff.astype(jnp.float32), swapped.astype(jnp.float32)
+    return (jax.nn.sigmoid(a) - jax.nn.sigmoid(-b)) * (a + b)
+
+
 def ranking_nll(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     """Bradley-Terry: -log sigma(chosen - rejected), scalar rewards of equal shapes, f32 [...]."""
     return jax.nn.softplus(rejected.astype(jnp.float32) - chosen.astype(jnp.float32))

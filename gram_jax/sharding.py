@@ -5,6 +5,7 @@ a rules table maps them to the mesh axes data, fsdp, tensor, sequence. A new str
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_size": (),
     "mlp": ("tensor",),
+    # Experts of a mixture are divided among the devices of an axis, and are whole on each.
+    "experts": ("tensor",),
+    "expert_mlp": (),
+    "routes": (),
     "rank": (),
     "labels": (),
     # Rows and table during the lookup, for which the table's width is sharded over fsdp.
@@ -158,6 +163,21 @@ def make_placement(
         shape = tuple(ici_sizes[axis] for axis in MESH_AXES)
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     return Placement(mesh, tuple(RULES.items()))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes for `make_placement` from "axis=size,...". Raises RecipeError for another form.
+
+    >>> parse_mesh("tensor=4,fsdp=-1")
+    {'tensor': 4, 'fsdp': -1}
+    """
+    found = re.findall(r"(\w+)=(-1|[1-9]\d*)(?:,|$)", text)
+    if not found or ",".join(map("=".join, found)) != text or len(dict(found)) < len(found):
+        raise RecipeError(
+            f"mesh {text!r}: expected axis=size,... such as fsdp=4 or tensor=2,fsdp=-1, each axis once; the axes are "
+            f"{', '.join(MESH_AXES)}"
+        )
+    return {axis: int(size) for axis, size in found}
 
 
 def local_placement(placement: Placement) -> Placement:

@@ -57,6 +57,7 @@ SMALL = (
         "gram-jax rl",
         "--set run.max_steps=1 --set sampling.prompts_per_step=4 --set sampling.max_new_tokens=4",
     ),
+    ("gram-jax train smollm2-135m-consistency", "--set batch.max_length=512"),
     ("gram-jax rl", "--set evaluate.limit=2 --set algorithm.gradient_accumulation_steps=1"),
     ("gram-jax plan", "--model-config qwen3-1.7b -> --model-config NAME_OR_FOLDER/config.json"),
     ("gram-jax plan", "--topology v5e:4x4 -> --topology local"),
@@ -71,6 +72,7 @@ HANGS = 900  # seconds until a page is given up; the slowest takes 40 beside ano
 # What a page needs besides `make_stand_ins`: a name, and the stand-in that is copied to it.
 GRANTED = {
     "docs/attacks.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
+    "docs/curate.md": {"runs/judge-0": "runs/judge", "runs/judge-1": "runs/judge"},
     "docs/large-data.md": {"runs/smollm2-135m-pretrain": "runs/judge"},
     "docs/report.md": {"judge-hf": "runs/demo/judge", "first": "evaluated", "second": "evaluated"},
     "docs/rl.md": {"runs/smollm2-135m-finetune": "runs/judge"},
@@ -122,6 +124,8 @@ def make_stand_ins(place: Path, tools: Path) -> None:
     for name in ("my_unlabeled", "data/unlabeled_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), place / f"{name}.parquet")
     _write_lines(place / "prompts.jsonl", pairs)
+    texts = [" ".join(f"{word}{at}" for word in "abcdefghijklmnopqrst") for at in range(8)]
+    _write_lines(place / "my_texts.jsonl", [{"text": text} for text in texts])
     _write_lines(place / "rendered_rows.jsonl", rows_of(GRAM_LIKE))
     four = [(r, r["prompt"], r["chosen"], r["rejected"]) for r in rows[:4]]
     candidates = [{"prompt": p, "responses": [a, b, "fig"]} for _, p, a, b in four]

@@ -14,6 +14,11 @@ def encode_pretraining(tokenizer, spec, prompt, first, second) -> Encoded:
     return encode_items(tokenizer, spec.pretraining, items, spec.max_length)[0]
 
 
+def encode_gram_pretraining(tokenizer, spec, prompt, first, second) -> Encoded:
+    items = [(prompt, first, second)]
+    return encode_items(tokenizer, spec.gram_pretraining, items, spec.max_length)[0]
+
+
 def encode_response(tokenizer, spec, prompt, response) -> Encoded:
     return encode_items(tokenizer, spec.response, [(prompt, response)], spec.max_length)[0]
 

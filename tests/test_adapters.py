@@ -190,5 +190,5 @@ def test_a_run_without_lora_is_no_adapter(base, tmp_path, one_device):
     write_run(tmp_path / "run", cfg, tokenizer, make_spec(tokenizer, max_length=256), {5: params})
     with pytest.raises(CheckpointError, match="all weights"):
         load_lora(tmp_path / "run", one_device)
-    with pytest.raises(CheckpointError, match="no run"):
+    with pytest.raises(CheckpointError, match="is not a run"):
         load_lora(folder, one_device)

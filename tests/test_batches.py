@@ -350,6 +350,35 @@ def test_the_side_shown_first_is_balanced_and_depends_on_seed_and_id_alone(judge
     assert labels == dict(zip(b.ids, b.label, strict=True)) and set(labels.values()) == {0, 1}
 
 
+def test_pairs_without_a_label_are_kept_if_asked_for(judge):
+    records = [*preferences(4), *(replace(r, label=None) for r in preferences(6)[4:])]
+    records += [replace(r, label="tie") for r in preferences(7)[6:]]
+    settings = {"position_augmentation": "both", "seed": 0, "overlong": "drop"}
+    examples = make_examples(
+        "finetune", records, *judge, **settings, read=ReadReport(7, 7), keep_unlabeled=True
+    )
+    assert examples.label.tolist() == [0, 1] * 4 + [-1, -1] * 2
+    assert examples.read.dropped == {"tie": 1}
+    assert examples_of("finetune", records, judge, "both").label.tolist() == [0, 1] * 4
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_both_orders_of_a_pair_are_in_adjacent_slots(judge, packing):
+    examples = examples_of("finetune", preferences(21), judge, "both")
+    plan = BatchPlan(examples, batch_size=3, max_length=700, seed=0, packing=packing, together=True)
+    assert plan.slots % 2 == 0
+    seen = []
+    for at in range(plan.steps_per_epoch):
+        batch = plan.batch(at)
+        assert np.array_equal(batch.weights[:, ::2], batch.weights[:, 1::2])
+        used = batch.weights[:, ::2] > 0
+        assert (batch.label[:, ::2] + batch.label[:, 1::2])[used].tolist() == [1] * used.sum()
+        for row, slot in zip(*np.nonzero(batch.weights), strict=True):
+            tokens = batch.seqs.tokens[row][batch.seqs.segments[row] == slot + 1]
+            seen.append(judge[0].decode(tokens).split("question ")[1].split()[0])
+    assert seen[::2] == seen[1::2] and sorted(map(int, seen[::2])) == list(range(21))
+
+
 @pytest.mark.parametrize("orders", ["hash", "both", "fixed"])
 @pytest.mark.parametrize("turn", [False, True])
 def test_a_label_says_which_of_the_shown_responses_is_the_chosen_one(judge, orders, turn):

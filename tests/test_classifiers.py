@@ -1,5 +1,6 @@
 """Judges as classifiers and scalar reward models: the logits of transformers, and the same judge when read again."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from test_hf_files import assert_same_bits
 
 from gram_jax.errors import GramWarning, JudgeError, LayoutError
-from gram_jax.interop.classifier import as_classifier, classifier_card
+from gram_jax.interop.classifier import as_classifier, classifier_card, cross_encoder_files
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import load_hf
 from gram_jax.interop.models import has_scalar_head, load_tokenizer, reward_spec
@@ -122,6 +123,39 @@ def test_a_classifier_holds_the_rows_of_the_verdicts_and_comes_back_bit_for_bit(
     assert found.head == kind
     second = exported(tmp_path / "two", kind, found, again, spec, tokenizer)
     assert_same_bits(load_hf(second, one_device, None)[1], again)
+
+
+@pytest.mark.torch
+def test_the_files_of_a_cross_encoder_render_and_read_the_verdict_of_the_judge(
+    tokenizer, tmp_path, one_device, execution
+):
+    """As its modules do: the chat template's tokens, and the difference of two logits after the last one."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    cfg, params, spec = judge("llama", True, tokenizer, one_device)
+    with pytest.raises(LayoutError, match="padding token"):
+        cross_encoder_files(spec, tokenizer)
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = "<|endoftext|>"
+    texts = cross_encoder_files(spec, padded)
+    given = {"dtype": None, "tokenizer": padded, "spec": spec, "texts": texts}
+    folder = export_hf(tmp_path / "judge", cfg, params, **given)
+    found = {name: json.loads((folder / name).read_text()) for name in texts}
+    chat = found["sentence_bert_config.json"]["processing_kwargs"]["chat_template"]
+    ids = found["1_LogitScore/config.json"]
+    content = spec.template.format(prompt="Why?", first="A", second="B")
+    text = transformers.AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, **chat
+    )
+    (encoded,) = encode_items(tokenizer, spec.comparison, [("Why?", "A", "B")], spec.max_length)
+    assert padded(text, add_special_tokens=False).input_ids == encoded.tokens.tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(encoded.tokens[None]).long()).logits[0, -1]
+    score = float(logits[ids["true_token_id"]] - logits[ids["false_token_id"]])
+    engine = Scorer(params, cfg, tokenizer, spec, execution).engine
+    assert engine.label_logit_diffs([encoded], paired=False)[0] == pytest.approx(score, abs=1e-4)
+    assert [module["path"] for module in found["modules.json"]] == ["", "1_LogitScore"]
+    assert Scorer.load(folder, compute_dtype="float32").spec == spec
 
 
 def test_what_is_no_classifier_is_refused(tokenizer, tmp_path, one_device, execution):

@@ -165,7 +165,7 @@ def commands_of(text: str) -> list[list[str]]:
 def known_commands() -> dict[tuple[str, ...], set[str]]:
     """Options of every command, by its words."""
     commands = {(one.__name__,): cli.app[one.__name__] for one in cli.COMMANDS}
-    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "prepare")}
+    commands |= {("data", name): cli.data_app[name] for name in ("inspect", "pairs", "prepare")}
     commands[("data",)] = commands[("data", "inspect")]
     return {
         words: {

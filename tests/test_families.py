@@ -60,9 +60,36 @@ MODELS = {
             layer_types=["sliding_attention", "full_attention"] * 2,
         ),
     ),
+    "ministral3": (
+        "Ministral3",
+        dict(
+            head_dim=16,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        ),
+    ),
     "qwen3 with a window": (
         "Qwen3",
         dict(head_dim=8, sliding_window=WINDOW, use_sliding_window=True, max_window_layers=1),
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(
+            head_dim=16,
+            moe_intermediate_size=24,
+            num_experts=8,
+            num_experts_per_tok=3,
+            norm_topk_prob=True,
+        ),
     ),
     "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 0, 1, 1])),
     "phi3": ("Phi3", {}),
@@ -112,10 +139,15 @@ PARAMS = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) 
 
 @pytest.fixture(scope="module", params=PARAMS)
 def model(request, tmp_path_factory):
-    """(name, model of transformers, its folder): random weights, none of them special."""
+    """(name, model of transformers, its folder)."""
+    folder = tmp_path_factory.mktemp("model")
+    return request.param, random_model(*MODELS[request.param], folder), folder
+
+
+def random_model(name, settings, folder):
+    """A model of transformers with random weights, none of them special, and its folder."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    name, settings = MODELS[request.param]
-    config = getattr(transformers, f"{name}Config")(**SIZES, **settings)
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
     torch.manual_seed(0)
     found = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation="eager"
@@ -125,9 +157,8 @@ def model(request, tmp_path_factory):
             around = 1.0 if "norm" in path and "Gemma" not in name else 0.0
             scale = 1.0 if "embed" in path or "head" in path else 0.25
             weight.copy_(around + scale * torch.randn(weight.shape))
-    folder = tmp_path_factory.mktemp("model")
     found.save_pretrained(folder)
-    return request.param, found, folder
+    return found
 
 
 @pytest.fixture
@@ -143,6 +174,22 @@ def logits_of_transformers(model, tokens):
     torch = pytest.importorskip("torch")
     with torch.no_grad():
         return model[1](torch.from_numpy(tokens).long()).logits.numpy()
+
+
+def gradients_of_transformers(model):
+    """By the names of a folder, which holds experts apart that the model holds in one tensor."""
+    found = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+    for name in [name for name in found if ".experts." in name]:
+        (layer, matrix), whole = name.split(".experts."), found.pop(name)
+        if matrix == "gate_up_proj":
+            gate, up = np.split(whole, 2, axis=1)
+            parts = {"gate_proj": gate, "up_proj": up}
+        else:
+            parts = {"down_proj": whole}
+        for part, stack in parts.items():
+            for expert, one in enumerate(stack):
+                found[f"{layer}.experts.{expert}.{part}.weight"] = one
+    return found
 
 
 @pytest.mark.parametrize("backend", ["blocked", pytest.param("xla", marks=pytest.mark.slow)])
@@ -178,13 +225,11 @@ def test_gradients_of_the_verdict_are_those_of_transformers(model, loaded, execu
     theirs.backward()
     np.testing.assert_allclose(value, theirs.item(), rtol=1e-4)
     leaves = tree.flatten(gradients)
+    expected_of = gradients_of_transformers(model[1])
     for name, slots in file_tensors(cfg).items():
         parts = [np.asarray(leaves[s.rule.path]) for s in slots]
-        parts = [
-            s.to_stored(x if s.layer is None else x[s.layer])
-            for s, x in zip(slots, parts, strict=True)
-        ]
-        expected = model[1].get_parameter(name).grad.numpy()
+        parts = [s.to_stored(x[s.at]) for s, x in zip(slots, parts, strict=True)]
+        expected = expected_of[name]
         error = np.abs(np.concatenate(parts) - expected).max()
         assert error <= 1e-4 * max(1.0, np.abs(expected).max()), name
 
@@ -288,12 +333,18 @@ def test_a_model_with_images_is_read_as_its_text_model(tmp_path, one_device):
         ("mistral", {"sliding_window": 0}, "sliding_window"),
         ("olmo2", {"sliding_window": 7}, "sliding_window"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"num_experts": 0}, "num_experts"),
+        ("qwen3", {"num_experts": 8}, "num_experts"),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "longrope"),
         ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
 def test_what_a_family_does_not_do_is_refused_by_name(family, change, name):
     settings = SIZES | {"rms_norm_eps": 1e-5, "model_type": family}
+    if family == "qwen3_moe":
+        settings |= {"moe_intermediate_size": 24, "num_experts": 8}
     for entry in ("pad_token_id", "bos_token_id", "eos_token_id"):
         del settings[entry]
     config_from_hf(settings)

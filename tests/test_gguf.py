@@ -83,7 +83,7 @@ def stored(params, cfg):
 
     def part(slot):
         leaf = np.asarray(leaves[slot.rule.path])
-        return slot.to_stored(leaf if slot.layer is None else leaf[slot.layer])
+        return slot.to_stored(leaf[slot.at])
 
     return {name: part(slot) for name, slot in places.items()}
 

@@ -8,6 +8,7 @@ from conftest import FAMILIES, tiny_config
 
 from gram_jax.errors import LayoutError
 from gram_jax.interop.hf_config import config_from_hf, config_to_hf
+from gram_jax.model.config import Experts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,7 +73,20 @@ def test_every_field_is_written_and_read(field):
         changed = replace(changed, qk_norm=True)
     assert changed != cfg
     assert config_from_hf(config_to_hf(changed, "float32")) == changed
-    assert set(CHANGES) | {"qkv_bias", "qk_norm", "traits"} == {f.name for f in fields(cfg)}
+    others = {"qkv_bias", "qk_norm", "traits", "experts"}
+    assert set(CHANGES) | others == {f.name for f in fields(cfg)}
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": 16}, {"per_token": 1}, {"normalized": False}, {"balance": 0.02}]
+)
+def test_every_field_of_experts_is_written_and_read(change):
+    plain = replace(tiny_config("qwen3", False), family="qwen3_moe")
+    cfg = replace(plain, experts=Experts(8, 2, normalized=True, balance=0.0))
+    changed = replace(cfg, experts=replace(cfg.experts, **change))
+    assert config_from_hf(config_to_hf(changed, "float32")) == changed != cfg
+    with pytest.raises(LayoutError, match="experts"):
+        config_to_hf(plain, "float32")
 
 
 @pytest.mark.parametrize(

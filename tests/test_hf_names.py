@@ -17,7 +17,7 @@ from gram_jax.model.specs import param_specs
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_has_exactly_one_place_in_a_file(family, tied, names):
     cfg = tiny_config(family, tied)
-    places = [(slot.rule.path, slot.layer) for slot in tensor_mappings(cfg, names).values()]
+    places = [(slot.rule.path, slot.at) for slot in tensor_mappings(cfg, names).values()]
     assert len(places) == len(set(places))
     specs = tree.flatten(param_specs(cfg))
     assert {path for path, _ in places} == specs.keys()
@@ -31,10 +31,11 @@ def test_every_weight_has_exactly_one_place_in_a_file(family, tied, names):
 def test_no_two_rules_of_a_model_claim_the_same_name(norms):
     cfg = replace(tiny_config("qwen3", False), qkv_bias=True, traits=Traits(norms=norms))
     specs = tree.flatten(param_specs(cfg))
-    rules = [rule.of(cfg) for rule in RULES if rule.path in specs]
-    assert len(rules) == len(specs)
-    for names in ("path", "hf", "gguf"):
-        assert len({getattr(rule, names) for rule in rules}) == len(rules)
+    for names in ("hf", "gguf"):
+        rules = [rule.of(cfg, names) for rule in RULES if rule.path in specs]
+        assert len(rules) == len(specs)
+        for field in ("path", names):
+            assert len({getattr(rule, field) for rule in rules}) == len(rules)
 
 
 def test_a_query_matrix_is_split_by_heads_and_turned():

@@ -1,4 +1,4 @@
-"""Files of others: what is too large, too deep or without an end is an error that names the file."""
+"""Untrusted files: one that is too large, too deep or without an end is an error that names the file."""
 
 import copy
 import datetime

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
+from tiny_runs import (  # noqa: F401
+    compiled_programs,
+    tiny_recipe,
+    tiny_values,
+    train,
+    write_pairs,
+)
 
 import gram_jax.training.loop as loop
 from gram_jax import tree
@@ -132,6 +138,42 @@ def test_the_other_stages_run_to_their_end_and_can_be_loaded(stage, tmp_path):
     weights = saved_state(result)
     assert ("score" in weights) == (stage == "bradley_terry")
     assert result.steps == 6
+
+
+@pytest.mark.slow
+def test_stage_two_trains_on_labeled_and_unlabeled_pairs_with_order_consistency(tmp_path):
+    plain = write_pairs(tmp_path / "plain.jsonl", 8, seed=3)
+    rows = [json.loads(line) for line in plain.read_text().splitlines()]
+    plain.write_text(
+        "".join(
+            json.dumps(
+                {"prompt": r["prompt"], "response_a": r["chosen"], "response_b": r["rejected"]}
+            )
+            + "\n"
+            for r in rows
+        )
+    )
+    labeled = write_pairs(tmp_path / "labeled.jsonl", 8, seed=4)
+    recipe = tiny_recipe(
+        "finetune",
+        tmp_path / "run",
+        data__train=[str(labeled), str(plain)],
+        loss__order_consistency=1.0,
+        batch__packing=True,
+        batch__batch_size=2,
+        batch__max_length=640,
+        run__max_steps=10,
+    )
+    result = train(recipe)
+    rows = read_metrics(result.folder / "metrics.jsonl")
+    assert all(row["order_divergence"] >= 0 for row in rows)
+    losses = [
+        row["verdict_loss"] for row in rows if "verdict_loss" in row
+    ]  # of batches with labels
+    assert losses[-1] < losses[0]
+    with pytest.raises(RecipeError, match="both"):
+        values = tiny_values("finetune", tmp_path / "x", loss__order_consistency=1.0)
+        make_recipe(values | {"data": values["data"] | {"position_augmentation": "hash"}})
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from conftest import tiny_config
 from model_cases import shapes_in
 
 from gram_jax.batch import Sequences, TokenBatch
-from gram_jax.losses import next_token_nll, ranking_nll, smoothed_verdict_nll
+from gram_jax.losses import next_token_nll, order_divergence, ranking_nll, smoothed_verdict_nll
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_shardings, param_specs
 from gram_jax.plan.collectives import KINDS
@@ -68,6 +68,29 @@ def test_without_smoothing_the_verdict_loss_is_bradley_terry():
     np.testing.assert_allclose(
         smoothed_verdict_nll(logits, label, 0.0), ranking_nll(preferred, other), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("logit_diff", "swapped", "value"),
+    [
+        (2.0, -2.0, 0.0),  # the same response in both orders
+        (0.0, 0.0, 0.0),  # a judge without a preference is consistent
+        (1.0, 1.0, 2 * math.tanh(0.5)),  # always the first: p = sigma(1), q = sigma(-1)
+        (3.0, 0.0, 3 * (1 / (1 + math.exp(-3)) - 0.5)),
+    ],
+)
+def test_order_divergence_table(logit_diff, swapped, value):
+    for one, other in [(logit_diff, swapped), (swapped, logit_diff)]:
+        found = order_divergence(jnp.array(one), jnp.array(other))
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+
+
+def test_order_divergence_pulls_both_orders_together_with_equal_force():
+    slopes = jax.grad(order_divergence, argnums=(0, 1))(1.5, 0.5)
+    assert slopes[0] > 0 and slopes[1] > 0
+    swapped = jax.grad(order_divergence, argnums=(0, 1))(0.5, 1.5)
+    np.testing.assert_allclose(slopes, swapped[::-1], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(order_divergence, argnums=(0, 1))(2.0, -2.0), (0, 0))
 
 
 @pytest.mark.torch

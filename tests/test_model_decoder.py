@@ -13,7 +13,7 @@ from model_cases import random_params, random_rows
 from gram_jax.batch import Sequences
 from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.interop.hf_config import config_to_hf
-from gram_jax.model.config import Llama3Scaling, ModelConfig, Traits
+from gram_jax.model.config import Experts, Llama3Scaling, ModelConfig, Traits
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits, unembedding
@@ -21,6 +21,7 @@ from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.model.rope import (
+    Rope,
     apply_rope,
     rope_angles,
     rotate_by_halves,
@@ -52,6 +53,7 @@ OTHER = {
     "context_length": 1024,
     "head": "labels",
     "traits": Traits(norms="both"),
+    "experts": Experts(4, 2, normalized=True, balance=0.0),
 }
 # The same for every trait; a window and its theta need layers that have them.
 OTHER_TRAITS = {
@@ -250,7 +252,7 @@ def test_rotation_as_a_permutation_has_the_bits_of_rotation_by_halves(dtype, siz
     expected = by_halves(x, cos, sin)
     rounding = 0 if dtype == "bfloat16" else 4e-6  # a CPU fuses multiply and add in either form
     np.testing.assert_allclose(by_permutation(x, cos, sin), expected, rtol=0, atol=rounding * 100)
-    back = jax.vjp(lambda x: apply_rope(x, (cos[:, :, 0], sin[:, :, 0])), x)[1](d_y)[0]
+    back = jax.vjp(lambda x: apply_rope(x, Rope(cos[:, :, 0], sin[:, :, 0])), x)[1](d_y)[0]
     plain = jax.vjp(lambda x: rotate_by_halves(x, cos, sin), x)[1](d_y)[0]
     np.testing.assert_allclose(back, plain, rtol=0, atol=rounding * 100)
     assert back.dtype == expected.dtype == x.dtype

@@ -33,7 +33,7 @@ def in_pytorch(cfg, params):
     weights = {}
     for name, slot in tensor_mappings(cfg, "hf").items():
         leaf = leaves[slot.rule.path]
-        leaf = leaf if slot.layer is None else leaf[slot.layer]
+        leaf = leaf[slot.at]
         weights[name] = torch.from_numpy(slot.to_stored(leaf).copy())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if cfg.tied_head else set())
@@ -98,7 +98,7 @@ def test_loss_and_gradients_are_those_of_transformers(family, execution, one_dev
     leaves = {path: np.asarray(leaf) for path, leaf in tree.walk(gradients)}
     for name, slot in tensor_mappings(cfg, "hf").items():
         leaf = leaves[slot.rule.path]
-        found = slot.to_stored(leaf if slot.layer is None else leaf[slot.layer])
+        found = slot.to_stored(leaf[slot.at])
         expected = model.get_parameter(name).grad.numpy()
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max(), name
 

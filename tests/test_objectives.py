@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from model_cases import LABELS, random_params, random_rows
+from scipy.special import expit, logit
 
 from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
@@ -17,6 +18,7 @@ from gram_jax.model.heads import hidden_at, label_logits, unembedding
 from gram_jax.sharding import make_placement
 from gram_jax.training.objectives import (
     bradley_terry_objective,
+    consistent_verdict_objective,
     pretrain_objective,
     verdict_objective,
 )
@@ -230,3 +232,49 @@ def test_a_margin_of_nothing_is_not_accurate(stage, weights, execution, one_devi
     assert metrics["margin"][0] == metrics["accuracy"][0] == 0
     if stage == "finetune":
         assert metrics["p_first"][0] == metrics["p_first"][1] / 2
+
+
+def consistent(params, batch, execution, consistency: float):
+    objective = consistent_verdict_objective(
+        CFG, execution, label_ids=LABELS, smoothing=0.1, consistency=consistency
+    )
+    return jax.jit(objective)(params, batch)
+
+
+def pair_batch(*labels: int) -> VerdictBatch:
+    """Two documents in a row: both orders of a pair, with the label of the first."""
+    lengths = [[10, 20], [30, 6], [5, 5], [17, 31]]
+    ends = np.cumsum(lengths, axis=1).astype(np.int32) - 1
+    label = np.array([[y, 1 - y if y >= 0 else -1] for y in labels], np.int32)
+    return VerdictBatch(random_rows(CFG, lengths, T), ends, label, np.ones((4, 2), np.float32))
+
+
+def test_order_consistency_adds_the_divergence_of_both_orders_to_the_verdict_loss(
+    execution, one_device
+):
+    params, batch = params_of("finetune", one_device), pair_batch(0, 1, 1, 0)
+    plain, known = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)(params, batch)
+    none, metrics = consistent(params, batch, execution, 0.0)
+    np.testing.assert_allclose(none, plain, rtol=1e-6)
+    for name in ("accuracy", "margin", "p_first"):
+        np.testing.assert_allclose(metrics[name], known[name], rtol=1e-6)
+    hidden = hidden_states(params, CFG, batch.seqs, execution)
+    logits = label_logits(params, CFG, hidden_at(hidden, batch.verdict_at), LABELS)
+    diff = np.asarray(logits[..., 0] - logits[..., 1], np.float64)
+    p, other = expit(diff[:, 0]), expit(-diff[:, 1])  # of the same response, in both orders
+    divergence = (p - other) * (logit(p) - logit(other))
+    loss, metrics = consistent(params, batch, execution, 0.5)
+    np.testing.assert_allclose(metrics["order_divergence"], (divergence.sum(), 4), rtol=1e-4)
+    np.testing.assert_allclose(loss, plain + 0.5 * 2 * divergence.sum(), rtol=1e-5)
+    assert metrics["loss"] == (loss, 8)
+
+
+def test_a_pair_without_a_label_has_the_divergence_only(execution, one_device):
+    params = params_of("finetune", one_device)
+    some, _ = consistent(params, pair_batch(0, -1, 1, -1), execution, 0.0)
+    first, second = pair_batch(0, 1, 1, 0), pair_batch(0, 0, 1, 1)
+    both = [consistent(params, batch, execution, 0.0)[0] for batch in (first, second)]
+    none, metrics = consistent(params, pair_batch(-1, -1, -1, -1), execution, 1.0)
+    assert metrics["verdict_loss"] == (0, 0) and metrics["accuracy"] == (0, 0)
+    np.testing.assert_allclose(none, 2 * metrics["order_divergence"][0], rtol=1e-6)
+    assert metrics["loss"][1] == 8 and 0 < some < min(both)

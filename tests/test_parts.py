@@ -15,6 +15,7 @@ from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.judge.messages import as_prompt
+from gram_jax.progress import no_progress
 from gram_jax.remote import local_copies, open_filesystem
 from gram_jax.scoring.files import check_files
 from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
@@ -71,14 +72,14 @@ def task(kill_after: int | None = None, window: int = 4) -> RowTask:
 
 def whole(folder: Path) -> Path:
     out = folder / "whole.jsonl"
-    write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
+    write_rows(OutputSink(out), METADATA, source(), task())
     return out
 
 
 def write(out: Path | str, shard: Shard, *, made=None, of=None, metadata=METADATA, code=CODE):
     sink, read = OutputSink(out, shard=shard), source() if of is None else of
     made = task() if made is None else made
-    return write_parts(sink, metadata, read, made, code=lambda: code, label="", unit="")
+    return write_parts(sink, metadata, read, made, lambda: code)
 
 
 def written(out: Path) -> tuple[bytes, bytes]:
@@ -134,6 +135,25 @@ def test_a_part_that_was_begun_is_resumed_and_whole_parts_are_skipped(tmp_path):
     assert (done.before, done.written) == (6, 5)  # rows 1 to 6 without 3, and 13
 
 
+def test_the_progress_of_a_shard_counts_its_own_rows(tmp_path):
+    opened = []
+
+    def progress(total, *, done=0, label="", unit=""):
+        opened.append((total, done))
+        return no_progress(total)
+
+    def run(shard: Shard, **kill):
+        sink = OutputSink(tmp_path / "out.jsonl", progress=progress, shard=shard)
+        records = source(dropped=set())
+        write_parts(sink, METADATA, records, task(**kill), lambda: CODE)
+
+    with suppress(Killed):
+        run(Shard(0, 2, 6), kill_after=2)  # two windows of four of the 23 rows
+    run(Shard(0, 2, 6))
+    run(Shard(1, 2, 6))
+    assert opened == [(12, 0), (12, 8), (11, 0)]
+
+
 def test_missing_parts_are_named_with_their_rows(tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(DataError, match="expected parts that --shard wrote"):
@@ -149,7 +169,9 @@ def test_missing_parts_are_named_with_their_rows(tmp_path):
         merge_parts(str(tmp_path / "begun.jsonl"))
 
 
-@pytest.mark.parametrize("damage", ["value", "line", "swap", "record", "manifest", "end"])
+@pytest.mark.parametrize(
+    "damage", ["value", "line", "swap", "record", "missing", "manifest", "end"]
+)
 def test_a_damaged_part_is_named(tmp_path, damage):
     out = tmp_path / "out.jsonl"
     write(out, Shard(0, 1, 5))
@@ -167,9 +189,12 @@ def test_a_damaged_part_is_named(tmp_path, damage):
         case "record":
             (parts / "part-00000.json").write_text('{"rows": 4}')
             expected = "part-00000.json"
+        case "missing":
+            (parts / "part-00000.json").unlink()
+            expected = "part-00000.json is missing"
         case "manifest" | "end":
             expected = f"{damage}.json"
-            (parts / expected).write_text("{")
+            (parts / expected).write_text("{}")
     with pytest.raises(DataError, match=expected):
         merge_parts(str(out))
     assert not out.exists()
@@ -192,6 +217,34 @@ def test_parts_of_other_results_or_inputs_are_not_mixed(tmp_path):
         merge_parts(str(out))
     merge_parts(str(out), overwrite=True)
     assert written(out) == written(whole(tmp_path))
+
+
+def test_parts_of_a_manifest_that_another_process_replaced_are_named(tmp_path):
+    """Shards with different judges that start at the same moment."""
+    out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "manifest.json"
+    write(out, Shard(0, 2, 5))
+    ours = manifest.read_bytes()
+    manifest.write_bytes(ours.replace(b'"source": "s"', b'"source": "s", "weights": "w"'))
+    other = METADATA | {"weights": "w"}
+    write(out, Shard(1, 2, 5), metadata=other)
+    with pytest.raises(DataError, match=r"part-00000\.json is not of the results"):
+        merge_parts(str(out))
+    with pytest.raises(DataError, match=r"part-00000\.json is not of the results"):
+        write(out, Shard(0, 2, 5), metadata=other)
+    manifest.write_bytes(ours)
+    with pytest.raises(DataError, match=r"part-00001\.json is not of the results"):
+        merge_parts(str(out))
+
+
+def test_more_shards_than_rows_and_no_rows_at_all_are_joined(tmp_path):
+    none = list_source([])
+    for name, of, count in (("few", source(RECORDS[:2]), 5), ("none", none, 2)):
+        out, alone = tmp_path / name, tmp_path / f"{name}-alone"
+        for at in range(count):
+            write(out, Shard(at, count, 1), of=of)
+        merge_parts(str(out))
+        write_rows(OutputSink(alone), METADATA, of, task())
+        assert written(out) == written(alone)
 
 
 def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -231,7 +284,7 @@ def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):
         hold_lock(file_lock(out)),
         pytest.raises(InUseError, match=rf"process \d+ on .* writes {out} since"),
     ):
-        write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
+        write_rows(OutputSink(out), METADATA, source(), task())
 
 
 def test_rows_that_appear_while_a_file_is_written_are_an_error(tmp_path):
@@ -245,22 +298,22 @@ def test_rows_that_appear_while_a_file_is_written_are_an_error(tmp_path):
 
     made = RowTask(other_appends, lambda record: 1, 4)
     with pytest.raises(DataError, match="another process writes to it"):
-        write_rows(OutputSink(out), METADATA, source(), made, label="", unit="")
+        write_rows(OutputSink(out), METADATA, source(), made)
 
 
 def test_a_file_is_not_begun_beside_its_parts(tmp_path):
     out = tmp_path / "out.jsonl"
     write(out, Shard(0, 1, 5))
     with pytest.raises(DataError, match="gram-jax merge"):
-        write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
+        write_rows(OutputSink(out), METADATA, source(), task())
     merge_parts(str(out))
-    assert write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="").written == 0
+    assert write_rows(OutputSink(out), METADATA, source(), task()).written == 0
 
 
 def test_one_shard_does_not_overwrite_the_others(tmp_path):
     sink = OutputSink(tmp_path / "out.jsonl", overwrite=True, shard=Shard(0, 2, 5))
     with pytest.raises(DataError, match="leave out --overwrite"):
-        write_parts(sink, METADATA, source(), task(), code=lambda: CODE, label="", unit="")
+        write_parts(sink, METADATA, source(), task(), lambda: CODE)
 
 
 def test_a_folder_has_several_files_with_parts(tmp_path):
@@ -284,11 +337,11 @@ def test_an_edited_row_is_refused_and_can_be_accepted(tmp_path, at):
     lines[at] = lines[at].replace(f'"value": {row["value"]}', '"value": 0.5')
     out.write_text("".join(lines))
     with pytest.raises(DataError, match=rf"line {at + 1} .*gram-jax verify {out} --accept"):
-        write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
+        write_rows(OutputSink(out), METADATA, source(), task())
     with pytest.raises(DataError, match=f"line {at + 1} "):
         list(read_rows(out))
     assert accept_rows(out) == 1
-    assert write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="").written == 0
+    assert write_rows(OutputSink(out), METADATA, source(), task()).written == 0
     assert [row["value"] for row in read_rows(out)][at] == 0.5
 
 
@@ -305,7 +358,7 @@ def test_no_flipped_bit_is_used(tmp_path_factory, place, bit):
     content[int(place * len(content))] ^= 1 << bit
     out.write_bytes(content)
     try:
-        write_rows(OutputSink(out), METADATA, source(), task(), label="", unit="")
+        write_rows(OutputSink(out), METADATA, source(), task())
     except DataError as error:
         assert "line" in str(error)
     else:
@@ -325,7 +378,7 @@ def test_results_at_an_address_are_those_of_a_disk(tmp_path):
     assert (again.written, again.before) == (0, 10)
     merge_parts(out)
     sink = OutputSink("memory://results/alone.jsonl")
-    write_results(sink, METADATA, source(), task(), code=lambda: CODE, label="", unit="")
+    write_results(sink, METADATA, source(), task(), lambda: CODE)
     files, _ = open_filesystem(out)
     for name in ("out", "alone"):
         found = [files.cat_file(f"/results/{name}.jsonl{end}") for end in ("", ".meta.json")]

@@ -358,6 +358,14 @@ def test_training_is_three_forward_passes_and_stage_one_has_a_head(recipe):
         ("llama3.2-3b", 3_212_749_824),
         ("llama3.1-8b", 8_030_261_248),
         ("llama3.3-70b", 70_553_706_496),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("mistral-7b", 7_248_023_552),
+        ("ministral-3-8b", 8_489_553_920),
+        ("smollm3-3b", 3_075_098_624),
+        ("phi-4", 14_659_507_200),
+        ("gemma-2-9b", 9_241_705_984),
+        ("gemma-3-12b", 11_766_034_176),  # without the model of images
+        ("olmo-2-7b", 7_298_617_344),
     ],
 )
 def test_published_shapes_have_the_published_number_of_weights(name: str, count: int):
@@ -367,6 +375,8 @@ def test_published_shapes_have_the_published_number_of_weights(name: str, count:
 def test_a_published_shape_has_its_hub_name_too():
     assert published_config("Qwen/Qwen3-8B-Base") == PUBLISHED["qwen3-8b"]
     assert published_config("meta-llama/Llama-3.3-70B-Instruct") == PUBLISHED["llama3.3-70b"]
+    assert published_config("google/gemma-2-9b-it") == PUBLISHED["gemma-2-9b"]
+    assert published_config("allenai/OLMo-2-1124-7B-Instruct") == PUBLISHED["olmo-2-7b"]
     assert published_config("Qwen/Qwen3-7B") is None
 
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from cli_runner import run_cli
 from fastapi.testclient import TestClient
-from tiny_runs import compiled_programs, tiny_recipe, train, write_pairs  # noqa: F401
+from tiny_runs import (  # noqa: F401
+    compiled_programs,
+    tiny_recipe,
+    tiny_rl_values,
+    train,
+    write_pairs,
+)
 
 from gram_jax.data.reading import read_records
 from gram_jax.errors import JudgeError
@@ -20,7 +26,11 @@ from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.execution import Execution
 from gram_jax.model.quantize import quantize_int8
 from gram_jax.ranking.tournament import METHODS
+from gram_jax.recipes.reading import make_rl_recipe
 from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.rl.judged import judged_reward
+from gram_jax.rl.loop import run_rl
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.results import read_rows
 from gram_jax.scoring.scalar import ScalarRewardModel, load_judge
@@ -220,6 +230,23 @@ def test_a_server_and_trainers_take_a_baseline(trained):
         assert answer.status_code == 200, answer.text
         assert answer.json()["first"] == judge.score("1", "oak zzz", "ash").first
         assert http.get("/readyz").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_on_the_rewards_of_a_baseline(trained, tmp_path):
+    """They are those that `Rewards` of this judge gives: probabilities of being better than the reference."""
+    baseline, place = trained[0].folder, make_placement({}, devices=jax.devices()[:1])
+    judge = load_judge(baseline, compute_dtype="float32", placement=place)
+    form = RewardForm("reference", references=("oak",))
+    found = []
+    for name, reward in (("asked", None), ("given", judged_reward(judge, form))):
+        asked = {"judge": str(baseline), "compare_with": "reference", "references": ["oak"]}
+        recipe = make_rl_recipe(tiny_rl_values(tmp_path / name) | {"reward": asked})
+        run_rl(recipe, placement=place, reward=reward)
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        found.append([row["reward"] for row in rows if "reward" in row])
+    assert found[0] == found[1] and len(set(found[0])) == 3
+    assert all(0 < reward < 1 for reward in found[0])
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ def test_a_window_is_filled_by_work(out):
 
     task = RowTask(rows, lambda record: len(record.responses), max_cost=8)
     source = list_source(list(enumerate(records, start=1)))
-    write_rows(OutputSink(out), {"format": 1}, source, task, label="", unit="")
+    write_rows(OutputSink(out), {"format": 1}, source, task)
     assert windows == [["5", "2", "2"], ["6", "2"]]
 
 

@@ -6,7 +6,13 @@ import importlib.util
 
 import numpy as np
 import pytest
-from encoded import chat_tokens, encode_comparison, encode_pretraining, encode_response
+from encoded import (
+    chat_tokens,
+    encode_comparison,
+    encode_gram_pretraining,
+    encode_pretraining,
+    encode_response,
+)
 from families import FAMILIES, SENTENCEPIECE, family_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +115,7 @@ def test_trap_5_exactly_one_bos_though_the_tokenizer_adds_one_by_itself(family, 
     for encoded in (
         encode_comparison(tokenizer, spec, "p", "f", "s"),
         encode_pretraining(tokenizer, spec, "p", "f", "s"),
+        encode_gram_pretraining(tokenizer, spec, "p", "f", "s"),
         encode_response(tokenizer, spec, "p", "r"),
     ):
         bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>") if expected else None
@@ -168,10 +175,22 @@ def test_the_baseline_keeps_the_end_of_the_turn_of_an_overlong_response():
     assert tokens_of(tokenizer, encoded)[-1] == "<|im_end|>"
 
 
-def test_stage_1_layout_is_that_of_the_method():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_1_has_the_tokens_of_a_comparison(family):
+    tokenizer = family_tokenizer(family)
+    spec = make_spec(tokenizer)
+    for texts in [("Why?", "So.", "Because."), ("p\n", "\n f", "s \n"), ("", "", "s")]:
+        written, read = (
+            e(tokenizer, spec, *texts) for e in (encode_pretraining, encode_comparison)
+        )
+        assert written.tokens.tolist() == read.tokens.tolist()
+        assert written.weights[0] == 0 and set(written.weights) == {0, 1}
+
+
+def test_gram_stage_1_layout_is_that_of_the_method():
     tokenizer = family_tokenizer("qwen3")
     spec = make_spec(tokenizer)
-    encoded = encode_pretraining(tokenizer, spec, "Why?", "So.", "Because.")
+    encoded = encode_gram_pretraining(tokenizer, spec, "Why?", "So.", "Because.")
     carrying = encoded.tokens[encoded.weights == 1]
     silent = encoded.tokens[encoded.weights == 0]
     assert len(carrying) + len(silent) == len(encoded.tokens)

@@ -8,6 +8,7 @@ from cells import (
     RAW,
     Cell,
     adapted,
+    by_first,
     by_labels,
     by_rate,
     by_share,
@@ -25,15 +26,19 @@ from figures import (
     accuracy,
     alike,
     brier,
-    calibration_error,
+    confident_half,
+    consistent,
     contrast,
     length_balanced,
     of_the_longer,
+    over_pairs,
     rules,
     verdict,
 )
 from intervals import Estimate
 from pools import VALID, Pools
+
+from gram_jax.evals.calibration import expected_calibration_error
 
 SHARE_FORMAT = "{:.0%}"
 LEARNED = "learned-{size}.md"  # in the folder of this module
@@ -88,9 +93,12 @@ class _Report:
             *self._claims(),
             *self._four(),
             *self._length(),
+            *self._consistency(),
             *self._calibration(),
+            *self._selective(),
             *self._smoothing(),
             *self._unlabeled(),
+            *self._first_stages(),
             *self._labels(),
             *self._adaptation(),
             *self._rates(),
@@ -236,11 +244,41 @@ class _Report:
         for kind, cells in self._kinds().items():
             if RAW in cells:
                 continue
-            found = [calibration_error(self.found, self.pools, cells, name) for name in names]
+            found = [
+                over_pairs(self.found, self.pools, cells, name, expected_calibration_error)
+                for name in names
+            ]
             rows.append(_row(kind, found))
         note = "The error is biased upwards for few pairs; the interval does not include this bias."
         table = _table(("judge", "seeds", *names), rows)
         return ["## Calibration error (ECE, 15 bins)", "", note, "", *table, ""]
+
+    def _selective(self) -> list[str]:
+        names = list(self.pools.tests)
+        rows = [
+            _row(
+                kind,
+                [over_pairs(self.found, self.pools, cells, name, confident_half) for name in names],
+            )
+            for kind, cells in self._kinds().items()
+        ]
+        note = "Accuracy of the half of the pairs with the highest confidence (accuracy at a coverage of 0.5)."
+        table = _table(("judge", "seeds", *names), rows)
+        return ["## Selective accuracy", "", note, "", *table, ""]
+
+    def _consistency(self) -> list[str]:
+        """How often both orders of showing a pair prefer the same response."""
+        found, names = consistent(self.found), list(self.pools.tests)
+        rows = [
+            _row(kind, [self._figure(cells, [name], accuracy, results=found) for name in names])
+            for kind, cells in self._kinds().items()
+        ]
+        note = (
+            "Share of pairs whose two orders prefer the same response. A discriminative judge reads each response "
+            "alone and has no order. A cycle rate needs three responses to a prompt; these sets have two."
+        )
+        table = _table(("judge", "seeds", *names), rows)
+        return ["## Order consistency", "", note, "", *table, ""]
 
     def _smoothing(self) -> list[str]:
         values = by_smoothing(self.size, 0)
@@ -296,6 +334,32 @@ class _Report:
         head = ("no stage 1, learning rate", "seeds", "in distribution", "out of distribution")
         note = "A difference between two kinds of judge counts only if other learning rates do not reverse it."
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
+
+    def _first_stages(self) -> list[str]:
+        """Other uses of the unlabeled pairs, against the first one of the size and against none."""
+        if not self.size.first_stages:
+            return []
+        seeds, same = self.size.seeds, consistent(self.found)
+        arms = {"none": [generative(self.size, seed, 0.0) for seed in seeds]}
+        by_seed = [by_first(self.size, seed) for seed in seeds]
+        arms |= {cells[0].first: list(cells) for cells in zip(*by_seed, strict=True)}
+        rows = []
+        for name, cells in arms.items():
+            found = [self._figure(cells, sets, accuracy) for sets in (self.inside, self.outside)]
+            found.append(self._figure(cells, self.outside, accuracy, results=same))
+            terms = [(1.0, cells), (-1.0, arms["none"])]
+            gain = contrast(self.found, self.pools, terms, self.outside, accuracy)
+            shown = _shown(gain, sign=True) if name != "none" else "-"
+            rows.append((*_row(name, found), shown))
+        head = (
+            "unlabeled pairs",
+            "seeds",
+            "in distribution",
+            "out of distribution",
+            "order consistency, out of distribution",
+            "out of distribution, minus none",
+        )
+        return ["## First stages", "", *_table(head, rows), ""]
 
     def _learned(self) -> list[str]:
         """The written conclusions of this size, if there are any."""

@@ -31,7 +31,7 @@ for at in ranking.order:
     print(f"{ranking.strengths[at]:+.2f}  {responses[at]}")
 
 # %% [markdown]
-# The polite replies are first; the order within the two groups is accidental, because the judge sees no difference
+# The polite replies are first. The order within the two groups has no meaning, because the judge sees no difference
 # there. Strengths are log-odds: a difference of 1 means that the stronger response wins with probability 0.73.
 # [Ranking](../ranking.md) compares six methods, some of which need fewer comparisons.
 #

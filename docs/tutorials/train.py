@@ -4,9 +4,9 @@
 # A judge learns from pairs: a prompt, the response that was chosen and the one that was rejected. This tutorial writes
 # 400 pairs, trains on them, scores new pairs and exports the judge. It takes under a minute on two CPU cores.
 #
-# It uses `tiny-random`, a model of 130,000 random weights that ships with the package. This model has never read a
-# text, so the task is made for it: one half of the pairs differ in tone, which the model can learn; the other half need
-# knowledge of the topic, which it cannot. The last section names the changes for a real model.
+# It uses `tiny-random`, a model of 130,000 random weights that ships with the package. The task is designed for such
+# a model: one half of the pairs differ in tone, which the model can learn; the other half need knowledge of the
+# topic, which it cannot learn. The last section names the changes for a real model.
 
 # %% [markdown]
 # ## Write the pairs

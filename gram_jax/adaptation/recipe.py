@@ -13,7 +13,7 @@ from gram_jax.data.batches import BatchPlan
 from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
 from gram_jax.judge.spec import JudgeSpec
-from gram_jax.model.lora import NUM_CONTRACTED_DIMS
+from gram_jax.model.lora import lora_targets
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.scorer import Scorer
@@ -73,7 +73,7 @@ def _values(
     values["loss"] = {"label_smoothing": settings.label_smoothing}
     values["execution"]["compute_dtype"] = judge.execution.compute_dtype
     if settings.method == "lora":
-        rank, modules = settings.lora_rank, list(NUM_CONTRACTED_DIMS)
+        rank, modules = settings.lora_rank, lora_targets(judge.cfg)
         values["lora"] = {"rank": rank, "alpha": 2.0 * rank, "target_modules": modules}
     return values
 

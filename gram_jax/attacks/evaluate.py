@@ -159,10 +159,8 @@ def _write_scores(
         sink,
         metadata | {"attacks": [attack.name for attack in attacks]},
         list_source([(trial.pair + 1, trial.record) for trial in trials]),
-        RowTask(rows, lambda record: 1, WINDOWS * scorer.window),
-        code=partial(computed_by, scorer),
-        label="attacked",
-        unit="comparisons",
+        RowTask(rows, lambda record: 1, WINDOWS * scorer.window, "attacked", "comparisons"),
+        partial(computed_by, scorer),
     )
 
 

@@ -50,7 +50,7 @@ class _HashedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 def step_name(step: int | str) -> str:
-    """What the manifest of a step states about its folder, so that a renamed step is detected."""
+    """The name of a step in its manifest, by which a renamed step folder is detected."""
     return f"step {step}"
 
 

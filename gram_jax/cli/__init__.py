@@ -26,7 +26,9 @@ app = App(
     result_action="return_value",
 )
 data_app = App(
-    name="data", help="Show data as the model reads it; encode them ahead of training.", sort_key=99
+    name="data",
+    help="Show data as the model reads it; make pairs for a first stage; encode data.",
+    sort_key=99,
 )
 
 # In the order of the help.
@@ -38,6 +40,8 @@ COMMANDS = (
     judging.merge,
     judging.bench,
     evaluation.evaluate,
+    evaluation.think,
+    evaluation.curate,
     training.adapt,
     evaluation.attack,
     evaluation.report,
@@ -45,6 +49,7 @@ COMMANDS = (
     judging.bon,
     judging.serve,
     judging.spec,
+    judging.rationales,
     models.convert,
     evaluation.card,
     models.verify,
@@ -55,6 +60,7 @@ COMMANDS = (
 for at, command in enumerate(COMMANDS):
     app.command(command, name=command.__name__, sort_key=at)
 data_app.command(models.inspect, name="inspect")
+data_app.command(models.pairs, name="pairs")
 data_app.command(models.prepare, name="prepare")
 app.command(data_app)
 

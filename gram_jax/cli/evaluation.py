@@ -1,24 +1,35 @@
 """Commands that measure a judge and report the results. Each imports what it needs."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter, validators
 
 from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
+    GroupOptions,
     Judge,
     JudgeOptions,
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
+    ThinkOptions,
+    TwoOrMore,
     after_shard,
+    thought_report,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError
 
 if TYPE_CHECKING:
     from gram_jax.evals.tables import Table
+    from gram_jax.scoring.text_scorer import TextScorer
 
 MOST_ROWS = 40  # of a printed table
+Share = Parameter(validator=validators.Number(gte=0, lte=1))
 
 
 def evaluate(
@@ -29,7 +40,9 @@ def evaluate(
     out: Path | None = None,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     limit: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
@@ -42,43 +55,187 @@ def evaluate(
         limit: Use only the first N rows of each source.
         overwrite: Score these sources again.
     """
-    from contextlib import nullcontext
-
     from gram_jax.evals.datasets import HUB, read_dataset
     from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.interop.models import model_config
+    from gram_jax.scoring.group import run_on_first_process
 
-    console, place = Console(), shards.place()
+    place = shards.place(group)
     if not sources and benchmark not in HUB:
         known = ", ".join(HUB)
         raise DataError(f"no data: name a source, or give --benchmark with one of {known}")
     if place is not None and out is None:
         raise DataError("--shard writes parts of the scores: give a folder for them with --out")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        model_config(model)  # raises, before the data are read
+        datasets = []
+        if process.index == 0:
+            if out is not None:
+                make_folder(out)
+            datasets = [
+                read_dataset(source, benchmark, limit=limit, **rows.arguments())
+                for source in sources or [HUB[benchmark]]
+            ]
+
+        def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
+            folder = EvaluationFolder(
+                out, scorer, model, overwrite=overwrite, progress=console.progress
+            )
+            for data in datasets:
+                if place is not None:
+                    done = folder.add_shard(data, place)
+                    console.say(f"{data.source}: {done.to_text()}")
+                    continue
+                found, _ = folder.add(data)
+                console.heading(f"{rows_read(found)} ({found.benchmark})")
+                for table in source_tables(found):
+                    _print_table(console, table)
+            if thought := thought_report(scorer):
+                console.say(thought.removeprefix("; "))
+
+        locked = place is None and process.index == 0
+        with open_folder(out) if locked and out is not None else nullcontext():
+            run_on_first_process(judge.load(model, process), run, process)
+        if place is not None:
+            console.say(f"{out}{after_shard(place, out)}")
+        elif out is not None:
+            console.say(
+                f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}"
+            )
+
+
+def curate(
+    source: str,
+    out: Path,
+    /,
+    *,
+    scores: list[Path],
+    above: Annotated[float, Share] = 0.7,
+    below: Annotated[float, Share] = 0.3,
+    unanimous: Annotated[bool, Parameter(negative="--no-unanimous")] = True,
+    suspected: Literal["keep", "drop", "flip", "reweigh"] = "drop",
+    uncertain: Literal["keep", "drop", "reweigh"] = "keep",
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Curate preferences by scores of judges: find suspected label errors, then keep, drop, flip or reweigh.
+
+    Pairs without a label get the label of the judges (pseudo-labels) if all agree. Also writes OUT.curation.json
+    (figures, suspected pairs, hashes) and OUT.card.md.
+
+    Args:
+        source: Pairs or preferences of any schema.
+        out: The curated preferences as JSON lines.
+        scores: A file that `gram-jax score` wrote for this source. Repeat it for more judges or seeds.
+        above: Minimum mean P(chosen) of a confirmed pair.
+        below: Maximum mean P(chosen) of a suspected pair.
+        unanimous: Require that all judges agree in both orders.
+        suspected: Action for suspected pairs; reweigh multiplies the weight by the mean P(chosen).
+        uncertain: Action for pairs that are neither confirmed nor suspected.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.evals.curation import (
+        CurationConfig,
+        by_source,
+        curate,
+        provenance,
+        read_judged,
+    )
+    from gram_jax.evals.curation_card import curation_table, write_curation
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    config = CurationConfig(above, below, unanimous, suspected, uncertain)
+    records, _ = read_records(source, "comparison", **rows.arguments())
+    judged = read_judged(records, scores)
+    figures = by_source(judged, config)
+    written = write_preferences(out, curate(judged, config))
+    inputs = provenance(source, records, scores)
+    places = write_curation(out, judged, figures, config, inputs, written)
+    console = Console()
+    _print_table(console, curation_table(figures))
+    console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
+
+
+def think(
+    model: Judge,
+    source: str,
+    /,
+    *,
+    budget: Annotated[float, Parameter(validator=validators.Number(gt=0))],
+    out: Path | None = None,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(votes=1),
+    limit: Annotated[int | None, TwoOrMore] = None,
+    seed: Annotated[int, NotNegative] = 0,
+) -> None:
+    """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
+
+    Args:
+        source: Labeled pairs of any schema; half of the prompts fit the gate, the others give the figures.
+        budget: Mean number of generated tokens of a pair, both orders and all votes together.
+        out: A folder for thinking.json.
+        limit: Use only the first N rows.
+        seed: Seed of the two halves.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.thinking import ThinkingResults, measure_thinking
+    from gram_jax.files import write_json
+    from gram_jax.scoring.scorer import Scorer
+
+    console = Console()
+    settings = think.settings()
+    assert settings is not None  # votes have a default here
+    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+        found = measure_thinking(
+            scorer,
+            records,
+            model=model,
+            source=source,
+            budget=budget,
+            seed=seed,
+            progress=lambda count: bar.update(count, units=count),
+        )
+    columns = (
+        "think if |margin| <",
+        "pairs with thought",
+        "tokens of a pair",
+        "accuracy",
+        "same in both orders",
+    )
+    rows_shown = [
+        (
+            "always" if point.below is None else f"{point.below:.3f}",
+            f"{point.thought:.2f}",
+            f"{point.tokens:.1f}",
+            f"{point.accuracy:.3f} ({point.interval[0]:.3f} to {point.interval[1]:.3f})",
+            f"{point.consistency:.3f}",
+        )
+        for point in (*found.curve, found.gate)
+    ]
+    console.table(
+        f"{found.pairs} pairs; the last row is the gate for {budget:g} tokens", columns, rows_shown
+    )
+    console.say(scorer.report())
+    console.say(
+        "--think-below "
+        + (
+            "is not needed: every pair fits the budget"
+            if found.gate.below is None
+            else f"{found.gate.below:.6g}"
+        )
+    )
     if out is not None:
         make_folder(out)
-    model_config(model)  # raises, before the data are read
-    datasets = [
-        read_dataset(source, benchmark, limit=limit, **rows.arguments())
-        for source in sources or [HUB[benchmark]]
-    ]
-    with nullcontext() if out is None or place is not None else open_folder(out):
-        folder = EvaluationFolder(
-            out, judge.load(model), model, overwrite=overwrite, progress=console.progress
-        )
-        for data in datasets:
-            if place is not None:
-                done = folder.add_shard(data, place)
-                console.say(f"{data.source}: {done.to_text()}")
-                continue
-            found, _ = folder.add(data)
-            console.heading(f"{rows_read(found)} ({found.benchmark})")
-            for table in source_tables(found):
-                _print_table(console, table)
-    if place is not None:
-        console.say(f"{out}{after_shard(place, out)}")
-    elif out is not None:
-        console.say(f"{out}: evaluation.json and the scores; a page to read: gram-jax report {out}")
+        write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
 
 
 def attack(
@@ -93,6 +250,7 @@ def attack(
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Attack the judge with hostile responses and harmless changes. An interrupted command resumes.
@@ -113,31 +271,37 @@ def attack(
     from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder, reserve_folder
     from gram_jax.interop.models import model_config
+    from gram_jax.scoring.group import run_on_first_process
 
-    console, place = Console(), shards.place()
-    model_config(model)  # raises, before the data are read
+    place = shards.place(group)
     attacks = choose_attacks(only if only is None else [name.strip() for name in only.split(",")])
-    records, _ = read_records(source, **rows.arguments())
-    chosen = choose_pairs(records, pairs, seed=seed)
-    make_folder(out)
-    console.say(
-        f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
-        f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
-    )
-    task = (model, source, chosen, out, attacks)
-    if place is not None:
-        scorer = judge.load(model)
-        done = write_attack_shard(scorer, *task, place, seed=seed, progress=console.progress)
-        console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
-        return
-    with reserve_folder(out):
-        scorer = judge.load(model)
-        found = run_attacks(
-            scorer, *task, seed=seed, overwrite=overwrite, progress=console.progress
-        )
-    console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
-    for table in (clean_table(found), *attack_tables(found)):
-        _print_table(console, table)
+    with job_session(group.job(), StopOptions()) as (process, console):
+        model_config(model)  # raises, before the data are read
+        chosen = []
+        if process.index == 0:
+            records, read = read_records(source, **rows.arguments())
+            chosen = choose_pairs(records, pairs, seed=seed)
+            make_folder(out)
+            if read.dropped:
+                console.say(f"{source}: {read.dropped_text} of {read.rows:,} rows left out")
+            console.say(
+                f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
+                f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"
+            )
+
+        def run(scorer: "TextScorer") -> None:
+            task, progress = (scorer, model, source, chosen, out, attacks), console.progress
+            if place is not None:
+                done = write_attack_shard(*task, place, seed=seed, progress=progress)
+                console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+                return
+            found = run_attacks(*task, seed=seed, overwrite=overwrite, progress=progress)
+            console.heading(f"{model} on {found.pairs:,} pairs of {found.source}")
+            for table in (clean_table(found), *attack_tables(found)):
+                _print_table(console, table)
+
+        with nullcontext() if process.index or place is not None else reserve_folder(out):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def _print_table(console: Console, table: "Table") -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -12,6 +12,7 @@ from gram_jax.cli.console import Console
 from gram_jax.cli.options import (
     AtLeastOne,
     ComputeDtype,
+    GroupOptions,
     Judge,
     JudgeOption,
     JudgeOptions,
@@ -19,11 +20,18 @@ from gram_jax.cli.options import (
     NotNegative,
     RowOptions,
     ShardOptions,
+    StopOptions,
+    ThinkOptions,
     TwoOrMore,
     after_shard,
     seconds,
+    thought_report,
 )
+from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
+
+if TYPE_CHECKING:
+    from gram_jax.scoring.text_scorer import TextScorer
 
 Method = Literal["groups", "round_robin", "bradley_terry", "knockout", "linear", "reference"]
 
@@ -36,7 +44,9 @@ def score(
     model: JudgeOption,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Score every pair of a file in both orders. An interrupted command resumes; `rank` is for lists of candidates.
@@ -47,14 +57,22 @@ def score(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place, given = Console(), shards.place(), rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"])
-    sink = OutputSink(out, overwrite, console.progress, place)
-    with reserve(sink):
-        done = score_file(judge.load(model), model, source, sink, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    place, given = shards.place(group), rows.arguments()
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"])
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
+            done = score_file(scorer, model, source, sink, **given)
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
 
 
 def rank(
@@ -68,7 +86,9 @@ def rank(
     references: Annotated[int, NotNegative] = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
+    group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
 ) -> None:
     """Rank the responses of every row, best first. An interrupted command resumes.
@@ -83,16 +103,62 @@ def rank(
     """
     from gram_jax.ranking.jobs import RankingConfig
     from gram_jax.scoring.files import check_files, score_file
+    from gram_jax.scoring.group import run_on_first_process
     from gram_jax.scoring.results import OutputSink, reserve
 
-    console, place = Console(), shards.place()
+    place, given = shards.place(group), rows.arguments()
     config = RankingConfig(method, order_mode, references)
-    given = rows.arguments()
-    check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
-    sink = OutputSink(out, overwrite, console.progress, place)
-    with reserve(sink):
-        done = score_file(judge.load(model), model, source, sink, ranking=config, **given)
-    console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+    with job_session(group.job(), StopOptions()) as (process, console):
+        if process.index == 0:
+            check_files(source, out, schema=rows.schema, map=given["map"], ranked=True)
+        sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
+
+        def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
+            done = score_file(scorer, model, source, sink, ranking=config, **given)
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
+
+        with reserve(sink):
+            run_on_first_process(judge.load(model, process), run, process)
+
+
+def rationales(
+    model: Judge,
+    source: str,
+    out: Path,
+    /,
+    *,
+    keep: Annotated[int, AtLeastOne] = 1,
+    judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(votes=4),
+    rows: RowOptions = RowOptions(),
+    limit: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
+) -> None:
+    """Sample rationales for labeled pairs and write those with the right verdict, as data of stage "rationale".
+
+    Args:
+        source: Labeled pairs of any schema.
+        out: Labeled pairs with a column `rationale`, as JSON lines.
+        keep: Maximum number of rationales of a pair in one order.
+        limit: Use only the first N rows.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.scoring.rationales import write_accepted
+    from gram_jax.scoring.scorer import Scorer
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another file, or --overwrite")
+    console, settings = Console(), think.settings()
+    assert settings is not None  # votes have a default here
+    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+        done = write_accepted(
+            scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
+        )
+    console.say(f"{out}: {done.to_text()}")
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -161,10 +227,13 @@ def bon(
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)
-    records, _ = read_records(prompts, "prompts", **rows.arguments())
-    chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
+    records, read = read_records(prompts, "prompts", **rows.arguments())
+    distinct = list(dict.fromkeys(record.prompt for record in records))
+    chosen = distinct[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
-    console, place = Console(), shards.place()
+    console, place = Console(), shards.place(GroupOptions())
+    left = f"; {read.dropped_text} left out" if read.dropped else ""
+    console.say(f"{len(chosen):,} of {len(distinct):,} prompts in {read.rows:,} rows{left}")
     if samples_only:
         with open_folder(out):
             drawn = draw_samples(
@@ -266,6 +335,7 @@ def serve(
     group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
     grace: Annotated[int, AtLeastOne] = 60,
     judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(),
 ) -> None:
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
 
@@ -314,7 +384,7 @@ def serve(
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        load_judge(model, **judge.arguments()),
+        think.apply(load_judge(model, **judge.arguments())),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
@@ -360,7 +430,7 @@ def spec(
     max_length: Annotated[int | None, AtLeastOne] = None,
     rationale: str | None = None,
     stop: tuple[str, ...] = (),
-    max_rationale: Annotated[int, AtLeastOne] = 1024,
+    max_rationale: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
@@ -381,13 +451,13 @@ def spec(
             {rationale}, in which a backslash and n stand for a line break. Default: from-template for a card that asks
             for a rationale, else none.
         stop: Text that ends a rationale. Repeat it for more. Default: the first line after {rationale}.
-        max_rationale: Maximum number of tokens of a rationale.
+        max_rationale: Maximum number of tokens of a rationale; default 1024, or a quarter of the model's context.
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
-    from gram_jax.judge.rationale import tagged_template
+    from gram_jax.judge.rationale import CLOSING_ROOM, DEFAULT_NEW_TOKENS, tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 
     if judge_file(out).exists() and not overwrite:
@@ -402,7 +472,9 @@ def spec(
         )
     with _writing_spec(judge_file(out)):
         tokenizer, context = load_tokenizer(model), model_config(model).context_length
-        length = max_length or min(default_length(tokenizer), context)
+        written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
+        extra = 0 if rationale in (None, "none") else written + CLOSING_ROOM
+        length = max_length or min(default_length(tokenizer), context - extra)
         if template == "from-card":
             from gram_jax.evals.card_templates import best_card_template
 
@@ -414,7 +486,8 @@ def spec(
                 Console().table("templates of the card", found.columns, found.rows)
             template = found.template
             if rationale is None and tagged_template(template):
-                rationale = "from-template"
+                rationale, extra = "from-template", written + CLOSING_ROOM
+                length = max_length or min(length, context - extra)
         if rationale == "none":
             rationale = None
         own = load_spec(model) if template is None else None
@@ -434,7 +507,7 @@ def spec(
                 rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
                 rationale=None if rationale is None else rationale.replace("\\n", "\n"),
                 stop=stop,
-                max_rationale=max_rationale,
+                max_rationale=written,
             )
         path = made.save(out)
         renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest

@@ -12,12 +12,13 @@ from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
     ModelOption,
+    NotNegative,
     Overrides,
     RecipeName,
     RowOptions,
     read_spec,
 )
-from gram_jax.errors import JudgeError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.formatting import format_seconds
 
 
@@ -27,7 +28,8 @@ def convert(
     /,
     *,
     as_: Annotated[
-        Literal["model", "classifier", "margin", "adapter"], Parameter(name="--as")
+        Literal["model", "classifier", "margin", "cross-encoder", "adapter"],
+        Parameter(name="--as"),
     ] = "model",
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     overwrite: bool = False,
@@ -37,13 +39,14 @@ def convert(
     Args:
         out: A new folder in Hugging Face's layout.
         as_: model: with its own head. classifier: a sequence classifier whose two labels are the verdicts. margin: one
-            whose single label is the first verdict. adapter: the LoRA of a run, for peft.
+            whose single label is the first verdict. cross-encoder: the model, which sentence-transformers loads as a
+            CrossEncoder. adapter: the LoRA of a run, or the adapter that was loaded, for peft.
         dtype: Type of the written weights.
         overwrite: Replace the folder if it exists.
     """
     import jax
 
-    from gram_jax.interop.classifier import as_classifier, classifier_card
+    from gram_jax.interop.classifier import as_classifier, classifier_card, cross_encoder_files
     from gram_jax.interop.hf_export import export_adapter, export_hf, reserve_export
     from gram_jax.interop.models import (
         load_lora,
@@ -79,7 +82,9 @@ def convert(
             )
         cfg, params = load_model(model, one, None if dtype == "stored" else dtype)
         texts = {}
-        if as_ != "model" and spec is not None:
+        if as_ == "cross-encoder" and spec is not None:
+            texts = cross_encoder_files(spec, tokenizer)
+        elif as_ != "model" and spec is not None:
             cfg, params = as_classifier(
                 cfg, params, spec, "margin" if as_ == "margin" else "labels"
             )
@@ -154,6 +159,45 @@ def inspect(
     )
     for text in texts:
         console.say(text)
+
+
+def pairs(
+    source: str,
+    out: Path,
+    /,
+    *,
+    method: Literal["continuations", "corruptions"],
+    words: Annotated[int, AtLeastOne] = 40,
+    seed: Annotated[int, NotNegative] = 0,
+    rows: RowOptions = RowOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Make labeled pairs without annotators, for a first stage (docs/first-stages.md).
+
+    Args:
+        source: continuations: rows with a column text. corruptions: pairs or preferences of any schema.
+        out: The pairs as JSON lines.
+        method: continuations: the true continuation of a text against that of another text. corruptions: a response
+            against the same cut off, shuffled, or exchanged for that of another prompt.
+        words: With continuations: number of words of the beginning, and maximum number of words of a continuation.
+        seed: Seed of the pairing, and of the corruptions.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.data.self_supervised import (
+        continuation_pairs,
+        corrupted_pairs,
+        read_texts,
+        write_preferences,
+    )
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another name, or --overwrite")
+    if method == "continuations":
+        made = continuation_pairs(list(read_texts(source)), seed=seed, words=words)
+    else:
+        made = corrupted_pairs(read_records(source, "pair", **rows.arguments())[0], seed=seed)
+    Console().say(f"{out}: {write_preferences(out, made):,} pairs")
 
 
 def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:

@@ -11,9 +11,12 @@ from cyclopts import Group, Parameter, validators
 from gram_jax.errors import DataError
 
 if TYPE_CHECKING:
+    from gram_jax.distributed.process import ProcessContext
     from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.results import Shard
     from gram_jax.scoring.text_scorer import TextScorer
+    from gram_jax.scoring.think import Think
+    from gram_jax.sharding import Placement
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
 RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
@@ -21,6 +24,11 @@ JOB = Group("Several processes (detected inside Slurm and on TPU pods)", sort_ke
 SHARDS = Group(
     "Several processes without communication; gram-jax merge joins their parts", sort_key=9
 )
+THINK = Group(
+    "Rationales, for a judge whose specification has a rationale (docs/thinking.md)", sort_key=8
+)
+
+GROUP = Group("Several processes that share one sharded copy of the weights", sort_key=9)
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
@@ -70,7 +78,9 @@ class JudgeOptions:
     """Maximum number of tokens of a pair, for a model without judge.json."""
     tokens_per_call: Annotated[int | None, AtLeastOne] = None
     """Number of tokens per call and device; fewer need less memory."""
-
+    mesh: str | None = None
+    """Axes over which the weights are sharded, as fsdp=4 or tensor=2,fsdp=-1. Default: each device holds all of them;
+    in a job of several processes fsdp=-1."""
     server: str | None = None
     """URL of a server that runs this judge; only specification and tokenizer are then read from the model."""
     protocol: Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"] = "gram"
@@ -80,23 +90,79 @@ class JudgeOptions:
         """The options as arguments of Scorer.load. Raises DataError if --server is among them."""
         if self.server is not None:
             raise DataError("this command needs the weights of the judge: leave out --server")
-        options = vars(self) | {"spec": read_spec(self.spec)}
-        return {name: x for name, x in options.items() if name not in ("server", "protocol")}
+        options = vars(self) | {"spec": read_spec(self.spec), "placement": self._placement()}
+        others = ("server", "protocol", "mesh")
+        return {name: x for name, x in options.items() if name not in others}
 
-    def load(self, model: str) -> "TextScorer":
-        """Load the judge. Raises DataError if --server is combined with an option of local weights."""
+    def _placement(self) -> "Placement | None":
+        import jax
+
+        from gram_jax.sharding import make_placement, parse_mesh
+
+        if self.mesh is None and jax.process_count() == 1:
+            return None
+        return make_placement(None if self.mesh is None else parse_mesh(self.mesh))
+
+    def load(self, model: str, process: "ProcessContext | None" = None) -> "TextScorer":
+        """Load the judge. Raises DataError if --server is combined with an option of local weights, or with a group."""
         from gram_jax.scoring.remote import RemoteScorer
         from gram_jax.scoring.scalar import load_judge
 
         if self.server is None:
             return load_judge(model, **self.arguments())
-        if replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
+        together = process is not None and not process.alone
+        if together or replace(self, spec=None, server=None, protocol="gram") != JudgeOptions():
             raise DataError(
-                "--server loads no weights: leave out --weights, --compute-dtype, --max-length and --tokens-per-call"
+                "--server loads no weights: leave out --weights, --compute-dtype, --max-length, --tokens-per-call and "
+                "--mesh, and the options of processes that share weights"
             )
         return RemoteScorer.load(
             model, self.server, protocol=self.protocol, spec=read_spec(self.spec)
         )
+
+
+@Parameter(name="*", group=THINK)
+@dataclass(frozen=True)
+class ThinkOptions:
+    """Rationales before the verdicts."""
+
+    votes: Annotated[int | None, AtLeastOne] = None
+    """Number of rationales for each order of a pair; default: none, only the one-token verdict."""
+    think_tokens: Annotated[int | None, AtLeastOne] = None
+    """Maximum number of tokens of a rationale; default: that of the specification."""
+    think_temperature: Annotated[float, NotNegative] = 1.0
+    """Sampling temperature of rationales; 0 selects the most likely tokens, with one vote only."""
+    think_top_p: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0
+    """Sample from the most likely tokens of this total probability."""
+    think_seed: Annotated[int, NotNegative] = 0
+    """Seed of rationales."""
+    combine: Literal["mean", "majority"] = "mean"
+    """Verdict of several votes: the mean of their probabilities, or the majority."""
+    think_below: Annotated[float | None, NotNegative] = None
+    """Generate rationales only if the margin of the one-token verdict is smaller; in log-odds, fitted by `think`."""
+
+    def settings(self) -> "Think | None":
+        """How the judge thinks; None: it reads the one-token verdict. Raises DataError for options without --votes."""
+        from gram_jax.scoring.think import Think
+
+        if self.votes is None:
+            if self != ThinkOptions():
+                raise DataError("options of rationales need --votes N, the number of rationales")
+            return None
+        return Think(
+            self.votes,
+            self.think_tokens,
+            self.think_temperature,
+            self.think_top_p,
+            self.think_seed,
+            self.combine,
+            self.think_below,
+        )
+
+    def apply(self, scorer: "TextScorer") -> "TextScorer":
+        """The judge, with rationales if there are votes."""
+        think = self.settings()
+        return scorer if think is None else scorer.thinking(think)
 
 
 @Parameter(name="*")
@@ -129,7 +195,7 @@ class ShardOptions:
     part_rows: Annotated[int, AtLeastOne] = 1000
     """Number of rows of a part; the same for all shards."""
 
-    def place(self) -> "Shard | None":
+    def place(self, group: "GroupOptions") -> "Shard | None":
         """The shard, None for all rows."""
         import os
 
@@ -138,12 +204,18 @@ class ShardOptions:
 
         if self.shard is None:
             return None
-        place = find_shard(self.shard, os.environ)
+        place = find_shard(self.shard, os.environ, in_group=group.several)
         return Shard(place.index, place.count, self.part_rows)
 
 
+def thought_report(scorer: "TextScorer") -> str:
+    """How much a judge thought and how often without a verdict; "" for one that does not think."""
+    report = getattr(scorer, "report", None)
+    return f"; {report()}" if report else ""
+
+
 def after_shard(place: "Shard | None", out: str | Path | None) -> str:
-    """What to do after a shard, "" if all rows were written."""
+    """The next command after a shard as text; "" if all rows were written."""
     if place is None:
         return ""
     return f". Shard {place.index} of {place.count}; after the last one: gram-jax merge {out}"
@@ -173,6 +245,43 @@ class JobOptions:
         30
     )
     """Seconds without a heartbeat after which a process is lost."""
+
+
+@Parameter(name="*", group=GROUP)
+@dataclass(frozen=True)
+class GroupOptions:
+    """This process's place in a group, which is one shard."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: Annotated[int | None, AtLeastOne] = None
+    """Number of processes."""
+    process: int | None = None
+    """Index of this process."""
+    local_devices: str | None = None
+    """GPUs of this machine that this process uses, as 0,1; default all."""
+    cluster: Literal["auto", "none"] = "none"
+    """auto: the tasks of this Slurm step, the hosts of this TPU pod, or the processes of the variables GRAM_JAX_*."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a group."""
+        return self.cluster == "auto" or self._place != (None, None, None)
+
+    @property
+    def _place(self) -> tuple[str | None, int | None, int | None]:
+        return self.coordinator, self.processes, self.process
+
+    def job(self) -> JobOptions:
+        """The group as a job."""
+        import os
+
+        from gram_jax.distributed.cluster import launcher_place
+
+        place = self._place
+        if self.cluster == "auto" and place == (None, None, None):
+            place = launcher_place(os.environ)
+        return JobOptions(*place, self.local_devices, "auto" if self.several else "none")
 
 
 @Parameter(name="*")

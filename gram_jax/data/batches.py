@@ -11,14 +11,20 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.data.examples import Examples
+from gram_jax.batch import (
+    BradleyTerryBatch,
+    RationaleBatch,
+    Sequences,
+    TokenBatch,
+    VerdictBatch,
+)
+from gram_jax.data.examples import VERDICT_STAGES, Examples
 from gram_jax.data.mixture import epoch_units, most_draws
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
 from gram_jax.data.report import DataReport, length_histogram, source_shares
 from gram_jax.errors import DataError, RecipeError
 
-Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
+Batch = TokenBatch | VerdictBatch | RationaleBatch | BradleyTerryBatch
 
 LONGER_THAN_A_ROW = "longer than a row"
 
@@ -27,7 +33,8 @@ class BatchPlan:
     """Batches of `batch_size` rows (over all processes) of `max_length` positions, for every step.
 
     packing: a row holds several documents if True, else one document (one pair of the baseline). Examples longer than a
-    row are dropped and counted. Both orders of a pair are in the same batch. passes: number of passes over each source
+    row are dropped and counted. Both orders of a pair are in the same batch, and with `together` in adjacent slots of
+    the same row. passes: number of passes over each source
     in an epoch by its name, in the order of the sources; default one each. `batch(step)` may be called in any order, on
     any process. An epoch is packed at the first use of one of its steps, or before that by `prepare`; the plans of
     three epochs are cached. Raises DataError if no example is left, RecipeError if a batch cannot hold both orders.
@@ -42,18 +49,20 @@ class BatchPlan:
         seed: int,
         packing: bool,
         passes: Mapping[str, float] | None = None,
+        together: bool = False,
     ):
         if batch_size < 1 or max_length < 2:
             raise RecipeError(f"a batch of {batch_size} rows of {max_length} positions is empty")
         two_rows = examples.per_unit == 2 and not examples.together
-        if two_rows and not packing and batch_size % 2:
+        if two_rows and not packing and not together and batch_size % 2:
             raise RecipeError(
                 f"batch.batch_size = {batch_size} with both orders of a pair in one batch: "
                 f"expected an even number of rows, such as {batch_size + 1}, or packing = true"
             )
         self.batch_size, self.max_length = batch_size, max_length
         self.seed, self.packing = seed, packing
-        self.together = examples.together or (two_rows and batch_size == 1)
+        self.adjacent = two_rows and together
+        self.together = examples.together or self.adjacent or (two_rows and batch_size == 1)
         self.examples = _without_long(examples, max_length, self.together)
         count = int(self.examples.source.max()) + 1
         self.passes = passes or {str(index): 1.0 for index in range(count)}
@@ -69,6 +78,8 @@ class BatchPlan:
             return self.examples.per_unit if self.together and not pairs else 1
         often = most_draws(self.examples.source, tuple(self.passes.values()))
         units = np.repeat(self.examples.unit_lengths, often, axis=0)
+        if self.adjacent:
+            return 2 * most_units_in_a_row(units.sum(1), self.max_length)
         return most_units_in_a_row(units.sum(1) if pairs else units.ravel(), self.max_length)
 
     @property
@@ -131,7 +142,7 @@ class BatchPlan:
         """Figures of the data and of the first epoch."""
         examples, steps = self.examples, self.steps_per_epoch
         lengths = examples.documents.lengths
-        verdicts = examples.stage == "finetune"
+        verdicts = examples.stage in VERDICT_STAGES
         count = len(self.passes)
         by_source = np.bincount(examples.source, minlength=count)
         tokens_of = np.bincount(examples.source, examples.unit_lengths.sum(1), minlength=count)
@@ -154,7 +165,9 @@ class BatchPlan:
             tokens_per_step=tokens / steps,
             examples_per_step=len(drawn) / examples.per_unit / steps,
             padding=1 - tokens / (steps * self.batch_size * self.max_length),
-            first_share=float(np.mean(examples.label == 0)) if verdicts else None,
+            first_share=float(np.mean(examples.label[examples.label >= 0] == 0))
+            if verdicts
+            else None,
             sources=source_shares(self.passes, by_source.tolist(), tokens_of.tolist()),
             notes=dict(examples.read.notes),
             unread=examples.read.unread,
@@ -212,19 +225,25 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
         positions=_scatter(shape, at, within),
         segments=_scatter(shape, at, slot + 1),
     )
-    if examples.stage == "pretrain":
+    tokens = None
+    if examples.stage in ("pretrain", "rationale"):
         # Targets are shifted within a document, so its last token has no target.
         inside = within < np.repeat(lengths, lengths) - 1
         at, target = (row[inside], column[inside]), source[inside] + 1
         weights = _scatter(shape, at, examples.weights[target], np.float32)
-        return TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
+        tokens = TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
+        if examples.stage == "pretrain":
+            return tokens
 
     shape, last = (rows, slots), places.start + lengths - 1
-    if examples.stage == "finetune":
+    if examples.stage in VERDICT_STAGES:
         at = (places.row, places.slot)
-        weights = _scatter(shape, at, examples.weights[placed], np.float32)
+        # In stage "rationale" a document's first token carries the weight of its verdict.
+        weighted = documents.starts[placed] if tokens else placed
+        weights = _scatter(shape, at, examples.weights[weighted], np.float32)
         label = _scatter(shape, at, examples.label[placed])
-        return VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
+        verdicts = VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
+        return RationaleBatch(*tokens, *verdicts[1:]) if tokens else verdicts
     # The two documents of a pair are adjacent in their row.
     at = (places.row[::2], places.slot[::2] // 2)
     chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))

@@ -60,7 +60,7 @@ EncodeChunk = Callable[..., Examples]
 
 @dataclass(frozen=True)
 class Build:
-    """How the examples of a cache are made.
+    """Settings with which the examples of a cache are made.
 
     read: reads all records once and returns the report. records: the records in order, called after `read`. encode:
     picklable; workers: number of processes that call it.

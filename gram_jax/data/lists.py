@@ -25,7 +25,7 @@ def rm_bench(row: Fields, notes: Notes) -> list[Comparison]:
 
 
 def right_and_wrong(row: Fields, notes: Notes) -> list[Comparison]:
-    """One or more correct responses and several incorrect ones: each correct one with each incorrect one."""
+    """Lists of correct and incorrect responses: each correct one is paired with each incorrect one."""
     sides = [shapes.one_or_several(row, name, notes) for name in BOTH]
     return _every_pair(row, notes, "", *map(range, map(len, sides)))
 

@@ -47,7 +47,7 @@ class ReadReport:
 
     @property
     def notes_text(self) -> str:
-        """What is not shown, and which columns are not read, as one line, "" if there is nothing."""
+        """Counts of what is not shown, and columns that are not read, as one line; "" if there are none."""
         unread = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
         return "; ".join([*(f"{count} {kind}" for kind, count in self.notes.items()), *unread])
 

@@ -105,12 +105,8 @@ def _check_shown(row: Fields, names: Sequence[str], prompt: Prompt) -> None:
     contents = [turn.content for turn in prompt]
     for name in names:
         given = row[name]
-        asked = (
-            [given]
-            if isinstance(given, str)
-            else [turn.content for turn in read_messages(given, name)]
-        )
-        if all(text in contents for text in asked):
+        asked = prompt_at(row, name) if isinstance(given, str) else read_messages(given, name)
+        if all(turn.content in contents for turn in asked):
             return
     if names:
         raise BadField(names[0], "the text of a turn of chosen", row[names[0]])
@@ -139,14 +135,16 @@ def repeated(row: Fields, columns: Columns, notes: Notes) -> Parts:
         if not text.startswith(prompt):
             raise BadField(field, "text that starts with the prompt, as the other rows do", text)
         texts.append(text[len(prompt) :])
-    return read_prompt(prompt, asked), texts[0], texts[1]
+    return prompt_at(row, asked), texts[0], texts[1]
 
 
 def transcripts(row: Fields, columns: Columns, notes: Notes) -> Parts:
-    """Two transcripts of Human and Assistant."""
+    """Two transcripts of Human and Assistant; a prompt column may repeat their beginning."""
     _, first, second = columns
     one, other = (transcript_turns(text_of(row, field), field) for field in (first, second))
-    return split_conversations(one, other, (first, second), notes)
+    found = split_conversations(one, other, (first, second), notes)
+    _check_shown(row, _given(row, "|".join(PROMPTS)), found[0])
+    return found
 
 
 def transcript_turns(text: str, field: str) -> Prompt:
@@ -162,7 +160,7 @@ def transcript_turns(text: str, field: str) -> Prompt:
 
 
 def lists_of_turns(row: Fields, columns: Columns, notes: Notes) -> Parts:
-    """What the user said and what each model answered, as lists of texts or their JSON, one for each turn."""
+    """The user's turns and the answers of each model, as lists with a text for each turn, or as their JSON."""
     asked, *answers = (_texts_of_json(row, name) for name in columns)
     for name, said in zip(columns[1:], answers, strict=True):
         if len(said) != len(asked):

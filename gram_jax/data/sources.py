@@ -135,11 +135,13 @@ def _is_dataset(path: Path) -> bool:
 
 
 def contents_of_source(source: Source) -> str:
-    """A hash of the bytes of a source's files, in their order, and its split; of a dataset its name and split."""
+    """A hash of the bytes of a source's files, in their order, and its split; of one of the hub its name and split."""
     spec = parse_source(source)
     path, config = _folder_and_config(Path(spec.path).expanduser())
-    if path.is_dir():
-        files = [] if _is_dataset(path) else _pick_files(path, spec.split, config)[0].files
+    if path.is_dir() and _is_dataset(path):
+        files = list(data_files(source).values())
+    elif path.is_dir():
+        files = _pick_files(path, spec.split, config)[0].files
     else:
         files = _named_files(spec)
     digest = hashlib.sha256(f"{spec.split} {spec.limit}".encode())

@@ -17,7 +17,7 @@ from gram_jax.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Names of held-out data. `datasets` knows some of them, in lower case and between separators.
+# Names of held-out data. `datasets` recognises some of them, in lower case and between separators.
 _HELD_OUT = re.compile(
     r"(?<![a-z])(?:test|testing|eval|evaluation|val|valid|validation|dev|hold_?out|held_?out|unseen)"
     r"(?:_?sets?)?(?![a-z])"

@@ -22,6 +22,19 @@ def broadcast_object(value: Any) -> Any:
     return all_gather_objects(value if jax.process_index() == 0 else None)[0]
 
 
+def broadcast_array(values: np.ndarray | None) -> np.ndarray:
+    """Process 0's array, i32 [n], on every process; the others pass None and need not know n."""
+    if jax.process_count() == 1:
+        assert values is not None
+        return values
+    values = np.zeros(0, np.int32) if values is None else values
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(values.size)))
+    # Powers of two: each size is another compiled program.
+    padded = np.zeros(1 << (size - 1).bit_length() if size else 0, np.int32)
+    padded[: values.size] = values
+    return multihost_utils.broadcast_one_to_all(padded)[:size]
+
+
 def all_gather_objects(value: Any) -> list[Any]:
     """The values of all processes, in their order."""
     if jax.process_count() == 1:

@@ -36,6 +36,11 @@ class ProcessContext:
         """The number of this process, also before JAX is initialised."""
         return 0 if self.heartbeat is None else self.heartbeat.place.index
 
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process, without initialising JAX."""
+        return self.heartbeat is None
+
     def report(self, activity: str) -> None:
         """Send the current activity to the other processes; they log it if this process is lost."""
         if self.heartbeat is not None:

@@ -18,12 +18,13 @@ class ShardPlace:
     count: int
 
 
-def find_shard(text: str, environment: Mapping[str, str]) -> ShardPlace:
+def find_shard(text: str, environment: Mapping[str, str], *, in_group: bool = False) -> ShardPlace:
     """The shard of "I/N", or for "auto" that of the launcher's variables.
 
     auto: tasks of a Slurm array, of a Slurm step, or of both (each task of the array has a step of several), hosts of a
-    TPU pod, indices of a Kubernetes job, or GRAM_JAX_PROCESS of GRAM_JAX_PROCESSES. Raises ClusterError for another
-    form, a number out of range, and if no launcher is found.
+    TPU pod, indices of a Kubernetes job, or GRAM_JAX_PROCESS of GRAM_JAX_PROCESSES. in_group: the processes of the
+    step, pod or job are one shard, so auto is the task of a Slurm array. Raises ClusterError for another form, a number
+    out of range, and if no launcher is found.
 
     >>> find_shard("2/8", {})
     ShardPlace(index=2, count=8)
@@ -32,13 +33,19 @@ def find_shard(text: str, environment: Mapping[str, str]) -> ShardPlace:
     ShardPlace(index=2, count=3)
     """
     if text != AUTO:
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if found is None or int(found[1]) >= int(found[2]):
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None or int(match[1]) >= int(match[2]):
             raise ClusterError(
                 f"--shard {text!r}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8, or auto"
             )
-        return ShardPlace(int(found[1]), int(found[2]))
-    places = [place for place in (_array(environment), _processes(environment)) if place]
+        return ShardPlace(int(match[1]), int(match[2]))
+    found = [_array(environment), None if in_group else _processes(environment)]
+    places = [place for place in found if place]
+    if not places and in_group:
+        raise ClusterError(
+            "--shard auto: processes that share the weights are one shard: expected variables of a Slurm array, found "
+            "none. Give the shard as --shard I/N"
+        )
     if not places:
         raise ClusterError(
             "--shard auto: expected the variables of a Slurm array or step of several tasks, of a TPU pod, or "

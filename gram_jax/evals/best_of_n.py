@@ -120,10 +120,10 @@ def rate(
         sink,
         {"format": 1, "source": SAMPLES, "kind": "best of n"} | judge_identity(judge, model),
         list_source(list(enumerate(records, 1))),
-        RowTask(rated, lambda record: len(record.responses), WINDOWS * judge.window),
-        code=partial(computed_by, judge),
-        label="rated",
-        unit="prompts",
+        RowTask(
+            rated, lambda record: len(record.responses), WINDOWS * judge.window, "rated", "prompts"
+        ),
+        partial(computed_by, judge),
     )
 
 

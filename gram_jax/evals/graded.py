@@ -98,7 +98,9 @@ def graded_pairs(rankings: Sequence[RankedCandidates]) -> tuple[list[Comparison]
 
 
 def pick_scores(rankings: Sequence[RankedCandidates]) -> BootstrapTable:
-    """How often the pick has the highest grade, over the prompts whose grades differ; tied picks share the score."""
+    """Share of prompts whose pick has the highest grade, over the prompts whose grades differ; tied picks share the
+    score.
+    """
     decided = [ranking for ranking in rankings if np.ptp(ranking.grades) > 0]
     scores = [(one.grades == one.grades.max())[one.picked].mean() for one in decided]
     return BootstrapTable.of(np.array(scores), _prompts(decided), _subsets(decided))

@@ -80,10 +80,8 @@ def write_scores(
         sink,
         about | judge_identity(scorer, model),
         list_source(list(enumerate(records, 1))),
-        _task(scorer, ranked),
-        code=partial(computed_by, scorer),
-        label=Path(source).name,
-        unit=unit,
+        _task(scorer, ranked)._replace(label=Path(source).name, unit=unit),
+        partial(computed_by, scorer),
     )
 
 

@@ -117,7 +117,9 @@ class GreedyResponses:
             return [self._responses[prompt] for prompt in prompts]
 
     def _generate(self, tokens: list[np.ndarray]) -> list[str]:
-        """Padded to a power of two, or to whole batches, so that few programs are compiled."""
+        """Generate responses. Prompts are padded to a power of two or to whole batches, so that few programs are
+        compiled.
+        """
         if not tokens:
             return []
         count = len(tokens)

@@ -218,14 +218,12 @@ def write_adapter(
         )
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, str] = {}
-    places = {
-        (slot.rule.path, slot.layer): name for name, slot in tensor_mappings(cfg, "hf").items()
-    }
+    places = {(slot.rule.path, slot.at): name for name, slot in tensor_mappings(cfg, "hf").items()}
     for target in lora.targets:
         ins = NUM_CONTRACTED_DIMS[target]
         a, b = (np.asarray(params["layers"]["lora"][target][x]) for x in ("a", "b"))
         for layer in range(cfg.layers):
-            module = places[f"layers/{target}", layer].removesuffix(".weight")
+            module = places[f"layers/{target}", (layer,)].removesuffix(".weight")
             modules[module.rpartition(".")[2]] = target
             inputs = prod(a.shape[1 : 1 + ins])
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a[layer].reshape(inputs, lora.rank).T

@@ -1,7 +1,9 @@
 """Stored tensors -> a sharded parameter tree, read leaf by leaf after a check of all shapes and dtypes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,13 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.errors import LayoutError
-from gram_jax.interop.hf_names import Format, TensorMapping, tensor_mappings, why_unclaimed
+from gram_jax.interop.hf_names import (
+    Format,
+    TensorMapping,
+    fused_tensors,
+    tensor_mappings,
+    why_unclaimed,
+)
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import ParamSpec, param_specs
 from gram_jax.sharding import Placement
@@ -29,6 +37,29 @@ class StoredTensor:
 
 
 Part = tuple[TensorMapping, StoredTensor]
+
+
+def split_fused(cfg: ModelConfig, stored: dict[str, StoredTensor], names: Format) -> None:
+    """Put the parts of tensors that hold several matrices in their place."""
+    places = tensor_mappings(cfg, names)
+    for whole, parts in fused_tensors(cfg, names).items():
+        if (tensor := stored.get(whole)) is None:
+            continue
+        rows = [places[part].stored_shape[0] for part in parts]
+        if tensor.shape[0] != sum(rows):
+            raise LayoutError(
+                f"{whole} in {tensor.file}: {tensor.shape[0]} rows, expected {sum(rows)}"
+            )
+        del stored[whole]
+        for part, size, end in zip(parts, rows, accumulate(rows), strict=True):
+
+            def read(
+                index: tuple[slice, ...], start: int = end - size, read: Any = tensor.read
+            ) -> np.ndarray:
+                first, *rest = index
+                return read((slice(first.start + start, first.stop + start), *rest))
+
+            stored[part] = replace(tensor, shape=(size, *tensor.shape[1:]), read=read)
 
 
 def assemble(
@@ -70,20 +101,21 @@ def assemble(
 def _leaf(
     parts: list[Part], shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, dtype: np.dtype
 ) -> jax.Array:
-    """One array, read layer by layer. A part that several devices hold is read once."""
+    """One array, read layer by layer and expert by expert. A part that several devices hold is read once."""
     known: dict[str, np.ndarray] = {}
+    places = {part[0].at: part for part in parts}
 
     @np.errstate(over="ignore")  # weights are checked when they are loaded
     def read(index: tuple[slice, ...]) -> np.ndarray:
         key = str(index)
         if key not in known:
-            sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)]
+            index = tuple(slice(*cut.indices(n)) for cut, n in zip(index, shape, strict=True))
+            sizes = [cut.stop - cut.start for cut in index]
             known[key] = np.empty(sizes, dtype)
-            if parts[0][0].layer is None:
-                known[key][...] = _read(*parts[0], index)
-            else:
-                for place, part in enumerate(parts[index[0]]):
-                    known[key][place] = _read(*part, index[1:])
+            for at, part in places.items():
+                here = [place - cut.start for place, cut in zip(at, index, strict=False)]
+                if all(0 <= place < size for place, size in zip(here, sizes, strict=False)):
+                    known[key][tuple(here)] = _read(*part, index[len(at) :])
         return known[key]
 
     # The declared type of the callback's argument includes None, but JAX always passes slices.

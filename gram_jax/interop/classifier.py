@@ -42,6 +42,52 @@ def as_classifier(
     return replace(cfg, head=kind), {**trunk, SCORE: rows}
 
 
+def cross_encoder_files(spec: JudgeSpec, tokenizer: Any) -> dict[str, str]:
+    """Files by which sentence-transformers (5.4 and later) loads a judge's folder as a CrossEncoder.
+
+    Its score is the log-odds of the first label. The input is the messages of a comparison, which the tokenizer's chat
+    template renders; the settings are those of the specification's frame. Raises LayoutError without a padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise LayoutError(
+            "sentence-transformers needs a padding token, which this tokenizer lacks: set pad_token in "
+            "tokenizer_config.json"
+        )
+    chat: dict[str, Any] = {"add_generation_prompt": True}
+    if not spec.thinking:
+        chat["enable_thinking"] = False
+    module = "sentence_transformers.{}"
+    modules = [
+        ("", module.format("base.modules.transformer.Transformer")),
+        ("1_LogitScore", module.format("cross_encoder.modules.logit_score.LogitScore")),
+    ]
+    flat = {"method": "forward", "method_output_name": "logits", "format": "flat"}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (path, kind) in enumerate(modules)
+        ],
+        "1_LogitScore/config.json": {
+            "true_token_id": spec.label_ids[0],
+            "false_token_id": spec.label_ids[1],
+            "module_input_name": "causal_logits",
+        },
+        "sentence_bert_config.json": {
+            "transformer_task": "text-generation",
+            "modality_config": {"message": flat},
+            "module_output_name": "causal_logits",
+            "processing_kwargs": {"chat_template": chat},
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "CrossEncoder",
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "prompts": {},
+            "default_prompt_name": None,
+        },
+    }
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+
+
 def classifier_card(cfg: ModelConfig, spec: JudgeSpec, name: str) -> str:
     """README.md of an exported classifier: how to serve it, what to send, what goes wrong."""
     architecture = config_to_hf(cfg, "float32")["architectures"][0]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import numpy as np
 
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.extras import needs_extra
-from gram_jax.interop.assemble import StoredTensor, assemble
+from gram_jax.interop.assemble import StoredTensor, assemble, split_fused
+from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.model.config import (
     LinearScaling,
     Llama3Scaling,
@@ -26,10 +28,23 @@ with needs_extra("gguf"):
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
     from gguf.quants import dequantize
 
-FAMILIES = ("llama", "qwen2", "qwen3")  # Mistral's files are of the first
+# The model_type of each architecture; Mistral's files are of the first.
+FAMILIES: Mapping[str, str] = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "phi3": "phi3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "smollm3": "smollm3",
+}
+# Of the largest models of a family, whose queries are scaled by the mean width of a head, not by its size.
+_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 SPLIT = "split.count"  # number of the files of a model
 # Divisors of the rotary frequencies, as which llama.cpp stores Llama 3's long-context scaling.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")  # of LongRoPE
 # Elements of all metadata of a file; a vocabulary of 256,000 tokens and its merges have 1.5 million.
 MAX_ELEMENTS = 8_000_000
 _INTEGERS = ("I8", "I16", "I32", "I64", "F64")  # of other tensors than weights
@@ -44,7 +59,11 @@ def load_gguf(
     """
     file = open_gguf(path)
     cfg = gguf_config(path)
-    tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+    tensors = {
+        name: tensor
+        for name, tensor in file.tensors.items()
+        if name not in (ROPE_FACTORS, *LONG_FACTORS)
+    }
     kinds = {tensor.tensor_type for tensor in tensors.values()}
     if unknown := sorted(kind.name for kind in kinds if not _is_readable(kind)):
         raise LayoutError(
@@ -53,6 +72,7 @@ def load_gguf(
         )
     stored = {name: _stored(cfg, tensor, Path(path).name) for name, tensor in tensors.items()}
     try:
+        split_fused(cfg, stored, "gguf")
         return cfg, assemble(cfg, stored, "gguf", placement, dtype)
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
@@ -173,7 +193,7 @@ def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
 
 def _config(file: GgufFile) -> ModelConfig:
     family = file.metadata.get("general.architecture")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise LayoutError(
             f"the GGUF file's architecture is {family!r}; gram_jax supports {', '.join(FAMILIES)}. Use the model's "
             "Hugging Face folder, which can be of more families"
@@ -190,35 +210,79 @@ def _config(file: GgufFile) -> ModelConfig:
         raise LayoutError("the GGUF file's layers differ in size; gram_jax supports equal layers")
     if "token_embd.weight" not in file.tensors:
         raise LayoutError("the GGUF file has no token_embd.weight: it holds no complete model")
-    if found.get("expert_count"):
-        raise LayoutError("the GGUF file is a mixture of experts; gram_jax supports dense models")
     head_size = found.get("attention.key_length", embed // heads)
+    rotated = found.get("rope.dimension_count", head_size)
     for name in ("attention.value_length", "rope.dimension_count"):
-        if found.get(name, head_size) != head_size:
+        if found.get(name, head_size) != head_size and (name[0] == "a" or family != "phi3"):
             raise LayoutError(
                 f"{prefix}{name} is {found[name]}, expected the head size {head_size}"
             )
-    theta, scaling = float(found.get("rope.freq_base", 10000.0)), _scaling(found)
+    cfg = config_from_hf(
+        {
+            "model_type": FAMILIES[family],
+            "vocab_size": _shape(file.tensors["token_embd.weight"])[0],
+            "hidden_size": embed,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_size,
+            "intermediate_size": mlp,
+            "rms_norm_eps": float(
+                str(np.float32(eps))
+            ),  # the shortest decimal: 1e-05, not 9.99999974e-06
+            "tie_word_embeddings": "output.weight" not in file.tensors,
+            "max_position_embeddings": context,
+            "rope_theta": float(found.get("rope.freq_base", 10000.0)),
+            **_traits(family, found, rotated / head_size),
+            **_long_rope(file, found),
+        }
+    )
     if (factors := file.tensors.get(ROPE_FACTORS)) is not None:
         divisors = np.asarray(factors.data, np.float32).ravel()
-        scaling = recover_rope_scaling(divisors, theta, head_size, context)
-    return ModelConfig(
-        family=family,
-        vocab_size=_shape(file.tensors["token_embd.weight"])[0],
-        embed_size=embed,
-        layers=layers,
-        query_heads=heads,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        mlp_size=mlp,
-        norm_eps=float(str(np.float32(eps))),  # the shortest decimal: 1e-05, not 9.99999974e-06
-        rope_theta=theta,
-        rope_scaling=scaling,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-        tied_head="output.weight" not in file.tensors,
-        context_length=context,
+        scaling = recover_rope_scaling(divisors, cfg.rope_theta, head_size, context)
+        return replace(cfg, rope_scaling=scaling)
+    return replace(cfg, rope_scaling=cfg.rope_scaling or _scaling(found))
+
+
+def _traits(family: str, found: Mapping[str, Any], rotated: float) -> dict[str, Any]:
+    """Entries of a config.json beyond sizes, from a file's metadata. rotated: part of a head that rotates."""
+    embed, heads = found["embedding_length"], found["attention.head_count"]
+    entries: dict[str, Any] = {}
+    if family == "qwen3moe":
+        entries |= {
+            "moe_intermediate_size": found.get("expert_feed_forward_length"),
+            "num_experts": found.get("expert_count"),
+            "num_experts_per_tok": found.get("expert_used_count"),
+            "norm_topk_prob": True,  # not stored; llama.cpp computes it for this architecture
+        }
+    elif found.get("expert_count"):
+        raise LayoutError(
+            f"the GGUF file is a mixture of experts of the architecture {family!r}; supported: 'qwen3moe'"
+        )
+    if family == "phi3":
+        entries["partial_rotary_factor"] = rotated
+    if family in ("phi3", "gemma2", "gemma3"):
+        entries["sliding_window"] = found.get("attention.sliding_window") or None
+    if family in _SCALED_BY_WIDTH:
+        wide = found["block_count"] == _SCALED_BY_WIDTH[family]
+        entries["query_pre_attn_scalar"] = embed // heads if wide else found["attention.key_length"]
+    if family == "gemma2":
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if name in found:
+                entries[name] = float(found[name])
+    return entries
+
+
+def _long_rope(file: GgufFile, found: Mapping[str, Any]) -> dict[str, Any]:
+    """LongRoPE's entries of a config.json, whose divisors are tensors of the file."""
+    if not all(name in file.tensors for name in LONG_FACTORS):
+        return {}
+    short, long = (
+        np.asarray(file.tensors[name].data, np.float32).ravel().tolist() for name in LONG_FACTORS
     )
+    scaling = {"type": "longrope", "short_factor": short, "long_factor": long}
+    original = found.get("rope.scaling.original_context_length")
+    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
 def _scaling(found: Mapping[str, Any]) -> RopeScaling | None:
@@ -268,8 +332,9 @@ def recover_rope_scaling(
 
 
 def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:
-    # llama.cpp's converter interleaves the rotary halves of llama, but not those of qwen.
-    paired = cfg.family == "llama" and tensor.name.endswith(
+    # llama.cpp's converter interleaves the rotary halves of these, but not those of other families, and adds the
+    # offset to the weights of norms.
+    paired = cfg.family in ("llama", "smollm3") and tensor.name.endswith(
         ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
     )
 
@@ -278,6 +343,8 @@ def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:
         if paired:
             pairs = rows.reshape(-1, cfg.head_size // 2, 2, *rows.shape[1:])
             rows = pairs.swapaxes(1, 2).reshape(rows.shape)
+        if cfg.traits.norm_offset and tensor.name.endswith("norm.weight"):
+            rows = rows - np.float32(cfg.traits.norm_offset)
         return rows[(slice(None), *part[1:])]
 
     return StoredTensor(_shape(tensor), "float32", file, read)

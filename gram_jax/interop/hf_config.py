@@ -13,7 +13,9 @@ from gram_jax.interop.hf_families import (
     FAMILIES,
     Family,
     fits_family,
+    read_experts,
     read_traits,
+    write_experts,
     write_traits,
 )
 from gram_jax.interop.hf_rope import read_rope, write_rope
@@ -33,6 +35,7 @@ _NUMBERS = {
     "context_length": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
+_EXPERT_NUMBERS = {**_NUMBERS, "mlp_size": "moe_intermediate_size"}
 # Fields that enable what the decoder does not support: allowed values (None: absent or null).
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
@@ -88,7 +91,7 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     problems = _unsupported(found, family)
     if problems:
         raise LayoutError("config.json cannot be used:\n  " + "\n  ".join(problems))
-    numbers: dict[str, Any] = {name: found.get(stored) for name, stored in _NUMBERS.items()}
+    numbers: dict[str, Any] = {name: found.get(x) for name, x in _numbers(family).items()}
     numbers["norm_eps"] = float(numbers["norm_eps"])
     heads = numbers["query_heads"]
     kv_heads = numbers["kv_heads"] = numbers["kv_heads"] or heads
@@ -96,6 +99,7 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
     head = _head(found, problems)
     theta, scaling, local = read_rope(found, family, problems)
     traits = read_traits(found, family, head_size, problems)
+    experts = read_experts(found, family, problems)
     rotated = traits.get("rotary_size", head_size)
     if isinstance(scaling, LongScaling):
         numbers["context_length"] = scaling.original_context
@@ -120,7 +124,12 @@ def config_from_hf(found: Mapping[str, Any]) -> ModelConfig:
         tied_head=bool(found.get("tie_word_embeddings", False)),
         head=head,
         traits=Traits(**traits, local_rope_theta=local),
+        experts=experts,
     )
+
+
+def _numbers(family: Family) -> Mapping[str, str]:
+    return _EXPERT_NUMBERS if family.experts else _NUMBERS
 
 
 def _text_config(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -175,7 +184,7 @@ def _unsupported(found: Mapping[str, Any], family: Family) -> list[str]:
     problems += [
         f"{name} = {found[name]!r} (the decoder supports only {name} = {allowed[0]!r})"
         for name, allowed in _ONLY.items()
-        if found.get(name) not in allowed
+        if found.get(name) not in allowed and not (family.experts and name.endswith("_experts"))
     ]
     name, activation = family.activation
     same = {"silu": ("silu", "swish", None)}.get(activation, (activation,))
@@ -189,7 +198,7 @@ def _unsupported(found: Mapping[str, Any], family: Family) -> list[str]:
         if family.qkv_bias or family.name == "Qwen3"
         else {"head_dim", "num_key_value_heads"}
     )
-    for field, name in _NUMBERS.items():
+    for field, name in _numbers(family).items():
         value = found.get(name)
         absent = value is None and name in optional
         if not absent and (expected := misfit(field, value)):
@@ -209,7 +218,7 @@ def config_to_hf(
     if not fits_family(cfg):
         raise LayoutError(
             f"no class of transformers fits family = {cfg.family!r} with qkv_bias = {cfg.qkv_bias}, qk_norm = "
-            f"{cfg.qk_norm} and {cfg.traits}"
+            f"{cfg.qk_norm}, experts = {cfg.experts} and {cfg.traits}"
         )
     name, activation = family.activation
     language = cfg.head == "language"
@@ -227,6 +236,7 @@ def config_to_hf(
         **({} if family.qkv_bias else {"attention_bias": False}),
         **write_rope(cfg, family),
         **write_traits(cfg),
+        **write_experts(cfg),
     }
     if cfg.family == "llama":
         result |= {"mlp_bias": False, "pretraining_tp": 1}

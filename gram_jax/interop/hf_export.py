@@ -56,7 +56,7 @@ def export_hf(
     """Write a judge as a folder that `transformers` opens; returns its path.
 
     params: parameter tree without LoRA (merge it first). dtype: dtype of the written weights; None keeps that of each
-    weight. stops: ids that end a text, in addition to those of the tokenizer. texts: contents of further files by name.
+    weight. stops: ids that end a text, in addition to those of the tokenizer. texts: contents of further files by path.
     shard_bytes: maximum size of a weights file; several files get an index. overwrite: replace an existing folder.
 
     The folder is written under a temporary name and then renamed. Raises CheckpointError if the folder exists or is in
@@ -114,6 +114,7 @@ def export_hf(
         settings = config_to_hf(cfg, dtype or str(params["embed"].dtype), labels)
         _write_texts(partial, settings, tokenizer, stops)
         for name, text in (texts or {}).items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_text(text, encoding="utf-8")
         if spec is not None:
             spec.save(partial)
@@ -212,10 +213,8 @@ def _write_weights(
                 held = {path: _on_host(leaves[path]) for path in needed}
             parts = []
             for slot in places[name]:
-                leaf = held[slot.rule.path]
-                part = leaf if slot.layer is None else leaf[slot.layer]
-                part = slot.to_stored(part).astype(jnp.dtype(dtype or part.dtype), copy=False)
-                parts.append(part)
+                part = slot.to_stored(held[slot.rule.path][slot.at])
+                parts.append(part.astype(jnp.dtype(dtype or part.dtype), copy=False))
             tensors[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_weights(tensors, str(folder.name))  # numbers may overflow in the new dtype
         if jax.process_index() == 0:
@@ -250,7 +249,7 @@ def _write_texts(
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     if "id2label" in settings and ids["pad_token_id"] is None:
-        # A classifier without it reads no batch. Its answer is read at the last token that is another one.
+        # transformers rejects batches without it, and reads the logits at the last token that is not padding.
         ids["pad_token_id"] = ids["eos_token_id"]
     write_json(folder / CONFIG, {**settings, **ids})
     known = {name: token for name, token in ids.items() if token is not None}

@@ -3,11 +3,12 @@
 A family is declared here, and model/layer.py reads its traits; no other code depends on its name.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from gram_jax.model.config import LayerType, ModelConfig, Traits
+from gram_jax.model.config import MOST_EXPERTS, Experts, LayerType, ModelConfig, Traits
 from gram_jax.model.layer_types import layer_types
 
 _TYPES: dict[str, LayerType] = {"full_attention": "full", "sliding_attention": "sliding"}
@@ -36,11 +37,13 @@ class Family:
     by_type: bool = False
     partial: bool = False
     theta: float = 10000.0
+    query_scaling: bool = False  # queries grow with their position
+    experts: bool = False  # each MLP is a mixture
     classifier: str = ""  # class of its classifiers, if it is not `name` with the usual end
 
     @property
     def classifier_class(self) -> str:
-        """Its class of sequence classifiers."""
+        """Name of the family's sequence classifier class in transformers."""
         return self.classifier or f"{self.name}ForSequenceClassification"
 
 
@@ -59,8 +62,16 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama"),
     "mistral": Family("Mistral", windows="all"),
     "ministral": Family("Ministral", windows="types", pattern=("sliding",)),
+    "ministral3": Family("Ministral3", windows="all", theta=1e6, query_scaling=True),
     "qwen2": Family("Qwen2", qkv_bias=True, windows="switched"),
     "qwen3": Family("Qwen3", qk_norm=True, defaults={"head_dim": 128}, windows="switched"),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        qk_norm=True,
+        defaults={"use_sliding_window": False},
+        windows="all",
+        experts=True,
+    ),
     "smollm3": Family(
         "SmolLM3", defaults={"tie_word_embeddings": True, "no_rope_layer_interval": 4}, theta=2e6
     ),
@@ -102,6 +113,52 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+def read_experts(found: Mapping[str, Any], family: Family, problems: list[str]) -> Experts | None:
+    """The mixture of experts of a family that has one."""
+    if not family.experts:
+        return None
+    count = found.get("num_experts", found.get("num_local_experts"))
+    balance = found.get("router_aux_loss_coef", 0.001)
+    values = {"num_experts": count, "num_experts_per_tok": found.get("num_experts_per_tok", 8)}
+    for name, value in values.items():
+        if type(value) is not int or not 1 <= value <= MOST_EXPERTS:
+            problems.append(f"{name} = {value!r} (expected an integer from 1 to {MOST_EXPERTS:,})")
+    for name in ("norm_topk_prob", "output_router_logits"):
+        if type(found.get(name, False)) is not bool:
+            problems.append(f"{name} = {found[name]!r} (expected true or false)")
+    if type(balance) not in (int, float) or not 0 <= balance < math.inf:
+        problems.append(f"router_aux_loss_coef = {balance!r} (expected a finite number from 0)")
+    # Layers with a plain MLP among them would need a second stack of weights.
+    if found.get("decoder_sparse_step", 1) != 1 or found.get("mlp_only_layers"):
+        problems.append(
+            f"decoder_sparse_step = {found.get('decoder_sparse_step', 1)!r} and mlp_only_layers = "
+            f"{found.get('mlp_only_layers')!r:.60} (supported: experts in every layer)"
+        )
+    if problems:
+        return None
+    return Experts(
+        *values.values(),
+        normalized=found.get("norm_topk_prob", False),
+        balance=float(balance) if found.get("output_router_logits", False) else 0.0,
+    )
+
+
+def write_experts(cfg: ModelConfig) -> dict[str, Any]:
+    """Entries of config.json that `read_experts` reads."""
+    if (experts := cfg.experts) is None:
+        return {}
+    return {
+        "moe_intermediate_size": cfg.mlp_size,
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "norm_topk_prob": experts.normalized,
+        "output_router_logits": experts.balance > 0,
+        "router_aux_loss_coef": experts.balance or 0.001,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
 def read_traits(
     found: Mapping[str, Any], family: Family, head_size: int, problems: list[str]
 ) -> dict[str, Any]:
@@ -141,7 +198,8 @@ def _read_types(
         )
         return ("full",)
     if family.windows == "all":
-        return ("full" if window is None else "sliding",) * layers
+        without = window is None or not found.get("use_sliding_window", not family.experts)
+        return ("full" if without else "sliding",) * layers
     if family.windows == "none" or switched_off:
         if "sliding_attention" in (given or ()) or (not switched_off and window is not None):
             problems.append(
@@ -194,7 +252,7 @@ def write_traits(cfg: ModelConfig) -> dict[str, Any]:
         written[_WINDOW] = traits.window
     if family.windows in ("types", "switched"):
         written["layer_types"] = [names[kind] for kind in kinds]
-    if family.windows == "switched":
+    if family.windows == "switched" or "use_sliding_window" in family.defaults:
         written["use_sliding_window"] = "sliding" in kinds
     if "no_rope_layer_interval" in family.defaults:
         written["no_rope_layers"] = [int(kind != "no_rope") for kind in kinds]
@@ -215,6 +273,7 @@ def fits_family(cfg: ModelConfig) -> bool:
     family = FAMILIES[cfg.family]
     fixed = {f.name: f.default for f in fields(Traits) if f.name in _GEMMA | _OLMO}
     fixed |= dict(family.fixed)
-    return (cfg.qkv_bias, cfg.qk_norm) == (family.qkv_bias, family.qk_norm) and all(
+    found = cfg.qkv_bias, cfg.qk_norm, cfg.experts is not None
+    return found == (family.qkv_bias, family.qk_norm, family.experts) and all(
         getattr(cfg.traits, name) == value for name, value in fixed.items()
     )

@@ -4,9 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,9 +15,8 @@ from gram_jax.checkpoint.run_info import RECIPE
 from gram_jax.distributed.collectives import all_gather_lines
 from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.files import describe_folder, read_json
-from gram_jax.interop.assemble import StoredTensor, assemble
+from gram_jax.interop.assemble import StoredTensor, assemble, split_fused
 from gram_jax.interop.hf_config import config_from_hf
-from gram_jax.interop.hf_names import fused_tensors, tensor_mappings
 from gram_jax.model.config import ModelConfig
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
@@ -60,7 +57,7 @@ def load_hf(
         stored = change(_with_usual_names(_stored(folder)))
         if cfg.head == "scalar":
             _take_value_head(stored)
-        _split_fused(cfg, stored)
+        split_fused(cfg, stored, "hf")
         _drop_redundant(cfg, stored)
         return cfg, assemble(cfg, stored, "hf", placement, dtype)
     except LayoutError as error:
@@ -263,29 +260,6 @@ def _with_usual_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor
             raise LayoutError(f"{name} in {tensor.file} and another tensor are both {usual}")
         renamed[usual] = tensor
     return renamed
-
-
-def _split_fused(cfg: ModelConfig, stored: dict[str, StoredTensor]) -> None:
-    """Put the parts of tensors that hold several matrices in their place."""
-    places = tensor_mappings(cfg, "hf")
-    for whole, parts in fused_tensors(cfg).items():
-        if (tensor := stored.get(whole)) is None:
-            continue
-        rows = [places[part].stored_shape[0] for part in parts]
-        if tensor.shape[0] != sum(rows):
-            raise LayoutError(
-                f"{whole} in {tensor.file}: {tensor.shape[0]} rows, expected {sum(rows)}"
-            )
-        del stored[whole]
-        for part, size, end in zip(parts, rows, accumulate(rows), strict=True):
-
-            def read(
-                index: tuple[slice, ...], start: int = end - size, read: Any = tensor.read
-            ) -> np.ndarray:
-                first, *rest = index
-                return read((slice(first.start + start, first.stop + start), *rest))
-
-            stored[part] = replace(tensor, shape=(size, *tensor.shape[1:]), read=read)
 
 
 def _take_value_head(stored: dict[str, StoredTensor]) -> None:

@@ -25,7 +25,10 @@ LAYER_PREFIX: Mapping[Format, str] = {"hf": "model.layers.{}.", "gguf": "blk.{}.
 
 @dataclass(frozen=True)
 class NameRule:
-    """One leaf of the parameter tree: its path, its stored layout, and its names (inside a layer, if any)."""
+    """One leaf of the parameter tree: its path, its stored layout, and its names (inside a layer, if any).
+
+    A matrix of experts has the layout of one of them: a Hugging Face file holds each apart, a GGUF file one of all.
+    """
 
     path: str
     form: str
@@ -38,12 +41,14 @@ class NameRule:
         return self.path.startswith("layers/")
 
     def name(self, names: Format) -> str:
-        """The full name in a file; "{}" is the layer's number."""
+        """The full name in a file; "{}" is the layer's number, "{expert}" that of the expert."""
         name = self.hf if names == "hf" else self.gguf
         return LAYER_PREFIX[names] + name if self.stacked else name
 
-    def of(self, cfg: ModelConfig) -> "NameRule":
-        """The rule in a model: some names and layouts depend on its norms."""
+    def of(self, cfg: ModelConfig, names: Format) -> "NameRule":
+        """The rule in a model's file: some names and layouts depend on its norms, those of experts on the format."""
+        if self.path.startswith("layers/expert_") and names == "gguf":
+            return replace(self, form=self.form.replace(" -> ", " -> E ").join(("E ", "")))
         if self.path == "layers/mlp_norm" and cfg.traits.norms == "both":
             return replace(self, hf="pre_feedforward_layernorm.weight")
         if self.path in _PROJECTION_NORMS and cfg.traits.projection_norm:
@@ -81,6 +86,25 @@ RULES = (
     NameRule("layers/gate", "F D -> D F", "mlp.gate_proj.weight", "ffn_gate.weight"),
     NameRule("layers/up", "F D -> D F", "mlp.up_proj.weight", "ffn_up.weight"),
     NameRule("layers/down", "D F -> F D", "mlp.down_proj.weight", "ffn_down.weight"),
+    NameRule("layers/router", "E D -> D E", "mlp.gate.weight", "ffn_gate_inp.weight"),
+    NameRule(
+        "layers/expert_gate",
+        "F D -> D F",
+        "mlp.experts.{expert}.gate_proj.weight",
+        "ffn_gate_exps.weight",
+    ),
+    NameRule(
+        "layers/expert_up",
+        "F D -> D F",
+        "mlp.experts.{expert}.up_proj.weight",
+        "ffn_up_exps.weight",
+    ),
+    NameRule(
+        "layers/expert_down",
+        "D F -> F D",
+        "mlp.experts.{expert}.down_proj.weight",
+        "ffn_down_exps.weight",
+    ),
     NameRule("final_norm", "D -> D", "model.norm.weight", "output_norm.weight"),
     NameRule("head", "V D -> V D", "lm_head.weight", "output.weight"),
     NameRule("score", "Y D -> Y D", "score.weight", "cls.output.weight"),
@@ -94,14 +118,21 @@ _PROJECTION_NORMS = {"layers/q_norm": "(N H) -> N H", "layers/k_norm": "(K H) ->
 _QKV = {"self_attn.qkv_proj.weight": [f"self_attn.{name}_proj.weight" for name in "qkv"]}
 _GATE_UP = {"mlp.gate_up_proj.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"]}
 FUSED: Mapping[str, Mapping[str, Sequence[str]]] = {"phi3": {**_QKV, **_GATE_UP}}
+# The same in GGUF files.
+_GGUF_FUSED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "phi3": {
+        "attn_qkv.weight": [f"attn_{name}.weight" for name in "qkv"],
+        "ffn_up.weight": ["ffn_gate.weight", "ffn_up.weight"],
+    }
+}
 
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """Place of a stored tensor: rule, layer (None if the leaf is not stacked), and the shape it has in the leaf."""
+    """Place of a stored tensor in its leaf. at: (), (layer,) or (layer, expert); shape: the one that it has there."""
 
     rule: NameRule
-    layer: int | None
+    at: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
@@ -155,30 +186,29 @@ def tensor_mappings(cfg: ModelConfig, names: Format) -> dict[str, TensorMapping]
     """Every tensor of a file of this model, by name, in the order of the table."""
     specs = tree.flatten(param_specs(cfg))
     found: dict[str, TensorMapping] = {}
-    for rule in (rule.of(cfg) for rule in RULES if rule.path in specs):
+    for rule in (rule.of(cfg, names) for rule in RULES if rule.path in specs):
         name, shape = rule.name(names), specs[rule.path].shape
-        if rule.stacked:
-            for layer in range(cfg.layers):
-                found[name.format(layer)] = TensorMapping(rule, layer, shape[1:])
-        else:
-            found[name] = TensorMapping(rule, None, shape)
+        stacked = int(rule.stacked) + ("{expert}" in name)
+        for at in np.ndindex(shape[:stacked]):
+            full = name.format(*at[:1], expert=at[-1]) if stacked else name
+            found[full] = TensorMapping(rule, at, shape[stacked:])
     return found
 
 
-def fused_tensors(cfg: ModelConfig) -> dict[str, list[str]]:
-    """The tensors of a Hugging Face file that hold several of `tensor_mappings`, and the names of these."""
-    prefix = LAYER_PREFIX["hf"]
+def fused_tensors(cfg: ModelConfig, names: Format) -> dict[str, list[str]]:
+    """The tensors of a file that hold several of `tensor_mappings`, and the names of these."""
+    prefix, table = LAYER_PREFIX[names], FUSED if names == "hf" else _GGUF_FUSED
     return {
         (prefix + whole).format(layer): [(prefix + part).format(layer) for part in parts]
         for layer in range(cfg.layers)
-        for whole, parts in FUSED.get(cfg.family, {}).items()
+        for whole, parts in table.get(cfg.family, {}).items()
     }
 
 
 def file_tensors(cfg: ModelConfig) -> dict[str, list[TensorMapping]]:
     """Every tensor of a Hugging Face file, and what it holds, one below the other."""
     places = tensor_mappings(cfg, "hf")
-    whole = {part: name for name, parts in fused_tensors(cfg).items() for part in parts}
+    whole = {part: name for name, parts in fused_tensors(cfg, "hf").items() for part in parts}
     found: dict[str, list[TensorMapping]] = {}
     for name, slot in places.items():
         found.setdefault(whole.get(name, name), []).append(slot)
@@ -187,14 +217,17 @@ def file_tensors(cfg: ModelConfig) -> dict[str, list[TensorMapping]]:
 
 def why_unclaimed(name: str, cfg: ModelConfig, names: Format) -> str:
     """The reason, for an error message, why this model has no place for a tensor."""
-    for rule in (rule.of(cfg) for rule in RULES):
-        pattern = re.escape(rule.name(names)).replace(r"\{\}", r"(\d+)")
+    for rule in (rule.of(cfg, names) for rule in RULES):
+        pattern = re.sub(r"\\\{(expert)?\\\}", r"(\\d+)", re.escape(rule.name(names)))
         if not re.fullmatch(pattern, name):
             continue
         if rule.path in tree.flatten(param_specs(cfg)):
-            return f"this config has layers 0 to {cfg.layers - 1} only"
+            experts = f" and experts 0 to {cfg.experts.count - 1}" if cfg.experts else ""
+            return f"this config has layers 0 to {cfg.layers - 1}{experts} only"
         heads = {"head": "a tied head, or none", "score": "a language model's head"}
         trait = heads | {"bias": "qkv_bias = false", "norm": "qk_norm = false"}
+        trait |= dict.fromkeys(("layers/router", "gate", "up", "down"), "no experts")
+        trait |= dict.fromkeys(("layers/gate", "layers/up", "layers/down"), "experts instead")
         if "norm" in rule.path and "post" in rule.path:
             continue  # the name of another norm in other families
         return f"this config has {trait[rule.path.rpartition('_')[2]]}"

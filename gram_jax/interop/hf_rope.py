@@ -16,6 +16,7 @@ from gram_jax.model.config import (
     misfit,
 )
 
+_QUERY_BETA = "llama_4_scaling_beta"
 _ORIGINAL = "original_max_position_embeddings"
 # Kinds of rope scaling: the class, and its fields under their names in config.json, in their order, with the value of
 # an absent one (...: it must be there).
@@ -30,7 +31,7 @@ _SCALINGS: Mapping[str, tuple[type[RopeScaling], Mapping[str, Any]]] = {
         YarnScaling,
         {"factor": ..., _ORIGINAL: ..., "beta_fast": 32.0, "beta_slow": 1.0}
         | dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"))
-        | {"truncate": True},
+        | {"truncate": True, _QUERY_BETA: None},
     ),
 }
 # Other entries of such a block that have no effect, or are read elsewhere.
@@ -40,6 +41,7 @@ _BESIDE_SCALING = {
     "rope_theta",
     "partial_rotary_factor",
     "finetuned",
+    "max_position_embeddings",
     _ORIGINAL,
 }
 _LONG = {"short_factor", "long_factor", "attention_factor"}
@@ -76,6 +78,8 @@ def read_rope(
             return 0.0, None, None
     thetas = {float(value) for value in values if value is not None}
     scalings = [_scaling(found, block, family, problems) for block in (new, old) if block]
+    if family.query_scaling and not scalings:
+        problems.append(f"rope_parameters are missing (expected yarn with {_QUERY_BETA})")
     if len(thetas) > 1:
         problems.append(f"rope_theta is {sorted(thetas)} in different places")
     if len(set(scalings)) > 1:
@@ -101,6 +105,12 @@ def _scaling(
     if block.get("partial_rotary_factor") not in (None, 1) and not family.partial:
         problems.append(f"partial_rotary_factor = {block['partial_rotary_factor']} (supported: 1)")
     make, fields = _SCALINGS.get(kind, (None, {}))
+    if family.query_scaling != (block.get(_QUERY_BETA) is not None):
+        expected = "yarn with it" if family.query_scaling else "no such entry"
+        problems.append(
+            f"rope scaling of type {kind!r} with {_QUERY_BETA} = {block.get(_QUERY_BETA)!r} (expected {expected})"
+        )
+        return None
     if unknown := sorted(block.keys() - fields - _BESIDE_SCALING):
         problems.append(
             f"rope scaling of type {kind!r} has {', '.join(unknown)} (supported: no such entry)"

@@ -246,7 +246,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As in transformers: jinja's own escapes HTML."""
+    """The filter `tojson` as in transformers; that of jinja escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -257,7 +257,7 @@ def _raise(message: str) -> None:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """Without the attributes of the class."""
+    """The function `dict` of templates, without the attributes of the class."""
     return dict(*args, **kwargs)
 
 

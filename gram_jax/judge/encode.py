@@ -83,7 +83,7 @@ class ItemEncoder:
         self._cleaned: dict[str, _FieldText] = {}
 
     def encode(self, items: Iterable[Sequence[Any]]) -> list[Encoded]:
-        """As `encode_items`."""
+        """Encode comparisons, as `encode_items` does."""
         return [self.truncated(item) for item in self.prepare(items)]
 
     def prepare(self, items: Iterable[Sequence[Any]]) -> list[_Item]:

@@ -33,7 +33,7 @@ class FieldContext(NamedTuple):
     head: Piece | None = None
 
     def piece(self, text: str) -> Piece:
-        """What is tokenized for a text."""
+        """The text to tokenize for a field."""
         whole = self.prefix + text + self.suffix
         if self.head is not None and whole[:1].isspace():
             return Piece(self.head.text + whole, self.following, self.head.place)
@@ -176,7 +176,7 @@ class TokenTable:
         return self._lengths[key]
 
     def ends(self, text: str) -> np.ndarray:
-        """As TextEncoder.text_ends."""
+        """First and last tokens of a text, as of TextEncoder.text_ends."""
         if text not in self._ends:
             self._ends[text] = self.encoder.text_ends(text)
         return self._ends[text]

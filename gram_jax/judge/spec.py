@@ -32,6 +32,7 @@ from gram_jax.judge.template import (
     Layout,
     comparison_layout,
     default_template,
+    gram_pretraining_layout,
     pretraining_layout,
     response_layout,
     split_template,
@@ -94,8 +95,13 @@ class JudgeSpec:
 
     @cached_property
     def pretraining(self) -> Layout:
-        """The layout of a stage-1 example: prompt, first, second."""
-        return pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
+        """The layout of a stage-1 example, the tokens of a comparison: prompt, first, second."""
+        return pretraining_layout(self.template, self.chat_prefix, self.generation_prompt)
+
+    @cached_property
+    def gram_pretraining(self) -> Layout:
+        """GRAM's own layout of a stage-1 example, whatever the template: prompt, first, second."""
+        return gram_pretraining_layout(self.chat_prefix, self.generation_prompt, self.end_of_turn)
 
     @cached_property
     def response(self) -> Layout:
@@ -282,7 +288,7 @@ def make_spec(
         tokenizer=fingerprint(tokenizer),
         rationale=written,
     )
-    for layout in (spec.comparison, spec.pretraining, spec.response):
+    for layout in (spec.comparison, spec.gram_pretraining, spec.response):
         layout_guard(layout)
     return with_length(spec, tokenizer, spec.max_length)
 

@@ -5,7 +5,7 @@ literal. Delimiters are whole lines. guard.py escapes lines of the fields that l
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gram_jax.errors import JudgeError
@@ -41,6 +41,9 @@ PRETRAINING_ASSISTANT = "\n\n".join(
     f"{start}{{{field}}}{end}"
     for field, (start, end) in zip(FIELDS[1:], GRAM_RESPONSES, strict=True)
 )
+
+# The prompt of a pair of continuations (data/self_supervised.py).
+CONTINUE = "Continue this text.\n\n{beginning}"
 
 # Replaces the text that is removed from an overlong field.
 CUT = " […] "
@@ -101,8 +104,21 @@ def comparison_layout(template: str, chat_prefix: str, generation_prompt: str) -
     return _user_turn(chat_prefix, template, generation_prompt)
 
 
-def pretraining_layout(chat_prefix: str, generation_prompt: str, end_of_turn: str) -> Layout:
-    """Stage 1: the assistant answers the user's prompt with both responses, which carry the loss."""
+def pretraining_layout(template: str, chat_prefix: str, generation_prompt: str) -> Layout:
+    """Stage 1: the tokens of a comparison, with a loss on everything after the prompt that is not the chat frame.
+
+    The model learns to write the very text that stage 2 and scoring show it.
+    """
+    layout = comparison_layout(template, chat_prefix, generation_prompt)
+    prompt = layout.index(LayoutPart("field", FIELDS[0]))
+    return tuple(
+        replace(part, weight=1.0) if at > prompt and part.kind != "frame" else part
+        for at, part in enumerate(layout)
+    )
+
+
+def gram_pretraining_layout(chat_prefix: str, generation_prompt: str, end_of_turn: str) -> Layout:
+    """Stage 1 of GRAM: the assistant answers the user's prompt with both responses, which carry the loss."""
     answers = text_parts(PRETRAINING_ASSISTANT, weight=1.0)
     end = LayoutPart("frame", end_of_turn, weight=1.0)
     return (*_user_turn(chat_prefix, PRETRAINING_USER, generation_prompt), *answers, end)

@@ -19,6 +19,7 @@ LARGEST = {
     "context_length": 2**30,
     "original_context": 2**30,
 }
+MOST_EXPERTS = 2**14
 # The other numbers.
 POSITIVE = ("norm_eps", "rope_theta", "factor", "low_frequency_factor", "high_frequency_factor")
 LARGEST_NUMBER = 1e30
@@ -52,7 +53,8 @@ class Llama3Scaling:
 class YarnScaling:
     """YaRN (arXiv 2309.00071). attention_factor: of cosines and sines; None: by `factor` and the two mscales.
 
-    truncate: round the bounds of the interpolated dimensions.
+    truncate: round the bounds of the interpolated dimensions. query_beta: queries are multiplied by 1 + query_beta
+    log(1 + floor(position / original_context)) (Ministral 3), None for 1.
     """
 
     factor: float
@@ -63,6 +65,7 @@ class YarnScaling:
     mscale: float | None
     mscale_all_dim: float | None
     truncate: bool
+    query_beta: float | None = None
 
 
 # What the last hidden state is multiplied by: the vocabulary; one row, for a reward; one row, for the log-odds of the
@@ -118,6 +121,20 @@ class Traits:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The MLPs of a mixture of experts (model/experts.py); mlp_size is the width of one.
+
+    count: E. per_token: k, experts that a token is sent to. normalized: their weights are divided by their sum.
+    balance: factor of the load-balancing loss in training, 0 without it.
+    """
+
+    count: int
+    per_token: int
+    normalized: bool
+    balance: float
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes and settings of a decoder with rotary positions, grouped-query attention and a gated MLP.
 
@@ -152,6 +169,7 @@ class ModelConfig:
     context_length: int  # maximum length of a sequence
     head: Head = "language"
     traits: Traits = Traits()
+    experts: Experts | None = None  # instead of one MLP in each layer
 
     def __post_init__(self) -> None:
         """Raises LayoutError with a list of all values that no model can have."""
@@ -172,6 +190,13 @@ class ModelConfig:
             for name, value in scaling.items()
             if name not in POSITIVE and isinstance(value, float) and not math.isfinite(value)
         ]
+        if (
+            experts := self.experts
+        ) and not 1 <= experts.per_token <= experts.count <= MOST_EXPERTS:
+            problems.append(
+                f"{experts.per_token} of {experts.count} experts for each token (expected 1 to all, of at most "
+                f"{MOST_EXPERTS:,})"
+            )
         factors = [scaling.get(f"{end}_frequency_factor") for end in ("low", "high")]
         if None not in factors and factors[0] == factors[1]:
             problems.append("rope scaling with equal low and high frequency factors")

@@ -10,7 +10,8 @@ from gram_jax.batch import Sequences
 from gram_jax.model.attention import ATTENTION_OUTPUT, attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
-from gram_jax.model.layer import cast_and_gather, layer, rms_norm
+from gram_jax.model.experts import ExpertLoad, load
+from gram_jax.model.layer import cast_and_gather, rms_norm, routed_layer
 from gram_jax.model.layer_types import layer_variants
 from gram_jax.model.matmul import PRODUCT
 from gram_jax.tree import Tree
@@ -20,13 +21,22 @@ def hidden_states(
     params: Tree, cfg: ModelConfig, seqs: Sequences, execution: Execution
 ) -> jax.Array:
     """Final-normed residual stream of every position, [B, T, D] in the compute type."""
+    return hidden_states_and_load(params, cfg, seqs, execution)[0]
+
+
+def hidden_states_and_load(
+    params: Tree, cfg: ModelConfig, seqs: Sequences, execution: Execution
+) -> tuple[jax.Array, ExpertLoad | None]:
+    """`hidden_states`, and the load of a mixture's experts, None for other models."""
     place = execution.placement.constrain
     x = embed_tokens(params["embed"], seqs.tokens, cfg, execution)
     x = place(x, "batch", "time", "act_embed")
     softcap = cfg.traits.attention_softcap
     variants = layer_variants(cfg, seqs.positions, seqs.tokens.shape[1])
 
-    def step(x: jax.Array, of_layer: tuple[Tree, jax.Array | None]) -> tuple[jax.Array, None]:
+    def step(
+        x: jax.Array, of_layer: tuple[Tree, jax.Array | None]
+    ) -> tuple[jax.Array, ExpertLoad | None]:
         weights, number = of_layer
         rope, window = variants.of(number)
 
@@ -35,10 +45,13 @@ def hidden_states(
                 q, k, v, seqs.segments, execution, window=window, softcap=softcap
             ), None
 
-        return layer(x, cast_and_gather(weights, cfg, execution), cfg, rope, execution, mix)
+        w = cast_and_gather(weights, cfg, execution)
+        x, _, routing = routed_layer(x, w, cfg, rope, execution, mix)
+        return x, None if routing is None else load(routing, seqs.segments > 0)
 
-    x, _ = jax.lax.scan(_with_remat(step, execution), x, (params["layers"], variants.numbers))
-    return rms_norm(x, params["final_norm"], cfg)
+    inputs = params["layers"], variants.numbers
+    x, of_experts = jax.lax.scan(_with_remat(step, execution), x, inputs)
+    return rms_norm(x, params["final_norm"], cfg), of_experts
 
 
 def embed_tokens(

@@ -1,4 +1,4 @@
-"""One decoder layer: norms, rotary positions, grouped-query attention, a gated MLP.
+"""One decoder layer: norms, rotary positions, grouped-query attention, a gated MLP or a mixture of them.
 
 Training, scoring, the prefix tree, generation and the Flax view all call `layer`; they differ in `mix`, which computes
 attention. The traits of a model family are values of its ModelConfig, used here.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gram_jax import tree
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
+from gram_jax.model.experts import Routing, mixture
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
 from gram_jax.model.matmul import matmul
 from gram_jax.model.rope import Rope, apply_rope
@@ -32,28 +33,45 @@ def layer(
     weights: those of one layer, from `cast_and_gather`. rope: angles of the positions of x. mix: from queries, keys and
     values to (attention's output, a state such as the updated cache). Returns (x after the layer, the state).
     """
+    return routed_layer(x, weights, cfg, rope, execution, mix)[:2]
+
+
+def routed_layer(
+    x: jax.Array, weights: Tree, cfg: ModelConfig, rope: Rope, execution: Execution, mix: Mix
+) -> tuple[jax.Array, Any, Routing | None]:
+    """`layer`, and the routing of its tokens if its MLP is a mixture of experts."""
     place = execution.placement.constrain
     h = _norm(x, weights, "attention_norm", cfg)
     q, k, v = (_project_heads(h, weights, name, cfg, rope, execution) for name in "qkv")
     mixed, state = mix(q, k, v)
     x = x + _norm(_project(mixed, weights, "o"), weights, "post_attention_norm", cfg)
     h = _norm(x, weights, "mlp_norm", cfg)
+    h, routing = _mlp(h, weights, cfg, execution)
+    x = x + _norm(h, weights, "post_mlp_norm", cfg)
+    return place(x, "batch", "time", "act_embed"), state, routing
+
+
+def _mlp(
+    h: jax.Array, weights: Tree, cfg: ModelConfig, execution: Execution
+) -> tuple[jax.Array, Routing | None]:
+    """The gated MLP of the normed h [B, T, D], or the mixture of several."""
+    if cfg.experts is not None:
+        return mixture(h, weights, cfg, execution)
     activate = jax.nn.silu if cfg.traits.activation == "silu" else jax.nn.gelu  # the latter by tanh
     h = activate(_project(h, weights, "gate")) * _project(h, weights, "up")
-    h = _project(place(h, "batch", "time", "act_mlp"), weights, "down")
-    x = x + _norm(h, weights, "post_mlp_norm", cfg)
-    return place(x, "batch", "time", "act_embed"), state
+    h = execution.placement.constrain(h, "batch", "time", "act_mlp")
+    return _project(h, weights, "down"), None
 
 
 def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
-    """One layer's weights for `layer`: in the compute type and gathered along "embed". Norms stay f32.
+    """One layer's weights for `layer`: in the compute type and gathered along "embed". Norms and routers stay f32.
 
     Inside the scan only one layer's copy exists; casting before the gather over fsdp halves the transfer.
     """
     specs, scales = param_specs(cfg)["layers"], weights.get("scales", {})
 
     def ready(path: str, weight: jax.Array) -> jax.Array:
-        if path.endswith("_norm") or path == "lora_scale" or path.startswith("scales/"):
+        if path.endswith("_norm") or path in ("lora_scale", "router") or path.startswith("scales/"):
             return weight
         if path in scales:
             weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/quantize.py)
@@ -90,6 +108,8 @@ def _project_heads(
         if cfg.qk_norm:
             x = rms_norm(x, w[f"{name}_norm"], cfg)
         x = apply_rope(x, rope)
+        if name == "q" and rope.query_scale is not None:
+            x = x * rope.query_scale[..., None].astype(x.dtype)
         if name == "q" and cfg.traits.query_scale is not None:  # attention multiplies by H^-0.5
             x = x * (cfg.traits.query_scale * math.sqrt(cfg.head_size))
     axis = "act_heads" if name == "q" else "act_kv_heads"

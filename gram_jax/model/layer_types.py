@@ -31,11 +31,13 @@ class LayerVariants(NamedTuple):
         """Rope and window of a layer, from its entry of `numbers`."""
         if number is None:
             return self.ropes, self.windows[0]
-        cos, sin = (jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in self.ropes)
+        rope = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), self.ropes
+        )
         if set(self.windows) == {None}:
-            return (cos, sin), None
+            return rope, None
         windows = [UNLIMITED if window is None else window for window in self.windows]
-        return (cos, sin), jnp.array(windows, jnp.int32)[number]
+        return rope, jnp.array(windows, jnp.int32)[number]
 
 
 def layer_variants(cfg: ModelConfig, positions: jax.Array, longest: int) -> LayerVariants:
@@ -58,7 +60,7 @@ def layer_variants(cfg: ModelConfig, positions: jax.Array, longest: int) -> Laye
     windows = tuple(window for _, window in variants)
     if len(variants) == 1:
         return LayerVariants(ropes[0], windows, None)
-    stacked = jnp.stack([cos for cos, _ in ropes]), jnp.stack([sin for _, sin in ropes])
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *ropes)
     numbers = np.array([variants.index(one) for one in of_layers], np.int32)
     return LayerVariants(stacked, windows, numbers)
 

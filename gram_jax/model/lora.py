@@ -39,9 +39,19 @@ class LoraConfig:
             raise RecipeError(f"LoRA rank is {self.rank}: expected at least 1")
 
 
+def lora_targets(cfg: ModelConfig) -> list[str]:
+    """The matrices of a model that can have a LoRA: all but those of experts."""
+    return [name for name in NUM_CONTRACTED_DIMS if name in param_specs(cfg)["layers"]]
+
+
 def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
-    """The trainable weights, as {"layers": {"lora": {name: {"a", "b"}}}}."""
+    """The trainable weights, as {"layers": {"lora": {name: {"a", "b"}}}}. Raises RecipeError for targets in experts."""
     layers = param_specs(cfg)["layers"]
+    if missing := sorted(set(lora.targets) - set(lora_targets(cfg))):
+        raise RecipeError(
+            f"LoRA targets {', '.join(missing)}: the MLPs of this model are experts, which have no LoRA; targets are "
+            f"{', '.join(lora_targets(cfg))}"
+        )
     specs: Tree = {}
     for name in lora.targets:
         base, cut = layers[name], 1 + NUM_CONTRACTED_DIMS[name]

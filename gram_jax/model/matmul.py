@@ -29,7 +29,7 @@ def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _matmul(contracted: int, x: jax.Array, w: jax.Array) -> jax.Array:
-    return _dot(x, w, _dims(2, contracted), _dims(0, contracted))
+    return contract(x, w, _dims(2, contracted), _dims(0, contracted))
 
 
 def _forward(
@@ -51,9 +51,9 @@ def _backward(
     if isinstance(d_y, SymbolicZero):
         return None, None
     x, w = saved
-    d_w = None if x is None else _dot(x, d_y, (0, 1), (0, 1))
+    d_w = None if x is None else contract(x, d_y, (0, 1), (0, 1))
     outs = w.ndim - contracted
-    return _dot(d_y, w, _dims(2, outs), _dims(contracted, outs)), d_w
+    return contract(d_y, w, _dims(2, outs), _dims(contracted, outs)), d_w
 
 
 _matmul.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -63,7 +63,8 @@ def _dims(first: int, count: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+def contract(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+    """a times b over these dimensions of each; the sum is f32, the result has a's dtype."""
     # No TF32 on a GPU and no bfloat16 passes on a TPU for f32 operands.
     dims = ((of_a, of_b), ((), ()))
     if a.dtype == jnp.float32:

@@ -4,6 +4,7 @@ Dimensions i and i + H/2 of a head form a plane, which is rotated by the angle p
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,13 @@ from gram_jax.model.config import (
     YarnScaling,
 )
 
-Rope = tuple[jax.Array, jax.Array]  # cosines and sines of the angles, f32 [B, T, H/2]
+
+class Rope(NamedTuple):
+    """Of some positions: cosines and sines of the angles, f32 [B, T, H/2], and a factor of queries, f32 [B, T, 1]."""
+
+    cos: jax.Array
+    sin: jax.Array
+    query_scale: jax.Array | None = None
 
 
 def rotary_frequencies(cfg: ModelConfig, layer_type: LayerType = "full") -> np.ndarray:
@@ -107,9 +114,18 @@ def rope_angles(positions: jax.Array, cfg: ModelConfig, layer_type: LayerType = 
     angles = positions[..., None].astype(jnp.float32) * frequencies
     local = layer_type == "sliding" and cfg.traits.local_rope_theta is not None
     factor = 1.0 if local or layer_type == "no_rope" else attention_factor(cfg.rope_scaling)
+    scale = query_scale(positions, cfg.rope_scaling)
     if factor == 1.0:
-        return jnp.cos(angles), jnp.sin(angles)
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+        return Rope(jnp.cos(angles), jnp.sin(angles), scale)
+    return Rope(jnp.cos(angles) * factor, jnp.sin(angles) * factor, scale)
+
+
+def query_scale(positions: jax.Array, scaling: RopeScaling | None) -> jax.Array | None:
+    """Factor of the queries at positions i32 [B, T], f32 [B, T, 1]; None if it is 1."""
+    if not isinstance(scaling, YarnScaling) or scaling.query_beta is None:
+        return None
+    contexts = (positions // scaling.original_context)[..., None].astype(jnp.float32)
+    return 1.0 + scaling.query_beta * jnp.log1p(contexts)
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
@@ -117,9 +133,9 @@ def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
 
     Dimensions without an angle stay.
     """
-    if (rotated := 2 * rope[0].shape[-1]) < x.shape[-1]:
+    if (rotated := 2 * rope.cos.shape[-1]) < x.shape[-1]:
         return jnp.concatenate([apply_rope(x[..., :rotated], rope), x[..., rotated:]], -1)
-    return _rotate(x, *rope)
+    return _rotate(x, rope.cos, rope.sin)
 
 
 @jax.custom_vjp
@@ -137,7 +153,7 @@ def _rotate_forward(
 
 
 def _rotate_backward(
-    rope: Rope, d_y: jax.Array
+    rope: tuple[jax.Array, jax.Array], d_y: jax.Array
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
     cos, sin = rope
     return _rotate(d_y, cos, -sin), None, None
@@ -153,7 +169,7 @@ def rotate_by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_by_permutation(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """The same: a product with a signed permutation gives (-high, low) without rounding.
+    """The same rotation: a product with a signed permutation gives (-high, low) without rounding.
 
     A TPU pads halves of 64 lanes to 128, writes both in f32 and joins them in another pass.
     """

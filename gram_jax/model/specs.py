@@ -42,10 +42,23 @@ def param_specs(cfg: ModelConfig) -> Tree:
         "k": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
         "v": ParamSpec((L, D, K, H), ("layers", "embed", "kv_heads", "head_size"), "normal"),
         "o": ParamSpec((L, N, H, D), ("layers", "heads", "head_size", "embed"), "normal"),
-        "gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
-        "up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
-        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "normal"),
     }
+    if cfg.experts is None:
+        layers |= {
+            "gate": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
+            "up": ParamSpec((L, D, F), ("layers", "embed", "mlp"), "normal"),
+            "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "normal"),
+        }
+    else:
+        E = cfg.experts.count
+        wide = ("layers", "experts", "embed", "expert_mlp")
+        thin = ("layers", "experts", "expert_mlp", "embed")
+        layers |= {
+            "router": ParamSpec((L, D, E), ("layers", "act_embed", "routes"), "normal"),
+            "expert_gate": ParamSpec((L, E, D, F), wide, "normal"),
+            "expert_up": ParamSpec((L, E, D, F), wide, "normal"),
+            "expert_down": ParamSpec((L, E, F, D), thin, "normal"),
+        }
     if traits.norms != "post":
         layers |= {"attention_norm": norm, "mlp_norm": norm}
     if traits.norms != "pre":

@@ -30,6 +30,7 @@ from gram_jax.plan.workloads import MIX, random_pairs, random_ranking
 from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
 from gram_jax.scoring.scorer import Scorer, Weights
+from gram_jax.sharding import Placement
 
 # Rows of the table: key of WorkloadResult.rates, label, format.
 FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -65,6 +66,7 @@ class BenchConfig:
     max_length: int | None = None
     tokens_per_call: int | None = None
     method: ScoringMethod | None = None
+    placement: Placement | None = None
     spec: JudgeSpec | None = None
 
     def __post_init__(self) -> None:
@@ -192,12 +194,13 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
             max_length=config.max_length,
             tokens_per_call=config.tokens_per_call,
             method=config.method,
+            placement=config.placement,
             spec=config.spec,
         )
         return scorer, scorer.engine
     assert config.model_config is not None  # __post_init__: one of the two
     cfg = named_config(config.model_config)
-    execution = inference_execution(config.compute_dtype)
+    execution = inference_execution(config.compute_dtype, config.placement)
     held = execution.compute_dtype if config.weights in ("auto", "int8") else config.weights
     params = init_params(param_specs(cfg), jax.random.key(0), execution.placement, held)
     return None, ScoringEngine(

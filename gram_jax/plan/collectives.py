@@ -76,7 +76,7 @@ def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traf
             elif this.opcode == "while":
                 trips = module.trips(this)
                 for key, (kind, traffic) in of(dict(this.called)["body"]).items():
-                    # One that was started before the loop runs once, however many of its trips hold pieces of it.
+                    # A collective started before the loop runs once, even if several iterations hold parts of it.
                     if key not in found:
                         found[label, key] = kind, traffic.times(trips)
             elif this.opcode == "conditional":

@@ -112,5 +112,5 @@ def _place(this: Instruction, frames: Sequence[Frame]) -> str:
 
 
 def _file(frame: Frame) -> str:
-    """Its path inside the package."""
+    """Path of a source file inside the package."""
     return Path(frame.file).as_posix().rpartition(_PACKAGE)[2]

@@ -19,7 +19,7 @@ from gram_jax.scoring.calls import WorkCounters
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one step, or of one call of the scorer, over all devices.
+    """Model FLOPs of one step, or of one call of the scorer, over all devices.
 
     head: the product with the vocabulary, in stage pretrain only; the convention leaves it out.
     """
@@ -35,14 +35,17 @@ class Flops:
 
     @property
     def needed(self) -> float:
-        """With the head."""
+        """FLOPs with those of the head."""
         return self.model + self.head
 
 
 def layer_weights(cfg: ModelConfig) -> int:
-    """N: weights of the matrices that every token is multiplied by (no embedding, no head)."""
+    """N: weights of the matrices that a token is multiplied by (no embedding, no head)."""
     layers = tree.flatten(param_specs(cfg)["layers"])
-    return sum(math.prod(spec.shape) for spec in layers.values() if spec.init == "normal")
+    matrices = [spec for spec in layers.values() if spec.init == "normal"]
+    experts = sum(math.prod(spec.shape) for spec in matrices if "experts" in spec.axes)
+    read = experts * cfg.experts.per_token // cfg.experts.count if cfg.experts else 0
+    return sum(math.prod(spec.shape) for spec in matrices) - experts + read
 
 
 def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
@@ -51,14 +54,14 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
 
 
 def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
-    """Of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: 4, not 6."""
+    """Model FLOPs of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: factor 4, not 6."""
     rows, length = recipe.batch.batch_size, recipe.batch.max_length
     tokens, factor = rows * length, 6.0 if recipe.lora is None else 4.0
     layers = factor * layer_weights(cfg)
     if recipe.lora is not None:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
         layers += 6.0 * sum(math.prod(s.shape) for s in thin.values())
-    vocabulary = cfg.vocab_size if recipe.stage == "pretrain" else 0
+    vocabulary = cfg.vocab_size if recipe.stage in ("pretrain", "rationale") else 0
     return Flops(
         layers * tokens,
         3 * attention_flops(cfg, rows, length),
@@ -67,14 +70,14 @@ def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
 
 
 def scoring_flops(cfg: ModelConfig, pairs: int, length: int) -> Flops:
-    """Of one call of the scorer: `pairs` pairs in both orders, padded to `length`."""
+    """Model FLOPs of one call of the scorer: `pairs` pairs in both orders, padded to `length`."""
     rows = 2 * pairs
     layers = 2.0 * layer_weights(cfg) * rows * length
     return Flops(layers, attention_flops(cfg, rows, length))
 
 
 def judging_flops(cfg: ModelConfig, work: WorkCounters) -> float:
-    """What verdicts need at least: in the last layer keys and values of every token, and the rest at the verdicts."""
+    """Least FLOPs of verdicts: in the last layer, keys and values of every token, and the rest at the verdicts only."""
     of_layer = 2.0 * layer_weights(cfg) / cfg.layers
     keys_and_values = 4.0 * cfg.embed_size * cfg.kv_heads * cfg.head_size
     pair = 4.0 * cfg.query_heads * cfg.head_size

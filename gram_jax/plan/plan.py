@@ -75,14 +75,14 @@ class Estimate:
 
     @property
     def forecast(self) -> tuple[float, float]:
-        """(if all collectives run beside other work, if none does)."""
+        """(if all collectives overlap with other work, if none does)."""
         least = self.compiled + self.kernels
         return least, least + self.links
 
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """What compiling reports about a program; gram_jax/plan/report.py renders it.
+    """The compiler's figures for a program; gram_jax/plan/report.py renders them.
 
     donated: number of arguments that the results overwrite. seconds: lower bounds of a step by resource, {} if the chip
     is not known. estimate: None of other compilers than libtpu. compiled: the program itself, None if it does not fit.
@@ -107,7 +107,7 @@ class ProgramPlan:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all devices at the largest bound; padding counts as tokens."""
+        """Tokens per second of all devices at the largest bound; padding counts as tokens."""
         return self.program.tokens / self.seconds[self.bound] if self.bound else None
 
 

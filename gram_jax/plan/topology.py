@@ -43,12 +43,12 @@ class Topology:
 
     @property
     def shape_text(self) -> str:
-        """As "4x4"."""
+        """The shape as text, such as "4x4"."""
         return "x".join(map(str, self.shape))
 
     @property
     def name(self) -> str:
-        """As in --topology: "v5e:4x4", "2xv5e:16x16", "h200:8", "local"."""
+        """The name for --topology: "v5e:4x4", "2xv5e:16x16", "h200:8", "local"."""
         if self.chip is None:
             return LOCAL
         several = f"{self.slices}x" if self.slices > 1 else ""

@@ -9,12 +9,17 @@ from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
 
-# Keys of certain stages only. They are required there, except attack_share, which has a default.
+# Keys of certain stages only. They are required there, except those with a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
-    "loss.loss_chunk_size": ("pretrain",),
-    "loss.label_smoothing": ("finetune",),
-    "data.position_augmentation": ("pretrain", "finetune"),
+    "loss.loss_chunk_size": ("pretrain", "rationale"),
+    "loss.label_smoothing": ("finetune", "rationale"),
+    "loss.order_consistency": ("finetune",),
+    "loss.verdict_weight": ("rationale",),
+    "loss.rationale_weight": ("rationale",),
+    "judge.rationale": ("rationale",),
+    "data.position_augmentation": ("pretrain", "finetune", "rationale"),
     "data.attack_share": ("finetune",),
+    "data.pretraining_layout": ("pretrain",),
 }
 
 # At a smaller learning rate, Adam's updates are lost in the rounding of bf16 weights: at 1e-5 a judge did not learn.
@@ -27,6 +32,8 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     check_local(recipe.data.cache_dir or "", "data.cache_dir", RecipeError)
     yield from _stage(recipe)
     yield from _optimizer(recipe)
+    if recipe.stage == "rationale" and recipe.data.position_augmentation == "both":
+        yield '[data] position_augmentation = "both": a rationale is of one order, use "hash" or "fixed"'
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
         yield '[judge] labels is missing: expected two labels such as ["A", "B"] (only "from-dataset" has its own)'
     if recipe.data.attack_share and recipe.data.overlong == "error":
@@ -34,6 +41,10 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
             '[data] attack_share lengthens pairs beyond judge.max_length, and overlong = "error" rejects these: '
             'use "truncate" or "drop"'
         )
+    if recipe.loss.order_consistency and recipe.data.position_augmentation != "both":
+        yield '[loss] order_consistency compares both orders of a pair: data.position_augmentation = "both" is required'
+    if recipe.loss.order_consistency and recipe.data.attack_share:
+        yield "[loss] order_consistency allows pairs without labels, data.attack_share needs labels: use one of them"
     if any(source.weight != 1 for source in recipe.data.valid):
         yield "[data] valid: a weight is not used by evaluation sources: remove it"
     if recipe.evaluate.eval_steps and not recipe.data.valid:

@@ -11,7 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WrapSerializer
 from pydantic.dataclasses import dataclass
 
-from gram_jax.data.examples import Overlong, PositionAugmentation, Stage
+from gram_jax.data.examples import (
+    Overlong,
+    PositionAugmentation,
+    PretrainingLayout,
+    Stage,
+)
 from gram_jax.data.reading import OnBad
 from gram_jax.data.sources import SourceSpec
 from gram_jax.model.execution import AttentionBackend, Remat
@@ -75,6 +80,12 @@ class JudgeConfig:
     """Verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
     system: str | None = None
     """The system message: absent for the chat format's default, "" for none, or a text"""
+    rationale: Text | None = None
+    """Text before the verdict (docs/thinking.md): "think", "from-template", or a text with {rationale}"""
+    stop: tuple[str, ...] = ()
+    """Texts that end a rationale; default the first line after {rationale}"""
+    max_rationale: Positive = 1024
+    """Maximum number of tokens of a rationale; rows with a longer one are dropped"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,6 +143,8 @@ class DataConfig:
     position_augmentation: PositionAugmentation | None = None
     """Orders in which a pair is shown: both in one batch ("both"), one by a hash of seed and id ("hash"), or as given
     ("fixed")"""
+    pretraining_layout: PretrainingLayout = "judge"
+    """Text of stage 1: that of the judge's template, which stage 2 and scoring show, or GRAM's own ("gram")"""
     limit: Positive | None = None
     """Maximum number of training records, all sources together"""
     attack_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -203,6 +216,12 @@ class LossConfig:
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Label smoothing as torch defines it: half of it is assigned to the wrong verdict"""
+    verdict_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the verdict's loss in stage "rationale\""""
+    rationale_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the rationale's next-token loss, a mean over its tokens, in stage "rationale\""""
+    order_consistency: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence of the verdicts in both orders; above 0, data.train may have pairs without labels"""
     loss_chunk_size: Positive | None = None
     """Maximum number of positions whose vocabulary logits are in memory at once, over all devices"""
 
@@ -219,7 +238,7 @@ class ExecutionConfig:
     """Rematerialisation in the backward pass: "none", "dots" (all but matrix products and attention's output),
     "attention" (all but attention's output) or "full", by memory saved"""
     compiler_options: dict[str, str | int | float | bool] | None = None
-    """libtpu's options beside those for the chip (docs/meshes.md); "" removes one. Ignored on other platforms"""
+    """Options of libtpu, added to those for the chip (docs/meshes.md); "" removes one. Ignored on other platforms"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -356,7 +375,8 @@ class Recipe:
     """A training run."""
 
     stage: Stage
-    """"pretrain" (stage 1), "finetune" (stage 2) or "bradley_terry" (the discriminative baseline)"""
+    """"pretrain" (stage 1), "finetune" (stage 2), "rationale" (stage 2 with rationales before the verdicts) or
+    "bradley_terry" (the discriminative baseline)"""
     run: RunConfig
     model: BaseModelConfig
     judge: JudgeConfig
@@ -373,5 +393,6 @@ class Recipe:
 
     @property
     def packed(self) -> bool:
-        """Whether a row may hold several documents; always in stage bradley_terry, which compares two."""
-        return self.batch.packing or self.stage == "bradley_terry"
+        """Whether a row may hold several documents; always if the loss compares two."""
+        compares = self.stage == "bradley_terry" or self.loss.order_consistency > 0
+        return self.batch.packing or compares

@@ -49,7 +49,7 @@ def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
 
 
 def aligned(found: Sequence[ModelResults]) -> list[ModelResults]:
-    """The same results, with one name for all sources with the same contents."""
+    """Results in which sources with the same contents have the same name."""
     names: dict[str, str] = {}
     result = []
     for one in found:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gram_jax.judge.messages import ROLE_NAMES, Message, Prompt
 
-# Tokens at the end of a response, of the families in use. The special tokens of the judge and the policy join them.
+# Tokens at the end of a response, of the families in use. The special tokens of the judge and the policy are added.
 ENDS = (
     "<|im_end|>",  # ChatML: Qwen, SmolLM, Yi
     "<|endoftext|>",
@@ -110,12 +110,12 @@ def chat_turns(text: str) -> Prompt | None:
 
 
 def without_starts(text: str) -> str:
-    """Without blanks, padding and beginning-of-text tokens at the start."""
+    """The text without blanks, padding and beginning-of-text tokens at its start."""
     return text[_STARTS.match(text).end() :]  # type: ignore[union-attr]
 
 
 def without_ends(text: str, ends: Iterable[str] = ENDS) -> str:
-    """Without end and padding tokens around it, and the blanks that come with them.
+    """The text without end and padding tokens around it, and without the blanks next to them.
 
     A line break or one blank before a response is of the chat format, or of a SentencePiece decoder; the indentation of
     code stays.

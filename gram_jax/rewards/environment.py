@@ -33,7 +33,7 @@ def rewards_from_environment() -> Rewards:
 
 @cache
 def load_rewards() -> Rewards:
-    """As rewards_from_environment, for one thread."""
+    """Rewards from the environment; not thread-safe (rewards_from_environment is)."""
     model = os.environ.get("GRAM_JAX_JUDGE")
     if not model:
         raise DataError(

@@ -40,16 +40,16 @@ ReferenceWriter = Callable[[Sequence[Prompt]], Sequence[str]]
 
 
 class PairScorer(Protocol):
-    """What rewards need of a judge: a Scorer or a BatchedScorer."""
+    """The methods of a judge that rewards use; a Scorer or a BatchedScorer."""
 
     def score_many(self, comparisons: Sequence[PairTexts]) -> list[PairScore]:
-        """As Scorer.score_many."""
+        """Scores of comparisons, as of Scorer.score_many."""
         ...
 
     def rank_many(
         self, items: Iterable[tuple[Prompt, Sequence[str]]], config: RankingConfig | None = None
     ) -> Iterable[Ranking]:
-        """As Scorer.rank_many."""
+        """Rankings of lists of responses, as of Scorer.rank_many."""
         ...
 
 
@@ -269,7 +269,7 @@ class Rewards:
 
 
 def _against_others(texts: Sequence[str], ranking: Ranking | None) -> list[list[PairScore]]:
-    """Of each text the scores against all others, from a round robin; it is None if all are equal."""
+    """Scores of each text against all others, from a round robin; None if all texts are equal."""
 
     def score(i: int, j: int) -> PairScore:
         if ranking is None or texts[i] == texts[j]:

@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.mapping import ColumnMap
-from gram_jax.data.reading import Kind, OnBad, RecordStream, log_notes, source_kind
-from gram_jax.data.sources import contents_of_source, count_rows, parse_source
+from gram_jax.data.reading import (
+    Kind,
+    OnBad,
+    RecordStream,
+    expected_records,
+    log_notes,
+    source_kind,
+)
+from gram_jax.data.sources import contents_of_source, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
@@ -40,7 +47,7 @@ def check_files(
     map: ColumnMap | None = None,
     ranked: bool = False,
 ) -> Kind:
-    """What `source` is read as, for scores or to be ranked.
+    """Check that `source` can be read for scores or rankings into `out`; returns the kind of its records.
 
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
@@ -109,18 +116,23 @@ def score_file(
         return ((stream.row, record) for record in stream)
 
     read = RowSource(
-        records, lambda: stream.row, count_rows(source), partial(contents_of_source, source)
+        records,
+        lambda: stream.row,
+        expected_records(source, kind, schema=schema, map=map),
+        partial(contents_of_source, source),
     )
     summary = write_results(
         sink,
         metadata,
         read,
         RowTask(
-            rows, lambda record: len(record.responses) if ranking else 1, WINDOWS * scorer.window
+            rows,
+            lambda record: len(record.responses) if ranking else 1,
+            WINDOWS * scorer.window,
+            label,
+            unit,
         ),
-        code=partial(computed_by, scorer),
-        label=label,
-        unit=unit,
+        partial(computed_by, scorer),
     )
     log_notes(stream.spec.path, stream.report())
     return summary

@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.remote import is_remote, open_filesystem
 from gram_jax.scoring.results import (
     META,
+    NAMES,
     PARTS,
     OutputSink,
     RowFile,
@@ -50,16 +52,21 @@ from gram_jax.scoring.rows import NumberedRecord
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, END = "manifest.json", "end.json"
 PART_ROWS = 1000  # by default
 PARTIAL = ".partial"
 SHOWN = 8  # missing parts in an error
+PART = re.compile(r"part-(\d+)\.jsonl")
 
 
 class PartRecord(NamedTuple):
-    """What is known of a whole part. code: versions, program and device that computed it."""
+    """The record of a complete part.
 
+    made_from: `_made_from` of the manifest. code: versions, program and device that computed it.
+    """
+
+    made_from: str
     rows: int
     bytes: int
     sha256: str
@@ -151,7 +158,12 @@ class _OpenPart:
 
     def begin(self, records: Iterator[NumberedRecord]) -> None:
         """Open the file. It consumes the records that have a row there."""
-        self.file = self._held.enter_context(RowFile(self.path, records))
+        try:
+            self.file = self._held.enter_context(RowFile(self.path, records))
+        except DataError as error:
+            raise DataError(
+                f"{error}. A part that was begun: remove {self.path} to write it again"
+            ) from None
 
     def close(self) -> None:
         self._held.close()
@@ -160,18 +172,13 @@ class _OpenPart:
 class _ShardWriter:
     """Writes the parts of one shard."""
 
-    def __init__(self, sink: OutputSink, folder: PartFolder, code: dict[str, str]):
-        assert sink.shard is not None
-        self.folder, self.shard, self.code = folder, sink.shard, code
-        names = folder.names()
-        self.done = {
-            int(name[5:-6])
-            for name in names
-            if name.startswith("part-") and name.endswith(".jsonl")
-        }
+    def __init__(self, shard: Shard, folder: PartFolder, made_from: str, code: dict[str, str]):
+        self.folder, self.shard, self.made_from, self.code = folder, shard, made_from, code
+        found = map(PART.fullmatch, folder.names())
+        self.done = {int(name[1]) for name in found if name}
         self.dropped: dict[int, Counter[str]] = {}
         self.open: deque[_OpenPart] = deque()
-        self.resumed = self.shortened = 0
+        self.shortened = 0
 
     def part(self, row: int) -> int:
         return (row - 1) // self.shard.part_rows
@@ -181,6 +188,17 @@ class _ShardWriter:
 
     def wanted(self, row: int) -> bool:
         return self.mine(self.part(row))
+
+    def rows_before(self, place: Path) -> int:
+        """Number of rows in the parts of this shard, those that an interrupted run began included."""
+        whole = [part for part in self.done if part % self.shard.count == self.shard.index]
+        counts = [_read_record(self.folder, part, self.made_from).rows for part in whole]
+        for path in place.glob(f"*{PARTIAL}"):
+            if (name := PART.fullmatch(path.name.removesuffix(PARTIAL))) and self.mine(
+                int(name[1])
+            ):
+                counts.append(path.read_bytes().count(b"\n"))
+        return sum(counts)
 
     def drop(self, row: int, why: str) -> None:
         self.dropped.setdefault(self.part(row), Counter())[why] += 1
@@ -200,7 +218,6 @@ class _ShardWriter:
             members = iter(group)
             part.begin(members)
             count = part.file.rows
-            self.resumed += count
             for one in members:
                 count += 1
                 yield one
@@ -235,6 +252,7 @@ class _ShardWriter:
             part = self.open.popleft()
             content = part.path.read_bytes()
             record = PartRecord(
+                self.made_from,
                 part.file.rows,
                 len(content),
                 hashlib.sha256(content).hexdigest(),
@@ -256,21 +274,17 @@ def write_results(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
     code: Callable[[], dict[str, str]],
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """`write_rows`, or `write_parts` for a shard. Rows for an address of fsspec are written as parts and joined."""
-    out, names = str(sink.file), {"label": label, "unit": unit}
-    if sink.shard is None and is_remote(out):
-        alone = sink._replace(shard=Shard(0, 1, PART_ROWS))
-        written = write_parts(alone, metadata, source, task, code=code, **names)
-        merge_parts(out, overwrite=True)
-        return written
     if sink.shard is not None:
-        return write_parts(sink, metadata, source, task, code=code, **names)
-    return write_rows(sink, metadata, source, task, **names)
+        return write_parts(sink, metadata, source, task, code)
+    if not is_remote(out := str(sink.file)):
+        return write_rows(sink, metadata, source, task)
+    alone = sink._replace(shard=Shard(0, 1, PART_ROWS))
+    written = write_parts(alone, metadata, source, task, code)
+    merge_parts(out, overwrite=True)
+    return written
 
 
 def write_parts(
@@ -278,10 +292,7 @@ def write_parts(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
     code: Callable[[], dict[str, str]],
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """Write the parts of a shard that are not whole yet; no process waits for another.
 
@@ -292,23 +303,19 @@ def write_parts(
     shard, folder = sink.shard, PartFolder(str(sink.file))
     with explain_interruption(folder.name), ExitStack() as held:
         contents = source.contents()
-        _open_folder(folder, sink, metadata, contents)
+        made_from = _open_folder(folder, sink, metadata, contents)
         place = held.enter_context(folder.workplace())
-        writer = _ShardWriter(sink, folder, code())
+        writer = _ShardWriter(shard, folder, made_from, code())
         held.callback(writer.close)
-        before = sum(
-            _read_record(folder, part).rows
-            for part in writer.done
-            if part % shard.count == shard.index
-        )
+        before = writer.rows_before(place)
         dropped: Counter[str] = Counter()
 
         def drop(row: int, why: str) -> None:
             writer.drop(row, why)
             dropped[why] += 1
 
-        total = None if source.total is None else -(-source.total // shard.count)
-        with sink.progress(total, done=before, label=label, unit=unit) as bar:
+        total = None if source.total is None else shard.rows_of(source.total)
+        with sink.progress(total, done=before, label=task.label, unit=task.unit) as bar:
             records = writer.pending(source.records(writer.wanted, drop), place, source.rows)
             written = 0
             for window, rows in windows_of_rows(records, task, bar):
@@ -316,13 +323,13 @@ def write_parts(
                 written += len(rows)
             writer.publish()
         _write_end(folder, source.rows())
-        return WriteSummary(written, before + writer.resumed, writer.shortened, dict(dropped))
+        return WriteSummary(written, before, writer.shortened, dict(dropped))
 
 
 def _open_folder(
     folder: PartFolder, sink: OutputSink, metadata: dict[str, Any], contents: str
-) -> None:
-    """Make the folder and its manifest, or compare them."""
+) -> str:
+    """Make the folder and its manifest, or compare them; returns `_made_from` of the manifest."""
     assert sink.shard is not None
     now = {
         "format": FORMAT,
@@ -349,6 +356,17 @@ def _open_folder(
             f"{folder.name} has parts of {found['part_rows']:,} rows, this process would write "
             f"{sink.shard.part_rows:,}: expected --part-rows {found['part_rows']} for all"
         )
+    return _made_from(found)
+
+
+def _made_from(manifest: dict[str, Any]) -> str:
+    """A hash of what the manifest says of the rows, without the names.
+
+    Processes that start at the same time may write different manifests, of which one remains: each part states its own.
+    """
+    rows = {key: value for key, value in manifest["rows"].items() if key not in NAMES}
+    content = json.dumps(manifest | {"rows": rows}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _read_manifest(folder: PartFolder) -> dict[str, Any]:
@@ -358,13 +376,18 @@ def _read_manifest(folder: PartFolder) -> dict[str, Any]:
     return found
 
 
-def _read_record(folder: PartFolder, part: int) -> PartRecord:
+def _read_record(folder: PartFolder, part: int, made_from: str) -> PartRecord:
+    place, again = f"{folder.name}/{record_of(part)}", _again(folder, part)
     try:
-        return PartRecord(**_read_json(folder, record_of(part)))
-    except TypeError:
+        record = PartRecord(**_read_json(folder, record_of(part)))
+    except (DataError, TypeError):
+        raise DataError(f"{place} is missing or damaged: {again}") from None
+    if record.made_from != made_from:
         raise DataError(
-            f"{folder.name}/{record_of(part)} is damaged: {_again(folder, part)}"
-        ) from None
+            f"{place} is not of the results that {MANIFEST} describes: shards with different judges, options or inputs "
+            f"started at the same time. To keep {MANIFEST}, {again}"
+        )
+    return record
 
 
 def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
@@ -380,11 +403,18 @@ def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
 def _write_end(folder: PartFolder, rows: int) -> None:
     if END not in folder.names():
         folder.write_json(END, {"rows": rows})
-    elif (found := _read_json(folder, END).get("rows")) != rows:
+    elif (found := _read_end(folder)) != rows:
         raise DataError(
             f"the input has {rows:,} rows, another process that wrote to {folder.name} read {found}: the input changed "
             "while it was read"
         )
+
+
+def _read_end(folder: PartFolder) -> int:
+    rows = _read_json(folder, END).get("rows")
+    if not isinstance(rows, int) or rows < 0:
+        raise DataError(f"{folder.name}/{END} is damaged: remove it and run a shard again")
+    return rows
 
 
 def merge_parts(
@@ -403,7 +433,8 @@ def merge_parts(
         raise DataError(
             f"no process has read the input of {folder.name} to its end: parts are missing"
         )
-    count = -(-_read_json(folder, END)["rows"] // manifest["part_rows"])
+    made_from = _made_from(manifest)
+    count = -(-_read_end(folder) // manifest["part_rows"])
     _check_complete(folder, names, count, manifest["part_rows"])
     dropped: Counter[str] = Counter()
     rows = shortened = 0
@@ -411,7 +442,7 @@ def merge_parts(
     with explain_interruption(out), folder.lock(Path(out)), _joined(out) as joined:
         with joined.open("wb") as file, progress(count, label="joined", unit="parts") as bar:
             for part in range(count):
-                record, content = _check_part(folder, part)
+                record, content = _check_part(folder, part, made_from)
                 file.write(content)
                 rows, shortened = rows + record.rows, shortened + record.shortened
                 dropped.update(record.dropped)
@@ -446,9 +477,9 @@ def _check_complete(folder: PartFolder, names: set[str], count: int, part_rows: 
     )
 
 
-def _check_part(folder: PartFolder, part: int) -> tuple[PartRecord, bytes]:
-    """A part and its rows. Raises DataError if it is damaged."""
-    record, content = _read_record(folder, part), folder.read(file_of(part))
+def _check_part(folder: PartFolder, part: int, made_from: str) -> tuple[PartRecord, bytes]:
+    """A part and its rows. Raises DataError if it is damaged, or not of this manifest."""
+    record, content = _read_record(folder, part, made_from), folder.read(file_of(part))
     place = f"{folder.name}/{file_of(part)}"
     if hashlib.sha256(content).hexdigest() == record.sha256 and len(content) == record.bytes:
         return record, content

@@ -95,7 +95,7 @@ class _Row:
         self.verdicts.append((self.path[-1], index))
 
     def subtree_ends(self) -> list[int]:
-        """Of every node, the column after its last descendant."""
+        """For each node, the column after its last descendant."""
         ends = [node.end for node in self.nodes]
         for index in reversed(range(len(ends))):
             if (parent := self.nodes[index].parent) >= 0:

@@ -142,7 +142,7 @@ def prefix_tree_logits(
         def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             return attend(window, q, keys, values, at), None
 
-        rope_here = hidden_at(rope[0], at), hidden_at(rope[1], at)
+        rope_here = jax.tree.map(lambda x: hidden_at(x, at), rope)
         here, _ = layer(hidden_at(x, at), w, cfg, rope_here, execution, mix)
         here = rms_norm(here, params["final_norm"], cfg)
         found = label_logits(params, cfg, here, label_ids)

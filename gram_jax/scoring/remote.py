@@ -132,7 +132,9 @@ class RemoteScorer(TextScorer):
         return check_finite(np.concatenate(found), "the logits", "comparisons")
 
     def _parts(self, sequences: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-        """What one request holds; in the generative protocols they share everything before the second response."""
+        """Sequences by request; in the generative protocols, those of a request share everything before the second
+        response.
+        """
         if not self.protocol.endswith("generative"):
             size = self.batch_size
             yield from (sequences[at : at + size] for at in range(0, len(sequences), size))
@@ -184,7 +186,9 @@ class RemoteScorer(TextScorer):
         return np.array([row["score"] for row in rows], np.float64)
 
     def _classified(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-        """From the classes' logits, or their probabilities if the server is too old to leave out the softmax."""
+        """Logit differences from the classes' logits, or from probabilities if an old server always applies the
+        softmax.
+        """
         values = np.array([row["probs"] for row in rows], np.float64)
         if values.shape[1:] == (1,):  # an export as margin
             return values[:, 0]

@@ -113,7 +113,7 @@ class RequestBatcher:
     def submit(
         self, sequences: Sequence[Encoded], *, paired: bool, client: str = "", deadline: float
     ) -> np.ndarray:
-        """As TextScorer.label_logit_diffs. deadline: of time.monotonic, or inf.
+        """Logit differences, as TextScorer.label_logit_diffs returns them. deadline: a value of time.monotonic, or inf.
 
         Raises QueueFullError, BatcherClosedError, or DeadlineExceededError, after which nothing more is scored.
         """
@@ -247,7 +247,7 @@ class BatchedScorer(TextScorer):
         paired: bool,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """As RequestBatcher.submit."""
+        """Logit differences, from RequestBatcher.submit."""
         found = self.batcher.submit(
             sequences, paired=paired, client=self.client, deadline=self.deadline
         )
@@ -255,7 +255,7 @@ class BatchedScorer(TextScorer):
         return found
 
     def encoder(self) -> ComparisonEncoder:
-        """That of the judge."""
+        """The encoder of the judge."""
         return self.batcher.scorer.encoder()
 
     def _encode(

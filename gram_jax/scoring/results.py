@@ -46,15 +46,17 @@ Wanted = Callable[[int], bool]  # of the number of a row of the input
 
 
 class RowTask(NamedTuple):
-    """How records become rows.
+    """The work that makes rows of records.
 
     rows: the row of each record of a window; it updates the bar as records finish.
-    cost: work of a record. max_cost: largest work of a window.
+    cost: work of a record. max_cost: largest work of a window. label, unit: of the progress.
     """
 
     rows: Callable[[list[NumberedRecord], ProgressBar], list[dict[str, Any]]]
     cost: Callable[[Record], int]
     max_cost: int
+    label: str = "written"
+    unit: str = "rows"
 
 
 class RowSource(NamedTuple):
@@ -94,6 +96,15 @@ class Shard:
     count: int
     part_rows: int
 
+    def rows_of(self, total: int) -> int:
+        """Number of its rows, of a file of `total` rows.
+
+        >>> Shard(0, 2, 10).rows_of(8), Shard(0, 2, 10).rows_of(25), Shard(1, 2, 10).rows_of(25)
+        (8, 15, 10)
+        """
+        starts = range(self.index * self.part_rows, total, self.count * self.part_rows)
+        return sum(min(self.part_rows, total - start) for start in starts)
+
 
 class OutputSink(NamedTuple):
     """Destination of rows: a JSON lines file, or None for memory. overwrite: start again, do not resume.
@@ -127,7 +138,7 @@ class WriteSummary:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def to_text(self) -> str:
-        """For the command's last line."""
+        """Text for the last line of the command's output."""
         dropped = "".join(f", {count:,} left out ({why})" for why, count in self.dropped.items())
         return (
             f"{self.written:,} rows written, {self.before:,} were there, {self.shortened:,} "
@@ -140,13 +151,10 @@ def write_rows(
     metadata: dict[str, Any],
     source: RowSource,
     task: RowTask,
-    *,
-    label: str,
-    unit: str,
 ) -> WriteSummary:
     """Write the row of every record to a file, or of those records that have no row there yet.
 
-    metadata: what decides the rows. label, unit: of the progress.
+    metadata: what decides the rows.
     Raises DataError if the file holds other results or cannot be written, InUseError if another process writes it; its
     complete rows are kept.
     """
@@ -165,7 +173,7 @@ def write_rows(
             )
         with (
             RowFile(out, records) as file,
-            sink.progress(source.total, done=file.rows, label=label, unit=unit) as bar,
+            sink.progress(source.total, done=file.rows, label=task.label, unit=task.unit) as bar,
         ):
             before = file.rows
             if not before:

@@ -24,11 +24,11 @@ def judge_identity(scorer: TextScorer, model: str) -> dict[str, Any]:
         "weights": identity.fingerprint,
         "judge": scorer.spec.hash,
         "compute_dtype": identity.compute_dtype,
-    }
+    } | scorer.settings
 
 
 def computed_by(scorer: TextScorer) -> dict[str, str]:
-    """What the last bits of a score depend on apart from the judge: versions, program and kind of device."""
+    """Versions, program and kind of device, on which the last bits of a score depend."""
     identity = scorer.identity
     return {
         "gram_jax": installed_version(),

@@ -94,7 +94,7 @@ class ScalarRewardModel(TextScorer):
 
     @property
     def identity(self) -> ScorerIdentity:
-        """As of a TextScorer; the fingerprint reads all weights."""
+        """What the results depend on, apart from the specification. The fingerprint reads all weights."""
         return local_identity(self.params, self.execution, self.program)
 
     @property

@@ -104,7 +104,7 @@ class Admission:
 
 
 class _Body:
-    """What one request's body takes of the limits."""
+    """The share of one request's body in the limits."""
 
     def __init__(self, limits: Limits, held: Counter[str], client: str, size: int):
         """held: bytes of the bodies of every client. size: as its head states, or 0."""

@@ -39,7 +39,7 @@ class JsonRoute(APIRoute):
     """A route that makes JsonRequests of its requests."""
 
     def get_route_handler(self) -> Any:
-        """As FastAPI's, for JsonRequests."""
+        """The route handler of FastAPI, with JsonRequest as the request."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

@@ -45,7 +45,7 @@ class ServerConfig(uvicorn.Config):
     def __init__(self, app: Any, limits: ConnectionLimits, **settings: Any):
         self.limits = limits
         self.open_of: Counter[str] = Counter()  # connections by address
-        # Of them those that wait for a head, the longest first.
+        # Those of them that wait for a request, the longest first.
         self.waiting_of: defaultdict[str, dict[LimitedConnection, None]] = defaultdict(dict)
         super().__init__(
             app,

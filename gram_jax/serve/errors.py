@@ -21,7 +21,7 @@ from gram_jax.scoring.request_batcher import (
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong, without any text of the request."""
+    """Description of an error, without any text of the request."""
 
     code: str
     message: str
@@ -49,7 +49,7 @@ class RequestError(HTTPException):
         self.code = code
 
     def response(self) -> JSONResponse:
-        """What the client receives."""
+        """The HTTP response."""
         content = {"error": {"code": self.code, "message": self.detail}}
         return JSONResponse(content, self.status_code, self.headers)
 
@@ -60,7 +60,7 @@ def unusable(message: str) -> RequestError:
 
 
 def request_error(error: Exception) -> RequestError:
-    """What an exception is answered with. Its own message is left out: it may quote a text."""
+    """The response to an exception, without its message, which may quote a text."""
     match error:
         case RequestError():
             return error

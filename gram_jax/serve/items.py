@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class ItemError(BaseModel):
-    """What is wrong with the item at an index of the request; its place in the results is null."""
+    """Error of the item at an index of the request, whose result is null."""
 
     index: int
     code: str

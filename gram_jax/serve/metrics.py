@@ -42,5 +42,5 @@ class ServerMetrics:
             gauge.set_function(partial(getattr, batcher, attribute))
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)

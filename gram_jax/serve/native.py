@@ -40,7 +40,7 @@ class VerdictResponse(BaseModel):
 
 
 class VerdictsResponse(BaseModel):
-    """In the order of the pairs; null for a pair with an error."""
+    """Verdicts in the order of the pairs; null for a pair with an error."""
 
     verdicts: list[VerdictResponse | None]
     errors: ItemErrors

@@ -78,5 +78,5 @@ def readyz(response: Response, service: TheService) -> ReadinessResponse:
 
 @router.get("/metrics", include_in_schema=False)
 def metrics(service: TheService) -> Response:
-    """In Prometheus' text format."""
+    """The metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")

@@ -24,7 +24,7 @@ from gram_jax.scoring.request_batcher import (
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.serve.admission import Limits, client_of
 from gram_jax.serve.errors import describe_failure, unusable
 from gram_jax.serve.fields import MAX_RESPONSES, MessageField, PairRequest
@@ -37,9 +37,9 @@ TimedReferenceWriter = Callable[[Sequence[Prompt], float], Sequence[str]]
 PROBE, PROBE_SECONDS = ("Name a prime number.", "Seven.", "Nine."), 10.0
 
 UNCOMPARED = (
-    "a response without another to its prompt and without a reference has the reward 0.5, whatever its text. Send "
-    "groups together, references as labels, or start the server with --references or --policy (logged once; see "
-    "gram_uncompared_total)"
+    "a response without a reference and without another response to its prompt has the reward 0.5, independent of its "
+    "text. Send groups together, references as labels, or start the server with --references or --policy (logged once; "
+    "see gram_uncompared_total)"
 )
 
 
@@ -53,13 +53,13 @@ class Sample(NamedTuple):
 
 @dataclass
 class Service:
-    """What the endpoints share.
+    """State and functions that all endpoints share.
 
     form: of rewards, if the protocol leaves it open. write: writes references, for a form without its own. ready:
     programs are compiled; draining: the server is stopping.
     """
 
-    scorer: Judge
+    scorer: TextScorer
     name: str
     form: RewardForm
     batcher: RequestBatcher

@@ -191,7 +191,7 @@ def _store(kind: str, path: str, spec: ParamSpec) -> FloatValues:
     if kind in ("signed", "unsigned"):
         return EightBitCodes(signed=kind == "signed")
     if kind == "factored":
-        stack = int(spec.axes[0] == "layers")
+        stack = sum(axis in ("layers", "experts") for axis in spec.axes)
         return FactoredMeans(
             stack, NUM_CONTRACTED_DIMS.get(path.rpartition("/")[2], 1), len(spec.shape)
         )

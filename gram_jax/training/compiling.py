@@ -33,7 +33,7 @@ class Memory:
         return self.arguments + self.temporaries + self.results
 
     def to_text(self) -> str:
-        """For the log."""
+        """Text for the log."""
         return (
             f"{format_bytes(self.arguments)} of weights, optimizer state and batch, "
             f"{format_bytes(self.temporaries)} of temporaries"

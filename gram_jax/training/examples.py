@@ -59,7 +59,12 @@ def cache_folder(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Path | None
         "files": [hash_files(one) for one in files if one],
         "sources": [[source.schema, source.split, source.limit, source.map] for source in sources],
         "reading": [pair_kind(recipe), data.schema, data.map, data.on_bad, data.limit],
-        "encoding": [data.overlong, data.position_augmentation, data.attack_share],
+        "encoding": [
+            data.overlong,
+            data.position_augmentation,
+            data.attack_share,
+            data.pretraining_layout,
+        ],
         "seed": recipe.run.seed if by_seed else None,
     }
     return (default_folder() if own is None else Path(own).expanduser()) / cache_key(values)
@@ -108,6 +113,8 @@ def _build(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Build:
         seed=seed,
         overlong=data.overlong,
         read=ReadReport(0, 0),
+        pretraining_layout=data.pretraining_layout,
+        keep_unlabeled=recipe.loss.order_consistency > 0,
     )
     return Build(
         stage=recipe.stage,

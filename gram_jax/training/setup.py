@@ -169,6 +169,7 @@ def _batches(
         seed=recipe.run.seed,
         packing=batch.packing,
         passes=passes,
+        together=recipe.loss.order_consistency > 0,
     )
 
 

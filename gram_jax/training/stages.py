@@ -23,7 +23,9 @@ from gram_jax.sharding import Placement
 from gram_jax.training.objectives import (
     Objective,
     bradley_terry_objective,
+    consistent_verdict_objective,
     pretrain_objective,
+    rationale_objective,
     verdict_objective,
 )
 from gram_jax.tree import Tree
@@ -32,17 +34,44 @@ from gram_jax.tree import Tree
 def make_objective(
     recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: tuple[int, int]
 ) -> Objective:
-    """The objective of the recipe's stage. label_ids: of the judge's two verdicts."""
+    """The objective of the recipe's stage. label_ids: of the judge's two verdicts (`verdict_ids`)."""
     loss = recipe.loss
     if recipe.stage == "pretrain":
         assert loss.loss_chunk_size is not None  # checked when the recipe is read
         return pretrain_objective(cfg, execution, chunk_size=loss.loss_chunk_size)
     if recipe.stage == "finetune":
         assert loss.label_smoothing is not None
+        if loss.order_consistency:
+            return consistent_verdict_objective(
+                cfg,
+                execution,
+                label_ids=label_ids,
+                smoothing=loss.label_smoothing,
+                consistency=loss.order_consistency,
+            )
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
+    if recipe.stage == "rationale":
+        assert loss.label_smoothing is not None and loss.loss_chunk_size is not None
+        assert loss.verdict_weight is not None and loss.rationale_weight is not None
+        return rationale_objective(
+            cfg,
+            execution,
+            label_ids=label_ids,
+            smoothing=loss.label_smoothing,
+            verdict_weight=loss.verdict_weight,
+            rationale_weight=loss.rationale_weight,
+            chunk_size=loss.loss_chunk_size,
+        )
     return bradley_terry_objective(cfg, execution)
+
+
+def verdict_ids(recipe: Recipe, spec: JudgeSpec) -> tuple[int, int]:
+    """The token ids of the verdicts of the recipe's stage."""
+    if recipe.stage == "rationale" and spec.rationale is not None:
+        return spec.rationale.label_ids
+    return spec.label_ids
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
@@ -53,9 +82,11 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
-def pair_kind(recipe: Recipe) -> Literal["pair", "preference"]:
+def pair_kind(recipe: Recipe) -> Literal["pair", "comparison", "preference"]:
     """The kind of records of the stage."""
-    return "pair" if recipe.stage == "pretrain" else "preference"
+    if recipe.stage == "pretrain":
+        return "pair"
+    return "comparison" if recipe.loss.order_consistency else "preference"
 
 
 def read_pairs(
@@ -85,6 +116,8 @@ def stage_examples(
         seed=recipe.run.seed,
         overlong=recipe.data.overlong,
         read=report,
+        pretraining_layout=recipe.data.pretraining_layout,
+        keep_unlabeled=recipe.loss.order_consistency > 0,
     )
 
 

@@ -117,7 +117,9 @@ def _own_forward(
 def _own_backward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *of_queries: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Its gradients of q, k and v, f32. of_queries: log-sum-exp, delta, gradient of the output."""
+    """Gradients of q, k and v from the device's own part, f32. of_queries: log-sum-exp, delta, gradient of the
+    output.
+    """
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end, block in _quarters(q, k, v, segments):
         log_sum, delta, d_out = (x[:, :, :, first:end] for x in of_queries)
