@@ -74,8 +74,15 @@ class Cell:
             parts = (part.split() for part in self.mesh.split(" x "))
             return {axis: int(size) for axis, size in parts}
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
-        whole = self.program == "score" and weights <= 0.5 * self.place.chip.memory
+        whole = self.program == "score" and weights <= 0.5 * self.memory
         return {"data" if whole else "fsdp": math.prod(self.place.shape)}
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a chip."""
+        chip = self.place.chip
+        assert chip is not None  # every cell names one
+        return chip.memory
 
     @property
     def recipe(self) -> str:
@@ -177,7 +184,7 @@ def mesh_cells() -> list[Cell]:
 
 def main() -> None:
     """Compute missing cells within the time, and write the markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--only", default="", help="cells whose name has this text")
@@ -295,7 +302,7 @@ def ordered(planned: Sequence[Cell]) -> list[Cell]:
     """By number of weights, then by memory of the whole slice."""
 
     def key(cell: Cell) -> tuple[int, float]:
-        return param_count(param_specs(PUBLISHED[cell.model])), cell.place.chip.memory * cell.chips
+        return param_count(param_specs(PUBLISHED[cell.model])), cell.memory * cell.chips
 
     return sorted(planned, key=key)
 
