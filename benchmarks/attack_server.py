@@ -38,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny-random")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--only", nargs="+", default=list(HOSTILES), help="of the hostile clients")
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind((HONEST, 0))
@@ -48,7 +49,7 @@ def main() -> int:
         server = subprocess.Popen([sys.executable, "-c", code, *words], stdout=log, stderr=log)
         try:
             wait_ready(f"http://{HONEST}:{port}")
-            return asyncio.run(compare(port, options.seconds, server.pid))
+            return asyncio.run(compare(port, options.seconds, server.pid, options.only))
         finally:
             server.send_signal(signal.SIGTERM)
             print(f"exit status of the server: {server.wait(90)}")
@@ -56,7 +57,7 @@ def main() -> int:
             print(f"tracebacks in its log: {log.read().count('Traceback')}")
 
 
-async def compare(port: int, seconds: float, server: int) -> int:
+async def compare(port: int, seconds: float, server: int, only: list[str]) -> int:
     """The exit status."""
     bodies = [pair(seed) for seed in range(CLIENTS)]
     expected = [(await ask(port, body))[1] for body in bodies]
@@ -65,7 +66,7 @@ async def compare(port: int, seconds: float, server: int) -> int:
     with ProcessPoolExecutor(
         1
     ) as pool:  # hostile clients take no time of the honest ones' event loop
-        hostile = pool.submit(attack, port, seconds)
+        hostile = pool.submit(attack, port, seconds, only)
         beside = await honest(port, seconds, bodies, expected)
         show("beside hostile clients", beside)
         for name, answers in hostile.result().items():
@@ -138,9 +139,9 @@ def show(when: str, found: tuple[Answers, list[float]]) -> None:
 # Hostile clients
 
 
-def attack(port: int, seconds: float) -> dict[str, Answers]:
+def attack(port: int, seconds: float, only: list[str]) -> dict[str, Answers]:
     """The answers to each kind of hostile client; in a process of its own."""
-    kinds: dict[str, Answers] = {name: Counter() for name in HOSTILES}
+    kinds: dict[str, Answers] = {name: Counter() for name in only}
 
     async def run() -> None:
         end = time.monotonic() + seconds
@@ -148,6 +149,7 @@ def attack(port: int, seconds: float) -> dict[str, Answers]:
             again(client, port, end, kinds[name], number)
             for name, (client, count) in HOSTILES.items()
             for number in range(count)
+            if name in kinds
         ]
         await asyncio.gather(*clients)
 

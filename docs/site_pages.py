@@ -30,6 +30,8 @@ API = {
             "Scorer",
             "load_judge",
             "RemoteScorer",
+            "Think",
+            "Thought",
             "PairScore",
             "score_pair",
             "PairBatch",

@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # the public names once more, for type checkers and editors
     from gram_jax.scoring.remote import RemoteScorer as RemoteScorer
     from gram_jax.scoring.scalar import load_judge as load_judge
     from gram_jax.scoring.scorer import Scorer as Scorer
+    from gram_jax.scoring.think import Think as Think
+    from gram_jax.scoring.think import Thought as Thought
     from gram_jax.sharding import Placement as Placement
     from gram_jax.sharding import make_placement as make_placement
     from gram_jax.training.loop import train as train
@@ -49,6 +51,8 @@ _PUBLIC = {
     "Scorer": "gram_jax.scoring.scorer",
     "load_judge": "gram_jax.scoring.scalar",
     "RemoteScorer": "gram_jax.scoring.remote",
+    "Think": "gram_jax.scoring.think",
+    "Thought": "gram_jax.scoring.think",
     "PairScore": "gram_jax.scoring.pair",
     "score_pair": "gram_jax.scoring.pair",
     "JudgeSpec": "gram_jax.judge.spec",

@@ -50,6 +50,21 @@ class VerdictBatch(NamedTuple):
     weights: Array
 
 
+class RationaleBatch(NamedTuple):
+    """Stage 2 with rationales: a VerdictBatch, and the tokens of rationales as targets, as in a TokenBatch.
+
+    targets: i32 [B, T]; token_weights: f32 [B, T], which sum to the weight of its document in every document with a
+    rationale, and to 0 in others. verdict_at, label: i32 [B, M]; weights: f32 [B, M].
+    """
+
+    seqs: Sequences
+    targets: Array
+    token_weights: Array
+    verdict_at: Array
+    label: Array
+    weights: Array
+
+
 class BradleyTerryBatch(NamedTuple):
     """Discriminative baseline: both responses of a pair are documents of the same row.
 

@@ -48,6 +48,7 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
         "ties": 0.0,
         "ece": 0.12,
         "brier": 0.19,
+        "selective_accuracy": min(1.0, accuracy + 0.1),
         "margin": 0.8,
         "shortened": 0.07,
         "skipped_ties": 3,
@@ -91,6 +92,10 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
         "calibration": {
             "nll": 0.58,
             "bins": confident,
+            "selective": [
+                {"coverage": share / 10, "accuracy": min(1.0, accuracy + 0.2 - share / 50)}
+                for share in range(1, 11)
+            ],
             "temperature": {
                 "value": 1.7,
                 "fitted_on": n // 2,
@@ -102,6 +107,7 @@ def source(accuracy: float = 0.74, n: int = 900, seed: int = 0, **more: Any) -> 
             },
         },
         "length": {"controlled_accuracy": accuracy - 0.04, "bins": lengths},
+        "cycles": None,
         "positions": {"edges": edges.tolist(), "counts": counts.tolist()},
         "grades": {"n": n, "kendall": 0.31, "pearson": 0.4},
         "worst": [mistake(at) for at in range(4)],
@@ -127,7 +133,7 @@ def settings(**more: Any) -> dict[str, Any]:
 
 def about(model: str) -> dict[str, Any]:
     digits = "0123456789abcdef"
-    start = {"format": 2, "gram_jax": "0.1.0", "model": model, "settings": settings()}
+    start = {"format": 3, "gram_jax": "0.1.0", "model": model, "settings": settings()}
     return start | {"judge": 4 * digits, "fingerprint": digits}
 
 

@@ -197,7 +197,7 @@ def test_unknown_names_and_sources_without_pairs_are_refused():
 @pytest.mark.parametrize("strength", [chosen_ones, len])
 def test_what_the_suite_writes_is_what_tables_and_pages_read(tmp_path, strength):
     report, found = attack(FakeJudge(strength), tmp_path)
-    assert json.loads((tmp_path / "attack.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "attack.json").read_text())["format"] == 3
     (read,) = read_folders([tmp_path])
     assert read.attack == AttackResults(**report)
     tables = [clean_table(read.attack), *attack_tables(read.attack)]

@@ -1,17 +1,24 @@
 """Calibration and length, on made-up verdicts with known answers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from gram_jax.data.records import Comparison
 from gram_jax.evals.calibration import (
+    accuracy_over_coverage,
     expected_calibration_error,
     fit_temperature,
     held_out_temperature,
     negative_log_likelihood,
     reliability,
+    selective_accuracy,
 )
+from gram_jax.evals.cycles import cycle_rate, pair_tables
 from gram_jax.evals.lengths import controlled_accuracy, length_bins
+from gram_jax.judge.messages import as_prompt
 
 
 def test_bins_of_the_reliability_curve_hold_every_pair():
@@ -88,3 +95,41 @@ def test_accuracy_by_length_and_where_length_is_no_help():
     assert [row.n for row in bins] == [1, 0, 1, 2, 1, 1, 0]
     assert bins[0].low is None and bins[-1].high is None
     assert bins[0].accuracy == 0.0 and bins[3].accuracy == 0.5
+
+
+def test_accuracy_over_coverage_ends_at_the_accuracy_and_ignores_the_order_of_pairs():
+    p = np.array([0.9, 0.85, 0.2, 0.6, 0.45, 0.5, 0.5, 0.55, 0.3, 0.7])
+    points = accuracy_over_coverage(p)
+    assert [point.coverage for point in points] == pytest.approx(np.arange(1, 11) / 10)
+    assert points[0].accuracy == 1 and points[-1].accuracy == pytest.approx((p > 0.5).mean())
+    assert selective_accuracy(p, 0.3) == pytest.approx(2 / 3)  # 0.9, 0.85 and the wrong 0.2
+    # 0.3 and 0.7 are equally confident: of the fourth pair one half counts
+    assert selective_accuracy(p, 0.4) == pytest.approx(2.5 / 4)
+    assert accuracy_over_coverage(p[::-1]) == points
+
+
+def test_a_judge_whose_confidence_says_nothing_has_a_flat_curve():
+    rng = np.random.default_rng(0)
+    right, sure = rng.uniform(size=40000) < 0.7, rng.uniform(0.5, 1, 40000)
+    accuracies = [x.accuracy for x in accuracy_over_coverage(np.where(right, sure, 1 - sure))]
+    assert accuracies == pytest.approx([0.7] * 10, abs=0.02)
+    honest = accuracy_over_coverage(expit(sharpened(1.0)))
+    assert all(a.accuracy > b.accuracy for a, b in itertools.pairwise(honest))
+
+
+def triangle(prompt: str, *wins: tuple[str, str]) -> list[Comparison]:
+    return [Comparison(as_prompt(prompt), one, other, 0) for one, other in wins]
+
+
+def test_cycles_are_counted_among_the_responses_to_one_prompt():
+    cycle = triangle("p", ("a", "b"), ("b", "c"), ("c", "a"))
+    chain = triangle("q", ("a", "b"), ("b", "c"), ("a", "c"))
+    apart = triangle("r", ("a", "b"), ("b", "c")) + triangle("s", ("c", "a"))
+    ones = np.ones(3)
+    assert cycle_rate(pair_tables(cycle, ones)) == 1
+    assert cycle_rate(pair_tables(chain, ones)) == 0
+    assert cycle_rate(pair_tables(apart, ones)) is None
+    assert cycle_rate(pair_tables(cycle + chain + apart, np.ones(9))) == 0.5
+    # The judge turns one verdict round: the cycle is a chain, and the chain is a cycle.
+    assert cycle_rate(pair_tables(cycle, np.array([1, 1, -1.0]))) == 0
+    assert cycle_rate(pair_tables(chain, np.array([1, 1, -1.0]))) == 1

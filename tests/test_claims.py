@@ -84,7 +84,10 @@ def run(claims, monkeypatch, data, out, *more: str, compute_dtype=None) -> list[
         if compute_dtype is not None:
             compute_dtype(len(computed))
         sets = {
-            name: {"p": [0.6 if cell.kind == "generative" else 0.4] * len(pairs), "gap": []}
+            name: {
+                "p": [0.6 if cell.kind == "generative" else 0.4] * len(pairs),
+                "gap": [0.0] * len(pairs),
+            }
             for name, pairs in workshop.sets(cell).items()
         }
         return {"sets": sets, "training": None, "test_seconds": 0.0}
@@ -408,6 +411,19 @@ def test_verdicts_follow_from_intervals(claims, right, sharp, own, words):
     ]
     verdict = claims["figures"].verdict(*estimates)
     assert all(word in verdict for word in words.split(" | "))
+
+
+def test_order_consistency_and_selective_accuracy_of_cells(claims):
+    figures, cells = claims["figures"], claims["cells"]
+    pools = SimpleNamespace(longer={"x": np.zeros(4)}, prompts={"x": np.arange(4)})
+    cell = cells.RAW
+    results = {cell: {"sets": {"x": {"p": [0.9, 0.6, 0.4, 0.2], "gap": [0.1, 0.4, 0.1, 0.9]}}}}
+    terms = [(1.0, [cell])]
+    same = figures.contrast(figures.consistent(results), pools, terms, ["x"], figures.accuracy)
+    assert same.value == pytest.approx(2 / 4)  # 0.6 +- 0.2 and 0.2 +- 0.45 cross one half
+    half = figures.over_pairs(results, pools, [cell, cell], "x", figures.confident_half)
+    assert half.value == pytest.approx(1 / 2) and half.by_seed == {}
+    assert figures.consistent({cell: {"sets": {"x": {"p": [0.9], "gap": []}}}}) == {}
 
 
 def test_balanced_weights_count_both_lengths_alike(claims):

@@ -18,7 +18,13 @@ from gram_jax.model.attention import attention
 from gram_jax.model.cache import extend, prefill
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
-from gram_jax.model.generate import SamplingConfig, choose_tokens, generate
+from gram_jax.model.generate import (
+    SamplingConfig,
+    Stop,
+    choose_tokens,
+    generate,
+    generate_copies,
+)
 from gram_jax.model.heads import unembedding
 
 
@@ -223,3 +229,36 @@ def test_what_cannot_be_generated_is_a_named_error(small):
         with pytest.raises(DataError, match=next(iter(wrong))):
             SamplingConfig(**{"max_new_tokens": 4} | wrong)
     assert generate(params, cfg, [], execution, SamplingConfig(4)).tokens.shape == (0, 4)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_samples_of_a_prompt_that_is_read_once_have_the_probabilities_of_the_whole_text(
+    small, window
+):
+    cfg, params, execution = small
+    if window is not None:
+        traits = dataclasses.replace(cfg.traits, window=window, layer_types=("sliding", "full"))
+        cfg = dataclasses.replace(cfg, traits=traits)
+    short, long = prompts_of((5, 40), cfg.vocab_size)
+    prompts = [short, long, short, long, short, long]
+    found = generate(params, cfg, prompts, execution, SamplingConfig(10, 0.9, seed=2))
+    assert len({tuple(row) for row in found.tokens.tolist()}) == 6
+    for prompt, tokens, logprobs in zip(prompts, found.tokens, found.logprobs, strict=True):
+        whole = whole_logprobs(cfg, params, execution, prompt + tokens.tolist(), 0.9)
+        expected = [whole[len(prompt) - 1 + at, token] for at, token in enumerate(tokens)]
+        np.testing.assert_allclose(logprobs, expected, atol=2e-5, rtol=0)
+
+
+def test_a_condition_on_the_host_ends_a_row_at_its_next_check(small):
+    cfg, params, execution = small
+    (prompt,) = prompts_of((9,), cfg.vocab_size)
+    keys = jax.random.split(jax.random.key(0), (1, 2))
+    sampling = SamplingConfig(10, 5.0)
+    free = generate_copies(params, cfg, [prompt], keys, execution, sampling)
+    first = free.tokens[0, :2].tolist()
+    assert free.tokens[1, :2].tolist() != first
+    stop = Stop(lambda tokens: tokens[:2] == first, every=4)
+    found = generate_copies(params, cfg, [prompt], keys, execution, sampling, stop=stop)
+    assert found.lengths.tolist() == [4, 10] and not found.stopped.any()
+    assert found.tokens[1].tolist() == free.tokens[1].tolist()
+    assert found.tokens[0, :4].tolist() == free.tokens[0, :4].tolist()

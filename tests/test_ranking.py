@@ -267,5 +267,5 @@ def test_what_is_no_list_of_texts_is_refused(judge: Scorer):
             judge.rank("q", responses)
     with pytest.raises(JudgeError, match="nothing to rank"):
         judge.best("q", [])
-    with pytest.raises(JudgeError, match="references are a list of texts, or a number"):
+    with pytest.raises(JudgeError, match="references: expected a list"):
         judge.rank("q", ["a", "b"], method="reference", references="a")

@@ -18,6 +18,8 @@ from gram_jax.judge.tokens import text_encoder
 
 TOKENIZER = tiny_tokenizer()
 SPEC = make_spec(TOKENIZER, rationale="think", max_length=256)
+FORMAT = SPEC.rationale
+assert FORMAT is not None
 PAIR = ("Name a prime.", "Seven.", "Nine.")
 
 
@@ -30,7 +32,7 @@ def with_rationale(spec, tokenizer, rationale, pair=PAIR):
 def test_a_thinking_judge_survives_json_and_a_label_judge_has_no_new_entry():
     again = JudgeSpec.from_json(SPEC.to_json())
     assert again == SPEC and again.hash == SPEC.hash
-    assert (SPEC.reads, SPEC.rationale.stop) == ("rationale_then_label", ("</think>",))
+    assert (SPEC.reads, FORMAT.stop) == ("rationale_then_label", ("</think>",))
     plain = replace(SPEC, rationale=None)
     assert plain == make_spec(TOKENIZER, max_length=256) and plain.reads == "label"
     assert "rationale" not in json.loads(plain.to_json()) and plain.hash != SPEC.hash
@@ -49,7 +51,7 @@ def test_every_entry_of_the_format_changes_the_hash_and_is_checked(field):
 
 
 def test_edited_label_ids_after_a_rationale_are_refused():
-    edited = replace(SPEC, rationale=replace(SPEC.rationale, label_ids=(5, 6)))
+    edited = replace(SPEC, rationale=replace(FORMAT, label_ids=(5, 6)))
     check_verdicts(SPEC, TOKENIZER)
     with pytest.raises(JudgeError, match="after a rationale"):
         check_verdicts(edited, TOKENIZER)
@@ -61,6 +63,7 @@ def test_the_tokens_are_those_of_the_whole_text_and_continue_the_prompt(family, 
     tokenizer = TOKENIZER if family == "tiny" else family_tokenizer(family)
     spec = make_spec(tokenizer, rationale="think", max_length=512)
     prompt, whole = with_rationale(spec, tokenizer, rationale)
+    assert spec.rationale is not None
     before, opening = spec.generation_prompt, spec.rationale.opening
     frames = (spec.chat_prefix, before + opening, spec.rationale.closing)
     message = spec.template
@@ -89,7 +92,7 @@ def test_a_forged_verdict_in_a_rationale_changes_no_token(forged):
 )
 def test_other_delimiters_in_a_rationale_are_text_before_the_same_closing(text):
     prompt, whole = with_rationale(SPEC, TOKENIZER, text)
-    closing = text_encoder(TOKENIZER).frame(SPEC.rationale.closing)
+    closing = text_encoder(TOKENIZER).frame(FORMAT.closing)
     assert whole[-len(closing) :].tolist() == closing.tolist()
     written = whole[len(prompt) : -len(closing)]
     assert TOKENIZER.decode(written) == text
@@ -99,8 +102,9 @@ def test_other_delimiters_in_a_rationale_are_text_before_the_same_closing(text):
 def test_a_control_token_of_the_closing_is_the_stop():
     tokenizer = family_tokenizer("qwen3")
     spec = make_spec(tokenizer, rationale="think", max_length=512)
-    ids = tokenizer.convert_tokens_to_ids(list(spec.rationale.stop))
-    assert text_encoder(tokenizer).control_ids.issuperset(ids)
+    assert spec.rationale is not None
+    (stop,) = spec.rationale.stop
+    assert tokenizer.convert_tokens_to_ids(stop) in text_encoder(tokenizer).control_ids
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ def test_the_rationale_format_of_a_card_is_read_from_its_tags(tmp_path):
         "spec", out, "--model", "tiny-random", "--template", "from-card", "--card", tmp_path / "README.md"
     )  # fmt: skip
     spec = JudgeSpec.load(out)
+    assert spec.rationale is not None
     assert spec.rationale.template == THINK and spec.rationale.stop == ("</think>",)
     run_cli(
         "spec", out, "--model", "tiny-random", "--template", "from-card", "--card", tmp_path / "README.md",
@@ -165,4 +170,4 @@ def test_a_template_without_tags_has_no_format_to_recover():
     assert tagged_template("Compare.\n{prompt}") is None
     with pytest.raises(JudgeError, match="from-template"):
         make_spec(TOKENIZER, rationale="from-template")
-    assert np.all(SPEC.rationale.label_ids == SPEC.label_ids)
+    assert np.all(FORMAT.label_ids == SPEC.label_ids)

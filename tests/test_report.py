@@ -338,9 +338,10 @@ def test_a_sound_evaluation_raises_no_concern_and_each_fault_its_own(tmp_path):
 
 def test_what_does_not_apply_is_left_out(tmp_path):
     bare = source(grades=None, subsets=[], tables=[], worst=[], dropped={})
-    bare["calibration"] |= {"bins": [], "temperature": None}
+    bare["calibration"] |= {"bins": [], "selective": [], "temperature": None}
     bare["length"] = {"controlled_accuracy": None, "bins": []}
     empty = source(worst=[])
+    empty["calibration"]["selective"] = []
     for block in ("calibration", "length"):
         empty[block]["bins"] = [{**bin, "n": 0, "accuracy": None} for bin in empty[block]["bins"]]
     for entry in (bare, empty):
@@ -365,7 +366,7 @@ def spoil(content: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("format", 1, r"has format 1 \(gram_jax 0.1.0\), expected 2"),
+        ("format", 1, r"has format 1 \(gram_jax 0.1.0\), expected 3"),
         ("format", KeyError, "has format None"),
         ("sources", {}, "sources: "),
         ("sources.held_out.judge", "x", "sources.held_out.judge: "),

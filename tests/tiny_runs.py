@@ -71,6 +71,7 @@ def tiny_values(stage: str, folder: Path, **changes: Any) -> dict[str, Any]:
         "pretrain": {"loss_chunk_size": 256},
         "finetune": {"label_smoothing": 0.1},
         "bradley_terry": {},
+        "rationale": {"label_smoothing": 0.1, "loss_chunk_size": 256},
     }[stage]
     for name, value in changes.items():
         section, key = name.split("__")

@@ -25,15 +25,19 @@ from figures import (
     accuracy,
     alike,
     brier,
-    calibration_error,
+    confident_half,
+    consistent,
     contrast,
     length_balanced,
     of_the_longer,
+    over_pairs,
     rules,
     verdict,
 )
 from intervals import Estimate
 from pools import VALID, Pools
+
+from gram_jax.evals.calibration import expected_calibration_error
 
 SHARE_FORMAT = "{:.0%}"
 LEARNED = "learned-{size}.md"  # in the folder of this module
@@ -88,7 +92,9 @@ class _Report:
             *self._claims(),
             *self._four(),
             *self._length(),
+            *self._consistency(),
             *self._calibration(),
+            *self._selective(),
             *self._smoothing(),
             *self._unlabeled(),
             *self._labels(),
@@ -236,11 +242,41 @@ class _Report:
         for kind, cells in self._kinds().items():
             if RAW in cells:
                 continue
-            found = [calibration_error(self.found, self.pools, cells, name) for name in names]
+            found = [
+                over_pairs(self.found, self.pools, cells, name, expected_calibration_error)
+                for name in names
+            ]
             rows.append(_row(kind, found))
         note = "The error is biased upwards for few pairs; the interval does not include this bias."
         table = _table(("judge", "seeds", *names), rows)
         return ["## Calibration error (ECE, 15 bins)", "", note, "", *table, ""]
+
+    def _selective(self) -> list[str]:
+        names = list(self.pools.tests)
+        rows = [
+            _row(
+                kind,
+                [over_pairs(self.found, self.pools, cells, name, confident_half) for name in names],
+            )
+            for kind, cells in self._kinds().items()
+        ]
+        note = "Accuracy of the half of the pairs with the highest confidence (accuracy at a coverage of 0.5)."
+        table = _table(("judge", "seeds", *names), rows)
+        return ["## Selective accuracy", "", note, "", *table, ""]
+
+    def _consistency(self) -> list[str]:
+        """How often both orders of showing a pair prefer the same response."""
+        found, names = consistent(self.found), list(self.pools.tests)
+        rows = [
+            _row(kind, [self._figure(cells, [name], accuracy, results=found) for name in names])
+            for kind, cells in self._kinds().items()
+        ]
+        note = (
+            "Share of pairs whose two orders prefer the same response. A discriminative judge reads each response "
+            "alone and has no order. A cycle rate needs three responses to a prompt; these sets have two."
+        )
+        table = _table(("judge", "seeds", *names), rows)
+        return ["## Order consistency", "", note, "", *table, ""]
 
     def _smoothing(self) -> list[str]:
         values = by_smoothing(self.size, 0)

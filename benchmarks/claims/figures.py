@@ -11,7 +11,8 @@ from cells import RAW, Cell
 from intervals import Estimate, estimate, jackknifed, mean_over_pairs
 from pools import Pools
 
-from gram_jax.evals.calibration import expected_calibration_error
+from gram_jax.evals.calibration import selective_accuracy
+from gram_jax.evals.pairwise import side as side_of
 
 SAME = 0.02  # largest difference of accuracy that counts as none
 
@@ -134,19 +135,47 @@ def _of_longer(p: np.ndarray, longer: np.ndarray) -> np.ndarray:
     return np.select([longer > 0, longer < 0], [p, 1 - p], np.nan)
 
 
-def calibration_error(
-    results: Results, pools: Pools, cells: Sequence[Cell], name: str
-) -> Estimate | None:
-    """Expected calibration error as `gram-jax evaluate` has it, the mean over seeds.
+def consistent(results: Results) -> Results:
+    """The results with 1 instead of P(chosen) if both orders prefer the same response, else 0.
 
-    It is biased upwards for few pairs; the interval does not include this bias.
+    `accuracy` is then the order consistency. Cells without positions are left out.
     """
-    there = [cell for cell in cells if cell in results]
+    return {
+        cell: {"sets": {name: {"p": _same_side(one)} for name, one in result["sets"].items()}}
+        for cell, result in results.items()
+        if all(len(one["gap"]) == len(one["p"]) for one in result["sets"].values())
+    }
+
+
+def _same_side(one: dict[str, Any]) -> np.ndarray:
+    p, gap = np.array(one["p"]), np.array(one["gap"])
+    return (side_of(p + gap / 2) == side_of(p - gap / 2)).astype(float)
+
+
+def confident_half(p: np.ndarray) -> float:
+    """Accuracy of the half of the pairs with the highest confidence."""
+    return selective_accuracy(p, 0.5)
+
+
+def over_pairs(
+    results: Results,
+    pools: Pools,
+    cells: Sequence[Cell],
+    name: str,
+    measure: Callable[[np.ndarray], float],
+) -> Estimate | None:
+    """A measure of all pairs of a set together, the mean over seeds.
+
+    measure: of P(chosen), [n], as `gram-jax evaluate` has it: expected_calibration_error, which is biased upwards for
+    few pairs (the interval does not include this bias), or confident_half.
+    """
+    there = [cell for cell in dict.fromkeys(cells) if cell in results]
     if not there:
         return None
+    seeds = [cell.seed for cell in there if cell != RAW]
     p = np.array([answers(results[cell], pools, name, None) for cell in there])
-    found = jackknifed(p, pools.prompts[name], expected_calibration_error)
-    return estimate([found], [cell.seed for cell in there], (0.0, 1.0))
+    found = jackknifed(p, pools.prompts[name], measure)
+    return estimate([found], seeds, (0.0, 1.0))
 
 
 RULES = """\

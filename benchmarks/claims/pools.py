@@ -96,7 +96,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
     """
     tokenizer = load_tokenizer(model)
     spec = make_spec(tokenizer, max_length=size.max_length, system="")
-    measure = _Measure(tokenizer, spec, cache)
+    measure = _Measure(tokenizer, spec, size.layout, cache)
     valid, train = (_clear(size, measure(data, name)) for name in (VALID, TRAIN))
     outside = {
         name: measure(data / "eval", name)
@@ -160,8 +160,10 @@ def write_whole(path: Path, text: str) -> None:
 class _Measure:
     """Number of tokens of the pairs of a file, in the layout in which they are read."""
 
-    def __init__(self, tokenizer: Any, spec: JudgeSpec, cache: Path):
+    def __init__(self, tokenizer: Any, spec: JudgeSpec, layout: str, cache: Path):
         self.tokenizer, self.spec, self.cache = tokenizer, spec, cache
+        self.pretraining = spec.pretraining if layout == "judge" else spec.gram_pretraining
+        self.of_layout = b"judge" if layout == "judge" else b""  # lengths were GRAM's at first
         self.known = json.loads(cache.read_text()) if cache.exists() else {}
 
     def __call__(
@@ -171,10 +173,12 @@ class _Measure:
         if path is None:
             raise DataError(f"{folder} has no file {name} ({', '.join(FILE_SUFFIXES)})")
         pairs = [p for p in read_records(path, kind)[0] if kind == "pair" or p.has_preference]
-        key = hashlib.sha256(self.spec.hash.encode() + path.read_bytes()).hexdigest()[:16]
+        of_layout = self.of_layout if kind == "pair" else b""
+        content = self.spec.hash.encode() + of_layout + path.read_bytes()
+        key = hashlib.sha256(content).hexdigest()[:16]
         if key not in self.known:
             spec = self.spec
-            layout = spec.comparison if kind == "preference" else spec.pretraining
+            layout = spec.comparison if kind == "preference" else self.pretraining
             items = [(pair.prompt, pair.first, pair.second) for pair in pairs]
             # A pair that exceeds max_length exceeds every limit.
             encoded = encode_fitting_items(self.tokenizer, layout, items, spec.max_length)

@@ -17,6 +17,7 @@ class Size:
     held: number of instructions of preference_train that are added to preference_valid and excluded from training.
     least, long_tokens: a set with fewer than `least` fitting pairs is tested with the four main judges only, on its
       shortest pairs, one per prompt, whose two orders have `long_tokens` tokens in total.
+    layout: text of stage 1 (data.pretraining_layout).
     unlabeled: number of pairs that are 100 % of stage 1. labels: numbers of pairs for stage 2; base: the default one.
     domain: the set under eval/ that is the new domain; domain_labels: numbers of its pairs for training; domain_train:
       share of its prompts from which these are drawn, separately for every seed; the others are for testing.
@@ -35,6 +36,7 @@ class Size:
     held: int
     least: int
     long_tokens: int
+    layout: str
     unlabeled: int
     labels: tuple[int, ...]
     base: int
@@ -66,6 +68,7 @@ SIZES = {
         held=0,
         least=0,
         long_tokens=0,
+        layout="judge",
         unlabeled=ALL,
         labels=(1000, 3000, 10_000, ALL),
         base=ALL,
@@ -96,6 +99,7 @@ SIZES = {
         held=40,
         least=20,
         long_tokens=10_000,
+        layout="gram",
         unlabeled=160,
         labels=(40, 120),
         base=120,
@@ -125,6 +129,7 @@ SIZES = {
         held=0,
         least=20,
         long_tokens=0,
+        layout="judge",
         unlabeled=1200,
         labels=(300, 600, 1800),
         base=600,
@@ -154,6 +159,7 @@ SIZES = {
         held=2,
         least=4,
         long_tokens=1500,
+        layout="judge",
         unlabeled=8,
         labels=(8, 16),
         base=16,

@@ -111,6 +111,8 @@ class Workshop:
         if run not in self._keys:
             values = self._values(run, "", "", "")
             decides = {name: part for name, part in values.items() if name not in NOT_IN_KEY}
+            if values["data"].get("pretraining_layout") == "gram":  # that of the first cells
+                del values["data"]["pretraining_layout"]
             start = self.model if run.start is None else self.run_key(run.start)
             drawn = [self._pool_digests[run.source], run.count, self.size.domain_train]
             self._keys[run] = _hash([decides, start, drawn])
@@ -249,8 +251,11 @@ class Workshop:
         }
         if run.stage == "bradley_terry":
             return data
+        if run.stage == "finetune":
+            return data | {"position_augmentation": self.size.orders}
         return data | {
-            "position_augmentation": self.size.orders if run.stage == "finetune" else "hash"
+            "position_augmentation": "hash",
+            "pretraining_layout": self.size.layout,
         }
 
     def _epochs(self, run: Run) -> int:

@@ -16,7 +16,10 @@ from gram_jax.cli.options import (
     RowOptions,
     ShardOptions,
     StopOptions,
+    ThinkOptions,
+    TwoOrMore,
     after_shard,
+    thought_report,
 )
 from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError
@@ -37,6 +40,7 @@ def evaluate(
     out: Path | None = None,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
     group: GroupOptions = GroupOptions(),
     limit: Annotated[int | None, AtLeastOne] = None,
@@ -75,6 +79,7 @@ def evaluate(
             ]
 
         def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
             folder = EvaluationFolder(
                 out, scorer, model, overwrite=overwrite, progress=console.progress
             )
@@ -87,6 +92,8 @@ def evaluate(
                 console.heading(f"{rows_read(found)} ({found.benchmark})")
                 for table in source_tables(found):
                     _print_table(console, table)
+            if thought := thought_report(scorer):
+                console.say(thought.removeprefix("; "))
 
         locked = place is None and process.index == 0
         with open_folder(out) if locked and out is not None else nullcontext():
@@ -152,6 +159,83 @@ def curate(
     console = Console()
     _print_table(console, curation_table(figures))
     console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
+
+
+def think(
+    model: Judge,
+    source: str,
+    /,
+    *,
+    budget: Annotated[float, Parameter(validator=validators.Number(gt=0))],
+    out: Path | None = None,
+    judge: JudgeOptions = JudgeOptions(),
+    rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(votes=1),
+    limit: Annotated[int | None, TwoOrMore] = None,
+    seed: Annotated[int, NotNegative] = 0,
+) -> None:
+    """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
+
+    Args:
+        source: Labeled pairs of any schema; half of the prompts fit the gate, the others give the figures.
+        budget: Mean number of generated tokens of a pair, both orders and all votes together.
+        out: A folder for thinking.json.
+        limit: Use only the first N rows.
+        seed: Seed of the two halves.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.thinking import ThinkingResults, measure_thinking
+    from gram_jax.files import write_json
+    from gram_jax.scoring.scorer import Scorer
+
+    console = Console()
+    settings = think.settings()
+    assert settings is not None  # votes have a default here
+    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+        found = measure_thinking(
+            scorer,
+            records,
+            model=model,
+            source=source,
+            budget=budget,
+            seed=seed,
+            progress=lambda count: bar.update(count, units=count),
+        )
+    columns = (
+        "think if |margin| <",
+        "pairs with thought",
+        "tokens of a pair",
+        "accuracy",
+        "same in both orders",
+    )
+    rows_shown = [
+        (
+            "always" if point.below is None else f"{point.below:.3f}",
+            f"{point.thought:.2f}",
+            f"{point.tokens:.1f}",
+            f"{point.accuracy:.3f} ({point.interval[0]:.3f} to {point.interval[1]:.3f})",
+            f"{point.consistency:.3f}",
+        )
+        for point in (*found.curve, found.gate)
+    ]
+    console.table(
+        f"{found.pairs} pairs; the last row is the gate for {budget:g} tokens", columns, rows_shown
+    )
+    console.say(scorer.report())
+    console.say(
+        "--think-below "
+        + (
+            "is not needed: every pair fits the budget"
+            if found.gate.below is None
+            else f"{found.gate.below:.6g}"
+        )
+    )
+    if out is not None:
+        make_folder(out)
+        write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
 
 
 def attack(

@@ -21,9 +21,11 @@ from gram_jax.cli.options import (
     RowOptions,
     ShardOptions,
     StopOptions,
+    ThinkOptions,
     TwoOrMore,
     after_shard,
     seconds,
+    thought_report,
 )
 from gram_jax.cli.training import job_session
 from gram_jax.errors import DataError, JudgeError
@@ -42,6 +44,7 @@ def score(
     model: JudgeOption,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
     group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
@@ -64,8 +67,9 @@ def score(
         sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
 
         def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
             done = score_file(scorer, model, source, sink, **given)
-            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
 
         with reserve(sink):
             run_on_first_process(judge.load(model, process), run, process)
@@ -82,6 +86,7 @@ def rank(
     references: Annotated[int, NotNegative] = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
+    think: ThinkOptions = ThinkOptions(),
     shards: ShardOptions = ShardOptions(),
     group: GroupOptions = GroupOptions(),
     overwrite: bool = False,
@@ -109,11 +114,51 @@ def rank(
         sink = OutputSink(None if process.index else out, overwrite, console.progress, place)
 
         def run(scorer: "TextScorer") -> None:
+            scorer = think.apply(scorer)
             done = score_file(scorer, model, source, sink, ranking=config, **given)
-            console.say(f"{out}: {done.to_text()}{after_shard(place, out)}")
+            console.say(f"{out}: {done.to_text()}{thought_report(scorer)}{after_shard(place, out)}")
 
         with reserve(sink):
             run_on_first_process(judge.load(model, process), run, process)
+
+
+def rationales(
+    model: Judge,
+    source: str,
+    out: Path,
+    /,
+    *,
+    keep: Annotated[int, AtLeastOne] = 1,
+    judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(votes=4),
+    rows: RowOptions = RowOptions(),
+    limit: Annotated[int | None, AtLeastOne] = None,
+    overwrite: bool = False,
+) -> None:
+    """Sample rationales for labeled pairs and write those with the right verdict, as data of stage "rationale".
+
+    Args:
+        source: Labeled pairs of any schema.
+        out: Labeled pairs with a column `rationale`, as JSON lines.
+        keep: Maximum number of rationales of a pair in one order.
+        limit: Use only the first N rows.
+        overwrite: Replace the output if it exists.
+    """
+    from gram_jax.data.reading import read_records
+    from gram_jax.scoring.rationales import write_accepted
+    from gram_jax.scoring.scorer import Scorer
+
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: give another file, or --overwrite")
+    console, settings = Console(), think.settings()
+    assert settings is not None  # votes have a default here
+    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
+    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+        done = write_accepted(
+            scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
+        )
+    console.say(f"{out}: {done.to_text()}")
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:
@@ -287,6 +332,7 @@ def serve(
     group_wait: Annotated[float, Parameter(validator=seconds(0))] = 2,
     grace: Annotated[int, AtLeastOne] = 60,
     judge: JudgeOptions = JudgeOptions(),
+    think: ThinkOptions = ThinkOptions(),
 ) -> None:
     """Serve the judge over HTTP, in the protocols of OpenRLHF, LLaMA-Factory and others (docs/serve.md).
 
@@ -335,7 +381,7 @@ def serve(
         generator = TextGenerator.load(policy, compute_dtype=judge.compute_dtype)
         write = GreedyResponses(generator, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     app = make_app(
-        load_judge(model, **judge.arguments()),
+        think.apply(load_judge(model, **judge.arguments())),
         model,
         form=RewardForm("reference" if texts or policy else compare_with or "group", scale, texts),
         write=write,
@@ -381,7 +427,7 @@ def spec(
     max_length: Annotated[int | None, AtLeastOne] = None,
     rationale: str | None = None,
     stop: tuple[str, ...] = (),
-    max_rationale: Annotated[int, AtLeastOne] = 1024,
+    max_rationale: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
     """Write a judge specification (judge.json): pass it with --spec, or put it into the folder of the model.
@@ -402,13 +448,13 @@ def spec(
             {rationale}, in which a backslash and n stand for a line break. Default: from-template for a card that asks
             for a rationale, else none.
         stop: Text that ends a rationale. Repeat it for more. Default: the first line after {rationale}.
-        max_rationale: Maximum number of tokens of a rationale.
+        max_rationale: Maximum number of tokens of a rationale; default 1024, or a quarter of the model's context.
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
     from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
-    from gram_jax.judge.rationale import tagged_template
+    from gram_jax.judge.rationale import CLOSING_ROOM, DEFAULT_NEW_TOKENS, tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
 
     if judge_file(out).exists() and not overwrite:
@@ -423,7 +469,9 @@ def spec(
         )
     with _writing_spec(judge_file(out)):
         tokenizer, context = load_tokenizer(model), model_config(model).context_length
-        length = max_length or min(default_length(tokenizer), context)
+        written = max_rationale or min(DEFAULT_NEW_TOKENS, context // 4)
+        extra = 0 if rationale in (None, "none") else written + CLOSING_ROOM
+        length = max_length or min(default_length(tokenizer), context - extra)
         if template == "from-card":
             from gram_jax.evals.card_templates import best_card_template
 
@@ -435,7 +483,8 @@ def spec(
                 Console().table("templates of the card", found.columns, found.rows)
             template = found.template
             if rationale is None and tagged_template(template):
-                rationale = "from-template"
+                rationale, extra = "from-template", written + CLOSING_ROOM
+                length = max_length or min(length, context - extra)
         if rationale == "none":
             rationale = None
         own = load_spec(model) if template is None else None
@@ -455,7 +504,7 @@ def spec(
                 rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
                 rationale=None if rationale is None else rationale.replace("\\n", "\n"),
                 stop=stop,
-                max_rationale=max_rationale,
+                max_rationale=written,
             )
         path = made.save(out)
         renew_entry(path.parent, path.name)  # in a folder that was exported with a manifest

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gram_jax.judge.spec import JudgeSpec
     from gram_jax.scoring.results import Shard
     from gram_jax.scoring.text_scorer import TextScorer
+    from gram_jax.scoring.think import Think
     from gram_jax.sharding import Placement
 
 MODEL = "a run (or RUN@STEP), an exported folder, a hub name, a .gguf file, or smollm2-135m"
@@ -22,6 +23,9 @@ RECIPE = "A TOML file, or a name that `gram-jax recipe` lists."
 JOB = Group("Several processes (detected inside Slurm and on TPU pods)", sort_key=9)
 SHARDS = Group(
     "Several processes without communication; gram-jax merge joins their parts", sort_key=9
+)
+THINK = Group(
+    "Rationales, for a judge whose specification has a rationale (docs/thinking.md)", sort_key=8
 )
 
 GROUP = Group("Several processes that share one sharded copy of the weights", sort_key=9)
@@ -117,6 +121,50 @@ class JudgeOptions:
         )
 
 
+@Parameter(name="*", group=THINK)
+@dataclass(frozen=True)
+class ThinkOptions:
+    """Rationales before the verdicts."""
+
+    votes: Annotated[int | None, AtLeastOne] = None
+    """Number of rationales for each order of a pair; default: none, only the one-token verdict."""
+    think_tokens: Annotated[int | None, AtLeastOne] = None
+    """Maximum number of tokens of a rationale; default: that of the specification."""
+    think_temperature: Annotated[float, NotNegative] = 1.0
+    """Sampling temperature of rationales; 0 selects the most likely tokens, with one vote only."""
+    think_top_p: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0
+    """Sample from the most likely tokens of this total probability."""
+    think_seed: Annotated[int, NotNegative] = 0
+    """Seed of rationales."""
+    combine: Literal["mean", "majority"] = "mean"
+    """Verdict of several votes: the mean of their probabilities, or the majority."""
+    think_below: Annotated[float | None, NotNegative] = None
+    """Generate rationales only if the margin of the one-token verdict is smaller; in log-odds, fitted by `think`."""
+
+    def settings(self) -> "Think | None":
+        """How the judge thinks; None: it reads the one-token verdict. Raises DataError for options without --votes."""
+        from gram_jax.scoring.think import Think
+
+        if self.votes is None:
+            if self != ThinkOptions():
+                raise DataError("options of rationales need --votes N, the number of rationales")
+            return None
+        return Think(
+            self.votes,
+            self.think_tokens,
+            self.think_temperature,
+            self.think_top_p,
+            self.think_seed,
+            self.combine,
+            self.think_below,
+        )
+
+    def apply(self, scorer: "TextScorer") -> "TextScorer":
+        """The judge, with rationales if there are votes."""
+        think = self.settings()
+        return scorer if think is None else scorer.thinking(think)
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RowOptions:
@@ -158,6 +206,12 @@ class ShardOptions:
             return None
         place = find_shard(self.shard, os.environ, in_group=group.several)
         return Shard(place.index, place.count, self.part_rows)
+
+
+def thought_report(scorer: "TextScorer") -> str:
+    """How much a judge thought and how often without a verdict; "" for one that does not think."""
+    report = getattr(scorer, "report", None)
+    return f"; {report()}" if report else ""
 
 
 def after_shard(place: "Shard | None", out: str | Path | None) -> str:

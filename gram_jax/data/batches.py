@@ -11,14 +11,20 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
-from gram_jax.data.examples import Examples
+from gram_jax.batch import (
+    BradleyTerryBatch,
+    RationaleBatch,
+    Sequences,
+    TokenBatch,
+    VerdictBatch,
+)
+from gram_jax.data.examples import VERDICT_STAGES, Examples
 from gram_jax.data.mixture import epoch_units, most_draws
 from gram_jax.data.packing import EpochPlan, epoch_order, most_units_in_a_row, pack_epoch
 from gram_jax.data.report import DataReport, length_histogram, source_shares
 from gram_jax.errors import DataError, RecipeError
 
-Batch = TokenBatch | VerdictBatch | BradleyTerryBatch
+Batch = TokenBatch | VerdictBatch | RationaleBatch | BradleyTerryBatch
 
 LONGER_THAN_A_ROW = "longer than a row"
 
@@ -136,7 +142,7 @@ class BatchPlan:
         """Figures of the data and of the first epoch."""
         examples, steps = self.examples, self.steps_per_epoch
         lengths = examples.documents.lengths
-        verdicts = examples.stage == "finetune"
+        verdicts = examples.stage in VERDICT_STAGES
         count = len(self.passes)
         by_source = np.bincount(examples.source, minlength=count)
         tokens_of = np.bincount(examples.source, examples.unit_lengths.sum(1), minlength=count)
@@ -219,19 +225,25 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
         positions=_scatter(shape, at, within),
         segments=_scatter(shape, at, slot + 1),
     )
-    if examples.stage == "pretrain":
+    tokens = None
+    if examples.stage in ("pretrain", "rationale"):
         # Targets are shifted within a document, so its last token has no target.
         inside = within < np.repeat(lengths, lengths) - 1
         at, target = (row[inside], column[inside]), source[inside] + 1
         weights = _scatter(shape, at, examples.weights[target], np.float32)
-        return TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
+        tokens = TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
+        if examples.stage == "pretrain":
+            return tokens
 
     shape, last = (rows, slots), places.start + lengths - 1
-    if examples.stage == "finetune":
+    if examples.stage in VERDICT_STAGES:
         at = (places.row, places.slot)
-        weights = _scatter(shape, at, examples.weights[placed], np.float32)
+        # In stage "rationale" a document's first token carries the weight of its verdict.
+        weighted = documents.starts[placed] if tokens else placed
+        weights = _scatter(shape, at, examples.weights[weighted], np.float32)
         label = _scatter(shape, at, examples.label[placed])
-        return VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
+        verdicts = VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
+        return RationaleBatch(*tokens, *verdicts[1:]) if tokens else verdicts
     # The two documents of a pair are adjacent in their row.
     at = (places.row[::2], places.slot[::2] // 2)
     chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))

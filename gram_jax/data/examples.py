@@ -20,16 +20,19 @@ from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.encode import Encoded, encode_fitting_items, encode_items
+from gram_jax.judge.rationale import RationaleEncoder
 from gram_jax.judge.spec import JudgeSpec
 
 # "hash": one order, by a hash of (seed, id); "both": as given and swapped, in one batch; "fixed": as given, for data
 # whose orders are already shuffled. Published sets that always show the chosen response first teach a position bias.
 PositionAugmentation = Literal["hash", "both", "fixed"]
-Stage = Literal["pretrain", "finetune", "bradley_terry"]
+Stage = Literal["pretrain", "finetune", "rationale", "bradley_terry"]
 # Text of a stage-1 example: the judge's own template, or that of GRAM's public code.
 PretrainingLayout = Literal["judge", "gram"]
 # Handling of an example of more than max_length tokens.
 Overlong = Literal["truncate", "drop", "error"]
+
+VERDICT_STAGES: tuple[Stage, ...] = ("finetune", "rationale")  # whose documents have a label
 
 CHUNK = 2048  # records encoded in one call; bounds the memory for texts
 
@@ -73,12 +76,13 @@ def flat_documents(documents: Iterable[np.ndarray]) -> Documents:
 class Examples:
     """The encoded examples of a stage.
 
-    "pretrain": the model learns to generate the document. "finetune": the verdict follows the last token of a document.
+    "pretrain": the model learns to generate the document. "finetune", "rationale": the verdict follows the last token
+    of a document, which in the latter may end with a rationale that the model learns to generate.
     "bradley_terry": the chosen response of pair u is in document 2u, the rejected one in 2u + 1.
 
-    weights: f32, one for each token (pretrain; the weight of a document's first token is not used), document (finetune)
-    or pair (bradley_terry). label: i32 [documents], 0 if the response shown first is better, 1 if the second is, -1 if
-    unknown (finetune), else i32 [0].
+    weights: f32, one for each token (pretrain, rationale; the weight of a document's first token is not used, or is
+    that of the verdict), document (finetune) or pair (bradley_terry). label: i32 [documents], 0 if the response shown
+    first is better, 1 if the second is, -1 if unknown (finetune, rationale), else i32 [0].
     source: i32 [units], the index of the source of each unit. per_unit: documents of a unit. shortened: number of
     truncated units. ids: one for each unit; () if the examples are those of a cache, which does not hold them.
     stored_fingerprint: the fingerprint, if it is known.
@@ -137,14 +141,14 @@ class Examples:
             return self
         places = np.repeat(keep, self.per_unit)
         documents = self.documents
-        weighted = {"pretrain": ..., "finetune": places, "bradley_terry": keep}
+        weighted = {"pretrain": ..., "rationale": ..., "finetune": places, "bradley_terry": keep}
         return replace(
             self,
             documents=Documents(
                 documents.tokens, documents.starts[places], documents.lengths[places]
             ),
             weights=self.weights[weighted[self.stage]],
-            label=self.label[places] if self.stage == "finetune" else self.label,
+            label=self.label[places] if self.stage in VERDICT_STAGES else self.label,
             source=self.source[keep],
             ids=tuple(itertools.compress(self.ids, keep)),
             stored_fingerprint=None,
@@ -194,17 +198,29 @@ def make_examples(
     if stage != "bradley_terry":
         augmentation = "position_augmentation"
         check_choice(augmentation, position_augmentation, PositionAugmentation, DataError)
-    shown = partial(_shown_orders, position_augmentation, seed)
+    if stage == "rationale" and position_augmentation == "both":
+        raise DataError(
+            'position_augmentation = "both" shows a pair in both orders, and a rationale is of one: use "hash" or '
+            '"fixed"'
+        )
+    shown = partial(_shown_orders, position_augmentation, seed, stage)
 
     def items(record: Comparison) -> list[tuple[Any, ...]]:
         if stage == "bradley_terry":
             return [(record.prompt, response) for response in record.best_first]
-        return [(pair.prompt, pair.first, pair.second) for pair in shown(record)]
+        texts = [(pair.prompt, pair.first, pair.second) for pair in shown(record)]
+        return [(*text, record.rationale) for text in texts] if stage == "rationale" else texts
 
     def encode(items: Iterable[tuple[Any, ...]]) -> Sequence[Encoded | None]:
         written = spec.pretraining if pretraining_layout == "judge" else spec.gram_pretraining
         layouts = {"pretrain": written, "finetune": spec.comparison}
         method = encode_items if overlong == "truncate" else encode_fitting_items
+        if stage == "rationale":
+            texts = list(items)
+            pairs = method(
+                tokenizer, spec.comparison, [text[:3] for text in texts], spec.max_length
+            )
+            return encode_rationales(tokenizer, spec, pairs, [text[3] for text in texts])
         return method(tokenizer, layouts.get(stage, spec.response), items, spec.max_length)
 
     if source is None:
@@ -217,7 +233,7 @@ def make_examples(
     ]
     dropped = Counter({TIE: len(records) - len(usable)})
     places, kept = _encode_units(records, usable, items, encode, overlong, dropped)
-    verdicts = kept if stage == "finetune" else ()
+    verdicts = kept if stage in VERDICT_STAGES else ()
     return Examples(
         stage=stage,
         documents=flat_documents(e.tokens for _, unit in kept for e in unit),
@@ -231,6 +247,39 @@ def make_examples(
         read=read.without(dropped),
         shortened=sum(any(e.shortened for e in unit) for _, unit in kept),
     )
+
+
+def encode_rationales(
+    tokenizer: Any, spec: JudgeSpec, pairs: Sequence[Encoded | None], rationales: Sequence[str]
+) -> list[Encoded | None]:
+    """Encoded comparisons with the rationale of each, up to the verdict; None if one is too long.
+
+    weights: 1 / n for the n tokens of a rationale and of the text up to the verdict, so that they sum to 1; that of the
+    first token is 1, the weight of the verdict. A comparison without a rationale keeps its one-token verdict.
+    """
+    encoder = RationaleEncoder(tokenizer, spec.generation_prompt, spec.rationale)
+    if spec.label_ids != encoder.format.label_ids and not all(rationales):
+        raise DataError(
+            f"the labels are the tokens {spec.label_ids} directly after the prompt and {encoder.format.label_ids} "
+            "after a rationale: rows without a rationale cannot be trained together with others"
+        )
+    most = encoder.format.max_new_tokens + encoder.closing_tokens
+    found: list[Encoded | None] = []
+    for pair, rationale in zip(pairs, rationales, strict=True):
+        if pair is not None:
+            has_text = bool(encoder.format.body(rationale))
+            tokens = encoder.whole(pair.tokens, rationale) if has_text else pair.tokens
+            start = len(encoder.prompt(pair.tokens)) if has_text else len(tokens)
+            weights = np.zeros(len(tokens), np.float32)
+            weights[start:] = 1 / max(1, len(tokens) - start)
+            weights[0] = 1
+            pair = (
+                replace(pair, tokens=tokens, weights=weights)
+                if len(tokens) - start <= most
+                else None
+            )
+        found.append(pair)
+    return found
 
 
 def documents_per_unit(
@@ -250,9 +299,11 @@ _Kept = list[tuple[Comparison, list[Encoded]]]  # records with their encoded doc
 
 
 def _shown_orders(
-    augmentation: PositionAugmentation | None, seed: int, record: Comparison
+    augmentation: PositionAugmentation | None, seed: int, stage: Stage, record: Comparison
 ) -> tuple[Comparison, ...]:
-    """The comparison of each document of a record."""
+    """The comparison of each document of a record. A rationale is of the order of the source."""
+    if stage == "rationale" and record.rationale:
+        return (record,)
     if augmentation == "both":
         return record, record.swapped()
     swap = augmentation == "hash" and shown_first(seed, record.id) == 1
@@ -265,7 +316,7 @@ def _label(pair: Comparison) -> int:
 
 def _weights(stage: Stage, kept: _Kept) -> np.ndarray:
     """The weights of Examples."""
-    if stage == "pretrain":
+    if stage in ("pretrain", "rationale"):
         weights = [np.float32(record.weight) * e.weights for record, unit in kept for e in unit]
         return np.concatenate([*weights, np.zeros(0, np.float32)])
     documents = 1 if stage == "bradley_terry" else None

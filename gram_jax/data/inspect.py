@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gram_jax.data.examples import Examples, Overlong, PositionAugmentation, Stage, make_examples
+from gram_jax.data.examples import (
+    VERDICT_STAGES,
+    Examples,
+    Overlong,
+    PositionAugmentation,
+    Stage,
+    make_examples,
+)
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.reading import OnBad, read_records
 from gram_jax.data.report import histogram_lines, length_histogram
@@ -68,9 +75,12 @@ def _show_document(examples: Examples, document: int, tokenizer: Any, spec: Judg
     tokens = examples.documents[document].tolist()
     size = len(tokens)
     counts = np.zeros(size, bool)
-    if examples.stage == "finetune":
+    if examples.stage in VERDICT_STAGES:
         label = examples.label[document]
         tokens, counts = [*tokens, spec.label_ids[label]], np.arange(size + 1) == size
+        if examples.stage == "rationale":
+            start = examples.documents.starts[document]
+            counts[1:size] = examples.weights[start + 1 : start + size] > 0
         about = f"verdict {spec.labels[label]} (the {('first', 'second')[label]} is better)"
     elif examples.stage == "bradley_terry":
         counts[-1] = True

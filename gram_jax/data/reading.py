@@ -409,7 +409,13 @@ def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Rec
         contents = [message.content for message in record.prompt]
         check_encodable(fields, [*contents, *texts_of(record)])
     name, source = id_of(fields), source_of(fields)
-    return [_as_kind(record, kind, weight, name, source) for record in parsed]
+    records = [_as_kind(record, kind, weight, name, source) for record in parsed]
+    rationale = fields.get("rationale")
+    if kind == "preference" and isinstance(rationale, str) and len(records) == 1:
+        check_encodable(fields, [rationale])
+        assert isinstance(records[0], Comparison)
+        return [replace(records[0], rationale=rationale)]
+    return records
 
 
 def _as_kind(record: Record, kind: Kind, weight: float, name: str, source: str) -> Record:

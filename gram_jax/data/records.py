@@ -20,7 +20,7 @@ class Comparison:
 
     label: 0 if the first response is better, 1 if the second is, "tie", or None if the source states none.
     margin: size of the preference in the unit of the source. weight: factor of the comparison in the loss.
-    source: data set or subset that the row names.
+    source: data set or subset that the row names. rationale: text before the verdict, for the order of the source.
 
     >>> from gram_jax.judge.messages import as_prompt
     >>> pair = Comparison(as_prompt("Name a prime."), "Nine.", "Seven.", label=1)
@@ -36,6 +36,7 @@ class Comparison:
     weight: float = 1.0
     id: str = ""
     source: str = ""
+    rationale: str = ""
 
     @property
     def has_preference(self) -> bool:
@@ -64,13 +65,14 @@ class Comparison:
         return (self.first, self.second) if self.label == 0 else (self.second, self.first)
 
     def swapped(self) -> "Comparison":
-        """The same comparison with its responses in the other order."""
+        """The same comparison with its responses in the other order, without a rationale, which names positions."""
         label = 1 - self.label if self.label in (0, 1) else self.label
-        return replace(self, first=self.second, second=self.first, label=label)
+        return replace(self, first=self.second, second=self.first, label=label, rationale="")
 
     def with_rejected(self, text: str) -> "Comparison":
         """The same comparison with another text for its worse response."""
-        return replace(self, second=text) if self.label == 0 else replace(self, first=text)
+        changed = {"second": text} if self.label == 0 else {"first": text}
+        return replace(self, **changed, rationale="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 # Columns that every schema reads if a row has them.
 SYSTEM = "system|system_prompt"
 TOOLS = "tools"
-COMMON = ("margin", "weight", "tools", "system", "system_prompt")
+COMMON = ("margin", "weight", "rationale", "tools", "system", "system_prompt")
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
 

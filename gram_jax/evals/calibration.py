@@ -4,9 +4,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from gram_jax.evals.results import ConfidenceBin, TemperatureFit
+from gram_jax.evals.results import ConfidenceBin, CoveragePoint, TemperatureFit
 
 BINS = 15
+COVERAGES = tuple(tenth / 10 for tenth in range(1, 11))
 TEMPERATURES = (0.01, 100.0)
 USABLE = 50.0  # above it all probabilities are near 0.5, below its inverse they are near 0 or 1
 LEAST_PROMPTS = 20  # minimum in each half, for a fit and for its test
@@ -37,6 +38,30 @@ def reliability(p_chosen: np.ndarray) -> list[ConfidenceBin]:
             accuracy=float(right / n) if n else None,
         )
         for low, high, n, sure, right in zip(edges, edges[1:], *_bins(p_chosen), strict=False)
+    ]
+
+
+def selective_accuracy(p_chosen: np.ndarray, coverage: float) -> float:
+    """Accuracy of the share `coverage` of the pairs with the highest confidence.
+
+    p_chosen: P(the chosen response), [n]. A tie at 0.5 is wrong, as in the accuracy, which is that of coverage 1. Of
+    pairs of equal confidence at the boundary the mean counts, so the result does not depend on the order of the pairs.
+
+    >>> selective_accuracy(np.array([0.9, 0.2, 0.6, 0.45]), 0.5)
+    0.5
+    """
+    confidence, right = np.maximum(p_chosen, 1 - p_chosen), p_chosen > 0.5
+    wanted = coverage * len(p_chosen)
+    least = np.sort(confidence)[::-1][max(0, int(np.ceil(wanted - 1e-9)) - 1)]
+    above, equal = confidence > least, confidence == least
+    return float((right[above].sum() + (wanted - above.sum()) * right[equal].mean()) / wanted)
+
+
+def accuracy_over_coverage(p_chosen: np.ndarray) -> list[CoveragePoint]:
+    """`selective_accuracy` for coverages of 0.1, 0.2, ... 1."""
+    return [
+        CoveragePoint(coverage=coverage, accuracy=selective_accuracy(p_chosen, coverage))
+        for coverage in COVERAGES
     ]
 
 

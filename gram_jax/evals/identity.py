@@ -1,5 +1,6 @@
 """The identity of a judge in results files: specification, weights and settings."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ def judge_results(scorer: TextScorer, model: str) -> JudgeResults:
             weights=identity.weights,
             max_length=scorer.spec.max_length,
             labels=", ".join(scorer.spec.labels),
+            think=json.dumps(scorer.settings["think"]) if "think" in scorer.settings else None,
         ),
     )
 

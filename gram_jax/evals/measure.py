@@ -10,10 +10,12 @@ from gram_jax.data.records import Comparison, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals import benchmarks, graded
 from gram_jax.evals.calibration import (
+    accuracy_over_coverage,
     held_out_temperature,
     negative_log_likelihood,
     reliability,
 )
+from gram_jax.evals.cycles import cycle_rate, pair_tables
 from gram_jax.evals.datasets import EvalDataset
 from gram_jax.evals.intervals import BootstrapTable
 from gram_jax.evals.lengths import controlled_accuracy, length_bins
@@ -59,6 +61,7 @@ def measure(
             subsets=_subsets(figures.table),
             tables=figures.tables,
             grades=graded.agreement(rankings),
+            cycles=cycle_rate((r.logit_diffs - r.logit_diffs.T) / 2 for r in rankings),
         )
         return found, verdicts
     pairs = data.records
@@ -85,6 +88,7 @@ def measure(
         subsets=_subsets(_table(verdicts, verdicts.correct)),
         tables=benchmarks.rm_bench_tables(table) if data.benchmark == "rmbench" else [],
         grades=_grades(verdicts.margin, [pair.margin for pair in pairs]),
+        cycles=cycle_rate(pair_tables(pairs, verdicts.margin)),
     )
     return found, verdicts
 
@@ -108,6 +112,7 @@ def _result(
         calibration=Calibration(
             nll=negative_log_likelihood(verdicts.margin),
             bins=reliability(verdicts.p),
+            selective=accuracy_over_coverage(verdicts.p),
             temperature=held_out_temperature(verdicts.margin, verdicts.cluster),
         ),
         length=LengthBias(

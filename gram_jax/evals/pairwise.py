@@ -7,7 +7,11 @@ import numpy as np
 
 from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError
-from gram_jax.evals.calibration import brier, expected_calibration_error
+from gram_jax.evals.calibration import (
+    brier,
+    expected_calibration_error,
+    selective_accuracy,
+)
 from gram_jax.evals.intervals import clustered_interval, factorize, subsets_of
 from gram_jax.evals.lengths import length_slope
 from gram_jax.evals.results import PairMetrics
@@ -115,6 +119,7 @@ def report_pairs(verdicts: PairVerdicts, *, skipped_ties: int) -> PairMetrics:
         ties=float((verdicts.p == verdicts.p_rejected).mean()),
         ece=expected_calibration_error(verdicts.p),
         brier=brier(verdicts.p),
+        selective_accuracy=selective_accuracy(verdicts.p, 0.5),
         margin=float(verdicts.margin.mean()),
         shortened=float(verdicts.shortened.mean()),
         skipped_ties=skipped_ties,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gram_jax.errors import DataError, ReportError
 from gram_jax.files import write_json
 
-FORMAT = 2
+FORMAT = 3
 SHOWN_PROBLEMS = 8
 CHECKSUM = "checksum"  # of a results file, over its other entries
 
@@ -51,6 +51,7 @@ class PairMetrics(ResultModel):
     consistency: share whose two orders prefer the same response. position_bias: mean P(a response) if shown first minus
     P if shown second.
     ties: share with P = 0.5, counted as wrong. ece, brier: calibration of the averaged probability.
+    selective_accuracy: accuracy of the half of the pairs with the highest confidence.
     margin: mean log-odds of the chosen response. shortened: share that was truncated to the token budget.
     skipped_ties: number of pairs that the source labels as ties; not counted in n.
     by_source: (pairs, accuracy) of each source or subset.
@@ -70,6 +71,7 @@ class PairMetrics(ResultModel):
     ties: Share
     ece: Share
     brier: Share
+    selective_accuracy: Share
     margin: float
     shortened: Share
     skipped_ties: Count
@@ -137,6 +139,13 @@ class LengthBin(AccuracyBin):
     interval: Interval | None
 
 
+class CoveragePoint(ResultModel):
+    """Accuracy of a share of the pairs, those with the highest confidence."""
+
+    coverage: Share
+    accuracy: Share
+
+
 class TemperatureFit(ResultModel):
     """A temperature that divides log-odds, fitted on one part of the pairs and tested on the other."""
 
@@ -150,10 +159,14 @@ class TemperatureFit(ResultModel):
 
 
 class Calibration(ResultModel):
-    """Calibration: whether P = 0.8 is right in 80 of 100 cases. nll: negative log-likelihood in nats."""
+    """Calibration: whether P = 0.8 is right in 80 of 100 cases. nll: negative log-likelihood in nats.
+
+    selective: accuracy over coverage, the smallest coverage first.
+    """
 
     nll: float
     bins: list[ConfidenceBin]
+    selective: list[CoveragePoint]
     temperature: TemperatureFit | None
 
 
@@ -217,7 +230,8 @@ class SourceResult(ResultModel):
     """All metrics of one source.
 
     contents: hash of texts and labels, equal for the same pairs in any file. rows: number of rows read. outcomes: None
-    for a ranking benchmark. positions: histogram of the pairs' position bias.
+    for a ranking benchmark. cycles: share of cycles among the triples of responses to a prompt whose pairs were all
+    compared; None without such triples. positions: histogram of the pairs' position bias.
     """
 
     source: str
@@ -232,6 +246,7 @@ class SourceResult(ResultModel):
     tables: list[BenchmarkTable]
     calibration: Calibration
     length: LengthBias
+    cycles: Share | None
     positions: Histogram
     grades: GradeAgreement | None
     worst: list[Mistake]
@@ -243,12 +258,13 @@ class SourceResult(ResultModel):
 
 
 class JudgeSettings(ResultModel):
-    """The settings of the judge; weights: their number format, or int8."""
+    """The settings of the judge; weights: their number format, or int8. think: how it thinks, if it does."""
 
     compute_dtype: str
     weights: str
     max_length: Count
     labels: str
+    think: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class JudgeResults(ResultModel):
@@ -259,7 +275,7 @@ class JudgeResults(ResultModel):
 
     FILE: ClassVar[str]
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     gram_jax: str
     model: str
     judge: str

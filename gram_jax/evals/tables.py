@@ -61,6 +61,12 @@ LABELS = {
     "ties": Label("ties", "share of pairs with P = 0.5; counted as wrong"),
     "margin": Label("mean margin", "log-odds of the chosen response", 2, sign=True),
     "ece": Label("ECE", "mean distance between confidence and accuracy; 0: calibrated"),
+    "selective_accuracy": Label(
+        "accuracy, confident half", "of the half of the pairs with the highest confidence"
+    ),
+    "cycles": Label(
+        "cycle rate", "share of preferences a > b > c > a among three responses to a prompt"
+    ),
     "brier": Label("Brier score", "mean squared error of the probability; 0.25 for guessing"),
     "nll": Label("NLL", "log loss of the probability; 0.693 for guessing"),
     "grades": Label(
@@ -124,7 +130,7 @@ def values(pairs: PairMetrics, *names: str) -> tuple[str, ...]:
 
 def overview(evaluation: EvaluationResults) -> Table:
     """A row for each source."""
-    names = ("consistency", "position_bias", "length_slope", "ece")
+    names = ("consistency", "position_bias", "length_slope", "ece", "selective_accuracy")
     columns = ("source", "pairs", *titles("accuracy", *names))
     rows, note = [], ""
     for name, source in evaluation.sources.items():
@@ -149,6 +155,7 @@ def key_figures(source: SourceResult) -> Table:
         "accuracy_by_length": _both(pairs.accuracy_longer, pairs.accuracy_shorter),
         "controlled_accuracy": None if controlled is None else format_figure(controlled, 2),
         "nll": format_figure(source.calibration.nll),
+        "cycles": None if source.cycles is None else format_figure(source.cycles),
         "grades": None,
         "skipped_ties": f"{pairs.skipped_ties:,}" if pairs.skipped_ties else None,
     }

@@ -18,6 +18,7 @@ FIELD = "{rationale}"
 # GRAM-R^2 (arXiv 2509.02492): its card asks for these tags, each on a line of its own.
 THINK = "<think>\n{rationale}\n</think>\n<answer>\n"
 DEFAULT_NEW_TOKENS = 1024
+CLOSING_ROOM = 64  # tokens around a rationale, for the default length of a comparison
 _TAGS = re.compile(r"<think>(\s*)\S.*?\S(\s*)</think>(\s*)<answer>(\s*)", re.DOTALL)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax.model.attention.masked import attend_block
-from gram_jax.model.cache import KeysValues, prefill
+from gram_jax.model.cache import Carry, KeysValues, prefill
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import embed_tokens
 from gram_jax.model.execution import Execution
@@ -78,8 +78,6 @@ def extend_copies(
     in_prompt = of_prompt - cache.end - 1 <= cache.lengths[:, None]  # [U, P]
     of_own = cache.end + 1 - jnp.arange(S, dtype=jnp.int32)
 
-    Carry = tuple[jax.Array, KeysValues]
-
     # The cache is carried and written in place; as an output of the scan it would be copied.
     def step(carry: Carry, inputs: tuple[Any, Tree, Any, KeysValues]) -> tuple[Carry, None]:
         (x, own), (number, weights, variant, prompt) = carry, inputs
@@ -103,7 +101,9 @@ def extend_copies(
             together = q.transpose(0, 2, 1, 3, 4).reshape(U, K, 1, n * (N // K), H)
             seen = in_prompt & (of_prompt <= widest)
             softcap = cfg.traits.attention_softcap
-            out, total = attend_block(together, *prompt, seen[:, None, None, None], softcap)
+            prompt_keys, prompt_values = prompt
+            seen = seen[:, None, None, None]
+            out, total = attend_block(together, prompt_keys, prompt_values, seen, softcap)
             out = out.reshape(U, K, n, N // K, H).transpose(0, 2, 1, 3, 4)
             total = total.reshape(U, K, n, N // K).transpose(0, 2, 1, 3)
             seen = (of_own > 0) & (of_own <= widest)

@@ -61,7 +61,7 @@ def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
     if recipe.lora is not None:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
         layers += 6.0 * sum(math.prod(s.shape) for s in thin.values())
-    vocabulary = cfg.vocab_size if recipe.stage == "pretrain" else 0
+    vocabulary = cfg.vocab_size if recipe.stage in ("pretrain", "rationale") else 0
     return Flops(
         layers * tokens,
         3 * attention_flops(cfg, rows, length),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gram_jax import tree
-from gram_jax.batch import BradleyTerryBatch, Sequences, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, RationaleBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.specs import param_specs
@@ -171,5 +171,8 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     seqs = Sequences(*[integers((B, T))] * 3)
     if recipe.stage == "pretrain":
         return TokenBatch(seqs, integers((B, T)), floats((B, T)))
+    if recipe.stage == "rationale":
+        tokens = integers((B, T)), floats((B, T))
+        return RationaleBatch(seqs, *tokens, integers((B, M)), integers((B, M)), floats((B, M)))
     kind = VerdictBatch if recipe.stage == "finetune" else BradleyTerryBatch
     return kind(seqs, integers((B, M)), integers((B, M)), floats((B, M)))

@@ -57,6 +57,17 @@ class Ranking(NamedTuple):
         )
 
 
+def count_cycles(margins: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """(number of cycles i beats j beats k beats i, number of triples whose pairs are all known).
+
+    margins: [n, n], antisymmetric, positive if i beats j. known: bool [n, n], symmetric.
+    """
+    beats, met = ((margins > 0) & known).astype(float), known.astype(float)
+    triples = np.einsum("ij,jk,ki->", met, met, met, optimize=True) / 6
+    cyclic = np.einsum("ij,jk,ki->", beats, beats, beats, optimize=True) / 3
+    return float(cyclic), float(triples)
+
+
 Tournament = Generator[list[OrderedPair], Sequence[float], Ranking]
 Rounds = Generator[list[OrderedPair], Sequence[float], None]  # of one method
 
@@ -146,10 +157,7 @@ class _Comparisons:
         disagree = np.sign(self.logit_diffs) == np.sign(self.logit_diffs.T)  # nan equals nothing
         pairs = np.triu(met, 1)
         undecided = (pairs & (disagree | (margins == 0))).sum()
-        beats = (margins > 0).astype(float)
-        known = met.astype(float)
-        triples = np.einsum("ij,jk,ki->", known, known, known, optimize=True) / 6
-        cyclic = np.einsum("ij,jk,ki->", beats, beats, beats, optimize=True) / 3
+        cyclic, triples = count_cycles(margins, met)
         strengths = (strengths[:count] - strengths[:count].mean()).astype(np.float32)
         table = np.where(met | np.eye(len(met), dtype=bool), margins, np.nan)[:count, :count]
         return Ranking(
@@ -158,7 +166,7 @@ class _Comparisons:
             errors=None if errors is None else errors[:count].astype(np.float32),
             margins=table.astype(np.float32),
             ties=float(undecided / max(1, pairs.sum())),
-            cycles=float(cyclic / triples) if triples else None,
+            cycles=cyclic / triples if triples else None,
             comparisons=self.comparisons,
             rounds=self.rounds,
             logit_diffs=self.logit_diffs[:count, :count].astype(np.float32),

@@ -11,10 +11,13 @@ from gram_jax.recipes.tables import Recipe
 
 # Keys of certain stages only. They are required there, except those with a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
-    "loss.loss_chunk_size": ("pretrain",),
-    "loss.label_smoothing": ("finetune",),
+    "loss.loss_chunk_size": ("pretrain", "rationale"),
+    "loss.label_smoothing": ("finetune", "rationale"),
     "loss.order_consistency": ("finetune",),
-    "data.position_augmentation": ("pretrain", "finetune"),
+    "loss.verdict_weight": ("rationale",),
+    "loss.rationale_weight": ("rationale",),
+    "judge.rationale": ("rationale",),
+    "data.position_augmentation": ("pretrain", "finetune", "rationale"),
     "data.attack_share": ("finetune",),
     "data.pretraining_layout": ("pretrain",),
 }
@@ -29,6 +32,8 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     check_local(recipe.data.cache_dir or "", "data.cache_dir", RecipeError)
     yield from _stage(recipe)
     yield from _optimizer(recipe)
+    if recipe.stage == "rationale" and recipe.data.position_augmentation == "both":
+        yield '[data] position_augmentation = "both": a rationale is of one order, use "hash" or "fixed"'
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
         yield '[judge] labels is missing: expected two labels such as ["A", "B"] (only "from-dataset" has its own)'
     if recipe.data.attack_share and recipe.data.overlong == "error":

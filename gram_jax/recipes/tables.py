@@ -80,6 +80,12 @@ class JudgeConfig:
     """Verdicts for the first and the second response, one token each; may be absent with "from-dataset" only"""
     system: str | None = None
     """The system message: absent for the chat format's default, "" for none, or a text"""
+    rationale: Text | None = None
+    """Text before the verdict (docs/thinking.md): "think", "from-template", or a text with {rationale}"""
+    stop: tuple[str, ...] = ()
+    """Texts that end a rationale; default the first line after {rationale}"""
+    max_rationale: Positive = 1024
+    """Maximum number of tokens of a rationale; rows with a longer one are dropped"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -210,6 +216,10 @@ class LossConfig:
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Label smoothing as torch defines it: half of it is assigned to the wrong verdict"""
+    verdict_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the verdict's loss in stage "rationale\""""
+    rationale_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the rationale's next-token loss, a mean over its tokens, in stage "rationale\""""
     order_consistency: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the divergence of the verdicts in both orders; above 0, data.train may have pairs without labels"""
     loss_chunk_size: Positive | None = None
@@ -365,7 +375,8 @@ class Recipe:
     """A training run."""
 
     stage: Stage
-    """"pretrain" (stage 1), "finetune" (stage 2) or "bradley_terry" (the discriminative baseline)"""
+    """"pretrain" (stage 1), "finetune" (stage 2), "rationale" (stage 2 with rationales before the verdicts) or
+    "bradley_terry" (the discriminative baseline)"""
     run: RunConfig
     model: BaseModelConfig
     judge: JudgeConfig

@@ -32,6 +32,7 @@ GENERATIVE = ("generative-reward-model", "llm-as-a-judge")  # more tags, of a ju
 STAGES = {
     "pretrain": "1: writing both responses",
     "finetune": "2: judging",
+    "rationale": "2: judging, with rationales",
     "bradley_terry": "ranking (baseline)",
 }
 MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")

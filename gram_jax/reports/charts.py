@@ -1,4 +1,4 @@
-"""The charts of a report: reliability, accuracy by length, and position bias.
+"""The charts of a report: reliability, accuracy over coverage, accuracy by length, and position bias.
 
 Each chart has one series per model, and a table of the same values.
 """
@@ -9,7 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gram_jax.evals.intervals import wilson_interval
-from gram_jax.evals.results import AccuracyBin, ConfidenceBin, Histogram, LengthBin, SourceResult
+from gram_jax.evals.results import (
+    AccuracyBin,
+    ConfidenceBin,
+    CoveragePoint,
+    Histogram,
+    LengthBin,
+    SourceResult,
+)
 from gram_jax.evals.tables import Table
 from gram_jax.formatting import format_figure, format_with_interval
 from gram_jax.plots import FAINT, INK, MARKERS, SERIES, inline_svg
@@ -40,6 +47,8 @@ def charts(sources: Mapping[str, SourceResult]) -> list[Chart]:
     found = []
     if bins := _filled({label: one.calibration.bins for label, one in sources.items()}):
         found.append(reliability(bins))
+    if points := {label: p for label, one in sources.items() if (p := one.calibration.selective)}:
+        found.append(accuracy_over_coverage(points))
     if bins := _filled({label: one.length.bins for label, one in sources.items()}):
         found.append(accuracy_by_length(bins))
     positions = {label: one.positions for label, one in sources.items()}
@@ -87,6 +96,26 @@ def reliability(series: Mapping[str, Sequence[ConfidenceBin]]) -> Chart:
             format_figure(bin.confidence),
             format_figure(bin.accuracy),
         ),
+    )
+
+
+def accuracy_over_coverage(series: Mapping[str, Sequence[CoveragePoint]]) -> Chart:
+    """Accuracy of the most confident share of the pairs, against that share."""
+
+    def draw(axes: Any) -> None:
+        for at, points in enumerate(series.values()):
+            x, y = [p.coverage for p in points], [p.accuracy for p in points]
+            _line(axes, at, x, y, [1] * len(points))
+        axes.set(xlabel="share of the pairs, the most confident first", ylabel="accuracy")
+        axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.03))
+
+    return _chart(
+        "Accuracy over coverage: accuracy if only the most confident verdicts are used. It falls from left to right if "
+        "confidence says which verdicts are right.",
+        draw,
+        series,
+        ("coverage", "accuracy"),
+        lambda point: (format_figure(point.coverage, 1), format_figure(point.accuracy)),
     )
 
 

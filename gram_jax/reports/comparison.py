@@ -90,7 +90,15 @@ def models_on(sources: Mapping[str, SourceResult]) -> Table:
     """A row for each model, {label: the same source}."""
     top = best(_accuracies(sources))
     gains = _less_the_best(sources)
-    names = ("consistency", "position_bias", "length_slope", "ece", "brier", "shortened")
+    names = (
+        "consistency",
+        "position_bias",
+        "length_slope",
+        "ece",
+        "selective_accuracy",
+        "brier",
+        "shortened",
+    )
     rows = tuple(
         (
             label,

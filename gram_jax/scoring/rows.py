@@ -24,7 +24,7 @@ def judge_identity(scorer: TextScorer, model: str) -> dict[str, Any]:
         "weights": identity.fingerprint,
         "judge": scorer.spec.hash,
         "compute_dtype": identity.compute_dtype,
-    }
+    } | scorer.settings
 
 
 def computed_by(scorer: TextScorer) -> dict[str, str]:

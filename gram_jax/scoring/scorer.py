@@ -18,6 +18,8 @@ from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
 from gram_jax.scoring.fingerprint import local_identity
 from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
+from gram_jax.scoring.think import Think
+from gram_jax.scoring.thinking import ThinkingScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -156,6 +158,10 @@ class Scorer(TextScorer):
     ) -> np.ndarray:
         """Logit differences of encoded comparisons, as ScoringEngine.label_logit_diffs returns them."""
         return self.engine.label_logit_diffs(sequences, paired=paired, progress=progress)
+
+    def thinking(self, think: Think) -> ThinkingScorer:
+        """The judge with rationales before its verdicts. Raises JudgeError if its specification has none."""
+        return ThinkingScorer(self, self.engine, think)
 
     def warm_up(self, *, rankings: bool = False) -> None:
         """Compile the program that scores pairs before the first call. rankings: compile that of rankings too."""

@@ -20,6 +20,7 @@ from gram_jax.judge.spec import JudgeSpec
 from gram_jax.ranking.jobs import RankingConfig, RankingJob
 from gram_jax.ranking.tournament import OrderMode, Ranking, RankingMethod
 from gram_jax.scoring.pair import PairScore, combine_orders
+from gram_jax.scoring.think import Think
 
 COMPARISONS = 4096  # maximum number of comparisons of a ranking that are encoded at a time
 
@@ -74,17 +75,39 @@ class TextScorer:
         """What the results depend on, apart from the judge specification."""
         raise NotImplementedError
 
-    def score(self, prompt: PromptLike, first: str, second: str) -> PairScore:
-        """Score of two responses to a prompt, which is a text or a list of messages."""
-        return self.score_many([(prompt, first, second)])[0]
+    def warm_up(self, *, rankings: bool = False) -> None:
+        """Compile programs before the first call, and with `rankings` those of rankings; here there are none."""
 
-    def score_many(self, comparisons: Iterable[PairTexts]) -> list[PairScore]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else the results depend on, for the metadata of files: nothing, or how a judge thinks."""
+        return {}
+
+    def thinking(self, think: Think) -> "TextScorer":
+        """The judge with rationales before its verdicts (scoring/thinking.py). Raises JudgeError if it cannot write."""
+        raise JudgeError(
+            f"a {type(self).__name__} writes no rationales: load a generative judge in this process, with Scorer.load"
+        )
+
+    def score(
+        self, prompt: PromptLike, first: str, second: str, *, think: Think | None = None
+    ) -> PairScore:
+        """Score of two responses to a prompt, which is a text or a list of messages.
+
+        think: a Think, for a judge that writes rationales; None: the one-token verdict.
+        """
+        return self.score_many([(prompt, first, second)], think=think)[0]
+
+    def score_many(
+        self, comparisons: Iterable[PairTexts], *, think: Think | None = None
+    ) -> list[PairScore]:
         """Scores of comparisons, in their order.
 
         comparisons: tuples (prompt, first, second), rows of any schema, or records. Raises DataError with the index of
         the comparison for anything else.
         """
-        return list(self.stream(comparisons))
+        judge = self if think is None else self.thinking(think)
+        return list(judge.stream(comparisons))
 
     def stream(
         self,
@@ -119,19 +142,21 @@ class TextScorer:
         method: RankingMethod | None = None,
         order_mode: OrderMode = "both",
         references: int | Sequence[str] = (),
+        think: Think | None = None,
     ) -> Ranking:
         """Rank the responses to one prompt from best to worst.
 
         method: "groups", "round_robin", "bradley_terry", "knockout", "linear" or "reference" (docs/ranking.md); the
         default depends on the number of responses. order_mode: "both" compares every pair in both orders, "one" in one
         order at half the cost. references: for the method "reference", texts to compare with, or the number of
-        responses that serve as references.
+        responses that serve as references. think: as of `score`.
 
         The result does not depend on the order of the responses or on other rankings. Raises JudgeError for options
         that contradict each other, and if there is nothing to rank.
         """
         config = RankingConfig(method, order_mode, _frozen(references))
-        return next(self.rank_many([(prompt, responses)], config))
+        judge = self if think is None else self.thinking(think)
+        return next(judge.rank_many([(prompt, responses)], config))
 
     def best(self, prompt: PromptLike, responses: Sequence[str], **options: Any) -> int:
         """Index of the best response. options: those of `rank`."""

@@ -14,7 +14,7 @@ from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
 from gram_jax.scoring.request_batcher import MAX_QUEUE, RequestBatcher
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.serve import native, openai, operations, trainers, vllm
 from gram_jax.serve.admission import Admission, Limits
 from gram_jax.serve.errors import HANDLERS, RESPONSES
@@ -25,7 +25,7 @@ from gram_jax.version import installed_version
 
 
 def make_app(
-    scorer: Judge,
+    scorer: TextScorer,
     name: str,
     *,
     form: RewardForm | None = None,

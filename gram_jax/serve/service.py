@@ -24,7 +24,7 @@ from gram_jax.scoring.request_batcher import (
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.scalar import Judge
+from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.serve.admission import Limits, client_of
 from gram_jax.serve.errors import describe_failure, unusable
 from gram_jax.serve.fields import MAX_RESPONSES, MessageField, PairRequest
@@ -59,7 +59,7 @@ class Service:
     programs are compiled; draining: the server is stopping.
     """
 
-    scorer: Judge
+    scorer: TextScorer
     name: str
     form: RewardForm
     batcher: RequestBatcher

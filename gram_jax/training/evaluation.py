@@ -10,6 +10,7 @@ import jax
 
 from gram_jax import tree
 from gram_jax.data.batches import BatchPlan
+from gram_jax.data.examples import VERDICT_STAGES
 from gram_jax.data.feed import prefetch
 from gram_jax.distributed.preemption import StopSync
 from gram_jax.evals.pairwise import evaluate_pairs
@@ -20,7 +21,7 @@ from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement
 from gram_jax.training.program import make_execution
 from gram_jax.training.setup import TrainSetup
-from gram_jax.training.stages import make_objective
+from gram_jax.training.stages import make_objective, verdict_ids
 from gram_jax.training.state import TrainState
 from gram_jax.training.step import make_eval_step
 from gram_jax.tree import Tree
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 def make_held_out_step(setup: TrainSetup) -> Any:
     """The jitted (params, frozen weights, batch) -> metrics of the run's objective."""
     execution = make_execution(setup.recipe, setup.placement, "none")
-    objective = make_objective(setup.recipe, setup.cfg, execution, setup.spec.label_ids)
+    objective = make_objective(
+        setup.recipe, setup.cfg, execution, verdict_ids(setup.recipe, setup.spec)
+    )
     return make_eval_step(objective, setup.placement)
 
 
@@ -60,7 +63,7 @@ def evaluate_held_out(
     found = held_out_metrics(
         eval_step, state.params, frozen, setup.valid_plan, setup.placement, between
     )
-    if done == setup.steps and setup.recipe.stage == "finetune":
+    if done == setup.steps and setup.recipe.stage in VERDICT_STAGES:
         found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
     outputs.metrics.write(done, {f"{HELD_OUT}{name}": value for name, value in found.items()})
     shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())

@@ -44,7 +44,7 @@ from gram_jax.training.compiling import Memory, compile_step, explain_step_memor
 from gram_jax.training.evaluation import evaluate_held_out, make_held_out_step
 from gram_jax.training.program import lower_step, memory_saving_changes, placement_of
 from gram_jax.training.setup import TrainSetup, set_up
-from gram_jax.training.stages import abstract_batch, frozen_weights, start_weights
+from gram_jax.training.stages import abstract_batch, frozen_weights, start_weights, verdict_ids
 from gram_jax.training.state import TrainState, init_state
 from gram_jax.tree import Tree
 
@@ -197,7 +197,7 @@ def compile_for(setup: TrainSetup) -> tuple[Any, Memory | None]:
         lower_step,
         setup.recipe,
         setup.cfg,
-        setup.spec.label_ids,
+        verdict_ids(setup.recipe, setup.spec),
         setup.optimizer,
         setup.steps,
         setup.placement,

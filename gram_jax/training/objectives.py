@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, RationaleBatch, TokenBatch, VerdictBatch
 from gram_jax.losses import (
     label_margin,
     next_token_nll,
@@ -107,6 +107,49 @@ def consistent_verdict_objective(
         total = metrics["verdict_loss"][0] + 2 * consistency * metrics["order_divergence"][0]
         metrics |= {"loss": (total, metrics["p_first"][1])}
         return _with_balance(cfg, experts, total, metrics)
+
+    return objective
+
+
+def rationale_objective(
+    cfg: ModelConfig,
+    execution: Execution,
+    *,
+    label_ids: tuple[int, int],
+    smoothing: float,
+    verdict_weight: float,
+    rationale_weight: float,
+    chunk_size: int,
+) -> Objective:
+    """Stage 2 with rationales: verdict_weight times the verdict's loss plus rationale_weight times the rationale's.
+
+    The loss of a rationale is the mean over its tokens, so that each document counts once. Metrics: those of
+    `verdict_objective`; verdict_nll and rationale_nll, the two parts.
+    """
+
+    def objective(params: Tree, batch: RationaleBatch) -> tuple[jax.Array, Metrics]:
+        hidden, experts = hidden_states_and_load(params, cfg, batch.seqs, execution)
+        written, tokens = next_token_nll(
+            hidden,
+            linear_head(params, cfg),
+            batch.targets,
+            batch.token_weights,
+            chunk_size=chunk_size,
+            placement=execution.placement,
+        )
+        logits = label_logits(params, cfg, hidden_at(hidden, batch.verdict_at), label_ids)
+        margin = label_margin(logits, batch.label)
+        metrics = _weighted(
+            batch.weights,
+            verdict_nll=smoothed_verdict_nll(logits, batch.label, smoothing),
+            accuracy=margin > 0,
+            margin=margin,
+            p_first=jax.nn.sigmoid(logits[..., 0] - logits[..., 1]),
+        )
+        verdicts, count = metrics["verdict_nll"]
+        loss = verdict_weight * verdicts + rationale_weight * written
+        metrics |= {"loss": (loss, count), "rationale_nll": (written, tokens)}
+        return _with_balance(cfg, experts, loss, metrics)
 
     return objective
 

@@ -25,6 +25,7 @@ from gram_jax.training.objectives import (
     bradley_terry_objective,
     consistent_verdict_objective,
     pretrain_objective,
+    rationale_objective,
     verdict_objective,
 )
 from gram_jax.tree import Tree
@@ -33,7 +34,7 @@ from gram_jax.tree import Tree
 def make_objective(
     recipe: Recipe, cfg: ModelConfig, execution: Execution, label_ids: tuple[int, int]
 ) -> Objective:
-    """The objective of the recipe's stage. label_ids: of the judge's two verdicts."""
+    """The objective of the recipe's stage. label_ids: of the judge's two verdicts (`verdict_ids`)."""
     loss = recipe.loss
     if recipe.stage == "pretrain":
         assert loss.loss_chunk_size is not None  # checked when the recipe is read
@@ -51,7 +52,26 @@ def make_objective(
         return verdict_objective(
             cfg, execution, label_ids=label_ids, smoothing=loss.label_smoothing
         )
+    if recipe.stage == "rationale":
+        assert loss.label_smoothing is not None and loss.loss_chunk_size is not None
+        assert loss.verdict_weight is not None and loss.rationale_weight is not None
+        return rationale_objective(
+            cfg,
+            execution,
+            label_ids=label_ids,
+            smoothing=loss.label_smoothing,
+            verdict_weight=loss.verdict_weight,
+            rationale_weight=loss.rationale_weight,
+            chunk_size=loss.loss_chunk_size,
+        )
     return bradley_terry_objective(cfg, execution)
+
+
+def verdict_ids(recipe: Recipe, spec: JudgeSpec) -> tuple[int, int]:
+    """The token ids of the verdicts of the recipe's stage."""
+    if recipe.stage == "rationale" and spec.rationale is not None:
+        return spec.rationale.label_ids
+    return spec.label_ids
 
 
 def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:

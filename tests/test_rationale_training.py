@@ -1,0 +1,192 @@
+"""Stage 2 with rationales: the mixed loss by hand, the positions that get gradients, data and a run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
+from tiny_runs import write_pairs as _write_pairs
+
+from gram_jax.batch import RationaleBatch, Sequences
+from gram_jax.data.batches import BatchPlan
+from gram_jax.data.examples import make_examples
+from gram_jax.data.reading import read_records
+from gram_jax.data.records import Comparison, Label
+from gram_jax.data.report import ReadReport
+from gram_jax.errors import DataError, RecipeError
+from gram_jax.interop.tiny import tiny_tokenizer
+from gram_jax.judge.messages import as_prompt
+from gram_jax.judge.spec import make_spec
+from gram_jax.scoring.pair import PairScore
+from gram_jax.scoring.rationales import accepted_rows
+from gram_jax.scoring.think import Rationale, Thought
+from gram_jax.training import objectives
+
+TOKENIZER = tiny_tokenizer()
+SPEC = make_spec(TOKENIZER, rationale="think", max_rationale=64, max_length=192)
+CFG = tiny_config("llama", True)
+LABELS = (35, 36)
+
+
+def comparison(number: int, rationale: str = "", label: Label = 0) -> Comparison:
+    return Comparison(
+        as_prompt(f"{number}"), "zzz", "oak", label=label, id=f"p{number}", rationale=rationale
+    )
+
+
+RECORDS = [comparison(0, "It says zzz."), comparison(1), comparison(2, "No oak.", label=1)]
+
+
+def examples(records=RECORDS, **options):
+    read = ReadReport(len(records), len(records), by_source=(len(records),))
+    settings = {"position_augmentation": "hash", "seed": 0, "overlong": "drop"} | options
+    return make_examples("rationale", records, TOKENIZER, SPEC, read=read, **settings)
+
+
+def test_documents_end_before_the_verdict_and_rationales_carry_a_loss_of_one():
+    found = examples()
+    assert found.units == 3 and found.label[[0, 2]].tolist() == [0, 1]
+    for at, record in enumerate(RECORDS):
+        tokens, start = found.documents[at], found.documents.starts[at]
+        weights = found.weights[start : start + len(tokens)]
+        assert weights[0] == 1.0  # the verdict's
+        written = TOKENIZER.decode(tokens[1:][weights[1:] > 0])
+        if record.rationale:
+            assert written == f"{record.rationale}\n</think>\n<answer>\n"
+            assert weights[1:].sum() == pytest.approx(1.0)
+        else:
+            assert written == "" and str(TOKENIZER.decode(tokens)).endswith("assistant\n")
+
+
+def test_a_rationale_is_of_one_order_and_too_long_ones_are_counted():
+    with pytest.raises(DataError, match="both orders"):
+        examples(position_augmentation="both")
+    assert RECORDS[0].swapped().rationale == ""
+    found = examples([comparison(0, "long words " * 60), comparison(1, "Short.")])
+    assert found.units == 1 and found.read.dropped["longer than max_length"] == 1
+
+
+def batch_and_hidden():
+    """Two rows: a document with a rationale (its tokens are columns 4 to 6), and one without."""
+    T = 9
+    tokens = np.arange(2 * T, dtype=np.int32).reshape(2, T) + 3
+    segments = np.array([[1] * 7 + [0] * 2, [1] * 5 + [0] * 4], np.int32)
+    seqs = Sequences(tokens, np.arange(T)[None] + 0 * tokens, segments)
+    weights = np.zeros((2, T), np.float32)
+    weights[0, 3:6] = 2 / 3  # targets 4, 5, 6 of a document of weight 2
+    targets = np.roll(tokens, -1, 1)
+    at, label = np.array([[6], [4]], np.int32), np.array([[0], [1]], np.int32)
+    batch = RationaleBatch(seqs, targets, weights, at, label, np.array([[2.0], [1.0]], np.float32))
+    return batch, jax.random.normal(jax.random.key(0), (2, T, CFG.embed_size))
+
+
+def test_the_mixed_loss_is_that_of_its_closed_form_and_reaches_these_positions_only(
+    execution, monkeypatch
+):
+    batch, hidden = batch_and_hidden()
+    table = jax.random.normal(jax.random.key(1), (CFG.vocab_size, CFG.embed_size))
+    monkeypatch.setattr(
+        objectives, "hidden_states_and_load", lambda params, *_: (params["hidden"], None)
+    )
+    objective = objectives.rationale_objective(
+        CFG, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=0.7, rationale_weight=0.3,
+        chunk_size=8,
+    )  # fmt: skip
+    (loss, metrics), gradient = jax.value_and_grad(
+        lambda hidden: objective({"hidden": hidden, "embed": table}, batch), has_aux=True
+    )(hidden)
+    logits = np.einsum("btd,vd->btv", hidden, table)
+    logprobs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits), -1))
+    written = -sum(logprobs[0, t, batch.targets[0, t]] * 2 / 3 for t in (3, 4, 5))
+    margins = [logits[0, 6, 35] - logits[0, 6, 36], logits[1, 4, 36] - logits[1, 4, 35]]
+    verdicts = [np.log1p(np.exp(-t)) + 0.05 * t for t in margins]
+    assert float(loss) == pytest.approx(
+        0.7 * (2 * verdicts[0] + verdicts[1]) + 0.3 * written, rel=1e-5
+    )
+    assert float(metrics["loss"][1]) == 3.0
+    assert float(metrics["rationale_nll"][0]) == pytest.approx(written, rel=1e-5)
+    assert float(metrics["rationale_nll"][1]) == pytest.approx(2.0)
+    reached = np.abs(np.asarray(gradient)).max(-1) > 0
+    expected = np.zeros((2, 9), bool)
+    expected[0, 3:7] = expected[1, 4] = True
+    assert reached.tolist() == expected.tolist()
+
+
+def test_a_batch_of_examples_points_at_the_rationale_and_the_verdict():
+    plan = BatchPlan(
+        examples(), batch_size=3, max_length=256, packing=False, seed=0, passes={"a": 1.0}
+    )
+    batch = plan.batch(0)
+    assert isinstance(batch, RationaleBatch)
+    for row in range(3):
+        size = int(batch.seqs.segments[row].sum())
+        assert batch.verdict_at[row, 0] == size - 1 and batch.weights[row, 0] == 1.0
+        written = batch.targets[row][batch.token_weights[row] > 0]
+        assert str(TOKENIZER.decode(written)).endswith("<answer>\n") or not len(written)
+
+
+def test_rationales_with_the_right_verdict_are_kept_in_their_order():
+    record = comparison(5)
+    votes = tuple(Rationale(x, 3, "verdict", d) for x, d in (("right", 1.0), ("wrong", -1.0)))
+    lost = Rationale("", 9, "unfinished", None)
+    rows = list(
+        accepted_rows(
+            record, Thought(PairScore(0.5, 0.5, 0.0, 0.0, False), None, ((*votes, lost), votes))
+        )
+    )
+    assert [(x["rationale"], x["label"], x["response_a"]) for x in rows] == [
+        ("right", 0, "zzz"), ("wrong", 1, "oak"),
+    ]  # fmt: skip
+
+
+def test_the_column_rationale_is_read_and_weights_are_required(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    row = {"prompt": "1", "response_a": "zzz", "response_b": "oak", "label": 0, "rationale": "It."}
+    rows.write_text(json.dumps(row) + "\n")
+    (record,), _ = read_records(str(rows), "preference")
+    assert (record.rationale, record.label) == ("It.", 0)
+    with pytest.raises(RecipeError, match="rationale_weight"):
+        recipe(tmp_path / "run", rows, loss__rationale_weight=None)
+
+
+def recipe(folder, rows, **changes):
+    values = {
+        "judge__rationale": "think", "judge__max_rationale": 32, "data__train": [str(rows)],
+        "data__position_augmentation": "hash", "batch__max_length": 256, "loss__label_smoothing": 0.1,
+        "loss__loss_chunk_size": 256, "loss__verdict_weight": 1.0, "loss__rationale_weight": 1.0,
+    } | changes  # fmt: skip
+    return tiny_recipe("rationale", folder, **{k: v for k, v in values.items() if v is not None})
+
+
+@pytest.mark.slow
+def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(tmp_path):
+    from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.think import Think
+
+    pairs = [json.loads(line) for line in _write_pairs(tmp_path / "pairs.jsonl", 16).open()]
+    rows = []
+    for row in pairs:
+        for label, (a, b) in enumerate(
+            ((row["chosen"], row["rejected"]), (row["rejected"], row["chosen"]))
+        ):
+            rows.append(
+                {"prompt": row["prompt"], "response_a": a, "response_b": b, "label": label, "rationale": "zz"}
+            )  # fmt: skip
+    data = tmp_path / "rationales.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = recipe(
+        tmp_path / "run",
+        data,
+        run__max_steps=40,
+        batch__batch_size=4,
+        optimizer__learning_rate=1e-2,
+    )
+    result = train(run)
+    judge = Scorer.load(tmp_path / "run")
+    assert judge.spec.reads == "rationale_then_label" and result is not None
+    (thought,) = judge.thinking(Think(temperature=0)).thoughts([pairs[0]])
+    votes = [vote for order in thought.rationales for vote in order]
+    assert all(vote.outcome == "verdict" for vote in votes), votes
