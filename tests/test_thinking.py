@@ -145,3 +145,18 @@ def test_settings_that_do_not_go_together_are_refused(judge):
             judge.params, judge.cfg, judge.tokenizer, replace(judge.spec, rationale=None), judge.execution
         )  # fmt: skip
         replace_spec.score(*PAIRS[0], think=Think())
+
+
+@pytest.mark.slow
+def test_a_server_thinks_and_keeps_its_deadline(judge, thoughts, caplog):
+    from server import client_for  # skips if the extra serve is not installed
+
+    prompt, first, second = PAIRS[4]
+    body = {"prompt": prompt, "first": first, "second": second}
+    with client_for(judge.thinking(THINK)) as client:
+        found = client.post("/v1/score_pair", json=body).json()
+        assert found["first"] == thoughts[4].score.first
+        late = client.post("/v1/score_pair", json=body, headers={"x-deadline-ms": "1"})
+        assert late.status_code == 504
+    texts = [vote.text for order in thoughts[4].rationales for vote in order if len(vote.text) > 3]
+    assert not any(text in caplog.text for text in (*texts, prompt))
