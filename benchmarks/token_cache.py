@@ -1,7 +1,9 @@
-"""The token cache on generated pairs: python benchmarks/token_cache.py {scale,kills,damage,full} [options]
+"""The token cache on generated pairs: python benchmarks/token_cache.py {scale,start,kills,damage,full} [options]
 
 scale   Writes pairs of about 700 tokens, and measures in fresh processes: building the cache, a resumed start up to the
         first batch, packing an epoch, memory. The pairs are deleted afterwards unless --keep.
+start   The resumed start of `scale` with less encoding: the build is interrupted after --encoded pairs, and their
+        examples are repeated.
 kills   Kills processes that build a cache at random moments and restarts them, two at a time. The cache must equal one
         that was built undisturbed, byte for byte.
 damage  Changes bytes of whole caches at random. Every change must be rejected with the name of a changed file, and the
@@ -26,12 +28,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from gram_jax.checkpoint.manifest import write_manifest
+from gram_jax.data.cache import COLUMNS, FIGURES, SHARDS
+from gram_jax.data.examples import CHUNK
 from gram_jax.data.reading import read_records
+from gram_jax.data.report import ReadReport
 from gram_jax.demo.demo import PREFERENCES
 from gram_jax.errors import DataError
+from gram_jax.files import write_json
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.training.setup import prepare_data
@@ -105,13 +115,18 @@ def anonymous_mib() -> float:
 
 def measure(recipe: Recipe) -> dict[str, float]:
     """Seconds and memory of one start: the examples, the first batch, the second epoch."""
-    before, start = anonymous_mib(), time.perf_counter()
+    before, clocks = anonymous_mib(), [(time.perf_counter(), time.process_time())]
+
+    def lap() -> None:
+        clocks.append((time.perf_counter(), time.process_time()))
+
     plan = prepare_data(recipe)
-    ready = time.perf_counter()
+    lap()
     plan.batch(0)
-    first = time.perf_counter()
+    lap()
     plan.prepare(1)
-    packed = time.perf_counter()
+    lap()
+    (start, ready, first, packed), used = zip(*clocks, strict=True)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "pairs": plan.examples.units,
@@ -120,6 +135,8 @@ def measure(recipe: Recipe) -> dict[str, float]:
         "first batch": first - ready,
         "second epoch": packed - first,
         "start to first batch": first - start,
+        "cpu to first batch": used[2] - used[0],
+        "cpu of second epoch": used[3] - used[2],
         "cpu of workers": children.ru_utime + children.ru_stime,
         "cpu": time.process_time(),
         "MiB beyond the start": anonymous_mib() - before,
@@ -144,18 +161,65 @@ def scale(options: argparse.Namespace, folder: Path) -> bool:
     for workers in options.workers:
         cache = folder / f"cache-{workers}"
         for what in ("build", "resumed start"):
-            words = ["one", "--source", source, "--cache", cache, "--model", options.model]
-            done = in_a_process(*map(str, words), "--workers", str(workers))
-            output, errors = done.communicate()
-            if done.returncode:
-                print(errors)
+            if not report(
+                start_of(source, cache, options.model, workers), f"{workers} workers, {what}"
+            ):
                 return False
-            found = json.loads(output.splitlines()[-1])
-            figures = ", ".join(f"{name} {value:,.1f}" for name, value in found.items())
-            print(f"{workers} workers, {what}: {figures}", flush=True)
         if not options.keep:
             shutil.rmtree(cache)
     return True
+
+
+def start_of(source: Path, cache: Path, model: str, workers: int) -> subprocess.Popen:
+    """A process that prints `measure`."""
+    words = ["one", "--source", source, "--cache", cache, "--model", model, "--workers", workers]
+    return in_a_process(*map(str, words))
+
+
+def report(process: subprocess.Popen, what: str) -> bool:
+    """Print the figures of a process, or its errors."""
+    output, errors = process.communicate()
+    if process.returncode:
+        print(errors)
+        return False
+    found = json.loads(output.splitlines()[-1])
+    figures = ", ".join(f"{name} {value:,.1f}" for name, value in found.items())
+    print(f"{what}: {figures}", flush=True)
+    return True
+
+
+def start(options: argparse.Namespace, folder: Path) -> bool:
+    """A start with a cache of `pairs` examples, those of `encoded` pairs repeated."""
+    source, cache, workers = folder / "pairs.jsonl", folder / "cache", options.workers[0]
+    write_pairs(source, options.pairs)
+    building = start_of(source, cache, options.model, workers)
+    while building.poll() is None:
+        journals = list(cache.glob("*.partial/shards.jsonl"))
+        if journals and len(journals[0].read_bytes().splitlines()) * CHUNK >= options.encoded:
+            break
+        time.sleep(0.2)
+    building.kill()
+    building.communicate()
+    repeat_examples(next(cache.glob("*.partial")), options.pairs)
+    return report(start_of(source, cache, options.model, workers), "resumed start")
+
+
+def repeat_examples(partial: Path, count: int) -> None:
+    """Make the cache of an interrupted build whole with `count` examples."""
+    done = json.loads((partial / SHARDS).read_text().splitlines()[-1])
+    times, rest = divmod(count, done["records"])
+    lengths = np.fromfile(partial / "lengths", "<i4", done["records"])
+    cut = {name: rest for name in COLUMNS} | {"tokens": int(lengths[:rest].sum())}
+    for name in COLUMNS:
+        values = np.fromfile(partial / name, "<i4", done["ends"][name] // 4)  # all have 4 bytes
+        with (partial / name).open("wb") as file:
+            for part in [values] * times + [values[: cut[name]]]:
+                part.tofile(file)
+    read = asdict(ReadReport(count, count, by_source=(count,)))
+    figures = {"stage": "finetune", "per_unit": 1, "read": read, "shortened": 0}
+    write_json(partial / FIGURES, figures)
+    write_manifest(partial, of=partial.stem)
+    partial.rename(partial.with_name(partial.stem))
 
 
 def contents(cache: Path) -> dict[str, str]:
@@ -283,12 +347,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "kills", "damage", "full", "one"))
+    parser.add_argument("what", choices=("scale", "start", "kills", "damage", "full", "one"))
     parser.add_argument(
-        "--pairs", type=int, default=0, help="default 1,000,000 (scale), 20,000, 500, 9,000"
+        "--pairs", type=int, default=0, help="default 1,000,000 (scale, start), 20,000, 500, 9,000"
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--encoded", type=int, default=100_000)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", type=Path)
@@ -300,7 +365,7 @@ def main() -> int:
         recipe = recipe_for(options.source, options.cache, options.model, options.workers[0])
         print(json.dumps(measure(recipe)))
         return 0
-    sizes = {"scale": 10**6, "kills": 20_000, "damage": 500, "full": 9000}
+    sizes = {"scale": 10**6, "start": 10**6, "kills": 20_000, "damage": 500, "full": 9000}
     options.pairs = options.pairs or sizes[options.what]
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)

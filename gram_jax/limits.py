@@ -56,13 +56,22 @@ def parse_json(data: bytes, largest: int) -> Any:
             "(GRAM_JAX_MAX_JSON_MILLION_VALUES); write one row per line instead, as .jsonl"
         )
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text, found {error}") from error
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"expected JSON, found {data[:60]!r}: {error}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
 
 
 def open_limited(path: Path, *, lines: bool = True) -> IO[bytes]:

@@ -191,12 +191,14 @@ def test_a_missing_judge_is_noticed_before_anything_is_generated(tmp_path, monke
 def test_the_command_samples_once_rates_and_draws(tmp_path):
     source = tmp_path / "p.jsonl"
     rows = [{"prompt": f"q{at}"} for at in range(3)]  # prompts alone
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": None}]))
     out = tmp_path / "out"
     words = ["bon", "tiny-random", "tiny-random", str(source), "--out", str(out), "--n", "4"]
+    assert "line 4" in run_cli(*words).output
+    words += ["--on-bad", "skip"]
     words += ["--max-new-tokens", "5", "--oracle", "tiny-random", "--compute-dtype", "float32"]
     done = run_cli(*words)
-    assert done.status == 0, done.output
+    assert done.status == 0 and "1 bad row" in done.output, done.output
     report = json.loads((out / "bon.json").read_text())
     assert [row["k"] for row in report["best_of"]] == [1, 2, 4]
     assert np.shape(report["rewards"]["proxy"]) == (3, 4)

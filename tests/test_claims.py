@@ -10,11 +10,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from gram_jax.recipes.reading import make_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +260,48 @@ def test_a_cell_of_the_new_domain_is_evaluated_on_pairs_without_its_labels(
         {cell: found}, pools, [(1.0, [cell])], ["harmless"], claims["figures"].brier
     )
     assert estimate.by_seed == {1: pytest.approx(1 / 16)}
+
+
+def test_first_stages_are_runs_of_their_own_with_recipes_that_can_be_read(claims, data, tmp_path):
+    cells, work = claims["cells"], claims["work"]
+    size = replace(claims["sizes"].SIZES["tiny"], first_stages=cells.FIRST_STAGES)
+    pools = claims["pools"].read_pools(size, data, "tiny-random", tmp_path / "lengths.json")
+    workshop = work.Workshop(tmp_path, pools, "tiny-random", None)
+    arms = {cell.first: cell for cell in cells.by_first(size, 0)}
+    assert len({workshop.key(cell) for cell in arms.values()}) == 4
+    assert arms["pretrain"] == cells.generative(size, 0)
+    stages = {}
+    for first, cell in arms.items():
+        last = work.run_of(cell, pools)
+        for run in filter(None, (last, last.start)):
+            recipe = make_recipe(workshop._values(run, "tiny-random", "out", "pairs.jsonl"))
+            stages.setdefault(first, []).append(recipe.stage)
+        assert bool(recipe.loss.order_consistency) == (first == "consistency")
+        assert len(recipe.data.train) == (2 if first == "consistency" else 1)
+    assert stages == {
+        "pretrain": ["finetune", "pretrain"],
+        "gram": ["finetune", "pretrain"],
+        "corruptions": ["finetune", "finetune"],
+        "consistency": ["finetune"],
+    }
+    first = work.run_of(arms["corruptions"], pools).start
+    made = workshop._drawn(first)
+    assert len(made) == first.count and {pair.label for pair in made} == {0}
+
+
+def test_the_table_of_first_stages_compares_each_with_none(claims, monkeypatch, data, tmp_path):
+    sizes = claims["sizes"].SIZES
+    monkeypatch.setitem(
+        sizes, "tiny", replace(sizes["tiny"], first_stages=claims["cells"].FIRST_STAGES)
+    )
+    page = tmp_path / "claims.md"
+    run(claims, monkeypatch, data, tmp_path / "out", "--markdown", page)
+    text = page.read_text().partition("## First stages")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == [
+        f"| {name}" for name in ("none", *claims["cells"].FIRST_STAGES)
+    ]
+    assert all(row[-1].startswith("+0.000") for row in rows[2:])
 
 
 def test_the_seconds_of_a_resumed_run_include_all_steps(claims):

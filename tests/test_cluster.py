@@ -115,6 +115,13 @@ def test_a_task_takes_the_gpus_that_slurm_gives_it_and_idle_ones_are_counted(
     assert [record.getMessage().split()[0] for record in caplog.records] == [str(idle)] * (idle > 0)
 
 
+@pytest.mark.parametrize("stated", ["2", "a100:2"])
+def test_gpus_per_task_state_the_gpus_of_a_node_if_slurm_does_not(stated):
+    env = step_environment("4(x2)", 8, 0, 3, "0,1") | {"SLURM_GPUS_PER_TASK": stated}
+    del env["SLURM_GPUS_ON_NODE"]
+    assert detect_cluster(None, None, None, None, env).devices == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("counts", "gpus", "visible", "named"),
     [

@@ -14,13 +14,13 @@ import pytest
 from families import FAMILIES, SENTENCEPIECE, family_tokenizer
 
 from gram_jax.data.inputs import pairs_of
-from gram_jax.data.reading import parse_row, read_records
+from gram_jax.data.reading import CONTEXT, Kind, expected_records, parse_row, read_records
 from gram_jax.data.records import Comparison
 from gram_jax.data.schemas import SCHEMAS
-from gram_jax.errors import DataError
+from gram_jax.errors import DataError, GramWarning
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import encode_items
-from gram_jax.judge.messages import Message, as_prompt, read_messages, render_call
+from gram_jax.judge.messages import CONTROL, Message, as_prompt, read_messages, render_call
 from gram_jax.judge.spec import make_spec
 from gram_jax.rewards.messages import completion_of, prompt_of
 
@@ -520,7 +520,11 @@ def test_empty_columns_of_a_mixture_are_not_read(tmp_path: Path):
     assert [r.chosen for r in read_records(path)[0]] == ["good"]
 
 
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 AMBIGUOUS = {
+    "messages as JSON": ({"prompt": "p", "chosen": json.dumps(TALK), "rejected": "b"}, "chosen is text"),
+    "messages of Python": ({"prompt": repr(TALK), "chosen": "a", "rejected": "b"}, "prompt is text"),
+    "conversations as JSON": ({"chosen": json.dumps(TALK), "rejected": json.dumps(TALK)}, "chosen is text"),
     "two schemas": ({"prompt": "p", "responses": ["x", "y"]} | ANSWERS, "(?=.*candidates).*trl-standard"),
     "two prompts": ({"prompt": "p", "question": "q"} | ANSWERS, "(?=.*prompt).*question"),
     "a prompt that is not shown": ({"context": "c"} | ANSWERS, "trl-implicit.*context"),
@@ -537,6 +541,87 @@ def test_rows_that_can_be_read_in_two_ways_are_refused_and_both_are_named(
     path = tmp_path / "two.jsonl"
     path.write_text(json.dumps(row))
     with pytest.raises(DataError, match=named):
+        read_records(path)
+
+
+def read_row(tmp_path: Path, row: dict[str, Any]) -> tuple[Any, dict[str, int]]:
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(row))
+    (record,), report = read_records(path)
+    return record, dict(report.notes)
+
+
+@pytest.mark.parametrize("column", ["context", "history", "document"])
+def test_a_context_beside_the_prompt_is_counted(column: str, tmp_path: Path):
+    row = {"question": "q", column: "something that the question is about"} | ANSWERS
+    assert read_row(tmp_path, row)[1] == {CONTEXT: 1}
+    assert read_row(tmp_path, row | {column: ""})[1] == {}
+    asked = {"instruction": "q", "input": "", "history": [["p", "a"]]} | ANSWERS
+    assert read_row(tmp_path, asked)[1] == {}  # a schema that reads it
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"} | ANSWERS,
+        {"prompt": "q", "chosen": "a<|eot_id|>", "rejected": "b<|eot_id|>"},
+        {"chosen": "[INST] q [/INST] a", "rejected": "[INST] q [/INST] b"},
+    ],
+)
+def test_texts_that_are_rendered_in_a_chat_format_are_counted(row, tmp_path: Path):
+    assert read_row(tmp_path, row)[1] == {CONTROL: 1}
+    with pytest.warns(GramWarning, match=CONTROL):
+        list(pairs_of([row]))
+
+
+@pytest.mark.parametrize("prompt", ["q", "\n\nHuman: q\n\nAssistant:", [TALK[0]]])
+def test_transcripts_beside_their_prompt_are_read_without_it(prompt, tmp_path: Path):
+    whole = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    record, _ = read_row(tmp_path, {"prompt": prompt} | whole)
+    assert (record.prompt, *record.best_first) == (as_prompt("q"), "chosen", "rejected")
+    with pytest.raises(DataError, match="prompt"):
+        read_row(tmp_path, {"prompt": "another"} | whole)
+
+
+def test_a_row_of_responses_with_the_same_rank_is_counted(tmp_path: Path):
+    path = tmp_path / "ranks.jsonl"
+    rows = [
+        {"prompt": "q", "answers": [{"answer": x, "rank": rank} for x, rank in zip("ab", ranks, strict=True)]}
+        for ranks in ((1, 2), (1, 1))
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records, report = read_records(path)
+    assert len(records) == 1
+    assert report.dropped == {"responses without a better or worse one": 1}
+
+
+def test_a_prompt_with_two_equal_responses_is_a_prompt(tmp_path: Path):
+    path = tmp_path / "equal.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "a"}))
+    assert [record.prompt for record in read_records(path, "prompts")[0]] == [as_prompt("q")]
+
+
+def test_the_number_of_records_is_expected_only_if_a_row_has_one(tmp_path: Path):
+    def expected(kind: Kind, **row: Any) -> int | None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps({"prompt": "q"} | row) + "\n")
+        return expected_records(path, kind)
+
+    assert expected("preference", chosen="a", rejected="b") == 1
+    assert expected("preference", chosen="a", rejected=["b", "c"]) is None
+    ranked = [{"answer": x, "rank": at} for at, x in enumerate("abc")]
+    assert (
+        expected("preference", answers=ranked) is None
+        and expected("candidates", answers=ranked) == 1
+    )
+    assert expected("candidates", responses=["a", "b"]) == 1
+    assert expected("candidates", completion="a", label=True) is None
+
+
+def test_a_key_that_is_given_twice_is_a_bad_row(tmp_path: Path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(DataError, match=r"line 1: .*'prompt' twice"):
         read_records(path)
 
 
@@ -633,6 +718,38 @@ def test_a_call_is_the_same_as_a_mapping_as_json_as_a_part_and_as_a_turn():
     assert {completion_of([one]) for one in forms} == {render_call("weather", arguments)}
     asked = {"role": "user", "content": "Why?"}
     assert len({prompt_of([asked, one, {"role": "tool", "content": "12 C"}]) for one in forms}) == 1
+
+
+ANSWER = {"role": "assistant"}
+CALL = {"name": "weather", "arguments": {"city": "Oslo"}}
+
+
+@pytest.mark.parametrize("name", ["parameters", "input", "args"])
+@pytest.mark.parametrize("inside", [lambda call: call, lambda call: {"function": call}])
+def test_arguments_of_a_call_are_shown_under_any_of_their_names(name: str, inside):
+    call = {"name": "weather", "id": "c1", name: {"city": "Oslo"}}
+    (shown,) = read_messages([ANSWER | {"tool_calls": [inside(call)]}], "m")
+    assert shown.content == render_call(**CALL)
+
+
+def test_a_call_with_something_else_than_arguments_is_refused():
+    with pytest.raises(DataError, match=r"arguments.*kwargs"):
+        read_messages([ANSWER | {"tool_calls": [{"name": "weather", "kwargs": {"a": 1}}]}], "m")
+
+
+@pytest.mark.parametrize(
+    ("message", "place"),
+    [
+        ({"role": "model", "parts": [{"text": "good"}]}, "parts"),
+        ({"role": "assistant", "value": "good"}, "value"),
+        ({"from": "gpt", "content": "good"}, "content"),
+        ({"role": "assistant", "text": "good"}, "text"),
+        ({"role": "user", "message": "good"}, "message"),
+    ],
+)
+def test_a_message_with_its_content_elsewhere_is_refused_and_not_empty(message, place: str):
+    with pytest.raises(DataError, match=f"under {place}"):
+        read_messages([message], "m")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])

@@ -74,6 +74,8 @@ def test_every_form_of_a_list_is_the_same_list():
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "list of comparisons, found dict"),
         ("abc", "list of comparisons, found str"),
         ([None], "comparison 0.*NoneType"),
+        ([([ASKED, *said("a")], "a", "b")], "comparison 0, prompt.*assistant"),
+        ([((*QUESTION, ASKED), 3, "b")], "comparison 0, second|comparison 0, first"),
     ],
 )  # fmt: skip
 def test_anything_else_is_refused_with_its_index(items, named):

@@ -15,6 +15,7 @@ from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.judge.messages import as_prompt
+from gram_jax.progress import no_progress
 from gram_jax.remote import local_copies, open_filesystem
 from gram_jax.scoring.files import check_files
 from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
@@ -132,6 +133,25 @@ def test_a_part_that_was_begun_is_resumed_and_whole_parts_are_skipped(tmp_path):
         write(out, shard, made=task(kill_after=2, window=3))
     done = write(out, shard)
     assert (done.before, done.written) == (6, 5)  # rows 1 to 6 without 3, and 13
+
+
+def test_the_progress_of_a_shard_counts_its_own_rows(tmp_path):
+    opened = []
+
+    def progress(total, *, done=0, label="", unit=""):
+        opened.append((total, done))
+        return no_progress(total)
+
+    def run(shard: Shard, **kill):
+        sink = OutputSink(tmp_path / "out.jsonl", progress=progress, shard=shard)
+        records = source(dropped=set())
+        write_parts(sink, METADATA, records, task(**kill), lambda: CODE)
+
+    with suppress(Killed):
+        run(Shard(0, 2, 6), kill_after=2)  # two windows of four of the 23 rows
+    run(Shard(0, 2, 6))
+    run(Shard(1, 2, 6))
+    assert opened == [(12, 0), (12, 8), (11, 0)]
 
 
 def test_missing_parts_are_named_with_their_rows(tmp_path):

@@ -28,6 +28,7 @@ from gram_jax.model.quantize import quantize_int8
 from gram_jax.ranking.tournament import METHODS
 from gram_jax.recipes.reading import make_rl_recipe
 from gram_jax.rewards.forms import RewardForm, Rewards
+from gram_jax.rl.judged import judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
@@ -233,23 +234,19 @@ def test_a_server_and_trainers_take_a_baseline(trained):
 
 @pytest.mark.slow
 def test_a_policy_is_trained_on_the_rewards_of_a_baseline(trained, tmp_path):
-    """They are the probabilities that the Bradley-Terry model gives against the reference."""
+    """They are those that `Rewards` of this judge gives: probabilities of being better than the reference."""
     baseline, place = trained[0].folder, make_placement({}, devices=jax.devices()[:1])
     judge = load_judge(baseline, compute_dtype="float32", placement=place)
-
-    def against_oak(prompts, texts, greedy):
-        ours = judge.rewards(zip(prompts, texts, strict=True))
-        theirs = judge.rewards((prompt, "oak") for prompt in prompts)
-        return (1 / (1 + np.exp(theirs - ours))).tolist()
-
+    form = RewardForm("reference", references=("oak",))
     found = []
-    for name, reward in (("judged", None), ("computed", against_oak)):
+    for name, reward in (("asked", None), ("given", judged_reward(judge, form))):
         asked = {"judge": str(baseline), "compare_with": "reference", "references": ["oak"]}
         recipe = make_rl_recipe(tiny_rl_values(tmp_path / name) | {"reward": asked})
         run_rl(recipe, placement=place, reward=reward)
         rows = read_metrics(tmp_path / name / "metrics.jsonl")
         found.append([row["reward"] for row in rows if "reward" in row])
-    assert len(found[0]) == 3 and found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0] == found[1] and len(set(found[0])) == 3
+    assert all(0 < reward < 1 for reward in found[0])
 
 
 @pytest.mark.slow

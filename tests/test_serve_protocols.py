@@ -249,7 +249,28 @@ def test_chat_completions_give_the_verdict_on_a_rendered_comparison(judge):
         (token,) = found["choices"][0]["logprobs"]["content"]
         logprobs = {one["token"]: one["logprob"] for one in token["top_logprobs"]}
         assert logprobs == pytest.approx({"A": np.log(expit(1)), "B": np.log(expit(-1))})
-        assert client.post("/v1/chat/completions", json=asked | {"stream": True}).status_code == 422
+        unset = dict.fromkeys(("top_logprobs", "n", "stream", "tools", "logprobs"))
+        assert client.post("/v1/chat/completions", json=asked | unset).status_code == 200
+        refused = {"stream": True, "tools": [{"type": "function"}], "continue_final_message": True}
+        for name, value in refused.items():
+            wrong = client.post("/v1/chat/completions", json=asked | {name: value})
+            assert wrong.status_code == 422 and name in wrong.text
+
+
+def test_null_is_the_same_as_an_option_that_is_left_out(client):
+    for path, body, unset in (
+        ("/rerank", {"query": "q", "documents": ["a", "aaa"]}, ("model", "top_n")),
+        ("/score", {"text_1": "q", "text_2": ["a", "aaa"]}, ("model",)),
+        ("/classify", {"input": [{"prompt": "q", "first": "a", "second": "b"}]}, ("use_activation",)),
+        ("/get_reward", {"query": [CHAT + "a", CHAT + "aaa"]}, ("prompts", "labels")),
+    ):  # fmt: skip
+        found = [
+            client.post(path, json=json_body).json()
+            for json_body in (body, body | dict.fromkeys(unset))
+        ]
+        for one in found:
+            one.pop("id", None), one.pop("created", None)
+        assert found[0] == found[1]
 
 
 def test_rerank(client):

@@ -112,7 +112,7 @@ def test_every_reason_to_drop_a_record_is_counted_under_a_name_of_its_own():
     from gram_jax.judge import messages
     from gram_jax.rewards.messages import UNKNOWN_FORMAT
 
-    reasons = [reading.BAD_ROW, reading.IDENTICAL, reading.UNPAIRED, examples.TIE, examples.TOO_LONG,
+    reasons = [reading.BAD_ROW, reading.IDENTICAL, reading.UNPAIRED, reading.CONTEXT, examples.TIE, examples.TOO_LONG,
                examples.IDENTICAL_SHORTENED, batches.LONGER_THAN_A_ROW, *messages.NOTES, UNKNOWN_FORMAT]  # fmt: skip
     assert len(set(reasons)) == len(reasons)
     described = (Path(__file__).parents[1] / "docs" / "what-happens-to-my-data.md").read_text()

@@ -714,9 +714,9 @@ TASKS: dict[str, Task] = {
     "older": Task(older, is_older),
     "if_then": Task(weather, lambda f, d: f["x"] if f["how"] == "rain" else f["y"]),
     "topic": Task(topics, lambda f, d: d.texts["topics"].get(f["x"], "")),
-    "polite": Task(vary("how", x=lambda d: d.words(1)[0]), *line()),
+    "polite": Task(vary("how", x=lambda d: d.one("things")), *line()),
     "greeting": Task(vary("how", x=lambda d: d.one("names")), *line()),
-    "mood": Task(vary("how", x=lambda d: d.words(1)[0]), *line()),
+    "mood": Task(vary("how", x=lambda d: d.one("things")), *line()),
     "person": Task(vary("how", p=lambda d: d.one("names"), x=lambda d: d.one("likes")), in_person),
     "refusal": Task(help_or_harm, help_or_refuse, is_help_or_refusal),
     "language": Task(

@@ -7,6 +7,9 @@ from sizes import Size
 
 SMOOTHINGS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 SHARES = (0.0, 0.25, 0.5, 1.0)
+# Uses of unlabeled pairs: the paper's stage 1 in the size's layout, or in GRAM's; the verdict on corrupted responses
+# (data/self_supervised.py); order consistency in stage 2, without a stage 1 (losses.order_divergence).
+FIRST_STAGES = ("pretrain", "gram", "corruptions", "consistency")
 FACTORS = (1 / 3, 3.0)  # of the learning rate, to check whether it decides a comparison
 
 
@@ -17,7 +20,7 @@ class Cell:
     kind: "generative" or "discriminative" (a scalar head, Bradley-Terry). unlabeled: share of the unlabeled pairs in
     stage 1, 0 for none. labels: preferences in stage 2, 0 for none. smoothing: torch's, 0 for the baseline, which has
     none. rate: factor of the learning rate of stage 2. domain: number of pairs of the new domain for training after
-    stage 2; None for a cell without adaptation.
+    stage 2; None for a cell without adaptation. first: what is done with the unlabeled pairs (FIRST_STAGES).
     """
 
     kind: str
@@ -27,6 +30,7 @@ class Cell:
     smoothing: float = 0.1
     rate: float = 1.0
     domain: int | None = None
+    first: str = "pretrain"
 
     @property
     def name(self) -> str:
@@ -34,7 +38,8 @@ class Cell:
         if not self.labels and not self.domain:
             return "base model, not trained"
         parts = [self.kind]
-        parts += [f"stage 1 on {self.unlabeled:.0%}"] if self.unlabeled else ["no stage 1"]
+        stage = "stage 1" if self.first == "pretrain" else self.first
+        parts += [f"{stage} on {self.unlabeled:.0%}"] if self.unlabeled else ["no stage 1"]
         parts += [f"{count_text(self.labels)} labels"]
         parts += [f"smoothing {self.smoothing:g}"] if self.kind == "generative" else []
         parts += [f"learning rate x {self.rate:.2g}"] if self.rate != 1 else []
@@ -80,6 +85,11 @@ def by_share(size: Size, seed: int) -> list[Cell]:
     return [generative(size, seed, share) for share in SHARES]
 
 
+def by_first(size: Size, seed: int) -> list[Cell]:
+    """The judge of the method with other uses of the unlabeled pairs."""
+    return [replace(generative(size, seed), first=first) for first in size.first_stages]
+
+
 def by_labels(size: Size, seed: int) -> list[list[Cell]]:
     """The judges whose curves over the number of labels are drawn."""
     kinds = [generative(size, seed), generative(size, seed, 0.0), discriminative(size, seed)]
@@ -118,6 +128,7 @@ def _in_order(size: Size, seeds: Sequence[int]) -> Iterator[Cell]:
         yield from by_smoothing(size, seed, (0.0, 0.3))
         yield from adapted(size, seed, size.domain_labels[-1])
         yield generative(size, seed, SHARES[1])
+        yield from by_first(size, seed)
     for seed in seeds[:3]:
         yield from by_share(size, seed)
         yield from by_domain(size, seed)
@@ -127,6 +138,7 @@ def _in_order(size: Size, seeds: Sequence[int]) -> Iterator[Cell]:
         yield from main_four(size, seed)
         yield from (cell for of_kind in by_labels(size, seed) for cell in of_kind)
         yield from by_smoothing(size, seed)
+        yield from by_first(size, seed)
     for seed in seeds:
         yield from by_share(size, seed)
         yield from by_domain(size, seed)

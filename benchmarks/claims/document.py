@@ -8,6 +8,7 @@ from cells import (
     RAW,
     Cell,
     adapted,
+    by_first,
     by_labels,
     by_rate,
     by_share,
@@ -97,6 +98,7 @@ class _Report:
             *self._selective(),
             *self._smoothing(),
             *self._unlabeled(),
+            *self._first_stages(),
             *self._labels(),
             *self._adaptation(),
             *self._rates(),
@@ -332,6 +334,32 @@ class _Report:
         head = ("no stage 1, learning rate", "seeds", "in distribution", "out of distribution")
         note = "A difference between two kinds of judge counts only if other learning rates do not reverse it."
         return ["## Learning rates", "", note, "", *_table(head, rows), ""]
+
+    def _first_stages(self) -> list[str]:
+        """Other uses of the unlabeled pairs, against the first one of the size and against none."""
+        if not self.size.first_stages:
+            return []
+        seeds, same = self.size.seeds, consistent(self.found)
+        arms = {"none": [generative(self.size, seed, 0.0) for seed in seeds]}
+        by_seed = [by_first(self.size, seed) for seed in seeds]
+        arms |= {cells[0].first: list(cells) for cells in zip(*by_seed, strict=True)}
+        rows = []
+        for name, cells in arms.items():
+            found = [self._figure(cells, sets, accuracy) for sets in (self.inside, self.outside)]
+            found.append(self._figure(cells, self.outside, accuracy, results=same))
+            terms = [(1.0, cells), (-1.0, arms["none"])]
+            gain = contrast(self.found, self.pools, terms, self.outside, accuracy)
+            shown = _shown(gain, sign=True) if name != "none" else "-"
+            rows.append((*_row(name, found), shown))
+        head = (
+            "unlabeled pairs",
+            "seeds",
+            "in distribution",
+            "out of distribution",
+            "order consistency, out of distribution",
+            "out of distribution, minus none",
+        )
+        return ["## First stages", "", *_table(head, rows), ""]
 
     def _learned(self) -> list[str]:
         """The written conclusions of this size, if there are any."""

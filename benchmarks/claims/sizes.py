@@ -17,7 +17,8 @@ class Size:
     held: number of instructions of preference_train that are added to preference_valid and excluded from training.
     least, long_tokens: a set with fewer than `least` fitting pairs is tested with the four main judges only, on its
       shortest pairs, one per prompt, whose two orders have `long_tokens` tokens in total.
-    layout: text of stage 1 (data.pretraining_layout).
+    layout: text of stage 1 (data.pretraining_layout). first_stages: uses of the unlabeled pairs that are compared
+      (cells.FIRST_STAGES), none for ().
     unlabeled: number of pairs that are 100 % of stage 1. labels: numbers of pairs for stage 2; base: the default one.
     domain: the set under eval/ that is the new domain; domain_labels: numbers of its pairs for training; domain_train:
       share of its prompts from which these are drawn, separately for every seed; the others are for testing.
@@ -37,6 +38,7 @@ class Size:
     least: int
     long_tokens: int
     layout: str
+    first_stages: tuple[str, ...]
     unlabeled: int
     labels: tuple[int, ...]
     base: int
@@ -69,6 +71,7 @@ SIZES = {
         least=0,
         long_tokens=0,
         layout="judge",
+        first_stages=(),
         unlabeled=ALL,
         labels=(1000, 3000, 10_000, ALL),
         base=ALL,
@@ -100,6 +103,7 @@ SIZES = {
         least=20,
         long_tokens=10_000,
         layout="gram",
+        first_stages=(),
         unlabeled=160,
         labels=(40, 120),
         base=120,
@@ -130,6 +134,7 @@ SIZES = {
         least=20,
         long_tokens=0,
         layout="judge",
+        first_stages=("pretrain", "gram", "corruptions", "consistency"),
         unlabeled=1200,
         labels=(300, 600, 1800),
         base=600,
@@ -160,6 +165,7 @@ SIZES = {
         least=4,
         long_tokens=1500,
         layout="judge",
+        first_stages=(),
         unlabeled=8,
         labels=(8, 16),
         base=16,

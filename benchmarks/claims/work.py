@@ -22,6 +22,7 @@ from sizes import Size
 
 from gram_jax.cli.console import Console
 from gram_jax.data.records import Comparison
+from gram_jax.data.self_supervised import corrupted_pairs
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.recipes.reading import make_recipe
@@ -43,12 +44,18 @@ OPTIMIZER = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
 }
+CORRUPTION_SMOOTHING = 0.2  # the responses that are corrupted may be bad themselves
+CONSISTENCY = 1.0  # weight of the divergence of both orders
 EDGE = 0.1  # share of the steps over which the first and the last loss are averaged
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: of `stage`, from the end of another run (None: the base model), on `count` pairs of a source."""
+    """One training: of `stage`, from the end of another run (None: the base model), on `count` pairs of a source.
+
+    source: of Pools.draw, or "corruptions" of unlabeled pairs. layout: of stage 1. unlabeled: number of unlabeled pairs
+    of stage 2, with order consistency.
+    """
 
     stage: str
     start: "Run | None"
@@ -57,21 +64,35 @@ class Run:
     seed: int
     smoothing: float
     rate: float
+    layout: str = ""
+    unlabeled: int = 0
 
 
 def run_of(cell: Cell, pools: Pools) -> Run | None:
     """The last training of a cell, with those before it; None for the base model."""
-    run = None
+    run, unlabeled = None, 0
     if cell.unlabeled:
         count = round(cell.unlabeled * pools.count("unlabeled", pools.size.unlabeled))
-        run = Run("pretrain", None, "unlabeled", count, cell.seed, 0.0, 1.0)
+        run = _first_run(cell, pools.size.layout, count)
+        unlabeled = count if cell.first == "consistency" else 0
     stage = "finetune" if cell.kind == "generative" else "bradley_terry"
     if cell.labels:
         count = pools.count("labels", cell.labels)
-        run = Run(stage, run, "labels", count, cell.seed, cell.smoothing, cell.rate)
+        settings = (cell.seed, cell.smoothing, cell.rate)
+        run = Run(stage, run, "labels", count, *settings, unlabeled=unlabeled)
     if cell.domain:
         run = Run(stage, run, "domain", cell.domain, cell.seed, cell.smoothing, cell.rate)
     return run
+
+
+def _first_run(cell: Cell, layout: str, count: int) -> Run | None:
+    """The first stage of a cell on unlabeled pairs; None if they are used in stage 2."""
+    if cell.first == "consistency":
+        return None
+    if cell.first == "corruptions":
+        return Run("finetune", None, "corruptions", count, cell.seed, CORRUPTION_SMOOTHING, 1.0)
+    layout = "gram" if cell.first == "gram" else layout
+    return Run("pretrain", None, "unlabeled", count, cell.seed, 0.0, 1.0, layout=layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +122,7 @@ class Workshop:
     def _pool_digests(self) -> dict[str, list[str]]:
         # Including the ids of the pairs: draws and the order shown depend on them.
         pools = {source: self.pools.pool(source) for source in ("unlabeled", "labels", "domain")}
+        pools["corruptions"] = pools["unlabeled"]
         return {source: [digest(of), _hash([p.id for p in of])] for source, of in pools.items()}
 
     def run_key(self, run: Run) -> str:
@@ -115,6 +137,10 @@ class Workshop:
                 del values["data"]["pretraining_layout"]
             start = self.model if run.start is None else self.run_key(run.start)
             drawn = [self._pool_digests[run.source], run.count, self.size.domain_train]
+            if run.source == "corruptions":
+                drawn.append(run.source)
+            if run.unlabeled:
+                drawn += [self._pool_digests["unlabeled"], run.unlabeled]
             self._keys[run] = _hash([decides, start, drawn])
         return self._keys[run]
 
@@ -186,8 +212,11 @@ class Workshop:
         """(the run's folder, figures of its training); a finished run is not computed again."""
         start = self.model if run.start is None else str(self.as_start(run.start))
         folder, pairs = self._folder(run), self.folder / "draws" / f"{self.run_key(run)}.jsonl"
-        drawn = self.pools.draw(run.source, run.count, run.seed)
+        drawn = self._drawn(run)
         write_pairs(pairs, drawn)
+        if run.unlabeled:
+            plain = self.pools.draw("unlabeled", run.unlabeled, run.seed)
+            write_pairs(Path(unlabeled_file(str(pairs))), plain)
         recipe = make_recipe(self._values(run, start, str(folder), str(pairs)))
         done = train(recipe, progress=self.console.progress)
         rows = read_metrics(folder / "metrics.jsonl")
@@ -203,6 +232,11 @@ class Workshop:
         }
         self.console.say(f"trained: {json.dumps(training)}")
         return str(folder), training
+
+    def _drawn(self, run: Run) -> list[Comparison]:
+        if run.source == "corruptions":
+            return corrupted_pairs(self.pools.draw("unlabeled", run.count, run.seed), seed=run.seed)
+        return self.pools.draw(run.source, run.count, run.seed)
 
     def _values(self, run: Run, start: str, folder: str, pairs: str) -> dict[str, Any]:
         """The recipe of a run."""
@@ -231,7 +265,7 @@ class Workshop:
                 "gradient_accumulation_steps": 1,
             },
             "optimizer": {"learning_rate": size.rates[run.stage] * run.rate, **OPTIMIZER},
-            "loss": loss[run.stage],
+            "loss": loss[run.stage] | ({"order_consistency": CONSISTENCY} if run.unlabeled else {}),
             "execution": {
                 "compute_dtype": size.compute_dtype,
                 "attention": "auto",
@@ -249,13 +283,15 @@ class Workshop:
             "overlong": "error",
             "on_bad": "error",
         }
+        if run.unlabeled:
+            data |= {"train": [pairs, unlabeled_file(pairs)], "schema": "auto"}
         if run.stage == "bradley_terry":
             return data
         if run.stage == "finetune":
             return data | {"position_augmentation": self.size.orders}
         return data | {
             "position_augmentation": "hash",
-            "pretraining_layout": self.size.layout,
+            "pretraining_layout": run.layout,
         }
 
     def _epochs(self, run: Run) -> int:
@@ -309,7 +345,14 @@ class Workshop:
 
     def _remove_run(self, run: Run) -> None:
         shutil.rmtree(self._folder(run), ignore_errors=True)
-        (self.folder / "draws" / f"{self.run_key(run)}.jsonl").unlink(missing_ok=True)
+        pairs = self.folder / "draws" / f"{self.run_key(run)}.jsonl"
+        for path in (pairs, Path(unlabeled_file(str(pairs)))):
+            path.unlink(missing_ok=True)
+
+
+def unlabeled_file(pairs: str) -> str:
+    """The file of the unlabeled pairs of stage 2, next to that of the labeled ones."""
+    return f"{pairs.removesuffix('.jsonl')}.unlabeled.jsonl"
 
 
 def step_seconds(rows: Sequence[dict[str, Any]]) -> float:

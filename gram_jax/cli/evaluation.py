@@ -279,9 +279,11 @@ def attack(
         model_config(model)  # raises, before the data are read
         chosen = []
         if process.index == 0:
-            records, _ = read_records(source, **rows.arguments())
+            records, read = read_records(source, **rows.arguments())
             chosen = choose_pairs(records, pairs, seed=seed)
             make_folder(out)
+            if read.dropped:
+                console.say(f"{source}: {read.dropped_text} of {read.rows:,} rows left out")
             console.say(
                 f"{len(chosen)} pairs, without and with {len(attacks)} attacks: up to "
                 f"{len(chosen) * (len(attacks) + 1):,} comparisons. Fewer: --pairs N, --only hostile"

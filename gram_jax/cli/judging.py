@@ -227,10 +227,13 @@ def bon(
     from gram_jax.model.generate import SamplingConfig
 
     make_folder(out)
-    records, _ = read_records(prompts, "prompts", **rows.arguments())
-    chosen = list(dict.fromkeys(record.prompt for record in records))[:limit]
+    records, read = read_records(prompts, "prompts", **rows.arguments())
+    distinct = list(dict.fromkeys(record.prompt for record in records))
+    chosen = distinct[:limit]
     sampling = SamplingConfig(max_new_tokens, temperature, top_p, seed)
     console, place = Console(), shards.place(GroupOptions())
+    left = f"; {read.dropped_text} left out" if read.dropped else ""
+    console.say(f"{len(chosen):,} of {len(distinct):,} prompts in {read.rows:,} rows{left}")
     if samples_only:
         with open_folder(out):
             drawn = draw_samples(

@@ -1,5 +1,6 @@
 """Recognising the schema of rows by their columns, and by their values if columns are the same."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,9 @@ from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
 # Columns that may hold the prompt of rows that have none by the rules of their schema.
 _MAY_ASK = ("context", "instruction", "messages", "conversations", "history", "user", "title", "text",
             "document", "article", "passage", "request", "post", "dialogue", "task")  # fmt: skip
+
+# Messages written as the text of a cell, as JSON or by Python.
+_WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 
 # Forms that do not belong to a published data set; an error message lists them first.
 _PLAIN = ("trl-standard", "labeled-pairs", "pairs", "candidates")
@@ -83,6 +87,14 @@ def _narrowest(fitting: Sequence[Schema], where: str, sample: Sequence[Fields]) 
                     f"it is the column {name}",
                     f"--schema trl-implicit, or --map prompt={name} --map chosen=chosen --map rejected=rejected",
                 )
+    for name in sorted(best.used(row)):
+        if all(isinstance(row.get(name), str) and _WRITTEN.match(row[name]) for row in sample):
+            raise _ambiguous(
+                where,
+                f"the column {name} is text (schema {best.name})",
+                "it is a list of messages that was written as text",
+                f"--schema {best.name}, or write the lists themselves (as JSON lines or Parquet)",
+            )
     return best
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gram_jax.data.reading import parse_row
 from gram_jax.data.records import Candidates, Comparison
@@ -12,7 +12,10 @@ from gram_jax.judge.messages import (
     Message,
     Notes,
     PromptLike,
+    as_prompt,
     check_list,
+    checked_prompt,
+    note_control_tokens,
     read_messages,
     read_response,
 )
@@ -29,11 +32,7 @@ def pairs_of(items: Iterable[Any]) -> Iterator[PairTexts]:
     >>> list(pairs_of([{"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."}]))
     [((Message(role='user', content='Name a prime.'),), 'Seven.', 'Nine.')]
     """
-    check_list(items, "a list of comparisons")
-    for at, item in enumerate(items):
-        place, notes = f"comparison {at}", Counter[str]()
-        if isinstance(item, Mapping):
-            (item,) = _only(parse_row(item, "pair", place, notes), place, Comparison)
+    for place, item, notes in _items(items, "comparison", "pair", Comparison):
         if isinstance(item, Comparison):
             yield item.prompt, item.first, item.second
         else:
@@ -43,16 +42,11 @@ def pairs_of(items: Iterable[Any]) -> Iterator[PairTexts]:
                 _response(first, f"{place}, first", notes),
                 _response(second, f"{place}, second", notes),
             )
-        _warn(notes)
 
 
 def lists_of(items: Iterable[Any]) -> Iterator[ListTexts]:
     """(prompt, responses) of each item: such a tuple, a row as a mapping, or Candidates."""
-    check_list(items, "a list of lists of responses")
-    for at, item in enumerate(items):
-        place, notes = f"list {at}", Counter[str]()
-        if isinstance(item, Mapping):
-            (item,) = _only(parse_row(item, "candidates", place, notes), place, Candidates)
+    for place, item, notes in _items(items, "list", "candidates", Candidates):
         if isinstance(item, Candidates):
             yield item.prompt, item.responses
         else:
@@ -67,15 +61,28 @@ def lists_of(items: Iterable[Any]) -> Iterator[ListTexts]:
                     for i, text in enumerate(responses)
                 ],
             )
-        _warn(notes)
 
 
-def _only(records: Sequence[Any], place: str, kind: type) -> Sequence[Any]:
+def _items(
+    items: Iterable[Any], noun: str, kind: Literal["pair", "candidates"], record: type
+) -> Iterator[tuple[str, Any, Notes]]:
+    """(place, item, notes) of each item, rows as records. A warning follows for what the notes count."""
+    check_list(items, f"a list of {noun}s")
+    for at, item in enumerate(items):
+        place, notes = f"{noun} {at}", Counter[str]()
+        if isinstance(item, Mapping):
+            item = _only(parse_row(item, kind, place, notes), place, record)
+        yield place, item, notes
+        for what in notes:  # the same words every time: Python shows a repeated warning once
+            warnings.warn(f"some comparisons have {what}", category=GramWarning, stacklevel=3)
+
+
+def _only(records: Sequence[Any], place: str, kind: type) -> Any:
     if len(records) != 1 or not isinstance(records[0], kind):
         raise DataError(
             f"{place}: a row with {len(records)} pairs; read_records reads such rows, and its records can be passed"
         )
-    return records
+    return records[0]
 
 
 def _fields(item: Any, place: str, names: tuple[str, ...]) -> Sequence[Any]:
@@ -88,20 +95,22 @@ def _fields(item: Any, place: str, names: tuple[str, ...]) -> Sequence[Any]:
 
 
 def _prompt(value: Any, place: str, notes: Notes) -> PromptLike:
-    if isinstance(value, str) or (
-        isinstance(value, tuple) and value and isinstance(value[0], Message)
-    ):
-        return value
-    return read_messages(value, f"{place}, prompt", notes)
+    prompt: Any = value
+    if not isinstance(value, str) and not _are_messages(value):
+        field = f"{place}, prompt"
+        prompt = checked_prompt(read_messages(value, field, notes), field)
+    note_control_tokens((turn.content for turn in as_prompt(prompt)), notes)
+    return prompt
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(x, Message) for x in value)
 
 
 def _response(value: Any, place: str, notes: Notes) -> str:
-    return value if isinstance(value, str) else read_response(value, place, notes)
-
-
-def _warn(notes: Notes) -> None:
-    for kind in notes:  # the same words every time: Python shows a repeated warning once
-        warnings.warn(f"some comparisons have {kind}", category=GramWarning, stacklevel=3)
+    text = value if isinstance(value, str) else read_response(value, place, notes)
+    note_control_tokens([text], notes)
+    return text
 
 
 def _shown(value: Any) -> str:

@@ -29,10 +29,10 @@ from gram_jax.data.mapping import ColumnMap, checked_map, mapped
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema
-from gram_jax.data.sources import Row, Source, SourceSpec, parse_source, read_rows
+from gram_jax.data.sources import Row, Source, SourceSpec, count_rows, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash
-from gram_jax.judge.messages import BadField, Notes, Prompt, Seen
+from gram_jax.judge.messages import BadField, Notes, Prompt, Seen, note_control_tokens
 
 Kind = Literal["preference", "pair", "comparison", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
@@ -41,6 +41,9 @@ SAMPLE_ROWS = 32  # rows by which a schema is detected
 BAD_ROW = "bad row"
 IDENTICAL = "identical responses"
 UNPAIRED = "responses without a better or worse one"
+CONTEXT = "rows with a context, history or document that is not shown"
+# Columns that may belong to the prompt of forms that have none of them.
+_CONTEXTS = ("context", "history", "conversation", "dialogue", "passage", "document", "article")
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,8 @@ class RecordStream:
         check_choice("on_bad", on_bad, OnBad, DataError)
         self.spec = parse_source(source)
         self.kind: Kind = kind
-        self.schema, self.on_bad, self.keep_identical = schema, on_bad, keep_identical
+        self.schema, self.on_bad = schema, on_bad
+        self.keep_identical = keep_identical or kind == "prompts"
         self.map = _map_of(self.spec, map)
         limits = [n for n in (limit, self.spec.limit) if n is not None]
         self.limit = min(limits, default=None)
@@ -162,6 +166,8 @@ class RecordStream:
             if row.fault is None:
                 found = _parse(row.fields, schema, kind, notes)
                 self._notes.update(notes)
+                if not found:
+                    self._drop(UNPAIRED)
                 return found
             fault = f"{row.where}: {row.fault}"
         except BadField as error:
@@ -226,6 +232,15 @@ def source_kind(source: Source, *, schema: str = "auto", map: ColumnMap | None =
     if found.name == "candidates":
         return "candidates"
     return "preference" if found.labeled else "pair"
+
+
+def expected_records(
+    source: Source, kind: Kind, *, schema: str = "auto", map: ColumnMap | None = None
+) -> int | None:
+    """Number of records of a source, for a progress bar; None if its rows may have several, or must be parsed."""
+    found = source_schema(source, schema=schema, map=map)
+    one_list = kind == "candidates" and found.listed and not found.grouped
+    return count_rows(source) if one_list or not found.several else None
 
 
 def source_schema(source: Source, *, schema: str = "auto", map: ColumnMap | None = None) -> Schema:
@@ -312,16 +327,10 @@ def read_records(
 
 
 def read_sources(
-    sources: Iterable[Source],
-    kind: Kind = "preference",
-    *,
-    schema: str = "auto",
-    on_bad: OnBad = "error",
-    limit: int | None = None,
-    map: ColumnMap | None = None,
+    sources: Iterable[Source], kind: Kind = "preference", **options: Unpack[ReadOptions]
 ) -> tuple[list[Any], ReadReport]:
     """The records of several sources, one after another; ids are unique, and `limit` applies, over all sources."""
-    stream = SourcesStream(sources, kind, schema=schema, on_bad=on_bad, limit=limit, map=map)
+    stream = SourcesStream(sources, kind, **options)
     records = list(stream.as_read())
     return list(_with_unique_ids(records, _repeated_ids(records))), stream.read
 
@@ -396,6 +405,8 @@ def parse_row(
 
 
 def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Record]:
+    if any(fields.get(name) and name not in schema.columns for name in _CONTEXTS):
+        notes[CONTEXT] += 1
     weight = 1.0
     if fields.get("weight") is not None:
         weight = number_value(fields["weight"], "weight")
@@ -406,8 +417,9 @@ def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Rec
     else:
         parsed = schema.parse(fields, notes)
     for record in parsed:
-        contents = [message.content for message in record.prompt]
-        check_encodable(fields, [*contents, *texts_of(record)])
+        texts = [*(message.content for message in record.prompt), *texts_of(record)]
+        check_encodable(fields, texts)
+        note_control_tokens(texts, notes)
     name, source = id_of(fields), source_of(fields)
     records = [_as_kind(record, kind, weight, name, source) for record in parsed]
     rationale = fields.get("rationale")

@@ -23,9 +23,9 @@ from gram_jax.data.verdicts import (
 from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 
 # Columns that every schema reads if a row has them.
-SYSTEM = "system|system_prompt"
+SYSTEM = "system|system_prompt|system_message"
 TOOLS = "tools"
-COMMON = ("margin", "weight", "rationale", "tools", "system", "system_prompt")
+COMMON = ("margin", "weight", "rationale", TOOLS, *SYSTEM.split("|"))
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
 
@@ -37,7 +37,7 @@ class Schema:
     fields: the required columns ("a|b": one of them); read: the records of a row; fits: whether the values of a row
     with these columns are of this form; labeled: whether a row states a preference; graded: the row as one list of
     graded responses, if the form has such lists; listed: a row is one such list; grouped: the rows of one prompt are
-    one such list; optional: columns that are read if they exist.
+    one such list; several: a row may give several comparisons; optional: columns that are read if they exist.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Schema:
     graded: Callable[[Fields, Notes], Candidates] | None = None
     listed: bool = False
     grouped: bool = False
+    several: bool = False
     optional: tuple[str, ...] = ()
 
     def matches(self, row: Fields) -> bool:
@@ -153,7 +154,7 @@ def _has_prompt(row: Fields) -> bool:
 
 
 def _is_transcript(row: Fields) -> bool:
-    return (not _has_prompt(row) and _texts(row, *BOTH)) and all(
+    return _texts(row, *BOTH) and all(
         "\n\nAssistant:" in row[name] and "Human:" in row[name][:10] for name in BOTH
     )
 
@@ -165,13 +166,15 @@ def _is_implicit(row: Fields) -> bool:
 def _is_repeated(row: Fields) -> bool:
     """Whether both responses repeat a prompt of over two words; a shorter one may be repeated by chance ("Hi")."""
     prompt = row["prompt"]
-    if not isinstance(prompt, str) or len(prompt.split()) <= 2:
+    if not isinstance(prompt, str) or len(prompt.split()) <= 2 or _is_transcript(row):
         return False
     return _texts(row, *BOTH) and all(row[name].startswith(prompt) for name in BOTH)
 
 
 def _is_standard(row: Fields) -> bool:
-    return _texts(row, *BOTH) and not (row.get("prompt") is not None and _is_repeated(row))
+    if row.get("prompt") is not None and _is_repeated(row):
+        return False
+    return _texts(row, *BOTH) and not _is_transcript(row)
 
 
 # Rows with lists of responses
@@ -204,7 +207,7 @@ def _listed(
     def read(row: Fields, notes: Notes) -> list[Comparison]:
         return lists.graded_pairs(graded(row, notes), id_of(row))
 
-    return Schema(name, fields, read, graded=graded, listed=True, **options)
+    return Schema(name, fields, read, graded=graded, listed=True, several=True, **options)
 
 
 _ANY = (ASKED, *BOTH)
@@ -213,13 +216,14 @@ _LABELS: Mapping[str, Label] = {**WORDS, "0": 0, "1": 1}
 _MODELS = Words(("winner",), WORDS)
 # The first of two forms with the same columns is used, so a narrower form precedes a wider one.
 ALL = (
-    Schema("rm-bench", ("prompt", *BOTH), lists.rm_bench, _is_rm_bench),
+    Schema("rm-bench", ("prompt", *BOTH), lists.rm_bench, _is_rm_bench, several=True),
     Schema(
         "reward-bench-2",
         _ANY,
         lists.right_and_wrong,
         _has_lists,
         graded=lists.graded_right_and_wrong,
+        several=True,
     ),
     Schema(
         "candidates",
@@ -339,7 +343,15 @@ ALL = (
     ),
     _pair("trl-repeated", ("prompt", *BOTH), chosen, shape=shapes.repeated, fits=_is_repeated),
     _pair("trl-standard", (ASKED, *BOTH), chosen, fits=_is_standard),
-    _pair("hh-rlhf", ("", *BOTH), chosen, BOTH, shapes.transcripts, fits=_is_transcript),
+    _pair(
+        "hh-rlhf",
+        ("", *BOTH),
+        chosen,
+        BOTH,
+        shapes.transcripts,
+        fits=_is_transcript,
+        optional=PROMPTS,
+    ),
     _pair("trl-implicit", ("", *BOTH), chosen, BOTH, shapes.shared_text, fits=_is_implicit),
 )
 

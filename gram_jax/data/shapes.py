@@ -105,12 +105,8 @@ def _check_shown(row: Fields, names: Sequence[str], prompt: Prompt) -> None:
     contents = [turn.content for turn in prompt]
     for name in names:
         given = row[name]
-        asked = (
-            [given]
-            if isinstance(given, str)
-            else [turn.content for turn in read_messages(given, name)]
-        )
-        if all(text in contents for text in asked):
+        asked = prompt_at(row, name) if isinstance(given, str) else read_messages(given, name)
+        if all(turn.content in contents for turn in asked):
             return
     if names:
         raise BadField(names[0], "the text of a turn of chosen", row[names[0]])
@@ -139,14 +135,16 @@ def repeated(row: Fields, columns: Columns, notes: Notes) -> Parts:
         if not text.startswith(prompt):
             raise BadField(field, "text that starts with the prompt, as the other rows do", text)
         texts.append(text[len(prompt) :])
-    return read_prompt(prompt, asked), texts[0], texts[1]
+    return prompt_at(row, asked), texts[0], texts[1]
 
 
 def transcripts(row: Fields, columns: Columns, notes: Notes) -> Parts:
-    """Two transcripts of Human and Assistant."""
+    """Two transcripts of Human and Assistant; a prompt column may repeat their beginning."""
     _, first, second = columns
     one, other = (transcript_turns(text_of(row, field), field) for field in (first, second))
-    return split_conversations(one, other, (first, second), notes)
+    found = split_conversations(one, other, (first, second), notes)
+    _check_shown(row, _given(row, "|".join(PROMPTS)), found[0])
+    return found
 
 
 def transcript_turns(text: str, field: str) -> Prompt:

@@ -132,15 +132,17 @@ def _slurm_gpus(env: Mapping[str, str], tasks: int) -> tuple[int, ...] | None:
     """
     listed = env.get("CUDA_VISIBLE_DEVICES") or env.get("ROCR_VISIBLE_DEVICES") or ""
     visible = [name for name in listed.split(",") if name.strip()]
-    allocated = len(visible)
-    if "SLURM_GPUS_ON_NODE" in env:
-        allocated = _number(env, "SLURM_GPUS_ON_NODE")
-    seen = len(visible) or allocated  # --gpu-bind=none sets no variable
-    if not seen or "SLURM_LOCALID" not in env:
-        return None
     if "SLURM_STEP_TASKS_PER_NODE" in env and "SLURM_NODEID" in env:
         counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
         tasks = counts[_number(env, "SLURM_NODEID", len(counts))]
+    allocated = len(visible)
+    if "SLURM_GPUS_ON_NODE" in env:
+        allocated = _number(env, "SLURM_GPUS_ON_NODE")
+    elif per_task := re.fullmatch(r"(?:.*:)?(\d+)", env.get("SLURM_GPUS_PER_TASK", "")):
+        allocated = tasks * int(per_task[1])
+    seen = len(visible) or allocated  # --gpu-bind=none sets no variable
+    if not seen or "SLURM_LOCALID" not in env:
+        return None
     local, mig = _number(env, "SLURM_LOCALID", tasks), listed.startswith("MIG-")
     bound = tasks == 1 or seen < allocated
     share = seen if bound else seen // tasks

@@ -31,12 +31,20 @@ REASONING = "reasoning not shown"
 NO_CONTENT = "messages without content"
 AFTER_RESPONSE = "turns after the response not shown"
 PREFILL = "the assistant's turns at the end of a prompt not shown"
-NOTES = (REASONING, NO_CONTENT, AFTER_RESPONSE, PREFILL)
+CONTROL = "texts with control tokens of a chat format, shown as text"
+NOTES = (REASONING, NO_CONTENT, AFTER_RESPONSE, PREFILL, CONTROL)
 Notes = Counter[str]
+# Of the chat formats in use. A judge reads them as plain text.
+_CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_header_id|>", "<|end|>",
+                   "<|user|>", "<|assistant|>", "<start_of_turn>", "<end_of_turn>", "[/INST]", "<｜")  # fmt: skip
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# Where other formats hold the content of a message, and the arguments of a call.
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+_ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
+_CALL_KEYS = {"name", "id", "call_id", "type", "index", "function"}
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -109,6 +117,12 @@ def text_value(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise BadField(field, "text", value)
     return value
+
+
+def note_control_tokens(texts: Iterable[str], notes: Notes) -> None:
+    """Count texts of one comparison that are rendered in a chat format, or hold its control tokens."""
+    if any(token in text for text in texts for token in _CONTROL_TOKENS):
+        notes[CONTROL] += 1
 
 
 def read_messages(value: Any, field: str, notes: Notes | None = None) -> Prompt:
@@ -317,9 +331,12 @@ def _message(item: Any, field: str, notes: Notes) -> Message:
         content = _written_call(content)
     content = _get(item, "refusal") if content is None and _get(item, "refusal") else content
     calls = _calls(item, field)
+    if content is None:
+        other = next((key for key in _CONTENT_KEYS if _get(item, key) is not None), None)
+        if other or (role in ("system", "user") and not calls):
+            found = Seen(f"it under {other}") if other else None
+            raise BadField(f"{field}.{content_key}", "text or a list of parts", found)
     if content is None and not calls:
-        if role in ("system", "user"):
-            raise BadField(f"{field}.{content_key}", "text or a list of parts", None)
         notes[NO_CONTENT] += 1
     shown = "\n".join(part for part in (content, *calls) if part)
     return Message(role, text_value(shown, f"{field}.{content_key}"))
@@ -346,7 +363,7 @@ def _part(part: Any, field: str, notes: Notes) -> str:
         notes[REASONING] += 1
         return ""
     if kind == "tool_use":
-        return render_call(text_value(_get(part, "name"), f"{field}.name"), _get(part, "input"))
+        return render_call(text_value(_get(part, "name"), f"{field}.name"), _arguments(part, field))
     if kind == "tool_result":
         return _content(_get(part, "content"), f"{field}.content", notes) or ""
     if kind == "refusal":
@@ -367,8 +384,20 @@ def _calls(item: Any, field: str) -> list[str]:
     for at, call in enumerate(given):
         what = _get(call, "function") or call
         name = text_value(_get(what, "name"), f"{field}.tool_calls[{at}].name")
-        calls.append(render_call(name, _get(what, "arguments")))
+        calls.append(render_call(name, _arguments(what, f"{field}.tool_calls[{at}]")))
     return calls
+
+
+def _arguments(call: Any, field: str) -> Any:
+    """The arguments of a call, under any of their names. Raises BadField if they may be under another one."""
+    for key in _ARGUMENT_KEYS:
+        if (found := _get(call, key)) is not None:
+            return found
+    others = {key for key in call if call[key] is not None} if isinstance(call, Mapping) else set()
+    if others := others - _CALL_KEYS - set(_ARGUMENT_KEYS):
+        found = Seen(f"only {', '.join(sorted(map(str, others)))}")
+        raise BadField(f"{field}.arguments", "the arguments of the call", found)
+    return None
 
 
 def _written_call(content: str | None) -> str | None:
@@ -376,6 +405,7 @@ def _written_call(content: str | None) -> str | None:
     try:
         found = json.loads(content or "")
         found = found if isinstance(found, list) else [found]
-        return "\n".join(render_call(call["name"], call["arguments"]) for call in found)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        calls = ((call["name"], _arguments(call, "call")) for call in found)
+        return "\n".join(render_call(name, arguments) for name, arguments in calls)
+    except (BadField, ValueError, TypeError, KeyError, RecursionError):
         return content

@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from gram_jax.errors import DataError
@@ -119,22 +120,28 @@ def response_in(query: str, prompt: str, ends: Iterable[str] = ENDS) -> str:
         return without_ends(query[len(prompt) :], ends)
     asked, _ = _plain_characters(prompt)
     found, places = _plain_characters(query)
-    start = 0
-    if not found.startswith(asked):
-        opening = found[:LEAST_OVERLAP]
-        start = asked.find(opening) if len(opening) == LEAST_OVERLAP else -1
-        while start >= 0 and not found.startswith(asked[start:]):
-            start = asked.find(opening, start + 1)
-    if start < 0:
+    starts = [0] if found.startswith(asked) else list(islice(_overlaps(asked, found), 2))
+    if len(starts) != 1:
         turns = chat_turns(query)
         if turns and len(turns) > 1 and turns[-1].role == "assistant":
             return without_ends(turns[-1].content, ends)
+        places_found = "several such places were" if starts else "no such place was"
         raise DataError(
-            "expected a query that begins with its prompt, or with the end of it, and no such place was found"
+            f"expected a query that begins with its prompt, or with the end of it, and {places_found} found"
         )
-    end = places[len(asked) - start - 1] if asked else 0
+    end = places[len(asked) - starts[0] - 1] if asked else 0
     rest = re.compile(rf"(?:\s*(?:{_CONTROL.pattern}))*").match(query, end)
     return without_ends(query[rest.end() if rest else end :], ends)
+
+
+def _overlaps(asked: str, found: str) -> Iterator[int]:
+    """Where the end of `asked` begins that `found` begins with, the longest first."""
+    opening = found[:LEAST_OVERLAP]
+    start = asked.find(opening) if len(opening) == LEAST_OVERLAP else -1
+    while start >= 0:
+        if found.startswith(asked[start:]):
+            yield start
+        start = asked.find(opening, start + 1)
 
 
 def conversation_of(text: str, ends: Iterable[str] = ENDS) -> tuple[Prompt, str]:

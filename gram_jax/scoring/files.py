@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from gram_jax.data.mapping import ColumnMap
-from gram_jax.data.reading import Kind, OnBad, RecordStream, log_notes, source_kind
-from gram_jax.data.sources import contents_of_source, count_rows, parse_source
+from gram_jax.data.reading import (
+    Kind,
+    OnBad,
+    RecordStream,
+    expected_records,
+    log_notes,
+    source_kind,
+)
+from gram_jax.data.sources import contents_of_source, parse_source
 from gram_jax.errors import DataError
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
@@ -109,7 +116,10 @@ def score_file(
         return ((stream.row, record) for record in stream)
 
     read = RowSource(
-        records, lambda: stream.row, count_rows(source), partial(contents_of_source, source)
+        records,
+        lambda: stream.row,
+        expected_records(source, kind, schema=schema, map=map),
+        partial(contents_of_source, source),
     )
     summary = write_results(
         sink,

@@ -178,7 +178,7 @@ class _ShardWriter:
         self.done = {int(name[1]) for name in found if name}
         self.dropped: dict[int, Counter[str]] = {}
         self.open: deque[_OpenPart] = deque()
-        self.resumed = self.shortened = 0
+        self.shortened = 0
 
     def part(self, row: int) -> int:
         return (row - 1) // self.shard.part_rows
@@ -188,6 +188,17 @@ class _ShardWriter:
 
     def wanted(self, row: int) -> bool:
         return self.mine(self.part(row))
+
+    def rows_before(self, place: Path) -> int:
+        """Number of rows in the parts of this shard, those that an interrupted run began included."""
+        whole = [part for part in self.done if part % self.shard.count == self.shard.index]
+        counts = [_read_record(self.folder, part, self.made_from).rows for part in whole]
+        for path in place.glob(f"*{PARTIAL}"):
+            if (name := PART.fullmatch(path.name.removesuffix(PARTIAL))) and self.mine(
+                int(name[1])
+            ):
+                counts.append(path.read_bytes().count(b"\n"))
+        return sum(counts)
 
     def drop(self, row: int, why: str) -> None:
         self.dropped.setdefault(self.part(row), Counter())[why] += 1
@@ -207,7 +218,6 @@ class _ShardWriter:
             members = iter(group)
             part.begin(members)
             count = part.file.rows
-            self.resumed += count
             for one in members:
                 count += 1
                 yield one
@@ -297,18 +307,14 @@ def write_parts(
         place = held.enter_context(folder.workplace())
         writer = _ShardWriter(shard, folder, made_from, code())
         held.callback(writer.close)
-        before = sum(
-            _read_record(folder, part, made_from).rows
-            for part in writer.done
-            if part % shard.count == shard.index
-        )
+        before = writer.rows_before(place)
         dropped: Counter[str] = Counter()
 
         def drop(row: int, why: str) -> None:
             writer.drop(row, why)
             dropped[why] += 1
 
-        total = None if source.total is None else -(-source.total // shard.count)
+        total = None if source.total is None else shard.rows_of(source.total)
         with sink.progress(total, done=before, label=task.label, unit=task.unit) as bar:
             records = writer.pending(source.records(writer.wanted, drop), place, source.rows)
             written = 0
@@ -317,7 +323,7 @@ def write_parts(
                 written += len(rows)
             writer.publish()
         _write_end(folder, source.rows())
-        return WriteSummary(written, before + writer.resumed, writer.shortened, dict(dropped))
+        return WriteSummary(written, before, writer.shortened, dict(dropped))
 
 
 def _open_folder(

@@ -96,6 +96,15 @@ class Shard:
     count: int
     part_rows: int
 
+    def rows_of(self, total: int) -> int:
+        """Number of its rows, of a file of `total` rows.
+
+        >>> Shard(0, 2, 10).rows_of(8), Shard(0, 2, 10).rows_of(25), Shard(1, 2, 10).rows_of(25)
+        (8, 15, 10)
+        """
+        starts = range(self.index * self.part_rows, total, self.count * self.part_rows)
+        return sum(min(self.part_rows, total - start) for start in starts)
+
 
 class OutputSink(NamedTuple):
     """Destination of rows: a JSON lines file, or None for memory. overwrite: start again, do not resume.

@@ -125,6 +125,9 @@ class TextScorer:
             diffs = self.label_logit_diffs(
                 texts, paired=True, progress=lambda count: progress(count // 2)
             ).reshape(-1, 2)
+            # Both orders are one sequence, whose last bits depend on its row.
+            identical = np.array([text.identical for text in texts[::2]])
+            diffs[identical, 1] = diffs[identical, 0]
             diffs[swapped] = diffs[swapped, ::-1]
             shortened = np.array([text.shortened for text in texts]).reshape(-1, 2)
             for (given, other), cut in zip(diffs.tolist(), shortened, strict=True):

@@ -23,14 +23,20 @@ router = APIRouter(route_class=JsonRoute)
 
 
 class ChatRequest(BaseModel):
-    """messages: the comparison in one order, as the client's template renders it; other settings have no effect."""
+    """messages: the comparison in one order, as the client's template renders it.
 
-    model: Text = ""
+    Definitions of tools and an answer that is begun are refused; other settings have no effect.
+    """
+
+    model: Text | None = None
     messages: Messages
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
-    n: Literal[1] = 1
-    stream: Literal[False] = False
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = 0
+    n: Literal[1] | None = 1
+    stream: Literal[False] | None = False
+    tools: Annotated[list[Any] | None, Field(max_length=0)] = None
+    continue_final_message: Literal[False] | None = False
+    add_generation_prompt: Literal[True] | None = True
 
 
 class ChatMessage(BaseModel):
@@ -84,7 +90,7 @@ def chat_completions(request: ChatRequest, service: TheService, client: Client) 
         {"token": label, "logprob": value, "bytes": list(label.encode())}
         for label, value in ordered
     ]
-    content = [{**shown[0], "top_logprobs": shown[: request.top_logprobs]}]
+    content = [{**shown[0], "top_logprobs": shown[: request.top_logprobs or 0]}]
     return ChatResponse(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),

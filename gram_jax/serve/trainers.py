@@ -35,7 +35,7 @@ class GetRewardRequest(BaseModel):
     """query: prompts with their responses; labels: references."""
 
     query: Annotated[Texts, Field(validation_alias=AliasChoices("query", "queries"))]
-    prompts: Texts = []
+    prompts: Texts | None = None
     labels: Annotated[list[Annotated[Label, Item]], Field(max_length=MAX_ITEMS)] | None = None
 
 
@@ -73,7 +73,7 @@ def get_reward(
         label = reference_of(request.label)
         sample = Sample(service.read_prompt(request.prompt), request.response, label)
         return service.rewards(client, [sample])[0]
-    queries, prompts, labels = request.query, request.prompts, request.labels or []
+    queries, prompts, labels = request.query, request.prompts or [], request.labels or []
     check_length("prompts", prompts, queries)
     check_length("labels", labels, queries)
 
@@ -95,7 +95,7 @@ def get_reward(
 class ScoreEvaluationRequest(BaseModel):
     """messages: rendered conversations, each ending with its response."""
 
-    model: Text = ""
+    model: Text | None = None
     messages: Texts
     max_length: int | None = None
 

@@ -47,15 +47,17 @@ class ClassifyRequest(BaseModel):
     use_activation: probabilities, or (false) logits with mean 0.
     """
 
-    model: Text = ""
+    model: Text | None = None
     input: Input
-    use_activation: bool = True
+    use_activation: Annotated[
+        bool | None, Field(validation_alias=AliasChoices("use_activation", "activation"))
+    ] = True
 
 
 class ScoreRequest(BaseModel):
     """text_1: one prompt, or one for each response of text_2."""
 
-    model: Text = ""
+    model: Text | None = None
     text_1: Annotated[
         TextOrList, Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
     ]
@@ -73,12 +75,12 @@ class DocumentField(BaseModel):
 class RerankRequest(BaseModel):
     """Responses (documents) to a prompt (query); top_n: how many of the best are returned, 0 for all."""
 
-    model: Text = ""
+    model: Text | None = None
     query: Text
     documents: Annotated[
         list[Annotated[Text | DocumentField, Item]], Field(min_length=1, max_length=MAX_ITEMS)
     ]
-    top_n: Annotated[int, Field(ge=0)] = 0
+    top_n: Annotated[int | None, Field(ge=0)] = 0
 
 
 class RerankResult(BaseModel):
@@ -149,7 +151,9 @@ def classify(request: ClassifyRequest, service: TheService, client: Client) -> L
     given, labels = request.input, [label.strip() for label in service.scorer.spec.labels]
 
     def row(first: float, margin: float) -> dict[str, Any]:
-        shown = [first, 1 - first] if request.use_activation else [margin / 2, -margin / 2]
+        shown = (
+            [first, 1 - first] if request.use_activation is not False else [margin / 2, -margin / 2]
+        )
         return {"label": labels[first < 0.5], "probs": shown, "num_classes": 2}
 
     if isinstance(given, list) and _kind(given).endswith("tokens"):
