@@ -150,6 +150,7 @@ def test_no_feature_of_the_responses_predicts_the_label(pairs, feature):
         assert share((value(c), value(r)) for _, c, r in rows) == 0.5, name
 
 
+@pytest.mark.slow
 def test_the_number_of_tokens_does_not_predict_the_label_and_pairs_are_short(pairs):
     tokenizer = load_tokenizer("smollm2-135m")
     for name, rows in pairs.items():
@@ -218,6 +219,7 @@ def differences(rows, index: dict[str, int], grow: bool) -> csr_matrix:
     return csr_matrix((data, columns, starts), shape=(len(rows), len(index)))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_words_and_ngrams_learns_nothing(pairs):
     """Logistic regression on the training pairs, tested on every split and on the training pairs themselves."""
     index: dict[str, int] = {}
