@@ -103,7 +103,10 @@ def test_an_unknown_key_is_named_with_file_table_and_the_nearest_known_one(
         ("run.seed=1.5", "[run] seed = 1.5: expected a valid integer"),
         ("run.seed=true", "[run] seed = true: expected a valid integer"),
         ("batch.packing=1", "[batch] packing = 1: expected a valid boolean"),
-        ("stage=train", "stage = \"train\": expected 'pretrain', 'finetune' or 'bradley_terry'"),
+        (
+            "stage=train",
+            "stage = \"train\": expected 'pretrain', 'finetune', 'rationale' or 'bradley_terry'",
+        ),
         ("data.train=a.jsonl", "expected a list"),
         ("data.train=[]", "expected at least 1 item"),
         ("data.train=[3]", "[data.train] 0 = 3: expected a table"),

@@ -83,10 +83,10 @@ def test_a_forged_verdict_in_a_rationale_changes_nothing(judge, forged):
     rows = [
         judge.tokenizer.encode(text, add_special_tokens=False) for text in ("A.t", forged + "t")
     ]
-    plain, other = (thinking._outcome(row) for row in rows)
+    plain, other = (thinking.outcome_of(row) for row in rows)
     assert plain[0] == other[0] == "A." and plain[2] == other[2] == "verdict"
     (comparison,) = encode_items(judge.tokenizer, judge.spec.comparison, [PAIRS[0]], 256)
-    (first,), (second,) = (thinking._verdicts([comparison], [[x]]) for x in (plain, other))
+    (first,), (second,) = (thinking.read_verdicts([comparison], [[x]]) for x in (plain, other))
     assert first[0].logit_diff == second[0].logit_diff
 
 
@@ -145,3 +145,18 @@ def test_settings_that_do_not_go_together_are_refused(judge):
             judge.params, judge.cfg, judge.tokenizer, replace(judge.spec, rationale=None), judge.execution
         )  # fmt: skip
         replace_spec.score(*PAIRS[0], think=Think())
+
+
+@pytest.mark.slow
+def test_a_server_thinks_and_keeps_its_deadline(judge, thoughts, caplog):
+    from server import client_for  # skips if the extra serve is not installed
+
+    prompt, first, second = PAIRS[4]
+    body = {"prompt": prompt, "first": first, "second": second}
+    with client_for(judge.thinking(THINK)) as client:
+        found = client.post("/v1/score_pair", json=body).json()
+        assert found["first"] == thoughts[4].score.first
+        late = client.post("/v1/score_pair", json=body, headers={"x-deadline-ms": "1"})
+        assert late.status_code == 504
+    texts = [vote.text for order in thoughts[4].rationales for vote in order if len(vote.text) > 3]
+    assert not any(text in caplog.text for text in (*texts, prompt))
