@@ -437,6 +437,8 @@ weights (mesh `data`) if they take at most half of its memory, else they are sha
 Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many
 rows of {LONG:,} tokens as `fsdp`. `--search-mesh` compiles such a list and sorts it:
 
+<!-- needs: minutes -->
+
     gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
         --set batch.batch_size=256 --set batch.max_length=2048 --set judge.max_length=2048 --search-mesh tensor""",
     "parts": """\
