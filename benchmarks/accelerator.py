@@ -32,6 +32,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import training_settings
 
 from gram_jax.errors import RecipeError, in_short
 from gram_jax.files import read_json, write_json
@@ -55,7 +56,7 @@ from gram_jax.training.compiling import free_bytes
 from gram_jax.version import installed_version
 
 TINY = "tiny-random"
-STAGES = {2: "gram-qwen3-1.7b-finetune", 1: "gram-qwen3-1.7b-pretrain"}
+STAGES = {2: "finetune", 1: "pretrain"}
 ROWS = 4  # per device and step
 # Bytes for each weight: bf16 to score; f32 weights, gradients and two moments to train. Activations have the rest.
 BYTES = {"score": 2, "train": 16}
@@ -145,17 +146,13 @@ def training(stage: int, name: str, length: int) -> dict[str, Any]:
     """Time of a step on random weights, with the compiler's memory and, on TPUs, the plan's forecast."""
     devices, tiny = len(jax.devices()), name == TINY
     settings: dict[str, Any] = {
-        "batch.batch_size": ROWS * devices,
-        "batch.max_length": length,
-        "judge.max_length": length,
-        "batch.gradient_accumulation_steps": 1,
+        **training_settings(STAGES[stage], ROWS * devices, length, devices),
         "run.max_steps": 1000,
         "run.num_train_epochs": "",
         "execution.compute_dtype": "float32" if tiny else "bfloat16",
     }
-    if stage == 1:
-        settings["loss.loss_chunk_size"] = min(length, 512) * devices
-    recipe = read_recipe(STAGES[stage], [f"{key}={value}" for key, value in settings.items()])
+    changes = [f"{key}={value}" for key, value in settings.items()]
+    recipe = read_recipe(f"gram-qwen3-1.7b-{STAGES[stage]}", changes)
     target = make_target(read_topology("local"), recipe)
     program = training_program(PlanRequest(recipe, shape_of(name), target))
     plan = make_plan(program, target)

@@ -1,12 +1,12 @@
 """The plan book: published models on slices of TPUs, compiled on this machine, as docs/plans.md.
 
-    python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--markdown docs/plans.md]
+    python benchmarks/plan_book.py RESULTS.jsonl [--minutes 45] [--only TEXT] [--markdown docs/plans.md]
 
 Every cell is one `gram-jax plan ... --json` in a process of its own; its result is a line of RESULTS, so an interrupted
 run resumes. A line also has a hash of the recipe with all its changes and of everything else that decides the program
 (`Cell.key`): a cell whose recipe has changed is computed again. The hash does not cover gram_jax itself: after a change
-of it, start a new file. The Markdown is made from the lines that exist and lists the missing cells; `--minutes 0` only
-writes it. Needs libtpu, and no TPU; for the GPUs jax-cuda13-pjrt and jax-cuda13-plugin of JAX's version, and no GPU.
+of it, start a new file; to compare two versions of gram_jax, run each with a file of its own. The Markdown is made from
+the lines that exist and lists the missing cells; `--minutes 0` only writes it. Needs libtpu, and no TPU.
 """
 
 import argparse
@@ -16,13 +16,16 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import training_settings
+
 from gram_jax.formatting import format_bytes, format_count
 from gram_jax.model.specs import param_count, param_specs
+from gram_jax.plan.cycles import HEAD, LAYOUT, NORMS, OPTIMIZER, OTHER, PRODUCTS, ROPE, SCAN
 from gram_jax.plan.models import PUBLISHED
 from gram_jax.plan.topology import Topology, read_topology
 from gram_jax.recipes.reading import read_recipe, recipe_values
@@ -33,51 +36,26 @@ RECIPES = {
     "finetune": "configs/gram-qwen3-1.7b-finetune.toml",
 }
 LENGTH = 2048
+LONG = 32768
 ROWS = 4  # per device and step; fewer if the residual stream of 4 rows does not fit
 ROWS_OF = {"llama3.3-70b": 2}
-CHUNK = 512  # rows of logits of a device
-LONGEST = 900  # seconds for one cell
-WIDEST_FSDP = 128  # the largest power of two that divides Qwen3's vocabulary of 151,936
-
-# The slices that a model is planned for, the most informative first. A round takes the next slice of every model.
-SLICES = {
-    "qwen3-0.6b": ("v5e:2x2", "v6e:2x2"),
-    "qwen3-1.7b": ("v5e:4x4", "v5e:2x2", "v6e:4x4"),
-    "qwen3-4b": ("v5e:4x4", "v6e:2x2", "v5e:2x2"),
-    "qwen3-8b": ("v6e:4x4", "v5e:4x4", "v6e:16x16", "v5p:2x2x1", "v5e:16x16"),
-    "qwen3-14b": ("v6e:4x4", "v5p:4x4x4", "v5e:4x4"),
-    "qwen3-32b": ("v5p:4x4x4", "v6e:4x4", "v5e:16x16"),
-    "llama3.2-3b": ("v5e:4x4", "v6e:2x2"),
-    "llama3.1-8b": ("v6e:4x4", "v5p:2x2x1"),
-    "llama3.3-70b": ("v5p:4x4x4", "v6e:16x16"),
-}
-# Too small for the training state alone: computed first, because nothing is compiled.
-TOO_SMALL = {
-    "qwen3-8b": "v5e:2x2",
-    "qwen3-14b": "v6e:2x2",
-    "qwen3-32b": "v5p:2x2x1",
-    "llama3.1-8b": "v5e:2x2",
-    "llama3.3-70b": "v6e:4x4",
-}
-# Recipes for one GPU, planned as they are.
-FOR_GPUS = {
-    "configs/qwen3-1.7b-finetune-24gb.toml": ("qwen3-1.7b", "rtx4090"),
-    "configs/qwen3-8b-finetune-141gb.toml": ("qwen3-8b", "h200"),
-}
-PROGRAMS = ("pretrain", "score", "finetune")
-# Large slices that are planned after the first round.
-LARGE = (("qwen3-8b", "2xv6e:4x4"), ("qwen3-8b", "v5e:16x16"))
+LONGEST = 1500  # seconds for one cell
 # Tables of a recipe that the program does not depend on.
 NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One program of one model on one slice; program: of PROGRAMS, or a recipe of FOR_GPUS."""
+    """One program of one model on one slice.
+
+    program: "pretrain", "finetune" or "score"; mesh: as "fsdp 16 x tensor 4", by default the book's; length: of a row.
+    """
 
     model: str
     topology: str
     program: str
+    mesh: str = ""
+    length: int = LENGTH
 
     @property
     def place(self) -> Topology:
@@ -85,85 +63,116 @@ class Cell:
         return read_topology(self.topology)
 
     @property
-    def devices(self) -> int:
-        """Of all slices, as JAX counts them."""
-        place = self.place
-        return place.slices * place.chip.devices * math.prod(place.shape)
+    def chips(self) -> int:
+        """Of all slices; v5e, v5p and v6e are one device of JAX each."""
+        return self.place.slices * math.prod(self.place.shape)
 
     @property
-    def replicated(self) -> bool:
-        """Scoring keeps whole weights on every device if they take at most half of its memory."""
-        chip = self.place.chip
+    def sizes(self) -> dict[str, int]:
+        """Axes of the mesh inside a slice: fsdp, or data if scoring keeps whole weights on every chip."""
+        if self.mesh:
+            parts = (part.split() for part in self.mesh.split(" x "))
+            return {axis: int(size) for axis, size in parts}
         weights = 2 * param_count(param_specs(PUBLISHED[self.model]))
-        return self.program == "score" and weights <= 0.5 * chip.memory / chip.devices
+        whole = self.program == "score" and weights <= 0.5 * self.place.chip.memory
+        return {"data" if whole else "fsdp": math.prod(self.place.shape)}
 
     @property
     def recipe(self) -> str:
         """The recipe's file."""
-        if self.program in FOR_GPUS:
-            return self.program
         return RECIPES["finetune" if self.program == "score" else self.program]
 
     @property
     def changes(self) -> dict[str, Any]:
         """Keys of the recipe that are set for this cell."""
-        if self.program in FOR_GPUS:
-            return {}
-        devices, slices = self.devices, self.place.slices
-        inside = devices // slices
-        fsdp = 1 if self.replicated else min(inside, WIDEST_FSDP)
+        rows = ROWS_OF.get(self.model, ROWS) * LENGTH * self.chips // self.length
+        shards = self.sizes.get("data", 1) * self.sizes.get("fsdp", 1) * self.place.slices
         changes: dict[str, Any] = {
-            "mesh.fsdp": fsdp,
-            "mesh.data": inside // fsdp,
+            **{f"mesh.{axis}": n for axis, n in ({"data": 1, "fsdp": 1} | self.sizes).items()},
             "execution.attention": "auto",
-            "batch.gradient_accumulation_steps": 1,
-            "batch.max_length": LENGTH,
-            "judge.max_length": LENGTH,
-            "batch.batch_size": ROWS_OF.get(self.model, ROWS) * devices,
+            **training_settings(self.program, max(rows, shards), self.length, self.chips),
         }
-        if slices > 1:
-            changes["mesh.dcn.data"] = slices
-        if self.program == "pretrain":
-            changes["loss.loss_chunk_size"] = CHUNK * devices
+        if self.place.slices > 1:
+            changes["mesh.dcn.data"] = self.place.slices
         return changes
 
     def arguments(self) -> list[str]:
         """Of `gram-jax plan`."""
         sets = [part for change in self._sets() for part in ("--set", change)]
         how = ["--score"] if self.program == "score" else ["--no-advice"]
-        shape = [] if self.program in FOR_GPUS else ["--model-config", self.model]
-        return ["plan", self.recipe, *shape, "--topology", self.topology, *sets, *how, "--json"]
+        return [
+            *("plan", self.recipe, "--model-config", self.model, "--topology", self.topology),
+            *(*sets, *how, "--json"),
+        ]
 
     def key(self) -> str:
         """A hash of what decides the program: the recipe with its changes, the model, the slice."""
         values = recipe_values(read_recipe(ROOT / self.recipe, self._sets()))
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
         # The number of examples of a row depends on the orders (plan/programs.py).
-        text = json.dumps(
-            [decides, values["data"].get("position_augmentation"), vars(self)], sort_keys=True
-        )
+        orders = values["data"].get("position_augmentation")
+        text = json.dumps([decides, orders, vars(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _sets(self) -> list[str]:
         return [f"{key}={value}" for key, value in self.changes.items()]
 
 
+# The programs whose time is shown by kind of work, of a small, a middle and a large model.
+PARTS_OF = [
+    Cell(model, topology, program)
+    for program, slices in {
+        "pretrain": ("v5e:2x2", "v5e:4x4", "v6e:4x4"),
+        "finetune": ("v5e:2x2", "v5e:4x4", "v6e:4x4"),
+        "score": ("v5e:1x1", "v5e:2x2", "v6e:4x4"),
+    }.items()
+    for model, topology in zip(("qwen3-0.6b", "qwen3-1.7b", "qwen3-8b"), slices, strict=True)
+]
+# One slice for each of the other models, and a second one for two of the above.
+OTHERS = {
+    "qwen3-14b": "v6e:4x4",
+    "qwen3-4b": "v5e:4x4",
+    "llama3.2-3b": "v5e:4x4",
+}
+MORE = [
+    Cell("qwen3-1.7b", "v5e:2x2", "pretrain"),
+    Cell("qwen3-8b", "v5e:4x4", "pretrain"),
+    Cell("qwen3-8b", "2xv6e:4x4", "pretrain"),
+    Cell("qwen3-8b", "v5e:4x4", "score"),
+    Cell("qwen3-32b", "v6e:8x8", "score"),
+    Cell("llama3.3-70b", "v5p:4x4x4", "score"),
+]
+# Meshes of the two largest models; `gram-jax plan --search-mesh` makes the same comparison.
+TENSOR = ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4", "fsdp 8 x tensor 8")
+LARGE = {
+    ("qwen3-32b", "v6e:8x8", LENGTH): TENSOR,
+    ("llama3.3-70b", "v5p:4x4x4", LENGTH): TENSOR,
+    ("llama3.3-70b", "v5p:4x4x4", LONG): (
+        "",
+        "fsdp 32 x sequence 2",
+        "fsdp 16 x sequence 4",
+        "fsdp 16 x tensor 4",
+    ),
+}
+
+
 def cells() -> list[Cell]:
     """All cells, in the order in which they are computed."""
-    return list(dict.fromkeys(_in_order()))
+    others = [
+        Cell(*where, program)
+        for where in OTHERS.items()
+        for program in ("finetune", "pretrain", "score")
+    ]
+    return [*PARTS_OF, *others, *MORE, *mesh_cells()]
 
 
-def _in_order() -> Iterator[Cell]:
-    for program in ("finetune", "pretrain"):
-        yield from (Cell(model, topology, program) for model, topology in TOO_SMALL.items())
-    yield from (Cell(*where, recipe) for recipe, where in FOR_GPUS.items())
-    for turn in range(max(map(len, SLICES.values()))):
-        for program in PROGRAMS:
-            for model, slices in SLICES.items():
-                if turn < len(slices):
-                    yield Cell(model, slices[turn], program)
-        if turn == 0:
-            yield from (Cell(*where, program) for where in LARGE for program in PROGRAMS)
+def mesh_cells() -> list[Cell]:
+    """Stage 2 of the largest models on every mesh of their slice that is compared."""
+    return [
+        Cell(model, topology, "finetune", mesh, length)
+        for (model, topology, length), meshes in LARGE.items()
+        for mesh in meshes
+    ]
 
 
 def main() -> None:
@@ -171,13 +180,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--only", default="", help="cells whose name has this text")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--runner", default="", help='before each command, such as "nice -n 10"')
     chosen = parser.parse_args()
-    done = run_cells(cells(), chosen.results, chosen.minutes, chosen.runner.split())
+    wanted = [cell for cell in cells() if chosen.only in " ".join(map(str, vars(cell).values()))]
+    done = run_cells(wanted, chosen.results, chosen.minutes, chosen.runner.split())
+    text = book(done)
     if chosen.markdown:
         chosen.markdown.parent.mkdir(exist_ok=True)
-        chosen.markdown.write_text(book(done))
+        chosen.markdown.write_text(text)
+    else:
+        print(text)
 
 
 def run_cells(
@@ -248,95 +262,109 @@ def verdict(result: dict[str, Any]) -> str:
 def book(done: dict[Cell, dict[str, Any]]) -> str:
     """The whole document."""
     planned = cells()
-    missing = [cell for cell in planned if cell not in done]
     seconds = sum(result.get("compile_seconds", 0) for result in done.values())
-    titles = {
-        "pretrain": "Training, stage 1 (pretraining)",
-        "finetune": "Training, stage 2 (fine-tuning)",
-        "score": "Scoring",
-    }
     parts = [INTRODUCTION.format(seconds=seconds / 60, count=len(done))]
-    for program, title in titles.items():
-        rows = [
-            table_row(c, done[c]) for c in ordered(planned) if c.program == program and c in done
-        ]
-        parts += [f"## {title}", NOTES[program], table(rows)]
-    rows = [table_row(c, done[c]) for c in planned if c.program in FOR_GPUS and c in done]
-    if rows:
-        recipes = ", ".join(f"`{recipe}`" for recipe in FOR_GPUS)
-        parts += ["## One GPU", NOTES["gpu"].format(recipes=recipes), table(rows)]
-    if missing:
-        lines = []
-        for program in dict.fromkeys(cell.program for cell in missing):
-            names = ", ".join(f"{c.model} on {c.topology}" for c in missing if c.program == program)
-            lines.append(f"- {titles.get(program, program)}: {names}")
-        parts += ["## Not computed", "These plans have not been computed:", "\n".join(lines)]
+    meshes = mesh_cells()
+    for program, title in TITLES.items():
+        rows = [c for c in ordered(planned) if c.program == program and c not in meshes]
+        parts += [f"## {title}", NOTES[program], table(rows, done)]
+    if any(cell in done for cell in meshes):
+        parts += ["## Meshes for the largest models", NOTES["meshes"]]
+    for where in LARGE:
+        of = [c for c in meshes if (c.model, c.topology, c.length) == where and c in done]
+        if of:
+            model, topology, length = where
+            parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
+    parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
+    if missing := [cell for cell in planned if cell not in done]:
+        parts += ["## Not compiled", "\n".join(missing_lines(missing))]
     return "\n\n".join(parts) + "\n"
 
 
+def missing_lines(missing: Sequence[Cell]) -> list[str]:
+    """A line for each program."""
+    names: dict[str, list[str]] = {}
+    for cell in missing:
+        rows = f", rows of {cell.length:,}" if cell.length != LENGTH else ""
+        name = f"{cell.model} on {cell.topology} {cell.mesh}".rstrip() + rows
+        names.setdefault(TITLES[cell.program], []).append(name)
+    return [f"- {title}: {'; '.join(of)}" for title, of in names.items()]
+
+
 def ordered(planned: Sequence[Cell]) -> list[Cell]:
-    """By model as listed, then by memory of the whole slice."""
-    models = list(SLICES)
+    """By number of weights, then by memory of the whole slice."""
 
     def key(cell: Cell) -> tuple[int, float]:
-        return models.index(cell.model), cell.place.chip.memory * cell.devices
+        return param_count(param_specs(PUBLISHED[cell.model])), cell.place.chip.memory * cell.chips
 
     return sorted(planned, key=key)
 
 
 COLUMNS = (
-    "model",
-    "slice",
-    "mesh",
-    "arguments",
-    "temporaries",
-    "free",
-    "collectives: calls, GiB received",
-    "lower bounds, ms: compute / memory / links (/ network)",
-    "bound",
-    "tokens/s/chip",
-    "compile",
+    *("model", "slice", "mesh", "state", "temporaries", "free", "collectives"),
+    *("compiler, ms", "attention, ms", "links, ms", "compute, ms", "tokens/s/chip"),
 )
+
+
+def table(rows: Sequence[Cell], done: dict[Cell, dict[str, Any]]) -> str:
+    """The book's columns of the cells that have a result."""
+    return markdown(COLUMNS, [table_row(cell, done[cell]) for cell in rows if cell in done])
 
 
 def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
     """A line of the table of its program."""
+    start = [cell.model, cell.topology]
     if "error" in result:
-        return [cell.model, cell.topology, "", *[""] * 6, result["error"], ""]
-    memory, mesh = result["memory"], result["mesh"]
-    start = [
-        cell.model,
-        cell.topology,
-        " x ".join(f"{name} {size}" for name, size in mesh.items()) or "1",
-        format_bytes(memory["arguments"]),
-    ]
-    took = f"{result['compile_seconds']:.0f} s" if result["compile_seconds"] >= 1 else "-"
+        return [*start, cell.mesh, result["error"], *[""] * (len(COLUMNS) - 4)]
+    memory = result["memory"]
+    mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items()) or "1"
+    start += [mesh, _gib(memory["arguments"])]
     if not memory["fits"]:
         least = "at least " if memory["temporaries"] is None else ""
-        capacity = format_bytes(memory["capacity"])
-        needed = f"**does not fit**: {least}{format_bytes(memory['needed'])} of {capacity}"
-        return [*start, needed, "", "", "", "", "", took]
-    traffic, seconds = result["collectives"].values(), result["seconds"]
+        needed = f"{least}{_gib(memory['needed'])} of {_gib(memory['capacity'])}"
+        return [*start, f"**does not fit**: {needed}", *[""] * (len(COLUMNS) - 5)]
+    times, traffic = result["estimate"], result["collectives"].values()
+    moved = sum(t["links"] + t["network"] for t in traffic)
     calls = sum(t["count"] for t in traffic)
-    moved = sum(t["links"] + t["network"] for t in traffic) / 2**30
-    bounds = ("compute", "memory", "interconnect", "network")
-    times = [seconds.get(name) for name in bounds[: 4 if cell.place.slices > 1 else 3]]
-    chips = cell.devices / cell.place.chip.devices
+    parts = times["compiled"], times["kernels"], times["links"], result["seconds"]["compute"]
     return [
         *start,
-        format_bytes(memory["temporaries"]),
-        f"{format_bytes(memory['head_room'])} of {format_bytes(memory['capacity'])}",
-        f"{calls:,}, {moved:.2f}" if calls else "none",
-        " / ".join("-" if t is None else f"{t * 1e3:,.{0 if t >= 0.1 else 1}f}" for t in times),
-        result["bound"],
-        format_count(result["tokens_per_second"] / chips),
-        took,
+        _gib(memory["temporaries"]),
+        f"{_gib(memory['head_room'])} of {_gib(memory['capacity'])}",
+        f"{_gib(moved)}, {calls:,}" if calls else "none",
+        *(_ms(part) for part in parts),
+        format_count(result["tokens"] / times["forecast"][1] / cell.chips),
     ]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """The book's columns as Markdown."""
-    return markdown(COLUMNS, rows)
+KINDS = {
+    "products": (PRODUCTS,),
+    "rope": (ROPE,),
+    "attention layout": (LAYOUT,),
+    "norms": (NORMS,),
+    "head": (HEAD,),
+    "optimizer": (OPTIMIZER,),
+    "other": (SCAN, OTHER),
+}
+
+
+def parts_table(done: dict[Cell, dict[str, Any]]) -> str:
+    """Time by kind of work and efficiency."""
+    rows = []
+    for cell in PARTS_OF:
+        if (times := done.get(cell, {}).get("estimate")) is None:
+            continue
+        parts = (sum(times["by_kind"].get(one, 0) for one in kinds) for kinds in KINDS.values())
+        rows.append(
+            [
+                f"{cell.program}, {cell.model}, {cell.topology}",
+                _ms(times["compiled"]),
+                *(_ms(part) for part in parts),
+                f"{times['products_efficiency']:.0%}",
+                f"{times['efficiency']:.0%}",
+            ]
+        )
+    return markdown(("program", "sum, ms", *KINDS, "products at", "all at"), rows)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -345,45 +373,68 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-INTRODUCTION = """\
-# Plans: what fits where
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}"
 
-Look up whether a model fits on a TPU slice or GPU, and what bounds its step time. For the smallest slice per model see
-[the sizing table](planning.md#sizing-table); `gram-jax plan` makes such a plan for any recipe.
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f}"
+
+
+TITLES = {
+    "pretrain": "Training, stage 1",
+    "finetune": "Training, stage 2",
+    "score": "Scoring",
+}
+
+INTRODUCTION = """\
+# Plans: what fits where, and how fast it might be
+
+Look up a model, a slice of TPUs and a stage: whether it fits, and what the time of a step consists of. `gram-jax plan`
+makes such a plan for any recipe ([planning](planning.md)). [The sizing table](planning.md#sizing-table) has the memory
+of more slices.
 
 Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled ahead of
-time with JAX 0.10.2 and libtpu 0.0.42.1 on a CPU-only machine with 2 shared cores, in {seconds:.0f} minutes. Nothing here
-was run on a TPU.
+time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes. **Nothing was run on a
+TPU.** The times are the compiler's estimates, which have never been compared with a run.
 
-All figures are per device (v5e, v5p and v6e: per chip). In every training plan that fits, the whole state is donated.
+The memory of one chip is *state* + *temporaries* + *free*. A step takes *compiler* + *attention* if all collectives run
+beside other work, and *links* more if none does. *tokens/s/chip* is for the longer time.
 
 | column | meaning |
 | --- | --- |
-| slice | 2xv6e:4x4 stands for two slices of v6e:4x4; `[mesh.dcn] data` is the number of slices |
-| arguments | weights, optimizer state and batch |
-| temporaries | all other memory in use at the same time |
-| free | memory of the device minus both (or minus the peak that the compiler reports, if that is larger) |
-| collectives | number of calls per step, iterations of loops counted, and the minimum GiB received by a device |
-| lower bounds | compute: FLOPs / bf16 peak, recomputation not counted. memory: bytes of state and weights / memory bandwidth. links: bytes of collectives / all links of a chip. network, for several slices: bytes / a chip's share of the network between slices. A real step takes longer than the largest of them |
-| bound | the largest lower bound |
-| tokens/s/chip | throughput at that bound: an upper limit, not a forecast. It leaves out recomputation: with full recomputation at most 75 % of it can be reached |
+| slice | 2xv6e:4x4 stands for two slices of v6e:4x4 |
+| mesh | axes of [the mesh](meshes.md) with their sizes |
+| state | GiB of a chip for weights, optimizer state and batch |
+| temporaries | GiB for everything else that exists at the same time |
+| free | GiB that remain, of the chip's; less if the compiler's own peak is larger than the sum |
+| collectives | GiB that reach each chip in a step, at least, and number of calls |
+| compiler | sum of the compiler's estimates of all operations but collectives and attention's kernels |
+| attention | attention's kernels, taken at 50 % of the chip's peak |
+| links | collectives, at the full speed of all links of a chip |
+| compute | what the model's FLOPs take at the peak, recomputation not counted: no step can be faster |
+| tokens/s/chip | tokens of a step / (compiler + attention + links) / chips; padding counts as tokens |
 
-A program that does not fit is listed with the memory that it needs: at least the arguments and the temporaries that the
-compiler reported, if the compiler stopped. If the arguments alone exceed the memory, nothing was compiled."""  # noqa: E501
+A program that does not fit is listed with the memory that it needs; if the compiler stopped, it needs at least that."""
 
 NOTES = {
     "pretrain": f"""\
-{ROWS} rows of {LENGTH:,} tokens per device ({ROWS_OF["llama3.3-70b"]} for the 70B model), one gradient accumulation step, f32
-weights and AdamW, bf16 products, full recomputation, splash attention, logits in chunks of {CHUNK} positions per device.""",  # noqa: E501
+{ROWS} rows of {LENGTH:,} tokens per chip, no gradient accumulation, f32 weights and AdamW, bf16 products, full
+recomputation, splash attention, logits in pieces of 512 positions per chip. [TPU programs](meshes.md#tpu-programs)
+compares three of them with their earlier versions.""",
     "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
-    "gpu": """\
-The recipes {recipes}
-without changes, compiled for a description of the GPU. They use `attention = "blocked"` instead of cuDNN's, which needs
-a real GPU at compilation. *free* is relative to the memory that CUDA reports minus 0.6 GiB. JAX takes three quarters of
-the memory by default; these recipes need XLA_PYTHON_CLIENT_MEM_FRACTION=0.97.""",
     "score": f"""\
-Pairs in both orders, padded to {LENGTH:,} tokens, 32,768 tokens per device and call, bf16 weights. Every device holds all
-weights if they take at most half of its memory; otherwise they are sharded over fsdp and gathered layer by layer.""",  # noqa: E501
+Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens per chip and call. Every chip has all
+weights (mesh `data`) if they take at most half of its memory, else they are sharded and gathered layer by layer.""",
+    "meshes": f"""\
+Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many
+rows of {LONG:,} tokens as `fsdp`. `--search-mesh` compiles such a list and sorts it:
+
+    gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
+        --set batch.batch_size=256 --set batch.max_length=2048 --set judge.max_length=2048 --search-mesh tensor""",
+    "parts": """\
+Milliseconds of the column *compiler*. *products at*: share of the peak that the layers' products reach, recomputed ones
+counted. *all at*: the layers' model FLOPs over the peak and over all time but the head's.""",
 }
 
 

@@ -3,7 +3,8 @@
 Starts `gram-jax serve` and sends pairs from many connections for --seconds, first from --clients, then from ten times
 as many with a small queue. Prints requests per second, latencies of accepted requests, the share of rejected requests
 and their latency, and the server's memory before, after a tenth and after all of it. --requests: a number of requests
-instead of seconds.
+instead of seconds. --remote: prints pairs per second of --clients RemoteScorer clients that score pair by pair, of one
+that scores many pairs, and of a Scorer in this process.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--words", type=int, default=20, help="of a response")
+    parser.add_argument("--remote", action="store_true")
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,6 +66,9 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}"
     try:
         wait_ready(url)
+        if options.remote:
+            remote_scorers(url, options)
+            return
         print(
             "| clients | answered | a second | P50 | P99 | refused | P99 of refusals | other | memory, MiB |"
         )
@@ -74,6 +80,51 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
+
+
+def remote_scorers(url: str, options: Any) -> None:
+    """Pairs per second through RemoteScorer: of single pairs from many clients, and of many pairs from one."""
+    from gram_jax.interop.models import load_tokenizer
+    from gram_jax.judge.spec import make_spec
+    from gram_jax.scoring.remote import RemoteScorer
+    from gram_jax.scoring.scorer import Scorer
+
+    tokenizer = load_tokenizer(options.model)
+    spec = make_spec(tokenizer, max_length=512)
+    clients = [RemoteScorer(url, spec, tokenizer, concurrency=1) for _ in range(options.clients)]
+    end = time.monotonic() + options.seconds
+
+    def one(seed: int) -> list[float]:
+        draw, times = random.Random(seed), []
+        while time.monotonic() < end:
+            sent = time.monotonic()
+            clients[seed].score(*pair(draw, options.words))
+            times.append(time.monotonic() - sent)
+        return times
+
+    with ThreadPoolExecutor(options.clients) as threads:
+        times = [second for found in threads.map(one, range(options.clients)) for second in found]
+    print(
+        f"{options.clients} clients, single pairs: {len(times) / options.seconds:,.0f} pairs/s, ",
+        end="",
+    )
+    print(", ".join(f"P{q} {1000 * np.quantile(times, q / 100):,.0f} ms" for q in (50, 99)))
+    draw = random.Random(options.clients)
+    pairs = [pair(draw, options.words) for _ in range(max(64, len(times)))]
+    local = Scorer.load(options.model, spec=spec)
+    whole = RemoteScorer(url, spec, tokenizer)
+    for name, scorer in (("1 client", whole), ("Scorer in this process", local)):
+        list(scorer.stream(pairs))  # compiles
+        start = time.monotonic()
+        list(scorer.stream(pairs))
+        seconds = time.monotonic() - start
+        print(f"{name}, {len(pairs):,} pairs: {len(pairs) / seconds:,.0f} pairs/s", flush=True)
+
+
+def pair(draw: random.Random, words: int) -> tuple[str, str, str]:
+    """A prompt and two random responses."""
+    first, second = (" ".join(draw.choices(WORDS, k=words)) for _ in range(2))
+    return "Which is better?", first, second
 
 
 def wait_ready(url: str) -> None:
@@ -98,8 +149,8 @@ async def load(port: int, clients: int, options: Any, server: int) -> dict[str, 
     async def one(seed: int) -> None:
         draw, (reader, writer) = random.Random(seed), connections[seed]
         while (len(found) < options.requests) if options.requests else time.monotonic() < end:
-            first, second = (" ".join(draw.choices(WORDS, k=options.words)) for _ in range(2))
-            body = json.dumps({"prompt": "Which is better?", "first": first, "second": second})
+            prompt, first, second = pair(draw, options.words)
+            body = json.dumps({"prompt": prompt, "first": first, "second": second})
             sent = time.monotonic()
             writer.write(HEAD.format(length=len(body), body=body).encode())
             head = await reader.readuntil(b"\r\n\r\n")

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,8 +16,15 @@ from test_models import write_run
 
 from gram_jax import tree
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.hf_export import export_adapter, export_hf
-from gram_jax.interop.models import load_lora, load_model, load_tokenizer, model_config
+from gram_jax.interop.hf_export import export_adapter, export_copy, export_hf
+from gram_jax.interop.models import (
+    adapter_place,
+    load_lora,
+    load_model,
+    load_spec,
+    load_tokenizer,
+    model_config,
+)
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.lora import LoraConfig, init_lora, lora_specs
@@ -184,11 +192,28 @@ def test_the_lora_of_a_run_is_an_adapter_with_the_same_weights(scalar, base, tmp
         assert peft.PeftConfig.from_pretrained(adapter).r == 4
 
 
+def test_an_adapter_that_was_loaded_is_written_with_the_same_bits(base, tmp_path, one_device):
+    folder, cfg, _ = base
+    write_adapter(tmp_path / "lora", cfg, ["q_proj", "down_proj"], use_rslora=True)
+    place, name = adapter_place(tmp_path / "lora")
+    assert Path(name) == folder  # it stands beside the adapter, but not beside the copy
+    tokenizer = load_tokenizer(folder)
+    spec = make_spec(tokenizer, max_length=256)
+    given = {"base": name, "tokenizer": tokenizer, "spec": spec}
+    copy = export_copy(tmp_path / "elsewhere" / "copy", place, **given)
+    one, two = (x / "adapter_model.safetensors" for x in (place, copy))
+    assert one.read_bytes() == two.read_bytes()
+    _, before = load_model(place, one_device, None)
+    assert_same_bits(load_model(copy, one_device, None)[1], before)
+    assert load_spec(copy) == spec
+    assert adapter_place(folder) is None
+
+
 def test_a_run_without_lora_is_no_adapter(base, tmp_path, one_device):
     folder, cfg, params = base
     tokenizer = load_tokenizer(folder)
     write_run(tmp_path / "run", cfg, tokenizer, make_spec(tokenizer, max_length=256), {5: params})
     with pytest.raises(CheckpointError, match="all weights"):
         load_lora(tmp_path / "run", one_device)
-    with pytest.raises(CheckpointError, match="is not a run"):
+    with pytest.raises(CheckpointError, match="neither a run"):
         load_lora(folder, one_device)

@@ -6,6 +6,7 @@ response shares with its prompt, is measured on whole splits of 1,000 pairs and 
 """
 
 import itertools
+import json
 import re
 import sys
 from collections import Counter
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
+from scipy.special import expit
 
 from gram_jax.data.examples import shown_first
+from gram_jax.data.reading import read_records
+from gram_jax.evals.curation import CurationConfig, JudgedPair, by_source, curate, suspects
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.judge.encode import encode_fitting_items
 from gram_jax.judge.messages import as_prompt
@@ -146,6 +150,7 @@ def test_no_feature_of_the_responses_predicts_the_label(pairs, feature):
         assert share((value(c), value(r)) for _, c, r in rows) == 0.5, name
 
 
+@pytest.mark.slow
 def test_the_number_of_tokens_does_not_predict_the_label_and_pairs_are_short(pairs):
     tokenizer = load_tokenizer("smollm2-135m")
     for name, rows in pairs.items():
@@ -214,6 +219,7 @@ def differences(rows, index: dict[str, int], grow: bool) -> csr_matrix:
     return csr_matrix((data, columns, starts), shape=(len(rows), len(index)))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_words_and_ngrams_learns_nothing(pairs):
     """Logistic regression on the training pairs, tested on every split and on the training pairs themselves."""
     index: dict[str, int] = {}
@@ -239,3 +245,27 @@ def test_flipped_labels_are_as_many_as_asked_for_and_reproducible(bed, splits):
     changed = [a["chosen"] != b["chosen"] for a, b in zip(rows, flipped, strict=True)]
     assert sum(changed) == round(0.2 * len(rows))
     assert flipped == bed.flipped(rows, 0.2, seed=1) != bed.flipped(rows, 0.2, seed=2)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
+def test_curation_finds_flipped_labels_of_the_bed(bed, splits, share, tmp_path):
+    """Two simulated judges that are right on about 85 % of the pairs, with independent errors."""
+    rows = bed.flipped(splits["preference_train"], share, seed=0)
+    path = tmp_path / "flipped.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_records(path)[0]
+    truth = {row["id"]: row["chosen"] for row in splits["preference_train"]}
+    rng = np.random.default_rng(0)
+    judged = []
+    for record in records:
+        toward = 1.5 if record.chosen == truth[record.id] else -1.5
+        p = expit(toward + rng.normal(0, 1.45, 2))
+        sides = np.sign(p - 0.5)[:, None].repeat(2, axis=1)
+        judged.append(JudgedPair(record, True, p, sides))
+    config = CurationConfig(suspected="flip")
+    wrong = {r.id for r in records if r.chosen != truth[r.id]}
+    found = {judged.pair.id for judged in suspects(judged, config)}
+    assert len(found & wrong) > 0.6 * len(wrong) and len(found & wrong) > 0.8 * len(found)
+    left = sum(pair.chosen != truth[pair.id] for pair in curate(judged, config))
+    assert left < 0.55 * len(wrong)
+    assert set(by_source(judged, config)) == {"all", *(row["source"] for row in rows)}

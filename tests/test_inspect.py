@@ -55,8 +55,8 @@ def test_both_orders_show_both_verdicts(source):
 def test_the_loss_carrying_part_of_stage_1_is_the_answer_with_its_delimiters(source):
     shown = inspect(source, "pretrain", position_augmentation="fixed")[0]
     marked = shown[shown.index(OPEN) + 1 : shown.index(CLOSE)]
-    assert marked.startswith("[The Start of Assistant A's Answer]\nIt is 4.\n")
-    assert marked.endswith("[The End of Assistant B's Answer]<|im_end|>")
+    assert marked.startswith("[Response A]\nIt is 4.\n\n[Response B]\n")
+    assert marked.endswith("Which response answers the request better? Answer A or B.")
     assert "carry the loss" in shown
 
 

@@ -269,6 +269,7 @@ def test_order_consistency_adds_the_divergence_of_both_orders_to_the_verdict_los
     assert metrics["loss"] == (loss, 8)
 
 
+@pytest.mark.slow
 def test_a_pair_without_a_label_has_the_divergence_only(execution, one_device):
     params = params_of("finetune", one_device)
     some, _ = consistent(params, pair_batch(0, -1, 1, -1), execution, 0.0)

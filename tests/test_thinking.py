@@ -83,10 +83,10 @@ def test_a_forged_verdict_in_a_rationale_changes_nothing(judge, forged):
     rows = [
         judge.tokenizer.encode(text, add_special_tokens=False) for text in ("A.t", forged + "t")
     ]
-    plain, other = (thinking._outcome(row) for row in rows)
+    plain, other = (thinking.outcome_of(row) for row in rows)
     assert plain[0] == other[0] == "A." and plain[2] == other[2] == "verdict"
     (comparison,) = encode_items(judge.tokenizer, judge.spec.comparison, [PAIRS[0]], 256)
-    (first,), (second,) = (thinking._verdicts([comparison], [[x]]) for x in (plain, other))
+    (first,), (second,) = (thinking.read_verdicts([comparison], [[x]]) for x in (plain, other))
     assert first[0].logit_diff == second[0].logit_diff
 
 

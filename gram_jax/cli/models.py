@@ -47,8 +47,14 @@ def convert(
     import jax
 
     from gram_jax.interop.classifier import as_classifier, classifier_card, cross_encoder_files
-    from gram_jax.interop.hf_export import export_adapter, export_hf, reserve_export
+    from gram_jax.interop.hf_export import (
+        export_adapter,
+        export_copy,
+        export_hf,
+        reserve_export,
+    )
     from gram_jax.interop.models import (
+        adapter_place,
         load_lora,
         load_model,
         load_spec,
@@ -62,6 +68,12 @@ def convert(
     with reserve_export(out, overwrite=overwrite):
         spec, tokenizer = load_spec(model), load_tokenizer(model)
         one = make_placement({}, devices=jax.devices()[:1])
+        if as_ == "adapter" and (found := adapter_place(model)) is not None:
+            place, base = found
+            given = {"base": base, "tokenizer": tokenizer, "spec": spec, "overwrite": overwrite}
+            export_copy(out, place, **given)
+            Console().say(f"{out}: an adapter of {base}")
+            return
         if as_ == "adapter":
             cfg, params, lora, base = load_lora(model, one)
             export_adapter(

@@ -26,6 +26,8 @@ from gram_jax.distributed.lock import file_lock, hold_lock, reserve_lock
 from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import check_local, is_full_disk, no_space, read_json, write_json
 from gram_jax.finite import check_weights
+from gram_jax.interop.adapters import CONFIG as ADAPTER_CONFIG
+from gram_jax.interop.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from gram_jax.interop.adapters import write_adapter
 from gram_jax.interop.hf_config import check_vocabulary, config_to_hf
 from gram_jax.interop.hf_files import CONFIG, GENERATION, INDEX, MARK, WEIGHTS
@@ -157,20 +159,50 @@ def export_adapter(
 
     params: the trained weights of a run with a LoRA. base: name of the model that was adapted. Raises as `export_hf`.
     """
-    folder = Path(folder)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with _adapter_folder(Path(folder), size, tokenizer, spec, overwrite) as partial:
+        write_adapter(partial, cfg, lora, params, base=base)
+    return Path(folder)
+
+
+def export_copy(
+    folder: str | Path,
+    adapter: Path,
+    *,
+    base: str,
+    tokenizer: Any,
+    spec: JudgeSpec | None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter that was loaded, with the same bits and settings, tokenizer and judge.json; returns its path.
+
+    adapter: its folder. base: name of the base, which replaces one that was relative to that folder. Raises as
+    `export_hf`.
+    """
+    size = (adapter / ADAPTER_WEIGHTS).stat().st_size
+    with _adapter_folder(Path(folder), size, tokenizer, spec, overwrite) as partial:
+        shutil.copyfile(adapter / ADAPTER_WEIGHTS, partial / ADAPTER_WEIGHTS)
+        settings = read_json(adapter / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
+        write_json(partial / ADAPTER_CONFIG, settings)
+    return Path(folder)
+
+
+@contextmanager
+def _adapter_folder(
+    folder: Path, size: int, tokenizer: Any, spec: JudgeSpec | None, overwrite: bool
+) -> Iterator[Path]:
+    """A temporary folder for an adapter, which becomes `folder` with the tokenizer, judge.json and a manifest."""
     check_local(folder, "folder", CheckpointError)
     _check_free(folder, overwrite)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     with _writing(partial, folder, size):
         _check_free(folder, overwrite)
-        write_adapter(partial, cfg, lora, params, base=base)
+        yield partial
         _save_tokenizer(partial, tokenizer)
         if spec is not None:
             spec.save(partial)
         write_manifest(partial)
         _move_into_place(partial, folder)
-    return folder
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

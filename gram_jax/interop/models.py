@@ -251,11 +251,22 @@ def trained_weights(
         return TrainedWeights(cfg, checkpoints.restore_params(step, abstract), lora, base)
 
 
+def adapter_place(name: str | Path) -> tuple[Path, str] | None:
+    """(folder, name of its base) of an adapter by name, None for other models. Raises as `load_model`."""
+    source = local_source(name, WEIGHTS)
+    if source.kind != "adapter":
+        return None
+    model_config(name)  # checks its settings
+    return source.place, adapter_base(source.place)
+
+
 def load_lora(name: str | Path, placement: Placement) -> tuple[ModelConfig, Tree, LoraConfig, str]:
     """(config, LoRA and trained scalar head, settings of the LoRA, name of its base) of a run, in their own dtype."""
     source = local_source(name)
     if source.kind != "run":
-        raise CheckpointError(f"{name} is not a run: an adapter is written from the LoRA of a run")
+        raise CheckpointError(
+            f"{name} is neither a run nor an adapter: an adapter is written from the LoRA of a run"
+        )
     cfg, params, lora, base = trained_weights(source.place, placement, None, source.step)
     if lora is None:
         raise CheckpointError(

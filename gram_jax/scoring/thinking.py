@@ -164,7 +164,7 @@ class ThinkingScorer(TextScorer):
             for begin in range(0, len(same), per_call):
                 members = same[begin : begin + per_call]
                 texts = self._write([prompts[at] for at in members], per_call)
-                found = self._verdicts([sequences[at] for at in members], texts)
+                found = self.read_verdicts([sequences[at] for at in members], texts)
                 yield from zip(members.tolist(), found, strict=True)
                 progress(len(members))
 
@@ -187,7 +187,7 @@ class ThinkingScorer(TextScorer):
             stop=Stop(self._stops_at),
         )  # fmt: skip
         rows = zip(samples.tokens, samples.lengths, strict=True)
-        texts = [self._outcome(row[:length].tolist()) for row, length in rows]
+        texts = [self.outcome_of(row[:length].tolist()) for row, length in rows]
         votes = self.think.votes
         return [texts[at * votes : (at + 1) * votes] for at in range(len(prompts))]
 
@@ -203,7 +203,7 @@ class ThinkingScorer(TextScorer):
                 return self.tokenizer.decode(tokens[:at]), token
         return self.tokenizer.decode(tokens), None
 
-    def _outcome(self, tokens: list[int]) -> tuple[str, int, Outcome]:
+    def outcome_of(self, tokens: list[int]) -> tuple[str, int, Outcome]:
         """(the rationale, its number of tokens, whether it has a verdict)."""
         text, control = self._plain(tokens)
         body = self._written.format.body(text)
@@ -215,7 +215,7 @@ class ThinkingScorer(TextScorer):
             outcome = "unfinished" if control is None else "ended"
         return body, len(tokens), outcome
 
-    def _verdicts(
+    def read_verdicts(
         self, sequences: Sequence[Encoded], texts: Sequence[list[tuple[str, int, Outcome]]]
     ) -> list[tuple[Rationale, ...]]:
         """Read the verdict after every rationale that has one."""

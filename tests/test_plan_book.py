@@ -1,0 +1,55 @@
+"""benchmarks/plan_book.py without compiling: its cells are valid recipes, and a line shows what a plan holds."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from gram_jax.plan.cycles import HEAD, PRODUCTS
+
+GIB = 2**30
+
+
+@pytest.fixture
+def plan_book(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("plan_book")
+
+
+def test_every_cell_is_a_valid_recipe_and_has_a_key_of_its_own(plan_book):
+    cells = plan_book.cells()
+    assert len({cell.key() for cell in cells}) == len(set(cells)) == len(cells)
+
+
+def test_a_line_has_the_parts_of_a_plan_and_what_is_missing_is_listed(plan_book):
+    cell, other, *_ = plan_book.PARTS_OF
+    result = {
+        "mesh": {"fsdp": 4},
+        "memory": {
+            "fits": True,
+            "arguments": 2 * GIB,
+            "temporaries": 3 * GIB,
+            "head_room": 10.75 * GIB,
+            "capacity": 15.75 * GIB,
+        },
+        "collectives": {"all-gather": {"count": 7, "links": GIB, "network": GIB}},
+        "estimate": {
+            "by_kind": {PRODUCTS: 0.3, HEAD: 0.1},
+            "compiled": 0.4,
+            "kernels": 0.05,
+            "links": 0.05,
+            "forecast": [0.45, 0.5],
+            "products_efficiency": 0.9,
+            "efficiency": 0.6,
+        },
+        "seconds": {"compute": 0.2},
+        "tokens": 4 * 4096,
+        "compile_seconds": 60,
+    }
+    lines = plan_book.book({cell: result}).splitlines()
+    of_cell = "| 2.0 | 3.0 | 10.8 of 15.8 | 2.0, 7 | 400 | 50 | 50 | 200 | 8.2k |"
+    assert f"| {cell.model} | {cell.topology} | fsdp 4 {of_cell}" in lines
+    parts = next(line for line in lines if line.startswith(f"| {cell.program}, {cell.model}"))
+    assert "| 400 | 300 | 0 | 0 | 0 | 100 | 0 | 0 | 90% | 60% |" in parts
+    missing = [line for line in lines if line.startswith("- ")]
+    assert any(f"{other.model} on {other.topology}" in line for line in missing)
