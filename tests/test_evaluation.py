@@ -302,7 +302,7 @@ def test_a_source_is_read_as_the_required_benchmark_or_refused(tmp_path):
     with pytest.raises(DataError, match=r"broken.jsonl, line 1: .*JSON"):
         read_dataset(str(tmp_path / "broken.jsonl"))
     source = write(tmp_path / "p.jsonl", [PAIR])
-    with pytest.raises(DataError, match=r"no judgebench: .* trl-standard"):
+    with pytest.raises(DataError, match=r"is not judgebench: .* trl-standard"):
         read_dataset(source, "judgebench")
     with pytest.raises(DataError, match="'rewardbench3'"):
         read_dataset(source, "rewardbench3")
@@ -338,7 +338,7 @@ def test_a_folder_holds_figures_and_scores_and_goes_on_where_it_stopped(tiny, tm
         in_memory = measure(tiny, "tiny", read_dataset(name), MEMORY)[0]
         assert in_file == in_memory  # the file holds the very floats
     content = json.loads((out / "evaluation.json").read_text())
-    assert list(content["sources"]) == ["rb", "n"] and content["format"] == 2
+    assert list(content["sources"]) == ["rb", "n"] and content["format"] == 3
     place = out / "rewardbench" / "rb"
     summary = json.loads((place / "tiny.json").read_text())
     assert list(summary) == [

@@ -40,8 +40,9 @@ def test_a_judge_example_is_shown_as_its_tokens_with_the_verdict_marked(source):
     assert body == f"{text}{OPEN}A{CLOSE}\n"
     assert f"{len(encoded.tokens)} tokens | verdict A (the first is better)" in title
     assert "\\[Response B]" in second and "é🙂" in second
-    summary, _, *bars = report.splitlines()
+    summary, note, _, *bars = report.splitlines()
     assert summary == "2 rows read, 2 documents, 0 shortened, dropped: none"
+    assert "1 texts with control tokens" in note
     assert sum(int(bar.split()[3]) for bar in bars) == 2
 
 
