@@ -42,6 +42,11 @@ def test_a_table_is_read_as_it_is_meant(tmp_path, name, text):
     assert said == ("Why?", "good, very", "bad")
 
 
+def test_a_column_without_a_name_is_reported(tmp_path):
+    (record,), report = read(tmp_path, ",prompt,chosen,rejected,\n7,Why?,good,bad,\n")
+    assert (record.chosen, report.unread) == ("good", ("Unnamed: 0",))
+
+
 def test_labels_and_numbers(tmp_path):
     rows = "Prompt,Response A,Response B,Label,Margin\nq,x,y,A,0.5\nq,x,z,b > a,\nq,v,w,tie,1\nq,a,c,,\n"
     found, report = read(tmp_path, rows, on_bad="skip")

@@ -24,13 +24,14 @@ KNOWN = frozenset(
     ("id", "source", "prompt", "question", "instruction", "system", "chosen", "rejected", "response_a", "response_b",
      "label", "winner", "preference", "completion", *NUMBERS)
 )  # fmt: skip
+UNNAMED = "Unnamed: "
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[int, dict[str, Any], str | None]]:
     """(first line, cells by column, error or None) of every row that is not blank.
 
-    The first row has the names of the columns; columns without a name are omitted. Raises ValueError if the file is not
-    such a table.
+    The first row has the names of the columns; the first is "Unnamed: 0" if it has none, as in pandas. Empty cells of
+    such columns are omitted. Raises ValueError if the file is not such a table.
     """
     csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -82,10 +83,10 @@ def _rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[st
 
 def _names(head: list[str]) -> list[str]:
     names = []
-    for cell in head:
+    for at, cell in enumerate(head):
         plain = "_".join(cell.split()).lower()
-        names.append(plain if plain in KNOWN else cell.strip())
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
+        names.append(plain if plain in KNOWN else cell.strip() or f"{UNNAMED}{at}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}: expected different names")
     return names
@@ -95,7 +96,11 @@ def _cells(names: list[str], row: list[str]) -> tuple[dict[str, Any], str | None
     if len(row) < len(names) or any(map(str.strip, row[len(names) :])):
         fault = f"expected {len(names)} cells, found {len(row)}"
         return {}, f"{fault}: a text with a separator must be quoted"
-    cells: dict[str, Any] = {name: cell for name, cell in zip(names, row, strict=False) if name}
+    cells: dict[str, Any] = {
+        name: cell
+        for name, cell in zip(names, row, strict=False)
+        if cell.strip() or not name.startswith(UNNAMED)
+    }
     for name in NUMBERS:
         if name in cells:
             cells[name] = _number(cells[name])
