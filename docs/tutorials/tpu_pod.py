@@ -49,8 +49,9 @@
 # ## Resume
 #
 # A preempted worker gets SIGTERM: all workers save the same step if the save ends within the grace period (20 s in
-# `pod.sh`), and the same command resumes on new machines. The state is the parameters, the optimizer and the position in the data. Here the same happens on this machine: one run
-# without interruption, and one that stops at step 12 and resumes.
+# `pod.sh`), and the same command resumes on new machines. The state is the parameters, the optimizer and the position
+# in the data. Here the same happens on this machine: one run without interruption, and one that stops at step 12 and
+# resumes.
 
 # %%
 import json
