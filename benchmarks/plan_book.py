@@ -402,8 +402,8 @@ makes such a plan for any recipe ([planning](planning.md)). [The sizing table](p
 of more slices.
 
 Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled ahead of
-time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes. **Nothing was run on a
-TPU.** The times are the compiler's estimates, which have never been compared with a run.
+time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes, on 29 November 2026.
+**Nothing was run on a TPU.** The times are the compiler's estimates, which have never been compared with a run.
 
 The memory of one chip is *state* + *temporaries* + *free*. A step takes *compiler* + *attention* if all collectives run
 beside other work, and *links* more if none does. *tokens/s/chip* is for the longer time.
