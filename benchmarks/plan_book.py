@@ -284,7 +284,7 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
             parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
     parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
     if missing := [cell for cell in planned if cell not in done]:
-        parts += ["## Not compiled", "\n".join(missing_lines(missing))]
+        parts += ["## Not in the tables", "\n".join(missing_lines(missing))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -402,8 +402,8 @@ makes such a plan for any recipe ([planning](planning.md)). [The sizing table](p
 of more slices.
 
 Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown docs/plans.md`: {count} programs compiled ahead of
-time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes. **Nothing was run on a
-TPU.** The times are the compiler's estimates, which have never been compared with a run.
+time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in {seconds:.0f} minutes, on 29 November 2026.
+**Nothing was run on a TPU.** The times are the compiler's estimates, which have never been compared with a run.
 
 The memory of one chip is *state* + *temporaries* + *free*. A step takes *compiler* + *attention* if all collectives run
 beside other work, and *links* more if none does. *tokens/s/chip* is for the longer time.
@@ -427,8 +427,8 @@ A program that does not fit is listed with the memory that it needs; if the comp
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH:,} tokens per chip, no gradient accumulation, f32 weights and AdamW, bf16 products, full
-recomputation, splash attention, logits in pieces of 512 positions per chip. [TPU programs](meshes.md#tpu-programs)
-compares three of them with their earlier versions.""",
+recomputation, splash attention, logits in pieces of 512 positions per chip. [TPU programs](meshes.md#tpu-programs) has
+the compiler's times of three more programs of stage 1, whose whole plan is not in this table.""",
     "finetune": "The same batch and settings; stage 2 has no product with the vocabulary.",
     "score": f"""\
 Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens per chip and call. Every chip has all

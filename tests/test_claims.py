@@ -438,9 +438,9 @@ SHARPER, DULLER = (-0.1, -0.01), (0.01, 0.1)
     [
         (BETTER, SHARPER, 0.6, "**holds**"),
         (BETTER, SHARPER, 0.4, "**holds partly** | at chance"),
-        (BETTER, DULLER, 0.6, "**holds partly** | worse calibrated"),
-        (BETTER, DULLER, 0.4, "**holds partly** | at chance | worse calibrated"),
-        (UNKNOWN, SHARPER, 0.6, "**holds partly** | better calibrated"),
+        (BETTER, DULLER, 0.6, "**holds partly** | worse Brier score"),
+        (BETTER, DULLER, 0.4, "**holds partly** | at chance | worse Brier score"),
+        (UNKNOWN, SHARPER, 0.6, "**holds partly** | better Brier score"),
         (UNKNOWN, SHARPER, 0.4, "**not enough evidence** | at chance"),
         (UNKNOWN, UNKNOWN, 0.6, "**not enough evidence**"),
         ((-0.01, 0.015), UNKNOWN, 0.6, "**no difference** | 0.02"),

@@ -33,6 +33,7 @@ from figures import (
     of_the_longer,
     over_pairs,
     rules,
+    undecided,
     verdict,
 )
 from intervals import Estimate
@@ -42,16 +43,21 @@ from gram_jax.evals.calibration import expected_calibration_error
 
 SHARE_FORMAT = "{:.0%}"
 LEARNED = "learned-{size}.md"  # in the folder of this module
+DATA = "data-{size}.md"  # the same: what the data folder of this size was
+POWER = 1.43  # (1.96 + 0.84) / 1.96: the difference found with a power of 80 %, in half widths of a 95 % interval
 INTERVALS = """\
-Intervals are 95 % intervals of Student's t (`intervals.py`). Their variance is the sum of two parts: the variance over
-prompts of the mean over seeds, with pairs clustered by prompt, and the variance between seeds. The interaction of seeds
-and prompts is in both parts, so intervals are slightly wide. The degrees of freedom are Satterthwaite's. A small number
-of seeds estimates the variance between seeds poorly: in simulations in which it dominates, the interval contains the
-true value in 87 % (two seeds), 92 % (three) and 94 % (five) of the cases. A row of one seed has the prompts' part only
-and says nothing about other seeds.
+Intervals are 95 % intervals of Student's t (`intervals.py`). Their variance is the sum of two parts: the variance
+over prompts of the mean over seeds, with pairs clustered by prompt, and the variance between seeds. The degrees of
+freedom are Satterthwaite's. The interaction of seeds and prompts is in both parts, which widens the intervals. Few
+seeds estimate the variance between seeds poorly, which can make them too narrow. In simulations at least 95 % of the
+intervals contain the true value if the variance between seeds is small; if it dominates, 87 % (two seeds), 92 %
+(three) and 94 % (five). A row of one seed has the prompts' part only and says nothing about other seeds.
 
 Compare only rows with the same seeds; each row lists its seeds. A row that compares two judges uses the seeds that both
 have, and a curve uses those that all of its points have."""
+NOT_TESTED = """\
+Not tested here: best of n and PPO against the baseline, the published benchmarks in full, and the effect of larger
+models and data."""
 
 
 def write_document(path: Path, size: str, model: str, pools: Pools, found: Results) -> None:
@@ -73,21 +79,24 @@ class _Report:
         whole = grid(self.size, self.size.seeds)
         done = [cell for cell in whole if cell in self.found]
         seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
-        command = "python benchmarks/claims/run.py DATA OUT"
+        command = f"python benchmarks/claims/run.py DATA OUT --size {self.name}"
+        answer, _, learned = self._written(LEARNED).partition("\n\n")
         return [
             "# The paper's claims, tested",
             "",
-            "Which claims of the GRAM paper hold in a grid of small trainings, and how certain the answer is. The",
-            "answer in words is at the end, under [What was learned](#what-was-learned); how this differs from the",
-            "paper is in [concepts](concepts.md#differences-from-the-paper-and-its-release).",
+            *([*answer.splitlines(), ""] if answer else []),
+            "Details are at the end, under [What was learned](#what-was-learned); how this differs from the paper is",
+            "in [concepts](concepts.md#differences-from-the-paper-and-its-release). The next grid is on",
+            "[a test bed](testbed.md), and has not been run.",
             "",
             "<!-- needs: minutes -->",
             "",
-            f"    {command} --size {self.name} --markdown docs/claims.md",
+            f"    {command}                                     # trains missing cells: hours",
+            f"    {command} --time 0 --markdown docs/claims.md      # writes this page only",
             "",
             f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run; seeds: {seeds}.',
-            "The command writes this page from the computed cells. It computes the most informative cells first and",
-            "resumes, so several short runs add up. Rows without results are marked.",
+            "The first command computes the most informative cells first and resumes, so several short runs add up.",
+            *self._stored(),
             "",
             *self._setting(),
             *self._claims(),
@@ -102,7 +111,15 @@ class _Report:
             *self._labels(),
             *self._adaptation(),
             *self._rates(),
-            *self._learned(),
+            *(["## What was learned", "", learned] if learned else []),
+        ]
+
+    def _stored(self) -> list[str]:
+        if not Path(__file__).with_name(self.name).is_dir():
+            return []
+        return [
+            f"The computed cells are in `benchmarks/claims/{self.name}`: with a copy of this folder as OUT the second",
+            "command writes this page in about two minutes.",
         ]
 
     def _setting(self) -> list[str]:
@@ -114,6 +131,7 @@ class _Report:
         lines = [
             "## What was run",
             "",
+            *([*self._written(DATA).splitlines(), ""] if self._written(DATA) else []),
             f"From {self.model}: stage 1 on {unlabeled:,} unlabeled pairs (100 %), stage 2 on",
             f"{pools.count('labels', size.base):,} labeled pairs unless a table says otherwise,",
             f"{size.epochs} epoch(s), at most {size.fit} tokens per pair, compute {size.compute_dtype},",
@@ -148,7 +166,7 @@ class _Report:
         return lines
 
     def _claims(self) -> list[str]:
-        rows = []
+        rows, half = [], []
         for row in comparisons(self.size, self.inside, self.outside):
             terms = [(1.0, row.better), (-1.0, row.worse)]
             # The better judge's own accuracy, with the seeds that both have.
@@ -159,21 +177,34 @@ class _Report:
             )
             shown = [_shown(x, sign=True) for x in (right, sharp)]
             words = verdict(right, sharp, own)
+            if all(
+                undecided(self.found, self.pools, cells, row.sets)
+                for cells in (row.better, row.worse)
+            ):
+                words = "**not tested**: neither judge learned a verdict"
+            if row.claim and right is not None:
+                half.append((right.high - right.low) / 2)
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
+        count = 2 * len(rows)  # of intervals
         head = ("claim of the paper", "comparison", "seeds", "accuracy", "Brier score", "result")
         return [
             "## The claims",
             "",
             "Each row is the first judge minus the second. The first row of a claim is the claim itself.",
+            "In the rows of claim 3 the generative judge has a label smoothing of 0.1 and the discriminative one none.",
             "",
             *_table(head, rows),
             "",
+            *NOT_TESTED.splitlines(),
+            "",
+            *_power(half),
             "### How this is decided",
             "",
             *rules().splitlines(),
             "",
-            "By chance alone, each of the two intervals of a row excludes 0 in about one of twenty cases: about",
-            f"{2 * len(rows) / 20:.0f} of these {2 * len(rows)} intervals, not corrected for multiple comparisons.",
+            f"By chance alone, {count * 0.05:.1f} of these {count} intervals exclude 0 if 95 % of them contain the",
+            f"true value, and {count * 0.08:.1f} if 92 % do (see above). No correction is made for",
+            "multiple comparisons.",
             "",
         ]
 
@@ -361,12 +392,10 @@ class _Report:
         )
         return ["## First stages", "", *_table(head, rows), ""]
 
-    def _learned(self) -> list[str]:
-        """The written conclusions of this size, if there are any."""
-        path = Path(__file__).with_name(LEARNED.format(size=self.name))
-        if not path.exists():
-            return []
-        return ["## What was learned", "", *path.read_text(encoding="utf-8").splitlines()]
+    def _written(self, name: str) -> str:
+        """A text that was written for this size; empty if there is none."""
+        path = Path(__file__).with_name(name.format(size=self.name))
+        return path.read_text(encoding="utf-8").rstrip("\n") if path.exists() else ""
 
     def _figure(
         self,
@@ -401,6 +430,19 @@ class _Report:
         elif not curve.seeds and any(curve.found.values()):
             lines += ["The rows have no seed in common and cannot be compared.", ""]
         return [*lines, *_table_of(curve), ""]
+
+
+def _power(half: Sequence[float]) -> list[str]:
+    """Which differences of accuracy intervals of these half widths can show."""
+    if not half:
+        return []
+    low, high = min(half), max(half)
+    return [
+        f"**Power.** The intervals of accuracy of the claims extend {low:.2f} to {high:.2f} to either side. So",
+        f"differences below about {POWER * low:.2f} to {POWER * high:.2f} would be found with a probability of less",
+        f"than 80 % (arithmetic: {POWER} times the half width).",
+        "",
+    ]
 
 
 def _table_of(curve: Curve) -> list[str]:

@@ -178,23 +178,41 @@ def over_pairs(
     return estimate([found], seeds, (0.0, 1.0))
 
 
+UNDECIDED = 0.01  # mean |P(chosen) - 0.5| below which a judge has learned no verdict
+
+
+def undecided(results: Results, pools: Pools, cells: Sequence[Cell], sets: Sequence[str]) -> bool:
+    """Whether probabilities differ from 0.5 by less than UNDECIDED, in the mean over seeds and pairs."""
+    there = [cell for cell in cells if cell in results]
+    p = [
+        answers(results[cell], pools, name, cell.seed if cell.domain is not None else None)
+        for cell in there
+        for name in sets
+    ]
+    return bool(p) and float(np.nanmean(np.abs(np.concatenate(p) - 0.5))) < UNDECIDED
+
+
 RULES = """\
 A claim says that one judge is better than another. The result depends on two differences with their 95 % intervals: of
-accuracy, and of the Brier score, which is lower for a better calibrated judge. A difference is significant if its interval
-excludes 0. A judge is *at chance* if the interval of its accuracy reaches 0.5.
+accuracy, and of the Brier score, which is lower for better probabilities. A difference is significant if its interval
+excludes 0. A judge is *at chance* if the interval of its accuracy reaches 0.5. The first row that applies decides.
 
 | result | condition |
 |---|---|
-| **holds** | more accurate, and not worse calibrated |
-| **holds partly** | more accurate but worse calibrated; or better calibrated, with lower or indistinguishable accuracy; or more accurate but at chance |
-| **does not hold** | less accurate, and not better calibrated or at chance; or worse calibrated, with indistinguishable accuracy |
-| **not enough evidence** | neither difference is significant; or only the Brier score is better and the better judge is at chance: an uninformed judge has a better Brier score if it is less confident |
-| **no difference** | neither is significant, and the interval of accuracy is within {same} |"""  # noqa: E501
+| **not tested** | the probabilities of both judges differ from 0.5 by less than {undecided} on average: neither learned a verdict. This row was added when the results were known |
+| **holds partly** | more accurate, but at chance or with a worse Brier score |
+| **holds** | more accurate |
+| **does not hold** | less accurate, unless the Brier score is better and the judge is not at chance |
+| **does not hold** | worse Brier score |
+| **not enough evidence** | better Brier score, but at chance: an uninformed judge has a better Brier score if it is less confident |
+| **holds partly** | better Brier score |
+| **no difference** | the interval of accuracy is within {same} |
+| **not enough evidence** | none of these |"""  # noqa: E501
 
 
 def rules() -> str:
     """The conditions of `verdict`, as Markdown."""
-    return RULES.format(same=SAME)
+    return RULES.format(same=SAME, undecided=UNDECIDED)
 
 
 def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | None) -> str:
@@ -208,12 +226,12 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
     trust = (sharp.high < 0) - (sharp.low > 0)
     words = {
         (1, 1): "**holds**",
-        (1, 0): "**holds** (calibration indistinguishable)",
-        (1, -1): "**holds partly**: more accurate, worse calibrated",
-        (0, 1): "**holds partly**: better calibrated, accuracy indistinguishable",
+        (1, 0): "**holds** (Brier score indistinguishable)",
+        (1, -1): "**holds partly**: more accurate, worse Brier score",
+        (0, 1): "**holds partly**: better Brier score, accuracy indistinguishable",
         (0, 0): "**not enough evidence**",
-        (0, -1): "**does not hold**: worse calibrated, accuracy indistinguishable",
-        (-1, 1): "**holds partly**: better calibrated, less accurate",
+        (0, -1): "**does not hold**: worse Brier score, accuracy indistinguishable",
+        (-1, 1): "**holds partly**: better Brier score, less accurate",
         (-1, 0): "**does not hold**",
         (-1, -1): "**does not hold**",
     }[gain, trust]
@@ -224,7 +242,7 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
         words = "**does not hold**"
     elif gain == 1 and coin:
         words = "**holds partly**: more accurate, but at chance"
-        words += ", and worse calibrated" if trust == -1 else ""
+        words += ", and worse Brier score" if trust == -1 else ""
     elif (gain, trust) == (0, 1) and coin:
         words = "**not enough evidence**: less confident than the other, but at chance"
     return words + (" (one seed only)" if len(right.by_seed) == 1 else "")

@@ -42,15 +42,16 @@
 
 # %% [markdown]
 # Remove `DRY_RUN=1` to start it. **Machines are billed until they are deleted**: `train` deletes them when the run is
-# finished, but keeps them after an error, so that you can read the logs (`pod.sh logs`, then `pod.sh delete`). The
-# laptop may be closed; `pod.sh watch` follows the run later. [TPU VMs](../../launch/tpu_vm/README.md) explains the
-# settings.
+# finished, but keeps them after an error, so that you can read the logs (`pod.sh logs`, then `pod.sh delete`). If you
+# close the laptop, the run continues, but nothing replaces preempted machines or deletes them at the end: use `pod.sh
+# watch`, then `pod.sh delete`. [TPU VMs](../../launch/tpu_vm/README.md) explains the settings.
 #
 # ## Resume
 #
-# A preempted worker gets SIGTERM: all workers save the same step, and the same command resumes on new machines. The
-# state is the parameters, the optimizer and the position in the data. Here the same happens on this machine: one run
-# without interruption, and one that stops at step 12 and resumes.
+# A preempted worker gets SIGTERM: all workers save the same step if the save ends within the grace period (20 s in
+# `pod.sh`), and the same command resumes on new machines. The state is the parameters, the optimizer and the position
+# in the data. Here the same happens on this machine: one run without interruption, and one that stops at step 12 and
+# resumes.
 
 # %%
 import json

@@ -1,9 +1,10 @@
 """Reward functions for TRL's GRPOTrainer and RLOOTrainer, and the judge in the form of TRL's pairwise judges.
 
-from gram_jax import Scorer
+from gram_jax import RewardForm, Scorer
 from gram_jax.rewards.trl import trl_reward
 
-trainer = GRPOTrainer(..., reward_funcs=[trl_reward(Scorer.load("runs/judge"))])
+reward = trl_reward(Scorer.load("runs/judge"), RewardForm(compare_with="group"))
+trainer = GRPOTrainer(..., reward_funcs=[reward])
 """
 
 import asyncio
@@ -26,9 +27,10 @@ def trl_reward(
 ) -> Callable[..., list[float]]:
     """Make a reward function, called as fn(prompts, completions, **columns) with texts or messages.
 
-    form: default RewardForm(). column: column of the data set with references, for compare_with="reference". write:
-    generates references for prompts without one, for example GreedyResponses. If a group arrives in parts, responses
-    are compared with the earlier parts. The function returns one reward per completion.
+    form: default RewardForm(), which compares within groups. column: column of the data set with references, for
+    compare_with="reference". write: generates references for prompts without one, for example GreedyResponses. If a
+    group arrives in parts, responses are compared with the earlier parts if form.group_size is given or if single
+    responses arrive. The function returns one reward per completion.
     """
     return column_reward(judge, form, column=column, question=None, write=write)
 
