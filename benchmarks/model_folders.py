@@ -42,6 +42,22 @@ SIZES = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
+# What a family requires beside the sizes.
+REQUIRED = {
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        }
+    }
+}
 WRONG: tuple[Any, ...] = (
     "many",
     -1,
@@ -62,7 +78,8 @@ FREE |= {"bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "max_
 
 def make_folder(family: str, place: Path, one: Placement, seed: int) -> tuple[Path, ModelConfig]:
     """A folder of a family as another program writes it, without a manifest."""
-    cfg = replace(config_from_hf(SIZES | {"model_type": family}), tied_head=seed % 2 == 0)
+    found = SIZES | REQUIRED.get(family, {}) | {"model_type": family}
+    cfg = replace(config_from_hf(found), tied_head=seed % 2 == 0)
     params = init_params(param_specs(cfg), jax.random.key(seed), one, "float32")
     folder = export_hf(place, cfg, params, dtype=None, tokenizer=None, spec=None)
     (folder / "gram_jax_manifest.json").unlink()

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from cli_runner import run_cli
@@ -50,6 +51,7 @@ class FakeJudge:
     spec = SPEC
     identity = ScorerIdentity("0" * 16, "float32", "float32", "none", "none")
     window = 8
+    settings: ClassVar[dict] = {}
 
     def __init__(self, strength, *, first_bonus: float = 0.0):
         self.strength, self.bonus, self.scored = strength, first_bonus, 0

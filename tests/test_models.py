@@ -78,7 +78,7 @@ def test_the_error_of_another_name_lists_what_is_possible(tmp_path):
         ("no-such-model", r"smollm2-135m, tiny-random, a \.gguf file"),
         ("/no/such/place", "no model"),
         (f"{tmp_path}/other@10", "no model"),
-        (__file__, r"no \.gguf"),
+        (__file__, r"is not a \.gguf"),
         (tmp_path, r"notes\.txt"),
         (tmp_path / "folder" / "judge.json", "--spec"),
         (tmp_path / "missing.json", "--spec"),

@@ -403,7 +403,7 @@ LORA = {"lora__rank": 2, "lora__alpha": 4.0, "lora__target_modules": ["q", "v"]}
 def test_lora_learns_beside_a_frozen_reference_and_resumes_exactly(tmp_path, kind):
     settings = {"run__max_steps": 3, "checkpoint__save_steps": 1, **LORA}
     whole = run(tmp_path / "whole", kind, vowels, **settings)
-    assert whole.metrics["kl"] > 0 and whole.metrics["grad_norm"] > 0
+    assert whole.metrics["kl"] != 0 and whole.metrics["grad_norm"] > 0
 
     def torn(prompts, texts, greedy):
         if (tmp_path / "torn" / "run.json").exists() and len(metrics(tmp_path / "torn")) == 1:
