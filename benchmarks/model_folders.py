@@ -56,7 +56,13 @@ REQUIRED = {
             "mscale_all_dim": 1.0,
             "llama_4_scaling_beta": 0.1,
         }
-    }
+    },
+    "qwen3_moe": {
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+    },
 }
 WRONG: tuple[Any, ...] = (
     "many",
