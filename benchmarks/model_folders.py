@@ -42,7 +42,7 @@ SIZES = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
-# What a family requires beside the sizes.
+# What a family requires in addition to the sizes.
 REQUIRED = {
     "ministral3": {
         "rope_parameters": {
