@@ -114,7 +114,8 @@ def test_a_number_that_no_model_has_is_refused_by_field(tmp_path, one_device, na
     (folder / "config.json").write_text(json.dumps(config))
     accept_changes(folder)
     if (value == 1e6 and name in POSITIVE) or (value is None and name == "rope_theta"):
-        pytest.skip("possible")
+        load_model(folder, one_device, None)  # a model may have this value
+        return
     with pytest.raises(LayoutError, match=HF_NAMES[name]):
         load_model(folder, one_device, None)
 
