@@ -282,6 +282,16 @@ def test_removed_tokens_are_counted():
     assert cut.shortened and cut.removed == len(whole.tokens) - len(cut.tokens)
 
 
+@pytest.mark.parametrize("text", ["", "a", "héllo 🙂🙂 漢字 word " * 9, "e\u0301 ½" * 9])
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_the_ends_of_first_and_last_tokens_are_those_of_the_tokenizers_offsets(text, most):
+    tokenizer = tiny_tokenizer()
+    found = text_encoder(tokenizer).text_ends(text, most)
+    offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+    ends = [end for _, end in offsets]
+    assert found == (len(ends), ends[:most], ends[-most:])
+
+
 def test_common_limit_shares_what_is_left():
     for lengths, space, limit in [([10, 20], 100, 20), ([10, 90], 50, 40), ([90, 90], 50, 25)]:
         assert common_limit(lengths, space) == limit
