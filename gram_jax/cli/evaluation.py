@@ -56,7 +56,7 @@ def evaluate(
         overwrite: Score these sources again.
     """
     from gram_jax.evals.datasets import HUB, read_dataset
-    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, reserve_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.interop.models import model_config
     from gram_jax.scoring.group import run_on_first_process
@@ -95,8 +95,7 @@ def evaluate(
             if thought := thought_report(scorer):
                 console.say(thought.removeprefix("; "))
 
-        locked = place is None and process.index == 0
-        with open_folder(out) if locked and out is not None else nullcontext():
+        with nullcontext() if process.index or out is None else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
         if place is not None:
             console.say(f"{out}{after_shard(place, out)}")
@@ -300,7 +299,7 @@ def attack(
             for table in (clean_table(found), *attack_tables(found)):
                 _print_table(console, table)
 
-        with nullcontext() if process.index or place is not None else reserve_folder(out):
+        with nullcontext() if process.index else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
 
 
