@@ -1,6 +1,8 @@
 """From texts to tokens: no delimiter can be forged, every cut is counted, and batches equal single texts."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -290,6 +292,27 @@ def test_the_ends_of_first_and_last_tokens_are_those_of_the_tokenizers_offsets(t
     offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
     ends = [end for _, end in offsets]
     assert found == (len(ends), ends[:most], ends[-most:])
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized_and_cut():
+    """`Tokenizer.encode` holds the GIL for half of this time."""
+    tokenizer, text = tiny_tokenizer(), "the judge reads a response " * 8000
+    spec, over, longest = make_spec(tokenizer, max_length=256), threading.Event(), 0.0
+
+    def tick() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while not over.wait(0.001):
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    other = threading.Thread(target=tick)
+    other.start()
+    started = time.monotonic()
+    (found,) = encode_items(tokenizer, spec.comparison, [("q", text, "b")], 256)
+    seconds = time.monotonic() - started
+    over.set()
+    other.join()
+    assert found.shortened and longest < seconds / 3
 
 
 def test_common_limit_shares_what_is_left():
