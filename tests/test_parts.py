@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
-from gram_jax.distributed.lock import file_lock, hold_lock
+from gram_jax.distributed.lock import file_lock, folder_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.interop.hf_config import config_to_hf
@@ -306,6 +306,18 @@ def test_of_two_commands_with_one_shard_the_second_is_refused_before_it_loads_a_
     assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
     ran = run_cli(command, *shard)
     assert ran.status == 2 and f"process {os.getpid()} on" not in ran.output
+
+
+def test_of_two_commands_that_write_rationales_or_a_gate_the_second_is_refused(tmp_path):
+    pairs, out, folder = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", tmp_path / "folder"
+    pairs.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    folder.mkdir()
+    with hold_lock(file_lock(out)), hold_lock(folder_lock(folder)):
+        for ran in (
+            run_cli("rationales", "no-model", pairs, out),
+            run_cli("think", "no-model", pairs, "--budget", 10, "--out", folder),
+        ):
+            assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
 
 
 def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):

@@ -137,6 +137,7 @@ def curate(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.distributed.lock import file_lock, hold_lock
     from gram_jax.evals.curation import (
         CurationConfig,
         by_source,
@@ -152,9 +153,10 @@ def curate(
     records, _ = read_records(source, "comparison", **rows.arguments())
     judged = read_judged(records, scores)
     figures = by_source(judged, config)
-    written = write_preferences(out, curate(judged, config))
-    inputs = provenance(source, records, scores)
-    places = write_curation(out, judged, figures, config, inputs, written)
+    with hold_lock(file_lock(out.absolute()), error=DataError):
+        written = write_preferences(out, curate(judged, config))
+        inputs = provenance(source, records, scores)
+        places = write_curation(out, judged, figures, config, inputs, written)
     console = Console()
     _print_table(console, curation_table(figures))
     console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
@@ -183,7 +185,7 @@ def think(
         seed: Seed of the two halves.
     """
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.evaluate import make_folder
+    from gram_jax.evals.evaluate import reserve_folder
     from gram_jax.evals.thinking import ThinkingResults, measure_thinking
     from gram_jax.files import write_json
     from gram_jax.scoring.scorer import Scorer
@@ -192,17 +194,20 @@ def think(
     settings = think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
-    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
-        found = measure_thinking(
-            scorer,
-            records,
-            model=model,
-            source=source,
-            budget=budget,
-            seed=seed,
-            progress=lambda count: bar.update(count, units=count),
-        )
+    with nullcontext() if out is None else reserve_folder(out):
+        scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+        with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+            found = measure_thinking(
+                scorer,
+                records,
+                model=model,
+                source=source,
+                budget=budget,
+                seed=seed,
+                progress=lambda count: bar.update(count, units=count),
+            )
+        if out is not None:
+            write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
     columns = (
         "think if |margin| <",
         "pairs with thought",
@@ -232,9 +237,6 @@ def think(
             else f"{found.gate.below:.6g}"
         )
     )
-    if out is not None:
-        make_folder(out)
-        write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
 
 
 def attack(

@@ -145,6 +145,7 @@ def rationales(
         overwrite: Replace the output if it exists.
     """
     from gram_jax.data.reading import read_records
+    from gram_jax.distributed.lock import file_lock, hold_lock
     from gram_jax.scoring.rationales import write_accepted
     from gram_jax.scoring.scorer import Scorer
 
@@ -153,11 +154,16 @@ def rationales(
     console, settings = Console(), think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
-    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
-        done = write_accepted(
-            scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
-        )
+    with hold_lock(file_lock(out.absolute()), error=DataError):
+        scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+        with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+            done = write_accepted(
+                scorer,
+                records,
+                out,
+                keep=keep,
+                progress=lambda count: bar.update(count, units=count),
+            )
     console.say(f"{out}: {done.to_text()}")
 
 
