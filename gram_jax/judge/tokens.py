@@ -38,9 +38,9 @@ class Piece(NamedTuple):
 
 
 class TextEnds(NamedTuple):
-    """count: number of tokens of a text. first, last: the index of the character after each of its first and last."""
+    """size: number of tokens of a text. first, last: the index of the character after each of its first and last."""
 
-    count: int
+    size: int
     first: list[int]
     last: list[int]
 
@@ -174,12 +174,12 @@ class TextEncoder:
     def text_ends(self, text: str, most: int) -> "TextEnds":
         """Where the first and last `most` tokens of `text` end."""
         found = self._encode(self._text["inside"], text)
-        count = len(found)
-        ends = [
-            [found.token_to_chars(at)[1] for at in part]  # all offsets take 0.1 s for 60,000 tokens
-            for part in (range(min(most, count)), range(max(0, count - most), count))
+        size = len(found)
+        ends = [  # all offsets take 0.1 s for 60,000 tokens
+            [chars[1] for at in part if (chars := found.token_to_chars(at))]
+            for part in (range(min(most, size)), range(max(0, size - most), size))
         ]
-        return TextEnds(count, *ends)
+        return TextEnds(size, *ends)
 
     def _encode(self, tokenizer: Tokenizer, text: str) -> Encoding:
         with explain_tokenizer(self.name):

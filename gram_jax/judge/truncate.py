@@ -42,8 +42,8 @@ def _cut_middle(table: TokenTable, field: str, text: str, limit: int, space: int
     """
     if table.length(field, text) <= limit:
         return text
-    count, first, last = table.ends(text, space)
-    keep = min(limit, count - 1)
+    size, first, last = table.ends(text, space)
+    keep = min(limit, size - 1)
     while keep > 0:
         back = keep // 2
         left, right = text[: first[keep - back - 1]], text[last[-back - 1] :]
