@@ -116,12 +116,14 @@ def after_damage(world: World, name: str, place: Path, *, whole: bool) -> tuple[
 
 def problem_of_reading(world: World, name: str, place: Path) -> tuple[str | None, bool]:
     """(problem or None, whether the results were refused) of the commands that read them."""
-    words_of_readers = world.commands[name].reads(place)
-    for words in words_of_readers:
+    readers = world.commands[name].reads(place)
+    for words in readers:
         done = run(words, world.log)
         if done.status:
             return bug(done), True
-    found, wanted = digests(place), read_results(world, name) if words_of_readers else {}
+    if not readers:
+        return None, False
+    found, wanted = digests(place), read_results(world, name)
     wrong = [key for key in wanted if found.get(key) != wanted[key]]
     for key in wanted:
         (place / key).unlink(missing_ok=True)

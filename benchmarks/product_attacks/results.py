@@ -9,6 +9,7 @@ from typing import Any
 from chaos import fingerprint as run_digest
 
 from gram_jax.checkpoint.manifest import MANIFEST
+from gram_jax.errors import GramError
 
 VOLATILE = ("tokens_per_second", "checksum", "seconds", "model", "source", "sources", "policy")
 LOCKS = ("lock.json",)
@@ -20,7 +21,7 @@ def digests(place: Path) -> dict[str, str]:
     for path in sorted(place.rglob("*")):
         name = path.relative_to(place).as_posix()
         if path.is_dir() and (path / "recipe.toml").exists() and (path / "checkpoints").is_dir():
-            found[name] = run_digest(path)
+            found[name] = digest_of_run(path)
         inside_run = any((parent / "recipe.toml").exists() for parent in path.parents)
         if not path.is_file() or inside_run or path.name.endswith(LOCKS):
             continue
@@ -36,6 +37,14 @@ def digests(place: Path) -> dict[str, str]:
                 ).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def digest_of_run(path: Path) -> str:
+    """The digest of a run's weights, state and metrics; the error if they are damaged."""
+    try:
+        return run_digest(path)
+    except (GramError, RuntimeError) as error:
+        return f"damaged: {error}"
 
 
 def plain(value: Any, place: str) -> Any:

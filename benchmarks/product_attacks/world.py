@@ -1,5 +1,6 @@
 """The folder of an attack: inputs, the undisturbed results of every command, and the places of trials."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gram_jax
 from product_attacks.commands import Inputs, writing_commands
 from product_attacks.processes import run
 from product_attacks.results import digests
@@ -29,18 +31,19 @@ class World:
     def prepare(self, names: Iterable[str]) -> None:
         """The judge, and the undisturbed result of every command, made twice: both must be equal.
 
-        Those of an earlier attack in the folder are used again, also by several attacks at once.
+        Those of an earlier attack in the folder with the same code are used again, also by several attacks at once.
         """
-        known, judge = self.base / "expected.json", self.inputs.judge
-        if known.exists():
-            self.expected, self.lengths = json.loads(known.read_text())
+        known, judge, code = self.base / "expected.json", self.inputs.judge, digest_of_code()
+        if known.exists() and (found := json.loads(known.read_text()))["code"] == code:
+            self.expected, self.lengths = found["expected"], found["lengths"]
         if not judge.exists():
             self.must(["convert", "tiny-random", judge])
             self.must(["spec", judge, "--model", "tiny-random", "--max-length", 256])
         if missing := [name for name in names if name not in self.expected]:
             for name in missing:
                 self._undisturbed(name)
-            known.write_text(json.dumps([self.expected, self.lengths]))
+            found = {"code": code, "expected": self.expected, "lengths": self.lengths}
+            known.write_text(json.dumps(found))
         self.expected = {name: self.expected[name] for name in names}
 
     def must(self, words: list[object]) -> float:
@@ -90,6 +93,14 @@ class World:
         for name in names:
             self.give(name, place)
         return place
+
+
+def digest_of_code() -> str:
+    """SHA-256 of the source of gram_jax."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(gram_jax.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def clear(place: Path, problem: str | None) -> None:
