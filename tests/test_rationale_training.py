@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from model_cases import random_params
 from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
 from tiny_runs import write_pairs as _write_pairs
 
@@ -75,11 +76,12 @@ def batch_and_hidden():
     tokens = np.arange(2 * T, dtype=np.int32).reshape(2, T) + 3
     segments = np.array([[1] * 7 + [0] * 2, [1] * 5 + [0] * 4], np.int32)
     seqs = Sequences(tokens, np.arange(T)[None] + 0 * tokens, segments)
-    weights = np.zeros((2, T), np.float32)
-    weights[0, 3:6] = 2 / 3  # targets 4, 5, 6 of a document of weight 2
-    targets = np.roll(tokens, -1, 1)
+    target_at = np.array([[3, 4, 5, 0], [0, 0, 0, 0]], np.int32)
+    targets = np.take_along_axis(tokens, target_at + 1, 1)
+    target_weights = np.where(target_at > 0, np.float32(2 / 3), 0)  # of a document of weight 2
     at, label = np.array([[6], [4]], np.int32), np.array([[0], [1]], np.int32)
-    batch = RationaleBatch(seqs, targets, weights, at, label, np.array([[2.0], [1.0]], np.float32))
+    weights = np.array([[2.0], [1.0]], np.float32)
+    batch = RationaleBatch(seqs, target_at, targets, target_weights, at, label, weights)
     return batch, jax.random.normal(jax.random.key(0), (2, T, CFG.embed_size))
 
 
@@ -95,12 +97,11 @@ def test_the_mixed_loss_is_that_of_its_closed_form_and_reaches_these_positions_o
         CFG, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=0.7, rationale_weight=0.3,
         chunk_size=8,
     )  # fmt: skip
-    (loss, metrics), gradient = jax.value_and_grad(
-        lambda hidden: objective({"hidden": hidden, "embed": table}, batch), has_aux=True
-    )(hidden)
+    params = {"hidden": hidden, "embed": table}
+    (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params, batch)
     logits = np.einsum("btd,vd->btv", hidden, table)
     logprobs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits), -1))
-    written = -sum(logprobs[0, t, batch.targets[0, t]] * 2 / 3 for t in (3, 4, 5))
+    written = -sum(logprobs[0, t, batch.seqs.tokens[0, t + 1]] * 2 / 3 for t in (3, 4, 5))
     margins = [logits[0, 6, 35] - logits[0, 6, 36], logits[1, 4, 36] - logits[1, 4, 35]]
     verdicts = [np.log1p(np.exp(-t)) + 0.05 * t for t in margins]
     assert float(loss) == pytest.approx(
@@ -109,7 +110,21 @@ def test_the_mixed_loss_is_that_of_its_closed_form_and_reaches_these_positions_o
     assert float(metrics["loss"][1]) == 3.0
     assert float(metrics["rationale_nll"][0]) == pytest.approx(written, rel=1e-5)
     assert float(metrics["rationale_nll"][1]) == pytest.approx(2.0)
-    reached = np.abs(np.asarray(gradient)).max(-1) > 0
+    # By hand: weight x (softmax - one-hot) at the targets, and that of the margin at the verdicts.
+    wanted = np.zeros(logits.shape)
+    for t in (3, 4, 5):
+        wanted[0, t] = 0.3 * 2 / 3 * np.exp(logprobs[0, t])
+        wanted[0, t, batch.seqs.tokens[0, t + 1]] -= 0.3 * 2 / 3
+    for row, t, margin, weight, label in ((0, 6, margins[0], 2, 1), (1, 4, margins[1], 1, -1)):
+        slope = 0.7 * weight * label * (1 / (1 + np.exp(-margin)) - 0.95)
+        wanted[row, t, 35], wanted[row, t, 36] = slope, -slope
+    np.testing.assert_allclose(
+        gradients["hidden"], np.einsum("btv,vd->btd", wanted, table), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        gradients["embed"], np.einsum("btv,btd->vd", wanted, hidden), atol=1e-5
+    )
+    reached = np.abs(np.asarray(gradients["hidden"])).max(-1) > 0
     expected = np.zeros((2, 9), bool)
     expected[0, 3:7] = expected[1, 4] = True
     assert reached.tolist() == expected.tolist()
@@ -124,8 +139,44 @@ def test_a_batch_of_examples_points_at_the_rationale_and_the_verdict():
     for row in range(3):
         size = int(batch.seqs.segments[row].sum())
         assert batch.verdict_at[row, 0] == size - 1 and batch.weights[row, 0] == 1.0
-        written = batch.targets[row][batch.token_weights[row] > 0]
+        used = batch.target_weights[row] > 0
+        written = batch.targets[row][used]
         assert str(TOKENIZER.decode(written)).endswith("<answer>\n") or not len(written)
+        at = batch.target_at[row][used]
+        assert batch.seqs.tokens[row][at + 1].tolist() == written.tolist()
+        assert at.tolist() == list(range(size - 1 - len(at), size - 1))
+    longest = max(int((row > 0).sum()) for row in batch.target_weights)
+    assert batch.targets.shape == (3, longest)
+
+
+def test_a_packed_row_has_the_targets_of_its_documents():
+    found = examples([comparison(at, "Short." * (at % 3)) for at in range(9)])
+    plan = BatchPlan(found, batch_size=2, max_length=512, packing=True, seed=0)
+    weights = np.concatenate(
+        [plan.batch(step).target_weights for step in range(plan.steps_per_epoch)]
+    )
+    tokens = np.concatenate([plan.batch(step).targets for step in range(plan.steps_per_epoch)])
+    text = "".join(
+        str(TOKENIZER.decode(row[w > 0])) for row, w in zip(tokens, weights, strict=True)
+    )
+    assert text.count("Short.") == 9 and text.count("<answer>") == 6
+    assert weights.sum() == pytest.approx(6.0)
+
+
+def test_the_parameters_that_a_batch_does_not_reach_have_no_gradient(execution):
+    """A token that only stands after the last target and verdict, or in another document, changes nothing."""
+    batch, _ = batch_and_hidden()
+    objective = objectives.rationale_objective(
+        CFG, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=1.0, rationale_weight=1.0,
+        chunk_size=8,
+    )  # fmt: skip
+    params = random_params(tiny_config("llama", False), execution.placement)
+    gradient = jax.grad(lambda p: objective(p, batch)[0])(params)
+    embedded = np.flatnonzero(np.abs(np.asarray(gradient["embed"])).max(-1))
+    assert embedded.tolist() == [*range(3, 10), *range(12, 17)]  # the tokens of both documents
+    without = batch._replace(target_weights=0 * batch.target_weights, weights=0 * batch.weights)
+    gradient = jax.grad(lambda p: objective(p, without)[0])(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_rationales_with_the_right_verdict_are_kept_in_their_order():
