@@ -22,7 +22,7 @@ from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
 from gram_jax.scoring.pair import PairScore
-from gram_jax.scoring.rationales import accepted_rows
+from gram_jax.scoring.rationales import Selection, accepted_rows
 from gram_jax.scoring.think import Rationale, Thought
 from gram_jax.training import objectives
 
@@ -185,7 +185,9 @@ def test_rationales_with_the_right_verdict_are_kept_in_their_order():
     lost = Rationale("", 9, "unfinished", None)
     rows = list(
         accepted_rows(
-            record, Thought(PairScore(0.5, 0.5, 0.0, 0.0, False), None, ((*votes, lost), votes))
+            record,
+            Thought(PairScore(0.5, 0.5, 0.0, 0.0, False), None, ((*votes, lost), votes)),
+            Selection(),
         )
     )
     assert [(x["rationale"], x["label"], x["response_a"]) for x in rows] == [

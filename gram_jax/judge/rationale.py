@@ -142,19 +142,25 @@ class RationaleEncoder:
             )
         self.format, self._encoder = format, text_encoder(tokenizer)
         field, closing = LayoutPart("field", "rationale"), LayoutPart("frame", format.closing)
+        self._generation_prompt = generation_prompt
         opened = LayoutPart("frame", generation_prompt + format.opening)
         self._table = TokenTable(self._encoder, (opened, field, closing))
-        self._opened = self._tokens(opened)
-        self._replaced = len(self._tokens(LayoutPart("frame", generation_prompt)))
+        self._opened = self._tokens("")
+        replaced = compile_layout(self._encoder, (LayoutPart("frame", generation_prompt),))
+        self._replaced = sum(len(part.tokens) for part in replaced)
         self.closing_tokens = self._table.const_tokens + self._table.length("rationale", ".")
 
-    def _tokens(self, frame: LayoutPart) -> np.ndarray:
-        return np.concatenate([x.tokens for x in compile_layout(self._encoder, (frame,))])
+    def _tokens(self, hint: str) -> np.ndarray:
+        """The generation prompt, a hint and the opening."""
+        text = self._generation_prompt + hint + self.format.opening
+        parts = compile_layout(self._encoder, (LayoutPart("frame", text),))
+        return np.concatenate([part.tokens for part in parts])
 
-    def prompt(self, comparison: np.ndarray) -> np.ndarray:
-        """i32 [n]: an encoded comparison and the opening; a rationale follows."""
+    def prompt(self, comparison: np.ndarray, hint: str = "") -> np.ndarray:
+        """i32 [n]: an encoded comparison, a hint if there is one, and the opening; a rationale follows."""
         kept = comparison[: len(comparison) - self._replaced]
-        return np.concatenate([kept, self._opened]).astype(np.int32)
+        opened = self._tokens(hint) if hint else self._opened
+        return np.concatenate([kept, opened]).astype(np.int32)
 
     def whole(self, comparison: np.ndarray, text: str) -> np.ndarray:
         """i32 [n]: an encoded comparison, a rationale and the closing; the verdict is the next token.
