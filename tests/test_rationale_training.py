@@ -1,11 +1,15 @@
 """Stage 2 with rationales: the mixed loss by hand, the positions that get gradients, data and a run."""
 
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_runner import run_cli
 from conftest import tiny_config
 from model_cases import random_params
 from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
@@ -166,17 +170,18 @@ def test_a_packed_row_has_the_targets_of_its_documents():
 def test_the_parameters_that_a_batch_does_not_reach_have_no_gradient(execution):
     """A token that only stands after the last target and verdict, or in another document, changes nothing."""
     batch, _ = batch_and_hidden()
+    cfg = tiny_config("llama", False)
     objective = objectives.rationale_objective(
-        CFG, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=1.0, rationale_weight=1.0,
+        cfg, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=1.0, rationale_weight=1.0,
         chunk_size=8,
     )  # fmt: skip
-    params = random_params(tiny_config("llama", False), execution.placement)
-    gradient = jax.grad(lambda p: objective(p, batch)[0])(params)
+    params = random_params(cfg, execution.placement)
+    gradient_of = jax.jit(jax.grad(lambda params, batch: objective(params, batch)[0]))
+    gradient = gradient_of(params, batch)
     embedded = np.flatnonzero(np.abs(np.asarray(gradient["embed"])).max(-1))
     assert embedded.tolist() == [*range(3, 10), *range(12, 17)]  # the tokens of both documents
     without = batch._replace(target_weights=0 * batch.target_weights, weights=0 * batch.weights)
-    gradient = jax.grad(lambda p: objective(p, without)[0])(params)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient_of(params, without)))
 
 
 def test_rationales_with_the_right_verdict_are_kept_in_their_order():
@@ -193,6 +198,64 @@ def test_rationales_with_the_right_verdict_are_kept_in_their_order():
     assert [(x["rationale"], x["label"], x["response_a"]) for x in rows] == [
         ("right", 0, "zzz"), ("wrong", 1, "oak"),
     ]  # fmt: skip
+
+
+def thought_of(first, second):
+    """A thought with these logit differences of the votes of both orders."""
+    orders = (tuple(Rationale(f"{x}", 1, "verdict", x) for x in votes) for votes in (first, second))
+    return Thought(PairScore(0.5, 0.5, 0.0, 0.0, False), None, tuple(orders))
+
+
+def test_without_labels_the_votes_of_both_orders_have_to_agree():
+    agree = Selection("agreement", agreement=0.6, keep=2)
+    wrong = comparison(5, label=0)  # the label is not used
+    rows = list(accepted_rows(wrong, thought_of((-1.0, -2.0, 0.5), (1.0, 2.0, -3.0)), agree))
+    assert [(x["order"], x["label"], x["rationale"], x["response_a"]) for x in rows] == [
+        (0, 1, "-1.0", "zzz"), (0, 1, "-2.0", "zzz"), (1, 0, "1.0", "oak"), (1, 0, "2.0", "oak"),
+    ]  # fmt: skip
+    biased = thought_of((1.0, 1.0), (1.0, 1.0))  # always the first
+    split = thought_of((1.0, -1.0), (-1.0, -1.0))
+    lost = thought_of((1.0, None), (-1.0, -1.0))
+    for thought in (biased, split, lost, thought_of((), ())):
+        assert list(accepted_rows(wrong, thought, agree)) == []
+    every = list(accepted_rows(comparison(5, label=1), split, Selection("all")))
+    assert [(x["order"], x["label"], x["response_a"]) for x in every] == [
+        (0, 0, "oak"), (0, 0, "oak"), (1, 1, "zzz"), (1, 1, "zzz"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"agreement = 0\.5"):
+        Selection("agreement", agreement=0.5)
+
+
+@pytest.mark.slow
+def test_a_killed_command_writes_the_same_rationales_again(tmp_path):
+    pairs = _write_pairs(tmp_path / "pairs.jsonl", 24)
+    run_cli(
+        "spec", tmp_path / "judge.json", "--model", "tiny-random", "--template", "default", "--max-length", 192,
+        "--rationale", r"Reasons:\n{rationale}\nThe verdict:\n", "--stop", "t", "--max-rationale", 8,
+    )  # fmt: skip
+    words = ["rationales", "tiny-random", pairs]
+    options = ["--spec", tmp_path / "judge.json", "--accept", "all", "--votes", 2]
+    out, votes = tmp_path / "a.jsonl", tmp_path / "a.votes.jsonl"
+    command = [sys.executable, "-m", "gram_jax", *words, out, *options]
+    process = subprocess.Popen([str(x) for x in command], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (votes.exists() and votes.stat().st_size):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert votes.read_bytes().count(b"\n") < 24 and not out.exists()
+    done = run_cli(*words, out, *options)
+    assert done.status == 0 and "8 were there" in done.output, done.output
+    whole = tmp_path / "b.jsonl"
+    assert run_cli(*words, whole, *options).status == 0
+    assert votes.read_bytes() == (tmp_path / "b.votes.jsonl").read_bytes()
+    assert out.read_bytes() == whole.read_bytes() and out.stat().st_size
+    every = out.read_bytes().count(b"\n")
+    # Another selection of the same votes needs no new ones.
+    done = run_cli(*words, out, *options[:3], "label", "--keep", 2, *options[4:])
+    assert done.status == 0 and "0 rows written, 24 were there" in done.output, done.output
+    assert out.read_bytes().count(b"\n") < 2 * every
+    done = run_cli(*words, pairs, *options)
+    assert done.status and "exists" in done.stderr  # a file that this command did not write
 
 
 def test_the_column_rationale_is_read_and_weights_are_required(tmp_path):
