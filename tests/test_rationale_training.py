@@ -12,7 +12,7 @@ import pytest
 from cli_runner import run_cli
 from conftest import tiny_config
 from model_cases import random_params
-from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
+from tiny_runs import compiled_programs, tiny_recipe, tiny_rl_values, train  # noqa: F401
 from tiny_runs import write_pairs as _write_pairs
 
 from gram_jax.batch import RationaleBatch, Sequences
@@ -22,12 +22,17 @@ from gram_jax.data.reading import read_records
 from gram_jax.data.records import Comparison, Label
 from gram_jax.data.report import ReadReport
 from gram_jax.errors import DataError, RecipeError
+from gram_jax.interop.models import load_spec
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.spec import make_spec
+from gram_jax.recipes.reading import make_rl_recipe
+from gram_jax.rl.loop import run_rl
+from gram_jax.run.metrics import read_metrics
 from gram_jax.scoring.pair import PairScore
 from gram_jax.scoring.rationales import Selection, accepted_rows
 from gram_jax.scoring.think import Rationale, Thought
+from gram_jax.sharding import make_placement
 from gram_jax.training import objectives
 
 TOKENIZER = tiny_tokenizer()
@@ -277,12 +282,11 @@ def recipe(folder, rows, **changes):
     return tiny_recipe("rationale", folder, **{k: v for k, v in values.items() if v is not None})
 
 
-@pytest.mark.slow
-def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(tmp_path):
-    from gram_jax.scoring.scorer import Scorer
-    from gram_jax.scoring.think import Think
-
-    pairs = [json.loads(line) for line in _write_pairs(tmp_path / "pairs.jsonl", 16).open()]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(pairs, the run of a judge that has learned to write "zz" before its verdicts)."""
+    folder = tmp_path_factory.mktemp("trained")
+    pairs = [json.loads(line) for line in _write_pairs(folder / "pairs.jsonl", 16).open()]
     rows = []
     for row in pairs:
         for label, (a, b) in enumerate(
@@ -291,18 +295,45 @@ def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(tmp_path):
             rows.append(
                 {"prompt": row["prompt"], "response_a": a, "response_b": b, "label": label, "rationale": "zz"}
             )  # fmt: skip
-    data = tmp_path / "rationales.jsonl"
+    data = folder / "rationales.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = recipe(
-        tmp_path / "run",
-        data,
-        run__max_steps=40,
-        batch__batch_size=4,
-        optimizer__learning_rate=1e-2,
+    train(
+        recipe(
+            folder / "run",
+            data,
+            run__max_steps=40,
+            batch__batch_size=4,
+            optimizer__learning_rate=1e-2,
+        )
     )
-    result = train(run)
-    judge = Scorer.load(tmp_path / "run")
-    assert judge.spec.reads == "rationale_then_label" and result is not None
-    (thought,) = judge.thinking(Think(temperature=0)).thoughts([pairs[0]])
+    return folder / "pairs.jsonl", folder / "run"
+
+
+@pytest.mark.slow
+def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(trained):
+    from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.think import Think
+
+    judge = Scorer.load(trained[1])
+    assert judge.spec.reads == "rationale_then_label"
+    pair = json.loads(trained[0].open().readline())
+    (thought,) = judge.thinking(Think(temperature=0)).thoughts([pair])
     votes = [vote for order in thought.rationales for vote in order]
     assert all(vote.outcome == "verdict" for vote in votes), votes
+
+
+@pytest.mark.slow
+def test_the_label_is_the_reward_of_a_policy_that_judges_and_stays_a_judge(trained, tmp_path):
+    pairs, start = trained
+    values = tiny_rl_values(
+        tmp_path / "run", policy__name_or_path=str(start), data__train=str(pairs), run__max_steps=2,
+        sampling__prompts_per_step=4, sampling__max_prompt_length=256, sampling__max_new_tokens=32,
+        evaluate__limit=4,
+    )  # fmt: skip
+    values["reward"] = {"kind": "label"}
+    run_rl(make_rl_recipe(values), placement=make_placement({}, devices=jax.devices()[:1]))
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert len(rows) == 2 and all(16 * row["reward"] in range(17) for row in rows)
+    # The samples end with the verdict: a short rationale, the closing text and one token.
+    assert all(row["stopped"] > 0.5 and row["length"] < 32 for row in rows), rows
+    assert load_spec(tmp_path / "run") == load_spec(start) is not None

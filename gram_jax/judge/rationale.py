@@ -59,6 +59,31 @@ class RationaleFormat:
         ends = [at for stop in self.stop if (at := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))].strip()
 
+    def closing_span(self, text: str) -> tuple[int, int] | None:
+        """Start and end of the closing to which the first stop text belongs; None if the rationale has not ended."""
+        ends = [(at, stop) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if not ends:
+            return None
+        (at, stop), closing = min(ends), self.closing.lstrip()
+        start = at - max(0, closing.find(stop))
+        return start, start + len(closing)
+
+    def verdict_start(self, text: str) -> int | None:
+        """Where the verdict begins in a text that a judge wrote after the opening; None if it is malformed.
+
+        The text is a rationale that is not empty, and from the first stop text on exactly the closing.
+
+        >>> made = RationaleFormat(THINK, ("</think>",), (35, 36), 64)
+        >>> text = "Both.\\n</think>\\n<answer>\\nB"
+        >>> text[made.verdict_start(text) :]
+        'B'
+        >>> made.verdict_start("Both. <answer>\\nB")
+        """
+        span = self.closing_span(text)
+        if span is None or span[0] < 0 or not self.body(text):
+            return None
+        return span[1] if text[slice(*span)] == self.closing.lstrip() else None
+
 
 def make_rationale_format(
     tokenizer: Any,
