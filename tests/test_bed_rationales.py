@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from gram_jax.data.examples import encode_rationales
 from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_fitting_items
+from gram_jax.judge.spec import make_spec
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "claims"
 
@@ -34,9 +37,20 @@ def pairs(demonstration):
     ]
 
 
-def test_every_rationale_says_which_response_is_right_and_fits(demonstration, pairs):
-    tasks, tokenizer = demonstration.rationale_tasks, load_tokenizer("smollm2-135m")
-    asked = demonstration.parse(["out"])
+def test_all_pairs_fit_with_their_rationales(demonstration, pairs):
+    asked, tasks = demonstration.parse(["out"]), demonstration.rationale_tasks
+    tokenizer = load_tokenizer("smollm2-135m")
+    length, most = asked.max_length, asked.rationale_tokens
+    spec = make_spec(tokenizer, rationale="think", max_rationale=most, max_length=length)
+    items = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    encoded = encode_fitting_items(tokenizer, spec.comparison, items, length)
+    texts = [tasks.rationale(pair, 0, swapped=False) for pair in pairs]
+    found = encode_rationales(tokenizer, spec, encoded, texts)
+    assert max(len(one.tokens) for one in found) <= length + asked.rationale_room  # none is None
+
+
+def test_every_rationale_says_which_response_is_right(demonstration, pairs):
+    tasks = demonstration.rationale_tasks
     assert len({pair.prompt for pair in pairs}) == len(pairs) == 24 * len(tasks.KINDS)
     for pair in pairs:
         first, second = (tasks.rationale(pair, 0, swapped=swapped) for swapped in (False, True))
@@ -44,7 +58,6 @@ def test_every_rationale_says_which_response_is_right_and_fits(demonstration, pa
         assert right.startswith("A: ") and right.endswith(": yes"), first
         assert wrong.startswith("B: ") and wrong.endswith(": no"), first
         assert second.split("\n") == [work, "A" + wrong[1:], "B" + right[1:]]
-        assert len(tokenizer.encode(first, add_special_tokens=False)) <= asked.rationale_tokens
         assert tasks.right_lines(first, first) == (True, True)
         assert tasks.right_lines(first, second) == (True, False)
         assert tasks.right_lines("It is A.", first) == (False, False)

@@ -245,10 +245,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=3, help="number of tests in a run")
     parser.add_argument("--batch-size", type=int, default=8, help="documents in a step")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=192, help="tokens of a comparison")
-    parser.add_argument("--rationale-tokens", type=int, default=96)
+    parser.add_argument("--max-length", type=int, default=144, help="tokens of a comparison")
+    parser.add_argument("--rationale-tokens", type=int, default=64)
     parser.add_argument(
-        "--rationale-room", type=int, default=128, help="tokens of a rationale and around it"
+        "--rationale-room", type=int, default=80, help="tokens of a rationale and around it"
     )
     asked = parser.parse_args(words)
     if asked.steps % asked.points:
